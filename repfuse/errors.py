@@ -1,0 +1,24 @@
+"""The one exception that repfuse raises for what a user can mend."""
+
+from __future__ import annotations
+
+EXIT_FAILED_CHECK = 1
+EXIT_BAD_INPUT = 2
+
+
+class RepfuseError(Exception):
+    """What went wrong, why, and what to do about it.
+
+    ``exit_code`` is what the command line returns: 1 where a check failed, 2 where the input was bad.
+    """
+
+    def __init__(self, what: str, why: str = "", hint: str = "", exit_code: int = EXIT_BAD_INPUT) -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.hint = hint
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        parts = [self.what, self.why and f"why: {self.why}", self.hint and f"do: {self.hint}"]
+        return "\n".join(part for part in parts if part)
