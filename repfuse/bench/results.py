@@ -1,0 +1,98 @@
+"""What a benchmark found, as plain data. No torch here. Times are seconds per call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from repfuse.jsonready import json_ready
+
+SpeedVerdict = Literal["faster", "slower", "no difference"]
+COLD_NOTE = (
+    "One cold call each, original first: the first caller pays for allocation and for choosing kernels, so this order "
+    "alone makes the second network look faster. It is no measurement of speed."
+)
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What one network stores and computes at the shapes in ``Benchmark.shapes``.
+
+    ``parameters`` numbers, buffers not counted; ``weight_bytes`` of parameters and buffers; ``macs``
+    multiply-accumulates of convolutions and matrix products (half of what torch's FLOP counter gives; sums,
+    normalisations and activations are not counted), None where the counter cannot run; ``peak_bytes`` the device memory
+    in use at the peak of one call, weights and inputs included, measured on CUDA only.
+    """
+
+    parameters: int
+    weight_bytes: int
+    macs: int | None
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The timings of one network: ``times`` one per round, each the mean of ``calls`` calls in a row."""
+
+    median: float
+    fastest: float
+    slowest: float
+    calls: int
+    times: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Both networks at one batch size and thread count.
+
+    ``speedup`` is the original's median time over the fused network's, more than 1 where the fused one is faster;
+    ``low`` and ``high`` bound its 95 % bootstrap interval.
+    """
+
+    batch_size: int
+    threads: int
+    original: Timing
+    fused: Timing
+    speedup: float
+    low: float
+    high: float
+    warnings: tuple[str, ...]
+
+    @property
+    def verdict(self) -> SpeedVerdict:
+        """``no difference`` where the interval holds 1."""
+        if self.low <= 1 <= self.high:
+            return "no difference"
+        return "faster" if self.low > 1 else "slower"
+
+
+@dataclass(frozen=True)
+class ColdCalls:
+    """The notebook's method: one call of each network, unwarmed, the original first. See ``note``."""
+
+    original: float
+    fused: float
+    note: str = COLD_NOTE
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Costs before and after, and a measurement per batch size and thread count.
+
+    ``shapes`` are those of the example inputs, to which ``before`` and ``after`` refer.
+    """
+
+    device: str
+    dtype: str
+    shapes: tuple[tuple[int, ...], ...]
+    before: NetworkCost
+    after: NetworkCost
+    measurements: tuple[Measurement, ...]
+    cold: ColdCalls | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        ready = json_ready(self)
+        for entry, measurement in zip(ready["measurements"], self.measurements, strict=True):
+            entry["verdict"] = measurement.verdict
+        return dict(ready)

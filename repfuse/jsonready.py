@@ -1,0 +1,23 @@
+"""Result dataclasses as JSON-ready data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+
+def json_ready(value: Any) -> Any:
+    """Return ``value`` as dicts, lists, strings, numbers, booleans and None.
+
+    JSON has no number for infinity or "not a number": they become the strings ``"inf"``, ``"-inf"`` and ``"nan"``.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: json_ready(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): json_ready(entry) for key, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [json_ready(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
