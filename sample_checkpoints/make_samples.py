@@ -43,9 +43,7 @@ def digits() -> tuple[Split, Split]:
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(data.target)
-    train, held_out = train_test_split(
-        range(len(labels)), test_size=0.2, random_state=SEED, stratify=data.target
-    )
+    train, held_out = train_test_split(range(len(labels)), test_size=0.2, random_state=SEED, stratify=data.target)
     return (images[train], labels[train]), (images[held_out], labels[held_out])
 
 
@@ -76,9 +74,7 @@ def write_digits(folder: Path, train: Split, held_out: Split) -> None:
     save_file({"inputs": held_out[0], "labels": held_out[1]}, folder / "digits_heldout.safetensors")
 
 
-def fit(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor
-) -> None:
+def fit(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> None:
     """Train with shifted copies of the images (by up to one pixel) and a cosine schedule."""
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     for _ in range(EPOCHS):

@@ -21,9 +21,7 @@ torchvision_schemas.install()
 torch.set_num_threads(1)  # the machine is shared by the workers of xdist
 hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-hypothesis.settings.load_profile(
-    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
-)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -48,9 +46,7 @@ def cli() -> Cli:
         columns: int = 100,
         timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
-        kept = {
-            key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "REPFUSE_"))
-        }
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "REPFUSE_"))}
         fixed = {
             "PYTHONPATH": str(SUPPORT),
             "OMP_NUM_THREADS": "1",
