@@ -1,11 +1,51 @@
-# Placeholder: see the README.
+# Everything one does with this repository. Needs Python 3.11 or later and make; the rest goes into .venv.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 VENV := .venv
-PY := $(VENV)/bin/python
+BIN := $(VENV)/bin
+PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DEMO := .demo
+SAMPLES := sample_checkpoints
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	python3 -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+.PHONY: help demo test lint peers slow bench samples clean
+help:  ## This list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: $(VENV)/.package  ## Convert a sample checkpoint, verify it on real images, time it; the results are in .demo
+	rm -rf $(DEMO) && mkdir $(DEMO)
+	$(BIN)/repfuse convert $(SAMPLES)/repvgg_digits.pt $(DEMO)/fused.pt
+	$(BIN)/repfuse verify $(SAMPLES)/repvgg_digits.pt $(DEMO)/fused.pt --data $(SAMPLES)/digits_heldout.safetensors
+	$(BIN)/repfuse bench $(SAMPLES)/repvgg_digits.pt $(DEMO)/fused.pt --batch-size 1 --batch-size 64
+	@ls -l $(DEMO)
+
+test: $(VENV)/.dev  ## The tests, in minutes
+	$(BIN)/pytest -n auto --maxprocesses 4
+
+lint: $(VENV)/.dev  ## Ruff (lint and format) and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+peers: $(VENV)/.dev  ## Whole networks against other tools
+	$(BIN)/pytest -m peers
+
+slow: $(VENV)/.dev  ## The exhaustive suites
+	$(BIN)/pytest -m slow -n auto --maxprocesses 4
+
+bench: $(VENV)/.dev  ## Time conversion and inference of three networks; writes the README's table
+	$(BIN)/python tests/bench_readme.py
+
+samples: $(VENV)/.dev  ## Train and write the sample checkpoints again
+	$(BIN)/python $(SAMPLES)/make_samples.py
+
+clean:  ## Remove the environment and all that was made
+	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Two environments in one folder: the demo needs the package alone, the rest needs the development tools too.
+$(VENV)/.package: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
 	touch $@
 
-.PHONY: env
-env: $(VENV)/.installed
+$(VENV)/.dev: $(VENV)/.package
+	$(PIP) --editable '.[dev]'
+	touch $@
