@@ -10,7 +10,8 @@ from typing import Any
 def json_ready(value: Any) -> Any:
     """Return ``value`` as dicts, lists, strings, numbers, booleans and None.
 
-    JSON has no number for infinity or "not a number": they become the strings ``"inf"``, ``"-inf"`` and ``"nan"``.
+    JSON has no number for infinity or "not a number": they become the strings ``"inf"``, ``"-inf"`` and
+    ``"nan"``.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: json_ready(getattr(value, field.name)) for field in fields(value)}

@@ -20,8 +20,8 @@ class NetworkCost:
 
     ``parameters`` numbers, buffers not counted; ``weight_bytes`` of parameters and buffers; ``macs``
     multiply-accumulates of convolutions and matrix products (half of what torch's FLOP counter gives; sums,
-    normalisations and activations are not counted), None where the counter cannot run; ``peak_bytes`` the device memory
-    in use at the peak of one call, weights and inputs included, measured on CUDA only.
+    normalisations and activations are not counted), None where the counter cannot run; ``peak_bytes`` the
+    device memory in use at the peak of one call, weights and inputs included, measured on CUDA only.
     """
 
     parameters: int
@@ -45,8 +45,8 @@ class Timing:
 class Measurement:
     """Both networks at one batch size and thread count.
 
-    ``speedup`` is the original's median time over the fused network's, more than 1 where the fused one is faster;
-    ``low`` and ``high`` bound its 95 % bootstrap interval.
+    ``speedup`` is the original's median time over the fused network's, more than 1 where the fused one is
+    faster; ``low`` and ``high`` bound its 95 % bootstrap interval.
     """
 
     batch_size: int

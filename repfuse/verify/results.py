@@ -1,9 +1,9 @@
 """What a comparison of two networks found, as plain data. No torch here.
 
 ``original`` is the reference, ``fused`` the network that should compute the same. All errors are of ``fused``
-against ``original``. Per output: ``max`` is max|a - b| / max|a|, ``rms`` is ||a - b|| / ||a|| (Euclidean). Both divide
-by a property of the whole output, so elements near 0 do no harm; both are 0 where a and b are equal and infinite where
-a is 0 everywhere and b is not.
+against ``original``. Per output: ``max`` is max|a - b| / max|a|, ``rms`` is ||a - b|| / ||a|| (Euclidean).
+Both divide by a property of the whole output, so elements near 0 do no harm; both are 0 where a and b are
+equal and infinite where a is 0 everywhere and b is not.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ class Level:
 class OutputError:
     """The difference of one output, over its finite elements.
 
-    ``max_abs`` is max|a - b|, which is also the smallest absolute tolerance that passes; ``smallest_rtol`` the smallest
-    purely relative one, max(|a - b| / |a|), or None where no finite one passes; ``scale`` max|a|; ``quantiles`` of
-    |a - b| by percentage ("50", "90", "99", "100"); ``worst`` the index of the largest difference, ``values`` a and b
-    there; ``non_finite`` how many elements are infinite or not a number, in the same places in both.
+    ``max_abs`` is max|a - b|, which is also the smallest absolute tolerance that passes; ``smallest_rtol``
+    the smallest purely relative one, max(|a - b| / |a|), or None where no finite one passes; ``scale``
+    max|a|; ``quantiles`` of |a - b| by percentage ("50", "90", "99", "100"); ``worst`` the index of the
+    largest difference, ``values`` a and b there; ``non_finite`` how many elements are infinite or not a
+    number, in the same places in both.
     """
 
     name: str
@@ -60,8 +61,8 @@ class OutputError:
 class TrialComparison:
     """Both networks on one set of inputs.
 
-    ``mismatch`` says what differs that is no number: structure, shape, dtype, a NaN in one only, an input that only the
-    fused network refuses. ``skipped`` is why the original cannot run this trial.
+    ``mismatch`` says what differs that is no number: structure, shape, dtype, a NaN in one only, an input
+    that only the fused network refuses. ``skipped`` is why the original cannot run this trial.
     """
 
     label: str
@@ -133,8 +134,8 @@ class Comparison:
 class OutputDrift:
     """One output of one trial, computed in each network's own dtype, against the original in float64.
 
-    ``own`` is the original's error, ``fused`` the fused network's; ``rounding`` the measured effect of rounding each
-    changed weight once; ``allowed`` what arithmetic explains (see repfuse.verify.drift).
+    ``own`` is the original's error, ``fused`` the fused network's; ``rounding`` the measured effect of
+    rounding each changed weight once; ``allowed`` what arithmetic explains (see repfuse.verify.drift).
     """
 
     trial: str
@@ -158,9 +159,11 @@ class OutputDrift:
 
 @dataclass(frozen=True)
 class Drift:
-    """The difference in the networks' own dtype. ``problem`` says why it failed or could not be measured, if so.
+    """The difference in the networks' own dtype. ``problem`` says why it failed or could not be measured, if
+    so.
 
-    ``measured`` is False where the networks cannot run in their own dtype on this device (half precision on a CPU).
+    ``measured`` is False where the networks cannot run in their own dtype on this device (half precision on a
+    CPU).
     """
 
     outputs: tuple[OutputDrift, ...]
@@ -196,9 +199,11 @@ class OutputVerdict:
 
 @dataclass(frozen=True)
 class FirstDifference:
-    """Where the networks part: the first module, by path, whose output differs and that nothing after puts right.
+    """Where the networks part: the first module, by path, whose output differs and that nothing after puts
+    right.
 
-    ``after`` is the module before it, in the order of execution, whose output still agrees ("" where there is none).
+    ``after`` is the module before it, in the order of execution, whose output still agrees ("" where there is
+    none).
     """
 
     path: str
@@ -212,8 +217,8 @@ class FirstDifference:
 class RealData:
     """What both networks say of real inputs, in their own dtype. ``None`` where it does not apply.
 
-    ``samples`` in all, of which the first ``compared`` also took part in the float64 comparison. ``top1_agreement`` and
-    the accuracies are fractions of the samples.
+    ``samples`` in all, of which the first ``compared`` also took part in the float64 comparison.
+    ``top1_agreement`` and the accuracies are fractions of the samples.
     """
 
     samples: int
@@ -225,13 +230,17 @@ class RealData:
 
 @dataclass(frozen=True)
 class Verification:
-    """The verdict on two networks: ``same``, ``different`` or ``could-not-tell``, in one sentence and in numbers."""
+    """The verdict on two networks, in one sentence (``reason``) and in numbers.
+
+    ``dtypes`` are those in which most numbers of the original and of the fused network are stored; ``trials``
+    all that was compared in float64, with the weights as they are stored; ``outputs`` one row per output.
+    """
 
     verdict: Verdict
     reason: str
     dtypes: tuple[str, str]
     outputs: tuple[OutputVerdict, ...]
-    comparison: Comparison | None
+    trials: tuple[TrialComparison, ...]
     drift: Drift | None
     first_difference: FirstDifference | None = None
     data: RealData | None = None
@@ -244,9 +253,7 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        nested = {"comparison": self.comparison, "drift": self.drift}
-        ready = {name: part.to_dict() if part else None for name, part in nested.items()}
-        return dict(json_ready(self) | ready)
+        return dict(json_ready(self) | {"drift": self.drift.to_dict() if self.drift else None})
 
 
 def _quotient(value: float, allowed: float) -> float:

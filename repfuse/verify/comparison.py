@@ -1,0 +1,65 @@
+"""Both networks in float64 on the same inputs: the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from repfuse.errors import RepfuseError
+from repfuse.verify.inputs import Trial
+from repfuse.verify.measure import mismatch, output_error
+from repfuse.verify.networks import Outcome, copy_with, in_float64, run_float64
+from repfuse.verify.results import Comparison, TrialComparison
+
+
+def compare(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], tolerance: float = 1e-12) -> Comparison:
+    """Run both networks, widened to float64, on ``trials`` and hold every output against ``tolerance``.
+
+    ``tolerance`` is relative to each output's largest magnitude; 1e-12 separates wrong algebra (1e-3) from
+    float64 rounding (1e-15) where ``fused`` holds its weights in float64. One network at a time is widened.
+    Neither is changed. A trial that the original refuses is skipped and recorded; one that only the fused
+    network refuses is a mismatch. Raises RepfuseError where the original cannot run the first trial, or a
+    network cannot be copied.
+    """
+    expected = reference(original, trials)
+    return tabulate(trials, expected, outcomes_in_float64(fused, trials), tolerance)
+
+
+def reference(original: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
+    """Return the original's outcomes in float64. Raises RepfuseError where it cannot run the first trial."""
+    outcomes = outcomes_in_float64(original, trials)
+    if outcomes[0].error:
+        shapes = ", ".join("x".join(map(str, shape)) for shape in trials[0].shapes)
+        raise RepfuseError(
+            f"The original network cannot run in float64 on {trials[0].label} ({shapes}).",
+            f"{outcomes[0].error}.",
+            "Give an input of the shape and dtype that the network takes. A network that fixes a dtype inside "
+            "its forward cannot be run in float64.",
+        )
+    return outcomes
+
+
+def outcomes_in_float64(network: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
+    """Run a float64 copy of the network on the trials."""
+    return run_float64(copy_with(network, in_float64), trials)
+
+
+def tabulate(
+    trials: Sequence[Trial], expected: Sequence[Outcome], found: Sequence[Outcome], tolerance: float
+) -> Comparison:
+    """Set the outcomes of both networks side by side."""
+    rows = (_row(*each) for each in zip(trials, expected, found, strict=True))
+    return Comparison(tuple(rows), tolerance)
+
+
+def _row(trial: Trial, expected: Outcome, found: Outcome) -> TrialComparison:
+    if expected.error:
+        return TrialComparison(trial.label, trial.shapes, skipped=expected.error)
+    if found.error:
+        what = f"the original runs, the fused network does not ({found.error})"
+        return TrialComparison(trial.label, trial.shapes, mismatch=what)
+    if what := mismatch(expected.outputs, found.outputs):
+        return TrialComparison(trial.label, trial.shapes, mismatch=what)
+    outputs = (output_error(name, a, found.outputs[name]) for name, a in expected.outputs.items())
+    return TrialComparison(trial.label, trial.shapes, tuple(outputs))

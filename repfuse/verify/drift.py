@@ -1,0 +1,127 @@
+"""How far each network, in its own dtype, is from the original in float64.
+
+What is allowed follows from arithmetic. The fused network's error has two independent parts:
+
+- its changed weights were rounded once; that effect is measured (see ``repfuse.verify.rounding``);
+- its own operations round. A convolution's rounding error is bounded by g(n) (|W| * |x|), with g(n) growing
+with the number n of terms. A fused weight is a sum of branches, so |W| <= sum of |W_i|, and n is no larger
+than in all branches together: the bound for the fused network is at most the original's, whose error is
+measured as its own drift.
+
+The last rounding, of the output itself, adds half a spacing; it keeps the measure sound where the original
+happens to be exact. The safety factor, and the part of trials on which errors happen to cancel, are those of
+``rounding``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from repfuse.verify.comparison import outcomes_in_float64, reference
+from repfuse.verify.inputs import Trial
+from repfuse.verify.measure import level
+from repfuse.verify.networks import Outcome, as_stored, copy_with, main_dtype, run, run_float64
+from repfuse.verify.results import Drift, Level, OutputDrift
+from repfuse.verify.rounding import Levels, allowed, rounding, unchanged
+
+
+def drift(original: nn.Module, fused: nn.Module, trials: Sequence[Trial]) -> Drift:
+    """Measure both networks in the dtype they are stored in against the original in float64.
+
+    ``fused`` is expected to hold weights computed in float64 and rounded once. Neither network is changed.
+    Raises RepfuseError where the original cannot run the first trial in float64.
+    """
+    exact = reference(original, trials)
+    found = outcomes_in_float64(fused, trials)
+    effect = rounding(fused, lambda copy: run_float64(copy, trials), found, unchanged(fused, original))
+    return drift_from(original, fused, trials, exact, effect)
+
+
+def drift_from(
+    original: nn.Module, fused: nn.Module, trials: Sequence[Trial], exact: Sequence[Outcome], effect: Levels
+) -> Drift:
+    """As ``drift``, from the original's outcomes in float64 and the effect of rounding the weights."""
+    own, lower = main_dtype(original), main_dtype(fused)
+    cast = {own: lower} if own and lower else {}
+    before = run(copy_with(original, as_stored), trials, {})
+    after = run(copy_with(fused, as_stored), trials, cast)
+    keys = [key for key in effect if _sound(exact, before, key)]
+    if not keys:
+        return Drift((), measured=False, problem=_why_unmeasured(before, own))
+    if problem := _problem(trials, keys, before, after, alike=own == lower):
+        return Drift((), problem=problem)
+    return _drift(trials, keys, (exact, before, after), effect)
+
+
+def _drift(
+    trials: Sequence[Trial],
+    keys: Sequence[tuple[int, str]],
+    outcomes: tuple[Sequence[Outcome], Sequence[Outcome], Sequence[Outcome]],
+    effect: Levels,
+) -> Drift:
+    exact, before, after = outcomes
+    own = {key: _level(exact, before, key) for key in keys}
+    last = {key: _last_rounding(after[key[0]].outputs[key[1]]) for key in keys}
+    limits = allowed([own, {key: effect[key] for key in keys}, last])
+    rows = (
+        OutputDrift(
+            trial=trials[key[0]].label,
+            name=key[1],
+            dtype=str(after[key[0]].outputs[key[1]].dtype).removeprefix("torch."),
+            own=own[key],
+            fused=_level(exact, after, key),
+            rounding=effect[key],
+            allowed=limits[key],
+        )
+        for key in keys
+    )
+    return Drift(tuple(rows))
+
+
+def _level(exact: Sequence[Outcome], found: Sequence[Outcome], key: tuple[int, str]) -> Level:
+    position, name = key
+    return level(exact[position].outputs[name], found[position].outputs[name])
+
+
+def _last_rounding(output: torch.Tensor) -> Level:
+    """Return the level of rounding an output once: uniform within half a spacing."""
+    eps = torch.finfo(output.dtype).eps if output.is_floating_point() else 0.0
+    return Level(eps / 2 / math.sqrt(3), eps / 2)
+
+
+def _sound(exact: Sequence[Outcome], before: Sequence[Outcome], key: tuple[int, str]) -> bool:
+    """Whether the original in its own dtype gives a number wherever it does in float64."""
+    position, name = key
+    a, b = exact[position].outputs.get(name), before[position].outputs.get(name)
+    return a is not None and b is not None and a.shape == b.shape and math.isfinite(level(a, b).max)
+
+
+def _why_unmeasured(before: Sequence[Outcome], dtype: torch.dtype | None) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return f"the original cannot run in {name} here ({before[0].error or 'its outputs overflow'})"
+
+
+def _problem(
+    trials: Sequence[Trial],
+    keys: Sequence[tuple[int, str]],
+    before: Sequence[Outcome],
+    after: Sequence[Outcome],
+    *,
+    alike: bool,
+) -> str:
+    for position, name in keys:
+        label, expected = trials[position].label, before[position].outputs[name]
+        found = after[position].outputs.get(name)
+        if found is None:
+            return f"{label}: only the original runs ({after[position].error or f'{name} is missing'})"
+        if found.shape != expected.shape or (alike and found.dtype != expected.dtype):
+            return f"{label}: {name} is {_form(found)}, in the original {_form(expected)}"
+    return ""
+
+
+def _form(tensor: torch.Tensor) -> str:
+    return f"{'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"

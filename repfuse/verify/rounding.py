@@ -1,0 +1,135 @@
+"""What rounding does to a network's outputs: the yardstick that separates rounding from wrong algebra.
+
+The question is: by how much may two networks differ in exact arithmetic and still be the same network, their
+weights stored with rounding? Each stored number that is not the same in both networks is known only up to one
+rounding: it may be off by half the spacing of its dtype at its size. To first order the output error is ``e =
+J d``, with ``J`` the derivative by the weights and ``d`` the independent rounding errors, uniform within half
+a spacing. We draw such ``d`` SAMPLES times, run the network in float64 each time, and so measure the root
+mean square of ``|e|`` without ever forming ``J``. Nothing in it is fitted to networks that happen to pass.
+
+How much larger than this may a true rounding error be? ``|e|^2 / E|e|^2`` is a weighted mean of chi-squared
+variables; its tail is heaviest where the output has one degree of freedom, ``e ~ N(0, s^2)``. With SAFETY
+times the estimated s allowed, a false alarm then is ``|t| > SAFETY`` of Student's t with SAMPLES degrees of
+freedom, 4e-3 for one scalar output on one input, and far less for each further element, which adds degrees of
+freedom. A trial on which the drawn errors happen to cancel borrows the median of the other trials.
+
+A network folded in its own dtype instead of float64 has rounded the original's weights before it combined
+them, so the effect on the original counts like that on the fused network; the two are independent and add as
+squares.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from repfuse.verify.measure import level
+from repfuse.verify.networks import Change, Outcome, copy_with, named_tensors
+from repfuse.verify.results import Level
+
+SAMPLES = 4
+SAFETY = 6.0
+# Two orders of summing the same n float64 numbers differ by about sqrt(n) 2^-53 of the scale per layer: for sums
+# of a million products in a hundred layers in a row, that comes to 1e-12 at most.
+FLOAT64_NOISE = 1e-12
+
+Run = Callable[[nn.Module], list[Outcome]]
+Levels = dict[tuple[int, str], Level]  # by position of the trial and name of the output
+
+
+def unchanged(a: nn.Module, b: nn.Module) -> frozenset[str]:
+    """Return the names of the tensors that both networks store under the same name with the same values.
+
+    Nothing rounded them on the way from one network to the other.
+    """
+    others = dict(named_tensors(b))
+    return frozenset(name for name, x in named_tensors(a) if name in others and _equal(x, others[name]))
+
+
+def rounding(network: nn.Module, run: Run, outcomes: Sequence[Outcome], exact: frozenset[str]) -> Levels:
+    """Return, per trial and output, the rms change that one rounding of each stored number makes.
+
+    ``run`` runs a float64 copy on all trials; ``outcomes`` is what it gives for the network as it is. The
+    tensors named in ``exact`` are not rounded.
+    """
+    if all(name in exact for name, _ in named_tensors(network)):
+        return {key: Level(0.0, 0.0) for key in _keys(outcomes)}
+    samples = []
+    for seed in range(SAMPLES):
+        rounded = run(copy_with(network, rounded_once(seed, exact)))
+        samples.append({key: _change(outcomes, rounded, key) for key in _keys(outcomes)})
+    return {key: _rms([sample[key] for sample in samples]) for key in _keys(outcomes)}
+
+
+def rounded_once(seed: int, exact: frozenset[str]) -> Change:
+    """Return a change that widens to float64 and moves each number by a random part of half its spacing.
+
+    Tensors named in ``exact``, and those that are not floating, are only widened.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        if name in exact:
+            return tensor.double()
+        uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
+        return tensor.double() + half_spacing(tensor) * uniform.to(tensor.device)
+
+    return change
+
+
+def half_spacing(tensor: torch.Tensor) -> torch.Tensor:
+    """Return half the distance to the next number of the tensor's dtype, at each element, in float64."""
+    info = torch.finfo(tensor.dtype)
+    wide = tensor.double()
+    _, exponent = torch.frexp(wide)
+    binade = torch.ldexp(torch.ones_like(wide), exponent - 1)
+    binade = torch.where(wide == 0, info.smallest_normal, binade).clamp(min=info.smallest_normal)
+    return binade * (info.eps / 2)
+
+
+def allowed(effects: Sequence[Levels]) -> Levels:
+    """Return what independent effects, adding as squares, explain per trial and output (see this module)."""
+    total = {key: combine([effect[key] for effect in effects]) for key in effects[0]}
+    typical = {name: _median([total[key] for key in total if key[1] == name]) for _, name in total}
+    return {key: _allowed(value, typical[key[1]]) for key, value in total.items()}
+
+
+def combine(levels: Sequence[Level]) -> Level:
+    """Return the level of a sum of independent errors."""
+    return Level(math.hypot(*(x.rms for x in levels)), math.hypot(*(x.max for x in levels)))
+
+
+def _allowed(value: Level, typical: Level) -> Level:
+    rms, largest = max(value.rms, typical.rms), max(value.max, typical.max)
+    return Level(SAFETY * rms + FLOAT64_NOISE, SAFETY * largest + FLOAT64_NOISE)
+
+
+def _change(outcomes: Sequence[Outcome], rounded: Sequence[Outcome], key: tuple[int, str]) -> Level:
+    position, name = key
+    before, after = outcomes[position].outputs[name], rounded[position].outputs.get(name)
+    if after is None or after.shape != before.shape:  # the number of detections, say, may hang on a rounding
+        return Level(math.inf, math.inf)
+    return level(before, after)
+
+
+def _keys(outcomes: Sequence[Outcome]) -> list[tuple[int, str]]:
+    return [(position, name) for position, outcome in enumerate(outcomes) for name in outcome.outputs]
+
+
+def _rms(levels: Sequence[Level]) -> Level:
+    total = combine(levels)
+    return Level(total.rms / math.sqrt(len(levels)), total.max / math.sqrt(len(levels)))
+
+
+def _median(levels: Sequence[Level]) -> Level:
+    return Level(statistics.median(x.rms for x in levels), statistics.median(x.max for x in levels))
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.detach().cpu(), b.detach().cpu())

@@ -1,0 +1,60 @@
+"""From evidence to a verdict: ``same``, ``different`` or ``could-not-tell``, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from repfuse.verify.evidence import Evidence
+from repfuse.verify.results import Level, RealData, Verdict
+
+BLIND = 0.5  # where rounding explains an error of half the output, agreement within it says nothing
+Ruling = tuple[Verdict, str]
+
+
+def decide(evidence: Evidence) -> Ruling:
+    """Return the verdict and why."""
+    if wrong := next((row for row in evidence.table if row.mismatch), None):
+        return "different", f"On {wrong.label}, {wrong.mismatch}."
+    if not evidence.informative:
+        return "could-not-tell", "The outputs are empty, 0 or not finite on every input that was tried."
+    if evidence.excess(evidence.worst) > 1:
+        return "different", f"In float64, {_numbers(evidence)}."
+    if all(limit.rms >= BLIND for limit in evidence.limits.values()):
+        return "could-not-tell", f"The networks amplify rounding too much: {_numbers(evidence)}."
+    return _decide_drift(evidence)
+
+
+def notes(evidence: Evidence, dtypes: tuple[str, str], real: RealData | None) -> Iterator[str]:
+    """Yield what the reader must know beside the verdict."""
+    if dtypes[0] != dtypes[1]:
+        yield f"The original is stored in {dtypes[0]}, the fused network in {dtypes[1]}."
+    if evidence.drift and not evidence.drift.measured:
+        yield f"Only compared in float64: {evidence.drift.problem}."
+    shared = sum(output.non_finite for row in evidence.table for output in row.outputs)
+    if shared:
+        yield f"{shared} output elements are infinite or not a number, in the same places in both networks."
+    if real and real.compared < real.samples:
+        yield f"The errors are those of the first {real.compared} of {real.samples} samples of the data."
+
+
+def _decide_drift(evidence: Evidence) -> Ruling:
+    drift = evidence.drift
+    if drift is None or not drift.measured or drift.passed:
+        return "same", f"In float64, {_numbers(evidence)}."
+    worst = drift.worst
+    if worst is None:
+        return "different", f"As stored, on {drift.problem}."
+    return "different", (
+        f"In {worst.dtype}, on {worst.trial}, {worst.name} is off by {_text(worst.fused)}, the original by "
+        f"{_text(worst.own)}; rounding explains {_text(worst.allowed)}."
+    )
+
+
+def _numbers(evidence: Evidence) -> str:
+    position, name = key = evidence.worst
+    error, limit = _text(evidence.errors[key]), _text(evidence.limits[key])
+    return f"on {evidence.trials[position].label}, {name} differs by {error}; rounding explains {limit}"
+
+
+def _text(level: Level) -> str:
+    return f"{level.rms:.1e} (at most {level.max:.1e})"
