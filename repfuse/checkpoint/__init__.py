@@ -1,0 +1,1 @@
+"""Checkpoint files: recognised by content, read without running their code, written atomically."""

@@ -1,0 +1,157 @@
+"""Objects of a pickle as inert data: what the file says, with none of its code run.
+
+While a file is read, every class or function that it names, and that is not one of torch's own tensor parts, is
+played by a stand-in. Making, calling or filling a stand-in only writes down that the file asks for it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KEPT = ("_metadata", "repfuse")
+PLAIN = (
+    *(bool, int, float, complex, str, bytes, torch.Tensor, torch.nn.Parameter),
+    *(dict, OrderedDict, Counter, list, tuple, set, torch.Size, torch.dtype, torch.device),
+)
+
+
+class GlobalName(NamedTuple):
+    """A class or function as a pickle names it."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+    @property
+    def package(self) -> str:
+        """The top-level package: ``timm`` of ``timm.models.byobnet``."""
+        return self.module.partition(".")[0]
+
+
+class _StandIn(type):
+    """The type of the stand-ins. A pickle that calls one gets a record of the call."""
+
+    def __call__(cls, *args: Any) -> Any:
+        record = Record.__new__(cls, *args)  # type: ignore[arg-type]
+        record.called = True
+        return record
+
+
+class Record(metaclass=_StandIn):
+    """One object of the file: ``origin`` names its class (or the function called), ``args`` what that was given.
+
+    ``called`` tells a call from a bare instance; ``state`` is what the file would restore into the object.
+    """
+
+    origin: ClassVar[GlobalName]
+    args: tuple[Any, ...]
+    called: bool
+    state: Any
+
+    def __new__(cls, *args: Any) -> Record:  # noqa: D102
+        record = object.__new__(cls)
+        record.args, record.called, record.state = args, False, None
+        return record
+
+    def __setstate__(self, state: Any) -> None:
+        if self.state is not None:
+            raise UnpicklingError("the file restores one object twice")
+        self.state = state
+
+
+def stand_in(origin: GlobalName) -> type[Record]:
+    """Return a new stand-in for the class or function named ``origin``."""
+    return cast("type[Record]", _StandIn("StandIn", (Record,), {"origin": origin}))
+
+
+def is_reference(value: object) -> bool:
+    """Say whether ``value`` stands for a class or function itself, and not for an instance or a call."""
+    return isinstance(value, _StandIn)
+
+
+def children(value: Any) -> list[Any]:
+    """Return what ``value`` holds directly, where it is a container or a record."""
+    if isinstance(value, dict):
+        return [*dict.keys(value), *dict.values(value)]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if isinstance(value, Record):
+        return [*value.args, value.state]
+    return []
+
+
+def walk(root: Any) -> Iterator[Any]:
+    """Yield ``root`` and everything inside it, each object once."""
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        value = stack.pop()
+        if id(value) not in seen:
+            seen.add(id(value))
+            yield value
+            stack.extend(children(value))
+
+
+def origins(root: Any) -> set[GlobalName]:
+    """Return the names of all classes and functions that ``root`` needs to become real objects."""
+    return {value.origin for value in walk(root) if isinstance(value, Record) or is_reference(value)}
+
+
+def module_state(value: Any) -> dict[str, Any] | None:
+    """Return the attributes of a record that looks like an nn.Module, or None for anything else.
+
+    A GraphModule is pickled as a call whose first argument holds its attributes.
+    """
+    if not isinstance(value, Record):
+        return None
+    for state in (value.state, *value.args[:1]):
+        if isinstance(state, dict) and isinstance(state.get("_modules"), dict):
+            return state
+    return None
+
+
+def state_dict_of(value: Any, prefix: str = "") -> OrderedDict[str, torch.Tensor]:
+    """Return the state dict of a record that looks like an nn.Module, in PyTorch's order, without its class.
+
+    Non-persistent buffers are left out, as nn.Module.state_dict does.
+    """
+    found: OrderedDict[str, torch.Tensor] = OrderedDict()
+    state = module_state(value) or {}
+    hidden = state.get("_non_persistent_buffers_set") or ()
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in (state.get(kind) or {}).items():
+            if isinstance(tensor, torch.Tensor) and name not in hidden:
+                found[prefix + name] = tensor
+    for name, child in (state.get("_modules") or {}).items():
+        found.update(state_dict_of(child, f"{prefix}{name}."))
+    return found
+
+
+def tidied(root: Any) -> Any:
+    """Return ``root`` without the attributes that a file can hang on its dictionaries.
+
+    They could hide methods. Kept are the two that mean something: the versions that nn.Module.state_dict notes, and
+    the recipe of repfuse. Raises UnpicklingError where an attribute of a tensor hides one of torch's own.
+    """
+    for value in walk(root):
+        if isinstance(value, OrderedDict):
+            attributes = {key: kept for key, kept in vars(value).items() if key in KEPT and is_plain(kept)}
+            vars(value).clear()
+            vars(value).update(attributes)
+        elif isinstance(value, torch.Tensor) and any(hasattr(torch.Tensor, key) for key in vars(value)):
+            raise UnpicklingError("the file gives a tensor attributes that hide methods of torch")
+    return root
+
+
+def is_plain(root: Any) -> bool:
+    """Say whether ``root`` is nothing but numbers, text, tensors and the standard containers of these."""
+    return all(value is None or type(value) in PLAIN for value in walk(root))

@@ -1,0 +1,149 @@
+"""What a file is, by its content and never by its name. Everything but three formats is refused with advice."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from repfuse.errors import RepfuseError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HEAD = 512
+TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save wrote first before torch 1.6
+
+
+class Container(Enum):
+    """The file formats that repfuse reads."""
+
+    TORCH_ZIP = "torch archive"
+    TORCH_LEGACY = "torch file from before torch 1.6"
+    SAFETENSORS = "safetensors"
+
+
+SAVE_AGAIN = "In PyTorch, save the network with torch.save(model, 'model.pt') or its state_dict(), and give that file."
+GIVE_TORCH = "Give the file that torch.save or safetensors wrote."
+DOWNLOAD = "The download did not give the file: download it again."
+JOIN = "Join the shards into one .safetensors file first."
+ZIP_MEMBERS = (  # a pattern that some member matches, what the file then is
+    (r"(^|/)constants\.pkl$", "a TorchScript archive"),
+    (r"(^|/)(archive_format|archive_version|serialized_exported_program\.json)$", "an exported program (.pt2)"),
+    (r"\.npy$", "a NumPy archive (.npz)"),
+    (r"\.weights\.h5$", "a Keras archive"),
+)
+HEADS = (  # how the file begins, what it then is, what to do
+    (b"GGUF", "a GGUF file", SAVE_AGAIN),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, or data)", SAVE_AGAIN),
+    (b"\x93NUMPY", "a NumPy array", SAVE_AGAIN),
+    (b"\x1f\x8b", "a gzip-compressed file", "Unpack it first (gunzip), and give the file inside."),
+    (b"\x89PNG", "a PNG image", GIVE_TORCH),
+    (b"\xff\xd8\xff", "a JPEG image", GIVE_TORCH),
+    (b"%PDF", "a PDF document", GIVE_TORCH),
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer, not the checkpoint itself",
+        "Fetch the checkpoint with `git lfs pull`.",
+    ),
+    (b"<!DOCTYPE", "a web page", DOWNLOAD),
+    (b"<html", "a web page", DOWNLOAD),
+)
+
+
+def recognise(path: Path) -> Container:
+    """Return the format of the file at ``path``.
+
+    Raises RepfuseError where there is no such file, or where it is not one of the formats that repfuse reads.
+    """
+    head, size = _head(path)
+    if head.startswith(b"PK\x03\x04"):
+        return _recognise_zip(path)
+    if head[2:].startswith(TORCH_MAGIC):
+        return Container.TORCH_LEGACY
+    if head[8:9] == b"{":
+        return _recognise_safetensors(path, head, size)
+    raise _not_a_checkpoint(path, head)
+
+
+def _head(path: Path) -> tuple[bytes, int]:
+    if path.is_dir():
+        raise RepfuseError(
+            f"{path} is a folder, not a file.",
+            "A checkpoint is one file.",
+            "Give the .pt, .pth or .safetensors file in it.",
+        )
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(HEAD), os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise RepfuseError(f"{path} does not exist.", "", f"Check the path; you are in {os.getcwd()}.") from None  # noqa: PTH109
+    except OSError as error:
+        raise RepfuseError(f"{path} cannot be read.", str(error.strerror or error), "") from error
+    if not head:
+        raise RepfuseError(f"{path} is empty.", "The copy or download was probably interrupted.", "Get the file again.")
+    return head, size
+
+
+def _recognise_zip(path: Path) -> Container:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise damaged(path, str(error)) from error
+    for pattern, name in ZIP_MEMBERS:
+        if any(re.search(pattern, member) for member in members):
+            raise RepfuseError(f"{path} is {name}.", "repfuse does not read this format yet.", SAVE_AGAIN)
+    if any(re.fullmatch(r"[^/]+/data\.pkl", member) for member in members):
+        return Container.TORCH_ZIP
+    raise RepfuseError(f"{path} is a ZIP archive, but not a checkpoint.", "It has no data.pkl.", SAVE_AGAIN)
+
+
+def _recognise_safetensors(path: Path, head: bytes, size: int) -> Container:
+    header = int.from_bytes(head[:8], "little")
+    if header + 8 <= size:
+        return Container.SAFETENSORS
+    if header < 1 << 32:
+        raise damaged(path, f"its header should have {header:,} bytes, and the whole file has {size:,}")
+    raise _not_a_checkpoint(path, head)
+
+
+def damaged(path: Path, detail: str) -> RepfuseError:
+    """Return the error for a file that begins like a checkpoint and then does not read."""
+    return RepfuseError(
+        f"{path} is damaged or cut short.",
+        detail,
+        "Copy or download it again, and compare its size with the original's.",
+    )
+
+
+def _not_a_checkpoint(path: Path, head: bytes) -> RepfuseError:
+    for start, name, advice in HEADS:
+        if head.lower().startswith(start.lower()):
+            return RepfuseError(f"{path} is {name}.", "repfuse does not read this format.", advice)
+    name, advice = _by_look(head)
+    return RepfuseError(f"{path} is not a checkpoint that repfuse reads.", f"It looks like {name}.", advice)
+
+
+def _by_look(head: bytes) -> tuple[str, str]:
+    for fits, name, advice in (
+        (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05", "a plain Python pickle", SAVE_AGAIN),
+        (head[257:262] == b"ustar", "a tar archive", "Unpack it; if torch wrote it, save it again with torch."),
+        (head[:1] == b"\x08" and head[2:3] in b"\x12\x1a\x3a\x42", "an ONNX model", SAVE_AGAIN),
+        (head[4:8] == b"TFL3", "a TensorFlow Lite model", SAVE_AGAIN),
+        (b'"weight_map"' in head, "the index of a sharded checkpoint", JOIN),
+        (_is_text(head), "text", GIVE_TORCH),
+    ):
+        if fits:
+            return name, advice
+    return "no format that repfuse knows", GIVE_TORCH
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head.decode("utf-8", errors="strict" if len(head) < HEAD else "ignore")
+    except UnicodeDecodeError:
+        return False
+    return "\0" not in text

@@ -1,0 +1,138 @@
+"""Real modules from inert records: the second half of loading without running code of the file.
+
+No constructor is called: an instance is made empty and gets the attributes that the file holds. What runs is
+``__setstate__`` of classes that the allow-list admits, which is code of an installed package.
+"""
+
+from __future__ import annotations
+
+import functools
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from repfuse.checkpoint import allow as allow_list
+from repfuse.checkpoint.allow import PARTIAL, Need
+from repfuse.checkpoint.inert import GlobalName, Record, is_plain, is_reference, origins
+from repfuse.checkpoint.recognise import damaged
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+HELD = {"_parameters": nn.Parameter, "_buffers": Tensor, "_modules": nn.Module}  # what a module's tables may hold
+
+
+class _NotBuildableError(Exception):
+    """Carries the Need of a record that no rule allows to be built."""
+
+    def __init__(self, origin: GlobalName, why: str) -> None:
+        super().__init__(why)
+        self.need = Need(origin, why)
+
+
+def revive(root: Any, path: Path, allow: Collection[str]) -> Any:
+    """Return ``root`` with every record replaced by the object that it describes; ``root`` itself is used up.
+
+    Raises RepfuseError with the list of what the file needs and may not have.
+    """
+    classes = allow_list.check_all(path, origins(root), allow)
+    try:
+        return _Reviver(classes).revive(root)
+    except _NotBuildableError as error:
+        raise allow_list.refusal(path, [error.need]) from error
+    except RecursionError as error:
+        raise damaged(path, "its objects are nested without end") from error
+
+
+class _Reviver:
+    """Builds each object once, so that what was shared in the file is shared again."""
+
+    def __init__(self, classes: dict[GlobalName, type]) -> None:
+        self.classes = classes
+        self.built: dict[int, tuple[Any, Any]] = {}  # by id: the original (kept alive, so the id stays its own), result
+
+    def revive(self, value: Any) -> Any:
+        if is_reference(value):
+            return self._class(value.origin)
+        if not isinstance(value, (Record, dict, list, tuple, set)):
+            return value
+        if id(value) not in self.built:
+            result = self._record(value) if isinstance(value, Record) else self._container(value)
+            self.built[id(value)] = (value, result)
+        return self.built[id(value)][1]
+
+    def _container(self, value: Any) -> Any:
+        self.built[id(value)] = (value, value)  # a container may hold itself
+        items = [self.revive(item) for item in value]
+        if isinstance(value, tuple):
+            return type(value)(items)
+        if isinstance(value, dict):
+            pairs = list(zip(items, [self.revive(held) for held in value.values()], strict=True))
+            value.clear()
+            value.update(pairs)
+        elif isinstance(value, list):
+            value[:] = items
+        else:
+            value.clear()
+            value.update(items)
+        return value
+
+    def _record(self, record: Record) -> Any:
+        if record.origin == PARTIAL:
+            return self._partial(record)
+        cls = self._class(record.origin)
+        if issubclass(cls, Enum):
+            return _member(record, cls)
+        return self._module(record, cls)
+
+    def _class(self, origin: GlobalName) -> type:
+        if origin == PARTIAL:
+            raise _NotBuildableError(origin, "it is used on its own")
+        return self.classes[origin]
+
+    def _module(self, record: Record, cls: type) -> nn.Module:
+        if record.called or record.args or not isinstance(record.state, dict):
+            raise _NotBuildableError(record.origin, "it is called, where a network is restored from its attributes")
+        module: nn.Module = object.__new__(cls)
+        self.built[id(record)] = (record, module)  # a child may refer to its parent
+        state = {self.revive(key): self.revive(value) for key, value in record.state.items()}
+        _check_state(record.origin, cls, state)
+        try:
+            module.__setstate__(state)  # type: ignore[no-untyped-call]
+        except Exception as error:  # the state comes from the file, and may be anything
+            raise _NotBuildableError(record.origin, f"its state does not fit: {error}") from error
+        return module
+
+    def _partial(self, record: Record) -> functools.partial[Any]:
+        """Return a partial of one of torch's own layers with plain arguments, and of nothing else."""
+        match record.state:
+            case (made, (*args,), dict() | None as keywords, None) if is_reference(made):
+                if made.origin.module.startswith("torch.nn.modules.") and is_plain([args, keywords]):
+                    return functools.partial(self._class(made.origin), *args, **(keywords or {}))
+        raise _NotBuildableError(record.origin, "of something else than a layer of torch.nn with plain arguments")
+
+
+def _member(record: Record, cls: type[Enum]) -> Enum:
+    if record.called and len(record.args) == 1 and isinstance(record.args[0], (str, int)):
+        for member in cls:
+            if member.value == record.args[0]:
+                return member
+    raise _NotBuildableError(record.origin, "it has no such member")
+
+
+def _check_state(origin: GlobalName, cls: type, state: dict[Any, Any]) -> None:
+    for key, value in state.items():
+        if not isinstance(key, str) or key.startswith("__") or callable(getattr(cls, key, None)):
+            raise _NotBuildableError(origin, f"the file replaces its {key!r}")
+        if key in HELD and not _is_table(value, HELD[key]):
+            raise _NotBuildableError(origin, f"its {key} are not what they should be")
+    if not HELD.keys() <= state.keys():
+        raise _NotBuildableError(origin, "its state is incomplete")
+
+
+def _is_table(value: object, held: type) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(k, str) and (v is None or isinstance(v, held)) for k, v in value.items())

@@ -1,0 +1,56 @@
+"""Reading and writing safetensors files: tensors by name, and text beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from repfuse.checkpoint.recognise import damaged
+from repfuse.errors import RepfuseError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return the tensors, on the CPU and in the order of the file, and the text metadata.
+
+    The tensors are copies: none of them goes on reading the file, which may be overwritten later.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names = list(file.keys())
+            return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def write(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: Path) -> None:
+    """Write ``tensors`` and text ``metadata``. Values and dtypes are kept; strides are not, the format has none.
+
+    A tensor that shares its memory with others is written in full under each name, so that every reader finds
+    every name.
+    """
+    try:
+        save_file(_apart(tensors), path, {"format": "pt"} | dict(metadata))
+    except (KeyError, ValueError, TypeError) as error:
+        raise RepfuseError(
+            "These weights cannot be written as safetensors.",
+            f"{type(error).__name__}: {error}",
+            "Choose a .pt file as the output.",
+        ) from error
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    apart: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        memory = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if memory in seen else own
+        seen.add(memory)
+    return apart
