@@ -75,18 +75,24 @@ class Site:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sites and refusals of one model. ``fingerprint`` identifies the traced graph that they refer to."""
+    """Sites and refusals of one model.
+
+    ``fingerprint`` identifies the traced graph that they refer to, ``inputs`` the (shape, dtype) of the example that it was
+    traced with. ``live`` saves ``rewrite`` a second trace in the same process and is never serialised.
+    """
 
     sites: tuple[Site, ...]
     refusals: tuple[Refusal, ...]
     fingerprint: str
-    traced: Any = field(default=None, repr=False, compare=False)  # saves rewrite() a second trace; never serialised
+    inputs: tuple[tuple[tuple[int, ...], str], ...]
+    live: Any = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
         return {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
+            "inputs": [{"shape": list(shape), "dtype": dtype} for shape, dtype in self.inputs],
             "sites": [asdict(site) for site in self.sites],
             "refusals": [asdict(refusal) | {"hint": refusal.hint} for refusal in self.refusals],
         }
@@ -103,7 +109,8 @@ class Plan:
                 )
             sites = tuple(_site(entry) for entry in data["sites"])
             refusals = tuple(_refusal(entry) for entry in data["refusals"])
-            return Plan(sites, refusals, str(data["fingerprint"]))
+            inputs = tuple((tuple(entry["shape"]), str(entry["dtype"])) for entry in data["inputs"])
+            return Plan(sites, refusals, str(data["fingerprint"]), inputs)
         except (KeyError, TypeError, AttributeError) as error:
             raise RepfuseError(
                 "This is not a plan that repfuse wrote.",

@@ -1,0 +1,26 @@
+"""module -> fused module, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from repfuse.plan import Plan
+from repfuse.planner import plan
+from repfuse.rewrite import rewrite
+
+
+@dataclass(frozen=True)
+class FuseResult:
+    """A fused module and the plan that made it."""
+
+    module: nn.Module
+    plan: Plan
+
+
+def fuse(module: nn.Module, example_inputs: Sequence[Tensor]) -> FuseResult:
+    """Plan and rewrite ``module``, which is untouched. ``example_inputs`` are the arguments of one call."""
+    made = plan(module, example_inputs)
+    return FuseResult(rewrite(module, made), made)

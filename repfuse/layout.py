@@ -1,0 +1,288 @@
+"""regions -> edits: in which module each fused convolution lives, and in which of three forms it is written there.
+
+1. *fold*: one convolution followed by normalisations: new weights in that convolution, ``Identity`` for the rest.
+2. *chain*: a block that becomes modules in a row: ``Sequential`` of stock modules, or the one convolution.
+3. *graph*: otherwise a ``GraphModule`` of that block alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from repfuse.expression import Expression
+from repfuse.geometry import NotAffine
+from repfuse.local import Part, Replacement, local_graph, vanishing
+from repfuse.ops.meaning import Convolved, Meaning, Normed, Same
+from repfuse.regions import Group, Region
+from repfuse.trace import Call, Traced
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One convolution to be written: the map, where it goes, and what it came from."""
+
+    path: str
+    owner: str
+    form: str
+    region: Region
+    group: Group
+
+    @property
+    def expression(self) -> Expression:
+        """The map, over tensors of the whole model by name."""
+        return self.group.expression
+
+
+@dataclass(frozen=True)
+class Block:
+    """The module at ``path`` gets a new body, ``graph``, whose targets are relative to it.
+
+    ``steps`` are the children of the body in a row, where it is a chain. ``fused`` are new in it, called ``names``; ``kept``
+    are names of modules with tensors that no call reads and that stay where they were.
+    """
+
+    path: str
+    graph: fx.Graph
+    steps: tuple[str, ...] | None
+    fused: tuple[Fused, ...] = ()
+    names: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+@dataclass
+class Layout:
+    """Everything that a rewrite changes: convolutions that get new weights, modules that become no-ops, new bodies."""
+
+    folds: list[Fused] = field(default_factory=list)
+    identities: list[str] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+
+    @property
+    def fused(self) -> list[Fused]:
+        """Every convolution that is written."""
+        return [*self.folds, *(fused for block in self.blocks for fused in block.fused)]
+
+
+Refuse = Callable[[NotAffine, fx.Node], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A region with the groups of it that become convolutions."""
+
+    region: Region
+    groups: tuple[Group, ...]
+
+
+def lay_out(
+    traced: Traced,
+    candidates: Iterable[Candidate],
+    meanings: dict[fx.Node, Meaning | None],
+    ghosts: set[fx.Node],
+    refuse: Refuse,
+) -> Layout:
+    """Decide owner and form of every candidate; what has no place is refused."""
+    return _LayingOut(traced, meanings, ghosts, refuse).run(list(candidates))
+
+
+def owner_of(traced: Traced, region: Region) -> Call:
+    """Return the innermost call in which all the nodes of a region were made."""
+    chains = [list(traced.call_of[node].chain()) for node in region.working]
+    return next(call for call in chains[0] if all(call in chain for chain in chains))
+
+
+def place_of(traced: Traced, region: Region) -> tuple[int, ...]:
+    """Return where a region stands within its owner's forward: the same in every call of the owner."""
+    start = owner_of(traced, region).start
+    return tuple(sorted(traced.order[node] - start for node in region.working))
+
+
+class _LayingOut:
+    def __init__(
+        self, traced: Traced, meanings: dict[fx.Node, Meaning | None], ghosts: set[fx.Node], refuse: Refuse
+    ) -> None:
+        self.traced = traced
+        self.meanings = meanings
+        self.ghosts = ghosts
+        self.refuse = refuse
+        self.layout = Layout()
+        self._runs = Counter(
+            traced.module.get_submodule(str(node.target)) for node in traced.nodes if node.op == "call_module"
+        )
+
+    def run(self, candidates: list[Candidate]) -> Layout:
+        blocks: dict[Call, list[Candidate]] = defaultdict(list)
+        for call, candidate in self._once_per_module(candidates):
+            try:
+                if not self._fold(call, candidate):
+                    blocks[call].append(candidate)
+            except NotAffine as error:
+                self.refuse(error, candidate.region.root)
+        for call, members in self._raised(blocks).items():
+            try:
+                self.layout.blocks.append(self._block(call, members))
+            except NotAffine as error:
+                for candidate in members:
+                    self.refuse(error, candidate.region.root)
+        return self.layout
+
+    def _once_per_module(self, candidates: list[Candidate]) -> list[tuple[Call, Candidate]]:
+        """Keep one of the calls of each owner: a module that is called several times is rewritten once, or not at all."""
+        found: dict[str, dict[Call, dict[tuple[int, ...], Candidate]]] = defaultdict(lambda: defaultdict(dict))
+        for candidate in candidates:
+            call = owner_of(self.traced, candidate.region)
+            found[call.path][call][place_of(self.traced, candidate.region)] = candidate
+        kept = []
+        for path, by_call in found.items():
+            calls = self.traced.calls[path]
+            if all(by_call[call].keys() == by_call[calls[0]].keys() for call in calls):
+                kept += [(calls[0], candidate) for candidate in by_call[calls[0]].values()]
+                continue
+            error = NotAffine("called-differently", f"{path!r} is called {len(calls)} times, not always alike")
+            for candidate in (candidate for places in by_call.values() for candidate in places.values()):
+                self.refuse(error, candidate.region.root)
+        return kept
+
+    def _fold(self, call: Call, candidate: Candidate) -> bool:
+        """Lay out one convolution with its normalisations as a fold, if it is one and nothing else uses the modules."""
+        region, group = candidate.region, candidate.groups[0]
+        convolved = [node for node in region.working if isinstance(self.meanings[node], Convolved)]
+        norms = [node for node in region.working if isinstance(self.meanings[node], Normed)]
+        if len(region.groups) > 1 or len(convolved) != 1 or len(convolved) + len(norms) != len(region.working):
+            return False
+        (convolution,) = convolved
+        if convolution.op != "call_module" or not all(self._alone(node, call) for node in (convolution, *norms)):
+            return False
+        bodies = [self._without(node, call) for node in norms if node.op != "call_module"]
+        if None in bodies:
+            return False
+        self.layout.folds.append(Fused(str(convolution.target), call.path, "fold", region, group))
+        self.layout.identities += [str(node.target) for node in norms if node.op == "call_module"]
+        self.layout.blocks += [body for body in bodies if body is not None]
+        return True
+
+    def _alone(self, node: fx.Node, call: Call) -> bool:
+        """Whether the module behind ``node`` runs once in every call of the owner, and nowhere else."""
+        runs = self._runs[self.traced.module.get_submodule(str(node.target))] if node.op == "call_module" else None
+        return runs in (None, len(self.traced.calls[call.path]))
+
+    def _without(self, norm: fx.Node, owner: Call) -> Block | None:
+        """Return the body of the module whose forward makes ``norm``, without it; None where that is the owner's own."""
+        call = self.traced.call_of[norm]
+        if call is owner or len(self.traced.calls[call.path]) != len(self.traced.calls[owner.path]):
+            return None
+        meaning = self.meanings[norm]
+        assert isinstance(meaning, Normed)
+        replacement = Replacement(norm, (Part(meaning.input, None),), frozenset({norm}))
+        self._check_hooks(call.path)
+        graph = local_graph(self.traced, call, [replacement], self.ghosts, self._origin)
+        return Block(call.path, graph, _steps(graph))
+
+    def _raised(self, blocks: dict[Call, list[Candidate]]) -> dict[Call, list[Candidate]]:
+        """Move what lies in a module that an outer block dissolves up to that block."""
+        raised: dict[Call, list[Candidate]] = defaultdict(list)
+        for call in sorted(blocks, key=lambda call: call.start):
+            raised[self._dissolver(call, raised)] += blocks[call]
+        return raised
+
+    def _dissolver(self, call: Call, outer: dict[Call, list[Candidate]]) -> Call:
+        for above in reversed(list(call.chain())):
+            nodes = (node for candidate in outer.get(above, ()) for node in candidate.region.working)
+            if any(call in self.traced.call_of[node].chain() for node in nodes):
+                return above
+        return call
+
+    def _block(self, call: Call, candidates: list[Candidate]) -> Block:
+        """Lay out every candidate of one owner as the owner's new body."""
+        fused = [(candidate, group) for candidate in candidates for group in candidate.groups]
+        names = _names(self.traced.module.get_submodule(call.path), len(fused))
+        name_of = {id(group): name for (_, group), name in zip(fused, names, strict=True)}
+        replacements = [self._replacement(call, candidate.region, name_of) for candidate in candidates]
+        for path in {inner.path for r in replacements for n in r.nodes for inner in self._above(n, call)}:
+            self._check_hooks(path)
+        graph = local_graph(self.traced, call, replacements, self.ghosts, self._origin)
+        kept, steps = self._unread(call, replacements, graph), _steps(graph)
+        form = "graph" if steps is None or kept else "chain"
+        # A block that is one convolution and nothing else is that convolution, unless its class names a place for it.
+        alone = form == "chain" and steps == ("fused",)
+        written = tuple(
+            Fused(call.path if alone else _join(call.path, name), call.path, form, candidate.region, group)
+            for (candidate, group), name in zip(fused, names, strict=True)
+        )
+        return Block(call.path, graph, steps if form == "chain" else None, written, names, kept)
+
+    def _replacement(self, call: Call, region: Region, name_of: dict[int, str]) -> Replacement:
+        parts = tuple(Part(group.source, name_of.get(id(group))) for group in region.groups)
+        within = (node for node in region.nodes if call.start <= self.traced.order[node] < call.stop)
+        return Replacement(region.root, parts, frozenset(within))
+
+    def _above(self, node: fx.Node, call: Call) -> list[Call]:
+        return [*self.traced.call_of[node].up_to(call), call]
+
+    def _unread(self, call: Call, replacements: list[Replacement], graph: fx.Graph) -> tuple[str, ...]:
+        """Return the modules in the owner that hold tensors and that neither the old nor the new body uses."""
+        used = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+        gone = {_holder(node) for node in vanishing(replacements, self.ghosts)}
+        owner = self.traced.module.get_submodule(call.path)
+        return tuple(
+            name
+            for name, module in owner.named_modules()
+            if any(True for _ in (*module.parameters(False), *module.buffers(False)))
+            and _join(call.path, name) not in gone
+            and not any(f"{name}.".startswith(f"{path}.") or path.rpartition(".")[0] == name for path in used)
+        )
+
+    def _origin(self, node: fx.Node) -> fx.Node:
+        while isinstance(meaning := self.meanings[node], Same):
+            node = meaning.input
+        return node
+
+    def _check_hooks(self, path: str) -> None:
+        module = self.traced.module.get_submodule(path)
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise NotAffine("hooks", f"{path or 'the model'} carries forward hooks, which the rewrite would lose")
+
+
+def _holder(node: fx.Node) -> str | None:
+    """Return the path of the module whose tensors a node reads."""
+    target = str(node.target)
+    return {"call_module": target, "get_attr": target.rpartition(".")[0]}.get(node.op)
+
+
+def _steps(graph: fx.Graph) -> tuple[str, ...] | None:
+    """Return the modules that the graph is in a row, if it is: distinct direct children, each fed by the last."""
+    value, *rest = graph.nodes
+    if value.op != "placeholder":
+        return None
+    names: list[str] = []
+    for node in rest[:-1]:
+        if node.op != "call_module" or node.args != (value,) or node.kwargs or "." in str(node.target):
+            return None
+        names.append(str(node.target))
+        value = node
+    return tuple(names) if rest[-1].args == (value,) and len(set(names)) == len(names) else None
+
+
+_SLOT = re.compile(r"reparam|fused|deploy|merged")
+"""How authors call the attribute that holds the convolution of a converted block."""
+
+
+def _names(module: nn.Module, count: int) -> tuple[str, ...]:
+    """Name the new convolutions of a block: as its own forward calls the converted one, where it knows of one."""
+    code = getattr(type(module).forward, "__code__", None)
+    slots = [name for name in (code.co_names if code else ()) if _SLOT.search(name)]
+    free = [name for name in slots if getattr(module, name, None) is None]
+    if count == 1 and free:
+        return (free[0],)
+    names = (f"fused_{index}" if index else "fused" for index in itertools.count())
+    return tuple(itertools.islice((name for name in names if not hasattr(module, name)), count))
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}".strip(".")

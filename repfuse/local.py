@@ -1,0 +1,168 @@
+"""The graph of one module's forward, cut out of the graph of the whole model, with some regions replaced.
+
+Children that take no part in the replacement stay calls of themselves; those that do are dissolved into the graph.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+from torch.fx.node import map_arg
+
+from repfuse.geometry import NotAffine
+from repfuse.trace import Call, Traced
+
+
+@dataclass(frozen=True)
+class Part:
+    """One addend of a replacement: a value as it is, or, with ``module``, that module's answer to it."""
+
+    source: fx.Node
+    module: str | None
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """``root`` is to be computed as the sum of ``parts``; ``nodes`` are no longer needed."""
+
+    root: fx.Node
+    parts: tuple[Part, ...]
+    nodes: frozenset[fx.Node]
+
+
+Origin = Callable[[fx.Node], fx.Node]
+
+
+def local_graph(
+    traced: Traced, call: Call, replacements: list[Replacement], ghosts: set[fx.Node], origin: Origin
+) -> fx.Graph:
+    """Return the graph of ``call`` with the replacements made; targets are relative to the called module.
+
+    ``origin`` gives the node whose value a node passes on unchanged: a source is often known here under another name. Raises NotAffine where the module cannot be written as a graph of its own.
+    """
+    return _Builder(traced, call, replacements, ghosts, origin).build()
+
+
+class _Builder:
+    def __init__(
+        self, traced: Traced, call: Call, replacements: list[Replacement], ghosts: set[fx.Node], origin: Origin
+    ) -> None:
+        self.traced = traced
+        self.origin = origin
+        self.call = call
+        self.prefix = f"{call.path}." if call.path else ""
+        self.by_root = {replacement.root: replacement for replacement in replacements}
+        self.gone = vanishing(replacements, ghosts)
+        self.dissolved = {above for node in self.gone - ghosts for above in traced.call_of[node].up_to(call)}
+        self.graph = fx.Graph()
+        self.env: dict[fx.Node, fx.Node] = {}
+
+    def build(self) -> fx.Graph:
+        self._placeholders()
+        done: set[Call] = set()
+        for node in self.traced.nodes[self.call.start : self.call.stop]:
+            unit = self._unit(node)
+            if node in self.by_root:
+                self.env[node] = self._sum(self.by_root[node])
+            elif node in self.gone or node.op in ("placeholder", "output"):
+                continue
+            elif unit is None:
+                self._copy(node)
+            elif unit not in done:
+                done.add(unit)
+                self._call(unit)
+        self.graph.output(map_arg(self.call.output, self._known))
+        return self.graph
+
+    def _unit(self, node: fx.Node) -> Call | None:
+        """Return the outermost call below this one that holds ``node`` and is not dissolved."""
+        inside = [above for above in self.traced.call_of[node].up_to(self.call) if above not in self.dissolved]
+        return inside[-1] if inside else None
+
+    def _placeholders(self) -> None:
+        module = self.traced.module.get_submodule(self.call.path)
+        names = list(inspect.signature(module.forward).parameters)
+        given = dict(zip(names, self.call.args, strict=False)) | self.call.kwargs
+        if len(self.call.args) > len(names) or not set(given) <= set(names):
+            raise NotAffine("structured-arguments", "forward takes a variable number of arguments")
+        for name in (name for name in names if name in given):
+            node = self.graph.placeholder(name)
+            if isinstance(given[name], fx.Node):
+                self.env[given[name]] = node
+            elif _holds_nodes(given[name]):
+                raise NotAffine("structured-arguments", f"forward takes tensors inside its argument {name!r}")
+
+    def _sum(self, replacement: Replacement) -> fx.Node:
+        values = [
+            self._source(part.source)
+            if part.module is None
+            else self.graph.call_module(part.module, (self._source(part.source),))
+            for part in replacement.parts
+        ]
+        total = values[0]
+        for value in values[1:]:
+            total = self.graph.call_function(operator.add, (total, value))
+        return total
+
+    def _copy(self, node: fx.Node) -> None:
+        if node.op in ("call_module", "get_attr"):
+            self._relative(str(node.target))
+        copied = self.graph.node_copy(node, self._known)
+        if node.op in ("call_module", "get_attr"):
+            copied.target = self._relative(str(node.target))
+        self.env[node] = copied
+
+    def _call(self, unit: Call) -> None:
+        args, kwargs = map_arg(unit.args, self._known), map_arg(unit.kwargs, self._known)
+        result = self.graph.call_module(self._relative(unit.path), args, kwargs)
+        for node, take in _leaves(unit.output):
+            if node is not None and node not in self.env:
+                self.env[node] = take(self.graph, result)
+
+    def _relative(self, path: str) -> str:
+        if not path.startswith(self.prefix):
+            raise NotAffine("outer-reference", f"the forward of {self.call.path!r} uses {path!r} from outside")
+        return path.removeprefix(self.prefix)
+
+    def _source(self, node: fx.Node) -> fx.Node:
+        alias = next((known for known in self.env if self.origin(known) is node), node)
+        return self._known(node if node in self.env else alias)
+
+    def _known(self, node: fx.Node) -> fx.Node:
+        if node not in self.env:
+            raise NotAffine("outer-reference", f"{self.call.path!r} uses a value that it is not given: {node.name}")
+        return self.env[node]
+
+
+def vanishing(replacements: list[Replacement], ghosts: set[fx.Node]) -> set[fx.Node]:
+    """Return every node that the replacements make superfluous, with the parameters only they read."""
+    gone = set().union(*(replacement.nodes for replacement in replacements)) | ghosts
+    readers = {source for node in gone for source in node.all_input_nodes if source.op == "get_attr"}
+    return gone | {node for node in readers if all(user in gone for user in node.users)}
+
+
+def _holds_nodes(value: Any) -> bool:
+    found: list[fx.Node] = []
+    map_arg(value, found.append)
+    return bool(found)
+
+
+Take = Callable[[fx.Graph, fx.Node], fx.Node]
+
+
+def _leaves(value: Any, take: Take = lambda _graph, result: result) -> Iterator[tuple[fx.Node | None, Take]]:
+    """Yield the nodes in a result with how to take each out of it."""
+    if isinstance(value, fx.Node):
+        yield value, take
+    elif isinstance(value, tuple | list | dict):
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+
+            def inner(graph: fx.Graph, result: fx.Node, key: Any = key, outer: Take = take) -> fx.Node:
+                return graph.call_function(operator.getitem, (outer(graph, result), key))
+
+            yield from _leaves(entry, inner)

@@ -1,0 +1,167 @@
+"""plan + module -> fused module. The module that is given is never changed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from repfuse.affine import AffineConv
+from repfuse.emit import convolution_module, graph_module, keep_plain_attributes, write_weights
+from repfuse.errors import RepfuseError
+from repfuse.expression import convolutions, evaluate, tensor_names
+from repfuse.layout import Block, Candidate, Fused, Layout, owner_of, place_of
+from repfuse.plan import Plan
+from repfuse.planner import Planner
+from repfuse.trace import copy_with, trace
+
+
+def rewrite(module: nn.Module, plan: Plan) -> nn.Module:
+    """Return a copy of ``module`` with every site of ``plan`` rewritten into its one convolution.
+
+    The weights may differ from those the plan was made with: a plan is about structure. Raises RepfuseError where the plan
+    does not fit the module, or where a fused weight overflows the dtype of the weights that it replaces.
+    """
+    planner, candidates = _live(module, plan)
+    return _Rewriting(module, planner.lay_out(_chosen(planner, candidates, plan))).run()
+
+
+def _live(module: nn.Module, plan: Plan) -> tuple[Planner, list[Candidate]]:
+    """Return the planner and candidates of the plan, made anew where the plan comes from a file."""
+    if plan.live is not None and _structure(plan.live[0].traced.module) == _structure(module):
+        planner, candidates = plan.live
+        return planner, candidates
+    example = [torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for shape, dtype in plan.inputs]
+    traced = trace(module, example)
+    if traced.fingerprint() != plan.fingerprint:
+        raise RepfuseError(
+            "The plan does not fit this model.",
+            "It was made for a model with another graph or other shapes.",
+            "Make the plan again from this model.",
+        )
+    planner = Planner(traced)
+    return planner, planner.candidates()
+
+
+def _structure(module: nn.Module) -> list[tuple[str, type, list[tuple[str, torch.Size]]]]:
+    return [
+        (name, type(child), [(key, tensor.shape) for key, tensor in child.named_parameters(recurse=False)])
+        for name, child in module.named_modules()
+    ]
+
+
+def _chosen(planner: Planner, candidates: list[Candidate], plan: Plan) -> list[Candidate]:
+    """Return the candidates that the plan still holds: whoever edits a plan may drop sites.
+
+    A plan names a site once; in the other calls of its owner it stands at the same place.
+    """
+    wanted = {(site.source, site.output, frozenset(site.nodes)) for site in plan.sites}
+    known = {key for candidate in candidates for key in _keys(candidate)}
+    if not wanted <= known:
+        raise RepfuseError(
+            f"The plan names {len(wanted - known)} sites that this model does not have.",
+            "The model is another one, or the plan was edited by more than dropping sites.",
+            "Make the plan again from this model.",
+        )
+    places = {_place(planner, candidate) for candidate in candidates if _keys(candidate) <= wanted}
+    return [candidate for candidate in candidates if _place(planner, candidate) in places]
+
+
+def _keys(candidate: Candidate) -> set[tuple[str, str, frozenset[str]]]:
+    root = candidate.region.root.name
+    return {(group.source.name, root, frozenset(node.name for node in group.nodes)) for group in candidate.groups}
+
+
+def _place(planner: Planner, candidate: Candidate) -> tuple[str, tuple[int, ...]]:
+    region = candidate.region
+    return owner_of(planner.traced, region).path, place_of(planner.traced, region)
+
+
+class _Rewriting:
+    """One rewrite: a copy of the module without the tensors that will be replaced, then the edits of the layout."""
+
+    def __init__(self, module: nn.Module, layout: Layout) -> None:
+        self.layout = layout
+        self.tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        self.tensors |= dict(module.named_buffers(remove_duplicate=False))
+        names = {name for fused in layout.fused for name in tensor_names(fused.expression)}
+        self.replaced = {id(self.tensors[name]): self.tensors[name] for name in names}
+        self.stand_ins = {key: _stand_in(tensor) for key, tensor in self.replaced.items()}
+        self.result = copy_with(module, dict(self.stand_ins))
+        self.holders: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
+        for parent in self.result.modules():
+            for name, child in parent._modules.items():
+                if child is not None:
+                    self.holders[child].append((parent, name))
+
+    def run(self) -> nn.Module:
+        """Make the edits, the innermost first, so that an outer block takes its inner ones over as they are."""
+        for fused in self.layout.folds:
+            write_weights(self.result.get_submodule(fused.path), self._map(fused), self._sample(fused))
+        for path in self.layout.identities:
+            self._replace(path, nn.Identity())
+        for block in sorted(self.layout.blocks, key=lambda block: len(block.path.split(".")) if block.path else 0)[
+            ::-1
+        ]:
+            self._replace(block.path, self._body(block, self.result.get_submodule(block.path)))
+        self._restore()
+        return self.result
+
+    def _replace(self, path: str, new: nn.Module) -> None:
+        """Put ``new`` wherever the module at ``path`` is registered, so that what was shared stays shared."""
+        old = self.result.get_submodule(path)
+        new.training = old.training
+        if old is self.result:
+            self.result = new
+        for parent, name in self.holders[old]:
+            setattr(parent, name, new)
+
+    def _body(self, block: Block, owner: nn.Module) -> nn.Module:
+        """Return the new body of a block: the plainest module that computes its graph."""
+        made = {name: self._convolution(fused) for name, fused in zip(block.names, block.fused, strict=True)}
+        if block.steps is None:
+            body = graph_module(owner, block.graph, made, block.kept)
+        elif block.fused and block.fused[0].path == block.path:
+            return next(iter(made.values()))
+        elif block.steps:
+            body = nn.Sequential(
+                OrderedDict((name, made.get(name, getattr(owner, name, None))) for name in block.steps)
+            )
+        else:
+            body = nn.Identity()
+        keep_plain_attributes(owner, body)
+        return body
+
+    def _convolution(self, fused: Fused) -> nn.Module:
+        module = convolution_module(self._map(fused), self._sample(fused))
+        return module.train(self.result.get_submodule(fused.owner).training)
+
+    def _map(self, fused: Fused) -> AffineConv:
+        return evaluate(fused.expression, self.tensors.__getitem__, self._sample(fused).device)
+
+    def _sample(self, fused: Fused) -> Tensor:
+        """Return the largest weight that is merged: the fused one takes dtype, device and memory format from it."""
+        weights = [self.tensors[convolution.weight] for convolution in convolutions(fused.expression)]
+        return max(weights, key=Tensor.numel)
+
+    def _restore(self) -> None:
+        """Give real copies to the tensors that were left out of the copy and turn out to be used elsewhere."""
+        originals = {id(stand_in): self.replaced[key] for key, stand_in in self.stand_ins.items()}
+        copies: dict[int, Tensor] = {}
+        for module in self.result.modules():
+            for store in (module._parameters, module._buffers):
+                for name, tensor in store.items():
+                    if id(tensor) in originals:
+                        store[name] = copies.setdefault(id(tensor), _clone(originals[id(tensor)]))  # type: ignore[assignment]
+
+
+def _stand_in(tensor: Tensor) -> Tensor:
+    return (
+        nn.Parameter(tensor.to("meta"), tensor.requires_grad) if isinstance(tensor, nn.Parameter) else tensor.to("meta")
+    )
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
