@@ -9,8 +9,8 @@ from repfuse.jsonready import json_ready
 
 SpeedVerdict = Literal["faster", "slower", "no difference"]
 COLD_NOTE = (
-    "One cold call each, original first: the first caller pays for allocation and for choosing kernels, so this order "
-    "alone makes the second network look faster. It is no measurement of speed."
+    "One cold call each, original first: the first caller pays for allocation and for choosing kernels, so "
+    "this order alone makes the second network look faster. It is no measurement of speed."
 )
 
 
@@ -21,7 +21,7 @@ class NetworkCost:
     ``parameters`` numbers, buffers not counted; ``weight_bytes`` of parameters and buffers; ``macs``
     multiply-accumulates of convolutions and matrix products (half of what torch's FLOP counter gives; sums,
     normalisations and activations are not counted), None where the counter cannot run; ``peak_bytes`` the
-    device memory in use at the peak of one call, weights and inputs included, measured on CUDA only.
+    weights and what a call allocates on the device at its peak, on CUDA only.
     """
 
     parameters: int

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from repfuse.errors import RepfuseError
+from repfuse.networks import between
+from repfuse.verify.copies import as_stored, copy_with, run
 from repfuse.verify.inputs import Trial
-from repfuse.verify.networks import as_stored, copy_with, main_dtype, run
 from repfuse.verify.results import RealData
 
 Data = torch.Tensor | Sequence[torch.Tensor | tuple[torch.Tensor, ...]]
@@ -31,9 +32,8 @@ def agreement(original: nn.Module, fused: nn.Module, data: Data, labels: torch.T
     """
     chunks = [Trial("the data", chunk) for chunk in _chunks(data)]
     samples = sum(len(chunk.inputs[0]) for chunk in chunks)
-    own, lower = main_dtype(original), main_dtype(fused)
     before = _classes(original, chunks, {})
-    after = _classes(fused, chunks, {own: lower} if own and lower else {})
+    after = _classes(fused, chunks, between(original, fused))
     if labels is not None:
         _check(labels, samples, before)
     return RealData(

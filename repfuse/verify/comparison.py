@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from repfuse.errors import RepfuseError
+from repfuse.verify.copies import Outcome, copy_with, in_float64, run_float64
 from repfuse.verify.inputs import Trial
 from repfuse.verify.measure import mismatch, output_error
-from repfuse.verify.networks import Outcome, copy_with, in_float64, run_float64
 from repfuse.verify.results import Comparison, TrialComparison
 
 

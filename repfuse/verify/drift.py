@@ -21,10 +21,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from repfuse.networks import between, main_dtype
 from repfuse.verify.comparison import outcomes_in_float64, reference
+from repfuse.verify.copies import Outcome, as_stored, copy_with, run, run_float64
 from repfuse.verify.inputs import Trial
 from repfuse.verify.measure import level
-from repfuse.verify.networks import Outcome, as_stored, copy_with, main_dtype, run, run_float64
 from repfuse.verify.results import Drift, Level, OutputDrift
 from repfuse.verify.rounding import Levels, allowed, rounding, unchanged
 
@@ -45,14 +46,13 @@ def drift_from(
     original: nn.Module, fused: nn.Module, trials: Sequence[Trial], exact: Sequence[Outcome], effect: Levels
 ) -> Drift:
     """As ``drift``, from the original's outcomes in float64 and the effect of rounding the weights."""
-    own, lower = main_dtype(original), main_dtype(fused)
-    cast = {own: lower} if own and lower else {}
     before = run(copy_with(original, as_stored), trials, {})
-    after = run(copy_with(fused, as_stored), trials, cast)
+    after = run(copy_with(fused, as_stored), trials, between(original, fused))
     keys = [key for key in effect if _sound(exact, before, key)]
     if not keys:
-        return Drift((), measured=False, problem=_why_unmeasured(before, own))
-    if problem := _problem(trials, keys, before, after, alike=own == lower):
+        return Drift((), measured=False, problem=_why_unmeasured(before, main_dtype(original)))
+    alike = main_dtype(original) == main_dtype(fused)
+    if problem := _problem(trials, keys, before, after, alike=alike):
         return Drift((), problem=problem)
     return _drift(trials, keys, (exact, before, after), effect)
 

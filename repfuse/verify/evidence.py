@@ -9,10 +9,10 @@ from typing import TypeVar
 from torch import nn
 
 from repfuse.verify.comparison import outcomes_in_float64, reference, tabulate
+from repfuse.verify.copies import Outcome, run_float64
 from repfuse.verify.drift import drift_from
 from repfuse.verify.inputs import Trial
 from repfuse.verify.measure import informative, level
-from repfuse.verify.networks import Outcome, run_float64
 from repfuse.verify.results import Drift, OutputError, OutputVerdict, TrialComparison
 from repfuse.verify.rounding import FLOAT64_NOISE, Levels, allowed, combine, rounding, unchanged
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from repfuse.errors import RepfuseError
+from repfuse.verify.copies import Outcome, copy_with, in_float64, run_float64
 from repfuse.verify.inputs import Trial
 from repfuse.verify.measure import level
-from repfuse.verify.networks import Outcome, copy_with, in_float64, run_float64
 from repfuse.verify.outputs import leaves
 from repfuse.verify.results import FirstDifference, Level
 from repfuse.verify.rounding import allowed, rounding, unchanged

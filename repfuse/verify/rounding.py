@@ -27,8 +27,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from repfuse.networks import named_tensors
+from repfuse.verify.copies import Change, Outcome, copy_with, widened
 from repfuse.verify.measure import level
-from repfuse.verify.networks import Change, Outcome, copy_with, named_tensors
 from repfuse.verify.results import Level
 
 SAMPLES = 4
@@ -76,7 +77,7 @@ def rounded_once(seed: int, exact: frozenset[str]) -> Change:
         if not tensor.is_floating_point():
             return tensor.clone()
         if name in exact:
-            return tensor.double()
+            return widened(tensor)
         uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
         return tensor.double() + half_spacing(tensor) * uniform.to(tensor.device)
 

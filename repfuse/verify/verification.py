@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from repfuse.errors import RepfuseError
+from repfuse.networks import main_dtype
 from repfuse.verify.agreement import Data, agreement, data_trial
 from repfuse.verify.comparison import outcomes_in_float64
+from repfuse.verify.copies import as_stored, copy_with, run
 from repfuse.verify.evidence import Evidence, Progress, gather
 from repfuse.verify.inputs import Shape, Trial, input_variants, rounded_through, shaped
 from repfuse.verify.locate import first_difference
 from repfuse.verify.measure import level
-from repfuse.verify.networks import as_stored, copy_with, main_dtype, run
 from repfuse.verify.results import FirstDifference, Verdict, Verification
 from repfuse.verify.verdict import decide, notes
 

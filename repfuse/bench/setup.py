@@ -1,0 +1,77 @@
+"""The conditions of a measurement: eval mode, threads, batch sizes, and a clock that waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from repfuse.bench.clock import Clock
+from repfuse.errors import RepfuseError
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Put the networks in eval mode, and each module back in its own mode afterwards."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads on the CPU, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def batch_of(inputs: tuple[Any, ...]) -> int | None:
+    """Return the length of the first axis of the first tensor that has one."""
+    return next((len(x) for x in inputs if isinstance(x, torch.Tensor) and x.dim()), None)
+
+
+def batched(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
+    """Return inputs of ``size`` samples: those given, repeated or cut off.
+
+    Tensors whose first axis is as long as the batch follow; others stay.
+    """
+    batch = batch_of(inputs)
+    return tuple(_repeat(x, batch, size) if batch else x for x in inputs)
+
+
+def at_least(least: int, name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """Return the values, each once. Raises RepfuseError where there is none or one is less than ``least``."""
+    if not values or min(values) < least:
+        given = ", ".join(map(str, values)) or "empty"
+        raise RepfuseError(f"{name} cannot be {given}.", "", f"Give at least {least}.")
+    return tuple(dict.fromkeys(values))
+
+
+def device_clock(clock: Clock, device: torch.device) -> Clock:
+    """Return a clock that first waits until the device has finished what it was given."""
+    if device.type != "cuda":
+        return clock
+
+    def wait_and_read() -> float:
+        torch.cuda.synchronize(device)
+        return clock()
+
+    return wait_and_read
+
+
+def _repeat(x: Any, old: int, size: int) -> Any:
+    if not isinstance(x, torch.Tensor) or not x.dim() or len(x) != old:
+        return x
+    return x[torch.arange(size, device=x.device) % old]
