@@ -1,0 +1,39 @@
+"""The parts of a conversion -> its report."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+from repfuse.report.schema import Environment, Input, Output
+from repfuse.version import __version__
+
+if TYPE_CHECKING:
+    from repfuse.loading import Checkpoint, Saved
+
+
+def environment() -> Environment:
+    """Return the versions of this process."""
+    import torch
+
+    system = f"{platform.system()} {platform.machine()}"
+    return Environment(__version__, torch.__version__, platform.python_version(), system)
+
+
+def input_of(checkpoint: Checkpoint) -> Input:
+    """Return what the report says of a loaded checkpoint."""
+    examples = checkpoint.example_inputs
+    return Input(
+        path=str(checkpoint.path),
+        digest=checkpoint.digest,
+        format=checkpoint.format,
+        model=str(checkpoint.source) if checkpoint.source else None,
+        shapes=tuple(tuple(example.shape) for example in examples),
+        dtypes=tuple(str(example.dtype).removeprefix("torch.") for example in examples),
+        input_origin=checkpoint.input_origin,
+    )
+
+
+def output_of(saved: Saved) -> Output:
+    """Return what the report says of a checkpoint that was written."""
+    return Output(str(saved.path), saved.digest, saved.format)

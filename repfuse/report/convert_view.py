@@ -1,0 +1,105 @@
+"""A conversion for people: the plan, then the facts, with the verdict last where the eye is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from repfuse.report.bench_view import speedup
+from repfuse.report.numbers import change, duration, error, plural, shape
+from repfuse.report.plan_view import plan_view, summary
+from repfuse.report.schema import Input, Report, Status
+from repfuse.report.tables import BAD, GOOD, UNSURE, facts, heading, notes
+
+if TYPE_CHECKING:
+    from repfuse.bench.results import Benchmark
+    from repfuse.verify.results import Comparison, Drift
+
+VERDICTS: dict[Status, tuple[str, str]] = {
+    "converted": ("Converted and proven.", GOOD),
+    "failed": ("Not converted: the check failed, and nothing was written.", BAD),
+    "nothing-to-fuse": ("Nothing to fuse.", UNSURE),
+    "planned": ("Nothing was written.", UNSURE),
+}
+
+
+def convert_view(report: Report, report_path: str = "") -> Iterator[RenderableType]:
+    """Yield the whole report; ``report_path`` is where it was saved as JSON."""
+    yield from plan_view(report.plan)
+    yield heading("Result")
+    yield facts(
+        [
+            ("input", file_line(report.input.path, report.input.format, report.input.digest)),
+            ("example", example_line(report.input)),
+            ("model", report.input.model or ""),
+            ("plan", summary(report.plan)),
+            ("proof", proof_line(report.proof) if report.proof else ""),
+            ("drift", drift_line(report.drift) if report.drift else ""),
+            ("timing", timing_line(report.timing) if report.timing else ""),
+            ("output", file_line(*_output(report)) if report.output else ""),
+            ("report", report_path),
+            ("with", environment_line(report)),
+        ]
+    )
+    yield from notes(report.notes)
+    yield Text(f"\n{VERDICTS[report.status][0]}", style=VERDICTS[report.status][1])
+
+
+def file_line(path: str, kind: str, digest: str) -> str:
+    """Return ``PATH (FORMAT)`` and the digest below it."""
+    return f"{path} ({kind})\n{digest}"
+
+
+def example_line(source: Input) -> str:
+    """Return the example inputs and where they come from: ``1x3x224x224 float32 (from the checkpoint)``."""
+    tensors = (f"{shape(sizes)} {dtype}" for sizes, dtype in zip(source.shapes, source.dtypes, strict=True))
+    origin = {"given": "given", "guess": "a guess"}.get(source.input_origin, f"from the {source.input_origin}")
+    return f"{', '.join(tensors)} ({origin})"
+
+
+def proof_line(proof: Comparison) -> str:
+    """Return the verdict in float64: the largest error, on how many inputs, against which bound."""
+    if proof.error is None or proof.mismatches:
+        return f"FAILED: {proof.reason}"
+    verdict = "passed" if proof.passed else "FAILED"
+    skipped = f", {len(proof.skipped)} more that the original refuses" if proof.skipped else ""
+    return (
+        f"{verdict}: relative error at most {error(proof.error)} in float64 (allowed {error(proof.tolerance)}), "
+        f"on {plural(len(proof.compared), 'input')}{skipped}"
+    )
+
+
+def drift_line(drift: Drift) -> str:
+    """Return what rounding did in the checkpoint's own dtype, beside what it did to the original already."""
+    if not drift.measured or drift.problem or drift.worst is None:
+        return f"{'FAILED' if drift.measured else 'not measured'}: {drift.problem}"
+    worst = drift.worst
+    return (
+        f"{'passed' if drift.passed else 'FAILED'}: relative error {error(worst.fused.rms)} in {worst.dtype} "
+        f"(the original's own {error(worst.own.rms)}, allowed {error(worst.allowed.rms)})"
+    )
+
+
+def timing_line(timing: Benchmark) -> str:
+    """Return the first measurement on one line."""
+    first = timing.measurements[0]
+    times = change(duration(first.original.median), duration(first.fused.median))
+    where = f"batch {first.batch_size}, {plural(first.threads, 'thread')}, {timing.device}"
+    return f"{times} a call: {speedup(first)} ({where}; `repfuse bench` measures longer)"
+
+
+def environment_line(report: Report) -> str:
+    """Return the versions, and how long the conversion took."""
+    versions = report.environment
+    return (
+        f"repfuse {versions.repfuse}, torch {versions.torch}, Python {versions.python}, {versions.platform}; "
+        f"took {duration(report.seconds)}"
+    )
+
+
+def _output(report: Report) -> tuple[str, str, str]:
+    assert report.output is not None
+    return report.output.path, report.output.format, report.output.digest

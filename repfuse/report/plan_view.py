@@ -1,0 +1,89 @@
+"""The plan for people: what is merged into what, and what is not and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from repfuse.plan import Cost, Plan, Refusal, Site
+from repfuse.report.numbers import change, count, plural
+from repfuse.report.tables import NUMBER, facts, heading, table
+
+PLACES_SHOWN = 4
+
+
+def plan_view(plan: Plan) -> Iterator[RenderableType]:
+    """Yield the sites with their costs, and the refusals by code."""
+    yield from sites_view(plan.sites)
+    yield from refusals_view(plan.refusals)
+
+
+def summary(plan: Plan) -> str:
+    """Return one line: ``5 sites, 31 → 5 operators, 1.2 M → 1.0 M multiply-accumulates; 2 refusals``."""
+    before, after = _total(site.before for site in plan.sites), _total(site.after for site in plan.sites)
+    parts = [plural(len(plan.sites), "site")]
+    if plan.sites:
+        parts.append(f"{change(count(before.launches), count(after.launches))} operators")
+        parts.append(f"{change(count(before.macs), count(after.macs))} multiply-accumulates")
+    return ", ".join(parts) + f"; {plural(len(plan.refusals), 'refusal')}"
+
+
+def sites_view(sites: Sequence[Site]) -> Iterator[RenderableType]:
+    """Yield the table of sites; with more than one, its last row is their sum."""
+    if not sites:
+        return
+    rows = [(site.path, merged(site), *_costs(site.before, site.after)) for site in sites]
+    if len(sites) > 1:
+        totals = (_total(site.before for site in sites), _total(site.after for site in sites))
+        rows.append((plural(len(sites), "site"), "", *_costs(*totals)))
+    yield heading("Sites")
+    columns = ("Where", "What becomes one convolution", ("MACs", NUMBER), ("Operators", NUMBER))
+    yield table(columns, rows, total=len(sites) > 1)
+
+
+def merged(site: Site) -> str:
+    """Return the branches of a site and the convolution that they become; equal branches are counted."""
+    branches = (f"{times} of ({name})" if times > 1 else name for name, times in Counter(site.branches).items())
+    return f"{', '.join(branches)} → {site.kernel}"
+
+
+def refusals_view(refusals: Sequence[Refusal]) -> Iterator[RenderableType]:
+    """Yield each kind of refusal once: how often, why, where and what to do."""
+    if not refusals:
+        return
+    yield heading("Not fused")
+    ordered = sorted(refusals, key=lambda refusal: (refusal.code, refusal.reason))
+    for (code, reason), group in groupby(ordered, key=lambda refusal: (refusal.code, refusal.reason)):
+        same = list(group)
+        title = Text.assemble((code, "bold yellow"), f"  {plural(len(same), 'place')}")
+        yield Padding(title, (0, 0, 0, 2))
+        rows = [("why", reason), ("where", _places(same)), ("cost", _declined(same)), ("do", same[0].hint)]
+        yield Padding(facts(rows), (0, 0, 1, 2))
+
+
+def _places(refusals: Sequence[Refusal]) -> str:
+    names = ", ".join(refusal.where for refusal in refusals[:PLACES_SHOWN])
+    more = len(refusals) - PLACES_SHOWN
+    return names + (f" and {more} more (--json lists all)" if more > 0 else "")
+
+
+def _declined(refusals: Sequence[Refusal]) -> str:
+    known = [(refusal.before, refusal.after) for refusal in refusals if refusal.before and refusal.after]
+    if not known:
+        return ""
+    macs, operators = _costs(_total(before for before, _ in known), _total(after for _, after in known))
+    return f"{macs} multiply-accumulates, {operators} operators"
+
+
+def _costs(before: Cost, after: Cost) -> tuple[str, str]:
+    macs = change(count(before.macs), count(after.macs))
+    return macs, change(count(before.launches), count(after.launches))
+
+
+def _total(costs: Iterable[Cost]) -> Cost:
+    return sum(costs, start=Cost())

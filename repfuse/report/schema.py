@@ -1,0 +1,102 @@
+"""The report of a conversion as data. This is the one place that says what `OUT.report.json` holds.
+
+Everything that repfuse prints as JSON has a ``kind`` and this ``schema``, which grows whenever a field changes its
+meaning or goes away; new fields alone do not change it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from repfuse.jsonready import json_ready
+from repfuse.plan import Plan
+
+if TYPE_CHECKING:  # their packages import torch
+    from repfuse.bench.results import Benchmark
+    from repfuse.verify.results import Comparison, Drift
+
+SCHEMA = 1
+
+Status = Literal["converted", "failed", "nothing-to-fuse", "planned"]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The versions that the result depends on. ``platform`` is Python's name of the system and machine."""
+
+    repfuse: str
+    torch: str
+    python: str
+    platform: str
+
+
+@dataclass(frozen=True)
+class Input:
+    """The checkpoint read. ``model`` is how the network was built, None where the file holds the module itself.
+
+    ``shapes`` and ``dtypes`` are those of the example inputs, ``input_origin`` says where they come from.
+    """
+
+    path: str
+    digest: str
+    format: str
+    model: str | None
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+    input_origin: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """The checkpoint written."""
+
+    path: str
+    digest: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """One conversion.
+
+    ``status`` is ``planned`` where only a plan was asked for, ``failed`` where proof or drift did not pass: then
+    nothing was written. ``seconds`` is the time from the loaded checkpoint to the proven result. ``timing`` is
+    short: `repfuse bench` measures properly. ``notes`` are what the user must be told.
+    """
+
+    status: Status
+    environment: Environment
+    input: Input
+    plan: Plan
+    seconds: float
+    proof: Comparison | None = None
+    drift: Drift | None = None
+    output: Output | None = None
+    timing: Benchmark | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        parts = {name: getattr(self, name) for name in ("plan", "proof", "drift", "timing")}
+        plain = {name: part.to_dict() if part else None for name, part in parts.items()}
+        rest = {
+            "status": self.status,
+            "environment": self.environment,
+            "input": self.input,
+            "output": self.output,
+            "seconds": self.seconds,
+            "notes": self.notes,
+        }
+        return dict(json_ready(rest)) | plain
+
+
+def envelope(kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Return ``data`` as a document of its own; kinds are conversion, verification, benchmark, inspection, refusals."""
+    return {"schema": SCHEMA, "kind": f"repfuse.{kind}", **data}
+
+
+def to_json(data: dict[str, Any]) -> str:
+    """Return strict JSON (no NaN, no infinity) with a final newline."""
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

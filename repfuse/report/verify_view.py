@@ -1,0 +1,96 @@
+"""A verification for people: the errors of each output, real data, where they part, the verdict last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from repfuse.report.numbers import NOTHING, error, percent, plural, shape
+from repfuse.report.tables import BAD, GOOD, NUMBER, UNSURE, facts, heading, notes, table
+
+if TYPE_CHECKING:
+    from repfuse.verify.results import FirstDifference, OutputVerdict, RealData, Verification
+
+VERDICTS = {"same": ("Same.", GOOD), "different": ("Different.", BAD), "could-not-tell": ("Could not tell.", UNSURE)}
+
+
+def verify_view(verification: Verification) -> Iterator[RenderableType]:
+    """Yield all of it."""
+    if verification.outputs:
+        yield heading("Relative errors: in float64, with the weights as stored, and in each network's own dtype")
+        yield _relative(verification.outputs)
+        yield heading("Absolute errors in float64, and the smallest tolerances that pass")
+        yield _absolute(verification.outputs)
+    yield heading("Compared")
+    yield facts(_compared(verification))
+    yield from notes(verification.notes)
+    word, style = VERDICTS[verification.verdict]
+    yield Text.assemble("\n", (word, style), f" {verification.reason}")
+
+
+def _relative(outputs: tuple[OutputVerdict, ...]) -> RenderableType:
+    columns = ("Output", "Worst input", ("Error", NUMBER), ("Rounding", NUMBER), ("Allowed", NUMBER), ("Drift", NUMBER))
+    rows = (
+        (
+            output.name,
+            output.trial,
+            error(output.error.relative.max),
+            error(output.rounding.max),
+            error(output.allowed.max),
+            error(output.drift.fused.max) if output.drift else NOTHING,
+        )
+        for output in outputs
+    )
+    return table(columns, rows)
+
+
+def _absolute(outputs: tuple[OutputVerdict, ...]) -> RenderableType:
+    percentages = list(outputs[0].error.quantiles)
+    quantiles = [("atol (largest)" if entry == "100" else f"{entry} %", NUMBER) for entry in percentages]
+    rows = (
+        (
+            output.name,
+            *(error(output.error.quantiles[entry]) for entry in percentages),
+            error(output.error.smallest_rtol),
+        )
+        for output in outputs
+    )
+    return table(("Output", *quantiles, ("rtol", NUMBER)), rows)
+
+
+def _compared(verification: Verification) -> Iterator[tuple[str, RenderableType]]:
+    original, fused = verification.dtypes
+    yield "dtypes", original if original == fused else f"{original} and {fused}"
+    compared = [trial for trial in verification.trials if not trial.skipped]
+    shapes = dict.fromkeys(", ".join(map(shape, trial.shapes)) for trial in compared)
+    yield "inputs", f"{plural(len(compared), 'input')}: {'; '.join(shapes)}" if compared else "none"
+    skipped = [trial for trial in verification.trials if trial.skipped]
+    if skipped:
+        yield "refused", f"{plural(len(skipped), 'input')} that the original refuses ({skipped[0].skipped})"
+    for trial in compared:
+        if trial.mismatch:
+            yield "mismatch", f"{trial.label}: {trial.mismatch}"
+    if verification.data:
+        yield from _data(verification.data)
+    if verification.first_difference:
+        yield "first differs", _parting(verification.first_difference)
+
+
+def _data(data: RealData) -> Iterator[tuple[str, RenderableType]]:
+    compared = "" if data.compared == data.samples else f", {data.compared} of them also in float64"
+    yield "real data", f"{plural(data.samples, 'sample')}{compared}"
+    if data.top1_agreement is not None:
+        yield "top-1", f"the same class for {percent(data.top1_agreement)} of the samples"
+    if data.accuracy_original is not None:
+        yield "accuracy", f"original {percent(data.accuracy_original)}, fused {percent(data.accuracy_fused)}"
+
+
+def _parting(difference: FirstDifference) -> str:
+    after = f", after {difference.after}, which still agrees" if difference.after else ""
+    return (
+        f"at {difference.path or 'the root'}{after}: relative error {error(difference.error.max)} "
+        f"(allowed {error(difference.allowed.max)}, {difference.trial})"
+    )
