@@ -1,0 +1,98 @@
+"""Real inputs and labels from a file: `repfuse verify --data FILE`. Reading runs no code from the file."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from repfuse.errors import RepfuseError
+
+INPUTS = ("inputs", "images", "x")
+LABELS = ("labels", "targets", "y")
+LAYOUT = (
+    f"Save a dict with a tensor under {', '.join(map(repr, INPUTS))} and, if known, one class number per sample "
+    f"under {', '.join(map(repr, LABELS))}."
+)
+
+
+class Data(NamedTuple):
+    """``inputs`` [samples, ...] for the network's first argument; ``labels`` [samples] integer classes, if any."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor | None
+
+
+def read_data(path: Path) -> Data:
+    """Read ``path``, a `.safetensors`, `.npz` or `.pt` file with inputs and, if it has them, labels.
+
+    Raises RepfuseError where it is none of these, is damaged, or holds no inputs or labels that do not match them.
+    """
+    if not path.is_file():
+        raise RepfuseError(f"There is no data file {path}.", hint="Check the path given with --data.")
+    tensors = _tensors(path)
+    inputs, labels = _find(tensors, INPUTS), _find(tensors, LABELS)
+    if inputs is None:
+        held = ", ".join(map(str, tensors)) or "nothing"
+        raise RepfuseError(f"{path} holds no inputs.", f"It holds {held}.", LAYOUT)
+    if not inputs.dim() or not len(inputs):
+        raise RepfuseError(f"The inputs in {path} hold no samples.", f"Their shape is {list(inputs.shape)}.", LAYOUT)
+    if labels is not None and labels.shape != inputs.shape[:1]:
+        shapes = f"There are {len(inputs)} inputs, and the labels have shape {list(labels.shape)}."
+        raise RepfuseError(f"The labels in {path} do not match the inputs.", shapes, LAYOUT)
+    return Data(inputs, labels)
+
+
+def _tensors(path: Path) -> Mapping[str, Any]:
+    try:
+        found = _reader(path)(path)
+    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise _unreadable(path, error) from error
+    except (SafetensorError, pickle.UnpicklingError) as error:
+        raise _unreadable(path, error) from error
+    if isinstance(found, torch.Tensor):
+        return {INPUTS[0]: found}
+    if isinstance(found, Mapping):
+        return found
+    raise RepfuseError(f"{path} holds a {type(found).__name__}, no dict of tensors.", "", LAYOUT)
+
+
+def _reader(path: Path) -> Callable[[Path], Any]:
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".safetensors": load_file,
+        ".npz": _read_npz,
+        ".pt": _read_torch,
+        ".pth": _read_torch,
+    }
+    if path.suffix not in readers:
+        raise RepfuseError(
+            f"Data in {path.suffix or 'a file without a suffix'} cannot be read.",
+            f"The readable kinds are {', '.join(readers)}.",
+            LAYOUT,
+        )
+    return readers[path.suffix]
+
+
+def _read_torch(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_npz(path: Path) -> dict[str, torch.Tensor]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: torch.from_numpy(archive[name]) for name in archive.files if name in INPUTS + LABELS}
+
+
+def _find(tensors: Mapping[str, Any], names: tuple[str, ...]) -> torch.Tensor | None:
+    return next((tensors[name] for name in names if isinstance(tensors.get(name), torch.Tensor)), None)
+
+
+def _unreadable(path: Path, error: Exception) -> RepfuseError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return RepfuseError(f"The data in {path} cannot be read.", lines[0], LAYOUT)
