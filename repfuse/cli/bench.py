@@ -1,0 +1,71 @@
+"""`repfuse bench`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from repfuse.cli.options import Allow, Fused, Input, Json, Model, ModelArg, Original, Quiet, Trust
+from repfuse.cli.output import progress, show, show_json
+from repfuse.cli.pair import FusedModel, FusedModelArg, Source, load_pair
+
+
+def bench(
+    original: Original,
+    fused: Fused,
+    *,
+    batch_size: Annotated[
+        list[int] | None, typer.Option("--batch-size", help="Samples per call; repeat it. Without it: the example's.")
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option("--threads", help="Threads of torch; repeat it. Without it: torch's choice.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", help="Rounds in which both are timed.")] = 40,
+    seconds: Annotated[
+        float, typer.Option("--seconds", help="At most this long for each batch size and thread count.")
+    ] = 10.0,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Also show the notebook's method: one cold call each, no measurement.")
+    ] = False,
+    model: Model = None,
+    model_arg: ModelArg = None,
+    fused_model: FusedModel = None,
+    fused_model_arg: FusedModelArg = None,
+    example: Input = None,
+    allow: Allow = None,
+    trust: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time two checkpoints in one process, warm and interleaved.
+
+    The speed-up is a ratio of medians with a 95 % bootstrap interval; where
+    that holds 1 there is no difference.
+
+    \b
+    Examples:
+      repfuse bench model.pt fused.pt
+      repfuse bench model.pt fused.pt --batch-size 1 --batch-size 32 --threads 1
+    """
+    from repfuse.bench import bench as measure
+    from repfuse.report.bench_view import bench_view
+
+    sources = Source(model, model_arg), Source(fused_model, fused_model_arg)
+    pair = load_pair((original, fused), *sources, example=example, allow=allow, trust=trust, quiet=quiet)
+    with progress(quiet=quiet) as update:
+        result = measure(
+            pair.original.module,
+            pair.fused.module,
+            pair.original.example_inputs,
+            batch_sizes=batch_size,
+            threads=threads,
+            rounds=rounds,
+            seconds=seconds,
+            cold=cold,
+            progress=update,
+        )
+    if as_json:
+        show_json("benchmark", result.to_dict())
+    elif not quiet:
+        show(bench_view(result))

@@ -1,0 +1,86 @@
+"""The steps of `repfuse convert`, in the order that loses nothing: the target is looked at before the long work."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repfuse.bench import bench
+from repfuse.checkpoint.atomic import check_target, replacing
+from repfuse.convert import convert
+from repfuse.loading import Checkpoint, load, save
+from repfuse.plan import Plan
+from repfuse.planner import plan
+from repfuse.report.build import environment, input_of, output_of
+from repfuse.report.schema import Report, Status, envelope, to_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from repfuse.cli.output import Progress
+
+TIMING_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to convert and where to; ``loading`` is for repfuse.load. ``out`` is None in a dry run."""
+
+    source: Path
+    out: Path | None
+    loading: dict[str, Any]
+    format: str | None
+    force: bool
+
+    @property
+    def report_path(self) -> Path | None:
+        """Where the report goes: fused.pt -> fused.report.json."""
+        return self.out.with_suffix(".report.json") if self.out else None
+
+
+def run(job: Job, progress: Progress) -> Report:
+    """Do all of it, and return the report, which is also written beside the result."""
+    for target in (job.out, job.report_path):
+        if target:
+            check_target(target, job.source, force=job.force)
+    progress("reading", 0.0)
+    checkpoint = load(job.source, **job.loading)
+    if job.out is None:
+        return _planned(checkpoint)
+    report, module = _proven(checkpoint, progress)
+    if report.status == "failed" or (report.status == "nothing-to-fuse" and not job.force):
+        return report
+    progress("timing", 0.7)
+    timing = bench(checkpoint.module, module, checkpoint.example_inputs, seconds=TIMING_SECONDS)
+    progress("writing", 0.9)
+    saved = save(checkpoint, module, job.out, plan=report.plan, format=job.format, force=job.force)
+    report = replace(report, timing=timing, output=output_of(saved))
+    _write(report, job)
+    return report
+
+
+def _planned(checkpoint: Checkpoint) -> Report:
+    started = time.perf_counter()
+    found = plan(checkpoint.module, checkpoint.example_inputs)
+    status: Status = "planned" if found.sites else "nothing-to-fuse"
+    return _report(status, checkpoint, found, time.perf_counter() - started)
+
+
+def _proven(checkpoint: Checkpoint, progress: Progress) -> tuple[Report, nn.Module]:
+    started = time.perf_counter()
+    conversion = convert(checkpoint, progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction))
+    status: Status = "failed" if not conversion.passed else "converted" if conversion.plan.sites else "nothing-to-fuse"
+    report = _report(status, checkpoint, conversion.plan, time.perf_counter() - started)
+    return replace(report, proof=conversion.proof, drift=conversion.drift), conversion.module
+
+
+def _report(status: Status, checkpoint: Checkpoint, found: Plan, seconds: float) -> Report:
+    return Report(status, environment(), input_of(checkpoint), found, seconds, notes=checkpoint.notes)
+
+
+def _write(report: Report, job: Job) -> None:
+    if job.report_path:
+        with replacing(job.report_path) as path:
+            path.write_text(to_json(envelope("conversion", report.to_dict())), encoding="utf-8")

@@ -1,0 +1,71 @@
+"""`repfuse convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust
+from repfuse.cli.output import progress, show, show_json
+from repfuse.errors import EXIT_FAILED_CHECK
+
+
+def convert(
+    source: Checkpoint,
+    out: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT", help="The file to write; --dry-run needs none.", show_default=False),
+    ] = None,
+    *,
+    model: Model = None,
+    model_arg: ModelArg = None,
+    example: Input = None,
+    allow: Allow = None,
+    trust: Trust = False,
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="module, state-dict or safetensors. Without it: as OUT's suffix says, else as IN is.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace OUT, and write it even if nothing was fused.", rich_help_panel=OUTPUT),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fuse the branches of a checkpoint, prove the result and write it.
+
+    Beside OUT goes its report: fused.pt, fused.report.json. IN is never changed.
+
+    \b
+    Examples:
+      repfuse convert model.pt fused.pt
+      repfuse convert model.pt --dry-run
+      repfuse convert weights.pth fused.pth --model timm:repvgg_a0
+      repfuse convert weights.pth fused.pth --model net.py:build --model-arg n=3
+
+    Exit codes: 0 written, or nothing to fuse; 1 the check failed and nothing
+    was written; 2 bad input.
+    """
+    if out is None and not dry_run:
+        raise typer.BadParameter("give the file to write, or --dry-run.", param_hint="OUT")
+    from repfuse.cli.conversion import Job, run
+    from repfuse.report.convert_view import convert_view
+
+    loading = {"model": model, "model_args": model_arg, "input": example, "allow": allow or (), "trust": trust}
+    job = Job(source, None if dry_run else out, loading, file_format, force)
+    with progress(quiet=quiet) as update:
+        report = run(job, update)
+    if as_json:
+        show_json("conversion", report.to_dict())
+    elif not quiet:
+        show(convert_view(report, report_path=str(job.report_path or "")))
+    raise typer.Exit(EXIT_FAILED_CHECK if report.status == "failed" else 0)

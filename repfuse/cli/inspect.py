@@ -1,0 +1,36 @@
+"""`repfuse inspect`."""
+
+from __future__ import annotations
+
+from repfuse.cli.options import Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust
+from repfuse.cli.output import progress, show, show_json
+
+
+def inspect(
+    source: Checkpoint,
+    *,
+    model: Model = None,
+    model_arg: ModelArg = None,
+    example: Input = None,
+    allow: Allow = None,
+    trust: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List what can be fused in a checkpoint, and what not and why. Nothing is written.
+
+    \b
+    Examples:
+      repfuse inspect model.pt
+      repfuse inspect weights.safetensors --model torchvision:resnet18
+    """
+    from repfuse.cli.conversion import Job, run
+    from repfuse.report.convert_view import convert_view
+
+    loading = {"model": model, "model_args": model_arg, "input": example, "allow": allow or (), "trust": trust}
+    with progress(quiet=quiet) as update:
+        report = run(Job(source, None, loading, None, force=False), update)
+    if as_json:
+        show_json("inspection", report.to_dict())
+    elif not quiet:
+        show(convert_view(report))

@@ -1,0 +1,71 @@
+"""The one place that writes: the result on standard output, progress, notes and errors on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from repfuse.errors import RepfuseError
+
+Progress = Callable[[str, float], None]
+
+
+def show(view: Iterable[RenderableType]) -> None:
+    """Print a rendering on standard output, as wide as the terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    with console.capture() as capture:
+        for part in view:
+            console.print(part)
+    lines = (line.rstrip() for line in capture.get().splitlines())  # Rich pads every line to the full width
+    _write(sys.stdout, "\n".join(lines) + "\n")
+
+
+def show_json(kind: str, data: dict[str, Any]) -> None:
+    """Print a result as strict JSON on standard output."""
+    from repfuse.report.schema import envelope, to_json
+
+    _write(sys.stdout, to_json(envelope(kind, data)))
+
+
+def say(line: str) -> None:
+    """Print one line on standard error."""
+    _write(sys.stderr, line + "\n")
+
+
+def say_error(error: RepfuseError) -> None:
+    """Print what went wrong, why and what to do on standard error."""
+    head, *rest = str(error).splitlines()
+    say("\n".join([f"error: {head}", *(f"  {line}" for line in rest)]))
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Progress]:
+    """Give a function that shows (stage, fraction done) on standard error; silent where that is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _stage, _fraction: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("starting", total=1.0)
+        yield lambda stage, fraction: bars.update(task, description=stage, completed=fraction)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write all of ``text``. Where the reader has gone (`| head`) the rest is dropped, and the exit code stays ours."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,69 @@
+"""The two checkpoints that `verify` and `bench` compare, and the options that say how to load them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from repfuse.cli.options import NETWORK
+from repfuse.cli.output import say
+
+if TYPE_CHECKING:
+    from repfuse.loading import Checkpoint
+
+FusedModel = Annotated[
+    str | None,
+    typer.Option(
+        "--fused-model",
+        metavar="SPEC",
+        help="How to build the network of FUSED, where that differs and the file does not say it itself.",
+        rich_help_panel=NETWORK,
+    ),
+]
+FusedModelArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fused-model-arg", metavar="KEY=VALUE", help="An argument for --fused-model.", rich_help_panel=NETWORK
+    ),
+]
+
+
+class Pair(NamedTuple):
+    """Both checkpoints, loaded."""
+
+    original: Checkpoint
+    fused: Checkpoint
+
+
+class Source(NamedTuple):
+    """How one side's network is built: a spec and its arguments."""
+
+    model: str | None
+    arguments: Sequence[str] | None
+
+
+def load_pair(
+    paths: tuple[Path, Path],
+    source: Source,
+    fused_source: Source,
+    *,
+    example: str | None,
+    allow: Sequence[str] | None,
+    trust: bool,
+    quiet: bool,
+) -> Pair:
+    """Load both; FUSED by ``source`` where it has no source of its own. Notes go to standard error."""
+    from repfuse.loading import load
+
+    sources = (source, fused_source if fused_source.model else source)
+    loaded = [
+        load(path, model=spec, model_args=arguments, input=example, allow=allow or (), trust=trust)
+        for path, (spec, arguments) in zip(paths, sources, strict=True)
+    ]
+    for checkpoint in loaded if not quiet else ():
+        for note in checkpoint.notes:
+            say(f"note: {checkpoint.path}: {note}")
+    return Pair(*loaded)

@@ -1,0 +1,86 @@
+"""`repfuse verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repfuse.cli.options import NETWORK, Allow, Fused, Json, Model, ModelArg, Original, Quiet, Trust
+from repfuse.cli.output import progress, show, show_json
+from repfuse.cli.pair import FusedModel, FusedModelArg, Source, load_pair
+
+
+def verify(
+    original: Original,
+    fused: Fused,
+    *,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="SHAPE",
+            help="Compare on random inputs of this shape, as 1x3x224x224; repeat it. Without it: several around the "
+            "example that the checkpoint or the model source knows.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option("--seed", help="A seed of the random inputs; repeat it.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="Real inputs: .safetensors, .npz or .pt with `inputs` and, if known, `labels`.",
+        ),
+    ] = None,
+    model: Model = None,
+    model_arg: ModelArg = None,
+    fused_model: FusedModel = None,
+    fused_model_arg: FusedModelArg = None,
+    allow: Allow = None,
+    trust: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say whether two checkpoints compute the same, and how far apart they are.
+
+    Both run on the same inputs: first in float64, where only the rounding of
+    the stored weights may show, then in the dtype they are stored in.
+
+    \b
+    Examples:
+      repfuse verify model.pt fused.pt
+      repfuse verify model.pt fused.pt --data images.npz
+      repfuse verify model.pt fused.pt --input 1x3x64x64 --input 4x3x224x224
+      repfuse verify weights.pth fused.pth --model timm:repvgg_a0
+
+    Exit codes: 0 same, 1 different, 2 could not tell.
+    """
+    from repfuse.checkpoint.example import parse_shapes
+    from repfuse.data import read_data
+    from repfuse.report.verify_view import verify_view
+    from repfuse.verify import verify as compare
+
+    sizes = [parse_shapes(shape)[0].sizes for shape in shapes or ()]
+    inputs, labels = read_data(data) if data else (None, None)
+    sources = Source(model, model_arg), Source(fused_model, fused_model_arg)
+    example = shapes[0] if shapes else None
+    pair = load_pair((original, fused), *sources, example=example, allow=allow, trust=trust, quiet=quiet)
+    with progress(quiet=quiet) as update:
+        result = compare(
+            pair.original.module,
+            pair.fused.module,
+            pair.original.example_inputs,
+            shapes=sizes or None,
+            seeds=seed or (0, 1),
+            data=inputs,
+            labels=labels,
+            progress=update,
+        )
+    if as_json:
+        show_json("verification", result.to_dict())
+    elif not quiet:
+        show(verify_view(result))
+    raise typer.Exit(result.exit_code)
