@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import floor
 
 NOTHING = "-"
 
@@ -44,7 +45,7 @@ def percent(fraction: float | None) -> str:
     if fraction is None:
         return NOTHING
     if 0.9995 <= fraction < 1:
-        return f"{fraction * 100:.4f} %"
+        return f"{floor(fraction * 1e6) / 1e4:.4f} %"
     return f"{fraction * 100:.1f} %" if fraction < 1 else "100 %"
 
 

@@ -1,0 +1,274 @@
+"""Renderings: everything said is there at every width, nothing is cut off, and JSON is strict."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterable
+
+import pytest
+from rich.console import Console
+
+from repfuse.bench.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
+from repfuse.plan import Cost, Plan, Refusal, Site
+from repfuse.refusals import REFUSALS
+from repfuse.report.bench_view import bench_view
+from repfuse.report.convert_view import convert_view
+from repfuse.report.explain_view import codes_view, explain_view
+from repfuse.report.plan_view import merged, plan_view
+from repfuse.report.schema import Environment, Input, Output, Report, envelope, to_json
+from repfuse.report.verify_view import verify_view
+from repfuse.verify.results import (
+    Comparison,
+    Drift,
+    FirstDifference,
+    Level,
+    OutputDrift,
+    OutputError,
+    OutputVerdict,
+    RealData,
+    TrialComparison,
+    Verification,
+)
+
+LONG = "backbone.stages.2.blocks.13.token_mixer.reparam_conv_with_a_long_name"
+WIDTHS = [60, 80, 120, 200]
+CODE = next(iter(REFUSALS))
+
+
+def site(path: str = LONG, branches: tuple[str, ...] = ("conv 3x3 + norm", "conv 1x1 + norm", "skip")) -> Site:
+    before, after = Cost(macs=1_300_000, launches=5), Cost(macs=1_100_000, launches=1)
+    return Site(path, "owner", "chain", branches, "3x3", "x", "add", ("a", "b"), before, after)
+
+
+def plan(*refusals: Refusal, sites: int = 2) -> Plan:
+    return Plan(
+        tuple(site(f"{LONG}.{index}") for index in range(sites)), refusals, "f" * 8, (((1, 3, 8, 8), "float32"),)
+    )
+
+
+def output_error(error: float = 3e-16) -> OutputError:
+    quantiles = {"50": 1e-17, "90": 1e-16, "99": 2e-16, "100": error}
+    return OutputError(
+        "out", (1, 10), "float64", Level(error, error), error, 1.0, quantiles, None, (0, 3), (1.0, 1.0), 0
+    )
+
+
+def comparison(error: float = 3e-16) -> Comparison:
+    ran = TrialComparison("the example", ((1, 3, 8, 8),), (output_error(error),))
+    refused = TrialComparison("size 1x1", ((1, 3, 1, 1),), skipped="RuntimeError: too small")
+    return Comparison((ran, refused), 1e-12)
+
+
+def drift(fused: float = 2e-7) -> Drift:
+    levels = (Level(1e-7, 1e-7), Level(fused, fused), Level(1e-7, 1e-7), Level(1e-6, 1e-6))
+    return Drift((OutputDrift("the example", "out", "float32", *levels),))
+
+
+def measurement(low: float, high: float, speed: float) -> Measurement:
+    times = Timing(2e-3, 1.9e-3, 2.2e-3, 4, (2e-3,))
+    return Measurement(1, 2, times, times, speed, low, high, ("The first round was slow; use more --rounds.",))
+
+
+def benchmark(*measurements: Measurement, cold: ColdCalls | None = None) -> Benchmark:
+    cost = NetworkCost(1_000_000, 4_000_000, None, None)
+    return Benchmark("cpu", "float32", ((1, 3, 8, 8),), cost, cost, measurements, cold)
+
+
+def report(**changes: object) -> Report:
+    source = Input("models/in.pt", "sha256:" + "1" * 64, "module", None, ((1, 3, 8, 8),), ("float32",), "guess")
+    fields = {
+        "status": "converted",
+        "environment": Environment("0.1.0", "2.13.0", "3.11.7", "Linux x86_64"),
+        "input": source,
+        "plan": plan(),
+        "seconds": 0.5,
+        "proof": comparison(),
+        "drift": drift(),
+        "output": Output("models/out.pt", "sha256:" + "2" * 64, "module"),
+        "timing": benchmark(measurement(1.9, 2.1, 2.0)),
+        "notes": ("input 1x3x8x8 is a guess",),
+    }
+    return Report(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def verification(**changes: object) -> Verification:
+    row = OutputVerdict("out", "the example", output_error(), Level(1e-7, 1e-7), Level(1e-6, 1e-6), drift().outputs[0])
+    fields = {
+        "verdict": "same",
+        "reason": "Rounding explains it.",
+        "dtypes": ("float32", "float32"),
+        "outputs": (row,),
+        "trials": comparison().trials,
+        "drift": drift(),
+        "data": RealData(360, 64, 1.0, 0.9972, 0.9972),
+        "notes": ("A note.",),
+    }
+    return Verification(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def text(view: Iterable[object], width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False, color_system=None)
+    for part in view:
+        console.print(part)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def squeezed(shown: str) -> str:
+    return "".join(shown.split())
+
+
+def squeezed_words(shown: str) -> str:
+    return " ".join(shown.split())
+
+
+VIEWS = {
+    "convert": lambda: convert_view(report(), "models/out.report.json"),
+    "refused": lambda: plan_view(plan(*(Refusal(CODE, f"{LONG}.{index}", "a reason") for index in range(9)))),
+    "verify": lambda: verify_view(
+        verification(first_difference=FirstDifference("a", "b", "t", Level(1, 1), Level(0, 0)))
+    ),
+    "bench": lambda: bench_view(benchmark(measurement(1.9, 2.1, 2.0), cold=ColdCalls(1.0, 0.5))),
+    "explain": lambda: explain_view(CODE, REFUSALS[CODE]),
+    "codes": lambda: codes_view(REFUSALS),
+}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", VIEWS)
+def test_nothing_is_cut_off_and_no_line_is_too_long(name: str, width: int) -> None:
+    shown = text(VIEWS[name](), width)
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_long_module_paths_stay_whole_across_lines(width: int) -> None:
+    lines = text(plan_view(plan()), width).splitlines()
+    column = "".join(line[2 : lines[2].index("What")].strip() for line in lines[3:])
+    assert f"{LONG}.0" in column
+    assert f"{LONG}.1" in column
+
+
+def test_a_conversion_says_all_it_found() -> None:
+    shown = squeezed(text(convert_view(report(), "models/out.report.json"), 120))
+    for part in (
+        "models/in.pt(module)",
+        "sha256:" + "1" * 64,
+        "sha256:" + "2" * 64,
+        "1x3x8x8float32(aguess)",
+        "2sites,10→2operators",
+        "relativeerroratmost3.0e-16infloat64(allowed1.0e-12),on1input,1morethattheoriginalrefuses",
+        "relativeerror2.0e-07infloat32(theoriginal'sown1.0e-07",
+        "2.00x(1.90to2.10)",
+        "models/out.report.json",
+        "note:input1x3x8x8isaguess",
+        "Convertedandproven.",
+    ):
+        assert part in shown, part
+
+
+def test_a_failed_proof_is_said_and_not_dressed_up() -> None:
+    shown = text(convert_view(report(status="failed", proof=comparison(1e-3), output=None, timing=None)))
+    assert "FAILED: relative error at most 1.0e-03" in shown
+    assert "nothing was written" in shown
+    assert "passed: relative error at most" not in shown
+
+
+def test_a_mismatch_and_an_unmeasured_drift_are_said() -> None:
+    trial = TrialComparison("size 1x1", ((1, 3, 1, 1),), mismatch="the shapes differ")
+    failed = report(proof=Comparison((trial,), 1e-12), drift=Drift((), measured=False, problem="no half on this CPU"))
+    shown = text(convert_view(failed))
+    assert "FAILED: size 1x1: the shapes differ." in shown
+    assert "not measured: no half on this CPU" in shown
+
+
+def test_refusals_of_one_kind_are_said_once_with_their_number() -> None:
+    kinds = [Refusal(CODE, f"layer{index}", "why not") for index in range(9)]
+    shown = text(plan_view(plan(*kinds, Refusal(CODE, "other", "another reason"), sites=0)))
+    assert shown.count("why not") == 1
+    assert "9 places" in shown
+    assert "1 place" in shown
+    assert "and 5 more" in shown
+    assert squeezed(REFUSALS[CODE].hint) in squeezed(shown)
+
+
+def test_a_declined_refusal_shows_both_costs() -> None:
+    declined = Refusal(CODE, "here", "slower", Cost(macs=1000, launches=3), Cost(macs=9000, launches=1))
+    assert "1.00 k → 9.00 k multiply-accumulates, 3 → 1 operators" in text(plan_view(plan(declined)))
+
+
+def test_equal_branches_are_counted() -> None:
+    shown = merged(site(branches=("conv 3x3 + norm", "conv 3x3 + norm", "conv 1x1 + norm")))
+    assert shown == "2 of (conv 3x3 + norm), conv 1x1 + norm → 3x3"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "speed", "sentence"),
+    [
+        (1.9, 2.1, 2.0, "the fused network is 2.00 times faster"),
+        (0.4, 0.6, 0.5, "the fused network is 2.00 times slower"),
+        (0.9, 1.2, 1.1, "no difference that this measurement can see"),
+    ],
+)
+def test_a_benchmark_says_its_verdict(low: float, high: float, speed: float, sentence: str) -> None:
+    shown = text(bench_view(benchmark(measurement(low, high, speed))))
+    assert sentence in shown
+    assert f"({low:.2f} to {high:.2f})" in shown
+    assert "use more --rounds" in shown
+
+
+def test_the_notebooks_method_is_labelled() -> None:
+    shown = text(bench_view(benchmark(measurement(1.9, 2.1, 2.0), cold=ColdCalls(1.0, 0.5))))
+    assert "no measurement of speed" in squeezed_words(shown)
+
+
+def test_a_verification_reports_real_data_and_what_was_refused() -> None:
+    shown = text(verify_view(verification()))
+    assert "the same class for 100 % of the samples" in shown
+    assert "original 99.7 %, fused 99.7 %" in shown
+    assert "1 input that the original refuses (RuntimeError: too small)" in shown
+    assert shown.rstrip().endswith("Same. Rounding explains it.")
+
+
+def test_a_difference_names_the_place() -> None:
+    place = FirstDifference("stages.1", "stages.0", "the example", Level(0.1, 0.2), Level(1e-6, 1e-6))
+    shown = squeezed_words(text(verify_view(verification(verdict="different", first_difference=place))))
+    assert "at stages.1, after stages.0, which still agrees: relative error 2.0e-01" in shown
+    assert "Different." in shown
+
+
+def test_could_not_tell_needs_no_outputs() -> None:
+    shown = text(verify_view(verification(verdict="could-not-tell", outputs=(), trials=(), drift=None, data=None)))
+    assert "Could not tell." in shown
+
+
+def test_explanations_are_complete() -> None:
+    for code, explanation in REFUSALS.items():
+        shown = squeezed_words(text(explain_view(code, explanation), 120))
+        assert explanation.title in shown
+        assert squeezed(explanation.meaning) in squeezed(shown)
+        assert squeezed(explanation.hint) in squeezed(shown)
+        assert code in text(codes_view(REFUSALS))
+
+
+def strict(document: str) -> dict[str, object]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(document, parse_constant=refuse)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("error", [3e-16, math.inf, math.nan])
+def test_the_report_is_strict_json_with_a_schema(error: float) -> None:
+    found = strict(to_json(envelope("conversion", report(proof=comparison(error)).to_dict())))
+    assert found["schema"] == 1
+    assert found["kind"] == "repfuse.conversion"
+    assert {"status", "environment", "input", "output", "plan", "proof", "drift", "timing", "notes"} <= set(found)
+    assert Plan.from_dict(found["plan"]) == plan()  # type: ignore[arg-type]
+
+
+def test_a_report_without_its_optional_parts_is_json_too() -> None:
+    found = strict(to_json(report(proof=None, drift=None, output=None, timing=None).to_dict()))
+    assert found["proof"] is found["drift"] is found["output"] is found["timing"] is None
