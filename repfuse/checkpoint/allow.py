@@ -69,16 +69,21 @@ def resolve(name: GlobalName, allow: Collection[str]) -> type:
 
 def check_all(path: Path, names: Iterable[GlobalName], allow: Collection[str]) -> dict[GlobalName, type]:
     """Return the class of each name. Raises one RepfuseError that lists every name that is not allowed."""
-    classes: dict[GlobalName, type] = {}
+    names = set(names) - {PARTIAL}
+    if needs := names_refused(names, allow):
+        raise refusal(path, needs)
+    return {name: resolve(name, allow) for name in names}
+
+
+def names_refused(names: Iterable[GlobalName], allow: Collection[str]) -> list[Need]:
+    """Return what is not allowed among ``names``."""
     needs = []
     for name in sorted(set(names) - {PARTIAL}):
         try:
-            classes[name] = resolve(name, allow)
+            resolve(name, allow)
         except NotAllowedError as refused:
             needs.append(refused.need)
-    if needs:
-        raise refusal(path, needs)
-    return classes
+    return needs
 
 
 def refusal(path: Path, needs: list[Need]) -> RepfuseError:

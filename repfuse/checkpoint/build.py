@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from repfuse.checkpoint.source import ModelSource
 
-WEIGHTS = ("pretrained", "checkpoint_path", "weights", "weights_backbone")  # arguments that fetch weights
+WEIGHTS = ("pretrained", "checkpoint_path", "weights", "weights_backbone")  # arguments that would fetch weights
 
 
 def build(source: ModelSource) -> nn.Module:
@@ -54,7 +54,7 @@ def _from_timm(source: ModelSource) -> Callable[..., Any]:
     if not timm.is_model(name.partition(".")[0]):
         raise _unknown("timm", name, timm.list_models())
     _refuse_weights(source)
-    return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
+    return lambda **arguments: timm.create_model(name, **(arguments | {"pretrained": False}))
 
 
 def _from_torchvision(source: ModelSource) -> Callable[..., Any]:
@@ -65,7 +65,7 @@ def _from_torchvision(source: ModelSource) -> Callable[..., Any]:
     _refuse_weights(source)
     builder = models.get_model_builder(name)
     fixed = {key: None for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters}
-    return lambda **arguments: builder(**fixed, **arguments)
+    return lambda **arguments: builder(**(arguments | fixed))
 
 
 def _from_import(source: ModelSource) -> Callable[..., Any]:

@@ -3,83 +3,81 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from repfuse.checkpoint.around import KEYS, Around, around
 from repfuse.checkpoint.inert import module_state
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-KEYS = (  # averaged weights first, as timm and YOLO do: they are the ones that are evaluated and shipped
-    *("state_dict_ema", "model_ema", "ema", "params_ema", "ema_state_dict"),
-    *("state_dict", "model_state_dict", "model", "module", "params", "net"),
-)
-WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each key
+WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each name
 AVERAGED = "n_averaged"  # the counter that AveragedModel adds to the state dict
+RECIPE = "repfuse"  # the attribute, or the metadata key, that holds the recipe
 SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The network in a file: a ``module`` (real or a record) or a state dict, and what is around it.
+    """The network in a file: a ``module`` (real, or a record) or a ``state`` dict; and what is ``around`` it.
 
-    ``state`` has its keys without ``prefix``; ``extras`` are entries that belong to the wrapper. ``keys`` is the way
-    to the network through the dictionaries of the training checkpoint ``container`` (empty where it is bare).
+    ``recipe`` is the text that repfuse left with a state dict, ``notes`` what the user must be told.
     """
 
     module: Any = None
     state: OrderedDict[str, Tensor] | None = None
-    prefix: str = ""
-    extras: dict[str, Tensor] = field(default_factory=dict)
-    keys: tuple[str, ...] = ()
-    container: dict[str, Any] | None = None
+    recipe: Any = None
+    around: Around = Around()  # noqa: RUF009 - it is frozen
     notes: tuple[str, ...] = ()
 
 
 def find(tree: Any, path: Path, key: str | None = None) -> Contents:
     """Return the network in ``tree``; ``key`` picks one of several. Raises RepfuseError where there is none."""
-    if key is None and (_is_module(tree) or _is_state_dict(tree)):
-        return _contents(tree)
+    if key is None and _is_network(tree):
+        return _contents(tree, {}, ())
     if not isinstance(tree, dict):
         raise _nothing(path, f"It holds one {_kind(tree)}.")
-    found = [way for way in _ways(tree, (key,) if key else KEYS) if way]
-    if not found:
+    ways = _ways(tree, (key,) if key else KEYS)
+    if not ways:
+        wanted = f"no network under {key!r}" if key else "no state dict and no network"
         names = ", ".join(str(name) for name in list(tree)[:SHOWN])
-        wanted = f"nothing usable under {key!r}" if key else "no state dict and no network"
         raise _nothing(path, f"It is a dictionary with {wanted}. Its keys: {names or 'none'}.")
-    return _contents(_at(tree, found[0]), found, tree)
-
-
-def _contents(value: Any, ways: list[tuple[str, ...]] | None = None, container: Any = None) -> Contents:
-    keys = ways[0] if ways else ()
     notes = []
-    if ways and len(ways) > 1:
+    if len(ways) > 1:
         others = ", ".join(repr(".".join(way)) for way in ways[1:])
-        notes.append(f"took the weights under {'.'.join(keys)!r}; the file also has {others} (key=... picks one)")
+        notes.append(f"took the weights under {'.'.join(ways[0])!r}; the file also has {others}")
+    found = _contents(_at(tree, ways[0]), tree, ways[0])
+    return Contents(found.module, found.state, found.recipe, found.around, (*notes, *found.notes))
+
+
+def _contents(value: Any, tree: dict[str, Any], keys: tuple[str, ...]) -> Contents:
     if _is_module(value):
-        return Contents(module=value, keys=keys, container=container, notes=tuple(notes))
+        return Contents(module=value, around=around(tree, keys, "", {}) if keys else Around())
     state, prefix, extras = _unwrapped(value)
-    if prefix:
-        notes.append(f"took the prefix {prefix!r} off the names of the weights")
-    return Contents(None, state, prefix, extras, keys, container, tuple(notes))
+    notes = (f"took the prefix {prefix!r} off the names of the weights",) if prefix else ()
+    layout = around(tree, keys, prefix, extras) if keys else Around(prefix, extras)
+    return Contents(None, state, getattr(value, RECIPE, None), layout, notes)
 
 
 def _ways(tree: dict[Any, Any], keys: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return the way to each network in a training checkpoint, the preferred first; dictionaries may be nested once."""
+    """Return the keys to each network, the preferred one first; a dictionary of ``tree`` may hold one in its turn."""
     ways: list[tuple[str, ...]] = []
     for key in keys:
         value = tree.get(key)
-        if _is_module(value) or _is_state_dict(value):
+        if _is_network(value):
             ways.append((key,))
         elif isinstance(value, dict):
-            inner = (k for k in KEYS if _is_module(value.get(k)) or _is_state_dict(value.get(k)))
-            ways.extend((key, k) for k in list(inner)[:1])
+            ways.extend([(key, inner) for inner in KEYS if _is_network(value.get(inner))][:1])
     return ways
+
+
+def _is_network(value: Any) -> bool:
+    return _is_module(value) or _is_state_dict(value)
 
 
 def _is_module(value: Any) -> bool:
@@ -89,7 +87,7 @@ def _is_module(value: Any) -> bool:
 def _is_state_dict(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and bool(value)
+        and any(isinstance(held, Tensor) for held in value.values())
         and all(
             isinstance(key, str) and (isinstance(held, Tensor) or key.endswith("_extra_state"))
             for key, held in value.items()
@@ -118,11 +116,14 @@ def _at(tree: Any, keys: tuple[str, ...]) -> Any:
 
 
 def _kind(value: Any) -> str:
-    return "tensor" if isinstance(value, Tensor) else f"object of type {getattr(value, 'origin', type(value).__name__)}"
+    if isinstance(value, Tensor):
+        return "tensor"
+    return f"object of type {getattr(value, 'origin', type(value).__name__)}"
 
 
 def _nothing(path: Path, why: str) -> RepfuseError:
-    hint = (
-        "Give a file with a network, a state dict, or a training checkpoint that has one under 'state_dict' or 'model'."
+    return RepfuseError(
+        f"{path} holds no network.",
+        why,
+        "Give a network, a state dict, or a training checkpoint that has one under 'state_dict', 'model' or the like.",
     )
-    return RepfuseError(f"{path} holds no network.", why, hint)

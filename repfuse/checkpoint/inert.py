@@ -119,27 +119,29 @@ def module_state(value: Any) -> dict[str, Any] | None:
     return None
 
 
-def state_dict_of(value: Any, prefix: str = "") -> OrderedDict[str, torch.Tensor]:
-    """Return the state dict of a record that looks like an nn.Module, in PyTorch's order, without its class.
+def tensors_of(value: Any, prefix: str = "") -> tuple[OrderedDict[str, torch.Tensor], set[str]]:
+    """Return the parameters and buffers of a record that looks like an nn.Module, by name, without its class.
 
-    Non-persistent buffers are left out, as nn.Module.state_dict does.
+    Also returns which of them are non-persistent, and so no part of its state dict.
     """
     found: OrderedDict[str, torch.Tensor] = OrderedDict()
     state = module_state(value) or {}
-    hidden = state.get("_non_persistent_buffers_set") or ()
+    hidden = {f"{prefix}{name}" for name in state.get("_non_persistent_buffers_set") or ()}
     for kind in ("_parameters", "_buffers"):
         for name, tensor in (state.get(kind) or {}).items():
-            if isinstance(tensor, torch.Tensor) and name not in hidden:
-                found[prefix + name] = tensor
-    for name, child in (state.get("_modules") or {}).items():
-        found.update(state_dict_of(child, f"{prefix}{name}."))
-    return found
+            if isinstance(tensor, torch.Tensor):
+                found[f"{prefix}{name}"] = tensor
+    for name, child in state["_modules"].items() if state else ():
+        inner, inner_hidden = tensors_of(child, f"{prefix}{name}.")
+        found.update(inner)
+        hidden |= inner_hidden
+    return found, hidden
 
 
 def tidied(root: Any) -> Any:
-    """Return ``root`` without the attributes that a file can hang on its dictionaries.
+    """Return ``root`` without the attributes that a file can hang on its dictionaries, where they could hide methods.
 
-    They could hide methods. Kept are the two that mean something: the versions that nn.Module.state_dict notes, and
+    Kept are the two that mean something, where they are plain data: the versions that nn.Module.state_dict notes, and
     the recipe of repfuse. Raises UnpicklingError where an attribute of a tensor hides one of torch's own.
     """
     for value in walk(root):

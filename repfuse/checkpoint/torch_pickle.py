@@ -8,8 +8,8 @@ import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from contextlib import contextmanager
-from pickle import UnpicklingError
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from pickle import PicklingError, UnpicklingError
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
@@ -62,9 +62,22 @@ def read_trusted(path: Path) -> Any:
         ) from error
 
 
-def write(data: Any, file: IO[bytes]) -> None:
-    """Write ``data`` as torch.save does."""
-    torch.save(data, file)
+def write(data: Any, path: Path) -> None:
+    """Write ``data`` as torch.save does.
+
+    Raises RepfuseError where it cannot be pickled, OSError where the disk fails.
+    """
+    try:
+        with path.open("wb") as file:
+            torch.save(data, file)
+    except (PicklingError, AttributeError, TypeError) as error:
+        raise RepfuseError(
+            "The network cannot be pickled.",
+            _first_line(error),
+            "Write its weights alone: give an output that ends in .safetensors, or --format state-dict.",
+        ) from error
+    except RuntimeError as error:  # what torch's archive writer makes of an OSError
+        raise OSError(_first_line(error)) from error
 
 
 def _scan(path: Path, container: Container) -> Scan:

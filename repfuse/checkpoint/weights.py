@@ -28,7 +28,7 @@ def match_dtype(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         network.to(dtype)
 
 
-def load(network: nn.Module, state: dict[str, Tensor], path: Path, built_by: str) -> tuple[str, ...]:
+def load_weights(network: nn.Module, state: dict[str, Tensor], path: Path, built_by: str) -> tuple[str, ...]:
     """Load ``state`` into ``network``, which takes over its tensors, dtypes and strides; return notes for the user.
 
     Raises RepfuseError with the missing, unexpected and wrong-shaped names where the two do not fit exactly.

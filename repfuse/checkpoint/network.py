@@ -1,0 +1,102 @@
+"""From an opened file to a network that runs: its classes restored, or built by its source and filled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from repfuse.checkpoint.build import build
+from repfuse.checkpoint.inert import tensors_of
+from repfuse.checkpoint.recipe import Recipe, check_buildable
+from repfuse.checkpoint.revive import revive
+from repfuse.checkpoint.source import FORMS, ModelSource
+from repfuse.checkpoint.weights import load_weights, match_dtype
+from repfuse.errors import RepfuseError
+
+if TYPE_CHECKING:
+    from collections import OrderedDict
+    from collections.abc import Callable, Collection
+
+    from torch import Tensor
+
+    from repfuse.checkpoint.opening import Opened
+    from repfuse.plan import Plan
+
+    Replay = Callable[[nn.Module, Plan], nn.Module]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in eval mode with its weights; ``source`` and ``plans`` say how it was built, where it was."""
+
+    module: nn.Module
+    source: ModelSource | None = None
+    plans: tuple[Plan, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def network_of(
+    opened: Opened, source: ModelSource | None, allow: Collection[str], replay: Replay, *, trust: bool
+) -> Network:
+    """Return the network of the file.
+
+    ``replay`` applies a plan to a network: a fused one is built by its source, and then fused as it was before.
+    Raises RepfuseError where it cannot be built, or where its weights do not fit.
+    """
+    state = opened.contents.state
+    if state is None:
+        return _restored(opened, source, allow, replay)
+    recipe = opened.recipe
+    source = source or _source_of(opened, recipe, allow, trust=trust)
+    return _filled(opened, state, source, replay, recipe.plans if recipe else ())
+
+
+def _restored(opened: Opened, source: ModelSource | None, allow: Collection[str], replay: Replay) -> Network:
+    try:
+        module = revive(opened.contents.module, opened.path, allow)
+    except RepfuseError as refused:
+        if source is None:
+            raise
+        tensors, hidden = tensors_of(opened.contents.module)
+        for name in hidden:
+            del tensors[name]
+        note = f"only the weights are taken from the file, the network is {source}: {refused.why}"
+        network = _filled(opened, tensors, source, replay)
+        return replace(network, notes=(note, *network.notes))
+    notes = (f"the file holds its network itself: {source.spec} is not used",) if source else ()
+    return _in_eval(module, notes)
+
+
+def _in_eval(module: nn.Module, notes: tuple[str, ...]) -> Network:
+    if isinstance(module, nn.DataParallel):
+        module, notes = module.module, (*notes, "took the network out of its DataParallel wrapper")
+    if any(part.training for part in module.modules()):
+        notes = (*notes, "the network was in training mode: it is used in eval mode")
+    return Network(module.eval(), notes=notes)
+
+
+def _filled(
+    opened: Opened, state: OrderedDict[str, Tensor], source: ModelSource, replay: Replay, plans: tuple[Plan, ...] = ()
+) -> Network:
+    """Build the network, fuse it as it was fused before, and only then load the weights."""
+    module = build(source).eval()
+    match_dtype(module, state)
+    for plan in plans:
+        module = replay(module, plan)
+    notes = load_weights(module, state, opened.path, str(source))
+    return Network(module, source, plans, notes)
+
+
+def _source_of(opened: Opened, recipe: Recipe | None, allow: Collection[str], *, trust: bool) -> ModelSource:
+    if recipe is None:
+        names = list(opened.contents.state or ())
+        raise RepfuseError(
+            f"{opened.path} holds weights, and not the network that they belong to.",
+            f"It is a state dict with {len(names)} entries: {', '.join(names[:4])}, ...",
+            f"Say how to build the network: --model {FORMS}.",
+        )
+    if not trust:
+        check_buildable(recipe.source, opened.path, allow)
+    return recipe.source

@@ -1,0 +1,101 @@
+"""From a network to a file: laid out as its input was, and read back before it counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from repfuse.checkpoint import safetensors_file, torch_pickle
+from repfuse.checkpoint.contents import RECIPE
+from repfuse.checkpoint.inert import tensors_of
+from repfuse.checkpoint.recognise import Container
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from repfuse.checkpoint.around import Around
+
+SUFFIXES = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch", ".bin": "torch", ".ckpt": "torch"}
+FORMATS = ("module", "state-dict", "safetensors")
+
+
+def format_for(out: Path, asked: str | None, of_input: str) -> str:
+    """Return the format to write: the one asked for, else what the suffix of ``out`` says, else the input's."""
+    if asked is not None:
+        if asked not in FORMATS:
+            raise RepfuseError(f"{asked!r} is not a format.", "", f"Use one of {', '.join(FORMATS)}.")
+        return asked
+    said = SUFFIXES.get(out.suffix.lower())
+    if said == "torch":
+        return "state-dict" if of_input == "safetensors" else of_input
+    return said or of_input
+
+
+def state_of(network: nn.Module, layout: Around, recipe: str | None) -> dict[str, Any]:
+    """Return the state dict as it will be written: on the CPU, with the prefix and extras of the input's."""
+    full: dict[str, Any] = network.state_dict(prefix=layout.prefix)
+    for name, value in full.items():
+        full[name] = value.detach().cpu() if isinstance(value, Tensor) else value
+    full.update(layout.extras)
+    if recipe is not None:
+        vars(full)[RECIPE] = recipe
+    return full
+
+
+def write_torch(network: Any, layout: Around, path: Path, *, trust: bool) -> Any:
+    """Write ``network`` (a module or state dict) in its layout, read it back, and return what was read of it.
+
+    Raises RepfuseError where it cannot be pickled, or where a tensor does not come back bit by bit.
+    """
+    torch_pickle.write(layout.put(network), path)
+    back = torch_pickle.read_trusted(path) if trust else torch_pickle.read(path, Container.TORCH_ZIP)
+    _compare(_tensors(network), _tensors(layout.take(back)))
+    return layout.take(back)
+
+
+def write_safetensors(state: Mapping[str, Any], metadata: Mapping[str, str], path: Path) -> None:
+    """Write ``state`` and read it back, with the same promise as ``write_torch``."""
+    safetensors_file.write(state, metadata, path)
+    back, text = safetensors_file.read(path)
+    _compare(state, back)
+    if any(text.get(key) != value for key, value in metadata.items()):
+        raise _not_the_same("its metadata")
+
+
+def _tensors(network: Any) -> Mapping[str, Any]:
+    if isinstance(network, nn.Module):
+        parameters = network.named_parameters(remove_duplicate=False)
+        return dict([*parameters, *network.named_buffers(remove_duplicate=False)])
+    return network if isinstance(network, dict) else tensors_of(network)[0]
+
+
+def _compare(written: Mapping[str, Any], read: Mapping[str, Any]) -> None:
+    if written.keys() != read.keys():
+        raise _not_the_same(", ".join(sorted(written.keys() ^ read.keys())))
+    for name, tensor in written.items():
+        if isinstance(tensor, Tensor) and not _same_bits(tensor, read[name]):
+            raise _not_the_same(name)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(_bits(one), _bits(other))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8) if flat.numel() else flat
+
+
+def _not_the_same(what: str) -> RepfuseError:
+    return RepfuseError(
+        "What was read back is not what was written; nothing was kept.",
+        f"It differs in {what}.",
+        "Try again, and on another disk. If it stays so, please report it.",
+        exit_code=EXIT_FAILED_CHECK,
+    )
