@@ -11,6 +11,8 @@ Weights are float64 until the last step, so that only one rounding, the final ca
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +22,9 @@ from torch.nn import functional as F  # noqa: N812 - the name everyone knows
 from repfuse.geometry import Geometry
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+_BLOCK = 1 << 18
+"""Numbers of a weight that are summed at a time: 2 MB in float64, which stays in the cache of a processor."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +45,21 @@ class AffineConv:
     @staticmethod
     def convolution(geometry: Geometry, weight: Tensor, bias: Tensor | None = None) -> AffineConv:
         """Return the map of a convolution with these weights, in any floating dtype."""
-        total = Accumulator(geometry, weight.device)
-        total.add(geometry, weight, bias)
-        return total.result()
+        zeros = torch.zeros(geometry.out_channels, dtype=torch.float64, device=weight.device)
+        return AffineConv(geometry, weight.double(), zeros if bias is None else bias.double())
 
     def add(self, other: AffineConv) -> AffineConv:
         """Return ``x -> self(x) + other(x)``. Raises NotAffine where no single convolution equals it."""
-        total = Accumulator(self.geometry.add(other.geometry), self.weight.device)
-        total.add(self.geometry, self.weight, self.bias)
-        total.add(other.geometry, other.weight, other.bias)
-        return total.result()
+        geometry = self.geometry.add(other.geometry)
+        weight = self.weight.new_empty(geometry.weight_shape)
+        sum_weights(geometry, [Addend(self.geometry, self.weight), Addend(other.geometry, other.weight)], weight)
+        return AffineConv(geometry, weight, self.bias + other.bias)
 
-    def scale(self, scale: Tensor, shift: Tensor | None = None) -> AffineConv:
+    def scale(self, scale: Tensor, shift: Tensor) -> AffineConv:
         """Return ``x -> scale * self(x) + shift`` with ``scale`` and ``shift`` of shape ``[C_out]``."""
-        total = Accumulator(self.geometry, self.weight.device)
-        total.add(self.geometry, self.weight, self.bias, scale)
-        if shift is not None:
-            total.bias += shift
-        return total.result()
+        weight = torch.empty_like(self.weight)
+        sum_weights(self.geometry, [Addend(self.geometry, self.weight, scale)], weight)
+        return AffineConv(self.geometry, weight, scale * self.bias + shift)
 
     def apply(self, x: Tensor) -> Tensor:
         """Apply the map to ``x`` of shape ``[N, C_in, *axes]``, in the dtype of ``x``."""
@@ -83,50 +85,67 @@ def pad_explicitly(x: Tensor, geometry: Geometry) -> Tensor:
     return F.pad(x, flat, mode=mode)
 
 
-class Accumulator:
-    """A sum of maps of one source, laid on one geometry. Holds one float64 weight, whatever the number of terms."""
+@dataclass(frozen=True)
+class Addend:
+    """``scale * weight``, laid out as ``geometry`` says; ``weight`` in any dtype, ``scale`` float64 ``[C_out]``."""
 
-    def __init__(self, geometry: Geometry, device: torch.device) -> None:
-        self.geometry = geometry
-        self.device = device
-        self.bias = torch.zeros(geometry.out_channels, dtype=torch.float64, device=device)
-        self._weight: Tensor | None = None
+    geometry: Geometry
+    weight: Tensor
+    scale: Tensor | None = None
 
-    def add(self, geometry: Geometry, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> None:
-        """Add ``scale * (weight ⋆ x + bias)``; ``geometry`` must be one that the sum covers."""
-        rows = None if scale is None else scale.to(torch.float64).view(-1, *[1] * (weight.dim() - 1))
-        if self._weight is None and geometry == self.geometry:
-            # The first and largest term needs no zeros to be added to: one pass converts and scales it.
-            self._weight = weight.to(torch.float64, copy=True) if rows is None else weight * rows
+    def rows(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Return these rows of the scaled weight in float64, in ``out`` if given."""
+        rows = self.weight[start:stop]
+        exact = rows.to(torch.float64) if out is None else out.copy_(rows)
+        if self.scale is None:
+            return exact
+        scale = self.scale[start:stop].view(-1, *[1] * (rows.dim() - 1))
+        return exact * scale if out is None else exact.mul_(scale)
+
+
+def sum_weights(geometry: Geometry, addends: Sequence[Addend], into: Tensor) -> None:
+    """Sum the addends on their common ``geometry`` in float64, and round the sum once, into ``into`` of any dtype.
+
+    Goes by blocks of output channels, so that float64 never takes more memory than one block.
+    """
+    # Rows of a kernel of more groups than the sum come in blocks that must not be torn apart.
+    apart = [a.geometry.groups for a in addends if a.geometry.groups != geometry.groups]
+    unit = math.lcm(1, *(geometry.out_channels // groups for groups in apart))
+    per_row = math.prod(geometry.weight_shape[1:])
+    step = max(_BLOCK // (per_row * unit), 1) * unit
+    buffer = torch.empty((min(step, geometry.out_channels), *into.shape[1:]), dtype=torch.float64, device=into.device)
+    whole = [addend for addend in addends if addend.geometry == geometry]
+    partial = [addend for addend in addends if addend.geometry != geometry]
+    for start in range(0, geometry.out_channels, step):
+        stop = min(start + step, geometry.out_channels)
+        block = buffer[: stop - start]
+        if whole:
+            whole[0].rows(start, stop, out=block)
         else:
-            term = weight if rows is None else weight * rows
-            _lay(self._full(), self.geometry, term, geometry)
-        if bias is not None:
-            self.bias += bias.to(torch.float64) if scale is None else bias * scale
-
-    def result(self) -> AffineConv:
-        """Return the sum."""
-        return AffineConv(self.geometry, self._full(), self.bias)
-
-    def _full(self) -> Tensor:
-        if self._weight is None:
-            self._weight = torch.zeros(self.geometry.weight_shape, dtype=torch.float64, device=self.device)
-        return self._weight
+            block.zero_()
+        for addend in whole[1:]:
+            block += addend.rows(start, stop)
+        for addend in partial:
+            _lay(block, geometry, addend.rows(start, stop), addend.geometry, start)
+        into[start:stop] = block
 
 
-def _lay(total: Tensor, on: Geometry, weight: Tensor, geometry: Geometry) -> None:
-    """Add ``weight`` of ``geometry`` into ``total`` of geometry ``on``, in place: align taps, then groups."""
+def _lay(block: Tensor, on: Geometry, rows: Tensor, geometry: Geometry, start: int) -> None:
+    """Add ``rows`` of a kernel of ``geometry`` into ``block`` of one of geometry ``on``: align taps, then groups.
+
+    Both begin at output channel ``start``.
+    """
     taps = tuple(
         slice((own[0] - all_[0]) // all_.step, (own[-1] - all_[0]) // all_.step + 1, max(own.step // all_.step, 1))
         for own, all_ in zip(geometry.taps, on.taps, strict=True)
     )
-    window = total[(slice(None), slice(None), *taps)]
+    window = block[(slice(None), slice(None), *taps)]
     if geometry.groups == on.groups:
-        window += weight
+        window += rows
         return
-    # A kernel of g * r groups is block-diagonal among g groups: r blocks on the diagonal of an r x r grid.
-    blocks = geometry.groups // on.groups
-    per_block = (geometry.out_channels // geometry.groups, geometry.in_channels // geometry.groups)
-    grid = window.unflatten(1, (blocks, per_block[1])).unflatten(0, (on.groups, blocks, per_block[0]))
-    diagonal = grid.diagonal(dim1=1, dim2=3)
-    diagonal += weight.unflatten(0, (on.groups, blocks, per_block[0])).movedim(1, -1)
+    # Group j of a kernel of g * r groups reads the input channels of part j % r of its group among the g.
+    parts = geometry.groups // on.groups
+    height = geometry.out_channels // geometry.groups
+    grid = window.unflatten(1, (parts, -1)).unflatten(0, (-1, height))
+    group = torch.arange(grid.shape[0], device=block.device)
+    grid[group, :, (group + start // height) % parts] += rows.unflatten(0, (-1, height))

@@ -10,63 +10,69 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repfuse.affine import AffineConv
 from repfuse.cost import needs_separate_pad
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.expression import Expression, Tensors, evaluate, tensor_names
+from repfuse.geometry import Geometry
 
 _CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _PADS: dict[int, type[nn.Module]] = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
 
 
-def convolution_module(map_: AffineConv, sample: Tensor) -> nn.Module:
-    """Return a convolution that computes ``map_`` in the dtype, device and memory format of the weight ``sample``.
-
-    Padding is written as explicit integers; padding that differs before and after takes a module of its own.
-    """
-    geometry = map_.geometry
-    apart = needs_separate_pad(geometry)
-    convolution = _CONVOLUTIONS[geometry.ndim](
+def convolution_module(geometry: Geometry) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+    """Return a convolution of ``geometry`` without data. Padding is in explicit integers, 0 where it is a module apart."""
+    return _CONVOLUTIONS[geometry.ndim](
         geometry.in_channels,
         geometry.out_channels,
         geometry.kernel,
         geometry.stride,
-        0 if apart else tuple(before for before, _ in geometry.padding),
+        0 if needs_separate_pad(geometry) else tuple(before for before, _ in geometry.padding),
         geometry.dilation,
         geometry.groups,
         padding_mode=geometry.padding_mode,
         device="meta",
     )
-    write_weights(convolution, map_, sample)
-    if not apart:
+
+
+def with_padding(convolution: nn.Module, geometry: Geometry) -> nn.Module:
+    """Return the convolution, behind a padding of its own where that differs before and after."""
+    if not needs_separate_pad(geometry):
         return convolution
     amounts = tuple(amount for pair in reversed(geometry.padding) for amount in pair)
     return nn.Sequential(OrderedDict(pad=_PADS[geometry.ndim](amounts), conv=convolution))
 
 
-def write_weights(convolution: nn.Module, map_: AffineConv, sample: Tensor) -> None:
-    """Give ``convolution`` the weight and bias of ``map_``, rounded once, to the dtype of ``sample``."""
-    weight = _rounded(map_.weight, sample)
-    if sample.dim() == 4 and _channels_last(sample) and not _channels_last(weight):
+def write_weights(convolution: nn.Module, expression: Expression, tensors: Tensors, like: Tensor) -> None:
+    """Give ``convolution`` the weight and bias of the map, with dtype, device and memory format of the weight ``like``.
+
+    Raises RepfuseError where a finite number becomes infinite in that dtype.
+    """
+    weight, bias = evaluate(expression, tensors, like)
+    for rounded in (weight, bias):
+        _check_range(rounded, [tensors(name) for name in tensor_names(expression)])
+    if like.dim() == 4 and _channels_last(like) and not _channels_last(weight):
         weight = weight.contiguous(memory_format=torch.channels_last)
-    convolution.weight = nn.Parameter(weight, sample.requires_grad)
-    convolution.bias = nn.Parameter(_rounded(map_.bias, sample), sample.requires_grad)
+    convolution.weight = nn.Parameter(weight, like.requires_grad)
+    convolution.bias = nn.Parameter(bias, like.requires_grad)
 
 
 def _channels_last(tensor: Tensor) -> bool:
     return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def _rounded(exact: Tensor, sample: Tensor) -> Tensor:
-    """Cast to the dtype of ``sample``. Raises RepfuseError where a finite number becomes infinite."""
-    rounded = exact.to(sample.dtype)
-    if rounded.numel() and not torch.isfinite(torch.stack(torch.aminmax(rounded))).all() and exact.isfinite().all():
-        raise RepfuseError(
-            f"A fused weight does not fit into {str(sample.dtype).removeprefix('torch.')}.",
-            f"Its largest value is {exact.abs().max():.3g}; the range of the format ends below that.",
-            "Convert the checkpoint in a format of larger range, such as bfloat16 or float32.",
-            EXIT_FAILED_CHECK,
-        )
-    return rounded
+def _check_range(rounded: Tensor, origins: Iterable[Tensor]) -> None:
+    if _finite(rounded) or not all(_finite(origin) for origin in origins):
+        return
+    raise RepfuseError(
+        f"A fused weight does not fit into {str(rounded.dtype).removeprefix('torch.')}.",
+        "A scale of a normalisation is so large that the product leaves the range of the format.",
+        "Convert the checkpoint in a format of larger range, such as bfloat16 or float32.",
+        EXIT_FAILED_CHECK,
+    )
+
+
+def _finite(tensor: Tensor) -> bool:
+    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def graph_module(owner: nn.Module, graph: fx.Graph, made: dict[str, nn.Module], kept: Iterable[str]) -> fx.GraphModule:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repfuse.affine import Accumulator, AffineConv
+from repfuse.affine import Addend, sum_weights
 from repfuse.geometry import Geometry
 
 Tensors = Callable[[str], Tensor]
@@ -107,32 +107,39 @@ def sum_of(terms: tuple[Expression, ...]) -> Expression:
     return terms[0] if len(terms) == 1 else Sum(terms, geometry)
 
 
-def evaluate(expression: Expression, tensors: Tensors, device: torch.device) -> AffineConv:
-    """Compute the fused map in float64 on ``device``."""
-    total = Accumulator(expression.geometry, device)
-    _accumulate(expression, tensors, total, None)
-    return total.result()
+def evaluate(expression: Expression, tensors: Tensors, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the fused map: computed in float64, rounded once to the dtype of ``like``."""
+    bias = torch.zeros(expression.geometry.out_channels, dtype=torch.float64, device=like.device)
+    addends = list(_addends(expression, tensors, None, bias))
+    weight = torch.empty(expression.geometry.weight_shape, dtype=like.dtype, device=like.device)
+    sum_weights(expression.geometry, addends, weight)
+    return weight, bias.to(like.dtype)
 
 
-def _accumulate(expression: Expression, tensors: Tensors, total: Accumulator, scale: Tensor | None) -> None:
-    """Add ``scale * expression`` to ``total``: scales go down the tree, so every weight is touched once."""
+def _addends(expression: Expression, tensors: Tensors, scale: Tensor | None, bias: Tensor) -> Iterator[Addend]:
+    """Yield the weights of ``scale * expression`` and add its constants to ``bias``: scales go down the tree, so every
+    weight is touched once."""
     match expression:
-        case Identity(channels):
-            weight = torch.ones(expression.geometry.weight_shape, dtype=torch.float64, device=total.device)
-            total.add(expression.geometry, weight, None, scale)
+        case Identity():
+            ones = torch.ones(expression.geometry.weight_shape, dtype=torch.float64, device=bias.device)
+            yield Addend(expression.geometry, ones, scale)
         case Convolution(geometry, weight_name, bias_name):
-            bias = None if bias_name is None else tensors(bias_name)
-            total.add(geometry, tensors(weight_name), bias, scale)
+            yield Addend(geometry, tensors(weight_name), scale)
+            if bias_name is not None:
+                bias += _times(scale, tensors(bias_name).double())
         case Normalised(inner, normalisation):
             own, shift = normalisation.affine(tensors)
-            total.bias += shift if scale is None else shift * scale
-            _accumulate(inner, tensors, total, own if scale is None else own * scale)
+            bias += _times(scale, shift)
+            yield from _addends(inner, tensors, _times(scale, own), bias)
         case Multiplied(inner, factor):
-            own = torch.full_like(total.bias, factor)
-            _accumulate(inner, tensors, total, own if scale is None else own * scale)
+            yield from _addends(inner, tensors, _times(scale, torch.full_like(bias, factor)), bias)
         case Sum(terms):
-            for term in sorted(terms, key=lambda term: term.geometry != total.geometry):
-                _accumulate(term, tensors, total, scale)
+            for term in terms:
+                yield from _addends(term, tensors, scale, bias)
+
+
+def _times(scale: Tensor | None, values: Tensor) -> Tensor:
+    return values if scale is None else scale * values
 
 
 def convolutions(expression: Expression) -> Iterator[Convolution]:

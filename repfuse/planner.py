@@ -176,7 +176,7 @@ _METADATA = frozenset(
 
 
 def find_ghosts(traced: Traced) -> set[fx.Node]:
-    """Return the nodes that only check metadata: assertions, and what is computed for nothing else.
+    """Return the nodes that only check metadata: assertions, what is computed for nothing else, and parameters read in vain.
 
     They read no values, and what they assert of a tensor's rank holds for the fused one too.
     """
@@ -184,7 +184,11 @@ def find_ghosts(traced: Traced) -> set[fx.Node]:
     for node in reversed(traced.nodes):
         if node.target is torch._assert:
             ghosts.add(node)
-        elif node in traced.shape_of or not ghosts.issuperset(node.users):
+        elif not ghosts.issuperset(node.users):
+            continue
+        elif node.op == "get_attr":
+            ghosts.add(node)
+        elif node in traced.shape_of:
             continue
         elif node.target in _METADATA or (node.op == "call_method" and node.target in ("size", "dim")):
             ghosts.add(node)

@@ -7,10 +7,9 @@ from collections import OrderedDict, defaultdict
 import torch
 from torch import Tensor, nn
 
-from repfuse.affine import AffineConv
-from repfuse.emit import convolution_module, graph_module, keep_plain_attributes, write_weights
+from repfuse.emit import convolution_module, graph_module, keep_plain_attributes, with_padding, write_weights
 from repfuse.errors import RepfuseError
-from repfuse.expression import convolutions, evaluate, tensor_names
+from repfuse.expression import convolutions, tensor_names
 from repfuse.layout import Block, Candidate, Fused, Layout, owner_of, place_of
 from repfuse.plan import Plan
 from repfuse.planner import Planner
@@ -98,7 +97,7 @@ class _Rewriting:
     def run(self) -> nn.Module:
         """Make the edits, the innermost first, so that an outer block takes its inner ones over as they are."""
         for fused in self.layout.folds:
-            write_weights(self.result.get_submodule(fused.path), self._map(fused), self._sample(fused))
+            self._write(self.result.get_submodule(fused.path), fused)
         for path in self.layout.identities:
             self._replace(path, nn.Identity())
         for block in sorted(self.layout.blocks, key=lambda block: len(block.path.split(".")) if block.path else 0)[
@@ -121,29 +120,27 @@ class _Rewriting:
         """Return the new body of a block: the plainest module that computes its graph."""
         made = {name: self._convolution(fused) for name, fused in zip(block.names, block.fused, strict=True)}
         if block.steps is None:
-            body = graph_module(owner, block.graph, made, block.kept)
+            body: nn.Module = graph_module(owner, block.graph, made, block.kept)
         elif block.fused and block.fused[0].path == block.path:
             return next(iter(made.values()))
         elif block.steps:
-            body = nn.Sequential(
-                OrderedDict((name, made.get(name, getattr(owner, name, None))) for name in block.steps)
-            )
+            steps = [(name, made[name] if name in made else owner.get_submodule(name)) for name in block.steps]
+            body = nn.Sequential(OrderedDict(steps))
         else:
             body = nn.Identity()
         keep_plain_attributes(owner, body)
         return body
 
     def _convolution(self, fused: Fused) -> nn.Module:
-        module = convolution_module(self._map(fused), self._sample(fused))
-        return module.train(self.result.get_submodule(fused.owner).training)
+        geometry = fused.expression.geometry
+        convolution = convolution_module(geometry)
+        self._write(convolution, fused)
+        return with_padding(convolution, geometry).train(self.result.get_submodule(fused.owner).training)
 
-    def _map(self, fused: Fused) -> AffineConv:
-        return evaluate(fused.expression, self.tensors.__getitem__, self._sample(fused).device)
-
-    def _sample(self, fused: Fused) -> Tensor:
-        """Return the largest weight that is merged: the fused one takes dtype, device and memory format from it."""
+    def _write(self, convolution: nn.Module, fused: Fused) -> None:
+        """Write the fused weights; dtype, device and memory format come from the largest weight that is merged."""
         weights = [self.tensors[convolution.weight] for convolution in convolutions(fused.expression)]
-        return max(weights, key=Tensor.numel)
+        write_weights(convolution, fused.expression, self.tensors.__getitem__, max(weights, key=Tensor.numel))
 
     def _restore(self) -> None:
         """Give real copies to the tensors that were left out of the copy and turn out to be used elsewhere."""

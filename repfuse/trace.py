@@ -151,8 +151,8 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, leaves: frozenset[str]) -> None:
         super().__init__()
-        self.proxy_buffer_attributes = True
         self.leaves = leaves
+        self.tensor_names: dict[int, str] = {}
         self.call_of: dict[fx.Node, Call] = {}
         self.calls: dict[str, list[Call]] = {}
         self.failed: str | None = None
@@ -160,12 +160,20 @@ class _Tracer(fx.Tracer):
         self._current = self._begin("", None, (), {})
 
     def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
+        named = itertools.chain(root.named_parameters(), root.named_buffers())
+        self.tensor_names = {id(tensor): name for name, tensor in named}
         graph = super().trace(root, concrete_args)
         inputs = tuple(node for node in graph.nodes if node.op == "placeholder")
         self._current.args = inputs
         self._current.stop = self._count
         self._current.output = next(node for node in graph.nodes if node.op == "output").args[0]
         return graph
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Make a node for every reading of a parameter or buffer, in the forward that reads it, and by a lookup: the stock
+        way shares one node among all forwards and searches all parameters each time."""
+        name = self.tensor_names.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
+        return attr_val if name is None else self.create_proxy("get_attr", name, (), {})
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self.leaves or is_stock(m)
