@@ -15,6 +15,7 @@ SMALL = (
     5,
     7,
 )  # smaller than a kernel's reach, odd and even: where mistakes at the border are all there is
+LARGE = 10  # times the usual inputs: wakes units that biases keep silent, and brings weights out against biases
 Shape = tuple[int, ...]
 
 
@@ -34,17 +35,19 @@ class Trial:
 def input_variants(example_inputs: Sequence[Any], *, seeds: Sequence[int] = (0,)) -> tuple[Trial, ...]:
     """Return trials around the example, the example itself first.
 
-    Then one random input of its shape per seed; a batch of 1 or one larger than the example's, with one
-    random sample and one of ones; and, for inputs with one to three spatial axes, other sizes: one more and
-    one less (which is neither square nor even), half, and SMALL as far as they are smaller than the example.
-    In all about five times the example's own work.
+    Then one random input of its shape per seed, and one LARGE times larger; a batch of 1 or one larger than the
+    example's, with one random sample and one of ones; and, for inputs with one to three spatial axes, other
+    sizes: one more and one less (which is neither square nor even), half, and SMALL as far as they are smaller
+    than the example. In all about six times the example's own work.
 
     Random values are standard normal. Inputs that are not floating keep their values; they, too, follow the
     batch. Which trials a network accepts is for it to say: see ``repfuse.verify.compare``.
     """
     example = tuple(example_inputs)
     trials = [Trial("the example", example)]
-    trials += [Trial(f"random, seed {seed}", _at(example, seed=seed)) for seed in seeds]
+    if any(_floating(x) for x in example):
+        trials += [Trial(f"random, seed {seed}", _at(example, seed=seed)) for seed in seeds]
+        trials += [Trial(f"random x{LARGE}", _larger(_at(example, seed=-1)))]
     batch = _batch(example)
     if batch is not None:
         trials += [_batch_trial(example, size) for size in dict.fromkeys((1, batch + 1)) if size != batch]
@@ -72,6 +75,10 @@ def rounded_through(trial: Trial, dtype: torch.dtype | None) -> Trial:
         return trial
     inputs = (x.to(dtype).to(x.dtype) if _floating(x) else x for x in trial.inputs)
     return Trial(trial.label, tuple(inputs))
+
+
+def _larger(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x * LARGE if _floating(x) else x for x in inputs)
 
 
 def _batch_trial(example: tuple[Any, ...], size: int) -> Trial:

@@ -26,8 +26,7 @@ def output_error(name: str, reference: torch.Tensor, other: torch.Tensor) -> Out
     """Return every number about one output, two tensors of the same shape with the same non-finite places."""
     difference = (_wide(reference) - _wide(other)).abs()
     difference = torch.where(torch.isfinite(difference), difference, 0)
-    index = int(difference.argmax()) if difference.numel() else 0
-    worst = tuple(int(i) for i in torch.unravel_index(torch.tensor(index), reference.shape))
+    worst = _index_of_largest(difference)
     a, b, _ = _finite_pairs(reference, other)
     return OutputError(
         name=name,
@@ -81,6 +80,12 @@ def _finite_pairs(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     """Return the numbers in float64, wide enough that the comparison adds no error of its own."""
     return tensor.to(torch.float64)
+
+
+def _index_of_largest(tensor: torch.Tensor) -> tuple[int, ...]:
+    if not tensor.numel():
+        return ()
+    return tuple(int(i) for i in torch.unravel_index(tensor.argmax(), tensor.shape))
 
 
 def _quantiles(difference: torch.Tensor) -> dict[str, float]:

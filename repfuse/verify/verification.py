@@ -78,8 +78,8 @@ def _confirm(
 ) -> tuple[Verdict, str]:
     """Look for another cause of a difference than the fused network's algebra."""
     row = evidence.table[0]
-    if row.mismatch and not evidence.trials and _runs_as_stored(fused, first):
-        return "could-not-tell", f"On {row.label}, {row.mismatch}; as it is stored, it runs."
+    if row.mismatch and outcomes_in_float64(fused, [first])[0].error and _runs_as_stored(fused, first):
+        return "could-not-tell", f"In float64, on {row.label}, {row.mismatch}; as it is stored, it does."
     again = outcomes_in_float64(original, evidence.trials)
     for (position, name), limit in evidence.limits.items():
         before, after = evidence.outcomes[position].outputs[name], again[position].outputs.get(name)
