@@ -1,0 +1,306 @@
+"""What the verdict is made of: inputs, outputs, measures, rounding, comparison, drift."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.folded import DTYPES, example, folded, network
+from torch import nn
+
+from repfuse.errors import RepfuseError
+from repfuse.networks import named_tensors
+from repfuse.verify import Trial, compare, drift, input_variants
+from repfuse.verify.agreement import agreement
+from repfuse.verify.copies import copy_with, in_float64
+from repfuse.verify.inputs import rounded_through
+from repfuse.verify.measure import level, mismatch, output_error
+from repfuse.verify.outputs import leaves
+from repfuse.verify.rounding import half_spacing, rounded_once, unchanged
+
+finite = st.floats(-1e6, 1e6, allow_subnormal=False)
+vectors = st.lists(finite, min_size=1, max_size=20).map(lambda values: torch.tensor(values, dtype=torch.float64))
+
+
+# --- outputs -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: tuple
+
+
+def test_leaves_have_readable_names():
+    one = torch.ones(1)
+    Pair = namedtuple("Pair", "left right")
+    value = OrderedDict(a=one, b=[one, (one,)], c=Output(one, ()), d=Pair(one, None), e=2.0)
+    value["f g"] = one
+    names = ["out.a", "out.b[0]", "out.b[1][0]", "out.c.logits", "out.d.left", "out.e", "out['f g']"]
+    assert list(leaves(value)) == names
+
+
+def test_complex_outputs_are_pairs_of_real_ones():
+    assert leaves(torch.tensor([1 + 2j]))["out"].tolist() == [[1, 2]]
+
+
+def test_an_output_that_is_no_number_is_refused():
+    with pytest.raises(RepfuseError, match=r"out\[1\]"):
+        leaves((torch.ones(1), "text"))
+
+
+# --- measures ----------------------------------------------------------------------------------------------------
+
+
+@given(vectors)
+def test_equal_tensors_have_no_error(a):
+    assert level(a, a.clone()) == level(a * 0, a * 0)
+    assert level(a, a).max == 0
+
+
+@given(vectors, st.floats(1e-3, 1e3))
+def test_the_relative_error_does_not_depend_on_the_scale(a, factor):
+    b = a + torch.linspace(-1, 1, len(a), dtype=torch.float64)
+    if a.abs().max() < 1:
+        return
+    first, second = level(a, b), level(a * factor, b * factor)
+    assert first.rms == pytest.approx(second.rms) and first.max == pytest.approx(second.max)
+
+
+@given(vectors, vectors)
+def test_the_smallest_tolerances_pass_and_smaller_ones_do_not(a, b):
+    b = torch.resize_as_(b.clone(), a) if len(b) >= len(a) else torch.cat([b, a[len(b) :]])
+    error = output_error("out", a, b)
+    assert torch.allclose(b, a, rtol=0, atol=error.max_abs * (1 + 1e-12))
+    if error.max_abs:
+        assert not torch.allclose(b, a, rtol=0, atol=error.max_abs * 0.999)
+    if error.smallest_rtol is None:
+        assert not torch.allclose(b, a, rtol=1e300, atol=0)
+    else:
+        assert torch.allclose(b, a, rtol=error.smallest_rtol * (1 + 1e-12), atol=0)
+
+
+def test_the_numbers_of_an_output():
+    a = torch.arange(1, 101, dtype=torch.float64).reshape(10, 10)
+    b = a.clone()
+    b[4, 7] += 5
+    b[0] += 1
+    error = output_error("out", a, b)
+    assert error.worst == (4, 7) and error.values == (48, 53)
+    assert error.quantiles == {"50": 0, "90": 1, "99": 1, "100": 5}
+    assert error.max_abs == 5 and error.scale == 100 and error.relative.max == 0.05
+    assert error.relative.rms == pytest.approx(math.sqrt(35) / float(torch.linalg.vector_norm(a)))
+    assert error.smallest_rtol == 1
+
+
+def test_elements_that_are_not_finite():
+    nan, inf = float("nan"), float("inf")
+    a = torch.tensor([1.0, nan, inf, -inf])
+    assert mismatch({"out": a}, {"out": a.clone()}) == ""
+    error = output_error("out", a, torch.tensor([1.5, nan, inf, -inf]))
+    assert (error.non_finite, error.max_abs, error.relative.max) == (3, 0.5, 0.5)
+    for other in ([1.0, nan, inf, inf], [1.0, inf, nan, -inf], [nan, nan, inf, -inf], [1.0, 2.0, inf, -inf]):
+        assert "not a number" in mismatch({"out": a}, {"out": torch.tensor(other)})
+        assert level(a, torch.tensor(other)).max == inf
+
+
+# --- inputs ------------------------------------------------------------------------------------------------------
+
+
+def test_variants_cover_sizes_batches_and_borders():
+    image = torch.randn(2, 3, 32, 40)
+    trials = input_variants((image,))
+    shapes = {trial.inputs[0].shape for trial in trials}
+    assert torch.equal(trials[0].inputs[0], image)
+    assert {shape[0] for shape in shapes} == {1, 2, 3}
+    assert {shape[2:] for shape in shapes} >= {(n, n) for n in (1, 2, 3, 5, 7)} | {(33, 39)}
+    assert {shape[2] % 2 for shape in shapes} == {0, 1}
+    assert any((trial.inputs[0][-1] == 1).all() for trial in trials)
+    assert len({trial.label for trial in trials}) == len(trials)
+
+
+def test_the_work_of_the_variants_is_bounded():
+    image = torch.randn(1, 3, 64, 64)
+    assert sum(trial.inputs[0].numel() for trial in input_variants((image,))) <= 7 * image.numel()
+
+
+def test_variants_repeat_and_follow_the_seed():
+    first, again, other = (input_variants(example(), seeds=(seed,)) for seed in (0, 0, 1))
+    assert all(torch.equal(a.inputs[0], b.inputs[0]) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[1].inputs[0], other[1].inputs[0])
+
+
+def test_only_floating_inputs_change_their_values_and_sizes():
+    image, tokens, scale = torch.randn(1, 3, 8, 8, dtype=torch.bfloat16), torch.arange(6).reshape(1, 6), 3
+    for trial in input_variants((image, tokens, scale)):
+        x, y, z = trial.inputs
+        assert x.dtype is torch.bfloat16 and z == 3
+        assert torch.equal(y, tokens.expand(len(x), -1)), trial.label
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 3, 9), (1, 2, 5, 6, 7), ()])
+def test_variants_of_any_number_of_axes(shape):
+    trials = input_variants((torch.randn(shape),))
+    assert {trial.inputs[0].dim() for trial in trials} == {len(shape)}
+
+
+def test_inputs_are_rounded_to_what_both_dtypes_hold():
+    (x,) = rounded_through(Trial("", (torch.tensor([1 / 3]),)), torch.bfloat16).inputs
+    assert x.dtype is torch.float32 and torch.equal(x, x.bfloat16().float())
+
+
+# --- copies and rounding -----------------------------------------------------------------------------------------
+
+
+def test_a_float64_copy_holds_the_same_numbers_and_shares_nothing():
+    original = network(dtype=torch.float16)
+    original[0][4].weight = original[0][1].weight  # shared
+    original.register_buffer("phase", torch.tensor([1j]))
+    original.plain = (torch.ones(2, requires_grad=True) * 3).half()  # no leaf, no buffer
+    copied = copy_with(original, in_float64)
+    for (name, a), (_, b) in zip(named_tensors(original), named_tensors(copied), strict=True):
+        if a.is_floating_point():
+            assert b.dtype is torch.float64 and torch.equal(a.double(), b), name
+        else:
+            assert a.dtype is b.dtype and torch.equal(a, b), name
+    assert copied[0][4].weight is copied[0][1].weight
+    wide = network(dtype=torch.float64)
+    assert copy_with(wide, in_float64)[0][0].weight.data_ptr() != wide[0][0].weight.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@given(st.floats(-1e4, 1e4), st.floats(-1, 1))
+def test_half_a_spacing_is_the_largest_error_of_rounding(dtype, value, part):
+    stored = torch.tensor(value).to(dtype)
+    half = half_spacing(stored)
+    moved = stored.double() + part * 0.499 * half
+    assert moved.to(dtype) == stored  # at a power of two the spacing below is half that above
+    assert (stored.double() + half * 2).to(dtype) != stored
+
+
+def test_rounding_once_moves_what_changed_and_nothing_else():
+    original = network()
+    fused = folded(original)
+    exact = unchanged(fused, original)
+    assert exact == {"3.weight", "3.bias"}
+    moved = dict(named_tensors(copy_with(fused, rounded_once(0, exact))))
+    for name, tensor in named_tensors(fused):
+        assert torch.equal(moved[name], tensor.double()) == (name in exact), name
+        assert (moved[name].float() - tensor).abs().max() <= half_spacing(tensor).max() * 1.5
+
+
+# --- comparison --------------------------------------------------------------------------------------------------
+
+
+def test_compare_passes_a_fusion_in_float64_and_fails_one_that_was_rounded():
+    original = network()
+    trials = input_variants(example())
+    assert compare(original, folded(network().double()), trials).passed
+    rounded = compare(original, folded(original), trials)
+    assert not rounded.passed and 1e-9 < rounded.error < 1e-5
+    assert compare(original, folded(original), trials, tolerance=1e-5).passed
+
+
+def test_compare_says_what_was_skipped_and_where_it_was_worst():
+    original = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).double()
+    wrong = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).double()
+    result = compare(original, wrong, input_variants(example(torch.float64)))
+    assert {trial.label for trial in result.skipped} == {"size 1x1", "size 2x2"}
+    assert not result.passed and "above 1e-12" in result.reason
+    assert result.to_dict()["passed"] is False
+
+
+def test_compare_without_a_usable_example_is_bad_input():
+    with pytest.raises(RepfuseError, match="1x4x4"):
+        compare(network(), network(), [Trial("the example", (torch.randn(1, 4, 4),))])
+
+
+# --- drift -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_drift_of_a_correct_fusion_is_allowed(dtype):
+    original = network(4, dtype=dtype)
+    found = drift(original, folded(original), input_variants(example(dtype)))
+    assert found.passed and found.worst.dtype == str(dtype).removeprefix("torch.")
+    if dtype is not torch.float64:
+        eps = torch.finfo(dtype).eps
+        assert eps / 100 < found.worst.fused.rms < found.worst.allowed.rms < 30 * eps
+
+
+@pytest.mark.parametrize(("stored", "computed"), [(torch.float32, torch.bfloat16), (torch.float32, torch.float16)])
+def test_drift_sees_operations_of_too_low_a_precision(stored, computed):
+    class Lower(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            y = self.inner(x)
+            return y.to(computed).to(y.dtype) if y.dtype is stored else y
+
+    original = network(4, dtype=stored)
+    assert not drift(original, Lower(folded(original)), input_variants(example(stored))).passed
+
+
+class Scaled(nn.Module):
+    def __init__(self, inner, factor):
+        super().__init__()
+        self.inner, self.factor = inner, factor
+
+    def forward(self, x):
+        return self.inner(x * self.factor) / self.factor
+
+
+def test_overflow_in_the_fused_network_alone_is_not_allowed():
+    original = network(2, dtype=torch.float16)
+    found = drift(original, Scaled(original, 6e4), input_variants(example(torch.float16)))
+    assert not found.passed and math.isinf(found.worst.fused.max)
+
+
+def test_overflow_in_the_original_leaves_the_drift_unmeasured():
+    original = Scaled(network(2, dtype=torch.float16), 6e4)
+    found = drift(original, original, input_variants(example(torch.float16)))
+    assert not found.measured and "overflow" in found.problem and not found.passed
+
+
+# --- real data ---------------------------------------------------------------------------------------------------
+
+
+def test_agreement_and_accuracy_over_all_samples():
+    original = nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False))
+    other = nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False))
+    with torch.no_grad():
+        original[1].weight.copy_(torch.eye(3, 4))
+        other[1].weight.copy_(torch.eye(3, 4)[[0, 2, 1]])
+    data = torch.eye(4)[torch.arange(150) % 3].reshape(150, 1, 2, 2)
+    labels = torch.arange(150) % 3
+    for form in (data, [data[:70], data[70:]], [(data[:1],), (data[1:],)]):
+        real = agreement(original, other, form, labels)
+        assert (real.samples, real.accuracy_original) == (150, 1.0)
+        assert real.top1_agreement == real.accuracy_fused == pytest.approx(1 / 3)
+    assert agreement(original, other, data, None).accuracy_original is None
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(4, dtype=torch.long), torch.zeros(5), torch.zeros(5, 1).long()])
+def test_labels_that_do_not_fit_are_bad_input(labels):
+    with pytest.raises(RepfuseError, match="labels"):
+        agreement(network(), network(), torch.randn(5, 3, 9, 9), labels)
+
+
+def test_labels_for_a_network_that_is_no_classifier_are_bad_input():
+    dense = network(classes=0)
+    assert agreement(dense, dense, torch.randn(5, 3, 9, 9), None).top1_agreement is None
+    with pytest.raises(RepfuseError, match="labels"):
+        agreement(dense, dense, torch.randn(5, 3, 9, 9), torch.zeros(5).long())
+
+
+@pytest.mark.parametrize("data", [torch.randn(2, 4, 9, 9), torch.randn(0, 3, 9, 9), []])
+def test_data_that_does_not_fit_is_bad_input(data):
+    with pytest.raises(RepfuseError, match="data"):
+        agreement(network(), network(), data, None)
