@@ -50,6 +50,14 @@ def read_data(path: Path) -> Data:
     return Data(inputs, labels)
 
 
+def fitted(inputs: torch.Tensor, example: torch.Tensor) -> tuple[torch.Tensor, str]:
+    """Return ``inputs`` in the floating dtype that the network takes, and what to say where that is another."""
+    if inputs.dtype == example.dtype or not (inputs.is_floating_point() and example.is_floating_point()):
+        return inputs, ""
+    names = (str(dtype).removeprefix("torch.") for dtype in (inputs.dtype, example.dtype))
+    return inputs.to(example.dtype), "the data is {} and the network takes {}: it was cast".format(*names)
+
+
 def _tensors(path: Path) -> Mapping[str, Any]:
     try:
         found = _reader(path)(path)

@@ -56,7 +56,7 @@ def run(job: Job, progress: Progress) -> Report:
     timing = bench(checkpoint.module, module, checkpoint.example_inputs, seconds=TIMING_SECONDS)
     progress("writing", 0.9)
     saved = save(checkpoint, module, job.out, plan=report.plan, format=job.format, force=job.force)
-    report = replace(report, timing=timing, output=output_of(saved))
+    report = replace(report, timing=timing, output=output_of(saved), notes=(*report.notes, *saved.notes))
     _write(report, job)
     return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,14 @@ import typer
 from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust
 from repfuse.cli.output import progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK
+
+
+class Format(StrEnum):
+    """The layouts that repfuse writes."""
+
+    MODULE = "module"
+    STATE_DICT = "state-dict"
+    SAFETENSORS = "safetensors"
 
 
 def convert(
@@ -25,7 +34,7 @@ def convert(
     allow: Allow = None,
     trust: Trust = False,
     file_format: Annotated[
-        str | None,
+        Format | None,
         typer.Option(
             "--format",
             metavar="FORMAT",

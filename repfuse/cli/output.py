@@ -40,6 +40,12 @@ def say(line: str) -> None:
     _write(sys.stderr, line + "\n")
 
 
+def notes(about: object, lines: Iterable[str], *, quiet: bool) -> None:
+    """Print what the user must be told about a file on standard error."""
+    for line in lines if not quiet else ():
+        say(f"note: {about}: {line}")
+
+
 def say_error(error: RepfuseError) -> None:
     """Print what went wrong, why and what to do on standard error."""
     head, *rest = str(error).splitlines()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from repfuse.cli.options import NETWORK
-from repfuse.cli.output import say
+from repfuse.cli.output import notes
 
 if TYPE_CHECKING:
     from repfuse.loading import Checkpoint
@@ -63,7 +63,6 @@ def load_pair(
         load(path, model=spec, model_args=arguments, input=example, allow=allow or (), trust=trust)
         for path, (spec, arguments) in zip(paths, sources, strict=True)
     ]
-    for checkpoint in loaded if not quiet else ():
-        for note in checkpoint.notes:
-            say(f"note: {checkpoint.path}: {note}")
+    for checkpoint in loaded:
+        notes(checkpoint.path, checkpoint.notes, quiet=quiet)
     return Pair(*loaded)

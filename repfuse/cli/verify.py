@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from repfuse.cli.options import NETWORK, Allow, Fused, Json, Model, ModelArg, Original, Quiet, Trust
-from repfuse.cli.output import progress, show, show_json
+from repfuse.cli.output import notes, progress, show, show_json
 from repfuse.cli.pair import FusedModel, FusedModelArg, Source, load_pair
 
 
@@ -59,7 +59,7 @@ def verify(
     Exit codes: 0 same, 1 different, 2 could not tell.
     """
     from repfuse.checkpoint.example import parse_shapes
-    from repfuse.data import read_data
+    from repfuse.data import fitted, read_data
     from repfuse.report.verify_view import verify_view
     from repfuse.verify import verify as compare
 
@@ -68,6 +68,9 @@ def verify(
     sources = Source(model, model_arg), Source(fused_model, fused_model_arg)
     example = shapes[0] if shapes else None
     pair = load_pair((original, fused), *sources, example=example, allow=allow, trust=trust, quiet=quiet)
+    if inputs is not None:
+        inputs, said = fitted(inputs, pair.original.example_inputs[0])
+        notes(data, [said] if said else [], quiet=quiet)
     with progress(quiet=quiet) as update:
         result = compare(
             pair.original.module,
