@@ -43,6 +43,11 @@ def test_a_network_is_the_same_as_itself_and_as_a_serialised_copy(dtype):
         assert all(output.error.max_abs == 0 for output in verification.outputs)
 
 
+def test_a_traced_network_is_the_same():
+    original = network(2)
+    assert verify(original, torch.fx.symbolic_trace(folded(original)), example()).verdict == "same"
+
+
 def _weight(fused: nn.Module, step: float) -> None:
     weight = fused[0][3].weight
     weight[2, 1, 0, 0] += step * weight.abs().max()

@@ -17,6 +17,7 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
 from repfuse.verify import Trial, compare, drift, input_variants
 from repfuse.verify.agreement import agreement
+from repfuse.verify.comparison import reference
 from repfuse.verify.copies import copy_with, in_float64
 from repfuse.verify.inputs import rounded_through
 from repfuse.verify.measure import level, mismatch, output_error
@@ -246,6 +247,12 @@ def test_drift_sees_operations_of_too_low_a_precision(stored, computed):
 
     original = network(4, dtype=stored)
     assert not drift(original, Lower(folded(original)), input_variants(example(stored))).passed
+
+
+def test_drift_takes_the_outcomes_that_are_known():
+    original, trials = network(2), input_variants(example())
+    fused = folded(original)
+    assert drift(original, fused, trials, reference(original, trials)) == drift(original, fused, trials)
 
 
 class Scaled(nn.Module):

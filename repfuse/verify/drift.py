@@ -30,13 +30,19 @@ from repfuse.verify.results import Drift, Level, OutputDrift
 from repfuse.verify.rounding import Levels, allowed, rounding, unchanged
 
 
-def drift(original: nn.Module, fused: nn.Module, trials: Sequence[Trial]) -> Drift:
+def drift(
+    original: nn.Module,
+    fused: nn.Module,
+    trials: Sequence[Trial],
+    expected: Sequence[Outcome] | None = None,
+) -> Drift:
     """Measure both networks in the dtype they are stored in against the original in float64.
 
-    ``fused`` is expected to hold weights computed in float64 and rounded once. Neither network is changed.
-    Raises RepfuseError where the original cannot run the first trial in float64.
+    ``fused`` is expected to hold weights computed in float64 and rounded once. ``expected`` are the original's
+    outcomes in float64 on ``trials``, where they are known already. Neither network is changed. Raises
+    RepfuseError where the original cannot run the first trial in float64.
     """
-    exact = reference(original, trials)
+    exact = reference(original, trials) if expected is None else expected
     found = outcomes_in_float64(fused, trials)
     effect = rounding(fused, lambda copy: run_float64(copy, trials), found, unchanged(fused, original))
     return drift_from(original, fused, trials, exact, effect)
