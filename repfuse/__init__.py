@@ -1,1 +1,59 @@
-"""repfuse: rewrites the parallel linear branches of a trained network into single convolutions, and proves it."""
+"""repfuse: rewrites the parallel linear branches of a trained network into single convolutions, and proves it.
+
+    checkpoint = repfuse.load("in.pt")
+    result = repfuse.fuse(checkpoint.module, checkpoint.example_inputs)
+    repfuse.verify(checkpoint.module, result.module, checkpoint.example_inputs)
+    repfuse.save(checkpoint, result.module, "out.pt", plan=result.plan)
+
+The names are imported when they are first used, so that ``import repfuse`` and ``repfuse --help`` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from repfuse.errors import RepfuseError
+from repfuse.version import __version__
+
+if TYPE_CHECKING:
+    from repfuse.bench import bench
+    from repfuse.convert import convert
+    from repfuse.fusing import fuse
+    from repfuse.loading import load, save
+    from repfuse.plan import Plan
+    from repfuse.planner import plan
+    from repfuse.rewrite import rewrite
+    from repfuse.verify import verify
+
+_HOMES = {
+    "Plan": "repfuse.plan",
+    "bench": "repfuse.bench",
+    "convert": "repfuse.convert",
+    "fuse": "repfuse.fusing",
+    "load": "repfuse.loading",
+    "plan": "repfuse.planner",
+    "rewrite": "repfuse.rewrite",
+    "save": "repfuse.loading",
+    "verify": "repfuse.verify",
+}
+
+__all__ = [
+    "Plan",
+    "RepfuseError",
+    "__version__",
+    "bench",
+    "convert",
+    "fuse",
+    "load",
+    "plan",
+    "rewrite",
+    "save",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'repfuse' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

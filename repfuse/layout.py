@@ -18,7 +18,7 @@ from torch import fx, nn
 from repfuse.expression import Expression
 from repfuse.geometry import NotAffine
 from repfuse.local import Part, Replacement, local_graph, vanishing
-from repfuse.ops.meaning import Convolved, Meaning, Normed, Same
+from repfuse.ops.meaning import Convolved, Meaning, Normed, origin
 from repfuse.regions import Group, Region
 from repfuse.trace import Call, Traced
 
@@ -239,9 +239,7 @@ class _LayingOut:
         )
 
     def _origin(self, node: fx.Node) -> fx.Node:
-        while isinstance(meaning := self.meanings[node], Same):
-            node = meaning.input
-        return node
+        return origin(node, self.meanings)
 
     def _check_hooks(self, path: str) -> None:
         module = self.traced.module.get_submodule(path)

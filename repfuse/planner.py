@@ -14,7 +14,7 @@ from repfuse.geometry import NotAffine
 from repfuse.hazards import Hazards
 from repfuse.layout import Candidate, Fused, Layout, lay_out
 from repfuse.ops import Meaning, meaning_of
-from repfuse.ops.meaning import Combined, Convolved, Normed, Same, Unfusible, inputs_of
+from repfuse.ops.meaning import Combined, Convolved, Normed, Same, Unfusible, inputs_of, origin
 from repfuse.plan import Cost, Plan, Refusal, Site
 from repfuse.regions import Group, Region, Regions
 from repfuse.trace import Traced, trace
@@ -58,6 +58,10 @@ class Planner:
     def lay_out(self, candidates: list[Candidate]) -> Layout:
         """Decide where each of the candidates is written."""
         return lay_out(self.traced, candidates, self.meanings, self.ghosts, self.refuse)
+
+    def origin(self, node: fx.Node) -> fx.Node:
+        """Return the node whose value ``node`` passes on unchanged."""
+        return origin(node, self.meanings)
 
     def refuse(self, error: NotAffine, node: fx.Node, before: Cost | None = None, after: Cost | None = None) -> None:
         """Record, once, that ``node`` looked fusible and is not."""

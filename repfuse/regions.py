@@ -15,7 +15,7 @@ from torch import fx
 
 from repfuse.expression import Expression, Identity, Multiplied, Normalised, convolutions, sum_of
 from repfuse.geometry import NotAffine
-from repfuse.ops.meaning import Combined, Convolved, Meaning, Normed, Same, inputs_of
+from repfuse.ops.meaning import Combined, Convolved, Meaning, Normed, Same, inputs_of, origin
 from repfuse.trace import Traced
 
 Nodes = frozenset[fx.Node]
@@ -124,16 +124,10 @@ class Regions:
             if len(self._cuts) == known:
                 return regions
 
-    def origin(self, node: fx.Node) -> fx.Node:
-        """Return the node whose value ``node`` passes on unchanged."""
-        while isinstance(meaning := self.meanings.get(node), Same):
-            node = meaning.input
-        return node
-
     def _cut(self, node: fx.Node) -> None:
-        origin = self.origin(node)
-        if inputs_of(self.meanings.get(origin)):
-            self._cuts.add(origin)
+        computing = origin(node, self.meanings)
+        if inputs_of(self.meanings.get(computing)):
+            self._cuts.add(computing)
 
     def _partition(self) -> None:
         """Give every affine node the root of its region: that of its consumers if they agree, else itself."""
@@ -174,7 +168,7 @@ class Regions:
 
     def _source(self, x: fx.Node) -> Term:
         """Return the value of ``x`` itself as a term: channels are axis 1, what follows are spatial axes."""
-        source = self.origin(x)
+        source = origin(x, self.meanings)
         shape = self.traced.shape_of[source]
         identity = Identity(shape[1] if len(shape) > 1 else 1, max(len(shape) - 2, 0))
         return Term(source, identity, frozenset(), source)
@@ -186,7 +180,7 @@ class Regions:
             return terms[0].source
         self._cut(x)
         self.refuse(_why_not_composed(terms, self.meanings[node]), node)
-        return self.origin(x)
+        return origin(x, self.meanings)
 
     def _one_term(self, x: fx.Node, node: fx.Node) -> Term:
         """Return the operand of a normalisation as one term; a sum that is not one map ends the region before it."""

@@ -22,8 +22,13 @@ def rewrite(module: nn.Module, plan: Plan) -> nn.Module:
     The weights may differ from those the plan was made with: a plan is about structure. Raises RepfuseError where the plan
     does not fit the module, or where a fused weight overflows the dtype of the weights that it replaces.
     """
+    return _Rewriting(module, lay_out_plan(module, plan)[1]).run()
+
+
+def lay_out_plan(module: nn.Module, plan: Plan) -> tuple[Planner, Layout]:
+    """Return the planner of ``module`` and the layout of the plan's sites. Raises RepfuseError where the plan does not fit."""
     planner, candidates = _live(module, plan)
-    return _Rewriting(module, planner.lay_out(_chosen(planner, candidates, plan))).run()
+    return planner, planner.lay_out(_chosen(planner, candidates, plan))
 
 
 def _live(module: nn.Module, plan: Plan) -> tuple[Planner, list[Candidate]]:

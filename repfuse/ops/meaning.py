@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -60,3 +61,10 @@ def inputs_of(meaning: Meaning | None) -> tuple[fx.Node, ...]:
             return tuple(node for node, _ in terms)
         case _:
             return ()
+
+
+def origin(node: fx.Node, meanings: Mapping[fx.Node, Meaning | None]) -> fx.Node:
+    """Return the node whose value ``node`` passes on unchanged."""
+    while isinstance(meaning := meanings.get(node), Same):
+        node = meaning.input
+    return node

@@ -1,0 +1,63 @@
+"""checkpoint -> plan -> fused module -> proof and drift: the middle of a conversion, without files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from repfuse.loading import Checkpoint
+from repfuse.plan import Plan
+from repfuse.planner import plan
+from repfuse.proof import Proof, prove
+from repfuse.rewrite import rewrite
+from repfuse.verify import Drift, drift, input_variants
+from repfuse.verify.comparison import reference
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A fused module with the plan that made it and what was measured of it; ``proof`` and ``drift`` are None where nothing
+    was fused."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    module: nn.Module
+    proof: Proof | None
+    drift: Drift | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the result may be written: proven in float64, and no further off in its own dtype than arithmetic allows.
+
+        A drift that this machine cannot measure (half precision that a CPU does not compute) does not fail a proven result.
+        """
+        if self.proof is None or self.drift is None:
+            return True
+        return self.proof.passed and (self.drift.passed or not self.drift.measured)
+
+
+def convert(checkpoint: Checkpoint, progress: Progress = lambda _stage, _fraction: None) -> Conversion:
+    """Plan, rewrite and prove a checkpoint. ``progress`` is told the stage and the fraction of the work that is done.
+
+    Raises RepfuseError where the model cannot be traced, copied or run.
+    """
+    original, example = checkpoint.module, checkpoint.example_inputs
+    progress("planning", 0.0)
+    found = plan(original, example)
+    if not found.sites:
+        return Conversion(checkpoint, found, original, None, None)
+    progress("rewriting", 0.1)
+    fused = rewrite(original, found)
+    progress("running the original in float64", 0.15)
+    trials = input_variants(example)
+    expected = reference(original, trials)
+    progress("proving", 0.3)
+    proof = prove(original, found, fused, trials, expected, lambda fraction: progress("proving", 0.3 + 0.4 * fraction))
+    progress("measuring the drift", 0.7)
+    measured = drift(original, fused, trials, expected)
+    progress("done", 1.0)
+    return Conversion(checkpoint, found, fused, proof, measured)

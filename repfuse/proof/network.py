@@ -1,0 +1,52 @@
+"""The whole network, and the weights that are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import nn
+
+from repfuse.plan import Plan
+from repfuse.proof.results import Proof
+from repfuse.proof.sites import TOLERANCE, prove_sites
+from repfuse.rewrite import rewrite
+from repfuse.verify import Trial
+from repfuse.verify.comparison import outcomes_in_float64, tabulate
+from repfuse.verify.copies import Outcome, copy_with, in_float64
+
+
+def prove(
+    original: nn.Module,
+    plan: Plan,
+    fused: nn.Module,
+    trials: Sequence[Trial],
+    expected: Sequence[Outcome],
+    progress: Callable[[float], None] = lambda _: None,
+) -> Proof:
+    """Prove that ``fused``, made from ``original`` by ``plan``, computes the same.
+
+    ``expected`` are the original's outcomes in float64 on ``trials``. The plan is carried out a second time, on the original
+    in float64: that network is compared, and ``fused`` must hold its tensors, rounded. ``progress`` is told the fraction
+    that is done. Raises RepfuseError where a network cannot be copied.
+    """
+    wide = copy_with(original, in_float64)
+    wide_fused = rewrite(wide, plan)
+    sites = []
+    for site in prove_sites(wide, wide_fused, plan):
+        sites.append(site)
+        progress(0.5 * len(sites) / len(plan.sites))
+    del wide
+    network = tabulate(trials, expected, outcomes_in_float64(wide_fused, trials), TOLERANCE)
+    progress(1.0)
+    return Proof(tuple(sites), network, tuple(sorted(_differing(wide_fused, fused))))
+
+
+def _differing(wide: nn.Module, narrow: nn.Module) -> Iterator[str]:
+    """Yield the names of tensors of ``narrow`` that are not those of ``wide``, rounded, bit by bit."""
+    exact, stored = wide.state_dict(), narrow.state_dict()
+    for name in exact.keys() | stored.keys():
+        if name not in exact or name not in stored:
+            yield name
+        elif not torch.equal(exact[name].to(stored[name].dtype).nan_to_num(), stored[name].nan_to_num()):
+            yield name
