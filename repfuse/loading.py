@@ -151,7 +151,7 @@ def _shapes(given: Shapes | None, opened: Opened, network: Network) -> tuple[Sha
         return given, "given", ()
     if opened.recipe is not None:
         return example.parse_shapes(opened.recipe.input), "checkpoint", ()
-    if known := example.known_shape(network.module):
+    if known := example.known_shape(network.module, network.source.arguments if network.source else {}):
         return (known,), "model source" if network.source else "checkpoint", ()
     guess = example.guessed_shape(network.module)
     return (guess,), "guess", (f"the input {guess} is a guess; --input says what it really is",)

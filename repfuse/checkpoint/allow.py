@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +34,7 @@ KNOWN = (
 NEVER = (torch.jit.ScriptModule, fx.GraphModule)  # they rebuild themselves from source text in the file
 PARTIAL = GlobalName("functools", "partial")  # held to a rule of its own where it is built
 LISTED = 8
+NOT_DATA = "not a class of networks that can be restored from data alone"
 
 
 class Need(NamedTuple):
@@ -63,7 +65,7 @@ def resolve(name: GlobalName, allow: Collection[str]) -> type:
     if found is None:
         raise NotAllowedError(Need(name, f"{name.module} has no {name.name} in the version installed here"))
     if not _is_plain_class(found, allow):
-        raise NotAllowedError(Need(name, "it is not a class of networks that is built from data alone"))
+        raise NotAllowedError(Need(name, NOT_DATA))
     return found  # type: ignore[no-any-return]
 
 
@@ -88,17 +90,25 @@ def names_refused(names: Iterable[GlobalName], allow: Collection[str]) -> list[N
 
 def refusal(path: Path, needs: list[Need]) -> RepfuseError:
     """Return the error that lists what the file needs, and says which option would let it in."""
-    lines = [f"{need.name} ({need.why})" for need in needs[:LISTED]]
-    if len(needs) > LISTED:
-        lines.append(f"and {len(needs) - LISTED} more")
+    by_reason: dict[str, list[str]] = {}
+    for need in needs:
+        by_reason.setdefault(need.why, []).append(str(need.name))
     packages = {need.allow for need in needs}
     if None in packages:
         hint = "If you trust whoever made the file, --trust loads it all the same."
     else:
         options = " ".join(f"--allow {package}" for package in sorted(filter(None, packages)))
-        hint = f"If you trust the package, use {options}."
-    hint += " Or give --model: then only the weights are taken from the file."
-    return RepfuseError(f"{path} needs more than repfuse lets a file do.", "It names " + ", ".join(lines) + ".", hint)
+        hint = f"If you trust the package, install it where it is missing, and use {options}."
+    return RepfuseError(
+        f"{path} needs more than repfuse lets a file do.",
+        "It names " + "; ".join(f"{_listed(names)} ({why})" for why, names in by_reason.items()) + ".",
+        hint,
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def _inside(module: str, packages: Iterable[str]) -> bool:
@@ -118,16 +128,16 @@ def _is_plain_class(found: object, allow: Collection[str]) -> bool:
 
 def _outside(name: GlobalName) -> Need:
     if name.package in ("__main__", "__mp_main__"):
-        return Need(name, "a class of the notebook or script that saved it")
-    if name.package in ("torch", "builtins", "os", "posix", "nt", "sys", "subprocess", "functools", "importlib"):
-        return Need(name, "not a class of networks that is built from data alone")
-    if _installed(name.package):
-        return Need(name, f"of the package {name.package}", name.package)
-    return Need(name, f"of the package {name.package}, which is not installed")
+        return Need(name, "of the notebook or script that saved it")
+    if name.package == "torch" or name.package in sys.stdlib_module_names:
+        return Need(name, NOT_DATA)
+    if not _is_installed(name.package):
+        return Need(name, f"of the package {name.package}, which is not installed", name.package)
+    return Need(name, f"of the package {name.package}", name.package)
 
 
-def _installed(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):
+    except (ImportError, ValueError):  # no name that a package can have
         return False

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from repfuse.checkpoint.around import KEYS, Around, around
-from repfuse.checkpoint.inert import module_state
+from repfuse.checkpoint.inert import Record, module_state
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
@@ -38,15 +38,15 @@ class Contents:
 
 def find(tree: Any, path: Path, key: str | None = None) -> Contents:
     """Return the network in ``tree``; ``key`` picks one of several. Raises RepfuseError where there is none."""
-    if key is None and _is_network(tree):
+    if key is None and (_is_network(tree) or isinstance(tree, Record)):
         return _contents(tree, {}, ())
     if not isinstance(tree, dict):
-        raise _nothing(path, f"It holds one {_kind(tree)}.")
+        raise no_network(path, f"It holds one object of type {type(tree).__name__}.")
     ways = _ways(tree, (key,) if key else KEYS)
     if not ways:
         wanted = f"no network under {key!r}" if key else "no state dict and no network"
         names = ", ".join(str(name) for name in list(tree)[:SHOWN])
-        raise _nothing(path, f"It is a dictionary with {wanted}. Its keys: {names or 'none'}.")
+        raise no_network(path, f"It is a dictionary with {wanted}. Its keys: {names or 'none'}.")
     notes = []
     if len(ways) > 1:
         others = ", ".join(repr(".".join(way)) for way in ways[1:])
@@ -56,7 +56,7 @@ def find(tree: Any, path: Path, key: str | None = None) -> Contents:
 
 
 def _contents(value: Any, tree: dict[str, Any], keys: tuple[str, ...]) -> Contents:
-    if _is_module(value):
+    if not isinstance(value, dict):
         return Contents(module=value, around=around(tree, keys, "", {}) if keys else Around())
     state, prefix, extras = _unwrapped(value)
     notes = (f"took the prefix {prefix!r} off the names of the weights",) if prefix else ()
@@ -115,13 +115,8 @@ def _at(tree: Any, keys: tuple[str, ...]) -> Any:
     return tree
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return "tensor"
-    return f"object of type {getattr(value, 'origin', type(value).__name__)}"
-
-
-def _nothing(path: Path, why: str) -> RepfuseError:
+def no_network(path: Path, why: str) -> RepfuseError:
+    """Return the error for a file that loads and has nothing in it for repfuse."""
     return RepfuseError(
         f"{path} holds no network.",
         why,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 FORM = (
     "Write it as 1x3x224x224, with a dtype after a colon where it matters (1x3x224x224:float16), several with commas."
@@ -82,8 +82,8 @@ def _tensor(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Ten
         raise RepfuseError(f"An input of {shape} cannot be made.", str(error).splitlines()[0], FORM) from error
 
 
-def known_shape(network: nn.Module) -> Shape | None:
-    """Return the input that ``network`` itself records, or None.
+def known_shape(network: nn.Module, arguments: Mapping[str, Any]) -> Shape | None:
+    """Return the input that ``network`` itself records, or None; ``arguments`` are those that it was built with.
 
     timm's networks have a configuration with an input size; repfuse's samples have an ``input_shape``.
     """
@@ -92,15 +92,17 @@ def known_shape(network: nn.Module) -> Shape | None:
     configuration: Any = getattr(network, "pretrained_cfg", None)
     size = configuration.get("input_size") if isinstance(configuration, dict) else None
     if type(network).__module__.startswith("timm.") and isinstance(size, (tuple, list)) and len(size) == 3:
-        channels = first_channels(network) or size[0]  # the configuration does not follow in_chans
-        return Shape((1, channels, *size[1:]))
+        return Shape((1, arguments.get("in_chans") or _channels(network, size[0]), *size[1:]))
     return None
 
 
-def first_channels(network: nn.Module) -> int | None:
-    """Return the input channels of the first convolution in order of registration, or None where there is none."""
-    first = next((layer for layer in network.modules() if isinstance(layer, CONVOLUTIONS)), None)
-    return first.in_channels if first else None
+def _channels(network: nn.Module, configured: int) -> int:
+    """Return the input channels: the configuration does not follow ``in_chans``, the first convolution does.
+
+    Some stems move pixels into channels first: those read a multiple of what is configured.
+    """
+    first = next((layer.in_channels for layer in network.modules() if isinstance(layer, CONVOLUTIONS)), configured)
+    return first if first % configured else configured
 
 
 def guessed_shape(network: nn.Module) -> Shape:

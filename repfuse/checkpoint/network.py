@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from repfuse.checkpoint.build import build
-from repfuse.checkpoint.inert import tensors_of
+from repfuse.checkpoint.contents import no_network
+from repfuse.checkpoint.inert import module_state, tensors_of
 from repfuse.checkpoint.recipe import Recipe, check_buildable
+from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.revive import revive
 from repfuse.checkpoint.source import FORMS, ModelSource
 from repfuse.checkpoint.weights import load_weights, match_dtype
@@ -47,7 +49,10 @@ def network_of(
     """
     state = opened.contents.state
     if state is None:
-        return _restored(opened, source, allow, replay)
+        try:
+            return _restored(opened, source, allow, replay)
+        except RecursionError as error:
+            raise damaged(opened.path, "its modules hold each other without end") from error
     recipe = opened.recipe
     source = source or _source_of(opened, recipe, allow, trust=trust)
     return _filled(opened, state, source, replay, recipe.plans if recipe else ())
@@ -58,6 +63,8 @@ def _restored(opened: Opened, source: ModelSource | None, allow: Collection[str]
         module = revive(opened.contents.module, opened.path, allow)
     except RepfuseError as refused:
         if source is None:
+            if module_state(opened.contents.module) is not None:
+                refused.hint += " Or give --model: then only the weights are taken from the file."
             raise
         tensors, hidden = tensors_of(opened.contents.module)
         for name in hidden:
@@ -66,12 +73,14 @@ def _restored(opened: Opened, source: ModelSource | None, allow: Collection[str]
         network = _filled(opened, tensors, source, replay)
         return replace(network, notes=(note, *network.notes))
     notes = (f"the file holds its network itself: {source.spec} is not used",) if source else ()
-    return _in_eval(module, notes)
+    return _in_eval(opened, module, notes)
 
 
-def _in_eval(module: nn.Module, notes: tuple[str, ...]) -> Network:
+def _in_eval(opened: Opened, module: Any, notes: tuple[str, ...]) -> Network:
     if isinstance(module, nn.DataParallel):
         module, notes = module.module, (*notes, "took the network out of its DataParallel wrapper")
+    if not isinstance(module, nn.Module):
+        raise no_network(opened.path, f"It holds one object of type {type(module).__name__}.")
     if any(part.training for part in module.modules()):
         notes = (*notes, "the network was in training mode: it is used in eval mode")
     return Network(module.eval(), notes=notes)

@@ -123,9 +123,16 @@ def _member(record: Record, cls: type[Enum]) -> Enum:
 
 
 def _check_state(origin: GlobalName, cls: type, state: dict[Any, Any]) -> None:
+    """Refuse a state that could make the class do what it was not written for.
+
+    Attributes must not replace methods, and hooks are methods under another name. Names must be harmless in quotes:
+    torch.fx writes them unescaped into the source of a traced network, and would run what stands after a quote.
+    """
     for key, value in state.items():
-        if not isinstance(key, str) or key.startswith("__") or callable(getattr(cls, key, None)):
+        if not _is_harmless(key) or key.startswith("__") or callable(getattr(cls, key, None)):
             raise _NotBuildableError(origin, f"the file replaces its {key!r}")
+        if key.endswith("_hooks") and value:
+            raise _NotBuildableError(origin, f"the file hooks code into it: {key}")
         if key in HELD and not _is_table(value, HELD[key]):
             raise _NotBuildableError(origin, f"its {key} are not what they should be")
     if not HELD.keys() <= state.keys():
@@ -135,4 +142,8 @@ def _check_state(origin: GlobalName, cls: type, state: dict[Any, Any]) -> None:
 def _is_table(value: object, held: type) -> bool:
     if not isinstance(value, dict):
         return False
-    return all(isinstance(k, str) and (v is None or isinstance(v, held)) for k, v in value.items())
+    return all(_is_harmless(name) and (item is None or isinstance(item, held)) for name, item in value.items())
+
+
+def _is_harmless(name: object) -> bool:
+    return isinstance(name, str) and name.isprintable() and not set(name) & set("\"'\\.{}") and name != ""

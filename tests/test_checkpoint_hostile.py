@@ -1,0 +1,274 @@
+"""Files that try to run code while they are loaded, or later. Each one would leave a mark if it succeeded."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+from repfuse.errors import RepfuseError
+from repfuse.loading import load
+from repfuse.samples import NotebookBlock
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    """A file that exists only after hostile code ran."""
+    return tmp_path / "mark"
+
+
+class Calls:
+    """Pickles as a call of ``function`` with ``arguments`` (the opcode REDUCE)."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.arguments
+
+
+def with_pickle(path: Path, data: bytes) -> Path:
+    """Write a torch archive whose pickle is ``data``."""
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, data if name.endswith("data.pkl") else content)
+    return path
+
+
+def refused(path: Path, **options: Any) -> str:
+    with pytest.raises(RepfuseError) as error:
+        load(path, **options)
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+def open_for_writing(mark: Path) -> tuple[Any, ...]:
+    return open, str(mark), "w"
+
+
+def test_the_mark_works(mark: Path, tmp_path: Path) -> None:
+    """The negative control: with plain pickle, the attacks below do leave their mark."""
+    pickle.loads(pickle.dumps(Calls(*open_for_writing(mark)), 2))
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    "inside", [lambda x: x, lambda x: {"state_dict": x}, lambda x: {"model": NotebookBlock(), "x": x}]
+)
+def test_a_call_in_the_file_is_not_made(mark: Path, tmp_path: Path, inside: Any) -> None:
+    path = tmp_path / "x.pt"
+    torch.save(inside(Calls(*open_for_writing(mark))), path)
+    try:
+        checkpoint = load(path)
+    except RepfuseError as error:
+        assert error.exit_code == 2
+    else:
+        assert type(checkpoint.module) is NotebookBlock  # the call was beside it, and is left out
+    assert not mark.exists()
+
+
+def call(module: str, name: str, argument: str) -> bytes:
+    text = argument.encode()
+    return b"\x80\x02c%s\n%s\nX%s%s\x85R." % (module.encode(), name.encode(), len(text).to_bytes(4, "little"), text)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("os", "system"),
+        ("posix", "system"),
+        ("torch.serialization", "os.system"),
+        ("torch.serialization.os", "system"),
+        ("torch", "serialization.os.system"),
+        ("timm.models.byobnet", "os.system"),
+        ("subprocess", "getoutput"),
+        ("builtins", "exec"),
+        ("__builtin__", "eval"),
+        ("torch.hub", "load"),
+        ("torch.jit._serialization", "load"),
+        ("torch.utils.cpp_extension", "load"),
+        ("torch.ops", "load_library"),
+        ("runpy", "run_path"),
+    ],
+)
+def test_no_function_is_called_whatever_it_is_named(module: str, name: str, mark: Path, tmp_path: Path) -> None:
+    path = with_pickle(tmp_path / "x.pt", call(module, name, f"touch {mark}"))
+    message = refused(path)
+    assert name in message
+    assert "--trust" in message
+    refused(path, allow=["torch"])
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"(S'touch MARK'\nios\nsystem\n.",  # INST
+        b"(cos\nsystem\nS'touch MARK'\no.",  # OBJ
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0atouch MARK\x85R.",  # STACK_GLOBAL
+    ],
+)
+def test_other_ways_to_call_are_refused(data: bytes, mark: Path, tmp_path: Path) -> None:
+    refused(with_pickle(tmp_path / "x.pt", data.replace(b"MARK", str(mark).encode())))
+    assert not mark.exists()
+
+
+def test_what_other_code_has_marked_safe_is_not_safe_here(mark: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save(Calls(*open_for_writing(mark)), path)
+    with torch.serialization.safe_globals([(open, "builtins.open"), (open, "_io.open"), (open, "io.open")]):
+        refused(path)
+        assert torch.serialization.get_safe_globals()  # and it is there again afterwards
+    assert not mark.exists()
+
+
+class Restored(NotebookBlock):
+    """A class whose restoring runs code, and that the allow-list does not know."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Path(state["mark"]).touch()
+
+
+def test_setstate_of_an_unknown_class_does_not_run(mark: Path, tmp_path: Path) -> None:
+    module = Restored()
+    module.mark = str(mark)
+    torch.save(module, tmp_path / "x.pt")
+    assert "Restored" in refused(tmp_path / "x.pt")
+    assert not mark.exists()
+
+
+def test_a_graph_module_needs_trust(mark: Path, tmp_path: Path) -> None:
+    """It would be rebuilt from source text in the file."""
+    traced = fx.symbolic_trace(nn.Sequential(nn.ReLU()))
+    function, (body, imports) = traced.__reduce__()
+    torch.save(Calls(function, body, f"open({str(mark)!r}, 'w')\n" + imports), tmp_path / "x.pt")
+    torch.save(nn.Sequential(traced), tmp_path / "y.pt")
+    for path in (tmp_path / "x.pt", tmp_path / "y.pt"):
+        for options in ({}, {"allow": ["torch"]}):
+            message = refused(path, **options)
+            assert "torch.fx.graph_module.reduce_graph_module" in message
+            assert "--trust" in message
+    assert not mark.exists()
+    load(tmp_path / "x.pt", trust=True, input="1x3")
+    assert mark.exists()  # so the code was really in there
+
+
+def test_constructors_are_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(NotebookBlock(), tmp_path / "good.pt")
+    torch.save(Calls(NotebookBlock, 8), tmp_path / "called.pt")
+    monkeypatch.setattr(NotebookBlock, "__init__", lambda *_: pytest.fail("the constructor ran"))
+    load(tmp_path / "good.pt")
+    refused(tmp_path / "called.pt")
+
+
+def hostile(change: Any) -> nn.Module:
+    block = NotebookBlock()
+    change(block)
+    return block
+
+
+CHANGES = {
+    "a method": lambda block: vars(block).update(forward=nn.ReLU()),
+    "a class in place of a method": lambda block: vars(block).update(_call_impl=nn.ReLU),
+    "a dunder": lambda block: vars(block).update(__class__=nn.ReLU),
+    "a hook": lambda block: block.__dict__["_forward_hooks"].update({0: nn.ReLU()}),
+    "a module that is none": lambda block: block._modules.update(conv3="os.system"),
+    "a parameter that is none": lambda block: block.conv3._parameters.update(weight=nn.ReLU()),
+    "no tables at all": lambda block: vars(block.conv3).pop("_parameters"),
+    "a table of another kind": lambda block: vars(block).update(_modules=[nn.ReLU()]),
+    "a module inside itself": lambda block: block._modules.update(again=block),
+    "a partial of something else": lambda block: vars(block).update(norm=functools.partial(NotebookBlock, 3)),
+    "a partial of a function": lambda block: vars(block).update(norm=functools.partial(open, "x", "w")),
+    "a partial with an object": lambda block: vars(block).update(norm=functools.partial(nn.Linear, nn.ReLU())),
+    "partial itself": lambda block: vars(block).update(norm=functools.partial),
+    "a function": lambda block: vars(block).update(norm=nn.functional.relu),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_attributes_cannot_turn_a_known_class_against_us(change: Any, tmp_path: Path) -> None:
+    torch.save(hostile(change), tmp_path / "x.pt")
+    refused(tmp_path / "x.pt")
+
+
+def quoted(mark: Path) -> str:
+    """A module's name that torch.fx writes into source code, where it ends a string and begins a call."""
+    return f'training"), open("{mark}", "w"), getattr(self, "training'
+
+
+def test_the_fx_injection_is_real(mark: Path) -> None:
+    """The negative control of the next test. Where this fails, torch has mended it."""
+    network = nn.Sequential(nn.ReLU())
+    network._modules = {quoted(Path(mark.name)): nn.ReLU()}  # no dots: torch.fx splits the name there
+    traced = fx.symbolic_trace(network)
+    assert f'open("{mark.name}", "w")' in traced.code
+
+
+@pytest.mark.parametrize("table", ["_modules", "_parameters", "_buffers", None])
+@pytest.mark.parametrize("name", [quoted(Path("mark")), "a'b", "a\\", "a\nb", "a.b", "", 3, "a\0"])
+def test_names_cannot_carry_code_into_a_traced_network(table: str | None, name: Any, tmp_path: Path) -> None:
+    block = NotebookBlock()
+    values = {"_modules": nn.ReLU(), "_parameters": nn.Parameter(torch.zeros(1)), "_buffers": torch.zeros(1)}
+    if table:
+        vars(block)[table][name] = values[table]
+    else:
+        vars(block)[name] = 1
+    torch.save(block, tmp_path / "x.pt")
+    refused(tmp_path / "x.pt")
+
+
+def test_ordinary_odd_names_are_fine(tmp_path: Path) -> None:
+    block = NotebookBlock()
+    block.more = nn.ModuleDict({"layer-1": nn.ReLU(), "3x3 conv": nn.ReLU(), "größe": nn.ReLU()})
+    torch.save(block, tmp_path / "x.pt")
+    assert list(load(tmp_path / "x.pt").module.more) == ["layer-1", "3x3 conv", "größe"]
+
+
+def test_attributes_of_dictionaries_cannot_hide_methods(tmp_path: Path) -> None:
+    state = collections.OrderedDict(NotebookBlock().state_dict())
+    state.keys = state.copy = state.get = "not a method"
+    torch.save(state, tmp_path / "x.pt")
+    load(tmp_path / "x.pt", model="repfuse.samples:NotebookBlock")
+
+
+def test_attributes_of_tensors_cannot_hide_methods(tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    weight.numel = "not a method"
+    torch.save({"weight": weight}, tmp_path / "x.pt")
+    assert "damaged" in refused(tmp_path / "x.pt", model="torch.nn:Identity")
+
+
+def test_nested_without_end_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    depth = 100_000
+    refused(with_pickle(tmp_path / "x.pt", b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b"."))
+
+
+def test_nothing_outside_the_allowed_packages_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "landmine.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = with_pickle(tmp_path / "x.pt", b"\x80\x02clandmine\nNet\n)\x81.")
+    message = refused(path)
+    assert "--allow landmine" in message
+    refused(with_pickle(tmp_path / "y.pt", b"\x80\x02ctorch.__main__\nNet\n)\x81."), allow=["torch"])
+
+
+def test_a_recipe_cannot_make_repfuse_run_code(mark: Path, tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w')\ndef net(): return None\n")
+    for spec in (f"{tmp_path / 'evil.py'}:net", "evil:net", "torch.hub:load", "torch.nn:Identity", "os:system"):
+        state = NotebookBlock().state_dict()
+        state.repfuse = (
+            '{"repfuse": "0", "schema": 1, "model": "%s", "model_args": [], "input": "1", "plans": []}' % spec
+        )
+        torch.save(state, tmp_path / "x.pt")
+        assert "--model" in refused(tmp_path / "x.pt")
+    assert not mark.exists()
