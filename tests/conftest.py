@@ -36,7 +36,8 @@ def samples() -> Path:
 def cli() -> Cli:
     """Run ``repfuse ARGS`` as a process of its own: cli("convert", path, out, cwd=..., columns=100).
 
-    Neither stdin nor stdout nor stderr is a terminal. timm and torchvision are importable in the process.
+    Neither stdin nor stdout nor stderr is a terminal. timm and torchvision are importable in the process. ``before``
+    runs in the process before the command.
     """
 
     def run(
@@ -45,8 +46,10 @@ def cli() -> Cli:
         env: dict[str, str] | None = None,
         columns: int = 100,
         timeout: float = 300,
+        before: Callable[[], None] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "REPFUSE_"))}
+        kept = {key: value for key, value in kept.items() if not key.endswith("_COLOR")}
         fixed = {
             "PYTHONPATH": str(SUPPORT),
             "OMP_NUM_THREADS": "1",
@@ -62,6 +65,7 @@ def cli() -> Cli:
             text=True,
             timeout=timeout,
             check=False,
+            preexec_fn=before,
         )
 
     return run

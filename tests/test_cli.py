@@ -1,0 +1,142 @@
+"""The command line as such: help without torch, exit codes, streams, what happens to errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer
+from conftest import SAMPLES, SUPPORT, Cli
+from typer.testing import CliRunner
+
+from repfuse.cli.app import app
+from repfuse.cli.command import Command
+from repfuse.errors import RepfuseError
+from repfuse.refusals import REFUSALS
+from repfuse.version import __version__
+
+COMMANDS = ["convert", "verify", "bench", "inspect", "explain"]
+MODULE = SAMPLES / "repvgg_digits.pt"
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["explain"], *([name, "--help"] for name in COMMANDS)])
+def test_help_and_explain_import_no_torch(args: list[str]) -> None:
+    program = "import sys, runpy\ntry:\n    runpy.run_module('repfuse', run_name='__main__')\n"
+    program += "except SystemExit as done:\n    assert not done.code\n"
+    program += "heavy = {'torch', 'numpy', 'safetensors', 'timm'} & set(sys.modules)\nassert not heavy, heavy"
+    environment = os.environ | {"PYTHONPATH": str(SUPPORT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *args], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_examples_that_fits(name: str, columns: int, cli: Cli) -> None:
+    done = cli(name, "--help", columns=columns)
+    assert done.returncode == 0
+    assert "Examples:" in done.stdout
+    assert f"repfuse {name} " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= columns
+    assert "…" not in done.stdout
+
+
+def test_the_version_is_the_packages(cli: Cli) -> None:
+    assert cli("--version").stdout == f"repfuse {__version__}\n"
+
+
+def test_explain_lists_every_code_and_gives_each_as_json(cli: Cli) -> None:
+    listed = cli("explain").stdout
+    assert all(code in listed for code in REFUSALS)
+    codes = json.loads(cli("explain", "--json").stdout)["codes"]
+    assert set(codes) == set(REFUSALS)
+    code = next(iter(REFUSALS))
+    assert json.loads(cli("explain", code, "--json").stdout)["codes"][code]["hint"] == REFUSALS[code].hint
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "repfuse", "explain"], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+
+
+def test_output_without_a_terminal_has_no_control_codes(cli: Cli) -> None:
+    done = cli("inspect", SAMPLES / "notebook_block.pt")
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout + done.stderr
+    assert done.stderr == ""
+
+
+def test_an_old_code_page_is_no_error(cli: Cli) -> None:
+    done = cli("inspect", SAMPLES / "notebook_block.pt", env={"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def raising(error: BaseException) -> typer.Typer:
+    """Return an application whose one command raises; it lives beside the real options."""
+    made = typer.Typer(pretty_exceptions_enable=False)
+
+    @made.command(cls=Command)
+    def work() -> None:
+        raise error
+
+    @made.callback()
+    def options(context: typer.Context, debug: bool = False) -> None:
+        context.obj = debug
+
+    return made
+
+
+def test_an_interruption_is_one_line_and_130() -> None:
+    done = CliRunner().invoke(raising(KeyboardInterrupt()), ["work"])
+    assert done.exit_code == 130
+    assert done.stderr.startswith("interrupted")
+
+
+def test_a_known_error_says_what_why_and_what_to_do() -> None:
+    done = CliRunner().invoke(
+        raising(RepfuseError("It broke.", "It was old.", "Get a new one.", exit_code=1)), ["work"]
+    )
+    assert done.exit_code == 1
+    assert done.stderr == "error: It broke.\n  why: It was old.\n  do: Get a new one.\n"
+    assert done.stdout == ""
+
+
+def test_an_unexpected_error_asks_for_a_report_and_shows_its_traceback_only_on_demand() -> None:
+    done = CliRunner().invoke(raising(ZeroDivisionError("by zero")), ["work"])
+    assert done.exit_code == 2
+    assert "ZeroDivisionError: by zero" in done.stderr
+    assert "report it" in done.stderr
+    assert "Traceback" not in done.stderr
+    shown = CliRunner().invoke(raising(ZeroDivisionError("by zero")), ["--debug", "work"])
+    assert isinstance(shown.exception, ZeroDivisionError)
+
+
+def test_a_failed_check_writes_nothing_and_is_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import repfuse.cli.conversion as conversion
+
+    real = conversion.convert
+
+    def failing(*args: object, **options: object) -> object:
+        done = real(*args, **options)  # type: ignore[arg-type]
+        proof = SimpleNamespace(passed=False, reason="It is wrong.", error=1e-3, to_dict=lambda: {"passed": False})
+        return SimpleNamespace(plan=done.plan, module=done.module, proof=proof, drift=done.drift, passed=False)
+
+    monkeypatch.setattr(conversion, "convert", failing)
+    done = CliRunner().invoke(app, ["convert", str(MODULE), str(tmp_path / "out.pt")])
+    assert done.exit_code == 1, done.output
+    assert "FAILED: It is wrong." in done.stdout
+    assert "nothing was written" in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,164 @@
+"""Every kind of bad input, as a process: one message with what, why and what to do; exit code 2; nothing lost."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import SAMPLES, Cli
+from torch import nn
+
+MODULE = SAMPLES / "repvgg_digits.pt"
+STATE = SAMPLES / "repvgg_digits_state_dict.pth"
+HELD_OUT = SAMPLES / "digits_heldout.safetensors"
+
+
+class Case(NamedTuple):
+    """``make`` prepares a folder and returns the arguments; ``said`` are words of the message."""
+
+    make: Callable[[Path], tuple[object, ...]]
+    said: tuple[str, ...]
+
+
+def file(folder: Path, content: bytes, name: str = "in.pt") -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def convert(*args: object) -> Callable[[Path], tuple[object, ...]]:
+    return lambda folder: ("convert", *args, folder / "out.pt")
+
+
+def convert_file(content: bytes, name: str = "in.pt") -> Callable[[Path], tuple[object, ...]]:
+    return lambda folder: ("convert", file(folder, content, name), folder / "out.pt")
+
+
+def data(name: str, content: object) -> Callable[[Path], tuple[object, ...]]:
+    def make(folder: Path) -> tuple[object, ...]:
+        path = folder / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif name.endswith(".npz"):
+            np.savez(path, **content)  # type: ignore[arg-type]
+        else:
+            torch.save(content, path)
+        return ("verify", MODULE, MODULE, "--data", path)
+
+    return make
+
+
+CASES = {
+    "missing": Case(lambda folder: ("convert", folder / "none.pt", folder / "out.pt"), ("none.pt",)),
+    "folder": Case(lambda folder: ("convert", folder, folder / "out.pt"), ("folder",)),
+    "empty": Case(convert_file(b""), ("empty",)),
+    "truncated": Case(convert_file(MODULE.read_bytes()[:20_000]), ("in.pt",)),
+    "truncated safetensors": Case(
+        convert_file((SAMPLES / "repvgg_digits.safetensors").read_bytes()[:9_000], "in.safetensors"),
+        ("in.safetensors",),
+    ),
+    "text": Case(convert_file(b"hello, world\n" * 100), ("not a checkpoint",)),
+    "no model": Case(convert(STATE), ("--model",)),
+    "wrong architecture": Case(convert(STATE, "--model", "repfuse.samples:NotebookBlock"), ("conv3.weight",)),
+    "unknown model": Case(convert(STATE, "--model", "timm:repvgg_a00"), ("repvgg_a0",)),
+    "model without a name": Case(convert(STATE, "--model", "resnet18"), ("timm:NAME",)),
+    "bad model argument": Case(
+        convert(STATE, "--model", "repfuse.samples:DigitsRepVGG", "--model-arg", "width"), ("name=value",)
+    ),
+    "bad shape": Case(convert(MODULE, "--input", "1x3xbig"), ("1x3x224x224",)),
+    "wrong shape": Case(convert(MODULE, "--input", "1x3x8x8"), ("1x3x8x8",)),
+    "target folder": Case(lambda folder: ("convert", MODULE, folder), ("folder",)),
+    "no such folder": Case(lambda folder: ("convert", MODULE, folder / "no" / "out.pt"), ("mkdir",)),
+    "format": Case(convert(MODULE, "--format", "onnx"), ("safetensors",)),
+    "unknown code": Case(lambda _: ("explain", "training-nrom"), ("training-norm",)),
+    "unknown command": Case(lambda _: ("fuse",), ("fuse",)),
+    "data missing": Case(lambda folder: ("verify", MODULE, MODULE, "--data", folder / "none.npz"), ("none.npz",)),
+    "data of another kind": Case(data("data.csv", b"1,2,3"), (".csv", ".npz")),
+    "data damaged": Case(data("data.npz", b"PK\x03\x04 no"), ("data.npz",)),
+    "data without inputs": Case(data("data.pt", {"pixels": torch.ones(2, 1, 8, 8)}), ("pixels", "inputs")),
+    "data with too few labels": Case(
+        data("data.npz", {"x": np.ones((3, 1, 8, 8)), "y": np.zeros(2, dtype=np.int64)}), ("labels",)
+    ),
+    "data of the wrong shape": Case(data("data.pt", {"x": torch.ones(2, 3, 8, 8)}), ("2x3x8x8",)),
+    "batch size": Case(lambda _: ("bench", MODULE, MODULE, "--batch-size", "0"), ("batch size",)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_one_message_and_nothing_is_lost(name: str, cli: Cli, tmp_path: Path) -> None:
+    args = CASES[name].make(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    done = cli(*args)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "does not expect" not in done.stderr
+    message = " ".join(done.stderr.replace("│", " ").split())
+    for words in CASES[name].said:
+        assert words in message
+    assert message.count("error:") == 1 or message.startswith("Usage:")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_input_is_never_overwritten_even_with_force(cli: Cli, tmp_path: Path) -> None:
+    source = tmp_path / "in.pt"
+    shutil.copy(MODULE, source)
+    (tmp_path / "link.pt").symlink_to(source)
+    for out in (source, tmp_path / "link.pt"):
+        done = cli("convert", source, out, "--force")
+        assert done.returncode == 2
+        assert "input itself" in done.stderr
+        assert source.read_bytes() == MODULE.read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is a folder that nobody can write to")
+def test_an_unwritable_target_is_found_before_the_work(cli: Cli) -> None:
+    done = cli("convert", MODULE, "/proc/out.pt")
+    assert done.returncode == 2
+    assert "could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_leaves_nothing_behind(cli: Cli, tmp_path: Path) -> None:
+    def limited() -> None:  # a write beyond the limit fails as it does on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    done = cli("convert", MODULE, tmp_path / "out.pt", before=limited)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "out.pt could not be written" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_code_in_a_pickle_does_not_run(cli: Cli, tmp_path: Path) -> None:
+    class Hostile(nn.Module):
+        def __reduce__(self) -> object:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save(Hostile(), tmp_path / "in.pt")
+    done = cli("convert", tmp_path / "in.pt", tmp_path / "out.pt")
+    assert done.returncode == 2
+    assert "--trust" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"in.pt"}
+
+
+def test_an_error_under_json_leaves_standard_output_empty(cli: Cli, tmp_path: Path) -> None:
+    done = cli("verify", MODULE, tmp_path / "none.pt", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+
+
+def test_data_of_another_floating_dtype_is_cast_and_said(cli: Cli, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", images=np.random.default_rng(0).normal(size=(4, 1, 8, 8)))
+    done = cli("verify", MODULE, MODULE, "--data", tmp_path / "data.npz", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "float64" in done.stderr
+    assert "it was cast" in done.stderr
+    assert json.loads(done.stdout)["data"]["samples"] == 4
