@@ -12,6 +12,7 @@ from rich.console import Console
 
 from repfuse.bench.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
 from repfuse.plan import Cost, Plan, Refusal, Site
+from repfuse.proof.results import Proof
 from repfuse.refusals import REFUSALS
 from repfuse.report.bench_view import bench_view
 from repfuse.report.convert_view import convert_view
@@ -61,6 +62,10 @@ def comparison(error: float = 3e-16) -> Comparison:
     return Comparison((ran, refused), 1e-12)
 
 
+def proof(error: float = 3e-16, **changes: object) -> Proof:
+    return Proof(**{"sites": (), "network": comparison(error), "unproven": (), **changes})  # type: ignore[arg-type]
+
+
 def drift(fused: float = 2e-7) -> Drift:
     levels = (Level(1e-7, 1e-7), Level(fused, fused), Level(1e-7, 1e-7), Level(1e-6, 1e-6))
     return Drift((OutputDrift("the example", "out", "float32", *levels),))
@@ -84,7 +89,7 @@ def report(**changes: object) -> Report:
         "input": source,
         "plan": plan(),
         "seconds": 0.5,
-        "proof": comparison(),
+        "proof": proof(),
         "drift": drift(),
         "output": Output("models/out.pt", "sha256:" + "2" * 64, "module"),
         "timing": benchmark(measurement(1.9, 2.1, 2.0)),
@@ -154,12 +159,12 @@ def test_long_module_paths_stay_whole_across_lines(width: int) -> None:
 def test_a_conversion_says_all_it_found() -> None:
     shown = squeezed(text(convert_view(report(), "models/out.report.json"), 120))
     for part in (
-        "models/in.pt(module)",
-        "sha256:" + "1" * 64,
-        "sha256:" + "2" * 64,
+        "models/in.pt(module,sha256:" + "1" * 12,
+        "models/out.pt(module,sha256:" + "2" * 12,
         "1x3x8x8float32(aguess)",
         "2sites,10→2operators",
-        "relativeerroratmost3.0e-16infloat64(allowed1.0e-12),on1input,1morethattheoriginalrefuses",
+        "passed:relativeerroratmost3.0e-16infloat64(allowed1.0e-12)",
+        "thewholenetworkon1input(1morethattheoriginalrefuses)",
         "relativeerror2.0e-07infloat32(theoriginal'sown1.0e-07",
         "2.00x(1.90to2.10)",
         "models/out.report.json",
@@ -169,16 +174,22 @@ def test_a_conversion_says_all_it_found() -> None:
         assert part in shown, part
 
 
+def test_a_block_that_is_the_whole_network_has_a_name() -> None:
+    assert "(root)" in text(plan_view(Plan((site(path=""),), (), "f", ())))
+
+
 def test_a_failed_proof_is_said_and_not_dressed_up() -> None:
-    shown = text(convert_view(report(status="failed", proof=comparison(1e-3), output=None, timing=None)))
-    assert "FAILED: relative error at most 1.0e-03" in shown
+    shown = text(convert_view(report(status="failed", proof=proof(1e-3), output=None, timing=None)))
+    assert "FAILED: In float64 the largest error is 1.0e-03" in shown
     assert "nothing was written" in shown
     assert "passed: relative error at most" not in shown
 
 
 def test_a_mismatch_and_an_unmeasured_drift_are_said() -> None:
     trial = TrialComparison("size 1x1", ((1, 3, 1, 1),), mismatch="the shapes differ")
-    failed = report(proof=Comparison((trial,), 1e-12), drift=Drift((), measured=False, problem="no half on this CPU"))
+    failed = report(
+        proof=proof(network=Comparison((trial,), 1e-12)), drift=Drift((), measured=False, problem="no half on this CPU")
+    )
     shown = text(convert_view(failed))
     assert "FAILED: size 1x1: the shapes differ." in shown
     assert "not measured: no half on this CPU" in shown
@@ -262,7 +273,7 @@ def strict(document: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("error", [3e-16, math.inf, math.nan])
 def test_the_report_is_strict_json_with_a_schema(error: float) -> None:
-    found = strict(to_json(envelope("conversion", report(proof=comparison(error)).to_dict())))
+    found = strict(to_json(envelope("conversion", report(proof=proof(error)).to_dict())))
     assert found["schema"] == 1
     assert found["kind"] == "repfuse.conversion"
     assert {"status", "environment", "input", "output", "plan", "proof", "drift", "timing", "notes"} <= set(found)

@@ -16,8 +16,10 @@ from repfuse.report.tables import BAD, GOOD, UNSURE, facts, heading, notes
 
 if TYPE_CHECKING:
     from repfuse.bench.results import Benchmark
-    from repfuse.verify.results import Comparison, Drift
+    from repfuse.proof.results import Proof
+    from repfuse.verify.results import Drift
 
+DIGEST_SHOWN = len("sha256:") + 12
 VERDICTS: dict[Status, tuple[str, str]] = {
     "converted": ("Converted and proven.", GOOD),
     "failed": ("Not converted: the check failed, and nothing was written.", BAD),
@@ -49,8 +51,8 @@ def convert_view(report: Report, report_path: str = "") -> Iterator[RenderableTy
 
 
 def file_line(path: str, kind: str, digest: str) -> str:
-    """Return ``PATH (FORMAT)`` and the digest below it."""
-    return f"{path} ({kind})\n{digest}"
+    """Return ``PATH (FORMAT, DIGEST)``, of the digest so much that two files are told apart; the JSON has all of it."""
+    return f"{path} ({kind}, {digest[:DIGEST_SHOWN]}...)"
 
 
 def example_line(source: Input) -> str:
@@ -60,15 +62,16 @@ def example_line(source: Input) -> str:
     return f"{', '.join(tensors)} ({origin})"
 
 
-def proof_line(proof: Comparison) -> str:
-    """Return the verdict in float64: the largest error, on how many inputs, against which bound."""
-    if proof.error is None or proof.mismatches:
+def proof_line(proof: Proof) -> str:
+    """Return the verdict in float64: the largest error, against which bound, of what and on how many inputs."""
+    if not proof.passed:
         return f"FAILED: {proof.reason}"
-    verdict = "passed" if proof.passed else "FAILED"
-    skipped = f", {len(proof.skipped)} more that the original refuses" if proof.skipped else ""
+    network = proof.network
+    skipped = f" ({len(network.skipped)} more that the original refuses)" if network.skipped else ""
     return (
-        f"{verdict}: relative error at most {error(proof.error)} in float64 (allowed {error(proof.tolerance)}), "
-        f"on {plural(len(proof.compared), 'input')}{skipped}"
+        f"passed: relative error at most {error(proof.error)} in float64 (allowed {error(network.tolerance)}), each of "
+        f"{plural(len(proof.sites), 'site')} alone and the whole network on {plural(len(network.compared), 'input')}"
+        f"{skipped}; the weights to be stored are the proven ones, rounded once"
     )
 
 

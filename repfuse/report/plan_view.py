@@ -15,6 +15,7 @@ from repfuse.report.numbers import change, count, plural
 from repfuse.report.tables import NUMBER, facts, heading, table
 
 PLACES_SHOWN = 4
+ROOT = "(root)"
 
 
 def plan_view(plan: Plan) -> Iterator[RenderableType]:
@@ -37,7 +38,7 @@ def sites_view(sites: Sequence[Site]) -> Iterator[RenderableType]:
     """Yield the table of sites; with more than one, its last row is their sum."""
     if not sites:
         return
-    rows = [(site.path, merged(site), *_costs(site.before, site.after)) for site in sites]
+    rows = [(site.path or ROOT, merged(site), *_costs(site.before, site.after)) for site in sites]
     if len(sites) > 1:
         totals = (_total(site.before for site in sites), _total(site.after for site in sites))
         rows.append((plural(len(sites), "site"), "", *_costs(*totals)))

@@ -15,7 +15,8 @@ from repfuse.plan import Plan
 
 if TYPE_CHECKING:  # their packages import torch
     from repfuse.bench.results import Benchmark
-    from repfuse.verify.results import Comparison, Drift
+    from repfuse.proof.results import Proof
+    from repfuse.verify.results import Drift
 
 SCHEMA = 1
 
@@ -71,7 +72,7 @@ class Report:
     input: Input
     plan: Plan
     seconds: float
-    proof: Comparison | None = None
+    proof: Proof | None = None
     drift: Drift | None = None
     output: Output | None = None
     timing: Benchmark | None = None
