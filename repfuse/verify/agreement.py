@@ -14,12 +14,15 @@ from repfuse.verify.inputs import Trial
 from repfuse.verify.results import RealData
 
 Data = torch.Tensor | Sequence[torch.Tensor | tuple[torch.Tensor, ...]]
-CHUNK = 64  # samples per call; as many also take part in the comparison
+CHUNK = 64  # samples per call
+COMPARED = 1 << 20  # input elements that also take part in the comparison, which runs each network ten times
 
 
 def data_trial(data: Data) -> Trial:
-    """Return the first CHUNK samples as a trial."""
-    return Trial("the data", next(_chunks(data)))
+    """Return as many of the first samples as COMPARED allows, one at least and CHUNK at most, as a trial."""
+    first = next(_chunks(data))
+    samples = max(1, COMPARED // max(1, first[0][0].numel()))
+    return Trial("the data", tuple(x[:samples] for x in first))
 
 
 def agreement(original: nn.Module, fused: nn.Module, data: Data, labels: torch.Tensor | None) -> RealData:
@@ -38,7 +41,7 @@ def agreement(original: nn.Module, fused: nn.Module, data: Data, labels: torch.T
         _check(labels, samples, before)
     return RealData(
         samples=samples,
-        compared=len(chunks[0].inputs[0]),
+        compared=len(data_trial(data).inputs[0]),
         top1_agreement=_share(before, after),
         accuracy_original=_share(before, labels),
         accuracy_fused=_share(after, labels),

@@ -23,11 +23,11 @@ from torch import nn
 
 from repfuse.networks import between, main_dtype
 from repfuse.verify.comparison import outcomes_in_float64, reference
-from repfuse.verify.copies import Outcome, as_stored, copy_with, run, run_float64
+from repfuse.verify.copies import Outcome, as_stored, copy_with, run
 from repfuse.verify.inputs import Trial
 from repfuse.verify.measure import level
 from repfuse.verify.results import Drift, Level, OutputDrift
-from repfuse.verify.rounding import Levels, allowed, rounding, unchanged
+from repfuse.verify.rounding import Levels, allowed, rounding_on, unchanged
 
 
 def drift(
@@ -44,7 +44,7 @@ def drift(
     """
     exact = reference(original, trials) if expected is None else expected
     found = outcomes_in_float64(fused, trials)
-    effect = rounding(fused, lambda copy: run_float64(copy, trials), found, unchanged(fused, original))
+    effect = rounding_on(fused, trials, found, unchanged(fused, original))
     return drift_from(original, fused, trials, exact, effect)
 
 

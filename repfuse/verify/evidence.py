@@ -9,12 +9,12 @@ from typing import TypeVar
 from torch import nn
 
 from repfuse.verify.comparison import outcomes_in_float64, reference, tabulate
-from repfuse.verify.copies import Outcome, run_float64
+from repfuse.verify.copies import Outcome
 from repfuse.verify.drift import drift_from
 from repfuse.verify.inputs import Trial
 from repfuse.verify.measure import informative, level
 from repfuse.verify.results import Drift, OutputError, OutputVerdict, TrialComparison
-from repfuse.verify.rounding import FLOAT64_NOISE, Levels, allowed, combine, rounding, unchanged
+from repfuse.verify.rounding import FLOAT64_NOISE, Levels, allowed, combine, rounding_on, unchanged
 
 Progress = Callable[[str, float], None]
 Key = tuple[int, str]
@@ -105,10 +105,7 @@ def _effects(
     outcomes: tuple[Sequence[Outcome], Sequence[Outcome]],
     progress: Progress,
 ) -> list[Levels]:
-    def run(copy: nn.Module) -> list[Outcome]:
-        return run_float64(copy, trials)
-
     progress("what rounding explains in the original", 0.2)
-    first = rounding(original, run, outcomes[0], unchanged(original, fused))
+    first = rounding_on(original, trials, outcomes[0], unchanged(original, fused))
     progress("what rounding explains in the fused network", 0.5)
-    return [first, rounding(fused, run, outcomes[1], unchanged(fused, original))]
+    return [first, rounding_on(fused, trials, outcomes[1], unchanged(fused, original))]

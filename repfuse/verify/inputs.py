@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-SMALL = (
-    1,
-    2,
-    3,
-    5,
-    7,
-)  # smaller than a kernel's reach, odd and even: where mistakes at the border are all there is
-LARGE = 10  # times the usual inputs: wakes units that biases keep silent, and brings weights out against biases
+# Smaller than a kernel's reach, odd and even: there mistakes at the border are all there is.
+SMALL = (1, 2, 3, 5, 7)
+# Times the usual inputs: wakes units that biases keep silent, and brings weights out against biases.
+LARGE = 10
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One set of inputs for a call of both networks, and what to call it in a report."""
+    """One set of inputs for a call of both networks, and what to call it in a report.
+
+    ``yardstick`` says whether the effect of rounding is measured on it, which takes several runs of each network;
+    elsewhere the largest effect on the yardsticks counts.
+    """
 
     label: str
     inputs: tuple[Any, ...]
+    yardstick: bool = True
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -35,24 +36,26 @@ class Trial:
 def input_variants(example_inputs: Sequence[Any], *, seeds: Sequence[int] = (0,)) -> tuple[Trial, ...]:
     """Return trials around the example, the example itself first.
 
-    Then one random input of its shape per seed, and one LARGE times larger; a batch of 1 or one larger than the
-    example's, with one random sample and one of ones; and, for inputs with one to three spatial axes, other
-    sizes: one more and one less (which is neither square nor even), half, and SMALL as far as they are smaller
-    than the example. In all about six times the example's own work.
+    Then a random input of its shape that is LARGE times larger; a batch one larger than the example's, with random
+    samples and one of ones, for the first seed; a random input per further seed; a batch of 1; and, for inputs
+    with one to three spatial axes, other sizes: about half, not square, odd and even, and SMALL as far as they
+    are smaller than the example. In all about five times the example's own work.
 
     Random values are standard normal. Inputs that are not floating keep their values; they, too, follow the
     batch. Which trials a network accepts is for it to say: see ``repfuse.verify.compare``.
     """
     example = tuple(example_inputs)
+    batch = _batch(example)
     trials = [Trial("the example", example)]
     if any(_floating(x) for x in example):
-        trials += [Trial(f"random, seed {seed}", _at(example, seed=seed)) for seed in seeds]
-        trials += [Trial(f"random x{LARGE}", _larger(_at(example, seed=-1)))]
-    batch = _batch(example)
+        trials += [Trial(f"random x{LARGE}", _larger(_at(example, seed=LARGE)))]
+        trials += [Trial(f"random, seed {seed}", _at(example, seed=seed), yardstick=False) for seed in seeds[1:]]
     if batch is not None:
-        trials += [_batch_trial(example, size) for size in dict.fromkeys((1, batch + 1)) if size != batch]
+        first = seeds[0] if seeds else 0
+        trials += [Trial(f"batch {batch + 1}", _with_ones(_at(example, batch=batch + 1, seed=first)), False)]
+        trials += [Trial("batch 1", _at(example, batch=1, seed=first), yardstick=False)] * (batch > 1)
     sizes = dict.fromkeys(_sizes(_spatial(example)))
-    trials += [Trial(_name(size), _at(example, spatial=size, seed=seeds[0] if seeds else 0)) for size in sizes]
+    trials += [Trial(_name(size), _at(example, spatial=size, seed=LARGE)) for size in sizes]
     return tuple(trials)
 
 
@@ -74,25 +77,24 @@ def rounded_through(trial: Trial, dtype: torch.dtype | None) -> Trial:
     if dtype is None:
         return trial
     inputs = (x.to(dtype).to(x.dtype) if _floating(x) else x for x in trial.inputs)
-    return Trial(trial.label, tuple(inputs))
+    return replace(trial, inputs=tuple(inputs))
 
 
 def _larger(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x * LARGE if _floating(x) else x for x in inputs)
 
 
-def _batch_trial(example: tuple[Any, ...], size: int) -> Trial:
-    inputs = _at(example, batch=size, seed=0)
-    for x in inputs if size > 1 else ():
+def _with_ones(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Make the last sample a constant image: nothing but its border tells one pixel from another."""
+    for x in inputs:
         if _varies(x):
-            x[-1] = 1  # a constant image: nothing but its border distinguishes one pixel from another
-    return Trial(f"batch {size}", inputs)
+            x[-1] = 1
+    return inputs
 
 
 def _sizes(spatial: Shape) -> Iterator[Shape]:
     if not spatial:
         return
-    yield tuple(max(1, n + (1 if axis % 2 == 0 else -1)) for axis, n in enumerate(spatial))
     yield tuple(max(1, n // 2 + axis % 2) for axis, n in enumerate(spatial))
     yield from ((small,) * len(spatial) for small in SMALL if small < min(spatial))
 

@@ -28,7 +28,8 @@ import torch
 from torch import nn
 
 from repfuse.networks import named_tensors
-from repfuse.verify.copies import Change, Outcome, copy_with, widened
+from repfuse.verify.copies import Change, Outcome, copy_with, run_float64, widened
+from repfuse.verify.inputs import Trial
 from repfuse.verify.measure import level
 from repfuse.verify.results import Level
 
@@ -64,6 +65,22 @@ def rounding(network: nn.Module, run: Run, outcomes: Sequence[Outcome], exact: f
         rounded = run(copy_with(network, rounded_once(seed, exact)))
         samples.append({key: _change(outcomes, rounded, key) for key in _keys(outcomes)})
     return {key: _rms([sample[key] for sample in samples]) for key in _keys(outcomes)}
+
+
+def rounding_on(
+    network: nn.Module, trials: Sequence[Trial], outcomes: Sequence[Outcome], exact: frozenset[str]
+) -> Levels:
+    """As ``rounding``, of a network in float64: measured on the yardsticks, at most as large elsewhere.
+
+    ``outcomes`` are the network's own in float64 on ``trials``.
+    """
+    yardsticks = [position for position, trial in enumerate(trials) if trial.yardstick] or [0]
+    chosen = [trials[position] for position in yardsticks]
+    found = rounding(
+        network, lambda copy: run_float64(copy, chosen), [outcomes[position] for position in yardsticks], exact
+    )
+    measured = {(yardsticks[position], name): value for (position, name), value in found.items()}
+    return {key: measured.get(key) or _largest(measured, key[1]) for key in _keys(outcomes)}
 
 
 def rounded_once(seed: int, exact: frozenset[str]) -> Change:
@@ -109,6 +126,11 @@ def combine(levels: Sequence[Level]) -> Level:
 def _allowed(value: Level, typical: Level) -> Level:
     rms, largest = max(value.rms, typical.rms), max(value.max, typical.max)
     return Level(SAFETY * rms + FLOAT64_NOISE, SAFETY * largest + FLOAT64_NOISE)
+
+
+def _largest(measured: Levels, name: str) -> Level:
+    levels = [value for key, value in measured.items() if key[1] == name]
+    return Level(max((x.rms for x in levels), default=0.0), max((x.max for x in levels), default=0.0))
 
 
 def _change(outcomes: Sequence[Outcome], rounded: Sequence[Outcome], key: tuple[int, str]) -> Level:
