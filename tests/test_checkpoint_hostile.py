@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -266,9 +267,8 @@ def test_a_recipe_cannot_make_repfuse_run_code(mark: Path, tmp_path: Path) -> No
     (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w')\ndef net(): return None\n")
     for spec in (f"{tmp_path / 'evil.py'}:net", "evil:net", "torch.hub:load", "torch.nn:Identity", "os:system"):
         state = NotebookBlock().state_dict()
-        state.repfuse = (
-            '{"repfuse": "0", "schema": 1, "model": "%s", "model_args": [], "input": "1", "plans": []}' % spec
-        )
+        recipe = {"repfuse": "0", "schema": 1, "model": spec, "model_args": [], "input": "1", "plans": []}
+        state.repfuse = json.dumps(recipe)
         torch.save(state, tmp_path / "x.pt")
         assert "--model" in refused(tmp_path / "x.pt")
     assert not mark.exists()
