@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from repfuse.bench import bench
 from repfuse.checkpoint.atomic import check_target, replacing
 from repfuse.convert import convert
+from repfuse.errors import RepfuseError
 from repfuse.loading import Checkpoint, load, save
 from repfuse.plan import Plan
 from repfuse.planner import plan
@@ -45,6 +47,7 @@ def run(job: Job, progress: Progress) -> Report:
     for target in (job.out, job.report_path):
         if target:
             check_target(target, job.source, force=job.force)
+            _check_writable(target.parent)
     progress("reading", 0.0)
     checkpoint = load(job.source, **job.loading)
     if job.out is None:
@@ -59,6 +62,14 @@ def run(job: Job, progress: Progress) -> Report:
     report = replace(report, timing=timing, output=output_of(saved), notes=(*report.notes, *saved.notes))
     _write(report, job)
     return report
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        what = f"Nothing can be written to the folder {folder}."
+        raise RepfuseError(what, error.strerror or str(error), "Give a folder that you may write to.") from error
 
 
 def _planned(checkpoint: Checkpoint) -> Report:
