@@ -39,6 +39,8 @@ class Planner:
         self.meanings: dict[fx.Node, Meaning | None] = {node: self._meaning(node) for node in traced.nodes}
         self.hazards = Hazards(traced, self.meanings)
         self.refusals: dict[tuple[str, str], Refusal] = {}
+        for path, why in traced.opaque.items():
+            self.refusals["untraceable", path] = Refusal("untraceable", path, why)
         for node in traced.nodes:
             self._drop_unusable(node)
 
@@ -51,7 +53,10 @@ class Planner:
 
     def candidates(self) -> list[Candidate]:
         """Return every region with the groups of it that are worth one convolution each."""
-        regions = Regions(self.traced, self.meanings, self.ghosts, self._accept, self.refuse).find()
+        search = Regions(self.traced, self.meanings, self.ghosts, self._accept, self.refuse)
+        regions = search.find()
+        for node in search.escaping():
+            self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
         found = [Candidate(region, tuple(filter(self._is_site, region.groups))) for region in regions]
         return [candidate for candidate in found if candidate.groups and self._still_there(candidate.region)]
 
@@ -79,20 +84,16 @@ class Planner:
 
     def _drop_unusable(self, node: fx.Node) -> None:
         """Make a node opaque that only looks like an affine map."""
-        match self.meanings[node]:
-            case Unfusible(code, reason):
-                if self._has_affine_neighbour(node):
-                    self.refuse(NotAffine(code, reason), node)
-            case Combined(operands, in_place) if len(operands) > 1:
-                shapes = {self.traced.shape_of.get(operand) for operand, _ in operands}
-                if shapes != {self.traced.shape_of.get(node)} or None in shapes:
-                    self._reject(node, "broadcast", "a sum of tensors of different shapes")
-                elif in_place and self.hazards.seen_later(node):
-                    self._reject(node, "in-place", "what is overwritten here is read again later")
-            case None | Combined():
-                pass
-            case meaning if any(x not in self.traced.shape_of for x in inputs_of(meaning)):
-                self.meanings[node] = None
+        meaning = self.meanings[node]
+        if isinstance(meaning, Unfusible):
+            self._reject(node, meaning.code, meaning.reason)
+        elif not self.traced.shape_of.keys() >= {node, *inputs_of(meaning)}:
+            self.meanings[node] = None  # numbers and sizes, not tensors
+        elif isinstance(meaning, Combined) and len(meaning.terms) > 1:
+            if len({self.traced.shape_of[each] for each in (node, *inputs_of(meaning))}) > 1:
+                self._reject(node, "broadcast", "a sum of tensors of different shapes")
+            elif meaning.in_place and self.hazards.seen_later(node):
+                self._reject(node, "in-place", "what is overwritten here is read again later")
 
     def _reject(self, node: fx.Node, code: str, reason: str) -> None:
         if self._has_affine_neighbour(node):

@@ -124,6 +124,20 @@ class Regions:
             if len(self._cuts) == known:
                 return regions
 
+    def escaping(self) -> Iterator[fx.Node]:
+        """Yield the values that would have merged into one of their readers if nothing else had read them."""
+        for node, meaning in self.meanings.items():
+            sources = {origin(x, self.meanings) for x in inputs_of(meaning)}
+            if not isinstance(meaning, Normed | Combined):
+                continue
+            for value in sources:
+                readers = [user for user in value.users if user not in self.ghosts]
+                roots = {term.source for other in sources - {value} for term in self._terms.get(other, ())} | sources
+                branch = self._terms.get(value, ())
+                alone = isinstance(meaning, Normed) or any(term.source in roots for term in branch)
+                if len(readers) > 1 and alone and any(True for term in branch for _ in convolutions(term.expression)):
+                    yield value
+
     def _cut(self, node: fx.Node) -> None:
         computing = origin(node, self.meanings)
         if inputs_of(self.meanings.get(computing)):

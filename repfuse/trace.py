@@ -10,7 +10,8 @@ import copy
 import hashlib
 import inspect
 import itertools
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -146,6 +147,28 @@ def _defaults(module: nn.Module, given: int) -> dict[str, Any] | None:
     return {p.name: p.default for p in rest} or None
 
 
+def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that records ``x += y`` as what it does to a tensor, a write in place; torch.fx records ``x + y``."""
+
+    __iadd__ = _in_place(operator.iadd)
+    __isub__ = _in_place(operator.isub)
+    __imul__ = _in_place(operator.imul)
+    __itruediv__ = _in_place(operator.itruediv)
+    __ifloordiv__ = _in_place(operator.ifloordiv)
+    __imod__ = _in_place(operator.imod)
+    __ipow__ = _in_place(operator.ipow)
+    __iand__ = _in_place(operator.iand)
+    __ior__ = _in_place(operator.ior)
+    __ixor__ = _in_place(operator.ixor)
+
+
 class _Tracer(fx.Tracer):
     """Records the call of every node, and the innermost module under way when tracing fails."""
 
@@ -174,6 +197,9 @@ class _Tracer(fx.Tracer):
         way shares one node among all forwards and searches all parameters each time."""
         name = self.tensor_names.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
         return attr_val if name is None else self.create_proxy("get_attr", name, (), {})
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self.leaves or is_stock(m)
