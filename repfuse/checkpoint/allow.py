@@ -129,6 +129,8 @@ def _is_plain_class(found: object, allow: Collection[str]) -> bool:
 def _outside(name: GlobalName) -> Need:
     if name.package in ("__main__", "__mp_main__"):
         return Need(name, "of the notebook or script that saved it")
+    if name.module.startswith("torch.fx."):
+        return Need(name, "source text of a network that torch.fx wrote, which is code")
     if name.package == "torch" or name.package in sys.stdlib_module_names:
         return Need(name, NOT_DATA)
     if not _is_installed(name.package):

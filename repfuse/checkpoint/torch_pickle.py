@@ -45,7 +45,7 @@ def read(path: Path, container: Container) -> Any:
             warnings.simplefilter("ignore")
             return tidied(torch.load(file, map_location="cpu", weights_only=True, mmap=False))
     except Exception as error:  # a damaged pickle can make its reader fail in any way
-        raise _unreadable(path, scan, error) from error
+        raise _unreadable(path, container, scan, error) from error
 
 
 def read_trusted(path: Path) -> Any:
@@ -125,10 +125,12 @@ def _stand_ins_for(names: frozenset[GlobalName]) -> Iterator[None]:
         add_safe_globals(others)
 
 
-def _unreadable(path: Path, scan: Scan, error: Exception) -> RepfuseError:
+def _unreadable(path: Path, container: Container, scan: Scan, error: Exception) -> RepfuseError:
     foreign = sorted(str(name) for name in scan.names if name.package not in ("torch", "collections"))
     if scan.protocol > PROTOCOL:
         why = f"It was written with pickle protocol {scan.protocol}; torch's safe loader reads protocol {PROTOCOL}."
+    elif foreign and container is Container.TORCH_LEGACY:
+        why = "It is in torch's format from before version 1.6, which gives networks together with their source code."
     elif foreign and isinstance(error, UnpicklingError):
         why = f"It does more than restore data. It names: {', '.join(foreign)}."
     else:
