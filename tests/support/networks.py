@@ -1,0 +1,30 @@
+"""Whole networks with random weights and statistics that hide no mistake."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def timm_network(name: str, **arguments: object) -> nn.Module:
+    """Return timm's network without pretrained weights, in eval mode.
+
+    Scales and shifts of the normalisations are random; their statistics are those of random images, so that the
+    activations neither vanish nor grow over the depth of the network.
+    """
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model(name, pretrained=False, **arguments)
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.2)
+        norm.momentum = None
+        norm.reset_running_stats()
+    with torch.no_grad():
+        network.train()(torch.randn(4, 3, 96, 96))
+    for norm in norms:
+        norm.momentum = 0.1
+    return network.eval()
