@@ -16,7 +16,7 @@ from repfuse.verify.outputs import leaves
 from repfuse.verify.results import FirstDifference, Level
 from repfuse.verify.rounding import allowed, rounding, unchanged
 
-KEPT = 1 << 14  # elements kept of each module's output, drawn at random: a thousand modules' outputs stay in memory
+KEPT = 1 << 16  # elements kept of each module's output, drawn at random: a thousand modules' outputs stay in memory
 
 
 @dataclass

@@ -95,8 +95,8 @@ def rounded_once(seed: int, exact: frozenset[str]) -> Change:
             return tensor.clone()
         if name in exact:
             return widened(tensor)
-        uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
-        return tensor.double() + half_spacing(tensor) * uniform.to(tensor.device)
+        uniform = torch.rand(tensor.shape, generator=generator).mul_(2).sub_(1)
+        return half_spacing(tensor).mul_(uniform.to(tensor.device)).add_(tensor)
 
     return change
 
@@ -105,10 +105,9 @@ def half_spacing(tensor: torch.Tensor) -> torch.Tensor:
     """Return half the distance to the next number of the tensor's dtype, at each element, in float64."""
     info = torch.finfo(tensor.dtype)
     wide = tensor.double()
-    _, exponent = torch.frexp(wide)
-    binade = torch.ldexp(torch.ones_like(wide), exponent - 1)
-    binade = torch.where(wide == 0, info.smallest_normal, binade).clamp(min=info.smallest_normal)
-    return binade * (info.eps / 2)
+    mantissa, _ = torch.frexp(wide)  # in [1/2, 1), so that this division is exact; 0 / 0 at 0, which fmax ignores
+    least = torch.tensor(info.smallest_normal, dtype=torch.float64)
+    return (wide / mantissa).div_(2).fmax(least).mul_(info.eps / 2)
 
 
 def allowed(effects: Sequence[Levels]) -> Levels:
