@@ -14,7 +14,7 @@ demo: $(VENV)/.package  ## Convert a sample checkpoint, verify it on real images
 	rm -rf $(DEMO) && mkdir $(DEMO)
 	$(BIN)/repfuse convert $(SAMPLES)/repvgg_digits.pt $(DEMO)/fused.pt
 	$(BIN)/repfuse verify $(SAMPLES)/repvgg_digits.pt $(DEMO)/fused.pt --data $(SAMPLES)/digits_heldout.safetensors
-	$(BIN)/repfuse bench $(SAMPLES)/repvgg_digits.pt $(DEMO)/fused.pt --batch-size 1 --batch-size 64
+	$(BIN)/repfuse bench $(SAMPLES)/repvgg_digits.pt $(DEMO)/fused.pt --batch-size 1 --batch-size 64 --threads 1
 	@ls -l $(DEMO)
 
 test: $(VENV)/.dev  ## The tests, in minutes

@@ -28,7 +28,7 @@ def bench_view(benchmark: Benchmark) -> Iterator[RenderableType]:
     if benchmark.cold:
         yield from _cold(benchmark.cold)
     yield Text()
-    yield from notes(dict.fromkeys(text for entry in benchmark.measurements for text in entry.warnings))
+    yield from notes(f"{_where(entry)}: {text}" for entry in benchmark.measurements for text in entry.warnings)
     for measurement in benchmark.measurements:
         yield Text(_sentence(measurement), style=STYLES[measurement.verdict])
 
@@ -64,8 +64,12 @@ def _cold(cold: ColdCalls) -> Iterator[RenderableType]:
 
 
 def _sentence(entry: Measurement) -> str:
-    where = f"Batch {entry.batch_size}, threads {entry.threads}"
+    where = _where(entry).capitalize()
     if entry.verdict == "no difference":
         return f"{where}: no difference that this measurement can see."
     factor = entry.speedup if entry.verdict == "faster" else 1 / entry.speedup
     return f"{where}: the fused network is {factor:.2f} times {entry.verdict}."
+
+
+def _where(entry: Measurement) -> str:
+    return f"batch {entry.batch_size}, threads {entry.threads}"
