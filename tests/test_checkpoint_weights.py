@@ -45,7 +45,8 @@ def test_nothing_is_cast(dtype: torch.dtype) -> None:
     original = fresh(dtype)
     network, notes = filled(original.state_dict())
     x = torch.randn(2, 3, dtype=dtype)
-    assert torch.equal(network(x), original(x))  # the non-persistent buffer has the dtype too
+    assert network(x).dtype == dtype  # so the non-persistent buffer has it too
+    assert torch.equal(network(x), original(x))
     assert {name: t.dtype for name, t in network.state_dict().items()} == {
         name: t.dtype for name, t in original.state_dict().items()
     }

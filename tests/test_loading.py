@@ -124,7 +124,9 @@ def test_a_file_saved_on_a_gpu_loads_without_one(tmp_path: Path, monkeypatch: py
 
 def test_training_mode_is_said_of_a_module_and_of_nothing_else(tmp_path: Path) -> None:
     torch.save(trained().train(), tmp_path / "x.pt")
-    assert "training mode" in load(tmp_path / "x.pt").notes[0]
+    checkpoint = load(tmp_path / "x.pt")
+    assert "training mode" in checkpoint.notes[0]
+    assert not any(part.training for part in checkpoint.module.modules())
     for layout in ("module", "state dict"):
         assert not opened(written(layout, tmp_path / "y.pt")).notes[1 if layout == "module" else 0 :]
 
@@ -444,15 +446,16 @@ def test_a_file_that_is_fused_twice_remembers_both_times(tmp_path: Path) -> None
     assert torch.equal(unchanged.module(X), twice.module(X))
 
 
-def test_tied_weights_and_strides_survive_every_format(tmp_path: Path) -> None:
-    network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)).to(memory_format=torch.channels_last).eval()
+@pytest.mark.parametrize("strides", [torch.contiguous_format, torch.channels_last])
+def test_tied_weights_and_strides_survive_every_format(strides: torch.memory_format, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)).to(memory_format=strides).eval()
     network[1].weight = network[0].weight
     torch.save(network, tmp_path / "in.pt")
     checkpoint = load(tmp_path / "in.pt")
     assert checkpoint.module[0].weight is checkpoint.module[1].weight
     again = load(save(checkpoint, checkpoint.module, tmp_path / "out.pt").path)
     assert again.module[0].weight is again.module[1].weight
-    assert again.module[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert again.module[0].weight.is_contiguous(memory_format=strides)
     out = save(checkpoint, checkpoint.module, tmp_path / "out.safetensors").path
     assert load_file(out).keys() == network.state_dict().keys()  # each name is there, for strict readers
     fresh = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))

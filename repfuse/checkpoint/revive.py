@@ -129,7 +129,7 @@ def _check_state(origin: GlobalName, cls: type, state: dict[Any, Any]) -> None:
     torch.fx writes them unescaped into the source of a traced network, and would run what stands after a quote.
     """
     for key, value in state.items():
-        if not _is_harmless(key) or key.startswith("__") or callable(getattr(cls, key, None)):
+        if not _is_harmless(key) or callable(getattr(cls, key, None)):
             raise _NotBuildableError(origin, f"the file replaces its {key!r}")
         if key.endswith("_hooks") and value:
             raise _NotBuildableError(origin, f"the file hooks code into it: {key}")
