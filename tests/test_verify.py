@@ -97,6 +97,7 @@ def test_one_wrong_number_is_different(dtype, harm):
         harm(fused, STEPS[dtype])
     verification = verify(original, fused, example(dtype))
     assert (verification.verdict, verification.exit_code) == ("different", 1)
+    assert verification.reason.startswith("In float64")
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3])
@@ -104,6 +105,16 @@ def test_a_wrong_eps_is_different(dtype):
     original = network(dtype=dtype)
     fused = folded(original, eps=1e-2)  # for 1e-5, with variances between 0.5 and 1.5
     assert verify(original, fused, example(dtype)).verdict == "different"
+
+
+def test_a_mistake_in_a_unit_that_usual_inputs_leave_silent():
+    original = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    with torch.no_grad():
+        original[0].weight.normal_(generator=torch.Generator().manual_seed(0))
+        original[0].bias.copy_(torch.tensor([-12.0, 0.0, 0.0, 0.0]))
+        wrong = copy.deepcopy(original)
+        wrong[0].weight[0] *= 1.01
+    assert verify(original, wrong, example()).verdict == "different"
 
 
 def test_a_border_mistake_shows_where_the_example_hides_it():

@@ -15,14 +15,16 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
-from repfuse.verify import Trial, compare, drift, input_variants
+from repfuse.verify import Trial, compare, drift, input_variants, verify
 from repfuse.verify.agreement import agreement
 from repfuse.verify.comparison import outcomes_in_float64, reference
 from repfuse.verify.copies import copy_with, in_float64
+from repfuse.verify.drift import drift_from
 from repfuse.verify.inputs import rounded_through
 from repfuse.verify.measure import level, mismatch, output_error
 from repfuse.verify.outputs import leaves
-from repfuse.verify.rounding import half_spacing, rounded_once, rounding_on, unchanged
+from repfuse.verify.results import Level
+from repfuse.verify.rounding import SAFETY, allowed, half_spacing, rounded_once, rounding_on, unchanged
 
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 vectors = st.lists(finite, min_size=1, max_size=20).map(lambda values: torch.tensor(values, dtype=torch.float64))
@@ -97,6 +99,11 @@ def test_the_numbers_of_an_output():
     assert error.max_abs == 5 and error.scale == 100 and error.relative.max == 0.05
     assert error.relative.rms == pytest.approx(math.sqrt(35) / float(torch.linalg.vector_norm(a)))
     assert error.smallest_rtol == 1
+
+
+def test_quantiles_are_elements_with_at_least_that_share_at_or_below():
+    a = torch.zeros(3)
+    assert output_error("out", a, torch.tensor([3.0, 1.0, 2.0])).quantiles == {"50": 2, "90": 3, "99": 3, "100": 3}
 
 
 def test_elements_that_are_not_finite():
@@ -198,6 +205,45 @@ def test_rounding_once_moves_what_changed_and_nothing_else():
         assert (moved[name].float() - tensor).abs().max() <= half_spacing(tensor).max() * 1.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_measured_effect_is_that_of_uniform_errors_within_half_a_spacing(dtype):
+    class Identity(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((4096,), 1.5, dtype=dtype))
+
+        def forward(self, x):
+            return x * self.weight
+
+    trials = [Trial("", (torch.ones(1, dtype=dtype),))]
+    found = rounding_on(Identity(), trials, outcomes_in_float64(Identity(), trials), frozenset())[0, "out"]
+    half = torch.finfo(dtype).eps / 2  # at numbers between 1 and 2
+    assert found.rms == pytest.approx(half / math.sqrt(3) / 1.5, rel=0.03)
+    assert found.max == pytest.approx(half / 1.5, rel=0.01)
+
+
+def test_an_output_whose_form_hangs_on_a_rounding_is_known_to_no_accuracy():
+    class Above(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.linspace(1, 2, 50))
+
+        def forward(self, x):
+            return self.weight[self.weight > 1.5 * x]
+
+    trials = [Trial("", (Above().weight.detach()[20] / 1.5,))]
+    outcomes = outcomes_in_float64(Above(), trials)
+    assert math.isinf(rounding_on(Above(), trials, outcomes, frozenset())[0, "out"].rms)
+
+
+def test_effects_add_as_squares_and_a_lucky_trial_borrows_the_median():
+    levels = [Level(3e-6, 3e-4), Level(0.0, 0.0), Level(3e-6, 3e-4)]
+    other = [Level(4e-6, 4e-4), Level(0.0, 0.0), Level(4e-6, 4e-4)]
+    found = allowed([{(i, "out"): x for i, x in enumerate(part)} for part in (levels, other)])
+    for limit in found.values():
+        assert (limit.rms, limit.max) == pytest.approx((SAFETY * 5e-6, SAFETY * 5e-4))
+
+
 # --- comparison --------------------------------------------------------------------------------------------------
 
 
@@ -237,19 +283,48 @@ def test_the_drift_of_a_correct_fusion_is_allowed(dtype):
         assert eps / 100 < found.worst.fused.rms < found.worst.allowed.rms < 30 * eps
 
 
-@pytest.mark.parametrize(("stored", "computed"), [(torch.float32, torch.bfloat16), (torch.float32, torch.float16)])
-def test_drift_sees_operations_of_too_low_a_precision(stored, computed):
-    class Lower(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
+class AsStored(nn.Module):
+    """A network with another last step, but not in float64."""
 
-        def forward(self, x):
-            y = self.inner(x)
-            return y.to(computed).to(y.dtype) if y.dtype is stored else y
+    def __init__(self, inner, step):
+        super().__init__()
+        self.inner, self.step = inner, step
 
-    original = network(4, dtype=stored)
-    assert not drift(original, Lower(folded(original)), input_variants(example(stored))).passed
+    def forward(self, x):
+        y = self.inner(x)
+        return y if y.dtype is torch.float64 else self.step(y)
+
+
+def lower(y):
+    return y.to(torch.bfloat16).to(y.dtype)
+
+
+def fail(y):
+    raise RuntimeError("no kernel")
+
+
+@pytest.mark.parametrize("step", [lower, fail, torch.Tensor.double, torch.Tensor.flatten])
+def test_what_only_shows_as_stored_is_different(step):
+    original = network(4, classes=0)
+    fused = AsStored(folded(original), step)
+    assert not drift(original, fused, input_variants(example())).passed
+    verification = verify(original, fused, example())
+    assert verification.verdict == "different"
+    assert verification.reason.startswith(("In float32", "As stored"))
+
+
+def test_what_rounding_the_weights_explains_is_allowed():
+    original, trials = network(2), input_variants(example())
+    fused, exact = AsStored(original, lower), reference(original, trials)
+    keys = [(position, "out") for position in range(len(trials))]
+    assert drift_from(original, fused, trials, exact, dict.fromkeys(keys, Level(1e-2, 1e-2))).passed
+    assert not drift_from(original, fused, trials, exact, dict.fromkeys(keys, Level(1e-6, 1e-6))).passed
+
+
+def test_the_last_bit_of_the_output_is_allowed_where_the_original_is_exact():
+    exact, rounded = AsStored(nn.Identity(), torch.clone), AsStored(nn.Identity(), lambda y: y * (1 + 2**-23))
+    found = drift(exact, rounded, input_variants(example()))
+    assert found.passed and found.worst.own.max == 0 < found.worst.fused.max
 
 
 def test_drift_takes_the_outcomes_that_are_known():
@@ -295,6 +370,15 @@ def test_agreement_and_accuracy_over_all_samples():
         assert (real.samples, real.accuracy_original) == (150, 1.0)
         assert real.top1_agreement == real.accuracy_fused == pytest.approx(1 / 3)
     assert agreement(original, other, data, None).accuracy_original is None
+
+
+def test_only_as_many_samples_are_compared_as_can_be_afforded(monkeypatch):
+    monkeypatch.setattr("repfuse.verify.agreement.COMPARED", 3 * 9 * 9 * 5)
+    data = torch.randn(8, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    verification = verify(network(1), network(1), example(), data=data, labels=torch.zeros(8).long())
+    assert (verification.data.samples, verification.data.compared, verification.data.top1_agreement) == (8, 5, 1.0)
+    assert any("first 5 of 8" in note for note in verification.notes)
+    assert verification.trials[-1].shapes == ((5, 3, 9, 9),)
 
 
 @pytest.mark.parametrize("labels", [torch.zeros(4, dtype=torch.long), torch.zeros(5), torch.zeros(5, 1).long()])
