@@ -56,15 +56,16 @@ def _recorded(network: nn.Module, trial: Trial) -> Record:
 
 
 def _record(network: nn.Module, trial: Trial) -> Record:
+    """Run a copy, which keeps the hooks that watch it."""
     record = Record()
-    hooks = [_watch(module, path, record) for path, module in network.named_modules() if path]
+    for path, module in network.named_modules():
+        if path:
+            _watch(module, path, record)
     run_float64(network, [trial])
-    for hook in hooks:
-        hook.remove()
     return record
 
 
-def _watch(module: nn.Module, path: str, record: Record) -> Any:
+def _watch(module: nn.Module, path: str, record: Record) -> None:
     calls = 0
 
     def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -81,7 +82,7 @@ def _watch(module: nn.Module, path: str, record: Record) -> Any:
         if isinstance(output, torch.Tensor):
             output._written_by = key  # type: ignore[attr-defined]  # tensors of our own copy's run
 
-    return module.register_forward_hook(hook)
+    module.register_forward_hook(hook)
 
 
 def _kept(tensor: torch.Tensor) -> torch.Tensor:
@@ -89,7 +90,7 @@ def _kept(tensor: torch.Tensor) -> torch.Tensor:
     if len(flat) > KEPT:
         chosen = torch.randint(len(flat), (KEPT,), generator=torch.Generator().manual_seed(0))
         flat = flat[chosen.to(flat.device)]
-    return flat.double().cpu()
+    return flat.to("cpu", torch.float64, copy=True)  # what follows may work in place
 
 
 def _limits(original: nn.Module, before: Record, fused: nn.Module, after: Record, trial: Trial) -> dict[str, Level]:
@@ -109,7 +110,17 @@ def _error(a: torch.Tensor, b: torch.Tensor) -> Level:
 
 def _put_right(key: str, record: Record, same: set[str]) -> bool:
     readers = record.readers.get(key, set())
-    return bool(readers and readers <= same) or any(_path(key).startswith(f"{_path(other)}.") for other in same)
+    return bool(readers and readers <= same) or not same.isdisjoint(_holders(key, record))
+
+
+def _holders(key: str, record: Record) -> set[str]:
+    """Return the calls within which the call ``key`` was made: of each module above it, the next to finish."""
+    finished = list(record.outputs)
+    later: dict[str, str] = {}
+    for other in finished[finished.index(key) + 1 :]:
+        if _path(key).startswith(f"{_path(other)}."):
+            later.setdefault(_path(other), other)
+    return set(later.values())
 
 
 def _path(key: str) -> str:
