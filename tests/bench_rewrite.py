@@ -1,0 +1,83 @@
+"""Times plan + rewrite, in one process, against timm's own conversion and against one trace and one forward pass.
+
+`make bench-rewrite`. Interleaved, medians; the ratio has a bootstrap interval over the rounds.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from support import torchvision_schemas
+from support.networks import timm_network
+from torch import fx
+
+from repfuse.planner import plan
+from repfuse.rewrite import rewrite
+
+torchvision_schemas.install()
+ROUNDS = 9
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def bootstrap(ours: list[float], theirs: list[float]) -> tuple[float, float]:
+    """The 95 % interval of the ratio of medians, rounds resampled in pairs."""
+    pairs = torch.tensor([ours, theirs], dtype=torch.float64)
+    picks = torch.randint(len(ours), (2000, len(ours)), generator=torch.Generator().manual_seed(0))
+    medians = pairs[:, picks].quantile(0.5, dim=2)
+    low, high = (medians[0] / medians[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def compare(title: str, ours: Callable[[], object], theirs: Callable[[], object], bound: str) -> None:
+    ours(), theirs()
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(ROUNDS):
+        for which in (0, 1) if number % 2 else (1, 0):
+            times[which].append(seconds((ours, theirs)[which]))
+    low, high = bootstrap(*times)
+    ratio = median(times[0]) / median(times[1])
+    print(f"{title}: {median(times[0]):.3f} s against {median(times[1]):.3f} s, ratio {ratio:.2f} ({low:.2f} to {high:.2f}); {bound}")
+
+
+def main() -> None:
+    from timm.utils.model import reparameterize_model
+
+    torch.set_num_threads(2)
+    for name in ("repvgg_b1g4", "repvgg_d2se"):
+        network, x = timm_network(name), torch.randn(1, 3, 224, 224)
+        compare(
+            f"{name}, plan + rewrite against timm's reparameterize_model",
+            lambda network=network, x=x: rewrite(network, plan(network, (x,))),
+            lambda network=network: reparameterize_model(network),
+            "wanted: at most 1",
+        )
+    network, x = timm_network("mobileone_s0"), torch.randn(1, 3, 224, 224)
+
+    def trace_twice_and_run() -> None:
+        fx.symbolic_trace(network)
+        fx.symbolic_trace(network)
+        with torch.no_grad():
+            network(x)
+
+    compare(
+        "mobileone_s0, plan + rewrite against two plain traces and a forward pass",
+        lambda: rewrite(network, plan(network, (x,))),
+        trace_twice_and_run,
+        "wanted: at most 1",
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak memory of this process {peak:.0f} MiB", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
