@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -529,6 +531,30 @@ def test_what_does_not_read_back_is_not_kept(form: str, tmp_path: Path, monkeypa
     assert error.value.exit_code == 1
     assert "head.bias" in error.value.why
     assert {path.name for path in tmp_path.iterdir()} == {"in.pt"}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_full_disk_is_one_message_and_leaves_nothing(form: str, tmp_path: Path) -> None:
+    checkpoint = source_of("state-dict", tmp_path)
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))  # stands in for the full disk
+    try:
+        with pytest.raises(RepfuseError, match="nothing was changed"):
+            save(checkpoint, checkpoint.module, tmp_path / "out", format=form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.pt"}
+
+
+def test_weights_that_safetensors_cannot_hold_are_one_message(tmp_path: Path) -> None:
+    checkpoint = source_of("module", tmp_path)
+    checkpoint.module.register_buffer("sparse", torch.eye(3).to_sparse())
+    with pytest.raises(RepfuseError, match="safetensors"):
+        save(checkpoint, checkpoint.module, tmp_path / "out.safetensors")
+    assert {path.name for path in tmp_path.iterdir()} == {"in.pt"}
+    again = load(save(checkpoint, checkpoint.module, tmp_path / "out.pt").path)
+    assert torch.equal(again.module.sparse.to_dense(), torch.eye(3))
 
 
 def test_nan_weights_are_the_same_bits_and_are_kept(tmp_path: Path) -> None:

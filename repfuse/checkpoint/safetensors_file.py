@@ -33,16 +33,18 @@ def write(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path
     """Write ``tensors`` and text ``metadata``. Values and dtypes are kept; strides are not, the format has none.
 
     A tensor that shares its memory with others is written in full under each name, so that every reader finds
-    every name.
+    every name. Raises RepfuseError where the format cannot hold them, OSError where the disk fails.
     """
     try:
         save_file(_apart(tensors), path, {"format": "pt"} | dict(metadata))
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise RepfuseError(
             "These weights cannot be written as safetensors.",
             f"{type(error).__name__}: {error}",
             "Choose a .pt file as the output.",
         ) from error
+    except SafetensorError as error:  # what the library makes of an OSError
+        raise OSError(str(error)) from error
 
 
 def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

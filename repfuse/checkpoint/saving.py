@@ -88,7 +88,7 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().cpu().contiguous().flatten()
+    flat = tensor.detach().cpu().to_dense().contiguous().flatten()
     return flat.view(torch.uint8) if flat.numel() else flat
 
 
