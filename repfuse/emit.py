@@ -16,20 +16,26 @@ from repfuse.expression import Expression, Tensors, evaluate, tensor_names
 from repfuse.geometry import Geometry
 
 _CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_PADS: dict[int, type[nn.Module]] = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
+_PADS: dict[str, tuple[type[nn.Module], ...]] = {
+    "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+}
 
 
 def convolution_module(geometry: Geometry) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
     """Return a convolution of ``geometry`` without data. Padding is in explicit integers, 0 where it is a module apart."""
+    apart = needs_separate_pad(geometry)
     return _CONVOLUTIONS[geometry.ndim](
         geometry.in_channels,
         geometry.out_channels,
         geometry.kernel,
         geometry.stride,
-        0 if needs_separate_pad(geometry) else tuple(before for before, _ in geometry.padding),
+        0 if apart else tuple(before for before, _ in geometry.padding),
         geometry.dilation,
         geometry.groups,
-        padding_mode=geometry.padding_mode,
+        padding_mode="zeros" if apart else geometry.padding_mode,
         device="meta",
     )
 
@@ -39,7 +45,8 @@ def with_padding(convolution: nn.Module, geometry: Geometry) -> nn.Module:
     if not needs_separate_pad(geometry):
         return convolution
     amounts = tuple(amount for pair in reversed(geometry.padding) for amount in pair)
-    return nn.Sequential(OrderedDict(pad=_PADS[geometry.ndim](amounts), conv=convolution))
+    pad = _PADS[geometry.padding_mode][geometry.ndim - 1](amounts)
+    return nn.Sequential(OrderedDict(pad=pad, conv=convolution))
 
 
 def write_weights(convolution: nn.Module, expression: Expression, tensors: Tensors, like: Tensor) -> None:
@@ -106,11 +113,12 @@ _PLAIN = (bool, int, float, str, bytes, type(None))
 def keep_plain_attributes(owner: nn.Module, body: nn.Module) -> None:
     """Copy what an owner carries as plain data: other parts of a model read it (``layer.f`` in YOLO)."""
     for name, value in vars(owner).items():
-        if not name.startswith("_") and _is_plain(value) and not hasattr(body, name):
+        if not name.startswith("_") and is_plain(value) and not hasattr(body, name):
             setattr(body, name, value)
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether a value is numbers and text, in tuples and lists."""
     if type(value) in (tuple, list):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return type(value) in _PLAIN
