@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repfuse.emit import convolution_module, graph_module, keep_plain_attributes, with_padding, write_weights
+from repfuse.emit import convolution_module, graph_module, is_plain, keep_plain_attributes, with_padding, write_weights
 from repfuse.errors import RepfuseError
 from repfuse.expression import convolutions, tensor_names
 from repfuse.layout import Block, Candidate, Fused, Layout, owner_of, place_of
@@ -36,8 +37,7 @@ def _live(module: nn.Module, plan: Plan) -> tuple[Planner, list[Candidate]]:
     if plan.live is not None and _structure(plan.live[0].traced.module) == _structure(module):
         planner, candidates = plan.live
         return planner, candidates
-    example = [torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for shape, dtype in plan.inputs]
-    traced = trace(module, example)
+    traced = trace(module, _example(module, plan))
     if traced.fingerprint() != plan.fingerprint:
         raise RepfuseError(
             "The plan does not fit this model.",
@@ -48,9 +48,23 @@ def _live(module: nn.Module, plan: Plan) -> tuple[Planner, list[Candidate]]:
     return planner, planner.candidates()
 
 
-def _structure(module: nn.Module) -> list[tuple[str, type, list[tuple[str, torch.Size]]]]:
+def _example(module: nn.Module, plan: Plan) -> list[Tensor]:
+    """Return the plan's example without data, its floats as the module holds them now."""
+    weights = next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), None)
+    examples = [torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for shape, dtype in plan.inputs]
+    return [x.to(weights) if weights is not None and x.is_floating_point() else x for x in examples]
+
+
+def _structure(module: nn.Module) -> list[tuple[Any, ...]]:
+    """Return what a graph of the module depends on, its weights apart: classes, shapes and settings such as strides."""
     return [
-        (name, type(child), [(key, tensor.shape) for key, tensor in child.named_parameters(recurse=False)])
+        (
+            name,
+            type(child),
+            [(key, tensor.shape) for key, tensor in child.named_parameters(recurse=False)],
+            {key: value for key, value in vars(child).items() if is_plain(value)},
+            len(child._forward_hooks) + len(child._forward_pre_hooks),
+        )
         for name, child in module.named_modules()
     ]
 
