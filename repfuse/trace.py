@@ -143,7 +143,8 @@ def _first_line(error: BaseException) -> str:
 def _defaults(module: nn.Module, given: int) -> dict[str, Any] | None:
     """Fix the parameters of ``forward`` that the example does not give at their defaults."""
     parameters = list(inspect.signature(module.forward).parameters.values())
-    rest = [p for p in parameters[given:] if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    rest = [p for p in parameters[given:] if p.kind in named and p.default is not p.empty]
     return {p.name: p.default for p in rest} or None
 
 
@@ -233,32 +234,35 @@ class _Tracer(fx.Tracer):
 
 
 def _nodes(value: Any) -> Any:
-    """Replace proxies by their nodes, in any nesting of tuples, lists and dicts."""
+    """Replace proxies by their nodes, in any nesting of tuples (named ones too), lists and dicts."""
     if isinstance(value, fx.Proxy):
         return value.node
-    if isinstance(value, tuple | list):
-        return type(value)(map(_nodes, value)) if type(value) in (tuple, list) else value
-    if isinstance(value, dict):
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_nodes, value))
+    if type(value) in (tuple, list):
+        return type(value)(map(_nodes, value))
+    if type(value) is dict:
         return {key: _nodes(entry) for key, entry in value.items()}
     return value
 
 
 def is_stock(module: nn.Module) -> bool:
     """Whether calling the module runs PyTorch's own forward, so that its class says what it computes."""
-    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict) or "forward" in vars(module):
         return False
     forward = type(module).forward
     return (getattr(forward, "__module__", None) or "").startswith("torch.nn.modules")
 
 
 def _record_shapes(traced: Traced, module: nn.Module, example_inputs: Sequence[Any]) -> None:
-    """Run the graph on the meta device, or, where that is not possible, on the real tensors."""
+    """Run the graph on the meta device, or, where that is not possible, on real tensors: copies, for a model in training
+    mode or with a state of its own changes what it runs on."""
     try:
         inputs = [x.to("meta") if isinstance(x, Tensor) else x for x in example_inputs]
         _Shapes(traced, traced.module).run(*inputs)
     except Exception:
         try:
-            _Shapes(traced, module).run(*example_inputs)
+            _Shapes(traced, copy.deepcopy(module)).run(*copy.deepcopy(tuple(example_inputs)))
         except Exception as error:
             raise RepfuseError(
                 f"The model does not run on the example input {_shapes_text(example_inputs)}.",
