@@ -3,64 +3,51 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 from torch import fx
 
-from repfuse.ops import Meaning, may_view, writes_in_place
+from repfuse.ops import Meaning, shared_by, written_by
 from repfuse.ops.meaning import Same
 from repfuse.trace import Traced
 
 
 class Hazards:
-    """Which nodes share memory, and which of them write into it."""
+    """Which nodes may share memory, and which of them write into it."""
 
     def __init__(self, traced: Traced, meanings: dict[fx.Node, Meaning | None]) -> None:
         self.order = traced.order
-        self.writers = {
-            node for node in self.order if _tensor_input(node) is not None and writes_in_place(node, traced.module)
-        }
-        self._parent = {node: self._memory_of(node, meanings.get(node)) for node in self.order}
-        self._root: dict[fx.Node, fx.Node] = {}
-        self._group: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        self._lies_in: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        self._memory: dict[fx.Node, set[fx.Node]] = {}
         for node in self.order:
-            parent = self._parent[node]
-            self._root[node] = node if parent is None else self._root[parent]
-            self._group[self._root[node]].append(node)
-        self._writes: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-        for writer in self.writers:
-            self._writes[self._root[writer]].append(writer)
+            shared = shared_by(node, traced.module, traced.opaque)
+            meaning = meanings.get(node)
+            self._lies_in[node] = (*shared, meaning.input) if isinstance(meaning, Same) else shared
+            self._join(node, self._lies_in[node])
+        self._writes: dict[int, list[fx.Node]] = defaultdict(list)
+        for node in self.order:
+            for memory in {id(self._memory[target]) for target in written_by(node, traced.module, traced.opaque)}:
+                self._writes[memory].append(node)
 
-    def _memory_of(self, node: fx.Node, meaning: Meaning | None) -> fx.Node | None:
-        shares = isinstance(meaning, Same) or node in self.writers or may_view(node)
-        return _tensor_input(node) if shares else None
+    def _join(self, node: fx.Node, others: Iterable[fx.Node]) -> None:
+        """Put ``node`` into one memory with ``others``, and those with each other."""
+        joined = {node}.union(*(self._memory[other] for other in others))
+        self._memory |= dict.fromkeys(joined, joined)
 
     def seen_later(self, writer: fx.Node) -> bool:
         """Whether what ``writer`` overwrites is read again, other than through its result, or belongs to the caller."""
-        root = self._root[writer]
-        if root.op in ("placeholder", "get_attr"):
-            return True
-        after = self.order[writer]
-        return any(
-            self.order[user] > after
-            for member in self._group[root]
-            if not self._comes_from(member, writer)
-            for user in member.users
-        )
-
-    def _comes_from(self, node: fx.Node | None, ancestor: fx.Node) -> bool:
-        while node is not None:
-            if node is ancestor:
+        after, results = self.order[writer], {writer}
+        for member in sorted(self._memory[writer], key=self.order.__getitem__):
+            origins = self._lies_in[member]
+            if origins and results.issuperset(origins):
+                results.add(member)
+            if member.op in ("placeholder", "get_attr"):
                 return True
-            node = self._parent[node]
+            if member not in results and any(self.order[user] > after for user in member.users):
+                return True
         return False
 
     def written_between(self, source: fx.Node, first: fx.Node, last: fx.Node) -> bool:
         """Whether the memory of ``source`` is written after ``first`` and before ``last``."""
-        return any(
-            self.order[first] < self.order[writer] < self.order[last] for writer in self._writes[self._root[source]]
-        )
-
-
-def _tensor_input(node: fx.Node) -> fx.Node | None:
-    first = node.args[0] if node.args else node.kwargs.get("input")
-    return first if isinstance(first, fx.Node) else None
+        start, stop = self.order[first], self.order[last]
+        return any(start < self.order[writer] < stop for writer in self._writes[id(self._memory[source])])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -80,7 +80,8 @@ class Planner:
         return f"{self.traced.call_of[node].path or '(root)'}: {node.name}"
 
     def _meaning(self, node: fx.Node) -> Meaning | None:
-        return None if node in self.ghosts else meaning_of(node, self.traced.module)
+        unknown = node in self.ghosts or (node.op == "call_module" and node.target in self.traced.opaque)
+        return None if unknown else meaning_of(node, self.traced.module)
 
     def _drop_unusable(self, node: fx.Node) -> None:
         """Make a node opaque that only looks like an affine map."""
@@ -89,6 +90,8 @@ class Planner:
             self._reject(node, meaning.code, meaning.reason)
         elif not self.traced.shape_of.keys() >= {node, *inputs_of(meaning)}:
             self.meanings[node] = None  # numbers and sizes, not tensors
+        elif isinstance(meaning, Combined) and len({self.traced.dtype_of[x] for x in (node, *inputs_of(meaning))}) > 1:
+            self.meanings[node] = None  # a conversion: uint8 * 1.0 is float
         elif isinstance(meaning, Combined) and len(meaning.terms) > 1:
             if len({self.traced.shape_of[each] for each in (node, *inputs_of(meaning))}) > 1:
                 self._reject(node, "broadcast", "a sum of tensors of different shapes")
@@ -101,7 +104,8 @@ class Planner:
         self.meanings[node] = None
 
     def _has_affine_neighbour(self, node: fx.Node) -> bool:
-        near = (*node.all_input_nodes, *node.users)
+        beside = (operand for user in node.users for operand in user.all_input_nodes if operand is not node)
+        near = (*node.all_input_nodes, *node.users, *beside)
         return any(isinstance(self.meanings.get(other), Convolved | Normed) for other in near)
 
     def _accept(self, region: Region, group: Group) -> bool:
@@ -129,12 +133,23 @@ class Planner:
 
     def _still_there(self, region: Region) -> bool:
         """Whether the sources hold at the root what they held when the branches read them."""
-        first = min(region.nodes, key=self.traced.order.__getitem__)
+        first = min((*region.nodes, *self._copies(region)), key=self.traced.order.__getitem__)
         for group in region.groups:
             if self.hazards.written_between(group.source, first, region.root):
-                self.refuse(NotAffine("in-place", "the source is overwritten between its branches"), region.root)
+                reason = "the source may be overwritten between its branches"
+                self.refuse(NotAffine("in-place", reason), region.root)
                 return False
         return True
+
+    def _copies(self, region: Region) -> Iterator[fx.Node]:
+        """Yield the nodes outside of the region through which it reads its sources: a clone holds what was there before."""
+        known = region.nodes | {group.source for group in region.groups}
+        for node in region.nodes:
+            for value in inputs_of(self.meanings[node]):
+                copied = value
+                while copied not in known:
+                    yield copied
+                    (copied,) = inputs_of(self.meanings[copied])
 
     def _site(self, fused: Fused) -> Site:
         group, expression = fused.group, fused.expression

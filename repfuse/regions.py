@@ -199,13 +199,8 @@ class Regions:
     def _one_term(self, x: fx.Node, node: fx.Node) -> Term:
         """Return the operand of a normalisation as one term; a sum that is not one map ends the region before it."""
         terms = self._reach(x, node)
-        if len(terms) == 1:
-            return terms[0]
-        group = Group(terms)
         try:
-            if len({term.source for term in terms}) > 1:
-                raise NotAffine("several-sources", "a normalisation of a sum over several sources")
-            return Term(group.source, group.expression, group.nodes, node)
+            return _normalised(terms, len(self.traced.shape_of[node]), node)
         except NotAffine as error:
             self._cut(x)
             self.refuse(error, node)
@@ -262,6 +257,16 @@ class Regions:
     def _take_apart(self, root: fx.Node) -> None:
         for operand in inputs_of(self.meanings[root]):
             self._cut(operand)
+
+
+def _normalised(terms: tuple[Term, ...], axes: int, node: fx.Node) -> Term:
+    """Return the operand of a normalisation of ``axes`` axes. Raises NotAffine where it is not one map."""
+    if any(term.expression.geometry.ndim + 2 != axes for term in terms):
+        raise NotAffine("channel-mismatch", "without a batch axis, the normalisation is along another axis")
+    if len({term.source for term in terms}) > 1:
+        raise NotAffine("several-sources", "a normalisation of a sum over several sources")
+    group = Group(terms)
+    return terms[0] if len(terms) == 1 else Term(group.source, group.expression, group.nodes, node)
 
 
 def _grown(term: Term, node: fx.Node, expression: Expression, top: fx.Node) -> Term:

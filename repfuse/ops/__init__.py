@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from repfuse.ops.functions import function_meaning, may_view, mutates
+from repfuse.ops.functions import function_meaning
 from repfuse.ops.meaning import Meaning
+from repfuse.ops.memory import shared_by, written_by
 from repfuse.ops.modules import module_meaning
 
-__all__ = ["Meaning", "may_view", "meaning_of", "writes_in_place"]
+__all__ = ["Meaning", "meaning_of", "shared_by", "written_by"]
 
 
 def meaning_of(node: fx.Node, root: nn.Module) -> Meaning | None:
@@ -18,13 +19,6 @@ def meaning_of(node: fx.Node, root: nn.Module) -> Meaning | None:
     if node.op in ("call_function", "call_method"):
         return function_meaning(node, lambda name: _attribute(root, name))
     return None
-
-
-def writes_in_place(node: fx.Node, root: nn.Module) -> bool:
-    """Whether the node may write into its first argument."""
-    if node.op == "call_module":
-        return getattr(root.get_submodule(str(node.target)), "inplace", False) is True
-    return mutates(node)
 
 
 def _attribute(root: nn.Module, name: str) -> object:

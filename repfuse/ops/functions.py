@@ -35,12 +35,12 @@ def _convolution(given: dict[str, Any], attribute: Attribute) -> Meaning | None:
         return None
     if not _stored(weight) or not (bias is None or _stored(bias)):
         return Unfusible("computed-weight", "the weight or bias of a functional convolution is computed in forward")
-    shape = attribute(weight.target).shape
-    arguments = [given.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
-    map_ = Convolution(
-        geometry(shape, *arguments, given.get("groups", 1)), weight.target, None if bias is None else bias.target
-    )
-    return Convolved(x, map_)
+    usual = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    arguments = [given.get(name, value) for name, value in usual.items()]
+    if _computed(arguments):
+        return Unfusible("computed-weight", "the stride, padding, dilation or groups are computed in forward")
+    shape = geometry(attribute(weight.target).shape, *arguments)
+    return Convolved(x, Convolution(shape, weight.target, None if bias is None else bias.target))
 
 
 def _batch_norm(given: dict[str, Any], _attribute: Attribute) -> Meaning | None:
@@ -51,7 +51,13 @@ def _batch_norm(given: dict[str, Any], _attribute: Attribute) -> Meaning | None:
         return Unfusible("computed-weight", "statistics or affine parameters of F.batch_norm are computed in forward")
     mean, var, weight, bias = (None if tensor is None else tensor.target for tensor in tensors)
     eps = given.get("eps", 1e-5)
+    if _computed(eps):
+        return Unfusible("computed-weight", "the eps of F.batch_norm is computed in forward")
     return Normed(x, Normalisation(mean, var, weight, bias, eps))
+
+
+def _computed(value: Any) -> bool:
+    return any(map(_computed, value)) if isinstance(value, list | tuple) else isinstance(value, fx.Node)
 
 
 def _stored(value: Any) -> bool:
@@ -156,38 +162,3 @@ METHODS: dict[Any, tuple[tuple[str, ...], Row]] = {
     "clone": (("input", "memory_format"), _same),
     "contiguous": (("input", "memory_format"), _same),
 }
-
-
-def mutates(node: fx.Node) -> bool:
-    """Whether the node is known, by its spelling, to write into its first argument."""
-    if node.op == "call_method":
-        name = str(node.target)
-        return name.endswith("_") and not name.endswith("__") or name == "__setitem__"
-    if node.op != "call_function":
-        return False
-    name = getattr(node.target, "__name__", "")
-    in_place_operator = getattr(node.target, "__module__", "") == "_operator" and name in _IN_PLACE_OPERATORS
-    return (
-        in_place_operator
-        or node.kwargs.get("inplace") is True
-        or isinstance(node.kwargs.get("out"), fx.Node)
-        or (name.endswith("_") and not name.endswith("__"))
-    )
-
-
-_IN_PLACE_OPERATORS = frozenset(
-    {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul", "setitem"}
-)
-
-
-_VIEWS = frozenset(
-    """chunk contiguous detach diagonal expand expand_as flatten getitem movedim narrow permute ravel reshape reshape_as select
-    split split_with_sizes squeeze swapaxes swapdims t tensor_split to transpose type_as unbind unflatten unfold unsqueeze
-    view view_as""".split()
-)
-
-
-def may_view(node: fx.Node) -> bool:
-    """Whether the node may return memory of its first argument."""
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return node.op in ("call_method", "call_function") and name in _VIEWS
