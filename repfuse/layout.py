@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -21,6 +21,7 @@ from repfuse.local import Part, Replacement, local_graph, vanishing
 from repfuse.ops.meaning import Convolved, Meaning, Normed, origin
 from repfuse.regions import Group, Region
 from repfuse.trace import Call, Traced
+from repfuse.uses import Uses, call_signature
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,7 @@ class _LayingOut:
         self.ghosts = ghosts
         self.refuse = refuse
         self.layout = Layout()
-        self._runs = Counter(
-            traced.module.get_submodule(str(node.target)) for node in traced.nodes if node.op == "call_module"
-        )
+        self.uses = Uses(traced)
 
     def run(self, candidates: list[Candidate]) -> Layout:
         blocks: dict[Call, list[Candidate]] = defaultdict(list)
@@ -168,9 +167,13 @@ class _LayingOut:
         return True
 
     def _alone(self, node: fx.Node, call: Call) -> bool:
-        """Whether the module behind ``node`` runs once in every call of the owner, and nowhere else."""
-        runs = self._runs[self.traced.module.get_submodule(str(node.target))] if node.op == "call_module" else None
-        return runs in (None, len(self.traced.calls[call.path]))
+        """Whether the module behind ``node`` runs once in every call of the owner, and nothing else uses it."""
+        if node.op != "call_module":
+            return True
+        module = self.traced.module.get_submodule(str(node.target))
+        keeps_tensors = isinstance(self.meanings[node], Convolved)
+        runs_once = self.uses.runs[module] == len(self.traced.calls[call.path])
+        return runs_once and not self.uses.reads(module, keeps_tensors)
 
     def _without(self, norm: fx.Node, owner: Call) -> Block | None:
         """Return the body of the module whose forward makes ``norm``, without it; None where that is the owner's own."""
@@ -182,7 +185,8 @@ class _LayingOut:
         replacement = Replacement(norm, (Part(meaning.input, None),), frozenset({norm}))
         self._check_hooks(call.path)
         graph = local_graph(self.traced, call, [replacement], self.ghosts, self._origin)
-        return Block(call.path, graph, _steps(graph))
+        self._check_uses(call, graph)
+        return Block(call.path, graph, self._steps(call, graph))
 
     def _raised(self, blocks: dict[Call, list[Candidate]]) -> dict[Call, list[Candidate]]:
         """Move what lies in a module that an outer block dissolves up to that block."""
@@ -207,7 +211,8 @@ class _LayingOut:
         for path in {inner.path for r in replacements for n in r.nodes for inner in self._above(n, call)}:
             self._check_hooks(path)
         graph = local_graph(self.traced, call, replacements, self.ghosts, self._origin)
-        kept, steps = self._unread(call, replacements, graph), _steps(graph)
+        kept, steps = self._unread(call, replacements, graph), self._steps(call, graph)
+        self._check_uses(call, graph, kept)
         form = "graph" if steps is None or kept else "chain"
         # A block that is one convolution and nothing else is that convolution, unless its class names a place for it.
         alone = form == "chain" and steps == ("fused",)
@@ -237,6 +242,21 @@ class _LayingOut:
             and _join(call.path, name) not in gone
             and not any(f"{name}.".startswith(f"{path}.") or path.rpartition(".")[0] == name for path in used)
         )
+
+    def _steps(self, call: Call, graph: fx.Graph) -> tuple[str, ...] | None:
+        """Return the modules that the graph is in a row, if it is; a row of modules takes no arguments by name."""
+        return None if any(other.kwargs for other in self.traced.calls[call.path]) else _steps(graph)
+
+    def _check_uses(self, call: Call, graph: fx.Graph, kept: tuple[str, ...] = ()) -> None:
+        """Raise NotAffine where one new body, ``graph``, does not serve every call, or hides what others reach for."""
+        calls = self.traced.calls[call.path]
+        if len(calls) > 1 and len({call_signature(self.traced, other, self._origin) for other in calls}) > 1:
+            raise NotAffine("called-differently", f"{call.path!r} is called with other arguments each time")
+        there = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+        for target in self.uses.reached[call.path]:
+            name = target[len(call.path) + 1 :]
+            if name.rpartition(".")[0] not in kept and not any(f"{name}.".startswith(f"{path}.") for path in there):
+                raise NotAffine("outer-reference", f"{target!r} is used from outside of {call.path!r}")
 
     def _origin(self, node: fx.Node) -> fx.Node:
         return origin(node, self.meanings)

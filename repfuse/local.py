@@ -64,6 +64,8 @@ class _Builder:
 
     def build(self) -> fx.Graph:
         self._placeholders()
+        if not _is_plain(self.call.output):
+            raise NotAffine("structured-arguments", "forward returns an object of its own kind")
         done: set[Call] = set()
         for node in self.traced.nodes[self.call.start : self.call.stop]:
             unit = self._unit(node)
@@ -86,12 +88,14 @@ class _Builder:
 
     def _placeholders(self) -> None:
         module = self.traced.module.get_submodule(self.call.path)
-        names = list(inspect.signature(module.forward).parameters)
+        parameters = inspect.signature(module.forward).parameters
+        names = list(parameters)
         given = dict(zip(names, self.call.args, strict=False)) | self.call.kwargs
         if len(self.call.args) > len(names) or not set(given) <= set(names):
             raise NotAffine("structured-arguments", "forward takes a variable number of arguments")
         for name in (name for name in names if name in given):
-            node = self.graph.placeholder(name)
+            # Where a default stands, only parameters with defaults follow.
+            node = self.graph.placeholder(name, default_value=parameters[name].default)
             if isinstance(given[name], fx.Node):
                 self.env[given[name]] = node
             elif _holds_nodes(given[name]):
@@ -143,6 +147,7 @@ def vanishing(replacements: list[Replacement], ghosts: set[fx.Node]) -> set[fx.N
     """Return every node that the replacements make superfluous, with the parameters only they read."""
     gone = set().union(*(replacement.nodes for replacement in replacements)) | ghosts
     readers = {source for node in gone for source in node.all_input_nodes if source.op == "get_attr"}
+    readers -= {part.source for replacement in replacements for part in replacement.parts}
     return gone | {node for node in readers if all(user in gone for user in node.users)}
 
 
@@ -150,6 +155,15 @@ def _holds_nodes(value: Any) -> bool:
     found: list[fx.Node] = []
     map_arg(value, found.append)
     return bool(found)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a graph can return the value: tensors and numbers in tuples, lists and plain dicts."""
+    if isinstance(value, tuple) or type(value) is list:
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(map(_is_plain, value.values()))
+    return isinstance(value, fx.Node | bool | int | float | str | None)
 
 
 Take = Callable[[fx.Graph, fx.Node], fx.Node]
