@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.node import map_arg
 
 from repfuse.geometry import NotAffine
@@ -159,9 +160,9 @@ def _holds_nodes(value: Any) -> bool:
 
 def _is_plain(value: Any) -> bool:
     """Whether a graph can return the value: tensors and numbers in tuples, lists and plain dicts."""
-    if isinstance(value, tuple) or type(value) is list:
+    if isinstance(value, tuple) or type(value) in (list, immutable_list):
         return all(map(_is_plain, value))
-    if type(value) is dict:
+    if type(value) in (dict, immutable_dict):
         return all(map(_is_plain, value.values()))
     return isinstance(value, fx.Node | bool | int | float | str | None)
 

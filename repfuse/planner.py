@@ -90,7 +90,7 @@ class Planner:
             self._reject(node, meaning.code, meaning.reason)
         elif not self.traced.shape_of.keys() >= {node, *inputs_of(meaning)}:
             self.meanings[node] = None  # numbers and sizes, not tensors
-        elif isinstance(meaning, Combined) and len({self.traced.dtype_of[x] for x in (node, *inputs_of(meaning))}) > 1:
+        elif isinstance(meaning, Combined | Same) and len({self.traced.dtype_of[x] for x in (node, *inputs_of(meaning))}) > 1:
             self.meanings[node] = None  # a conversion: uint8 * 1.0 is float
         elif isinstance(meaning, Combined) and len(meaning.terms) > 1:
             if len({self.traced.shape_of[each] for each in (node, *inputs_of(meaning))}) > 1:

@@ -159,7 +159,8 @@ class Regions:
     def _terms_of(self, node: fx.Node) -> Iterator[Term]:
         match self.meanings[node]:
             case Convolved(x, convolution):
-                yield Term(self._whole_input(x, node), convolution, frozenset({node}), node)
+                source, copies = self._whole_input(x, node)
+                yield Term(source, convolution, copies | {node}, node)
             case Normed(x, normalisation):
                 term = self._one_term(x, node)
                 yield _grown(term, node, Normalised(term.expression, normalisation), node)
@@ -187,14 +188,15 @@ class Regions:
         identity = Identity(shape[1] if len(shape) > 1 else 1, max(len(shape) - 2, 0))
         return Term(source, identity, frozenset(), source)
 
-    def _whole_input(self, x: fx.Node, node: fx.Node) -> fx.Node:
-        """Return the source of a convolution; a convolution of anything but a source ends the region before it."""
+    def _whole_input(self, x: fx.Node, node: fx.Node) -> tuple[fx.Node, Nodes]:
+        """Return the source of a convolution, and the no-ops on the way to it; a convolution of anything but a source ends
+        the region before it."""
         terms = self._reach(x, node)
         if len(terms) == 1 and terms[0].is_source:
-            return terms[0].source
+            return terms[0].source, terms[0].nodes
         self._cut(x)
         self.refuse(_why_not_composed(terms, self.meanings[node]), node)
-        return origin(x, self.meanings)
+        return origin(x, self.meanings), frozenset()
 
     def _one_term(self, x: fx.Node, node: fx.Node) -> Term:
         """Return the operand of a normalisation as one term; a sum that is not one map ends the region before it."""

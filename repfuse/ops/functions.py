@@ -83,7 +83,7 @@ def _sum(operands: list[tuple[Any, float]], in_place: bool) -> Meaning | None:
     constants = [value for value, _ in operands if not isinstance(value, fx.Node)]
     if not nodes or any(not isinstance(value, int | float) or value != 0 for value in constants):
         return None
-    return Combined(tuple(nodes), in_place)
+    return Same(nodes[0][0]) if len(nodes) == 1 and nodes[0][1] == 1 else Combined(tuple(nodes), in_place)
 
 
 def _multiple(given: dict[str, Any], _attribute: Attribute) -> Meaning | None:
@@ -91,13 +91,13 @@ def _multiple(given: dict[str, Any], _attribute: Attribute) -> Meaning | None:
     node, factor = (left, right) if isinstance(left, fx.Node) else (right, left)
     if not isinstance(node, fx.Node) or isinstance(factor, bool) or not isinstance(factor, int | float):
         return None
-    return Combined(((node, float(factor)),))
+    return _sum([(node, float(factor))], in_place=False)
 
 
 def _quotient(given: dict[str, Any], _attribute: Attribute) -> Meaning | None:
     node, divisor = given["input"], given["other"]
     usable = isinstance(node, fx.Node) and isinstance(divisor, int | float) and divisor != 0
-    return Combined(((node, 1.0 / divisor),)) if usable and "rounding_mode" not in given else None
+    return _sum([(node, 1.0 / divisor)], in_place=False) if usable and "rounding_mode" not in given else None
 
 
 def _negation(given: dict[str, Any], _attribute: Attribute) -> Meaning | None:

@@ -28,7 +28,7 @@ class Normed:
 
 @dataclass(frozen=True)
 class Combined:
-    """The node is a sum of its inputs, each times a number. One input is a multiple, or with factor 1 the same value."""
+    """The node is a sum of its inputs, each times a number."""
 
     terms: tuple[tuple[fx.Node, float], ...]
     in_place: bool = False
