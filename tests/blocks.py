@@ -1,0 +1,283 @@
+"""Small blocks as their authors write them, each with what must become of it; the spellings are our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+C = 4
+"""Channels of every block."""
+
+
+def conv(kernel: Any = 3, **settings: Any) -> nn.Conv2d:
+    """A convolution of C channels that keeps the size unless told otherwise."""
+    if "padding" not in settings:
+        settings["padding"] = kernel // 2 * settings.get("dilation", 1) if isinstance(kernel, int) else "same"
+    return nn.Conv2d(settings.pop("inputs", C), settings.pop("outputs", C), kernel, **settings)
+
+
+def norm(channels: int = C) -> nn.BatchNorm2d:
+    """A normalisation."""
+    return nn.BatchNorm2d(channels)
+
+
+class Spelled(nn.Module):
+    """A module whose forward is given: ``Spelled(lambda m, x: m.a(x) + m.b(x), a=conv(3), b=conv(1))``."""
+
+    def __init__(self, forward: Callable[..., Any], **members: Any) -> None:
+        super().__init__()
+        self.spelling = forward
+        for name, member in members.items():
+            setattr(self, name, member)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.spelling(self, x)
+
+
+class SpelledOfTwo(Spelled):
+    """The same with two inputs."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return self.spelling(self, x, y)
+
+
+class Branches(nn.Module):
+    """The sum of what it is given, in a ModuleList, with an activation after."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(sum(branch(x) for branch in self.branches))
+
+
+def conv_norm(kernel: Any = 3, **settings: Any) -> nn.Sequential:
+    """A convolution without bias and its normalisation."""
+    return nn.Sequential(conv(kernel, bias=False, **settings), norm(settings.get("outputs", C)))
+
+
+class RepVGG(nn.Module):
+    """3x3 + 1x1 + skip, each with its normalisation (Ding et al. 2021). Stride 2 has no skip."""
+
+    def __init__(self, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.dense = conv_norm(3, stride=stride, groups=groups)
+        self.pointwise = conv_norm(1, stride=stride, groups=groups)
+        self.skip = norm() if stride == 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = 0 if self.skip is None else self.skip(x)
+        return F.relu(self.dense(x) + self.pointwise(x) + skip)
+
+
+class TracedNorm(nn.BatchNorm2d):
+    """A normalisation that torch.fx traces through, with children and assertions, as timm's BatchNormAct2d."""
+
+    def __init__(self, channels: int, act: bool = True) -> None:
+        super().__init__(channels)
+        self.drop = nn.Identity()
+        self.act = nn.ReLU() if act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.ndim == 4, f"expected 4D input (got {x.ndim}D input)")
+        if self.training:
+            raise NotImplementedError
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, self.momentum, self.eps)
+        return self.act(self.drop(x))
+
+
+class Gate(nn.Module):
+    """Squeeze and excitation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Conv2d(C, 2, 1), nn.Conv2d(2, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+
+
+def functional(forward: Callable[..., Any]) -> Spelled:
+    """A block with a 3x3 ``w``, a 1x1 ``v``, a bias ``b`` and a module ``n``, to be written with functions."""
+    parameters = {"w": torch.empty(C, C, 3, 3), "v": torch.empty(C, C, 1, 1), "b": torch.empty(C)}
+    return Spelled(forward, **{name: nn.Parameter(tensor) for name, tensor in parameters.items()}, n=norm())
+
+
+def pair(forward: Callable[..., Any]) -> Spelled:
+    """A block with a 3x3 ``a`` and a 1x1 ``b``."""
+    return Spelled(forward, a=conv(3), b=conv(1))
+
+
+def triple(forward: Callable[..., Any]) -> Spelled:
+    """The same with a normalisation ``n``."""
+    return Spelled(forward, a=conv(3), b=conv(1), n=norm())
+
+
+def pair_of_two(forward: Callable[..., Any]) -> Spelled:
+    """A block with a 3x3 ``a`` and a 1x1 ``b``, of two inputs."""
+    return SpelledOfTwo(forward, a=conv(3), b=conv(1))
+
+
+def _normed(m: Spelled, x: Tensor) -> Tensor:
+    return F.batch_norm(x, m.n.running_mean, m.n.running_var, m.n.weight, m.n.bias, eps=1e-3)
+
+
+def _added_to_itself(m: Spelled, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return y + y + m.b(x)
+
+
+def _added_in_place(m: Spelled, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y += m.b(x)
+    return y.add_(x)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A block and what is left of it: how many convolutions and normalisations run, and the form of its site."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    form: str = "graph"
+    convolutions: int = 1
+    norms: int = 0
+    sites: int = 1
+    inputs: int = 1
+    axes: int = 2
+    least: int = 1  # the smallest side of an image that the block takes
+
+
+def notebook(padding: Any, bias: bool, kernel: Any = 3) -> Spelled:
+    """The notebook's block: 3x3 + 1x1 + skip."""
+    return Spelled(
+        lambda m, x: m.a(x) + m.b(x) + x, a=conv(kernel, padding=padding, bias=bias), b=conv(1, padding=0, bias=bias)
+    )
+
+
+CASES = [
+    *(
+        Case(f"notebook padding={padding} bias={bias}", lambda p=padding, b=bias: notebook(p, b), "chain")
+        for padding in ("same", 1, (1, 1))
+        for bias in (True, False)
+    ),
+    Case("notebook, pair of paddings", lambda: notebook((1, 2), True, (3, 5)), "chain"),
+    Case(
+        "valid padding",
+        lambda: Spelled(lambda m, x: m.a(x) + m.b(x), a=conv(3, padding="valid"), b=conv(3, padding=0)),
+        "chain",
+        least=3,
+    ),
+    Case("smaller kernel inside", lambda: Branches(conv(5, padding=1), conv(3, padding=0)), least=3),
+    *(
+        Case(f"RepVGG stride {stride} groups {groups}", lambda s=stride, g=groups: RepVGG(s, g))
+        for stride, groups in ((1, 1), (2, 1), (1, 2), (2, 2), (1, C))
+    ),
+    *(
+        Case(f"MobileOne {n}", lambda n=n: Branches(*(conv_norm(3, groups=C) for _ in range(n)), conv_norm(1), norm()))
+        for n in (1, 4)
+    ),
+    Case("ACNet", lambda: Branches(conv_norm(3), conv_norm((3, 1)), conv_norm((1, 3)))),
+    Case("dilated union", lambda: Branches(conv(5), conv(3, dilation=2), conv(3), norm())),
+    Case("taps far apart", lambda: Branches(conv(3, dilation=3), conv(3, dilation=2))),
+    Case("mixed groups", lambda: Branches(conv(3, groups=2), conv(1, groups=4), conv(3))),
+    Case("two kinds of groups", lambda: Branches(conv(3, groups=4), conv(1, groups=2))),
+    Case("even kernels, same", lambda: Branches(conv(2, padding="same"), conv(4, padding="same"), conv(1), norm())),
+    Case("conv + norm", conv_norm, "fold"),
+    Case("conv + norm in attributes", lambda: triple(lambda m, x: F.relu(m.n(m.a(x)))), "fold"),
+    Case("conv + dropout + norm", lambda: nn.Sequential(conv(), nn.Dropout2d(), norm(), nn.ReLU()), "fold"),
+    Case("conv + two norms", lambda: nn.Sequential(conv(), norm(), nn.Identity(), norm()), "fold"),
+    Case("norm in another submodule", lambda: nn.Sequential(nn.Sequential(conv()), nn.Sequential(norm())), "fold"),
+    Case("reflected conv + norm", lambda: nn.Sequential(conv(3, padding_mode="reflect"), norm()), "fold", least=2),
+    Case(
+        "reflected even conv, scaled",
+        lambda: Spelled(lambda m, x: 2 * m.r(x), r=conv(2, padding="same", padding_mode="reflect")),
+        "chain",
+        least=2,
+    ),
+    Case(
+        "strided conv + norm", lambda: nn.Sequential(conv(4, padding=1, stride=3, outputs=6), norm(6)), "fold", least=2
+    ),
+    Case("conv + traced norm", lambda: nn.Sequential(conv(), TracedNorm(C)), "fold"),
+    Case("traced norm without act", lambda: nn.Sequential(conv(bias=False), TracedNorm(C, act=False)), "fold"),
+    Case(
+        "RepVGG of traced norms",
+        lambda: Branches(
+            nn.Sequential(conv(), TracedNorm(C, act=False)),
+            nn.Sequential(conv(1), TracedNorm(C, False)),
+            TracedNorm(C, False),
+        ),
+    ),
+    Case("norm after the sum", lambda: triple(lambda m, x: m.n(m.a(x) + m.b(x) + x)), "chain"),
+    Case(
+        "norm inside and after",
+        lambda: Spelled(lambda m, x: m.n(m.i(m.a(x)) + m.b(x) + x), a=conv(), b=conv(1), i=norm(), n=norm()),
+        "chain",
+    ),
+    Case("F.conv2d", lambda: functional(lambda m, x: F.conv2d(x, m.w, m.b, padding=1) + F.conv2d(x, m.v) + x)),
+    Case("F.conv2d, same", lambda: functional(lambda m, x: F.conv2d(x, m.w, None, 1, "same") + F.conv2d(x, m.v, m.b))),
+    Case(
+        "F.batch_norm",
+        lambda: functional(lambda m, x: _normed(m, F.conv2d(x, m.w, padding=1)) + F.conv2d(x, m.v, m.b)),
+        "chain",
+    ),
+    Case("torch.add alpha", lambda: pair(lambda m, x: torch.add(m.a(x), m.b(x), alpha=-3)), "chain"),
+    Case("x.add alpha", lambda: pair(lambda m, x: m.a(x).add(x, alpha=0.5) + m.b(x)), "chain"),
+    Case("subtraction", lambda: pair(lambda m, x: m.a(x) - m.b(x) - x), "chain"),
+    Case("torch.sub alpha", lambda: pair(lambda m, x: torch.sub(m.a(x) + m.b(x), x, alpha=2)), "chain"),
+    Case("torch.rsub", lambda: pair(lambda m, x: torch.rsub(m.a(x), m.b(x), alpha=2)), "chain"),
+    Case("negation", lambda: pair(lambda m, x: -m.a(x) + m.b(x).neg()), "chain"),
+    Case("sum of a list", lambda: pair(lambda m, x: sum([m.a(x), m.b(x), x])), "chain"),
+    Case("zero added", lambda: pair(lambda m, x: (m.a(x + 0) + 0) + (0 + m.b(x))), "chain"),
+    Case("scales", lambda: pair(lambda m, x: 0.5 * m.a(x) + m.b(x) * 3 + x / 4), "chain"),
+    Case("scaled sum", lambda: pair(lambda m, x: (m.a(x) + x) * 0.1 + m.b(x)), "chain"),
+    Case("a value twice", lambda: pair(_added_to_itself), "chain"),
+    Case("in place", lambda: pair(_added_in_place), "chain"),
+    Case("detours", lambda: pair(lambda m, x: m.a(x.contiguous()).clone() + F.dropout(m.b(x), 0.5, False)), "chain"),
+    Case("conv1d", lambda: Branches(nn.Conv1d(C, C, 3, padding=1), nn.Conv1d(C, C, 1), nn.BatchNorm1d(C)), axes=1),
+    Case(
+        "conv3d",
+        lambda: Branches(nn.Conv3d(C, C, 3, padding=1), nn.Conv3d(C, C, (1, 3, 1), padding="same"), nn.BatchNorm3d(C)),
+        axes=3,
+    ),
+    Case("residual around", lambda: pair_of_two(lambda m, x, y: m.a(x) + y + m.b(x)), inputs=2),
+    Case("residual first", lambda: pair_of_two(lambda m, x, y: y + (m.a(x) + (m.b(x) + x))), inputs=2),
+    Case(
+        "two sources",
+        lambda: SpelledOfTwo(
+            lambda m, x, y: (m.a(x) + m.c(y)) + (m.b(x) + m.d(y)), a=conv(), b=conv(1), c=conv(), d=conv(1)
+        ),
+        convolutions=2,
+        sites=2,
+        inputs=2,
+    ),
+    Case("gate after", lambda: nn.Sequential(RepVGG(), Gate()), convolutions=3),
+    Case("tuple", lambda: pair(lambda m, x: (m.a(x) + m.b(x), [x, {"relu": F.relu(x)}]))),
+    Case("nested", lambda: Branches(nn.Sequential(RepVGG(), RepVGG()), nn.Identity()), convolutions=2, sites=2),
+    Case(
+        "nested sums",
+        lambda: Branches(
+            triple(lambda m, x: m.a(x) + m.b(x)),
+            Spelled(lambda m, x: m.n(m.a(x) + x), a=conv(), n=norm()),
+            nn.Identity(),
+        ),
+    ),
+    Case(
+        "shared block",
+        lambda: Spelled(lambda m, x: m.last(m.block(F.relu(m.block(x)))), block=RepVGG(), last=nn.ReLU()),
+        convolutions=2,
+    ),
+    Case(
+        "one conv, two norms",
+        lambda: SpelledOfTwo(lambda m, x, y: F.relu(m.n(m.a(x))) + F.relu(m.o(m.a(y))), a=conv(), n=norm(), o=norm()),
+        convolutions=2,
+        sites=2,
+        inputs=2,
+    ),
+]
