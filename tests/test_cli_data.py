@@ -67,3 +67,24 @@ def test_only_floating_data_is_cast_and_only_to_a_floating_dtype() -> None:
     bytes_, said = fitted(IMAGES.to(torch.uint8), torch.ones(1))
     assert bytes_.dtype == torch.uint8
     assert said == ""
+
+
+def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("1,2,3")
+    with pytest.raises(RepfuseError, match=r"\.csv cannot be read") as caught:
+        read_data(tmp_path / "data.csv")
+    assert ".npz" in caught.value.why
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt"])
+@pytest.mark.parametrize("kept", [0, 4, 200])
+def test_a_damaged_file_is_refused(suffix: str, kept: int, tmp_path: Path) -> None:
+    path = write(tmp_path / f"data{suffix}", {"inputs": IMAGES.repeat(50, 1, 1)})
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(RepfuseError, match="cannot be read"):
+        read_data(path)
+
+
+def test_labels_must_match_the_inputs(tmp_path: Path) -> None:
+    with pytest.raises(RepfuseError, match="labels"):
+        read_data(write(tmp_path / "data.npz", {"x": IMAGES, "y": torch.tensor([1])}))

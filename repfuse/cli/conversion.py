@@ -1,17 +1,16 @@
-"""The steps of `repfuse convert`, in the order that loses nothing: the target is looked at before the long work."""
+"""The steps of `repfuse convert` and `repfuse inspect` between the options and what is shown."""
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repfuse.bench import bench
-from repfuse.checkpoint.atomic import check_target, replacing
+from repfuse.checkpoint.atomic import replacing
+from repfuse.cli.target import report_path
 from repfuse.convert import convert
-from repfuse.errors import RepfuseError
 from repfuse.loading import Checkpoint, load, save
 from repfuse.plan import Plan
 from repfuse.planner import plan
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from repfuse.cli.output import Progress
 
-TIMING_SECONDS = 2.0
+TIMING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,9 @@ class Job:
     format: str | None
     force: bool
 
-    @property
-    def report_path(self) -> Path | None:
-        """Where the report goes: fused.pt -> fused.report.json."""
-        return self.out.with_suffix(".report.json") if self.out else None
-
 
 def run(job: Job, progress: Progress) -> Report:
     """Do all of it, and return the report, which is also written beside the result."""
-    for target in (job.out, job.report_path):
-        if target:
-            check_target(target, job.source, force=job.force)
-            _check_writable(target.parent)
     progress("reading", 0.0)
     checkpoint = load(job.source, **job.loading)
     if job.out is None:
@@ -60,16 +50,8 @@ def run(job: Job, progress: Progress) -> Report:
     progress("writing", 0.9)
     saved = save(checkpoint, module, job.out, plan=report.plan, format=job.format, force=job.force)
     report = replace(report, timing=timing, output=output_of(saved), notes=(*report.notes, *saved.notes))
-    _write(report, job)
+    _write(report, report_path(job.out))
     return report
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        what = f"Nothing can be written to the folder {folder}."
-        raise RepfuseError(what, error.strerror or str(error), "Give a folder that you may write to.") from error
 
 
 def _planned(checkpoint: Checkpoint) -> Report:
@@ -91,7 +73,6 @@ def _report(status: Status, checkpoint: Checkpoint, found: Plan, seconds: float)
     return Report(status, environment(), input_of(checkpoint), found, seconds, notes=checkpoint.notes)
 
 
-def _write(report: Report, job: Job) -> None:
-    if job.report_path:
-        with replacing(job.report_path) as path:
-            path.write_text(to_json(envelope("conversion", report.to_dict())), encoding="utf-8")
+def _write(report: Report, path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(to_json(envelope("conversion", report.to_dict())), encoding="utf-8")

@@ -10,6 +10,7 @@ import typer
 
 from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust
 from repfuse.cli.output import progress, show, show_json
+from repfuse.cli.target import check_targets, report_path
 from repfuse.errors import EXIT_FAILED_CHECK
 
 
@@ -66,15 +67,18 @@ def convert(
     """
     if out is None and not dry_run:
         raise typer.BadParameter("give the file to write, or --dry-run.", param_hint="OUT")
+    target = None if dry_run else out
+    if target:
+        check_targets(target, source, force=force)
     from repfuse.cli.conversion import Job, run
     from repfuse.report.convert_view import convert_view
 
     loading = {"model": model, "model_args": model_arg, "input": example, "allow": allow or (), "trust": trust}
-    job = Job(source, None if dry_run else out, loading, file_format, force)
+    job = Job(source, target, loading, file_format, force)
     with progress(quiet=quiet) as update:
         report = run(job, update)
     if as_json:
         show_json("conversion", report.to_dict())
     elif not quiet:
-        show(convert_view(report, report_path=str(job.report_path or "")))
+        show(convert_view(report, str(report_path(target)) if target and report.output else ""))
     raise typer.Exit(EXIT_FAILED_CHECK if report.status == "failed" else 0)
