@@ -283,3 +283,8 @@ def test_the_report_is_strict_json_with_a_schema(error: float) -> None:
 def test_a_report_without_its_optional_parts_is_json_too() -> None:
     found = strict(to_json(report(proof=None, drift=None, output=None, timing=None).to_dict()))
     assert found["proof"] is found["drift"] is found["output"] is found["timing"] is None
+
+
+def test_what_is_not_json_is_never_written() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_json({"error": math.nan})
