@@ -17,25 +17,25 @@ from repfuse.errors import RepfuseError
 from repfuse.version import __version__
 
 if TYPE_CHECKING:
-    from repfuse.bench import bench
-    from repfuse.convert import convert
+    from repfuse.benching import bench
+    from repfuse.converting import convert
     from repfuse.fusing import fuse
     from repfuse.loading import load, save
-    from repfuse.plan import Plan
+    from repfuse.plans import Plan
     from repfuse.planner import plan
-    from repfuse.rewrite import rewrite
-    from repfuse.verify import verify
+    from repfuse.rewriting import rewrite
+    from repfuse.verifying import verify
 
 _HOMES = {
-    "Plan": "repfuse.plan",
-    "bench": "repfuse.bench",
-    "convert": "repfuse.convert",
+    "Plan": "repfuse.plans",
+    "bench": "repfuse.benching",
+    "convert": "repfuse.converting",
     "fuse": "repfuse.fusing",
     "load": "repfuse.loading",
     "plan": "repfuse.planner",
-    "rewrite": "repfuse.rewrite",
+    "rewrite": "repfuse.rewriting",
     "save": "repfuse.loading",
-    "verify": "repfuse.verify",
+    "verify": "repfuse.verifying",
 }
 
 __all__ = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 
 from repfuse.geometry import Geometry, Ints
-from repfuse.plan import Cost
+from repfuse.plans import Cost
 
 MACS_PER_BYTE = 8
 """Multiply-accumulates in the time of moving one byte: about 100 G/s against 12 GB/s on one CPU core."""

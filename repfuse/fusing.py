@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from repfuse.plan import Plan
+from repfuse.plans import Plan
 from repfuse.planner import plan
-from repfuse.rewrite import rewrite
+from repfuse.rewriting import rewrite
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from repfuse.checkpoint.opening import Opened, digest_of, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
 from repfuse.checkpoint.source import ModelSource, model_source
 from repfuse.errors import RepfuseError
-from repfuse.plan import Plan
+from repfuse.plans import Plan
 from repfuse.planner import plan as make_plan
-from repfuse.rewrite import rewrite
+from repfuse.rewriting import rewrite
 
 
 @dataclass(frozen=True)

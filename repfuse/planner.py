@@ -15,7 +15,7 @@ from repfuse.hazards import Hazards
 from repfuse.layout import Candidate, Fused, Layout, lay_out
 from repfuse.ops import Meaning, meaning_of
 from repfuse.ops.meaning import Combined, Convolved, Normed, Same, Unfusible, inputs_of, origin
-from repfuse.plan import Cost, Plan, Refusal, Site
+from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.regions import Group, Region, Regions
 from repfuse.trace import Traced, trace
 

@@ -17,7 +17,7 @@ from support.networks import timm_network
 from torch import fx
 
 from repfuse.planner import plan
-from repfuse.rewrite import rewrite
+from repfuse.rewriting import rewrite
 
 torchvision_schemas.install()
 ROUNDS = 9

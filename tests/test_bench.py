@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from support.folded import example, folded, network
 from torch import nn
 
-from repfuse.bench import bench
-from repfuse.bench.clock import FEWEST_ROUNDS, SHORTEST, Rounds, time_rounds
-from repfuse.bench.judgement import judge
-from repfuse.bench.setup import batched
-from repfuse.bench.statistics import outliers, ratio_of_medians
+from repfuse.benching import bench
+from repfuse.benching.clock import FEWEST_ROUNDS, SHORTEST, Rounds, time_rounds
+from repfuse.benching.judgement import judge
+from repfuse.benching.setup import batched
+from repfuse.benching.statistics import outliers, ratio_of_medians
 from repfuse.errors import RepfuseError
 
 times = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=30)

@@ -23,7 +23,7 @@ from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.errors import RepfuseError
 from repfuse.loading import Checkpoint, load, save
 from repfuse.planner import plan
-from repfuse.rewrite import rewrite
+from repfuse.rewriting import rewrite
 from repfuse.samples import DigitsRepVGG, NotebookBlock
 
 DIGITS = "repfuse.samples:DigitsRepVGG"

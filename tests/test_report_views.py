@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import pytest
 from rich.console import Console
 
-from repfuse.bench.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
-from repfuse.plan import Cost, Plan, Refusal, Site
+from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
+from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.proof.results import Proof
 from repfuse.refusals import REFUSALS
 from repfuse.report.bench_view import bench_view
@@ -20,7 +20,7 @@ from repfuse.report.explain_view import codes_view, explain_view
 from repfuse.report.plan_view import merged, plan_view
 from repfuse.report.schema import Environment, Input, Output, Report, envelope, to_json
 from repfuse.report.verify_view import verify_view
-from repfuse.verify.results import (
+from repfuse.verifying.results import (
     Comparison,
     Drift,
     FirstDifference,

@@ -12,7 +12,7 @@ from support.folded import DTYPES, example, folded, network
 from torch import nn
 
 from repfuse.errors import RepfuseError
-from repfuse.verify import verify
+from repfuse.verifying import verify
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

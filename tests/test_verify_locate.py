@@ -9,8 +9,8 @@ import torch
 from support.folded import example, folded, network
 from torch import nn
 
-from repfuse.verify import Trial
-from repfuse.verify.locate import first_difference
+from repfuse.verifying import Trial
+from repfuse.verifying.locate import first_difference
 
 
 def find(original: nn.Module, fused: nn.Module, inputs=None):

@@ -15,16 +15,16 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
-from repfuse.verify import Trial, compare, drift, input_variants, verify
-from repfuse.verify.agreement import agreement
-from repfuse.verify.comparison import outcomes_in_float64, reference
-from repfuse.verify.copies import copy_with, in_float64
-from repfuse.verify.drift import drift_from
-from repfuse.verify.inputs import rounded_through
-from repfuse.verify.measure import level, mismatch, output_error
-from repfuse.verify.outputs import leaves
-from repfuse.verify.results import Level
-from repfuse.verify.rounding import SAFETY, allowed, half_spacing, rounded_once, rounding_on, unchanged
+from repfuse.verifying import Trial, compare, drift, input_variants, verify
+from repfuse.verifying.agreement import agreement
+from repfuse.verifying.comparison import outcomes_in_float64, reference
+from repfuse.verifying.copies import copy_with, in_float64
+from repfuse.verifying.drift import drift_from
+from repfuse.verifying.inputs import rounded_through
+from repfuse.verifying.measure import level, mismatch, output_error
+from repfuse.verifying.outputs import leaves
+from repfuse.verifying.results import Level
+from repfuse.verifying.rounding import SAFETY, allowed, half_spacing, rounded_once, rounding_on, unchanged
 
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 vectors = st.lists(finite, min_size=1, max_size=20).map(lambda values: torch.tensor(values, dtype=torch.float64))
@@ -373,7 +373,7 @@ def test_agreement_and_accuracy_over_all_samples():
 
 
 def test_only_as_many_samples_are_compared_as_can_be_afforded(monkeypatch):
-    monkeypatch.setattr("repfuse.verify.agreement.COMPARED", 3 * 9 * 9 * 5)
+    monkeypatch.setattr("repfuse.verifying.agreement.COMPARED", 3 * 9 * 9 * 5)
     data = torch.randn(8, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     verification = verify(network(1), network(1), example(), data=data, labels=torch.zeros(8).long())
     assert (verification.data.samples, verification.data.compared, verification.data.top1_agreement) == (8, 5, 1.0)

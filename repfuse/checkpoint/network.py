@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from repfuse.checkpoint.opening import Opened
-    from repfuse.plan import Plan
+    from repfuse.plans import Plan
 
     Replay = Callable[[nn.Module, Plan], nn.Module]
 

@@ -16,7 +16,7 @@ from repfuse.checkpoint.allow import NotAllowedError, resolve
 from repfuse.checkpoint.inert import GlobalName
 from repfuse.checkpoint.source import ModelSource, as_texts, model_source
 from repfuse.errors import RepfuseError
-from repfuse.plan import Plan
+from repfuse.plans import Plan
 from repfuse.version import __version__
 
 if TYPE_CHECKING:

@@ -48,7 +48,7 @@ def bench(
       repfuse bench model.pt fused.pt
       repfuse bench model.pt fused.pt --batch-size 1 --batch-size 32 --threads 1
     """
-    from repfuse.bench import bench as measure
+    from repfuse.benching import bench as measure
     from repfuse.report.bench_view import bench_view
 
     sources = Source(model, model_arg), Source(fused_model, fused_model_arg)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repfuse.bench import bench
+from repfuse.benching import bench
 from repfuse.checkpoint.atomic import replacing
 from repfuse.cli.target import report_path
-from repfuse.convert import convert
+from repfuse.converting import convert
 from repfuse.loading import Checkpoint, load, save
-from repfuse.plan import Plan
+from repfuse.plans import Plan
 from repfuse.planner import plan
 from repfuse.report.build import environment, input_of, output_of
 from repfuse.report.schema import Report, Status, envelope, to_json

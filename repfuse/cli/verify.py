@@ -61,7 +61,7 @@ def verify(
     from repfuse.checkpoint.example import parse_shapes
     from repfuse.data import fitted, read_data
     from repfuse.report.verify_view import verify_view
-    from repfuse.verify import verify as compare
+    from repfuse.verifying import verify as compare
 
     sizes = [parse_shapes(shape)[0].sizes for shape in shapes or ()]
     inputs, labels = read_data(data) if data else (None, None)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from repfuse.plan import Plan
+from repfuse.plans import Plan
 from repfuse.proof.results import Proof
 from repfuse.proof.sites import TOLERANCE, prove_sites
-from repfuse.rewrite import rewrite
-from repfuse.verify import Trial
-from repfuse.verify.comparison import outcomes_in_float64, tabulate
-from repfuse.verify.copies import Outcome, copy_with, in_float64
+from repfuse.rewriting import rewrite
+from repfuse.verifying import Trial
+from repfuse.verifying.comparison import outcomes_in_float64, tabulate
+from repfuse.verifying.copies import Outcome, copy_with, in_float64
 
 
 def prove(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repfuse.jsonready import json_ready
-from repfuse.verify.results import Comparison
+from repfuse.verifying.results import Comparison
 
 
 @dataclass(frozen=True)

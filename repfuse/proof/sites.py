@@ -10,12 +10,12 @@ from torch import fx, nn
 
 from repfuse.geometry import Ints
 from repfuse.layout import Fused
-from repfuse.plan import Plan
+from repfuse.plans import Plan
 from repfuse.planner import Planner
 from repfuse.proof.results import SiteProof
 from repfuse.regions import Region
-from repfuse.rewrite import lay_out_plan
-from repfuse.verify import Trial, compare
+from repfuse.rewriting import lay_out_plan
+from repfuse.verifying import Trial, compare
 
 TOLERANCE = 1e-12
 """Relative error that separates wrong algebra (1e-3) from float64 rounding (1e-15)."""

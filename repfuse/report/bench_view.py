@@ -12,7 +12,7 @@ from repfuse.report.numbers import NOTHING, count, duration, shape, size
 from repfuse.report.tables import BAD, GOOD, NUMBER, UNSURE, facts, heading, notes, table
 
 if TYPE_CHECKING:
-    from repfuse.bench.results import Benchmark, ColdCalls, Measurement
+    from repfuse.benching.results import Benchmark, ColdCalls, Measurement
 
 STYLES = {"faster": GOOD, "slower": BAD, "no difference": UNSURE}
 

@@ -15,9 +15,9 @@ from repfuse.report.schema import Input, Report, Status
 from repfuse.report.tables import BAD, GOOD, UNSURE, facts, heading, notes
 
 if TYPE_CHECKING:
-    from repfuse.bench.results import Benchmark
+    from repfuse.benching.results import Benchmark
     from repfuse.proof.results import Proof
-    from repfuse.verify.results import Drift
+    from repfuse.verifying.results import Drift
 
 DIGEST_SHOWN = len("sha256:") + 12
 VERDICTS: dict[Status, tuple[str, str]] = {

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from repfuse.plan import Cost, Plan, Refusal, Site
+from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.report.numbers import change, count, plural
 from repfuse.report.tables import NUMBER, facts, heading, table
 

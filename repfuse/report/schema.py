@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from repfuse.jsonready import json_ready
-from repfuse.plan import Plan
+from repfuse.plans import Plan
 
 if TYPE_CHECKING:  # their packages import torch
-    from repfuse.bench.results import Benchmark
+    from repfuse.benching.results import Benchmark
     from repfuse.proof.results import Proof
-    from repfuse.verify.results import Drift
+    from repfuse.verifying.results import Drift
 
 SCHEMA = 1
 

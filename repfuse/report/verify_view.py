@@ -12,7 +12,7 @@ from repfuse.report.numbers import NOTHING, error, percent, plural, shape
 from repfuse.report.tables import BAD, GOOD, NUMBER, UNSURE, facts, heading, notes, table
 
 if TYPE_CHECKING:
-    from repfuse.verify.results import FirstDifference, OutputVerdict, RealData, Verification
+    from repfuse.verifying.results import FirstDifference, OutputVerdict, RealData, Verification
 
 VERDICTS = {"same": ("Same.", GOOD), "different": ("Different.", BAD), "could-not-tell": ("Could not tell.", UNSURE)}
 

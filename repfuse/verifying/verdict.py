@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from repfuse.verify.evidence import Evidence
-from repfuse.verify.results import Level, RealData, Verdict
+from repfuse.verifying.evidence import Evidence
+from repfuse.verifying.results import Level, RealData, Verdict
 
 BLIND = 0.5  # where rounding explains an error of half the output, agreement within it says nothing
 Ruling = tuple[Verdict, str]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from repfuse.bench.clock import Clock
+from repfuse.benching.clock import Clock
 from repfuse.errors import RepfuseError
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from repfuse.errors import RepfuseError
-from repfuse.verify.copies import Outcome, copy_with, in_float64, run_float64
-from repfuse.verify.inputs import Trial
-from repfuse.verify.measure import mismatch, output_error
-from repfuse.verify.results import Comparison, TrialComparison
+from repfuse.verifying.copies import Outcome, copy_with, in_float64, run_float64
+from repfuse.verifying.inputs import Trial
+from repfuse.verifying.measure import mismatch, output_error
+from repfuse.verifying.results import Comparison, TrialComparison
 
 
 def compare(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], tolerance: float = 1e-12) -> Comparison:

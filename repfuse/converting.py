@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from repfuse.loading import Checkpoint
-from repfuse.plan import Plan
+from repfuse.plans import Plan
 from repfuse.planner import plan
 from repfuse.proof import Proof, prove
-from repfuse.rewrite import rewrite
-from repfuse.verify import Drift, drift, input_variants
-from repfuse.verify.comparison import reference
+from repfuse.rewriting import rewrite
+from repfuse.verifying import Drift, drift, input_variants
+from repfuse.verifying.comparison import reference
 
 Progress = Callable[[str, float], None]
 

@@ -4,10 +4,10 @@
 networks.
 """
 
-from repfuse.verify.comparison import compare
-from repfuse.verify.drift import drift
-from repfuse.verify.inputs import Trial, input_variants
-from repfuse.verify.results import Comparison, Drift, Verification
-from repfuse.verify.verification import verify
+from repfuse.verifying.comparison import compare
+from repfuse.verifying.drift import drift
+from repfuse.verifying.inputs import Trial, input_variants
+from repfuse.verifying.results import Comparison, Drift, Verification
+from repfuse.verifying.verification import verify
 
 __all__ = ["Comparison", "Drift", "Trial", "Verification", "compare", "drift", "input_variants", "verify"]

@@ -9,9 +9,9 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 from repfuse.networks import between
-from repfuse.verify.copies import as_stored, copy_with, run
-from repfuse.verify.inputs import Trial
-from repfuse.verify.results import RealData
+from repfuse.verifying.copies import as_stored, copy_with, run
+from repfuse.verifying.inputs import Trial
+from repfuse.verifying.results import RealData
 
 Data = torch.Tensor | Sequence[torch.Tensor | tuple[torch.Tensor, ...]]
 CHUNK = 64  # samples per call

@@ -1,6 +1,6 @@
 """What was found about two networks, as plain data. No torch here.
 
-The errors are those of ``repfuse.verify.differences``: of the fused network against the original, relative to the
+The errors are those of ``repfuse.verifying.differences``: of the fused network against the original, relative to the
 whole output.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from repfuse.jsonready import json_ready
-from repfuse.verify.differences import Comparison, Level, OutputError, TrialComparison
+from repfuse.verifying.differences import Comparison, Level, OutputError, TrialComparison
 
 __all__ = [
     "Comparison",
@@ -35,7 +35,7 @@ class OutputDrift:
     """One output of one trial, computed in each network's own dtype, against the original in float64.
 
     ``own`` is the original's error, ``fused`` the fused network's; ``rounding`` the measured effect of
-    rounding each changed weight once; ``allowed`` what arithmetic explains (see repfuse.verify.drift).
+    rounding each changed weight once; ``allowed`` what arithmetic explains (see repfuse.verifying.drift).
     """
 
     trial: str

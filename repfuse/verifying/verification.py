@@ -10,15 +10,15 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 from repfuse.networks import main_dtype
-from repfuse.verify.agreement import Data, agreement, data_trial
-from repfuse.verify.comparison import outcomes_in_float64
-from repfuse.verify.copies import as_stored, copy_with, run
-from repfuse.verify.evidence import Evidence, Progress, gather
-from repfuse.verify.inputs import Shape, Trial, input_variants, rounded_through, shaped
-from repfuse.verify.locate import first_difference
-from repfuse.verify.measure import level
-from repfuse.verify.results import FirstDifference, Verdict, Verification
-from repfuse.verify.verdict import decide, notes
+from repfuse.verifying.agreement import Data, agreement, data_trial
+from repfuse.verifying.comparison import outcomes_in_float64
+from repfuse.verifying.copies import as_stored, copy_with, run
+from repfuse.verifying.evidence import Evidence, Progress, gather
+from repfuse.verifying.inputs import Shape, Trial, input_variants, rounded_through, shaped
+from repfuse.verifying.locate import first_difference
+from repfuse.verifying.measure import level
+from repfuse.verifying.results import FirstDifference, Verdict, Verification
+from repfuse.verifying.verdict import decide, notes
 
 
 def verify(
@@ -35,8 +35,8 @@ def verify(
     """Say whether ``fused`` computes what ``original`` does, up to the rounding of its weights.
 
     Both run in eval mode, without gradients, on copies: first in float64 with the weights as they are stored,
-    where only the rounding of the weights may show (see ``repfuse.verify.rounding``), then in their own
-    dtype, where their operations round too (see ``repfuse.verify.drift``). The inputs are those of
+    where only the rounding of the weights may show (see ``repfuse.verifying.rounding``), then in their own
+    dtype, where their operations round too (see ``repfuse.verifying.drift``). The inputs are those of
     ``input_variants``, or random ones of the ``shapes`` given for the first input, a set per seed; and
     ``data``, real inputs, with one integer class per sample in ``labels``. ``progress`` is called with a
     stage and the fraction done.

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from repfuse.bench.clock import FEWEST_ROUNDS, Clock, time_rounds
-from repfuse.bench.costs import network_cost
-from repfuse.bench.judgement import judge
-from repfuse.bench.results import Benchmark, ColdCalls, Measurement
-from repfuse.bench.setup import at_least, batch_of, batched, device_clock, evaluating, using_threads
+from repfuse.benching.clock import FEWEST_ROUNDS, Clock, time_rounds
+from repfuse.benching.costs import network_cost
+from repfuse.benching.judgement import judge
+from repfuse.benching.results import Benchmark, ColdCalls, Measurement
+from repfuse.benching.setup import at_least, batch_of, batched, device_clock, evaluating, using_threads
 from repfuse.errors import RepfuseError
 from repfuse.networks import between, device_of, main_dtype, placed
 

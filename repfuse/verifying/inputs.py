@@ -42,7 +42,7 @@ def input_variants(example_inputs: Sequence[Any], *, seeds: Sequence[int] = (0,)
     are smaller than the example. In all about five times the example's own work.
 
     Random values are standard normal. Inputs that are not floating keep their values; they, too, follow the
-    batch. Which trials a network accepts is for it to say: see ``repfuse.verify.compare``.
+    batch. Which trials a network accepts is for it to say: see ``repfuse.verifying.compare``.
     """
     example = tuple(example_inputs)
     batch = _batch(example)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from repfuse.verify.results import Level, OutputError
+from repfuse.verifying.results import Level, OutputError
 
 QUANTILES = (50, 90, 99, 100)
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 from repfuse.networks import device_of, named_tensors, placed
-from repfuse.verify.inputs import Trial
-from repfuse.verify.outputs import leaves
+from repfuse.verifying.inputs import Trial
+from repfuse.verifying.outputs import leaves
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 SEED = 0  # of networks that draw random numbers: both draw the same

@@ -12,7 +12,7 @@ from repfuse.emit import convolution_module, graph_module, is_plain, keep_plain_
 from repfuse.errors import RepfuseError
 from repfuse.expression import convolutions, tensor_names
 from repfuse.layout import Block, Candidate, Fused, Layout, owner_of, place_of
-from repfuse.plan import Plan
+from repfuse.plans import Plan
 from repfuse.planner import Planner
 from repfuse.trace import copy_with, trace
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from repfuse.errors import RepfuseError
-from repfuse.verify.copies import Outcome, copy_with, in_float64, run_float64
-from repfuse.verify.inputs import Trial
-from repfuse.verify.measure import level
-from repfuse.verify.outputs import leaves
-from repfuse.verify.results import FirstDifference, Level
-from repfuse.verify.rounding import allowed, rounding, unchanged
+from repfuse.verifying.copies import Outcome, copy_with, in_float64, run_float64
+from repfuse.verifying.inputs import Trial
+from repfuse.verifying.measure import level
+from repfuse.verifying.outputs import leaves
+from repfuse.verifying.results import FirstDifference, Level
+from repfuse.verifying.rounding import allowed, rounding, unchanged
 
 KEPT = 1 << 16  # elements kept of each module's output, drawn at random: a thousand modules' outputs stay in memory
 

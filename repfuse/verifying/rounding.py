@@ -28,10 +28,10 @@ import torch
 from torch import nn
 
 from repfuse.networks import named_tensors
-from repfuse.verify.copies import Change, Outcome, copy_with, run_float64, widened
-from repfuse.verify.inputs import Trial
-from repfuse.verify.measure import level
-from repfuse.verify.results import Level
+from repfuse.verifying.copies import Change, Outcome, copy_with, run_float64, widened
+from repfuse.verifying.inputs import Trial
+from repfuse.verifying.measure import level
+from repfuse.verifying.results import Level
 
 SAMPLES = 4
 SAFETY = 6.0

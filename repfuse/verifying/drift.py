@@ -2,7 +2,7 @@
 
 What is allowed follows from arithmetic. The fused network's error has two independent parts:
 
-- its changed weights were rounded once; that effect is measured (see ``repfuse.verify.rounding``);
+- its changed weights were rounded once; that effect is measured (see ``repfuse.verifying.rounding``);
 - its own operations round. A convolution's rounding error is bounded by g(n) (|W| * |x|), with g(n) growing
 with the number n of terms. A fused weight is a sum of branches, so |W| <= sum of |W_i|, and n is no larger
 than in all branches together: the bound for the fused network is at most the original's, whose error is
@@ -22,12 +22,12 @@ import torch
 from torch import nn
 
 from repfuse.networks import between, main_dtype
-from repfuse.verify.comparison import outcomes_in_float64, reference
-from repfuse.verify.copies import Outcome, as_stored, copy_with, run
-from repfuse.verify.inputs import Trial
-from repfuse.verify.measure import level
-from repfuse.verify.results import Drift, Level, OutputDrift
-from repfuse.verify.rounding import Levels, allowed, rounding_on, unchanged
+from repfuse.verifying.comparison import outcomes_in_float64, reference
+from repfuse.verifying.copies import Outcome, as_stored, copy_with, run
+from repfuse.verifying.inputs import Trial
+from repfuse.verifying.measure import level
+from repfuse.verifying.results import Drift, Level, OutputDrift
+from repfuse.verifying.rounding import Levels, allowed, rounding_on, unchanged
 
 
 def drift(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from repfuse.bench.results import NetworkCost
+from repfuse.benching.results import NetworkCost
 from repfuse.networks import device_of
 
 

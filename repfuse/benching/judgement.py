@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
-from repfuse.bench.clock import FEWEST_ROUNDS, SHORTEST, Rounds
-from repfuse.bench.results import Measurement, Timing
-from repfuse.bench.statistics import outliers, ratio_of_medians
+from repfuse.benching.clock import FEWEST_ROUNDS, SHORTEST, Rounds
+from repfuse.benching.results import Measurement, Timing
+from repfuse.benching.statistics import outliers, ratio_of_medians
 
 OVERHEAD = 50e-6  # seconds: a call this short is mostly Python's and torch's own bookkeeping
 

@@ -8,13 +8,13 @@ from typing import TypeVar
 
 from torch import nn
 
-from repfuse.verify.comparison import outcomes_in_float64, reference, tabulate
-from repfuse.verify.copies import Outcome
-from repfuse.verify.drift import drift_from
-from repfuse.verify.inputs import Trial
-from repfuse.verify.measure import informative, level
-from repfuse.verify.results import Drift, OutputError, OutputVerdict, TrialComparison
-from repfuse.verify.rounding import FLOAT64_NOISE, Levels, allowed, combine, rounding_on, unchanged
+from repfuse.verifying.comparison import outcomes_in_float64, reference, tabulate
+from repfuse.verifying.copies import Outcome
+from repfuse.verifying.drift import drift_from
+from repfuse.verifying.inputs import Trial
+from repfuse.verifying.measure import informative, level
+from repfuse.verifying.results import Drift, OutputError, OutputVerdict, TrialComparison
+from repfuse.verifying.rounding import FLOAT64_NOISE, Levels, allowed, combine, rounding_on, unchanged
 
 Progress = Callable[[str, float], None]
 Key = tuple[int, str]

@@ -1,0 +1,40 @@
+"""The public names: there, callable in whatever order things were imported, and not in the way of a fast start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import repfuse
+
+FUNCTIONS = sorted(set(repfuse.__all__) - {"Plan", "RepfuseError", "__version__"})
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_functions_stay_functions_after_every_module_was_imported():
+    code = """
+import importlib, pkgutil, repfuse
+for found in pkgutil.walk_packages(repfuse.__path__, "repfuse."):
+    if found.name != "repfuse.__main__":
+        importlib.import_module(found.name)
+print(*(name for name in repfuse.__all__ if type(getattr(repfuse, name)).__name__ == "function"))
+"""
+    assert run(code).split() == FUNCTIONS
+
+
+def test_importing_the_package_imports_no_torch():
+    assert run("import sys, repfuse; print('torch' in sys.modules)") == "False"
+
+
+def test_every_public_function_says_what_it_does():
+    assert not [name for name in FUNCTIONS if not (getattr(repfuse, name).__doc__ or "").strip()]
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = repfuse.no_such_name
