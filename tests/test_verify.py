@@ -264,6 +264,19 @@ def test_another_dtype_is_said_and_judged_by_its_rounding():
     assert verification.outputs[0].error.relative.max > 1e-4
 
 
+def test_rounding_the_inputs_is_no_error_of_the_network():
+    class Differences(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return (x[..., 1:] - x[..., :-1]) * self.scale
+
+    images = example()[0] + 100  # in bfloat16 as coarse as the differences themselves
+    assert verify(Differences(), Differences().to(torch.bfloat16), (images,)).verdict == "same"
+
+
 def test_the_networks_handed_in_stay_as_they_are():
     class Counts(nn.Module):
         calls = 0
