@@ -5,7 +5,8 @@
     repfuse.verify(checkpoint.module, result.module, checkpoint.example_inputs)
     repfuse.save(checkpoint, result.module, "out.pt", plan=result.plan)
 
-The names are imported when they are first used, so that ``import repfuse`` and ``repfuse --help`` do not wait for torch.
+The names are imported when they are first used, so that ``import repfuse`` and ``repfuse --help`` do not wait for
+torch.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from repfuse.converting import convert
     from repfuse.fusing import fuse
     from repfuse.loading import load, save
-    from repfuse.plans import Plan
     from repfuse.planner import plan
+    from repfuse.plans import Plan
     from repfuse.rewriting import rewrite
     from repfuse.verifying import verify
 

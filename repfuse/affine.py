@@ -3,8 +3,8 @@
 A map is ``y = W ⋆ x + b``. Two facts carry everything (source: linearity of the convolution; Ding et al., "RepVGG",
 arXiv 2101.03697, section 3.3):
 
-    (W1 ⋆ x + b1) + (W2 ⋆ x + b2) = (W1 + W2) ⋆ x + (b1 + b2)       after both kernels are laid on the union of their taps
-    s * (W ⋆ x + b) + t           = (s W) ⋆ x + (s b + t)           with s, t one number per output channel
+    (W1 ⋆ x + b1) + (W2 ⋆ x + b2) = (W1 + W2) ⋆ x + (b1 + b2)       after both kernels are laid on the union of their
+    taps s * (W ⋆ x + b) + t           = (s W) ⋆ x + (s b + t)           with s, t one number per output channel
 
 Weights are float64 until the last step, so that only one rounding, the final cast, separates the result from exact.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the name everyone knows
+from torch.nn import functional as F
 
 from repfuse.geometry import Geometry
 
@@ -146,6 +146,6 @@ def _lay(block: Tensor, on: Geometry, rows: Tensor, geometry: Geometry, start: i
     # Group j of a kernel of g * r groups reads the input channels of part j % r of its group among the g.
     parts = geometry.groups // on.groups
     height = geometry.out_channels // geometry.groups
-    grid = window.unflatten(1, (parts, -1)).unflatten(0, (-1, height))
+    grid = window.unflatten(1, (parts, -1)).unflatten(0, (-1, height))  # type: ignore[no-untyped-call]
     group = torch.arange(grid.shape[0], device=block.device)
-    grid[group, :, (group + start // height) % parts] += rows.unflatten(0, (-1, height))
+    grid[group, :, (group + start // height) % parts] += rows.unflatten(0, (-1, height))  # type: ignore[no-untyped-call]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from repfuse.loading import Checkpoint
-from repfuse.plans import Plan
 from repfuse.planner import plan
+from repfuse.plans import Plan
 from repfuse.proof import Proof, prove
 from repfuse.rewriting import rewrite
 from repfuse.verifying import Drift, drift, input_variants
@@ -20,8 +20,9 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Conversion:
-    """A fused module with the plan that made it and what was measured of it; ``proof`` and ``drift`` are None where nothing
-    was fused."""
+    """A fused module with the plan that made it and what was measured of it; ``proof`` and ``drift`` are None where
+    nothing was fused.
+    """
 
     checkpoint: Checkpoint
     plan: Plan
@@ -31,9 +32,11 @@ class Conversion:
 
     @property
     def passed(self) -> bool:
-        """Whether the result may be written: proven in float64, and no further off in its own dtype than arithmetic allows.
+        """Whether the result may be written: proven in float64, and no further off in its own dtype than arithmetic
+        allows.
 
-        A drift that this machine cannot measure (half precision that a CPU does not compute) does not fail a proven result.
+        A drift that this machine cannot measure (half precision that a CPU does not compute) does not fail a proven
+        result.
         """
         if self.proof is None or self.drift is None:
             return True
@@ -56,7 +59,7 @@ def convert(checkpoint: Checkpoint, progress: Progress = lambda _stage, _fractio
     trials = input_variants(example)
     expected = reference(original, trials)
     progress("proving", 0.3)
-    proof = prove(original, found, fused, trials, expected, lambda fraction: progress("proving", 0.3 + 0.4 * fraction))
+    proof = prove(original, found, fused, trials, expected, progress=lambda done: progress("proving", 0.3 + 0.4 * done))
     progress("measuring the drift", 0.7)
     measured = drift(original, fused, trials, expected)
     progress("done", 1.0)

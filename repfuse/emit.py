@@ -15,7 +15,7 @@ from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.expression import Expression, Tensors, evaluate, tensor_names
 from repfuse.geometry import Geometry
 
-_CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _PADS: dict[str, tuple[type[nn.Module], ...]] = {
     "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
@@ -24,10 +24,12 @@ _PADS: dict[str, tuple[type[nn.Module], ...]] = {
 }
 
 
-def convolution_module(geometry: Geometry) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
-    """Return a convolution of ``geometry`` without data. Padding is in explicit integers, 0 where it is a module apart."""
+def convolution_module(geometry: Geometry) -> nn.Module:
+    """Return a convolution of ``geometry`` without data. Padding is in explicit integers, 0 where it is a module
+    apart.
+    """
     apart = needs_separate_pad(geometry)
-    return _CONVOLUTIONS[geometry.ndim](
+    convolution: nn.Module = _CONVOLUTIONS[geometry.ndim](
         geometry.in_channels,
         geometry.out_channels,
         geometry.kernel,
@@ -38,6 +40,7 @@ def convolution_module(geometry: Geometry) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
         padding_mode="zeros" if apart else geometry.padding_mode,
         device="meta",
     )
+    return convolution
 
 
 def with_padding(convolution: nn.Module, geometry: Geometry) -> nn.Module:

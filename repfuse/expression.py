@@ -1,7 +1,7 @@
 """What a region computes from one source, as an expression over the tensors of the model by name.
 
-The planner builds expressions out of geometry alone; weights are read only when one site is evaluated, so a plan costs no
-memory and at most one site is ever held in float64.
+The planner builds expressions out of geometry alone; weights are read only when one site is evaluated, so a plan
+costs no memory and at most one site is ever held in float64.
 """
 
 from __future__ import annotations

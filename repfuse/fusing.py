@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from repfuse.plans import Plan
 from repfuse.planner import plan
+from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
 
 

@@ -1,8 +1,9 @@
 """The shape of a convolution without its weights: which taps it reads, and when two of them are one.
 
-A tap is an offset from the output position times the stride to an input position. Per axis, tap ``i`` of a kernel lies at
-``-padding_before + i * dilation``, and the output has ``floor((n + slack) / stride) + 1`` positions, where
-``slack = padding_before + padding_after - dilation * (kernel - 1) - 1``. Everything here follows from these two lines.
+A tap is an offset from the output position times the stride to an input position. Per axis, tap ``i`` of a kernel
+lies at ``-padding_before + i * dilation``, and the output has ``floor((n + slack) / stride) + 1`` positions, where
+``slack = padding_before + padding_after - dilation * (kernel - 1) - 1``. Everything here follows from these two
+lines.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ Ints = tuple[int, ...]
 Padding = tuple[tuple[int, int], ...]
 
 
-class NotAffine(Exception):  # noqa: N818 - not an error: the planner's answer "no", with its reason
+class NotAffine(Exception):
     """Two maps cannot be one. ``code`` is a key of ``repfuse.refusals.REFUSALS``."""
 
     def __init__(self, code: str, reason: str) -> None:
@@ -89,8 +90,6 @@ class Geometry:
         self._check_same_ends(other)
         axes = [_union(mine, its) for mine, its in zip(self.taps, other.taps, strict=True)]
         padding = tuple((-taps.start, slack + 1 + taps[-1]) for taps, slack in zip(axes, self.slack, strict=True))
-        if any(pad < 0 for pair in padding for pad in pair):
-            raise NotAffine("cropped-input", "the sum reads less than its input, which no padding expresses")
         return replace(
             self,
             kernel=tuple(len(taps) for taps in axes),

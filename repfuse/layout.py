@@ -44,8 +44,8 @@ class Fused:
 class Block:
     """The module at ``path`` gets a new body, ``graph``, whose targets are relative to it.
 
-    ``steps`` are the children of the body in a row, where it is a chain. ``fused`` are new in it, called ``names``; ``kept``
-    are names of modules with tensors that no call reads and that stay where they were.
+    ``steps`` are the children of the body in a row, where it is a chain. ``fused`` are new in it, called ``names``;
+    ``kept`` are names of modules with tensors that no call reads and that stay where they were.
     """
 
     path: str
@@ -132,7 +132,7 @@ class _LayingOut:
         return self.layout
 
     def _once_per_module(self, candidates: list[Candidate]) -> list[tuple[Call, Candidate]]:
-        """Keep one of the calls of each owner: a module that is called several times is rewritten once, or not at all."""
+        """Keep one of the calls of each owner: a module that is called often is rewritten once, or not at all."""
         found: dict[str, dict[Call, dict[tuple[int, ...], Candidate]]] = defaultdict(lambda: defaultdict(dict))
         for candidate in candidates:
             call = owner_of(self.traced, candidate.region)
@@ -176,7 +176,7 @@ class _LayingOut:
         return runs_once and not self.uses.reads(module, keeps_tensors)
 
     def _without(self, norm: fx.Node, owner: Call) -> Block | None:
-        """Return the body of the module whose forward makes ``norm``, without it; None where that is the owner's own."""
+        """Return the body of the module whose forward makes ``norm``, without it; None where it is the owner's own."""
         call = self.traced.call_of[norm]
         if call is owner or len(self.traced.calls[call.path]) != len(self.traced.calls[owner.path]):
             return None

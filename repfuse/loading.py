@@ -20,8 +20,8 @@ from repfuse.checkpoint.opening import Opened, digest_of, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
 from repfuse.checkpoint.source import ModelSource, model_source
 from repfuse.errors import RepfuseError
-from repfuse.plans import Plan
 from repfuse.planner import plan as make_plan
+from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
 
 

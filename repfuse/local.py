@@ -44,7 +44,8 @@ def local_graph(
 ) -> fx.Graph:
     """Return the graph of ``call`` with the replacements made; targets are relative to the called module.
 
-    ``origin`` gives the node whose value a node passes on unchanged: a source is often known here under another name. Raises NotAffine where the module cannot be written as a graph of its own.
+    ``origin`` gives the node whose value a node passes on unchanged: a source is often known here under another name.
+    Raises NotAffine where the module cannot be written as a graph of its own.
     """
     return _Builder(traced, call, replacements, ghosts, origin).build()
 

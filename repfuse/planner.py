@@ -23,8 +23,8 @@ from repfuse.trace import Traced, trace
 def plan(module: nn.Module, example_inputs: Sequence[Tensor]) -> Plan:
     """Find what repfuse would rewrite in ``module``, without changing it.
 
-    ``example_inputs`` are the positional arguments of one call; their shapes decide the costs. Raises RepfuseError where the
-    model cannot be traced or does not take the example.
+    ``example_inputs`` are the positional arguments of one call; their shapes decide the costs. Raises RepfuseError
+    where the model cannot be traced or does not take the example.
     """
     inputs = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in example_inputs)
     return Planner(trace(module, example_inputs)).plan(inputs)
@@ -90,7 +90,10 @@ class Planner:
             self._reject(node, meaning.code, meaning.reason)
         elif not self.traced.shape_of.keys() >= {node, *inputs_of(meaning)}:
             self.meanings[node] = None  # numbers and sizes, not tensors
-        elif isinstance(meaning, Combined | Same) and len({self.traced.dtype_of[x] for x in (node, *inputs_of(meaning))}) > 1:
+        elif (
+            isinstance(meaning, Combined | Same)
+            and len({self.traced.dtype_of[x] for x in (node, *inputs_of(meaning))}) > 1
+        ):
             self.meanings[node] = None  # a conversion: uint8 * 1.0 is float
         elif isinstance(meaning, Combined) and len(meaning.terms) > 1:
             if len({self.traced.shape_of[each] for each in (node, *inputs_of(meaning))}) > 1:
@@ -142,7 +145,7 @@ class Planner:
         return True
 
     def _copies(self, region: Region) -> Iterator[fx.Node]:
-        """Yield the nodes outside of the region through which it reads its sources: a clone holds what was there before."""
+        """Yield the nodes outside of the region through which it reads its sources: a clone keeps what was there."""
         known = region.nodes | {group.source for group in region.groups}
         for node in region.nodes:
             for value in inputs_of(self.meanings[node]):
@@ -196,7 +199,7 @@ _METADATA = frozenset(
 
 
 def find_ghosts(traced: Traced) -> set[fx.Node]:
-    """Return the nodes that only check metadata: assertions, what is computed for nothing else, and parameters read in vain.
+    """Return the nodes that only check metadata: assertions, what nothing else needs, parameters read in vain.
 
     They read no values, and what they assert of a tensor's rank holds for the fused one too.
     """

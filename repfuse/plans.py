@@ -77,8 +77,8 @@ class Site:
 class Plan:
     """Sites and refusals of one model.
 
-    ``fingerprint`` identifies the traced graph that they refer to, ``inputs`` the (shape, dtype) of the example that it was
-    traced with. ``live`` saves ``rewrite`` a second trace in the same process and is never serialised.
+    ``fingerprint`` identifies the traced graph that they refer to, ``inputs`` the (shape, dtype) of the example that
+    it was traced with. ``live`` saves ``rewrite`` a second trace in the same process and is never serialised.
     """
 
     sites: tuple[Site, ...]

@@ -1,8 +1,9 @@
 """graph -> regions: the nodes that are together a sum of affine maps of their sources.
 
-Forward over the nodes, each affine node is a list of terms, one per branch. A node belongs to the region of its consumers if
-they agree; a node that something else reads too, or that cannot be merged further, is the root of a region of its own.
-Ending a region at a node (a *cut*) makes that node a source of others, so the passes repeat until nothing is cut any more.
+Forward over the nodes, each affine node is a list of terms, one per branch. A node belongs to the region of its
+consumers if they agree; a node that something else reads too, or that cannot be merged further, is the root of a
+region of its own. Ending a region at a node (a *cut*) makes that node a source of others, so the passes repeat until
+nothing is cut any more.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ Accept = Callable[[Region, Group], bool]
 class Regions:
     """Finds the regions of a graph.
 
-    ``meanings`` says what each node is, ``ghosts`` are nodes that read no values. ``accept`` is the law of cost; ``refuse``
-    records what looked fusible and is not.
+    ``meanings`` says what each node is, ``ghosts`` are nodes that read no values. ``accept`` is the law of cost;
+    ``refuse`` records what looked fusible and is not.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Regions:
 
     def escaping(self) -> Iterator[fx.Node]:
         """Yield the values that would have merged into one of their readers if nothing else had read them."""
-        for node, meaning in self.meanings.items():
+        for meaning in self.meanings.values():
             sources = {origin(x, self.meanings) for x in inputs_of(meaning)}
             if not isinstance(meaning, Normed | Combined):
                 continue
@@ -189,8 +190,7 @@ class Regions:
         return Term(source, identity, frozenset(), source)
 
     def _whole_input(self, x: fx.Node, node: fx.Node) -> tuple[fx.Node, Nodes]:
-        """Return the source of a convolution, and the no-ops on the way to it; a convolution of anything but a source ends
-        the region before it."""
+        """Return the source of a convolution and the no-ops before it; of anything else, the region ends there."""
         terms = self._reach(x, node)
         if len(terms) == 1 and terms[0].is_source:
             return terms[0].source, terms[0].nodes
@@ -213,9 +213,8 @@ class Regions:
         terms = self._terms[root]
         groups = self._grouped(terms, root)
         region = self._region(root, tuple(Group(tuple(terms[i] for i in group)) for group in groups))
-        if len(groups) > 1 and not self._separated(root, region, groups):
-            self._take_apart(root)
-        elif not all(group.is_source or self.accept(region, group) for group in region.groups):
+        apart = len(groups) > 1 and not self._separated(root, region, groups)
+        if apart or not all(group.is_source or self.accept(region, group) for group in region.groups):
             self._take_apart(root)
         return region
 

@@ -12,22 +12,24 @@ from repfuse.emit import convolution_module, graph_module, is_plain, keep_plain_
 from repfuse.errors import RepfuseError
 from repfuse.expression import convolutions, tensor_names
 from repfuse.layout import Block, Candidate, Fused, Layout, owner_of, place_of
-from repfuse.plans import Plan
 from repfuse.planner import Planner
+from repfuse.plans import Plan
 from repfuse.trace import copy_with, trace
 
 
 def rewrite(module: nn.Module, plan: Plan) -> nn.Module:
     """Return a copy of ``module`` with every site of ``plan`` rewritten into its one convolution.
 
-    The weights may differ from those the plan was made with: a plan is about structure. Raises RepfuseError where the plan
-    does not fit the module, or where a fused weight overflows the dtype of the weights that it replaces.
+    The weights may differ from those the plan was made with: a plan is about structure. Raises RepfuseError where the
+    plan does not fit the module, or where a fused weight overflows the dtype of the weights that it replaces.
     """
     return _Rewriting(module, lay_out_plan(module, plan)[1]).run()
 
 
 def lay_out_plan(module: nn.Module, plan: Plan) -> tuple[Planner, Layout]:
-    """Return the planner of ``module`` and the layout of the plan's sites. Raises RepfuseError where the plan does not fit."""
+    """Return the planner of ``module`` and the layout of the plan's sites. Raises RepfuseError where the plan does
+    not fit.
+    """
     planner, candidates = _live(module, plan)
     return planner, planner.lay_out(_chosen(planner, candidates, plan))
 

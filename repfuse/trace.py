@@ -1,7 +1,7 @@
 """module -> graph, with the shape of every value and the call of every module that made it.
 
-A copy is traced whose tensors are on the meta device: it costs no memory, and whatever a stateful block does to itself while
-it is traced cannot reach the module that was given.
+A copy is traced whose tensors are on the meta device: it costs no memory, and whatever a stateful block does to
+itself while it is traced cannot reach the module that was given.
 """
 
 from __future__ import annotations
@@ -51,8 +51,11 @@ class Call:
 
 @dataclass(eq=False)
 class Traced:
-    """The graph of a model. ``module`` is the copy that was traced, without data; ``call_of`` and ``shape_of`` say where
-    each node was made and what shape it has at the example; ``opaque`` are modules that could not be traced through."""
+    """The graph of a model.
+
+    ``module`` is the copy that was traced, without data; ``call_of`` and ``shape_of`` say where each node was made and
+    what shape it has at the example; ``opaque`` are the modules that could not be traced through, and why.
+    """
 
     module: nn.Module
     graph: fx.Graph
@@ -193,9 +196,11 @@ class _Tracer(fx.Tracer):
         self._current.output = next(node for node in graph.nodes if node.op == "output").args[0]
         return graph
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """Make a node for every reading of a parameter or buffer, in the forward that reads it, and by a lookup: the stock
-        way shares one node among all forwards and searches all parameters each time."""
+    def getattr(self, _attr: str, attr_val: Any, _cache: dict[str, fx.Proxy]) -> Any:
+        """Make a node for every reading of a tensor of the model, in the forward that reads it.
+
+        The stock way shares one node among all forwards, and searches all parameters each time.
+        """
         name = self.tensor_names.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
         return attr_val if name is None else self.create_proxy("get_attr", name, (), {})
 
@@ -255,8 +260,10 @@ def is_stock(module: nn.Module) -> bool:
 
 
 def _record_shapes(traced: Traced, module: nn.Module, example_inputs: Sequence[Any]) -> None:
-    """Run the graph on the meta device, or, where that is not possible, on real tensors: copies, for a model in training
-    mode or with a state of its own changes what it runs on."""
+    """Run the graph on the meta device, or, where that is not possible, on copies of the real tensors.
+
+    Copies, because a model in training mode or with a state of its own changes what it runs on.
+    """
     try:
         inputs = [x.to("meta") if isinstance(x, Tensor) else x for x in example_inputs]
         _Shapes(traced, traced.module).run(*inputs)

@@ -46,7 +46,8 @@ def compare(title: str, ours: Callable[[], object], theirs: Callable[[], object]
             times[which].append(seconds((ours, theirs)[which]))
     low, high = bootstrap(*times)
     ratio = median(times[0]) / median(times[1])
-    print(f"{title}: {median(times[0]):.3f} s against {median(times[1]):.3f} s, ratio {ratio:.2f} ({low:.2f} to {high:.2f}); {bound}")
+    seconds_each = " s against ".join(f"{median(part):.3f}" for part in times)
+    print(f"{title}: {seconds_each} s, ratio {ratio:.2f} ({low:.2f} to {high:.2f}); {bound}")
 
 
 def main() -> None:

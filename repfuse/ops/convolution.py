@@ -13,6 +13,7 @@ def geometry(
     padding: int | str | Sequence[int],
     dilation: int | Sequence[int],
     groups: int,
+    *,
     padding_mode: str = "zeros",
 ) -> Geometry:
     """Return the geometry of ``torch.nn.functional.conv*d`` with a weight of this shape and these arguments."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from repfuse.expression import Convolution, Normalisation
 from repfuse.ops.convolution import geometry
@@ -49,7 +49,8 @@ def _batch_norm(given: dict[str, Any], _attribute: Attribute) -> Meaning | None:
         return Unfusible("training-norm", "F.batch_norm uses the statistics of the batch")
     if not all(tensor is None or _stored(tensor) for tensor in tensors) or not isinstance(x, fx.Node):
         return Unfusible("computed-weight", "statistics or affine parameters of F.batch_norm are computed in forward")
-    mean, var, weight, bias = (None if tensor is None else tensor.target for tensor in tensors)
+    mean, var, weight, bias = (None if tensor is None else str(tensor.target) for tensor in tensors)
+    assert mean is not None and var is not None
     eps = given.get("eps", 1e-5)
     if _computed(eps):
         return Unfusible("computed-weight", "the eps of F.batch_norm is computed in forward")

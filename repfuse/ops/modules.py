@@ -33,7 +33,12 @@ def _convolution(x: fx.Node, module: Any, path: str) -> Meaning | None:
     if type(module)._conv_forward is not _stock_conv_forward(module):
         return Unfusible("custom-convolution", f"{type(module).__name__} overrides _conv_forward")
     shape = geometry(
-        module.weight.shape, module.stride, module.padding, module.dilation, module.groups, module.padding_mode
+        module.weight.shape,
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.groups,
+        padding_mode=module.padding_mode,
     )
     bias = None if module.bias is None else f"{path}.bias"
     return Convolved(x, Convolution(shape, f"{path}.weight", bias))

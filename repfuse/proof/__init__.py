@@ -1,7 +1,7 @@
-"""The proof of a rewrite: in float64 site by site, then the whole network; then that what is written is what was proven.
+"""The proof of a rewrite: in float64 site by site, then the whole network, then of the weights to be written.
 
-A site alone is small enough for inputs of one pixel, where every output lies at a border; a whole network is not, after its
-strides. And a site is where wrong algebra would be, so that is where it is named.
+A site alone is small enough for inputs of one pixel, where every output lies at a border; a whole network is not,
+after its strides. And a site is where wrong algebra would be, so that is where it is named.
 """
 
 from repfuse.proof.network import prove

@@ -22,13 +22,14 @@ def prove(
     fused: nn.Module,
     trials: Sequence[Trial],
     expected: Sequence[Outcome],
+    *,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Proof:
     """Prove that ``fused``, made from ``original`` by ``plan``, computes the same.
 
-    ``expected`` are the original's outcomes in float64 on ``trials``. The plan is carried out a second time, on the original
-    in float64: that network is compared, and ``fused`` must hold its tensors, rounded. ``progress`` is told the fraction
-    that is done. Raises RepfuseError where a network cannot be copied.
+    ``expected`` are the original's outcomes in float64 on ``trials``. The plan is carried out a second time, on the
+    original in float64: that network is compared, and ``fused`` must hold its tensors, rounded. ``progress`` is told
+    the fraction that is done. Raises RepfuseError where a network cannot be copied.
     """
     wide = copy_with(original, in_float64)
     wide_fused = rewrite(wide, plan)
@@ -43,10 +44,13 @@ def prove(
 
 
 def _differing(wide: nn.Module, narrow: nn.Module) -> Iterator[str]:
-    """Yield the names of tensors of ``narrow`` that are not those of ``wide``, rounded, bit by bit."""
+    """Yield the names of tensors of ``narrow`` that are not those of ``wide``, rounded."""
     exact, stored = wide.state_dict(), narrow.state_dict()
     for name in exact.keys() | stored.keys():
-        if name not in exact or name not in stored:
+        if name not in exact or name not in stored or not _same(exact[name].to(stored[name].dtype), stored[name]):
             yield name
-        elif not torch.equal(exact[name].to(stored[name].dtype).nan_to_num(), stored[name].nan_to_num()):
-            yield name
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal element by element; what is not a number equals itself."""
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())

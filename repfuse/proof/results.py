@@ -35,7 +35,7 @@ class SiteProof:
 
 @dataclass(frozen=True)
 class Proof:
-    """Every site, the whole network, and ``unproven``: names of tensors to be written that are not the proven ones, rounded."""
+    """Every site, the whole network, and the names of tensors to be written that are not the proven ones, rounded."""
 
     sites: tuple[SiteProof, ...]
     network: Comparison

@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from repfuse.geometry import Ints
 from repfuse.layout import Fused
-from repfuse.plans import Plan
 from repfuse.planner import Planner
+from repfuse.plans import Plan
 from repfuse.proof.results import SiteProof
 from repfuse.regions import Region
 from repfuse.rewriting import lay_out_plan
@@ -69,7 +69,7 @@ def _after(fused: nn.Module, region: Region, items: Sequence[Fused]) -> fx.Graph
 
 
 def _trials(planner: Planner, region: Region) -> Iterator[Trial]:
-    """Yield inputs from one pixel to just beyond the kernel's reach, even and odd, square and not; one of them constant."""
+    """Yield inputs from one pixel to just beyond the kernel's reach, even and odd, not all square, one constant."""
     shape_of = planner.traced.shape_of
     sources = _sources(region)
     if len(sources) > 1:  # their sizes depend on each other: the example's fit
