@@ -1,0 +1,155 @@
+"""The laws of the algebra: what a sum and a scaling of maps must do, against torch's own convolutions in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from repfuse import affine
+from repfuse.affine import Addend, AffineConv, sum_weights
+from repfuse.geometry import Geometry
+from repfuse.ops.convolution import geometry
+
+CHANNELS = 12
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+SETTINGS = settings(deadline=None, max_examples=60)
+
+
+@st.composite
+def addable(draw, count: int = 3):
+    """Maps of one source that can be added: per axis the same stride and slack, with paddings to match."""
+    ndim, seed = draw(st.integers(1, 3)), draw(st.integers(0, 10_000))
+    outputs = draw(st.sampled_from([CHANNELS, 2 * CHANNELS]))
+    stride = tuple(draw(st.integers(1, 2)) for _ in range(ndim))
+    slack = tuple(draw(st.integers(-3, 2)) for _ in range(ndim))
+    generator = torch.Generator().manual_seed(seed)
+    maps = []
+    for _ in range(count):
+        kernel, dilation, padding = zip(*(draw(_axis(amount)) for amount in slack), strict=True)
+        groups = draw(st.sampled_from([1, 2, 3, 4, 6, 12]))
+        shape = Geometry(CHANNELS, outputs, kernel, stride, padding, dilation, groups)
+        weight = torch.randn(shape.weight_shape, generator=generator, dtype=torch.float64)
+        maps.append(AffineConv(shape, weight, torch.randn(outputs, generator=generator, dtype=torch.float64)))
+    return maps
+
+
+@st.composite
+def _axis(draw, slack: int):
+    """Kernel, dilation and padding (before, after) of this slack."""
+    kernels = [(k, d) for k in (1, 2, 3, 4) for d in (1, 2, 3) if slack + 1 + d * (k - 1) >= 0 and (k > 1 or d == 1)]
+    kernel, dilation = draw(st.sampled_from(kernels))
+    total = slack + 1 + dilation * (kernel - 1)
+    before = draw(st.integers(0, total))
+    return kernel, dilation, (before, total - before)
+
+
+def sizes(shape: Geometry):
+    """Input sizes from the smallest with an output."""
+    least = [max(1, -slack) for slack in shape.slack]
+    return [tuple(low + step + axis for axis, low in enumerate(least)) for step in (0, 1, 4)]
+
+
+def inputs(shape: Geometry):
+    generator = torch.Generator().manual_seed(1)
+    for size in sizes(shape):
+        yield torch.randn((2, shape.in_channels, *size), generator=generator, dtype=torch.float64)
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and bool((one - other).abs().max() <= 1e-12 * other.abs().max())
+
+
+@SETTINGS
+@given(addable(2))
+def test_a_sum_computes_the_sum(maps):
+    a, b = maps
+    assert all(same(a.add(b).apply(x), a.apply(x) + b.apply(x)) for x in inputs(a.geometry))
+
+
+@SETTINGS
+@given(addable(3))
+def test_sums_commute_and_associate(maps):
+    a, b, c = maps
+    assert a.add(b).geometry == b.add(a).geometry and same(a.add(b).weight, b.add(a).weight)
+    left, right = a.add(b).add(c), a.add(b.add(c))
+    assert all(same(left.apply(x), right.apply(x)) for x in inputs(a.geometry))
+
+
+@SETTINGS
+@given(addable(2), st.integers(0, 100))
+def test_scaling_distributes(maps, seed):
+    a, b = maps
+    scale, shift = torch.randn((2, a.geometry.out_channels), generator=torch.Generator().manual_seed(seed)).double()
+    scaled = a.add(b).scale(scale, shift)
+    wide = (1, -1, *[1] * a.geometry.ndim)
+    for x in inputs(a.geometry):
+        assert same(scaled.apply(x), scale.view(wide) * (a.apply(x) + b.apply(x)) + shift.view(wide))
+    apart = a.scale(scale, shift).add(b.scale(scale, torch.zeros_like(shift)))
+    assert same(scaled.weight, apart.weight) and same(scaled.bias, apart.bias)
+
+
+@SETTINGS
+@given(st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(1, 4), st.integers(0, 2), st.integers(1, 2))
+def test_a_convolution_is_that_of_torch(ndim, groups, kernel, padding, stride):
+    weight = torch.randn(8, 8 // groups, *[kernel] * ndim).double()
+    bias = torch.randn(8).double()
+    made = AffineConv.convolution(geometry(weight.shape, stride, padding, 2, groups), weight, bias)
+    x = torch.randn(2, 8, *range(7, 7 + ndim)).double()
+    assert same(made.apply(x), CONVOLVE[ndim](x, weight, bias, stride, padding, 2, groups))
+    without = AffineConv.convolution(made.geometry, weight)
+    assert same(without.apply(x), CONVOLVE[ndim](x, weight, None, stride, padding, 2, groups))
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 3, 12])
+def test_the_identity_is_the_skip(ndim, groups):
+    identity = AffineConv.identity(CHANNELS, ndim)
+    weight = torch.randn(CHANNELS, CHANNELS // groups, *[3] * ndim).double()
+    conv = AffineConv.convolution(geometry(weight.shape, 1, 1, 1, groups), weight)
+    for x in inputs(conv.geometry):
+        assert torch.equal(identity.apply(x), x)
+        assert same(identity.add(conv).apply(x), conv.apply(x) + x)
+
+
+def test_a_grouped_identity_is_no_diagonal():
+    """Row i of a kernel of 2 groups of 4 channels has its one in column i mod 2."""
+    grouped = AffineConv.convolution(geometry((4, 2, 1, 1), 1, 0, 1, 2), torch.zeros(4, 2, 1, 1))
+    made = grouped.add(AffineConv.identity(4, 2)).weight[:, :, 0, 0]
+    assert made.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
+    assert not torch.equal(made, torch.zeros(4, 2).fill_diagonal_(1).double())
+
+
+@SETTINGS
+@given(addable(3))
+def test_blocks_of_rows_give_the_same_bits(maps):
+    shape = maps[0].geometry.add(maps[1].geometry).add(maps[2].geometry)
+    addends = [Addend(m.geometry, m.weight, m.bias if i else None) for i, m in enumerate(maps)]
+    whole, blocked = (torch.empty(shape.weight_shape, dtype=torch.float64) for _ in range(2))
+    sum_weights(shape, addends, whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(affine, "_BLOCK", 1)
+        sum_weights(shape, addends, blocked)
+    assert torch.equal(whole, blocked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_sum_is_rounded_once(dtype):
+    weights = torch.randn(3, 4, 4, 3, 3).to(dtype)
+    shape, scale = geometry((4, 4, 3, 3), 1, 1, 1, 1), torch.rand(4).double()
+    into = torch.empty(4, 4, 3, 3, dtype=dtype)
+    sum_weights(shape, [Addend(shape, weight, scale) for weight in weights], into)
+    exact = sum(weight.double() * scale.view(-1, 1, 1, 1) for weight in weights)
+    assert torch.equal(into, exact.to(dtype))
+    step_by_step = sum(weight * scale.to(dtype).view(-1, 1, 1, 1) for weight in weights)
+    assert not torch.equal(into, step_by_step)
+
+
+def test_a_scale_leaves_the_weights_it_is_given_alone():
+    weight = torch.randn(4, 4, 1, 1).double()
+    before = weight.clone()
+    shape = geometry(weight.shape, 1, 0, 1, 1)
+    sum_weights(shape, [Addend(shape, weight, torch.full((4,), 2.0).double())] * 2, torch.empty(4, 4, 1, 1))
+    assert torch.equal(weight, before)
