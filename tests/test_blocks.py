@@ -6,7 +6,7 @@ import pytest
 from blocks import CASES, Case
 from support.agreement import error, image, operations, randomised
 
-from repfuse import fuse
+from repfuse.fusing import fuse
 
 
 def inputs_of(case: Case, side: int, seed: int = 0):

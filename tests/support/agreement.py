@@ -60,3 +60,23 @@ def operations(module: nn.Module, *inputs: Tensor) -> Counter[str]:
     with _Counting() as counting:
         outputs(module, *inputs)
     return counting.seen
+
+
+class _Peak(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.highest = 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel():
+                self.highest = max(self.highest, float(leaf.detach().abs().max()))
+        return result
+
+
+def peak(module: nn.Module, *inputs: Tensor) -> float:
+    """The largest number that appears in one call: what rounding errors are relative to, even where outputs cancel."""
+    with _Peak() as recorded:
+        outputs(module, *inputs)
+    return recorded.highest
