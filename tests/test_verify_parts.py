@@ -15,7 +15,7 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
-from repfuse.verifying import Trial, compare, drift, input_variants, verify
+from repfuse.verifying import Comparison, Trial, compare, drift, input_variants, verify
 from repfuse.verifying.agreement import agreement
 from repfuse.verifying.comparison import outcomes_in_float64, reference
 from repfuse.verifying.copies import copy_with, in_float64
@@ -263,6 +263,24 @@ def test_compare_says_what_was_skipped_and_where_it_was_worst():
     assert {trial.label for trial in result.skipped} == {"size 1x1", "size 2x2"}
     assert not result.passed and "above 1e-12" in result.reason
     assert result.to_dict()["passed"] is False
+
+
+def test_one_mismatch_fails_a_comparison_whose_numbers_agree():
+    class OnlySmall(nn.Module):
+        def forward(self, x):
+            if x.shape[-1] > 8:
+                raise ValueError("too large")
+            return x
+
+    trials = [Trial("small", example(size=5)), Trial("large", example(size=9))]
+    result = compare(nn.Identity(), OnlySmall(), trials)
+    assert result.error == 0 and not result.passed
+    assert result.reason.startswith("large: the original runs") and "too large" in result.reason
+    assert compare(OnlySmall(), nn.Identity(), trials).passed  # what only the original refuses is skipped
+
+
+def test_a_comparison_of_nothing_does_not_pass():
+    assert not Comparison((), 1e-12).passed
 
 
 def test_compare_without_a_usable_example_is_bad_input():
