@@ -123,7 +123,7 @@ class _LayingOut:
                     blocks[call].append(candidate)
             except NotAffine as error:
                 self.refuse(error, candidate.region.root)
-        for call, members in self._raised(blocks).items():
+        for call, members in self._raised(self._whole(blocks)).items():
             try:
                 self.layout.blocks.append(self._block(call, members))
             except NotAffine as error:
@@ -187,6 +187,21 @@ class _LayingOut:
         graph = local_graph(self.traced, call, [replacement], self.ghosts, self._origin)
         self._check_uses(call, graph)
         return Block(call.path, graph, self._steps(call, graph))
+
+    def _whole(self, blocks: dict[Call, list[Candidate]]) -> dict[Call, list[Candidate]]:
+        """Refuse what would take apart one call of a module that gets a new body for all its calls."""
+        rewritten = {call.path for call in blocks}
+        whole: dict[Call, list[Candidate]] = defaultdict(list)
+        for call, members in blocks.items():
+            for candidate in members:
+                inner = {each for node in candidate.region.working for each in self.traced.call_of[node].up_to(call)}
+                torn = [each.path for each in inner if each.path in rewritten and each not in blocks]
+                if torn:
+                    error = NotAffine("called-differently", f"another call of {torn[0]!r} is merged on its own")
+                    self.refuse(error, candidate.region.root)
+                else:
+                    whole[call].append(candidate)
+        return whole
 
     def _raised(self, blocks: dict[Call, list[Candidate]]) -> dict[Call, list[Candidate]]:
         """Move what lies in a module that an outer block dissolves up to that block."""

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import HealthCheck, Phase, event, example, given, settings
 from hypothesis import strategies as st
 from support.agreement import image, outputs, peak, randomised
-from support.programs import PROGRAMS, Program
+from support.programs import PROGRAMS, Program, Step
 
 from repfuse.fusing import fuse
 from repfuse.plans import Plan
@@ -53,8 +53,18 @@ def replays(original, result):
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
 
 
+TORN = (
+    Step("conv"),
+    Step("block", inner=(Step("conv"), Step("add"), Step("conv"))),
+    Step("again", number=1),
+    Step("norm"),
+)
+"""A block that is merged on its own, and whose second call would be taken apart for the normalisation after it."""
+
+
 @QUICK
 @given(PROGRAMS, st.booleans())
+@example(TORN, False)
 def test_random_networks(steps, both):
     check(steps, both)
 
