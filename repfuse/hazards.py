@@ -48,6 +48,6 @@ class Hazards:
         return False
 
     def written_between(self, source: fx.Node, first: fx.Node, last: fx.Node) -> bool:
-        """Whether the memory of ``source`` is written after ``first`` and before ``last``."""
-        start, stop = self.order[first], self.order[last]
+        """Whether the memory of ``source`` is written after it was made and after ``first``, and before ``last``."""
+        start, stop = max(self.order[first], self.order[source]), self.order[last]
         return any(start < self.order[writer] < stop for writer in self._writes[id(self._memory[source])])

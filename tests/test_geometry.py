@@ -109,7 +109,7 @@ def test_a_reflecting_branch_beside_a_skip_reads_another_border():
     reflected = F.conv1d(F.pad(x, (1, 1), mode="reflect"), weight)
     zeros = F.conv1d(x, weight, padding=1)
     assert torch.equal(reflected[..., 1:-1], zeros[..., 1:-1]) and (reflected - zeros)[0, 0, -1] == 4
-    shape = geometry((1, 1, 3), 1, 1, 1, 1, "reflect")
+    shape = geometry((1, 1, 3), 1, 1, 1, 1, padding_mode="reflect")
     refused(shape, Geometry.identity(1, 1), "padding-mode")
     refused(Geometry.identity(1, 1), shape, "padding-mode")
 
@@ -120,7 +120,7 @@ def test_channels_and_axes_must_agree():
 
 
 def test_a_padding_mode_without_padding_is_zeros():
-    assert geometry((1, 1, 1, 1), 1, 0, 1, 1, "reflect") == Geometry.identity(1, 2)
+    assert geometry((1, 1, 1, 1), 1, 0, 1, 1, padding_mode="reflect") == Geometry.identity(1, 2)
 
 
 @pytest.mark.parametrize("groups", [(2, 4, 2), (6, 4, 2), (3, 4, 1), (12, 12, 12)])
@@ -134,7 +134,7 @@ def test_groups_of_a_sum(groups):
     [
         (geometry((8, 4, 3, 3), 2, 1, 1, 2), "3x3 stride 2 groups 2"),
         (geometry((8, 1, 3, 5), (1, 2), 1, 2, 8), "3x5 stride 1x2 dilation 2 depthwise"),
-        (geometry((8, 8, 3), 1, 1, 1, 1, "reflect"), "3 reflect"),
+        (geometry((8, 8, 3), 1, 1, 1, 1, padding_mode="reflect"), "3 reflect"),
     ],
 )
 def test_description(shape, text):

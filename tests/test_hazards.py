@@ -1,0 +1,195 @@
+"""Writes in place: a graph says who reads a value, not that its memory was changed in between."""
+
+from __future__ import annotations
+
+import operator
+
+import pytest
+import torch
+from blocks import Spelled, conv
+from support.agreement import error, image, randomised
+from torch import nn
+from torch.nn import functional as F
+
+from repfuse.fusing import fuse
+
+
+class Secret(nn.Module):
+    """Cannot be traced, and writes into what it is given."""
+
+    def forward(self, x):
+        if x.isfinite().all():
+            x.mul_(3)
+        return x
+
+
+class Passing(nn.Module):
+    """Cannot be traced, and returns what it is given."""
+
+    def forward(self, x, y):
+        return y if x.isfinite().all() else x
+
+
+def between(write):
+    """A value that is written by ``write`` between the two convolutions that read it."""
+
+    def forward(m, x):
+        source = torch.sin(x)
+        first = m.a(source)
+        write(m, source)
+        return first + m.b(source)
+
+    return forward
+
+
+def kept(keep, write=lambda s: s.relu_()):
+    """A value kept by ``keep`` before it is written by ``write``; both convolutions read what was kept."""
+
+    def forward(m, x):
+        source = torch.sin(x)
+        before = keep(m, source)
+        write(source)
+        return m.a(before) + m.b(before)
+
+    return forward
+
+
+def written_then_read(m, x):
+    y = m.a(x)
+    z = y.view(y.shape)
+    y += m.b(x)
+    return F.relu(y) + F.relu(z)
+
+
+def written_twice(m, x):
+    y = torch.sin(x)
+    y += m.a(y)
+    return F.relu(y) + m.b(y)
+
+
+def input_written(m, x):
+    x += m.a(x)
+    return torch.sin(x)
+
+
+def kept_result(m, x):
+    y = m.a(x)
+    y.relu_()
+    return y + m.b(x)
+
+
+def passed_on(m, x):
+    source = torch.sin(x)
+    first = m.a(source)
+    m.passing(x, source).mul_(2)
+    return first + m.b(source)
+
+
+def passed_on_and_added(m, x):
+    source = torch.sin(x)
+    other = m.passing(x, source)
+    other += m.a(x) + m.b(x)
+    return other + F.relu(source)
+
+
+TRAPS = {
+    "relu_": between(lambda m, s: s.relu_()),
+    "ReLU(inplace)": between(lambda m, s: m.relu(s)),
+    "F.relu inplace": between(lambda m, s: F.relu(s, inplace=True)),
+    "F.relu inplace by position": between(lambda m, s: F.relu(s, True)),
+    "F.leaky_relu_": between(lambda m, s: F.leaky_relu_(s)),
+    "torch.relu_": between(lambda m, s: torch.relu_(s)),
+    "iadd": between(lambda m, s: operator.iadd(s, 1)),
+    "imul": between(lambda m, s: operator.imul(s, 2)),
+    "copy_": between(lambda m, s: s.copy_(s * 2)),
+    "out=": between(lambda m, s: torch.mul(s, 2, out=s)),
+    "aten": between(lambda m, s: torch.ops.aten.mul_.Scalar(s, 2)),
+    "chunk": between(lambda m, s: s.chunk(2, 1)[0].mul_(2)),
+    "slice": between(lambda m, s: s[:, :2].mul_(2)),
+    "detach": between(lambda m, s: s.detach().mul_(2)),
+    "view of a view": between(lambda m, s: s.transpose(1, 2).flatten(2).unsqueeze(0).mul_(2)),
+    "data": between(lambda m, s: s.data.mul_(2)),
+    "cast": between(lambda m, s: s.double().mul_(2)),
+    "contiguous": between(lambda m, s: s.contiguous().mul_(2)),
+    "dropout": between(lambda m, s: F.dropout(s, 0.5, False).mul_(2)),
+    "Flatten": between(lambda m, s: m.flatten(s).mul_(2)),
+    "list": between(lambda m, s: torch._foreach_mul_([s], 2)),
+    "untraceable": between(lambda m, s: m.secret(s)),
+    "clone": kept(lambda m, s: s.clone()),
+    "clone called apart": kept(lambda m, s: m.identity(s.clone())),
+    "plus zero": kept(lambda m, s: s + 0),
+    "times one": kept(lambda m, s: 1 * s),
+    "view written later": kept(lambda m, s: s.clone().contiguous(), lambda s: s.view(-1).mul_(2)),
+    "written then read": written_then_read,
+    "written twice": written_twice,
+    "input written": input_written,
+    "kept result": kept_result,
+    "passed on": passed_on,
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_no_write_is_lost(trap):
+    members = {"relu": nn.ReLU(inplace=True), "flatten": nn.Flatten(0), "secret": Secret(), "passing": Passing()}
+    model = randomised(Spelled(TRAPS[trap], a=conv(3), b=conv(1), identity=nn.Identity(), **members))
+    x = image(2, 4, 5, 6)
+    result = fuse(model, (x,))
+    assert error(model, result.module, x) < 1e-12
+    assert not any(len(site.branches) > 1 and "skip" not in site.branches for site in result.plan.sites)
+
+
+def test_what_the_model_does_to_its_input_it_still_does():
+    model = randomised(Spelled(input_written, a=conv(3)))
+    fused, one, other = fuse(model, (image(1, 4, 5, 5),)).module, image(1, 4, 5, 5), image(1, 4, 5, 5)
+    with torch.no_grad():
+        model(one), fused(other)
+    assert torch.equal(one, other)
+
+
+def before_all(m, x):
+    source = torch.sin(x).relu_()
+    return m.a(source) + m.b(source)
+
+
+def onto_a_skip(m, x):
+    source = torch.sin(x)
+    return source.add_(m.a(source) + m.b(source))
+
+
+def a_copy(m, x):
+    copied = x * 2
+    return m.a(x) + copied.sin_() + m.b(x)
+
+
+HARMLESS = {
+    "own result": lambda m, x: operator.iadd(m.a(x), m.b(x)),
+    "before all": before_all,
+    "after all": lambda m, x: (m.a(x) + m.b(x)).relu_(),
+    "another value": lambda m, x: m.a(x) + torch.sin(x).relu_() + m.b(x),
+    "onto a skip": onto_a_skip,
+    "a copy": a_copy,
+    "passed on and added": passed_on_and_added,
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_a_write_that_no_branch_sees_is_no_obstacle(name):
+    model = randomised(Spelled(HARMLESS[name], a=conv(3), b=conv(1), passing=Passing()))
+    x = image(2, 4, 5, 6)
+    result = fuse(model, (x,))
+    assert len(result.plan.sites) == 1 and error(model, result.module, x) < 1e-12
+
+
+def test_shapes_are_found_without_a_change_of_the_model():
+    """Where the meta device does not do, real tensors run through a copy: statistics and inputs stay what they were."""
+
+    class NeedsValues(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    model = nn.Sequential(nn.BatchNorm2d(4), NeedsValues(), nn.ReLU(inplace=True), conv(3), conv(1)).train()
+    x = image(2, 4, 5, 5, dtype=torch.float32)
+    before, statistics = x.clone(), model[0].running_mean.clone()
+    fuse(model, (x,))
+    assert torch.equal(x, before) and torch.equal(model[0].running_mean, statistics)
+    assert model[0].num_batches_tracked == 0
