@@ -1,0 +1,254 @@
+"""Every refusal has models that get it and still compute the same, and a text that people can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from blocks import RepVGG, Spelled, SpelledOfTwo, conv, norm, pair, pair_of_two
+from support.agreement import error, image, randomised
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+from repfuse.fusing import fuse
+from repfuse.refusals import REFUSALS
+
+INPUTS = (image(2, 4, 6, 7), image(2, 4, 6, 7, seed=1))
+
+
+class Deciding(nn.Module):
+    def forward(self, x):
+        return F.relu(x) if x.sum() > 0 else x
+
+
+class DecidingConv(nn.Conv2d):
+    """Cannot be traced and is no convolution, though its class derives from one."""
+
+    def forward(self, x):
+        return super().forward(x) * (2 if x.isfinite().all() else 1)
+
+
+class OwnArithmetic(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight * 2, bias)
+
+
+class Variadic(RepVGG):
+    def forward(self, *xs):
+        return super().forward(xs[0]) + xs[1]
+
+
+class Listed(RepVGG):
+    def forward(self, xs):
+        return super().forward(xs[0])
+
+
+class Mapping(dict):
+    """A result of a class of its own."""
+
+
+class Mapped(RepVGG):
+    def forward(self, x):
+        return Mapping(x=super().forward(x))
+
+
+class AlwaysTraining(nn.BatchNorm2d):
+    """Stays in training mode, as some detectors' normalisations do."""
+
+    def train(self, mode=True):
+        return super().train(True)
+
+
+class Scaled(RepVGG):
+    def forward(self, x, scale):
+        return super().forward(x) * scale
+
+
+class Reaching(nn.Module):
+    """Its forward uses a parameter of another module."""
+
+    def __init__(self, owner):
+        super().__init__()
+        self.a, self.b, self.owner = conv(3), conv(1), [owner]
+
+    def forward(self, x):
+        return F.relu(self.a(x) + self.b(x)) * self.owner[0].scale
+
+
+def reaching():
+    model = Spelled(lambda m, x: torch.sin(m.block(x)))
+    model.scale = nn.Parameter(torch.ones(1))
+    model.block = Reaching(model)
+    return model
+
+
+def hooked():
+    model = nn.Sequential(conv(), norm())
+    model[1].register_forward_hook(lambda module, args, output: output * 2)
+    return model
+
+
+def hooked_block():
+    model = nn.Sequential(RepVGG(), nn.ReLU())
+    model[0].register_forward_hook(lambda module, args, output: output * 2)
+    return model
+
+
+def own_forward():
+    model = pair(lambda m, x: m.a(x) + m.b(x))
+    model.a.forward = lambda x: torch.sin(x) if x.isfinite().all() else x
+    return model
+
+
+def shared(*calls):
+    """A block that is called several times; each call says how."""
+    return Spelled(lambda m, x: sum(torch.sin(call(m.block, x)) for call in calls), block=Scaled())
+
+
+def cost_trap():
+    """A wide grouped branch beside a wide pointwise one: a dense 5x5 would be far more work."""
+    return Spelled(lambda m, x: m.a(x) + m.b(x), a=nn.Conv2d(64, 64, 5, padding=2, groups=64), b=nn.Conv2d(64, 64, 1))
+
+
+def of(code: str, name: str, make: Callable[[], nn.Module], *inputs: torch.Tensor):
+    return pytest.param(code, make, inputs or INPUTS[:1], id=f"{code}: {name}")
+
+
+PRODUCERS = [
+    of("broadcast", "a row added", lambda: pair(lambda m, x: m.a(x) + m.b(x[:, :, :1]))),
+    of("broadcast", "one channel", lambda: pair_of_two(lambda m, x, y: m.a(x) + y), INPUTS[0], image(2, 1, 6, 7)),
+    of("called-differently", "constants", lambda: shared(lambda b, x: b(x, 2.0), lambda b, x: b(x, 3.0))),
+    of("called-differently", "same twice", lambda: shared(lambda b, x: b(x, x), lambda b, x: b(torch.sin(x), x))),
+    of("called-differently", "one result escapes", lambda: Spelled(_escaping_once, block=pair(_sum))),
+    of("channel-mismatch", "no batch axis", lambda: pair(lambda m, x: m.a(x) + x), image(4, 6, 7)),
+    of(
+        "channel-mismatch",
+        "a norm along another axis",
+        lambda: nn.Sequential(nn.Conv1d(6, 6, 1), nn.BatchNorm1d(6)),
+        image(6, 6),
+    ),
+    of("composition", "two convolutions", lambda: nn.Sequential(conv(), conv(1))),
+    of("composition", "of a sum", lambda: pair(lambda m, x: m.b(m.a(x) + x))),
+    of("composition", "norm before an unpadded one", lambda: nn.Sequential(norm(), conv(1))),
+    of("computed-weight", "functional", lambda: pair(lambda m, x: F.conv2d(x, m.a.weight * 2, padding=1) + m.b(x))),
+    of("computed-weight", "parametrised", lambda: nn.Sequential(parametrizations.weight_norm(conv()), norm())),
+    of("computed-weight", "padding", lambda: pair(_padding_of_shape)),
+    of("computed-weight", "norm", lambda: Spelled(_computed_norm, a=conv(), n=norm())),
+    of("cost", "grouped and dense", cost_trap, image(1, 64, 16, 16)),
+    of("custom-convolution", "own arithmetic", lambda: nn.Sequential(OwnArithmetic(4, 4, 3), norm())),
+    of("hooks", "on a norm", hooked),
+    of("hooks", "on a block", hooked_block),
+    of("in-place", "a source", lambda: pair(_written_between)),
+    of("no-convolution", "skip and norm", lambda: Spelled(lambda m, x: x + m.n(x), n=norm())),
+    of("outer-reference", "to the outside", reaching),
+    of("outer-reference", "from the outside", lambda: Spelled(_weight_elsewhere, block=pair(_sum))),
+    of("outer-reference", "a child elsewhere", lambda: Spelled(_child_elsewhere, block=pair(_sum))),
+    of(
+        "padding-mode",
+        "reflect + 1x1",
+        lambda: Spelled(lambda m, x: m.a(x) + m.b(x), a=conv(3, padding_mode="reflect"), b=conv(1)),
+    ),
+    of("several-sources", "norm of a sum", lambda: Spelled2(lambda m, x, y: m.n(m.a(x) + y)), *INPUTS),
+    of("shift-before-padding", "norm, 3x3", lambda: nn.Sequential(norm(), conv(3))),
+    of(
+        "size-mismatch",
+        "equal for even inputs",
+        lambda: Spelled(
+            lambda m, x: m.a(x) + m.b(x), a=conv(3, stride=2), b=nn.Conv2d(4, 4, 2, stride=2, padding=(0, 0))
+        ),
+        image(1, 4, 6, 6),
+    ),
+    of(
+        "stride-mismatch",
+        "equal at one pixel",
+        lambda: Spelled(lambda m, x: m.a(x) + m.b(x), a=conv(1), b=conv(1, stride=2)),
+        image(1, 4, 1, 1),
+    ),
+    of("structured-arguments", "a list", lambda: Spelled(lambda m, x: m.block([x]), block=Listed())),
+    of("structured-arguments", "any number", lambda: Spelled(lambda m, x: torch.sin(m.block(x, x)), block=Variadic())),
+    of("structured-arguments", "own result", lambda: Spelled(lambda m, x: torch.sin(m.block(x)["x"]), block=Mapped())),
+    of("training-norm", "training", lambda: nn.Sequential(conv(), AlwaysTraining(4))),
+    of("training-norm", "no statistics", lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, track_running_stats=False))),
+    of("untraceable", "control flow", lambda: nn.Sequential(conv(), norm(), Deciding())),
+    of("untraceable", "a convolution", lambda: Spelled(_sum, a=DecidingConv(4, 4, 3, padding=1), b=conv(1))),
+    of("untraceable", "a forward of its own", own_forward),
+    of("value-escapes", "a branch", lambda: pair(_escaping)),
+]
+
+
+def _sum(m, x):
+    return m.a(x) + m.b(x)
+
+
+def _written_between(m, x):
+    first = m.a(x)
+    x.relu_()
+    return first + m.b(x)
+
+
+def _escaping(m, x):
+    y = m.a(x)
+    return y + m.b(x) + torch.sin(y)
+
+
+def _escaping_once(m, x):
+    y = m.block(x) + m.block.b(x)
+    return y + torch.sin(m.block(y))
+
+
+def _padding_of_shape(m, x):
+    return F.conv2d(x, m.a.weight, padding=m.a.weight.shape[2] // 2) + m.b(x)
+
+
+def _computed_norm(m, x):
+    return F.batch_norm(m.a(x), m.n.running_mean, m.n.running_var + 1, m.n.weight, m.n.bias)
+
+
+def _weight_elsewhere(m, x):
+    return torch.sin(m.block(x.to(m.block.a.weight.dtype)))
+
+
+def _child_elsewhere(m, x):
+    return torch.sin(m.block(x)) + torch.sin(m.block.a(torch.sin(x)))
+
+
+class Spelled2(SpelledOfTwo):
+    """Of two inputs, with a convolution and a normalisation."""
+
+    def __init__(self, forward):
+        super().__init__(forward, a=conv(), n=norm())
+
+
+@pytest.mark.parametrize(("code", "make", "inputs"), PRODUCERS)
+def test_refused(code, make, inputs):
+    model = randomised(make())
+    result = fuse(model, inputs)
+    assert code in {refusal.code for refusal in result.plan.refusals}
+    assert error(model, result.module, *inputs) < 1e-12
+
+
+def test_every_code_is_tested():
+    assert {parameter.values[0] for parameter in PRODUCERS} == set(REFUSALS)
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_texts_are_sentences(code):
+    explanation = REFUSALS[code]
+    assert explanation.title and explanation.title[0].islower() and not explanation.title.endswith(".")
+    for text in (explanation.meaning, explanation.hint):
+        assert text[0].isupper() and text.endswith(".") and "  " not in text and "\n" not in text
+
+
+@torch.no_grad()
+def test_why_a_norm_before_a_padded_convolution_is_refused():
+    """Folded all the same, the interior is right and the border is wrong by the size of the shift."""
+    model = randomised(nn.Sequential(norm(), conv(3)))
+    folded = nn.Sequential(nn.Identity(), conv(3)).double()
+    scale = model[0].weight * (model[0].running_var + model[0].eps).rsqrt()
+    shift = model[0].bias - model[0].running_mean * scale
+    folded[1].weight.copy_(model[1].weight * scale.view(1, -1, 1, 1))
+    folded[1].bias.copy_(model[1].bias + (model[1].weight.sum((2, 3)) * shift).sum(1))
+    difference = (model(INPUTS[0]) - folded(INPUTS[0])).abs()
+    assert difference[..., 1:-1, 1:-1].max() < 1e-12 < 1e-1 < difference.max()
