@@ -78,6 +78,11 @@ def test_disturbances_that_hit_a_whole_round_cancel():
     assert paired.high - paired.low < (broken.high - broken.low) / 2
 
 
+def test_a_few_slow_rounds_do_not_move_the_interval():
+    ratio = ratio_of_medians([1.0] * 30 + [1000.0], [1.0] * 31)
+    assert (ratio.low, ratio.value, ratio.high) == (1, 1, 1)
+
+
 @pytest.mark.parametrize(("first", "second"), [([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([], [])])
 def test_one_time_is_no_sample(first, second):
     with pytest.raises(ValueError, match="pairs"):
@@ -151,7 +156,7 @@ def test_one_slow_call_does_not_spoil_the_calibration():
     assert times.calls == (10, 10)
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, FEWEST_ROUNDS), (21.0, 8), (1e9, 40)])
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, FEWEST_ROUNDS), (19.5, 8), (1e9, 40)])
 def test_time_is_bounded_and_the_rounds_stay_balanced(seconds, rounds):
     assert len(_time(Machine(), 1.0, 1.0, rounds=40, seconds=seconds).first) == rounds
 
@@ -238,12 +243,14 @@ def test_a_measurement_per_batch_size_and_thread_count():
 
 
 def test_the_networks_keep_their_modes_and_their_state():
-    original = network(2).train()
-    original[0][1].eval()
-    state = {name: value.clone() for name, value in original.state_dict().items()}
-    bench(original, original, example(), rounds=4, clock=Ticks())
-    assert original.training and original[0][4].training and not original[0][1].training
-    assert all(torch.equal(value, state[name]) for name, value in original.state_dict().items())
+    pair = network(2).train(), network(2).train()
+    state = {name: value.clone() for name, value in pair[0].state_dict().items()}
+    for each in pair:
+        each[0][1].eval()
+    bench(*pair, example(), rounds=4, clock=Ticks())
+    for each in pair:
+        assert each.training and each[0][4].training and not each[0][1].training
+        assert all(torch.equal(value, state[name]) for name, value in each.state_dict().items())
 
 
 def test_cold_calls_come_first_and_say_what_they_are():

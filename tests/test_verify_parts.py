@@ -180,6 +180,7 @@ def test_a_float64_copy_holds_the_same_numbers_and_shares_nothing():
         else:
             assert a.dtype is b.dtype and torch.equal(a, b), name
     assert copied[0][4].weight is copied[0][1].weight
+    assert len({id(tensor) for _, tensor in named_tensors(copied)}) == len(list(named_tensors(copied)))
     wide = network(dtype=torch.float64)
     assert copy_with(wide, in_float64)[0][0].weight.data_ptr() != wide[0][0].weight.data_ptr()
 
@@ -407,7 +408,9 @@ def test_labels_that_do_not_fit_are_bad_input(labels):
 
 def test_labels_for_a_network_that_is_no_classifier_are_bad_input():
     dense = network(classes=0)
-    assert agreement(dense, dense, torch.randn(5, 3, 9, 9), None).top1_agreement is None
+    single = network(classes=1)
+    for other in (dense, single):
+        assert agreement(other, other, torch.randn(5, 3, 9, 9), None).top1_agreement is None
     with pytest.raises(RepfuseError, match="labels"):
         agreement(dense, dense, torch.randn(5, 3, 9, 9), torch.zeros(5).long())
 
