@@ -24,6 +24,10 @@ _PADS: dict[str, tuple[type[nn.Module], ...]] = {
 }
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Memory formats by number of axes of the weight."""
+
+
 def convolution_module(geometry: Geometry) -> nn.Module:
     """Return a convolution of ``geometry`` without data. Padding is in explicit integers, 0 where it is a module
     apart.
@@ -60,14 +64,11 @@ def write_weights(convolution: nn.Module, expression: Expression, tensors: Tenso
     weight, bias = evaluate(expression, tensors, like)
     for rounded in (weight, bias):
         _check_range(rounded, [tensors(name) for name in tensor_names(expression)])
-    if like.dim() == 4 and _channels_last(like) and not _channels_last(weight):
-        weight = weight.contiguous(memory_format=torch.channels_last)
+    channels_last = _CHANNELS_LAST.get(like.dim())
+    if channels_last and not like.is_contiguous() and like.is_contiguous(memory_format=channels_last):
+        weight = weight.contiguous(memory_format=channels_last)
     convolution.weight = nn.Parameter(weight, like.requires_grad)
     convolution.bias = nn.Parameter(bias, like.requires_grad)
-
-
-def _channels_last(tensor: Tensor) -> bool:
-    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def _check_range(rounded: Tensor, origins: Iterable[Tensor]) -> None:
@@ -90,24 +91,23 @@ def graph_module(owner: nn.Module, graph: fx.Graph, made: dict[str, nn.Module], 
     for name, module in made.items():
         setattr(owner, name, module)
     body = fx.GraphModule(owner, copy.deepcopy(graph), class_name=type(owner).__name__)
-    for path in kept:
-        _keep(owner.get_submodule(path), body, path)
+    for name in kept:
+        _keep(owner, body, name)
     return body
 
 
-def _keep(module: nn.Module, body: fx.GraphModule, path: str) -> None:
-    """Register the tensors that ``module`` itself holds at ``path`` of ``body``."""
-    holder: nn.Module = body
-    for name in path.split(".") if path else ():
-        if not hasattr(holder, name):
-            holder.add_module(name, nn.Module())
-        holder = getattr(holder, name)
-    for key, parameter in module._parameters.items():
-        if not hasattr(holder, key):
-            holder.register_parameter(key, parameter)
-    for key, buffer in module._buffers.items():
-        if not hasattr(holder, key):
-            holder.register_buffer(key, buffer, key not in module._non_persistent_buffers_set)
+def _keep(owner: nn.Module, body: nn.Module, name: str) -> None:
+    """Register the tensor ``name`` of ``owner`` under the same name in ``body``."""
+    path, _, leaf = name.rpartition(".")
+    module, holder = owner.get_submodule(path), body
+    for part in path.split(".") if path else ():
+        if not hasattr(holder, part):
+            holder.add_module(part, nn.Module())
+        holder = getattr(holder, part)
+    if leaf in module._parameters:
+        holder.register_parameter(leaf, module._parameters[leaf])
+    else:
+        holder.register_buffer(leaf, module._buffers[leaf], leaf not in module._non_persistent_buffers_set)
 
 
 _PLAIN = (bool, int, float, str, bytes, type(None))

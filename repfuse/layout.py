@@ -10,10 +10,10 @@ from __future__ import annotations
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from repfuse.expression import Expression
 from repfuse.geometry import NotAffine
@@ -45,7 +45,7 @@ class Block:
     """The module at ``path`` gets a new body, ``graph``, whose targets are relative to it.
 
     ``steps`` are the children of the body in a row, where it is a chain. ``fused`` are new in it, called ``names``;
-    ``kept`` are names of modules with tensors that no call reads and that stay where they were.
+    ``kept`` are names of tensors that no forward reads and that stay where they were.
     """
 
     path: str
@@ -246,16 +246,18 @@ class _LayingOut:
         return [*self.traced.call_of[node].up_to(call), call]
 
     def _unread(self, call: Call, replacements: list[Replacement], graph: fx.Graph) -> tuple[str, ...]:
-        """Return the modules in the owner that hold tensors and that neither the old nor the new body uses."""
-        used = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
-        gone = {_holder(node) for node in vanishing(replacements, self.ghosts)}
+        """Return the tensors in the owner that neither the old nor the new body uses."""
+        used = [f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr")]
+        vanished = vanishing(replacements, self.ghosts)
+        holders = {_holder(node) for node in vanished} - {call.path}
+        read = {str(node.target) for node in vanished if node.op == "get_attr"}
         owner = self.traced.module.get_submodule(call.path)
         return tuple(
             name
-            for name, module in owner.named_modules()
-            if any(True for _ in (*module.parameters(False), *module.buffers(False)))
-            and _join(call.path, name) not in gone
-            and not any(f"{name}.".startswith(f"{path}.") or path.rpartition(".")[0] == name for path in used)
+            for name, _ in _named_tensors(owner)
+            if _join(call.path, name) not in read
+            and _join(call.path, name.rpartition(".")[0]) not in holders
+            and not any(f"{name}.".startswith(path) for path in used)
         )
 
     def _steps(self, call: Call, graph: fx.Graph) -> tuple[str, ...] | None:
@@ -270,7 +272,7 @@ class _LayingOut:
         there = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
         for target in self.uses.reached[call.path]:
             name = target[len(call.path) + 1 :]
-            if name.rpartition(".")[0] not in kept and not any(f"{name}.".startswith(f"{path}.") for path in there):
+            if name not in kept and not any(f"{name}.".startswith(f"{path}.") for path in there):
                 raise NotAffine("outer-reference", f"{target!r} is used from outside of {call.path!r}")
 
     def _origin(self, node: fx.Node) -> fx.Node:
@@ -280,6 +282,11 @@ class _LayingOut:
         module = self.traced.module.get_submodule(path)
         if module._forward_hooks or module._forward_pre_hooks:
             raise NotAffine("hooks", f"{path or 'the model'} carries forward hooks, which the rewrite would lose")
+
+
+def _named_tensors(owner: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from owner.named_parameters(remove_duplicate=False)
+    yield from owner.named_buffers(remove_duplicate=False)
 
 
 def _holder(node: fx.Node) -> str | None:

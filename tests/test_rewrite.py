@@ -1,0 +1,363 @@
+"""What the rewritten network keeps of the one that was given, and when a plan does not fit."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from blocks import RepVGG, Spelled, TracedNorm, conv, conv_norm, norm, pair
+from support.agreement import error, image, operations, randomised
+from torch import nn
+from torch.nn import functional as F
+
+from repfuse.errors import RepfuseError
+from repfuse.fusing import fuse
+from repfuse.planner import plan
+from repfuse.plans import Plan
+from repfuse.rewriting import rewrite
+
+X = image(2, 4, 6, 7)
+
+
+class Net(nn.Module):
+    """A stem that is folded, a block that becomes a chain, one that becomes a graph, and a head."""
+
+    names = ("cat", "dog")
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv_norm(3)
+        self.chain = Summed()
+        self.block = Escaping()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x, early = self.block(self.chain(torch.sin(self.stem(x))))
+        return self.head((x + early).mean((2, 3)))
+
+    def features(self, x):
+        return self.chain(torch.sin(self.stem(x)))
+
+
+class Summed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.act = conv(3), conv(1), nn.ReLU()
+        self.f, self.names = -1, ["first", "second"]
+
+    def forward(self, x):
+        return self.act(self.a(x) + self.b(x))
+
+
+class Escaping(Summed):
+    def forward(self, x):
+        y = self.a(x) + self.b(x) + x
+        return self.act(y), torch.cos(y)
+
+
+class Slotted(nn.Module):
+    """Knows by what name its converted form is called, as timm's blocks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.reparam_conv = conv_norm(3), conv_norm(1), None
+
+    def forward(self, x):
+        if self.reparam_conv is not None:
+            return F.relu(self.reparam_conv(x))
+        return F.relu(self.a(x) + self.b(x))
+
+
+@pytest.fixture
+def net():
+    return randomised(Net())
+
+
+@pytest.fixture
+def fused(net):
+    return fuse(net, (X,)).module
+
+
+def test_everything_around_stays(net, fused):
+    assert type(fused) is Net and type(fused.stem) is nn.Sequential and type(fused.head) is nn.Linear
+    assert list(dict(fused.named_children())) == list(dict(net.named_children()))
+    assert error(net, fused, X) < 1e-12
+    with torch.no_grad():
+        assert torch.allclose(net.features(X), fused.features(X), rtol=1e-12)
+
+
+def test_the_three_forms(fused):
+    assert [type(child) for child in fused.stem] == [nn.Conv2d, nn.Identity]
+    assert [type(child) for child in fused.chain] == [nn.Conv2d, nn.ReLU]
+    assert isinstance(fused.block, torch.fx.GraphModule) and type(fused.block).__name__ == "Escaping"
+    assert operations(fused, X)["convolution"] == 3
+
+
+def test_plain_attributes_of_a_block_stay(fused):
+    for block in (fused.chain, fused.block):
+        assert (block.f, block.names) == (-1, ["first", "second"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_is_kept_and_weights_are_rounded_once(dtype):
+    net = randomised(Net(), dtype=dtype)
+    with torch.no_grad():
+        for norm_ in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm_.running_var.add_(0.5)
+    example = (X.to(dtype),)
+    fused, exact = fuse(net, example).module.state_dict(), fuse(copy.deepcopy(net).double(), (X,)).module.state_dict()
+    assert {tensor.dtype for tensor in fused.values()} == {dtype}
+    assert all(torch.equal(tensor, exact[name].to(dtype)) for name, tensor in fused.items())
+
+
+def test_a_weight_that_overflows_is_an_error():
+    model = randomised(conv_norm(3), dtype=torch.float16)
+    model[1].weight.data.fill_(60000)
+    with pytest.raises(RepfuseError, match="does not fit into float16") as caught:
+        fuse(model, (X.half(),))
+    assert caught.value.exit_code == 1
+    assert fuse(model.bfloat16(), (X.bfloat16(),)).plan.sites
+
+
+def test_infinite_weights_are_no_overflow():
+    model = randomised(conv_norm(3))
+    model[0].weight.data[0] = float("inf")
+    assert fuse(model, (X,)).module[0].weight[0].isinf().all()
+
+
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+def test_memory_format_is_kept(form):
+    net = randomised(Net()).to(memory_format=form)
+    for name, parameter in fuse(net, (X,)).module.named_parameters():
+        assert parameter.is_contiguous(memory_format=form if parameter.dim() == 4 else torch.contiguous_format), name
+
+
+def test_memory_format_of_volumes_is_kept():
+    block = Spelled(lambda m, x: m.a(x) + m.b(x), a=nn.Conv3d(4, 4, 3, padding=1), b=nn.Conv3d(4, 4, 1))
+    block = randomised(block).to(memory_format=torch.channels_last_3d)
+    weight = fuse(block, (image(1, 4, 3, 3, 3),)).module.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d) and not weight.is_contiguous()
+
+
+def test_requires_grad_is_kept():
+    net = randomised(Net())
+    net.chain.requires_grad_(False)
+    fused = fuse(net, (X,)).module
+    assert not any(parameter.requires_grad for parameter in fused.chain.parameters())
+    assert all(parameter.requires_grad for parameter in [*fused.stem.parameters(), *fused.block.parameters()])
+
+
+def test_training_flags_are_kept():
+    class Mixed(Summed):
+        def forward(self, x):
+            return self.act(self.a(x) + self.b(x)), x
+
+    net = randomised(nn.Sequential(Mixed(), nn.Flatten(0)))
+    net[0].train()
+    block = Spelled(lambda m, x: torch.sin(m.block(x)[0]), block=net[0]).eval()
+    block.block.training = True
+    fused = fuse(block, (X,)).module
+    assert fused.block.training and fused.block.fused.training and not fused.training
+
+
+@pytest.mark.parametrize("make", [Slotted, lambda: nn.Sequential(Slotted(), nn.ReLU())])
+def test_the_convolution_takes_the_name_that_the_class_knows(make):
+    model = randomised(make())
+    (site,) = fuse(model, (X,)).plan.sites
+    assert site.path.rpartition(".")[2] == "reparam_conv"
+    assert sorted(name.rpartition(".")[2] for name, _ in fuse(model, (X,)).module.named_parameters()) == [
+        "bias",
+        "weight",
+    ]
+
+
+def test_names_that_are_taken_are_avoided():
+    block = Escaping()
+    block.fused = nn.Parameter(torch.ones(()))
+    (site,) = plan(randomised(block), (X,)).sites
+    assert site.path == "fused_1"
+
+
+def test_results_survive_what_people_do_with_them(net, fused):
+    with torch.no_grad():
+        expected = net(X)
+        buffer = io.BytesIO()
+        torch.save(fused, buffer)
+        buffer.seek(0)
+        copies = {
+            "pickle": pickle.loads(pickle.dumps(fused)),
+            "torch.save": torch.load(buffer, weights_only=False),
+            "deepcopy": copy.deepcopy(fused),
+            "script": torch.jit.script(fused),
+            "trace": torch.jit.trace(fused, X),
+            "compile": torch.compile(fused, backend="eager"),
+            "export": torch.export.export(fused, (X,)).module(),
+            "fx": torch.fx.symbolic_trace(fused),
+        }
+        for name, again in copies.items():
+            assert torch.allclose(again(X), expected, rtol=1e-10), name
+
+
+def test_the_result_can_be_trained(fused):
+    fused.train()(X).sum().backward()
+    assert all(parameter.grad is not None for parameter in fused.parameters())
+
+
+def test_fusing_again_finds_nothing(fused):
+    assert fuse(fused, (X,)).plan.sites == ()
+
+
+def test_unused_parameters_survive():
+    block = pair(lambda m, x: torch.sin(m.a(x) + m.b(x)))
+    block.spare, block.scale = nn.Linear(2, 2), nn.Parameter(torch.ones(3))
+    block.register_buffer("anchors", torch.arange(4.0))
+    state = fuse(randomised(block), (X,)).module.state_dict()
+    assert state.keys() == {"fused.weight", "fused.bias", "spare.weight", "spare.bias", "scale", "anchors"}
+
+
+def test_counters_of_folded_norms_go_and_others_stay():
+    net = randomised(nn.Sequential(conv_norm(3), nn.ReLU(), norm()))
+    state = fuse(net, (X,)).module.state_dict()
+    assert "2.num_batches_tracked" in state and "0.1.num_batches_tracked" not in state
+
+
+def test_a_parameter_that_another_module_shares_is_not_changed_there():
+    model = nn.Sequential(conv_norm(3), nn.ReLU(), conv(3), nn.ReLU())
+    model[2].weight = model[0][0].weight
+    model = randomised(model)
+    fused = fuse(model, (X,)).module
+    assert error(model, fused, X) < 1e-12
+    assert torch.equal(fused[2].weight, model[2].weight) and fused[2].weight is not model[2].weight
+
+
+def test_a_parameter_that_a_forward_reads_itself_is_not_changed():
+    model = randomised(
+        Spelled(lambda m, x: torch.sin(m.n(m.a(x))) + F.conv2d(torch.cos(x), m.a.weight, padding=1), a=conv(), n=norm())
+    )
+    assert error(model, fuse(model, (X,)).module, X) < 1e-12
+
+
+def test_a_norm_whose_scale_is_read_stays_readable():
+    model = randomised(Spelled(lambda m, x: torch.sin(m.n(m.a(x))) * m.n.weight.sum(), a=conv(), n=norm()))
+    assert error(model, fuse(model, (X,)).module, X) < 1e-12
+
+
+def test_reading_the_dtype_of_a_weight_prevents_no_fold():
+    model = randomised(Spelled(lambda m, x: torch.sin(m.n(m.a(x.to(m.a.weight.dtype)))), a=conv(), n=norm()))
+    (site,) = plan(model, (X,)).sites
+    assert site.form == "fold"
+
+
+def test_what_was_one_module_stays_one():
+    block = RepVGG()
+    model = randomised(Spelled(lambda m, x: m.second(torch.sin(m.first(x))), first=block, second=block))
+    fused = fuse(model, (X,)).module
+    assert fused.first is fused.second and error(model, fused, X) < 1e-12
+
+
+def test_a_traced_norm_keeps_what_follows_it():
+    model = randomised(nn.Sequential(conv(), TracedNorm(4)))
+    fused = fuse(model, (X,)).module
+    assert (
+        type(fused[0]) is nn.Conv2d and [type(m) for m in fused[1].modules() if not list(m.children())][-1] is nn.ReLU
+    )
+    assert operations(fused, X)["batch_norm"] == 0
+
+
+def test_a_block_called_by_keyword():
+    class Caller(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = pair(lambda m, x: m.a(x) + m.b(x))
+
+        def forward(self, x):
+            return torch.sin(self.block(x=x))
+
+    model = randomised(Caller())
+    fused = fuse(model, (X,))
+    assert fused.plan.sites and error(model, fused.module, X) < 1e-12
+
+
+def test_defaults_of_a_forward_stay():
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = conv(3), conv(1)
+
+        def forward(self, x, skip=None, *, scale=2.0):
+            y = torch.sin(self.a(x) + self.b(x)) * scale
+            return y if skip is None else y + skip
+
+    model = randomised(Optional())
+    fused = fuse(model, (X,))
+    assert fused.plan.sites and error(model, fused.module, X) < 1e-12
+
+
+def test_uint8_images_are_still_converted():
+    model = randomised(pair(lambda m, x: (lambda y: m.a(y) + m.b(y))(x * 1.0)), dtype=torch.float32)  # noqa: PLC3002
+    x = torch.randint(0, 255, (1, 4, 5, 5), dtype=torch.uint8)
+    fused = fuse(model, (x,))
+    assert fused.plan.sites and error(model, fused.module, x) < 1e-5
+
+
+def test_sites_can_be_dropped_from_a_plan(net):
+    whole = plan(net, (X,))
+    for site in whole.sites:
+        part = Plan((site,), (), whole.fingerprint, whole.inputs)
+        assert error(net, rewrite(net, part), X) < 1e-12
+        assert operations(rewrite(net, part), X)["convolution"] == (5 if site.form == "fold" else 4)
+    nothing = rewrite(net, Plan((), (), whole.fingerprint, whole.inputs))
+    assert str(nothing) == str(net) and nothing is not net
+
+
+def test_a_plan_from_json_serves_other_weights_and_dtypes(net):
+    saved = plan(net, (X,)).to_dict()
+    other = randomised(Net(), seed=5)
+    assert error(other, rewrite(other, Plan.from_dict(saved)), X) < 1e-12
+    half = copy.deepcopy(other).float()
+    assert error(half, rewrite(half, Plan.from_dict(saved)), X.float()) < 1e-4
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_plan_for_another_model_is_refused(net, saved):
+    made = plan(net, (X,))
+    other = randomised(nn.Sequential(conv_norm(3), conv_norm(1)))
+    with pytest.raises(RepfuseError, match="does not fit this model"):
+        rewrite(other, Plan.from_dict(made.to_dict()) if saved else made)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m.stem[1], "eps", 0.5),
+        lambda m: setattr(m.chain.a, "dilation", (2, 2)) or setattr(m.chain.a, "padding", (2, 2)),
+        lambda m: setattr(m.stem[0], "padding_mode", "reflect"),
+    ],
+)
+def test_a_plan_never_brings_the_settings_of_another_model(net, change, saved):
+    made = plan(net, (X,))
+    other = copy.deepcopy(net)
+    change(other)
+    other.stem[0] = conv(3, bias=False, padding_mode=other.stem[0].padding_mode).double()
+    assert error(other, rewrite(other, Plan.from_dict(made.to_dict()) if saved else made), X) < 1e-12
+
+
+def test_an_edited_plan_is_refused(net):
+    saved = plan(net, (X,)).to_dict()
+    saved["sites"][0]["nodes"] = ["nothing"]
+    with pytest.raises(RepfuseError, match="1 sites that this model does not have"):
+        rewrite(net, Plan.from_dict(saved))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d.pop("sites"), lambda d: d.update(schema=99), lambda d: d.update(inputs=1)]
+)
+def test_a_damaged_plan_is_refused(net, damage):
+    saved = plan(net, (X,)).to_dict()
+    damage(saved)
+    with pytest.raises(RepfuseError):
+        Plan.from_dict(saved)
