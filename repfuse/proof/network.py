@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from repfuse.plans import Plan
 from repfuse.proof.results import Proof
 from repfuse.proof.sites import TOLERANCE, prove_sites
 from repfuse.rewriting import rewrite
+from repfuse.trace import is_stock
 from repfuse.verifying import Trial
 from repfuse.verifying.comparison import outcomes_in_float64, tabulate
 from repfuse.verifying.copies import Outcome, copy_with, in_float64
@@ -44,7 +45,9 @@ def prove(
 
 
 def _differing(wide: nn.Module, narrow: nn.Module) -> Iterator[str]:
-    """Yield the names of tensors of ``narrow`` that are not those of ``wide``, rounded."""
+    """Yield the names of modules and tensors of ``narrow`` that are not those of ``wide``, rounded."""
+    known, built = _settings(wide), _settings(narrow)
+    yield from (name for name in known.keys() | built.keys() if known.get(name) != built.get(name))
     exact, stored = wide.state_dict(), narrow.state_dict()
     for name in exact.keys() | stored.keys():
         if name not in exact or name not in stored or not _same(exact[name].to(stored[name].dtype), stored[name]):
@@ -54,3 +57,14 @@ def _differing(wide: nn.Module, narrow: nn.Module) -> Iterator[str]:
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors are equal element by element; what is not a number equals itself."""
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _settings(network: nn.Module) -> dict[str, str]:
+    """Return what each module computes, its tensors apart: class and settings, or the code of a graph."""
+    return {name: f"{type(module).__qualname__} {_body(module)}" for name, module in network.named_modules()}
+
+
+def _body(module: nn.Module) -> str:
+    if isinstance(module, fx.GraphModule):
+        return module.code
+    return module.extra_repr() if is_stock(module) else ""

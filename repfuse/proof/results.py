@@ -35,7 +35,7 @@ class SiteProof:
 
 @dataclass(frozen=True)
 class Proof:
-    """Every site, the whole network, and the names of tensors to be written that are not the proven ones, rounded."""
+    """Every site, the whole network, and the names of what would be written and is not what was proven, rounded."""
 
     sites: tuple[SiteProof, ...]
     network: Comparison
@@ -59,7 +59,7 @@ class Proof:
             if not site.passed:
                 return f"{site.path}: {site.comparison.reason}"
         if self.unproven:
-            return f"The weights to be written are not the proven ones: {', '.join(self.unproven[:3])}."
+            return f"What would be written is not what was proven: {', '.join(self.unproven[:3])}."
         return self.network.reason
 
     def to_dict(self) -> dict[str, Any]:

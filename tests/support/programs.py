@@ -65,7 +65,7 @@ MODULES = {
 SUMS = {
     "add": (
         lambda a, b: a + b,
-        lambda a, b: torch.add(a, b),
+        torch.add,
         lambda a, b: a.add(b, alpha=2),
         lambda a, b: torch.sub(a, b, alpha=0.5),
         lambda a, b: a - b,
@@ -119,7 +119,7 @@ class Program(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         values: list[Tensor] = [x]
-        halved: list[bool] = [False]
+        halved: list[int] = [0]
         for place, step in enumerate(self.steps):
             a, b, c = (max(len(values) - 1 - back, 0) for back in step.reads)
             if step.kind == "sum":
@@ -133,7 +133,7 @@ class Program(nn.Module):
                 again = step.kind == "again" and self.parts
                 name = list(self.parts)[step.number % len(self.parts)] if again else str(place)
                 values.append(self.parts[name](values[a]) if name in self.parts else values[a])
-                halved.append(halved[a] or self._halves(name))
+                halved.append(halved[a] + self._halves(name))
                 continue
             halved.append(halved[a])
         return (values[-1], values[self.steps[0].number % len(values)]) if self.both else values[-1]

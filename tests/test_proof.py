@@ -1,0 +1,179 @@
+"""The proof passes for a right rewrite and names what is wrong in any other."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from blocks import Branches, C, RepVGG, Spelled, SpelledOfTwo, conv, norm
+from support.agreement import image, randomised
+from torch import nn
+
+from repfuse import expression
+from repfuse.expression import Identity, Normalisation
+from repfuse.geometry import Geometry
+from repfuse.ops import convolution
+from repfuse.planner import plan
+from repfuse.proof import prove, prove_sites
+from repfuse.rewriting import rewrite
+from repfuse.verifying import input_variants
+from repfuse.verifying.comparison import reference
+
+EXAMPLE = (image(1, C, 9, 8),)
+
+
+def network(dtype=torch.float64):
+    """A fold, a graph and a chain."""
+    branches = [nn.Conv2d(C, C, 3, padding=1), nn.Conv2d(C, C, (2, 3), padding="same"), nn.Identity()]
+    pair = Spelled(lambda m, x: m.a(x) + m.b(x), a=conv(5), b=conv(3, groups=2))
+    layers = [nn.Sequential(conv(3), norm()), nn.Tanh(), RepVGG(), Branches(*branches), nn.Tanh(), pair]
+    return randomised(nn.Sequential(*layers), dtype=dtype)
+
+
+def proof_of(original, fused, found):
+    trials = input_variants([x.to(torch.float32) for x in EXAMPLE])
+    return prove(original, found, fused, trials, reference(original, trials))
+
+
+@pytest.fixture(scope="module")
+def proven():
+    original = network()
+    found = plan(original, EXAMPLE)
+    return original, found, rewrite(original, found)
+
+
+def failing(original, fused, found):
+    return [site.path for site in prove_sites(original, fused, found) if not site.passed]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_right_rewrite_is_proven(dtype):
+    original = network(dtype)
+    found = plan(original, [x.to(dtype) for x in EXAMPLE])
+    proof = proof_of(original, rewrite(original, found), found)
+    assert proof.passed and proof.error < 1e-12 and len(proof.sites) == 4
+    assert proof.to_dict()["passed"] is True
+
+
+def test_every_site_is_proven_on_inputs_of_one_pixel_and_more(proven):
+    original, found, fused = proven
+    for site in prove_sites(original, fused, found):
+        sizes = {trial.shapes[0][2:] for trial in site.comparison.compared}
+        assert (1, 1) in sizes and len(sizes) >= 4
+        assert {trial.shapes[0][0] for trial in site.comparison.compared} == {1, 2}
+
+
+def names(found):
+    return [site.path for site in found.sites]
+
+
+@pytest.mark.parametrize("site", range(4))
+@pytest.mark.parametrize("tensor", ["weight", "bias"])
+def test_one_wrong_number_fails_its_site(proven, site, tensor):
+    original, found, fused = proven
+    wrong = copy.deepcopy(fused)
+    module = wrong.get_submodule(names(found)[site])
+    weights = next(m for m in module.modules() if isinstance(m, nn.Conv2d))
+    getattr(weights, tensor).data.flatten()[-1].mul_(1 + 1e-6)
+    assert failing(original, wrong, found) == [names(found)[site]]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda m: setattr(m, "padding", (0, 0)) or setattr(m, "kernel_size", (1, 1)),
+        lambda m: setattr(m, "stride", (2, 2)),
+        lambda m: setattr(m, "dilation", (2, 2)) or setattr(m, "padding", (2, 2)),
+        lambda m: setattr(m, "padding_mode", "reflect") or setattr(m, "_reversed_padding_repeated_twice", [1] * 4),
+    ],
+)
+def test_another_structure_fails(proven, damage):
+    original, found, fused = proven
+    wrong = copy.deepcopy(fused)
+    damage(wrong[0][0])
+    assert failing(original, wrong, found) == ["0.0"]
+    assert proof_of(original, wrong, found).unproven == ("0.0",)
+
+
+def test_a_module_too_many_fails():
+    original = network(torch.float32)
+    found = plan(original, [x.float() for x in EXAMPLE])
+    wrong = rewrite(original, found)
+    wrong[1] = nn.ReLU()
+    proof = proof_of(original, wrong, found)
+    assert not proof.passed and proof.unproven == ("1",) and "1" in proof.reason
+
+
+def test_one_bit_of_what_is_written_fails():
+    original = network(torch.float32)
+    found = plan(original, [x.float() for x in EXAMPLE])
+    wrong = rewrite(original, found)
+    bits = wrong[0][0].weight.data.view(torch.int32)
+    bits[0, 0, 0, 0] ^= 1
+    proof = proof_of(original, wrong, found)
+    assert not proof.passed and proof.unproven == ("0.0.weight",) and "0.0.weight" in proof.reason
+
+
+def test_a_plan_that_lost_a_site_proves_no_other_network(proven):
+    original, found, _ = proven
+    less = rewrite(original, type(found)(found.sites[1:], (), found.fingerprint, found.inputs))
+    assert not proof_of(original, less, found).passed
+
+
+def wrong_eps(self, tensors):
+    scale, shift = RIGHT_AFFINE(self, tensors)
+    return scale * (1 + 1e-5), shift
+
+
+def wrong_union(self, other):
+    made = RIGHT_ADD(self, other)
+    if made.padding == ((1, 1), (1, 1)) and made.kernel == (3, 3) and made.groups == 1:
+        return Geometry(C, C, (3, 3), made.stride, ((1, 1), (1, 1)), made.dilation, 1, "replicate")
+    return made
+
+
+RIGHT_AFFINE, RIGHT_ADD = Normalisation.affine, Geometry.add
+WRONG = {
+    "scale": (Normalisation, "affine", wrong_eps),
+    "border": (Geometry, "add", wrong_union),
+    "skip": (Identity, "geometry", property(lambda self: Geometry(C, C, (1, 1), (1, 1), ((0, 0),) * 2, (1, 1), 2))),
+    "bias": (expression, "_times", lambda scale, values: values),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_mistake_in_the_algebra_is_caught(mistake, monkeypatch):
+    original = network()
+    monkeypatch.setattr(*WRONG[mistake])
+    try:
+        found = plan(original, EXAMPLE)
+        fused = rewrite(original, found)
+    except (RuntimeError, AssertionError):
+        return
+    assert failing(original, fused, found)
+    assert not proof_of(original, fused, found).passed
+
+
+def test_a_mistake_in_padding_same_is_caught(monkeypatch):
+    right = convolution._padding
+    monkeypatch.setattr(
+        convolution,
+        "_padding",
+        lambda *given: tuple((b, a) for a, b in right(*given)) if given[0] == "same" else right(*given),
+    )
+    original = network()
+    found = plan(original, EXAMPLE)
+    assert failing(original, rewrite(original, found), found)
+
+
+def test_sites_of_several_sources_are_proven():
+    model = SpelledOfTwo(
+        lambda m, x, y: (m.a(x) + m.c(y)) + (m.b(x) + m.d(y)), a=conv(), b=conv(1), c=conv(), d=conv(1)
+    )
+    original, inputs = randomised(model), (EXAMPLE[0], image(1, C, 9, 8, seed=1))
+    found = plan(original, inputs)
+    fused = rewrite(original, found)
+    assert failing(original, fused, found) == []
+    fused.get_submodule(found.sites[1].path).weight.data[0, 0, 1, 1] += 1e-6
+    assert failing(original, fused, found) == [found.sites[0].path]
