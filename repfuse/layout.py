@@ -229,6 +229,8 @@ class _LayingOut:
         kept, steps = self._unread(call, replacements, graph), self._steps(call, graph)
         self._check_uses(call, graph, kept)
         form = "graph" if steps is None or kept else "chain"
+        if form == "graph":
+            _check_names(graph)
         # A block that is one convolution and nothing else is that convolution, unless its class names a place for it.
         alone = form == "chain" and steps == ("fused",)
         written = tuple(
@@ -282,6 +284,17 @@ class _LayingOut:
         module = self.traced.module.get_submodule(path)
         if module._forward_hooks or module._forward_pre_hooks:
             raise NotAffine("hooks", f"{path or 'the model'} carries forward hooks, which the rewrite would lose")
+
+
+_RESERVED = frozenset(dir(fx.GraphModule)) - frozenset(dir(nn.Module))
+
+
+def _check_names(graph: fx.Graph) -> None:
+    """Raise NotAffine where a child is called like a member of every GraphModule: ``graph``, ``code``."""
+    for node in graph.nodes:
+        name = str(node.target).partition(".")[0]
+        if node.op in ("call_module", "get_attr") and name in _RESERVED:
+            raise NotAffine("reserved-name", f"a child is called {name!r}")
 
 
 def _named_tensors(owner: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -87,6 +87,11 @@ REFUSALS: dict[str, Explanation] = {
         "branch or a skip reads no padding, so at the border the branches see different sources.",
         "A normalisation alone is still folded in. For the sum, train with zero padding.",
     ),
+    "reserved-name": Explanation(
+        "a block with a child of a name that torch.fx needs",
+        "The block would have to become a torch.fx.GraphModule, which has members of its own called graph and code.",
+        "Give the child another name.",
+    ),
     "several-sources": Explanation(
         "a normalisation of a sum over several sources",
         "The sum joins branches of different tensors. Each source keeps a convolution of its own, and the "

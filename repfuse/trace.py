@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict
 
 from repfuse.errors import RepfuseError
 
@@ -183,6 +184,7 @@ class _Tracer(fx.Tracer):
         self.call_of: dict[fx.Node, Call] = {}
         self.calls: dict[str, list[Call]] = {}
         self.failed: str | None = None
+        self._own_dict: dict[Any, Any] | None = None
         self._count = 0
         self._current = self._begin("", None, (), {})
 
@@ -193,8 +195,15 @@ class _Tracer(fx.Tracer):
         inputs = tuple(node for node in graph.nodes if node.op == "placeholder")
         self._current.args = inputs
         self._current.stop = self._count
-        self._current.output = next(node for node in graph.nodes if node.op == "output").args[0]
+        returned = next(node for node in graph.nodes if node.op == "output").args[0]
+        self._current.output = returned if self._own_dict is None else self._own_dict
         return graph
+
+    def create_arg(self, a: Any) -> Any:
+        """Remember a dict of another class, such as OrderedDict: the graph makes a plain dict of it."""
+        if isinstance(a, dict) and type(a) not in (dict, immutable_dict) and self._current.caller is None:
+            self._own_dict = a
+        return super().create_arg(a)
 
     def getattr(self, _attr: str, attr_val: Any, _cache: dict[str, fx.Proxy]) -> Any:
         """Make a node for every reading of a tensor of the model, in the forward that reads it.

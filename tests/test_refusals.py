@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -84,6 +85,12 @@ def reaching():
     return model
 
 
+def pair_with_a_graph():
+    model = pair(lambda m, x: torch.sin(m.graph(m.a(x) + m.b(x))))
+    model.graph = nn.Linear(7, 7)
+    return model
+
+
 def hooked():
     model = nn.Sequential(conv(), norm())
     model[1].register_forward_hook(lambda module, args, output: output * 2)
@@ -150,6 +157,7 @@ PRODUCERS = [
         "reflect + 1x1",
         lambda: Spelled(lambda m, x: m.a(x) + m.b(x), a=conv(3, padding_mode="reflect"), b=conv(1)),
     ),
+    of("reserved-name", "graph", pair_with_a_graph),
     of("several-sources", "norm of a sum", lambda: Spelled2(lambda m, x, y: m.n(m.a(x) + y)), *INPUTS),
     of("shift-before-padding", "norm, 3x3", lambda: nn.Sequential(norm(), conv(3))),
     of(
@@ -168,6 +176,7 @@ PRODUCERS = [
     ),
     of("structured-arguments", "a list", lambda: Spelled(lambda m, x: m.block([x]), block=Listed())),
     of("structured-arguments", "any number", lambda: Spelled(lambda m, x: torch.sin(m.block(x, x)), block=Variadic())),
+    of("structured-arguments", "OrderedDict", lambda: pair(lambda m, x: OrderedDict(y=torch.sin(m.a(x) + m.b(x))))),
     of("structured-arguments", "own result", lambda: Spelled(lambda m, x: torch.sin(m.block(x)["x"]), block=Mapped())),
     of("training-norm", "training", lambda: nn.Sequential(conv(), AlwaysTraining(4))),
     of("training-norm", "no statistics", lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, track_running_stats=False))),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections import namedtuple
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
 
 X = image(2, 4, 6, 7)
+Result = namedtuple("Result", "x y")
 
 
 class Net(nn.Module):
@@ -361,3 +363,16 @@ def test_a_damaged_plan_is_refused(net, damage):
     damage(saved)
     with pytest.raises(RepfuseError):
         Plan.from_dict(saved)
+
+
+def test_named_tuples_come_back_as_they_were():
+    model = randomised(pair(lambda m, x: Result(torch.sin(m.a(x) + m.b(x)), x)))
+    fused = fuse(model, (X,))
+    assert fused.plan.sites and type(fused.module(X)).__name__ == "Result" and error(model, fused.module, X) < 1e-12
+
+
+def test_a_block_inside_that_returns_a_named_tuple():
+    block = pair(lambda m, x: Result(m.a(x) + m.b(x), x))
+    model = randomised(Spelled(lambda m, x: torch.sin(m.block(x).x) + m.block(x).y, block=block))
+    fused = fuse(model, (X,))
+    assert fused.plan.sites and error(model, fused.module, X) < 1e-12
