@@ -118,8 +118,8 @@ REFUSALS: dict[str, Explanation] = {
     ),
     "structured-arguments": Explanation(
         "a block that takes or returns tensors in structures of its own",
-        "The block would have to become a graph of its own, which takes named arguments only and returns tensors in tuples, "
-        "lists and dicts.",
+        "The block would have to become a graph of its own, which takes named arguments only and returns tensors in "
+        "tuples, lists and dicts.",
         "Give the block's forward one argument per tensor, and let it return plain tensors.",
     ),
     "training-norm": Explanation(
