@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from repfuse.errors import RepfuseError
 
@@ -93,6 +94,9 @@ def trace(module: nn.Module, example_inputs: Sequence[Any]) -> Traced:
     Raises RepfuseError where the model does not take the example, or the root itself cannot be traced.
     """
     skeleton = meta_copy(module)
+    for norm in skeleton.modules():
+        if isinstance(norm, _BatchNorm) and not is_stock(norm):
+            norm._check_input_dim = _accept  # type: ignore[method-assign]
     opaque: dict[str, str] = {}
     while True:
         tracer = _Tracer(frozenset(opaque))
@@ -111,6 +115,10 @@ def trace(module: nn.Module, example_inputs: Sequence[Any]) -> Traced:
     traced = Traced(skeleton, graph, tracer.call_of, tracer.calls, {}, {}, opaque)
     _record_shapes(traced, module, example_inputs)
     return traced
+
+
+def _accept(_input: Any) -> None:
+    """Stand in for the check of a normalisation's input, a branch on its shape, which cannot be traced."""
 
 
 def meta_copy(module: nn.Module) -> nn.Module:

@@ -92,6 +92,13 @@ class TracedNorm(nn.BatchNorm2d):
         return self.act(self.drop(x))
 
 
+class ActivatedNorm(nn.BatchNorm2d):
+    """A normalisation that calls its base class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
 class Gate(nn.Module):
     """Squeeze and excitation."""
 
@@ -205,6 +212,8 @@ CASES = [
         "strided conv + norm", lambda: nn.Sequential(conv(4, padding=1, stride=3, outputs=6), norm(6)), "fold", least=2
     ),
     Case("conv + traced norm", lambda: nn.Sequential(conv(), TracedNorm(C)), "fold"),
+    Case("conv + norm that calls its base", lambda: nn.Sequential(conv(), ActivatedNorm(C)), "fold"),
+    Case("input by keyword", lambda: pair(lambda m, x: m.a(input=x) + m.b(input=x)), "chain"),
     Case("traced norm without act", lambda: nn.Sequential(conv(bias=False), TracedNorm(C, act=False)), "fold"),
     Case(
         "RepVGG of traced norms",

@@ -18,13 +18,14 @@ from repfuse.ops.meaning import Convolved, Meaning, Normed, Same, Unfusible
 def module_meaning(node: fx.Node, module: nn.Module) -> Meaning | None:
     """Return what calling ``module`` at ``node`` means, or None where it is nothing that repfuse merges."""
     row = next((row for kind, row in _ROWS if isinstance(module, kind)), None)
-    if row is None or len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+    x = node.args[0] if node.args else node.kwargs.get("input")
+    if row is None or len(node.args) + len(node.kwargs) != 1 or not isinstance(x, fx.Node):
         return None
     if module._forward_hooks or module._forward_pre_hooks:
         return Unfusible("hooks", f"{type(module).__name__} carries forward hooks")
     if parametrize.is_parametrized(module):
         return Unfusible("computed-weight", f"{type(module).__name__} has a parametrised weight")
-    return row(node.args[0], module, str(node.target))
+    return row(x, module, str(node.target))
 
 
 def _convolution(x: fx.Node, module: Any, path: str) -> Meaning | None:
