@@ -73,6 +73,11 @@ class Slotted(nn.Module):
         return F.relu(self.a(x) + self.b(x))
 
 
+class AlwaysDropping(nn.Dropout):
+    def train(self, mode=True):
+        return super().train(True)
+
+
 @pytest.fixture
 def net():
     return randomised(Net())
@@ -376,3 +381,14 @@ def test_a_block_inside_that_returns_a_named_tuple():
     model = randomised(Spelled(lambda m, x: torch.sin(m.block(x).x) + m.block(x).y, block=block))
     fused = fuse(model, (X,))
     assert fused.plan.sites and error(model, fused.module, X) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(conv(), AlwaysDropping(), norm()),
+        lambda: Spelled(lambda m, x: m.n(F.dropout(m.a(x))), a=conv(), n=norm()),
+    ],
+)
+def test_a_dropout_that_drops_is_no_no_op(make):
+    assert plan(randomised(make()), (X,)).sites == ()
