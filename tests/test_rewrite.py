@@ -392,3 +392,29 @@ def test_a_block_inside_that_returns_a_named_tuple():
 )
 def test_a_dropout_that_drops_is_no_no_op(make):
     assert plan(randomised(make()), (X,)).sites == ()
+
+
+def test_a_residual_in_the_parent_leaves_the_parent_alone():
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = pair(lambda m, x: m.a(x) + m.b(x))
+
+        def forward(self, x):
+            y = torch.sin(x)
+            return self.block(y) + x
+
+    (site,) = plan(randomised(Parent()), (X,)).sites
+    assert (site.owner, site.form) == ("block", "chain")
+
+
+def test_branches_of_a_parameter():
+    def forward(m, x):
+        position = m.position
+        return m.a(position) + m.b(position) + x
+
+    model = pair(forward)
+    model.position = nn.Parameter(torch.empty(1, 4, 6, 7))
+    fused = fuse(randomised(model), (X,))
+    assert fused.plan.sites and error(randomised(model), fused.module, X) < 1e-12
+    assert operations(fused.module, X)["convolution"] == 1
