@@ -128,6 +128,13 @@ PRODUCERS = [
     of("broadcast", "one channel", lambda: pair_of_two(lambda m, x, y: m.a(x) + y), INPUTS[0], image(2, 1, 6, 7)),
     of("called-differently", "constants", lambda: shared(lambda b, x: b(x, 2.0), lambda b, x: b(x, 3.0))),
     of("called-differently", "same twice", lambda: shared(lambda b, x: b(x, x), lambda b, x: b(torch.sin(x), x))),
+    of(
+        "called-differently",
+        "the same under two names",
+        lambda: Spelled(
+            _two_names, block=pair_of_two(lambda m, x, y: torch.sin(m.a(y) + m.b(y)) * x), same=nn.Identity()
+        ),
+    ),
     of("called-differently", "one result escapes", lambda: Spelled(_escaping_once, block=pair(_sum))),
     of("channel-mismatch", "no batch axis", lambda: pair(lambda m, x: m.a(x) + x), image(4, 6, 7)),
     of(
@@ -200,6 +207,10 @@ def _written_between(m, x):
 def _escaping(m, x):
     y = m.a(x)
     return y + m.b(x) + torch.sin(y)
+
+
+def _two_names(m, x):
+    return m.block(x, m.same(x)) + m.block(torch.sin(x), torch.cos(x))
 
 
 def _escaping_once(m, x):
