@@ -18,9 +18,10 @@ from torch import Tensor, fx, nn
 from repfuse.expression import Expression
 from repfuse.geometry import NotAffine
 from repfuse.local import Part, Replacement, local_graph, vanishing
-from repfuse.ops.meaning import Convolved, Meaning, Normed, origin
+from repfuse.ops.meaning import Convolved, Meaning, Normed, Same, origin
 from repfuse.regions import Group, Region
-from repfuse.trace import Call, Traced
+from repfuse.trace import Traced
+from repfuse.tracer import Call
 from repfuse.uses import Uses, call_signature
 
 
@@ -241,8 +242,21 @@ class _LayingOut:
 
     def _replacement(self, call: Call, region: Region, name_of: dict[int, str]) -> Replacement:
         parts = tuple(Part(group.source, name_of.get(id(group))) for group in region.groups)
-        within = (node for node in region.nodes if call.start <= self.traced.order[node] < call.stop)
-        return Replacement(region.root, parts, frozenset(within))
+        root, after = self._end(call, region.root)
+        within = (node for node in (*region.nodes, *after) if call.start <= self.traced.order[node] < call.stop)
+        return Replacement(root, parts, frozenset(within))
+
+    def _end(self, call: Call, root: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+        """Follow no-ops that are operations (``x + 0``) in the block; modules that are no-ops stay at its end."""
+        end, after, passed = root, list[fx.Node](), list[fx.Node]()
+        while len(readers := [user for user in root.users if user not in self.ghosts]) == 1:
+            (root,) = readers
+            passed.append(root)
+            if not isinstance(self.meanings[root], Same) or self.traced.order[root] >= call.stop:
+                break
+            if root.op != "call_module":
+                end, after = root, list(passed)
+        return end, after
 
     def _above(self, node: fx.Node, call: Call) -> list[Call]:
         return [*self.traced.call_of[node].up_to(call), call]

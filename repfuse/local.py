@@ -16,7 +16,8 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.node import map_arg
 
 from repfuse.geometry import NotAffine
-from repfuse.trace import Call, Traced
+from repfuse.trace import Traced
+from repfuse.tracer import Call
 
 
 @dataclass(frozen=True)

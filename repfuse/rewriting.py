@@ -14,7 +14,8 @@ from repfuse.expression import convolutions, tensor_names
 from repfuse.layout import Block, Candidate, Fused, Layout, owner_of, place_of
 from repfuse.planner import Planner
 from repfuse.plans import Plan
-from repfuse.trace import copy_with, trace
+from repfuse.skeleton import copy_with
+from repfuse.trace import trace
 
 
 def rewrite(module: nn.Module, plan: Plan) -> nn.Module:
@@ -51,10 +52,10 @@ def _live(module: nn.Module, plan: Plan) -> tuple[Planner, list[Candidate]]:
 
 
 def _example(module: nn.Module, plan: Plan) -> list[Tensor]:
-    """Return the plan's example without data, its floats as the module holds them now."""
-    weights = next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), None)
-    examples = [torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for shape, dtype in plan.inputs]
-    return [x.to(weights) if weights is not None and x.is_floating_point() else x for x in examples]
+    """Return zeros in the shapes of the plan's example, their floats as the module holds them now."""
+    weight = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), torch.zeros(0))
+    examples = [torch.zeros(shape, dtype=getattr(torch, dtype), device=weight.device) for shape, dtype in plan.inputs]
+    return [x.to(weight.dtype) if x.is_floating_point() else x for x in examples]
 
 
 def _structure(module: nn.Module) -> list[tuple[Any, ...]]:
