@@ -31,7 +31,8 @@ peers: $(VENV)/.dev  ## Whole networks against other tools
 slow: $(VENV)/.dev  ## The exhaustive suites
 	$(BIN)/pytest -m slow -n auto --maxprocesses 4
 
-bench: $(VENV)/.dev  ## Time conversion and inference of three networks; writes the README's table
+bench: $(VENV)/.dev  ## Time conversion and inference; writes the README's table
+	$(BIN)/python tests/bench_rewrite.py
 	$(BIN)/python tests/bench_readme.py
 
 samples: $(VENV)/.dev  ## Train and write the sample checkpoints again

@@ -23,8 +23,8 @@ from repfuse.geometry import Geometry
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
-_BLOCK = 1 << 21
-"""Numbers of a weight that are summed at a time: 16 MB in float64, in the cache of most processors."""
+_BLOCK = 1 << 19
+"""Numbers of a weight that are summed at a time: 4 MB in float64, in the cache of most processors."""
 
 
 @dataclass(frozen=True)

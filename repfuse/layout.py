@@ -264,7 +264,7 @@ class _LayingOut:
     def _unread(self, call: Call, replacements: list[Replacement], graph: fx.Graph) -> tuple[str, ...]:
         """Return the tensors in the owner that neither the old nor the new body uses."""
         used = [f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr")]
-        vanished = vanishing(replacements, self.ghosts)
+        vanished = vanishing(self.traced, call, replacements, self.ghosts)
         holders = {_holder(node) for node in vanished} - {call.path}
         read = {str(node.target) for node in vanished if node.op == "get_attr"}
         owner = self.traced.module.get_submodule(call.path)

@@ -60,7 +60,7 @@ class _Builder:
         self.call = call
         self.prefix = f"{call.path}." if call.path else ""
         self.by_root = {replacement.root: replacement for replacement in replacements}
-        self.gone = vanishing(replacements, ghosts)
+        self.gone = vanishing(traced, call, replacements, ghosts)
         self.dissolved = {above for node in self.gone - ghosts for above in traced.call_of[node].up_to(call)}
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
@@ -146,9 +146,10 @@ class _Builder:
         return self.env[node]
 
 
-def vanishing(replacements: list[Replacement], ghosts: set[fx.Node]) -> set[fx.Node]:
-    """Return every node that the replacements make superfluous, with the parameters only they read."""
-    gone = set().union(*(replacement.nodes for replacement in replacements)) | ghosts
+def vanishing(traced: Traced, call: Call, replacements: list[Replacement], ghosts: set[fx.Node]) -> set[fx.Node]:
+    """Return every node of the call that the replacements make superfluous, with the parameters only they read."""
+    gone = ghosts.intersection(traced.nodes[call.start : call.stop])
+    gone |= set[fx.Node]().union(*(replacement.nodes for replacement in replacements))
     readers = {source for node in gone for source in node.all_input_nodes if source.op == "get_attr"}
     readers -= {part.source for replacement in replacements for part in replacement.parts}
     return gone | {node for node in readers if all(user in gone for user in node.users)}

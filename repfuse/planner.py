@@ -39,6 +39,7 @@ class Planner:
         self.meanings: dict[fx.Node, Meaning | None] = {node: self._meaning(node) for node in traced.nodes}
         self.hazards = Hazards(traced, self.meanings)
         self.refusals: dict[tuple[str, str], Refusal] = {}
+        self._laid_out: tuple[list[Candidate], Layout] = ([], Layout())
         for path, why in traced.opaque.items():
             self.refusals["untraceable", path] = Refusal("untraceable", path, why)
         for node in traced.nodes:
@@ -61,8 +62,11 @@ class Planner:
         return [candidate for candidate in found if candidate.groups and self._still_there(candidate.region)]
 
     def lay_out(self, candidates: list[Candidate]) -> Layout:
-        """Decide where each of the candidates is written."""
-        return lay_out(self.traced, candidates, self.meanings, self.ghosts, self.refuse)
+        """Decide where each of the candidates is written; the answer to the last question is kept."""
+        if self._laid_out[0] != candidates:
+            layout = lay_out(self.traced, candidates, self.meanings, self.ghosts, self.refuse)
+            self._laid_out = (candidates, layout)
+        return self._laid_out[1]
 
     def origin(self, node: fx.Node) -> fx.Node:
         """Return the node whose value ``node`` passes on unchanged."""

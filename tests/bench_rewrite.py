@@ -1,6 +1,6 @@
 """Times plan + rewrite, in one process, against timm's own conversion and against one trace and one forward pass.
 
-`make bench-rewrite`. Interleaved, medians; the ratio has a bootstrap interval over the rounds.
+`make bench`. Interleaved, medians; the ratio has a bootstrap interval over the rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from repfuse.planner import plan
 from repfuse.rewriting import rewrite
 
 torchvision_schemas.install()
-ROUNDS = 9
+ROUNDS = 15
 
 
 def seconds(work: Callable[[], object]) -> float:
