@@ -150,3 +150,11 @@ def test_data_of_another_floating_dtype_is_cast_and_said(cli: Cli, tmp_path: Pat
     assert "float64" in done.stderr
     assert "it was cast" in done.stderr
     assert json.loads(done.stdout)["data"]["samples"] == 4
+
+
+def test_what_a_file_says_cannot_command_the_terminal(tmp_path: Path, cli: Cli) -> None:
+    torch.save({"weight\x1b]0;owned\x07": torch.zeros(2)}, tmp_path / "in.pt")
+    done = cli("convert", tmp_path / "in.pt", tmp_path / "out.pt")
+    assert done.returncode == 2
+    assert "\x1b" not in done.stderr and "\x07" not in done.stderr
+    assert r"weight\x1b]0;owned\x07" in done.stderr

@@ -288,3 +288,10 @@ def test_a_report_without_its_optional_parts_is_json_too() -> None:
 def test_what_is_not_json_is_never_written() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         to_json({"error": math.nan})
+
+
+def test_a_speed_up_that_is_only_known_within_a_wide_range_gets_no_number() -> None:
+    shown = squeezed_words(text(bench_view(benchmark(measurement(5.21, 235.6, 215.4)))))
+    assert "unsteady (5.21 to 235.60)" in shown
+    assert "faster; how much, this measurement is too unsteady to say" in shown
+    assert "215" not in shown

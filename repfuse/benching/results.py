@@ -59,6 +59,11 @@ class Measurement:
     warnings: tuple[str, ...]
 
     @property
+    def steady(self) -> bool:
+        """Whether the interval is narrow enough for one number to stand for it: within a factor of two."""
+        return self.high <= 2 * self.low
+
+    @property
     def verdict(self) -> SpeedVerdict:
         """``no difference`` where the interval holds 1."""
         if self.low <= 1 <= self.high:

@@ -36,8 +36,9 @@ def show_json(kind: str, data: dict[str, Any]) -> None:
 
 
 def say(line: str) -> None:
-    """Print one line on standard error."""
-    _write(sys.stderr, line + "\n")
+    """Print a line or more on standard error. What a file says may hold control characters: they are shown as such."""
+    printable = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in line)
+    _write(sys.stderr, printable + "\n")
 
 
 def notes(about: object, lines: Iterable[str], *, quiet: bool) -> None:

@@ -38,7 +38,7 @@ def speedup(measurement: Measurement) -> str:
     interval = f"({measurement.low:.2f} to {measurement.high:.2f})"
     if measurement.verdict == "no difference":
         return f"no difference {interval}"
-    return f"{measurement.speedup:.2f}x {interval}"
+    return f"{measurement.speedup:.2f}x {interval}" if measurement.steady else f"unsteady {interval}"
 
 
 def _costs(benchmark: Benchmark) -> RenderableType:
@@ -67,6 +67,8 @@ def _sentence(entry: Measurement) -> str:
     where = _where(entry).capitalize()
     if entry.verdict == "no difference":
         return f"{where}: no difference that this measurement can see."
+    if not entry.steady:
+        return f"{where}: the fused network is {entry.verdict}; how much, this measurement is too unsteady to say."
     factor = entry.speedup if entry.verdict == "faster" else 1 / entry.speedup
     return f"{where}: the fused network is {factor:.2f} times {entry.verdict}."
 

@@ -42,12 +42,15 @@ def convert_view(report: Report, report_path: str = "") -> Iterator[RenderableTy
             ("drift", drift_line(report.drift) if report.drift else ""),
             ("timing", timing_line(report.timing) if report.timing else ""),
             ("output", file_line(*_output(report)) if report.output else ""),
-            ("report", report_path),
+            ("report", report_path if report.output else ""),
             ("with", environment_line(report)),
         ]
     )
     yield from notes(report.notes)
-    yield Text(f"\n{VERDICTS[report.status][0]}", style=VERDICTS[report.status][1])
+    verdict, style = VERDICTS[report.status]
+    if report.status == "nothing-to-fuse" and not report.output:
+        verdict = f"{verdict} Nothing was written."
+    yield Text(f"\n{verdict}", style=style)
 
 
 def file_line(path: str, kind: str, digest: str) -> str:
