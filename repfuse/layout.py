@@ -7,79 +7,22 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 
-from torch import Tensor, fx, nn
+from torch import fx
 
-from repfuse.expression import Expression
+from repfuse.bodies import check_names, fused_names, holder_of, join, named_tensors, steps_of
+from repfuse.edits import Block, Candidate, Fused, Layout, owner_of, place_of
 from repfuse.geometry import NotAffine
 from repfuse.local import Part, Replacement, local_graph, vanishing
 from repfuse.ops.meaning import Convolved, Meaning, Normed, Same, origin
-from repfuse.regions import Group, Region
+from repfuse.regions import Region
 from repfuse.trace import Traced
 from repfuse.tracer import Call
 from repfuse.uses import Uses, call_signature
 
-
-@dataclass(frozen=True)
-class Fused:
-    """One convolution to be written: the map, where it goes, and what it came from."""
-
-    path: str
-    owner: str
-    form: str
-    region: Region
-    group: Group
-
-    @property
-    def expression(self) -> Expression:
-        """The map, over tensors of the whole model by name."""
-        return self.group.expression
-
-
-@dataclass(frozen=True)
-class Block:
-    """The module at ``path`` gets a new body, ``graph``, whose targets are relative to it.
-
-    ``steps`` are the children of the body in a row, where it is a chain. ``fused`` are new in it, called ``names``;
-    ``kept`` are names of tensors that no forward reads and that stay where they were.
-    """
-
-    path: str
-    graph: fx.Graph
-    steps: tuple[str, ...] | None
-    fused: tuple[Fused, ...] = ()
-    names: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-
-
-@dataclass
-class Layout:
-    """Everything that a rewrite changes: convolutions that get new weights, modules that become no-ops, new bodies."""
-
-    folds: list[Fused] = field(default_factory=list)
-    identities: list[str] = field(default_factory=list)
-    blocks: list[Block] = field(default_factory=list)
-
-    @property
-    def fused(self) -> list[Fused]:
-        """Every convolution that is written."""
-        return [*self.folds, *(fused for block in self.blocks for fused in block.fused)]
-
-
 Refuse = Callable[[NotAffine, fx.Node], None]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A region with the groups of it that become convolutions."""
-
-    region: Region
-    groups: tuple[Group, ...]
 
 
 def lay_out(
@@ -91,18 +34,6 @@ def lay_out(
 ) -> Layout:
     """Decide owner and form of every candidate; what has no place is refused."""
     return _LayingOut(traced, meanings, ghosts, refuse).run(list(candidates))
-
-
-def owner_of(traced: Traced, region: Region) -> Call:
-    """Return the innermost call in which all the nodes of a region were made."""
-    chains = [list(traced.call_of[node].chain()) for node in region.working]
-    return next(call for call in chains[0] if all(call in chain for chain in chains))
-
-
-def place_of(traced: Traced, region: Region) -> tuple[int, ...]:
-    """Return where a region stands within its owner's forward: the same in every call of the owner."""
-    start = owner_of(traced, region).start
-    return tuple(sorted(traced.order[node] - start for node in region.working))
 
 
 class _LayingOut:
@@ -221,7 +152,7 @@ class _LayingOut:
     def _block(self, call: Call, candidates: list[Candidate]) -> Block:
         """Lay out every candidate of one owner as the owner's new body."""
         fused = [(candidate, group) for candidate in candidates for group in candidate.groups]
-        names = _names(self.traced.module.get_submodule(call.path), len(fused))
+        names = fused_names(self.traced.module.get_submodule(call.path), len(fused))
         name_of = {id(group): name for (_, group), name in zip(fused, names, strict=True)}
         replacements = [self._replacement(call, candidate.region, name_of) for candidate in candidates]
         for path in {inner.path for r in replacements for n in r.nodes for inner in self._above(n, call)}:
@@ -231,11 +162,11 @@ class _LayingOut:
         self._check_uses(call, graph, kept)
         form = "graph" if steps is None or kept else "chain"
         if form == "graph":
-            _check_names(graph)
+            check_names(graph)
         # A block that is one convolution and nothing else is that convolution, unless its class names a place for it.
         alone = form == "chain" and steps == ("fused",)
         written = tuple(
-            Fused(call.path if alone else _join(call.path, name), call.path, form, candidate.region, group)
+            Fused(call.path if alone else join(call.path, name), call.path, form, candidate.region, group)
             for (candidate, group), name in zip(fused, names, strict=True)
         )
         return Block(call.path, graph, steps if form == "chain" else None, written, names, kept)
@@ -265,20 +196,20 @@ class _LayingOut:
         """Return the tensors in the owner that neither the old nor the new body uses."""
         used = [f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr")]
         vanished = vanishing(self.traced, call, replacements, self.ghosts)
-        holders = {_holder(node) for node in vanished} - {call.path}
+        holders = {holder_of(node) for node in vanished} - {call.path}
         read = {str(node.target) for node in vanished if node.op == "get_attr"}
         owner = self.traced.module.get_submodule(call.path)
         return tuple(
             name
-            for name, _ in _named_tensors(owner)
-            if _join(call.path, name) not in read
-            and _join(call.path, name.rpartition(".")[0]) not in holders
+            for name, _ in named_tensors(owner)
+            if join(call.path, name) not in read
+            and join(call.path, name.rpartition(".")[0]) not in holders
             and not any(f"{name}.".startswith(path) for path in used)
         )
 
     def _steps(self, call: Call, graph: fx.Graph) -> tuple[str, ...] | None:
         """Return the modules that the graph is in a row, if it is; a row of modules takes no arguments by name."""
-        return None if any(other.kwargs for other in self.traced.calls[call.path]) else _steps(graph)
+        return None if any(other.kwargs for other in self.traced.calls[call.path]) else steps_of(graph)
 
     def _check_uses(self, call: Call, graph: fx.Graph, kept: tuple[str, ...] = ()) -> None:
         """Raise NotAffine where one new body, ``graph``, does not serve every call, or hides what others reach for."""
@@ -298,58 +229,3 @@ class _LayingOut:
         module = self.traced.module.get_submodule(path)
         if module._forward_hooks or module._forward_pre_hooks:
             raise NotAffine("hooks", f"{path or 'the model'} carries forward hooks, which the rewrite would lose")
-
-
-_RESERVED = frozenset(dir(fx.GraphModule)) - frozenset(dir(nn.Module))
-
-
-def _check_names(graph: fx.Graph) -> None:
-    """Raise NotAffine where a child is called like a member of every GraphModule: ``graph``, ``code``."""
-    for node in graph.nodes:
-        name = str(node.target).partition(".")[0]
-        if node.op in ("call_module", "get_attr") and name in _RESERVED:
-            raise NotAffine("reserved-name", f"a child is called {name!r}")
-
-
-def _named_tensors(owner: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from owner.named_parameters(remove_duplicate=False)
-    yield from owner.named_buffers(remove_duplicate=False)
-
-
-def _holder(node: fx.Node) -> str | None:
-    """Return the path of the module whose tensors a node reads."""
-    target = str(node.target)
-    return {"call_module": target, "get_attr": target.rpartition(".")[0]}.get(node.op)
-
-
-def _steps(graph: fx.Graph) -> tuple[str, ...] | None:
-    """Return the modules that the graph is in a row, if it is: distinct direct children, each fed by the last."""
-    value, *rest = graph.nodes
-    if value.op != "placeholder":
-        return None
-    names: list[str] = []
-    for node in rest[:-1]:
-        if node.op != "call_module" or node.args != (value,) or node.kwargs or "." in str(node.target):
-            return None
-        names.append(str(node.target))
-        value = node
-    return tuple(names) if rest[-1].args == (value,) and len(set(names)) == len(names) else None
-
-
-_SLOT = re.compile(r"reparam|fused|deploy|merged")
-"""How authors call the attribute that holds the convolution of a converted block."""
-
-
-def _names(module: nn.Module, count: int) -> tuple[str, ...]:
-    """Name the new convolutions of a block: as its own forward calls the converted one, where it knows of one."""
-    code = getattr(type(module).forward, "__code__", None)
-    slots = [name for name in (code.co_names if code else ()) if _SLOT.search(name)]
-    free = [name for name in slots if getattr(module, name, None) is None]
-    if count == 1 and free:
-        return (free[0],)
-    names = (f"fused_{index}" if index else "fused" for index in itertools.count())
-    return tuple(itertools.islice((name for name in names if not hasattr(module, name)), count))
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}".strip(".")

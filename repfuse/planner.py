@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from repfuse.cost import cheaper, convolution_cost, elementwise_cost
+from repfuse.edits import Candidate, Fused, Layout
 from repfuse.expression import branches
 from repfuse.geometry import NotAffine
 from repfuse.hazards import Hazards
-from repfuse.layout import Candidate, Fused, Layout, lay_out
+from repfuse.layout import lay_out
 from repfuse.ops import Meaning, meaning_of
 from repfuse.ops.meaning import Combined, Convolved, Normed, Same, Unfusible, inputs_of, origin
 from repfuse.plans import Cost, Plan, Refusal, Site

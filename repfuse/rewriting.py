@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repfuse.edits import Block, Candidate, Fused, Layout, owner_of, place_of
 from repfuse.emit import convolution_module, graph_module, is_plain, keep_plain_attributes, with_padding, write_weights
 from repfuse.errors import RepfuseError
 from repfuse.expression import convolutions, tensor_names
-from repfuse.layout import Block, Candidate, Fused, Layout, owner_of, place_of
 from repfuse.planner import Planner
 from repfuse.plans import Plan
 from repfuse.skeleton import copy_with

@@ -20,6 +20,8 @@ def check_target(out: Path, source: Path, *, force: bool) -> None:
         raise RepfuseError(f"{out} is a folder.", "The result is one file.", f"Give a file: {out / source.name}")
     if not out.parent.is_dir():
         raise RepfuseError(f"The folder {out.parent} does not exist.", "", f"Make it first: mkdir -p {out.parent}")
+    if out.exists() and not out.is_file():
+        raise RepfuseError(f"{out} is no regular file.", "It is a device or a pipe.", "Give the path of a file.")
     if out.exists() and source.exists() and out.samefile(source):
         raise RepfuseError(f"{out} is the input itself.", "repfuse never overwrites its input.", "Give another path.")
     if os.path.lexists(out) and not force:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import fx, nn
 
+from repfuse.edits import Fused
 from repfuse.geometry import Ints
-from repfuse.layout import Fused
 from repfuse.planner import Planner
 from repfuse.plans import Plan
 from repfuse.proof.results import SiteProof

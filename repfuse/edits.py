@@ -1,0 +1,78 @@
+"""What a rewrite changes, as data: which convolutions are written, and which modules get new bodies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from repfuse.expression import Expression
+from repfuse.regions import Group, Region
+from repfuse.trace import Traced
+from repfuse.tracer import Call
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One convolution to be written: the map, where it goes, and what it came from."""
+
+    path: str
+    owner: str
+    form: str
+    region: Region
+    group: Group
+
+    @property
+    def expression(self) -> Expression:
+        """The map, over tensors of the whole model by name."""
+        return self.group.expression
+
+
+@dataclass(frozen=True)
+class Block:
+    """The module at ``path`` gets a new body, ``graph``, whose targets are relative to it.
+
+    ``steps`` are the children of the body in a row, where it is a chain. ``fused`` are new in it, called ``names``;
+    ``kept`` are names of tensors that no forward reads and that stay where they were.
+    """
+
+    path: str
+    graph: fx.Graph
+    steps: tuple[str, ...] | None
+    fused: tuple[Fused, ...] = ()
+    names: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+@dataclass
+class Layout:
+    """Everything that a rewrite changes: convolutions that get new weights, modules that become no-ops, new bodies."""
+
+    folds: list[Fused] = field(default_factory=list)
+    identities: list[str] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+
+    @property
+    def fused(self) -> list[Fused]:
+        """Every convolution that is written."""
+        return [*self.folds, *(fused for block in self.blocks for fused in block.fused)]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A region with the groups of it that become convolutions."""
+
+    region: Region
+    groups: tuple[Group, ...]
+
+
+def owner_of(traced: Traced, region: Region) -> Call:
+    """Return the innermost call in which all the nodes of a region were made."""
+    chains = [list(traced.call_of[node].chain()) for node in region.working]
+    return next(call for call in chains[0] if all(call in chain for chain in chains))
+
+
+def place_of(traced: Traced, region: Region) -> tuple[int, ...]:
+    """Return where a region stands within its owner's forward: the same in every call of the owner."""
+    start = owner_of(traced, region).start
+    return tuple(sorted(traced.order[node] - start for node in region.working))
