@@ -16,6 +16,7 @@ from support import torchvision_schemas
 from support.networks import timm_network
 from torch import fx
 
+from repfuse.benching.statistics import ratio_of_medians
 from repfuse.planner import plan
 from repfuse.rewriting import rewrite
 
@@ -29,25 +30,15 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def bootstrap(ours: list[float], theirs: list[float]) -> tuple[float, float]:
-    """The 95 % interval of the ratio of medians, rounds resampled in pairs."""
-    pairs = torch.tensor([ours, theirs], dtype=torch.float64)
-    picks = torch.randint(len(ours), (2000, len(ours)), generator=torch.Generator().manual_seed(0))
-    medians = pairs[:, picks].quantile(0.5, dim=2)
-    low, high = (medians[0] / medians[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
-
-
 def compare(title: str, ours: Callable[[], object], theirs: Callable[[], object], bound: str) -> None:
     ours(), theirs()
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(ROUNDS):
         for which in (0, 1) if number % 2 else (1, 0):
             times[which].append(seconds((ours, theirs)[which]))
-    low, high = bootstrap(*times)
-    ratio = median(times[0]) / median(times[1])
+    ratio = ratio_of_medians(*times)
     seconds_each = " s against ".join(f"{median(part):.3f}" for part in times)
-    print(f"{title}: {seconds_each} s, ratio {ratio:.2f} ({low:.2f} to {high:.2f}); {bound}")
+    print(f"{title}: {seconds_each} s, ratio {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f}); {bound}")
 
 
 def main() -> None:
