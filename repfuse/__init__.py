@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from repfuse.converting import convert
     from repfuse.fusing import fuse
     from repfuse.loading import load, save
-    from repfuse.planner import plan
+    from repfuse.planning.planner import plan
     from repfuse.plans import Plan
     from repfuse.rewriting import rewrite
     from repfuse.verifying import verify
@@ -33,7 +33,7 @@ _HOMES = {
     "convert": "repfuse.converting",
     "fuse": "repfuse.fusing",
     "load": "repfuse.loading",
-    "plan": "repfuse.planner",
+    "plan": "repfuse.planning.planner",
     "rewrite": "repfuse.rewriting",
     "save": "repfuse.loading",
     "verify": "repfuse.verifying",

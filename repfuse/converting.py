@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from repfuse.loading import Checkpoint
-from repfuse.planner import plan
+from repfuse.planning.planner import plan
 from repfuse.plans import Plan
 from repfuse.proof import Proof, prove
 from repfuse.rewriting import rewrite

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from repfuse.planner import plan
+from repfuse.planning.planner import plan
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
 

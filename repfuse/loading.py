@@ -20,7 +20,7 @@ from repfuse.checkpoint.opening import Opened, digest_of, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
 from repfuse.checkpoint.source import ModelSource, model_source
 from repfuse.errors import RepfuseError
-from repfuse.planner import plan as make_plan
+from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
 

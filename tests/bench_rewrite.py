@@ -17,7 +17,7 @@ from support.networks import timm_network
 from torch import fx
 
 from repfuse.benching.statistics import ratio_of_medians
-from repfuse.planner import plan
+from repfuse.planning.planner import plan
 from repfuse.rewriting import rewrite
 
 torchvision_schemas.install()

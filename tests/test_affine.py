@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from repfuse import affine
-from repfuse.affine import Addend, AffineConv, sum_weights
-from repfuse.geometry import Geometry
+from repfuse.algebra import affine
+from repfuse.algebra.affine import Addend, AffineConv, sum_weights
+from repfuse.algebra.geometry import Geometry
 from repfuse.ops.convolution import geometry
 
 CHANNELS = 12

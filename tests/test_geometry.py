@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from repfuse.geometry import Geometry, NotAffine
+from repfuse.algebra.geometry import Geometry, NotAffine
 from repfuse.ops.convolution import geometry
 
 AXIS = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(0, 4), st.integers(1, 3))

@@ -10,11 +10,11 @@ from blocks import Branches, C, RepVGG, Spelled, SpelledOfTwo, conv, norm
 from support.agreement import image, randomised
 from torch import nn
 
-from repfuse import expression
-from repfuse.expression import Identity, Normalisation
-from repfuse.geometry import Geometry
+from repfuse.algebra import expression
+from repfuse.algebra.expression import Identity, Normalisation
+from repfuse.algebra.geometry import Geometry
 from repfuse.ops import convolution
-from repfuse.planner import plan
+from repfuse.planning.planner import plan
 from repfuse.proof import prove, prove_sites
 from repfuse.rewriting import rewrite
 from repfuse.verifying import input_variants

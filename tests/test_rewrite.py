@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
-from repfuse.planner import plan
+from repfuse.planning.planner import plan
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
 

@@ -12,7 +12,7 @@ from repfuse.checkpoint.atomic import replacing
 from repfuse.cli.target import report_path
 from repfuse.converting import convert
 from repfuse.loading import Checkpoint, load, save
-from repfuse.planner import plan
+from repfuse.planning.planner import plan
 from repfuse.plans import Plan
 from repfuse.report.build import environment, input_of, output_of
 from repfuse.report.schema import Report, Status, envelope, to_json

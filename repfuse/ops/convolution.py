@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from repfuse.geometry import Geometry, Ints, Padding
+from repfuse.algebra.geometry import Geometry, Ints, Padding
 
 
 def geometry(

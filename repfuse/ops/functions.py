@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from repfuse.expression import Convolution, Normalisation
+from repfuse.algebra.expression import Convolution, Normalisation
 from repfuse.ops.convolution import geometry
 from repfuse.ops.meaning import Combined, Convolved, Meaning, Normed, Same, Unfusible
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from repfuse.expression import Convolution, Normalisation
+from repfuse.algebra.expression import Convolution, Normalisation
 
 
 @dataclass(frozen=True)

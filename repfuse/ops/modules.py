@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from repfuse.expression import Convolution, Normalisation
+from repfuse.algebra.expression import Convolution, Normalisation
 from repfuse.ops.convolution import geometry
 from repfuse.ops.meaning import Convolved, Meaning, Normed, Same, Unfusible
 

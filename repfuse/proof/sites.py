@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import fx, nn
 
-from repfuse.edits import Fused
-from repfuse.geometry import Ints
-from repfuse.planner import Planner
+from repfuse.algebra.geometry import Ints
+from repfuse.placing.edits import Fused
+from repfuse.planning.planner import Planner
+from repfuse.planning.regions import Region
 from repfuse.plans import Plan
 from repfuse.proof.results import SiteProof
-from repfuse.regions import Region
 from repfuse.rewriting import lay_out_plan
 from repfuse.verifying import Trial, compare
 

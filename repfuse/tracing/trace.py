@@ -18,9 +18,9 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repfuse.errors import RepfuseError
-from repfuse.shapes import record_shapes
-from repfuse.skeleton import first_line, meta_copy
-from repfuse.tracer import Call, CallTracer, is_stock
+from repfuse.tracing.shapes import record_shapes
+from repfuse.tracing.skeleton import first_line, meta_copy
+from repfuse.tracing.tracer import Call, CallTracer, is_stock
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, fx, nn
 
-from repfuse.geometry import NotAffine
+from repfuse.algebra.geometry import NotAffine
 
 _RESERVED = frozenset(dir(fx.GraphModule)) - frozenset(dir(nn.Module))
 

@@ -8,14 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repfuse.edits import Block, Candidate, Fused, Layout, owner_of, place_of
-from repfuse.emit import convolution_module, graph_module, is_plain, keep_plain_attributes, with_padding, write_weights
+from repfuse.algebra.expression import convolutions, tensor_names
 from repfuse.errors import RepfuseError
-from repfuse.expression import convolutions, tensor_names
-from repfuse.planner import Planner
+from repfuse.placing.edits import Block, Candidate, Fused, Layout, owner_of, place_of
+from repfuse.planning.planner import Planner
 from repfuse.plans import Plan
-from repfuse.skeleton import copy_with
-from repfuse.trace import trace
+from repfuse.rewriting.emit import (
+    convolution_module,
+    graph_module,
+    is_plain,
+    keep_plain_attributes,
+    with_padding,
+    write_weights,
+)
+from repfuse.tracing.skeleton import copy_with
+from repfuse.tracing.trace import trace
 
 
 def rewrite(module: nn.Module, plan: Plan) -> nn.Module:

@@ -15,9 +15,9 @@ from torch import fx
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.node import map_arg
 
-from repfuse.geometry import NotAffine
-from repfuse.trace import Traced
-from repfuse.tracer import Call
+from repfuse.algebra.geometry import NotAffine
+from repfuse.tracing.trace import Traced
+from repfuse.tracing.tracer import Call
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repfuse.cost import needs_separate_pad
+from repfuse.algebra.expression import Expression, Tensors, evaluate, tensor_names
+from repfuse.algebra.geometry import Geometry
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
-from repfuse.expression import Expression, Tensors, evaluate, tensor_names
-from repfuse.geometry import Geometry
+from repfuse.planning.cost import needs_separate_pad
 
 _CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _PADS: dict[str, tuple[type[nn.Module], ...]] = {

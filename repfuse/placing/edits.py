@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from repfuse.expression import Expression
-from repfuse.regions import Group, Region
-from repfuse.trace import Traced
-from repfuse.tracer import Call
+from repfuse.algebra.expression import Expression
+from repfuse.planning.regions import Group, Region
+from repfuse.tracing.trace import Traced
+from repfuse.tracing.tracer import Call
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from repfuse.cost import cheaper, convolution_cost, elementwise_cost
-from repfuse.edits import Candidate, Fused, Layout
-from repfuse.expression import branches
-from repfuse.geometry import NotAffine
-from repfuse.hazards import Hazards
-from repfuse.layout import lay_out
+from repfuse.algebra.expression import branches
+from repfuse.algebra.geometry import NotAffine
 from repfuse.ops import Meaning, meaning_of
 from repfuse.ops.meaning import Combined, Convolved, Normed, Same, Unfusible, inputs_of, origin
+from repfuse.placing.edits import Candidate, Fused, Layout
+from repfuse.placing.layout import lay_out
+from repfuse.planning.cost import cheaper, convolution_cost, elementwise_cost
+from repfuse.planning.hazards import Hazards
+from repfuse.planning.regions import Group, Region, Regions
 from repfuse.plans import Cost, Plan, Refusal, Site
-from repfuse.regions import Group, Region, Regions
-from repfuse.trace import Traced, trace
+from repfuse.tracing.trace import Traced, trace
 
 
 def plan(module: nn.Module, example_inputs: Sequence[Tensor]) -> Plan:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from repfuse.errors import RepfuseError
 from repfuse.ops import meaning_of
 from repfuse.ops.meaning import Combined, Convolved, Normed, inputs_of
-from repfuse.skeleton import first_line
+from repfuse.tracing.skeleton import first_line
 
 Shapes = dict[fx.Node, tuple[tuple[int, ...], torch.dtype]]
 

@@ -14,10 +14,10 @@ from itertools import chain
 
 from torch import fx
 
-from repfuse.expression import Expression, Identity, Multiplied, Normalised, convolutions, sum_of
-from repfuse.geometry import NotAffine
+from repfuse.algebra.expression import Expression, Identity, Multiplied, Normalised, convolutions, sum_of
+from repfuse.algebra.geometry import NotAffine
 from repfuse.ops.meaning import Combined, Convolved, Meaning, Normed, Same, inputs_of, origin
-from repfuse.trace import Traced
+from repfuse.tracing.trace import Traced
 
 Nodes = frozenset[fx.Node]
 

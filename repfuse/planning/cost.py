@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import prod
 
-from repfuse.geometry import Geometry, Ints
+from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.plans import Cost
 
 MACS_PER_BYTE = 8

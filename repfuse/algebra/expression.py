@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repfuse.affine import Addend, sum_weights
-from repfuse.geometry import Geometry
+from repfuse.algebra.affine import Addend, sum_weights
+from repfuse.algebra.geometry import Geometry
 
 Tensors = Callable[[str], Tensor]
 

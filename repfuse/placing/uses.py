@@ -8,8 +8,8 @@ from collections.abc import Callable
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from repfuse.trace import Traced
-from repfuse.tracer import Call
+from repfuse.tracing.trace import Traced
+from repfuse.tracing.tracer import Call
 
 _METADATA = frozenset({"device", "dtype", "ndim", "requires_grad", "shape"})
 

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable
 
 from torch import fx
 
-from repfuse.bodies import check_names, fused_names, holder_of, join, named_tensors, steps_of
-from repfuse.edits import Block, Candidate, Fused, Layout, owner_of, place_of
-from repfuse.geometry import NotAffine
-from repfuse.local import Part, Replacement, local_graph, vanishing
+from repfuse.algebra.geometry import NotAffine
 from repfuse.ops.meaning import Convolved, Meaning, Normed, Same, origin
-from repfuse.regions import Region
-from repfuse.trace import Traced
-from repfuse.tracer import Call
-from repfuse.uses import Uses, call_signature
+from repfuse.placing.bodies import check_names, fused_names, holder_of, join, named_tensors, steps_of
+from repfuse.placing.edits import Block, Candidate, Fused, Layout, owner_of, place_of
+from repfuse.placing.local import Part, Replacement, local_graph, vanishing
+from repfuse.placing.uses import Uses, call_signature
+from repfuse.planning.regions import Region
+from repfuse.tracing.trace import Traced
+from repfuse.tracing.tracer import Call
 
 Refuse = Callable[[NotAffine, fx.Node], None]
 

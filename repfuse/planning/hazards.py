@@ -9,7 +9,7 @@ from torch import fx
 
 from repfuse.ops import Meaning, shared_by, written_by
 from repfuse.ops.meaning import Same
-from repfuse.trace import Traced
+from repfuse.tracing.trace import Traced
 
 
 class Hazards:

@@ -1,0 +1,1 @@
+"""Affine maps: their geometry, their weights, and what can be made of them. No graphs here."""

@@ -1,0 +1,1 @@
+"""graph -> plan: which nodes become one convolution each, which do not, and why."""
