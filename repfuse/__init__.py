@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from repfuse.converting import convert
     from repfuse.fusing import fuse
     from repfuse.loading import load, save
+    from repfuse.planning.cost import Policy
     from repfuse.planning.planner import plan
     from repfuse.plans import Plan
     from repfuse.rewriting import rewrite
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Plan": "repfuse.plans",
+    "Policy": "repfuse.planning.cost",
     "bench": "repfuse.benching",
     "convert": "repfuse.converting",
     "fuse": "repfuse.fusing",
@@ -41,6 +43,7 @@ _HOMES = {
 
 __all__ = [
     "Plan",
+    "Policy",
     "RepfuseError",
     "__version__",
     "bench",

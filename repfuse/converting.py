@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from repfuse.loading import Checkpoint
+from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
 from repfuse.plans import Plan
 from repfuse.proof import Proof, prove
@@ -43,14 +44,18 @@ class Conversion:
         return self.proof.passed and (self.drift.passed or not self.drift.measured)
 
 
-def convert(checkpoint: Checkpoint, progress: Progress = lambda _stage, _fraction: None) -> Conversion:
-    """Plan, rewrite and prove a checkpoint. ``progress`` is told the stage and the fraction of the work that is done.
+def convert(
+    checkpoint: Checkpoint, policy: Policy = Policy.COST, progress: Progress = lambda _stage, _fraction: None
+) -> Conversion:
+    """Plan by ``policy``, rewrite and prove a checkpoint.
+
+    ``progress`` is told the stage and the fraction of the work that is done.
 
     Raises RepfuseError where the model cannot be traced, copied or run.
     """
     original, example = checkpoint.module, checkpoint.example_inputs
     progress("planning", 0.0)
-    found = plan(original, example)
+    found = plan(original, example, policy)
     if not found.sites:
         return Conversion(checkpoint, found, original, None, None)
     progress("rewriting", 0.1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
@@ -20,7 +21,10 @@ class FuseResult:
     plan: Plan
 
 
-def fuse(module: nn.Module, example_inputs: Sequence[Tensor]) -> FuseResult:
-    """Plan and rewrite ``module``, which is untouched. ``example_inputs`` are the arguments of one call."""
-    made = plan(module, example_inputs)
+def fuse(module: nn.Module, example_inputs: Sequence[Tensor], policy: Policy = Policy.COST) -> FuseResult:
+    """Plan by ``policy`` and rewrite ``module``, which is untouched.
+
+    ``example_inputs`` are the arguments of one call.
+    """
+    made = plan(module, example_inputs, policy)
     return FuseResult(rewrite(module, made), made)

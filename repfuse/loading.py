@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def load(
     shapes = example.parse_shapes(input) if input is not None else None
     source = model_source(model, model_args) if model is not None else None
     opened = open_checkpoint(path, key, trust=trust)
-    network = network_of(opened, source, allow, rewrite, trust=trust)
+    network = network_of(opened, source, allow, partial(rewrite, weights=False), trust=trust)
     module = _on(network.module, device)
     shapes, origin, said = _shapes(shapes, opened, network)
     return Checkpoint(

@@ -9,7 +9,7 @@ from typing import Any
 from repfuse.errors import RepfuseError
 from repfuse.refusals import REFUSALS
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Site:
     """One region that becomes one convolution.
 
     ``path`` is where the fused convolution lives afterwards, ``owner`` the smallest module that holds the region,
-    ``form`` how the owner is rewritten: ``fold`` (new weights in a convolution that was there), ``chain`` (stock
-    modules in a row) or ``graph`` (a GraphModule of that block). ``branches`` describes each merged branch,
-    ``kernel`` the fused convolution. ``source``, ``output`` and ``nodes`` name nodes of the traced graph; with them the
-    plan replays on the same model.
+    ``form`` how the owner is rewritten: ``fold`` (new weights in a convolution that was there), ``swap`` (in the place
+    of one of several modules in a row), ``chain`` (stock modules in a row) or ``graph`` (a GraphModule of that block).
+    ``branches`` describes each merged branch, ``kernel`` the fused convolution. ``source``, ``output`` and ``nodes``
+    name nodes of the traced graph; with them the plan replays on the same model.
     """
 
     path: str
@@ -78,13 +78,17 @@ class Plan:
     """Sites and refusals of one model.
 
     ``fingerprint`` identifies the traced graph that they refer to, ``inputs`` the (shape, dtype) of the example that
-    it was traced with. ``live`` saves ``rewrite`` a second trace in the same process and is never serialised.
+    it was traced with, ``policy`` what was to be merged. ``matching_borders`` are the nodes of layers that pad with
+    what lies beyond the border, as far as that depends on the weights. ``live`` saves ``rewrite`` a second trace in the
+    same process and is never serialised.
     """
 
     sites: tuple[Site, ...]
     refusals: tuple[Refusal, ...]
     fingerprint: str
     inputs: tuple[tuple[tuple[int, ...], str], ...]
+    policy: str
+    matching_borders: tuple[str, ...] = ()
     live: Any = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,6 +96,8 @@ class Plan:
         return {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
+            "policy": self.policy,
+            "matching_borders": list(self.matching_borders),
             "inputs": [{"shape": list(shape), "dtype": dtype} for shape, dtype in self.inputs],
             "sites": [asdict(site) for site in self.sites],
             "refusals": [asdict(refusal) | {"hint": refusal.hint} for refusal in self.refusals],
@@ -110,7 +116,8 @@ class Plan:
             sites = tuple(_site(entry) for entry in data["sites"])
             refusals = tuple(_refusal(entry) for entry in data["refusals"])
             inputs = tuple((tuple(entry["shape"]), str(entry["dtype"])) for entry in data["inputs"])
-            return Plan(sites, refusals, str(data["fingerprint"]), inputs)
+            borders = tuple(map(str, data["matching_borders"]))
+            return Plan(sites, refusals, str(data["fingerprint"]), inputs, str(data["policy"]), borders)
         except (KeyError, TypeError, AttributeError) as error:
             raise RepfuseError(
                 "This is not a plan that repfuse wrote.",

@@ -16,7 +16,7 @@ class Explanation:
 
 REFUSALS: dict[str, Explanation] = {
     "broadcast": Explanation(
-        "a sum of tensors of different shapes",
+        "a sum or product of tensors of different shapes",
         "One addend is repeated along an axis to fit the other. Such a sum is not one convolution of one source: a "
         "map of one channel that is added to all of them, or one pixel to all, is outside of what repfuse merges.",
         "Write the sum with operands of one shape, or leave it: the result is right as it is.",
@@ -33,30 +33,25 @@ REFUSALS: dict[str, Explanation] = {
         "shape.",
         "Check that the example input has a batch axis: N x C x H x W, not C x H x W.",
     ),
-    "composition": Explanation(
-        "an affine layer on top of another",
-        "A convolution whose input is a convolution, a sum or a normalisation, with nothing in between. Such a pair "
-        "can be one convolution in some cases. This version merges branches and normalisations and leaves layers in a "
-        "row as they are.",
-        "Nothing to do: the result is right, and the layers before and after are merged each for itself.",
-    ),
     "computed-weight": Explanation(
-        "a weight that is computed in forward",
-        "The weight, bias or statistics are the result of other operations (a parametrisation, weight "
-        "standardisation, OREPA-style products), not parameters or buffers that the file holds.",
-        "Remove the parametrisation first (torch.nn.utils.parametrize.remove_parametrizations), then convert.",
+        "a weight that depends on the input",
+        "The weight, bias or statistics are computed in forward from what the model is given, at random, or from a "
+        "buffer that the forward also writes. What is computed from parameters alone is folded; a weight that depends "
+        "on data has no one value.",
+        "Nothing to do where that is the idea (dynamic convolution). Else compute the weight from parameters alone.",
     ),
     "cost": Explanation(
         "exact, but predicted to be slower",
-        "The branches can be merged, but the one kernel would need more multiply-accumulates and memory traffic than "
-        "the branches do, for example where a grouped and a dense branch become one dense kernel.",
-        "Nothing to do. The report shows both estimates.",
+        "The layers or branches can be merged, but the one kernel would need more multiply-accumulates and memory "
+        "traffic than they do: a grouped and a dense branch become one dense kernel, a depthwise 3x3 and a 1x1 a dense "
+        "3x3, a bottleneck a wide one.",
+        "Nothing to do: the report shows both estimates. --policy always merges all the same.",
     ),
-    "custom-convolution": Explanation(
-        "a convolution class with its own arithmetic",
-        "The class derives from a convolution of PyTorch and overrides what it computes, so its weight does not say "
-        "it all.",
-        "Replace it by the plain class where the override does nothing in inference.",
+    "fake-quantised": Explanation(
+        "a layer with simulated quantisation",
+        "The value or the weight is rounded as the quantised model would round it. A value so rounded is no affine "
+        "map, and a merged weight would have to be rounded anew.",
+        "Convert before quantisation-aware training, or remove the fake quantisation first.",
     ),
     "hooks": Explanation(
         "a module with forward hooks",
@@ -81,11 +76,35 @@ REFUSALS: dict[str, Explanation] = {
         "so it cannot be rewritten on its own.",
         "Pass the value as an argument, or register the parameter in the block.",
     ),
+    "padding-between": Explanation(
+        "zero padding between two layers in a row",
+        "The second layer pads the result of the first with zeros, but the first, continued beyond its border, is not "
+        "constant there: it is a kernel of more than one pixel, or a crop. One convolution would see that continuation "
+        "instead of the zeros, and the border would be wrong.",
+        "Nothing to do here. When you design the block: pad once, before the first of the layers.",
+    ),
     "padding-mode": Explanation(
-        "a padding that is not zeros, in a sum",
+        "a padding that is not zeros, in a sum or between layers",
         "With reflect, replicate or circular padding the value outside of the image depends on the image. A 1x1 "
         "branch or a skip reads no padding, so at the border the branches see different sources.",
         "A normalisation alone is still folded in. For the sum, train with zero padding.",
+    ),
+    "policy": Explanation(
+        "layers in a row, which --policy never-compose leaves alone",
+        "The layers can be one, but the policy is to merge branches, normalisations and constants only.",
+        "Convert with --policy cost to compose layers where that is predicted to be faster.",
+    ),
+    "pool-ceil": Explanation(
+        "an average pool whose size is rounded up",
+        "With ceil_mode=True and a stride the last window of some input sizes hangs over the edge: the output is then "
+        "larger, and that window is divided by less. At other sizes nothing shows.",
+        "Use ceil_mode=False where the input size allows it, or pad explicitly.",
+    ),
+    "pool-padding": Explanation(
+        "an average pool that does not count its padding",
+        "With count_include_pad=False a window at the border is divided by fewer pixels than one inside, so its "
+        "weights differ from place to place and no one kernel holds them.",
+        "Use count_include_pad=True when you train, or padding=0 after an explicit pad.",
     ),
     "reserved-name": Explanation(
         "a block with a child of a name that torch.fx needs",
@@ -93,17 +112,23 @@ REFUSALS: dict[str, Explanation] = {
         "Give the child another name.",
     ),
     "several-sources": Explanation(
-        "a normalisation of a sum over several sources",
-        "The sum joins branches of different tensors. Each source keeps a convolution of its own, and the "
-        "normalisation after the sum stays.",
+        "a layer on top of maps of several sources",
+        "What the layer, the normalisation or the concatenation reads joins branches of different tensors. Each source "
+        "keeps a convolution of its own, and what comes after stays.",
         "Nothing to do: the branches of each source are merged for themselves.",
     ),
     "shift-before-padding": Explanation(
-        "a normalisation before a convolution that pads",
-        "The zeros of the padding are added after the normalisation. Folded into the convolution, the normalisation's "
-        "shift would reach into the padding, and the border would be wrong by the size of the shift (measured: up to "
-        "13 %).",
+        "a constant before a convolution that pads with something else",
+        "The padding is added after a normalisation, a bias or an average. Folded into the convolution, the constant "
+        "would reach into the padding, and the border would be wrong by its size (measured: up to 13 %). It is exact "
+        "where the padding is filled with that very constant, as some blocks do on purpose.",
         "Nothing to do here. When you design the block: put the normalisation after the convolution, or pad before it.",
+    ),
+    "size-dependent-slice": Explanation(
+        "a slice that counts from the other side",
+        "With x[..., :5] or x[..., -5:] what is cut off depends on the size of the input. A convolution cuts off the "
+        "same amount at every size.",
+        "Count from the side that is cut: x[..., 1:-1] is a crop that merges.",
     ),
     "size-mismatch": Explanation(
         "branches whose output sizes agree only for some inputs",
@@ -127,6 +152,12 @@ REFUSALS: dict[str, Explanation] = {
         "A normalisation is an affine map only with frozen statistics. In training mode, or with "
         "track_running_stats=False, its scale depends on the input, so it cannot be folded into a weight.",
         "Call model.eval(), or train with track_running_stats=True.",
+    ),
+    "transposed-convolution": Explanation(
+        "a transposed convolution in a sum, or with another layer before or after it",
+        "A transposed convolution spreads each pixel over the output, at another place of its kernel for each place of "
+        "the stride. Only what multiplies its output channels, a normalisation or a scale, goes into its weight.",
+        "Nothing to do: the result is right as it is.",
     ),
     "untraceable": Explanation(
         "a module that symbolic tracing cannot read",

@@ -6,16 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.maps import same
 from torch.nn import functional as F
 
-from repfuse.algebra import affine
-from repfuse.algebra.affine import Addend, AffineConv, sum_weights
+from repfuse.algebra import summing
+from repfuse.algebra.affine import AffineConv
 from repfuse.algebra.geometry import Geometry
+from repfuse.algebra.summing import Addend, sum_weights
 from repfuse.ops.convolution import geometry
 
 CHANNELS = 12
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-SETTINGS = settings(deadline=None, max_examples=60)
+SETTINGS = settings(deadline=None, max_examples=min(60, settings().max_examples))
 
 
 @st.composite
@@ -56,10 +58,6 @@ def inputs(shape: Geometry):
     generator = torch.Generator().manual_seed(1)
     for size in sizes(shape):
         yield torch.randn((2, shape.in_channels, *size), generator=generator, dtype=torch.float64)
-
-
-def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and bool((one - other).abs().max() <= 1e-12 * other.abs().max())
 
 
 @SETTINGS
@@ -103,6 +101,13 @@ def test_a_convolution_is_that_of_torch(ndim, groups, kernel, padding, stride):
     assert same(without.apply(x), CONVOLVE[ndim](x, weight, None, stride, padding, 2, groups))
 
 
+@pytest.mark.parametrize("ndim", [0, 2])
+def test_a_map_is_applied_in_the_dtype_of_its_input(ndim):
+    made = AffineConv.identity(4, ndim)
+    x = torch.ones((2, 4) if ndim == 0 else (2, 4, 3, 3))
+    assert made.apply(x).dtype == torch.float32
+
+
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 3, 12])
 def test_the_identity_is_the_skip(ndim, groups):
@@ -130,9 +135,26 @@ def test_blocks_of_rows_give_the_same_bits(maps):
     whole, blocked = (torch.empty(shape.weight_shape, dtype=torch.float64) for _ in range(2))
     sum_weights(shape, addends, whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(affine, "_BLOCK", 1)
+        patch.setattr(summing, "_BLOCK", 1)
         sum_weights(shape, addends, blocked)
     assert torch.equal(whole, blocked)
+
+
+@pytest.mark.parametrize(("limit", "most"), [(1, 1), (8, 2), (11, 2), (12, 3), (4000, 7)])
+def test_float64_takes_no_more_memory_than_one_block(limit, most, monkeypatch):
+    shape = geometry((7, 4, 1), 1, 0, 1, 1)
+    asked, rows = [], Addend.rows
+
+    def watched(self, start, stop, out=None):
+        asked.append((start, stop))
+        return rows(self, start, stop, out)
+
+    monkeypatch.setattr(summing, "_BLOCK", limit)
+    monkeypatch.setattr(Addend, "rows", watched)
+    weight, into = torch.randn(shape.weight_shape), torch.empty(shape.weight_shape)
+    sum_weights(shape, [Addend(shape, weight)], into)
+    assert torch.equal(into, weight)
+    assert asked == [(start, min(start + most, 7)) for start in range(0, 7, most)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -153,3 +175,20 @@ def test_a_scale_leaves_the_weights_it_is_given_alone():
     shape = geometry(weight.shape, 1, 0, 1, 1)
     sum_weights(shape, [Addend(shape, weight, torch.full((4,), 2.0).double())] * 2, torch.empty(4, 4, 1, 1))
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize(("ends", "groups"), [((4, 6), 4), ((6, 4), 4), ((4, 6), 3)])
+def test_groups_that_do_not_divide_the_channels_are_refused(ends, groups):
+    inputs, outputs = ends
+    made = AffineConv.filter(Geometry(inputs, outputs, (1,), (1,), ((0, 0),), (1,), 2), 0.0)
+    with pytest.raises(ValueError, match=f"in {groups} groups"):
+        made.regroup(groups)
+
+
+def test_maps_stay_on_the_device_of_their_weights():
+    shape = geometry((4, 2, 3), 1, 0, 1, 2)
+    weight = torch.empty(shape.weight_shape, device="meta")
+    conv = AffineConv.convolution(shape, weight)
+    skip = AffineConv.identity(4, 1, torch.device("meta"))
+    for made in (conv, skip, conv.select([3, 0]), skip.then(conv), conv.then(skip), AffineConv.stack([conv, conv])):
+        assert made.weight.is_meta and made.bias.is_meta

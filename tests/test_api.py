@@ -9,7 +9,7 @@ import pytest
 
 import repfuse
 
-FUNCTIONS = sorted(set(repfuse.__all__) - {"Plan", "RepfuseError", "__version__"})
+FUNCTIONS = sorted(set(repfuse.__all__) - {"Plan", "Policy", "RepfuseError", "__version__"})
 
 
 def run(code: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import random
 
 import pytest
 import torch
@@ -123,6 +125,30 @@ def test_a_padding_mode_without_padding_is_zeros():
     assert geometry((1, 1, 1, 1), 1, 0, 1, 1, padding_mode="reflect") == Geometry.identity(1, 2)
 
 
+@given(st.lists(AXIS, min_size=1, max_size=3))
+def test_the_smallest_input_has_an_output_and_no_smaller_one(axes):
+    shape = of(axes)
+    least = shape.smallest_input
+    assert min(least) >= 1 and min(shape.output_size(least)) >= 1
+    for axis, size in enumerate(least):
+        smaller = shape.output_size((*least[:axis], size - 1, *least[axis + 1 :]))
+        assert size == 1 or smaller[axis] < 1
+
+
+@given(st.lists(AXIS, min_size=1, max_size=3), st.sampled_from([1, 2]))
+def test_the_work_is_one_multiplication_for_each_weight_and_output(axes, groups):
+    """With ones for all numbers, and no padding, an output is the number of products in it."""
+    kernel, stride, _, dilation = zip(*axes, strict=True)
+    shape = geometry((6, 4 // groups, *kernel), stride, 0, dilation, groups)
+    x = torch.ones(2, 4, *(n + 1 for n in shape.smallest_input))
+    found = run(shape, torch.ones(shape.weight_shape), x)
+    assert shape.macs(tuple(x.shape), tuple(found.shape)) == found.sum()
+
+
+def test_why_two_maps_cannot_be_one_is_said_in_words():
+    assert str(NotAffine("size-mismatch", "these two")) == "these two"
+
+
 @pytest.mark.parametrize("groups", [(2, 4, 2), (6, 4, 2), (3, 4, 1), (12, 12, 12)])
 def test_groups_of_a_sum(groups):
     one, other = (geometry((12, 12 // g, 1), 1, 0, 1, g) for g in groups[:2])
@@ -135,6 +161,10 @@ def test_groups_of_a_sum(groups):
         (geometry((8, 4, 3, 3), 2, 1, 1, 2), "3x3 stride 2 groups 2"),
         (geometry((8, 1, 3, 5), (1, 2), 1, 2, 8), "3x5 stride 1x2 dilation 2 depthwise"),
         (geometry((8, 8, 3), 1, 1, 1, 1, padding_mode="reflect"), "3 reflect"),
+        (Geometry(4, 4, (1, 1), (1, 1), ((-1, 0), (0, 0)), (1, 1), 4), "1x1 depthwise crop"),
+        (Geometry(8, 4, (), (), (), (), 2), "linear groups 2"),
+        (Geometry(2, 2, (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 2), "1x1 depthwise"),
+        (Geometry(1, 1, (1, 3), (1, 1), ((0, 0), (0, 1)), (1, 1)), "1x3"),
     ],
 )
 def test_description(shape, text):
@@ -142,6 +172,189 @@ def test_description(shape, text):
 
 
 def refused(one: Geometry, other: Geometry, code: str) -> None:
+    refuses(lambda: one.add(other), code)
+
+
+def axis(kernel, padding, stride=1, dilation=1, mode="zeros") -> Geometry:
+    """One axis, one channel; padding (before, after)."""
+    return Geometry(1, 1, (kernel,), (stride,), (padding,), (dilation,), 1, mode)
+
+
+@pytest.mark.parametrize(
+    ("shape", "index"),
+    [
+        (axis(1, (-1, -1)), slice(1, -1)),
+        (axis(1, (-1, 0), stride=2), slice(1, None, 2)),
+        (axis(1, (0, -2)), slice(None, -2)),
+        (axis(1, (0, 0), stride=3), slice(None, None, 3)),
+    ],
+)
+def test_a_slice_is_a_crop(shape, index):
+    for n in range(3, 9):
+        (read,) = shape.taps
+        positions = [i * shape.stride[0] + read[0] for i in range(shape.output_size((n,))[0])]
+        assert positions == list(range(n))[index]
+    assert not shape.pads and not axis(3, (1, 1)).keeps_edges and axis(3, (0, 1)).pads
+
+
+def test_a_crop_may_be_added_to_what_it_aligns_with():
+    """A 3x3 without padding beside the cropped skip: the skip is its middle tap."""
+    both = axis(3, (0, 0)).add(axis(1, (-1, -1)))
+    assert both == axis(3, (0, 0)) == axis(1, (-1, -1)).add(axis(3, (0, 0)))
+    assert axis(1, (-1, -1)).add(axis(1, (0, -2))).taps == (range(2),)
+
+
+EVERY_PAIR = [
+    axis(kernel, padding, stride, dilation)
+    for kernel, dilation in ((1, 1), (2, 1), (3, 1), (2, 2), (3, 2))
+    for stride in (1, 2, 3)
+    for padding in itertools.product((-2, -1, 0, 1, 2, 4), repeat=2)
+]
+
+
+def outputs_of(shape: Geometry, n: int) -> int:
+    return shape.output_size((n,))[0]
+
+
+def meets_input(inner: Geometry, outer: Geometry) -> bool:
+    """Whether, for some input size, outer reads beyond inner's output where inner's taps are in the input."""
+    (step,), (stride,) = outer.stride, inner.stride
+    for n in range(1, 40):
+        m = outputs_of(inner, n)
+        if m < 1:
+            continue
+        read = {step * q + u for q in range(outputs_of(outer, m)) for u in outer.taps[0]}
+        if any(0 <= stride * r + t < n for r in read if r < 0 or r >= m for t in inner.taps[0]):
+            return True
+    return False
+
+
+def test_a_composition_is_refused_exactly_where_its_padding_meets_the_input():
+    """No pair of axes is allowed that is wrong for some size, and none refused that is right for all."""
+    generator = random.Random(0)
+    verdicts = []
+    for inner, outer in zip(generator.choices(EVERY_PAIR, k=3000), generator.choices(EVERY_PAIR, k=3000), strict=True):
+        expected = meets_input(inner, outer)
+        try:
+            inner.then(outer)
+        except NotAffine as error:
+            assert expected and error.code == "padding-between", (inner, outer)
+        else:
+            assert not expected, (inner, outer)
+        verdicts.append(expected)
+    assert 500 < sum(verdicts) < 2500
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "allowed"),
+    [
+        (axis(1, (0, 0)), axis(3, (1, 1)), True),
+        (axis(1, (2, 2)), axis(3, (1, 1)), True),
+        (axis(3, (2, 2)), axis(3, (1, 1)), True),
+        (axis(3, (1, 1)), axis(3, (1, 1)), False),
+        (axis(3, (0, 0)), axis(3, (1, 1)), False),
+        (axis(1, (-1, -1)), axis(3, (1, 1)), False),
+        (axis(3, (1, 1)), axis(3, (0, 0)), True),
+        (axis(3, (2, 0)), axis(3, (2, 0)), True),  # causal
+        (axis(3, (2, 0)), axis(3, (0, 2)), False),
+        (axis(1, (0, 0), stride=2), axis(3, (1, 1)), True),
+        (axis(1, (-1, 0), stride=2), axis(3, (1, 1)), True),
+        (axis(2, (0, 0)), axis(2, (2, 0), stride=2, dilation=2), True),  # reads -2, never -1
+    ],
+)
+def test_what_may_be_padded_in_between(inner, outer, allowed):
+    assert meets_input(inner, outer) != allowed
+    if allowed:
+        inner.then(outer)
+    else:
+        refuses(lambda: inner.then(outer), "padding-between")
+
+
+def test_sizes_of_a_composition_agree_for_every_input():
+    generator = random.Random(1)
+    for inner, outer in zip(generator.choices(EVERY_PAIR, k=4000), generator.choices(EVERY_PAIR, k=4000), strict=True):
+        try:
+            both = inner.then(outer)
+        except NotAffine:
+            continue
+        assert all(outputs_of(both, n) == outputs_of(outer, outputs_of(inner, n)) for n in range(-20, 40))
+        read = {t + inner.stride[0] * u for t in inner.taps[0] for u in outer.taps[0]}
+        assert read <= set(both.taps[0]) and {both.taps[0][0], both.taps[0][-1]} <= read
+        assert len(both.taps[0]) == 1 or math.gcd(*(t - min(read) for t in read)) == both.taps[0].step
+
+
+@pytest.mark.parametrize(("one", "other", "groups"), [(2, 4, 2), (6, 4, 2), (3, 4, 1), (12, 12, 12), (12, 1, 1)])
+def test_groups_and_channels_of_a_composition(one, other, groups):
+    both = geometry((12, 12 // one, 1), 1, 0, 1, one).then(geometry((24, 12 // other, 1), 1, 0, 1, other))
+    assert (both.in_channels, both.out_channels, both.groups) == (12, 24, groups)
+
+
+def test_channels_and_axes_of_a_composition_must_agree():
+    refuses(lambda: Geometry.identity(2, 2).then(Geometry.identity(3, 2)), "channel-mismatch")
+    refuses(lambda: Geometry.identity(2, 0).then(Geometry.identity(2, 1)), "channel-mismatch")
+
+
+REFLECT = axis(3, (1, 1), mode="reflect")
+
+
+def test_a_copying_padding_is_kept_where_nothing_is_in_its_way():
+    assert axis(1, (0, 0)).then(REFLECT) == REFLECT
+    assert REFLECT.then(axis(1, (0, 0))) == REFLECT
+    assert REFLECT.then(axis(2, (0, 0), 2)) == axis(4, (1, 1), 2, mode="reflect")
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    [
+        (axis(2, (0, 0)), REFLECT),
+        (axis(1, (0, 0), stride=2), REFLECT),
+        (axis(1, (1, 1)), REFLECT),
+        (axis(1, (-1, 0)), REFLECT),
+        (REFLECT, REFLECT),
+        (REFLECT, axis(3, (1, 1))),
+        (REFLECT, axis(1, (-1, 0))),
+    ],
+)
+def test_a_copying_padding_elsewhere_is_refused(inner, outer):
+    refuses(lambda: inner.then(outer), "padding-mode")
+
+
+def test_borders_show_where_zeros_are_padded():
+    one = axis(1, (0, 0))
+    assert one.borders_show(axis(3, (0, 1))) and one.borders_show(axis(3, (1, -1)))
+    assert not any(one.borders_show(other) for other in (one, axis(1, (-1, 0)), REFLECT))
+
+
+def test_selected_and_stacked_channels():
+    one, other = geometry((4, 2, 3), 1, 1, 1, 2), geometry((6, 4, 5), 1, 4, 2, 1)
+    assert one.select([3, 3, 0]) == geometry((3, 4, 3), 1, 1, 1, 1)
+    assert Geometry.stacked([one, other, one]) == geometry((14, 4, 9), 1, 4, 1, 1)
+    assert Geometry.stacked([REFLECT]) == REFLECT
+
+
+@pytest.mark.parametrize(
+    ("other", "code"),
+    [
+        (axis(3, (1, 1), stride=2), "stride-mismatch"),
+        (axis(3, (0, 0)), "size-mismatch"),
+        (REFLECT, "padding-mode"),
+        (Geometry.identity(2, 1), "channel-mismatch"),
+        (Geometry.identity(1, 2), "channel-mismatch"),
+    ],
+)
+def test_what_cannot_be_stacked(other, code):
+    refuses(lambda: Geometry.stacked([axis(3, (1, 1)), axis(1, (0, 0)), other]), code)
+
+
+def test_linear_layers_are_maps_without_axes():
+    one, other = Geometry(4, 6, (), (), (), (), 2), Geometry(6, 3, (), (), (), (), 3)
+    assert one.weight_shape == (6, 2) and one.output_size(()) == () and not one.pads
+    assert one.then(other) == Geometry(4, 3, (), (), (), (), 1)
+    assert one.add(one) == one
+    assert Geometry.stacked([one, one.select([1])]) == Geometry(4, 7, (), (), (), ())
+
+
+def refuses(compute, code: str) -> None:
     with pytest.raises(NotAffine) as caught:
-        one.add(other)
+        compute()
     assert caught.value.code == code

@@ -87,6 +87,26 @@ def view_of_a_skip(add):
     return forward
 
 
+def stacked_before(m, x):
+    """What the stack holds is what was there when it was made."""
+    s = torch.sin(x)
+    both = torch.stack([s, s])
+    s.relu_()
+    return m.b(both.sum(0))
+
+
+def bordered_around(m, x):
+    """The padded map is a copy: what happens to the source before the border is filled is not seen in it."""
+    s = torch.sin(x)
+    padded = F.pad(s, (1, 1, 1, 1))
+    s.relu_()
+    for border in ((..., 0, slice(None)), (..., -1, slice(None))):
+        padded[(slice(None), slice(None), slice(border[1], (border[1] + 1) or None))] = 0.0
+    padded[:, :, :, 0:1] = 0.0
+    padded[:, :, :, -1:] = 0.0
+    return m.b(padded)
+
+
 def input_written(m, x):
     x += m.a(x)
     return torch.sin(x)
@@ -110,6 +130,13 @@ def passed_on_and_added(m, x):
     other = m.passing(x, source)
     other += m.a(x) + m.b(x)
     return other + F.relu(source)
+
+
+def no_op_after_the_write(m, x):
+    source = torch.sin(x)
+    summed = m.a(source) + m.b(source)
+    source.relu_()
+    return (0 + summed) * torch.cos(source)
 
 
 TRAPS = {
@@ -149,6 +176,11 @@ TRAPS = {
     "input written": input_written,
     "kept result": kept_result,
     "passed on": passed_on,
+    "crop": between(lambda m, s: s[:, :, 1:-1].mul_(2)),
+    "slice assignment": between(lambda m, s: s.__setitem__((slice(None), 0), 0.0)),
+    "stack": stacked_before,
+    "border filled later": bordered_around,
+    "no-op after the write": no_op_after_the_write,
 }
 
 
@@ -218,3 +250,28 @@ def test_shapes_are_found_without_a_change_of_the_model():
     fuse(model, (x,))
     assert torch.equal(x, before) and torch.equal(model[0].running_mean, statistics)
     assert model[0].num_batches_tracked == 0
+
+
+def _weight_changed(m, x):
+    scaled = m.a.weight * 2
+    return torch.sin(F.conv2d(x, scaled.add_(1), padding=1) + m.b(x)) + scaled.sum()
+
+
+def _part_changed(m, x):
+    scaled = m.a.weight * 2
+    changed = torch.stack([scaled[0].add_(1)] * 4)
+    return torch.sin(F.conv2d(x, changed, padding=1) + m.b(x)) + scaled.sum()
+
+
+def _changed_afterwards(m, x):
+    scaled = m.a.weight * 2
+    y = torch.sin(F.conv2d(x, scaled, padding=1) + m.b(x))
+    scaled.mul_(3)
+    return y + scaled.sum()
+
+
+@pytest.mark.parametrize("forward", [_weight_changed, _part_changed, _changed_afterwards])
+def test_a_computed_weight_that_is_overwritten_keeps_its_value_for_others(forward):
+    """The write goes on, though the convolution that read its result is gone."""
+    model, x = randomised(Spelled(forward, a=conv(3), b=conv(1))), image(2, 4, 6, 7)
+    assert error(model, fuse(model, (x,)).module, x) < 1e-12

@@ -10,14 +10,15 @@ from blocks import Branches, C, RepVGG, Spelled, SpelledOfTwo, conv, norm
 from support.agreement import image, randomised
 from torch import nn
 
-from repfuse.algebra import expression
-from repfuse.algebra.expression import Identity, Normalisation
+from repfuse.algebra import evaluation
+from repfuse.algebra.expression import Identity
 from repfuse.algebra.geometry import Geometry
 from repfuse.ops import convolution
+from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
 from repfuse.proof import prove, prove_sites
 from repfuse.rewriting import rewrite
-from repfuse.verifying import input_variants
+from repfuse.verifying import Trial, compare, input_variants
 from repfuse.verifying.comparison import reference
 
 EXAMPLE = (image(1, C, 9, 8),)
@@ -62,6 +63,35 @@ def test_every_site_is_proven_on_inputs_of_one_pixel_and_more(proven):
         sizes = {trial.shapes[0][2:] for trial in site.comparison.compared}
         assert (1, 1) in sizes and len(sizes) >= 4
         assert {trial.shapes[0][0] for trial in site.comparison.compared} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("sites", "size", "make"),
+    [
+        (1, (9, 8), lambda: nn.Sequential(nn.Conv2d(C, C, 7, padding=3, padding_mode="reflect"), norm())),
+        (1, (9, 8), lambda: nn.Sequential(nn.Conv2d(C, C, 7, padding=3, padding_mode="circular"), norm())),
+        (1, (5, 4, 6), lambda: Branches(nn.Conv3d(C, C, 3, padding=1), nn.AvgPool3d(3, 1, 1))),
+    ],
+)
+def test_a_site_that_takes_no_tiny_inputs_is_proven_on_larger_ones(sites, size, make):
+    original, example = randomised(make()), (image(1, C, *size),)
+    found = plan(original, example)
+    proofs = list(prove_sites(original, rewrite(original, found), found))
+    assert len(proofs) == sites and all(proof.passed for proof in proofs)
+
+
+def of_sum_zero(conv, x):
+    return nn.functional.conv2d(x, conv.weight - conv.weight.mean((1, 2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_kernels_whose_weights_sum_to_zero_are_proven(kernel):
+    branches = {name: nn.Conv2d(C, C, kernel) for name in "abc"}
+    summed = Spelled(lambda m, x: sum(of_sum_zero(branch, x) for branch in (m.a, m.b, m.c)), **branches)
+    original = randomised(summed)
+    found = plan(original, EXAMPLE)
+    (proof,) = prove_sites(original, rewrite(original, found), found)
+    assert proof.passed
 
 
 def names(found):
@@ -117,13 +147,17 @@ def test_one_bit_of_what_is_written_fails():
 
 def test_a_plan_that_lost_a_site_proves_no_other_network(proven):
     original, found, _ = proven
-    less = rewrite(original, type(found)(found.sites[1:], (), found.fingerprint, found.inputs))
+    less = rewrite(original, type(found)(found.sites[1:], (), found.fingerprint, found.inputs, found.policy))
     assert not proof_of(original, less, found).passed
 
 
-def wrong_eps(self, tensors):
-    scale, shift = RIGHT_AFFINE(self, tensors)
-    return scale * (1 + 1e-5), shift
+def wrong_scale(by, tensors):
+    scale, shift = RIGHT_SCALE(by, tensors)
+    return None if scale is None else scale * (1 + 1e-5), shift
+
+
+def no_shift(by, tensors):
+    return RIGHT_SCALE(by, tensors)[0], None
 
 
 def wrong_union(self, other):
@@ -133,12 +167,12 @@ def wrong_union(self, other):
     return made
 
 
-RIGHT_AFFINE, RIGHT_ADD = Normalisation.affine, Geometry.add
+RIGHT_SCALE, RIGHT_ADD = evaluation.scale_and_shift, Geometry.add
 WRONG = {
-    "scale": (Normalisation, "affine", wrong_eps),
+    "scale": (evaluation, "scale_and_shift", wrong_scale),
     "border": (Geometry, "add", wrong_union),
     "skip": (Identity, "geometry", property(lambda self: Geometry(C, C, (1, 1), (1, 1), ((0, 0),) * 2, (1, 1), 2))),
-    "bias": (expression, "_times", lambda scale, values: values),
+    "bias": (evaluation, "scale_and_shift", no_shift),
 }
 
 
@@ -177,3 +211,20 @@ def test_sites_of_several_sources_are_proven():
     assert failing(original, fused, found) == []
     fused.get_submodule(found.sites[1].path).weight.data[0, 0, 1, 1] += 1e-6
     assert failing(original, fused, found) == [found.sites[0].path]
+
+
+def test_an_input_too_small_for_any_output_proves_nothing_and_fails_nothing():
+    """At 4x4 the crops leave empty maps; the convolution of a cropped input does not run at all."""
+
+    def forward(m, x):
+        return m.a(x)[:, :, 1:-1, 1:-1] + m.b(x)[:, :, 2:-2, 2:-2]
+
+    original = randomised(Spelled(forward, a=conv(3, padding=0), b=conv(1)))
+    found = plan(original, EXAMPLE, Policy.ALWAYS)
+    fused = rewrite(original, found)
+    assert len(found.sites) == 1
+    tiny = torch.ones(1, C, 4, 4).double()
+    assert original(tiny).numel() == 0
+    trials = [Trial("fitting", EXAMPLE), Trial("too small", (tiny,))]
+    comparison = compare(original, fused, trials, 1e-12)
+    assert comparison.passed and len(comparison.compared) == 1

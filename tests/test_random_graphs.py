@@ -2,75 +2,59 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, event, example, given, settings
 from hypothesis import strategies as st
-from support.agreement import image, outputs, peak, randomised
-from support.programs import PROGRAMS, Program, Step
+from support.check import check, check_in
+from support.programs import EXAMPLES, STEPS, Step
 
-from repfuse.fusing import fuse
-from repfuse.plans import Plan
-from repfuse.rewriting import rewrite
+from repfuse.planning.cost import Policy
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 QUICK = settings(deadline=None, phases=PHASES, max_examples=150, suppress_health_check=list(HealthCheck))
-LONG = settings(QUICK, max_examples=4000)
-SIDES = ((1, 1), (2, 3), (7, 6))
-
-
-def check(steps, both):
-    original = randomised(Program(steps, both))
-    pristine = copy.deepcopy(original)
-    result = fuse(original, (image(2, 4, 7, 6),))
-    event(f"sites: {min(len(result.plan.sites), 4)}")
-    for seed, side in enumerate(SIDES):
-        x = image(1 + seed, 4, *side, seed=seed)
-        for expected, got in zip(outputs(pristine, x), outputs(result.module, x), strict=True):
-            assert expected.shape == got.shape
-            assert float((expected - got).abs().max()) <= 1e-12 * peak(pristine, x)
-    untouched(original, pristine, result.module)
-    replays(original, result)
-
-
-def untouched(original, pristine, fused):
-    assert str(original) == str(pristine)
-    assert [m.training for m in original.modules()] == [m.training for m in pristine.modules()]
-    for (name, tensor), (_, before) in zip(
-        original.state_dict(keep_vars=True).items(), pristine.state_dict(keep_vars=True).items(), strict=True
-    ):
-        assert torch.equal(tensor, before) and type(tensor) is type(before), name
-    own = {tensor.untyped_storage().data_ptr() for tensor in original.state_dict().values()}
-    assert own.isdisjoint(tensor.untyped_storage().data_ptr() for tensor in fused.state_dict().values())
-
-
-def replays(original, result):
-    again = rewrite(original, Plan.from_dict(result.plan.to_dict()))
-    assert str(again) == str(result.module)
-    state = result.module.state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
-
-
+LONG = settings(QUICK, max_examples=1500)
+FEW, MANY = settings(QUICK, max_examples=15), settings(QUICK, max_examples=100)
+SHAPES = st.sampled_from(EXAMPLES)
+ALSO = st.lists(st.integers(0, 8), max_size=2)
+IMAGE = ((2, 4, 7, 6),)
 TORN = (
-    Step("conv"),
-    Step("block", inner=(Step("conv"), Step("add"), Step("conv"))),
-    Step("again", number=1),
+    Step("kept"),
+    Step("block", inner=(Step("kept"), Step("add"), Step("kept"))),
+    Step("again", digits=(1,)),
     Step("norm"),
 )
 """A block that is merged on its own, and whose second call would be taken apart for the normalisation after it."""
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+POLICIES = pytest.mark.parametrize("policy", [Policy.COST, Policy.ALWAYS])
 
 
+@POLICIES
 @QUICK
-@given(PROGRAMS, st.booleans())
-@example(TORN, False)
-def test_random_networks(steps, both):
-    check(steps, both)
+@given(STEPS, SHAPES, ALSO)
+@example(TORN, IMAGE, [])
+def test_random_networks(policy, steps, shapes, also):
+    event(str(dict(check(steps, shapes, also, policy))))
 
 
 @pytest.mark.slow
+@POLICIES
 @LONG
-@given(PROGRAMS, st.booleans())
-def test_many_random_networks(steps, both):
-    check(steps, both)
+@given(STEPS, SHAPES, ALSO)
+def test_many_random_networks(policy, steps, shapes, also):
+    check(steps, shapes, also, policy)
+
+
+@DTYPES
+@FEW
+@given(STEPS, SHAPES, st.sampled_from(Policy))
+def test_random_conversions(dtype, steps, shapes, policy):
+    check_in(dtype, steps, shapes, policy)
+
+
+@pytest.mark.slow
+@DTYPES
+@MANY
+@given(STEPS, SHAPES, st.sampled_from(Policy))
+def test_many_random_conversions(dtype, steps, shapes, policy):
+    check_in(dtype, steps, shapes, policy)

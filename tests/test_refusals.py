@@ -10,10 +10,11 @@ import torch
 from blocks import RepVGG, Spelled, SpelledOfTwo, conv, norm, pair, pair_of_two
 from support.agreement import error, image, randomised
 from torch import nn
+from torch.ao.quantization import FakeQuantize
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
 
 from repfuse.fusing import fuse
+from repfuse.planning.cost import Policy
 from repfuse.refusals import REFUSALS
 
 INPUTS = (image(2, 4, 6, 7), image(2, 4, 6, 7, seed=1))
@@ -29,11 +30,6 @@ class DecidingConv(nn.Conv2d):
 
     def forward(self, x):
         return super().forward(x) * (2 if x.isfinite().all() else 1)
-
-
-class OwnArithmetic(nn.Conv2d):
-    def _conv_forward(self, input, weight, bias):
-        return super()._conv_forward(input, weight * 2, bias)
 
 
 class Variadic(RepVGG):
@@ -143,15 +139,13 @@ PRODUCERS = [
         lambda: nn.Sequential(nn.Conv1d(6, 6, 1), nn.BatchNorm1d(6)),
         image(6, 6),
     ),
-    of("composition", "two convolutions", lambda: nn.Sequential(conv(), conv(1))),
-    of("composition", "of a sum", lambda: pair(lambda m, x: m.b(m.a(x) + x))),
-    of("composition", "norm before an unpadded one", lambda: nn.Sequential(norm(), conv(1))),
-    of("computed-weight", "functional", lambda: pair(lambda m, x: F.conv2d(x, m.a.weight * 2, padding=1) + m.b(x))),
-    of("computed-weight", "parametrised", lambda: nn.Sequential(parametrizations.weight_norm(conv()), norm())),
-    of("computed-weight", "padding", lambda: pair(_padding_of_shape)),
+    of("padding-between", "two padded convolutions", lambda: nn.Sequential(conv(3, bias=False), conv(3))),
+    of("padding-between", "a cropped map", lambda: pair(lambda m, x: m.a(m.b(x)[:, :, 1:-1]))),
+    of("computed-weight", "functional", lambda: pair(lambda m, x: F.conv2d(x, m.b.weight * x.mean()) + m.b(x))),
+    of("computed-weight", "random", lambda: pair(_random_weight)),
     of("computed-weight", "norm", lambda: Spelled(_computed_norm, a=conv(), n=norm())),
     of("cost", "grouped and dense", cost_trap, image(1, 64, 16, 16)),
-    of("custom-convolution", "own arithmetic", lambda: nn.Sequential(OwnArithmetic(4, 4, 3), norm())),
+    of("fake-quantised", "an activation", lambda: nn.Sequential(conv(), FakeQuantize(), norm())),
     of("hooks", "on a norm", hooked),
     of("hooks", "on a block", hooked_block),
     of("in-place", "a source", lambda: pair(_written_between)),
@@ -164,9 +158,14 @@ PRODUCERS = [
         "reflect + 1x1",
         lambda: Spelled(lambda m, x: m.a(x) + m.b(x), a=conv(3, padding_mode="reflect"), b=conv(1)),
     ),
+    of("policy", "layers in a row", lambda: nn.Sequential(conv(), conv(1))),
+    of("pool-ceil", "stride 2", lambda: pair(lambda m, x: F.avg_pool2d(m.b(x), 2, 2, ceil_mode=True))),
+    of("pool-padding", "beside a convolution", lambda: pair(_uncounted)),
     of("reserved-name", "graph", pair_with_a_graph),
     of("several-sources", "norm of a sum", lambda: Spelled2(lambda m, x, y: m.n(m.a(x) + y)), *INPUTS),
     of("shift-before-padding", "norm, 3x3", lambda: nn.Sequential(norm(), conv(3))),
+    of("shift-before-padding", "norm, pad, 3x3", lambda: nn.Sequential(norm(), nn.ZeroPad2d(1), conv(3, padding=0))),
+    of("size-dependent-slice", "the first rows", lambda: pair(lambda m, x: m.b(x[:, :, :4]))),
     of(
         "size-mismatch",
         "equal for even inputs",
@@ -187,6 +186,7 @@ PRODUCERS = [
     of("structured-arguments", "own result", lambda: Spelled(lambda m, x: torch.sin(m.block(x)["x"]), block=Mapped())),
     of("training-norm", "training", lambda: nn.Sequential(conv(), AlwaysTraining(4))),
     of("training-norm", "no statistics", lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, track_running_stats=False))),
+    of("transposed-convolution", "in a sum", lambda: pair(_transposed)),
     of("untraceable", "control flow", lambda: nn.Sequential(conv(), norm(), Deciding())),
     of("untraceable", "a convolution", lambda: Spelled(_sum, a=DecidingConv(4, 4, 3, padding=1), b=conv(1))),
     of("untraceable", "a forward of its own", own_forward),
@@ -218,12 +218,20 @@ def _escaping_once(m, x):
     return y + torch.sin(m.block(y))
 
 
-def _padding_of_shape(m, x):
-    return F.conv2d(x, m.a.weight, padding=m.a.weight.shape[2] // 2) + m.b(x)
+def _transposed(m, x):
+    return F.conv_transpose2d(x, m.b.weight) + m.b(x)
+
+
+def _uncounted(m, x):
+    return m.a(x) + F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+
+def _random_weight(m, x):
+    return F.conv2d(x, m.b.weight + 0 * torch.rand_like(m.b.weight)) + m.b(x)
 
 
 def _computed_norm(m, x):
-    return F.batch_norm(m.a(x), m.n.running_mean, m.n.running_var + 1, m.n.weight, m.n.bias)
+    return F.batch_norm(m.a(x), m.n.running_mean, x.var((0, 2, 3)), m.n.weight, m.n.bias)
 
 
 def _weight_elsewhere(m, x):
@@ -244,7 +252,7 @@ class Spelled2(SpelledOfTwo):
 @pytest.mark.parametrize(("code", "make", "inputs"), PRODUCERS)
 def test_refused(code, make, inputs):
     model = randomised(make())
-    result = fuse(model, inputs)
+    result = fuse(model, inputs, Policy.NEVER_COMPOSE if code == "policy" else Policy.COST)
     assert code in {refusal.code for refusal in result.plan.refusals}
     assert error(model, result.module, *inputs) < 1e-12
 

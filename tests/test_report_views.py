@@ -45,7 +45,11 @@ def site(path: str = LONG, branches: tuple[str, ...] = ("conv 3x3 + norm", "conv
 
 def plan(*refusals: Refusal, sites: int = 2) -> Plan:
     return Plan(
-        tuple(site(f"{LONG}.{index}") for index in range(sites)), refusals, "f" * 8, (((1, 3, 8, 8), "float32"),)
+        tuple(site(f"{LONG}.{index}") for index in range(sites)),
+        refusals,
+        "f" * 8,
+        (((1, 3, 8, 8), "float32"),),
+        "cost",
     )
 
 
@@ -175,7 +179,7 @@ def test_a_conversion_says_all_it_found() -> None:
 
 
 def test_a_block_that_is_the_whole_network_has_a_name() -> None:
-    assert "(root)" in text(plan_view(Plan((site(path=""),), (), "f", ())))
+    assert "(root)" in text(plan_view(Plan((site(path=""),), (), "f", (), "cost")))
 
 
 def test_a_failed_proof_is_said_and_not_dressed_up() -> None:

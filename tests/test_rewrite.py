@@ -9,7 +9,7 @@ from collections import namedtuple
 
 import pytest
 import torch
-from blocks import RepVGG, Spelled, TracedNorm, conv, conv_norm, norm, pair
+from blocks import C, RepVGG, Spelled, TracedNorm, conv, conv_norm, norm, pair
 from support.agreement import error, image, operations, randomised
 from torch import nn
 from torch.nn import functional as F
@@ -258,6 +258,25 @@ def test_reading_the_dtype_of_a_weight_prevents_no_fold():
     assert site.form == "fold"
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: F.conv2d(x, m.a.weight.to(m.b.weight.device), padding=1) + m.b(x),
+        lambda m, x: m.a(x) + m.b(x).to(x.dtype).to(x.device),
+    ],
+)
+def test_reading_a_dtype_or_device_leaves_nothing_behind(forward):
+    fused = fuse(randomised(pair(forward)), (X,)).module
+    assert type(fused) is nn.Conv2d
+
+
+def test_a_check_of_metadata_reads_nothing():
+    """Exported programs have one before every cast."""
+    model = randomised(pair(lambda m, x: m.a(x) + m.b(x).to(torch.float64)))
+    program = torch.export.export(model, (X,)).module()
+    assert operations(fuse(program, (X,)).module, X)["convolution"] == 1
+
+
 def test_what_was_one_module_stays_one():
     block = RepVGG()
     model = randomised(Spelled(lambda m, x: m.second(torch.sin(m.first(x))), first=block, second=block))
@@ -313,10 +332,10 @@ def test_uint8_images_are_still_converted():
 def test_sites_can_be_dropped_from_a_plan(net):
     whole = plan(net, (X,))
     for site in whole.sites:
-        part = Plan((site,), (), whole.fingerprint, whole.inputs)
+        part = Plan((site,), (), whole.fingerprint, whole.inputs, whole.policy)
         assert error(net, rewrite(net, part), X) < 1e-12
         assert operations(rewrite(net, part), X)["convolution"] == (5 if site.form == "fold" else 4)
-    nothing = rewrite(net, Plan((), (), whole.fingerprint, whole.inputs))
+    nothing = rewrite(net, Plan((), (), whole.fingerprint, whole.inputs, whole.policy))
     assert str(nothing) == str(net) and nothing is not net
 
 
@@ -326,6 +345,14 @@ def test_a_plan_from_json_serves_other_weights_and_dtypes(net):
     assert error(other, rewrite(other, Plan.from_dict(saved)), X) < 1e-12
     half = copy.deepcopy(other).float()
     assert error(half, rewrite(half, Plan.from_dict(saved)), X.float()) < 1e-4
+
+
+def test_a_plan_from_json_serves_a_model_that_holds_buffers_alone():
+    bare = Spelled(lambda m, x: F.batch_norm(x, m.bn.running_mean, m.bn.running_var), bn=nn.BatchNorm2d(C))
+    bare.bn.weight = bare.bn.bias = None
+    bare = bare.double().eval()
+    saved = plan(bare, (X,)).to_dict()
+    assert error(bare, rewrite(bare, Plan.from_dict(saved)), X) == 0
 
 
 @pytest.mark.parametrize("saved", [True, False])
@@ -408,7 +435,7 @@ def test_a_residual_in_the_parent_leaves_the_parent_alone():
     assert (site.owner, site.form) == ("block", "chain")
 
 
-def test_branches_of_a_parameter():
+def test_branches_of_a_parameter_stay():
     def forward(m, x):
         position = m.position
         return m.a(position) + m.b(position) + x
@@ -416,5 +443,116 @@ def test_branches_of_a_parameter():
     model = pair(forward)
     model.position = nn.Parameter(torch.empty(1, 4, 6, 7))
     fused = fuse(randomised(model), (X,))
-    assert fused.plan.sites and error(randomised(model), fused.module, X) < 1e-12
-    assert operations(fused.module, X)["convolution"] == 1
+    assert not fused.plan.sites and error(randomised(model), fused.module, X) == 0
+
+
+def test_a_block_goes_along_when_its_no_op_is_merged_outside():
+    inner = Spelled(lambda m, x: (x.clone(), m.a(x) + m.b(x)), a=conv(3), b=conv(1))
+
+    def forward(m, x):
+        same, summed = m.inner(x)
+        return m.c(same) + m.d(same), summed
+
+    net = randomised(Spelled(forward, inner=inner, c=conv(3), d=conv(1)))
+    fused = fuse(net, (X,)).module
+    assert error(net, fused, X) < 1e-12 and operations(fused, X)["convolution"] == 2
+
+
+def test_a_no_op_in_the_block_after_stays_there():
+    def forward(m, x):
+        same = x.contiguous()
+        return F.relu(m.a(same) + m.b(torch.sin(same)) + m.b(same))
+
+    block = Spelled(forward, a=conv(3), b=conv(1))
+    net = randomised(Spelled(lambda m, x: m.block(m.a(x) + m.b(x)), a=conv(3), b=conv(1), block=block))
+    fused = fuse(net, (X,)).module
+    assert error(net, fused, X) < 1e-12 and len(fuse(net, (X,)).plan.sites) == 2
+
+
+def test_sums_whose_operands_are_cut_while_they_are_judged():
+    def forward(m, x):
+        double = x + x
+        same = m.same(double + x)
+        return m.a(same), torch.cat([same, double], 1)
+
+    net = randomised(Spelled(forward, a=conv(3), same=nn.Identity()))
+    assert error(net, fuse(net, (X,)).module, X) < 1e-12
+
+
+def normalised(norm, x):
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+
+
+class NormsOfTwo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = norm(), norm()
+
+    def forward(self, x, y):
+        return normalised(self.a, x), normalised(self.b, y)
+
+
+class NormsInARow(NormsOfTwo):
+    def forward(self, x):
+        return normalised(self.b, normalised(self.a, x))
+
+
+class NormBesideBranches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = norm(), conv(3), conv(1)
+
+    def forward(self, x, y):
+        return normalised(self.a, x), self.b(y) + self.c(y)
+
+
+def of_two(m, x):
+    one, other = m.inner(m.a(x), m.b(torch.sin(x)))
+    return F.relu(one) * other
+
+
+@pytest.mark.parametrize(
+    ("inner", "forward", "convolutions"),
+    [
+        (NormsOfTwo, of_two, 2),
+        (NormsInARow, lambda m, x: m.inner(m.a(x)), 1),
+        (NormBesideBranches, lambda m, x: m.inner(m.a(x), torch.sin(x)), 2),
+    ],
+)
+def test_a_module_that_gives_up_several_things_gets_one_new_body(inner, forward, convolutions):
+    net = randomised(Spelled(forward, a=conv(3), b=conv(1), inner=inner()))
+    fused = fuse(net, (X,)).module
+    after = operations(fused, X)
+    assert error(net, fused, X) < 1e-12 and (after["convolution"], after["batch_norm"]) == (convolutions, 0)
+
+
+def test_a_weight_put_together_in_forward_leaves_nothing_behind():
+    def forward(m, x):
+        weight = torch.zeros_like(m.p)
+        for channel in range(4):
+            weight[channel, channel] = m.p[channel, channel]
+        return F.relu(F.conv2d(x, weight + m.q, None, 1, 1))
+
+    shape = (4, 4, 3, 3)
+    model = randomised(Spelled(forward, p=nn.Parameter(torch.empty(shape)), q=nn.Parameter(torch.empty(shape))))
+    fused = fuse(model, (X,)).module
+    assert error(model, fused, X) < 1e-12
+    assert (
+        operations(fused, X).total()
+        == operations(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()).double(), X).total()
+    )
+    assert [name for name, _ in fused.named_parameters()] == ["fused.weight", "fused.bias"]
+
+
+def test_channels_that_are_chosen_twice_count_twice():
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.three, self.one = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            y = x[:, [0, 0, 1, 1]]
+            return self.three(y) + self.one(y)
+
+    made, x = randomised(Doubled()), image(2, 4, 6, 7)
+    assert error(made, fuse(made, (x,)).module, x) < 1e-12

@@ -1,30 +1,35 @@
 """The algebra of affine maps: tensors only, no graph.
 
-A map is ``y = W ⋆ x + b``. Two facts carry everything (source: linearity of the convolution; Ding et al., "RepVGG",
-arXiv 2101.03697, section 3.3):
+A map is ``y = W ⋆ x + b``. Three facts carry everything (sources: linearity of the convolution; Ding et al., "RepVGG",
+arXiv 2101.03697, section 3.3; Ding et al., "Diverse Branch Block", arXiv 2103.13425, section 3.2):
 
-    (W1 ⋆ x + b1) + (W2 ⋆ x + b2) = (W1 + W2) ⋆ x + (b1 + b2)       after both kernels are laid on the union of their
-    taps s * (W ⋆ x + b) + t           = (s W) ⋆ x + (s b + t)           with s, t one number per output channel
+    (W1 ⋆ x + b1) + (W2 ⋆ x + b2) = (W1 + W2) ⋆ x + (b1 + b2)    both kernels laid on the union of their taps
+    s * (W ⋆ x + b) + t           = (s W) ⋆ x + (s b + t)        s and t one number per output channel
+    V ⋆ (W ⋆ x + b) + c           = (V W) ⋆ x + (V b + c)        where the law of borders allows it (``borders``)
 
 Weights are float64 until the last step, so that only one rounding, the final cast, separates the result from exact.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from repfuse.algebra.geometry import Geometry
+from repfuse.algebra.channels import Windows
+from repfuse.algebra.geometry import Geometry, NotAffine
+from repfuse.algebra.kernels import composed_weight, in_columns, regrouped, response
+from repfuse.algebra.summing import Addend, sum_weights
+from repfuse.algebra.taps import window
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
-_BLOCK = 1 << 19
-"""Numbers of a weight that are summed at a time: 4 MB in float64, in the cache of most processors."""
+ROUNDING = 1e-12
+"""Relative difference of two numbers that are the same in exact arithmetic, computed in float64."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,15 @@ class AffineConv:
     bias: Tensor
 
     @staticmethod
-    def identity(channels: int, ndim: int) -> AffineConv:
+    def identity(channels: int, ndim: int, device: torch.device | None = None) -> AffineConv:
         """Return ``y = x`` for ``[N, channels, *ndim axes]``: a depthwise 1x1 kernel of ones."""
-        geometry = Geometry.identity(channels, ndim)
-        weight = torch.ones(geometry.weight_shape, dtype=torch.float64)
-        return AffineConv(geometry, weight, torch.zeros(channels, dtype=torch.float64))
+        return AffineConv.filter(Geometry.identity(channels, ndim), 1.0, device)
+
+    @staticmethod
+    def filter(geometry: Geometry, value: float, device: torch.device | None = None) -> AffineConv:
+        """Return the map whose taps are all ``value``; depthwise, an average pool, a pad or a crop."""
+        weight = torch.full(geometry.weight_shape, value, dtype=torch.float64, device=device)
+        return AffineConv.convolution(geometry, weight)
 
     @staticmethod
     def convolution(geometry: Geometry, weight: Tensor, bias: Tensor | None = None) -> AffineConv:
@@ -61,91 +70,96 @@ class AffineConv:
         sum_weights(self.geometry, [Addend(self.geometry, self.weight, scale)], weight)
         return AffineConv(self.geometry, weight, scale * self.bias + shift)
 
+    def then(self, outer: AffineConv, fill: Tensor | float = 0.0) -> AffineConv:
+        """Return ``x -> outer(self(x))``, where ``outer`` pads with ``fill``: a number, or one per channel of ``self``.
+
+        Raises NotAffine where no single convolution equals it: the codes of ``Geometry.then``, and
+        "shift-before-padding" where the bias, which is what ``self`` is beyond its output, is not ``fill``.
+        """
+        geometry = self.geometry.then(outer.geometry)
+        if self.geometry.borders_show(outer.geometry):
+            check_beyond(self.bias, fill)
+        weight = composed_weight(geometry, self.geometry, self.weight, outer.geometry, outer.weight)
+        bias = outer.bias + response(outer.geometry, outer.weight, self.bias)
+        return AffineConv(geometry, weight, bias)
+
+    def select(self, indices: Sequence[int]) -> AffineConv:
+        """Return ``x -> self(x)[:, indices]``, in as many groups as that leaves."""
+        windows = Windows.of(self.geometry).select(indices)
+        geometry = replace(self.geometry.select(indices), groups=windows.groups())
+        rows = torch.as_tensor(indices, device=self.weight.device)
+        onto = Windows.of(geometry).starts
+        weight = in_columns(self.weight[rows], windows.starts, onto, geometry.weight_shape[1])
+        return AffineConv(geometry, weight, self.bias[rows])
+
+    @staticmethod
+    def stack(parts: Sequence[AffineConv]) -> AffineConv:
+        """Return ``x -> cat([part(x) for part in parts], channels)``, in as many groups as that leaves.
+
+        Raises NotAffine where no single convolution equals it.
+        """
+        windows = Windows.concat([Windows.of(part.geometry) for part in parts])
+        geometry = replace(Geometry.stacked([part.geometry for part in parts]), groups=windows.groups())
+        return AffineConv.stack_on(geometry, [(part, range(geometry.in_channels)) for part in parts])
+
+    @staticmethod
+    def stack_on(geometry: Geometry, parts: Sequence[tuple[AffineConv, Sequence[int]]]) -> AffineConv:
+        """Return ``x -> cat([part(x[:, channels]) for part, channels in parts], channels)`` on this geometry.
+
+        No part is given a channel twice. Nothing between the parts and the result is ever held in fewer groups than
+        these have. Raises ValueError where a number that is not zero has no place.
+        """
+        width = geometry.weight_shape[1]
+        # What a part holds outside of its group is zero, and goes to one more column.
+        weight = parts[0][0].weight.new_zeros((geometry.out_channels, width + 1, *geometry.kernel))
+        onto = torch.as_tensor(Windows.of(geometry).starts)
+        start = 0
+        for part, channels in parts:
+            rows = torch.arange(start, start + part.geometry.out_channels)[:, None]
+            read = torch.as_tensor(Windows.of(part.geometry).starts)[:, None] + torch.arange(part.weight.shape[1])
+            columns = torch.as_tensor(channels)[read] - onto[rows]
+            inside = (columns >= 0) & (columns < width)
+            if not inside.all() and torch.count_nonzero(part.weight[~inside]):
+                raise ValueError(f"{part.geometry.describe()} does not fit into {geometry.groups} groups")
+            place: Any = (rows, columns.where(inside, width), *map(window, part.geometry.taps, geometry.taps))
+            weight[place] = part.weight
+            start += len(rows)
+        return AffineConv(geometry, weight[:, :width], torch.cat([part.bias for part, _ in parts]))
+
+    def regroup(self, groups: int) -> AffineConv:
+        """Return the same map in more or fewer groups. Raises ValueError where its weight does not allow them."""
+        weight = regrouped(self.weight, self.geometry, groups)
+        return AffineConv(replace(self.geometry, groups=groups), weight, self.bias)
+
     def apply(self, x: Tensor) -> Tensor:
-        """Apply the map to ``x`` of shape ``[N, C_in, *axes]``, in the dtype of ``x``."""
+        """Apply the map to ``x`` of shape ``[N, C_in, *axes]``, in the dtype of ``x``.
+
+        Without spatial axes, ``x`` has shape ``[..., C_in]``.
+        """
         geometry = self.geometry
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        if geometry.ndim == 0:
+            inputs = x.reshape(*x.shape[:-1], geometry.groups, weight.shape[1])
+            blocks = weight.reshape(geometry.groups, -1, weight.shape[1])
+            return torch.einsum("...gi,goi->...go", inputs, blocks).flatten(-2) + bias
+        convolve = _CONVOLUTIONS[geometry.ndim]
         padded = pad_explicitly(x, geometry)
-        return _CONVOLUTIONS[geometry.ndim](
-            padded,
-            self.weight.to(x.dtype),
-            self.bias.to(x.dtype),
-            geometry.stride,
-            0,
-            geometry.dilation,
-            geometry.groups,
-        )
+        return convolve(padded, weight, bias, geometry.stride, 0, geometry.dilation, geometry.groups)
+
+
+def check_beyond(constant: Tensor, fill: Tensor | float) -> None:
+    """Raise NotAffine where a map, which is ``constant`` beyond its output, is padded with another number there."""
+    padding = torch.as_tensor(fill, dtype=torch.float64, device=constant.device).expand_as(constant)
+    size = torch.maximum(constant.abs().max(), padding.abs().max())
+    if not ((constant - padding).abs() <= ROUNDING * size).all():
+        raise NotAffine("shift-before-padding", "a layer that adds a constant, before one that pads with another")
 
 
 def pad_explicitly(x: Tensor, geometry: Geometry) -> Tensor:
-    """Pad ``x`` as ``geometry`` says, so that a convolution without padding follows."""
-    if not geometry.pads:
-        return x
+    """Pad and crop ``x`` as ``geometry`` says, so that a convolution without padding follows."""
     flat = [amount for pair in reversed(geometry.padding) for amount in pair]
-    mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
-    return F.pad(x, flat, mode=mode)
-
-
-@dataclass(frozen=True)
-class Addend:
-    """``scale * weight``, laid out as ``geometry`` says; ``weight`` in any dtype, ``scale`` float64 ``[C_out]``."""
-
-    geometry: Geometry
-    weight: Tensor
-    scale: Tensor | None = None
-
-    def rows(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """Return these rows of the scaled weight in float64, in ``out`` if given."""
-        rows = self.weight[start:stop]
-        exact = rows.to(torch.float64) if out is None else out.copy_(rows)
-        if self.scale is None:
-            return exact
-        scale = self.scale[start:stop].view(-1, *[1] * (rows.dim() - 1))
-        return exact * scale if out is None else exact.mul_(scale)
-
-
-def sum_weights(geometry: Geometry, addends: Sequence[Addend], into: Tensor) -> None:
-    """Sum the addends on their common ``geometry`` in float64, and round the sum once, into ``into`` of any dtype.
-
-    Goes by blocks of output channels, so that float64 never takes more memory than one block.
-    """
-    # Rows of a kernel of more groups than the sum come in blocks that must not be torn apart.
-    apart = [a.geometry.groups for a in addends if a.geometry.groups != geometry.groups]
-    unit = math.lcm(1, *(geometry.out_channels // groups for groups in apart))
-    per_row = math.prod(geometry.weight_shape[1:])
-    step = max(_BLOCK // (per_row * unit), 1) * unit
-    buffer = torch.empty((min(step, geometry.out_channels), *into.shape[1:]), dtype=torch.float64, device=into.device)
-    whole = [addend for addend in addends if addend.geometry == geometry]
-    partial = [addend for addend in addends if addend.geometry != geometry]
-    for start in range(0, geometry.out_channels, step):
-        stop = min(start + step, geometry.out_channels)
-        block = buffer[: stop - start]
-        if whole:
-            whole[0].rows(start, stop, out=block)
-        else:
-            block.zero_()
-        for addend in whole[1:]:
-            block += addend.rows(start, stop)
-        for addend in partial:
-            _lay(block, geometry, addend.rows(start, stop), addend.geometry, start)
-        into[start:stop] = block
-
-
-def _lay(block: Tensor, on: Geometry, rows: Tensor, geometry: Geometry, start: int) -> None:
-    """Add ``rows`` of a kernel of ``geometry`` into ``block`` of one of geometry ``on``: align taps, then groups.
-
-    Both begin at output channel ``start``.
-    """
-    taps = tuple(
-        slice((own[0] - all_[0]) // all_.step, (own[-1] - all_[0]) // all_.step + 1, max(own.step // all_.step, 1))
-        for own, all_ in zip(geometry.taps, on.taps, strict=True)
-    )
-    window = block[(slice(None), slice(None), *taps)]
-    if geometry.groups == on.groups:
-        window += rows
-        return
-    # Group j of a kernel of g * r groups reads the input channels of part j % r of its group among the g.
-    parts = geometry.groups // on.groups
-    height = geometry.out_channels // geometry.groups
-    grid = window.unflatten(1, (parts, -1)).unflatten(0, (-1, height))  # type: ignore[no-untyped-call]
-    group = torch.arange(grid.shape[0], device=block.device)
-    grid[group, :, (group + start // height) % parts] += rows.unflatten(0, (-1, height))  # type: ignore[no-untyped-call]
+    padding, crop = [max(amount, 0) for amount in flat], [min(amount, 0) for amount in flat]
+    if any(padding):
+        x = F.pad(x, padding, mode="constant" if geometry.padding_mode == "zeros" else geometry.padding_mode)
+    # In this order, since a crop may take more from one end than there is without the padding at the other.
+    return F.pad(x, crop) if any(crop) else x

@@ -6,21 +6,18 @@ costs no memory and at most one site is ever held in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import reduce
 
-import torch
-from torch import Tensor
-
-from repfuse.algebra.affine import Addend, sum_weights
-from repfuse.algebra.geometry import Geometry
-
-Tensors = Callable[[str], Tensor]
+from repfuse.algebra.channels import Windows
+from repfuse.algebra.geometry import Geometry, Ints
+from repfuse.algebra.layers import Channelwise, Convolution, Factor, Filter, Layer, Normalisation, Offset
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The source itself."""
+    """The source itself, of ``channels`` channels and ``ndim`` spatial axes."""
 
     channels: int
     ndim: int
@@ -32,60 +29,42 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """A convolution of the source; ``weight`` and ``bias`` are names of tensors."""
+class Through:
+    """A layer applied to an expression."""
 
+    inner: Expression
+    layer: Layer
     geometry: Geometry
-    weight: str
-    bias: str | None
 
 
 @dataclass(frozen=True)
-class Normalisation:
-    """A normalisation with frozen statistics, ``y = weight * (x - mean) / sqrt(var + eps) + bias``, by tensor names.
-
-    Source: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167, at inference.
-    """
-
-    mean: str
-    var: str
-    weight: str | None
-    bias: str | None
-    eps: float
-
-    def affine(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
-        """Return (scale, shift), float64 ``[C]``: ``s = weight / sqrt(var + eps)``, ``t = bias - mean * s``."""
-        scale = (tensors(self.var).double() + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * tensors(self.weight)
-        shift = -tensors(self.mean) * scale
-        return scale, shift if self.bias is None else shift + tensors(self.bias)
-
-
-@dataclass(frozen=True)
-class Normalised:
-    """A normalisation of an expression."""
+class Scaled:
+    """An expression, each channel times a number, plus a number."""
 
     inner: Expression
-    by: Normalisation
+    by: Channelwise
 
     @property
     def geometry(self) -> Geometry:
-        """The geometry inside: a normalisation is one number per channel."""
+        """The geometry inside: nothing moves between pixels or channels."""
         return self.inner.geometry
 
 
 @dataclass(frozen=True)
-class Multiplied:
-    """An expression times one number."""
+class Chosen:
+    """The channels ``indices`` of an expression, in this order."""
 
     inner: Expression
-    factor: float
+    indices: Ints
+    geometry: Geometry
 
-    @property
-    def geometry(self) -> Geometry:
-        """The geometry inside."""
-        return self.inner.geometry
+
+@dataclass(frozen=True)
+class Joined:
+    """The channels of several expressions, one after the other."""
+
+    parts: tuple[Expression, ...]
+    geometry: Geometry
 
 
 @dataclass(frozen=True)
@@ -96,91 +75,169 @@ class Sum:
     geometry: Geometry
 
 
-Expression = Identity | Convolution | Normalised | Multiplied | Sum
+Expression = Identity | Through | Scaled | Chosen | Joined | Sum
+
+
+def through(inner: Expression, layer: Layer) -> Expression:
+    """Return the layer after the expression. Raises NotAffine where they are no single convolution.
+
+    Where ``inner.geometry.borders_show(layer.geometry)``, it is one only if the constant of ``inner`` is what the layer
+    pads with; that takes the weights (``evaluation.constant``).
+    """
+    geometry = layer.geometry if isinstance(inner, Identity) else inner.geometry.then(layer.geometry)
+    return _settled(Through(inner, layer, geometry))
+
+
+def chosen(inner: Expression, indices: Ints) -> Expression:
+    """Return these channels of the expression."""
+    return _settled(Chosen(inner, indices, inner.geometry.select(indices)))
+
+
+def joined(parts: tuple[Expression, ...]) -> Expression:
+    """Return the channels of all parts. Raises NotAffine where they are no single convolution."""
+    return _settled(Joined(parts, Geometry.stacked([part.geometry for part in parts])))
 
 
 def sum_of(terms: tuple[Expression, ...]) -> Expression:
     """Return the sum. Raises NotAffine where the terms are no single convolution."""
-    geometry = terms[0].geometry
-    for term in terms[1:]:
-        geometry = geometry.add(term.geometry)
-    return terms[0] if len(terms) == 1 else Sum(terms, geometry)
+    if len(terms) == 1:
+        return terms[0]
+    return _settled(Sum(terms, reduce(Geometry.add, (term.geometry for term in terms))))
 
 
-def evaluate(expression: Expression, tensors: Tensors, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the fused map: computed in float64, rounded once to the dtype of ``like``."""
-    bias = torch.zeros(expression.geometry.out_channels, dtype=torch.float64, device=like.device)
-    addends = list(_addends(expression, tensors, None, bias))
-    weight = torch.empty(expression.geometry.weight_shape, dtype=like.dtype, device=like.device)
-    sum_weights(expression.geometry, addends, weight)
-    return weight, bias.to(like.dtype)
+def _settled(expression: Through | Chosen | Joined | Sum) -> Expression:
+    """Give an expression in which channels are moved as many groups as it really has."""
+    if not _moves_channels(expression):
+        return expression
+    return replace(expression, geometry=replace(expression.geometry, groups=_windows(expression).groups()))
 
 
-def _addends(expression: Expression, tensors: Tensors, scale: Tensor | None, bias: Tensor) -> Iterator[Addend]:
-    """Yield the weights of ``scale * expression`` and add its constants to ``bias``: scales go down the tree, so every
-    weight is touched once."""
+def _moves_channels(expression: Expression) -> bool:
+    return isinstance(expression, Chosen | Joined) or any(map(_moves_channels, _inside(expression)))
+
+
+def _windows(expression: Expression) -> Windows:
+    """Return which channels of the source each output channel reads."""
     match expression:
         case Identity():
-            ones = torch.ones(expression.geometry.weight_shape, dtype=torch.float64, device=bias.device)
-            yield Addend(expression.geometry, ones, scale)
-        case Convolution(geometry, weight_name, bias_name):
-            yield Addend(geometry, tensors(weight_name), scale)
-            if bias_name is not None:
-                bias += _times(scale, tensors(bias_name).double())
-        case Normalised(inner, normalisation):
-            own, shift = normalisation.affine(tensors)
-            bias += _times(scale, shift)
-            yield from _addends(inner, tensors, _times(scale, own), bias)
-        case Multiplied(inner, factor):
-            yield from _addends(inner, tensors, _times(scale, torch.full_like(bias, factor)), bias)
+            return Windows.of(expression.geometry)
+        case Through(inner, layer):
+            return _windows(inner).then(Windows.of(layer.geometry))
+        case Scaled(inner):
+            return _windows(inner)
+        case Chosen(inner, indices):
+            return _windows(inner).select(indices)
+        case Joined(parts):
+            return Windows.concat([_windows(part) for part in parts])
         case Sum(terms):
-            for term in terms:
-                yield from _addends(term, tensors, scale, bias)
+            return reduce(Windows.union, map(_windows, terms))
 
 
-def _times(scale: Tensor | None, values: Tensor) -> Tensor:
-    return values if scale is None else scale * values
+def relaid(expression: Expression, channels: int, ndim: int) -> Expression:
+    """Return an expression that is the source times numbers as one of ``ndim`` spatial axes; any other as it is.
+
+    Until it meets a layer, nothing says where a source has its channels.
+    """
+    match expression:
+        case Identity():
+            return Identity(channels, ndim)
+        case Scaled(inner, Factor(float())):
+            return replace(expression, inner=relaid(inner, channels, ndim))
+        case _:
+            return expression
+
+
+def multiple_of_source(expression: Expression) -> float | None:
+    """Return the number that an expression multiplies its source by, if it does nothing else."""
+    match expression:
+        case Identity():
+            return 1.0
+        case Scaled(inner, Factor(float() as by, False)):
+            inside = multiple_of_source(inner)
+            return None if inside is None else by * inside
+        case _:
+            return None
+
+
+def channels_read(expression: Expression) -> Ints | None:
+    """Return the channels of the source that the expression chooses before all else, where all of it chooses these.
+
+    None as well where it chooses one of them twice, which then reads the sum of two columns of the weight.
+    """
+    match expression:
+        case Chosen(Identity(), indices):
+            return indices if len(set(indices)) == len(indices) else None
+        case Through(inner) | Scaled(inner):
+            return channels_read(inner)
+        case Sum(terms):
+            (first, *others) = {channels_read(term) for term in terms}
+            return None if others else first
+        case _:
+            return None
+
+
+def of_channels_read(expression: Expression) -> Expression:
+    """Return the expression as one of a source that has just ``channels_read``."""
+    match expression:
+        case Chosen(Identity(_, ndim), indices):
+            return Identity(len(indices), ndim)
+        case Through(inner, layer):
+            return through(of_channels_read(inner), layer)
+        case Scaled(inner, by):
+            return Scaled(of_channels_read(inner), by)
+        case Sum(terms):
+            return sum_of(tuple(map(of_channels_read, terms)))
+        case _:
+            raise AssertionError("the expression chooses no channels")
+
+
+def _inside(expression: Expression) -> tuple[Expression, ...]:
+    match expression:
+        case Through(inner) | Scaled(inner) | Chosen(inner):
+            return (inner,)
+        case Joined(several) | Sum(several):
+            return several
+        case _:
+            return ()
+
+
+def layers(expression: Expression) -> Iterator[Layer]:
+    """Yield the layers in the expression."""
+    for inner in _inside(expression):
+        yield from layers(inner)
+    if isinstance(expression, Through):
+        yield expression.layer
 
 
 def convolutions(expression: Expression) -> Iterator[Convolution]:
     """Yield the convolutions in the expression."""
+    return (layer for layer in layers(expression) if isinstance(layer, Convolution))
+
+
+def is_unshifted(expression: Expression) -> bool:
+    """Whether the expression adds nothing to what it computes from its source, whatever the weights."""
     match expression:
-        case Convolution():
-            yield expression
-        case Normalised(inner) | Multiplied(inner):
-            yield from convolutions(inner)
-        case Sum(terms):
-            for term in terms:
-                yield from convolutions(term)
+        case Scaled(_, Normalisation(str()) | Normalisation(bias=str()) | Offset()):
+            return False
+        case Through(_, Convolution(_, _, str())):
+            return False
+        case _:
+            return all(map(is_unshifted, _inside(expression)))
 
 
 def tensor_names(expression: Expression) -> Iterator[str]:
     """Yield the name of every tensor that the expression reads."""
+    for inner in _inside(expression):
+        yield from tensor_names(inner)
     match expression:
-        case Convolution(_, weight, bias):
-            yield from (name for name in (weight, bias) if name is not None)
-        case Normalised(inner, by):
-            yield from tensor_names(inner)
-            yield from (name for name in (by.mean, by.var, by.weight, by.bias) if name is not None)
-        case Multiplied(inner):
-            yield from tensor_names(inner)
-        case Sum(terms):
-            for term in terms:
-                yield from tensor_names(term)
-
-
-def branches(expression: Expression) -> tuple[str, ...]:
-    """Describe each branch of the sum for people, such as ``conv 3x3 + norm``."""
-    match expression:
-        case Sum(terms):
-            return tuple(name for term in terms for name in branches(term))
-        case Normalised(Sum() as inner):
-            return tuple(f"{name} (norm after the sum)" for name in branches(inner))
-        case Normalised(inner):
-            return (f"{branches(inner)[0]} + norm",)
-        case Multiplied(inner, factor):
-            return tuple(f"{factor:g} * {name}" for name in branches(inner))
-        case Convolution(geometry):
-            return (f"conv {geometry.describe()}",)
-        case Identity():
-            return ("skip",)
+        case Through(_, Convolution(_, weight, bias)):
+            names: tuple[object, ...] = (weight, bias)
+        case Through(_, Filter(_, _, fill)):
+            names = (fill,)
+        case Scaled(_, Normalisation(mean, var, weight, bias)):
+            names = (mean, var, weight, bias)
+        case Scaled(_, Factor(by) | Offset(by)):
+            names = (by,)
+        case _:
+            names = ()
+    yield from (name for name in names if isinstance(name, str))

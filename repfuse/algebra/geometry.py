@@ -3,13 +3,17 @@
 A tap is an offset from the output position times the stride to an input position. Per axis, tap ``i`` of a kernel
 lies at ``-padding_before + i * dilation``, and the output has ``floor((n + slack) / stride) + 1`` positions, where
 ``slack = padding_before + padding_after - dilation * (kernel - 1) - 1``. Everything here follows from these two
-lines.
+lines. Negative padding is a crop: the first tap is then right of the output position.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from repfuse.algebra.borders import common_mode, constant_around
+from repfuse.algebra.taps import composed, spread
 
 Ints = tuple[int, ...]
 Padding = tuple[tuple[int, int], ...]
@@ -28,7 +32,8 @@ class NotAffine(Exception):
 class Geometry:
     """Geometry of ``y = W ⋆ x + b`` with W of shape ``[out_channels, in_channels / groups, *kernel]``.
 
-    ``padding`` is (before, after) per axis; ``padding_mode`` is that of ``torch.nn.Conv2d``.
+    ``padding`` is (before, after) per axis, negative where it crops; ``padding_mode`` is that of ``torch.nn.Conv2d``.
+    Without spatial axes, kernel ``()``, it is a linear layer, and the channels are the last axis of its tensors.
     """
 
     in_channels: int
@@ -75,11 +80,33 @@ class Geometry:
     @property
     def pads(self) -> bool:
         """Whether the map reads outside its input."""
-        return any(before or after for before, after in self.padding)
+        return any(before > 0 or after > 0 for before, after in self.padding)
+
+    @property
+    def keeps_edges(self) -> bool:
+        """Whether the map neither pads nor crops."""
+        return not any(before or after for before, after in self.padding)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output channel reads the one input channel of its own number."""
+        return self.groups == self.in_channels == self.out_channels
 
     def output_size(self, size: Ints) -> Ints:
         """Spatial size of the output for an input of spatial size ``size``; not positive where there is none."""
         return tuple((n + a) // s + 1 for n, a, s in zip(size, self.slack, self.stride, strict=True))
+
+    @property
+    def smallest_input(self) -> Ints:
+        """The smallest input size, at least 1, that has an output."""
+        return tuple(max(1, -a) for a in self.slack)
+
+    def macs(self, source: Ints, output: Ints) -> int:  # noqa: ARG002
+        """Multiply-accumulates from shape ``source`` to shape ``output``, batch and channels included."""
+        return math.prod(output) * math.prod(self.weight_shape[1:])
+
+    def check_equivariant(self) -> None:
+        """Raise NotAffine where the map does not add up or compose with others."""
 
     def add(self, other: Geometry) -> Geometry:
         """Geometry of the sum of two maps of one source: the union of the taps, the gcd of the groups.
@@ -87,24 +114,82 @@ class Geometry:
         Exact where the strides agree and, for every input size n, ``floor((n + a) / s) = floor((n + b) / s)``, that is
         a = b. Raises NotAffine where it is not.
         """
-        self._check_same_ends(other)
-        axes = [_union(mine, its) for mine, its in zip(self.taps, other.taps, strict=True)]
-        padding = tuple((-taps.start, slack + 1 + taps[-1]) for taps, slack in zip(axes, self.slack, strict=True))
+        if (self.ndim, self.in_channels, self.out_channels) != (other.ndim, other.in_channels, other.out_channels):
+            raise NotAffine("channel-mismatch", f"{self.ends} beside {other.ends}")
+        self._check_beside(other)
+        axes = [spread((*mine, *its)) for mine, its in zip(self.taps, other.taps, strict=True)]
+        return replace(self._on(axes, self.slack), groups=math.gcd(self.groups, other.groups))
+
+    def then(self, outer: Geometry) -> Geometry:
+        """Geometry of ``x -> outer(self(x))``.
+
+        With strides s and t, slacks a and b, n inputs give ``m = floor((n + a) / s) + 1`` and then
+        ``floor((m + b) / t) + 1 = floor((n + a + s (b + 1)) / (s t)) + 1`` outputs, since ``floor(floor(u / s) / t) =
+        floor(u / (s t))``: the slack is ``a + s (b + 1)``, for every n for which the inner map has an output. The
+        taps are those of ``taps.composed``. A group of the composition holds whole groups of both, so their gcd is
+        right; ``channels.Windows`` may find more.
+
+        Exact where ``outer`` reads nothing beyond the output of ``self`` or meets a constant there; see
+        ``borders_show`` for which. Raises NotAffine: "channel-mismatch", "padding-mode", "padding-between".
+        """
+        self.check_equivariant()
+        outer.check_equivariant()
+        if (self.ndim, self.out_channels) != (outer.ndim, outer.in_channels):
+            raise NotAffine("channel-mismatch", f"{self.ends} before {outer.ends}")
+        mode = common_mode(self, outer)
+        if mode is None:
+            raise NotAffine("padding-mode", f"{outer.describe()} after {self.describe()}")
+        if mode == "zeros" and not constant_around(self, outer):
+            reason = f"{outer.describe()} pads the output of {self.describe()}, which reads the input beyond it too"
+            raise NotAffine("padding-between", reason)
+        axes = [composed(*axis) for axis in zip(self.taps, self.stride, outer.taps, strict=True)]
+        slack = tuple(a + s * (b + 1) for a, s, b in zip(self.slack, self.stride, outer.slack, strict=True))
         return replace(
-            self,
-            kernel=tuple(len(taps) for taps in axes),
-            padding=padding,
-            dilation=tuple(taps.step for taps in axes),
-            groups=math.gcd(self.groups, other.groups),
+            self._on(axes, slack),
+            out_channels=outer.out_channels,
+            stride=tuple(s * t for s, t in zip(self.stride, outer.stride, strict=True)),
+            groups=math.gcd(self.groups, outer.groups),
+            padding_mode=mode,
         )
 
-    def _check_same_ends(self, other: Geometry) -> None:
-        if (self.ndim, self.in_channels, self.out_channels) != (
-            other.ndim,
-            other.in_channels,
-            other.out_channels,
-        ):
-            raise NotAffine("channel-mismatch", f"{self.ends} beside {other.ends}")
+    def borders_show(self, outer: Geometry) -> bool:
+        """Whether ``outer`` pads the output of ``self`` with numbers of its own.
+
+        Where ``then`` allows it, ``self`` is its bias out there; so the bias has to be what ``outer`` pads with.
+        """
+        return outer.padding_mode == "zeros" and outer.pads
+
+    def select(self, indices: Sequence[int]) -> Geometry:
+        """Geometry of the output channels ``indices``, in that order; without groups, which are not in order then."""
+        self.check_equivariant()
+        return replace(self, out_channels=len(indices), groups=1)
+
+    @staticmethod
+    def stacked(parts: Sequence[Geometry]) -> Geometry:
+        """Geometry of the output channels of all parts, one after the other; without groups.
+
+        Raises NotAffine where strides, sizes or padding modes do not allow it, as ``add`` does.
+        """
+        first, *rest = parts
+        for part in rest:
+            if (first.ndim, first.in_channels) != (part.ndim, part.in_channels):
+                raise NotAffine("channel-mismatch", f"{first.ends} beside {part.ends}")
+            first._check_beside(part)
+        axes = [spread(tap for part in axis for tap in part) for axis in zip(*(p.taps for p in parts), strict=True)]
+        return replace(first._on(axes, first.slack), out_channels=sum(part.out_channels for part in parts), groups=1)
+
+    def _on(self, axes: Sequence[range], slack: Ints) -> Geometry:
+        """Return this geometry with other taps and slack."""
+        return replace(
+            self,
+            kernel=tuple(len(axis) for axis in axes),
+            padding=tuple((-axis[0], a + 1 + axis[-1]) for axis, a in zip(axes, slack, strict=True)),
+            dilation=tuple(axis.step for axis in axes),
+        )
+
+    def _check_beside(self, other: Geometry) -> None:
+        self.check_equivariant()
+        other.check_equivariant()
         if self.stride != other.stride:
             raise NotAffine("stride-mismatch", f"stride {self.stride} beside stride {other.stride}")
         if self.slack != other.slack:
@@ -123,26 +208,20 @@ class Geometry:
 
     def describe(self) -> str:
         """Return a short name for people, such as ``3x3 stride 2 groups 4``."""
-        parts = ["x".join(map(str, self.kernel))]
+        parts = ["x".join(map(str, self.kernel)) or "linear"]
         if any(s != 1 for s in self.stride):
             parts.append(f"stride {_one_or_all(self.stride)}")
         if any(d != 1 for d in self.dilation):
             parts.append(f"dilation {_one_or_all(self.dilation)}")
-        if self.groups == self.in_channels == self.out_channels and self.groups > 1:
+        if self.depthwise and self.groups > 1:
             parts.append("depthwise")
         elif self.groups > 1:
             parts.append(f"groups {self.groups}")
+        if any(amount < 0 for pair in self.padding for amount in pair):
+            parts.append("crop")
         if self.padding_mode != "zeros":
             parts.append(self.padding_mode)
         return " ".join(parts)
-
-
-def _union(a: range, b: range) -> range:
-    """Return the smallest evenly spaced set of taps that holds both."""
-    low, high = min(a[0], b[0]), max(a[-1], b[-1])
-    gaps = [tap - low for tap in (*a, *b)]
-    step = math.gcd(*gaps) or 1
-    return range(low, high + 1, step)
 
 
 def _one_or_all(values: Ints) -> str:

@@ -12,6 +12,7 @@ from repfuse.checkpoint.atomic import replacing
 from repfuse.cli.target import report_path
 from repfuse.converting import convert
 from repfuse.loading import Checkpoint, load, save
+from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
 from repfuse.plans import Plan
 from repfuse.report.build import environment, input_of, output_of
@@ -32,6 +33,7 @@ class Job:
     source: Path
     out: Path | None
     loading: dict[str, Any]
+    policy: Policy
     format: str | None
     force: bool
 
@@ -41,8 +43,8 @@ def run(job: Job, progress: Progress) -> Report:
     progress("reading", 0.0)
     checkpoint = load(job.source, **job.loading)
     if job.out is None:
-        return _planned(checkpoint)
-    report, module = _proven(checkpoint, progress)
+        return _planned(checkpoint, job.policy)
+    report, module = _proven(checkpoint, job.policy, progress)
     if report.status == "failed" or (report.status == "nothing-to-fuse" and not job.force):
         return report
     progress("timing", 0.7)
@@ -54,16 +56,16 @@ def run(job: Job, progress: Progress) -> Report:
     return report
 
 
-def _planned(checkpoint: Checkpoint) -> Report:
+def _planned(checkpoint: Checkpoint, policy: Policy) -> Report:
     started = time.perf_counter()
-    found = plan(checkpoint.module, checkpoint.example_inputs)
+    found = plan(checkpoint.module, checkpoint.example_inputs, policy)
     status: Status = "planned" if found.sites else "nothing-to-fuse"
     return _report(status, checkpoint, found, time.perf_counter() - started)
 
 
-def _proven(checkpoint: Checkpoint, progress: Progress) -> tuple[Report, nn.Module]:
+def _proven(checkpoint: Checkpoint, policy: Policy, progress: Progress) -> tuple[Report, nn.Module]:
     started = time.perf_counter()
-    conversion = convert(checkpoint, progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction))
+    conversion = convert(checkpoint, policy, lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction))
     status: Status = "failed" if not conversion.passed else "converted" if conversion.plan.sites else "nothing-to-fuse"
     report = _report(status, checkpoint, conversion.plan, time.perf_counter() - started)
     return replace(report, proof=conversion.proof, drift=conversion.drift), conversion.module

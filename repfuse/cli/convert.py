@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust
+from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Merging, Model, ModelArg, Quiet, Trust
 from repfuse.cli.output import progress, show, show_json
 from repfuse.cli.target import check_targets, report_path
 from repfuse.errors import EXIT_FAILED_CHECK
+from repfuse.planning.cost import Policy
 
 
 class Format(StrEnum):
@@ -32,6 +33,7 @@ def convert(
     model: Model = None,
     model_arg: ModelArg = None,
     example: Input = None,
+    policy: Merging = Policy.COST,
     allow: Allow = None,
     trust: Trust = False,
     file_format: Annotated[
@@ -58,7 +60,7 @@ def convert(
     \b
     Examples:
       repfuse convert model.pt fused.pt
-      repfuse convert model.pt --dry-run
+      repfuse convert model.pt --dry-run --policy always
       repfuse convert weights.pth fused.pth --model timm:repvgg_a0
       repfuse convert weights.pth fused.pth --model net.py:build --model-arg n=3
 
@@ -74,7 +76,7 @@ def convert(
     from repfuse.report.convert_view import convert_view
 
     loading = {"model": model, "model_args": model_arg, "input": example, "allow": allow or (), "trust": trust}
-    job = Job(source, target, loading, file_format, force)
+    job = Job(source, target, loading, policy, file_format, force)
     with progress(quiet=quiet) as update:
         report = run(job, update)
     if as_json:

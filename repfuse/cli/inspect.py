@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from repfuse.cli.options import Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust
+from repfuse.cli.options import Allow, Checkpoint, Input, Json, Merging, Model, ModelArg, Quiet, Trust
 from repfuse.cli.output import progress, show, show_json
+from repfuse.planning.cost import Policy
 
 
 def inspect(
@@ -12,6 +13,7 @@ def inspect(
     model: Model = None,
     model_arg: ModelArg = None,
     example: Input = None,
+    policy: Merging = Policy.COST,
     allow: Allow = None,
     trust: Trust = False,
     as_json: Json = False,
@@ -29,7 +31,7 @@ def inspect(
 
     loading = {"model": model, "model_args": model_arg, "input": example, "allow": allow or (), "trust": trust}
     with progress(quiet=quiet) as update:
-        report = run(Job(source, None, loading, None, force=False), update)
+        report = run(Job(source, None, loading, policy, None, force=False), update)
     if as_json:
         show_json("inspection", report.to_dict())
     elif not quiet:

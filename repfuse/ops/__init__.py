@@ -1,26 +1,27 @@
-"""What a graph node means: one table per spelling, each row from a node to one of the few kinds in ``meaning``."""
+"""What a graph node means: its spelling is translated into one operator, whose row gives one of a few kinds."""
 
 from __future__ import annotations
 
-from torch import fx, nn
+from typing import TYPE_CHECKING
 
-from repfuse.ops.functions import function_meaning
-from repfuse.ops.meaning import Meaning
-from repfuse.ops.memory import shared_by, written_by
-from repfuse.ops.modules import module_meaning
+from torch import fx
 
-__all__ = ["Meaning", "meaning_of", "shared_by", "written_by"]
+from repfuse.ops.meaning import Meaning, Unfusible
+from repfuse.ops.reading import call_of
+from repfuse.ops.table import ROWS
 
+if TYPE_CHECKING:
+    from repfuse.ops.scope import Scope
 
-def meaning_of(node: fx.Node, root: nn.Module) -> Meaning | None:
-    """Return what ``node`` of a graph of ``root`` means to the planner, or None where it is opaque."""
-    if node.op == "call_module":
-        return module_meaning(node, root.get_submodule(str(node.target)))
-    if node.op in ("call_function", "call_method"):
-        return function_meaning(node, lambda name: _attribute(root, name))
-    return None
+__all__ = ["Meaning", "meaning_of"]
 
 
-def _attribute(root: nn.Module, name: str) -> object:
-    path, _, leaf = name.rpartition(".")
-    return getattr(root.get_submodule(path), leaf)
+def meaning_of(node: fx.Node, scope: Scope) -> Meaning | None:
+    """Return what ``node`` means to the planner, or None where it is opaque, or depends on parameters alone."""
+    if node.op not in ("call_module", "call_function", "call_method") or scope.constants.name_of(node) is not None:
+        return None
+    call = call_of(node, scope)
+    if call is None or isinstance(call, Unfusible):
+        return call
+    row = ROWS.get(call.operator)
+    return None if row is None else row(call, scope)

@@ -1,10 +1,129 @@
-"""How a convolution's arguments, in any spelling, become a geometry."""
+"""Convolutions and linear layers: how their arguments, in any spelling, become a geometry and two names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
 
 from repfuse.algebra.geometry import Geometry, Ints, Padding
+from repfuse.algebra.layers import Convolution
+from repfuse.algebra.transposed import TransposedGeometry
+from repfuse.ops.call import Call, Constant, constant, contains_node, is_data, number
+from repfuse.ops.meaning import Applied, Meaning, Unfusible
+from repfuse.ops.quantisation import is_fake_quantised
+from repfuse.ops.spelling import spelled
+
+if TYPE_CHECKING:
+    from repfuse.ops.scope import Scope
+
+
+def convolution(call: Call, scope: Scope) -> Meaning | None:
+    """``y = W ⋆ x + b`` with W of shape ``[C_out, C_in / groups, *kernel]``, a constant."""
+    if call.get("transposed", False) is not False:
+        return transposed(call, scope)
+    return _convolved(call, scope, partial(geometry, padding_mode=call.get("padding_mode", "zeros")))
+
+
+def transposed(call: Call, scope: Scope) -> Meaning | None:
+    """A transposed convolution with W of shape ``[C_in, C_out / groups, *kernel]``, a constant."""
+    extra = call.get("output_padding", 0)
+    if contains_node(extra) or call.get("padding_mode", "zeros") != "zeros":
+        return None
+    return _convolved(call, scope, partial(transposed_geometry, output_padding=extra))
+
+
+def _convolved(call: Call, scope: Scope, shape: Callable[..., Geometry]) -> Meaning | None:
+    """Read what both kinds of convolution are given; ``shape`` makes a geometry of the weight's shape and the rest."""
+    x = call.input
+    if not is_data(x, scope):
+        return None
+    tensors = _tensors(call, scope)
+    if isinstance(tensors, Unfusible):
+        return tensors
+    usual = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    arguments = [call.get(name, value) for name, value in usual.items()]
+    if contains_node(arguments):
+        return Unfusible("computed-weight", "the stride, padding, dilation or groups are computed in forward")
+    weight, bias = tensors
+    if len(scope.shape_of[x]) != len(weight.shape):
+        return Unfusible("channel-mismatch", "a convolution of an input without a batch axis")
+    bent = shape(weight.shape, *arguments)
+    return Applied(x, Convolution(bent, weight.name, None if bias is None else bias.name))
+
+
+def linear(call: Call, scope: Scope) -> Meaning | None:
+    """``y = x W^T + b`` along the last axis, with W of shape ``[C_out, C_in]``, a constant."""
+    if not is_data(call.input, scope):
+        return None
+    tensors = _tensors(call, scope)
+    return tensors if isinstance(tensors, Unfusible) else _linear(call.input, *tensors)
+
+
+def product(call: Call, scope: Scope) -> Meaning | None:
+    """``x @ W.T`` is the linear layer of W; a constant that is not written as a transpose has no weight to name."""
+    x, other = call.input, call.get("other")
+    weight = _transposed(other, scope)
+    if weight is None or not is_data(x, scope):
+        return None
+    return _fake(other, scope) or _linear(x, weight, None)
+
+
+def biased_product(call: Call, scope: Scope) -> Meaning | None:
+    """``b + x @ W.T``, as exported graphs write a linear layer."""
+    x, other, bias = call.get("mat1"), call.get("mat2"), constant(call.input, scope)
+    weight = _transposed(other, scope)
+    plain = number(call.get("beta", 1)) == number(call.get("alpha", 1)) == 1
+    if weight is None or bias is None or not plain or not is_data(x, scope):
+        return None
+    return _fake(other, scope) or _linear(x, weight, bias)
+
+
+def _linear(x: fx.Node, weight: Constant, bias: Constant | None) -> Meaning | None:
+    if len(weight.shape) != 2:
+        return None
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return Unfusible("broadcast", "the bias of a linear layer is not one number per channel")
+    shape = Geometry(weight.shape[1], weight.shape[0], (), (), (), ())
+    return Applied(x, Convolution(shape, weight.name, None if bias is None else bias.name))
+
+
+def _transposed(value: Any, scope: Scope) -> Constant | None:
+    """Return the constant matrix whose transpose ``value`` is."""
+    call = spelled(value) if isinstance(value, fx.Node) else None
+    matrix = None if call is None else constant(call.input, scope)
+    if call is None or matrix is None or len(matrix.shape) != 2:
+        return None
+    match call.operator:
+        case "t":
+            swaps = True
+        case "transpose":
+            swaps = (call.get("dim0"), call.get("dim1")) in ((0, 1), (1, 0), (-1, -2), (-2, -1))
+        case "permute":
+            swaps = tuple(call.get("dims", ())) == (1, 0)
+        case "getattr":
+            swaps = call.get("attribute") in ("T", "mT")
+        case _:
+            swaps = False
+    return matrix if swaps else None
+
+
+def _tensors(call: Call, scope: Scope) -> tuple[Constant, Constant | None] | Unfusible:
+    """Return the weight and the bias of a layer; why they are no constants, if so."""
+    if (refusal := _fake(call.get("weight"), scope)) is not None:
+        return refusal
+    weight, bias = (constant(call.get(name), scope) for name in ("weight", "bias"))
+    if weight is None or (bias is None and call.get("bias") is not None):
+        return Unfusible("computed-weight", "the weight or bias depends on the input of the model")
+    return weight, bias
+
+
+def _fake(weight: Any, scope: Scope) -> Unfusible | None:
+    if is_fake_quantised(weight, scope):
+        return Unfusible("fake-quantised", "the weight is rounded as a quantised one would be")
+    return None
 
 
 def geometry(
@@ -31,6 +150,29 @@ def geometry(
         dilation=tuple(1 if k == 1 else d for k, d in zip(kernel, dilations, strict=True)),
         groups=groups,
         padding_mode=padding_mode if any(amount for pair in pads for amount in pair) else "zeros",
+    )
+
+
+def transposed_geometry(
+    weight_shape: Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+    *,
+    output_padding: int | Sequence[int],
+) -> TransposedGeometry:
+    """Return the geometry of ``torch.nn.functional.conv_transpose*d`` with a weight of this shape."""
+    plain = geometry((weight_shape[1] * groups, weight_shape[0] // groups, *weight_shape[2:]), stride, 0, 1, groups)
+    return TransposedGeometry(
+        in_channels=plain.in_channels,
+        out_channels=plain.out_channels,
+        kernel=plain.kernel,
+        stride=plain.stride,
+        padding=_padding(padding, plain.kernel, plain.dilation),
+        dilation=per_axis(dilation, plain.ndim),
+        groups=groups,
+        output_padding=per_axis(output_padding, plain.ndim),
     )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from repfuse.algebra.expression import Expression
-from repfuse.planning.regions import Group, Region
+from repfuse.planning.region import Region
+from repfuse.planning.terms import Group
 from repfuse.tracing.trace import Traced
 from repfuse.tracing.tracer import Call
 

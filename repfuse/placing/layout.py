@@ -1,61 +1,69 @@
-"""regions -> edits: in which module each fused convolution lives, and in which of three forms it is written there.
+"""regions -> edits: in which module each fused convolution lives, and in which of four forms it is written there.
 
-1. *fold*: one convolution followed by normalisations: new weights in that convolution, ``Identity`` for the rest.
-2. *chain*: a block that becomes modules in a row: ``Sequential`` of stock modules, or the one convolution.
-3. *graph*: otherwise a ``GraphModule`` of that block alone.
+1. *fold*: one convolution with normalisations: new weights in that convolution, ``Identity`` for the rest.
+2. *swap*: several layers in a row: the fused convolution in the place of one, ``Identity`` for the rest.
+3. *chain*: a block that becomes modules in a row: ``Sequential`` of stock modules, or the one convolution.
+4. *graph*: otherwise a ``GraphModule`` of that block alone.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 from torch import fx
 
 from repfuse.algebra.geometry import NotAffine
-from repfuse.ops.meaning import Convolved, Meaning, Normed, Same, origin
+from repfuse.ops.meaning import Meaning, Rescaled, Same, origin
 from repfuse.placing.bodies import check_names, fused_names, holder_of, join, named_tensors, steps_of
-from repfuse.placing.edits import Block, Candidate, Fused, Layout, owner_of, place_of
+from repfuse.placing.edits import Block, Candidate, Fused, Layout
+from repfuse.placing.folding import Folding
 from repfuse.placing.local import Part, Replacement, local_graph, vanishing
+from repfuse.placing.owning import Refuse, nodes_in, once_per_module, raised, whole
 from repfuse.placing.uses import Uses, call_signature
-from repfuse.planning.regions import Region
+from repfuse.planning.bystanders import Bystanders
+from repfuse.planning.region import Region
+from repfuse.tracing.leaves import has_foreign_hooks
 from repfuse.tracing.trace import Traced
 from repfuse.tracing.tracer import Call
-
-Refuse = Callable[[NotAffine, fx.Node], None]
 
 
 def lay_out(
     traced: Traced,
     candidates: Iterable[Candidate],
     meanings: dict[fx.Node, Meaning | None],
-    ghosts: set[fx.Node],
+    bystanders: Bystanders,
     refuse: Refuse,
 ) -> Layout:
     """Decide owner and form of every candidate; what has no place is refused."""
-    return _LayingOut(traced, meanings, ghosts, refuse).run(list(candidates))
+    return _LayingOut(traced, meanings, bystanders, refuse).run(list(candidates))
 
 
 class _LayingOut:
     def __init__(
-        self, traced: Traced, meanings: dict[fx.Node, Meaning | None], ghosts: set[fx.Node], refuse: Refuse
+        self, traced: Traced, meanings: dict[fx.Node, Meaning | None], bystanders: Bystanders, refuse: Refuse
     ) -> None:
         self.traced = traced
         self.meanings = meanings
-        self.ghosts = ghosts
+        self.bystanders = bystanders
         self.refuse = refuse
         self.layout = Layout()
         self.uses = Uses(traced)
+        self.folding = Folding(traced, meanings, self.uses)
+        self.touched: Counter[Call] = Counter()
+        """How many candidates have nodes in a call."""
 
     def run(self, candidates: list[Candidate]) -> Layout:
         blocks: dict[Call, list[Candidate]] = defaultdict(list)
-        for call, candidate in self._once_per_module(candidates):
+        kept = once_per_module(self.traced, candidates, self.refuse)
+        self.touched = Counter(call for _, candidate in kept for call in self._calls(candidate.region))
+        for call, candidate in kept:
             try:
                 if not self._fold(call, candidate):
                     blocks[call].append(candidate)
             except NotAffine as error:
                 self.refuse(error, candidate.region.root)
-        for call, members in self._raised(self._whole(blocks)).items():
+        for call, members in raised(self.traced, whole(self.traced, blocks, self.refuse)).items():
             try:
                 self.layout.blocks.append(self._block(call, members))
             except NotAffine as error:
@@ -63,91 +71,50 @@ class _LayingOut:
                     self.refuse(error, candidate.region.root)
         return self.layout
 
-    def _once_per_module(self, candidates: list[Candidate]) -> list[tuple[Call, Candidate]]:
-        """Keep one of the calls of each owner: a module that is called often is rewritten once, or not at all."""
-        found: dict[str, dict[Call, dict[tuple[int, ...], Candidate]]] = defaultdict(lambda: defaultdict(dict))
-        for candidate in candidates:
-            call = owner_of(self.traced, candidate.region)
-            found[call.path][call][place_of(self.traced, candidate.region)] = candidate
-        kept = []
-        for path, by_call in found.items():
-            calls = self.traced.calls[path]
-            if all(by_call[call].keys() == by_call[calls[0]].keys() for call in calls):
-                kept += [(calls[0], candidate) for candidate in by_call[calls[0]].values()]
-                continue
-            error = NotAffine("called-differently", f"{path!r} is called {len(calls)} times, not always alike")
-            for candidate in (candidate for places in by_call.values() for candidate in places.values()):
-                self.refuse(error, candidate.region.root)
-        return kept
+    def _calls(self, region: Region) -> set[Call]:
+        """Return every call in which a node of the region was made."""
+        return {call for node in region.nodes for call in self.traced.call_of[node].chain()}
 
     def _fold(self, call: Call, candidate: Candidate) -> bool:
-        """Lay out one convolution with its normalisations as a fold, if it is one and nothing else uses the modules."""
-        region, group = candidate.region, candidate.groups[0]
-        convolved = [node for node in region.working if isinstance(self.meanings[node], Convolved)]
-        norms = [node for node in region.working if isinstance(self.meanings[node], Normed)]
-        if len(region.groups) > 1 or len(convolved) != 1 or len(convolved) + len(norms) != len(region.working):
+        """Lay a region out as a fold or a swap, if it is modules in a row that nothing else uses."""
+        row = self.folding.row(candidate, call)
+        if row is None:
             return False
-        (convolution,) = convolved
-        if convolution.op != "call_module" or not all(self._alone(node, call) for node in (convolution, *norms)):
-            return False
-        bodies = [self._without(node, call) for node in norms if node.op != "call_module"]
+        within: dict[Call, list[fx.Node]] = defaultdict(list)
+        for node in row.norms:
+            within[self.traced.call_of[node]].append(node)
+        bodies = [self._without(inner, nodes, call) for inner, nodes in within.items()]
         if None in bodies:
             return False
-        self.layout.folds.append(Fused(str(convolution.target), call.path, "fold", region, group))
-        self.layout.identities += [str(node.target) for node in norms if node.op == "call_module"]
+        path = row.convolution
+        fused = Fused(path, call.path, "fold" if row.stays else "swap", candidate.region, candidate.groups[0])
+        if row.stays:
+            self.layout.folds.append(fused)
+        else:
+            self.layout.blocks.append(Block(path, fx.Graph(), ("fused",), (fused,), ("fused",)))
+        self.layout.identities += row.others
         self.layout.blocks += [body for body in bodies if body is not None]
         return True
 
-    def _alone(self, node: fx.Node, call: Call) -> bool:
-        """Whether the module behind ``node`` runs once in every call of the owner, and nothing else uses it."""
-        if node.op != "call_module":
-            return True
-        module = self.traced.module.get_submodule(str(node.target))
-        keeps_tensors = isinstance(self.meanings[node], Convolved)
-        runs_once = self.uses.runs[module] == len(self.traced.calls[call.path])
-        return runs_once and not self.uses.reads(module, keeps_tensors)
+    def _without(self, call: Call, norms: list[fx.Node], owner: Call) -> Block | None:
+        """Return the body of the module whose forward makes ``norms``, without them.
 
-    def _without(self, norm: fx.Node, owner: Call) -> Block | None:
-        """Return the body of the module whose forward makes ``norm``, without it; None where it is the owner's own."""
-        call = self.traced.call_of[norm]
+        None where it is the owner's own, or where another candidate has a part of it: a module gets one new body.
+        """
         if call is owner or len(self.traced.calls[call.path]) != len(self.traced.calls[owner.path]):
             return None
-        meaning = self.meanings[norm]
-        assert isinstance(meaning, Normed)
-        replacement = Replacement(norm, (Part(meaning.input, None),), frozenset({norm}))
+        if self.touched[call] > 1:
+            return None
+        replacements = [self._skipped(norm) for norm in norms]
         self._check_hooks(call.path)
-        graph = local_graph(self.traced, call, [replacement], self.ghosts, self._origin)
+        graph = local_graph(self.traced, call, replacements, self.bystanders, self._origin)
         self._check_uses(call, graph)
         return Block(call.path, graph, self._steps(call, graph))
 
-    def _whole(self, blocks: dict[Call, list[Candidate]]) -> dict[Call, list[Candidate]]:
-        """Refuse what would take apart one call of a module that gets a new body for all its calls."""
-        rewritten = {call.path for call in blocks}
-        whole: dict[Call, list[Candidate]] = defaultdict(list)
-        for call, members in blocks.items():
-            for candidate in members:
-                inner = {each for node in candidate.region.working for each in self.traced.call_of[node].up_to(call)}
-                torn = [each.path for each in inner if each.path in rewritten and each not in blocks]
-                if torn:
-                    error = NotAffine("called-differently", f"another call of {torn[0]!r} is merged on its own")
-                    self.refuse(error, candidate.region.root)
-                else:
-                    whole[call].append(candidate)
-        return whole
-
-    def _raised(self, blocks: dict[Call, list[Candidate]]) -> dict[Call, list[Candidate]]:
-        """Move what lies in a module that an outer block dissolves up to that block."""
-        raised: dict[Call, list[Candidate]] = defaultdict(list)
-        for call in sorted(blocks, key=lambda call: call.start):
-            raised[self._dissolver(call, raised)] += blocks[call]
-        return raised
-
-    def _dissolver(self, call: Call, outer: dict[Call, list[Candidate]]) -> Call:
-        for above in reversed(list(call.chain())):
-            nodes = (node for candidate in outer.get(above, ()) for node in candidate.region.working)
-            if any(call in self.traced.call_of[node].chain() for node in nodes):
-                return above
-        return call
+    def _skipped(self, norm: fx.Node) -> Replacement:
+        meaning = self.meanings[norm]
+        assert isinstance(meaning, Rescaled)
+        return Replacement(norm, (Part(meaning.input, None),), frozenset({norm}))
 
     def _block(self, call: Call, candidates: list[Candidate]) -> Block:
         """Lay out every candidate of one owner as the owner's new body."""
@@ -157,7 +124,7 @@ class _LayingOut:
         replacements = [self._replacement(call, candidate.region, name_of) for candidate in candidates]
         for path in {inner.path for r in replacements for n in r.nodes for inner in self._above(n, call)}:
             self._check_hooks(path)
-        graph = local_graph(self.traced, call, replacements, self.ghosts, self._origin)
+        graph = local_graph(self.traced, call, replacements, self.bystanders, self._origin)
         kept, steps = self._unread(call, replacements, graph), self._steps(call, graph)
         self._check_uses(call, graph, kept)
         form = "graph" if steps is None or kept else "chain"
@@ -172,22 +139,27 @@ class _LayingOut:
         return Block(call.path, graph, steps if form == "chain" else None, written, names, kept)
 
     def _replacement(self, call: Call, region: Region, name_of: dict[int, str]) -> Replacement:
-        parts = tuple(Part(group.source, name_of.get(id(group))) for group in region.groups)
-        root, after = self._end(call, region.root)
-        within = (node for node in (*region.nodes, *after) if call.start <= self.traced.order[node] < call.stop)
-        return Replacement(root, parts, frozenset(within))
+        parts = tuple(Part(g.source, name_of.get(id(g)), g.of_source or 1.0) for g in region.groups)
+        nodes = nodes_in(self.traced, call, region)
+        after = self._after(call, region.root, nodes)
+        return Replacement(region.root, parts, frozenset((*nodes, *after)), tuple(after))
 
-    def _end(self, call: Call, root: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
-        """Follow no-ops that are operations (``x + 0``) in the block; modules that are no-ops stay at its end."""
-        end, after, passed = root, list[fx.Node](), list[fx.Node]()
-        while len(readers := [user for user in root.users if user not in self.ghosts]) == 1:
+    def _after(self, call: Call, root: fx.Node, nodes: list[fx.Node]) -> list[fx.Node]:
+        """Return the no-ops after ``root`` that are operations (``x + 0``), with the modules among them.
+
+        Modules that are no-ops stay at the end of the block, and operations in blocks that are not dissolved with
+        ``nodes`` stay there.
+        """
+        dissolved = {above for node in nodes for above in self._above(node, call)}
+        after, passed = list[fx.Node](), list[fx.Node]()
+        while len(readers := [user for user in root.users if not self.bystanders.reads_nothing(user)]) == 1:
             (root,) = readers
             passed.append(root)
-            if not isinstance(self.meanings[root], Same) or self.traced.order[root] >= call.stop:
+            if not isinstance(self.meanings[root], Same) or self.traced.call_of[root] not in dissolved:
                 break
             if root.op != "call_module":
-                end, after = root, list(passed)
-        return end, after
+                after = list(passed)
+        return after
 
     def _above(self, node: fx.Node, call: Call) -> list[Call]:
         return [*self.traced.call_of[node].up_to(call), call]
@@ -195,7 +167,7 @@ class _LayingOut:
     def _unread(self, call: Call, replacements: list[Replacement], graph: fx.Graph) -> tuple[str, ...]:
         """Return the tensors in the owner that neither the old nor the new body uses."""
         used = [f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr")]
-        vanished = vanishing(self.traced, call, replacements, self.ghosts)
+        vanished = vanishing(self.traced, call, replacements, self.bystanders)
         holders = {holder_of(node) for node in vanished} - {call.path}
         read = {str(node.target) for node in vanished if node.op == "get_attr"}
         owner = self.traced.module.get_submodule(call.path)
@@ -227,5 +199,5 @@ class _LayingOut:
 
     def _check_hooks(self, path: str) -> None:
         module = self.traced.module.get_submodule(path)
-        if module._forward_hooks or module._forward_pre_hooks:
+        if has_foreign_hooks(module):
             raise NotAffine("hooks", f"{path or 'the model'} carries forward hooks, which the rewrite would lose")

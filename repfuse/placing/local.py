@@ -16,52 +16,60 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.fx.node import map_arg
 
 from repfuse.algebra.geometry import NotAffine
+from repfuse.planning.bystanders import Bystanders
+from repfuse.tracing.assignment import assigned, lower
 from repfuse.tracing.trace import Traced
 from repfuse.tracing.tracer import Call
 
 
 @dataclass(frozen=True)
 class Part:
-    """One addend of a replacement: a value as it is, or, with ``module``, that module's answer to it."""
+    """One addend of a replacement: ``factor`` times a value, or, with ``module``, that module's answer to the value."""
 
     source: fx.Node
     module: str | None
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """``root`` is to be computed as the sum of ``parts``; ``nodes`` are no longer needed."""
+    """``root`` is to be computed as the sum of ``parts``; ``nodes`` are no longer needed.
+
+    It stands where ``root`` stood: ``after`` are no-ops on it, among ``nodes``, and between them and it a source may be
+    overwritten.
+    """
 
     root: fx.Node
     parts: tuple[Part, ...]
     nodes: frozenset[fx.Node]
+    after: tuple[fx.Node, ...] = ()
 
 
 Origin = Callable[[fx.Node], fx.Node]
 
 
 def local_graph(
-    traced: Traced, call: Call, replacements: list[Replacement], ghosts: set[fx.Node], origin: Origin
+    traced: Traced, call: Call, replacements: list[Replacement], bystanders: Bystanders, origin: Origin
 ) -> fx.Graph:
     """Return the graph of ``call`` with the replacements made; targets are relative to the called module.
 
     ``origin`` gives the node whose value a node passes on unchanged: a source is often known here under another name.
     Raises NotAffine where the module cannot be written as a graph of its own.
     """
-    return _Builder(traced, call, replacements, ghosts, origin).build()
+    return _Builder(traced, call, replacements, bystanders, origin).build()
 
 
 class _Builder:
     def __init__(
-        self, traced: Traced, call: Call, replacements: list[Replacement], ghosts: set[fx.Node], origin: Origin
+        self, traced: Traced, call: Call, replacements: list[Replacement], bystanders: Bystanders, origin: Origin
     ) -> None:
         self.traced = traced
         self.origin = origin
         self.call = call
         self.prefix = f"{call.path}." if call.path else ""
         self.by_root = {replacement.root: replacement for replacement in replacements}
-        self.gone = vanishing(traced, call, replacements, ghosts)
-        self.dissolved = {above for node in self.gone - ghosts for above in traced.call_of[node].up_to(call)}
+        self.gone = vanishing(traced, call, replacements, bystanders)
+        self.dissolved = {above for node in self.gone - bystanders.ghosts for above in traced.call_of[node].up_to(call)}
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
 
@@ -73,7 +81,7 @@ class _Builder:
         for node in self.traced.nodes[self.call.start : self.call.stop]:
             unit = self._unit(node)
             if node in self.by_root:
-                self.env[node] = self._sum(self.by_root[node])
+                self.env |= dict.fromkeys((node, *self.by_root[node].after), self._sum(self.by_root[node]))
             elif node in self.gone or node.op in ("placeholder", "output"):
                 continue
             elif unit is None:
@@ -105,20 +113,30 @@ class _Builder:
                 raise NotAffine("structured-arguments", f"forward takes tensors inside its argument {name!r}")
 
     def _sum(self, replacement: Replacement) -> fx.Node:
-        values = [
-            self._source(part.source)
-            if part.module is None
-            else self.graph.call_module(part.module, (self._source(part.source),))
-            for part in replacement.parts
-        ]
-        total = values[0]
-        for value in values[1:]:
-            total = self.graph.call_function(operator.add, (total, value))
+        """Return the sum; what is subtracted comes after what is added."""
+        first, *rest = sorted(replacement.parts, key=lambda part: part.factor == -1)
+        total = self._scaled(self._value(first), first.factor)
+        for part in rest:
+            value = self._value(part)
+            if part.factor == -1:
+                total = self.graph.call_function(operator.sub, (total, value))
+            else:
+                total = self.graph.call_function(operator.add, (total, self._scaled(value, part.factor)))
         return total
+
+    def _value(self, part: Part) -> fx.Node:
+        source = self._source(part.source)
+        return source if part.module is None else self.graph.call_module(part.module, (source,))
+
+    def _scaled(self, value: fx.Node, factor: float) -> fx.Node:
+        return value if factor == 1 else self.graph.call_function(operator.mul, (value, factor))
 
     def _copy(self, node: fx.Node) -> None:
         if node.op in ("call_module", "get_attr"):
             self._relative(str(node.target))
+        if node.target is assigned:
+            self.env[node] = lower(self.graph, map_arg(node.args, self._known))
+            return
         copied = self.graph.node_copy(node, self._known)
         if node.op in ("call_module", "get_attr"):
             copied.target = self._relative(str(node.target))
@@ -146,13 +164,33 @@ class _Builder:
         return self.env[node]
 
 
-def vanishing(traced: Traced, call: Call, replacements: list[Replacement], ghosts: set[fx.Node]) -> set[fx.Node]:
-    """Return every node of the call that the replacements make superfluous, with the parameters only they read."""
-    gone = ghosts.intersection(traced.nodes[call.start : call.stop])
-    gone |= set[fx.Node]().union(*(replacement.nodes for replacement in replacements))
-    readers = {source for node in gone for source in node.all_input_nodes if source.op == "get_attr"}
-    readers -= {part.source for replacement in replacements for part in replacement.parts}
-    return gone | {node for node in readers if all(user in gone for user in node.users)}
+def vanishing(traced: Traced, call: Call, replacements: list[Replacement], bystanders: Bystanders) -> set[fx.Node]:
+    """Return every node of the call that the replacements make superfluous, with the helpers that only they read."""
+    inside = traced.nodes[call.start : call.stop]
+    gone = set(bystanders.ghosts.intersection(inside)).union(*(replacement.nodes for replacement in replacements))
+    sources = {part.source for replacement in replacements for part in replacement.parts}
+    seen: set[fx.Node] = set()
+    while True:
+        unread = _unread(inside, gone, bystanders, sources | seen)
+        more = {node for node in unread.intersection(bystanders.written) if not _unseen(node, unread, bystanders)}
+        if not more:
+            return unread
+        seen |= more
+
+
+def _unread(inside: list[fx.Node], gone: set[fx.Node], bystanders: Bystanders, stay: set[fx.Node]) -> set[fx.Node]:
+    """Return what is gone with the helpers that nothing else reads, except for those that ``stay``."""
+    found = set(gone)
+    for node in reversed(inside):
+        needed = bool(node.users) or node in bystanders.written
+        if node in bystanders.helpers and node not in stay and needed and found.issuperset(node.users):
+            found.add(node)
+    return found
+
+
+def _unseen(writer: fx.Node, gone: set[fx.Node], bystanders: Bystanders) -> bool:
+    """Whether nothing that stays reads the memory that the writer changes."""
+    return all(member.op != "get_attr" and gone.issuperset(member.users) for member in bystanders.written[writer])
 
 
 def _holds_nodes(value: Any) -> bool:

@@ -6,6 +6,7 @@ processors from phones to servers and decide only clear cases. The benchmark say
 
 from __future__ import annotations
 
+from enum import StrEnum
 from math import prod
 
 from repfuse.algebra.geometry import Geometry, Ints
@@ -18,18 +19,42 @@ BYTES_PER_LAUNCH = 32_768
 """Bytes moved in the time of starting one operator: about 3 us at 12 GB/s."""
 
 
+class Policy(StrEnum):
+    """What is merged, of all that can be merged exactly."""
+
+    COST = "cost"
+    """What is predicted to be faster."""
+
+    ALWAYS = "always"
+    """Whatever needs fewer operators, also where that means more work."""
+
+    NEVER_COMPOSE = "never-compose"
+    """As ``cost``, but layers in a row stay layers in a row: only branches, normalisations and constants are merged."""
+
+
 def convolution_cost(geometry: Geometry, output: Ints, source: Ints, item: int) -> Cost:
     """Cost of one convolution with bias from shape ``source`` to shape ``output``, ``item`` bytes a number."""
     weights = prod(geometry.weight_shape) + geometry.out_channels
-    macs = prod(output) * prod(geometry.weight_shape[1:])
     separate_pad = needs_separate_pad(geometry)
     padded = 2 * prod(source) if separate_pad else 0
-    return Cost(macs, item * (prod(source) + prod(output) + weights + padded), 1 + separate_pad, weights)
+    return Cost(
+        geometry.macs(source, output),
+        item * (prod(source) + prod(output) + weights + padded),
+        1 + separate_pad,
+        weights,
+    )
+
+
+def filter_cost(geometry: Geometry, output: Ints, source: Ints, item: int) -> Cost:
+    """Cost of a fixed filter: of a pool, of the copy that a pad makes; a crop and a step are views and cost nothing."""
+    if prod(geometry.kernel) == 1 and not any(amount > 0 for pair in geometry.padding for amount in pair):
+        return Cost()
+    return Cost(prod(output) * prod(geometry.kernel), item * (prod(source) + prod(output)), 1)
 
 
 def needs_separate_pad(geometry: Geometry) -> bool:
-    """Whether the padding is not the same before and after, so that an operator of its own has to make it."""
-    return any(before != after for before, after in geometry.padding)
+    """Whether an operator of its own has to make the padding: it differs before and after, or it crops."""
+    return any(before != after or before < 0 for before, after in geometry.padding)
 
 
 def elementwise_cost(output: Ints, inputs: int, item: int, parameters: int = 0) -> Cost:
@@ -37,11 +62,10 @@ def elementwise_cost(output: Ints, inputs: int, item: int, parameters: int = 0) 
     return Cost(prod(output), item * ((inputs + 1) * prod(output) + parameters), 1, parameters)
 
 
-def price(cost: Cost) -> float:
-    """Return the predicted time, in bytes moved."""
-    return cost.macs / MACS_PER_BYTE + cost.bytes + cost.launches * BYTES_PER_LAUNCH
+def price(cost: Cost, policy: Policy = Policy.COST) -> float:
+    """Return the predicted time, in bytes moved; or the number of operators first, where that is the policy."""
+    time = cost.macs / MACS_PER_BYTE + cost.bytes + cost.launches * BYTES_PER_LAUNCH
+    return cost.launches * _MORE_THAN_ANY_TIME + time if policy is Policy.ALWAYS else time
 
 
-def cheaper(after: Cost, before: Cost) -> bool:
-    """Whether the fused form is predicted to take less time."""
-    return price(after) < price(before)
+_MORE_THAN_ANY_TIME = 1e15

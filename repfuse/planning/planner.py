@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-import torch
 from torch import Tensor, fx, nn
 
-from repfuse.algebra.expression import branches
+from repfuse.algebra.descriptions import branches
 from repfuse.algebra.geometry import NotAffine
 from repfuse.ops import Meaning, meaning_of
-from repfuse.ops.meaning import Combined, Convolved, Normed, Same, Unfusible, inputs_of, origin
+from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Same, Unfusible, inputs_of, origin
+from repfuse.ops.scope import Scope
 from repfuse.placing.edits import Candidate, Fused, Layout
 from repfuse.placing.layout import lay_out
-from repfuse.planning.cost import cheaper, convolution_cost, elementwise_cost
+from repfuse.planning.borders import Borders
+from repfuse.planning.bystanders import bystanders, find_ghosts
+from repfuse.planning.cost import Policy
+from repfuse.planning.estimate import Estimate
 from repfuse.planning.hazards import Hazards
-from repfuse.planning.regions import Group, Region, Regions
+from repfuse.planning.reader import Reader
+from repfuse.planning.region import Region
+from repfuse.planning.regions import Regions
+from repfuse.planning.terms import Group
 from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.tracing.trace import Traced, trace
 
 
-def plan(module: nn.Module, example_inputs: Sequence[Tensor]) -> Plan:
+def plan(module: nn.Module, example_inputs: Sequence[Tensor], policy: Policy = Policy.COST) -> Plan:
     """Find what repfuse would rewrite in ``module``, without changing it.
 
-    ``example_inputs`` are the positional arguments of one call; their shapes decide the costs. Raises RepfuseError
-    where the model cannot be traced or does not take the example.
+    ``example_inputs`` are the positional arguments of one call; their shapes decide the costs, ``policy`` what to make
+    of these. Raises RepfuseError where the model cannot be traced or does not take the example.
     """
     inputs = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in example_inputs)
-    return Planner(trace(module, example_inputs)).plan(inputs)
+    return Planner(trace(module, example_inputs), Policy(policy)).plan(inputs)
 
 
 class Planner:
-    """Plans one traced model."""
+    """Plans one traced model, by ``policy``.
 
-    def __init__(self, traced: Traced) -> None:
+    ``matching_borders`` are the layers that another plan found to pad with what lies beyond the border; without it, the
+    weights are asked.
+    """
+
+    def __init__(
+        self, traced: Traced, policy: Policy = Policy.COST, matching_borders: Collection[str] | None = None
+    ) -> None:
         self.traced = traced
-        self.ghosts = find_ghosts(traced)
-        self.meanings: dict[fx.Node, Meaning | None] = {node: self._meaning(node) for node in traced.nodes}
+        self.policy = policy
+        ghosts = find_ghosts(traced)
+        self.scope = Scope(traced.module, traced.constants, traced.shape_of)
+        self.meanings = {node: None if node in ghosts else self._meaning(node) for node in traced.nodes}
         self.hazards = Hazards(traced, self.meanings)
         self.refusals: dict[tuple[str, str], Refusal] = {}
         self._laid_out: tuple[list[Candidate], Layout] = ([], Layout())
@@ -45,17 +58,24 @@ class Planner:
             self.refusals["untraceable", path] = Refusal("untraceable", path, why)
         for node in traced.nodes:
             self._drop_unusable(node)
+        self.bystanders = bystanders(traced, self.meanings, ghosts)
+        self.estimate = Estimate(traced, self.meanings, policy)
+        self.borders = Borders(traced.constants, matching_borders)
 
     def plan(self, inputs: tuple[tuple[tuple[int, ...], str], ...]) -> Plan:
         """Return the sites and refusals, for an example of these shapes and dtypes."""
         candidates = self.candidates()
         layout = self.lay_out(candidates)
         sites = tuple(self._site(fused) for fused in layout.fused)
-        return Plan(sites, tuple(self.refusals.values()), self.traced.fingerprint(), inputs, (self, candidates))
+        refusals = tuple(self.refusals.values())
+        borders = tuple(sorted(self.borders.matching))
+        return Plan(sites, refusals, self.traced.fingerprint(), inputs, str(self.policy), borders, (self, candidates))
 
     def candidates(self) -> list[Candidate]:
         """Return every region with the groups of it that are worth one convolution each."""
-        search = Regions(self.traced, self.meanings, self.ghosts, self._accept, self.refuse)
+        composes = self.policy is not Policy.NEVER_COMPOSE
+        reader = Reader(self.meanings, self.traced.shape_of, self.borders.check, composes)
+        search = Regions(self.bystanders, reader, self.estimate, self.refuse)
         regions = search.find()
         for node in search.escaping():
             self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
@@ -65,7 +85,7 @@ class Planner:
     def lay_out(self, candidates: list[Candidate]) -> Layout:
         """Decide where each of the candidates is written; the answer to the last question is kept."""
         if self._laid_out[0] != candidates:
-            layout = lay_out(self.traced, candidates, self.meanings, self.ghosts, self.refuse)
+            layout = lay_out(self.traced, candidates, self.meanings, self.bystanders, self.refuse)
             self._laid_out = (candidates, layout)
         return self._laid_out[1]
 
@@ -85,59 +105,42 @@ class Planner:
         return f"{self.traced.call_of[node].path or '(root)'}: {node.name}"
 
     def _meaning(self, node: fx.Node) -> Meaning | None:
-        unknown = node in self.ghosts or (node.op == "call_module" and node.target in self.traced.opaque)
-        return None if unknown else meaning_of(node, self.traced.module)
+        opaque = node.op == "call_module" and node.target in self.traced.opaque
+        constant = self.traced.constants.name_of(node) is not None
+        return None if opaque or constant else meaning_of(node, self.scope)
 
     def _drop_unusable(self, node: fx.Node) -> None:
         """Make a node opaque that only looks like an affine map."""
         meaning = self.meanings[node]
+        tensors = (node, *inputs_of(meaning))
         if isinstance(meaning, Unfusible):
             self._reject(node, meaning.code, meaning.reason)
-        elif not self.traced.shape_of.keys() >= {node, *inputs_of(meaning)}:
+        elif isinstance(meaning, Passage) or meaning is None:
+            return
+        elif not self.traced.shape_of.keys() >= set(tensors):
             self.meanings[node] = None  # numbers and sizes, not tensors
-        elif (
-            isinstance(meaning, Combined | Same)
-            and len({self.traced.dtype_of[x] for x in (node, *inputs_of(meaning))}) > 1
-        ):
+        elif len({self.traced.dtype_of[x] for x in tensors}) > 1:
             self.meanings[node] = None  # a conversion: uint8 * 1.0 is float
-        elif isinstance(meaning, Combined) and len(meaning.terms) > 1:
-            if len({self.traced.shape_of[each] for each in (node, *inputs_of(meaning))}) > 1:
-                self._reject(node, "broadcast", "a sum of tensors of different shapes")
-            elif meaning.in_place and self.hazards.seen_later(node):
-                self._reject(node, "in-place", "what is overwritten here is read again later")
+        elif isinstance(meaning, Combined) and len({self.traced.shape_of[x] for x in tensors}) > 1:
+            self._reject(node, "broadcast", "a sum of tensors of different shapes")
+        elif isinstance(meaning, Combined | Rescaled) and meaning.in_place and self.hazards.seen_later(node):
+            self._reject(node, "in-place", "what is overwritten here is read again later")
 
     def _reject(self, node: fx.Node, code: str, reason: str) -> None:
-        if self._has_affine_neighbour(node):
+        if self._has_affine_neighbour(node, also=() if code == "broadcast" else (Combined,)):
             self.refuse(NotAffine(code, reason), node)
         self.meanings[node] = None
 
-    def _has_affine_neighbour(self, node: fx.Node) -> bool:
+    def _has_affine_neighbour(self, node: fx.Node, also: tuple[type[Meaning], ...]) -> bool:
+        """Whether a layer or a normalisation (or one of ``also``) is next to the node, or reads what it reads."""
         beside = (operand for user in node.users for operand in user.all_input_nodes if operand is not node)
         near = (*node.all_input_nodes, *node.users, *beside)
-        return any(isinstance(self.meanings.get(other), Convolved | Normed) for other in near)
-
-    def _accept(self, region: Region, group: Group) -> bool:
-        """The law of cost, for a group of more than one operation."""
-        working = self._working(group)
-        if len(working) < 2:
-            return True
-        if not group.convolves:
-            self.refuse(
-                NotAffine("no-convolution", "a sum of skips and normalisations without a convolution"), region.root
-            )
-            return len(region.groups) == 1
-        before, after = self._before(group), self._after(group)
-        if cheaper(after, before):
-            return True
-        self.refuse(NotAffine("cost", "one convolution is predicted to be slower here"), region.root, before, after)
-        return False
+        return any(isinstance(self.meanings.get(other), (Applied, Rescaled, *also)) for other in near)
 
     def _is_site(self, group: Group) -> bool:
-        worth = len(self._working(group)) > 1 and group.convolves
-        return worth and cheaper(self._after(group), self._before(group))
-
-    def _working(self, group: Group) -> list[fx.Node]:
-        return [node for node in group.nodes if not isinstance(self.meanings[node], Same)]
+        """Whether there is something to gain: several operations in one, or a weight that is computed each time."""
+        several = sum(not isinstance(self.meanings[node], Same) for node in group.nodes) > 1
+        return group.convolves and (several or self.estimate.is_computed(group.expression))
 
     def _still_there(self, region: Region) -> bool:
         """Whether the sources hold at the root what they held when the branches read them."""
@@ -150,14 +153,22 @@ class Planner:
         return True
 
     def _copies(self, region: Region) -> Iterator[fx.Node]:
-        """Yield the nodes outside of the region through which it reads its sources: a clone keeps what was there."""
+        """Yield the nodes outside of the region through which it reads its sources: a clone, or a stack, keeps what was
+        there."""
         known = region.nodes | {group.source for group in region.groups}
         for node in region.nodes:
+            yield from self._passages(node)
             for value in inputs_of(self.meanings[node]):
                 copied = value
                 while copied not in known:
                     yield copied
                     (copied,) = inputs_of(self.meanings[copied])
+
+    def _passages(self, node: fx.Node) -> Iterator[fx.Node]:
+        for value in node.all_input_nodes:
+            if isinstance(self.meanings[value], Passage):
+                yield value
+                yield from self._passages(value)
 
     def _site(self, fused: Fused) -> Site:
         group, expression = fused.group, fused.expression
@@ -170,54 +181,6 @@ class Planner:
             source=group.source.name,
             output=fused.region.root.name,
             nodes=tuple(node.name for node in sorted(group.nodes, key=self.traced.order.__getitem__)),
-            before=self._before(group),
-            after=self._after(group),
+            before=self.estimate.of_nodes(group.nodes),
+            after=self.estimate.of_map(expression, group.source, self.traced.shape_of[fused.region.root]),
         )
-
-    def _before(self, group: Group) -> Cost:
-        return sum((self._node_cost(node) for node in group.nodes), Cost())
-
-    def _after(self, group: Group) -> Cost:
-        root = max(group.nodes, key=self.traced.order.__getitem__)
-        shape_of = self.traced.shape_of
-        return convolution_cost(group.expression.geometry, shape_of[root], shape_of[group.source], self._item(root))
-
-    def _node_cost(self, node: fx.Node) -> Cost:
-        shape, item = self.traced.shape_of[node], self._item(node)
-        match self.meanings[node]:
-            case Convolved(x, convolution):
-                return convolution_cost(convolution.geometry, shape, self.traced.shape_of[x], item)
-            case Normed():
-                return elementwise_cost(shape, 1, item, parameters=4 * shape[1])
-            case Combined(operands):
-                return elementwise_cost(shape, len(operands), item)
-            case _:
-                return Cost()
-
-    def _item(self, node: fx.Node) -> int:
-        return self.traced.dtype_of[node].itemsize
-
-
-_METADATA = frozenset(
-    {getattr, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.getitem}
-)
-
-
-def find_ghosts(traced: Traced) -> set[fx.Node]:
-    """Return the nodes that only check metadata: assertions, what nothing else needs, parameters read in vain.
-
-    They read no values, and what they assert of a tensor's rank holds for the fused one too.
-    """
-    ghosts: set[fx.Node] = set()
-    for node in reversed(traced.nodes):
-        if node.target is torch._assert:
-            ghosts.add(node)
-        elif not ghosts.issuperset(node.users):
-            continue
-        elif node.op == "get_attr":
-            ghosts.add(node)
-        elif node in traced.shape_of:
-            continue
-        elif node.target in _METADATA or (node.op == "call_method" and node.target in ("size", "dim")):
-            ghosts.add(node)
-    return ghosts

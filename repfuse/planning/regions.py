@@ -8,141 +8,95 @@ nothing is cut any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from itertools import chain
 
 from torch import fx
 
-from repfuse.algebra.expression import Expression, Identity, Multiplied, Normalised, convolutions, sum_of
 from repfuse.algebra.geometry import NotAffine
-from repfuse.ops.meaning import Combined, Convolved, Meaning, Normed, Same, inputs_of, origin
-from repfuse.tracing.trace import Traced
+from repfuse.algebra.layers import Convolution
+from repfuse.ops.meaning import (
+    Applied,
+    Combined,
+    Passage,
+    Rescaled,
+    Same,
+    inputs_of,
+    origin,
+)
+from repfuse.planning.bystanders import Bystanders
+from repfuse.planning.cutting import Cutting
+from repfuse.planning.estimate import Estimate
+from repfuse.planning.grouping import Refuse
+from repfuse.planning.reader import Reader
+from repfuse.planning.region import Region, region_of
+from repfuse.planning.terms import Term
+from repfuse.plans import Cost
 
-Nodes = frozenset[fx.Node]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One branch: ``expression`` of ``source``, made by ``nodes``; ``top`` is the last node that holds it alone."""
-
-    source: fx.Node
-    expression: Expression
-    nodes: Nodes
-    top: fx.Node
-
-    @property
-    def is_source(self) -> bool:
-        """Whether the branch is the source itself."""
-        return isinstance(self.expression, Identity)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Branches of one source that are together one map."""
-
-    terms: tuple[Term, ...]
-
-    @property
-    def source(self) -> fx.Node:
-        """The tensor that the branches read."""
-        return self.terms[0].source
-
-    @property
-    def expression(self) -> Expression:
-        """The map. Raises NotAffine where it is not one."""
-        return sum_of(tuple(term.expression for term in self.terms))
-
-    @property
-    def nodes(self) -> Nodes:
-        """The nodes that the map replaces."""
-        return frozenset(chain.from_iterable(term.nodes for term in self.terms))
-
-    @property
-    def is_source(self) -> bool:
-        """Whether the map is the source itself."""
-        return len(self.terms) == 1 and self.terms[0].is_source
-
-    @property
-    def convolves(self) -> bool:
-        """Whether there is a convolution to merge the rest into."""
-        return next(convolutions(self.expression), None) is not None
-
-
-@dataclass(frozen=True)
-class Region:
-    """``root`` is the sum of the groups. ``working`` are the nodes that compute, ``passing`` the no-ops among them."""
-
-    root: fx.Node
-    groups: tuple[Group, ...]
-    working: Nodes
-    passing: Nodes
-
-    @property
-    def nodes(self) -> Nodes:
-        """Every node of the region."""
-        return self.working | self.passing
-
-
-Refuse = Callable[[NotAffine, fx.Node], None]
-Accept = Callable[[Region, Group], bool]
+_Note = tuple[NotAffine, fx.Node, Cost | None, Cost | None]
 
 
 class Regions:
     """Finds the regions of a graph.
 
-    ``meanings`` says what each node is, ``ghosts`` are nodes that read no values. ``accept`` is the law of cost;
-    ``refuse`` records what looked fusible and is not.
+    ``reader`` says what each node computes; a node that turns out to be no operation on terms loses its meaning.
+    ``estimate`` is the law of cost; ``refuse`` records what looked fusible and is not.
     """
 
     def __init__(
         self,
-        traced: Traced,
-        meanings: dict[fx.Node, Meaning | None],
-        ghosts: set[fx.Node],
-        accept: Accept,
+        bystanders: Bystanders,
+        reader: Reader,
+        estimate: Estimate,
         refuse: Refuse,
     ) -> None:
-        self.traced = traced
-        self.meanings = meanings
-        self.ghosts = ghosts
-        self.accept = accept
+        self.traced = estimate.traced
+        self.meanings = estimate.meanings
+        self.bystanders = bystanders
+        self.reader = reader
+        self.estimate = estimate
         self.refuse = refuse
         self._roots: dict[fx.Node, fx.Node] = {}
         self._terms: dict[fx.Node, tuple[Term, ...]] = {}
+        self._operand_of: dict[fx.Node, list[int]] = {}  # for each term of a sum, the place of its operand
         self._cuts: set[fx.Node] = set()
+        self._changed = True
+        self._notes: dict[fx.Node, list[_Note]] = {}
 
     def find(self) -> list[Region]:
         """Return the regions, in the order of the graph. Every pass cuts a node or is the last, so this ends."""
-        while True:
-            known = len(self._cuts)
+        regions: list[Region] = []
+        while self._changed:
+            self._changed, self._notes = False, {}
             self._partition()
             self._terms = {}
             for node in self.traced.nodes:
                 if node in self._roots:
-                    self._terms[node] = tuple(self._terms_of(node))
-            regions = [self._judge(node) for node in self._terms if self._roots[node] is node]
-            if len(self._cuts) == known:
-                return regions
+                    self._terms[node] = self._read(node)
+            regions = [self._judge(node) for node, root in self._roots.items() if root is node]
+        for root in self._notes:
+            self._say(root)
+        return sorted(regions, key=lambda region: self.traced.order[region.root])
 
     def escaping(self) -> Iterator[fx.Node]:
         """Yield the values that would have merged into one of their readers if nothing else had read them."""
         for meaning in self.meanings.values():
             sources = {origin(x, self.meanings) for x in inputs_of(meaning)}
-            if not isinstance(meaning, Normed | Combined):
+            if not isinstance(meaning, Rescaled | Combined):
                 continue
             for value in sources:
-                readers = [user for user in value.users if user not in self.ghosts]
+                readers = list(self._readers(value))
                 roots = {term.source for other in sources - {value} for term in self._terms.get(other, ())} | sources
                 branch = self._terms.get(value, ())
-                alone = isinstance(meaning, Normed) or any(term.source in roots for term in branch)
-                if len(readers) > 1 and alone and any(True for term in branch for _ in convolutions(term.expression)):
+                alone = isinstance(meaning, Rescaled) or any(term.source in roots for term in branch)
+                if len(readers) > 1 and alone and any(term.convolves for term in branch):
                     yield value
 
     def _cut(self, node: fx.Node) -> None:
         computing = origin(node, self.meanings)
-        if inputs_of(self.meanings.get(computing)):
+        if computing not in self._cuts and inputs_of(self.meanings.get(computing)):
             self._cuts.add(computing)
+            self._changed = True
 
     def _partition(self) -> None:
         """Give every affine node the root of its region: that of its consumers if they agree, else itself."""
@@ -150,133 +104,112 @@ class Regions:
         for node in reversed(self.traced.nodes):
             if not inputs_of(self.meanings.get(node)):
                 continue
-            roots = {self._root_of_reader(node, user) for user in node.users if user not in self.ghosts}
+            roots = {self._root_of_reader(node, user) for user in self._readers(node)}
             root = roots.pop() if len(roots) == 1 else None
             self._roots[node] = node if root is None or node in self._cuts else root
+
+    def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Yield who reads the value of ``node``, through what only hands it on."""
+        for user in node.users:
+            if isinstance(self.meanings.get(user), Passage):
+                yield from self._readers(user)
+            elif not self.bystanders.reads_nothing(user):
+                yield user
 
     def _root_of_reader(self, node: fx.Node, user: fx.Node) -> fx.Node | None:
         return self._roots[user] if node in inputs_of(self.meanings.get(user)) else None
 
-    def _terms_of(self, node: fx.Node) -> Iterator[Term]:
-        match self.meanings[node]:
-            case Convolved(x, convolution):
-                source, copies = self._whole_input(x, node)
-                yield Term(source, convolution, copies | {node}, node)
-            case Normed(x, normalisation):
-                term = self._one_term(x, node)
-                yield _grown(term, node, Normalised(term.expression, normalisation), node)
-            case Same(x):
-                terms = self._reach(x, node)
-                for term in terms:
-                    yield _grown(term, node, term.expression, node if len(terms) == 1 else term.top)
-            case Combined(operands):
-                alone = len(operands) == 1 and len(self._reach(operands[0][0], node)) == 1
-                for x, factor in operands:
-                    for term in self._reach(x, node):
-                        expression = term.expression if factor == 1 else Multiplied(term.expression, factor)
-                        yield _grown(term, node, expression, node if alone else term.top)
+    def _read(self, node: fx.Node) -> tuple[Term, ...]:
+        """Return the terms of a node; operands that cannot be looked through end their regions here."""
+        try:
+            return self._read_from(node, {x: self._reach(x, node) for x in inputs_of(self.meanings[node])})
+        except NotAffine as error:
+            meaning = self.meanings[node]
+            below = any(term.convolves for x in inputs_of(meaning) for term in self._reach(x, node))
+            layered = self._convolves(node)
+            near = below or layered or any(map(self._convolves, self._readers(node)))  # a pad stands before a layer
+            # A layer on a residual sum is no place where anybody looks for a merge.
+            if near and not (layered and error.code == "several-sources"):
+                self.refuse(error, node, None, None)
+            self._take_apart(node)
+        try:
+            return self._read_from(node, {x: (self._source(x),) for x in inputs_of(self.meanings[node])})
+        except NotAffine:
+            self.meanings[node] = None
+            self._changed = True
+            return (self._source(node),)
+
+    def _read_from(self, node: fx.Node, operands: dict[fx.Node, tuple[Term, ...]]) -> tuple[Term, ...]:
+        terms = self.reader.terms(node, operands.__getitem__)
+        inputs = inputs_of(self.meanings[node])
+        self._operand_of[node] = [index for index, x in enumerate(inputs) for _ in operands[x]]
+        return terms
+
+    def _convolves(self, node: fx.Node) -> bool:
+        meaning = self.meanings.get(node)
+        return isinstance(meaning, Applied) and isinstance(meaning.layer, Convolution)
 
     def _reach(self, x: fx.Node, node: fx.Node) -> tuple[Term, ...]:
         """Return the terms of an operand of ``node``: looked through within the region, the value itself outside."""
-        if x in self._terms and self._roots[x] is self._roots[node]:
-            return self._terms[x]
-        return (self._source(x),)
+        known = x in self._terms and self._roots[x] is self._roots[node] and origin(x, self.meanings) not in self._cuts
+        return self._terms[x] if known else (self._source(x),)
 
     def _source(self, x: fx.Node) -> Term:
-        """Return the value of ``x`` itself as a term: channels are axis 1, what follows are spatial axes."""
-        source = origin(x, self.meanings)
-        shape = self.traced.shape_of[source]
-        identity = Identity(shape[1] if len(shape) > 1 else 1, max(len(shape) - 2, 0))
-        return Term(source, identity, frozenset(), source)
-
-    def _whole_input(self, x: fx.Node, node: fx.Node) -> tuple[fx.Node, Nodes]:
-        """Return the source of a convolution and the no-ops before it; of anything else, the region ends there."""
-        terms = self._reach(x, node)
-        if len(terms) == 1 and terms[0].is_source:
-            return terms[0].source, terms[0].nodes
-        self._cut(x)
-        self.refuse(_why_not_composed(terms, self.meanings[node]), node)
-        return origin(x, self.meanings), frozenset()
-
-    def _one_term(self, x: fx.Node, node: fx.Node) -> Term:
-        """Return the operand of a normalisation as one term; a sum that is not one map ends the region before it."""
-        terms = self._reach(x, node)
-        try:
-            return _normalised(terms, len(self.traced.shape_of[node]), node)
-        except NotAffine as error:
-            self._cut(x)
-            self.refuse(error, node)
-            return self._source(x)
+        return self.reader.source(origin(x, self.meanings))
 
     def _judge(self, root: fx.Node) -> Region:
-        """Group the terms of a region, and cut it where a group is better left to itself."""
-        terms = self._terms[root]
-        groups = self._grouped(terms, root)
-        region = self._region(root, tuple(Group(tuple(terms[i] for i in group)) for group in groups))
-        apart = len(groups) > 1 and not self._separated(root, region, groups)
-        if apart or not all(group.is_source or self.accept(region, group) for group in region.groups):
+        """Group the terms of a region, and cut it where a part is better left to itself."""
+        if self.meanings[root] is None:
+            return Region(root, (), frozenset(), frozenset())
+        notes = self._notes[root] = []
+        region = region_of(root, self._terms[root], self.estimate, lambda *note: notes.append(note))
+        if len(region.groups) > 1 and not self._holds_together(root, region):
             self._take_apart(root)
+        elif len(region.working) > 1:
+            self._weigh(region)
         return region
 
-    def _region(self, root: fx.Node, groups: tuple[Group, ...]) -> Region:
-        """Return the region without the no-ops at its end: they stay, after the one convolution."""
-        nodes = frozenset(chain.from_iterable(group.nodes for group in groups))
-        while isinstance(meaning := self.meanings[root], Same) and meaning.input in nodes:
-            nodes -= {root}
-            root = meaning.input
-        passing = frozenset(node for node in nodes if isinstance(self.meanings[node], Same))
-        return Region(root, groups, nodes - passing, passing)
-
-    def _grouped(self, terms: tuple[Term, ...], root: fx.Node) -> list[list[int]]:
-        """Partition the terms, by index, into groups that are one map each."""
-        groups: list[list[int]] = []
-        for index, term in enumerate(terms):
-            for group in groups:
-                if terms[group[0]].source is not term.source:
-                    continue
-                try:
-                    sum_of((*(terms[i].expression for i in group), term.expression))
-                except NotAffine as error:
-                    self.refuse(error, root)
-                else:
-                    group.append(index)
-                    break
-            else:
-                groups.append([index])
-        return groups
-
-    def _separated(self, root: fx.Node, region: Region, groups: list[list[int]]) -> bool:
-        """Cut off the branches that merge with no other; whether what is left needs this root to merge."""
+    def _holds_together(self, root: fx.Node, region: Region) -> bool:
+        """Cut off the branches that merge with no other; return whether what is left needs this root to merge."""
+        meaning = self.meanings[root]
         for group in region.groups:
-            if len(group.terms) == 1 and not group.is_source:
+            others = frozenset(chain.from_iterable(other.nodes for other in region.groups if other is not group))
+            if len(group.terms) == 1 and group.of_source is None and group.terms[0].top not in others:
+                self._say(root)
                 self._cut(group.terms[0].top)
-        operand_of = [
-            index for index, operand in enumerate(inputs_of(self.meanings[root])) for _ in self._reach(operand, root)
-        ]
-        return any(len({operand_of[i] for i in group}) > 1 for group in groups)
+        if not isinstance(meaning, Combined | Same):
+            return True
+        place = {id(term): operand for term, operand in zip(self._terms[root], self._operand_of[root], strict=True)}
+        return any(len({place[id(term)] for term in group.terms}) > 1 for group in region.groups)
+
+    def _weigh(self, region: Region) -> None:
+        """Apply the law of cost: keep the region whole, cut it where that saves most, or take it apart."""
+        if not region.is_writable:
+            reason = NotAffine("no-convolution", "a sum of skips and normalisations without a convolution")
+            self.refuse(reason, region.root, None, None)
+            if len(region.groups) > 1:
+                self._take_apart(region.root)
+            return
+        before = self.estimate.of_nodes(region.working)
+        after = self.estimate.of_groups(region.groups, region.root)
+        better = Cutting(self.reader, self.estimate, self._reach).best(region, self._terms)
+        if better and self._price(better.cost) < min(self._price(before), self._price(after)):
+            reason = NotAffine("cost", "as one layer these are predicted to be slower")
+            self.refuse(reason, better.reader, better.cost, after)
+            self._cut(better.node)
+        elif self._price(after) >= self._price(before):
+            reason = NotAffine("cost", "one convolution is predicted to be slower here")
+            self.refuse(reason, region.root, before, after)
+            self._take_apart(region.root)
+
+    def _price(self, cost: Cost) -> float:
+        return self.estimate.price(cost)
 
     def _take_apart(self, root: fx.Node) -> None:
         for operand in inputs_of(self.meanings[root]):
             self._cut(operand)
 
-
-def _normalised(terms: tuple[Term, ...], axes: int, node: fx.Node) -> Term:
-    """Return the operand of a normalisation of ``axes`` axes. Raises NotAffine where it is not one map."""
-    if any(term.expression.geometry.ndim + 2 != axes for term in terms):
-        raise NotAffine("channel-mismatch", "without a batch axis, the normalisation is along another axis")
-    if len({term.source for term in terms}) > 1:
-        raise NotAffine("several-sources", "a normalisation of a sum over several sources")
-    group = Group(terms)
-    return terms[0] if len(terms) == 1 else Term(group.source, group.expression, group.nodes, node)
-
-
-def _grown(term: Term, node: fx.Node, expression: Expression, top: fx.Node) -> Term:
-    return replace(term, expression=expression, nodes=term.nodes | {node}, top=top)
-
-
-def _why_not_composed(terms: tuple[Term, ...], meaning: Meaning | None) -> NotAffine:
-    assert isinstance(meaning, Convolved)
-    shifted = any(isinstance(term.expression, Normalised) for term in terms)
-    if shifted and meaning.convolution.geometry.pads:
-        return NotAffine("shift-before-padding", "a normalisation before a convolution that pads its input with zeros")
-    return NotAffine("composition", "a convolution of the result of another affine layer")
+    def _say(self, root: fx.Node) -> None:
+        """Record why branches of this region stay apart: in the last pass, or where they are now cut off for good."""
+        for note in self._notes[root]:
+            self.refuse(*note)

@@ -11,7 +11,7 @@ from repfuse.plans import Plan
 from repfuse.proof.results import Proof
 from repfuse.proof.sites import TOLERANCE, prove_sites
 from repfuse.rewriting import rewrite
-from repfuse.tracing.tracer import is_stock
+from repfuse.tracing.leaves import is_stock
 from repfuse.verifying import Trial
 from repfuse.verifying.comparison import outcomes_in_float64, tabulate
 from repfuse.verifying.copies import Outcome, copy_with, in_float64

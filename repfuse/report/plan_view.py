@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from repfuse.planning.cost import Policy
 from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.report.numbers import change, count, plural
 from repfuse.report.tables import NUMBER, facts, heading, table
@@ -31,7 +32,8 @@ def summary(plan: Plan) -> str:
     if plan.sites:
         parts.append(f"{change(count(before.launches), count(after.launches))} operators")
         parts.append(f"{change(count(before.macs), count(after.macs))} multiply-accumulates")
-    return ", ".join(parts) + f"; {plural(len(plan.refusals), 'refusal')}"
+    policy = "" if plan.policy == Policy.COST else f", policy {plan.policy}"
+    return ", ".join(parts) + f"; {plural(len(plan.refusals), 'refusal')}{policy}"
 
 
 def sites_view(sites: Sequence[Site]) -> Iterator[RenderableType]:

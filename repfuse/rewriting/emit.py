@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repfuse.algebra.expression import Expression, Tensors, evaluate, tensor_names
+from repfuse.algebra.evaluation import Tensors, evaluate
+from repfuse.algebra.expression import Expression, tensor_names
 from repfuse.algebra.geometry import Geometry
+from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.planning.cost import needs_separate_pad
 
 _CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _PADS: dict[str, tuple[type[nn.Module], ...]] = {
     "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
@@ -29,9 +32,14 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def convolution_module(geometry: Geometry) -> nn.Module:
-    """Return a convolution of ``geometry`` without data. Padding is in explicit integers, 0 where it is a module
-    apart.
+    """Return a convolution of ``geometry`` without data, or a linear layer where it has no spatial axes.
+
+    Padding is in explicit integers, 0 where it is a module apart.
     """
+    if not geometry.ndim:
+        return nn.Linear(geometry.in_channels, geometry.out_channels, device="meta")
+    if isinstance(geometry, TransposedGeometry):
+        return _transposed_module(geometry)
     apart = needs_separate_pad(geometry)
     convolution: nn.Module = _CONVOLUTIONS[geometry.ndim](
         geometry.in_channels,
@@ -47,13 +55,31 @@ def convolution_module(geometry: Geometry) -> nn.Module:
     return convolution
 
 
+def _transposed_module(geometry: TransposedGeometry) -> nn.Module:
+    convolution: nn.Module = _TRANSPOSED[geometry.ndim](
+        geometry.in_channels,
+        geometry.out_channels,
+        geometry.kernel,
+        geometry.stride,
+        tuple(before for before, _ in geometry.padding),
+        geometry.output_padding,
+        geometry.groups,
+        dilation=geometry.dilation,
+        device="meta",
+    )
+    return convolution
+
+
 def with_padding(convolution: nn.Module, geometry: Geometry) -> nn.Module:
-    """Return the convolution, behind a padding of its own where that differs before and after."""
+    """Return the convolution, behind a padding or a crop of its own where it cannot do that itself."""
     if not needs_separate_pad(geometry):
         return convolution
-    amounts = tuple(amount for pair in reversed(geometry.padding) for amount in pair)
-    pad = _PADS[geometry.padding_mode][geometry.ndim - 1](amounts)
-    return nn.Sequential(OrderedDict(pad=pad, conv=convolution))
+    amounts = [amount for pair in reversed(geometry.padding) for amount in pair]
+    # First the padding, then the crop: what is cropped from a tiny input may be padding.
+    parts = {"pad": [max(amount, 0) for amount in amounts], "crop": [min(amount, 0) for amount in amounts]}
+    kind = _PADS[geometry.padding_mode][geometry.ndim - 1]
+    steps = [(name, kind(tuple(part))) for name, part in parts.items() if any(part)]
+    return nn.Sequential(OrderedDict([*steps, ("conv", convolution)]))
 
 
 def write_weights(convolution: nn.Module, expression: Expression, tensors: Tensors, like: Tensor) -> None:
@@ -64,6 +90,16 @@ def write_weights(convolution: nn.Module, expression: Expression, tensors: Tenso
     weight, bias = evaluate(expression, tensors, like)
     for rounded in (weight, bias):
         _check_range(rounded, [tensors(name) for name in tensor_names(expression)])
+    _set_parameters(convolution, weight, bias, like)
+
+
+def leave_unset(convolution: nn.Module, geometry: Geometry, like: Tensor) -> None:
+    """Give ``convolution`` a weight and a bias of the right shapes whose numbers mean nothing yet."""
+    weight = torch.empty(geometry.weight_shape, dtype=like.dtype, device=like.device)
+    _set_parameters(convolution, weight, weight.new_empty(geometry.out_channels), like)
+
+
+def _set_parameters(convolution: nn.Module, weight: Tensor, bias: Tensor, like: Tensor) -> None:
     channels_last = _CHANNELS_LAST.get(like.dim())
     if channels_last and not like.is_contiguous() and like.is_contiguous(memory_format=channels_last):
         weight = weight.contiguous(memory_format=channels_last)

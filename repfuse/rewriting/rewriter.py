@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from repfuse.algebra.expression import convolutions, tensor_names
+from repfuse.algebra.geometry import NotAffine
 from repfuse.errors import RepfuseError
+from repfuse.placing.bodies import named_tensors
 from repfuse.placing.edits import Block, Candidate, Fused, Layout, owner_of, place_of
+from repfuse.planning.cost import Policy
 from repfuse.planning.planner import Planner
 from repfuse.plans import Plan
 from repfuse.rewriting.emit import (
@@ -18,20 +22,24 @@ from repfuse.rewriting.emit import (
     graph_module,
     is_plain,
     keep_plain_attributes,
+    leave_unset,
     with_padding,
     write_weights,
 )
+from repfuse.tracing.constants import Constants, lookup
 from repfuse.tracing.skeleton import copy_with
 from repfuse.tracing.trace import trace
 
 
-def rewrite(module: nn.Module, plan: Plan) -> nn.Module:
+def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True) -> nn.Module:
     """Return a copy of ``module`` with every site of ``plan`` rewritten into its one convolution.
 
-    The weights may differ from those the plan was made with: a plan is about structure. Raises RepfuseError where the
-    plan does not fit the module, or where a fused weight overflows the dtype of the weights that it replaces.
+    The weights may differ from those the plan was made with: a plan is about structure. Without ``weights`` the fused
+    ones are left unset, for who loads them next. Raises RepfuseError where the plan does not fit the module or its
+    weights, or where a fused weight overflows the dtype of the weights that it replaces.
     """
-    return _Rewriting(module, lay_out_plan(module, plan)[1]).run()
+    planner, layout = lay_out_plan(module, plan)
+    return _Rewriting(module, layout, planner.traced.constants, weights=weights).run()
 
 
 def lay_out_plan(module: nn.Module, plan: Plan) -> tuple[Planner, Layout]:
@@ -54,15 +62,17 @@ def _live(module: nn.Module, plan: Plan) -> tuple[Planner, list[Candidate]]:
             "It was made for a model with another graph or other shapes.",
             "Make the plan again from this model.",
         )
-    planner = Planner(traced)
+    planner = Planner(traced, Policy(plan.policy), plan.matching_borders)
     return planner, planner.candidates()
 
 
 def _example(module: nn.Module, plan: Plan) -> list[Tensor]:
     """Return zeros in the shapes of the plan's example, their floats as the module holds them now."""
-    weight = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), torch.zeros(0))
-    examples = [torch.zeros(shape, dtype=getattr(torch, dtype), device=weight.device) for shape, dtype in plan.inputs]
-    return [x.to(weight.dtype) if x.is_floating_point() else x for x in examples]
+    held = next((x for x in chain(module.parameters(), module.buffers()) if x.is_floating_point()), None)
+    examples = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in plan.inputs]
+    if held is None:
+        return examples
+    return [x.to(held.device, held.dtype if x.is_floating_point() else x.dtype) for x in examples]
 
 
 def _structure(module: nn.Module) -> list[tuple[Any, ...]]:
@@ -109,12 +119,15 @@ def _place(planner: Planner, candidate: Candidate) -> tuple[str, tuple[int, ...]
 class _Rewriting:
     """One rewrite: a copy of the module without the tensors that will be replaced, then the edits of the layout."""
 
-    def __init__(self, module: nn.Module, layout: Layout) -> None:
+    def __init__(self, module: nn.Module, layout: Layout, constants: Constants, *, weights: bool) -> None:
+        self.weights = weights
         self.layout = layout
-        self.tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-        self.tensors |= dict(module.named_buffers(remove_duplicate=False))
-        names = {name for fused in layout.fused for name in tensor_names(fused.expression)}
-        self.replaced = {id(self.tensors[name]): self.tensors[name] for name in names}
+        self.constants = constants
+        self.tensors = dict(named_tensors(module))
+        self.tensor = lookup(module, constants)
+        named = (name for fused in layout.fused for name in tensor_names(fused.expression))
+        names = {leaf for name in named for leaf in constants.leaves(name)}
+        self.replaced = {id(tensor): tensor for name, tensor in self.tensors.items() if name in names}
         self.stand_ins = {key: _stand_in(tensor) for key, tensor in self.replaced.items()}
         self.result = copy_with(module, dict(self.stand_ins))
         self.holders: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
@@ -140,6 +153,7 @@ class _Rewriting:
         """Put ``new`` wherever the module at ``path`` is registered, so that what was shared stays shared."""
         old = self.result.get_submodule(path)
         new.training = old.training
+        keep_plain_attributes(old, new)
         if old is self.result:
             self.result = new
         for parent, name in self.holders[old]:
@@ -151,13 +165,12 @@ class _Rewriting:
         if block.steps is None:
             body: nn.Module = graph_module(owner, block.graph, made, block.kept)
         elif block.fused and block.fused[0].path == block.path:
-            return next(iter(made.values()))
+            (body,) = made.values()
         elif block.steps:
             steps = [(name, made[name] if name in made else owner.get_submodule(name)) for name in block.steps]
             body = nn.Sequential(OrderedDict(steps))
         else:
             body = nn.Identity()
-        keep_plain_attributes(owner, body)
         return body
 
     def _convolution(self, fused: Fused) -> nn.Module:
@@ -168,8 +181,20 @@ class _Rewriting:
 
     def _write(self, convolution: nn.Module, fused: Fused) -> None:
         """Write the fused weights; dtype, device and memory format come from the largest weight that is merged."""
-        weights = [self.tensors[convolution.weight] for convolution in convolutions(fused.expression)]
-        write_weights(convolution, fused.expression, self.tensors.__getitem__, max(weights, key=Tensor.numel))
+        named = (leaf for layer in convolutions(fused.expression) for leaf in self.constants.leaves(layer.weight))
+        floating = (self.tensors[name] for name in named if self.tensors[name].is_floating_point())
+        largest = max(floating, key=Tensor.numel)
+        if not self.weights:
+            leave_unset(convolution, fused.expression.geometry, largest)
+            return
+        try:
+            write_weights(convolution, fused.expression, self.tensor, largest)
+        except NotAffine as error:
+            raise RepfuseError(
+                f"The plan does not fit the weights at {fused.path!r}.",
+                f"There is {error.reason}; with the weights that the plan was made with it was exact.",
+                "Make the plan again from this model.",
+            ) from error
 
     def _restore(self) -> None:
         """Give real copies to the tensors that were left out of the copy and turn out to be used elsewhere."""

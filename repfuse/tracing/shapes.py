@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from repfuse.algebra.layers import Convolution
 from repfuse.errors import RepfuseError
 from repfuse.ops import meaning_of
-from repfuse.ops.meaning import Combined, Convolved, Normed, inputs_of
+from repfuse.ops.meaning import Applied, Combined, Rescaled, inputs_of
+from repfuse.ops.scope import Scope
+from repfuse.tracing.constants import Constants
 from repfuse.tracing.skeleton import first_line
 
-Shapes = dict[fx.Node, tuple[tuple[int, ...], torch.dtype]]
+
+@dataclass
+class Shapes:
+    """The shape and dtype of every node that is a tensor."""
+
+    shape_of: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
+    dtype_of: dict[fx.Node, torch.dtype] = field(default_factory=dict)
 
 
-def record_shapes(graph: fx.Graph, module: nn.Module, example_inputs: Sequence[Any], *, stateful: bool) -> Shapes:
+def record_shapes(
+    graph: fx.Graph, module: nn.Module, example_inputs: Sequence[Any], constants: Constants, *, stateful: bool
+) -> Shapes:
     """Run the graph of ``module`` on the example, without the arithmetic whose shapes are known.
 
     ``stateful`` says that the run may change what it runs on: then it runs on a copy. Raises RepfuseError where the
@@ -25,7 +37,7 @@ def record_shapes(graph: fx.Graph, module: nn.Module, example_inputs: Sequence[A
     """
     try:
         runner = copy.deepcopy(module) if stateful else module
-        return _Recorder(graph, runner).record(copy.deepcopy(tuple(example_inputs)))
+        return _Recorder(graph, runner, constants).record(copy.deepcopy(tuple(example_inputs)))
     except Exception as error:
         raise RepfuseError(
             f"The model does not run on the example input {_text(example_inputs)}.",
@@ -46,9 +58,10 @@ class _Recorder(fx.Interpreter):
     second.
     """
 
-    def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
+    def __init__(self, graph: fx.Graph, module: nn.Module, constants: Constants) -> None:
         super().__init__(module, graph=graph)
-        self.shapes: Shapes = {}
+        self.shapes = Shapes()
+        self.scope = Scope(module, constants, self.shapes.shape_of)
 
     @torch.no_grad()
     def record(self, inputs: Sequence[Any]) -> Shapes:
@@ -60,35 +73,37 @@ class _Recorder(fx.Interpreter):
         if result is None:
             result = super().run_node(n)
         if isinstance(result, Tensor):
-            self.shapes[n] = (tuple(result.shape), result.dtype)
+            self.shapes.shape_of[n] = tuple(result.shape)
+            self.shapes.dtype_of[n] = result.dtype
         return result
 
     def _known(self, node: fx.Node) -> Tensor | None:
         """Return an empty tensor in the shape of the node; None where that takes running it."""
-        meaning = meaning_of(node, self.module)
-        operands = [self.env[x] for x in inputs_of(meaning)]
-        if not operands or not all(isinstance(x, Tensor) for x in operands):
+        meaning = meaning_of(node, self.scope)
+        inputs = inputs_of(meaning)
+        if not inputs or not set(inputs) <= set(node.all_input_nodes):  # read through others: they are there, run it
+            return None
+        operands = [self.env[x] for x in inputs]
+        if not all(isinstance(x, Tensor) for x in operands):
             return None
         x: Tensor = operands[0]
-        if isinstance(meaning, Convolved):
-            return self._convolved(x, meaning)
-        if isinstance(meaning, Normed) and x.dim() > 2 and x.shape[1] == self._shape(meaning.normalisation.mean)[0]:
-            return x.new_empty(x.shape)
+        if isinstance(meaning, Applied) and isinstance(meaning.layer, Convolution):
+            return self._convolved(x, meaning.layer)
+        if isinstance(meaning, Rescaled) and node.op == "call_module" and meaning.axis is not None:
+            return x.new_empty(x.shape) if x.dim() > meaning.axis else None
         alike = len({(other.shape, other.dtype) for other in operands}) == 1
         if isinstance(meaning, Combined) and len(operands) > 1 and alike:
             return x if meaning.in_place else x.new_empty(x.shape)
         return None
 
-    def _convolved(self, x: Tensor, meaning: Convolved) -> Tensor | None:
-        geometry = meaning.convolution.geometry
+    def _convolved(self, x: Tensor, layer: Convolution) -> Tensor | None:
+        geometry, constants = layer.geometry, self.scope.constants
         if x.dim() != geometry.ndim + 2 or x.shape[1] != geometry.in_channels or geometry.padding_mode != "zeros":
             return None
+        if constants.leaves(layer.weight) != (layer.weight,):
+            return None
         size = geometry.output_size(tuple(x.shape[2:]))
-        weight = self.fetch_attr(meaning.convolution.weight)
-        if min(size) < 1 or weight.dtype != x.dtype:
+        weight = self.fetch_attr(layer.weight)
+        if min(size, default=1) < 1 or weight.dtype != x.dtype:
             return None
         return x.new_empty((x.shape[0], geometry.out_channels, *size))
-
-    def _shape(self, name: str) -> torch.Size:
-        tensor: Tensor = self.fetch_attr(name)
-        return tensor.shape

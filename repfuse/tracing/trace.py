@@ -18,9 +18,11 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repfuse.errors import RepfuseError
+from repfuse.tracing.constants import Constants
+from repfuse.tracing.leaves import is_stock
 from repfuse.tracing.shapes import record_shapes
 from repfuse.tracing.skeleton import first_line, meta_copy
-from repfuse.tracing.tracer import Call, CallTracer, is_stock
+from repfuse.tracing.tracer import Call, CallTracer
 
 
 @dataclass(eq=False)
@@ -28,7 +30,8 @@ class Traced:
     """The graph of a model.
 
     ``module`` is the copy that was traced, without data; ``call_of`` and ``shape_of`` say where each node was made and
-    what shape it has at the example; ``opaque`` are the modules that could not be traced through, and why.
+    what shape it has at the example; ``constants`` are the values that are computed from parameters and buffers alone;
+    ``opaque`` are the modules that could not be traced through, and why.
     """
 
     module: nn.Module
@@ -37,6 +40,7 @@ class Traced:
     calls: dict[str, list[Call]]
     shape_of: dict[fx.Node, tuple[int, ...]]
     dtype_of: dict[fx.Node, torch.dtype]
+    constants: Constants
     opaque: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -69,9 +73,20 @@ def trace(module: nn.Module, example_inputs: Sequence[Any]) -> Traced:
     for norm in skeleton.modules():
         if isinstance(norm, _BatchNorm) and not is_stock(norm):
             norm._check_input_dim = _accept  # type: ignore[method-assign]
+    try:
+        return _traced(module, skeleton, example_inputs, unrolls=True)
+    except _OtherPieces:
+        return _traced(module, skeleton, example_inputs, unrolls=False)
+
+
+class _OtherPieces(Exception):
+    """A loop over the pieces of a tensor was followed, and they were not as many as asked for."""
+
+
+def _traced(module: nn.Module, skeleton: nn.Module, example_inputs: Sequence[Any], *, unrolls: bool) -> Traced:
     opaque: dict[str, str] = {}
     while True:
-        tracer = CallTracer(frozenset(opaque))
+        tracer = CallTracer(frozenset(opaque), module, unrolls=unrolls)
         try:
             graph = tracer.trace(skeleton, _defaults(skeleton, len(example_inputs)))
             break
@@ -84,11 +99,15 @@ def trace(module: nn.Module, example_inputs: Sequence[Any]) -> Traced:
                     "Control flow on values in the outermost forward has to move into a submodule.",
                 ) from error
             opaque[path] = f"{type(error).__name__}: {first_line(error)}"
-    stateful = bool(opaque) or any(part.training for part in module.modules())
-    shapes = record_shapes(graph, module, example_inputs, stateful=stateful)
-    shape_of = {node: shape for node, (shape, _) in shapes.items()}
-    dtype_of = {node: dtype for node, (_, dtype) in shapes.items()}
-    return Traced(skeleton, graph, tracer.call_of, tracer.calls, shape_of, dtype_of, opaque)
+    constants = tracer.constants
+    stateful = bool(opaque) or any(part.training for part in module.modules()) or constants.may_change
+    try:
+        shapes = record_shapes(graph, module, example_inputs, constants, stateful=stateful)
+    except RepfuseError as error:
+        if tracer.unrolled:
+            raise _OtherPieces from error
+        raise
+    return Traced(skeleton, graph, tracer.call_of, tracer.calls, shapes.shape_of, shapes.dtype_of, constants, opaque)
 
 
 def _accept(_input: Any) -> None:

@@ -6,19 +6,17 @@ the copy carries that away with it.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from repfuse.errors import RepfuseError
-from repfuse.networks import device_of, named_tensors, placed
+from repfuse.networks import device_of, placed
+from repfuse.tracing.skeleton import Change, changed_copy
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.outputs import leaves
 
-Change = Callable[[str, torch.Tensor], torch.Tensor]
 SEED = 0  # of networks that draw random numbers: both draw the same
 
 
@@ -50,16 +48,13 @@ def copy_with(network: nn.Module, change: Change) -> nn.Module:
 
     Raises RepfuseError where the network cannot be copied.
     """
-    # deepcopy takes what is in its memo: no second copy of the weights, and a tensor's history is no obstacle.
-    memo = {id(tensor): _like(tensor, change(name, tensor.detach())) for name, tensor in named_tensors(network)}
+    copied = changed_copy(network, lambda name, tensor: change(name, tensor.detach())).requires_grad_(False)
     try:
-        return copy.deepcopy(network, memo).eval()
-    except Exception as error:
-        raise RepfuseError(
-            f"The network {type(network).__name__} cannot be copied.",
-            f"{type(error).__name__}: {error}. Networks are compared on copies, so that yours stay as is.",
-            "Remove what cannot be copied (open files, locks, generators) from its attributes.",
-        ) from error
+        return copied.eval()
+    except NotImplementedError:  # by an exported program, whose mode was settled when it was exported
+        for module in copied.modules():
+            module.training = False
+        return copied
 
 
 def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, torch.dtype]) -> list[Outcome]:
@@ -93,10 +88,6 @@ def call(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-
-
-def _like(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    return nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
 
 
 def _floating(value: object) -> bool:

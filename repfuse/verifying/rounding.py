@@ -28,7 +28,8 @@ import torch
 from torch import nn
 
 from repfuse.networks import named_tensors
-from repfuse.verifying.copies import Change, Outcome, copy_with, run_float64, widened
+from repfuse.tracing.skeleton import Change
+from repfuse.verifying.copies import Outcome, copy_with, run_float64, widened
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.measure import level
 from repfuse.verifying.results import Level

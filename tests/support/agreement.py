@@ -49,14 +49,14 @@ class _Counting(TorchDispatchMode):
         self.seen: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        kind = next((kind for kind in ("convolution", "batch_norm", "add") if kind in name), name)
+        name = func.overloadpacket.__name__.rstrip("_")
+        kind = next((kind for kind in ("convolution", "batch_norm") if kind in name), name)
         self.seen[kind] += 1
         return func(*args, **(kwargs or {}))
 
 
 def operations(module: nn.Module, *inputs: Tensor) -> Counter[str]:
-    """How often each kind of operator runs in one call: "convolution", "batch_norm", "add", ..."""
+    """How often each kind of operator runs in one call: "convolution", "batch_norm", "add", "addmm", ..."""
     with _Counting() as counting:
         outputs(module, *inputs)
     return counting.seen
@@ -66,17 +66,22 @@ class _Peak(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.highest = 0.0
+        self.empty = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel():
-                self.highest = max(self.highest, float(leaf.detach().abs().max()))
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                self.empty |= not leaf.numel()
+                self.highest = max(self.highest, float(leaf.detach().abs().max()) if leaf.numel() else 0.0)
         return result
 
 
 def peak(module: nn.Module, *inputs: Tensor) -> float:
-    """The largest number that appears in one call: what rounding errors are relative to, even where outputs cancel."""
+    """The largest number that appears in one call: what rounding errors are relative to, even where outputs cancel.
+
+    0 where a value without any numbers appears: what runs on such a value is up to the operator.
+    """
     with _Peak() as recorded:
         outputs(module, *inputs)
-    return recorded.highest
+    return 0.0 if recorded.empty else recorded.highest

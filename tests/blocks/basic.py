@@ -1,65 +1,15 @@
-"""Small blocks as their authors write them, each with what must become of it; the spellings are our own."""
+"""The first blocks: RepVGG and its relatives, sums in every spelling, convolutions with normalisations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-C = 4
-"""Channels of every block."""
-
-
-def conv(kernel: Any = 3, **settings: Any) -> nn.Conv2d:
-    """A convolution of C channels that keeps the size unless told otherwise."""
-    if "padding" not in settings:
-        settings["padding"] = kernel // 2 * settings.get("dilation", 1) if isinstance(kernel, int) else "same"
-    return nn.Conv2d(settings.pop("inputs", C), settings.pop("outputs", C), kernel, **settings)
-
-
-def norm(channels: int = C) -> nn.BatchNorm2d:
-    """A normalisation."""
-    return nn.BatchNorm2d(channels)
-
-
-class Spelled(nn.Module):
-    """A module whose forward is given: ``Spelled(lambda m, x: m.a(x) + m.b(x), a=conv(3), b=conv(1))``."""
-
-    def __init__(self, forward: Callable[..., Any], **members: Any) -> None:
-        super().__init__()
-        self.spelling = forward
-        for name, member in members.items():
-            setattr(self, name, member)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.spelling(self, x)
-
-
-class SpelledOfTwo(Spelled):
-    """The same with two inputs."""
-
-    def forward(self, x: Tensor, y: Tensor) -> Any:
-        return self.spelling(self, x, y)
-
-
-class Branches(nn.Module):
-    """The sum of what it is given, in a ModuleList, with an activation after."""
-
-    def __init__(self, *branches: nn.Module) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(sum(branch(x) for branch in self.branches))
-
-
-def conv_norm(kernel: Any = 3, **settings: Any) -> nn.Sequential:
-    """A convolution without bias and its normalisation."""
-    return nn.Sequential(conv(kernel, bias=False, **settings), norm(settings.get("outputs", C)))
+from blocks.building import Branches, C, Case, Spelled, SpelledOfTwo, conv, conv_norm, norm, pair, pair_of_two, triple
 
 
 class RepVGG(nn.Module):
@@ -116,21 +66,6 @@ def functional(forward: Callable[..., Any]) -> Spelled:
     return Spelled(forward, **{name: nn.Parameter(tensor) for name, tensor in parameters.items()}, n=norm())
 
 
-def pair(forward: Callable[..., Any]) -> Spelled:
-    """A block with a 3x3 ``a`` and a 1x1 ``b``."""
-    return Spelled(forward, a=conv(3), b=conv(1))
-
-
-def triple(forward: Callable[..., Any]) -> Spelled:
-    """The same with a normalisation ``n``."""
-    return Spelled(forward, a=conv(3), b=conv(1), n=norm())
-
-
-def pair_of_two(forward: Callable[..., Any]) -> Spelled:
-    """A block with a 3x3 ``a`` and a 1x1 ``b``, of two inputs."""
-    return SpelledOfTwo(forward, a=conv(3), b=conv(1))
-
-
 def _normed(m: Spelled, x: Tensor) -> Tensor:
     return F.batch_norm(x, m.n.running_mean, m.n.running_var, m.n.weight, m.n.bias, eps=1e-3)
 
@@ -146,21 +81,6 @@ def _added_in_place(m: Spelled, x: Tensor) -> Tensor:
     return y.add_(x)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A block and what is left of it: how many convolutions and normalisations run, and the form of its site."""
-
-    name: str
-    make: Callable[[], nn.Module]
-    form: str = "graph"
-    convolutions: int = 1
-    norms: int = 0
-    sites: int = 1
-    inputs: int = 1
-    axes: int = 2
-    least: int = 1  # the smallest side of an image that the block takes
-
-
 def notebook(padding: Any, bias: bool, kernel: Any = 3) -> Spelled:
     """The notebook's block: 3x3 + 1x1 + skip."""
     return Spelled(
@@ -170,32 +90,39 @@ def notebook(padding: Any, bias: bool, kernel: Any = 3) -> Spelled:
 
 CASES = [
     *(
-        Case(f"notebook padding={padding} bias={bias}", lambda p=padding, b=bias: notebook(p, b), "chain")
+        Case(f"notebook padding={padding} bias={bias}", lambda p=padding, b=bias: notebook(p, b))
         for padding in ("same", 1, (1, 1))
         for bias in (True, False)
     ),
-    Case("notebook, pair of paddings", lambda: notebook((1, 2), True, (3, 5)), "chain"),
+    Case("notebook, pair of paddings", lambda: notebook((1, 2), True, (3, 5))),
     Case(
         "valid padding",
         lambda: Spelled(lambda m, x: m.a(x) + m.b(x), a=conv(3, padding="valid"), b=conv(3, padding=0)),
-        "chain",
         least=3,
     ),
-    Case("smaller kernel inside", lambda: Branches(conv(5, padding=1), conv(3, padding=0)), least=3),
+    Case("smaller kernel inside", lambda: Branches(conv(5, padding=1), conv(3, padding=0)), "graph", least=3),
     *(
-        Case(f"RepVGG stride {stride} groups {groups}", lambda s=stride, g=groups: RepVGG(s, g))
+        Case(f"RepVGG stride {stride} groups {groups}", lambda s=stride, g=groups: RepVGG(s, g), "graph")
         for stride, groups in ((1, 1), (2, 1), (1, 2), (2, 2), (1, C))
     ),
     *(
-        Case(f"MobileOne {n}", lambda n=n: Branches(*(conv_norm(3, groups=C) for _ in range(n)), conv_norm(1), norm()))
+        Case(
+            f"MobileOne {n}",
+            lambda n=n: Branches(*(conv_norm(3, groups=C) for _ in range(n)), conv_norm(1), norm()),
+            "graph",
+        )
         for n in (1, 4)
     ),
-    Case("ACNet", lambda: Branches(conv_norm(3), conv_norm((3, 1)), conv_norm((1, 3)))),
-    Case("dilated union", lambda: Branches(conv(5), conv(3, dilation=2), conv(3), norm())),
-    Case("taps far apart", lambda: Branches(conv(3, dilation=3), conv(3, dilation=2))),
-    Case("mixed groups", lambda: Branches(conv(3, groups=2), conv(1, groups=4), conv(3))),
-    Case("two kinds of groups", lambda: Branches(conv(3, groups=4), conv(1, groups=2))),
-    Case("even kernels, same", lambda: Branches(conv(2, padding="same"), conv(4, padding="same"), conv(1), norm())),
+    Case("ACNet", lambda: Branches(conv_norm(3), conv_norm((3, 1)), conv_norm((1, 3))), "graph"),
+    Case("dilated union", lambda: Branches(conv(5), conv(3, dilation=2), conv(3), norm()), "graph"),
+    Case("taps far apart", lambda: Branches(conv(3, dilation=3), conv(3, dilation=2)), "graph"),
+    Case("mixed groups", lambda: Branches(conv(3, groups=2), conv(1, groups=4), conv(3)), "graph"),
+    Case("two kinds of groups", lambda: Branches(conv(3, groups=4), conv(1, groups=2)), "graph"),
+    Case(
+        "even kernels, same",
+        lambda: Branches(conv(2, padding="same"), conv(4, padding="same"), conv(1), norm()),
+        "graph",
+    ),
     Case("conv + norm", conv_norm, "fold"),
     Case("conv + norm in attributes", lambda: triple(lambda m, x: F.relu(m.n(m.a(x)))), "fold"),
     Case("conv + dropout + norm", lambda: nn.Sequential(conv(), nn.Dropout2d(), norm(), nn.ReLU()), "fold"),
@@ -205,7 +132,6 @@ CASES = [
     Case(
         "reflected even conv, scaled",
         lambda: Spelled(lambda m, x: 2 * m.r(x), r=conv(2, padding="same", padding_mode="reflect")),
-        "chain",
         least=2,
     ),
     Case(
@@ -213,7 +139,7 @@ CASES = [
     ),
     Case("conv + traced norm", lambda: nn.Sequential(conv(), TracedNorm(C)), "fold"),
     Case("conv + norm that calls its base", lambda: nn.Sequential(conv(), ActivatedNorm(C)), "fold"),
-    Case("input by keyword", lambda: pair(lambda m, x: m.a(input=x) + m.b(input=x)), "chain"),
+    Case("input by keyword", lambda: pair(lambda m, x: m.a(input=x) + m.b(input=x))),
     Case("traced norm without act", lambda: nn.Sequential(conv(bias=False), TracedNorm(C, act=False)), "fold"),
     Case(
         "RepVGG of traced norms",
@@ -222,53 +148,65 @@ CASES = [
             nn.Sequential(conv(1), TracedNorm(C, False)),
             TracedNorm(C, False),
         ),
+        "graph",
     ),
-    Case("norm after the sum", lambda: triple(lambda m, x: m.n(m.a(x) + m.b(x) + x)), "chain"),
+    Case("norm after the sum", lambda: triple(lambda m, x: m.n(m.a(x) + m.b(x) + x))),
     Case(
         "norm inside and after",
         lambda: Spelled(lambda m, x: m.n(m.i(m.a(x)) + m.b(x) + x), a=conv(), b=conv(1), i=norm(), n=norm()),
-        "chain",
     ),
-    Case("F.conv2d", lambda: functional(lambda m, x: F.conv2d(x, m.w, m.b, padding=1) + F.conv2d(x, m.v) + x)),
-    Case("F.conv2d, same", lambda: functional(lambda m, x: F.conv2d(x, m.w, None, 1, "same") + F.conv2d(x, m.v, m.b))),
+    Case("F.conv2d", lambda: functional(lambda m, x: F.conv2d(x, m.w, m.b, padding=1) + F.conv2d(x, m.v) + x), "graph"),
+    Case(
+        "F.conv2d, same",
+        lambda: functional(lambda m, x: F.conv2d(x, m.w, None, 1, "same") + F.conv2d(x, m.v, m.b)),
+        "graph",
+    ),
     Case(
         "F.batch_norm",
         lambda: functional(lambda m, x: _normed(m, F.conv2d(x, m.w, padding=1)) + F.conv2d(x, m.v, m.b)),
-        "chain",
     ),
-    Case("torch.add alpha", lambda: pair(lambda m, x: torch.add(m.a(x), m.b(x), alpha=-3)), "chain"),
-    Case("x.add alpha", lambda: pair(lambda m, x: m.a(x).add(x, alpha=0.5) + m.b(x)), "chain"),
-    Case("subtraction", lambda: pair(lambda m, x: m.a(x) - m.b(x) - x), "chain"),
-    Case("torch.sub alpha", lambda: pair(lambda m, x: torch.sub(m.a(x) + m.b(x), x, alpha=2)), "chain"),
-    Case("torch.rsub", lambda: pair(lambda m, x: torch.rsub(m.a(x), m.b(x), alpha=2)), "chain"),
-    Case("negation", lambda: pair(lambda m, x: -m.a(x) + m.b(x).neg()), "chain"),
-    Case("sum of a list", lambda: pair(lambda m, x: sum([m.a(x), m.b(x), x])), "chain"),
-    Case("zero added", lambda: pair(lambda m, x: (m.a(x + 0) + 0) + (0 + m.b(x))), "chain"),
-    Case("scales", lambda: pair(lambda m, x: 0.5 * m.a(x) + m.b(x) * 3 + x / 4), "chain"),
-    Case("scaled sum", lambda: pair(lambda m, x: (m.a(x) + x) * 0.1 + m.b(x)), "chain"),
-    Case("a value twice", lambda: pair(_added_to_itself), "chain"),
-    Case("in place", lambda: pair(_added_in_place), "chain"),
-    Case("detours", lambda: pair(lambda m, x: m.a(x.contiguous()).clone() + F.dropout(m.b(x), 0.5, False)), "chain"),
-    Case("conv1d", lambda: Branches(nn.Conv1d(C, C, 3, padding=1), nn.Conv1d(C, C, 1), nn.BatchNorm1d(C)), axes=1),
+    Case("torch.add alpha", lambda: pair(lambda m, x: torch.add(m.a(x), m.b(x), alpha=-3))),
+    Case("x.add alpha", lambda: pair(lambda m, x: m.a(x).add(x, alpha=0.5) + m.b(x))),
+    Case("subtraction", lambda: pair(lambda m, x: m.a(x) - m.b(x) - x)),
+    Case("torch.sub alpha", lambda: pair(lambda m, x: torch.sub(m.a(x) + m.b(x), x, alpha=2))),
+    Case("torch.rsub", lambda: pair(lambda m, x: torch.rsub(m.a(x), m.b(x), alpha=2))),
+    Case("negation", lambda: pair(lambda m, x: -m.a(x) + m.b(x).neg())),
+    Case("sum of a list", lambda: pair(lambda m, x: sum([m.a(x), m.b(x), x]))),
+    Case("zero added", lambda: pair(lambda m, x: (m.a(x + 0) + 0) + (0 + m.b(x)))),
+    Case("scales", lambda: pair(lambda m, x: 0.5 * m.a(x) + m.b(x) * 3 + x / 4)),
+    Case("scaled sum", lambda: pair(lambda m, x: (m.a(x) + x) * 0.1 + m.b(x))),
+    Case("a value twice", lambda: pair(_added_to_itself)),
+    Case("in place", lambda: pair(_added_in_place)),
+    Case("detours", lambda: pair(lambda m, x: m.a(x.contiguous()).clone() + F.dropout(m.b(x), 0.5, False))),
+    Case(
+        "conv1d",
+        lambda: Branches(nn.Conv1d(C, C, 3, padding=1), nn.Conv1d(C, C, 1), nn.BatchNorm1d(C)),
+        "graph",
+        axes=1,
+    ),
     Case(
         "conv3d",
         lambda: Branches(nn.Conv3d(C, C, 3, padding=1), nn.Conv3d(C, C, (1, 3, 1), padding="same"), nn.BatchNorm3d(C)),
+        "graph",
         axes=3,
     ),
-    Case("residual around", lambda: pair_of_two(lambda m, x, y: m.a(x) + y + m.b(x)), inputs=2),
-    Case("residual first", lambda: pair_of_two(lambda m, x, y: y + (m.a(x) + (m.b(x) + x))), inputs=2),
+    Case("residual around", lambda: pair_of_two(lambda m, x, y: m.a(x) + y + m.b(x)), "graph", inputs=2),
+    Case("residual first", lambda: pair_of_two(lambda m, x, y: y + (m.a(x) + (m.b(x) + x))), "graph", inputs=2),
     Case(
         "two sources",
         lambda: SpelledOfTwo(
             lambda m, x, y: (m.a(x) + m.c(y)) + (m.b(x) + m.d(y)), a=conv(), b=conv(1), c=conv(), d=conv(1)
         ),
+        "graph",
         convolutions=2,
         sites=2,
         inputs=2,
     ),
-    Case("gate after", lambda: nn.Sequential(RepVGG(), Gate()), convolutions=3),
-    Case("tuple", lambda: pair(lambda m, x: (m.a(x) + m.b(x), [x, {"relu": F.relu(x)}]))),
-    Case("nested", lambda: Branches(nn.Sequential(RepVGG(), RepVGG()), nn.Identity()), convolutions=2, sites=2),
+    Case("gate after", lambda: nn.Sequential(RepVGG(), Gate()), "graph", convolutions=3),
+    Case("tuple", lambda: pair(lambda m, x: (m.a(x) + m.b(x), [x, {"relu": F.relu(x)}])), "graph"),
+    Case(
+        "nested", lambda: Branches(nn.Sequential(RepVGG(), RepVGG()), nn.Identity()), "graph", convolutions=2, sites=2
+    ),
     Case(
         "nested sums",
         lambda: Branches(
@@ -276,15 +214,18 @@ CASES = [
             Spelled(lambda m, x: m.n(m.a(x) + x), a=conv(), n=norm()),
             nn.Identity(),
         ),
+        "graph",
     ),
     Case(
         "shared block",
         lambda: Spelled(lambda m, x: m.last(m.block(F.relu(m.block(x)))), block=RepVGG(), last=nn.ReLU()),
+        "graph",
         convolutions=2,
     ),
     Case(
         "one conv, two norms",
         lambda: SpelledOfTwo(lambda m, x, y: F.relu(m.n(m.a(x))) + F.relu(m.o(m.a(y))), a=conv(), n=norm(), o=norm()),
+        "graph",
         convolutions=2,
         sites=2,
         inputs=2,

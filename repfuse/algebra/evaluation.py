@@ -1,0 +1,195 @@
+"""expression + tensors -> weight and bias: computed in float64, rounded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from math import prod
+
+import torch
+from torch import Tensor
+
+from repfuse.algebra.affine import AffineConv, check_beyond
+from repfuse.algebra.expression import (
+    Chosen,
+    Expression,
+    Identity,
+    Joined,
+    Scaled,
+    Sum,
+    Through,
+    channels_read,
+    is_unshifted,
+    of_channels_read,
+)
+from repfuse.algebra.kernels import response
+from repfuse.algebra.layers import Channelwise, Convolution, Factor, Filter, Layer, Normalisation, Offset
+from repfuse.algebra.summing import Addend, sum_weights
+from repfuse.algebra.transposed import TransposedGeometry, scaled_outputs
+
+Tensors = Callable[[str], Tensor]
+
+
+def evaluate(expression: Expression, tensors: Tensors, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the fused map, with the dtype and device of ``like``.
+
+    Raises NotAffine where a layer pads with another number than the constant of what is before it.
+    """
+    addends = list(_addends(expression, tensors, None, like.device))
+    if isinstance(expression.geometry, TransposedGeometry):
+        (addend,) = addends
+        weight = scaled_outputs(addend).to(like.dtype)
+    else:
+        weight = torch.empty(expression.geometry.weight_shape, dtype=like.dtype, device=like.device)
+        sum_weights(expression.geometry, addends, weight)
+    return weight, constant(expression, tensors, like.device).to(like.dtype, copy=True)
+
+
+def constant(expression: Expression, tensors: Tensors, device: torch.device) -> Tensor:
+    """Return what the expression is where its source is zero: float64 ``[C_out]``, the bias of the map."""
+    if is_unshifted(expression):
+        return torch.zeros(expression.geometry.out_channels, dtype=torch.float64, device=device)
+    match expression:
+        case Through(inner, layer):
+            return _layer_constant(layer, None if is_unshifted(inner) else constant(inner, tensors, device), tensors)
+        case Scaled(inner, by):
+            scale, shift = scale_and_shift(by, tensors)
+            value = constant(inner, tensors, device)
+            value = value if scale is None else value * scale
+            return value if shift is None else value + shift
+        case Chosen(inner, indices):
+            return constant(inner, tensors, device)[list(indices)]
+        case Joined(parts):
+            return torch.cat([constant(part, tensors, device) for part in parts])
+        case Sum(terms):
+            return torch.stack([constant(term, tensors, device) for term in terms]).sum(0)
+        case Identity():
+            raise AssertionError("the source adds nothing to itself")
+
+
+def border_takes_weights(inner: Expression, layer: Layer) -> bool:
+    """Whether it depends on the weights that ``layer`` pads ``inner`` with what that is beyond its border."""
+    shows = inner.geometry.borders_show(layer.geometry)
+    return shows and not (_fill(layer) == 0 and is_unshifted(inner))
+
+
+def check_borders(inner: Expression, layer: Layer, tensors: Tensors, device: torch.device) -> None:
+    """Raise NotAffine where ``layer`` pads ``inner`` with something else than what that is beyond its border.
+
+    The law of borders: padding an intermediate value is exact only where that value is the same outside too.
+    """
+    if border_takes_weights(inner, layer):
+        check_beyond(constant(inner, tensors, device), _number(_fill(layer), tensors))
+
+
+def _fill(layer: Layer) -> float | str:
+    """Return what a layer pads with: a number, or the name of one number per channel."""
+    return 0.0 if isinstance(layer, Convolution) else layer.fill
+
+
+def _layer_constant(layer: Layer, inside: Tensor | None, tensors: Tensors) -> Tensor:
+    """Return the layer's answer to the constant ``inside`` (None: zero), away from all borders."""
+    own = tensors(layer.bias).double() if isinstance(layer, Convolution) and layer.bias is not None else None
+    if inside is None:
+        assert own is not None
+        return own
+    if isinstance(layer, Filter):
+        return inside * (layer.value * prod(layer.geometry.kernel))
+    answer = response(layer.geometry, tensors(layer.weight).double(), inside)
+    return answer if own is None else answer + own
+
+
+def scale_and_shift(by: Channelwise, tensors: Tensors) -> tuple[Tensor | None, Tensor | None]:
+    """Return ``s`` and ``t`` of ``y = s x + t``, float64 of C numbers or of one; None for 1 and for 0.
+
+    A normalisation is ``s = weight / sqrt(var + eps)``, ``t = bias - mean * s``.
+    """
+    match by:
+        case Normalisation(mean, var, weight, bias, eps):
+            scale = (_number(var, tensors) + eps).rsqrt()
+            if weight is not None:
+                scale = scale * _number(weight, tensors)
+            parts = [] if mean is None else [-_number(mean, tensors) * scale]
+            parts += [] if bias is None else [_number(bias, tensors)]
+            return scale, torch.stack(parts).sum(0) if parts else None
+        case Factor(value, inverse):
+            factor = _number(value, tensors)
+            return factor.reciprocal() if inverse else factor, None
+        case Offset(value, factor, scale):
+            return None if scale == 1 else _number(scale, tensors), _number(value, tensors) * factor
+
+
+def _number(value: float | str, tensors: Tensors) -> Tensor:
+    """Return one number per channel, or one for all."""
+    return tensors(value).double().flatten() if isinstance(value, str) else torch.tensor(value, dtype=torch.float64)
+
+
+def _addends(expression: Expression, tensors: Tensors, scale: Tensor | None, device: torch.device) -> Iterator[Addend]:
+    """Yield the weights of ``scale * expression``: scales go down the tree, so every weight is touched once."""
+    match expression:
+        case Identity():
+            ones = torch.ones(expression.geometry.weight_shape, dtype=torch.float64, device=device)
+            yield Addend(expression.geometry, ones, scale)
+        case Through(Identity(), Convolution(geometry, weight)):
+            yield Addend(geometry, tensors(weight), scale)
+        case Scaled(inner, by):
+            own, _ = scale_and_shift(by, tensors)
+            if own is not None:
+                own = own.to(device).expand(expression.geometry.out_channels)
+            yield from _addends(inner, tensors, _times(scale, own), device)
+        case Sum(terms):
+            for term in terms:
+                yield from _addends(term, tensors, scale, device)
+        case _:
+            made = exact(expression, tensors, device)
+            yield Addend(made.geometry, made.weight, scale)
+
+
+def _times(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one * other
+
+
+def exact(expression: Expression, tensors: Tensors, device: torch.device) -> AffineConv:
+    """Return the whole map in float64. Raises NotAffine where a padding does not hold what is beyond the border."""
+    match expression:
+        case Identity(channels, ndim):
+            return AffineConv.identity(channels, ndim, device)
+        case Through(Identity(), layer):
+            return _layer_map(layer, tensors, device)
+        case Scaled(inner, by):
+            return _scaled_map(exact(inner, tensors, device), *scale_and_shift(by, tensors))
+        case Joined(parts):
+            return AffineConv.stack_on(expression.geometry, [_of_channels(part, tensors, device) for part in parts])
+        case Through() | Sum() | Chosen() if channels_read(expression) is not None:
+            return AffineConv.stack_on(expression.geometry, [_of_channels(expression, tensors, device)])
+        case Through(inner, layer):
+            made = exact(inner, tensors, device).then(
+                _layer_map(layer, tensors, device), _number(_fill(layer), tensors)
+            )
+        case Chosen(inner, indices):
+            made = exact(inner, tensors, device).select(indices)
+        case Sum(terms):
+            made = reduce(AffineConv.add, (exact(term, tensors, device) for term in terms))
+    return made.regroup(expression.geometry.groups)
+
+
+def _of_channels(expression: Expression, tensors: Tensors, device: torch.device) -> tuple[AffineConv, Sequence[int]]:
+    """Return the map of the channels that the expression reads, and these."""
+    channels = channels_read(expression)
+    if channels is None:
+        return exact(expression, tensors, device), range(expression.geometry.in_channels)
+    return exact(of_channels_read(expression), tensors, device), channels
+
+
+def _scaled_map(made: AffineConv, scale: Tensor | None, shift: Tensor | None) -> AffineConv:
+    ones = torch.ones_like(made.bias)
+    return made.scale(ones if scale is None else ones * scale, 0 * ones if shift is None else ones * shift)
+
+
+def _layer_map(layer: Layer, tensors: Tensors, device: torch.device) -> AffineConv:
+    if isinstance(layer, Filter):
+        return AffineConv.filter(layer.geometry, layer.value, device)
+    bias = None if layer.bias is None else tensors(layer.bias)
+    return AffineConv.convolution(layer.geometry, tensors(layer.weight), bias)

@@ -1,0 +1,116 @@
+"""Pads, crops and average pools: one fixed depthwise kernel, equal for all channels."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from repfuse.algebra.geometry import Geometry, Ints, Padding
+from repfuse.algebra.layers import Filter
+from repfuse.ops.call import Call, contains_node, is_data, number
+from repfuse.ops.convolution import per_axis
+from repfuse.ops.meaning import Applied, Meaning, Same, Unfusible
+
+if TYPE_CHECKING:
+    from repfuse.ops.scope import Scope
+
+
+def pad(call: Call, scope: Scope) -> Meaning | None:
+    """``F.pad`` over spatial axes: one tap of value 1; a negative amount crops."""
+    x, mode, value = call.input, call.get("mode", "constant"), call.get("value")
+    fill = 0.0 if value is None else number(value)
+    padding = _spatial_padding(call, scope)
+    if padding is None or fill is None:
+        return None
+    if mode == "constant":
+        return filtered(x, padding, scope, fill=fill)
+    # Nothing in a convolution's padding mode stands for a crop.
+    usable = mode in ("reflect", "replicate", "circular") and all(amount >= 0 for pair in padding for amount in pair)
+    return filtered(x, padding, scope, padding_mode=mode) if usable else None
+
+
+def reflection_pad(call: Call, scope: Scope) -> Meaning | None:
+    """ATen's ``F.pad(mode="reflect")``."""
+    return pad(Call(call.node, "pad", {**call.given, "mode": "reflect"}), scope)
+
+
+def replication_pad(call: Call, scope: Scope) -> Meaning | None:
+    """ATen's ``F.pad(mode="replicate")``."""
+    return pad(Call(call.node, "pad", {**call.given, "mode": "replicate"}), scope)
+
+
+def _spatial_padding(call: Call, scope: Scope) -> Padding | None:
+    """Return (before, after) per spatial axis; None where other axes are padded, or amounts are computed."""
+    x, amounts = call.input, call.get("pad")
+    if not is_data(x, scope) or not isinstance(amounts, list | tuple) or contains_node(amounts):
+        return None
+    ndim = len(scope.shape_of[x]) - 2
+    # The amounts begin with the last axis.
+    pairs = [(int(before), int(after)) for before, after in zip(amounts[::2], amounts[1::2], strict=True)]
+    if not 1 <= ndim <= 3 or any(any(pair) for pair in pairs[ndim:]):
+        return None
+    if call.get("mode", "constant") != "constant" and len(pairs) != ndim:
+        return None
+    spatial = pairs[:ndim] + [(0, 0)] * (ndim - len(pairs))
+    return tuple(reversed(spatial))
+
+
+def average_pool(call: Call, scope: Scope, *, ndim: int) -> Meaning | None:
+    """The mean of each window: as many equal taps, where every window has the same divisor.
+
+    Source: torch.nn.AvgPool2d. A window that lies partly in the padding is divided by less with
+    ``count_include_pad=False``, one that leaves the padded input (``ceil_mode``) by less too.
+    """
+    x = call.input
+    numbers = [value for name, value in call.given.items() if name != "input"]
+    if not is_data(x, scope) or len(scope.shape_of[x]) != ndim + 2 or contains_node(numbers):
+        return None
+    kernel = per_axis(call.get("kernel_size"), ndim)
+    stride = per_axis(call.get("stride") or kernel, ndim)
+    padding = per_axis(call.get("padding", 0), ndim)
+    if call.get("ceil_mode", False) and not _same_rounded_up(kernel, stride, padding):
+        return Unfusible("pool-ceil", "with ceil_mode the last window of some input sizes is cut off")
+    divisor = call.get("divisor_override")
+    if divisor is None and any(padding) and not call.get("count_include_pad", True):
+        return Unfusible("pool-padding", "windows at the border have a smaller divisor")
+    pads = tuple((amount, amount) for amount in padding)
+    return filtered(x, pads, scope, kernel=kernel, stride=stride, value=1 / (divisor or math.prod(kernel)))
+
+
+def _same_rounded_up(kernel: Ints, stride: Ints, padding: Ints) -> bool:
+    """Whether ``ceil_mode`` makes no difference, for any input size n.
+
+    It admits each window that begins within the input or the padding before it: of the starts 0, s, 2s, ... those
+    below both n + p and n + 2p - k + s; without it those below n + 2p - k + 1. The two agree for every n if s = 1 or
+    n + p <= n + 2p - k + 1. (PyTorch keeps p <= k / 2.)
+    """
+    return all(s == 1 or k <= p + 1 for k, s, p in zip(kernel, stride, padding, strict=True))
+
+
+def filtered(
+    x: fx.Node,
+    padding: Padding,
+    scope: Scope,
+    *,
+    kernel: Ints | None = None,
+    stride: Ints | None = None,
+    value: float = 1.0,
+    fill: float | str = 0.0,
+    padding_mode: str = "zeros",
+) -> Applied | Same:
+    """Return the meaning of a filter of ``x``, an image; one tap of value 1 is the default."""
+    ones = (1,) * len(padding)
+    channels = scope.shape_of[x][1]
+    mode = padding_mode if any(amount for pair in padding for amount in pair) else "zeros"
+    geometry = Geometry(channels, channels, kernel or ones, stride or ones, padding, ones, channels, mode)
+    identical = geometry == Geometry.identity(channels, len(padding)) and value == 1
+    return Same(x) if identical else Applied(x, Filter(geometry, value, fill))
+
+
+def is_pad(layer: Filter) -> bool:
+    """Whether the filter is a pad by a number, without crops."""
+    geometry = layer.geometry
+    one_tap = set(geometry.kernel) == set(geometry.stride) == {1} and layer.value == 1
+    return one_tap and geometry.padding_mode == "zeros" and min(map(min, geometry.padding)) >= 0

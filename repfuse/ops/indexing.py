@@ -1,0 +1,129 @@
+"""Slices and lists as an index: a choice of channels, or a crop.
+
+``x[:, :, a:-b:s]`` keeps ``ceil((n - a - b) / s)`` positions from a on, as a 1x1 kernel of stride s does whose padding
+is (-a, -b). Any other end or start counts from the side that the input size decides, so it is no such map.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from repfuse.ops.call import Call, axis_of, is_channel_axis, is_data
+from repfuse.ops.filters import filtered
+from repfuse.ops.layout import channels_last
+from repfuse.ops.meaning import Meaning, Same, Selected, Unfusible
+
+if TYPE_CHECKING:
+    from repfuse.ops.scope import Scope
+
+Entry = slice | list[int]
+_ALL = slice(None)
+
+
+def indexed(call: Call, scope: Scope) -> Meaning | None:
+    """``x[index]``."""
+    x = call.input
+    entries = entries_of(call.get("index"), len(scope.shape_of[x])) if is_data(x, scope) else None
+    return None if entries is None else _chosen(call.node, x, entries, scope)
+
+
+def sliced(call: Call, scope: Scope) -> Meaning | None:
+    """ATen's ``x[..., start:end:step, ...]`` along one axis."""
+    x = call.input
+    bounds = [call.get(name) for name in ("start", "end", "step")]
+    axis = axis_of(call.get("dim", 0), len(scope.shape_of[x])) if is_data(x, scope) else None
+    if axis is None or not all(bound is None or is_integer(bound) for bound in bounds):
+        return None
+    return _along(call.node, x, axis, slice(*bounds), scope)
+
+
+def narrowed(call: Call, scope: Scope) -> Meaning | None:
+    """``x.narrow(dim, start, length) = x[..., start:start + length, ...]``."""
+    x, start, length = call.input, call.get("start"), call.get("length")
+    axis = axis_of(call.get("dim"), len(scope.shape_of[x])) if is_data(x, scope) else None
+    if axis is None or not is_integer(start) or not is_integer(length):
+        return None
+    end = start + length
+    return _along(call.node, x, axis, slice(start, None if start < 0 and end == 0 else end), scope)
+
+
+def flipped(call: Call, scope: Scope) -> Meaning | None:
+    """``x.flip(axis)``: the channels in the opposite order."""
+    x, dims = call.input, call.get("dims")
+    dims = dims if isinstance(dims, list | tuple) else (dims,)
+    axis = axis_of(dims[0], len(scope.shape_of[x])) if is_data(x, scope) and len(dims) == 1 else None
+    if axis is None or not is_channel_axis(axis, len(scope.shape_of[x])):
+        return None
+    return Selected(x, tuple(reversed(range(scope.shape_of[x][axis]))), axis)
+
+
+def entries_of(index: Any, rank: int) -> list[Entry] | None:
+    """Return a slice or a list of numbers for each axis; None for an index with anything else in it."""
+    entries = list(index) if isinstance(index, tuple) else [index]
+    if sum(entry is Ellipsis for entry in entries) == 1:
+        place = next(place for place, entry in enumerate(entries) if entry is Ellipsis)
+        entries[place : place + 1] = [_ALL] * (rank - len(entries) + 1)
+    usable = all(_is_slice(entry) or _is_list(entry) for entry in entries)
+    return entries + [_ALL] * (rank - len(entries)) if usable and len(entries) <= rank else None
+
+
+def is_whole(entry: Entry) -> bool:
+    """Whether the entry keeps the whole axis as it is."""
+    return isinstance(entry, slice) and _bounds(entry) == (0, None, 1)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether an argument is an integer written in the code."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _along(node: fx.Node, x: fx.Node, axis: int, entry: slice, scope: Scope) -> Meaning | None:
+    entries: list[Entry] = [_ALL] * len(scope.shape_of[x])
+    entries[axis] = entry
+    return _chosen(node, x, entries, scope)
+
+
+def _chosen(node: fx.Node, x: fx.Node, entries: list[Entry], scope: Scope) -> Meaning | None:
+    rank = len(entries)
+    axes = [axis for axis, entry in enumerate(entries) if not is_whole(entry)]
+    if not axes:
+        return Same(x)
+    if axes == [1] or (axes == [rank - 1] and rank > 2 and channels_last(node, x, scope)):
+        return _selected(x, axes[0], entries[axes[0]], scope)
+    return _cropped(x, entries[2:], scope) if min(axes) >= 2 and rank <= 5 else None
+
+
+def _selected(x: fx.Node, axis: int, entry: Entry, scope: Scope) -> Meaning | None:
+    channels = range(scope.shape_of[x][axis])
+    indices = tuple(channels[entry] if isinstance(entry, slice) else (channels[place] for place in entry))
+    if not indices:
+        return None
+    return Same(x) if indices == tuple(channels) else Selected(x, indices, axis)
+
+
+def _cropped(x: fx.Node, entries: list[Entry], scope: Scope) -> Meaning | None:
+    if not all(isinstance(entry, slice) for entry in entries):
+        return None
+    bounds = [_bounds(entry) for entry in entries if isinstance(entry, slice)]
+    if any(start < 0 or (stop is not None and stop >= 0) for start, stop, _ in bounds):
+        return Unfusible("size-dependent-slice", "what the slice cuts off depends on the size of the input")
+    padding = tuple((-start, stop or 0) for start, stop, _ in bounds)
+    return filtered(x, padding, scope, stride=tuple(step for _, _, step in bounds))
+
+
+def _bounds(entry: slice) -> tuple[int, int | None, int]:
+    """Return start, stop and step; ATen writes an end that is left out as the largest integer."""
+    stop = None if entry.stop is None or entry.stop >= sys.maxsize else entry.stop
+    return entry.start or 0, stop, 1 if entry.step is None else entry.step
+
+
+def _is_slice(entry: Any) -> bool:
+    bounds = (entry.start, entry.stop, entry.step) if isinstance(entry, slice) else (True,)
+    return all(bound is None or is_integer(bound) for bound in bounds)
+
+
+def _is_list(entry: Any) -> bool:
+    return isinstance(entry, list) and all(map(is_integer, entry))

@@ -1,0 +1,181 @@
+"""Channel shuffle: one operator, or a view, a transpose and a view.
+
+``x.view(N, g, c, H, W).transpose(1, 2).reshape(N, C, H, W)`` puts channel ``i * c + j`` at ``j * g + i``. The sizes in
+the views must be those of x for every input: g and c numbers (the channels do not change), the others read from x, or
+one of them -1, which can then be nothing else.
+
+Source: Zhang et al., "ShuffleNet", arXiv 1707.01083, section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from repfuse.ops.call import Call, axis_of, is_data
+from repfuse.ops.indexing import is_integer
+from repfuse.ops.meaning import Meaning, Passage, Selected
+from repfuse.ops.spelling import spelled
+
+if TYPE_CHECKING:
+    from repfuse.ops.scope import Scope
+
+
+def shuffle(call: Call, scope: Scope) -> Meaning | None:
+    """``channel_shuffle(x, groups)``."""
+    x, groups = call.input, call.get("groups")
+    return _shuffled(x, groups, scope) if is_data(x, scope) and is_integer(groups) else None
+
+
+def reshaped(call: Call, scope: Scope) -> Meaning | None:
+    """Return what a view means: the last of a channel shuffle, or one of the steps before it."""
+    steps = _steps(call, scope)
+    if steps is not None:
+        return _shuffled(steps.x, steps.groups, scope)
+    return passing(call, scope)
+
+
+def passing(call: Call, scope: Scope) -> Passage | None:
+    """Return the passage of a step before the last of a channel shuffle, which nothing else reads."""
+    node = call.node
+    for _ in range(3):
+        if len(node.users) != 1:
+            return None
+        node = next(iter(node.users))
+        last = spelled(node)
+        steps = None if last is None else _steps(last, scope)
+        if steps is not None and call.node in steps.nodes:
+            return Passage((call.input,))
+    return None
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The steps ``nodes`` before the last of a shuffle of ``x``."""
+
+    x: fx.Node
+    groups: int
+    nodes: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class _SizeOf:
+    """The size of x along an axis, whatever it is."""
+
+    axis: int
+
+
+def _shuffled(x: fx.Node, groups: int, scope: Scope) -> Selected | None:
+    channels = scope.shape_of[x][1] if len(scope.shape_of[x]) > 2 else 0
+    if groups < 1 or channels % groups or not channels:
+        return None
+    each = channels // groups
+    return Selected(x, tuple(i * each + j for j in range(each) for i in range(groups)), 1)
+
+
+def _steps(last: Call, scope: Scope) -> _Steps | None:
+    """Return the shuffle whose last step is ``last``, if it is one."""
+    turned = _before(last, ("view", "flatten"))
+    copied = turned if turned is not None and turned.operator in ("contiguous", "clone") else None
+    turned = turned if copied is None else _before(copied, ("contiguous", "clone"))
+    view = None if turned is None else _before(turned, ("transpose", "permute"))
+    if turned is None or view is None or view.operator != "view" or not is_data(view.input, scope):
+        return None
+    x, rank = view.input, len(scope.shape_of[view.input])
+    groups = _groups(view, scope)
+    if groups is None or not _turns(turned, rank + 1) or not _joins(last, x, scope):
+        return None
+    return _Steps(x, groups, tuple(call.node for call in (view, turned, copied) if call is not None))
+
+
+def _before(call: Call, operators: Sequence[str]) -> Call | None:
+    usable = call.operator in operators and isinstance(call.input, fx.Node)
+    return spelled(call.input) if usable else None
+
+
+def _groups(view: Call, scope: Scope) -> int | None:
+    """Return g of ``view(N, g, c, *axes)``."""
+    x = view.input
+    shape, sizes = scope.shape_of[x], _sizes(view, scope)
+    if len(sizes) != len(shape) + 1 or len(shape) < 3:
+        return None
+    groups, each = sizes[1], sizes[2]
+    if groups == -1 and isinstance(each, int) and each > 0:
+        groups = shape[1] // each
+    elif each == -1 and isinstance(groups, int) and groups > 0:
+        each = shape[1] // groups
+    if not isinstance(groups, int) or not isinstance(each, int) or groups * each != shape[1] or groups < 1:
+        return None
+    others = [sizes[0], *sizes[3:]]
+    return groups if _fit(others, _axes(shape), sizes.count(-1)) else None
+
+
+def _turns(call: Call, rank: int) -> bool:
+    """Whether the call swaps axes 1 and 2 of ``rank``."""
+    if call.operator == "transpose":
+        return {axis_of(call.get("dim0"), rank), axis_of(call.get("dim1"), rank)} == {1, 2}
+    dims = call.get("dims", ())
+    return [axis_of(dim, rank) for dim in dims] == [0, 2, 1, *range(3, rank)]
+
+
+def _joins(last: Call, x: fx.Node, scope: Scope) -> bool:
+    """Whether ``last`` joins axes 1 and 2 and keeps the others."""
+    shape = scope.shape_of[x]
+    if last.operator == "flatten":
+        bounds = (call_dim(last, "start_dim", 0, len(shape) + 1), call_dim(last, "end_dim", -1, len(shape) + 1))
+        return bounds == (1, 2)
+    sizes = _sizes(last, scope, x)
+    if len(sizes) != len(shape):
+        return False
+    axes = _axes(shape)
+    return _fit(sizes, [axes[0], shape[1], *axes[1:]], sizes.count(-1))
+
+
+def call_dim(call: Call, name: str, default: int, rank: int) -> int | None:
+    """Return the axis that an argument names."""
+    return axis_of(call.get(name, default), rank)
+
+
+def _axes(shape: Sequence[int]) -> list[int | _SizeOf]:
+    return [_SizeOf(axis) for axis in range(len(shape)) if axis != 1]
+
+
+def _fit(sizes: Sequence[Any], expected: Sequence[int | _SizeOf], unknown: int) -> bool:
+    """Whether the sizes are the expected ones; one -1 is what the others leave."""
+    return unknown <= 1 and all(size in (-1, right) for size, right in zip(sizes, expected, strict=True))
+
+
+def _sizes(view: Call, scope: Scope, x: fx.Node | None = None) -> list[int | _SizeOf | None]:
+    sizes = view.get("size", ())
+    of = view.input if x is None else x
+    return [_size(size, of, scope) for size in (sizes if isinstance(sizes, list | tuple) else (sizes,))]
+
+
+def _size(value: Any, x: fx.Node, scope: Scope) -> int | _SizeOf | None:
+    """Return a size as a number, if it is one for every input, or as a size of x."""
+    if is_integer(value):
+        return int(value)
+    call = spelled(value) if isinstance(value, fx.Node) else None
+    if call is None:
+        return None
+    if call.operator in ("floordiv", "mul"):
+        one, other = (_size(call.get(name), x, scope) for name in ("input", "other"))
+        if not isinstance(one, int) or not isinstance(other, int) or other == 0:
+            return None
+        return one // other if call.operator == "floordiv" else one * other
+    axis = _read_axis(call, x, len(scope.shape_of[x]))
+    return scope.shape_of[x][1] if axis == 1 else None if axis is None else _SizeOf(axis)
+
+
+def _read_axis(call: Call, x: fx.Node, rank: int) -> int | None:
+    """Return the axis whose size is read: ``x.size(0)``, ``x.size()[0]``, ``x.shape[0]``."""
+    if call.operator == "size" and call.input is x:
+        return axis_of(call.get("dim"), rank)
+    whole = spelled(call.input) if call.operator == "getitem" and isinstance(call.input, fx.Node) else None
+    if whole is None or whole.input is not x:
+        return None
+    is_shape = whole.operator == "getattr" and whole.get("attribute") == "shape"
+    return axis_of(call.get("index"), rank) if is_shape or whole.operator == "size" else None

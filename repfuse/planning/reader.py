@@ -1,0 +1,175 @@
+"""node -> terms: what a node computes, given what its operands do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+
+from torch import fx
+
+from repfuse.algebra.expression import (
+    Expression,
+    Identity,
+    Scaled,
+    chosen,
+    joined,
+    layers,
+    relaid,
+    through,
+)
+from repfuse.algebra.geometry import NotAffine
+from repfuse.algebra.layers import Channelwise, Factor, Layer, Normalisation, Offset, mixes
+from repfuse.ops.meaning import Applied, Combined, Meaning, Rescaled, Same, Selected, Stacked
+from repfuse.planning.terms import Group, Term
+
+Reach = Callable[[fx.Node], tuple[Term, ...]]
+CheckBorders = Callable[[Expression, Layer, fx.Node], None]
+
+
+class Reader:
+    """Reads terms off nodes, given those of their operands.
+
+    ``shape_of`` are the shapes at the example; ``check_borders`` raises NotAffine where a layer pads with something
+    else than what lies beyond the border (``planning.borders``); ``composes`` says whether layers in a row may
+    become one.
+    """
+
+    def __init__(
+        self,
+        meanings: dict[fx.Node, Meaning | None],
+        shape_of: dict[fx.Node, tuple[int, ...]],
+        check_borders: CheckBorders,
+        composes: bool,
+    ) -> None:
+        self.meanings = meanings
+        self.shape_of = shape_of
+        self.check_borders = check_borders
+        self.composes = composes
+
+    def source(self, node: fx.Node) -> Term:
+        """Return the value of ``node`` itself as a term: until it meets a layer, its channels are taken for axis 1."""
+        shape = self.shape_of[node]
+        return Term(node, Identity(shape[1] if len(shape) > 1 else 1, max(len(shape) - 2, 0)), frozenset(), node)
+
+    def terms(self, node: fx.Node, reach: Reach) -> tuple[Term, ...]:
+        """Return the terms of ``node``. Raises NotAffine where its operands have to be values of their own."""
+        match self.meanings[node]:
+            case Applied(x, layer):
+                return (self._applied(node, self._one(reach(x), node), layer),)
+            case Rescaled(x, by, axis):
+                return tuple(self._rescaled(node, reach(x), by, axis))
+            case Combined(operands):
+                return self._combined(node, [(reach(x), factor) for x, factor in operands])
+            case Selected(x, indices, axis):
+                along = [self._along(axis, term) for term in reach(x)]
+                _check_one_source_or_convolved(along)
+                return tuple(_grown(term, node, chosen(term.expression, indices)) for term in along)
+            case Stacked(inputs, axis):
+                return (self._stacked(node, [self._one(reach(x), node) for x in inputs], axis),)
+            case Same(x):
+                terms = reach(x)
+                return tuple(
+                    replace(term, nodes=term.nodes | {node}, top=node if len(terms) == 1 else term.top)
+                    for term in terms
+                )
+            case meaning:
+                raise AssertionError(f"{meaning} is no operation on terms")
+
+    def _one(self, terms: Sequence[Term], node: fx.Node) -> Term:
+        """Return terms as one. Raises NotAffine where they are not one map of one source."""
+        if len(terms) == 1:
+            return terms[0]
+        _check_one_source(terms)
+        group = Group(tuple(_agreeing(terms, self.shape_of)))
+        return Term(group.source, group.expression, group.nodes, node)
+
+    def _applied(self, node: fx.Node, term: Term, layer: Layer) -> Term:
+        geometry = layer.geometry
+        inner = relaid(term.expression, geometry.in_channels, geometry.ndim)
+        expression = through(inner, layer)
+        self.check_borders(inner, layer, node)
+        if not self.composes and mixes(layer) and any(map(mixes, layers(inner))):
+            raise NotAffine("policy", "layers in a row, which are to stay that")
+        return _grown(term, node, expression)
+
+    def _rescaled(self, node: fx.Node, terms: Sequence[Term], by: Channelwise, axis: int | None) -> Iterator[Term]:
+        """Scale every term, and shift one: ``s (a + b) + t = (s a + t) + s b``."""
+        _check_one_source_or_convolved(terms)
+        terms = [self._along(axis, term) for term in terms]
+        shifted = next((index for index, term in enumerate(terms) if term.convolves), 0)
+        for index, term in enumerate(terms):
+            own = by if index == shifted else unshifted(by)
+            yield _grown(term, node, term.expression if own is None else Scaled(term.expression, own))
+
+    def _combined(self, node: fx.Node, operands: Sequence[tuple[tuple[Term, ...], float]]) -> tuple[Term, ...]:
+        alone = len(operands) == 1 and len(operands[0][0]) == 1
+        terms = [
+            replace(
+                term,
+                expression=term.expression if factor == 1 else Scaled(term.expression, Factor(factor)),
+                nodes=term.nodes | {node},
+                top=node if alone else term.top,
+            )
+            for terms, factor in operands
+            for term in terms
+        ]
+        return tuple(_agreeing(terms, self.shape_of))
+
+    def _stacked(self, node: fx.Node, parts: Sequence[Term], axis: int) -> Term:
+        _check_one_source(parts)
+        along = [self._along(axis, part) for part in parts]
+        nodes = frozenset(chain.from_iterable(part.nodes for part in parts)) | {node}
+        return Term(parts[0].source, joined(tuple(part.expression for part in along)), nodes, node)
+
+    def _along(self, axis: int | None, term: Term) -> Term:
+        """Return the term as one whose channels lie along ``axis``. Raises NotAffine where they do not."""
+        if axis is None:
+            return term
+        shape = self.shape_of[term.source]
+        last = axis == len(shape) - 1 and axis > 1
+        wanted = 0 if last else max(len(shape) - 2, 0)
+        if term.of_source is not None:
+            return replace(term, expression=relaid(term.expression, shape[axis], wanted))
+        if term.expression.geometry.ndim != wanted:
+            raise NotAffine("channel-mismatch", "the operation before it has its channels along another axis")
+        return term
+
+
+def unshifted(by: Channelwise) -> Channelwise | None:
+    """Return the scale of ``by`` without its shift; None where nothing is left."""
+    match by:
+        case Normalisation():
+            return replace(by, mean=None, bias=None)
+        case Offset(_, _, scale):
+            return None if scale == 1 else Factor(scale)
+        case Factor():
+            return by
+
+
+def _grown(term: Term, node: fx.Node, expression: Expression) -> Term:
+    return replace(term, expression=expression, nodes=term.nodes | {node}, top=node)
+
+
+def _agreeing(terms: Sequence[Term], shape_of: dict[fx.Node, tuple[int, ...]]) -> list[Term]:
+    """Let the terms that only multiply their source have their channels where the others have them."""
+    ndim = next((term.expression.geometry.ndim for term in terms if term.of_source is None), None)
+    if ndim is None:
+        return list(terms)
+    axis = 1 if ndim else -1
+    return [
+        replace(term, expression=relaid(term.expression, shape_of[term.source][axis], ndim))
+        if len(shape_of[term.source]) == ndim + 2 or not ndim
+        else term
+        for term in terms
+    ]
+
+
+def _check_one_source(terms: Sequence[Term]) -> None:
+    if len({term.source for term in terms}) > 1:
+        raise NotAffine("several-sources", "what it reads joins maps of several sources")
+
+
+def _check_one_source_or_convolved(terms: Sequence[Term]) -> None:
+    if not all(term.convolves for term in terms):
+        _check_one_source(terms)

@@ -1,0 +1,124 @@
+"""Channels that are cut, passed, mixed and put together.
+
+Meng et al., "RMNet" (arXiv 2111.00687); Chen et al., "RepGhost" (arXiv 2211.06088); Ma et al., "ShuffleNet V2"
+(arXiv 1807.11164); Chen et al., "FasterNet" (partial convolution, arXiv 2303.03667).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blocks.building import NOT_IN_ATEN, NOT_MERGED, C, Case, Spelled, SpelledOfTwo, Twin, conv, conv_norm, norm, pair
+
+HALF = C // 2
+
+
+def half(kernel: int, **settings: int) -> nn.Module:
+    """A convolution of half of the channels."""
+    return conv(kernel, inputs=HALF, outputs=HALF, **settings)
+
+
+def shuffled(x: Tensor, axes: int = 2, groups: int = 2) -> Tensor:
+    """The channels of the groups in turns."""
+    batch, channels = x.size(0), x.size(1)
+    sides = [x.size(axis) for axis in range(2, 2 + axes)]
+    return x.view(batch, groups, channels // groups, *sides).transpose(1, 2).contiguous().view(batch, channels, *sides)
+
+
+def passed(axes: int) -> Spelled:
+    """RMNet: what passes lies beside what is convolved, and a 1x1 reads both."""
+
+    def forward(m: Spelled, x: Tensor) -> Tensor:
+        return m.last(torch.cat([x[:, :HALF], m.a(x[:, HALF:]) + m.b(x[:, HALF:])], 1))
+
+    return Spelled(forward, a=half(3, axes=axes), b=half(1, axes=axes), last=conv(1, axes=axes))
+
+
+def kept_beside(m: Spelled, x: Tensor) -> Tensor:
+    kept, mixed = torch.split(x, [HALF, HALF], dim=1)
+    return torch.cat((kept, m.a(mixed) + mixed), dim=1)
+
+
+def halves_added(m: Spelled, x: Tensor) -> Tensor:
+    one, other = m.a(x).chunk(2, 1)
+    return one + other
+
+
+def repghost(m: Spelled, x: Tensor) -> Tensor:
+    """A cheap depthwise kernel beside its own normalised input."""
+    return F.relu(m.cheap(x) + m.skip(x))
+
+
+def read_again(m: Spelled, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(x) + y + torch.sin(y)
+
+
+CASES = [
+    *(Case(f"RMNet, {axes}-d", lambda axes=axes: passed(axes), axes=axes) for axes in (1, 2, 3)),
+    Case("partial convolution beside its skip", lambda: Spelled(kept_beside, a=half(3)), convolutions=1),
+    *(
+        Case(
+            f"shuffle, then 1x1, {axes}-d",
+            lambda axes=axes: Spelled(lambda m, x: m.a(shuffled(x, axes)), a=conv(1, axes=axes)),
+            axes=axes,
+        )
+        for axes in (1, 2, 3)
+    ),
+    Case("nn.ChannelShuffle", lambda: nn.Sequential(nn.ChannelShuffle(2), conv(3))),
+    Case(
+        "grouped, shuffled, grouped",
+        lambda: Spelled(lambda m, x: m.b(shuffled(m.a(x))), a=conv(3, groups=2), b=conv(1, groups=2)),
+        less_in=NOT_IN_ATEN,
+    ),
+    Case("halves added", lambda: Spelled(halves_added, a=conv(3, outputs=2 * C))),
+    Case("RepGhost", lambda: Spelled(repghost, cheap=conv_norm(3, groups=C), skip=norm()), "graph"),
+    Case(
+        "branches side by side, then 1x1",
+        lambda: Spelled(
+            lambda m, x: m.c(torch.cat([m.a(x), m.b(x), x], 1)), a=conv(3), b=conv(1), c=conv(1, inputs=3 * C)
+        ),
+    ),
+    Case("branches side by side", lambda: pair(lambda m, x: torch.cat([m.a(x), m.b(x)], dim=1))),
+    Case(
+        "chosen channels",
+        lambda: Spelled(lambda m, x: m.a(x)[:, [2, 0, 1]] + m.b(x), a=conv(3), b=conv(1, outputs=3)),
+        less_in=NOT_IN_ATEN,
+    ),
+    Case("every other channel", lambda: Spelled(lambda m, x: m.a(x)[:, ::2] + m.b(x), a=conv(3), b=conv(1, outputs=2))),
+]
+
+TWINS = [
+    Twin(
+        "RMNet of two sources",
+        "several-sources",
+        lambda: SpelledOfTwo(
+            lambda m, x, y: m.last(torch.cat([y[:, :HALF], m.a(x[:, HALF:]) + m.b(x[:, HALF:])], 1)),
+            a=half(3),
+            b=half(1),
+            last=conv(1),
+        ),
+        inputs=2,
+        wrong=NOT_MERGED,
+    ),
+    Twin(
+        "RepGhost whose input is read again",
+        "value-escapes",
+        lambda: Spelled(read_again, a=conv(3), b=conv(1)),
+        wrong=NOT_MERGED,
+    ),
+    Twin(
+        "RepGhost normalised before its kernel",
+        "shift-before-padding",
+        lambda: nn.Sequential(norm(), conv(3, groups=C)),
+        1,
+        1,
+    ),
+    Twin(
+        "halves of a padded kernel, padded again",
+        "padding-between",
+        lambda: Spelled(lambda m, x: m.b(m.a(x).chunk(2, 1)[0]), a=conv(3, outputs=2 * C), b=conv(3)),
+    ),
+]

@@ -1,0 +1,117 @@
+"""One random network: fused, it computes the same, its own proof passes, and nothing in the original is touched."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from support.agreement import image, outputs, peak, randomised
+from support.programs import Step, program
+from torch import Tensor, nn
+
+from repfuse.fusing import fuse
+from repfuse.planning.cost import Policy
+from repfuse.planning.planner import plan
+from repfuse.plans import Plan
+from repfuse.proof import prove, prove_sites
+from repfuse.rewriting import rewrite
+from repfuse.verifying import drift, input_variants
+from repfuse.verifying.comparison import reference
+from repfuse.verifying.results import Comparison
+
+Shapes = Sequence[tuple[int, ...]]
+
+
+def check(steps: Sequence[Step], shapes: Shapes, also: Sequence[int], policy: Policy) -> Counter[str]:
+    """Check the network of these steps on several input sizes; return how many sites of each form it has."""
+    examples = [image(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    return check_module(randomised(program(steps, examples, also)), examples, policy)
+
+
+def check_module(original: nn.Module, examples: Sequence[Tensor], policy: Policy) -> Counter[str]:
+    """The same of any network in float64."""
+    pristine = copy.deepcopy(original)
+    result = fuse(original, [x.clone() for x in examples], policy)
+    for seed, inputs in enumerate(_inputs(examples)):
+        _equal(pristine, result.module, inputs, required=seed == 0)
+    _untouched(original, pristine, result.module)
+    _replays(original, result.module, result.plan)
+    rounding = 1e-12 * peak(pristine, *examples)
+    for site in prove_sites(original, result.module, result.plan):
+        assert site.passed or _cancelled(site.comparison, rounding), f"{site.path}: {site.comparison}"
+    return Counter(site.form for site in result.plan.sites)
+
+
+def check_in(dtype: torch.dtype, steps: Sequence[Step], shapes: Shapes, policy: Policy) -> None:
+    """Convert the network of these steps in ``dtype`` as the command line does: what it then writes is proven."""
+    examples = [image(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes)]
+    original = randomised(program(steps, examples), dtype=dtype)
+    try:
+        outputs(original, *examples)
+    except NotImplementedError:  # not every operator of half precision exists on a CPU
+        return
+    found = plan(original, examples, policy)
+    if not found.sites:
+        return
+    fused, trials = rewrite(original, found), input_variants(examples)
+    expected = reference(original, trials)
+    proof = prove(original, found, fused, trials, expected)
+    assert proof.passed, proof.reason
+    measured = drift(original, fused, trials, expected)
+    assert measured.passed or not measured.measured, measured
+
+
+def _cancelled(comparison: Comparison, rounding: float) -> bool:
+    """Whether what differs is the rounding of terms that cancel: a random sum may be x - x, and a proof is relative."""
+    errors = [output.max_abs for trial in comparison.compared for output in trial.outputs]
+    return not comparison.mismatches and bool(errors) and max(errors) <= rounding
+
+
+def _inputs(examples: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The example, then tiny, odd, even and larger inputs, with other batch sizes."""
+    batches = [examples]
+    for number, sizes in enumerate(((1, 1, 1), (2, 3, 2), (8, 7, 5), (9, 9, 6))):
+        shapes = [_resized(x, 1 + number, sizes) for x in examples]
+        batches.append([image(*shape, seed=number) for shape in shapes])
+    return [list(batch) for batch in batches]
+
+
+def _resized(x: Tensor, batch: int, sizes: Sequence[int]) -> tuple[int, ...]:
+    if x.ndim == 2:
+        return (batch, x.shape[1])
+    return (batch, x.shape[1], *sizes[: x.ndim - 2])
+
+
+def _equal(original: nn.Module, fused: nn.Module, inputs: Sequence[Tensor], required: bool) -> None:
+    try:
+        wanted = outputs(original, *inputs)
+    except (RuntimeError, IndexError, ValueError):
+        assert not required
+        return
+    limit = 1e-12 * peak(original, *inputs)
+    if not limit:
+        return
+    got = outputs(fused, *inputs)
+    for one, other in zip(wanted, got, strict=True):
+        assert one.shape == other.shape
+        assert float((one - other).abs().max()) <= limit
+
+
+def _untouched(original: nn.Module, pristine: nn.Module, fused: nn.Module) -> None:
+    assert str(original) == str(pristine)
+    assert [m.training for m in original.modules()] == [m.training for m in pristine.modules()]
+    for (name, tensor), (_, before) in zip(
+        original.state_dict(keep_vars=True).items(), pristine.state_dict(keep_vars=True).items(), strict=True
+    ):
+        assert torch.equal(tensor, before) and type(tensor) is type(before), name
+    own = {tensor.untyped_storage().data_ptr() for tensor in original.state_dict().values()}
+    assert own.isdisjoint(tensor.untyped_storage().data_ptr() for tensor in fused.state_dict().values())
+
+
+def _replays(original: nn.Module, fused: nn.Module, made: Plan) -> None:
+    again = rewrite(original, Plan.from_dict(made.to_dict()))
+    assert str(again) == str(fused)
+    state = fused.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())

@@ -1,0 +1,262 @@
+"""What a node of a small network means, in names; and the same meaning in numbers, by plain torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from repfuse.algebra.geometry import Geometry
+from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset
+from repfuse.algebra.transposed import TransposedGeometry
+from repfuse.ops import meaning_of
+from repfuse.ops.meaning import Applied, Combined, Meaning, Passage, Rescaled, Same, Selected, Stacked, Unfusible
+from repfuse.ops.scope import Scope
+from repfuse.refusals import REFUSALS
+from repfuse.tracing.constants import Constants
+from repfuse.tracing.leaves import is_stock
+
+Function = Callable[[Any, Any, Any], Any]
+
+SIZES: dict[int, list[tuple[int, ...]]] = {
+    1: [(8,), (7,), (5,), (4,)],
+    2: [(8, 7), (7, 6), (5, 5), (4, 4)],
+    3: [(6, 5, 7), (5, 6, 4), (4, 4, 4)],
+}
+"""Spatial sizes: the first is the example, the others must agree with what the meaning says."""
+
+
+class Network(nn.Module):
+    """Runs ``function(self, x, y)`` beside tensors of many shapes."""
+
+    def __init__(self, function: Function | None = None, **children: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        shapes = {
+            "kernel1": (6, 4, 3),
+            "kernel2": (6, 4, 3, 3),
+            "grouped2": (6, 2, 3, 1),
+            "kernel3": (6, 4, 3, 3, 3),
+            "spread1": (4, 6, 3),
+            "spread2": (4, 6, 3, 3),
+            "spread3": (4, 6, 3, 3, 3),
+            "spread_groups": (4, 2, 3, 1),
+            "bias": (6,),
+            "matrix": (5, 4),
+            "matrix_bias": (5,),
+            "gamma": (4,),
+            "beta": (4,),
+            "image": (1, 4, 1, 1),
+            "column": (4, 1, 1),
+            "single": (1,),
+            "scalar": (),
+        }
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape, dtype=torch.float64) + 2))
+        self.register_buffer("mean", torch.randn(4, dtype=torch.float64))
+        self.register_buffer("var", torch.rand(4, dtype=torch.float64) + 0.5)
+        for name, child in children.items():
+            self.add_module(name, child.double().eval())
+            for norm in child.modules():
+                if getattr(norm, "running_mean", None) is not None:
+                    nn.init.normal_(norm.running_mean)
+                    nn.init.uniform_(norm.running_var, 0.5, 2)
+                    if norm.weight is not None:
+                        nn.init.normal_(norm.weight)
+                        nn.init.normal_(norm.bias)
+
+    def forward(self, x: Any, y: Any) -> Any:
+        return self.function(self, x, y)
+
+
+class KnownConstants(Constants):
+    """The constants of a graph whose values are known from a run."""
+
+    values: dict[fx.Node, Any]
+
+    def name_of(self, value: Any) -> str | None:
+        if not isinstance(value, fx.Node) or value.op not in ("get_attr", "call_function", "call_method"):
+            return None
+        if value.op == "get_attr":
+            return str(value.target)
+        inputs = value.all_input_nodes
+        return f"%{value.name}" if inputs and all(self.name_of(node) for node in inputs) else None
+
+    def tensor(self, name: str) -> Tensor:
+        if not name.startswith("%"):
+            path, _, leaf = name.rpartition(".")
+            return getattr(self.module.get_submodule(path), leaf)
+        return next(value for node, value in self.values.items() if f"%{node.name}" == name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensor(name).shape)
+
+
+class _Tracer(fx.Tracer):
+    """Has the leaves of repfuse's tracer, and modules that say they are ``opaque``."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_stock(m) or getattr(m, "opaque", False)
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
+        self.values: dict[fx.Node, Any] = {}
+
+    @torch.no_grad()
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        # A later operation in place must not change what was recorded.
+        self.values[n] = result.clone() if isinstance(result, Tensor) else result
+        return result
+
+
+@dataclasses.dataclass
+class Read:
+    """A traced network, and what its nodes mean at the example."""
+
+    network: nn.Module
+    graph: fx.Graph
+    constants: KnownConstants
+    meanings: dict[fx.Node, Meaning | None]
+
+    @property
+    def result(self) -> fx.Node:
+        return next(node for node in self.graph.nodes if node.op == "output").args[0]
+
+    @property
+    def meaning(self) -> Any:
+        """What the returned node means, with names for nodes."""
+        return named(self.meanings[self.result])
+
+    def of(self, name: str) -> Any:
+        return next(named(meaning) for node, meaning in self.meanings.items() if node.name == name)
+
+    def run(self, x: Tensor, y: Tensor) -> dict[fx.Node, Any]:
+        recorder = _Recorder(self.network, self.graph)
+        recorder.run(x.clone(), y.clone())
+        return recorder.values
+
+
+def record(function: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call ``function`` as one node of the graph."""
+    if not isinstance(x, fx.Proxy):
+        return function(x, *args, **kwargs)
+    return x.tracer.create_proxy("call_function", function, (x, *args), kwargs)
+
+
+def read(network: nn.Module, x: Tensor, y: Tensor | None = None) -> Read:
+    """Trace the network and find what each node means."""
+    graph = _Tracer().trace(network)
+    constants = KnownConstants(graph, network)
+    result = Read(network, graph, constants, {})
+    constants.values = result.run(x, x if y is None else y)
+    shapes = {node: tuple(value.shape) for node, value in constants.values.items() if isinstance(value, Tensor)}
+    scope = Scope(network, constants, shapes)
+    result.meanings = {node: meaning_of(node, scope) for node in graph.nodes}
+    return result
+
+
+def meaning(function: Function, shape: Sequence[int], **children: nn.Module) -> Any:
+    """Return what the result of ``function`` means at an input of this shape, checked in numbers at that shape."""
+    return meaning_at(function, [shape], **children)
+
+
+def meaning_at(function: Function, shapes: Sequence[Sequence[int]], **children: nn.Module) -> Any:
+    """Return what the result means at the first shape, and check that it is so in numbers at all of them."""
+    torch.manual_seed(0)
+    example, *_ = inputs = [torch.randn(tuple(shape), dtype=torch.float64) for shape in shapes]
+    found = read(Network(function, **children), example, example.flip(0) + 1)
+    for x in inputs:
+        check(found, x, x.flip(0) + 1)
+    return found.meaning
+
+
+def check(found: Read, x: Tensor, y: Tensor) -> None:
+    """Compare every meaning of the graph with what its node computes from ``x`` and ``y``."""
+    values = found.run(x, y)
+    for node, said in found.meanings.items():
+        if isinstance(said, Unfusible):
+            assert said.code in REFUSALS
+        if said is None or isinstance(said, Passage | Unfusible):
+            continue
+        torch.testing.assert_close(evaluate(said, values, found.constants.tensor), values[node], rtol=1e-12, atol=1e-12)
+
+
+def named(value: Any) -> Any:
+    """Replace nodes by their names."""
+    if isinstance(value, fx.Node):
+        return value.name
+    if isinstance(value, tuple):
+        return tuple(map(named, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return type(value)(**{field.name: named(getattr(value, field.name)) for field in fields})
+    return value
+
+
+@torch.no_grad()
+def evaluate(said: Meaning, values: dict[fx.Node, Any], tensor: Callable[[str], Tensor]) -> Tensor:
+    """Compute what a meaning says."""
+    match said:
+        case Applied(x, Convolution(geometry, weight, bias)):
+            return _convolved(values[x], geometry, tensor(weight), None if bias is None else tensor(bias))
+        case Applied(x, Filter(geometry, value, fill)):
+            amount = tensor(fill).view(-1, *[1] * geometry.ndim) if isinstance(fill, str) else fill
+            moved = values[x] - amount if geometry.padding_mode == "zeros" else values[x]
+            padded = _padded(moved, geometry) + (amount if geometry.padding_mode == "zeros" else 0)
+            weight = torch.full(geometry.weight_shape, value, dtype=torch.float64)
+            return _valid(padded, geometry, weight, None)
+        case Rescaled(x, by, axis):
+            return _rescaled(values[x], by, axis, tensor)
+        case Combined(terms):
+            return sum((values[x] * factor for x, factor in terms), torch.zeros_like(values[terms[0][0]]))
+        case Selected(x, indices, axis):
+            return values[x].index_select(axis, torch.tensor(indices))
+        case Stacked(inputs, axis):
+            return torch.cat([values[x] for x in inputs], axis)
+        case Same(x):
+            return values[x]
+    raise AssertionError(said)
+
+
+def _rescaled(x: Tensor, by: Any, axis: int | None, tensor: Callable[[str], Tensor]) -> Tensor:
+    def along(value: float | str | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        flat = tensor(value).flatten()
+        assert axis is not None or flat.numel() == 1
+        return flat.view([-1 if place == axis else 1 for place in range(x.dim())]) if axis is not None else flat[0]
+
+    match by:
+        case Normalisation(mean, var, weight, bias, eps):
+            scaled = (x - along(mean)) / (along(var) + eps).sqrt()
+            return scaled * (1 if weight is None else along(weight)) + (0 if bias is None else along(bias))
+        case Factor(factor, inverse):
+            return x / along(factor) if inverse else x * along(factor)
+        case Offset(shift, factor, scale):
+            return scale * x + factor * along(shift)
+    raise AssertionError(by)
+
+
+def _convolved(x: Tensor, geometry: Geometry, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if isinstance(geometry, TransposedGeometry):
+        convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[geometry.ndim - 1]
+        padding, extra = [before for before, _ in geometry.padding], geometry.output_padding
+        return convolve(x, weight, bias, geometry.stride, padding, extra, geometry.groups, geometry.dilation)
+    return F.linear(x, weight, bias) if geometry.ndim == 0 else _valid(_padded(x, geometry), geometry, weight, bias)
+
+
+def _padded(x: Tensor, geometry: Geometry) -> Tensor:
+    amounts = [amount for pair in reversed(geometry.padding) for amount in pair]
+    return F.pad(x, amounts, "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode)
+
+
+def _valid(x: Tensor, geometry: Geometry, weight: Tensor, bias: Tensor | None) -> Tensor:
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[geometry.ndim - 1]
+    return convolve(x, weight, bias, geometry.stride, 0, geometry.dilation, geometry.groups)

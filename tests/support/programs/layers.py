@@ -1,0 +1,206 @@
+"""Steps that mix channels or pixels with weights: convolutions, linear layers, their weights and spellings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from support.programs.made import Holder, Made, Pick, Unfit, axes_of, called, function
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+aten = torch.ops.aten
+
+
+def conv(pick: Pick, x: Tensor) -> Made:
+    """A convolution of any geometry, written in one of many ways."""
+    settings = _settings(pick, x)
+    module = getattr(nn, f"Conv{axes_of(x)}d")(x.shape[1], **settings)
+    spelling = pick.of((_module, _module, _module, _functional, _aten, _computed, _normed, _in_class))
+    return spelling(pick, module)
+
+
+def kept(pick: Pick, x: Tensor) -> Made:
+    """A convolution that keeps channels and size, as branches do."""
+    ndim, channels = axes_of(x), x.shape[1]
+    kernel, dilation = pick.of((3, 1, 3, 5, 2)), pick.of((1, 1, 2))
+    groups = pick.of([1, 1, channels, math.gcd(2, channels)])
+    kind = getattr(nn, f"Conv{ndim}d")
+    padding = "same" if kernel == 2 or pick.of((0, 0, 1)) else dilation * (kernel // 2)
+    return called(kind(channels, channels, kernel, 1, padding, dilation, groups, bias=pick.of((True, False))))
+
+
+def transposed(pick: Pick, x: Tensor) -> Made:
+    """A transposed convolution and a normalisation."""
+    ndim, channels = axes_of(x), x.shape[1]
+    groups = pick.of([1, channels, math.gcd(2, channels)])
+    out = pick.of((channels, 2 * channels))
+    stride, padding = pick.of((2, 1)), pick.of((0, 1))
+    convolution = getattr(nn, f"ConvTranspose{ndim}d")(
+        channels, out, pick.of((2, 3)), stride, padding, groups=groups, bias=pick.of((True, False))
+    )
+    return called(nn.Sequential(convolution, getattr(nn, f"BatchNorm{ndim}d")(out)))
+
+
+def linear(pick: Pick, x: Tensor) -> Made:
+    """A linear layer along the last axis."""
+    if x.ndim > 3:
+        raise Unfit(x.shape)
+    inputs = x.shape[-1]
+    module = nn.Linear(inputs, pick.of((inputs, 4, 2, 6)), bias=pick.of((True, False)))
+    spellings = (
+        lambda m, x: m(x),
+        lambda m, x: F.linear(x, m.weight, m.bias),
+        lambda m, x: aten.linear.default(x, m.weight, m.bias),
+        lambda m, x: x @ m.weight.t(),
+        lambda m, x: torch.matmul(x, m.weight.T),
+        lambda m, x: F.linear(x, m.weight * 0.5),
+    )
+    return Made(pick.of(spellings), module)
+
+
+def lora(pick: Pick, x: Tensor) -> Made:
+    """``W x + s B A x`` along the last axis."""
+    if x.ndim > 3:
+        raise Unfit(x.shape)
+    size, rank = x.shape[-1], pick.of((2, 1))
+    parts = nn.ModuleDict(
+        {"w": nn.Linear(size, size), "a": nn.Linear(size, rank, bias=False), "b": nn.Linear(rank, size, bias=False)}
+    )
+    spellings = (
+        lambda m, x: m["w"](x) + 0.5 * m["b"](m["a"](x)),
+        lambda m, x: m["w"](x) + m["b"](m["a"](x) * 2),
+        lambda m, x: F.linear(x, m["w"].weight + m["b"].weight @ m["a"].weight, m["w"].bias),
+    )
+    return Made(pick.of(spellings), parts)
+
+
+def fixed(pick: Pick, x: Tensor) -> Made:
+    """A frozen filter in a buffer, as edge-oriented blocks have, scaled by a parameter."""
+    ndim, channels = axes_of(x), x.shape[1]
+    holder = Holder(buffers=True, filter=(channels, 1, *(3,) * ndim))
+    holder.scale = nn.Parameter(torch.zeros(channels, 1, *(1,) * ndim))
+    convolve, padding = getattr(F, f"conv{ndim}d"), pick.of((1, 0))
+    spellings = (
+        lambda m, x: convolve(x, m.filter * m.scale, None, 1, padding, 1, channels),
+        lambda m, x: convolve(x, m.filter, groups=channels, padding=padding) * m.scale.view(-1, *(1,) * ndim),
+    )
+    return Made(pick.of(spellings), holder)
+
+
+def _settings(pick: Pick, x: Tensor) -> dict[str, Any]:
+    ndim, channels = axes_of(x), x.shape[1]
+    out = pick.of((channels, channels, 4, 2, 8, 6))
+    common = math.gcd(channels, out)
+    groups = pick.of([1, 1, common, *(g for g in (2, 3, 4) if common % g == 0)])
+    kernel = pick.of((3, 1, 1, 2, 5, "mixed"))
+    kernel = pick.each((1, 3, 2), ndim) if kernel == "mixed" else (kernel,) * ndim
+    stride = pick.of((1, 1, 1, 1, 2, "mixed"))
+    stride = pick.each((1, 2, 3), ndim) if stride == "mixed" else (stride,) * ndim
+    dilation = pick.of((1, 1, 1, 2, "mixed"))
+    dilation = pick.each((1, 2), ndim) if dilation == "mixed" else (dilation,) * ndim
+    half = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+    paddings = [half, half, half, 0, 0, pick.each((0, 1, 2), ndim), "same" if set(stride) == {1} else 0]
+    return {
+        "out_channels": out,
+        "kernel_size": kernel,
+        "stride": stride,
+        "padding": pick.of(paddings),
+        "dilation": dilation,
+        "groups": groups,
+        "bias": pick.of((True, False)),
+        "padding_mode": pick.of((*("zeros",) * 8, "reflect", "replicate", "circular")),
+    }
+
+
+def _module(_pick: Pick, module: Any) -> Made:
+    return called(module)
+
+
+def _arguments(m: Any) -> tuple[Any, ...]:
+    return m.stride, m.padding, m.dilation, m.groups
+
+
+def _functional(_pick: Pick, module: Any) -> Made:
+    convolve = getattr(F, f"conv{module.weight.ndim - 2}d")
+    return Made(lambda m, x: convolve(x, m.weight, m.bias, *_arguments(module)), module)
+
+
+def _aten(pick: Pick, module: Any) -> Made:
+    stride, padding, dilation, groups = _arguments(module)
+    if isinstance(padding, str):
+        raise Unfit(padding)
+    ndim = module.weight.ndim - 2
+    plain = getattr(aten, f"conv{ndim}d").default
+    spellings = (
+        lambda m, x: plain(x, m.weight, m.bias, stride, padding, dilation, groups),
+        lambda m, x: aten.convolution.default(
+            x, m.weight, m.bias, stride, padding, dilation, False, [0] * ndim, groups
+        ),
+    )
+    return Made(pick.of(spellings), module)
+
+
+def _computed(pick: Pick, module: Any) -> Made:
+    """A weight computed in forward from parameters alone."""
+    convolve = getattr(F, f"conv{module.weight.ndim - 2}d")
+    module.gain = nn.Parameter(torch.zeros(module.out_channels, *(1,) * (module.weight.ndim - 1)))
+
+    def standardised(m: Any) -> Tensor:
+        mean = m.weight.flatten(1).mean(1).view_as(m.gain)
+        spread = m.weight.flatten(1).var(1, unbiased=False).view_as(m.gain)
+        return m.gain * (m.weight - mean) / (spread + 0.1).sqrt()
+
+    weights = (
+        lambda m: m.weight * m.gain,
+        standardised,
+        lambda m: torch.tanh(m.weight) + m.gain,
+        lambda m: torch.einsum("o...,o->o...", m.weight, m.gain.flatten()),
+        lambda m: F.batch_norm(
+            m.weight.transpose(0, 1), m.gain.flatten(), m.gain.flatten().abs() + 0.5, None, None, False, 0, 0.1
+        ).transpose(0, 1),
+        lambda m: m.weight.flip(0),
+    )
+    weight = pick.of(weights)
+    return Made(lambda m, x: convolve(x, weight(m), m.bias, *_arguments(module)), module)
+
+
+def _normed(pick: Pick, module: Any) -> Made:
+    old = pick.of((False, True))
+    return called(nn.utils.weight_norm(module) if old else parametrizations.weight_norm(module))
+
+
+def _in_class(_pick: Pick, module: Any) -> Made:
+    """A subclass that torch.fx traces through."""
+    convolve = getattr(F, f"conv{module.weight.ndim - 2}d")
+
+    class FunctionalConv(type(module)):
+        def forward(self, x: Tensor) -> Tensor:
+            return convolve(x, self.weight, self.bias, *_arguments(self))
+
+    module.__class__ = FunctionalConv
+    return called(module)
+
+
+def pool(pick: Pick, x: Tensor) -> Made:
+    """An average pool with any of its flags."""
+    ndim = axes_of(x)
+    kernel = pick.of((3, 2, 1))
+    stride, padding = pick.of((1, None, 2)), pick.of((kernel // 2, 0))
+    flags = {"ceil_mode": pick.of((False, False, True)), "count_include_pad": pick.of((True, True, False))}
+    if ndim > 1 and pick.of((False, False, True)):
+        flags["divisor_override"] = 3
+    run, kind = getattr(F, f"avg_pool{ndim}d"), getattr(nn, f"AvgPool{ndim}d")
+    return pick.of(
+        (
+            called(kind(kernel, stride, padding, **flags)),
+            function(lambda x: run(x, kernel, stride, padding, **flags)),
+            function(
+                lambda x: getattr(aten, f"avg_pool{ndim}d").default(
+                    x, [kernel] * ndim, [stride or kernel] * ndim, [padding] * ndim, *flags.values()
+                )
+            ),
+        )
+    )

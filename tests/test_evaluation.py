@@ -1,0 +1,356 @@
+"""The laws of expressions: evaluated, they are what torch computes layer by layer; and what is said of them holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.expressions import CHANNELS, Tensors, expressions, run, square
+from support.maps import same
+from torch.nn import functional as F
+
+from repfuse.algebra.descriptions import branches
+from repfuse.algebra.evaluation import check_borders, constant, evaluate
+from repfuse.algebra.expression import (
+    Identity,
+    Scaled,
+    Sum,
+    Through,
+    channels_read,
+    chosen,
+    convolutions,
+    is_unshifted,
+    joined,
+    layers,
+    multiple_of_source,
+    of_channels_read,
+    relaid,
+    sum_of,
+    tensor_names,
+    through,
+)
+from repfuse.algebra.geometry import Geometry, NotAffine
+from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset, mixes
+
+CPU = torch.device("cpu")
+LIKE = torch.empty(0, dtype=torch.float64)
+SETTINGS = settings(deadline=None, max_examples=min(150, 3 * settings().max_examples))
+SOURCE = Identity(CHANNELS, 2)
+IMAGE = torch.randn(2, CHANNELS, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+NORM = Normalisation("mean", "var", "weight", "bias", 0.5)
+
+
+def conv(inputs=CHANNELS, outputs=6, kernel=3, groups=1, weight="w", bias=None) -> Convolution:
+    return Convolution(square(inputs, outputs, kernel, groups), weight, bias)
+
+
+def pool(channels=CHANNELS, kernel=3, fill=0.0) -> Filter:
+    return Filter(square(channels, channels, kernel, channels), 1 / kernel**2, fill)
+
+
+def pad(channels=CHANNELS, amount=1, fill=0.0) -> Filter:
+    return Filter(Geometry(channels, channels, (1, 1), (1, 1), ((amount, amount),) * 2, (1, 1), channels), 1.0, fill)
+
+
+def fused(expression, tensors, x=IMAGE):
+    weight, bias = evaluate(expression, tensors, LIKE)
+    shape = expression.geometry
+    assert weight.shape == shape.weight_shape
+    padded = F.pad(x, [amount for pair in reversed(shape.padding) for amount in pair])
+    return F.conv2d(padded, weight, bias, shape.stride, 0, shape.dilation, shape.groups)
+
+
+def check(expression, tensors):
+    """Compare the map, and all that is said of it, with what its layers compute."""
+    assert same(fused(expression, tensors), run(expression, IMAGE, tensors))
+    assert tensors.read <= set(tensor_names(expression))
+    zero = run(expression, torch.zeros_like(IMAGE), tensors)
+    assert not (is_unshifted(expression) and zero.any())
+    assert same(constant(expression, tensors, CPU), zero[0, :, 3, 3])
+
+
+@SETTINGS
+@given(st.data(), st.integers(0, 10_000))
+def test_an_evaluated_expression_computes_what_its_layers_compute(data, seed):
+    tensors = Tensors(seed)
+    expression = data.draw(expressions(tensors))
+    try:
+        check(expression, tensors)
+    except NotAffine as refused:
+        assert refused.code == "shift-before-padding"
+
+
+THREE, ONE = through(SOURCE, conv()), through(SOURCE, conv(kernel=1, weight="one"))
+SHIFTED = through(SOURCE, conv(kernel=1, weight="one", bias="b"))
+PART = chosen(SOURCE, (1, 3))
+TO_FOUR = conv(6, 4, 1, weight="to four")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        sum_of((through(SOURCE, conv(outputs=4, weight="four")), SOURCE)),
+        sum_of((through(THREE, TO_FOUR), through(SHIFTED, TO_FOUR), Scaled(SOURCE, Factor("scale4")))),
+        Scaled(sum_of((THREE, ONE)), Factor("scale")),
+        Scaled(sum_of((THREE, SHIFTED)), Offset("shift", 2.0, 2.0)),
+        Scaled(Scaled(THREE, Offset("shift")), Factor("scale")),
+        Scaled(Scaled(THREE, Factor("scale")), Offset("shift")),
+        Scaled(Scaled(THREE, Factor("scale")), Factor(3.0)),
+        through(Scaled(sum_of((THREE, SHIFTED)), Factor("scale")), TO_FOUR),
+        through(Scaled(SHIFTED, Offset("shift", -1.0)), conv(6, 4, 1, weight="to four", bias="b4")),
+        through(SHIFTED, Filter(Geometry(6, 6, (2, 2), (1, 1), ((0, 0),) * 2, (1, 1), 6), 0.5)),
+        through(Scaled(ONE, Offset("shift")), pad(6, fill="shift")),
+        chosen(Scaled(SHIFTED, Factor("scale")), (5, 0, 0)),
+        joined((THREE, Scaled(SHIFTED, Factor("scale")), SOURCE)),
+        joined(tuple(through(chosen(SOURCE, half), conv(2, 2, weight="half")) for half in ((0, 1), (2, 3)))),
+        sum_of((chosen(SOURCE, (1, 3)), through(chosen(SOURCE, (1, 3)), conv(2, 2, weight="half")))),
+        Scaled(through(chosen(SOURCE, (1, 3)), conv(2, 2, weight="half")), Factor(2.0)),
+        through(sum_of((PART, Scaled(PART, Factor(2.0)))), conv(2, 2, weight="half")),
+        through(chosen(SOURCE, (1, 1)), conv(2, 2, weight="half")),
+        joined((through(chosen(SOURCE, (1, 1)), conv(2, 2, weight="half")), SOURCE)),
+    ],
+)
+def test_evaluated_cases(expression):
+    tensors = Tensors()
+    for layer in convolutions(expression):
+        tensors.put(layer.weight, *layer.geometry.weight_shape)
+    for name, size in {"b": 6, "b4": 4, "shift": 6, "scale": 6, "scale4": 4}.items():
+        tensors.put(name, size)
+    check(expression, tensors)
+
+
+@SETTINGS
+@given(st.data(), st.integers(0, 10_000))
+def test_borders_are_checked_as_evaluation_checks_them(data, seed):
+    tensors = Tensors(seed)
+    inner = data.draw(expressions(tensors, depth=2))
+    layer = conv(inner.geometry.out_channels, weight=tensors.new(6, inner.geometry.out_channels, 3, 3))
+    try:
+        whole = through(inner, layer)
+        evaluate(inner, tensors, LIKE)
+    except NotAffine:
+        return
+    right = same(run(whole, IMAGE, tensors), _beyond(inner, layer, tensors))
+    for told in (lambda: check_borders(inner, layer, tensors, CPU), lambda: evaluate(whole, tensors, LIKE)):
+        try:
+            told()
+        except NotAffine as refused:
+            assert refused.code == "shift-before-padding"
+            assert not right
+        else:
+            assert right
+
+
+def _beyond(inner, layer, tensors):
+    """``layer`` after an ``inner`` that goes on beyond the border, as its source does with zeros."""
+    wide = run(inner, F.pad(IMAGE, [9] * 4), tensors)
+    return run(Through(Identity(wide.shape[1], 2), layer, layer.geometry), wide, tensors)[:, :, 9:-9, 9:-9]
+
+
+@SETTINGS
+@given(st.data(), st.integers(0, 10_000))
+def test_a_part_of_the_channels_is_an_expression_of_a_smaller_source(data, seed):
+    tensors = Tensors(seed)
+    expression = data.draw(expressions(tensors))
+    channels = channels_read(expression)
+    if channels is None:
+        return
+    smaller = of_channels_read(expression)
+    assert same(run(smaller, IMAGE[:, list(channels)], tensors), run(expression, IMAGE, tensors))
+    assert smaller.geometry.in_channels == len(channels)
+
+
+def test_channels_are_read_by_all_terms_or_none():
+    some, others = chosen(SOURCE, (0, 2)), chosen(SOURCE, (1, 3))
+    assert channels_read(some) == (0, 2)
+    assert channels_read(Scaled(through(some, conv(2)), Factor(2.0))) == (0, 2)
+    assert channels_read(sum_of((some, Scaled(some, Factor(2.0))))) == (0, 2)
+    assert channels_read(sum_of((some, others))) is None
+    assert channels_read(sum_of((some, through(SOURCE, conv(outputs=2))))) is None
+    assert channels_read(chosen(through(SOURCE, conv()), (1,))) is None
+    assert channels_read(joined((some, some))) is None
+    assert channels_read(SOURCE) is None
+    assert channels_read(chosen(SOURCE, (1, 1))) is None
+    with pytest.raises(AssertionError):
+        of_channels_read(SOURCE)
+
+
+def test_an_expression_whose_channels_are_moved_has_as_many_groups_as_it_reads_blocks():
+    halves = [through(chosen(SOURCE, half), conv(2, 2)) for half in ((0, 1), (2, 3))]
+    assert joined(tuple(halves)).geometry.groups == 2
+    assert joined(tuple(reversed(halves))).geometry.groups == 1
+    assert chosen(SOURCE, (1, 0, 3, 2)).geometry.groups == 2
+    assert chosen(SOURCE, (0, 1, 2, 3)).geometry.groups == 4
+    assert sum_of((joined(tuple(halves)), SOURCE)).geometry.groups == 2
+    assert through(chosen(SOURCE, (0, 1, 2, 3)), conv(groups=2)).geometry.groups == 2
+    assert Scaled(joined(tuple(halves)), Factor(2.0)).geometry.groups == 2
+    assert through(Scaled(chosen(SOURCE, (1, 0, 3, 2)), Factor(2.0)), conv(groups=2)).geometry.groups == 2
+
+
+def test_a_sum_of_one_term_is_the_term():
+    term = through(SOURCE, conv())
+    assert sum_of((term,)) is term
+    assert isinstance(sum_of((term, term)), Sum)
+
+
+def test_a_source_without_known_channels_is_laid_out_anew():
+    doubled = Scaled(SOURCE, Factor(2.0))
+    assert relaid(SOURCE, 5, 0) == Identity(5, 0)
+    assert relaid(doubled, 5, 0) == Scaled(Identity(5, 0), Factor(2.0))
+    for fixed in (Scaled(SOURCE, Factor("t")), Scaled(SOURCE, Offset(1.0)), through(SOURCE, conv())):
+        assert relaid(fixed, 5, 0) is fixed
+
+
+def test_a_multiple_of_the_source():
+    assert multiple_of_source(SOURCE) == 1
+    assert multiple_of_source(Scaled(Scaled(SOURCE, Factor(3.0)), Factor(-2.0))) == -6
+    for other in (Factor("t"), Factor(2.0, True), Offset(0.0)):
+        assert multiple_of_source(Scaled(SOURCE, other)) is None
+        assert multiple_of_source(Scaled(Scaled(SOURCE, other), Factor(2.0))) is None
+    assert multiple_of_source(through(SOURCE, conv())) is None
+
+
+def test_the_layers_and_tensors_of_an_expression():
+    first, filled, last = conv(kernel=1, bias="b"), pad(6, fill="fill"), conv(6, kernel=1, weight="v")
+    whole = Scaled(through(Scaled(through(through(SOURCE, first), filled), NORM), last), Offset("o"))
+    assert list(layers(whole)) == [first, filled, last]
+    assert list(convolutions(whole)) == [first, last]
+    assert list(tensor_names(whole)) == ["w", "b", "fill", "mean", "var", "weight", "bias", "v", "o"]
+    assert list(tensor_names(Scaled(SOURCE, Factor("f")))) == ["f"]
+    assert list(tensor_names(Scaled(SOURCE, Factor(2.0)))) == []
+    assert list(tensor_names(through(SOURCE, pool()))) == []
+    assert list(tensor_names(joined((through(SOURCE, first), chosen(SOURCE, (1,)))))) == ["w", "b"]
+
+
+def test_what_adds_nothing_whatever_the_weights():
+    for by in (Factor("f"), Normalisation(None, "v", "w", None, 0.1)):
+        assert is_unshifted(Scaled(SOURCE, by))
+    for by in (Offset(1.0), Normalisation("m", "v", None, None, 0.1), Normalisation(None, "v", None, "b", 0.1)):
+        assert not is_unshifted(Scaled(SOURCE, by))
+    assert not is_unshifted(sum_of((SOURCE, Scaled(SOURCE, Offset(1.0)))))
+    assert not is_unshifted(chosen(through(SOURCE, conv(bias="b")), (0,)))
+
+
+def test_the_source_has_no_constant():
+    assert constant(SOURCE, Tensors(), CPU).tolist() == [0] * CHANNELS
+    assert constant(SOURCE, Tensors(), CPU).dtype == torch.float64
+
+
+# --- padding with another number than zero
+
+
+@pytest.mark.parametrize("layer", [pool(6, fill=3.0), pad(6, fill=3.0), pad(6, fill="fill"), pool(6, fill="fill")])
+@pytest.mark.parametrize("one", [True, False])
+def test_what_pads_with_the_constant_before_it_composes(layer, one):
+    tensors = Tensors()
+    weight, bias = tensors.new(6, CHANNELS, 1, 1), tensors.new(6)
+    if layer.fill == 3.0:
+        tensors[bias] = torch.full((6,), 3.0, dtype=torch.float64)
+    tensors["fill"] = tensors[bias] if one else tensors[bias] + 1e-9
+    inner = through(SOURCE, conv(kernel=1, weight=weight, bias=bias))
+    whole = through(inner, layer)
+    if one or layer.fill == 3.0:
+        check_borders(inner, layer, tensors, CPU)
+        assert same(fused(whole, tensors), run(whole, IMAGE, tensors))
+    else:
+        for refused in (lambda: check_borders(inner, layer, tensors, CPU), lambda: evaluate(whole, tensors, LIKE)):
+            with pytest.raises(NotAffine) as raised:
+                refused()
+            assert raised.value.code == "shift-before-padding"
+
+
+def test_an_unshifted_map_is_not_padded_with_a_number():
+    inner = through(SOURCE, conv(kernel=1, weight="w"))
+    tensors = {"w": torch.ones(6, CHANNELS, 1, 1), "zeros": torch.zeros(6), "ones": torch.ones(6)}.__getitem__
+    for fine in (pad(6), pad(6, fill="zeros"), pad(6, amount=0, fill=1.0), pad(6, amount=-1, fill=1.0), conv(6)):
+        check_borders(inner, fine, tensors, CPU)
+    for wrong in (pad(6, fill=1.0), pad(6, fill="ones")):
+        with pytest.raises(NotAffine):
+            check_borders(inner, wrong, tensors, CPU)
+
+
+# --- dtype and device
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_result_is_rounded_once(dtype):
+    tensors = Tensors()
+    one, two = (tensors.new(6, CHANNELS, 3, 3) for _ in range(2))
+    norm = Normalisation(*(tensors.new(6, positive=True) for _ in range(4)), 0.1)
+    for name in tensors:
+        tensors[name] = tensors[name].to(dtype)
+    expression = Scaled(sum_of((through(SOURCE, conv(weight=one)), through(SOURCE, conv(weight=two)))), norm)
+    exact = evaluate(expression, tensors, LIKE)
+    for rounded, number in zip(evaluate(expression, tensors, LIKE.to(dtype)), exact, strict=True):
+        assert rounded.dtype == dtype
+        assert torch.equal(rounded, number.to(dtype))
+
+
+def test_the_result_shares_no_memory_with_the_model():
+    tensors = {"w": torch.ones(6, CHANNELS, 3, 3, dtype=torch.float64), "b": torch.ones(6, dtype=torch.float64)}
+    for result in evaluate(through(SOURCE, conv(bias="b")), tensors.__getitem__, LIKE):
+        result.zero_()
+    assert all(tensor.all() for tensor in tensors.values())
+
+
+@settings(SETTINGS, max_examples=30)
+@given(st.data())
+def test_everything_is_computed_where_the_model_is(data):
+    tensors = Tensors()
+    expression = data.draw(expressions(tensors))
+    meta = torch.device("meta")
+    for name in tensors:
+        tensors[name] = tensors[name].to(meta)
+    try:
+        results = evaluate(expression, tensors, LIKE.to(meta))
+    except (NotImplementedError, RuntimeError) as error:  # whether numbers agree cannot be told without numbers
+        assert "meta" in str(error) and ("item" in str(error) or "is_nonzero" in str(error))
+        return
+    assert {result.device for result in results} == {meta}
+
+
+@pytest.mark.parametrize("moved", [chosen(SOURCE, (1, 0)), joined((SOURCE, SOURCE)), SOURCE, through(SOURCE, pool())])
+def test_what_reads_no_tensor_is_computed_where_it_is_wanted(moved):
+    for result in evaluate(moved, Tensors(), LIKE.to("meta")):
+        assert result.device.type == "meta"
+    assert constant(moved, Tensors(), torch.device("meta")).device.type == "meta"
+
+
+# --- for people
+
+
+def test_layers_that_compute():
+    assert mixes(conv(kernel=1)) and mixes(pool()) and not mixes(pad()) and not mixes(pool(kernel=1))
+
+
+one, three = through(SOURCE, conv(kernel=1)), through(SOURCE, conv())
+
+
+@pytest.mark.parametrize(
+    ("expression", "names"),
+    [
+        (SOURCE, ("skip",)),
+        (
+            sum_of((three, one, Scaled(through(SOURCE, conv(groups=2)), NORM))),
+            ("conv 3x3", "conv 1x1", "conv 3x3 groups 2 + norm"),
+        ),
+        (Scaled(sum_of((three, one)), NORM), ("conv 3x3 (norm after the sum)", "conv 1x1 (norm after the sum)")),
+        (Scaled(three, Factor(0.5)), ("0.5 * conv 3x3",)),
+        (Scaled(three, Factor(4.0, True)), ("0.25 * conv 3x3",)),
+        (Scaled(three, Factor("t")), ("conv 3x3 + scale",)),
+        (Scaled(three, Offset("t")), ("conv 3x3 + shift",)),
+        (through(Scaled(one, NORM), conv(6)), ("conv 1x1 + norm → conv 3x3",)),
+        (through(sum_of((one, one)), conv(6)), ("(conv 1x1 and conv 1x1) → conv 3x3",)),
+        (through(SOURCE, pool()), ("avg 3x3",)),
+        (through(SOURCE, pad()), ("pad",)),
+        (through(SOURCE, pad(amount=-1)), ("crop",)),
+        (through(SOURCE, Filter(Geometry(4, 4, (1, 2), (1, 1), ((0, 0),) * 2, (1, 1), 4), 0.5)), ("avg 1x2",)),
+        (through(Identity(4, 0), Convolution(Geometry(4, 6, (), (), (), ()), "w", None)), ("linear",)),
+        (chosen(SOURCE, (0, 2)), ("2 of 4 channels",)),
+        (chosen(three, (0, 2)), ("conv 3x3 → 2 of 6 channels",)),
+        (joined((three, SOURCE)), ("cat(conv 3x3, skip)",)),
+    ],
+)
+def test_branches_for_people(expression, names):
+    assert branches(expression) == names

@@ -1,0 +1,671 @@
+"""One meaning per operator, whatever its spelling; each is compared with its node in numbers, at several sizes."""
+
+from __future__ import annotations
+
+import operator
+
+import pytest
+import torch
+from support.meanings import SIZES, Network, meaning, meaning_at, read, record
+from torch import nn
+from torch.nn import functional as F
+
+from repfuse.algebra.geometry import Geometry
+from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset
+from repfuse.algebra.transposed import TransposedGeometry
+from repfuse.ops.meaning import Applied, Combined, Rescaled, Same, Selected, Stacked
+
+aten = torch.ops.aten
+
+
+def images(ndim: int = 2) -> list[tuple[int, ...]]:
+    return [(2, 4, *size) for size in SIZES[ndim]]
+
+
+def depthwise(kernel, stride=None, padding=None, mode="zeros") -> Geometry:
+    ones = (1,) * len(kernel)
+    return Geometry(4, 4, kernel, stride or ones, padding or ((0, 0),) * len(kernel), ones, 4, mode)
+
+
+CONV2 = Applied("x", Convolution(Geometry(4, 6, (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)), "kernel2", "bias"))
+CONV1 = Applied("x", Convolution(Geometry(4, 6, (3,), (1,), ((1, 1),), (1,)), "kernel1", None))
+CONV3 = Applied("x", Convolution(Geometry(4, 6, (3,) * 3, (1,) * 3, ((0, 0),) * 3, (1,) * 3), "kernel3", "bias"))
+GROUPED = Applied(
+    "x", Convolution(Geometry(4, 6, (3, 1), (1, 1), ((2, 2), (0, 0)), (2, 1), groups=2), "grouped2", None)
+)
+SAME = Applied("x", Convolution(Geometry(4, 6, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)), "kernel2", None))
+
+CONVOLUTIONS = [
+    (1, lambda m, x, y: F.conv1d(x, m.kernel1, padding=1), CONV1),
+    (1, lambda m, x, y: torch.conv1d(x, m.kernel1, None, 1, "same"), CONV1),
+    (1, lambda m, x, y: record(aten.conv1d.default, x, m.kernel1, None, [1], [1]), CONV1),
+    (2, lambda m, x, y: F.conv2d(x, m.kernel2, m.bias, 2, 1), CONV2),
+    (2, lambda m, x, y: F.conv2d(x, weight=m.kernel2, bias=m.bias, stride=(2, 2), padding=(1,)), CONV2),
+    (2, lambda m, x, y: F.conv2d(input=x, weight=m.kernel2, bias=m.bias, stride=2, padding=1), CONV2),
+    (2, lambda m, x, y: record(aten.conv2d.default, x, m.kernel2, m.bias, [2, 2], [1, 1]), CONV2),
+    (
+        2,
+        lambda m, x, y: record(
+            aten.convolution.default, x, m.kernel2, m.bias, [2, 2], [1, 1], [1, 1], False, [0, 0], 1
+        ),
+        CONV2,
+    ),
+    (2, lambda m, x, y: F.conv2d(x, m.kernel2, padding="same"), SAME),
+    (2, lambda m, x, y: record(aten.conv2d.padding, x, m.kernel2, None, [1, 1], "same"), SAME),
+    (2, lambda m, x, y: F.conv2d(x, m.grouped2, None, 1, (2, 0), (2, 1), 2), GROUPED),
+    (2, lambda m, x, y: F.conv2d(x, m.grouped2, None, 1, (2, 0), (2, 3), 2), GROUPED),
+    (3, lambda m, x, y: F.conv3d(x, m.kernel3, m.bias), CONV3),
+    (3, lambda m, x, y: record(aten.conv3d.default, x, m.kernel3, m.bias), CONV3),
+]
+
+
+def spread(kernel, stride=1, padding=0, output_padding=0, groups=1, dilation=1, out=6) -> TransposedGeometry:
+    """What a transposed convolution of 4 channels with the same numbers on all axes means."""
+    ndim = len(kernel)
+    axes = ((number,) * ndim for number in (stride, dilation, output_padding))
+    stride, dilation, output_padding = axes
+    return TransposedGeometry(
+        4, out, kernel, stride, ((padding,) * 2,) * ndim, dilation, groups, output_padding=output_padding
+    )
+
+
+def transposes(name, bias, shape) -> Applied:
+    return Applied("x", Convolution(shape, name, bias))
+
+
+SPREAD1, SPREAD2, SPREAD3 = (spread((3,) * ndim, stride=2, padding=1, output_padding=1) for ndim in (1, 2, 3))
+SPREAD_GROUPS = spread((3, 1), stride=2, groups=2, dilation=2, out=4)
+
+TRANSPOSED = [
+    (1, lambda m, x, y: F.conv_transpose1d(x, m.spread1, m.bias, 2, 1, 1), transposes("spread1", "bias", SPREAD1)),
+    (2, lambda m, x, y: F.conv_transpose2d(x, m.spread2, m.bias, 2, 1, 1), transposes("spread2", "bias", SPREAD2)),
+    (3, lambda m, x, y: F.conv_transpose3d(x, m.spread3, m.bias, 2, 1, 1), transposes("spread3", "bias", SPREAD3)),
+    (2, lambda m, x, y: F.conv_transpose2d(x, m.spread2), transposes("spread2", None, spread((3, 3)))),
+    (
+        2,
+        lambda m, x, y: F.conv_transpose2d(x, m.spread_groups, None, 2, 0, 0, 2, 2),
+        transposes("spread_groups", None, SPREAD_GROUPS),
+    ),
+    (
+        2,
+        lambda m, x, y: record(aten.convolution.default, x, m.spread2, m.bias, [2, 2], [1, 1], [1, 1], True, [1, 1], 1),
+        transposes("spread2", "bias", SPREAD2),
+    ),
+]
+
+
+@pytest.mark.parametrize(("ndim", "function", "said"), TRANSPOSED)
+def test_transposed_convolutions(ndim, function, said):
+    assert meaning_at(function, images(ndim)) == said
+
+
+@pytest.mark.parametrize("kind", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
+def test_transposed_convolution_modules(kind):
+    ndim = int(kind.__name__[-2])
+    layer = kind(4, 6, 3, 2, 1, output_padding=1, groups=2, dilation=2)
+    shape = spread((3,) * ndim, 2, 1, 1, 2, 2)
+    assert meaning_at(lambda m, x, y: m.child(x), images(ndim), child=layer) == transposes(
+        "child.weight", "child.bias", shape
+    )
+
+
+@pytest.mark.parametrize(("ndim", "function", "expected"), CONVOLUTIONS)
+def test_convolutions(ndim, function, expected):
+    assert meaning_at(function, images(ndim)) == expected
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
+def test_a_convolution_module_keeps_its_padding_mode(mode):
+    conv = nn.Conv2d(4, 6, 3, 1, (1, 0), padding_mode=mode, bias=False)
+    geometry = Geometry(4, 6, (3, 3), (1, 1), ((1, 1), (0, 0)), (1, 1), 1, mode)
+    assert meaning_at(lambda m, x, y: m.conv(x), images(), conv=conv) == Applied(
+        "x", Convolution(geometry, "conv.weight", None)
+    )
+
+
+LINEAR = Applied("x", Convolution(Geometry(4, 5, (), (), (), ()), "matrix", "matrix_bias"))
+PRODUCT = Applied("x", Convolution(Geometry(4, 5, (), (), (), ()), "matrix", None))
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (2, 3, 4), (2, 3, 5, 4)])
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda m, x, y: F.linear(x, m.matrix, m.matrix_bias), LINEAR),
+        (lambda m, x, y: record(aten.linear.default, x, m.matrix, m.matrix_bias), LINEAR),
+        (lambda m, x, y: x @ m.matrix.t(), PRODUCT),
+        (lambda m, x, y: torch.matmul(x, m.matrix.T), PRODUCT),
+        (lambda m, x, y: x.matmul(m.matrix.transpose(0, 1)), PRODUCT),
+        (lambda m, x, y: x.matmul(m.matrix.transpose(1, 0)), PRODUCT),
+        (lambda m, x, y: x.matmul(m.matrix.transpose(-1, -2)), PRODUCT),
+        (lambda m, x, y: x.matmul(m.matrix.swapaxes(-2, -1)), PRODUCT),
+        (lambda m, x, y: x @ m.matrix.permute(1, 0), PRODUCT),
+        (lambda m, x, y: x @ m.matrix.mT, PRODUCT),
+        (lambda m, x, y: record(aten.matmul.default, x, record(aten.t.default, m.matrix)), PRODUCT),
+        (lambda m, x, y: record(aten.matmul.default, x, record(aten.numpy_T.default, m.matrix)), PRODUCT),
+    ],
+)
+def test_linear_layers(function, expected, shape):
+    assert meaning(function, shape) == expected
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x, y: torch.addmm(m.matrix_bias, x, m.matrix.t()),
+        lambda m, x, y: record(aten.addmm.default, m.matrix_bias, x, record(aten.permute.default, m.matrix, [1, 0])),
+    ],
+)
+def test_a_product_with_a_bias(function):
+    assert meaning(function, (2, 4)) == LINEAR
+
+
+@pytest.mark.parametrize("spelling", [torch.mm, aten.mm.default])
+def test_a_product_of_matrices(spelling):
+    assert meaning(lambda m, x, y: record(spelling, x, m.matrix.t()), (2, 4)) == PRODUCT
+
+
+def test_a_linear_module():
+    geometry = Geometry(4, 3, (), (), (), ())
+    assert meaning(lambda m, x, y: m.head(x), (2, 4), head=nn.Linear(4, 3)) == Applied(
+        "x", Convolution(geometry, "head.weight", "head.bias")
+    )
+
+
+FULL_NORM = Rescaled("x", Normalisation("mean", "var", "gamma", "beta", 1e-3), 1)
+BARE_NORM = Rescaled("x", Normalisation("mean", "var", None, None, 1e-5), 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (2, 4, 5, 3), (2, 4, 3, 3, 3)])
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda m, x, y: F.batch_norm(x, m.mean, m.var, m.gamma, m.beta, False, 0.1, 1e-3), FULL_NORM),
+        (lambda m, x, y: F.batch_norm(x, m.mean, m.var), BARE_NORM),
+        (lambda m, x, y: torch.batch_norm(x, m.gamma, m.beta, m.mean, m.var, False, 0.1, 1e-3, False), FULL_NORM),
+        (
+            lambda m, x, y: record(aten.batch_norm.default, x, m.gamma, m.beta, m.mean, m.var, False, 0.1, 1e-3, False),
+            FULL_NORM,
+        ),
+        (
+            lambda m, x, y: record(
+                aten._native_batch_norm_legit_no_training.default, x, m.gamma, m.beta, m.mean, m.var, 0.1, 1e-3
+            )[0],
+            FULL_NORM,
+        ),
+        (
+            lambda m, x, y: record(aten.native_batch_norm.default, x, None, None, m.mean, m.var, False, 0.1, 1e-5)[0],
+            BARE_NORM,
+        ),
+    ],
+)
+def test_normalisations(function, expected, shape):
+    assert meaning(function, shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda m, x, y: F.instance_norm(x, m.mean, m.var, m.gamma, m.beta, False, 0.1, 1e-3), FULL_NORM),
+        (lambda m, x, y: F.instance_norm(x, m.mean, m.var, use_input_stats=False), BARE_NORM),
+        (
+            lambda m, x, y: record(
+                aten.instance_norm.default, x, m.gamma, m.beta, m.mean, m.var, False, 0.1, 1e-3, False
+            ),
+            FULL_NORM,
+        ),
+    ],
+)
+def test_instance_normalisations_with_frozen_statistics(function, expected):
+    assert meaning(function, (2, 4, 5, 3)) == expected
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (nn.BatchNorm1d(4), (3, 4)),
+        (nn.BatchNorm1d(4), (3, 4, 5)),
+        (nn.BatchNorm2d(4, eps=0.1), (2, 4, 3, 5)),
+        (nn.BatchNorm3d(4), (2, 4, 3, 3, 3)),
+        (nn.SyncBatchNorm(4), (2, 4, 3, 5)),
+        (nn.InstanceNorm1d(4, affine=True, track_running_stats=True), (2, 4, 5)),
+        (nn.InstanceNorm2d(4, affine=True, track_running_stats=True), (2, 4, 3, 5)),
+    ],
+)
+def test_normalisation_modules(norm, shape):
+    names = Normalisation("norm.running_mean", "norm.running_var", "norm.weight", "norm.bias", norm.eps)
+    assert meaning(lambda m, x, y: m.norm(x), shape, norm=norm) == Rescaled("x", names, 1)
+
+
+def test_a_normalisation_module_without_parameters():
+    names = Normalisation("norm.running_mean", "norm.running_var", None, None, 1e-5)
+    assert meaning(lambda m, x, y: m.norm(x), (2, 4, 3), norm=nn.BatchNorm1d(4, affine=False)) == Rescaled(
+        "x", names, 1
+    )
+
+
+def both(a: float, b: float, in_place: bool = False) -> Combined:
+    return Combined((("x", a), ("y", b)), in_place)
+
+
+SUMS = [
+    (lambda m, x, y: x + y, both(1, 1)),
+    (lambda m, x, y: record(operator.iadd, x, y), both(1, 1, True)),
+    (lambda m, x, y: torch.add(x, y, alpha=2), both(1, 2)),
+    (lambda m, x, y: torch.add(input=x, other=y), both(1, 1)),
+    (lambda m, x, y: x.add(y, alpha=2), both(1, 2)),
+    (lambda m, x, y: x.add_(y, alpha=2), both(1, 2, True)),
+    (lambda m, x, y: record(aten.add.Tensor, x, y, alpha=2), both(1, 2)),
+    (lambda m, x, y: record(aten.add_.Tensor, x, y), both(1, 1, True)),
+    (lambda m, x, y: x - y, both(1, -1)),
+    (lambda m, x, y: record(operator.isub, x, y), both(1, -1, True)),
+    (lambda m, x, y: torch.sub(x, y, alpha=3), both(1, -3)),
+    (lambda m, x, y: torch.subtract(x, y), both(1, -1)),
+    (lambda m, x, y: x.subtract_(y, alpha=2), both(1, -2, True)),
+    (lambda m, x, y: torch.rsub(x, y), both(-1, 1)),
+    (lambda m, x, y: torch.rsub(x, y, alpha=2), both(-2, 1)),
+    (lambda m, x, y: torch.lerp(x, y, 0.25), both(0.75, 0.25)),
+    (lambda m, x, y: x.lerp_(y, 0.25), both(0.75, 0.25, True)),
+    (lambda m, x, y: record(aten.lerp.Scalar, x, y, 0.25), both(0.75, 0.25)),
+    (lambda m, x, y: torch.stack([x, y]).sum(0), both(1, 1)),
+    (lambda m, x, y: torch.sum(torch.stack((x, y), dim=0), dim=0), both(1, 1)),
+    (lambda m, x, y: torch.stack([x, y], -1).sum(dim=-1), both(1, 1)),
+    (lambda m, x, y: torch.stack([x, y], -1).sum((4,)), both(1, 1)),
+    (lambda m, x, y: torch.stack([x, y], 1).mean(1), both(0.5, 0.5)),
+    (lambda m, x, y: torch.mean(torch.stack([x, y], 2), 2, False), both(0.5, 0.5)),
+    (lambda m, x, y: x + x, Combined((("x", 1), ("x", 1)))),
+    (lambda m, x, y: -x, Combined((("x", -1),))),
+    (lambda m, x, y: x.neg(), Combined((("x", -1),))),
+    (lambda m, x, y: x.neg_(), Combined((("x", -1),), True)),
+    (lambda m, x, y: torch.negative(x), Combined((("x", -1),))),
+    (lambda m, x, y: record(aten.neg.default, x), Combined((("x", -1),))),
+    (lambda m, x, y: x * 2, Combined((("x", 2),))),
+    (lambda m, x, y: 2 * x, Combined((("x", 2),))),
+    (lambda m, x, y: torch.mul(x, 2), Combined((("x", 2),))),
+    (lambda m, x, y: x.multiply(2), Combined((("x", 2),))),
+    (lambda m, x, y: x.mul_(2), Combined((("x", 2),), True)),
+    (lambda m, x, y: record(aten.mul.Tensor, x, 2), Combined((("x", 2),))),
+    (lambda m, x, y: record(aten.mul_.Scalar, x, 2), Combined((("x", 2),), True)),
+    (lambda m, x, y: x / 4, Combined((("x", 0.25),))),
+    (lambda m, x, y: torch.true_divide(x, 4), Combined((("x", 0.25),))),
+    (lambda m, x, y: x.div_(4), Combined((("x", 0.25),), True)),
+    (lambda m, x, y: torch.div(x, 4, rounding_mode=None), Combined((("x", 0.25),))),
+    (lambda m, x, y: record(aten.div.Tensor, x, 4), Combined((("x", 0.25),))),
+    (lambda m, x, y: x + 0, Same("x")),
+    (lambda m, x, y: sum([x]), Same("x")),
+    (lambda m, x, y: 0 - x, Combined((("x", -1),))),
+    (lambda m, x, y: x * 1, Same("x")),
+]
+
+
+@pytest.mark.parametrize(("function", "expected"), SUMS)
+def test_sums_and_multiples(function, expected):
+    assert meaning_at(function, images()) == expected
+
+
+def shift(by, factor=1.0, scale=1.0, axis=None, in_place=False) -> Rescaled:
+    return Rescaled("x", Offset(by, factor, scale), axis, in_place)
+
+
+def times(by, inverse=False, axis=1, in_place=False) -> Rescaled:
+    return Rescaled("x", Factor(by, inverse), axis, in_place)
+
+
+CONSTANTS = [
+    (lambda m, x, y: x + 2, shift(2.0)),
+    (lambda m, x, y: x - 2, shift(-2.0)),
+    (lambda m, x, y: 2 - x, shift(2.0, scale=-1.0)),
+    (lambda m, x, y: x.add_(2, alpha=3), shift(6.0, in_place=True)),
+    (lambda m, x, y: record(aten.rsub.Scalar, x, 2, 3), shift(2.0, scale=-3.0)),
+    (lambda m, x, y: record(aten.add.Scalar, x, 2), shift(2.0)),
+    (lambda m, x, y: x * m.image, times("image")),
+    (lambda m, x, y: m.image * x, times("image")),
+    (lambda m, x, y: torch.mul(m.column, x), times("column")),
+    (lambda m, x, y: x.mul_(m.column), times("column", in_place=True)),
+    (lambda m, x, y: record(operator.imul, x, m.image), times("image", in_place=True)),
+    (lambda m, x, y: record(aten.mul.Tensor, x, m.image), times("image")),
+    (lambda m, x, y: x * m.scalar, times("scalar", axis=None)),
+    (lambda m, x, y: x * m.single, times("single", axis=None)),
+    (lambda m, x, y: x / m.image, times("image", inverse=True)),
+    (lambda m, x, y: x.div_(m.image), times("image", inverse=True, in_place=True)),
+    (lambda m, x, y: x + m.image, shift("image", axis=1)),
+    (lambda m, x, y: m.column + x, shift("column", axis=1)),
+    (lambda m, x, y: x - m.image, shift("image", -1.0, axis=1)),
+    (lambda m, x, y: m.image - x, shift("image", 1.0, -1.0, axis=1)),
+    (lambda m, x, y: torch.sub(m.image, x, alpha=2), shift("image", 1.0, -2.0, axis=1)),
+    (lambda m, x, y: torch.add(x, m.scalar, alpha=2), shift("scalar", 2.0)),
+    (lambda m, x, y: x.add_(m.image), shift("image", axis=1, in_place=True)),
+    (lambda m, x, y: record(aten.sub_.Tensor, x, m.image), shift("image", -1.0, axis=1, in_place=True)),
+    (lambda m, x, y: x * m.gamma.reshape(1, -1, 1, 1), times("%reshape")),
+    (lambda m, x, y: x * (m.gamma * (m.var + 1e-5).rsqrt()).view(1, 4, 1, 1), times("%view")),
+    (lambda m, x, y: torch.lerp(x, m.image, 0.25), shift("image", 0.25, 0.75, axis=1)),
+]
+
+
+@pytest.mark.parametrize(("function", "expected"), CONSTANTS)
+def test_constants(function, expected):
+    assert meaning_at(function, images()) == expected
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4), (2, 3, 5, 4)])
+def test_constants_along_the_last_axis(shape):
+    last = len(shape) - 1
+    assert meaning(lambda m, x, y: x * m.gamma, shape) == times("gamma", axis=last)
+    assert meaning(lambda m, x, y: x + m.gamma, shape) == shift("gamma", axis=last)
+
+
+def padded(padding, fill=0.0, mode="zeros") -> Applied:
+    return Applied("x", Filter(depthwise((1,) * len(padding), padding=padding, mode=mode), 1.0, fill))
+
+
+ASYMMETRIC = ((1, 2), (0, 1))
+PADS = [
+    (2, lambda m, x, y: F.pad(x, (0, 1, 1, 2)), padded(ASYMMETRIC)),
+    (2, lambda m, x, y: F.pad(x, (0, 1, 1, 2, 0, 0)), padded(ASYMMETRIC)),
+    (2, lambda m, x, y: F.pad(x, [0, 1, 1, 2], "constant", 3), padded(ASYMMETRIC, 3.0)),
+    (2, lambda m, x, y: record(aten.pad.default, x, [0, 1, 1, 2]), padded(ASYMMETRIC)),
+    (2, lambda m, x, y: record(aten.constant_pad_nd.default, x, [0, 1, 1, 2], 3.0), padded(ASYMMETRIC, 3.0)),
+    (2, lambda m, x, y: F.pad(x, (0, 1)), padded(((0, 0), (0, 1)))),
+    (2, lambda m, x, y: F.pad(x, (-1, 2, 1, -1), value=3), padded(((1, -1), (-1, 2)), 3.0)),
+    (2, lambda m, x, y: F.pad(x, (0, 0, 0, 0)), Same("x")),
+    (1, lambda m, x, y: F.pad(x, (1, 2)), padded(((1, 2),))),
+    (3, lambda m, x, y: F.pad(x, (1, 2, 0, 1, 2, 0)), padded(((2, 0), (0, 1), (1, 2)))),
+    (2, lambda m, x, y: F.pad(x, (0, 1, 1, 2), mode="reflect"), padded(ASYMMETRIC, mode="reflect")),
+    (2, lambda m, x, y: record(aten.reflection_pad2d.default, x, [0, 1, 1, 2]), padded(ASYMMETRIC, mode="reflect")),
+    (1, lambda m, x, y: record(aten.replication_pad1d.default, x, [0, 1]), padded(((0, 1),), mode="replicate")),
+    (2, lambda m, x, y: record(aten.pad.default, x, [0, 1, 1, 2], "circular"), padded(ASYMMETRIC, mode="circular")),
+]
+
+
+@pytest.mark.parametrize(("ndim", "function", "expected"), PADS)
+def test_pads(ndim, function, expected):
+    assert meaning_at(function, images(ndim)) == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.ZeroPad2d((0, 1, 1, 2)), padded(ASYMMETRIC)),
+        (nn.ConstantPad2d((0, 1, 1, 2), 3.5), padded(ASYMMETRIC, 3.5)),
+        (nn.ReflectionPad2d((0, 1, 1, 2)), padded(ASYMMETRIC, mode="reflect")),
+        (nn.ReplicationPad2d((0, 1, 1, 2)), padded(ASYMMETRIC, mode="replicate")),
+        (nn.CircularPad2d((0, 1, 1, 2)), padded(ASYMMETRIC, mode="circular")),
+    ],
+)
+def test_pad_modules(module, expected):
+    assert meaning_at(lambda m, x, y: m.pad(x), images(), pad=module) == expected
+
+
+def cropped(padding, stride=None) -> Applied:
+    return Applied("x", Filter(depthwise((1,) * len(padding), stride, padding), 1.0))
+
+
+CROPS = [
+    (2, lambda m, x, y: x[:, :, 1:-1, 2:], cropped(((-1, -1), (-2, 0)))),
+    (2, lambda m, x, y: x[..., 1:-1, 2:], cropped(((-1, -1), (-2, 0)))),
+    (2, lambda m, x, y: x[:, :, ::2, 1::2], cropped(((0, 0), (-1, 0)), (2, 2))),
+    (2, lambda m, x, y: x[:, :, 1:-1:3], cropped(((-1, -1), (0, 0)), (3, 1))),
+    (1, lambda m, x, y: x[..., :-2], cropped(((0, -2),))),
+    (3, lambda m, x, y: x[:, :, 1:, :-1, ::2], cropped(((-1, 0), (0, -1), (0, 0)), (1, 1, 2))),
+    (2, lambda m, x, y: record(aten.slice.Tensor, x, 2, 1, -1), cropped(((-1, -1), (0, 0)))),
+    (2, lambda m, x, y: record(aten.slice.Tensor, x, -1, 1, 2**63 - 1, 2), cropped(((0, 0), (-1, 0)), (1, 2))),
+    (2, lambda m, x, y: x[:], Same("x")),
+    (2, lambda m, x, y: x[:, :, 0:, ...], Same("x")),
+]
+
+
+@pytest.mark.parametrize(("ndim", "function", "expected"), CROPS)
+def test_crops(ndim, function, expected):
+    assert meaning_at(function, images(ndim)) == expected
+
+
+POOL = Applied("x", Filter(depthwise((3, 2), (2, 1), ((1, 1), (0, 0))), 1 / 6))
+ROUNDED_UP = Applied("x", Filter(depthwise((3, 3), padding=((1, 1), (1, 1))), 1 / 9))
+POOLS = [
+    (2, lambda m, x, y: F.avg_pool2d(x, (3, 2), (2, 1), (1, 0)), POOL),
+    (2, lambda m, x, y: record(aten.avg_pool2d.default, x, [3, 2], [2, 1], [1, 0]), POOL),
+    (2, lambda m, x, y: m.pool(x), POOL),
+    (2, lambda m, x, y: F.avg_pool2d(x, 2), Applied("x", Filter(depthwise((2, 2), (2, 2)), 1 / 4))),
+    (2, lambda m, x, y: F.avg_pool2d(x, 3, 1, 1, ceil_mode=True), ROUNDED_UP),
+    (
+        2,
+        lambda m, x, y: F.avg_pool2d(x, 3, 2, count_include_pad=False),
+        Applied("x", Filter(depthwise((3, 3), (2, 2)), 1 / 9)),
+    ),
+    (
+        2,
+        lambda m, x, y: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False, divisor_override=5),
+        Applied("x", Filter(depthwise((3, 3), padding=((1, 1), (1, 1))), 1 / 5)),
+    ),
+    (2, lambda m, x, y: F.avg_pool2d(x, 1), Same("x")),
+    (2, lambda m, x, y: F.avg_pool2d(x, 1, 2, ceil_mode=True), Applied("x", Filter(depthwise((1, 1), (2, 2)), 1.0))),
+    (
+        2,
+        lambda m, x, y: F.avg_pool2d(x, 2, 2, 1, ceil_mode=True),
+        Applied("x", Filter(depthwise((2, 2), (2, 2), ((1, 1), (1, 1))), 1 / 4)),
+    ),
+    (1, lambda m, x, y: F.avg_pool1d(x, 3, 1, 1), Applied("x", Filter(depthwise((3,), padding=((1, 1),)), 1 / 3))),
+    (1, lambda m, x, y: record(aten.avg_pool1d.default, x, [2]), Applied("x", Filter(depthwise((2,), (2,)), 1 / 2))),
+    (3, lambda m, x, y: F.avg_pool3d(x, 2, 1), Applied("x", Filter(depthwise((2, 2, 2)), 1 / 8))),
+]
+
+
+@pytest.mark.parametrize(("ndim", "function", "expected"), POOLS)
+def test_average_pools(ndim, function, expected):
+    assert meaning_at(function, images(ndim), pool=nn.AvgPool2d((3, 2), (2, 1), (1, 0))) == expected
+
+
+@pytest.mark.parametrize("kind", [nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d])
+def test_average_pool_modules(kind):
+    ndim = int(kind.__name__[-2])
+    expected = Applied("x", Filter(depthwise((3,) * ndim, (2,) * ndim, ((1, 1),) * ndim), 1 / 3**ndim))
+    assert meaning_at(lambda m, x, y: m.pool(x), images(ndim), pool=kind(3, 2, 1)) == expected
+
+
+def chosen(*indices: int, axis: int = 1) -> Selected:
+    return Selected("x", indices, axis)
+
+
+CHANNELS = [
+    (lambda m, x, y: torch.cat([x, y], 1), Stacked(("x", "y"), 1)),
+    (lambda m, x, y: torch.cat((x, y, x), dim=-3), Stacked(("x", "y", "x"), 1)),
+    (lambda m, x, y: torch.concat([x, y], axis=1), Stacked(("x", "y"), 1)),
+    (lambda m, x, y: torch.cat([x], 1), Same("x")),
+    (lambda m, x, y: x.chunk(2, 1)[1], chosen(2, 3)),
+    (lambda m, x, y: x.chunk(3, dim=1)[1], chosen(2, 3)),
+    (lambda m, x, y: torch.chunk(x, 2, -3)[-2], chosen(0, 1)),
+    (lambda m, x, y: x.split(3, 1)[1], chosen(3)),
+    (lambda m, x, y: torch.split(x, [1, 3], dim=1)[1], chosen(1, 2, 3)),
+    (lambda m, x, y: x.split(split_size=3, dim=1)[0], chosen(0, 1, 2)),
+    (lambda m, x, y: x.split_with_sizes([1, 3], 1)[0], chosen(0)),
+    (lambda m, x, y: x.tensor_split(3, 1)[0], chosen(0, 1)),
+    (lambda m, x, y: torch.tensor_split(x, (1, 2), 1)[2], chosen(2, 3)),
+    (lambda m, x, y: record(aten.split.Tensor, x, 3, 1)[1], chosen(3)),
+    (lambda m, x, y: record(aten.split_with_sizes.default, x, [1, 3], 1)[1], chosen(1, 2, 3)),
+    (lambda m, x, y: record(aten.chunk.default, x, 2, 1)[0], chosen(0, 1)),
+    (lambda m, x, y: x[:, :3], chosen(0, 1, 2)),
+    (lambda m, x, y: x[:, -1:], chosen(3)),
+    (lambda m, x, y: x[:, ::2], chosen(0, 2)),
+    (lambda m, x, y: x[:, [2, 0, -1]], chosen(2, 0, 3)),
+    (lambda m, x, y: x[:, 1:2, ...], chosen(1)),
+    (lambda m, x, y: x.narrow(1, 1, 2), chosen(1, 2)),
+    (lambda m, x, y: torch.narrow(x, 1, -2, 2), chosen(2, 3)),
+    (lambda m, x, y: record(aten.slice.Tensor, x, 1, 2, 2**63 - 1), chosen(2, 3)),
+    (lambda m, x, y: record(aten.narrow.default, x, 1, 1, 2), chosen(1, 2)),
+    (lambda m, x, y: x.flip(1), chosen(3, 2, 1, 0)),
+    (lambda m, x, y: torch.flip(x, [-3]), chosen(3, 2, 1, 0)),
+    (lambda m, x, y: record(aten.flip.default, x, [1]), chosen(3, 2, 1, 0)),
+    (lambda m, x, y: F.channel_shuffle(x, 2), chosen(0, 2, 1, 3)),
+    (lambda m, x, y: record(aten.channel_shuffle.default, x, 2), chosen(0, 2, 1, 3)),
+    (lambda m, x, y: m.shuffle(x), chosen(0, 2, 1, 3)),
+]
+
+
+@pytest.mark.parametrize(("function", "expected"), CHANNELS)
+def test_channels(function, expected):
+    assert meaning_at(function, images(), shuffle=nn.ChannelShuffle(2)) == expected
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda m, x, y: torch.cat([x, y], -1), Stacked(("x", "y"), 2)),
+        (lambda m, x, y: x.chunk(2, -1)[1], chosen(2, 3, axis=2)),
+        (lambda m, x, y: m.head(x)[..., :2], Selected("head", (0, 1), 2)),
+        (lambda m, x, y: (m.head(x) + 1)[..., 2:], Selected("add", (2, 3), 2)),
+        (lambda m, x, y: (m.head(x).chunk(2, -1)[0])[..., 1:], Selected("getitem", (1,), 2)),
+    ],
+)
+def test_channels_of_linear_layers(function, expected):
+    assert meaning_at(function, [(2, 5, 4), (2, 3, 4)], head=nn.Linear(4, 4)) == expected
+
+
+def test_a_slice_that_a_linear_layer_reads_chooses_channels():
+    found = read(Network(lambda m, x, y: m.head(x[..., 2:]), head=nn.Linear(2, 3)), torch.randn(2, 5, 4).double())
+    assert found.of("getitem") == chosen(2, 3, axis=2)
+
+
+NOTHING = [
+    lambda m, x, y: F.dropout(x, 0.5, False),
+    lambda m, x, y: F.dropout2d(x, training=False),
+    lambda m, x, y: F.alpha_dropout(x, 0.5, False, inplace=True),
+    lambda m, x, y: torch.dropout(x, 0.5, train=False),
+    lambda m, x, y: torch.feature_dropout(x, 0.5, False),
+    lambda m, x, y: record(aten.dropout.default, x, 0.5, False),
+    lambda m, x, y: m.drop(x),
+    lambda m, x, y: m.identity(x),
+    lambda m, x, y: x.contiguous(),
+    lambda m, x, y: x.contiguous(memory_format=torch.channels_last),
+    lambda m, x, y: x.clone(),
+    lambda m, x, y: torch.clone(x),
+    lambda m, x, y: x.detach(),
+    lambda m, x, y: x.data,
+    lambda m, x, y: +x,
+    lambda m, x, y: x.to(torch.float64),
+    lambda m, x, y: x.to("cpu", torch.float64),
+    lambda m, x, y: x.to(dtype=torch.float64),
+    lambda m, x, y: x.to(y),
+    lambda m, x, y: x.type(torch.float64),
+    lambda m, x, y: x.type_as(y),
+    lambda m, x, y: x.double(),
+    lambda m, x, y: x.cpu(),
+    lambda m, x, y: record(aten.clone.default, x),
+    lambda m, x, y: record(aten.alias.default, x),
+    lambda m, x, y: record(aten.lift_fresh_copy.default, x),
+    lambda m, x, y: record(aten._to_copy.default, x, dtype=torch.float64),
+    lambda m, x, y: record(aten.to.dtype, x, torch.float64),
+    lambda m, x, y: record(aten.detach.default, x),
+]
+
+
+@pytest.mark.parametrize("function", NOTHING)
+def test_operators_that_do_nothing_in_inference(function):
+    children = {"drop": nn.Dropout2d(0.5), "identity": nn.Identity()}
+    assert meaning_at(function, images(), **children) == Same("x")
+
+
+def test_stochastic_depth_does_nothing_in_inference():
+    stochastic_depth = pytest.importorskip("torchvision").ops.stochastic_depth
+
+    def function(m, x, y):
+        return record(stochastic_depth, x, 0.5, "row", training=False)
+
+    assert meaning_at(function, images()) == Same("x")
+
+
+# --- other names of the same operators, and of their arguments
+
+FOLDED = (2, 4, 6, 7)
+
+
+def folded(x, turn, last=lambda t, *sizes: t.reshape(sizes)):
+    batch, height, width = x.size(0), x.size(2), x.size(3)
+    return last(turn(x.view(batch, 2, 2, height, width)), batch, 4, height, width)
+
+
+SPELLINGS = [
+    (
+        FOLDED,
+        lambda m, x, y: F.avg_pool2d(x, 3, 2, 1, False, False, 5),
+        lambda m, x, y: F.avg_pool2d(x, 3, 2, padding=1, count_include_pad=False, divisor_override=5),
+    ),
+    (FOLDED, lambda m, x, y: x.divide(4), lambda m, x, y: x / 4),
+    (FOLDED, lambda m, x, y: torch.concatenate([x, y], 1), lambda m, x, y: torch.cat([x, y], 1)),
+    (FOLDED, lambda m, x, y: torch.concat([x, y], axis=1), lambda m, x, y: torch.cat([x, y], 1)),
+    (
+        FOLDED,
+        lambda m, x, y: record(aten.native_channel_shuffle.default, x, 2),
+        lambda m, x, y: F.channel_shuffle(x, 2),
+    ),
+    (FOLDED, lambda m, x, y: folded(x, lambda t: t.swapdims(1, 2)), lambda m, x, y: F.channel_shuffle(x, 2)),
+    (
+        FOLDED,
+        lambda m, x, y: folded(x, lambda t: torch.swapaxes(t, axis0=1, axis1=2)),
+        lambda m, x, y: F.channel_shuffle(x, 2),
+    ),
+    (
+        FOLDED,
+        lambda m, x, y: folded(x, lambda t: t.transpose(1, 2), lambda t, *sizes: torch.reshape(t, shape=sizes)),
+        lambda m, x, y: F.channel_shuffle(x, 2),
+    ),
+    (FOLDED, lambda m, x, y: torch.split(tensor=x, split_size_or_sections=2, dim=1)[1], lambda m, x, y: x[:, 2:]),
+    (FOLDED, lambda m, x, y: torch.tensor_split(x, sections=2, dim=1)[1], lambda m, x, y: x[:, 2:]),
+    (FOLDED, lambda m, x, y: record(aten.tensor_split.sections, x, 2, 1)[1], lambda m, x, y: x[:, 2:]),
+    (FOLDED, lambda m, x, y: record(aten.tensor_split.indices, x, [3], 1)[1], lambda m, x, y: x[:, 3:]),
+    (FOLDED, lambda m, x, y: F.dropout3d(x, 0.5, False), lambda m, x, y: x.detach()),
+    (FOLDED, lambda m, x, y: torch.feature_alpha_dropout(x, 0.5, False), lambda m, x, y: x.detach()),
+    (FOLDED, lambda m, x, y: torch.dropout_(x, 0.5, False), lambda m, x, y: x.detach()),
+    (FOLDED, lambda m, x, y: torch.feature_dropout_(x, 0.5, False), lambda m, x, y: x.detach()),
+    (FOLDED, lambda m, x, y: torch.alpha_dropout_(x, 0.5, False), lambda m, x, y: x.detach()),
+    ((2, 4, 6), lambda m, x, y: F.dropout1d(x, 0.5, False), lambda m, x, y: x.detach()),
+    ((2, 4), lambda m, x, y: torch.mm(x, m.matrix.t()), lambda m, x, y: x @ m.matrix.t()),
+    (
+        FOLDED,
+        lambda m, x, y: record(
+            aten._native_batch_norm_legit.default, x, m.gamma, m.beta, m.mean, m.var, False, 0.1, 1e-3
+        )[0],
+        lambda m, x, y: F.batch_norm(x, m.mean, m.var, m.gamma, m.beta, False, 0.1, 1e-3),
+    ),
+]
+for kind, mode in (("reflection", "reflect"), ("replication", "replicate")):
+    for ndim in (1, 2, 3):
+        named_so = getattr(aten, f"{kind}_pad{ndim}d").default
+        amounts = [1, 2, 2, 0, 1, 0][: 2 * ndim]
+        SPELLINGS.append(
+            (
+                (2, 4, 5, 6, 4)[: ndim + 2],
+                lambda m, x, y, of=named_so, by=amounts: record(of, x, by),
+                lambda m, x, y, by=amounts, mode=mode: F.pad(x, by, mode=mode),
+            )
+        )
+
+
+@pytest.mark.parametrize(("shape", "function", "usual"), SPELLINGS)
+def test_another_spelling_means_the_same(shape, function, usual):
+    expected = meaning(usual, shape)
+    assert expected is not None and meaning(function, shape) == expected
+
+
+@pytest.mark.parametrize("cast", ["float", "half", "bfloat16", "double"])
+def test_a_cast_returns_its_input(cast):
+    found = read(Network(lambda m, x, y: getattr(x, cast)()), torch.ones(FOLDED).double())
+    assert found.meaning == Same("x")
+
+
+def test_a_module_may_be_called_by_keyword():
+    layer = nn.Conv2d(4, 6, 3)
+    one, other = (
+        meaning(f, FOLDED, child=layer) for f in (lambda m, x, y: m.child(input=x), lambda m, x, y: m.child(x))
+    )
+    assert one == other and isinstance(one, Applied)
+
+
+def test_a_batch_norm_that_stopped_tracking_still_uses_what_it_tracked():
+    norm = nn.BatchNorm2d(4)
+    norm.track_running_stats = False
+    assert isinstance(meaning(lambda m, x, y: m.norm(x), FOLDED, norm=norm), Rescaled)
+
+
+def test_the_divisor_of_a_pool_module():
+    said = meaning(lambda m, x, y: m.pool(x), FOLDED, pool=nn.AvgPool2d(2, divisor_override=3))
+    assert said.layer.value == 1 / 3

@@ -1,0 +1,400 @@
+"""What looks like an affine map and is not: refused, with numbers that show what the merge would have changed."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+
+import pytest
+import torch
+from support.meanings import KnownConstants, Network, meaning, read, record
+from torch import fx, nn
+from torch.nn import functional as F
+
+from repfuse.ops import meaning_of
+from repfuse.ops.call import axis_of, is_channel_axis
+from repfuse.ops.filters import _same_rounded_up
+from repfuse.ops.meaning import Unfusible
+from repfuse.ops.scope import Scope
+
+SHAPE = (2, 4, 6, 7)
+
+
+def code(function, shape=SHAPE, **children):
+    said = meaning(function, shape, **children)
+    assert isinstance(said, Unfusible), said
+    return said.code
+
+
+POOL_AT_BORDER = lambda m, x, y: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)  # noqa: E731
+POOL_ROUNDED_UP = lambda m, x, y: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True)  # noqa: E731
+
+REFUSED = [
+    ("computed-weight", lambda m, x, y: F.conv2d(x, m.kernel2 * y.mean())),
+    ("computed-weight", lambda m, x, y: F.conv2d(x, m.kernel2, y.mean((0, 2, 3))[[0, 1, 2, 3, 0, 1]])),
+    ("computed-weight", lambda m, x, y: F.conv2d(x, m.kernel2, stride=y.size(0) - 1)),
+    ("computed-weight", lambda m, x, y: F.conv_transpose2d(x, m.spread2, padding=y.size(0) - 1)),
+    ("computed-weight", lambda m, x, y: F.linear(x.flatten(1)[:, :4], y.flatten(1)[:, :4])),
+    ("computed-weight", lambda m, x, y: F.batch_norm(x, y.mean((0, 2, 3)), m.var)),
+    ("training-norm", lambda m, x, y: F.batch_norm(x, m.mean, m.var, training=True)),
+    ("training-norm", lambda m, x, y: F.batch_norm(x, None, None, training=True)),
+    ("training-norm", lambda m, x, y: F.instance_norm(x, m.mean, m.var, use_input_stats=True)),
+    ("training-norm", lambda m, x, y: F.instance_norm(x)),
+    ("broadcast", lambda m, x, y: x + y.mean((2, 3), keepdim=True)),
+    ("pool-padding", POOL_AT_BORDER),
+    ("pool-ceil", POOL_ROUNDED_UP),
+    ("pool-ceil", lambda m, x, y: F.avg_pool2d(x, 2, ceil_mode=True)),
+    ("size-dependent-slice", lambda m, x, y: x[:, :, :3]),
+    ("size-dependent-slice", lambda m, x, y: x[:, :, -3:]),
+    ("size-dependent-slice", lambda m, x, y: x[..., 1:5]),
+    ("size-dependent-slice", lambda m, x, y: x.unbind(0)[0][..., :3]),
+    ("size-dependent-slice", lambda m, x, y: x.narrow(2, 0, 3)),
+    ("size-dependent-slice", lambda m, x, y: record(torch.ops.aten.slice.Tensor, x, 3, 0, 5)),
+    ("fake-quantised", lambda m, x, y: torch.fake_quantize_per_tensor_affine(x, 0.5, 0, -128, 127)),
+    (
+        "fake-quantised",
+        lambda m, x, y: F.conv2d(x, torch.fake_quantize_per_tensor_affine(m.kernel2, 0.5, 0, -128, 127)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("expected", "function"), REFUSED)
+def test_refused_functions(expected, function):
+    assert code(function) == expected
+
+
+def test_an_input_without_a_batch_axis_is_refused():
+    assert code(lambda m, x, y: F.conv2d(x, m.kernel2), (4, 6, 7)) == "channel-mismatch"
+
+
+def test_a_bias_that_is_broadcast_is_no_bias_of_a_linear_layer():
+    assert code(lambda m, x, y: F.linear(x, m.matrix, m.single), (2, 4)) == "broadcast"
+    assert code(lambda m, x, y: torch.addmm(m.single, x, m.matrix.t()), (2, 4)) == "broadcast"
+
+
+@pytest.mark.parametrize(
+    ("constant", "shape"),
+    [
+        ((6, 7), (2, 4, 6, 7)),
+        ((4, 6, 7), (2, 4, 6, 7)),
+        ((6, 1), (2, 4, 6, 7)),
+        ((2, 1, 1, 1), (2, 4, 6, 7)),
+        ((1, 2, 4, 6, 7), (2, 4, 6, 7)),
+        ((1, 1, 1, 1, 1), (2, 4, 6, 7)),  # one number, and an axis more
+        ((3, 1, 1), (2, 1, 6, 7)),  # three channels out of one
+        ((3,), (2, 4, 1)),
+        ((4, 1), (4, 6)),
+        ((6, 1), (2, 3, 6, 4)),
+    ],
+)
+@pytest.mark.parametrize("function", [lambda c, x: c * x, lambda c, x: x + c, lambda c, x: x - c, lambda c, x: x / c])
+def test_constants_that_are_not_one_number_per_channel(function, constant, shape):
+    child = nn.Module()
+    child.tensor = nn.Parameter(torch.rand(constant, dtype=torch.float64) + 1)
+    assert code(lambda m, x, y: function(m.child.tensor, x), shape, child=child) == "broadcast"
+
+
+def test_a_constant_of_one_number_along_every_axis_is_one_number():
+    child = nn.Module()
+    child.tensor = nn.Parameter(torch.rand((1, 1, 1), dtype=torch.float64))
+    assert meaning(lambda m, x, y: x * m.child.tensor, (2, 1, 6, 7), child=child).axis is None
+
+
+def hooked():
+    norm = nn.BatchNorm2d(4)
+    norm.register_forward_hook(lambda module, args, output: output * 2)
+    return norm
+
+
+def in_training():
+    norm = nn.BatchNorm2d(4)
+    norm.eval = lambda: norm
+    return norm
+
+
+def forgotten_statistics():
+    norm = nn.InstanceNorm2d(4, track_running_stats=True)
+    norm.track_running_stats = False
+    return norm
+
+
+def plain_attribute():
+    conv = nn.Conv2d(4, 4, 1)
+    weight = conv.weight.detach()
+    del conv.weight
+    conv.weight = weight
+    return conv
+
+
+@pytest.mark.parametrize(
+    ("expected", "module"),
+    [
+        ("hooks", hooked()),
+        ("training-norm", in_training()),
+        ("training-norm", nn.BatchNorm2d(4, track_running_stats=False)),
+        ("training-norm", nn.InstanceNorm2d(4)),
+        ("training-norm", forgotten_statistics()),
+        ("pool-padding", nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
+        ("pool-ceil", nn.AvgPool2d(2, ceil_mode=True)),
+    ],
+)
+def test_refused_modules(expected, module):
+    assert code(lambda m, x, y: m.child(x), child=module) == expected
+
+
+def test_a_weight_that_is_neither_parameter_nor_buffer_has_no_name():
+    network = Network(lambda m, x, y: m.child(x))
+    network.child = plain_attribute()
+    network.child.double()
+    network.child.weight = network.child.weight.double()
+    assert read(network, torch.ones(SHAPE).double()).meaning.code == "computed-weight"
+
+
+class Rounds(nn.Module):
+    """Stands for a module of torch.ao that rounds, which is not traced through."""
+
+    opaque = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight_fake_quant = nn.Identity()
+
+    def forward(self, x):
+        return x.round()
+
+
+def test_fake_quantising_modules_are_refused_as_values_and_as_weights():
+    assert code(lambda m, x, y: m.child(x), child=Rounds()) == "fake-quantised"
+    assert code(lambda m, x, y: F.conv2d(x, m.child(m.kernel2) * 2), child=Rounds()) == "fake-quantised"
+
+
+class OwnForward(nn.Conv2d):
+    """A convolution whose forward is its own, called as a leaf because it could not be traced through."""
+
+    opaque = True
+
+    def forward(self, x):
+        return super().forward(x) ** 2
+
+
+def test_a_module_that_is_not_traced_through_means_nothing_even_if_its_class_is_known():
+    assert meaning(lambda m, x, y: m.child(x), SHAPE, child=OwnForward(4, 4, 1)) is None
+
+
+# --- opaque: nothing that repfuse merges, and nothing to tell the user either
+
+
+OPAQUE = [
+    lambda m, x, y: x * y,
+    lambda m, x, y: y / x,
+    lambda m, x, y: 1 / x,
+    lambda m, x, y: x / 0,
+    lambda m, x, y: x + True,
+    lambda m, x, y: x + float("inf"),
+    lambda m, x, y: x * float("nan"),
+    lambda m, x, y: torch.div(x, 2, rounding_mode="floor"),
+    lambda m, x, y: x + x.size(2),
+    lambda m, x, y: torch.add(x, y, alpha=x.size(2)),
+    lambda m, x, y: torch.lerp(x, y, m.scalar),
+    lambda m, x, y: torch.cat([x, y], 0),
+    lambda m, x, y: torch.cat([x, y], 2),
+    lambda m, x, y: torch.cat([x, m.image.expand(2, 4, 6, 7)], 1),
+    lambda m, x, y: x.chunk(2, 0)[0],
+    lambda m, x, y: x.chunk(2, 2)[0],
+    lambda m, x, y: x.flip(2),
+    lambda m, x, y: x.flip(1, 2),
+    lambda m, x, y: x[:, 0],
+    lambda m, x, y: x[0],
+    lambda m, x, y: x[1:],
+    lambda m, x, y: x[:, None],
+    lambda m, x, y: x[:, [True, False, True, False]],
+    lambda m, x, y: x[:, : x.size(1)],
+    lambda m, x, y: x[:, :, [0, 1]],
+    lambda m, x, y: x[:, :2, 1:-1],
+    lambda m, x, y: x[[0, 1], [1, 2]],
+    lambda m, x, y: x.narrow(0, 0, 1),
+    lambda m, x, y: x.narrow(1, 0, x.size(1)),
+    lambda m, x, y: F.pad(x, (0, 0, 0, 0, 1, 1)),
+    lambda m, x, y: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 1)),
+    lambda m, x, y: F.pad(x, (0, x.size(2) % 2, 0, 0)),
+    lambda m, x, y: F.pad(x, (1, 1), value=float("-inf")),
+    lambda m, x, y: F.dropout(x, 0.0, True),
+    lambda m, x, y: F.dropout(x, 0.0),
+    lambda m, x, y: F.adaptive_avg_pool2d(x, 1),
+    lambda m, x, y: F.max_pool2d(x, 2),
+    lambda m, x, y: F.avg_pool2d(x[0], 3, 1),
+    lambda m, x, y: F.conv_transpose2d(x, m.kernel2[:4], output_padding=x.size(0) - 2),
+    lambda m, x, y: torch.add(x, y, alpha=y.size(0)),
+    lambda m, x, y: torch.sub(x, y, alpha=y.size(0)),
+    lambda m, x, y: torch.rsub(x, y, alpha=y.size(0)),
+    lambda m, x, y: F.layer_norm(x, (7,)),
+    lambda m, x, y: F.relu(x),
+    lambda m, x, y: x @ y.transpose(2, 3),
+    lambda m, x, y: x.type(),
+    lambda m, x, y: m.image * 2 + m.column,
+    lambda m, x, y: F.conv2d(m.image, m.kernel2[..., :1, :1]),
+    lambda m, x, y: torch.add(x, y, out=torch.empty(2, 4, 6, 7, dtype=torch.float64)),
+]
+
+
+@pytest.mark.parametrize("function", OPAQUE)
+def test_opaque(function):
+    assert meaning(function, SHAPE) is None
+
+
+@pytest.mark.parametrize("module", [nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten()])
+def test_opaque_modules(module):
+    assert meaning(lambda m, x, y: m.child(x), SHAPE, child=module) is None
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        lambda m: m.matrix,
+        lambda m: m.matrix * 2,
+        lambda m: m.matrix.transpose(0, -2),
+        lambda m: m.matrix.transpose(1, 1),
+        lambda m: m.matrix.permute(0, 1),
+        lambda m: m.matrix.data,
+        lambda m: m.kernel1[:5, :, 0],
+    ],
+)
+def test_a_product_with_a_matrix_that_is_not_written_as_a_transpose_is_opaque(matrix):
+    assert meaning(lambda m, x, y: x @ matrix(m), (2, 5)) is None
+
+
+def test_a_product_with_a_rounded_matrix_is_refused():
+    def rounded(m):
+        return torch.fake_quantize_per_tensor_affine(m.matrix, 0.5, 0, -128, 127).t()
+
+    assert code(lambda m, x, y: x @ rounded(m), (2, 4)) == "fake-quantised"
+    assert code(lambda m, x, y: torch.addmm(m.matrix_bias, x, rounded(m)), (2, 4)) == "fake-quantised"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x, y: torch.addmm(m.matrix_bias, x, m.matrix.t(), beta=2),
+        lambda m, x, y: torch.addmm(m.matrix_bias, x, m.matrix.t(), alpha=2),
+        lambda m, x, y: torch.addmm(m.matrix_bias * y.mean(), x, m.matrix.t()),
+    ],
+)
+def test_a_scaled_product_is_opaque(function):
+    assert meaning(function, (2, 4)) is None
+
+
+def test_instance_normalisation_without_a_batch_axis_is_opaque():
+    norm = nn.InstanceNorm1d(4, track_running_stats=True)
+    assert meaning(lambda m, x, y: m.child(x), (4, 5), child=norm) is None
+
+
+def test_an_operator_of_another_library_is_opaque_whatever_its_name():
+    library = torch.library.Library("repfuse_tests", "DEF")
+    library.define("neg(Tensor x) -> Tensor")
+    library.impl("neg", lambda x: x * 3, "CompositeExplicitAutograd")
+    found = read(Network(lambda m, x, y: record(torch.ops.repfuse_tests.neg.default, x)), torch.ones(SHAPE).double())
+    assert found.meaning is None
+
+
+def test_rounding_channel_by_channel_is_refused():
+    def rounded(m, x, y):
+        scale, zero = torch.ones(4), torch.zeros(4, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(x.float(), scale, zero, 1, -128, 127)
+
+    said = read(Network(rounded), torch.ones(SHAPE).double()).meaning
+    assert isinstance(said, Unfusible) and said.code == "fake-quantised"
+
+
+def test_a_constant_that_is_multiplied_in_place_means_nothing():
+    assert meaning(lambda m, x, y: (m.image * 1).mul_(x), (1, 4, 1, 1)) is None
+
+
+def test_a_transposed_convolution_of_a_wanted_size_is_opaque():
+    layer = nn.ConvTranspose2d(4, 4, 3, stride=2)
+    assert meaning(lambda m, x, y: m.child(x, [14, 15]), SHAPE, child=layer) is None
+
+
+def test_a_list_of_tensors_is_no_tensor():
+    for function, args in ((operator.getitem, (0,)), (torch.sum, (0,)), (torch.matmul, (3,))):
+        graph = fx.Graph()
+        nodes = [graph.placeholder(name) for name in "xy"]
+        node = graph.call_function(function, (nodes, *args))
+        network = Network()
+        shapes = dict.fromkeys([*nodes, node], SHAPE)
+        assert meaning_of(node, Scope(network, KnownConstants(graph, network), shapes)) is None
+
+
+def test_a_value_of_parameters_alone_means_nothing_itself():
+    def function(m, x, y):
+        return x * torch.fake_quantize_per_tensor_affine(m.image, 0.5, 0, -128, 127)
+
+    assert read(Network(function), torch.ones(SHAPE).double()).of("fake_quantize_per_tensor_affine") is None
+
+
+@pytest.mark.parametrize(
+    ("dim", "axis"), [(0, 0), (3, 3), (-1, 3), (-4, 0), (4, None), (-5, None), (True, None), (1.0, None), (None, None)]
+)
+def test_an_axis_is_a_number_within_the_rank(dim, axis):
+    found = axis_of(dim, 4)
+    assert found == axis and type(found) is type(axis)
+
+
+def test_channels_are_on_axis_1_or_on_the_last():
+    assert [is_channel_axis(axis, 4) for axis in (None, 0, 1, 2, 3)] == [False, False, True, False, True]
+    assert not is_channel_axis(0, 1)
+
+
+# --- what the refused meanings would have changed
+
+
+def difference(function, shape, wrong):
+    """Return how far the function is from another that its refused meaning would be."""
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64)
+    network = Network(function)
+    one, other = network(x, x), wrong(network, x)
+    return None if one.shape != other.shape else (one - other).abs().max().item()
+
+
+def test_a_pool_that_does_not_count_its_padding_is_wrong_at_the_border_as_a_filter():
+    def wrong(m, x):
+        return F.avg_pool2d(x, 3, 1, 1)
+
+    assert difference(POOL_AT_BORDER, SHAPE, wrong) > 0.1
+
+
+def test_a_pool_rounded_up_has_another_size_or_another_divisor():
+    def wrong(m, x):
+        return F.avg_pool2d(x, 3, 2, 1)
+
+    assert difference(POOL_ROUNDED_UP, (1, 4, 7, 7), wrong) < 1e-12  # nothing shows at this size
+    assert difference(POOL_ROUNDED_UP, (1, 4, 8, 8), wrong) is None
+
+
+@pytest.mark.parametrize(("kernel", "stride"), itertools.product(range(1, 6), range(1, 5)))
+def test_ceil_mode_is_refused_exactly_where_it_matters_for_some_size(kernel, stride):
+    for padding in range(kernel // 2 + 1):
+        matters = False
+        for size in range(max(kernel - 2 * padding, 1), 40):
+            x = torch.rand(1, 1, size, dtype=torch.float64)
+            floor, ceil = (F.avg_pool1d(x, kernel, stride, padding, ceil_mode=up) for up in (False, True))
+            matters |= floor.shape != ceil.shape or not torch.allclose(floor, ceil, rtol=1e-12)
+        assert _same_rounded_up((kernel,), (stride,), (padding,)) is not matters
+
+
+def test_a_slice_up_to_a_position_is_a_crop_at_the_example_only():
+    def wrong(m, x):
+        return x[:, :, :-3]  # what [:, :, :3] is at size 6
+
+    assert difference(lambda m, x, y: x[:, :, :3], (2, 4, 6, 7), wrong) == 0
+    assert difference(lambda m, x, y: x[:, :, :3], (2, 4, 7, 7), wrong) is None
+
+
+def test_a_shift_of_a_rounded_weight_is_visible():
+    def wrong(m, x):
+        return F.conv2d(x, m.kernel2)
+
+    def rounds(m, x, y):
+        return F.conv2d(x, torch.fake_quantize_per_tensor_affine(m.kernel2, 0.5, 0, -128, 127))
+
+    assert difference(rounds, SHAPE, wrong) > 0.1
