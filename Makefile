@@ -6,7 +6,7 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --dis
 DEMO := .demo
 SAMPLES := sample_checkpoints
 
-.PHONY: help demo test lint peers slow bench samples clean
+.PHONY: help demo test lint peers slow mutants bench samples clean
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
@@ -31,6 +31,10 @@ peers: $(VENV)/.dev  ## Whole networks against other tools
 slow: $(VENV)/.dev  ## The exhaustive suites
 	$(BIN)/pytest -m slow -n auto --maxprocesses 4
 
+# All mutants, and not the usual sample of the blunt ones: make mutants MUTANTS='--blunt-one-in 1'. Some files: MUTANTS=FILE
+mutants: $(VENV)/.mutants  ## What no test of the algebra and the operator tables notices; an hour on two cores, resumable
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(MUTANTS)
+
 bench: $(VENV)/.dev  ## Time conversion and inference; writes the README's table
 	$(BIN)/python tests/bench_rewrite.py
 	$(BIN)/python tests/bench_readme.py
@@ -39,7 +43,7 @@ samples: $(VENV)/.dev  ## Train and write the sample checkpoints again
 	$(BIN)/python $(SAMPLES)/make_samples.py
 
 clean:  ## Remove the environment and all that was made
-	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants
 
 # Two environments in one folder: the demo needs the package alone, the rest needs the development tools too.
 $(VENV)/.package: pyproject.toml constraints.txt
@@ -49,4 +53,8 @@ $(VENV)/.package: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.package
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+$(VENV)/.mutants: $(VENV)/.dev
+	$(PIP) --editable '.[mutants]'
 	touch $@
