@@ -74,7 +74,7 @@ def transposes(name, bias, shape) -> Applied:
 
 
 SPREAD1, SPREAD2, SPREAD3 = (spread((3,) * ndim, stride=2, padding=1, output_padding=1) for ndim in (1, 2, 3))
-SPREAD_GROUPS = spread((3, 1), stride=2, groups=2, dilation=2, out=4)
+SPREAD_GROUPS = spread((3, 1), stride=2, groups=2, dilation=3, out=4)
 
 TRANSPOSED = [
     (1, lambda m, x, y: F.conv_transpose1d(x, m.spread1, m.bias, 2, 1, 1), transposes("spread1", "bias", SPREAD1)),
@@ -83,7 +83,7 @@ TRANSPOSED = [
     (2, lambda m, x, y: F.conv_transpose2d(x, m.spread2), transposes("spread2", None, spread((3, 3)))),
     (
         2,
-        lambda m, x, y: F.conv_transpose2d(x, m.spread_groups, None, 2, 0, 0, 2, 2),
+        lambda m, x, y: F.conv_transpose2d(x, m.spread_groups, None, 2, 0, 0, 2, 3),
         transposes("spread_groups", None, SPREAD_GROUPS),
     ),
     (
@@ -96,7 +96,9 @@ TRANSPOSED = [
 
 @pytest.mark.parametrize(("ndim", "function", "said"), TRANSPOSED)
 def test_transposed_convolutions(ndim, function, said):
-    assert meaning_at(function, images(ndim)) == said
+    found = meaning_at(function, images(ndim))
+    assert found == said
+    assert all(isinstance(size, int) for size in found.layer.geometry.weight_shape)
 
 
 @pytest.mark.parametrize("kind", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
@@ -590,6 +592,29 @@ SPELLINGS = [
         lambda m, x, y: F.avg_pool2d(x, 3, 2, padding=1, count_include_pad=False, divisor_override=5),
     ),
     (FOLDED, lambda m, x, y: x.divide(4), lambda m, x, y: x / 4),
+    (FOLDED, lambda m, x, y: F.pad(x, (0, 0, 0, 0), mode="reflect"), lambda m, x, y: x.detach()),
+    (FOLDED, lambda m, x, y: F.pad(x, (1, 2), "constant", 5.0), lambda m, x, y: F.pad(x, pad=(1, 2), value=5.0)),
+    (FOLDED, lambda m, x, y: torch.constant_pad_nd(x, (1, 2), 5.0), lambda m, x, y: F.pad(x, pad=(1, 2), value=5.0)),
+    (
+        FOLDED,
+        lambda m, x, y: torch.convolution(x, m.grouped2, None, [2, 1], [1, 0], [1, 1], False, [0, 0], 2),
+        lambda m, x, y: F.conv2d(x, m.grouped2, stride=(2, 1), padding=(1, 0), groups=2),
+    ),
+    (
+        FOLDED,
+        lambda m, x, y: torch.native_batch_norm(x, m.gamma, m.beta, m.mean, m.var, False, 0.1, 1e-3)[0],
+        lambda m, x, y: F.batch_norm(x, m.mean, m.var, m.gamma, m.beta, eps=1e-3),
+    ),
+    (
+        FOLDED,
+        lambda m, x, y: torch._native_batch_norm_legit_no_training(x, m.gamma, m.beta, m.mean, m.var, 0.1, 1e-3)[0],
+        lambda m, x, y: F.batch_norm(x, m.mean, m.var, m.gamma, m.beta, eps=1e-3),
+    ),
+    (
+        FOLDED,
+        lambda m, x, y: torch.instance_norm(x, m.gamma, m.beta, m.mean, m.var, False, 0.1, 1e-3, False),
+        lambda m, x, y: F.batch_norm(x, m.mean, m.var, m.gamma, m.beta, eps=1e-3),
+    ),
     (FOLDED, lambda m, x, y: torch.concatenate([x, y], 1), lambda m, x, y: torch.cat([x, y], 1)),
     (FOLDED, lambda m, x, y: torch.concat([x, y], axis=1), lambda m, x, y: torch.cat([x, y], 1)),
     (

@@ -305,6 +305,15 @@ def test_rounding_channel_by_channel_is_refused():
     assert isinstance(said, Unfusible) and said.code == "fake-quantised"
 
 
+def test_a_part_without_channels_means_nothing():
+    found = read(Network(lambda m, x, y: x.split([4, 0], 1)[1]), torch.ones(SHAPE).double())
+    assert found.meaning is None
+
+
+def test_a_pad_of_four_axes_is_opaque():
+    assert meaning(lambda m, x, y: F.pad(x, (1, 1)), (2, 4, 2, 3, 2, 3)) is None
+
+
 def test_a_constant_that_is_multiplied_in_place_means_nothing():
     assert meaning(lambda m, x, y: (m.image * 1).mul_(x), (1, 4, 1, 1)) is None
 
