@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset
 from repfuse.algebra.transposed import TransposedGeometry
-from repfuse.ops.meaning import Applied, Combined, Rescaled, Same, Selected, Stacked
+from repfuse.ops.meaning import Applied, Combined, Rescaled, Same, Selected, Stacked, inputs_of
 
 aten = torch.ops.aten
 
@@ -202,7 +202,8 @@ BARE_NORM = Rescaled("x", Normalisation("mean", "var", None, None, 1e-5), 1)
     ],
 )
 def test_normalisations(function, expected, shape):
-    assert meaning(function, shape) == expected
+    said = meaning(function, shape)
+    assert said == expected and not said.in_place
 
 
 @pytest.mark.parametrize(
@@ -591,6 +592,7 @@ SPELLINGS = [
         lambda m, x, y: F.avg_pool2d(x, 3, 2, 1, False, False, 5),
         lambda m, x, y: F.avg_pool2d(x, 3, 2, padding=1, count_include_pad=False, divisor_override=5),
     ),
+    (FOLDED, lambda m, x, y: x[:, [0, 1, 2, 3]], lambda m, x, y: x.detach()),
     (FOLDED, lambda m, x, y: x.divide(4), lambda m, x, y: x / 4),
     (FOLDED, lambda m, x, y: F.pad(x, (0, 0, 0, 0), mode="reflect"), lambda m, x, y: x.detach()),
     (FOLDED, lambda m, x, y: F.pad(x, (1, 2), "constant", 5.0), lambda m, x, y: F.pad(x, pad=(1, 2), value=5.0)),
@@ -694,3 +696,39 @@ def test_a_batch_norm_that_stopped_tracking_still_uses_what_it_tracked():
 def test_the_divisor_of_a_pool_module():
     said = meaning(lambda m, x, y: m.pool(x), FOLDED, pool=nn.AvgPool2d(2, divisor_override=3))
     assert said.layer.value == 1 / 3
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda m, h: h + m.matrix_bias,
+        lambda m, h: h - h,
+        lambda m, h: torch.rsub(h, 2),
+        lambda m, h: h * 2,
+        lambda m, h: h / 2,
+        lambda m, h: -h,
+        lambda m, h: torch.cat([h, h], -1),
+        lambda m, h: h[..., 1:],
+        lambda m, h: h.chunk(2, -1)[0],
+        lambda m, h: h.split([3, 2], -1)[0],
+        lambda m, h: h.tensor_split([3], -1)[0],
+        lambda m, h: h.narrow(-1, 0, 3),
+        lambda m, h: F.dropout(h, 0.5, False),
+    ],
+)
+def test_a_slice_behind_a_linear_layer_chooses_channels(step):
+    assert meaning(lambda m, x, y: step(m, F.linear(x, m.matrix))[..., :2], (2, 3, 4)).axis == 2
+    assert not isinstance(meaning(lambda m, x, y: step(m, F.linear(x, m.matrix).relu())[..., :2], (2, 3, 4)), Selected)
+
+
+def test_what_a_meaning_reads():
+    for said, nodes in (
+        (CONV2, ("x",)),
+        (BARE_NORM, ("x",)),
+        (Selected("x", (0,), 1), ("x",)),
+        (Same("x"), ("x",)),
+        (both(1, 2), ("x", "y")),
+        (Stacked(("x", "y", "x"), 1), ("x", "y", "x")),
+        (None, ()),
+    ):
+        assert inputs_of(said) == nodes

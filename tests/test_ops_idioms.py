@@ -168,6 +168,25 @@ def test_channel_shuffles(function):
     assert meaning_at(function, SHAPES) == Selected("x", (0, 2, 1, 3), 1)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x, y: x.view(x.size(0), -1, 1, x.size(2), x.size(3)).transpose(1, 2).flatten(1, 2),
+        lambda m, x, y: x.view(x.size(0), 1, 4, x.size(2), x.size(3)).transpose(1, 2).flatten(1, 2),
+    ],
+)
+def test_a_shuffle_of_one_group_moves_nothing(function):
+    assert meaning_at(function, SHAPES) == Selected("x", (0, 1, 2, 3), 1)
+
+
+def test_sizes_may_be_products_of_sizes():
+    def function(m, x, y):
+        half, axes = x.size(1) // 2, (x.size(2), x.size(3))
+        return shuffled(x, (x.size(0), 2, half, *axes), (x.size(0), half * 2, *axes))
+
+    assert meaning_at(function, SHAPES) == Selected("x", (0, 2, 1, 3), 1)
+
+
 def test_channel_shuffle_in_atens_spelling():
     aten = torch.ops.aten
 
@@ -195,6 +214,7 @@ def test_the_steps_of_a_shuffle_are_passages():
         Passage(("view",)),
         Passage(("transpose",)),
     ]
+    assert read(Network(SHUFFLES[2]), torch.ones(1, 4, 3, 3).double()).of("permute") == Passage(("view",))
 
 
 # At the square example the wrong sizes are right by chance; at the second input the network does something else.
@@ -221,10 +241,20 @@ def test_sizes_that_are_right_at_the_example_only_are_no_shuffle(function):
         lambda m, x, y: x.view(x.size(0), 2, 2, x.size(2), x.size(3)).transpose(1, 2).flatten(2, 3),
         lambda m, x, y: x.view(x.size(0), 2, 2, x.size(2), x.size(3)).transpose(1, 2).flatten(0, 1),
         lambda m, x, y: x.view(x.size(0), 2, 2, x.size(2), x.size(3)).flatten(1, 2),
+        lambda m, x, y: x.view(x.size(0), 2, 2, x.size(2), x.size(3)).transpose(1, 2).view(torch.int64),
+        lambda m, x, y: x.view(x.size(0), 2, x.size(2) // 3, x.size(2), x.size(3)).transpose(1, 2).flatten(1, 2),
+        lambda m, x, y: F.channel_shuffle(x, y.size(0)),
     ],
 )
 def test_other_views_are_no_shuffle(function):
     assert meaning_at(function, [(2, 4, 6, 6)]) is None
+
+
+def test_a_height_is_no_number_of_channels():
+    def function(m, x, y):
+        return x.view(x.size(0), 2, x.size(2), 2, x.size(3)).transpose(1, 2).flatten(1, 2)
+
+    assert meaning_at(function, [(2, 4, 2, 7)]) is None
 
 
 def test_a_view_that_something_else_reads_is_no_passage():
@@ -301,8 +331,12 @@ def test_the_statistics_that_a_normalisation_returns_mean_nothing():
     assert isinstance(found.of("getitem"), Rescaled)
     assert found.of("getitem_1") is None
     assert found.of("native_batch_norm_default") is None
-    found = read(Network(lambda m, x, y: function(m, x, y)[0]), torch.ones(1, 4, 3, 3).double())
-    assert found.of("native_batch_norm_default") is None  # part 1 is read, if only by nobody
+
+    def result(m, x, y):
+        return record(torch.ops.aten.native_batch_norm.default, x, None, None, m.mean, m.var, False, 0.1, 1e-5)[0]
+
+    found = read(Network(result), torch.ones(1, 4, 3, 3).double())
+    assert found.of("native_batch_norm_default") == Passage(("x",))
 
 
 def test_an_exported_graph_means_the_same():
