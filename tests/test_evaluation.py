@@ -310,7 +310,17 @@ def test_everything_is_computed_where_the_model_is(data):
     assert {result.device for result in results} == {meta}
 
 
-@pytest.mark.parametrize("moved", [chosen(SOURCE, (1, 0)), joined((SOURCE, SOURCE)), SOURCE, through(SOURCE, pool())])
+@pytest.mark.parametrize(
+    "moved",
+    [
+        SOURCE,
+        chosen(SOURCE, (1, 0)),
+        joined((SOURCE, SOURCE)),
+        through(SOURCE, pool()),
+        sum_of((PART, through(PART, pool(2)))),
+        sum_of((through(SOURCE, pool()), joined((PART, PART)))),
+    ],
+)
 def test_what_reads_no_tensor_is_computed_where_it_is_wanted(moved):
     for result in evaluate(moved, Tensors(), LIKE.to("meta")):
         assert result.device.type == "meta"
@@ -320,7 +330,14 @@ def test_what_reads_no_tensor_is_computed_where_it_is_wanted(moved):
 # --- for people
 
 
+def test_what_a_layer_leaves_out_changes_nothing():
+    assert Offset(3.0) == Offset(3.0, factor=1.0, scale=1.0)
+    assert Factor(3.0) == Factor(3.0, inverse=False)
+    assert pool() == Filter(pool().geometry, 1 / 9, fill=0.0)
+
+
 def test_layers_that_compute():
+    assert mixes(Filter(Geometry(4, 4, (1, 2), (1, 1), ((0, 0),) * 2, (1, 1), 4), 0.5))
     assert mixes(conv(kernel=1)) and mixes(pool()) and not mixes(pad()) and not mixes(pool(kernel=1))
 
 
@@ -345,6 +362,7 @@ one, three = through(SOURCE, conv(kernel=1)), through(SOURCE, conv())
         (through(SOURCE, pool()), ("avg 3x3",)),
         (through(SOURCE, pad()), ("pad",)),
         (through(SOURCE, pad(amount=-1)), ("crop",)),
+        (through(SOURCE, Filter(Geometry(4, 4, (1, 1), (1, 1), ((-1, 0), (0, 0)), (1, 1), 4), 1.0)), ("crop",)),
         (through(SOURCE, Filter(Geometry(4, 4, (1, 2), (1, 1), ((0, 0),) * 2, (1, 1), 4), 0.5)), ("avg 1x2",)),
         (through(Identity(4, 0), Convolution(Geometry(4, 6, (), (), (), ()), "w", None)), ("linear",)),
         (chosen(SOURCE, (0, 2)), ("2 of 4 channels",)),

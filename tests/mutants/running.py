@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path.cwd()
 CPU_SECONDS = 120
-MEMORY = 8 << 30
+MEMORY = 4 << 30
 _QUIET = ("-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
 
 # Few examples, always the same, and none made smaller: that one fails is all there is to know.
