@@ -55,6 +55,7 @@ CONVOLUTIONS = [
     (2, lambda m, x, y: F.conv2d(x, m.grouped2, None, 1, (2, 0), (2, 1), 2), GROUPED),
     (2, lambda m, x, y: F.conv2d(x, m.grouped2, None, 1, (2, 0), (2, 3), 2), GROUPED),
     (3, lambda m, x, y: F.conv3d(x, m.kernel3, m.bias), CONV3),
+    (3, lambda m, x, y: F.conv3d(x, m.kernel3, m.bias, padding="valid"), CONV3),
     (3, lambda m, x, y: record(aten.conv3d.default, x, m.kernel3, m.bias), CONV3),
 ]
 

@@ -273,6 +273,10 @@ def test_a_stack_is_a_passage_where_only_sums_read_it():
     assert found.of("stack") == Passage(("x", "y", "x"))
     assert found.meaning == Combined((("x", 1 / 3), ("y", 1 / 3), ("x", 1 / 3)))
 
+    assert meaning_at(lambda m, x, y: torch.stack([x]).sum(0), SHAPES) == Combined((("x", 1.0),))
+    cut = read(Network(lambda m, x, y: torch.stack([x, y]).narrow(0, 0, 1)), torch.ones(1, 4, 3, 3).double())
+    assert cut.of("stack") is None
+
     def escaping(m, x, y):
         stack = torch.stack([x, y])
         return stack.sum(0) + stack[0]

@@ -226,6 +226,9 @@ OPAQUE = [
     lambda m, x, y: F.max_pool2d(x, 2),
     lambda m, x, y: F.avg_pool2d(x[0], 3, 1),
     lambda m, x, y: F.conv_transpose2d(x, m.kernel2[:4], output_padding=x.size(0) - 2),
+    lambda m, x, y: torch.cat([x, y]),
+    lambda m, x, y: x.chunk(2)[0],
+    lambda m, x, y: x.chunk(y.size(0), 1)[0],
     lambda m, x, y: torch.add(x, y, alpha=y.size(0)),
     lambda m, x, y: torch.sub(x, y, alpha=y.size(0)),
     lambda m, x, y: torch.rsub(x, y, alpha=y.size(0)),
@@ -316,8 +319,9 @@ def test_a_pad_of_four_axes_is_opaque():
     assert meaning(lambda m, x, y: F.pad(x, (1, 1)), (2, 4, 2, 3, 2, 3)) is None
 
 
-def test_a_constant_that_is_multiplied_in_place_means_nothing():
+def test_a_constant_that_is_changed_in_place_means_nothing():
     assert meaning(lambda m, x, y: (m.image * 1).mul_(x), (1, 4, 1, 1)) is None
+    assert meaning(lambda m, x, y: (m.image * 1).add_(x), (1, 4, 1, 1)) is None
 
 
 def test_a_transposed_convolution_of_a_wanted_size_is_opaque():

@@ -21,6 +21,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     f"{ALGEBRA}summing.py": ("affine", "evaluation"),
     f"{ALGEBRA}taps.py": _MAPS,
     f"{ALGEBRA}transposed.py": ("transposed",),
+    f"{OPS}convolution.py": (*_MEANINGS, "geometry"),
     f"{OPS}layout.py": ("ops", "rewrite"),
 }
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import libcst as cst
 from libcst import matchers as m
-from libcst.metadata import MetadataWrapper, PositionProvider
+from libcst.metadata import CodePosition, MetadataWrapper, PositionProvider
 from mutmut.mutation import mutators
 
 Change = Callable[[Any], Iterable[cst.CSTNode]]
@@ -81,11 +81,12 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
     tree = MetadataWrapper(cst.parse_module(code))
     visitor = _Changes()
     tree.visit(visitor)
-    for number, (node, line, kind, changed, blunt) in enumerate(visitor.found):
+    for node, start, kind, changed, blunt in visitor.found:
         if isinstance(node, cst.Call) and _lacks_strict(node, changed):
             continue
-        key = hashlib.sha256(f"{path} {number} {code}".encode()).hexdigest()[:16]
-        yield Mutant(str(path), line, kind, blunt, key, tree.module, node, changed)
+        told = (path, start.line, start.column, kind, tree.module.code_for_node(changed), code)
+        key = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+        yield Mutant(str(path), start.line, kind, blunt, key, tree.module, node, changed)
 
 
 class _Changes(cst.CSTVisitor):
@@ -93,7 +94,7 @@ class _Changes(cst.CSTVisitor):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[cst.CSTNode, int, str, cst.CSTNode, bool]] = []
+        self.found: list[tuple[cst.CSTNode, CodePosition, str, cst.CSTNode, bool]] = []
         self.inside = 0
 
     def on_visit(self, node: cst.CSTNode) -> bool:
@@ -130,8 +131,8 @@ class _Changes(cst.CSTVisitor):
         return False
 
     def _add(self, node: cst.CSTNode, kind: str, changes: Iterable[cst.CSTNode], blunt: bool) -> None:
-        line = self.get_metadata(PositionProvider, node).start.line
-        self.found += ((node, line, kind.removeprefix("operator_").strip("_"), changed, blunt) for changed in changes)
+        start = self.get_metadata(PositionProvider, node).start
+        self.found += ((node, start, kind.removeprefix("operator_").strip("_"), changed, blunt) for changed in changes)
 
 
 def _lacks_strict(node: cst.Call, changed: Any) -> bool:
