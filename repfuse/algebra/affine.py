@@ -157,9 +157,7 @@ def check_beyond(constant: Tensor, fill: Tensor | float) -> None:
 
 def pad_explicitly(x: Tensor, geometry: Geometry) -> Tensor:
     """Pad and crop ``x`` as ``geometry`` says, so that a convolution without padding follows."""
-    flat = [amount for pair in reversed(geometry.padding) for amount in pair]
-    padding, crop = [max(amount, 0) for amount in flat], [min(amount, 0) for amount in flat]
+    padding, crop = geometry.pad_then_crop
     if any(padding):
         x = F.pad(x, padding, mode="constant" if geometry.padding_mode == "zeros" else geometry.padding_mode)
-    # In this order, since a crop may take more from one end than there is without the padding at the other.
     return F.pad(x, crop) if any(crop) else x

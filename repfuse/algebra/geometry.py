@@ -88,6 +88,15 @@ class Geometry:
         return not any(before or after for before, after in self.padding)
 
     @property
+    def pad_then_crop(self) -> tuple[Ints, Ints]:
+        """The amounts to pad and then to crop by, as ``F.pad`` takes them: from the last axis to the first.
+
+        In this order, since a crop may take more from one end than there is without the padding at the other.
+        """
+        flat = [amount for pair in reversed(self.padding) for amount in pair]
+        return tuple(max(amount, 0) for amount in flat), tuple(min(amount, 0) for amount in flat)
+
+    @property
     def depthwise(self) -> bool:
         """Whether each output channel reads the one input channel of its own number."""
         return self.groups == self.in_channels == self.out_channels

@@ -74,11 +74,10 @@ def with_padding(convolution: nn.Module, geometry: Geometry) -> nn.Module:
     """Return the convolution, behind a padding or a crop of its own where it cannot do that itself."""
     if not needs_separate_pad(geometry):
         return convolution
-    amounts = [amount for pair in reversed(geometry.padding) for amount in pair]
-    # First the padding, then the crop: what is cropped from a tiny input may be padding.
-    parts = {"pad": [max(amount, 0) for amount in amounts], "crop": [min(amount, 0) for amount in amounts]}
     kind = _PADS[geometry.padding_mode][geometry.ndim - 1]
-    steps = [(name, kind(tuple(part))) for name, part in parts.items() if any(part)]
+    steps = [
+        (name, kind(part)) for name, part in zip(("pad", "crop"), geometry.pad_then_crop, strict=True) if any(part)
+    ]
     return nn.Sequential(OrderedDict([*steps, ("conv", convolution)]))
 
 
