@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from repfuse.algebra.layers import Channelwise, Layer
+from repfuse.algebra.layers import Channelwise, Convolution, Layer
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ class Unfusible:
 
 
 Meaning = Applied | Rescaled | Combined | Selected | Stacked | Same | Passage | Unfusible
+
+
+def convolves(meaning: Meaning | None) -> bool:
+    """Whether a meaning is a convolution or a linear layer."""
+    return isinstance(meaning, Applied) and isinstance(meaning.layer, Convolution)
 
 
 def inputs_of(meaning: Meaning | None) -> tuple[fx.Node, ...]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from repfuse.algebra.geometry import Geometry
-from repfuse.algebra.layers import Convolution, Normalisation
+from repfuse.algebra.layers import Normalisation
 from repfuse.ops import Meaning
-from repfuse.ops.meaning import Applied, Rescaled
+from repfuse.ops.meaning import Applied, Rescaled, convolves
 from repfuse.placing.edits import Candidate
 from repfuse.placing.uses import Uses
 from repfuse.tracing.leaves import is_stock
@@ -47,7 +47,7 @@ class Folding:
         path_of = {node: self._module(node, call) for node in nodes}
         if len(region.groups) > 1 or len(nodes) != len(region.working) or not all(path_of[node] for node in layers):
             return None
-        convolution = [node for node in nodes if self._convolves(node)][-1]
+        convolution = [node for node in nodes if convolves(self.meanings[node])][-1]
         stays = len(layers) == 1 and self._stays(convolution, group.expression.geometry)
         if not all(self._alone(node, call, keeps=stays and node is convolution) for node in nodes):
             return None
@@ -71,10 +71,6 @@ class Folding:
     def _normalises(self, node: fx.Node) -> bool:
         meaning = self.meanings[node]
         return isinstance(meaning, Rescaled) and isinstance(meaning.by, Normalisation)
-
-    def _convolves(self, node: fx.Node) -> bool:
-        meaning = self.meanings[node]
-        return isinstance(meaning, Applied) and isinstance(meaning.layer, Convolution)
 
     def _stays(self, node: fx.Node, fused: Geometry) -> bool:
         meaning = self.meanings[node]

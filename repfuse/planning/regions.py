@@ -14,13 +14,12 @@ from itertools import chain
 from torch import fx
 
 from repfuse.algebra.geometry import NotAffine
-from repfuse.algebra.layers import Convolution
 from repfuse.ops.meaning import (
-    Applied,
     Combined,
     Passage,
     Rescaled,
     Same,
+    convolves,
     inputs_of,
     origin,
 )
@@ -126,8 +125,10 @@ class Regions:
         except NotAffine as error:
             meaning = self.meanings[node]
             below = any(term.convolves for x in inputs_of(meaning) for term in self._reach(x, node))
-            layered = self._convolves(node)
-            near = below or layered or any(map(self._convolves, self._readers(node)))  # a pad stands before a layer
+            layered = convolves(meaning)
+            near = (
+                below or layered or any(convolves(self.meanings.get(user)) for user in self._readers(node))
+            )  # a pad stands before a layer
             # A layer on a residual sum is no place where anybody looks for a merge.
             if near and not (layered and error.code == "several-sources"):
                 self.refuse(error, node, None, None)
@@ -144,10 +145,6 @@ class Regions:
         inputs = inputs_of(self.meanings[node])
         self._operand_of[node] = [index for index, x in enumerate(inputs) for _ in operands[x]]
         return terms
-
-    def _convolves(self, node: fx.Node) -> bool:
-        meaning = self.meanings.get(node)
-        return isinstance(meaning, Applied) and isinstance(meaning.layer, Convolution)
 
     def _reach(self, x: fx.Node, node: fx.Node) -> tuple[Term, ...]:
         """Return the terms of an operand of ``node``: looked through within the region, the value itself outside."""
