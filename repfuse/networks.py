@@ -9,13 +9,21 @@ import torch
 from torch import nn
 
 
-def named_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each parameter, buffer and plain tensor attribute of the modules, once, by its dotted name."""
+def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters, buffers and plain tensor attributes of the module itself, without its children."""
+    members = {**vars(module), **module._buffers, **module._parameters}
+    return {name: value for name, value in members.items() if isinstance(value, torch.Tensor)}
+
+
+def named_tensors(network: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield each parameter, buffer and plain tensor attribute of the modules by its dotted name.
+
+    What has several names comes once, under its first; without ``remove_duplicate`` under each.
+    """
     seen: set[int] = set()
-    for path, module in network.named_modules():
-        members = {**vars(module), **module._buffers, **module._parameters}
-        for name, value in members.items():
-            if isinstance(value, torch.Tensor) and id(value) not in seen:
+    for path, module in network.named_modules(remove_duplicate=remove_duplicate):
+        for name, value in own_tensors(module).items():
+            if not (remove_duplicate and id(value) in seen):
                 seen.add(id(value))
                 yield f"{path}.{name}" if path else name, value
 

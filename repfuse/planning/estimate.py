@@ -67,7 +67,7 @@ class Estimate:
 
     def _computed(self, names: Iterable[str], item: int) -> Cost:
         constants: Constants = self.traced.constants
-        computed = (name for name in names if constants.leaves(name) != (name,))
+        computed = filter(constants.is_computed, names)
         return sum((elementwise_cost(constants.shape(name), 1, item) for name in computed), Cost())
 
     def _item(self, node: fx.Node) -> int:
@@ -75,4 +75,4 @@ class Estimate:
 
     def is_computed(self, expression: Expression) -> bool:
         """Whether a tensor of the expression is computed in every forward."""
-        return any(self.traced.constants.leaves(name) != (name,) for name in tensor_names(expression))
+        return any(map(self.traced.constants.is_computed, tensor_names(expression)))

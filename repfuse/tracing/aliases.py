@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from repfuse.tracing.memory import shared_by, written_by
+from repfuse.tracing.memory import viewed_by, written_by
 
 
 @dataclass(eq=False)
@@ -47,10 +47,11 @@ class Aliases:
         ``part`` is the module that it calls, ``opaque`` are modules not traced through; ``storage`` says where the
         tensor lies that it reads from the model; ``also`` are nodes that are known to share its memory.
         """
-        others = [*shared_by(node, part, opaque), *also]
+        written = written_by(node, part, opaque)
+        others = [*viewed_by(node, part), *written, *also]
         same = [] if storage is None else [self._at.setdefault(storage, node)]
         self._join(node, [*others, *same])
-        if written_by(node, part, opaque):  # which is part of what its result may lie in
+        if written:
             self._memory[node].writers.append(node)
         return others
 

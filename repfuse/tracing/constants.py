@@ -7,12 +7,13 @@ neither is what draws random numbers: that is watched while it is computed, not 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from repfuse.networks import named_tensors
 from repfuse.tracing.aliases import Aliases
 from repfuse.tracing.leaves import has_foreign_hooks, is_stock
 from repfuse.tracing.memory import called, is_foreign
@@ -60,6 +61,16 @@ class Constants:
         if node is None:
             return (name,)
         return tuple(dict.fromkeys(str(step.target) for step in self._steps(node, node) if step.op == "get_attr"))
+
+    def floating_leaves(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return which parameters and buffers of floating dtype the values are computed from."""
+        leaves = dict.fromkeys(leaf for name in names for leaf in self.leaves(name))
+        return tuple(leaf for leaf in leaves if self._stored(leaf).is_floating_point())
+
+    def is_computed(self, name: str) -> bool:
+        """Whether the value is computed in every forward, and no parameter or buffer as it is."""
+        node = self._by_name.get(name)
+        return node is not None and node.op != "get_attr"
 
     def evaluate(self, name: str, tensors: Callable[[str], Tensor]) -> Tensor:
         """Return the value, computed in float64 from the parameters and buffers that ``tensors`` gives by name.
@@ -136,7 +147,8 @@ class Constants:
 
     def _computed_shape(self, node: fx.Node) -> tuple[int, ...] | None:
         try:
-            value = self._watched(self._steps(node, node), node)
+            stored = node.op == "get_attr"
+            value = self._stored(str(node.target)) if stored else self._watched(self._steps(node, node), node)
         except NotReproducible:
             return None
         if isinstance(value, Tensor):
@@ -212,7 +224,7 @@ def _is_function(module: nn.Module) -> bool:
 
 def lookup(module: nn.Module, constants: Constants) -> Callable[[str], Tensor]:
     """Return the function that gives every constant of a graph of ``module`` by name, computed ones in float64."""
-    stored = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    stored = dict(named_tensors(module, remove_duplicate=False))
 
     def tensor(name: str) -> Tensor:
         found = stored.get(name)

@@ -23,9 +23,9 @@ def written_by(node: fx.Node, part: nn.Module | None, opaque: Container[str]) ->
     return (*out, *_first(node)) if _in_place(node, part) else out
 
 
-def shared_by(node: fx.Node, part: nn.Module | None, opaque: Container[str]) -> tuple[fx.Node, ...]:
-    """Return the nodes whose memory the result of ``node`` may lie in."""
-    shared = (*_annotated(node, written=False), *written_by(node, part, opaque))
+def viewed_by(node: fx.Node, part: nn.Module | None) -> tuple[fx.Node, ...]:
+    """Return the nodes whose memory the result of ``node`` may lie in without being written."""
+    shared = _annotated(node, written=False)
     if node.op == "call_function" and called(node) in _VIEWS_OF_ANY:
         return tuple(node.all_input_nodes)
     return (*_first(node), *shared) if _may_view(node, part) else shared

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repfuse.algebra.layers import Convolution
+from repfuse.algebra.layers import Convolution, Normalisation
 from repfuse.errors import RepfuseError
 from repfuse.ops import meaning_of
 from repfuse.ops.meaning import Applied, Combined, Rescaled, inputs_of
@@ -89,8 +89,9 @@ class _Recorder(fx.Interpreter):
         x: Tensor = operands[0]
         if isinstance(meaning, Applied) and isinstance(meaning.layer, Convolution):
             return self._convolved(x, meaning.layer)
-        if isinstance(meaning, Rescaled) and node.op == "call_module" and meaning.axis is not None:
-            return x.new_empty(x.shape) if x.dim() > meaning.axis else None
+        if isinstance(meaning, Rescaled) and isinstance(meaning.by, Normalisation) and meaning.by.mean is not None:
+            fits = tuple(x.shape[1:2]) == self.scope.constants.shape(meaning.by.mean)
+            return x.new_empty(x.shape) if fits else None
         alike = len({(other.shape, other.dtype) for other in operands}) == 1
         if isinstance(meaning, Combined) and len(operands) > 1 and alike:
             return x if meaning.in_place else x.new_empty(x.shape)
@@ -100,7 +101,7 @@ class _Recorder(fx.Interpreter):
         geometry, constants = layer.geometry, self.scope.constants
         if x.dim() != geometry.ndim + 2 or x.shape[1] != geometry.in_channels or geometry.padding_mode != "zeros":
             return None
-        if constants.leaves(layer.weight) != (layer.weight,):
+        if constants.is_computed(layer.weight):
             return None
         size = geometry.output_size(tuple(x.shape[2:]))
         weight = self.fetch_attr(layer.weight)
