@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
+from repfuse.networks import named_tensors
 from repfuse.planning.planner import plan
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
@@ -556,3 +557,29 @@ def test_channels_that_are_chosen_twice_count_twice():
 
     made, x = randomised(Doubled()), image(2, 4, 6, 7)
     assert error(made, fuse(made, (x,)).module, x) < 1e-12
+
+
+@pytest.mark.parametrize("after", [lambda m, x: m.n(x), lambda m, x: F.relu(x)])
+def test_a_filter_made_of_numbers_in_forward(after):
+    """It belongs to nobody: the dtype of the result comes from the normalisation, and alone it stays as it is."""
+    model = randomised(
+        Spelled(lambda m, x: after(m, F.conv2d(x, torch.ones(4, 4, 3, 3, dtype=torch.float64))), n=norm())
+    )
+    fused = fuse(model, (X,)).module
+    assert error(model, fused, X) < 1e-12 and operations(fused, X)["batch_norm"] == 0
+
+
+def test_a_filter_kept_as_whole_numbers():
+    model = randomised(Spelled(lambda m, x: F.relu(F.conv2d(x, m.kernel.double()))))
+    model.register_buffer("kernel", torch.arange(144).view(4, 4, 3, 3))
+    assert error(model, fuse(model, (X,)).module, X) < 1e-12
+
+
+@pytest.mark.parametrize("kernel", [lambda m: m.kernel, lambda m: 2 * m.kernel], ids=["as it is", "computed"])
+@pytest.mark.parametrize("after", [lambda m, x: m.n(x), lambda m, x: F.relu(m.c(x))], ids=["block", "beside"])
+def test_a_filter_that_is_a_plain_attribute(kernel, after):
+    model = randomised(Spelled(lambda m, x: after(m, F.conv2d(x, kernel(m))), n=norm(), c=conv(1)))
+    model.kernel = torch.randn(4, 4, 3, 3, dtype=torch.float64)
+    fused = fuse(model, (X,)).module
+    assert error(model, fused, X) < 1e-12
+    assert all(not tensor.is_meta for _, tensor in named_tensors(fused))

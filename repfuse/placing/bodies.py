@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from repfuse.algebra.geometry import NotAffine
 
@@ -19,12 +18,6 @@ def check_names(graph: fx.Graph) -> None:
         name = str(node.target).partition(".")[0]
         if node.op in ("call_module", "get_attr") and name in _RESERVED:
             raise NotAffine("reserved-name", f"a child is called {name!r}")
-
-
-def named_tensors(owner: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters and buffers of a module under each of their names."""
-    yield from owner.named_parameters(remove_duplicate=False)
-    yield from owner.named_buffers(remove_duplicate=False)
 
 
 def holder_of(node: fx.Node) -> str | None:

@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from torch import fx
 
 from repfuse.algebra.geometry import NotAffine
+from repfuse.networks import named_tensors
 from repfuse.ops.meaning import Meaning, Rescaled, Same, origin
-from repfuse.placing.bodies import check_names, fused_names, holder_of, join, named_tensors, steps_of
+from repfuse.placing.bodies import check_names, fused_names, holder_of, join, steps_of
 from repfuse.placing.edits import Block, Candidate, Fused, Layout
 from repfuse.placing.folding import Folding
 from repfuse.placing.local import Part, Replacement, local_graph, vanishing
@@ -173,7 +174,7 @@ class _LayingOut:
         owner = self.traced.module.get_submodule(call.path)
         return tuple(
             name
-            for name, _ in named_tensors(owner)
+            for name, _ in named_tensors(owner, remove_duplicate=False)
             if join(call.path, name) not in read
             and join(call.path, name.rpartition(".")[0]) not in holders
             and not any(f"{name}.".startswith(path) for path in used)

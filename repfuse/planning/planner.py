@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from torch import Tensor, fx, nn
 
 from repfuse.algebra.descriptions import branches
+from repfuse.algebra.expression import tensor_names
 from repfuse.algebra.geometry import NotAffine
 from repfuse.ops import Meaning, meaning_of
 from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Same, Unfusible, inputs_of, origin
@@ -106,8 +107,7 @@ class Planner:
 
     def _meaning(self, node: fx.Node) -> Meaning | None:
         opaque = node.op == "call_module" and node.target in self.traced.opaque
-        constant = self.traced.constants.name_of(node) is not None
-        return None if opaque or constant else meaning_of(node, self.scope)
+        return None if opaque else meaning_of(node, self.scope)
 
     def _drop_unusable(self, node: fx.Node) -> None:
         """Make a node opaque that only looks like an affine map."""
@@ -139,8 +139,10 @@ class Planner:
 
     def _is_site(self, group: Group) -> bool:
         """Whether there is something to gain: several operations in one, or a weight that is computed each time."""
+        if not group.convolves or not self.traced.constants.floating_leaves(tensor_names(group.expression)):
+            return False  # of numbers alone, nothing says in which dtype the result is to be stored
         several = sum(not isinstance(self.meanings[node], Same) for node in group.nodes) > 1
-        return group.convolves and (several or self.estimate.is_computed(group.expression))
+        return several or self.estimate.is_computed(group.expression)
 
     def _still_there(self, region: Region) -> bool:
         """Whether the sources hold at the root what they held when the branches read them."""

@@ -141,8 +141,10 @@ def _keep(owner: nn.Module, body: nn.Module, name: str) -> None:
         holder = getattr(holder, part)
     if leaf in module._parameters:
         holder.register_parameter(leaf, module._parameters[leaf])
-    else:
+    elif leaf in module._buffers:
         holder.register_buffer(leaf, module._buffers[leaf], leaf not in module._non_persistent_buffers_set)
+    else:
+        setattr(holder, leaf, getattr(module, leaf))
 
 
 _PLAIN = (bool, int, float, str, bytes, type(None))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from repfuse.algebra.expression import convolutions, tensor_names
 from repfuse.algebra.geometry import NotAffine
 from repfuse.errors import RepfuseError
-from repfuse.placing.bodies import named_tensors
+from repfuse.networks import named_tensors, own_tensors
 from repfuse.placing.edits import Block, Candidate, Fused, Layout, owner_of, place_of
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import Planner
@@ -81,7 +81,7 @@ def _structure(module: nn.Module) -> list[tuple[Any, ...]]:
         (
             name,
             type(child),
-            [(key, tensor.shape) for key, tensor in child.named_parameters(recurse=False)],
+            [(key, tensor.shape) for key, tensor in own_tensors(child).items()],
             {key: value for key, value in vars(child).items() if is_plain(value)},
             len(child._forward_hooks) + len(child._forward_pre_hooks),
         )
@@ -123,7 +123,7 @@ class _Rewriting:
         self.weights = weights
         self.layout = layout
         self.constants = constants
-        self.tensors = dict(named_tensors(module))
+        self.tensors = dict(named_tensors(module, remove_duplicate=False))
         self.tensor = lookup(module, constants)
         named = (name for fused in layout.fused for name in tensor_names(fused.expression))
         names = {leaf for name in named for leaf in constants.leaves(name)}
@@ -181,9 +181,11 @@ class _Rewriting:
 
     def _write(self, convolution: nn.Module, fused: Fused) -> None:
         """Write the fused weights; dtype, device and memory format come from the largest weight that is merged."""
-        named = (leaf for layer in convolutions(fused.expression) for leaf in self.constants.leaves(layer.weight))
-        floating = (self.tensors[name] for name in named if self.tensors[name].is_floating_point())
-        largest = max(floating, key=Tensor.numel)
+        weights = [layer.weight for layer in convolutions(fused.expression)]
+        every = tensor_names(fused.expression)
+        # A filter that forward makes of numbers belongs to nobody: then the normalisation's tensors say what is wanted.
+        leaves = self.constants.floating_leaves(weights) or self.constants.floating_leaves(every)
+        largest = max((self.tensors[name] for name in leaves), key=Tensor.numel)
         if not self.weights:
             leave_unset(convolution, fused.expression.geometry, largest)
             return
@@ -201,8 +203,8 @@ class _Rewriting:
         originals = {id(stand_in): self.replaced[key] for key, stand_in in self.stand_ins.items()}
         copies: dict[int, Tensor] = {}
         for module in self.result.modules():
-            for store in (module._parameters, module._buffers):
-                for name, tensor in store.items():
+            for store in (module._parameters, module._buffers, vars(module)):
+                for name, tensor in list(store.items()):
                     if id(tensor) in originals:
                         store[name] = copies.setdefault(id(tensor), _clone(originals[id(tensor)]))  # type: ignore[assignment]
 
