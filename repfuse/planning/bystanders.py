@@ -76,11 +76,12 @@ _METADATA = frozenset(
 def find_ghosts(traced: Traced) -> frozenset[fx.Node]:
     """Return the nodes that only check metadata: assertions, what nothing else needs, parameters read in vain.
 
-    They read no values, and what they assert of a tensor's rank holds for the fused one too.
+    They read no values, and what they assert of a tensor's rank holds for the fused one too. What a trace has taken for
+    fixed stays asserted: with another value the graph is not the module.
     """
     ghosts: set[fx.Node] = set()
     for node in reversed(traced.nodes):
-        if node.target in _ASSERTIONS:
+        if node.target in _ASSERTIONS and not _fixes_an_argument(node, traced):
             ghosts.add(node)
         elif not ghosts.issuperset(node.users):
             continue
@@ -91,3 +92,9 @@ def find_ghosts(traced: Traced) -> frozenset[fx.Node]:
         elif node.target in _METADATA or (node.op == "call_method" and node.target in ("size", "dim")):
             ghosts.add(node)
     return frozenset(ghosts)
+
+
+def _fixes_an_argument(assertion: fx.Node, traced: Traced) -> bool:
+    """Whether it asserts that an argument which is no tensor has the value that it was traced with."""
+    asked = (value for condition in assertion.all_input_nodes for value in condition.all_input_nodes)
+    return any(value.op == "placeholder" and value not in traced.shape_of for value in asked)
