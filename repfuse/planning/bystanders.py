@@ -69,7 +69,17 @@ def _measures(node: fx.Node, traced: Traced) -> bool:
 _ASSERTIONS = (torch._assert, torch.ops.aten._assert_tensor_metadata.default)
 
 _METADATA = frozenset(
-    {getattr, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.getitem}
+    {
+        getattr,
+        operator.is_,
+        operator.eq,
+        operator.ne,
+        operator.lt,
+        operator.le,
+        operator.gt,
+        operator.ge,
+        operator.getitem,
+    }
 )
 
 

@@ -12,7 +12,7 @@ from repfuse.algebra.expression import tensor_names
 from repfuse.algebra.geometry import NotAffine
 from repfuse.networks import join
 from repfuse.ops import Meaning, meaning_of
-from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Same, Unfusible, inputs_of, origin
+from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Same, Unfusible, convolves, inputs_of, origin
 from repfuse.ops.scope import Scope
 from repfuse.placing.edits import Candidate, Fused, Layout
 from repfuse.placing.layout import lay_out
@@ -45,9 +45,9 @@ class PartPlanner:
         self.policy = policy
         ghosts = find_ghosts(traced)
         self.scope = Scope(traced.module, traced.constants, traced.shape_of)
+        self.refusals: dict[tuple[str, str], Refusal] = {}
         self.meanings = {node: None if node in ghosts else self._meaning(node) for node in traced.nodes}
         self.hazards = Hazards(traced, self.meanings)
-        self.refusals: dict[tuple[str, str], Refusal] = {}
         self._laid_out: tuple[list[Candidate], Layout] = ([], Layout())
         for node in traced.nodes:
             self._drop_unusable(node)
@@ -102,9 +102,11 @@ class PartPlanner:
         if node.op == "call_module" and node.target in self.traced.opaque:
             return None
         meaning = meaning_of(node, self.scope)
-        if isinstance(meaning, Applied | Rescaled) and self._is_shared(node):
-            return Unfusible("called-differently", "it is also used where the model cannot be traced")
-        return meaning
+        if not isinstance(meaning, Applied | Rescaled) or not self._is_shared(node):
+            return meaning
+        if convolves(meaning):
+            self.refuse(NotAffine("called-differently", "it is also used where the model cannot be traced"), node)
+        return None
 
     def _is_shared(self, node: fx.Node) -> bool:
         """Whether the module of a node, or one around it, is used by others than this graph."""
