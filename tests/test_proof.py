@@ -18,9 +18,10 @@ from repfuse.ops import convolution
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
 from repfuse.proof import prove, prove_sites
+from repfuse.proof.network import _explained
 from repfuse.rewriting import rewrite
 from repfuse.verifying import Trial, compare, input_variants
-from repfuse.verifying.comparison import reference
+from repfuse.verifying.comparison import reference, tabulate
 
 EXAMPLE = (image(1, C, 9, 8),)
 
@@ -229,3 +230,27 @@ def test_an_input_too_small_for_any_output_proves_nothing_and_fails_nothing():
     trials = [Trial("fitting", EXAMPLE), Trial("too small", (tiny,))]
     comparison = compare(original, fused, trials, 1e-12)
     assert comparison.passed and len(comparison.compared) == 1
+
+
+class Amplifying(nn.Module):
+    """Hands an error of the block on many times larger, as deep networks do at some inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = RepVGG()
+
+    def forward(self, x):
+        return torch.sin(self.block(x) * 1e5)
+
+
+def test_a_network_that_amplifies_rounding_is_proven_and_with_a_wrong_wire_it_is_not():
+    model, x = randomised(Amplifying()), image(2, 4, 6, 7)
+    found = plan(model, (x,))
+    fused, trials = rewrite(model, found), input_variants((x,))
+    proof = prove(model, found, fused, trials, reference(model, trials))
+    assert proof.passed and 1e-12 < proof.network.error < proof.network.tolerance
+    wired = rewrite(model, found)
+    wired.block.register_forward_hook(lambda _module, _inputs, output: output * (1 + 1e-6))
+    wrong = reference(wired, trials)
+    table = tabulate(trials, reference(model, trials), wrong, 1e-12)
+    assert _explained(fused, trials, wrong, table) == 1e-12

@@ -39,6 +39,8 @@ SAFETY = 6.0
 # Two orders of summing the same n float64 numbers differ by about sqrt(n) 2^-53 of the scale per layer: for sums
 # of a million products in a hundred layers in a row, that comes to 1e-12 at most.
 FLOAT64_NOISE = 1e-12
+# Small enough that its effect is proportional, 2^-33 of each number; large enough for float64 to hold it.
+DRAWN = 2.0**20
 
 Run = Callable[[nn.Module], list[Outcome]]
 Levels = dict[tuple[int, str], Level]  # by position of the trial and name of the output
@@ -61,10 +63,25 @@ def rounding(network: nn.Module, run: Run, outcomes: Sequence[Outcome], exact: f
     """
     if all(name in exact for name, _ in named_tensors(network)):
         return {key: Level(0.0, 0.0) for key in _keys(outcomes)}
+    return _effect(network, run, outcomes, lambda seed: rounded_once(seed, exact))
+
+
+def summation(network: nn.Module, run: Run, outcomes: Sequence[Outcome]) -> Levels:
+    """Return, per trial and output, the rms change that the order of summation makes in a network in float64.
+
+    A sum of n products rounds each partial sum, and two orders of summing differ by about sqrt(n) roundings of the
+    result: as if each weight were off by that. Such errors are drawn, as many times larger as it takes for float64 to
+    hold them, and their effect is divided by that.
+    """
+    drawn = _effect(network, run, outcomes, summed_anew)
+    return {key: Level(effect.rms / DRAWN, effect.max / DRAWN) for key, effect in drawn.items()}
+
+
+def _effect(network: nn.Module, run: Run, outcomes: Sequence[Outcome], change: Callable[[int], Change]) -> Levels:
     samples = []
     for seed in range(SAMPLES):
-        rounded = run(copy_with(network, rounded_once(seed, exact)))
-        samples.append({key: _change(outcomes, rounded, key) for key in _keys(outcomes)})
+        changed = run(copy_with(network, change(seed)))
+        samples.append({key: _change(outcomes, changed, key) for key in _keys(outcomes)})
     return {key: _rms([sample[key] for sample in samples]) for key in _keys(outcomes)}
 
 
@@ -96,10 +113,27 @@ def rounded_once(seed: int, exact: frozenset[str]) -> Change:
             return tensor.clone()
         if name in exact:
             return widened(tensor)
-        uniform = torch.rand(tensor.shape, generator=generator).mul_(2).sub_(1)
-        return half_spacing(tensor).mul_(uniform.to(tensor.device)).add_(tensor)
+        return half_spacing(tensor).mul_(_uniform(tensor, generator)).add_(tensor)
 
     return change
+
+
+def summed_anew(seed: int) -> Change:
+    """Return a change that moves each number of a weight of n terms by a random part of DRAWN sqrt(n) half spacings."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def change(_name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        terms = tensor[0].numel() if tensor.dim() > 1 else 1
+        moved = half_spacing(tensor).mul_(DRAWN * math.sqrt(terms))
+        return moved.mul_(_uniform(tensor, generator)).add_(tensor)
+
+    return change
+
+
+def _uniform(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(like.shape, generator=generator).mul_(2).sub_(1).to(like.device)
 
 
 def half_spacing(tensor: torch.Tensor) -> torch.Tensor:
