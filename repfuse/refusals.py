@@ -54,10 +54,10 @@ REFUSALS: dict[str, Explanation] = {
         "Convert before quantisation-aware training, or remove the fake quantisation first.",
     ),
     "hooks": Explanation(
-        "a module with forward hooks",
-        "A hook may change or record what goes through the module. The module would be gone after the rewrite, and "
-        "the hook with it. The old torch.nn.utils.weight_norm and spectral_norm are such hooks.",
-        "Remove the hooks (torch.nn.utils.remove_weight_norm, handle.remove()), then convert.",
+        "a module with hooks",
+        "A hook may change or record what goes through the module, its gradients, or what is saved of it. After the "
+        "rewrite the module would be gone, and the hook with it, or the hook would see other values.",
+        "Remove the hooks (handle.remove(), torch.nn.utils.prune.remove), then convert.",
     ),
     "in-place": Explanation(
         "a value that is overwritten in between",

@@ -11,6 +11,7 @@ from torch import nn
 
 from repfuse.benching.clock import Clock
 from repfuse.errors import RepfuseError
+from repfuse.networks import set_eval
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
     """Put the networks in eval mode, and each module back in its own mode afterwards."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
-        network.eval()
+        set_eval(network)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import fx, nn
 
+from repfuse.networks import stored_tensors
 from repfuse.plans import Plan
 from repfuse.proof.results import Proof
 from repfuse.proof.sites import TOLERANCE, prove_sites
@@ -48,7 +49,7 @@ def _differing(wide: nn.Module, narrow: nn.Module) -> Iterator[str]:
     """Yield the names of modules and tensors of ``narrow`` that are not those of ``wide``, rounded."""
     known, built = _settings(wide), _settings(narrow)
     yield from (name for name in known.keys() | built.keys() if known.get(name) != built.get(name))
-    exact, stored = wide.state_dict(), narrow.state_dict()
+    exact, stored = dict(stored_tensors(wide)), dict(stored_tensors(narrow))
     for name in exact.keys() | stored.keys():
         if name not in exact or name not in stored or not _same(exact[name].to(stored[name].dtype), stored[name]):
             yield name

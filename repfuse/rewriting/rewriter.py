@@ -27,6 +27,7 @@ from repfuse.rewriting.emit import (
     write_weights,
 )
 from repfuse.tracing.constants import Constants, lookup
+from repfuse.tracing.leaves import hooks_of
 from repfuse.tracing.skeleton import copy_with
 from repfuse.tracing.trace import trace
 
@@ -83,7 +84,7 @@ def _structure(module: nn.Module) -> list[tuple[Any, ...]]:
             type(child),
             [(key, tensor.shape) for key, tensor in own_tensors(child).items()],
             {key: value for key, value in vars(child).items() if is_plain(value)},
-            len(child._forward_hooks) + len(child._forward_pre_hooks),
+            len(hooks_of(child)),
         )
         for name, child in module.named_modules()
     ]

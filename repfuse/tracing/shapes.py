@@ -16,7 +16,7 @@ from repfuse.ops import meaning_of
 from repfuse.ops.meaning import Applied, Combined, Rescaled, inputs_of
 from repfuse.ops.scope import Scope
 from repfuse.tracing.constants import Constants
-from repfuse.tracing.skeleton import first_line
+from repfuse.tracing.skeleton import copy_with, first_line
 
 
 @dataclass
@@ -35,8 +35,8 @@ def record_shapes(
     ``stateful`` says that the run may change what it runs on: then it runs on a copy. Raises RepfuseError where the
     model does not run on the example.
     """
+    runner = copy_with(module, {}) if stateful else module
     try:
-        runner = copy.deepcopy(module) if stateful else module
         return _Recorder(graph, runner, constants).record(copy.deepcopy(tuple(example_inputs)))
     except Exception as error:
         raise RepfuseError(

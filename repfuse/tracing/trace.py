@@ -18,6 +18,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repfuse.errors import RepfuseError
+from repfuse.networks import same_randomness, stored_tensors
+from repfuse.preconditions import check_traceable
 from repfuse.tracing.constants import Constants
 from repfuse.tracing.leaves import is_stock
 from repfuse.tracing.shapes import record_shapes
@@ -59,7 +61,7 @@ class Traced:
         for node in self.graph.nodes:
             target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
             digest.update(f"{node.op} {node.name} {target} {node.args} {node.kwargs}\n".encode())
-        for name, tensor in self.module.state_dict().items():
+        for name, tensor in stored_tensors(self.module):
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         return digest.hexdigest()
 
@@ -69,14 +71,16 @@ def trace(module: nn.Module, example_inputs: Sequence[Any]) -> Traced:
 
     Raises RepfuseError where the model does not take the example, or the root itself cannot be traced.
     """
+    check_traceable(module)
     skeleton = meta_copy(module)
     for norm in skeleton.modules():
-        if isinstance(norm, _BatchNorm) and not is_stock(norm):
+        if isinstance(norm, _BatchNorm) and (norm is skeleton or not is_stock(norm)):
             norm._check_input_dim = _accept  # type: ignore[method-assign]
-    try:
-        return _traced(module, skeleton, example_inputs, unrolls=True)
-    except _OtherPieces:
-        return _traced(module, skeleton, example_inputs, unrolls=False)
+    with same_randomness(module):
+        try:
+            return _traced(module, skeleton, example_inputs, unrolls=True)
+        except _OtherPieces:
+            return _traced(module, skeleton, example_inputs, unrolls=False)
 
 
 class _OtherPieces(Exception):
