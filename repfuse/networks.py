@@ -55,6 +55,11 @@ def set_eval(network: nn.Module) -> None:
             module.training = False
 
 
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor with all its numbers stored: sparse ones cannot be compared element by element."""
+    return tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
+
+
 def main_dtype(network: nn.Module) -> torch.dtype | None:
     """Return the floating dtype in which most of the network's numbers are stored; None where it has none."""
     counts: dict[torch.dtype, int] = {}

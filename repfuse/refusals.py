@@ -76,6 +76,12 @@ REFUSALS: dict[str, Explanation] = {
         "so it cannot be rewritten on its own.",
         "Pass the value as an argument, or register the parameter in the block.",
     ),
+    "overflow": Explanation(
+        "a fused weight that is too large for its format",
+        "The scale of a normalisation or a factor is so large that the product leaves the range of the dtype that the "
+        "weights are stored in: float16 ends at 65504. Stored, it would be infinite.",
+        "Convert the checkpoint in a format of larger range, such as bfloat16 or float32.",
+    ),
     "padding-between": Explanation(
         "zero padding between two layers in a row",
         "The second layer pads the result of the first with zeros, but the first, continued beyond its border, is not "

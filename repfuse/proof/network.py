@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import fx, nn
 
-from repfuse.networks import stored_tensors
+from repfuse.networks import dense, stored_tensors
 from repfuse.plans import Plan
 from repfuse.proof.results import Proof
 from repfuse.proof.sites import TOLERANCE, prove_sites
@@ -57,6 +57,7 @@ def _differing(wide: nn.Module, narrow: nn.Module) -> Iterator[str]:
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors are equal element by element; what is not a number equals itself."""
+    one, other = dense(one), dense(other)
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 

@@ -16,6 +16,7 @@ from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.planning.cost import needs_separate_pad
+from repfuse.planning.storage import left_range
 
 _CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -87,8 +88,13 @@ def write_weights(convolution: nn.Module, expression: Expression, tensors: Tenso
     Raises RepfuseError where a finite number becomes infinite in that dtype.
     """
     weight, bias = evaluate(expression, tensors, like)
-    for rounded in (weight, bias):
-        _check_range(rounded, [tensors(name) for name in tensor_names(expression)])
+    if left_range((weight, bias), map(tensors, tensor_names(expression))):
+        raise RepfuseError(
+            f"A fused weight does not fit into {str(like.dtype).removeprefix('torch.')}.",
+            "The plan was made with other weights; of these, a product leaves the range of the format.",
+            "Make the plan again with these weights, or convert in bfloat16 or float32.",
+            EXIT_FAILED_CHECK,
+        )
     _set_parameters(convolution, weight, bias, like)
 
 
@@ -104,21 +110,6 @@ def _set_parameters(convolution: nn.Module, weight: Tensor, bias: Tensor, like: 
         weight = weight.contiguous(memory_format=channels_last)
     convolution.weight = nn.Parameter(weight, like.requires_grad)
     convolution.bias = nn.Parameter(bias, like.requires_grad)
-
-
-def _check_range(rounded: Tensor, origins: Iterable[Tensor]) -> None:
-    if _finite(rounded) or not all(_finite(origin) for origin in origins):
-        return
-    raise RepfuseError(
-        f"A fused weight does not fit into {str(rounded.dtype).removeprefix('torch.')}.",
-        "A scale of a normalisation is so large that the product leaves the range of the format.",
-        "Convert the checkpoint in a format of larger range, such as bfloat16 or float32.",
-        EXIT_FAILED_CHECK,
-    )
-
-
-def _finite(tensor: Tensor) -> bool:
-    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def graph_module(owner: nn.Module, graph: fx.Graph, made: dict[str, nn.Module], kept: Iterable[str]) -> fx.GraphModule:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repfuse.algebra.expression import convolutions, tensor_names
+from repfuse.algebra.expression import tensor_names
 from repfuse.algebra.geometry import NotAffine
 from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors, own_tensors
 from repfuse.placing.edits import Block, Candidate, Fused, Layout, owner_of, place_of
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import Planner
+from repfuse.planning.storage import stored_like
 from repfuse.plans import Plan
 from repfuse.rewriting.emit import (
     convolution_module,
@@ -182,11 +183,7 @@ class _Rewriting:
 
     def _write(self, convolution: nn.Module, fused: Fused) -> None:
         """Write the fused weights; dtype, device and memory format come from the largest weight that is merged."""
-        weights = [layer.weight for layer in convolutions(fused.expression)]
-        every = tensor_names(fused.expression)
-        # A filter that forward makes of numbers belongs to nobody: then the normalisation's tensors say what is wanted.
-        leaves = self.constants.floating_leaves(weights) or self.constants.floating_leaves(every)
-        largest = max((self.tensors[name] for name in leaves), key=Tensor.numel)
+        largest = stored_like(fused.expression, self.constants, self.tensors.__getitem__)
         if not self.weights:
             leave_unset(convolution, fused.expression.geometry, largest)
             return

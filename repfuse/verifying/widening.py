@@ -19,6 +19,8 @@ WIDE = {
     torch.bfloat16: torch.float64,
     torch.float32: torch.float64,
 }
+_ALSO = {**WIDE, torch.complex64: torch.complex128}
+"""What widened values meet; complex inputs and weights by themselves stay as they are."""
 
 
 class Widening(TorchDispatchMode):
@@ -51,4 +53,5 @@ class Widening(TorchDispatchMode):
 
 
 def _widened(value: Any) -> Any:
-    return value.to(WIDE[value.dtype]) if isinstance(value, torch.Tensor) and value.dtype in WIDE else value
+    wide = _ALSO.get(value.dtype) if isinstance(value, torch.Tensor) else None
+    return value if wide is None else value.to(wide)
