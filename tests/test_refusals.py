@@ -118,7 +118,7 @@ def cost_trap():
 def huge_factor():
     """Of tiny values: no value of the model overflows, only the product of its weights would."""
     model = Spelled(lambda m, x: m.a(torch.sigmoid(x - 400)) * m.huge * m.huge, a=conv(bias=False))
-    model.register_buffer("huge", torch.tensor(1e200))
+    model.register_buffer("huge", torch.tensor(1e200, dtype=torch.float64))
     return model
 
 

@@ -11,6 +11,7 @@ from repfuse.benching import bench
 from repfuse.checkpoint.atomic import replacing
 from repfuse.cli.target import report_path
 from repfuse.converting import convert
+from repfuse.health import examine
 from repfuse.loading import Checkpoint, load, save
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
@@ -72,7 +73,8 @@ def _proven(checkpoint: Checkpoint, policy: Policy, progress: Progress) -> tuple
 
 
 def _report(status: Status, checkpoint: Checkpoint, found: Plan, seconds: float) -> Report:
-    return Report(status, environment(), input_of(checkpoint), found, seconds, notes=checkpoint.notes)
+    health = examine(checkpoint.module)
+    return Report(status, environment(), input_of(checkpoint), found, seconds, notes=checkpoint.notes, health=health)
 
 
 def _write(report: Report, path: Path) -> None:

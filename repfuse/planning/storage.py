@@ -40,12 +40,10 @@ def overflows(expression: Expression, constants: Constants) -> torch.dtype | Non
 
 
 def left_range(rounded: Iterable[Tensor], origins: Iterable[Tensor]) -> bool:
-    """Whether finite numbers became infinite when they were multiplied and rounded."""
-    return not all(map(_is_finite, rounded)) and all(map(_is_finite, origins))
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+    """Whether finite numbers became infinite when they were multiplied and rounded. (What is not a number comes from a
+    negative variance, and is one in the original too.)
+    """
+    return any(bool(tensor.isinf().any()) for tensor in rounded) and all(bool(x.isfinite().all()) for x in origins)
 
 
 def _is_large(tensor: Tensor) -> bool:
