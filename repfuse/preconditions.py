@@ -8,7 +8,6 @@ from torch.nn.parameter import is_lazy
 from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
 
-
 Done = set[nn.Module]
 
 

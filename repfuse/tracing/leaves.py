@@ -15,10 +15,14 @@ WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
 _CALLED = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STORED = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, jit.ScriptModule)
+
 
 def is_stock(module: nn.Module) -> bool:
     """Whether calling the module runs PyTorch's own forward, so that its class says what it computes."""
-    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict | jit.ScriptModule) or "forward" in vars(module):
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict | jit.ScriptModule) or "forward" in vars(
+        module
+    ):
         return False
     forward = type(module).forward
     return (getattr(forward, "__module__", None) or "").startswith("torch.nn.modules")

@@ -92,4 +92,3 @@ def call(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-
