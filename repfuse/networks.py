@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 
 def join(path: str, name: str) -> str:
@@ -92,10 +93,15 @@ def same_randomness(network: nn.Module) -> AbstractContextManager[None]:
 
 
 def placed(inputs: tuple[Any, ...], device: torch.device, cast: Mapping[torch.dtype, torch.dtype]) -> tuple[Any, ...]:
-    """Return copies of the tensors among the inputs, on ``device`` and in the dtypes that ``cast`` names."""
-    return tuple(
-        x.to(device=device, dtype=cast.get(x.dtype), copy=True) if isinstance(x, torch.Tensor) else x for x in inputs
-    )
+    """Return copies of the tensors among the inputs, on ``device`` and in the dtypes that ``cast`` names.
+
+    They may lie in tuples, lists and dicts.
+    """
+
+    def copied(x: Any) -> Any:
+        return x.to(device=device, dtype=cast.get(x.dtype), copy=True) if isinstance(x, torch.Tensor) else x
+
+    return tuple(tree_map(copied, inputs))
 
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
