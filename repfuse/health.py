@@ -20,7 +20,7 @@ MEANINGS: dict[Ailment, str] = {
     "infinite": "infinite: whatever reads them gives infinities or NaN",
     "all-zero": "all zero: the branch adds a constant or nothing",
     "negative-variance": "negative variances: these channels are scaled wrongly, or NaN",
-    "small-variance": "running variances below eps: these channels hardly varied, and are scaled up to 1/sqrt(eps) times",
+    "small-variance": "running variances below eps: these channels hardly varied; they are scaled up, to 1/sqrt(eps)",
 }
 
 

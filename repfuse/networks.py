@@ -108,7 +108,9 @@ _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is numbers and text, in tuples and lists."""
+    """Whether a value is numbers and text, in tuples, lists and dicts."""
     if type(value) in (tuple, list):
         return all(map(is_plain, value))
+    if type(value) is dict:
+        return all(map(is_plain, (*value, *value.values())))
     return type(value) in _PLAIN

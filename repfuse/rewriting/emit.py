@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
@@ -120,7 +121,16 @@ def graph_module(owner: nn.Module, graph: fx.Graph, made: dict[str, nn.Module], 
     body = fx.GraphModule(owner, copy.deepcopy(graph), class_name=type(owner).__name__)
     for name in kept:
         _keep(owner, body, name)
+    body._non_persistent_buffers_set |= owner._non_persistent_buffers_set & body._buffers.keys()
+    for table in ("_parameters", "_buffers", "_modules"):
+        _in_order(getattr(body, table), list(getattr(owner, table)))
     return body
+
+
+def _in_order(table: dict[str, Any], names: list[str]) -> None:
+    """Put the entries of a table in the order of the owner's, so that ``state_dict`` keeps its order."""
+    for name in [*(name for name in names if name in table), *(name for name in table if name not in names)]:
+        table[name] = table.pop(name)
 
 
 def _keep(owner: nn.Module, body: nn.Module, name: str) -> None:
@@ -139,8 +149,17 @@ def _keep(owner: nn.Module, body: nn.Module, name: str) -> None:
         setattr(holder, leaf, getattr(module, leaf))
 
 
+_PRESERVED = "_user_preserved_attributes"
+"""Under this key in its ``meta`` a GraphModule has the attributes that PyTorch takes along when it is deep-copied."""
+
+
 def keep_plain_attributes(owner: nn.Module, body: nn.Module) -> None:
-    """Copy what an owner carries as plain data: other parts of a model read it (``layer.f`` in YOLO)."""
-    for name, value in vars(owner).items():
-        if not name.startswith("_") and is_plain(value) and not hasattr(body, name):
-            setattr(body, name, value)
+    """Copy what an owner and its class carry as plain data: others read it (``layer.f`` in YOLO, ``model.names``)."""
+    classes = itertools.takewhile(lambda kind: kind is not nn.Module, type(owner).__mro__)
+    tables = [vars(owner), *map(vars, classes)]
+    found = {name: value for table in reversed(tables) for name, value in table.items() if not name.startswith("_")}
+    kept = {name: value for name, value in found.items() if is_plain(value) and not hasattr(body, name)}
+    for name, value in kept.items():
+        setattr(body, name, value)
+    if isinstance(body, fx.GraphModule):
+        body.meta[_PRESERVED] = kept
