@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from repfuse.errors import RepfuseError
+from repfuse.preconditions import check_traceable
 from repfuse.tracing.arguments import Arguments, NotDescribable, describe
 from repfuse.tracing.leaves import is_leaf
 from repfuse.tracing.trace import DoesNotRun, Seen, Traced, Untraceable, run_untraced, trace
@@ -42,7 +43,8 @@ class Parts:
 
 
 def trace_parts(module: nn.Module, arguments: Arguments) -> Parts:
-    """Trace a network part by part. Raises RepfuseError where it does not take the arguments."""
+    """Trace a network part by part. Raises RepfuseError where that cannot be, or it does not take the arguments."""
+    check_traceable(module)
     return _Search(module).run(arguments)
 
 

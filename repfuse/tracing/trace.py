@@ -18,7 +18,6 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repfuse.networks import same_randomness, stored_tensors
-from repfuse.preconditions import check_traceable
 from repfuse.tracing.arguments import Arguments, has_tensor, is_mixed
 from repfuse.tracing.constants import Constants
 from repfuse.tracing.leaves import is_stock
@@ -89,7 +88,6 @@ def trace(module: nn.Module, arguments: Arguments) -> Traced:
 
     Raises Untraceable where that is ``module`` itself, and DoesNotRun where it does not take the arguments.
     """
-    check_traceable(module)
     skeleton = meta_copy(module)
     for norm in skeleton.modules():
         if isinstance(norm, _BatchNorm) and (norm is skeleton or not is_stock(norm)):
