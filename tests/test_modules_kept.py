@@ -1,4 +1,4 @@
-"""The result is the network that people know: its classes, attributes, names, buffers, ties, and what they do with it."""
+"""The result is the network that people know: its classes, attributes, names, buffers, ties, and all uses of it."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ USES = {
     "trace": lambda m: torch.jit.trace(m, X),
     "compile": lambda m: torch.compile(m, backend="eager"),
     "export": lambda m: torch.export.export(m, (X,)).module(),
-    "state dict": lambda m: loaded(copy.deepcopy(m), m.state_dict()),
+    "state dict": lambda m: loaded(m, {name: tensor.clone() for name, tensor in m.state_dict().items()}),
     "twice": lambda m: fuse(m, (X,)).module,
 }
 
