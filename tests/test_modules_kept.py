@@ -15,6 +15,7 @@ from support.small_nets import Block, Net, X
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repfuse.cli.conversion import class_notes
 from repfuse.fusing import fuse
 
 
@@ -103,6 +104,14 @@ def test_a_root_that_becomes_a_graph_keeps_what_it_can():
     assert list(fused.state_dict()) == [
         *("scale", "anchors", "shift", "last.weight", "last.bias", "fused.weight", "fused.bias")
     ]
+
+
+def test_the_report_says_that_the_class_is_gone(known, fused):
+    model = randomised(Flat())
+    (note,) = class_notes(model, fuse(model, (X,)).module)
+    assert "torch.fx.GraphModule now, without the methods" in note
+    pair = randomised(nn.Sequential(Block()))
+    assert class_notes(known, fused) == () == class_notes(pair, fuse(pair, (X,)).module)
 
 
 def test_fixed_arguments_of_such_a_root_are_checked():
