@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 
 def join(path: str, name: str) -> str:
@@ -33,6 +35,37 @@ def named_tensors(network: nn.Module, *, remove_duplicate: bool = True) -> Itera
                 yield f"{path}.{name}" if path else name, value
 
 
+def stored_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what ``state_dict`` returns of parameters and buffers, also where a class returns something else there.
+
+    In its order and under its names; what is shared comes under each of its names.
+    """
+    for path, module in network.named_modules(remove_duplicate=False):
+        kept = {name: x for name, x in module._buffers.items() if name not in module._non_persistent_buffers_set}
+        for name, value in {**module._parameters, **kept}.items():
+            if value is not None:
+                yield f"{path}.{name}" if path else name, value
+
+
+def set_eval(network: nn.Module) -> None:
+    """Put a network in eval mode, whatever its ``eval`` returns.
+
+    One that is in it is left alone: some networks rewrite themselves when they are told so again.
+    """
+    if not any(module.training for module in network.modules()):
+        return
+    try:
+        network.eval()
+    except NotImplementedError:  # by an exported program, whose mode was settled when it was exported
+        for module in network.modules():
+            module.training = False
+
+
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor with all its numbers stored: sparse ones cannot be compared element by element."""
+    return tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
+
+
 def main_dtype(network: nn.Module) -> torch.dtype | None:
     """Return the floating dtype in which most of the network's numbers are stored; None where it has none."""
     counts: dict[torch.dtype, int] = {}
@@ -53,18 +86,31 @@ def device_of(network: nn.Module) -> torch.device:
     return next((tensor.device for _, tensor in named_tensors(network)), torch.device("cpu"))
 
 
+def same_randomness(network: nn.Module) -> AbstractContextManager[None]:
+    """Return a context after which the random numbers go on as if nothing had been drawn in it."""
+    device = device_of(network)
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
 def placed(inputs: tuple[Any, ...], device: torch.device, cast: Mapping[torch.dtype, torch.dtype]) -> tuple[Any, ...]:
-    """Return copies of the tensors among the inputs, on ``device`` and in the dtypes that ``cast`` names."""
-    return tuple(
-        x.to(device=device, dtype=cast.get(x.dtype), copy=True) if isinstance(x, torch.Tensor) else x for x in inputs
-    )
+    """Return copies of the tensors among the inputs, on ``device`` and in the dtypes that ``cast`` names.
+
+    They may lie in tuples, lists and dicts.
+    """
+
+    def copied(x: Any) -> Any:
+        return x.to(device=device, dtype=cast.get(x.dtype), copy=True) if isinstance(x, torch.Tensor) else x
+
+    return tuple(tree_map(copied, inputs))
 
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is numbers and text, in tuples and lists."""
+    """Whether a value is numbers and text, in tuples, lists and dicts."""
     if type(value) in (tuple, list):
         return all(map(is_plain, value))
+    if type(value) is dict:
+        return all(map(is_plain, (*value, *value.values())))
     return type(value) in _PLAIN

@@ -54,10 +54,10 @@ REFUSALS: dict[str, Explanation] = {
         "Convert before quantisation-aware training, or remove the fake quantisation first.",
     ),
     "hooks": Explanation(
-        "a module with forward hooks",
-        "A hook may change or record what goes through the module. The module would be gone after the rewrite, and "
-        "the hook with it. The old torch.nn.utils.weight_norm and spectral_norm are such hooks.",
-        "Remove the hooks (torch.nn.utils.remove_weight_norm, handle.remove()), then convert.",
+        "a module with hooks",
+        "A hook may change or record what goes through the module, its gradients, or what is saved of it. After the "
+        "rewrite the module would be gone, and the hook with it, or the hook would see other values.",
+        "Remove the hooks (handle.remove(), torch.nn.utils.prune.remove), then convert.",
     ),
     "in-place": Explanation(
         "a value that is overwritten in between",
@@ -75,6 +75,12 @@ REFUSALS: dict[str, Explanation] = {
         "The forward of the block reads a parameter or a tensor of another module other than through its arguments, "
         "so it cannot be rewritten on its own.",
         "Pass the value as an argument, or register the parameter in the block.",
+    ),
+    "overflow": Explanation(
+        "a fused weight that is too large for its format",
+        "The scale of a normalisation or a factor is so large that the product leaves the range of the dtype that the "
+        "weights are stored in: float16 ends at 65504. Stored, it would be infinite.",
+        "Convert the checkpoint in a format of larger range, such as bfloat16 or float32.",
     ),
     "padding-between": Explanation(
         "zero padding between two layers in a row",

@@ -115,6 +115,13 @@ def cost_trap():
     return Spelled(lambda m, x: m.a(x) + m.b(x), a=nn.Conv2d(64, 64, 5, padding=2, groups=64), b=nn.Conv2d(64, 64, 1))
 
 
+def huge_factor():
+    """Of tiny values: no value of the model overflows, only the product of its weights would."""
+    model = Spelled(lambda m, x: m.a(torch.sigmoid(x - 400)) * m.huge * m.huge, a=conv(bias=False))
+    model.register_buffer("huge", torch.tensor(1e200, dtype=torch.float64))
+    return model
+
+
 def of(code: str, name: str, make: Callable[[], nn.Module], *inputs: torch.Tensor):
     return pytest.param(code, make, inputs or INPUTS[:1], id=f"{code}: {name}")
 
@@ -139,6 +146,7 @@ PRODUCERS = [
         lambda: nn.Sequential(nn.Conv1d(6, 6, 1), nn.BatchNorm1d(6)),
         image(6, 6),
     ),
+    of("overflow", "a huge factor", huge_factor),
     of("padding-between", "two padded convolutions", lambda: nn.Sequential(conv(3, bias=False), conv(3))),
     of("padding-between", "a cropped map", lambda: pair(lambda m, x: m.a(m.b(x)[:, :, 1:-1]))),
     of("computed-weight", "functional", lambda: pair(lambda m, x: F.conv2d(x, m.b.weight * x.mean()) + m.b(x))),

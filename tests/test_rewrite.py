@@ -122,13 +122,24 @@ def test_dtype_is_kept_and_weights_are_rounded_once(dtype):
     assert all(torch.equal(tensor, exact[name].to(dtype)) for name, tensor in fused.items())
 
 
-def test_a_weight_that_overflows_is_an_error():
+def overflowing(weight=60000.0):
     model = randomised(conv_norm(3), dtype=torch.float16)
-    model[1].weight.data.fill_(60000)
+    model[1].weight.data.fill_(weight)
+    return model
+
+
+def test_a_weight_that_would_overflow_is_left_alone():
+    model = overflowing()
+    found = plan(model, (X.half(),))
+    assert not found.sites and [refusal.code for refusal in found.refusals] == ["overflow"]
+    assert plan(model.bfloat16(), (X.bfloat16(),)).sites
+
+
+def test_a_plan_whose_weights_overflow_later_is_an_error():
+    saved = plan(overflowing(1.0), (X.half(),)).to_dict()
     with pytest.raises(RepfuseError, match="does not fit into float16") as caught:
-        fuse(model, (X.half(),))
+        rewrite(overflowing(), Plan.from_dict(saved))
     assert caught.value.exit_code == 1
-    assert fuse(model.bfloat16(), (X.bfloat16(),)).plan.sites
 
 
 def test_infinite_weights_are_no_overflow():

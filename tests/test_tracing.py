@@ -20,7 +20,7 @@ from torchvision.ops import StochasticDepth
 
 from repfuse.tracing.aliases import Aliases
 from repfuse.tracing.assignment import assigned, lower
-from repfuse.tracing.leaves import has_foreign_hooks, is_leaf, is_stock
+from repfuse.tracing.leaves import hooks_of, is_leaf, is_stock
 from repfuse.tracing.skeleton import copy_with, meta_copy
 from repfuse.tracing.tracer import CallTracer
 
@@ -284,12 +284,12 @@ def test_what_is_a_leaf():
     assert all(map(is_stock, (plain, normed, old)))
     assert is_leaf(plain) and not is_leaf(normed) and not is_leaf(old)
     for module in (plain, normed, old):
-        assert not has_foreign_hooks(module)
+        assert not hooks_of(module)
         module.register_forward_hook(lambda *_: None)
-        assert is_leaf(module) and has_foreign_hooks(module)
+        assert is_leaf(module) and hooks_of(module)
     hooked = torch.nn.utils.spectral_norm(conv(3))
     hooked.register_forward_pre_hook(lambda *_: None)
-    assert is_leaf(hooked) and has_foreign_hooks(hooked)
+    assert is_leaf(hooked) and hooks_of(hooked)
 
 
 def test_the_hook_of_another_still_runs():

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from repfuse.benching.clock import FEWEST_ROUNDS, Clock, time_rounds
 from repfuse.benching.costs import network_cost
@@ -18,6 +19,7 @@ from repfuse.benching.results import Benchmark, ColdCalls, Measurement
 from repfuse.benching.setup import at_least, batch_of, batched, device_clock, evaluating, using_threads
 from repfuse.errors import RepfuseError
 from repfuse.networks import between, device_of, main_dtype, placed
+from repfuse.preconditions import check_runnable
 
 Progress = Callable[[str, float], None]
 Inputs = tuple[Any, ...]
@@ -47,6 +49,8 @@ def bench(
 
     Raises RepfuseError where a network cannot run on the inputs or a number makes no sense.
     """
+    for network in (original, fused):
+        check_runnable(network)
     at_least(FEWEST_ROUNDS, "The number of rounds", [rounds])
     example = tuple(example_inputs)
     sizes = at_least(1, "The batch size", [batch_of(example) or 1] if batch_sizes is None else batch_sizes)
@@ -65,7 +69,7 @@ def bench(
                 measured = _measure(pair, clock, report, size=size, rounds=rounds, seconds=seconds)
             measurements.append(measured)
         costs = [network_cost(each.network, each.inputs) for each in (first, second)]
-    shapes = tuple(tuple(x.shape) for x in example if isinstance(x, torch.Tensor))
+    shapes = tuple(tuple(x.shape) for x in tree_leaves(example) if isinstance(x, torch.Tensor))
     return Benchmark(
         device=str(device_of(fused)),
         dtype=_dtypes(original, fused),

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from repfuse.benching.clock import Clock
 from repfuse.errors import RepfuseError
+from repfuse.networks import same_randomness, set_eval
+from repfuse.tracing.skeleton import restored
 
 
 @contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Put the networks in eval mode, and each module back in its own mode afterwards."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    for network in networks:
-        network.eval()
-    try:
+    """Put the networks in eval mode, and leave them afterwards as they were: their modes, what they cached, what they
+    counted in buffers, and the random numbers.
+    """
+    counted = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers()]
+    with ExitStack() as stack:
+        stack.callback(_write_back, counted)
+        for network in networks:
+            stack.enter_context(same_randomness(network))
+            stack.enter_context(restored(network))
+            set_eval(network)
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
+
+
+@torch.no_grad()
+def _write_back(values: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for tensor, before in values:
+        tensor.copy_(before)
 
 
 @contextmanager
@@ -39,7 +50,7 @@ def using_threads(count: int) -> Iterator[None]:
 
 def batch_of(inputs: tuple[Any, ...]) -> int | None:
     """Return the length of the first axis of the first tensor that has one."""
-    return next((len(x) for x in inputs if isinstance(x, torch.Tensor) and x.dim()), None)
+    return next((len(x) for x in tree_leaves(inputs) if isinstance(x, torch.Tensor) and x.dim()), None)
 
 
 def batched(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
@@ -48,7 +59,7 @@ def batched(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
     Tensors whose first axis is as long as the batch follow; others stay.
     """
     batch = batch_of(inputs)
-    return tuple(_repeat(x, batch, size) if batch else x for x in inputs)
+    return tuple(tree_map(lambda x: _repeat(x, batch, size), inputs)) if batch else inputs
 
 
 def at_least(least: int, name: str, values: Sequence[int]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from repfuse.checkpoint.revive import revive
 from repfuse.checkpoint.source import FORMS, ModelSource
 from repfuse.checkpoint.weights import load_weights, match_dtype
 from repfuse.errors import RepfuseError
+from repfuse.networks import set_eval
 
 if TYPE_CHECKING:
     from collections import OrderedDict
@@ -83,14 +84,16 @@ def _in_eval(opened: Opened, module: Any, notes: tuple[str, ...]) -> Network:
         raise no_network(opened.path, f"It holds one object of type {type(module).__name__}.")
     if any(part.training for part in module.modules()):
         notes = (*notes, "the network was in training mode: it is used in eval mode")
-    return Network(module.eval(), notes=notes)
+    set_eval(module)
+    return Network(module, notes=notes)
 
 
 def _filled(
     opened: Opened, state: OrderedDict[str, Tensor], source: ModelSource, replay: Replay, plans: tuple[Plan, ...] = ()
 ) -> Network:
     """Build the network, fuse it as it was fused before, and only then load the weights."""
-    module = build(source).eval()
+    module = build(source)
+    set_eval(module)
     match_dtype(module, state)
     for plan in plans:
         module = replay(module, plan)

@@ -11,6 +11,7 @@ from repfuse.benching import bench
 from repfuse.checkpoint.atomic import replacing
 from repfuse.cli.target import report_path
 from repfuse.converting import convert
+from repfuse.health import examine
 from repfuse.loading import Checkpoint, load, save
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
@@ -68,11 +69,22 @@ def _proven(checkpoint: Checkpoint, policy: Policy, progress: Progress) -> tuple
     conversion = convert(checkpoint, policy, lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction))
     status: Status = "failed" if not conversion.passed else "converted" if conversion.plan.sites else "nothing-to-fuse"
     report = _report(status, checkpoint, conversion.plan, time.perf_counter() - started)
-    return replace(report, proof=conversion.proof, drift=conversion.drift), conversion.module
+    notes = (*report.notes, *class_notes(checkpoint.module, conversion.module))
+    return replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes), conversion.module
+
+
+def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
+    """Say so where the network itself got a new body: its data is kept, the methods of its class are not."""
+    before, after = type(original), type(fused)
+    if isinstance(fused, before):
+        return ()
+    kind = "torch.fx.GraphModule" if hasattr(fused, "graph") else f"{after.__module__}.{after.__name__}"
+    return (f"the outermost forward was rewritten: the network is a {kind} now, without the methods of its class",)
 
 
 def _report(status: Status, checkpoint: Checkpoint, found: Plan, seconds: float) -> Report:
-    return Report(status, environment(), input_of(checkpoint), found, seconds, notes=checkpoint.notes)
+    health = examine(checkpoint.module)
+    return Report(status, environment(), input_of(checkpoint), found, seconds, notes=checkpoint.notes, health=health)
 
 
 def _write(report: Report, path: Path) -> None:

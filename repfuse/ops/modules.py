@@ -16,7 +16,7 @@ from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _Reflection
 
 from repfuse.ops.call import Call, Constant, is_data
 from repfuse.ops.meaning import Unfusible
-from repfuse.tracing.leaves import is_stock, rounds_like_quantised
+from repfuse.tracing.leaves import hooks_of, is_stock, rounds_like_quantised
 
 if TYPE_CHECKING:
     from repfuse.ops.scope import Scope
@@ -34,8 +34,8 @@ def module_call(node: fx.Node, scope: Scope) -> Call | Unfusible | None:
     x = node.args[0] if node.args else node.kwargs.get("input")
     if row is None or len(node.args) + len(node.kwargs) != 1 or not is_data(x, scope) or not is_stock(module):
         return None
-    if module._forward_hooks or module._forward_pre_hooks:
-        return Unfusible("hooks", f"{type(module).__name__} carries forward hooks")
+    if hooks_of(module):
+        return Unfusible("hooks", f"{type(module).__name__} carries hooks")
     if isinstance(module, _InstanceNorm) and len(scope.shape_of[x]) != module._get_no_batch_dim() + 1:  # type: ignore[no-untyped-call]
         return None
     found = row(module, str(node.target))

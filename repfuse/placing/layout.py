@@ -24,7 +24,7 @@ from repfuse.placing.owning import Refuse, nodes_in, once_per_module, raised, wh
 from repfuse.placing.uses import Uses, call_signature
 from repfuse.planning.bystanders import Bystanders
 from repfuse.planning.region import Region
-from repfuse.tracing.leaves import has_foreign_hooks
+from repfuse.tracing.leaves import hooks_of
 from repfuse.tracing.trace import Traced
 from repfuse.tracing.tracer import Call
 
@@ -81,6 +81,8 @@ class _LayingOut:
         row = self.folding.row(candidate, call)
         if row is None:
             return False
+        for path in {inner.path for node in candidate.region.nodes for inner in self.traced.call_of[node].up_to(call)}:
+            self._check_hooks(path)  # on a part of the row: they would see another value
         within: dict[Call, list[fx.Node]] = defaultdict(list)
         for node in row.norms:
             within[self.traced.call_of[node]].append(node)
@@ -200,5 +202,5 @@ class _LayingOut:
 
     def _check_hooks(self, path: str) -> None:
         module = self.traced.module.get_submodule(path)
-        if has_foreign_hooks(module):
-            raise NotAffine("hooks", f"{path or 'the model'} carries forward hooks, which the rewrite would lose")
+        if hooks_of(module):
+            raise NotAffine("hooks", f"{path or 'the model'} carries hooks, which the rewrite would lose")

@@ -24,6 +24,7 @@ from repfuse.planning.hazards import Hazards
 from repfuse.planning.reader import Reader
 from repfuse.planning.region import Region
 from repfuse.planning.regions import Regions
+from repfuse.planning.storage import overflows
 from repfuse.planning.terms import Group
 from repfuse.plans import Cost, Refusal, Site
 from repfuse.plans import Part as PlannedPart
@@ -43,6 +44,7 @@ class PartPlanner:
         self.part = part
         self.traced = traced = part.traced
         self.policy = policy
+        self.replays = matching_borders is not None
         ghosts = find_ghosts(traced)
         self.scope = Scope(traced.module, traced.constants, traced.shape_of)
         self.refusals: dict[tuple[str, str], Refusal] = {}
@@ -75,7 +77,8 @@ class PartPlanner:
         for node in search.escaping():
             self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
         found = [Candidate(region, tuple(filter(self._is_site, region.groups))) for region in regions]
-        return [candidate for candidate in found if candidate.groups and self._still_there(candidate.region)]
+        there = [candidate for candidate in found if candidate.groups and self._still_there(candidate.region)]
+        return there if self.replays else list(filter(self._fits, there))
 
     def lay_out(self, candidates: list[Candidate]) -> Layout:
         """Decide where each of the candidates is written; the answer to the last question is kept."""
@@ -150,6 +153,16 @@ class PartPlanner:
             return False  # of numbers alone, nothing says in which dtype the result is to be stored
         several = sum(not isinstance(self.meanings[node], Same) for node in group.nodes) > 1
         return several or self.estimate.is_computed(group.expression)
+
+    def _fits(self, candidate: Candidate) -> bool:
+        """Whether the fused weights fit into the dtype of those that they replace."""
+        for group in candidate.groups:
+            dtype = overflows(group.expression, self.traced.constants)
+            if dtype is not None:
+                reason = f"a fused weight does not fit into {str(dtype).removeprefix('torch.')}"
+                self.refuse(NotAffine("overflow", reason), candidate.region.root)
+                return False
+        return True
 
     def _still_there(self, region: Region) -> bool:
         """Whether the sources hold at the root what they held when the branches read them."""

@@ -19,6 +19,7 @@ from repfuse.planning.part_planner import PartPlanner
 from repfuse.plans import Part, Plan, Site
 from repfuse.tracing.arguments import Arguments, recreate
 from repfuse.tracing.exporting import export
+from repfuse.tracing.leaves import hooks_of
 from repfuse.tracing.parts import Part as TracedPart
 from repfuse.tracing.trace import DoesNotRun, Traced, Untraceable, trace
 
@@ -111,7 +112,7 @@ def _structure(module: nn.Module) -> list[tuple[Any, ...]]:
             type(child),
             [(key, tensor.shape) for key, tensor in own_tensors(child).items()],
             {key: value for key, value in vars(child).items() if is_plain(value)},
-            len(child._forward_hooks) + len(child._forward_pre_hooks),
+            len(hooks_of(child)),
         )
         for name, child in module.named_modules()
     ]

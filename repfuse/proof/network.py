@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import fx, nn
 
+from repfuse.networks import dense, stored_tensors
 from repfuse.plans import Plan
 from repfuse.proof.results import Proof
 from repfuse.proof.sites import TOLERANCE, prove_sites
@@ -77,7 +78,7 @@ def _differing(wide: nn.Module, narrow: nn.Module) -> Iterator[str]:
     """Yield the names of modules and tensors of ``narrow`` that are not those of ``wide``, rounded."""
     known, built = _settings(wide), _settings(narrow)
     yield from (name for name in known.keys() | built.keys() if known.get(name) != built.get(name))
-    exact, stored = wide.state_dict(), narrow.state_dict()
+    exact, stored = dict(stored_tensors(wide)), dict(stored_tensors(narrow))
     for name in exact.keys() | stored.keys():
         if name not in exact or name not in stored or not _same(exact[name].to(stored[name].dtype), stored[name]):
             yield name
@@ -85,6 +86,7 @@ def _differing(wide: nn.Module, narrow: nn.Module) -> Iterator[str]:
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors are equal element by element; what is not a number equals itself."""
+    one, other = dense(one), dense(other)
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 

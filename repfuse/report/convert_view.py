@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repfuse.report.bench_view import speedup
+from repfuse.report.health_view import health_view
 from repfuse.report.numbers import change, duration, error, plural, shape
 from repfuse.report.plan_view import plan_view, summary
 from repfuse.report.schema import Input, Report, Status
@@ -31,6 +32,7 @@ VERDICTS: dict[Status, tuple[str, str]] = {
 def convert_view(report: Report, report_path: str = "") -> Iterator[RenderableType]:
     """Yield the whole report; ``report_path`` is where it was saved as JSON."""
     yield from plan_view(report.plan)
+    yield from health_view(report.health)
     yield heading("Result")
     yield facts(
         [

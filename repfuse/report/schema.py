@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from repfuse.health import Finding
 from repfuse.jsonready import json_ready
 from repfuse.plans import Plan
 
@@ -64,7 +65,8 @@ class Report:
 
     ``status`` is ``planned`` where only a plan was asked for, ``failed`` where proof or drift did not pass: then
     nothing was written. ``seconds`` is the time from the loaded checkpoint to the proven result. ``timing`` is
-    short: `repfuse bench` measures properly. ``notes`` are what the user must be told.
+    short: `repfuse bench` measures properly. ``notes`` are what the user must be told, ``health`` is what
+    looks wrong in the weights that were read.
     """
 
     status: Status
@@ -77,6 +79,7 @@ class Report:
     output: Output | None = None
     timing: Benchmark | None = None
     notes: tuple[str, ...] = ()
+    health: tuple[Finding, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -89,6 +92,7 @@ class Report:
             "output": self.output,
             "seconds": self.seconds,
             "notes": self.notes,
+            "health": self.health,
         }
         return dict(json_ready(rest)) | plain
 

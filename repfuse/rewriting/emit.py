@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +18,7 @@ from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.networks import is_plain
 from repfuse.planning.cost import needs_separate_pad
+from repfuse.planning.storage import left_range
 
 _CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -88,8 +90,13 @@ def write_weights(convolution: nn.Module, expression: Expression, tensors: Tenso
     Raises RepfuseError where a finite number becomes infinite in that dtype.
     """
     weight, bias = evaluate(expression, tensors, like)
-    for rounded in (weight, bias):
-        _check_range(rounded, [tensors(name) for name in tensor_names(expression)])
+    if left_range((weight, bias), map(tensors, tensor_names(expression))):
+        raise RepfuseError(
+            f"A fused weight does not fit into {str(like.dtype).removeprefix('torch.')}.",
+            "The plan was made with other weights; of these, a product leaves the range of the format.",
+            "Make the plan again with these weights, or convert in bfloat16 or float32.",
+            EXIT_FAILED_CHECK,
+        )
     _set_parameters(convolution, weight, bias, like)
 
 
@@ -107,21 +114,6 @@ def _set_parameters(convolution: nn.Module, weight: Tensor, bias: Tensor, like: 
     convolution.bias = nn.Parameter(bias, like.requires_grad)
 
 
-def _check_range(rounded: Tensor, origins: Iterable[Tensor]) -> None:
-    if _finite(rounded) or not all(_finite(origin) for origin in origins):
-        return
-    raise RepfuseError(
-        f"A fused weight does not fit into {str(rounded.dtype).removeprefix('torch.')}.",
-        "A scale of a normalisation is so large that the product leaves the range of the format.",
-        "Convert the checkpoint in a format of larger range, such as bfloat16 or float32.",
-        EXIT_FAILED_CHECK,
-    )
-
-
-def _finite(tensor: Tensor) -> bool:
-    return tensor.numel() == 0 or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
-
-
 def graph_module(owner: nn.Module, graph: fx.Graph, made: dict[str, nn.Module], kept: Iterable[str]) -> fx.GraphModule:
     """Return ``graph`` as a module named like ``owner``, whose children it calls; ``made`` are new children."""
     for name, module in made.items():
@@ -129,7 +121,16 @@ def graph_module(owner: nn.Module, graph: fx.Graph, made: dict[str, nn.Module], 
     body = fx.GraphModule(owner, copy.deepcopy(graph), class_name=type(owner).__name__)
     for name in kept:
         _keep(owner, body, name)
+    body._non_persistent_buffers_set |= owner._non_persistent_buffers_set & body._buffers.keys()
+    for table in ("_parameters", "_buffers", "_modules"):
+        _in_order(getattr(body, table), list(getattr(owner, table)))
     return body
+
+
+def _in_order(table: dict[str, Any], names: list[str]) -> None:
+    """Put the entries of a table in the order of the owner's, so that ``state_dict`` keeps its order."""
+    for name in [*(name for name in names if name in table), *(name for name in table if name not in names)]:
+        table[name] = table.pop(name)
 
 
 def _keep(owner: nn.Module, body: nn.Module, name: str) -> None:
@@ -148,8 +149,17 @@ def _keep(owner: nn.Module, body: nn.Module, name: str) -> None:
         setattr(holder, leaf, getattr(module, leaf))
 
 
+_PRESERVED = "_user_preserved_attributes"
+"""Under this key in its ``meta`` a GraphModule has the attributes that PyTorch takes along when it is deep-copied."""
+
+
 def keep_plain_attributes(owner: nn.Module, body: nn.Module) -> None:
-    """Copy what an owner carries as plain data: other parts of a model read it (``layer.f`` in YOLO)."""
-    for name, value in vars(owner).items():
-        if not name.startswith("_") and is_plain(value) and not hasattr(body, name):
-            setattr(body, name, value)
+    """Copy what an owner and its class carry as plain data: others read it (``layer.f`` in YOLO, ``model.names``)."""
+    classes = itertools.takewhile(lambda kind: kind is not nn.Module, type(owner).__mro__)
+    tables = [vars(owner), *map(vars, classes)]
+    found = {name: value for table in reversed(tables) for name, value in table.items() if not name.startswith("_")}
+    kept = {name: value for name, value in found.items() if is_plain(value) and not hasattr(body, name)}
+    for name, value in kept.items():
+        setattr(body, name, value)
+    if isinstance(body, fx.GraphModule):
+        body.meta[_PRESERVED] = kept

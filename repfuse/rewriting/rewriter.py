@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from repfuse.algebra.expression import Expression, convolutions, tensor_names
+from repfuse.algebra.expression import tensor_names
 from repfuse.algebra.geometry import NotAffine
 from repfuse.errors import RepfuseError
 from repfuse.networks import join, named_tensors
 from repfuse.placing.edits import Block, Fused
 from repfuse.planning.replaying import Replayed, replay
+from repfuse.planning.storage import stored_like
 from repfuse.plans import Plan
 from repfuse.rewriting.emit import (
     convolution_module,
@@ -107,7 +108,7 @@ class _Rewriting:
 
     def _write(self, convolution: nn.Module, fused: Fused, part: _Part) -> None:
         """Write the fused weights; dtype, device and memory format come from the largest weight that is merged."""
-        largest = part.largest_weight(fused.expression)
+        largest = stored_like(fused.expression, part.constants, part.tensors.__getitem__)
         if not self.weights:
             leave_unset(convolution, fused.expression.geometry, largest)
             return
@@ -162,13 +163,6 @@ class _Part:
         named = (name for fused in self.layout.fused for name in tensor_names(fused.expression))
         names = {leaf for name in named for leaf in self.constants.leaves(name)}
         return (self.tensors[name] for name in names)
-
-    def largest_weight(self, expression: Expression) -> Tensor:
-        """Return the largest weight that is merged."""
-        weights = [layer.weight for layer in convolutions(expression)]
-        # A filter that forward makes of numbers belongs to nobody: then the normalisation's tensors say what is wanted.
-        leaves = self.constants.floating_leaves(weights) or self.constants.floating_leaves(tensor_names(expression))
-        return max((self.tensors[name] for name in leaves), key=Tensor.numel)
 
 
 def _stand_in(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from repfuse.networks import named_tensors
 from repfuse.tracing.aliases import Aliases
-from repfuse.tracing.leaves import has_foreign_hooks, is_stock
+from repfuse.tracing.leaves import hooks_of, is_stock
 from repfuse.tracing.memory import called, is_foreign
 from repfuse.tracing.running import NotReproducible, reproducible, run, storage_of
 
@@ -219,7 +219,7 @@ def widened(tensor: Tensor) -> Tensor:
 def _is_function(module: nn.Module) -> bool:
     """Whether the module has nothing of its own that its result could depend on."""
     tensors = (*module.parameters(), *module.buffers())
-    return is_stock(module) and not tensors and not module.training and not has_foreign_hooks(module)
+    return is_stock(module) and not tensors and not module.training and not hooks_of(module)
 
 
 def lookup(module: nn.Module, constants: Constants) -> Callable[[str], Tensor]:

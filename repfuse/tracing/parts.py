@@ -18,9 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from repfuse.errors import RepfuseError
+from repfuse.preconditions import check_traceable
 from repfuse.tracing.arguments import Arguments, NotDescribable, describe
 from repfuse.tracing.exporting import export, is_block
-from repfuse.tracing.leaves import has_foreign_hooks, is_leaf
+from repfuse.tracing.leaves import hooks_of, is_leaf
 from repfuse.tracing.trace import DoesNotRun, Traced, Untraceable, run_untraced, trace
 from repfuse.tracing.watching import Entered, Watched
 
@@ -56,7 +57,8 @@ DIFFERENTLY = "it is called with other settings each time, or with objects that 
 
 
 def trace_parts(module: nn.Module, arguments: Arguments) -> Parts:
-    """Trace a network part by part. Raises RepfuseError where it does not take the arguments."""
+    """Trace a network part by part. Raises RepfuseError where that cannot be, or it does not take the arguments."""
+    check_traceable(module)
     return _Search(module).run(arguments)
 
 
@@ -175,7 +177,7 @@ class _Search:
         used = [*(touched for by, touched in self.touched.items() if by not in inside)]
         used += [modules for part, modules in users.items() if part not in inside]
         used += [{inner for inner, entry in self.entered.items() if entry.callers - inside}]
-        return all(each.isdisjoint(inside - {block}) for each in used) and not any(map(has_foreign_hooks, inside))
+        return all(each.isdisjoint(inside - {block}) for each in used) and not any(map(hooks_of, inside))
 
 
 def _modules_in_graph(part: nn.Module, traced: Traced) -> Iterator[nn.Module]:

@@ -38,7 +38,11 @@ def _result(step: fx.Node, values: dict[fx.Node, Any], module: nn.Module, read: 
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Return what two tensors have in common if their numbers lie in the same memory; they themselves on ``meta``."""
+    """Return what two tensors have in common if their numbers lie in the same memory; they themselves on ``meta``, and
+    where they are sparse.
+    """
+    if tensor.layout is not torch.strided:
+        return id(tensor)
     return tensor.untyped_storage().data_ptr() or id(tensor)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, jit, nn
 
 from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
@@ -32,22 +34,52 @@ def changed_copy(module: nn.Module, change: Change) -> nn.Module:
 
 def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Deep-copy a module with these replacements by identity. Raises RepfuseError where it cannot be copied."""
-    # A tensor with a history, which old weight_norm leaves behind, is no obstacle where the memo has its copy.
-    histories = [tensor for _, tensor in named_tensors(module) if not tensor.is_leaf and id(tensor) not in memo]
     try:
-        return copy.deepcopy(module, memo | {id(tensor): tensor.detach().clone() for tensor in histories})
+        return copy.deepcopy(module, _shared(module) | _hard_to_copy(module, memo) | memo)
     except Exception as error:
+        culprit = _uncopyable(module)
         raise RepfuseError(
-            f"{type(module).__name__} cannot be copied.",
+            f"{type(module).__name__} cannot be copied{f', because of {culprit}' if culprit else ''}.",
             f"{type(error).__name__}: {first_line(error)}",
-            "Remove what cannot be copied (open files, locks, generators) from its attributes.",
+            "Remove what cannot be copied (open files, generators) from its attributes.",
         ) from error
+
+
+def _hard_to_copy(module: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
+    """Return copies of the tensors that refuse to be copied: with a history, which old weight_norm leaves behind, or
+    sparse.
+    """
+    tensors = [tensor for _, tensor in named_tensors(module) if id(tensor) not in memo]
+    hard = [tensor for tensor in tensors if not tensor.is_leaf or tensor.layout is not torch.strided]
+    return {id(tensor): _like(tensor, tensor.detach().clone()) for tensor in hard}
+
+
+_SHARED = (ModuleType, type(threading.Lock()), type(threading.RLock()))
+
+
+def _shared(module: nn.Module) -> dict[int, Any]:
+    """Return what a copy has in common with the original: Python's modules, and locks."""
+    values = (value for part in module.modules() for value in vars(part).values())
+    return {id(value): value for value in values if isinstance(value, _SHARED)}
+
+
+def _uncopyable(module: nn.Module) -> str:
+    """Return the name of the first attribute that cannot be copied, or ""."""
+    shared = _shared(module)
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            try:
+                if not name.startswith("_"):
+                    copy.deepcopy(value, dict(shared))
+            except Exception:
+                return f"{path}.{name}".strip(".")
+    return ""
 
 
 @contextmanager
 def restored(root: nn.Module) -> Iterator[None]:
     """Undo, at the end, what is set on the modules in between: proxies, where a forward was traced."""
-    tables = [vars(module) for module in root.modules()]
+    tables = [vars(module) for module in root.modules() if not isinstance(module, jit.ScriptModule)]
     tables += [table[kind] for table in tables for kind in ("_parameters", "_buffers", "_modules")]
     before = [dict(table) for table in tables]
     try:

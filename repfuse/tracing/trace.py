@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from repfuse.networks import same_randomness, stored_tensors
 from repfuse.tracing.arguments import Arguments, has_tensor, is_mixed
 from repfuse.tracing.constants import Constants
 from repfuse.tracing.leaves import is_stock
@@ -61,7 +62,7 @@ class Traced:
         for node in self.graph.nodes:
             target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
             digest.update(f"{node.op} {node.name} {target} {node.args} {node.kwargs}\n".encode())
-        for name, tensor in self.module.state_dict().items():
+        for name, tensor in stored_tensors(self.module):
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         return digest.hexdigest()
 
@@ -81,13 +82,14 @@ def trace(module: nn.Module, arguments: Arguments) -> Traced:
     """
     skeleton = meta_copy(module)
     for norm in skeleton.modules():
-        if isinstance(norm, _BatchNorm) and not is_stock(norm):
+        if isinstance(norm, _BatchNorm) and (norm is skeleton or not is_stock(norm)):
             norm._check_input_dim = _accept  # type: ignore[method-assign]
     values = _values(skeleton, arguments)
-    try:
-        return _traced(module, skeleton, values, unrolls=True)
-    except _OtherPieces:
-        return _traced(module, skeleton, values, unrolls=False)
+    with same_randomness(module):
+        try:
+            return _traced(module, skeleton, values, unrolls=True)
+        except _OtherPieces:
+            return _traced(module, skeleton, values, unrolls=False)
 
 
 def run_untraced(module: nn.Module, arguments: Arguments) -> Watched:
@@ -95,7 +97,7 @@ def run_untraced(module: nn.Module, arguments: Arguments) -> Watched:
     runner = copy_with(module, {})
     given = copy.deepcopy(arguments)
     try:
-        with torch.no_grad(), watching([runner]) as watched:
+        with torch.no_grad(), same_randomness(runner), watching([runner]) as watched:
             runner(*given.args, **given.kwargs)
     except Exception as error:
         raise DoesNotRun(f"{type(error).__name__}: {first_line(error)}") from error

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from repfuse.networks import device_of, placed
+from repfuse.networks import device_of, placed, same_randomness, set_eval
 from repfuse.tracing.skeleton import Change, changed_copy
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.outputs import leaves
+from repfuse.verifying.widening import WIDE, Widening
 
 SEED = 0  # of networks that draw random numbers: both draw the same
 
@@ -48,13 +49,12 @@ def copy_with(network: nn.Module, change: Change) -> nn.Module:
 
     Raises RepfuseError where the network cannot be copied.
     """
-    copied = changed_copy(network, lambda name, tensor: change(name, tensor.detach())).requires_grad_(False)
-    try:
-        return copied.eval()
-    except NotImplementedError:  # by an exported program, whose mode was settled when it was exported
-        for module in copied.modules():
-            module.training = False
-        return copied
+    copied = changed_copy(network, lambda name, tensor: change(name, tensor.detach()))
+    for parameter in copied.parameters():
+        if parameter.is_leaf:  # a scripted module copies its parameters with their history
+            parameter.requires_grad_(False)
+    set_eval(copied)
+    return copied
 
 
 def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, torch.dtype]) -> list[Outcome]:
@@ -68,15 +68,19 @@ def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, 
 
 def run_float64(network: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
     """Call a network that ``copy_with`` has widened to float64 on each trial, inputs widened too."""
-    dtypes = {x.dtype for trial in trials for x in trial.inputs if _floating(x)}
-    return run(network, trials, dict.fromkeys(dtypes, torch.float64))
+    device = device_of(network)
+    return [_call_widened(network, placed(trial.inputs, device, WIDE)) for trial in trials]
+
+
+def _call_widened(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
+    with Widening(inputs):
+        return call(network, inputs)
 
 
 @torch.no_grad()
 def call(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
     """Call the network; what it raises becomes the outcome's error."""
-    device = device_of(network)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with same_randomness(network):
         torch.manual_seed(SEED)
         try:
             output = network(*inputs)
@@ -88,7 +92,3 @@ def call(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-
-
-def _floating(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()

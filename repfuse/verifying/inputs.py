@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 # Smaller than a kernel's reach, odd and even: there mistakes at the border are all there is.
 SMALL = (1, 2, 3, 5, 7)
@@ -30,7 +31,7 @@ class Trial:
     @property
     def shapes(self) -> tuple[Shape, ...]:
         """The shape of each tensor input."""
-        return tuple(tuple(x.shape) for x in self.inputs if isinstance(x, torch.Tensor))
+        return tuple(tuple(x.shape) for x in tree_leaves(self.inputs) if isinstance(x, torch.Tensor))
 
 
 def input_variants(example_inputs: Sequence[Any], *, seeds: Sequence[int] = (0,)) -> tuple[Trial, ...]:
@@ -44,7 +45,7 @@ def input_variants(example_inputs: Sequence[Any], *, seeds: Sequence[int] = (0,)
     Random values are standard normal. Inputs that are not floating keep their values; they, too, follow the
     batch. Which trials a network accepts is for it to say: see ``repfuse.verifying.compare``.
     """
-    example = tuple(example_inputs)
+    example, structure = _flat(example_inputs)
     batch = _batch(example)
     trials = [Trial("the example", example)]
     if any(_floating(x) for x in example):
@@ -56,12 +57,12 @@ def input_variants(example_inputs: Sequence[Any], *, seeds: Sequence[int] = (0,)
         trials += [Trial("batch 1", _at(example, batch=1, seed=first), yardstick=False)] * (batch > 1)
     sizes = dict.fromkeys(_sizes(_spatial(example)))
     trials += [Trial(_name(size), _at(example, spatial=size, seed=LARGE)) for size in sizes]
-    return tuple(trials)
+    return _rebuilt(trials, structure)
 
 
 def shaped(example_inputs: Sequence[Any], shapes: Sequence[Shape], seeds: Sequence[int]) -> tuple[Trial, ...]:
     """Return random trials with the first input of each given shape; the other inputs follow its batch."""
-    example = tuple(example_inputs)
+    example, structure = _flat(example_inputs)
     trials = []
     for shape in shapes:
         follow = (_at(example, batch=shape[0], seed=seed)[1:] for seed in seeds)
@@ -69,15 +70,25 @@ def shaped(example_inputs: Sequence[Any], shapes: Sequence[Shape], seeds: Sequen
             Trial(f"{'x'.join(map(str, shape))}, seed {seed}", (_random(example[0], shape, seed), *rest))
             for seed, rest in zip(seeds, follow, strict=True)
         ]
-    return tuple(trials)
+    return _rebuilt(trials, structure)
 
 
 def rounded_through(trial: Trial, dtype: torch.dtype | None) -> Trial:
     """Return the trial with floating inputs that both their own dtype and ``dtype`` hold exactly."""
     if dtype is None:
         return trial
-    inputs = (x.to(dtype).to(x.dtype) if _floating(x) else x for x in trial.inputs)
+    inputs = tree_map(lambda x: x.to(dtype).to(x.dtype) if _floating(x) else x, trial.inputs)
     return replace(trial, inputs=tuple(inputs))
+
+
+def _flat(example_inputs: Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
+    """Return the inputs out of their tuples, lists and dicts, and the structure that these are."""
+    leaves, structure = tree_flatten(tuple(example_inputs))
+    return tuple(leaves), structure
+
+
+def _rebuilt(trials: Sequence[Trial], structure: Any) -> tuple[Trial, ...]:
+    return tuple(replace(trial, inputs=tree_unflatten(trial.inputs, structure)) for trial in trials)
 
 
 def _larger(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from repfuse.networks import named_tensors
+from repfuse.networks import dense, named_tensors
 from repfuse.tracing.skeleton import Change
 from repfuse.verifying.copies import Outcome, copy_with, run_float64, widened
 from repfuse.verifying.inputs import Trial
@@ -104,14 +104,14 @@ def rounding_on(
 def rounded_once(seed: int, exact: frozenset[str]) -> Change:
     """Return a change that widens to float64 and moves each number by a random part of half its spacing.
 
-    Tensors named in ``exact``, and those that are not floating, are only widened.
+    Tensors named in ``exact``, sparse ones, and those that are not floating, are only widened.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point():
             return tensor.clone()
-        if name in exact:
+        if name in exact or tensor.layout is not torch.strided:
             return widened(tensor)
         return half_spacing(tensor).mul_(_uniform(tensor, generator)).add_(tensor)
 
@@ -189,4 +189,4 @@ def _median(levels: Sequence[Level]) -> Level:
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.detach().cpu(), b.detach().cpu())
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(dense(a).cpu(), dense(b).cpu())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 from repfuse.networks import main_dtype
+from repfuse.preconditions import check_runnable
 from repfuse.verifying.agreement import Data, agreement, data_trial
 from repfuse.verifying.comparison import outcomes_in_float64
 from repfuse.verifying.copies import as_stored, copy_with, run
@@ -44,6 +46,8 @@ def verify(
     Raises RepfuseError where the original cannot run the example, the data or labels do not fit, or a network
     cannot be copied.
     """
+    for network in (original, fused):
+        check_runnable(network)
     report = progress or (lambda _stage, _fraction: None)
     trials = _trials(tuple(example_inputs), shapes, seeds, data)
     trials = [rounded_through(trial, main_dtype(fused)) for trial in trials]
@@ -97,7 +101,7 @@ def _locate(original: nn.Module, fused: nn.Module, evidence: Evidence) -> FirstD
 
 
 def _size(trial: Trial) -> int:
-    return sum(x.numel() for x in trial.inputs if isinstance(x, torch.Tensor))
+    return sum(math.prod(shape) for shape in trial.shapes)
 
 
 def _runs_as_stored(network: nn.Module, trial: Trial) -> bool:

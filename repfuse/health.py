@@ -1,0 +1,72 @@
+"""Weights that look wrong: numbers that are none, branches that are all zero, variances that no data gives.
+
+A rewrite keeps what they compute. They are reported because people meet them for the first time when the converted
+model is looked at, and then blame the conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Ailment = Literal["nan", "infinite", "all-zero", "negative-variance", "small-variance"]
+
+MEANINGS: dict[Ailment, str] = {
+    "nan": "not a number: whatever reads them gives NaN",
+    "infinite": "infinite: whatever reads them gives infinities or NaN",
+    "all-zero": "all zero: the branch adds a constant or nothing",
+    "negative-variance": "negative variances: these channels are scaled wrongly, or NaN",
+    "small-variance": "running variances below eps: these channels hardly varied; they are scaled up, to 1/sqrt(eps)",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``count`` of the ``of`` numbers in the parameter or buffer ``name`` suffer from ``what``."""
+
+    name: str
+    what: Ailment
+    count: int
+    of: int
+
+
+def examine(network: nn.Module) -> tuple[Finding, ...]:
+    """Return what looks wrong in the weights of a network, in its order; a shared tensor once."""
+    from repfuse.networks import named_tensors
+
+    found = [finding for name, tensor in named_tensors(network) for finding in _not_finite(name, tensor)]
+    seen = {finding.name for finding in found}
+    for path, module in network.named_modules():
+        found += [finding for finding in _of_module(path, module) if finding.name not in seen]
+    return tuple(found)
+
+
+def _not_finite(name: str, tensor: Tensor) -> Iterator[Finding]:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return
+    what: tuple[tuple[Ailment, Tensor], ...] = (("nan", tensor.isnan()), ("infinite", tensor.isinf()))
+    yield from (Finding(name, kind, int(bad.sum()), bad.numel()) for kind, bad in what if bool(bad.any()))
+
+
+def _of_module(path: str, module: nn.Module) -> Iterator[Finding]:
+    """Yield what is wrong with a layer: only there it is known what a tensor is for."""
+    from torch.nn.modules.batchnorm import _NormBase
+    from torch.nn.modules.conv import _ConvNd
+    from torch.nn.modules.linear import Linear
+
+    if not isinstance(module, _NormBase | _ConvNd | Linear):
+        return
+    weight, variance = module.weight, getattr(module, "running_var", None)
+    if weight is not None and weight.numel() and not bool(weight.any()):
+        yield Finding(f"{path}.weight".strip("."), "all-zero", weight.numel(), weight.numel())
+    if variance is not None and isinstance(module, _NormBase):
+        bad: tuple[tuple[Ailment, Tensor], ...] = (
+            ("negative-variance", variance < 0),
+            ("small-variance", (variance >= 0) & (variance < module.eps)),
+        )
+        name = f"{path}.running_var".strip(".")
+        yield from (Finding(name, kind, int(which.sum()), which.numel()) for kind, which in bad if bool(which.any()))

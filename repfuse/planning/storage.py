@@ -1,0 +1,50 @@
+"""In what a fused map is stored: the dtype, device and memory format of the largest weight that it replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from repfuse.algebra.evaluation import evaluate
+from repfuse.algebra.expression import Expression, convolutions, tensor_names
+from repfuse.tracing.constants import Constants, lookup
+
+_SMALL_RANGE = 1e6
+"""What a format of less range than this holds has to be looked at: float16 ends at 65504."""
+_LARGE = 1e9
+"""Numbers below this leave no other format's range in the few products that a merge is made of."""
+
+
+def stored_like(expression: Expression, constants: Constants, tensors: Callable[[str], Tensor]) -> Tensor:
+    """Return the tensor of the model that the fused weight is to be stored like; ``tensors`` gives them by name."""
+    weights = [layer.weight for layer in convolutions(expression)]
+    # A filter that forward makes of numbers belongs to nobody: then the normalisation's tensors say what is wanted.
+    leaves = constants.floating_leaves(weights) or constants.floating_leaves(tensor_names(expression))
+    return max(map(tensors, leaves), key=Tensor.numel)
+
+
+def overflows(expression: Expression, constants: Constants) -> torch.dtype | None:
+    """Return the dtype that the fused weight or bias does not fit into, if it is made of finite numbers.
+
+    The map is computed for this only where its numbers could be too large.
+    """
+    tensors = lookup(constants.module, constants)
+    stored = dict.fromkeys(constants.floating_leaves(tensor_names(expression)))
+    like = stored_like(expression, constants, tensors)
+    if torch.finfo(like.dtype).max > _SMALL_RANGE and not any(_is_large(tensors(name)) for name in stored):
+        return None
+    rounded = evaluate(expression, tensors, like)
+    return like.dtype if left_range(rounded, map(tensors, tensor_names(expression))) else None
+
+
+def left_range(rounded: Iterable[Tensor], origins: Iterable[Tensor]) -> bool:
+    """Whether finite numbers became infinite when they were multiplied and rounded. (What is not a number comes from a
+    negative variance, and is one in the original too.)
+    """
+    return any(bool(tensor.isinf().any()) for tensor in rounded) and all(bool(x.isfinite().all()) for x in origins)
+
+
+def _is_large(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and bool(torch.stack(torch.aminmax(tensor.detach())).abs().max() > _LARGE)

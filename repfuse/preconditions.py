@@ -1,0 +1,65 @@
+"""What no network may be, before anything is done with it: one clear message instead of an error from deep within."""
+
+from __future__ import annotations
+
+from torch import jit, nn
+from torch.nn.parameter import is_lazy
+
+from repfuse.errors import RepfuseError
+from repfuse.networks import named_tensors
+
+Done = set[nn.Module]
+
+
+def check_runnable(network: nn.Module) -> None:
+    """Raise RepfuseError where the network cannot be run: it has no numbers, or its modules hold each other."""
+    if not isinstance(network, nn.Module):
+        raise RepfuseError(f"This is a {type(network).__name__}, no network.", "", "Give a torch.nn.Module.")
+    if path := _cycle(network):
+        raise RepfuseError(
+            f"The modules of this {type(network).__name__} hold each other without end.",
+            f"{path!r} is a module that it is itself a part of: eval(), to() and state_dict() never return.",
+            "Keep a reference to a parent where PyTorch does not look: self.parent = [parent].",
+        )
+    for name, tensor in named_tensors(network):
+        if is_lazy(tensor):
+            raise RepfuseError(
+                f"{name!r} has no shape yet.",
+                "A lazy layer gets its weights in its first call.",
+                "Call the network once, then convert.",
+            )
+        if tensor.is_meta:
+            raise RepfuseError(
+                f"{name!r} is on the meta device: it has a shape, and no numbers.",
+                "The network was built without its weights.",
+                "Load the weights first: to_empty(device='cpu'), then load_state_dict().",
+            )
+
+
+def check_traceable(network: nn.Module) -> None:
+    """Raise RepfuseError where the network cannot be run, or is a compiled form of one."""
+    check_runnable(network)
+    if isinstance(network, jit.ScriptModule):
+        raise RepfuseError(
+            "A TorchScript module cannot be rewritten.",
+            "Its forward is compiled, and has no Python code left.",
+            "Convert the network that it was made from, and script the result.",
+        )
+    if type(network).__name__ == "OptimizedModule":  # telling it by its class would import the compiler
+        raise RepfuseError(
+            "A compiled network cannot be rewritten.",
+            "torch.compile() keeps the network that it compiles under _orig_mod.",
+            "Convert model._orig_mod, and compile the result.",
+        )
+
+
+def _cycle(module: nn.Module, path: str = "", above: tuple[nn.Module, ...] = (), done: Done | None = None) -> str:
+    """Return the path of a module that is also above itself, or ""."""
+    done = set() if done is None else done
+    if module in above:
+        return path
+    if module in done:
+        return ""
+    done.add(module)
+    below = ((f"{path}.{name}".strip("."), child) for name, child in module._modules.items() if child is not None)
+    return next(filter(None, (_cycle(child, inner, (*above, module), done) for inner, child in below)), "")

@@ -1,0 +1,214 @@
+"""The result is the network that people know: its classes, attributes, names, buffers, ties, and all uses of it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections import OrderedDict
+
+import pytest
+import torch
+from blocks import Spelled, conv
+from support.agreement import error, image, randomised
+from support.small_nets import Block, Net, X
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from repfuse.cli.conversion import class_notes
+from repfuse.fusing import fuse
+
+
+class Known(Net):
+    """A network with everything that others rely on."""
+
+    names = ("cat", "dog")
+    stride = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchors: Tensor
+        self.register_buffer("anchors", torch.arange(4.0))
+        self.register_buffer("cache", torch.ones(2), persistent=False)
+        self.embed, self.head = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.head.weight = self.embed.weight
+        self.config = {"depth": 3, "widths": [4, 4]}
+        self.embed.weight.requires_grad_(False)
+
+    @property
+    def num_features(self) -> int:
+        return 4
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.tail(self.features(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sin(self.embed(self.forward_features(x).mean((2, 3)))))
+
+
+class Flat(nn.Module):
+    """A root that becomes a graph."""
+
+    names = ("cat", "dog")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b, self.last = nn.ReLU(), conv(3), conv(1), nn.Linear(7, 3)
+        self.stride, self.config, self.scale = 32, {"depth": 3}, nn.Parameter(torch.ones(1))
+        self.register_buffer("anchors", torch.arange(4.0))
+        self.register_buffer("shift", torch.ones(1))
+        self.register_buffer("cache", torch.ones(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(torch.sin(self.a(y) + self.b(y) + y) * self.scale + self.shift + self.cache)
+
+
+@pytest.fixture(scope="module")
+def known():
+    return randomised(Known())
+
+
+@pytest.fixture(scope="module")
+def fused(known):
+    return fuse(known, (X,)).module
+
+
+def test_class_attributes_methods_and_properties_stay(known, fused):
+    assert type(fused) is Known
+    assert (fused.names, fused.stride, fused.config, fused.num_features) == (("cat", "dog"), 32, known.config, 4)
+    assert fused.get_classifier() is fused.head
+    assert torch.allclose(fused.forward_features(X), known.forward_features(X), rtol=1e-11)
+    assert [type(child) for child in fused.children()][:1] == [nn.Sequential]
+
+
+def test_names_order_buffers_and_ties_stay(known, fused):
+    before, after = list(known.state_dict()), list(fused.state_dict())
+    assert [name for name in before if name in after] == [name for name in after if name in before]
+    assert {"anchors", "embed.weight", "head.weight", "stem.0.weight", "tail.0.weight"} <= set(after)
+    assert "cache" not in after and dict(fused.named_buffers())["cache"].shape == (2,)
+    assert fused.head.weight is fused.embed.weight and not fused.embed.weight.requires_grad
+    assert fused.stem[0].weight.requires_grad and fused.block.fused.weight.requires_grad
+
+
+def test_a_root_that_becomes_a_graph_keeps_what_it_can():
+    model = randomised(Flat())
+    fused = fuse(model, (X,)).module
+    for network in (fused, copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert type(network).__name__.startswith(("Flat", "GraphModule"))
+        assert (network.names, network.stride, network.config) == (("cat", "dog"), 32, {"depth": 3})
+        assert error(model, network, X) < 1e-12
+    assert list(fused.state_dict()) == [
+        *("scale", "anchors", "shift", "last.weight", "last.bias", "fused.weight", "fused.bias")
+    ]
+
+
+def test_the_report_says_that_the_class_is_gone(known, fused):
+    model = randomised(Flat())
+    (note,) = class_notes(model, fuse(model, (X,)).module)
+    assert "torch.fx.GraphModule now, without the methods" in note
+    pair = randomised(nn.Sequential(Block()))
+    assert class_notes(known, fused) == () == class_notes(pair, fuse(pair, (X,)).module)
+
+
+def test_fixed_arguments_of_such_a_root_are_checked():
+    class Switched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = conv(3), conv(1)
+
+        def forward(self, x, plain=False):
+            y = self.a(x) + self.b(x)
+            return y if plain else torch.sin(y)
+
+    model = randomised(Switched())
+    fused = fuse(model, (X,)).module
+    assert error(model, fused, X) < 1e-12
+    with pytest.raises((AssertionError, TypeError)):
+        fused(X, True)
+
+
+USES = {
+    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+    "torch.save": lambda m: torch.load(saved(m), weights_only=False),
+    "deepcopy": copy.deepcopy,
+    "script": torch.jit.script,
+    "trace": lambda m: torch.jit.trace(m, X),
+    "compile": lambda m: torch.compile(m, backend="eager"),
+    "export": lambda m: torch.export.export(m, (X,)).module(),
+    "state dict": lambda m: loaded(m, {name: tensor.clone() for name, tensor in m.state_dict().items()}),
+    "twice": lambda m: fuse(m, (X,)).module,
+}
+
+
+def saved(module):
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def loaded(module, state):
+    for parameter in module.parameters():
+        parameter.data.zero_()
+    module.load_state_dict(state)
+    return module
+
+
+@pytest.mark.parametrize("make", [Known, Flat])
+@pytest.mark.parametrize("use", USES)
+def test_people_go_on_using_it(make, use):
+    model = randomised(make())
+    again = USES[use](fuse(model, (X,)).module)
+    with torch.no_grad():
+        assert torch.allclose(again(X), model(X), rtol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [Known, Flat])
+def test_it_exports_to_onnx(make):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = randomised(make(), dtype=torch.float32)
+    fused, buffer = fuse(model, (X.float(),)).module, io.BytesIO()
+    torch.onnx.export(fused, (X.float(),), dynamo=True).save(buffer)
+    session = onnxruntime.InferenceSession(buffer.getvalue())
+    (found,) = session.run(None, {session.get_inputs()[0].name: X.float().numpy()})
+    assert torch.allclose(torch.from_numpy(found), model(X.float()), atol=1e-4)
+
+
+class Feature(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.pool = Block(), nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        return OrderedDict(out=self.pool(self.body(x)), aux=F.relu(x))
+
+
+def test_an_ordered_dict_of_a_backbone_stays_one():
+    model = randomised(Feature())
+    assert type(fuse(model, (X,)).module(X)) is OrderedDict
+
+
+def test_a_child_that_is_replaced_afterwards_is_used():
+    """The head of a converted network is exchanged for another number of classes, also where the root is a graph."""
+    for make, name in ((Known, "head"), (Flat, "last")):
+        fused = fuse(randomised(make()), (X,)).module
+        old = fused.get_submodule(name)
+        setattr(fused, name, nn.Linear(old.in_features, 9).double())
+        assert fused(X).shape[-1] == 9
+
+
+def test_a_block_called_with_another_size_still_runs():
+    model = randomised(nn.Sequential(Block(), conv(1)))
+    assert error(model, fuse(model, (X,)).module, image(3, 4, 2, 3)) < 1e-12
+    assert error(model, fuse(model, (X,)).module, image(1, 4, 1, 1)) < 1e-12
+
+
+def test_a_spelled_network_of_lambdas_is_converted_though_it_does_not_pickle():
+    model = randomised(Spelled(lambda m, x: torch.sin(m.block(x)), block=Block()))
+    assert fuse(model, (X,)).plan.sites
