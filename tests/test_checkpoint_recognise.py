@@ -59,6 +59,7 @@ def array(**arrays: np.ndarray) -> bytes:
         (torch_file(), Container.TORCH_ZIP),
         (torch_file(legacy=True), Container.TORCH_LEGACY),
         (save(STATE), Container.SAFETENSORS),
+        (exported(), Container.EXPORTED),
     ],
 )
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors", "x.onnx", "x.txt", "x"])
@@ -69,7 +70,6 @@ def test_the_name_does_not_matter(data: bytes, container: Container, name: str, 
 
 FOREIGN = {
     "TorchScript": script(),
-    "exported program": exported(),
     "NumPy archive": array(a=np.ones(3)),
     "Keras": zipped("config.json", "model.weights.h5"),
     "no data.pkl": zipped("a.txt"),

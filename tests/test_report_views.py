@@ -86,7 +86,7 @@ def benchmark(*measurements: Measurement, cold: ColdCalls | None = None) -> Benc
 
 
 def report(**changes: object) -> Report:
-    source = Input("models/in.pt", "sha256:" + "1" * 64, "module", None, ((1, 3, 8, 8),), ("float32",), "guess")
+    source = Input("models/in.pt", "sha256:" + "1" * 64, "pt", None, ((1, 3, 8, 8),), ("float32",), "guess")
     fields = {
         "status": "converted",
         "environment": Environment("0.1.0", "2.13.0", "3.11.7", "Linux x86_64"),
@@ -95,7 +95,7 @@ def report(**changes: object) -> Report:
         "seconds": 0.5,
         "proof": proof(),
         "drift": drift(),
-        "output": Output("models/out.pt", "sha256:" + "2" * 64, "module"),
+        "output": Output("models/out.pt", "sha256:" + "2" * 64, "pt"),
         "timing": benchmark(measurement(1.9, 2.1, 2.0)),
         "notes": ("input 1x3x8x8 is a guess",),
     }

@@ -15,10 +15,15 @@ from repfuse.checkpoint.recognise import Container, recognise
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch.export import ExportedProgram
+
 
 @dataclass(frozen=True)
 class Opened:
-    """A file, read: ``format`` as repfuse names it, its digest, its network and recipe, and its text metadata."""
+    """A file, read: ``format`` as repfuse names it, its digest, its network and recipe, and its text metadata.
+
+    ``program`` is the exported program, where the file is one.
+    """
 
     path: Path
     format: str
@@ -26,6 +31,7 @@ class Opened:
     contents: Contents
     recipe: Recipe | None
     metadata: dict[str, str] = field(default_factory=dict)
+    program: ExportedProgram | None = None
 
 
 def open_checkpoint(path: Path, key: str | None = None, *, trust: bool = False) -> Opened:
@@ -36,10 +42,20 @@ def open_checkpoint(path: Path, key: str | None = None, *, trust: bool = False) 
         tensors, metadata = safetensors_file.read(path)
         contents, text = find(OrderedDict(tensors), path), metadata.get(RECIPE)
         return Opened(path, "safetensors", digest, contents, _recipe(text, path), metadata)
+    if container is Container.EXPORTED:
+        return _exported(path, digest, trust=trust)
     tree: Any = torch_pickle.read_trusted(path) if trust else torch_pickle.read(path, container)
     contents = find(tree, path, key)
-    form = "state-dict" if contents.module is None else "module"
+    form = "state-dict" if contents.module is None else "pt"
     return Opened(path, form, digest, contents, _recipe(contents.recipe, path))
+
+
+def _exported(path: Path, digest: str, *, trust: bool) -> Opened:
+    from repfuse.checkpoint.exported import archive  # torch.export takes a second to import
+    from repfuse.checkpoint.exported.network import complete, network_of
+
+    program = complete(archive.read(path, trust=trust), path)
+    return Opened(path, "pt2", digest, Contents(module=network_of(program)), None, program=program)
 
 
 def digest_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a file is, by its content and never by its name. Everything but three formats is refused with advice."""
+"""What a file is, by its content and never by its name. What is no checkpoint is refused with advice."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ class Container(Enum):
     TORCH_ZIP = "torch archive"
     TORCH_LEGACY = "torch file from before torch 1.6"
     SAFETENSORS = "safetensors"
+    EXPORTED = "exported program"
 
 
 SAVE_AGAIN = "In PyTorch, save the network with torch.save(model, 'model.pt') or its state_dict(), and give that file."
 GIVE_TORCH = "Give the file that torch.save or safetensors wrote."
 DOWNLOAD = "The download did not give the file: download it again."
 JOIN = "Join the shards into one .safetensors file first."
+EXPORTED = r"[^/]+/archive_format|serialized_exported_program\.json"
 ZIP_MEMBERS = (  # a pattern that some member matches, what the file then is
     (r"(^|/)constants\.pkl$", "a TorchScript archive"),
-    (r"(^|/)(archive_format|archive_version|serialized_exported_program\.json)$", "an exported program (.pt2)"),
     (r"\.npy$", "a NumPy archive (.npz)"),
     (r"\.weights\.h5$", "a Keras archive"),
 )
@@ -93,6 +94,8 @@ def _recognise_zip(path: Path) -> Container:
             members = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise damaged(path, str(error)) from error
+    if any(re.fullmatch(EXPORTED, member) for member in members):
+        return Container.EXPORTED
     for pattern, name in ZIP_MEMBERS:
         if any(re.search(pattern, member) for member in members):
             raise RepfuseError(f"{path} is {name}.", "repfuse does not read this format yet.", SAVE_AGAIN)

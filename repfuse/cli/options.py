@@ -15,7 +15,9 @@ OUTPUT = "Output"
 
 Checkpoint = Annotated[
     Path,
-    typer.Argument(metavar="IN", show_default=False, help="A checkpoint: a pickled module, a state dict, safetensors."),
+    typer.Argument(
+        metavar="IN", show_default=False, help="A checkpoint: a pickled module, a state dict, safetensors, .pt2."
+    ),
 ]
 Original = Annotated[
     Path, typer.Argument(metavar="ORIGINAL", show_default=False, help="The checkpoint that is known to be right.")
