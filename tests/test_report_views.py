@@ -163,8 +163,8 @@ def test_long_module_paths_stay_whole_across_lines(width: int) -> None:
 def test_a_conversion_says_all_it_found() -> None:
     shown = squeezed(text(convert_view(report(), "models/out.report.json"), 120))
     for part in (
-        "models/in.pt(module,sha256:" + "1" * 12,
-        "models/out.pt(module,sha256:" + "2" * 12,
+        "models/in.pt(pt,sha256:" + "1" * 12,
+        "models/out.pt(pt,sha256:" + "2" * 12,
         "1x3x8x8float32(aguess)",
         "2sites,10→2operators",
         "passed:relativeerroratmost3.0e-16infloat64(allowed1.0e-12)",

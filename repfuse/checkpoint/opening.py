@@ -52,10 +52,10 @@ def open_checkpoint(path: Path, key: str | None = None, *, trust: bool = False) 
 
 def _exported(path: Path, digest: str, *, trust: bool) -> Opened:
     from repfuse.checkpoint.exported import archive  # torch.export takes a second to import
-    from repfuse.checkpoint.exported.network import complete, network_of
+    from repfuse.checkpoint.exported.network import opened
 
-    program = complete(archive.read(path, trust=trust), path)
-    return Opened(path, "pt2", digest, Contents(module=network_of(program)), None, program=program)
+    program, network = opened(archive.read(path, trust=trust), path)
+    return Opened(path, "pt2", digest, Contents(module=network), None, program=program)
 
 
 def digest_of(path: Path) -> str:

@@ -5,13 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from repfuse.checkpoint.exported.contract import input_values
+from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
+from repfuse.tracing.skeleton import first_line
+
+
+def opened(program: ExportedProgram, path: Path) -> tuple[ExportedProgram, fx.GraphModule]:
+    """Return the program of the file at ``path``, with an example, and its network.
+
+    Raises RepfuseError where its parts do not fit each other, or where it takes more than tensors.
+    """
+    try:
+        complete(program, path)
+        return program, network_of(program)
+    except RepfuseError:
+        raise
+    except Exception as error:  # torch makes code of what the file says, and runs it: anything may be wrong with it
+        raise damaged(path, f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def network_of(program: ExportedProgram) -> fx.GraphModule:
@@ -36,7 +52,7 @@ def complete(program: ExportedProgram, path: Path) -> ExportedProgram:
     Raises RepfuseError where an input is no tensor.
     """
     values = input_values(program)
-    if not all(isinstance(value, Tensor) for value in values):
+    if len(values) != len(program.graph_signature.user_inputs) or not all(isinstance(v, Tensor) for v in values):
         raise RepfuseError(
             f"{path} takes inputs that are no tensors.",
             "repfuse calls a network with tensors alone.",
@@ -52,11 +68,6 @@ def complete(program: ExportedProgram, path: Path) -> ExportedProgram:
 def flat_inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
     """Return the program's example as the arguments of its network."""
     return tuple(pytree.tree_leaves(program.example_inputs))
-
-
-def is_exported(network: nn.Module) -> bool:
-    """Whether a network still checks its inputs as an exported program does."""
-    return hasattr(network, "_guards_fn")
 
 
 def _example(value: Tensor, seed: int) -> Tensor:
