@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 class Checkpoint:
     """A network from a file, in eval mode with its weights, and what is known of it.
 
-    ``format`` is ``pt`` (a pickled network), ``state-dict``, ``safetensors`` or ``pt2``; ``digest`` is that of the
-    file. ``source`` says how the
+    ``format`` is ``pt`` (a pickled network), ``state-dict``, ``safetensors``, ``pt2`` or ``torchscript``;
+    ``digest`` is that of the file. ``source`` says how the
     network was built and ``plans`` how it was fused since, where the file holds weights alone. ``input_origin`` says
     where the shape of ``example_inputs`` is from: ``given``, ``checkpoint``, ``model source`` or ``guess``. ``notes``
-    are what the user must be told. ``around``, ``metadata``, ``allow``, ``trust`` and ``program``, the exported program
-    that the file holds, are for ``save``.
+    are what the user must be told. ``around``, ``metadata``, ``allow``, ``trust``, the exported ``program`` in the file
+    and the ``files`` that hold shards are for ``save``.
     """
 
     module: nn.Module
@@ -57,6 +57,7 @@ class Checkpoint:
     allow: tuple[str, ...] = ()
     trust: bool = False
     program: ExportedProgram | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def plan(self) -> Plan | None:
@@ -102,7 +103,7 @@ def load(
         raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
     shapes = example.parse_shapes(input) if input is not None else None
     source = model_source(model, model_args) if model is not None else None
-    opened = open_checkpoint(path, key, trust=trust)
+    opened = open_checkpoint(path, key, trust=trust, shapes=shapes)
     network = network_of(opened, source, allow, partial(rewrite, weights=False), trust=trust)
     module = _on(network.module, device)
     inputs, origin, said = _inputs(shapes, opened, network, module)
@@ -121,6 +122,7 @@ def load(
         allow=tuple(allow),
         trust=trust,
         program=opened.program,
+        files=opened.files,
     )
 
 
@@ -143,7 +145,8 @@ def save(
     cannot be written.
     """
     out = Path(out)
-    atomic.check_target(out, checkpoint.path, force=force)
+    for source in (checkpoint.path, *checkpoint.files):
+        atomic.check_target(out, source, force=force)
     form = saving.format_for(out, format, checkpoint.format)
     with atomic.replacing(out) as temporary:
         notes, verified = _write(checkpoint, module, plan, form, temporary)

@@ -50,12 +50,19 @@ def write(program: ExportedProgram, path: Path) -> None:
     except Exception as error:  # the exporter raises what it likes
         raise RepfuseError(
             "The network cannot be exported to ONNX.",
-            f"{type(error).__name__}: {first_line(error)}",
+            _cause(error),
             "Choose --format pt2 or safetensors.",
             exit_code=EXIT_FAILED_CHECK,
         ) from error
     assert exported is not None
     exported.save(str(path), external_data=False)
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first of a chain of errors as text: the exporter's own only says that a step failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def runtime_name() -> str:

@@ -16,7 +16,10 @@ OUTPUT = "Output"
 Checkpoint = Annotated[
     Path,
     typer.Argument(
-        metavar="IN", show_default=False, help="A checkpoint: a pickled module, a state dict, safetensors, .pt2."
+        metavar="IN",
+        show_default=False,
+        help="A checkpoint: a pickled module, a state dict, safetensors (also in shards, by their index or folder), "
+        ".pt2, or with --trust TorchScript.",
     ),
 ]
 Original = Annotated[

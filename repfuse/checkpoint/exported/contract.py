@@ -74,7 +74,12 @@ def range_of(program: ExportedProgram, symbol: Any) -> tuple[int | None, int | N
 
 def _shapes(program: ExportedProgram) -> list[tuple[Any, ...]]:
     """Return the shape of each input; a dynamic size is a SymInt, whatever the stubs of torch say."""
-    return [tuple(value.shape) for value in input_values(program)]
+    return [tuple(map(_settled, value.shape)) for value in input_values(program)]
+
+
+def _settled(size: Any) -> Any:
+    """Return a SymInt that stands for one number as this number."""
+    return int(size) if isinstance(size, torch.SymInt) and not size.node.expr.free_symbols else size
 
 
 def _dim(program: ExportedProgram, size: torch.SymInt, dims: dict[Any, Any]) -> Any:

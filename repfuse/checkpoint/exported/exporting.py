@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,19 +15,17 @@ from repfuse.checkpoint.exported.network import flat_inputs
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.tracing.skeleton import changed_copy, first_line
 
-ALIKE = 2  # a batch of one would be taken for a constant by torch.export
-
 
 def program_like(original: ExportedProgram, network: nn.Module) -> ExportedProgram:
     """Export ``network``, which was made of ``original``'s, with its dynamic shapes, guards and input structure.
 
     Raises RepfuseError where it cannot be exported, or where any of that would change.
     """
-    example = flat_inputs(original)
     try:
-        shapes: Any = dims_of(original)
+        shapes = dims_of(original)
     except ValueError as error:
         raise _changed(str(error)) from error
+    example = tuple(_without_ones(x, axes) for x, axes in zip(flat_inputs(original), shapes, strict=True))
     try:
         program = _export(network, example, shapes)
     except RepfuseError:  # torch wants guards between sizes, which only its automatic dimensions may have
@@ -50,11 +47,17 @@ def program_of(network: nn.Module, example: Sequence[Tensor]) -> ExportedProgram
 
     Raises RepfuseError where it cannot be exported.
     """
-    inputs = tuple(_at_least(tensor, example[0].shape[:1]) for tensor in example)
+    inputs = doubled(example)
     try:
         return _export(network, inputs, tuple(_axes(tensor, inputs[0].shape[:1]) for tensor in inputs))
     except RepfuseError:
         return _export(network, tuple(example), None)
+
+
+def _without_ones(tensor: Tensor, axes: Iterable[int]) -> Tensor:
+    for axis in axes:
+        tensor = torch.cat([tensor, tensor], axis) if tensor.shape[axis] == 1 else tensor
+    return tensor
 
 
 def _export(network: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
@@ -71,10 +74,10 @@ def _export(network: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> Expo
         ) from error
 
 
-def _at_least(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
-    if batch == (1,) and tensor.shape[:1] == batch:
-        return torch.cat([tensor] * ALIKE)
-    return copy.copy(tensor)
+def doubled(example: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the example with a batch of two where it has a batch of one: torch.export takes one for a constant."""
+    batch = example[0].shape[:1]
+    return tuple(torch.cat([x, x]) if batch == (1,) and x.shape[:1] == batch else x for x in example)
 
 
 def _axes(tensor: Tensor, batch: tuple[int, ...]) -> dict[int, Any]:
