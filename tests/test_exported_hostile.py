@@ -107,6 +107,11 @@ def hidden_in_list(program: Any) -> None:
     graph(program)["tensor_values"]["x"]["sizes"][0] = {"as_expr": {"expr_str": [CALL], "hint": None}}
 
 
+def nested(program: Any, values: Any) -> None:
+    graph = {"name": "g", "graph": {"tensor_values": values}}
+    first(program, "relu")["inputs"].append({"name": "g", "arg": {"as_graph": graph}, "kind": 1})
+
+
 PROGRAMS: dict[str, Callable[[Any], None]] = {
     "operator os.system": lambda p: first(p, "relu").update(target="torch.os.system"),
     "operator torch.load": lambda p: first(p, "relu").update(target="torch.serialization.load"),
@@ -118,6 +123,9 @@ PROGRAMS: dict[str, Callable[[Any], None]] = {
     ),
     "size": lambda p: graph(p)["tensor_values"]["x"]["sizes"].__setitem__(0, {"as_expr": {"expr_str": CALL}}),
     "size in a list": hidden_in_list,
+    "size in a graph of its own": lambda p: nested(p, {"a": {"sizes": [{"as_expr": {"expr_str": CALL}}]}}),
+    "name in a graph of its own": lambda p: nested(p, {f"a={CALL}": {}}),
+    "name of an output in a graph of its own": lambda p: nested(p, {"a": {"as_name": f"a={CALL}"}}),
     "guard": lambda p: p["guards_code"].append(CALL),
     "guard in a text": lambda p: p["guards_code"].append(f"L['x'] == '\" + {CALL} + \"'"),
     "range": lambda p: p["range_constraints"].update({CALL: {"min_val": 1, "max_val": 2}}),

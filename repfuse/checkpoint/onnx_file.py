@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from repfuse.checkpoint.exported.quiet import quietly
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.tracing.skeleton import first_line
 from repfuse.verifying.copies import Outcome
@@ -44,8 +44,7 @@ def write(program: ExportedProgram, path: Path) -> None:
             "Choose --format pt2 or safetensors.",
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             exported = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:  # the exporter raises what it likes
         raise RepfuseError(

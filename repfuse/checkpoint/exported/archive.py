@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import math
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from repfuse.checkpoint.exported.inspection import Unsafe, check_names, check_program
+from repfuse.checkpoint.exported.quiet import quietly
 from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
+from repfuse.tracing.skeleton import first_line
 
 PROGRAM = "models/model.json"
 INPUTS = "data/sample_inputs/model.pt"
@@ -47,29 +45,31 @@ def read(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
     if not trust:
         check(path, data)
     try:
-        with _silently():
+        with quietly():
             return torch.export.load(io.BytesIO(data))
     except Exception as error:  # a damaged file can make torch's reader fail in any way, and a trusted one runs code
-        raise damaged(path, _first_line(error)) from error
+        raise damaged(path, first_line(error) or type(error).__name__) from error
 
 
 def write(program: torch.export.ExportedProgram, path: Path) -> None:
     """Write ``program`` as torch.export.save does. Raises RepfuseError where it cannot be saved, OSError for a disk."""
     try:
-        with path.open("wb") as file, _silently():
+        with path.open("wb") as file, quietly():
             torch.export.save(program, file)
     except OSError:
         raise
     except Exception as error:  # the serialiser raises what it likes
         raise RepfuseError(
-            "This program cannot be written as .pt2.", _first_line(error), "Choose a .pt or .safetensors file."
+            "This program cannot be written as .pt2.",
+            first_line(error) or type(error).__name__,
+            "Choose a .pt or .safetensors file.",
         ) from error
 
 
 def check(path: Path, data: bytes) -> None:
     """Raise RepfuseError where ``data``, the file at ``path``, is more than a graph of operators and plain tensors."""
     try:
-        with _silently():
+        with quietly():
             reader = _reader(data)
             members = set(reader.get_all_records())
             _check_members(path, reader, members, len(data))
@@ -79,7 +79,7 @@ def check(path: Path, data: bytes) -> None:
     except RepfuseError:
         raise
     except Exception as error:  # likewise
-        raise damaged(path, _first_line(error)) from error
+        raise damaged(path, first_line(error) or type(error).__name__) from error
     try:
         check_program(program)
         for folder, config in zip((WEIGHTS, CONSTANTS), configs, strict=True):
@@ -89,7 +89,7 @@ def check(path: Path, data: bytes) -> None:
     except Unsafe as error:
         raise _refused(path, str(error)) from error
     except Exception as error:  # likewise
-        raise damaged(path, _first_line(error)) from error
+        raise damaged(path, first_line(error) or type(error).__name__) from error
 
 
 def _reader(data: bytes) -> Any:
@@ -132,21 +132,3 @@ def _check_inputs(data: bytes) -> None:
 
 def _refused(path: Path, why: str) -> RepfuseError:
     return RepfuseError(f"{path} cannot be loaded without running code from it.", f"{why}.", SAVE_AGAIN)
-
-
-@contextmanager
-def _silently() -> Iterator[None]:
-    """Keep torch from logging tracebacks of what becomes one clear message here."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from repfuse.checkpoint.exported.contract import automatic, contract_of, dims_of
 from repfuse.checkpoint.exported.network import flat_inputs
+from repfuse.checkpoint.exported.quiet import quietly
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.tracing.skeleton import changed_copy, first_line
 
@@ -63,8 +63,7 @@ def _without_ones(tensor: Tensor, axes: Iterable[int]) -> Tensor:
 def _export(network: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
     copied = changed_copy(network, lambda _name, tensor: tensor.clone())  # forward may keep what it is traced with
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with quietly(), torch.no_grad():
             return torch.export.export(copied, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # whatever a forward may raise
         raise RepfuseError(

@@ -17,7 +17,7 @@ from torch import nn
 from repfuse.checkpoint.exported.expressions import SYMBOL, WORDS, is_guard, is_size
 from repfuse.checkpoint.exported.operators import is_operator
 
-PLAIN = re.compile(r"[\w.:+*()/ -]*", re.ASCII)
+PLAIN = re.compile(r"[\w.:+-]*", re.ASCII)
 CONTAINERS = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", "collections.deque"}
 MAPS = {  # fields that are tables: their keys are names of the file, not of the format
     *("tensor_values", "sym_int_values", "sym_bool_values", "sym_float_values", "config", "as_string_to_argument"),

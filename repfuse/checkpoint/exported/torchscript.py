@@ -8,7 +8,6 @@ runs code of the file, and needs ``--trust``.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch.export import ExportedProgram
 from repfuse.checkpoint import example
 from repfuse.checkpoint.exported.exporting import doubled
 from repfuse.checkpoint.exported.network import network_of
+from repfuse.checkpoint.exported.quiet import quietly
 from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
 from repfuse.tracing.skeleton import first_line
@@ -55,8 +55,7 @@ def read(path: Path, shapes: Sequence[example.Shape] | None, *, trust: bool) -> 
 
 def _load(path: Path) -> torch.jit.ScriptModule:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             script: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
             return script.eval()
     except Exception as error:  # a damaged archive can make its reader fail in any way
@@ -67,8 +66,7 @@ def _convert(path: Path, script: torch.jit.ScriptModule, inputs: tuple[Tensor, .
     try:
         from torch._export.converter import TS2EPConverter
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             program: ExportedProgram = TS2EPConverter(script, doubled(inputs), {}).convert()
     except Exception as error:  # the converter raises what it likes, and goes away in some later version
         why = f"PyTorch's converter fails: {type(error).__name__}: {first_line(error)}"
