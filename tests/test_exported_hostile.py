@@ -213,6 +213,12 @@ def tensor(change: Callable[[Any], None], held: bytes | None = None) -> Callable
     return changed
 
 
+def test_a_device_that_is_not_here_is_said(source: Path) -> None:
+    change = tensor(lambda form: form.update(device={"type": "cuda", "index": 0}))
+    if not torch.cuda.is_available():
+        assert "move_to_device_pass" in refused(exported.rewritten(source, change)).hint
+
+
 HUGE = [{"as_int": 1 << 40}]
 
 
@@ -281,7 +287,7 @@ def test_operators_that_do_more(name: str) -> None:
     assert not is_operator(name)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_with_changed_bytes_loads_or_is_refused(data: st.DataObject, source: Path, valid: bytes) -> None:
     changed = bytearray(valid)

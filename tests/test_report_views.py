@@ -31,6 +31,7 @@ from repfuse.verifying.results import (
     RealData,
     TrialComparison,
     Verification,
+    Verified,
 )
 
 LONG = "backbone.stages.2.blocks.13.token_mixer.reparam_conv_with_a_long_name"
@@ -298,3 +299,16 @@ def test_a_speed_up_that_is_only_known_within_a_wide_range_gets_no_number() -> N
     assert "unsteady (5.21 to 235.60)" in shown
     assert "faster; how much, this measurement is too unsteady to say" in shown
     assert "215" not in shown
+
+
+def test_what_was_run_of_the_file_is_said() -> None:
+    found = Verified("ONNX Runtime 1.32", ("d0x3x8x8",), ("the example", "batch 2"), ("size 1x1",), 2e-7, 1e-7, 1e-6)
+    made = report(output=Output("out.onnx", "sha256:" + "2" * 64, "onnx", found))
+    shown = squeezed(text(convert_view(made), 120))
+    for part in (
+        "inONNXRuntime1.32on2inputs:relativeerror2.0e-07",
+        "(theoriginal'sown1.0e-07,allowed1.0e-06)",
+        "ittakesd0x3x8x8;itdoesnottakesize1x1",
+    ):
+        assert part in shown, part
+    assert made.to_dict()["output"]["verified"]["compared"] == ["the example", "batch 2"]

@@ -32,6 +32,7 @@ MEMBERS = re.compile(  # every member that a program without code of its own has
     r"|data/constants/(model_constants_config\.json|tensor_\d+)|extra/.*"
     r"|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|\.storage_alignment"
 )
+KNOWN_DEVICES = ("cuda", "xpu", "mps")
 SAVE_AGAIN = "Save it again with torch.export.save, or, if you trust whoever made it, use --trust."
 
 
@@ -85,7 +86,10 @@ def check(path: Path, data: bytes) -> None:
         for folder, config in zip((WEIGHTS, CONSTANTS), configs, strict=True):
             check_names(config)
             _check_payload(reader, folder, config, len(data))
+            _check_devices(path, config)
         _check_inputs(inputs)
+    except RepfuseError:
+        raise
     except Unsafe as error:
         raise _refused(path, str(error)) from error
     except Exception as error:  # likewise
@@ -118,6 +122,17 @@ def _check_payload(reader: Any, folder: str, config: dict[str, Any], size: int) 
         held = reader.get_record_size(folder + member)
         if math.prod(sizes) > (size if held else 0):
             raise Unsafe(f"its tensor {name!r} would be larger than the file")
+
+
+def _check_devices(path: Path, config: dict[str, Any]) -> None:
+    for payload in config.values():
+        name = payload["tensor_meta"]["device"]["type"]
+        if name != "cpu" and not (name in KNOWN_DEVICES and getattr(torch, name).is_available()):
+            raise RepfuseError(
+                f"{path} was exported for {str(name)[:20]!r}, which this machine does not have.",
+                "An exported program names its device at every place.",
+                "Move it first, where it runs: torch.export.passes.move_to_device_pass(program, 'cpu').",
+            )
 
 
 def _check_inputs(data: bytes) -> None:
