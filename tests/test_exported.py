@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 import repfuse
 from repfuse.checkpoint.exported import archive
 from repfuse.checkpoint.exported.contract import contract_of
+from repfuse.checkpoint.saving import format_for
 from repfuse.errors import RepfuseError
 
 
@@ -125,6 +126,21 @@ def test_a_program_as_a_pickled_network_is_said_to_have_lost_its_guards(tmp_path
     assert said.format == "pt"
     assert "does not check its inputs" in said.notes[0]
     assert "--trust" in said.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("of_input", "out", "asked", "form"),
+    [
+        *(("pt2", "x", None, "pt2"), ("pt2", "x.pt2", None, "pt2"), ("pt2", "x.pt", None, "pt")),
+        *(("pt2", "x.onnx", None, "onnx"), ("pt2", "x.onnx", "pt2", "pt2"), ("torchscript", "x", None, "pt2")),
+        *(("torchscript", "x.pth", None, "pt"), ("safetensors", "x.pt2", None, "pt2"), ("pt", "x.onnx", None, "onnx")),
+        *(("safetensors", "x.pt", None, "state-dict"), ("state-dict", "x.PT2", None, "pt2")),
+    ],
+)
+def test_the_format_is_the_one_asked_for_or_the_suffixs_or_the_inputs(
+    of_input: str, out: str, asked: str | None, form: str
+) -> None:
+    assert format_for(Path(out), asked, of_input) == form
 
 
 @pytest.mark.parametrize("options", [{"out": "x.safetensors"}, {"out": "x", "format": "state-dict"}])
