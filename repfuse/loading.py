@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,19 +21,26 @@ from repfuse.checkpoint.opening import Opened, digest_of, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
 from repfuse.checkpoint.source import ModelSource, model_source
 from repfuse.errors import RepfuseError
+from repfuse.networks import device_of, placed
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
+from repfuse.verifying.results import Verified
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A network from a file, in eval mode with its weights, and what is known of it.
 
-    ``format`` is ``module``, ``state-dict`` or ``safetensors``; ``digest`` is that of the file. ``source`` says how the
+    ``format`` is ``pt`` (a pickled network), ``state-dict``, ``safetensors``, ``pt2`` or ``torchscript``;
+    ``digest`` is that of the file. ``source`` says how the
     network was built and ``plans`` how it was fused since, where the file holds weights alone. ``input_origin`` says
     where the shape of ``example_inputs`` is from: ``given``, ``checkpoint``, ``model source`` or ``guess``. ``notes``
-    are what the user must be told. ``around``, ``metadata``, ``allow`` and ``trust`` are for ``save``.
+    are what the user must be told. ``around``, ``metadata``, ``allow``, ``trust``, the exported ``program`` in the file
+    and the ``files`` that hold shards are for ``save``.
     """
 
     module: nn.Module
@@ -49,6 +56,8 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     allow: tuple[str, ...] = ()
     trust: bool = False
+    program: ExportedProgram | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def plan(self) -> Plan | None:
@@ -58,12 +67,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Saved:
-    """A file that was written: its path, digest and format, and what the user must be told of it."""
+    """A file that was written: its path, digest and format, and what the user must be told of it.
+
+    ``verified`` says what was run of the file itself, where its format can be run.
+    """
 
     path: Path
     digest: str
     format: str
     notes: tuple[str, ...] = ()
+    verified: Verified | None = None
 
 
 def load(
@@ -90,14 +103,14 @@ def load(
         raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
     shapes = example.parse_shapes(input) if input is not None else None
     source = model_source(model, model_args) if model is not None else None
-    opened = open_checkpoint(path, key, trust=trust)
+    opened = open_checkpoint(path, key, trust=trust, shapes=shapes)
     network = network_of(opened, source, allow, partial(rewrite, weights=False), trust=trust)
     module = _on(network.module, device)
-    shapes, origin, said = _shapes(shapes, opened, network)
+    inputs, origin, said = _inputs(shapes, opened, network, module)
     return Checkpoint(
         module=module,
-        example_inputs=example.make_inputs(shapes, module),
-        format=opened.format if network.source is None or opened.format != "module" else "state-dict",
+        example_inputs=inputs,
+        format=opened.format if network.source is None or opened.format != "pt" else "state-dict",
         path=path,
         digest=opened.digest,
         source=network.source,
@@ -108,6 +121,8 @@ def load(
         metadata={name: text for name, text in opened.metadata.items() if name != RECIPE},
         allow=tuple(allow),
         trust=trust,
+        program=opened.program,
+        files=opened.files,
     )
 
 
@@ -122,17 +137,20 @@ def save(
 ) -> Saved:
     """Write ``module``, which was made from ``checkpoint``, to ``out``: as a whole or not at all.
 
-    The format is ``format`` (``module``, ``state-dict``, ``safetensors``), else what the suffix of ``out`` says, else
-    the checkpoint's. ``plan`` is the plan that made ``module``; without it, it is made again. It is written along with
-    a state dict, so that ``load`` can build the network again. The file is read back and compared before it counts.
-    Raises RepfuseError where ``out`` is the input, exists (without ``force``) or cannot be written.
+    The format is ``format`` (``pt``, ``pt2``, ``safetensors``, ``state-dict``, ``onnx``), else what the suffix of
+    ``out`` says, else the checkpoint's. ``plan`` is the plan that made ``module``; without it, it is made again. It is
+    written along with
+    a state dict, so that ``load`` can build the network again. The file is read back and compared before it counts;
+    .pt2 and ONNX files are run, too. Raises RepfuseError where ``out`` is the input, exists (without ``force``) or
+    cannot be written.
     """
     out = Path(out)
-    atomic.check_target(out, checkpoint.path, force=force)
+    for source in (checkpoint.path, *checkpoint.files):
+        atomic.check_target(out, source, force=force)
     form = saving.format_for(out, format, checkpoint.format)
     with atomic.replacing(out) as temporary:
-        notes = _write(checkpoint, module, plan, form, temporary)
-    return Saved(out, digest_of(out), form, tuple(notes))
+        notes, verified = _write(checkpoint, module, plan, form, temporary)
+    return Saved(out, digest_of(out), form, tuple(notes), verified)
 
 
 def _on(module: nn.Module, device: str) -> nn.Module:
@@ -144,6 +162,19 @@ def _on(module: nn.Module, device: str) -> nn.Module:
 
 
 Shapes = tuple[example.Shape, ...]
+
+
+def _inputs(
+    given: Shapes | None, opened: Opened, network: Network, module: nn.Module
+) -> tuple[tuple[torch.Tensor, ...], str, tuple[str, ...]]:
+    """Return the example inputs, where they are from, and what to say of that."""
+    if given is None and opened.program is not None:
+        from repfuse.checkpoint.exported.network import flat_inputs
+
+        inputs = placed(flat_inputs(opened.program), device_of(module), {})
+        return inputs, "checkpoint", ()
+    shapes, origin, said = _shapes(given, opened, network)
+    return example.make_inputs(shapes, module), origin, said
 
 
 def _shapes(given: Shapes | None, opened: Opened, network: Network) -> tuple[Shapes, str, tuple[str, ...]]:
@@ -158,13 +189,30 @@ def _shapes(given: Shapes | None, opened: Opened, network: Network) -> tuple[Sha
     return (guess,), "guess", (f"the input {guess} is a guess; --input says what it really is",)
 
 
-def _write(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path) -> list[str]:
-    """Write the file at ``path``, and return what the user must be told of it."""
+def _write(
+    checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path
+) -> tuple[list[str], Verified | None]:
+    """Write the file at ``path``, and return what the user must be told of it, and what was run of it."""
+    if form not in ("pt2", "onnx"):
+        return _write_weights(checkpoint, module, plan, form, path), None
+    from repfuse.checkpoint.exported import writing  # torch.export takes a second to import
+
+    source = writing.Source(checkpoint.module, module, checkpoint.example_inputs, checkpoint.program)
+    alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
+    kept = alone if checkpoint.around.keys else []
+    if form == "onnx":
+        return kept, writing.write_onnx(source, path)
+    verified, notes = writing.write_pt2(source, path)
+    return kept + notes, verified
+
+
+def _write_weights(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path) -> list[str]:
     layout = checkpoint.around
     left_out = [f"left out of the training checkpoint: {', '.join(layout.left_out)}"] if layout.left_out else []
-    if form == "module":
+    if form == "pt":
+        unguarded = ["the file does not check its inputs as the .pt2 did"] if checkpoint.program else []
         written = saving.write_torch(module, layout, path, trust=checkpoint.trust)
-        return left_out + _trust_note(written, checkpoint)
+        return left_out + unguarded + _trust_note(written, checkpoint)
     recipe = _recipe(checkpoint, module, plan)
     unbuilt = [] if recipe else ["the file does not say how its network is built: load_state_dict takes it"]
     state = saving.state_of(module, layout, recipe)

@@ -59,6 +59,9 @@ def array(**arrays: np.ndarray) -> bytes:
         (torch_file(), Container.TORCH_ZIP),
         (torch_file(legacy=True), Container.TORCH_LEGACY),
         (save(STATE), Container.SAFETENSORS),
+        (exported(), Container.EXPORTED),
+        (script(), Container.TORCHSCRIPT),
+        (json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}).encode(), Container.SHARDED),
     ],
 )
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors", "x.onnx", "x.txt", "x"])
@@ -68,8 +71,6 @@ def test_the_name_does_not_matter(data: bytes, container: Container, name: str, 
 
 
 FOREIGN = {
-    "TorchScript": script(),
-    "exported program": exported(),
     "NumPy archive": array(a=np.ones(3)),
     "Keras": zipped("config.json", "model.weights.h5"),
     "no data.pkl": zipped("a.txt"),
@@ -82,7 +83,6 @@ FOREIGN = {
     "gzip": gzip.compress(b"data"),
     "git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n",
     "web page": b"\n<!doctype html><html>".strip(),
-    "sharded": json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}).encode(),
     "text": b"epoch,loss\n1,0.5\n",
     "PNG": b"\x89PNG\r\n\x1a\n" + bytes(50),
     "no format that repfuse knows": bytes(range(200, 255)) * 3,

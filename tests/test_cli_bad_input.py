@@ -69,7 +69,7 @@ CASES = {
     "wrong shape": Case(convert(MODULE, "--input", "1x3x8x8"), ("1x3x8x8",)),
     "target folder": Case(lambda folder: ("convert", MODULE, folder), ("folder",)),
     "no such folder": Case(lambda folder: ("convert", MODULE, folder / "no" / "out.pt"), ("mkdir",)),
-    "format": Case(convert(MODULE, "--format", "onnx"), ("safetensors",)),
+    "format": Case(convert(MODULE, "--format", "keras"), ("safetensors",)),
     "unknown code": Case(lambda _: ("explain", "training-nrom"), ("training-norm",)),
     "unknown command": Case(lambda _: ("fuse",), ("fuse",)),
     "data missing": Case(lambda folder: ("verify", MODULE, MODULE, "--data", folder / "none.npz"), ("none.npz",)),

@@ -17,7 +17,7 @@ import repfuse
 
 MODEL = ("--model", "repfuse.samples:DigitsRepVGG")
 DIGITS = {
-    "repvgg_digits.pt": ("module", "fused.pt", ()),
+    "repvgg_digits.pt": ("pt", "fused.pt", ()),
     "repvgg_digits_state_dict.pth": ("state-dict", "fused.pth", MODEL),
     "repvgg_digits_training.pt": ("state-dict", "fused.pt", MODEL),
     "repvgg_digits.safetensors": ("safetensors", "fused.safetensors", MODEL),

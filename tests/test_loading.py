@@ -94,7 +94,7 @@ def test_every_layout_loads_to_the_same_network(layout: str, legacy: bool, tmp_p
     checkpoint = opened(path)
     assert same(checkpoint)
     assert not any(part.training for part in checkpoint.module.modules())
-    assert checkpoint.format == ("module" if layout.startswith("module") else "state-dict")
+    assert checkpoint.format == ("pt" if layout.startswith("module") else "state-dict")
     assert [tuple(x.shape) for x in checkpoint.example_inputs] == [(1, 1, 8, 8)]
     assert checkpoint.digest.startswith("sha256:")
 
@@ -354,10 +354,10 @@ def source_of(form: str, folder: Path) -> Checkpoint:
     if form == "safetensors":
         save_file(NETWORK.state_dict(), folder / "in.safetensors", {"author": "me"})
         return opened(folder / "in.safetensors")
-    return opened(written("module" if form == "module" else "training checkpoint", folder / "in.pt"))
+    return opened(written("module" if form == "pt" else "training checkpoint", folder / "in.pt"))
 
 
-FORMATS = ["module", "state-dict", "safetensors"]
+FORMATS = ["pt", "state-dict", "safetensors"]
 
 
 @pytest.mark.parametrize("of_output", FORMATS)
@@ -368,7 +368,7 @@ def test_a_fused_network_comes_back_as_it_was_written(of_input: str, of_output: 
     saved = save(checkpoint, network, tmp_path / "out", format=of_output)
     assert saved.format == of_output
     assert saved.digest == load_digest(saved.path)
-    if of_input == "module" and of_output != "module":
+    if of_input == "pt" and of_output != "pt":
         assert "does not say how its network is built" in saved.notes[-1]
         assert "--model" in bad(saved.path).hint
         return
@@ -377,7 +377,7 @@ def test_a_fused_network_comes_back_as_it_was_written(of_input: str, of_output: 
     assert type(again.module) is DigitsRepVGG
     assert torch.equal(again.module(X), network(X))
     assert again.input_origin == "checkpoint"
-    assert (again.plan is not None) == (of_output != "module")
+    assert (again.plan is not None) == (of_output != "pt")
 
 
 def load_digest(path: Path) -> str:
@@ -469,15 +469,15 @@ def test_tied_weights_and_strides_survive_every_format(strides: torch.memory_for
 @pytest.mark.parametrize(
     ("of_input", "out", "asked", "expected"),
     [
-        ("module", "x.pt", None, "module"),
-        ("module", "x", None, "module"),
-        ("module", "x.safetensors", None, "safetensors"),
-        ("module", "x.pt", "state-dict", "state-dict"),
+        ("pt", "x.pt", None, "pt"),
+        ("pt", "x", None, "pt"),
+        ("pt", "x.safetensors", None, "safetensors"),
+        ("pt", "x.pt", "state-dict", "state-dict"),
         ("state-dict", "x.PTH", None, "state-dict"),
         ("state-dict", "x.safetensors", None, "safetensors"),
         ("safetensors", "x.other", None, "safetensors"),
         ("safetensors", "x.ckpt", None, "state-dict"),
-        ("safetensors", "x.pt", "module", "module"),
+        ("safetensors", "x.pt", "pt", "pt"),
     ],
 )
 def test_the_format_follows_the_wish_the_suffix_and_the_input(
@@ -488,13 +488,13 @@ def test_the_format_follows_the_wish_the_suffix_and_the_input(
 
 
 def test_bad_targets_and_formats(tmp_path: Path) -> None:
-    checkpoint = source_of("module", tmp_path)
+    checkpoint = source_of("pt", tmp_path)
     (tmp_path / "there.pt").write_bytes(b"precious")
     for out, options, said in (
         (checkpoint.path, {"force": True}, "the input itself"),
         (tmp_path / "there.pt", {}, "--force"),
         (tmp_path / "no" / "x.pt", {}, "does not exist"),
-        (tmp_path / "x.pt", {"format": "onnx"}, "module, state-dict, safetensors"),
+        (tmp_path / "x.pt", {"format": "keras"}, "pt, pt2, safetensors, state-dict, onnx"),
     ):
         with pytest.raises(RepfuseError, match=said):
             save(checkpoint, checkpoint.module, out, **options)
@@ -504,7 +504,7 @@ def test_bad_targets_and_formats(tmp_path: Path) -> None:
 
 
 def test_a_network_that_cannot_be_pickled_is_one_message(tmp_path: Path) -> None:
-    checkpoint = source_of("module", tmp_path)
+    checkpoint = source_of("pt", tmp_path)
     checkpoint.module.act = lambda x: x
     with pytest.raises(RepfuseError, match="cannot be pickled") as error:
         save(checkpoint, checkpoint.module, tmp_path / "out.pt")
@@ -520,7 +520,7 @@ def test_what_does_not_read_back_is_not_kept(form: str, tmp_path: Path, monkeypa
     def spoiled(write: Any, data: Any, *rest: Any) -> None:
         state = data if isinstance(data, dict) else data.state_dict()
         state = state.get("state_dict", state)
-        weight = data["state_dict"].head.bias.data if form == "module" else state["head.bias"]
+        weight = data["state_dict"].head.bias.data if form == "pt" else state["head.bias"]
         weight.view(torch.int32)[0] ^= 1
         write(data, *rest)
         weight.view(torch.int32)[0] ^= 1
@@ -549,7 +549,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(form: str, tmp_path: Path
 
 
 def test_weights_that_safetensors_cannot_hold_are_one_message(tmp_path: Path) -> None:
-    checkpoint = source_of("module", tmp_path)
+    checkpoint = source_of("pt", tmp_path)
     checkpoint.module.register_buffer("sparse", torch.eye(3).to_sparse())
     with pytest.raises(RepfuseError, match="safetensors"):
         save(checkpoint, checkpoint.module, tmp_path / "out.safetensors")
@@ -610,7 +610,7 @@ def test_arguments_that_have_no_text_leave_a_file_without_recipe(tmp_path: Path)
 
 
 def test_an_output_that_needs_more_trust_than_its_input_is_said(tmp_path: Path) -> None:
-    checkpoint = source_of("module", tmp_path)
+    checkpoint = source_of("pt", tmp_path)
     traced = torch.fx.symbolic_trace(nn.Sequential(nn.ReLU()))
     saved = save(checkpoint, traced, tmp_path / "out.pt")
     assert "--trust" in saved.notes[0]

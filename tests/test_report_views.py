@@ -31,6 +31,7 @@ from repfuse.verifying.results import (
     RealData,
     TrialComparison,
     Verification,
+    Verified,
 )
 
 LONG = "backbone.stages.2.blocks.13.token_mixer.reparam_conv_with_a_long_name"
@@ -85,7 +86,7 @@ def benchmark(*measurements: Measurement, cold: ColdCalls | None = None) -> Benc
 
 
 def report(**changes: object) -> Report:
-    source = Input("models/in.pt", "sha256:" + "1" * 64, "module", None, ((1, 3, 8, 8),), ("float32",), "guess")
+    source = Input("models/in.pt", "sha256:" + "1" * 64, "pt", None, ((1, 3, 8, 8),), ("float32",), "guess")
     fields = {
         "status": "converted",
         "environment": Environment("0.1.0", "2.13.0", "3.11.7", "Linux x86_64"),
@@ -94,7 +95,7 @@ def report(**changes: object) -> Report:
         "seconds": 0.5,
         "proof": proof(),
         "drift": drift(),
-        "output": Output("models/out.pt", "sha256:" + "2" * 64, "module"),
+        "output": Output("models/out.pt", "sha256:" + "2" * 64, "pt"),
         "timing": benchmark(measurement(1.9, 2.1, 2.0)),
         "notes": ("input 1x3x8x8 is a guess",),
     }
@@ -162,8 +163,8 @@ def test_long_module_paths_stay_whole_across_lines(width: int) -> None:
 def test_a_conversion_says_all_it_found() -> None:
     shown = squeezed(text(convert_view(report(), "models/out.report.json"), 120))
     for part in (
-        "models/in.pt(module,sha256:" + "1" * 12,
-        "models/out.pt(module,sha256:" + "2" * 12,
+        "models/in.pt(pt,sha256:" + "1" * 12,
+        "models/out.pt(pt,sha256:" + "2" * 12,
         "1x3x8x8float32(aguess)",
         "2sites,10→2operators",
         "passed:relativeerroratmost3.0e-16infloat64(allowed1.0e-12)",
@@ -298,3 +299,16 @@ def test_a_speed_up_that_is_only_known_within_a_wide_range_gets_no_number() -> N
     assert "unsteady (5.21 to 235.60)" in shown
     assert "faster; how much, this measurement is too unsteady to say" in shown
     assert "215" not in shown
+
+
+def test_what_was_run_of_the_file_is_said() -> None:
+    found = Verified("ONNX Runtime 1.32", ("d0x3x8x8",), ("the example", "batch 2"), ("size 1x1",), 2e-7, 1e-7, 1e-6)
+    made = report(output=Output("out.onnx", "sha256:" + "2" * 64, "onnx", found))
+    shown = squeezed(text(convert_view(made), 120))
+    for part in (
+        "inONNXRuntime1.32on2inputs:relativeerror2.0e-07",
+        "(theoriginal'sown1.0e-07,allowed1.0e-06)",
+        "ittakesd0x3x8x8;itdoesnottakesize1x1",
+    ):
+        assert part in shown, part
+    assert made.to_dict()["output"]["verified"]["compared"] == ["the example", "batch 2"]

@@ -7,18 +7,26 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from repfuse.checkpoint import safetensors_file, torch_pickle
+from repfuse.checkpoint import safetensors_file, sharded, torch_pickle
 from repfuse.checkpoint.contents import RECIPE, Contents, find
 from repfuse.checkpoint.recipe import Recipe, read_recipe
 from repfuse.checkpoint.recognise import Container, recognise
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from torch.export import ExportedProgram
+
+    from repfuse.checkpoint.example import Shape
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A file, read: ``format`` as repfuse names it, its digest, its network and recipe, and its text metadata."""
+    """A file, read: ``format`` as repfuse names it, its digest, its network and recipe, and its text metadata.
+
+    ``program`` is the exported program, where the file is one; ``files`` are those that were read besides.
+    """
 
     path: Path
     format: str
@@ -26,20 +34,52 @@ class Opened:
     contents: Contents
     recipe: Recipe | None
     metadata: dict[str, str] = field(default_factory=dict)
+    program: ExportedProgram | None = None
+    files: tuple[Path, ...] = ()
 
 
-def open_checkpoint(path: Path, key: str | None = None, *, trust: bool = False) -> Opened:
-    """Read the file at ``path``. Without ``trust``, none of its code runs and modules stay records."""
+def open_checkpoint(
+    path: Path, key: str | None = None, *, trust: bool = False, shapes: Sequence[Shape] | None = None
+) -> Opened:
+    """Read the file at ``path``. Without ``trust``, none of its code runs and modules stay records.
+
+    ``shapes`` are those of the inputs, where they are known: TorchScript is read by running it.
+    """
     container = recognise(path)
+    if container is Container.SHARDED:
+        tensors, files = sharded.read(path)
+        return Opened(
+            path, "safetensors", sharded.digest_of(files), find(OrderedDict(tensors), path), None, files=files
+        )
     digest = digest_of(path)
     if container is Container.SAFETENSORS:
         tensors, metadata = safetensors_file.read(path)
         contents, text = find(OrderedDict(tensors), path), metadata.get(RECIPE)
         return Opened(path, "safetensors", digest, contents, _recipe(text, path), metadata)
+    if container is Container.EXPORTED:
+        return _exported(path, digest, trust=trust)
+    if container is Container.TORCHSCRIPT:
+        return _torchscript(path, digest, shapes, trust=trust)
     tree: Any = torch_pickle.read_trusted(path) if trust else torch_pickle.read(path, container)
     contents = find(tree, path, key)
-    form = "state-dict" if contents.module is None else "module"
+    form = "state-dict" if contents.module is None else "pt"
     return Opened(path, form, digest, contents, _recipe(contents.recipe, path))
+
+
+def _exported(path: Path, digest: str, *, trust: bool) -> Opened:
+    from repfuse.checkpoint.exported import archive  # torch.export takes a second to import
+    from repfuse.checkpoint.exported.network import opened
+
+    program, network = opened(archive.read(path, trust=trust), path)
+    return Opened(path, "pt2", digest, Contents(module=network), None, program=program)
+
+
+def _torchscript(path: Path, digest: str, shapes: Sequence[Shape] | None, *, trust: bool) -> Opened:
+    from repfuse.checkpoint.exported import torchscript
+    from repfuse.checkpoint.exported.network import opened
+
+    program, network = opened(torchscript.read(path, shapes, trust=trust), path)
+    return Opened(path, "torchscript", digest, Contents(module=network), None, program=program)
 
 
 def digest_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a file is, by its content and never by its name. Everything but three formats is refused with advice."""
+"""What a file is, by its content and never by its name. What is no checkpoint is refused with advice."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ class Container(Enum):
     TORCH_ZIP = "torch archive"
     TORCH_LEGACY = "torch file from before torch 1.6"
     SAFETENSORS = "safetensors"
+    SHARDED = "sharded safetensors"
+    EXPORTED = "exported program"
+    TORCHSCRIPT = "TorchScript archive"
 
 
 SAVE_AGAIN = "In PyTorch, save the network with torch.save(model, 'model.pt') or its state_dict(), and give that file."
 GIVE_TORCH = "Give the file that torch.save or safetensors wrote."
 DOWNLOAD = "The download did not give the file: download it again."
-JOIN = "Join the shards into one .safetensors file first."
+INDEX = "*.safetensors.index.json"
+TORCHSCRIPT = r"[^/]+/constants\.pkl"
+EXPORTED = r"[^/]+/archive_format|serialized_exported_program\.json"
 ZIP_MEMBERS = (  # a pattern that some member matches, what the file then is
-    (r"(^|/)constants\.pkl$", "a TorchScript archive"),
-    (r"(^|/)(archive_format|archive_version|serialized_exported_program\.json)$", "an exported program (.pt2)"),
     (r"\.npy$", "a NumPy archive (.npz)"),
     (r"\.weights\.h5$", "a Keras archive"),
 )
@@ -58,21 +61,31 @@ def recognise(path: Path) -> Container:
 
     Raises RepfuseError where there is no such file, or where it is not one of the formats that repfuse reads.
     """
+    if index_in(path) is not None:
+        return Container.SHARDED
     head, size = _head(path)
     if head.startswith(b"PK\x03\x04"):
         return _recognise_zip(path)
     if head[2:].startswith(TORCH_MAGIC):
         return Container.TORCH_LEGACY
+    if b'"weight_map"' in head or path.name.endswith(INDEX[1:]):
+        return Container.SHARDED
     if head[8:9] == b"{":
         return _recognise_safetensors(path, head, size)
     raise _not_a_checkpoint(path, head)
+
+
+def index_in(folder: Path) -> Path | None:
+    """Return the index of the sharded weights that a folder holds, or None; several are as good as none."""
+    found = sorted(folder.glob(INDEX)) if folder.is_dir() else []
+    return found[0] if len(found) == 1 else None
 
 
 def _head(path: Path) -> tuple[bytes, int]:
     if path.is_dir():
         raise RepfuseError(
             f"{path} is a folder, not a file.",
-            "A checkpoint is one file.",
+            "It holds no index of sharded weights (model.safetensors.index.json).",
             "Give the .pt, .pth or .safetensors file in it.",
         )
     try:
@@ -93,6 +106,10 @@ def _recognise_zip(path: Path) -> Container:
             members = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise damaged(path, str(error)) from error
+    if any(re.fullmatch(EXPORTED, member) for member in members):
+        return Container.EXPORTED
+    if any(re.fullmatch(TORCHSCRIPT, member) for member in members):
+        return Container.TORCHSCRIPT
     for pattern, name in ZIP_MEMBERS:
         if any(re.search(pattern, member) for member in members):
             raise RepfuseError(f"{path} is {name}.", "repfuse does not read this format yet.", SAVE_AGAIN)
@@ -133,7 +150,6 @@ def _by_look(head: bytes) -> tuple[str, str]:
         (head[257:262] == b"ustar", "a tar archive", "Unpack it; if torch wrote it, save it again with torch."),
         (head[:1] == b"\x08" and head[2:3] in b"\x12\x1a\x3a\x42", "an ONNX model", SAVE_AGAIN),
         (head[4:8] == b"TFL3", "a TensorFlow Lite model", SAVE_AGAIN),
-        (b'"weight_map"' in head, "the index of a sharded checkpoint", JOIN),
         (_is_text(head), "text", GIVE_TORCH),
     ):
         if fits:

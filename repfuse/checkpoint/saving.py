@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from repfuse.checkpoint import safetensors_file, torch_pickle
+from repfuse.checkpoint import onnx_file, safetensors_file, torch_pickle
 from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.inert import tensors_of
 from repfuse.checkpoint.recognise import Container
@@ -19,20 +19,41 @@ if TYPE_CHECKING:
 
     from repfuse.checkpoint.around import Around
 
-SUFFIXES = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch", ".bin": "torch", ".ckpt": "torch"}
-FORMATS = ("module", "state-dict", "safetensors")
+TORCH = ("pt", "state-dict")  # what torch.save writes: a network, or its weights
+SUFFIXES = {
+    **{".safetensors": ("safetensors",), ".pt2": ("pt2",), ".onnx": ("onnx",)},
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), TORCH),
+}
+FORMATS = ("pt", "pt2", "safetensors", "state-dict", "onnx")
+GRAPHS = ("pt2", "torchscript")  # inputs that hold a graph, which no source builds anew
+WEIGHTS = ("state-dict", "safetensors")
 
 
 def format_for(out: Path, asked: str | None, of_input: str) -> str:
-    """Return the format to write: the one asked for, else what the suffix of ``out`` says, else the input's."""
-    if asked is not None:
-        if asked not in FORMATS:
-            raise RepfuseError(f"{asked!r} is not a format.", "", f"Use one of {', '.join(FORMATS)}.")
-        return asked
-    said = SUFFIXES.get(out.suffix.lower())
-    if said == "torch":
-        return "state-dict" if of_input == "safetensors" else of_input
-    return said or of_input
+    """Return the format to write: the one asked for, else what the suffix of ``out`` says, else the input's.
+
+    Raises RepfuseError where it is unknown, needs what is not installed, or cannot be made of such an input.
+    """
+    if asked is not None and asked not in FORMATS:
+        raise RepfuseError(f"{asked!r} is not a format.", "", f"Use one of {', '.join(FORMATS)}.")
+    form = asked or _by_suffix(out, of_input)
+    if form in WEIGHTS and of_input in GRAPHS:
+        raise RepfuseError(
+            f"A {of_input} file cannot become a file of weights alone ({form}).",
+            "It holds its network as a graph: nothing else could build the network that the weights belong to.",
+            "Choose --format pt2, onnx or pt.",
+        )
+    if form == "onnx":
+        onnx_file.check_installed()
+    return form
+
+
+def _by_suffix(out: Path, of_input: str) -> str:
+    usual = of_input if of_input in FORMATS else "pt2"
+    said = SUFFIXES.get(out.suffix.lower(), (usual,))
+    if usual in said:
+        return usual
+    return "state-dict" if said == TORCH and of_input in WEIGHTS else said[0]
 
 
 def state_of(network: nn.Module, layout: Around, recipe: str | None) -> dict[str, Any]:
@@ -53,7 +74,7 @@ def write_torch(network: Any, layout: Around, path: Path, *, trust: bool) -> Any
     """
     torch_pickle.write(layout.put(network), path)
     back = torch_pickle.read_trusted(path) if trust else torch_pickle.read(path, Container.TORCH_ZIP)
-    _compare(_tensors(network), _tensors(layout.take(back)))
+    compare(_tensors(network), _tensors(layout.take(back)))
     return layout.take(back)
 
 
@@ -61,9 +82,9 @@ def write_safetensors(state: Mapping[str, Any], metadata: Mapping[str, str], pat
     """Write ``state`` and read it back, with the same promise as ``write_torch``."""
     safetensors_file.write(state, metadata, path)
     back, text = safetensors_file.read(path)
-    _compare(state, back)
+    compare(state, back)
     if any(text.get(key) != value for key, value in metadata.items()):
-        raise _not_the_same("its metadata")
+        raise not_the_same("its metadata")
 
 
 def _tensors(network: Any) -> Mapping[str, Any]:
@@ -73,12 +94,13 @@ def _tensors(network: Any) -> Mapping[str, Any]:
     return network if isinstance(network, dict) else tensors_of(network)[0]
 
 
-def _compare(written: Mapping[str, Any], read: Mapping[str, Any]) -> None:
+def compare(written: Mapping[str, Any], read: Mapping[str, Any]) -> None:
+    """Raise RepfuseError where a tensor of ``written`` is not the same, bit by bit, in ``read``."""
     if written.keys() != read.keys():
-        raise _not_the_same(", ".join(sorted(written.keys() ^ read.keys())))
+        raise not_the_same(", ".join(sorted(written.keys() ^ read.keys())))
     for name, tensor in written.items():
         if isinstance(tensor, Tensor) and not _same_bits(tensor, read[name]):
-            raise _not_the_same(name)
+            raise not_the_same(name)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
@@ -92,7 +114,8 @@ def _bits(tensor: Tensor) -> Tensor:
     return flat.view(torch.uint8) if flat.numel() else flat
 
 
-def _not_the_same(what: str) -> RepfuseError:
+def not_the_same(what: str) -> RepfuseError:
+    """Return the error for a file that does not read as it was written."""
     return RepfuseError(
         "What was read back is not what was written; nothing was kept.",
         f"It differs in {what}.",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from repfuse.benching import bench
 from repfuse.checkpoint.atomic import replacing
+from repfuse.checkpoint.saving import format_for
 from repfuse.cli.target import report_path
 from repfuse.converting import convert
 from repfuse.health import examine
@@ -45,6 +46,7 @@ def run(job: Job, progress: Progress) -> Report:
     checkpoint = load(job.source, **job.loading)
     if job.out is None:
         return _planned(checkpoint, job.policy)
+    format_for(job.out, job.format, checkpoint.format)  # to say what cannot be written before the work is done
     report, module = _proven(checkpoint, job.policy, progress)
     if report.status == "failed" or (report.status == "nothing-to-fuse" and not job.force):
         return report

@@ -18,9 +18,11 @@ from repfuse.planning.cost import Policy
 class Format(StrEnum):
     """The layouts that repfuse writes."""
 
-    MODULE = "module"
-    STATE_DICT = "state-dict"
+    PT = "pt"
+    PT2 = "pt2"
     SAFETENSORS = "safetensors"
+    STATE_DICT = "state-dict"
+    ONNX = "onnx"
 
 
 def convert(
@@ -41,7 +43,8 @@ def convert(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="module, state-dict or safetensors. Without it: as OUT's suffix says, else as IN is.",
+            help="pt (the network, pickled), pt2 (torch.export), safetensors, state-dict (weights alone) or onnx. "
+            "Without it: as OUT's suffix says, else as IN is.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -63,6 +66,8 @@ def convert(
       repfuse convert model.pt --dry-run --policy always
       repfuse convert weights.pth fused.pth --model timm:repvgg_a0
       repfuse convert weights.pth fused.pth --model net.py:build --model-arg n=3
+      repfuse convert model.pt2 fused.pt2
+      repfuse convert model.pt fused.onnx
 
     Exit codes: 0 written, or nothing to fuse; 1 the check failed and nothing
     was written; 2 bad input.

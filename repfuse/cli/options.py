@@ -15,7 +15,12 @@ OUTPUT = "Output"
 
 Checkpoint = Annotated[
     Path,
-    typer.Argument(metavar="IN", show_default=False, help="A checkpoint: a pickled module, a state dict, safetensors."),
+    typer.Argument(
+        metavar="IN",
+        show_default=False,
+        help="A checkpoint: a pickled module, a state dict, safetensors (also in shards, by their index or folder), "
+        ".pt2, or with --trust TorchScript.",
+    ),
 ]
 Original = Annotated[
     Path, typer.Argument(metavar="ORIGINAL", show_default=False, help="The checkpoint that is known to be right.")

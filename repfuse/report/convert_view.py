@@ -18,7 +18,7 @@ from repfuse.report.tables import BAD, GOOD, UNSURE, facts, heading, notes
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
     from repfuse.proof.results import Proof
-    from repfuse.verifying.results import Drift
+    from repfuse.verifying.results import Drift, Verified
 
 DIGEST_SHOWN = len("sha256:") + 12
 VERDICTS: dict[Status, tuple[str, str]] = {
@@ -44,6 +44,7 @@ def convert_view(report: Report, report_path: str = "") -> Iterator[RenderableTy
             ("drift", drift_line(report.drift) if report.drift else ""),
             ("timing", timing_line(report.timing) if report.timing else ""),
             ("output", file_line(*_output(report)) if report.output else ""),
+            ("verified", verified_line(report.output.verified) if report.output and report.output.verified else ""),
             ("report", report_path if report.output else ""),
             ("with", environment_line(report)),
         ]
@@ -88,6 +89,16 @@ def drift_line(drift: Drift) -> str:
     return (
         f"{'passed' if drift.passed else 'FAILED'}: relative error {error(worst.fused.rms)} in {worst.dtype} "
         f"(the original's own {error(worst.own.rms)}, allowed {error(worst.allowed.rms)})"
+    )
+
+
+def verified_line(verified: Verified) -> str:
+    """Return where the file itself was run, which shapes it takes, and how far it is from the original."""
+    refused = f"; it does not take {', '.join(verified.refused)}" if verified.refused else ""
+    return (
+        f"in {verified.runtime} on {plural(len(verified.compared), 'input')}: relative error {error(verified.error)} "
+        f"(the original's own {error(verified.own)}, allowed {error(verified.allowed)}); "
+        f"it takes {', '.join(verified.shapes)}{refused}"
     )
 
 

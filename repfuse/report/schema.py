@@ -17,7 +17,7 @@ from repfuse.plans import Plan
 if TYPE_CHECKING:  # their packages import torch
     from repfuse.benching.results import Benchmark
     from repfuse.proof.results import Proof
-    from repfuse.verifying.results import Drift
+    from repfuse.verifying.results import Drift, Verified
 
 SCHEMA = 1
 
@@ -52,11 +52,12 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """The checkpoint written."""
+    """The checkpoint written; ``verified`` says what was run of the file itself, where its format can be run."""
 
     path: str
     digest: str
     format: str
+    verified: Verified | None = None
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,28 @@ def drift_from(
     original: nn.Module, fused: nn.Module, trials: Sequence[Trial], exact: Sequence[Outcome], effect: Levels
 ) -> Drift:
     """As ``drift``, from the original's outcomes in float64 and the effect of rounding the weights."""
-    before = run(copy_with(original, as_stored), trials, {})
     after = run(copy_with(fused, as_stored), trials, between(original, fused))
+    return drift_of(original, trials, (exact, after), effect, alike=main_dtype(original) == main_dtype(fused))
+
+
+def drift_of(
+    original: nn.Module,
+    trials: Sequence[Trial],
+    outcomes: tuple[Sequence[Outcome], Sequence[Outcome]],
+    effect: Levels,
+    *,
+    alike: bool,
+) -> Drift:
+    """As ``drift_from``, of a fused network that has run already, in whatever runtime.
+
+    ``outcomes`` are the original's in float64 and the fused network's; ``alike`` says whether the dtypes of the two
+    networks' outputs have to agree.
+    """
+    exact, after = outcomes
+    before = run(copy_with(original, as_stored), trials, {})
     keys = [key for key in effect if _sound(exact, before, key)]
     if not keys:
         return Drift((), measured=False, problem=_why_unmeasured(before, main_dtype(original)))
-    alike = main_dtype(original) == main_dtype(fused)
     if problem := _problem(trials, keys, before, after, alike=alike):
         return Drift((), problem=problem)
     return _drift(trials, keys, (exact, before, after), effect)

@@ -24,6 +24,7 @@ __all__ = [
     "TrialComparison",
     "Verdict",
     "Verification",
+    "Verified",
 ]
 
 Verdict = Literal["same", "different", "could-not-tell"]
@@ -83,6 +84,24 @@ class Drift:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
         return dict(json_ready({"passed": self.passed, "worst": self.worst}) | json_ready(self))
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A written file that was run and held against the original: in which ``runtime`` and on which inputs.
+
+    ``shapes`` are those that the file takes, dynamic axes by name; ``refused`` the inputs that the original takes and
+    the file does not, as its shapes say. ``error`` is the worst output's rms error relative to the original in float64,
+    ``own`` the original's own there, ``allowed`` what arithmetic explains.
+    """
+
+    runtime: str
+    shapes: tuple[str, ...]
+    compared: tuple[str, ...]
+    refused: tuple[str, ...]
+    error: float
+    own: float
+    allowed: float
 
 
 @dataclass(frozen=True)

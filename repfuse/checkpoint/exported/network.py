@@ -1,0 +1,85 @@
+"""An exported program as a network that is called with plain tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from repfuse.checkpoint.exported.contract import input_values
+from repfuse.checkpoint.recognise import damaged
+from repfuse.errors import RepfuseError
+from repfuse.tracing.skeleton import first_line
+
+
+def opened(program: ExportedProgram, path: Path) -> tuple[ExportedProgram, fx.GraphModule]:
+    """Return the program of the file at ``path``, with an example, and its network.
+
+    Raises RepfuseError where its parts do not fit each other, or where it takes more than tensors.
+    """
+    try:
+        complete(program, path)
+        return program, network_of(program)
+    except RepfuseError:
+        raise
+    except Exception as error:  # torch makes code of what the file says, and runs it: anything may be wrong with it
+        raise damaged(path, f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def network_of(program: ExportedProgram) -> fx.GraphModule:
+    """Return the program's network: its flattened inputs are its arguments, its outputs are nested as the program's.
+
+    It refuses what the program refuses: the guards are part of its graph.
+    """
+    module = program.module()
+    assert isinstance(module, fx.GraphModule)
+    graph = module.graph
+    (output,) = graph.find_nodes(op="output")
+    if program.call_spec.out_spec is not None:
+        output.args = (pytree.tree_unflatten(list(output.args[0]), program.call_spec.out_spec),)
+    graph.set_codegen(CodeGen())
+    network = fx.GraphModule(module, graph)  # without the methods and hooks that torch.export put on the other
+    return network.eval()
+
+
+def complete(program: ExportedProgram, path: Path) -> ExportedProgram:
+    """Give the program an example where its file has none, and return it.
+
+    Raises RepfuseError where an input is no tensor.
+    """
+    values = input_values(program)
+    if len(values) != len(program.graph_signature.user_inputs) or not all(isinstance(v, Tensor) for v in values):
+        raise RepfuseError(
+            f"{path} takes inputs that are no tensors.",
+            "repfuse calls a network with tensors alone.",
+            "Export it with those inputs fixed: functools.partial, or default values.",
+        )
+    if program.example_inputs is None or not pytree.tree_leaves(program.example_inputs):
+        assert program.call_spec.in_spec is not None
+        made = [_example(value, seed) for seed, value in enumerate(values)]
+        program.example_inputs = pytree.tree_unflatten(made, program.call_spec.in_spec)
+    return program
+
+
+def flat_inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
+    """Return the program's example as the arguments of its network."""
+    return tuple(pytree.tree_leaves(program.example_inputs))
+
+
+def _example(value: Tensor, seed: int) -> Tensor:
+    """Return random values in the shape of a fake tensor; a dynamic axis gets the size it was exported with, or 2."""
+    sizes = [_size(size) for size in value.shape]
+    generator = torch.Generator().manual_seed(seed)
+    if value.dtype.is_floating_point or value.dtype.is_complex:
+        return torch.randn(sizes, generator=generator).to(value.dtype)
+    return torch.randint(0, 2, sizes, generator=generator).to(value.dtype)
+
+
+def _size(size: int | torch.SymInt) -> int:
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else 2

@@ -1,0 +1,102 @@
+"""Writing ONNX files, and running them in ONNX Runtime. Needs the extra ``onnx``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from repfuse.checkpoint.exported.quiet import quietly
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.tracing.skeleton import first_line
+from repfuse.verifying.copies import Outcome
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+LARGEST = 2_000_000_000  # bytes: a protobuf message ends at 2 GiB, and the graph is part of it
+PROVIDERS = ["CPUExecutionProvider"]
+
+
+def check_installed() -> None:
+    """Raise RepfuseError where a package that this format needs is missing."""
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise RepfuseError(
+            "ONNX files need packages that are not installed.",
+            f"Missing: {', '.join(missing)}.",
+            "Install them: pip install 'repfuse[onnx]'.",
+        )
+
+
+def write(program: ExportedProgram, path: Path) -> None:
+    """Write ``program`` as one ONNX file. Raises RepfuseError where it cannot be expressed, OSError for a disk."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    if size > LARGEST:
+        raise RepfuseError(
+            "The network is too large for one ONNX file.",
+            f"Its weights take {size / 1e9:.1f} GB, and such a file holds 2 GB.",
+            "Choose --format pt2 or safetensors.",
+        )
+    try:
+        with quietly():
+            exported = torch.onnx.export(program, dynamo=True, verbose=False)
+    except Exception as error:  # the exporter raises what it likes
+        raise RepfuseError(
+            "The network cannot be exported to ONNX.",
+            _cause(error),
+            "Choose --format pt2 or safetensors.",
+            exit_code=EXIT_FAILED_CHECK,
+        ) from error
+    assert exported is not None
+    exported.save(str(path), external_data=False)
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first of a chain of errors as text: the exporter's own only says that a step failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def runtime_name() -> str:
+    """Return the runtime and its version."""
+    return f"ONNX Runtime {importlib.import_module('onnxruntime').__version__}"
+
+
+def runner(path: Path, names: Sequence[str]) -> Callable[[tuple[Any, ...]], Outcome]:
+    """Return what runs the file on tensors; ``names`` are those of its outputs in the original.
+
+    Raises RepfuseError where ONNX Runtime does not load the file.
+    """
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what it refuses is said once, by us
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=PROVIDERS)
+    except Exception as error:  # it has an exception class per status, and no common one
+        raise RepfuseError(
+            "ONNX Runtime does not load what was written; nothing was kept.",
+            first_line(error),
+            "Choose --format pt2 or safetensors.",
+            exit_code=EXIT_FAILED_CHECK,
+        ) from error
+    return lambda inputs: _run(session, inputs, names)
+
+
+def _run(session: Any, inputs: tuple[Any, ...], names: Sequence[str]) -> Outcome:
+    try:
+        fed = {slot.name: _array(tensor) for slot, tensor in zip(session.get_inputs(), inputs, strict=True)}
+        outputs = [torch.from_numpy(array) for array in session.run(None, fed)]
+        return Outcome(dict(zip(names, outputs, strict=True)))
+    except Exception as error:  # likewise
+        return Outcome({}, f"{type(error).__name__}: {first_line(error)}")
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().numpy()

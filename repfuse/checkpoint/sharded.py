@@ -1,0 +1,96 @@
+"""Weights in several safetensors files, and the index that says which name is in which of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repfuse.checkpoint import safetensors_file
+from repfuse.checkpoint.recognise import Container, damaged, index_in, recognise
+from repfuse.errors import RepfuseError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHOWN = 4
+LARGEST = 100_000_000  # bytes of an index: a million names
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
+    """Return the tensors of all shards in the order of the index, and the files they are from, the index first.
+
+    ``path`` is the index, or the folder that holds it. Every name must be in exactly the shard that the index says, and
+    every shard a file beside the index. Raises RepfuseError where that is not so.
+    """
+    index = index_in(path) if path.is_dir() else path
+    assert index is not None
+    places = _weight_map(index)
+    shards = {name: index.parent / name for name in dict.fromkeys(places.values())}
+    if absent := [name for name, shard in shards.items() if not shard.is_file()]:
+        raise RepfuseError(
+            f"{len(absent)} of the {len(shards)} shards of {index} are missing.",
+            f"There is no {_listed(absent)} beside it.",
+            "Download all of them into that folder.",
+        )
+    held = {name: _read(shard) for name, shard in shards.items()}
+    _check(index, places, held)
+    return {name: held[shard][name] for name, shard in places.items()}, (index, *shards.values())
+
+
+def digest_of(files: tuple[Path, ...]) -> str:
+    """Return ``sha256:`` and one digest over all files, each by its own digest."""
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            whole.update(hashlib.file_digest(opened, "sha256").digest())
+    return f"sha256:{whole.hexdigest()}"
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    if index.stat().st_size > LARGEST:
+        raise damaged(index, f"an index of more than {LARGEST:,} bytes")
+    try:
+        places: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(index, f"it is no index of shards ({type(error).__name__}: {error})") from error
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise damaged(index, "its weight_map is not a table of names")
+    for name in places.values():
+        if Path(name).name != name or "\\" in name or "\0" in name:
+            what = f"{index} names a shard outside its own folder."
+            raise RepfuseError(what, f"It names {name!r}.", "Get the index again from where the weights are from.")
+    return places
+
+
+def _read(shard: Path) -> dict[str, Tensor]:
+    if recognise(shard) is not Container.SAFETENSORS:
+        raise RepfuseError(
+            f"The shard {shard} is not a safetensors file.",
+            "repfuse joins shards of this format alone.",
+            "Save the weights again: model.save_pretrained(folder, safe_serialization=True).",
+        )
+    return safetensors_file.read(shard)[0]
+
+
+def _check(index: Path, places: dict[str, str], held: dict[str, dict[str, Tensor]]) -> None:
+    missing = [name for name, shard in places.items() if name not in held[shard]]
+    times = Counter(name for tensors in held.values() for name in tensors)
+    for names, what in (
+        (missing, "not in the shard that the index says"),
+        ([name for name, count in times.items() if count > 1], "in more than one shard"),
+        ([name for name in times if name not in places], "in a shard, and not in the index"),
+    ):
+        if names:
+            raise RepfuseError(
+                f"The shards do not fit {index}.",
+                f"{len(names)} {what}: {_listed(names)}.",
+                "Get the index and all its shards again, from one place.",
+            )
+
+
+def _listed(names: list[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
