@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,10 @@ class Checkpoint:
     allow: tuple[str, ...] = ()
     trust: bool = False
 
+    def without_metadata(self) -> Checkpoint:
+        """The same without what the file holds beside the network; the keys that lead to the network stay."""
+        return replace(self, around=self.around.without_metadata(), metadata={})
+
     @property
     def plan(self) -> Plan | None:
         """The plan that made the network, where the file is a fused state dict."""
@@ -72,7 +76,7 @@ def load(
     model: str | None = None,
     model_args: Mapping[str, Any] | Iterable[str] | None = None,
     input: str | None = None,
-    key: str | None = None,
+    weights: str = "auto",
     allow: Collection[str] = (),
     trust: bool = False,
     device: str = "cpu",
@@ -81,8 +85,9 @@ def load(
 
     ``model`` names how to build the network of a state dict (``timm:NAME``, ``torchvision:NAME``,
     ``package.module:callable``, ``path/to/file.py:callable``), ``model_args`` its arguments. ``input`` is an example's
-    shape (``1x3x224x224``). ``key`` picks one of several networks in a training checkpoint. No code of the file runs:
-    it may name networks of torch, torchvision, timm and the packages in ``allow``; ``trust`` lets it run anything.
+    shape (``1x3x224x224``). ``weights`` picks one of several networks in a file: ``ema`` (averaged), ``model``
+    (trained), a dotted key, or ``auto``: the averaged one where there is one. No code of the file runs: it may name
+    networks of torch, torchvision, timm and the packages in ``allow``; ``trust`` lets it run anything.
     Raises RepfuseError with what is wrong and what to do.
     """
     path, given = Path(path), list(model_args.items() if isinstance(model_args, Mapping) else model_args or ())
@@ -90,7 +95,7 @@ def load(
         raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
     shapes = example.parse_shapes(input) if input is not None else None
     source = model_source(model, model_args) if model is not None else None
-    opened = open_checkpoint(path, key, trust=trust)
+    opened = open_checkpoint(path, weights, trust=trust)
     network = network_of(opened, source, allow, partial(rewrite, weights=False), trust=trust)
     module = _on(network.module, device)
     shapes, origin, said = _shapes(shapes, opened, network)
@@ -104,7 +109,7 @@ def load(
         input_origin=origin,
         notes=(*opened.contents.notes, *network.notes, *said),
         plans=network.plans,
-        around=opened.contents.around,
+        around=replace(opened.contents.around, naming=network.naming),
         metadata={name: text for name, text in opened.metadata.items() if name != RECIPE},
         allow=tuple(allow),
         trust=trust,
@@ -119,17 +124,21 @@ def save(
     plan: Plan | None = None,
     format: str | None = None,
     force: bool = False,
+    keep_metadata: bool = True,
 ) -> Saved:
     """Write ``module``, which was made from ``checkpoint``, to ``out``: as a whole or not at all.
 
     The format is ``format`` (``module``, ``state-dict``, ``safetensors``), else what the suffix of ``out`` says, else
     the checkpoint's. ``plan`` is the plan that made ``module``; without it, it is made again. It is written along with
-    a state dict, so that ``load`` can build the network again. The file is read back and compared before it counts.
+    a state dict, so that ``load`` can build the network again. What else the checkpoint holds goes along as far as it
+    stays true, unless ``keep_metadata`` is false; the notes name what is kept and what is not. The file is read back
+    and compared before it counts.
     Raises RepfuseError where ``out`` is the input, exists (without ``force``) or cannot be written.
     """
     out = Path(out)
     atomic.check_target(out, checkpoint.path, force=force)
     form = saving.format_for(out, format, checkpoint.format)
+    checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
     with atomic.replacing(out) as temporary:
         notes = _write(checkpoint, module, plan, form, temporary)
     return Saved(out, digest_of(out), form, tuple(notes))
@@ -161,19 +170,23 @@ def _shapes(given: Shapes | None, opened: Opened, network: Network) -> tuple[Sha
 def _write(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path) -> list[str]:
     """Write the file at ``path``, and return what the user must be told of it."""
     layout = checkpoint.around
-    left_out = [f"left out of the training checkpoint: {', '.join(layout.left_out)}"] if layout.left_out else []
     if form == "module":
         written = saving.write_torch(module, layout, path, trust=checkpoint.trust)
-        return left_out + _trust_note(written, checkpoint)
+        return layout.said() + _texts_lost(checkpoint) + _trust_note(written, checkpoint)
     recipe = _recipe(checkpoint, module, plan)
     unbuilt = [] if recipe else ["the file does not say how its network is built: load_state_dict takes it"]
     state = saving.state_of(module, layout, recipe)
     if form == "state-dict":
         saving.write_torch(state, layout, path, trust=False)
-        return left_out + unbuilt
+        return layout.said() + _texts_lost(checkpoint) + unbuilt
     saving.write_safetensors(state, {**checkpoint.metadata, **({RECIPE: recipe} if recipe else {})}, path)
     alone = ["safetensors holds weights alone: the rest of the training checkpoint is left out"] if layout.keys else []
     return alone + unbuilt
+
+
+def _texts_lost(checkpoint: Checkpoint) -> list[str]:
+    lost = [name for name in checkpoint.metadata if name != "format"]
+    return [f"left out, for only safetensors holds it: the metadata {', '.join(lost)}"] if lost else []
 
 
 def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> str | None:

@@ -28,16 +28,19 @@ class Opened:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def open_checkpoint(path: Path, key: str | None = None, *, trust: bool = False) -> Opened:
-    """Read the file at ``path``. Without ``trust``, none of its code runs and modules stay records."""
+def open_checkpoint(path: Path, weights: str = "auto", *, trust: bool = False) -> Opened:
+    """Read the file at ``path``, and find the network in it that ``weights`` asks for (see contents.find).
+
+    Without ``trust``, none of the file's code runs and modules stay records.
+    """
     container = recognise(path)
     digest = digest_of(path)
     if container is Container.SAFETENSORS:
         tensors, metadata = safetensors_file.read(path)
-        contents, text = find(OrderedDict(tensors), path), metadata.get(RECIPE)
+        contents, text = find(OrderedDict(tensors), path, weights), metadata.get(RECIPE)
         return Opened(path, "safetensors", digest, contents, _recipe(text, path), metadata)
     tree: Any = torch_pickle.read_trusted(path) if trust else torch_pickle.read(path, container)
-    contents = find(tree, path, key)
+    contents = find(tree, path, weights)
     form = "state-dict" if contents.module is None else "module"
     return Opened(path, form, digest, contents, _recipe(contents.recipe, path))
 

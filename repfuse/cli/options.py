@@ -15,7 +15,12 @@ OUTPUT = "Output"
 
 Checkpoint = Annotated[
     Path,
-    typer.Argument(metavar="IN", show_default=False, help="A checkpoint: a pickled module, a state dict, safetensors."),
+    typer.Argument(
+        metavar="IN",
+        show_default=False,
+        help="A checkpoint: a pickled module, a state dict, safetensors, a training checkpoint, a snapshot folder of "
+        "the Hugging Face hub, or hf-hub:USER/NAME for one that is fetched.",
+    ),
 ]
 Original = Annotated[
     Path, typer.Argument(metavar="ORIGINAL", show_default=False, help="The checkpoint that is known to be right.")
@@ -44,6 +49,16 @@ Input = Annotated[
         metavar="SHAPE",
         help="The example input, as 1x3x224x224 or 1x3x224x224:float16. Without it: what the checkpoint or the model "
         "source knows, else a guess that is said.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        metavar="WHICH",
+        help="Which weights of a training checkpoint: ema (averaged), model (trained), or a dotted key such as "
+        "state_dict.teacher. auto takes the averaged ones where there are some, and says so.",
         rich_help_panel=NETWORK,
     ),
 ]
