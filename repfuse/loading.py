@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from repfuse.checkpoint import atomic, example, saving
 from repfuse.checkpoint.allow import names_refused
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.contents import RECIPE
+from repfuse.checkpoint.deploy import mode
 from repfuse.checkpoint.inert import origins
 from repfuse.checkpoint.network import Network, network_of
 from repfuse.checkpoint.opening import Opened, digest_of, open_checkpoint
@@ -24,6 +26,7 @@ from repfuse.errors import RepfuseError
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
+from repfuse.version import __version__
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,16 @@ class Checkpoint:
     def without_metadata(self) -> Checkpoint:
         """The same without what the file holds beside the network; the keys that lead to the network stay."""
         return replace(self, around=self.around.without_metadata(), metadata={})
+
+    @property
+    def fused_already(self) -> str:
+        """What is known of earlier fusing, in words; empty where nothing is."""
+        if self.plans:
+            sites = sum(len(plan.sites) for plan in self.plans)
+            return f"fused already: repfuse wrote this file, with {sites} {'site' if sites == 1 else 'sites'} fused"
+        if isinstance(mark := vars(self.module).get(RECIPE), str):
+            return f"fused already: {mark}"
+        return mode(self.module.state_dict())
 
     @property
     def plan(self) -> Plan | None:
@@ -171,7 +184,8 @@ def _write(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: s
     """Write the file at ``path``, and return what the user must be told of it."""
     layout = checkpoint.around
     if form == "module":
-        written = saving.write_torch(module, layout, path, trust=checkpoint.trust)
+        with _marked(module, fused=module is not checkpoint.module):
+            written = saving.write_torch(module, layout, path, trust=checkpoint.trust)
         return layout.said() + _texts_lost(checkpoint) + _trust_note(written, checkpoint)
     recipe = _recipe(checkpoint, module, plan)
     unbuilt = [] if recipe else ["the file does not say how its network is built: load_state_dict takes it"]
@@ -182,6 +196,19 @@ def _write(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: s
     saving.write_safetensors(state, {**checkpoint.metadata, **({RECIPE: recipe} if recipe else {})}, path)
     alone = ["safetensors holds weights alone: the rest of the training checkpoint is left out"] if layout.keys else []
     return alone + unbuilt
+
+
+@contextmanager
+def _marked(module: nn.Module, *, fused: bool) -> Iterator[None]:
+    """While it is written, a fused module says in a text who fused it, as a state dict does in its recipe."""
+    if not fused or RECIPE in vars(module):
+        yield
+        return
+    vars(module)[RECIPE] = f"written by repfuse {__version__}"
+    try:
+        yield
+    finally:
+        del vars(module)[RECIPE]
 
 
 def _texts_lost(checkpoint: Checkpoint) -> list[str]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from repfuse.checkpoint import deploy
 from repfuse.checkpoint.build import build
 from repfuse.checkpoint.contents import no_network
-from repfuse.checkpoint.fitting import fit
+from repfuse.checkpoint.fitting import expected_of, fit
 from repfuse.checkpoint.inert import module_state, tensors_of
 from repfuse.checkpoint.naming import Naming
 from repfuse.checkpoint.recipe import Recipe, check_buildable
@@ -102,9 +103,17 @@ def _filled(
         module = replay(module, plan)
     naming = fit(state, module, opened.contents.chosen, f"{opened.path} holds")
     weights = naming.of_network(state)
+    deploy.check(weights, module.state_dict(), source, str(opened.path), lambda other: _fits(weights, other))
     match_dtype(module, weights)
     notes = load_weights(module, weights, opened.path, str(source))
     return Network(module, source, plans, (*naming.notes(), *notes), naming)
+
+
+def _fits(weights: OrderedDict[str, Tensor], source: ModelSource) -> bool:
+    try:
+        return expected_of(build(source)).fits(weights)
+    except RepfuseError:
+        return False
 
 
 def _source_of(opened: Opened, recipe: Recipe | None, allow: Collection[str], *, trust: bool) -> ModelSource:

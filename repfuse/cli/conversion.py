@@ -77,7 +77,14 @@ def _proven(checkpoint: Checkpoint, policy: Policy, progress: Progress) -> tuple
 
 
 def _report(status: Status, checkpoint: Checkpoint, found: Plan, seconds: float) -> Report:
-    return Report(status, environment(), input_of(checkpoint), found, seconds, notes=checkpoint.notes)
+    notes = (*checkpoint.notes, *_earlier(checkpoint, found))
+    return Report(status, environment(), input_of(checkpoint), found, seconds, notes=notes)
+
+
+def _earlier(checkpoint: Checkpoint, found: Plan) -> list[str]:
+    """Say what was fused before; where nothing is left, that there is nothing to do."""
+    earlier = checkpoint.fused_already
+    return [earlier if found.sites else f"nothing to do: {earlier}"] if earlier else []
 
 
 def _write(report: Report, path: Path) -> None:
