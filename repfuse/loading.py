@@ -17,16 +17,20 @@ from repfuse.checkpoint.allow import names_refused
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.deploy import mode
+from repfuse.checkpoint.hub import fetch, is_hub_name
 from repfuse.checkpoint.inert import origins
 from repfuse.checkpoint.network import Network, network_of
 from repfuse.checkpoint.opening import Opened, digest_of, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
+from repfuse.checkpoint.snapshot import is_snapshot, open_snapshot
 from repfuse.checkpoint.source import ModelSource, model_source
 from repfuse.errors import RepfuseError
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
 from repfuse.version import __version__
+
+ONE_FILE = "a fused network is no architecture of timm any more: what is written from this folder is one file"
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def load(
 ) -> Checkpoint:
     """Return the checkpoint at ``path``, whose format is recognised by its content.
 
+    ``path`` may also be a snapshot folder of the Hugging Face hub for timm, or ``hf-hub:USER/NAME``, which is fetched.
     ``model`` names how to build the network of a state dict (``timm:NAME``, ``torchvision:NAME``,
     ``package.module:callable``, ``path/to/file.py:callable``), ``model_args`` its arguments. ``input`` is an example's
     shape (``1x3x224x224``). ``weights`` picks one of several networks in a file: ``ema`` (averaged), ``model``
@@ -103,12 +108,12 @@ def load(
     networks of torch, torchvision, timm and the packages in ``allow``; ``trust`` lets it run anything.
     Raises RepfuseError with what is wrong and what to do.
     """
-    path, given = Path(path), list(model_args.items() if isinstance(model_args, Mapping) else model_args or ())
+    given = list(model_args.items() if isinstance(model_args, Mapping) else model_args or ())
     if given and model is None:
         raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
     shapes = example.parse_shapes(input) if input is not None else None
     source = model_source(model, model_args) if model is not None else None
-    opened = open_checkpoint(path, weights, trust=trust)
+    opened, found = _opened(path, weights, trust=trust, built=source is not None)
     network = network_of(opened, source, allow, partial(rewrite, weights=False), trust=trust)
     module = _on(network.module, device)
     shapes, origin, said = _shapes(shapes, opened, network)
@@ -116,11 +121,11 @@ def load(
         module=module,
         example_inputs=example.make_inputs(shapes, module),
         format=opened.format if network.source is None or opened.format != "module" else "state-dict",
-        path=path,
+        path=opened.path,
         digest=opened.digest,
         source=network.source,
         input_origin=origin,
-        notes=(*opened.contents.notes, *network.notes, *said),
+        notes=(*found, *opened.contents.notes, *network.notes, *said),
         plans=network.plans,
         around=replace(opened.contents.around, naming=network.naming),
         metadata={name: text for name, text in opened.metadata.items() if name != RECIPE},
@@ -151,10 +156,21 @@ def save(
     out = Path(out)
     atomic.check_target(out, checkpoint.path, force=force)
     form = saving.format_for(out, format, checkpoint.format)
+    dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
     with atomic.replacing(out) as temporary:
         notes = _write(checkpoint, module, plan, form, temporary)
-    return Saved(out, digest_of(out), form, tuple(notes))
+    return Saved(out, digest_of(out), form, (*notes, *dropped))
+
+
+def _opened(path: str | Path, weights: str, *, trust: bool, built: bool) -> tuple[Opened, tuple[str, ...]]:
+    """Return what is at ``path``, and what to say of where it was found."""
+    if not is_hub_name(path) and not is_snapshot(Path(path)):
+        return open_checkpoint(Path(path), weights, trust=trust), ()
+    folder, revision = fetch(str(path)) if is_hub_name(path) else (Path(path), "")
+    opened = open_snapshot(folder, weights, trust=trust, built=built)
+    said = (f"{path} is revision {revision} of the hub, kept in {folder}",) if revision else ()
+    return opened, (*said, ONE_FILE)
 
 
 def _on(module: nn.Module, device: str) -> nn.Module:
@@ -172,7 +188,7 @@ def _shapes(given: Shapes | None, opened: Opened, network: Network) -> tuple[Sha
     """Return the shapes of the example inputs, where they are from, and what to say of that."""
     if given is not None:
         return given, "given", ()
-    if opened.recipe is not None:
+    if opened.recipe is not None and opened.recipe.input:
         return example.parse_shapes(opened.recipe.input), "checkpoint", ()
     if known := example.known_shape(network.module, network.source.arguments if network.source else {}):
         return (known,), "model source" if network.source else "checkpoint", ()
@@ -194,7 +210,8 @@ def _write(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: s
         saving.write_torch(state, layout, path, trust=False)
         return layout.said() + _texts_lost(checkpoint) + unbuilt
     saving.write_safetensors(state, {**checkpoint.metadata, **({RECIPE: recipe} if recipe else {})}, path)
-    alone = ["safetensors holds weights alone: the rest of the training checkpoint is left out"] if layout.keys else []
+    rest = [*layout.kept(), *layout.left_out]
+    alone = [f"safetensors holds weights alone: left out of the training checkpoint: {', '.join(rest)}"] if rest else []
     return alone + unbuilt
 
 
@@ -211,9 +228,9 @@ def _marked(module: nn.Module, *, fused: bool) -> Iterator[None]:
         del vars(module)[RECIPE]
 
 
-def _texts_lost(checkpoint: Checkpoint) -> list[str]:
+def _texts_lost(checkpoint: Checkpoint, why: str = "only safetensors holds it") -> list[str]:
     lost = [name for name in checkpoint.metadata if name != "format"]
-    return [f"left out, for only safetensors holds it: the metadata {', '.join(lost)}"] if lost else []
+    return [f"left out of the metadata: {', '.join(lost)} ({why})"] if lost else []
 
 
 def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> str | None:

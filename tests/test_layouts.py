@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zipfile
 from collections import OrderedDict
 from copy import deepcopy
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Cli
+from safetensors import safe_open
+from safetensors.torch import save_file
 from support.layouts import ARGUMENTS, AVERAGED, MODEL, TRAINED, WEIGHTS, WRITERS, X, foreign, mmengine, prefixed
 from torch import nn
 
@@ -313,12 +316,37 @@ def test_a_class_of_a_dictionary_inside_a_network_is_still_refused(tmp_path: Pat
 
 
 def test_the_text_of_a_safetensors_file_is_dropped_by_name(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     save_file(TRAINED.state_dict(), tmp_path / "in.safetensors", {"author": "me", "format": "pt"})
     checkpoint = opened(tmp_path / "in.safetensors")
-    saved = save(checkpoint, checkpoint.module, tmp_path / "out.pt")
-    assert any("author" in note and "format" not in note for note in saved.notes)
+    for out, options in (("a.pt", {}), ("b.safetensors", {"keep_metadata": False})):
+        saved = save(checkpoint, checkpoint.module, tmp_path / out, **options)
+        assert any(note.startswith("left out of the metadata: author (") for note in saved.notes)
+    kept = save(checkpoint, checkpoint.module, tmp_path / "c.safetensors")
+    assert not any("metadata" in note for note in kept.notes)
+    with safe_open(tmp_path / "b.safetensors", "pt") as file:
+        assert "author" not in file.metadata()
+
+
+def test_what_safetensors_cannot_hold_is_named(tmp_path: Path) -> None:
+    WRITERS["timm"](tmp_path / "in.pt")
+    checkpoint = opened(tmp_path / "in.pt")
+    saved = save(checkpoint, checkpoint.module, tmp_path / "out.safetensors")
+    assert all(key in saved.notes[0] for key in ("epoch", "args", "metric", "optimizer", "state_dict"))
+
+
+def test_arrays_of_older_numpy_are_read(tmp_path: Path) -> None:
+    """Before version 2 the functions that make them had another name."""
+    values = {"array": np.arange(6.0).reshape(2, 3).T, "one": np.float32(0.5), "big": np.array([1], ">i4")}
+    torch.save({"state_dict": TRAINED.state_dict(), **values}, tmp_path / "new.pt")
+    with zipfile.ZipFile(tmp_path / "new.pt") as new, zipfile.ZipFile(tmp_path / "old.pt", "w") as old:
+        for name in new.namelist():
+            old.writestr(name, new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert b"numpy.core.multiarray" in (tmp_path / "old.pt").read_bytes()
+    for path in (tmp_path / "new.pt", tmp_path / "old.pt"):
+        found = opened(path).around.others[0]
+        assert all(np.array_equal(found[name], value) for name, value in values.items())
+        assert {name: found[name].dtype for name in values} == {name: value.dtype for name, value in values.items()}
+        assert type(found["one"]) is np.float32
 
 
 def test_as_a_user_runs_it(cli: Cli, tmp_path: Path) -> None:
