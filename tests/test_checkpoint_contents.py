@@ -84,6 +84,15 @@ def test_what_goes_stale_or_is_no_plain_data_is_left_out() -> None:
     assert set(layout.left_out) == {"optimizer_state_dict", "lr_scheduler", "state_dict", "sampler"}
 
 
+def test_copies_go_and_other_networks_stay() -> None:
+    other = {"conv1.weight": torch.ones(1), "0.weight": torch.ones(1)}  # one name in common
+    copy = OrderedDict((f"module.{name}", tensor) for name, tensor in STATE.items())
+    container = {"state_dict": STATE, "discriminator": other, "callbacks": {"swa": {"average": copy}}}
+    layout = find(container, PATH).around
+    assert layout.kept() == ["discriminator"]
+    assert layout.left_out == {"callbacks": "another copy of the weights"}
+
+
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),

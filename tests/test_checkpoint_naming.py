@@ -131,6 +131,27 @@ def test_of_two_networks_that_fit_none_is_guessed() -> None:
     assert "student." in naming.notes()[-1]
 
 
+def test_a_network_of_other_shapes_or_a_missing_tie_is_told_apart() -> None:
+    state = prefixed("student.") | prefixed("teacher.")
+    state["student.head.weight"] = torch.ones(7, 2)
+    naming = fitted(state)
+    assert naming.in_file("") == "teacher."
+    assert naming.extras.keys() == prefixed("student.").keys()  # another network, and no copy
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    both = prefixed("a.", tied.state_dict()) | prefixed("b.", tied.state_dict())
+    del both["a.0.weight"]
+    with pytest.raises(RepfuseError, match="several networks"):
+        fit(both, tied, BARE, ABOUT)
+
+
+def test_a_prefix_that_is_not_there_is_answered_with_those_that_are() -> None:
+    with pytest.raises(RepfuseError, match="no weights for names") as error:
+        fitted(prefixed("model.") | {"ema.loss": torch.ones(1)}, Chosen((), "ema."))
+    assert "'model.'" in error.value.why
+    assert "--weights model" in error.value.hint
+
+
 @pytest.mark.parametrize("prefix", ["ema.", "model_ema.module.", "averaged_model."])
 def test_an_average_beside_the_trained_weights_is_chosen_by_kind(prefix: str) -> None:
     state = prefixed("model.") | prefixed(prefix)

@@ -103,6 +103,22 @@ def test_the_configuration_is_read_as_timm_reads_it(case: str, tmp_path: Path) -
     assert torch.equal(output(checkpoint.module, x), output(made, x))
 
 
+@pytest.mark.parametrize("case", ["pooling", "fixed size", "channels"])
+def test_a_configuration_without_arguments_says_the_same(case: str, tmp_path: Path) -> None:
+    """Older exports say all of it in pretrained_cfg; today's timm no longer reads a pooling there."""
+    name, arguments = CASES[case]
+    made = network(name, **{key: value for key, value in arguments.items() if key != "depth"})
+    snapshot(tmp_path, made, model_args={})
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    if case == "pooling":
+        config["pretrained_cfg"]["global_pool"] = "max"
+        path.write_text(json.dumps(config))
+    checkpoint = load(tmp_path)
+    x = torch.randn_like(checkpoint.example_inputs[0])
+    assert torch.equal(output(checkpoint.module, x), output(made, x))
+
+
 def test_pickled_weights_and_the_legacy_configuration(tmp_path: Path) -> None:
     made = network()
     snapshot(tmp_path, made, safe=False)

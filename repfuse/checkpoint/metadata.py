@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from repfuse.checkpoint.inert import ORIGIN, PLAIN, Record, is_reference, origin_of_dict
+from repfuse.checkpoint.inert import PLAIN, Record, is_reference, origin_of_dict
 
 MOMENTS = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone)
 HARMLESS = (np.ndarray, np.generic, np.dtype, pathlib.PurePath, *MOMENTS)  # where a trusted file gave them already
@@ -34,22 +34,17 @@ class Plain:
     def __init__(self) -> None:
         self.changed: set[str] = set()
         self.built: dict[int, tuple[Any, Any]] = {}  # by id: the original (kept alive, so the id stays its own), result
-        self.open: set[int] = set()
 
     def of(self, value: Any) -> Any:
         """Return ``value`` as plain data. Raises NotPlainError where it is none."""
         if id(value) in self.built:
             return self.built[id(value)][1]
-        if id(value) in self.open:
-            raise NotPlainError("a container that holds itself")
-        self.open.add(id(value))
         try:
             result = self._rebuilt(value)
-        except RecursionError as error:
+        except RecursionError as error:  # a container that holds itself too
             raise NotPlainError("containers nested without end") from error
         except TypeError as error:  # what is no plain data does not hash either
             raise NotPlainError("a container with odd keys") from error
-        self.open.discard(id(value))
         self.built[id(value)] = (value, result)
         return result
 
@@ -75,7 +70,7 @@ class Plain:
             return held
         same = type(value)(held)
         if isinstance(value, OrderedDict):
-            vars(same).update({key: self.of(item) for key, item in vars(value).items() if key != ORIGIN})
+            vars(same).update({key: self.of(item) for key, item in vars(value).items()})
         return same
 
     def _object(self, record: Record) -> Any:

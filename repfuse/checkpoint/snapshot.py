@@ -75,9 +75,8 @@ def _arguments(path: Path, config: dict[str, Any], pretrained: dict[str, Any], k
     classes = config.get("num_classes", pretrained.get("num_classes"))
     if classes is not None:
         arguments["num_classes"] = _number(path, "num_classes", classes, least=0)
-    pool = pretrained.get("global_pool")
-    if pool is not None and pool != known.global_pool:
-        arguments["global_pool"] = _plain(path, "global_pool", pool)
+    if pretrained.get("global_pool") is not None:  # of timm before 1.0
+        arguments["global_pool"] = _plain(path, "global_pool", pretrained["global_pool"])
     size = pretrained.get("input_size")
     if size is not None:
         channels, *pixels = _sizes(path, "input_size", size, 3)
