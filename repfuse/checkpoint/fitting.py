@@ -7,6 +7,7 @@ inside them. What no reading fits is an error later, said of the nearest one; no
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ LEVELS = ((), ("_orig_mod",), WRAPPERS)  # that is no name which people give; `m
 AVERAGED = re.compile(r"(^|[._])(ema|swa|avg|averaged?)([._]|$)")
 COUNTER = "n_averaged"  # what AveragedModel adds to the state dict
 ANCHORS = 4  # names of the network whose place in the file says what the prefix is
+PREFIXES = 64  # more than any file has networks; each is compared name by name
 
 
 class Expected(NamedTuple):
@@ -74,11 +76,12 @@ def _readings(state: Mapping[str, Any], expected: Expected, wrappers: tuple[str,
 
 
 def _prefixes(names: list[str], expected: Expected) -> list[str]:
-    found = {"": None}
+    """Return what may stand before the network's names: nothing, else what stands before most of the anchors."""
     every = list(expected.shapes)
-    for anchor in (*every[:ANCHORS], *every[-ANCHORS:]):
-        found |= {name[: -len(anchor)]: None for name in names if name.endswith(f".{anchor}")}
-    return list(found)
+    found: Counter[str] = Counter()
+    for anchor in {*every[:ANCHORS], *every[-ANCHORS:]}:
+        found.update(name[: -len(anchor)] for name in names if name.endswith(f".{anchor}"))
+    return ["", *sorted(prefix for prefix, _ in found.most_common(PREFIXES))]
 
 
 def _is_wanted(naming: Naming, state: Mapping[str, Any], chosen: Chosen) -> bool:

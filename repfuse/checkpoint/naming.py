@@ -19,13 +19,13 @@ SHOWN = 6
 class Naming:
     """``prefix`` stands before each name; ``wrapped`` are paths of modules, and the wrappers' segments behind each.
 
-    Prefix and paths are written without wrappers, and the paths begin with the prefix; longer paths come first.
+    Prefix and paths are written without wrappers, and the paths begin with the prefix; the empty one is the whole.
     ``extras`` are the entries of the state dict that belong to none of the network's names, ``copies`` the prefixes of
     other copies of the weights, which are no extras.
     """
 
     prefix: str = ""
-    wrapped: tuple[tuple[str, str], ...] = ()
+    wrapped: dict[str, str] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
     copies: tuple[str, ...] = ()
 
@@ -35,7 +35,7 @@ class Naming:
 
     def of_network(self, state: Mapping[str, Any]) -> OrderedDict[str, Any]:
         """Return the file's entries by the network's names, with the versions of its modules and without the rest."""
-        wrappers = {segment for _, added in self.wrapped for segment in added.split(".")}
+        wrappers = {segment for added in self.wrapped.values() for segment in added.split(".")}
         bare = OrderedDict((without(name, wrappers), held) for name, held in state.items())
         cut = len(self.prefix)
         found = OrderedDict((name[cut:], held) for name, held in bare.items() if name.startswith(self.prefix))
@@ -59,7 +59,7 @@ class Naming:
         said, before = [], self.in_file("")
         if before:
             said.append(f"took the prefix {before!r} off the names of the weights")
-        inner = [path[len(self.prefix) :] for path, _ in self.wrapped if len(path) >= len(self.prefix)]
+        inner = [path[len(self.prefix) :] for path in self.wrapped if len(path) >= len(self.prefix)]
         if inner and any(inner):
             said.append(f"took the wrapper of torch.compile or DataParallel out of the names under {listed(inner)}")
         if self.extras:
@@ -69,12 +69,14 @@ class Naming:
         return tuple(said)
 
 
-def insert(name: str, wrapped: Iterable[tuple[str, str]]) -> str:
+def insert(name: str, wrapped: Mapping[str, str]) -> str:
     """Return ``name`` with each wrapper's segments behind its path; the empty path is before everything."""
-    for path, added in wrapped:
-        if name.startswith(_dotted(path)):
-            name = _dotted(path) + added + name[len(_dotted(path)) :]
-    return name
+    segments = name.split(".")
+    made, path = wrapped.get("", "") + segments[0], segments[0]
+    for segment in segments[1:]:
+        made += "." + wrapped.get(path, "") + segment
+        path += f".{segment}"
+    return made
 
 
 def without(name: str, wrappers: Collection[str]) -> str:
@@ -82,20 +84,19 @@ def without(name: str, wrappers: Collection[str]) -> str:
     return ".".join(segment for segment in name.split(".") if segment not in wrappers)
 
 
-def wrapped_in(names: Iterable[str], wrappers: Collection[str]) -> tuple[tuple[str, str], ...] | None:
-    """Return where ``wrappers`` stand in the names, longest paths first; None where a module is wrapped in part."""
-    names, found = list(names), {}
+def wrapped_in(names: Iterable[str], wrappers: Collection[str]) -> dict[str, str] | None:
+    """Return where ``wrappers`` stand in the names, by the path before; None where a module is wrapped in part."""
+    names, wrapped = list(names), {}
     for name in names:
         path: list[str] = []
         added = ""
         for segment in name.split("."):
             if segment in wrappers:
                 added += f"{segment}."
-                found[".".join(path)] = added
+                wrapped[".".join(path)] = added
             else:
                 path.append(segment)
                 added = ""
-    wrapped = tuple(sorted(found.items(), key=lambda item: (-item[0].count("."), -len(item[0]))))
     back = all(insert(without(name, wrappers), wrapped) == name for name in names)
     return wrapped if back else None
 
