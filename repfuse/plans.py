@@ -80,7 +80,8 @@ class Part:
 
     ``path`` is its path, ``fingerprint`` identifies its graph, ``arguments`` describe those that it was traced with.
     ``matching_borders`` are the nodes of layers that pad with what lies beyond the border, as far as that depends on
-    the weights; ``shared`` the modules in it that are also used from outside, by their path within it.
+    the weights; ``shared`` the modules in it that are also used from outside, by their path within it. ``exported``
+    says that the graph is torch.export's.
     """
 
     path: str
@@ -88,6 +89,7 @@ class Part:
     arguments: Any
     matching_borders: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    exported: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,9 @@ def _site(entry: dict[str, Any]) -> Site:
 
 def _part(entry: dict[str, Any]) -> Part:
     borders, shared = (tuple(map(str, entry[name])) for name in ("matching_borders", "shared"))
-    return Part(str(entry["path"]), str(entry["fingerprint"]), entry["arguments"], borders, shared)
+    return Part(
+        str(entry["path"]), str(entry["fingerprint"]), entry["arguments"], borders, shared, bool(entry["exported"])
+    )
 
 
 def _refusal(entry: dict[str, Any]) -> Refusal:
