@@ -186,7 +186,7 @@ def test_a_module_wrapped_in_part_is_not_wrapped() -> None:
 @pytest.mark.parametrize("name", ["_orig_mod.module.x", "stem.0.weight"])
 def test_a_file_of_very_many_names_takes_no_time(name: str) -> None:
     """Seconds where every name is compared with some others, hours where it is with all."""
-    state = {f"a{i}.{name}": torch.ones(0) for i in range(20_000)}
+    state = {f"a{i}.{name}": torch.ones(0) for i in range(10_000)}
     started = time.process_time()
     fitted(state)
     assert time.process_time() - started < 20

@@ -81,6 +81,8 @@ def insert(name: str, wrapped: Mapping[str, str]) -> str:
 
 def without(name: str, wrappers: Collection[str]) -> str:
     """Return ``name`` (of a weight or a module) without the wrappers' segments."""
+    if not wrappers:
+        return name
     return ".".join(segment for segment in name.split(".") if segment not in wrappers)
 
 
