@@ -66,9 +66,9 @@ class Checkpoint:
         """What is known of earlier fusing, in words; empty where nothing is."""
         if self.plans:
             sites = sum(len(plan.sites) for plan in self.plans)
-            return f"fused already: repfuse wrote this file, with {sites} {'site' if sites == 1 else 'sites'} fused"
+            return f"fused already by repfuse, {sites} {'site' if sites == 1 else 'sites'}"
         if isinstance(mark := vars(self.module).get(RECIPE), str):
-            return f"fused already: {mark}"
+            return f"fused already by {mark}"
         return mode(self.module.state_dict())
 
     @property
@@ -221,7 +221,7 @@ def _marked(module: nn.Module, *, fused: bool) -> Iterator[None]:
     if not fused or RECIPE in vars(module):
         yield
         return
-    vars(module)[RECIPE] = f"written by repfuse {__version__}"
+    vars(module)[RECIPE] = f"repfuse {__version__}"
     try:
         yield
     finally:

@@ -183,10 +183,10 @@ def test_what_repfuse_wrote_says_so(form: str, tmp_path: Path) -> None:
     saved = save(checkpoint, network, tmp_path / "out", plan=found, format=form)
     assert set(vars(network)) == attributes  # the network in memory stays as it is
     again = load(saved.path)
-    assert again.fused_already.startswith("fused already: ")
+    assert again.fused_already.startswith("fused already by repfuse")
     assert ("5 sites" in again.fused_already) == (form != "module")
     twice = save(again, again.module, tmp_path / "twice", format=form)
-    assert load(twice.path).fused_already.startswith("fused already: ")
+    assert load(twice.path).fused_already.startswith("fused already by repfuse")
     plain = save(checkpoint, checkpoint.module, tmp_path / "plain", format=form)
     assert load(plain.path).fused_already == ""
 
