@@ -573,7 +573,7 @@ def test_a_recipe_for_another_network_is_one_message(tmp_path: Path) -> None:
         recipe = json.loads(file.metadata()["repfuse"])
     for change, said in (
         ({"model_args": ["width=6"]}, "does not fit"),
-        ({"plans": []}, "do not fit"),
+        ({"plans": []}, "looks fused already"),
         ({"schema": 99}, "schema 99"),
         ({"plans": [{}]}, "not a plan"),
         ({"model": 3}, "how to build"),
