@@ -21,10 +21,6 @@ PATH = Path("x.pt")
 STATE = OrderedDict(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)).state_dict())
 
 
-def with_prefix(prefix: str) -> OrderedDict[str, torch.Tensor]:
-    return OrderedDict((prefix + name, tensor) for name, tensor in STATE.items())
-
-
 def same_weights(contents: Contents) -> bool:
     found = contents.state
     return found is not None and list(found) == list(STATE) and all(found[name] is STATE[name] for name in STATE)
@@ -50,7 +46,7 @@ def test_the_averaged_weights_come_first_and_this_is_said() -> None:
     assert same_weights(contents)
     assert "state_dict_ema" in contents.notes[0]
     assert "'state_dict'" in contents.notes[0]
-    chosen = find({"state_dict": other, "state_dict_ema": STATE}, PATH, key="state_dict")
+    chosen = find({"state_dict": other, "state_dict_ema": STATE}, PATH, weights="state_dict")
     assert not same_weights(chosen)
 
 
@@ -62,42 +58,13 @@ def test_an_empty_average_is_passed_over() -> None:
 def test_one_dictionary_inside_another() -> None:
     contents = find({"ema": {"module": STATE, "updates": 7}, "epoch": 1}, PATH)
     assert same_weights(contents)
-    assert contents.around.put("new") == {"epoch": 1, "ema": {"module": "new"}}
+    assert contents.around.put("new") == {"epoch": 1, "ema": {"module": "new", "updates": 7}}
 
 
 def test_a_key_that_the_user_names_is_the_only_one_looked_at() -> None:
-    assert same_weights(find({"generator": STATE, "model": {"a": 1}}, PATH, key="generator"))
+    assert same_weights(find({"generator": STATE, "model": {"a": 1}}, PATH, weights="generator"))
     with pytest.raises(RepfuseError, match="under 'discriminator'"):
-        find({"generator": STATE}, PATH, key="discriminator")
-
-
-@pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
-)
-def test_wrappers_prefixes_are_taken_off_and_said(prefix: str) -> None:
-    contents = find(with_prefix(prefix), PATH)
-    assert same_weights(contents)
-    assert contents.around.prefix == prefix
-    assert prefix in contents.notes[0]
-
-
-def test_a_prefix_of_some_names_is_part_of_the_network() -> None:
-    state = with_prefix("module.") | {"head.weight": torch.ones(1)}
-    assert find(state, PATH).state == state
-
-
-def test_the_counter_of_averaged_models_goes_with_the_prefix() -> None:
-    contents = find({"n_averaged": torch.tensor(5)} | with_prefix("module."), PATH)
-    assert same_weights(contents)
-    assert contents.around.extras == {"n_averaged": torch.tensor(5)}
-
-
-def test_the_versions_of_modules_follow_their_names() -> None:
-    wrapped = nn.DataParallel(nn.Sequential(nn.BatchNorm2d(2)))
-    contents = find(wrapped.state_dict(), PATH)
-    assert contents.state is not None
-    assert contents.state._metadata["0"] == {"version": 2}
-    assert set(contents.state._metadata) == {"", "0"}
+        find({"generator": STATE}, PATH, weights="discriminator")
 
 
 def test_what_goes_stale_or_is_no_plain_data_is_left_out() -> None:
@@ -110,10 +77,20 @@ def test_what_goes_stale_or_is_no_plain_data_is_left_out() -> None:
         "state_dict": STATE,
         "state_dict_ema": STATE,
         "args": SimpleNamespace(lr=1),
+        "sampler": print,
     }
     layout = find(container, PATH).around
-    assert set(layout.put("network")) == {"epoch", "best", "scaler", "state_dict_ema"}
-    assert set(layout.left_out) == {"optimizer_state_dict", "lr_scheduler", "state_dict", "args"}
+    assert set(layout.put("network")) == {"epoch", "best", "scaler", "state_dict_ema", "args"}
+    assert set(layout.left_out) == {"optimizer_state_dict", "lr_scheduler", "state_dict", "sampler"}
+
+
+def test_copies_go_and_other_networks_stay() -> None:
+    other = {"conv1.weight": torch.ones(1), "0.weight": torch.ones(1)}  # one name in common
+    copy = OrderedDict((f"module.{name}", tensor) for name, tensor in STATE.items())
+    container = {"state_dict": STATE, "discriminator": other, "callbacks": {"swa": {"average": copy}}}
+    layout = find(container, PATH).around
+    assert layout.kept() == ["discriminator"]
+    assert layout.left_out == {"callbacks": "another copy of the weights"}
 
 
 PLAIN = st.recursive(

@@ -120,11 +120,6 @@ def test_long_lists_are_cut() -> None:
     assert len(why) < 1000
 
 
-def test_a_common_prefix_is_pointed_at() -> None:
-    state = {f"backbone.{name}": tensor for name, tensor in fresh().state_dict().items()}
-    assert "'backbone.'" in mismatch(state).hint
-
-
 def test_a_few_wrong_shapes_point_at_the_arguments() -> None:
     state = fresh().state_dict()
     state["norm.weight"] = torch.ones(5)

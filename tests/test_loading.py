@@ -286,7 +286,7 @@ def test_other_bad_options(tmp_path: Path) -> None:
     assert "no model" in bad(path, model_args=["a=1"]).what
     assert "how to build" in bad(path, model="resnet18").what
     assert "moved to" in bad(path, device="nonsense").what
-    assert "under 'x'" in bad(path.with_name("x.pt") if torch.save({"model": NETWORK}, path) else path, key="x").why
+    assert "under 'x'" in bad(path.with_name("x.pt") if torch.save({"model": NETWORK}, path) else path, weights="x").why
 
 
 FILES = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}, "safetensors": None}
@@ -394,7 +394,8 @@ def test_the_state_dict_is_plain_and_strict_for_others(tmp_path: Path) -> None:
     plain = torch.load(saved.path, weights_only=True)
     assert set(plain) == {"epoch", "state_dict"}
     assert plain["epoch"] == 7
-    assert "optimizer" in saved.notes[0]
+    assert saved.notes[0] == "kept from the training checkpoint: epoch"
+    assert saved.notes[1].startswith("left out of the training checkpoint: optimizer (")
     other = rewrite(trained(), plan(trained(), [X]))
     other.load_state_dict(plain["state_dict"], strict=True)
     assert torch.equal(other(X), network(X))
@@ -572,7 +573,7 @@ def test_a_recipe_for_another_network_is_one_message(tmp_path: Path) -> None:
         recipe = json.loads(file.metadata()["repfuse"])
     for change, said in (
         ({"model_args": ["width=6"]}, "does not fit"),
-        ({"plans": []}, "do not fit"),
+        ({"plans": []}, "looks fused already"),
         ({"schema": 99}, "schema 99"),
         ({"plans": [{}]}, "not a plan"),
         ({"model": 3}, "how to build"),

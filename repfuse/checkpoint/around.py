@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from repfuse.checkpoint.inert import is_plain
+from torch import nn
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from repfuse.checkpoint.choice import KEYS, is_network, is_state_dict
+from repfuse.checkpoint.inert import tensors_of
+from repfuse.checkpoint.metadata import NotPlainError, Plain
+from repfuse.checkpoint.naming import WRAPPERS, Naming, without
 
-KEYS = (  # averaged weights first, as timm and YOLO do: they are the ones that are evaluated and shipped
-    *("state_dict_ema", "model_ema", "ema", "params_ema", "ema_state_dict"),
-    *("state_dict", "model_state_dict", "model", "module", "params", "net"),
-)
-TRAINING = ("optim", "scaler", "scheduler")  # parts of the keys of training state
+TRAINING = ("optim", "scaler", "scaling", "scheduler")  # parts of the keys of training state
+STALE = "it belongs to the training and no longer fits"
+COPY = "another copy of the weights"
+ASKED = "as --drop-metadata asks"
 
 
 @dataclass(frozen=True)
 class Around:
     """The layout of a file without its network.
 
-    ``prefix`` stands before each name of a state dict, ``extras`` are entries of it that belong to the wrapper whose
-    prefix that is. ``keys`` lead to the network in the dictionaries of a training checkpoint (none where it is bare),
-    ``others`` is the rest of that, as far as it stays true; ``left_out`` names what does not.
+    ``keys`` lead to the network in the dictionaries of a training checkpoint (none where it is bare), ``others`` are
+    the other entries of each of these dictionaries, as far as they stay true. ``left_out`` says of each other why it
+    does not, ``notes`` what was changed. ``naming`` is how a state dict names the network's weights.
     """
 
-    prefix: str = ""
-    extras: dict[str, Tensor] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
-    others: dict[str, Any] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+    others: tuple[dict[Any, Any], ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    naming: Naming = Naming()  # noqa: RUF009 - it is frozen
 
     def put(self, network: Any) -> Any:
         """Return the data to write: ``network``, inside the training checkpoint where there was one."""
-        for key in reversed(self.keys[1:]):
-            network = {key: network}
-        return self.others | {self.keys[0]: network} if self.keys else network
+        for key, others in reversed(list(zip(self.keys, self.others, strict=True))):
+            network = others | {key: network}
+        return network
 
     def take(self, data: Any) -> Any:
         """Return the network in ``data``: the inverse of ``put``."""
@@ -44,18 +46,97 @@ class Around:
             data = data[key]
         return data
 
+    def kept(self) -> list[str]:
+        """Return the dotted keys of what goes into the file that is written."""
+        return [
+            ".".join([*self.keys[:depth], str(key)])
+            for depth, others in enumerate(self.others)
+            for key in others
+            if key != self.keys[depth]
+        ]
 
-def around(container: dict[str, Any], keys: tuple[str, ...], prefix: str, extras: dict[str, Tensor]) -> Around:
-    """Return the layout of a training checkpoint.
+    def without_metadata(self) -> Around:
+        """Return the layout with nothing but the keys to the network."""
+        dropped = dict.fromkeys(self.kept(), ASKED)
+        return replace(self, others=tuple({} for _ in self.keys), left_out=self.left_out | dropped, notes=())
+
+    def said(self) -> list[str]:
+        """Return what the user must be told of the file that is written."""
+        reasons: dict[str, list[str]] = {}
+        for key, why in self.left_out.items():
+            reasons.setdefault(why, []).append(key)
+        kept = [f"kept from the training checkpoint: {', '.join(self.kept())}"] if self.kept() else []
+        gone = [f"left out of the training checkpoint: {', '.join(keys)} ({why})" for why, keys in reasons.items()]
+        return [*kept, *self.notes, *gone]
+
+
+def around(tree: dict[Any, Any], keys: tuple[str, ...]) -> Around:
+    """Return the layout of the training checkpoint ``tree``, whose network ``keys`` lead to.
 
     Left out of it are the state of the optimizer and other copies of the weights, which no longer fit a fused network,
     and whatever is not plain data.
     """
-    rest = {key: value for key, value in container.items() if key != keys[0]}
-    others = {key: value for key, value in rest.items() if _stays(key, value)}
-    return Around(prefix, extras, keys, others, tuple(str(key) for key in rest if key not in others))
+    levels: list[dict[Any, Any]] = [tree]
+    for key in keys[:-1]:
+        levels.append(levels[-1][key])
+    names = _names(levels[-1][keys[-1]])
+    layout = Around(keys)
+    for depth, (level, taken) in enumerate(zip(levels, keys, strict=True)):
+        layout = _with_level(layout, level, taken, ".".join((*keys[:depth], "")), names)
+    return layout
 
 
-def _stays(key: Any, value: Any) -> bool:
-    stale = value is not None and (key in KEYS or any(part in str(key).lower() for part in TRAINING))
-    return not stale and is_plain(value)
+def _with_level(layout: Around, level: Mapping[Any, Any], taken: str, before: str, names: set[str]) -> Around:
+    others: dict[Any, Any] = {}
+    left_out, notes = dict(layout.left_out), list(layout.notes)
+    for key, value in level.items():
+        if key == taken:
+            others[key] = None  # holds the place of the network
+        elif why := _stale(key, value, names):
+            left_out[f"{before}{key}"] = why
+        else:
+            plain = Plain()
+            try:
+                others[key] = plain.of(value)
+            except NotPlainError as error:
+                left_out[f"{before}{key}"] = f"it holds {error}, which is no plain data"
+            notes += [f"{before}{key} holds {kind}, kept as a plain dictionary" for kind in sorted(plain.changed)]
+    return replace(layout, others=(*layout.others, others), left_out=left_out, notes=tuple(notes))
+
+
+def _stale(key: Any, value: Any, names: set[str]) -> str:
+    if value is None:
+        return ""
+    if any(part in str(key).lower() for part in TRAINING):
+        return STALE
+    networks = list(_networks(value))
+    if any(len(names & _names(network)) * 2 > len(names) for network in networks) or (key in KEYS and networks):
+        return COPY
+    return ""
+
+
+def _networks(value: Any) -> Iterator[Any]:
+    """Yield the networks in ``value`` and in the dictionaries that it holds, each dictionary once."""
+    seen: set[int] = set()
+    stack = [value]
+    while stack:
+        value = stack.pop()
+        if is_network(value):
+            yield value
+        elif isinstance(value, dict) and id(value) not in seen:
+            seen.add(id(value))
+            stack.extend(value.values())
+
+
+def _names(network: Any) -> set[str]:
+    """Return the names of the weights, without those of wrappers."""
+    if is_state_dict(network):
+        names: Collection[str] = network
+    elif isinstance(network, nn.Module):
+        names = network.state_dict()
+    else:
+        try:
+            names = tensors_of(network)[0]
+        except RecursionError:  # modules that hold each other: the reason to refuse them comes later
+            names = ()
+    return {without(name, WRAPPERS) for name in names}

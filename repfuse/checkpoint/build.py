@@ -48,11 +48,21 @@ def build(source: ModelSource) -> nn.Module:
     return network
 
 
-def _from_timm(source: ModelSource) -> Callable[..., Any]:
+def timm_defaults(name: str) -> Any:
+    """Return timm's own configuration of the architecture ``name``. Raises RepfuseError where it has none."""
+    return _timm(name).models.get_pretrained_cfg(name.partition(".")[0]) or _library("timm").models.PretrainedCfg()
+
+
+def _timm(name: str) -> Any:
     timm = _library("timm")
-    name = source.parts[1]
     if not timm.is_model(name.partition(".")[0]):
         raise _unknown("timm", name, timm.list_models())
+    return timm
+
+
+def _from_timm(source: ModelSource) -> Callable[..., Any]:
+    name = source.parts[1]
+    timm = _timm(name)
     _refuse_weights(source)
     return lambda **arguments: timm.create_model(name, **(arguments | {"pretrained": False}))
 

@@ -6,18 +6,17 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+from torch import Tensor
 
-from repfuse.checkpoint.around import KEYS, Around, around
-from repfuse.checkpoint.inert import Record, module_state
+from repfuse.checkpoint.around import Around, around
+from repfuse.checkpoint.choice import BARE, KINDS, Chosen, all_ways, choose, is_network, is_state_dict, ways
+from repfuse.checkpoint.inert import Record
+from repfuse.checkpoint.naming import listed
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each name
-AVERAGED = "n_averaged"  # the counter that AveragedModel adds to the state dict
 RECIPE = "repfuse"  # the attribute, or the metadata key, that holds the recipe
 SHOWN = 10
 
@@ -26,6 +25,7 @@ SHOWN = 10
 class Contents:
     """The network in a file: a ``module`` (real, or a record) or a ``state`` dict; and what is ``around`` it.
 
+    ``state`` has the names of the file; ``chosen`` says which of them are meant where several networks share them.
     ``recipe`` is the text that repfuse left with a state dict, ``notes`` what the user must be told.
     """
 
@@ -33,80 +33,68 @@ class Contents:
     state: OrderedDict[str, Tensor] | None = None
     recipe: Any = None
     around: Around = Around()  # noqa: RUF009 - it is frozen
+    chosen: Chosen = BARE
     notes: tuple[str, ...] = ()
 
 
-def find(tree: Any, path: Path, key: str | None = None) -> Contents:
-    """Return the network in ``tree``; ``key`` picks one of several. Raises RepfuseError where there is none."""
-    if key is None and (_is_network(tree) or isinstance(tree, Record)):
-        return _contents(tree, {}, ())
+def find(tree: Any, path: Path, weights: str = "auto") -> Contents:
+    """Return the network in ``tree``; ``weights`` says which of several: ``auto``, ``ema``, ``model`` or a dotted key.
+
+    Raises RepfuseError where there is none, or not that one.
+    """
+    if is_network(tree) or isinstance(tree, Record):
+        return _contents(tree, tree, _of_bare(tree, weights, path), ())
     if not isinstance(tree, dict):
         raise no_network(path, f"It holds one object of type {type(tree).__name__}.")
-    ways = _ways(tree, (key,) if key else KEYS)
-    if not ways:
-        wanted = f"no network under {key!r}" if key else "no state dict and no network"
-        names = ", ".join(str(name) for name in list(tree)[:SHOWN])
-        raise no_network(path, f"It is a dictionary with {wanted}. Its keys: {names or 'none'}.")
-    notes = []
-    if len(ways) > 1:
-        others = ", ".join(repr(".".join(way)) for way in ways[1:])
-        notes.append(f"took the weights under {'.'.join(ways[0])!r}; the file also has {others}")
-    found = _contents(_at(tree, ways[0]), tree, ways[0])
-    return Contents(found.module, found.state, found.recipe, found.around, (*notes, *found.notes))
+    chosen = choose(tree, weights)
+    if chosen is None:
+        raise _not_there(tree, path, weights)
+    return _contents(_at(tree, chosen.way), tree, chosen, _notes(tree, chosen))
 
 
-def _contents(value: Any, tree: dict[str, Any], keys: tuple[str, ...]) -> Contents:
+def _contents(value: Any, tree: Any, chosen: Chosen, notes: tuple[str, ...]) -> Contents:
+    layout = around(tree, chosen.way) if chosen.way else Around()
     if not isinstance(value, dict):
-        return Contents(module=value, around=around(tree, keys, "", {}) if keys else Around())
-    state, prefix, extras = _unwrapped(value)
-    notes = (f"took the prefix {prefix!r} off the names of the weights",) if prefix else ()
-    layout = around(tree, keys, prefix, extras) if keys else Around(prefix, extras)
-    return Contents(None, state, getattr(value, RECIPE, None), layout, notes)
+        return Contents(module=value, around=layout, chosen=chosen, notes=notes)
+    state = OrderedDict(value)
+    vars(state).update({"_metadata": value._metadata} if hasattr(value, "_metadata") else {})
+    return Contents(None, state, getattr(value, RECIPE, None), layout, chosen, notes)
 
 
-def _ways(tree: dict[Any, Any], keys: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return the keys to each network, the preferred one first; a dictionary of ``tree`` may hold one in its turn."""
-    ways: list[tuple[str, ...]] = []
-    for key in keys:
-        value = tree.get(key)
-        if _is_network(value):
-            ways.append((key,))
-        elif isinstance(value, dict):
-            ways.extend([(key, inner) for inner in KEYS if _is_network(value.get(inner))][:1])
-    return ways
+def _of_bare(network: Any, weights: str, path: Path) -> Chosen:
+    if weights == "auto" or (weights in KINDS and is_state_dict(network)):
+        return Chosen((), kind=weights)
+    if is_state_dict(network) and any(name.startswith(f"{weights}.") for name in network):
+        return Chosen((), f"{weights}.")
+    raise RepfuseError(f"{path} holds one network, and no choice of weights.", "", "Leave out --weights.")
 
 
-def _is_network(value: Any) -> bool:
-    return _is_module(value) or _is_state_dict(value)
+def _notes(tree: dict[Any, Any], chosen: Chosen) -> tuple[str, ...]:
+    """Say which network was taken, where there is another to choose."""
+    averaged, trained = ways(tree)
+    others = [".".join(way) for way in (*averaged, *trained) if way != chosen.way]
+    if not others:
+        return ()
+    kind = "averaged " if chosen.way in averaged else "trained " if chosen.way in trained else ""
+    also = ", ".join(f"{other!r} (--weights {other})" for other in others)
+    return (f"took the {kind}weights under {'.'.join(chosen.way)!r}; the file also has {also}",)
 
 
-def _is_module(value: Any) -> bool:
-    return isinstance(value, nn.Module) or module_state(value) is not None
-
-
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and any(isinstance(held, Tensor) for held in value.values())
-        and all(
-            isinstance(key, str) and (isinstance(held, Tensor) or key.endswith("_extra_state"))
-            for key, held in value.items()
+def _not_there(tree: dict[Any, Any], path: Path, weights: str) -> RepfuseError:
+    wanted = {
+        "auto": "no state dict and no network under a usual name",
+        "ema": "no averaged weights",
+        "model": "no trained weights",
+    }.get(weights, f"no network under {weights!r}")
+    names = ", ".join(str(name) for name in list(tree)[:SHOWN])
+    error = no_network(path, f"It is a dictionary with {wanted}. Its keys: {names or 'none'}.")
+    if found := list(all_ways(tree)):
+        error = RepfuseError(
+            f"{path} holds no network where it was looked for.",
+            error.why,
+            f"It has networks under {listed(found)}: choose one, as --weights {found[0]}.",
         )
-    )
-
-
-def _unwrapped(state: dict[str, Tensor]) -> tuple[OrderedDict[str, Tensor], str, dict[str, Tensor]]:
-    """Return (weights without the wrappers' prefixes, the prefix taken off, the wrappers' own entries)."""
-    bare = OrderedDict(state)
-    if hasattr(state, "_metadata"):
-        vars(bare)["_metadata"] = OrderedDict(state._metadata)
-    prefix, extras = "", {}
-    while wrapper := next((w for w in WRAPPERS if all(k.startswith(w) or k == AVERAGED for k in bare)), None):
-        if AVERAGED in bare:
-            extras[prefix + AVERAGED] = bare.pop(AVERAGED)
-        consume_prefix_in_state_dict_if_present(bare, wrapper)
-        prefix += wrapper
-    return bare, prefix, extras
+    return error
 
 
 def _at(tree: Any, keys: tuple[str, ...]) -> Any:

@@ -15,7 +15,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-KEPT = ("_metadata", "repfuse")
+ORIGIN = "origin"  # the attribute of a dictionary that plays one of another class: the name of that class
+KEPT = ("_metadata", "repfuse", ORIGIN)
 PLAIN = (
     *(bool, int, float, complex, str, bytes, torch.Tensor, torch.nn.Parameter),
     *(dict, OrderedDict, Counter, list, tuple, set, torch.Size, torch.dtype, torch.device),
@@ -37,16 +38,16 @@ class GlobalName(NamedTuple):
         return self.module.partition(".")[0]
 
 
-class _StandIn(type):
+class StandIn(type):
     """The type of the stand-ins. A pickle that calls one gets a record of the call."""
 
-    def __call__(cls, *args: Any) -> Any:
+    def __call__(cls, *args: Any) -> Any:  # noqa: D102
         record = Record.__new__(cls, *args)  # type: ignore[arg-type]
         record.called = True
         return record
 
 
-class Record(metaclass=_StandIn):
+class Record(metaclass=StandIn):
     """One object of the file: ``origin`` names its class (or the function called), ``args`` what that was given.
 
     ``called`` tells a call from a bare instance; ``state`` is what the file would restore into the object.
@@ -70,12 +71,12 @@ class Record(metaclass=_StandIn):
 
 def stand_in(origin: GlobalName) -> type[Record]:
     """Return a new stand-in for the class or function named ``origin``."""
-    return cast("type[Record]", _StandIn("StandIn", (Record,), {"origin": origin}))
+    return cast("type[Record]", StandIn("StandIn", (Record,), {"origin": origin}))
 
 
 def is_reference(value: object) -> bool:
     """Say whether ``value`` stands for a class or function itself, and not for an instance or a call."""
-    return isinstance(value, _StandIn)
+    return isinstance(value, StandIn)
 
 
 def children(value: Any) -> list[Any]:
@@ -103,7 +104,14 @@ def walk(root: Any) -> Iterator[Any]:
 
 def origins(root: Any) -> set[GlobalName]:
     """Return the names of all classes and functions that ``root`` needs to become real objects."""
-    return {value.origin for value in walk(root) if isinstance(value, Record) or is_reference(value)}
+    values = list(walk(root))
+    played = {GlobalName(*name.rpartition(".")[::2]) for value in values if (name := origin_of_dict(value))}
+    return played | {value.origin for value in values if isinstance(value, Record) or is_reference(value)}
+
+
+def origin_of_dict(value: object) -> str:
+    """Return the name of the class that a dictionary plays; empty where it plays none."""
+    return str(vars(value).get(ORIGIN, "")) if isinstance(value, OrderedDict) else ""
 
 
 def module_state(value: Any) -> dict[str, Any] | None:
@@ -141,8 +149,9 @@ def tensors_of(value: Any, prefix: str = "") -> tuple[OrderedDict[str, torch.Ten
 def tidied(root: Any) -> Any:
     """Return ``root`` without the attributes that a file can hang on its dictionaries, where they could hide methods.
 
-    Kept are the two that mean something, where they are plain data: the versions that nn.Module.state_dict notes, and
-    the recipe of repfuse. Raises UnpicklingError where an attribute of a tensor hides one of torch's own.
+    Kept are those that mean something, where they are plain data: the versions that nn.Module.state_dict notes, the
+    recipe of repfuse, and the class that a dictionary plays. Raises UnpicklingError where an attribute of a tensor
+    hides one of torch's own.
     """
     for value in walk(root):
         if isinstance(value, OrderedDict):

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from repfuse.checkpoint import deploy
 from repfuse.checkpoint.build import build
 from repfuse.checkpoint.contents import no_network
+from repfuse.checkpoint.fitting import expected_of, fit
 from repfuse.checkpoint.inert import module_state, tensors_of
+from repfuse.checkpoint.naming import Naming
 from repfuse.checkpoint.recipe import Recipe, check_buildable
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.revive import revive
@@ -32,12 +35,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Network:
-    """A network in eval mode with its weights; ``source`` and ``plans`` say how it was built, where it was."""
+    """A network in eval mode with its weights; ``source`` and ``plans`` say how it was built, where it was.
+
+    ``naming`` is how the file names its weights.
+    """
 
     module: nn.Module
     source: ModelSource | None = None
     plans: tuple[Plan, ...] = ()
     notes: tuple[str, ...] = ()
+    naming: Naming = Naming()  # noqa: RUF009 - it is frozen
 
 
 def network_of(
@@ -97,8 +104,19 @@ def _filled(
     match_dtype(module, state)
     for plan in plans:
         module = replay(module, plan)
-    notes = load_weights(module, state, opened.path, str(source))
-    return Network(module, source, plans, notes)
+    naming = fit(state, module, opened.contents.chosen, f"{opened.path} holds")
+    weights = naming.of_network(state)
+    deploy.check(weights, module.state_dict(), source, str(opened.path), lambda other: _fits(weights, other))
+    match_dtype(module, weights)
+    notes = load_weights(module, weights, opened.path, str(source))
+    return Network(module, source, plans, (*naming.notes(), *notes), naming)
+
+
+def _fits(weights: OrderedDict[str, Tensor], source: ModelSource) -> bool:
+    try:
+        return expected_of(build(source)).fits(weights)
+    except RepfuseError:
+        return False
 
 
 def _source_of(opened: Opened, recipe: Recipe | None, allow: Collection[str], *, trust: bool) -> ModelSource:

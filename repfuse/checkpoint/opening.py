@@ -39,29 +39,30 @@ class Opened:
 
 
 def open_checkpoint(
-    path: Path, key: str | None = None, *, trust: bool = False, shapes: Sequence[Shape] | None = None
+    path: Path, weights: str = "auto", *, trust: bool = False, shapes: Sequence[Shape] | None = None
 ) -> Opened:
-    """Read the file at ``path``. Without ``trust``, none of its code runs and modules stay records.
+    """Read the file at ``path``, and find the network in it that ``weights`` asks for (see contents.find).
 
-    ``shapes`` are those of the inputs, where they are known: TorchScript is read by running it.
+    Without ``trust``, none of the file's code runs and modules stay records. ``shapes`` are those of the inputs, where
+    they are known: TorchScript is read by running it.
     """
     container = recognise(path)
     if container is Container.SHARDED:
         tensors, files = sharded.read(path)
         return Opened(
-            path, "safetensors", sharded.digest_of(files), find(OrderedDict(tensors), path), None, files=files
+            path, "safetensors", sharded.digest_of(files), find(OrderedDict(tensors), path, weights), None, files=files
         )
     digest = digest_of(path)
     if container is Container.SAFETENSORS:
         tensors, metadata = safetensors_file.read(path)
-        contents, text = find(OrderedDict(tensors), path), metadata.get(RECIPE)
+        contents, text = find(OrderedDict(tensors), path, weights), metadata.get(RECIPE)
         return Opened(path, "safetensors", digest, contents, _recipe(text, path), metadata)
     if container is Container.EXPORTED:
         return _exported(path, digest, trust=trust)
     if container is Container.TORCHSCRIPT:
         return _torchscript(path, digest, shapes, trust=trust)
     tree: Any = torch_pickle.read_trusted(path) if trust else torch_pickle.read(path, container)
-    contents = find(tree, path, key)
+    contents = find(tree, path, weights)
     form = "state-dict" if contents.module is None else "pt"
     return Opened(path, form, digest, contents, _recipe(contents.recipe, path))
 

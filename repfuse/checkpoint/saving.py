@@ -57,11 +57,10 @@ def _by_suffix(out: Path, of_input: str) -> str:
 
 
 def state_of(network: nn.Module, layout: Around, recipe: str | None) -> dict[str, Any]:
-    """Return the state dict as it will be written: on the CPU, with the prefix and extras of the input's."""
-    full: dict[str, Any] = network.state_dict(prefix=layout.prefix)
+    """Return the state dict as it will be written: on the CPU, named as the input's and with its extras."""
+    full: dict[str, Any] = layout.naming.of_file(network.state_dict())
     for name, value in full.items():
         full[name] = value.detach().cpu() if isinstance(value, Tensor) else value
-    full.update(layout.extras)
     if recipe is not None:
         vars(full)[RECIPE] = recipe
     return full

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
+from repfuse.checkpoint.dictlike import dict_stand_in, is_dictlike
 from repfuse.checkpoint.inert import GlobalName, stand_in, tidied
 from repfuse.checkpoint.recognise import Container, damaged
 from repfuse.errors import RepfuseError
@@ -117,7 +118,7 @@ def _stand_ins_for(names: frozenset[GlobalName]) -> Iterator[None]:
     """Let torch's unpickler see a stand-in for each name, and nothing that other code has added for itself."""
     others = get_safe_globals()
     clear_safe_globals()
-    add_safe_globals([(stand_in(name), str(name)) for name in names])
+    add_safe_globals([((dict_stand_in if is_dictlike(name) else stand_in)(name), str(name)) for name in names])
     try:
         yield
     finally:

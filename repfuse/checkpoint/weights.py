@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from repfuse.checkpoint.naming import listed
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-SHOWN = 6  # names listed of each kind of mismatch
 
 
 def match_dtype(network: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -33,18 +32,18 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], path: Path, built
 
     Raises RepfuseError with the missing, unexpected and wrong-shaped names where the two do not fit exactly.
     """
-    ties = _ties(network)
-    notes = _fill_ties(state, ties)
+    groups = ties(network)
+    notes = _fill_ties(state, groups)
     try:
         network.load_state_dict(state, strict=True, assign=True)
     except (RuntimeError, AttributeError, TypeError, KeyError) as error:
         raise _mismatch(network, state, path, built_by, error) from error
-    for names in ties:
+    for names in groups:
         notes += _tie(network, names)
     return notes
 
 
-def _ties(network: nn.Module) -> list[list[str]]:
+def ties(network: nn.Module) -> list[list[str]]:
     """Return the groups of names under which the network holds one and the same parameter or buffer."""
     names: defaultdict[int, list[str]] = defaultdict(list)
     persistent = network.state_dict().keys()
@@ -101,23 +100,17 @@ def _mismatch(
         _listed("of another shape", shapes),
     ]
     why = "\n".join(part for part in parts if part) or str(error).replace("\n\t", " ")
-    return RepfuseError(f"The weights of {path} do not fit {built_by}.", why, _hint(expected, state, shapes))
+    return RepfuseError(f"The weights of {path} do not fit {built_by}.", why, _hint(expected, shapes))
 
 
-def _hint(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], shapes: list[str]) -> str:
-    common = next(iter(state), "").partition(".")[0] + "."
-    if all(name.startswith(common) and name.removeprefix(common) in expected for name in state):
-        return f"All names in the file begin with {common!r}: save the state dict of that inner network alone."
+def _hint(expected: Mapping[str, Tensor], shapes: list[str]) -> str:
     if shapes and len(shapes) < len(expected) / 2:
         return "The network is close: check its arguments, such as --model-arg num_classes=... or in_chans=..."
     return "Check the name of the network, its arguments (--model-arg), and that the file is not fused already."
 
 
 def _listed(title: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} {title}: {', '.join(names[:SHOWN])}{more}"
+    return f"{len(names)} {title}: {listed(names)}" if names else ""
 
 
 def _shape(tensor: Tensor) -> str:

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from repfuse.cli.options import Allow, Fused, Input, Json, Model, ModelArg, Original, Quiet, Trust
+from repfuse.cli.options import Allow, Fused, Input, Json, Model, ModelArg, Original, Quiet, Trust, Weights
 from repfuse.cli.output import progress, show, show_json
-from repfuse.cli.pair import FusedModel, FusedModelArg, Source, load_pair
+from repfuse.cli.pair import FusedModel, FusedModelArg, FusedWeights, Source, load_pair
 
 
 def bench(
@@ -32,6 +32,8 @@ def bench(
     model_arg: ModelArg = None,
     fused_model: FusedModel = None,
     fused_model_arg: FusedModelArg = None,
+    weights: Weights = "auto",
+    fused_weights: FusedWeights = "auto",
     example: Input = None,
     allow: Allow = None,
     trust: Trust = False,
@@ -51,7 +53,7 @@ def bench(
     from repfuse.benching import bench as measure
     from repfuse.report.bench_view import bench_view
 
-    sources = Source(model, model_arg), Source(fused_model, fused_model_arg)
+    sources = Source(model, model_arg, weights), Source(fused_model, fused_model_arg, fused_weights)
     pair = load_pair((original, fused), *sources, example=example, allow=allow, trust=trust, quiet=quiet)
     with progress(quiet=quiet) as update:
         result = measure(

@@ -30,7 +30,10 @@ TIMING_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Job:
-    """What to convert and where to; ``loading`` is for repfuse.load. ``out`` is None in a dry run."""
+    """What to convert and where to; ``loading`` is for repfuse.load. ``out`` is None in a dry run.
+
+    ``keep_metadata`` says whether the rest of a training checkpoint is written too.
+    """
 
     source: Path
     out: Path | None
@@ -38,6 +41,7 @@ class Job:
     policy: Policy
     format: str | None
     force: bool
+    keep_metadata: bool = True
 
 
 def run(job: Job, progress: Progress) -> Report:
@@ -53,7 +57,8 @@ def run(job: Job, progress: Progress) -> Report:
     progress("timing", 0.7)
     timing = bench(checkpoint.module, module, checkpoint.example_inputs, seconds=TIMING_SECONDS)
     progress("writing", 0.9)
-    saved = save(checkpoint, module, job.out, plan=report.plan, format=job.format, force=job.force)
+    options: dict[str, Any] = {"format": job.format, "force": job.force, "keep_metadata": job.keep_metadata}
+    saved = save(checkpoint, module, job.out, plan=report.plan, **options)
     report = replace(report, timing=timing, output=output_of(saved), notes=(*report.notes, *saved.notes))
     _write(report, report_path(job.out))
     return report
@@ -85,8 +90,15 @@ def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
 
 
 def _report(status: Status, checkpoint: Checkpoint, found: Plan, seconds: float) -> Report:
+    notes = (*checkpoint.notes, *_earlier(checkpoint, found))
     health = examine(checkpoint.module)
-    return Report(status, environment(), input_of(checkpoint), found, seconds, notes=checkpoint.notes, health=health)
+    return Report(status, environment(), input_of(checkpoint), found, seconds, notes=notes, health=health)
+
+
+def _earlier(checkpoint: Checkpoint, found: Plan) -> list[str]:
+    """Say what was fused before; where nothing is left, that there is nothing to do."""
+    earlier = checkpoint.fused_already
+    return [earlier if found.sites else f"nothing to do: {earlier}"] if earlier else []
 
 
 def _write(report: Report, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Merging, Model, ModelArg, Quiet, Trust
+from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Merging, Model, ModelArg, Quiet, Trust, Weights
 from repfuse.cli.output import progress, show, show_json
 from repfuse.cli.target import check_targets, report_path
 from repfuse.errors import EXIT_FAILED_CHECK
@@ -34,6 +34,7 @@ def convert(
     *,
     model: Model = None,
     model_arg: ModelArg = None,
+    weights: Weights = "auto",
     example: Input = None,
     policy: Merging = Policy.COST,
     allow: Allow = None,
@@ -48,6 +49,15 @@ def convert(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    keep_metadata: Annotated[
+        bool,
+        typer.Option(
+            "--keep-metadata/--drop-metadata",
+            help="Keep what a training checkpoint holds beside the network (epochs, settings, metrics), or write the "
+            "network alone. The optimizer's state never fits a fused network, and goes. The notes name it all.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = True,
     force: Annotated[
         bool,
         typer.Option("--force", help="Replace OUT, and write it even if nothing was fused.", rich_help_panel=OUTPUT),
@@ -68,6 +78,8 @@ def convert(
       repfuse convert weights.pth fused.pth --model net.py:build --model-arg n=3
       repfuse convert model.pt2 fused.pt2
       repfuse convert model.pt fused.onnx
+      repfuse convert last.ckpt fused.ckpt --model net.py:build --weights ema
+      repfuse convert hf-hub:timm/repvgg_a0.rvgg_in1k fused.safetensors
 
     Exit codes: 0 written, or nothing to fuse; 1 the check failed and nothing
     was written; 2 bad input.
@@ -80,8 +92,9 @@ def convert(
     from repfuse.cli.conversion import Job, run
     from repfuse.report.convert_view import convert_view
 
-    loading = {"model": model, "model_args": model_arg, "input": example, "allow": allow or (), "trust": trust}
-    job = Job(source, target, loading, policy, file_format, force)
+    network = {"model": model, "model_args": model_arg, "weights": weights, "input": example}
+    loading = {**network, "allow": allow or (), "trust": trust}
+    job = Job(source, target, loading, policy, file_format, force, keep_metadata)
     with progress(quiet=quiet) as update:
         report = run(job, update)
     if as_json:

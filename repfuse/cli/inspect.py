@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repfuse.cli.options import Allow, Checkpoint, Input, Json, Merging, Model, ModelArg, Quiet, Trust
+from repfuse.cli.options import Allow, Checkpoint, Input, Json, Merging, Model, ModelArg, Quiet, Trust, Weights
 from repfuse.cli.output import progress, show, show_json
 from repfuse.planning.cost import Policy
 
@@ -12,6 +12,7 @@ def inspect(
     *,
     model: Model = None,
     model_arg: ModelArg = None,
+    weights: Weights = "auto",
     example: Input = None,
     policy: Merging = Policy.COST,
     allow: Allow = None,
@@ -29,7 +30,8 @@ def inspect(
     from repfuse.cli.conversion import Job, run
     from repfuse.report.convert_view import convert_view
 
-    loading = {"model": model, "model_args": model_arg, "input": example, "allow": allow or (), "trust": trust}
+    network = {"model": model, "model_args": model_arg, "weights": weights, "input": example}
+    loading = {**network, "allow": allow or (), "trust": trust}
     with progress(quiet=quiet) as update:
         report = run(Job(source, None, loading, policy, None, force=False), update)
     if as_json:

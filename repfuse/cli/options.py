@@ -18,8 +18,9 @@ Checkpoint = Annotated[
     typer.Argument(
         metavar="IN",
         show_default=False,
-        help="A checkpoint: a pickled module, a state dict, safetensors (also in shards, by their index or folder), "
-        ".pt2, or with --trust TorchScript.",
+        help="A checkpoint: a pickled module, a state dict, safetensors (also in shards, by their index or folder), a "
+        "training checkpoint, .pt2, with --trust TorchScript, a snapshot folder of the Hugging Face hub, or "
+        "hf-hub:USER/NAME for one that is fetched.",
     ),
 ]
 Original = Annotated[
@@ -49,6 +50,16 @@ Input = Annotated[
         metavar="SHAPE",
         help="The example input, as 1x3x224x224 or 1x3x224x224:float16. Without it: what the checkpoint or the model "
         "source knows, else a guess that is said.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        metavar="WHICH",
+        help="Which weights of a training checkpoint: ema (averaged), model (trained), or a dotted key such as "
+        "state_dict.teacher. auto takes the averaged ones where there are some, and says so.",
         rich_help_panel=NETWORK,
     ),
 ]

@@ -29,6 +29,10 @@ FusedModelArg = Annotated[
         "--fused-model-arg", metavar="KEY=VALUE", help="An argument for --fused-model.", rich_help_panel=NETWORK
     ),
 ]
+FusedWeights = Annotated[
+    str,
+    typer.Option("--fused-weights", metavar="WHICH", help="As --weights, for FUSED.", rich_help_panel=NETWORK),
+]
 
 
 class Pair(NamedTuple):
@@ -39,10 +43,11 @@ class Pair(NamedTuple):
 
 
 class Source(NamedTuple):
-    """How one side's network is built: a spec and its arguments."""
+    """How one side's network is built, by a spec and its arguments, and which weights of the file it has."""
 
     model: str | None
     arguments: Sequence[str] | None
+    weights: str
 
 
 def load_pair(
@@ -58,10 +63,10 @@ def load_pair(
     """Load both; FUSED by ``source`` where it has no source of its own. Notes go to standard error."""
     from repfuse.loading import load
 
-    sources = (source, fused_source if fused_source.model else source)
+    sources = (source, fused_source if fused_source.model else source._replace(weights=fused_source.weights))
     loaded = [
-        load(path, model=spec, model_args=arguments, input=example, allow=allow or (), trust=trust)
-        for path, (spec, arguments) in zip(paths, sources, strict=True)
+        load(path, model=spec, model_args=arguments, weights=weights, input=example, allow=allow or (), trust=trust)
+        for path, (spec, arguments, weights) in zip(paths, sources, strict=True)
     ]
     for checkpoint in loaded:
         notes(checkpoint.path, checkpoint.notes, quiet=quiet)

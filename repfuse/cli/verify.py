@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from repfuse.cli.options import NETWORK, Allow, Fused, Json, Model, ModelArg, Original, Quiet, Trust
+from repfuse.cli.options import NETWORK, Allow, Fused, Json, Model, ModelArg, Original, Quiet, Trust, Weights
 from repfuse.cli.output import notes, progress, show, show_json
-from repfuse.cli.pair import FusedModel, FusedModelArg, Source, load_pair
+from repfuse.cli.pair import FusedModel, FusedModelArg, FusedWeights, Source, load_pair
 
 
 def verify(
@@ -39,6 +39,8 @@ def verify(
     model_arg: ModelArg = None,
     fused_model: FusedModel = None,
     fused_model_arg: FusedModelArg = None,
+    weights: Weights = "auto",
+    fused_weights: FusedWeights = "auto",
     allow: Allow = None,
     trust: Trust = False,
     as_json: Json = False,
@@ -65,7 +67,7 @@ def verify(
 
     sizes = [parse_shapes(shape)[0].sizes for shape in shapes or ()]
     inputs, labels = read_data(data) if data else (None, None)
-    sources = Source(model, model_arg), Source(fused_model, fused_model_arg)
+    sources = Source(model, model_arg, weights), Source(fused_model, fused_model_arg, fused_weights)
     example = shapes[0] if shapes else None
     pair = load_pair((original, fused), *sources, example=example, allow=allow, trust=trust, quiet=quiet)
     if inputs is not None:

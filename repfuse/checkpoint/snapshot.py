@@ -1,0 +1,150 @@
+"""A snapshot folder of the Hugging Face hub for timm: config.json says how the network is built.
+
+The file is data of strangers. It chooses one of timm's networks by name, and arguments within bounds; nothing in it is
+run, fetched or opened.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from repfuse.checkpoint.build import WEIGHTS as FETCHING
+from repfuse.checkpoint.build import timm_defaults
+from repfuse.checkpoint.opening import Opened, open_checkpoint
+from repfuse.checkpoint.recipe import Recipe
+from repfuse.checkpoint.source import ModelSource
+from repfuse.errors import RepfuseError
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")  # the safe format first
+LIMIT = 4 << 20  # bytes of JSON
+ARCHITECTURE = re.compile(r"\w{1,100}(\.\w{1,100})?")
+LARGEST = 1_000_000  # a number of classes, channels or pixels beyond this is a mistake or an attack
+DEEPEST = 4  # lists in the arguments
+RESERVED = {*FETCHING, "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "model_name"}
+
+
+def is_snapshot(path: Path) -> bool:
+    """Say whether ``path`` is a folder with a configuration in it."""
+    return path.is_dir() and (path / CONFIG).is_file()
+
+
+def open_snapshot(folder: Path, weights: str = "auto", *, trust: bool = False, built: bool = False) -> Opened:
+    """Read the weights in ``folder``, with the recipe that its configuration gives; ``built``: by --model instead.
+
+    Raises RepfuseError where the configuration is none of timm's, or where there are no weights.
+    """
+    recipe = None if built else recipe_of(folder / CONFIG)
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            opened = open_checkpoint(folder / name, weights, trust=trust)
+            return opened if built or opened.recipe else replace(opened, recipe=recipe)
+    raise RepfuseError(
+        f"{folder} has a {CONFIG} and no weights.", f"It has none of {', '.join(WEIGHTS)}.", "Give the file itself."
+    )
+
+
+def recipe_of(path: Path) -> Recipe:
+    """Return how the network of the configuration at ``path`` is built. Raises RepfuseError where that is not said."""
+    config = _read(path)
+    name = config.get("architecture")
+    if not isinstance(name, str) or not ARCHITECTURE.fullmatch(name):
+        kind = config.get("model_type") or config.get("architectures") or "nothing"
+        raise RepfuseError(
+            f"{path} does not name a network of timm.",
+            f"It has no 'architecture'; of the model it says {str(kind)[:100]!r}.",
+            "Say how to build the network: --model package.module:callable.",
+        )
+    known = timm_defaults(name)
+    pretrained = config.get("pretrained_cfg", config)
+    if not isinstance(pretrained, dict):
+        raise _odd(path, "pretrained_cfg", pretrained)
+    arguments = _arguments(path, config, pretrained, known)
+    size = _input_size(path, pretrained, arguments)
+    return Recipe(ModelSource(f"timm:{name}", arguments), "x".join(map(str, (1, *size))) if size else "", ())
+
+
+def _arguments(path: Path, config: dict[str, Any], pretrained: dict[str, Any], known: Any) -> dict[str, Any]:
+    """Return what timm itself would take from the configuration: what differs from its defaults, then model_args."""
+    arguments: dict[str, Any] = {}
+    classes = config.get("num_classes", pretrained.get("num_classes"))
+    if classes is not None:
+        arguments["num_classes"] = _number(path, "num_classes", classes, least=0)
+    if pretrained.get("global_pool") is not None:  # of timm before 1.0
+        arguments["global_pool"] = _plain(path, "global_pool", pretrained["global_pool"])
+    size = pretrained.get("input_size")
+    if size is not None:
+        channels, *pixels = _sizes(path, "input_size", size, 3)
+        arguments |= {"in_chans": channels} if channels != known.input_size[0] else {}
+        if pretrained.get("fixed_input_size") is True and pixels != list(known.input_size[1:]):
+            arguments["img_size"] = pixels
+    given = config.get("model_args", {})
+    if not isinstance(given, dict):
+        raise _odd(path, "model_args", given)
+    for key, value in given.items():
+        if not key.isidentifier() or key in RESERVED:
+            raise _odd(path, "model_args", key)
+        arguments[key] = _plain(path, key, value)
+    return arguments
+
+
+def _input_size(path: Path, pretrained: dict[str, Any], arguments: dict[str, Any]) -> tuple[int, ...] | None:
+    if pretrained.get("input_size") is None:
+        return None
+    channels, *pixels = _sizes(path, "input_size", pretrained["input_size"], 3)
+    image = arguments.get("img_size", pixels)
+    pixels = [image, image] if isinstance(image, int) else _sizes(path, "img_size", image, 2)
+    return (_number(path, "in_chans", arguments.get("in_chans", channels)), *pixels)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if too_large(path):
+        raise RepfuseError(f"{path} is too large for a configuration.", "", "Give the weights themselves and --model.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RepfuseError(f"{path} does not read as JSON.", str(error), "Fetch the folder again.") from error
+    if not isinstance(config, dict):
+        raise RepfuseError(f"{path} is no configuration.", "It is no JSON object.", "Fetch the folder again.")
+    return config
+
+
+def too_large(path: Path) -> bool:
+    """Say whether a file has more bytes than a configuration or an index ever has."""
+    return path.stat().st_size > LIMIT
+
+
+def _number(path: Path, name: str, value: Any, least: int = 1) -> int:
+    if type(value) is not int or not least <= value <= LARGEST:
+        raise _odd(path, name, value)
+    return value
+
+
+def _sizes(path: Path, name: str, value: Any, count: int) -> list[int]:
+    if not isinstance(value, list) or len(value) != count:
+        raise _odd(path, name, value)
+    return [_number(path, name, size) for size in value]
+
+
+def _plain(path: Path, name: str, value: Any, depth: int = 0) -> Any:
+    """Return ``value`` where it is a number within bounds, a short text, or a short list of these."""
+    if isinstance(value, list) and len(value) <= 100 and depth < DEEPEST:
+        return [_plain(path, name, item, depth + 1) for item in value]
+    if value is None or isinstance(value, bool) or (isinstance(value, str) and len(value) <= 100):
+        return value
+    if isinstance(value, (int, float)) and abs(value) <= LARGEST:
+        return value
+    raise _odd(path, name, value)
+
+
+def _odd(path: Path, name: str, value: Any) -> RepfuseError:
+    return RepfuseError(
+        f"{path} has an odd {name}.",
+        f"It is {str(value)[:100]!r}.",
+        "If you trust it, give the weights file itself, with --model and --model-arg.",
+    )
