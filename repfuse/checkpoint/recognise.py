@@ -91,8 +91,8 @@ def _recognise_zip(path: Path) -> Container:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise damaged(path, str(error)) from error
+    except Exception as error:  # a damaged archive can make its reader fail in any way
+        raise damaged(path, str(error) or type(error).__name__) from error
     for pattern, name in ZIP_MEMBERS:
         if any(re.search(pattern, member) for member in members):
             raise RepfuseError(f"{path} is {name}.", "repfuse does not read this format yet.", SAVE_AGAIN)
