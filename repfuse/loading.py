@@ -19,6 +19,7 @@ from repfuse.checkpoint.inert import origins
 from repfuse.checkpoint.network import Network, network_of
 from repfuse.checkpoint.opening import Opened, digest_of, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
+from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.source import ModelSource, model_source
 from repfuse.errors import RepfuseError
 from repfuse.planning.planner import plan as make_plan
@@ -90,8 +91,11 @@ def load(
         raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
     shapes = example.parse_shapes(input) if input is not None else None
     source = model_source(model, model_args) if model is not None else None
-    opened = open_checkpoint(path, key, trust=trust)
-    network = network_of(opened, source, allow, partial(rewrite, weights=False), trust=trust)
+    try:
+        opened = open_checkpoint(path, key, trust=trust)
+        network = network_of(opened, source, allow, partial(rewrite, weights=False), trust=trust)
+    except RecursionError as error:
+        raise damaged(path, "its objects or modules hold each other without end") from error
     module = _on(network.module, device)
     shapes, origin, said = _shapes(shapes, opened, network)
     return Checkpoint(

@@ -11,7 +11,6 @@ from repfuse.checkpoint.build import build
 from repfuse.checkpoint.contents import no_network
 from repfuse.checkpoint.inert import module_state, tensors_of
 from repfuse.checkpoint.recipe import Recipe, check_buildable
-from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.revive import revive
 from repfuse.checkpoint.source import FORMS, ModelSource
 from repfuse.checkpoint.weights import load_weights, match_dtype
@@ -49,10 +48,7 @@ def network_of(
     """
     state = opened.contents.state
     if state is None:
-        try:
-            return _restored(opened, source, allow, replay)
-        except RecursionError as error:
-            raise damaged(opened.path, "its modules hold each other without end") from error
+        return _restored(opened, source, allow, replay)
     recipe = opened.recipe
     source = source or _source_of(opened, recipe, allow, trust=trust)
     return _filled(opened, state, source, replay, recipe.plans if recipe else ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickletools
+import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
+from repfuse.checkpoint.allow import listed
 from repfuse.checkpoint.archive import members_of
 from repfuse.checkpoint.inert import GlobalName, stand_in, tidied
 from repfuse.checkpoint.recognise import Container, damaged
 from repfuse.checkpoint.soundness import sound
-from repfuse.checkpoint.vetting import Scan, VettingError, scan
+from repfuse.checkpoint.vetting import HARMLESS, Scan, VettingError, scan
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def write(data: Any, path: Path) -> None:
     try:
         with path.open("wb") as file:
             torch.save(data, file)
-    except (PicklingError, AttributeError, TypeError) as error:
+    except (PicklingError, AttributeError, TypeError, RecursionError) as error:
         raise RepfuseError(
             "The network cannot be pickled.",
             _first_line(error),
@@ -131,13 +133,15 @@ def _quietly() -> Iterator[None]:
 
 
 def _unreadable(path: Path, container: Container, said: Scan, error: Exception) -> RepfuseError:
-    foreign = sorted(str(name) for name in said.names if name.package not in ("torch", "collections"))
+    foreign = sorted(str(name) for name in said.names - HARMLESS if name.package not in ("torch", "collections"))
     if said.protocol > PROTOCOL:
         why = f"It was written with pickle protocol {said.protocol}; torch's safe loader reads protocol {PROTOCOL}."
     elif foreign and container is Container.TORCH_LEGACY:
         why = "It is in torch's format from before version 1.6, which gives networks together with their source code."
     elif foreign and isinstance(error, UnpicklingError):
-        why = f"It does more than restore data. It names: {', '.join(foreign)}."
+        why = f"It does more than restore data. It names: {listed(foreign)}."
+    elif said.unknown:
+        why = f"Its pickle has the instruction {said.unknown}, which torch's safe loader does not read."
     else:
         return damaged(path, _first_line(error))
     return RepfuseError(
@@ -149,4 +153,6 @@ def _unreadable(path: Path, container: Container, said: Scan, error: Exception) 
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
+    if text.startswith("Weights only load failed"):  # what is wrong stands after two paragraphs of advice
+        text = re.split(r"\n\n(?:WeightsUnpickler error: )?", text)[-2]
     return text.splitlines()[0]

@@ -11,7 +11,7 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+from torch.serialization import StorageType
 
 from repfuse.checkpoint.inert import GlobalName
 
@@ -30,17 +30,20 @@ OWN = (  # modules of which torch's unpickler calls more
     *("torch.cuda", "torch.sparse", "torch.cuda.sparse"),
 )
 ENCODE, BYTEARRAY = GlobalName("_codecs", "encode"), GlobalName("builtins", "bytearray")
+HARMLESS = frozenset({*CALLED, TYPED, ENCODE, BYTEARRAY})
 FREE_WORK = 1_000_000  # objects that may be read over and above what each opcode allows
 WORK_OF_OPCODE = 64
-OPCODES = 10_000_000  # half a minute; the largest networks have some hundred thousand
+OPCODES = 2_000_000  # some seconds; the largest networks have some hundred thousand
+NAME = 1000  # characters; torch looks for parts of a name in a way that takes minutes for long ones
 ENOUGH = 1 << 40  # no weight is counted beyond this
 
 
 class Scan(NamedTuple):
-    """What a pickle says of itself: the names that it uses, and its protocol."""
+    """What a pickle says of itself: the names that it uses, its protocol, and its first opcode that torch refuses."""
 
     names: frozenset[GlobalName]
     protocol: int
+    unknown: str | None
 
 
 class VettingError(UnpicklingError):
@@ -63,7 +66,7 @@ def scan(opcodes: Iterable[tuple[Any, Any, Any]], room: Callable[[str | None], i
     Raises VettingError where the pickle breaks one of the rules above.
     """
     names: set[GlobalName] = set()
-    protocol, machine, followed = 0, _Machine(room), True
+    protocol, machine, unknown = 0, _Machine(room), None
     for count, (opcode, argument, _) in enumerate(opcodes):
         if count >= OPCODES:
             raise VettingError(f"its pickle has more than {OPCODES:,} instructions")
@@ -71,8 +74,9 @@ def scan(opcodes: Iterable[tuple[Any, Any, Any]], room: Callable[[str | None], i
             protocol = max(protocol, int(argument))
         elif opcode.name in ("GLOBAL", "INST"):
             names.add(_name(str(argument)))
-        followed = followed and machine.step(opcode.name, argument)  # up to where torch's unpickler stops, too
-    return Scan(frozenset(names), protocol)
+        if unknown is None and not machine.step(opcode.name, argument):
+            unknown = opcode.name
+    return Scan(frozenset(names), protocol, unknown)
 
 
 class _Machine:
@@ -111,13 +115,12 @@ class _Machine:
         items = [self.pop() for _ in range(count)]
         self.stack.append(Value(reversed(items)))
 
-    def hold(self, items: list[Any]) -> None:
-        """Put ``items`` into the container on the stack, which hashes those that are keys."""
-        holder = self.stack[-1]
-        weight = sum(map(_weight, items))
-        self.spend(weight)
-        if isinstance(holder, Value):
-            holder.weight = min(ENOUGH, holder.weight + weight)
+    def hold(self, items: list[Any], hashed: int = 0) -> None:
+        """Put ``items`` into the container on the stack; each ``hashed``-th of them is a key."""
+        if hashed:
+            self.spend(sum(map(_weight, items[::hashed])))
+        if isinstance(self.stack[-1], Value):
+            self.stack[-1].weight = min(ENOUGH, self.stack[-1].weight + sum(map(_weight, items)))
 
     def spend(self, weight: int) -> None:
         self.work += weight
@@ -156,10 +159,11 @@ STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda machine, key: machine.memo.update({key: machine.stack[-1]})),
     **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda machine, key: machine.stack.append(machine.memo[key])),
     **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda machine, _: machine.call()),
-    "BUILD": lambda machine, _: machine.hold([machine.pop()]),
+    "BUILD": lambda machine, _: machine.hold([machine.pop()], hashed=1),  # copies the keys of a dictionary
     "APPEND": lambda machine, _: machine.hold([machine.pop()]),
-    "SETITEM": lambda machine, _: machine.hold([machine.pop(), machine.pop()]),
-    **dict.fromkeys(("APPENDS", "SETITEMS"), lambda machine, _: machine.hold(machine.to_mark())),
+    "APPENDS": lambda machine, _: machine.hold(machine.to_mark()),
+    "SETITEM": lambda machine, _: machine.hold([machine.pop(), machine.pop()][::-1], hashed=2),
+    "SETITEMS": lambda machine, _: machine.hold(machine.to_mark(), hashed=2),
     "BINPERSID": lambda machine, _: machine.storage(),
 }
 
@@ -202,16 +206,16 @@ def _check_typed(arguments: tuple[Any, ...] | None) -> None:
 
 
 def _item_size(kind: GlobalName) -> int:
-    if kind.name == "UntypedStorage":
-        return 1
-    dtype = None if kind.name == "TypedStorage" else getattr(getattr(torch, kind.name, None), "dtype", None)
-    if not isinstance(dtype, torch.dtype):
-        raise VettingError(f"{kind} is no storage")
-    return dtype.itemsize
+    try:
+        return 1 if kind.name == "UntypedStorage" else int(StorageType(kind.name).dtype.itemsize)  # type: ignore[no-untyped-call]
+    except (KeyError, AttributeError):
+        raise VettingError(f"{kind} is no storage") from None
 
 
 def _name(argument: str) -> GlobalName:
     """Return the name as Python 3 spells it; pickles of protocol 2 may use Python 2's."""
+    if len(argument) > NAME:
+        raise VettingError(f"it names something with {len(argument):,} characters")
     module, _, name = argument.partition(" ")
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return GlobalName(module, name)
