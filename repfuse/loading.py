@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,8 @@ def save(
     form = saving.format_for(out, format, checkpoint.format)
     with atomic.replacing(out) as temporary:
         notes = _write(checkpoint, module, plan, form, temporary)
-    return Saved(out, digest_of(out), form, tuple(notes))
+        digest = digest_of(temporary)
+    return Saved(out, digest, form, tuple(notes))
 
 
 def _on(module: nn.Module, device: str) -> nn.Module:
@@ -148,12 +150,21 @@ def _on(module: nn.Module, device: str) -> nn.Module:
 
 
 Shapes = tuple[example.Shape, ...]
+UNASKED = 1 << 26  # numbers that an input may have without being asked for
 
 
 def _shapes(given: Shapes | None, opened: Opened, network: Network) -> tuple[Shapes, str, tuple[str, ...]]:
     """Return the shapes of the example inputs, where they are from, and what to say of that."""
     if given is not None:
         return given, "given", ()
+    shapes, origin, said = _shapes_of(opened, network)
+    if sum(prod(shape.sizes) for shape in shapes) > UNASKED:
+        what = f"The input of {opened.path} would be {example.render(shapes)}, which is very large."
+        raise RepfuseError(what, f"That shape is from the {origin}.", "If it is right, say so with --input.")
+    return shapes, origin, said
+
+
+def _shapes_of(opened: Opened, network: Network) -> tuple[Shapes, str, tuple[str, ...]]:
     if opened.recipe is not None:
         return example.parse_shapes(opened.recipe.input), "checkpoint", ()
     if known := example.known_shape(network.module, network.source.arguments if network.source else {}):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pickle import UnpicklingError
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from repfuse.checkpoint.inert import Record, module_state, walk
 
@@ -17,19 +18,24 @@ DEPTH = 200  # modules in modules: Python itself runs no deeper network
 SPARSE = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
+def room_for(file_size: int) -> int:
+    """Return the bytes of memory that a file of this size may ask for."""
+    return max(FREE_BYTES, BYTES_OF_BYTE * file_size)
+
+
 def sound(root: Any, file_size: int) -> Any:
     """Return ``root``, read from a file of ``file_size`` bytes.
 
-    Raises UnpicklingError where its tensors are larger than such a file can mean, where a sparse one points outside
+    Raises ValueError where its tensors are larger than such a file can mean, where a sparse one points outside
     itself, or where its modules hold each other without end.
     """
-    room = max(FREE_BYTES, BYTES_OF_BYTE * file_size)
+    room = room_for(file_size)
     ways: dict[int, tuple[int, int]] = {}
     for value in walk(root):
         if isinstance(value, Tensor):
             room -= _bytes_of(value)
             if room < 0:
-                raise UnpicklingError("its tensors are larger than a file of this size can mean")
+                raise ValueError("its tensors are larger than a file of this size can mean")
             _check_layout(value)
         elif isinstance(value, Record):
             _ways(value, ways)
@@ -44,7 +50,7 @@ def _bytes_of(tensor: Tensor) -> int:
 def _check_layout(tensor: Tensor) -> None:
     """Build a sparse tensor again with its indices checked: torch reads them unchecked from a file."""
     if tensor.is_nested:
-        raise UnpicklingError("it holds a nested tensor")
+        raise ValueError("it holds a nested tensor")
     plain = tensor.detach()
     if plain.layout is torch.sparse_coo:
         torch.sparse_coo_tensor(plain._indices(), plain._values(), plain.shape, check_invariants=True)
@@ -66,6 +72,27 @@ def _ways(record: Record, found: dict[int, tuple[int, int]]) -> tuple[int, int]:
         below = [_ways(child, found) for child in held if isinstance(child, Record)]
         count, depth = 1 + sum(count for count, _ in below), 1 + max((depth for _, depth in below), default=0)
         if count > MODULES or depth > DEPTH:
-            raise UnpicklingError("its modules hold each other without end")
+            raise ValueError("its modules hold each other without end")
         found[id(record)] = count, depth
     return found[id(record)]
+
+
+class Bounded(TorchFunctionMode):
+    """Within it, no more than ``room`` bytes of new tensors are made; MemoryError says that they would be.
+
+    torch gives the memory of an empty tensor its pages only when they are written to, which does not come to pass.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not any(isinstance(value, Tensor) for value in args):
+            self.room -= made.numel() * made.element_size()
+            if self.room < 0:
+                raise MemoryError("it is far larger than the file that names it")
+        return made

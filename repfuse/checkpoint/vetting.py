@@ -30,9 +30,9 @@ OWN = (  # modules of which torch's unpickler calls more
     *("torch.cuda", "torch.sparse", "torch.cuda.sparse"),
 )
 ENCODE, BYTEARRAY = GlobalName("_codecs", "encode"), GlobalName("builtins", "bytearray")
-HARMLESS = frozenset({*CALLED, TYPED, ENCODE, BYTEARRAY})
+HARMLESS = CALLED | {TYPED, ENCODE, BYTEARRAY, GlobalName("builtins", "set"), GlobalName("builtins", "complex")}
 FREE_WORK = 1_000_000  # objects that may be read over and above what each opcode allows
-WORK_OF_OPCODE = 64
+WORK_OF_OPCODE = 32
 OPCODES = 2_000_000  # some seconds; the largest networks have some hundred thousand
 NAME = 1000  # characters; torch looks for parts of a name in a way that takes minutes for long ones
 ENOUGH = 1 << 40  # no weight is counted beyond this
@@ -74,6 +74,8 @@ def scan(opcodes: Iterable[tuple[Any, Any, Any]], room: Callable[[str | None], i
             protocol = max(protocol, int(argument))
         elif opcode.name in ("GLOBAL", "INST"):
             names.add(_name(str(argument)))
+        if opcode.name in ("GLOBAL", "NEWOBJ", "REDUCE"):
+            machine.spend(len(names))  # for each of these, torch's unpickler goes through all names
         if unknown is None and not machine.step(opcode.name, argument):
             unknown = opcode.name
     return Scan(frozenset(names), protocol, unknown)

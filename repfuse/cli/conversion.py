@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repfuse.benching import bench
-from repfuse.checkpoint.atomic import replacing
+from repfuse.checkpoint.atomic import replacing, together
 from repfuse.cli.target import report_path
 from repfuse.converting import convert
 from repfuse.loading import Checkpoint, load, save
@@ -50,9 +50,15 @@ def run(job: Job, progress: Progress) -> Report:
     progress("timing", 0.7)
     timing = bench(checkpoint.module, module, checkpoint.example_inputs, seconds=TIMING_SECONDS)
     progress("writing", 0.9)
-    saved = save(checkpoint, module, job.out, plan=report.plan, format=job.format, force=job.force)
-    report = replace(report, timing=timing, output=output_of(saved), notes=(*report.notes, *saved.notes))
-    _write(report, report_path(job.out))
+    return _saved(replace(report, timing=timing), checkpoint, module, job.out, job)
+
+
+def _saved(report: Report, checkpoint: Checkpoint, module: nn.Module, out: Path, job: Job) -> Report:
+    """Write the result and its report: both or neither."""
+    with together():
+        saved = save(checkpoint, module, out, plan=report.plan, format=job.format, force=job.force)
+        report = replace(report, output=output_of(saved), notes=(*report.notes, *saved.notes))
+        _write(report, report_path(out))
     return report
 
 

@@ -27,11 +27,11 @@ def network() -> list[Member]:
     return [Member(path, data) for path, data in read_archive(buffer.getvalue()).items()]
 
 
-def changed(change: Change, **around: Any) -> Attack:
-    return Attack(lambda _folder, _canary: write_archive(change(network()), **around))
+def changed(change: Change, *, may_load: bool = False, **around: Any) -> Attack:
+    return Attack(lambda _folder, _canary: write_archive(change(network()), **around), may_load=may_load)
 
 
-def with_member(ending: str, **fields: Any) -> Attack:
+def with_member(ending: str, *, may_load: bool = False, **fields: Any) -> Attack:
     """The good file, with lies about the member whose name ends so."""
 
     def change(members: list[Member]) -> Iterable[Member]:
@@ -40,7 +40,7 @@ def with_member(ending: str, **fields: Any) -> Attack:
                 vars(member).update({key: make(member) if callable(make) else make for key, make in fields.items()})
         return members
 
-    return changed(change)
+    return changed(change, may_load=may_load)
 
 
 def also(path: str, data: bytes = b"x", **fields: Any) -> Attack:
@@ -77,7 +77,9 @@ ARCHIVES = {
     "bomb: members on one place": changed(quine),
     "bomb: a member of LZMA": with_member("data.pkl", method=zipfile.ZIP_LZMA),
     "bomb: an unknown method": with_member("data.pkl", method=99),
-    "many members": changed(lambda members: [*members, *[Member(f"archive/data/x{n}", b"") for n in range(50_000)]]),
+    "many members": changed(
+        lambda ms: [*ms, *[Member(f"archive/data/x{n}", b"") for n in range(50_000)]], may_load=True
+    ),
     "traversal": also("archive/../../../canary"),
     "traversal by the root": changed(lambda ms: [Member(m.name.replace("archive/", "../"), m.data) for m in ms]),
     "absolute name": also("/tmp/canary"),
@@ -96,7 +98,7 @@ ARCHIVES = {
     "offset beyond the file": with_member("data/0", offset=(1 << 32) - 2),
     "offset into another member": with_member("data/0", offset=0),
     "another name in the local header": with_member("data.pkl", local_name="archive/other.pkl"),
-    "another size in the local header": with_member("data.pkl", local_size=7),
+    "another size in the local header": with_member("data.pkl", local_size=7, may_load=True),
     "wrong checksum": with_member("data.pkl", crc=7),
     "more entries than there are": changed(lambda members: members, count=60_000),
     "fewer entries than there are": changed(lambda members: members, count=1),
@@ -106,5 +108,5 @@ ARCHIVES = {
     "another archive before": Attack(two_faced),
     "only the beginning": Attack(fixed(b"PK\3\4")),
     "no members": Attack(fixed(b"PK\3\4" + bytes(40) + write_archive([]))),
-    "a storage for a folder": also("archive/data/0/x"),
+    "a storage for a folder": changed(lambda ms: [*ms, Member("archive/data/0/x", b"x")], may_load=True),
 }

@@ -21,6 +21,7 @@ class Attack:
     make: Make
     executes: bool = False
     may_load: bool = False
+    slow: bool = False
     name: str = "in.pt"
     options: dict[str, Any] = field(default_factory=dict)
 

@@ -18,8 +18,11 @@ import time
 import traceback
 from pathlib import Path
 
+import timm
+
 import repfuse
 from hostile.calling import EXTENSIONS
+from hostile.controls import CONTROLS
 from hostile.corpus import CORPUS
 from repfuse.errors import RepfuseError
 
@@ -57,7 +60,8 @@ def memory(field: str) -> int:
 def attempt(name: str, folder: Path, watch: Watch, *, trust: bool) -> dict[str, object]:
     """Make the file ``name`` in a folder of its own, load it, and describe what happened."""
     folder.mkdir()
-    canary, path, attack = folder / "canary", folder / CORPUS[name].name, CORPUS[name]
+    attack = (CORPUS | CONTROLS)[name]
+    canary, path = folder / "canary", folder / attack.name
     path.write_bytes(attack.make(folder, canary))
     sys.path.append(str(folder))
     before, started = set(folder.iterdir()), time.process_time()
@@ -96,6 +100,7 @@ def main(folder: str, trust: str, *names: str) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for code in EXTENSIONS:
         copyreg.add_extension("os", "system", code) if code == EXTENSIONS[0] else _alias(code)
+    timm.create_model("repvgg_a0")  # it imports more on its first call
     watch = Watch()
     for number, name in enumerate(names):
         print(json.dumps({"start": name}), flush=True)
