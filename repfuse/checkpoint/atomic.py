@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 PART = ".part"
 Replacement = tuple[Path, Path]  # a whole temporary file, and the place that it will take
@@ -49,8 +49,7 @@ def together() -> Iterator[None]:
         _commit(group)
     finally:
         _group.reset(token)
-        for temporary, _ in group:
-            temporary.unlink(missing_ok=True)
+        _discard(temporary for temporary, _ in group)
 
 
 @contextmanager
@@ -81,7 +80,7 @@ def replacing(out: Path) -> Iterator[Path]:
     finally:
         os.close(handle)
         if group is None or (temporary, out) not in group:
-            temporary.unlink(missing_ok=True)
+            _discard([temporary])
 
 
 def _commit(group: list[Replacement]) -> None:
@@ -103,8 +102,7 @@ def _commit(group: list[Replacement]) -> None:
             raise _unwritable(group[0][1], error) from error
         raise
     finally:
-        for kept in filter(None, old):
-            kept.unlink(missing_ok=True)
+        _discard(filter(None, old))
 
 
 def _second_name(out: Path) -> Path | None:
@@ -117,6 +115,13 @@ def _second_name(out: Path) -> Path | None:
     except OSError:  # some file systems have no links
         shutil.copy2(out, second)
     return second
+
+
+def _discard(paths: Iterable[Path]) -> None:
+    """Remove these files, or leave them to the next run."""
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _remove_stale(out: Path) -> None:
