@@ -6,7 +6,7 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --dis
 DEMO := .demo
 SAMPLES := sample_checkpoints
 
-.PHONY: help demo test lint peers slow mutants bench samples clean
+.PHONY: help demo test lint peers slow fuzz mutants bench samples clean
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
@@ -30,6 +30,9 @@ peers: $(VENV)/.dev  ## Whole networks against other tools
 
 slow: $(VENV)/.dev  ## The exhaustive suites
 	$(BIN)/pytest -m slow -n auto --maxprocesses 4
+
+fuzz: $(VENV)/.dev  ## Damaged files of each format, new ones each time; minutes on two cores
+	$(BIN)/pytest tests/test_fuzz.py -m slow -n auto --maxprocesses 4
 
 # All mutants, and not the usual sample of the blunt ones: make mutants MUTANTS='--blunt-one-in 1'. Some files: MUTANTS=FILE
 mutants: $(VENV)/.mutants  ## What no test of the algebra and the operator tables notices; an hour on two cores, resumable

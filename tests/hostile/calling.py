@@ -5,11 +5,15 @@ All of these run where the file is trusted; that is the control.
 
 from __future__ import annotations
 
+import io
 import marshal
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from repfuse.samples import NotebookBlock
 
 from .assembling import call, items, name, pickled, push, short, system, text, torch_archive, touching
 from .attack import Attack
@@ -206,6 +210,20 @@ def attack(body: Body, protocol: int = 2) -> Attack:
     return Attack(lambda _, canary: torch_archive(pickled(bytes(body(canary)), protocol)), executes=True)
 
 
+NAMES = (  # that older readers, or a reader that follows dots, would find something under
+    *("torch.serialization:os.system", "torch.serialization.os:system", "torch:serialization.os.system"),
+    *("timm.models.byobnet:os.system", "torch.jit._serialization:load", "torch.utils.cpp_extension:load"),
+    *("torch.ops:load_library", "torch.hub:load", "torch.__main__:Net", "repfuse.samples:torch.hub.load"),
+    *("torch.nn.modules:container.Sequential.__init__.__globals__", "__main__:x", ":system", "os:", "os:system "),
+)
+
+
+def beside_a_network(_folder: Path, canary: Path) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"model": NotebookBlock(), "more": Touch(canary)}, buffer)
+    return buffer.getvalue()
+
+
 CALLING = {
     **{f"opcode {title}": attack(body) for title, body in OPCODES.items()},
     **{f"opcode {title}": attack(body, protocol) for title, (protocol, body) in NEWER.items()},
@@ -220,4 +238,12 @@ CALLING = {
         ),
         4,
     ),
+    **{
+        f"{path!r} with --allow": Attack(
+            lambda _, canary, path=path: torch_archive(pickled(call(path, touching(canary)))),
+            options={"allow": ["torch"]},
+        )
+        for path in NAMES
+    },
+    "call beside a network": Attack(beside_a_network, executes=True, may_load=True),
 }
