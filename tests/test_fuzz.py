@@ -63,7 +63,7 @@ def outcome(path: Path, options: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_damaged_files_load_or_are_refused(name: str, tmp_path: Path) -> None:
-    check(name, 150, tmp_path, derandomize=True)
+    check(name, 80, tmp_path, derandomize=True)
 
 
 @pytest.mark.slow

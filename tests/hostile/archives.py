@@ -78,7 +78,7 @@ ARCHIVES = {
     "bomb: a member of LZMA": with_member("data.pkl", method=zipfile.ZIP_LZMA),
     "bomb: an unknown method": with_member("data.pkl", method=99),
     "many members": changed(
-        lambda ms: [*ms, *[Member(f"archive/data/x{n}", b"") for n in range(50_000)]], may_load=True
+        lambda ms: [*ms, *[Member(f"archive/data/x{n}", b"") for n in range(20_000)]], may_load=True
     ),
     "traversal": also("archive/../../../canary"),
     "traversal by the root": changed(lambda ms: [Member(m.name.replace("archive/", "../"), m.data) for m in ms]),

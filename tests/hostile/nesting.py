@@ -79,7 +79,7 @@ NESTING = {
     "dicts without end": attack((b"}" + text("a")) * DEEP + b"N" + b"s" * DEEP),
     "calls without end": attack(name("os:nice") * 3000 + b")" + b"\x85R" * 3000),
     "marks without end": attack(b"(" * DEEP + b"t" * DEEP),
-    "modules without end": attack(tree(chain(5000))),
+    "modules without end": attack(tree(chain(2000))),
     "modules deeper than Python runs": attack(tree(chain(400))),
     "modules in 2**60 ways": attack(tree(lattice(DOUBLINGS))),
     "modules in 2**60 ways, with --model": Attack(
