@@ -1,4 +1,4 @@
-"""Facts about a network's tensors that need no run."""
+"""Facts about a network that need no run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
+
+
+def join(path: str, name: str) -> str:
+    """Return the path of a descendant; the root has no name of its own."""
+    return f"{path}.{name}".strip(".")
 
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -53,3 +58,13 @@ def placed(inputs: tuple[Any, ...], device: torch.device, cast: Mapping[torch.dt
     return tuple(
         x.to(device=device, dtype=cast.get(x.dtype), copy=True) if isinstance(x, torch.Tensor) else x for x in inputs
     )
+
+
+_PLAIN = (bool, int, float, str, bytes, type(None))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is numbers and text, in tuples and lists."""
+    if type(value) in (tuple, list):
+        return all(map(is_plain, value))
+    return type(value) in _PLAIN

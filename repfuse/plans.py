@@ -9,7 +9,7 @@ from typing import Any
 from repfuse.errors import RepfuseError
 from repfuse.refusals import REFUSALS
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Site:
     ``form`` how the owner is rewritten: ``fold`` (new weights in a convolution that was there), ``swap`` (in the place
     of one of several modules in a row), ``chain`` (stock modules in a row) or ``graph`` (a GraphModule of that block).
     ``branches`` describes each merged branch, ``kernel`` the fused convolution. ``source``, ``output`` and ``nodes``
-    name nodes of the traced graph; with them the plan replays on the same model.
+    name nodes of the graph of the traced ``part``; with them the plan replays on the same model.
     """
 
     path: str
@@ -71,34 +71,47 @@ class Site:
     nodes: tuple[str, ...]
     before: Cost
     after: Cost
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module that was traced as a whole: the model, or what lies within a module that cannot be traced.
+
+    ``path`` is its path, ``fingerprint`` identifies its graph, ``arguments`` describe those that it was traced with.
+    ``matching_borders`` are the nodes of layers that pad with what lies beyond the border, as far as that depends on
+    the weights; ``shared`` the modules in it that are also used from outside, by their path within it. ``exported``
+    says that the graph is torch.export's.
+    """
+
+    path: str
+    fingerprint: str
+    arguments: Any
+    matching_borders: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    exported: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
     """Sites and refusals of one model.
 
-    ``fingerprint`` identifies the traced graph that they refer to, ``inputs`` the (shape, dtype) of the example that
-    it was traced with, ``policy`` what was to be merged. ``matching_borders`` are the nodes of layers that pad with
-    what lies beyond the border, as far as that depends on the weights. ``live`` saves ``rewrite`` a second trace in the
-    same process and is never serialised.
+    ``parts`` are the traced graphs that they refer to, ``policy`` is what was to be merged. ``live`` saves ``rewrite``
+    a second trace in the same process and is never serialised.
     """
 
     sites: tuple[Site, ...]
     refusals: tuple[Refusal, ...]
-    fingerprint: str
-    inputs: tuple[tuple[tuple[int, ...], str], ...]
+    parts: tuple[Part, ...]
     policy: str
-    matching_borders: tuple[str, ...] = ()
     live: Any = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
         return {
             "schema": SCHEMA,
-            "fingerprint": self.fingerprint,
             "policy": self.policy,
-            "matching_borders": list(self.matching_borders),
-            "inputs": [{"shape": list(shape), "dtype": dtype} for shape, dtype in self.inputs],
+            "parts": [asdict(part) for part in self.parts],
             "sites": [asdict(site) for site in self.sites],
             "refusals": [asdict(refusal) | {"hint": refusal.hint} for refusal in self.refusals],
         }
@@ -115,9 +128,8 @@ class Plan:
                 )
             sites = tuple(_site(entry) for entry in data["sites"])
             refusals = tuple(_refusal(entry) for entry in data["refusals"])
-            inputs = tuple((tuple(entry["shape"]), str(entry["dtype"])) for entry in data["inputs"])
-            borders = tuple(map(str, data["matching_borders"]))
-            return Plan(sites, refusals, str(data["fingerprint"]), inputs, str(data["policy"]), borders)
+            parts = tuple(_part(entry) for entry in data["parts"])
+            return Plan(sites, refusals, parts, str(data["policy"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise RepfuseError(
                 "This is not a plan that repfuse wrote.",
@@ -137,6 +149,13 @@ def _site(entry: dict[str, Any]) -> Site:
     for name in ("before", "after"):
         fields[name] = Cost(**fields[name])
     return Site(**fields)
+
+
+def _part(entry: dict[str, Any]) -> Part:
+    borders, shared = (tuple(map(str, entry[name])) for name in ("matching_borders", "shared"))
+    return Part(
+        str(entry["path"]), str(entry["fingerprint"]), entry["arguments"], borders, shared, bool(entry["exported"])
+    )
 
 
 def _refusal(entry: dict[str, Any]) -> Refusal:

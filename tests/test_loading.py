@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -437,7 +438,7 @@ def test_other_dtypes_come_back_bit_by_bit(dtype: torch.dtype, tmp_path: Path) -
 def test_a_file_that_is_fused_twice_remembers_both_times(tmp_path: Path) -> None:
     checkpoint = source_of("state-dict", tmp_path)
     first = plan(checkpoint.module, checkpoint.example_inputs)
-    half = type(first)(first.sites[:2], (), first.fingerprint, first.inputs, first.policy, live=first.live)
+    half = replace(first, sites=first.sites[:2], refusals=())
     network = rewrite(checkpoint.module, half)
     once = load(save(checkpoint, network, tmp_path / "once.pt", plan=half).path)
     assert 5 < convolutions(once.module) < 10

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
-from repfuse.plans import Cost, Plan, Refusal, Site
+from repfuse.plans import Cost, Part, Plan, Refusal, Site
 from repfuse.proof.results import Proof
 from repfuse.refusals import REFUSALS
 from repfuse.report.bench_view import bench_view
@@ -47,8 +47,7 @@ def plan(*refusals: Refusal, sites: int = 2) -> Plan:
     return Plan(
         tuple(site(f"{LONG}.{index}") for index in range(sites)),
         refusals,
-        "f" * 8,
-        (((1, 3, 8, 8), "float32"),),
+        (Part("", "f" * 8, {"tuple": []}),),
         "cost",
     )
 
@@ -179,7 +178,7 @@ def test_a_conversion_says_all_it_found() -> None:
 
 
 def test_a_block_that_is_the_whole_network_has_a_name() -> None:
-    assert "(root)" in text(plan_view(Plan((site(path=""),), (), "f", (), "cost")))
+    assert "(root)" in text(plan_view(Plan((site(path=""),), (), (), "cost")))
 
 
 def test_a_failed_proof_is_said_and_not_dressed_up() -> None:

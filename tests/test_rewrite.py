@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
@@ -333,10 +334,10 @@ def test_uint8_images_are_still_converted():
 def test_sites_can_be_dropped_from_a_plan(net):
     whole = plan(net, (X,))
     for site in whole.sites:
-        part = Plan((site,), (), whole.fingerprint, whole.inputs, whole.policy)
+        part = replace(whole, sites=(site,), live=None)
         assert error(net, rewrite(net, part), X) < 1e-12
         assert operations(rewrite(net, part), X)["convolution"] == (5 if site.form == "fold" else 4)
-    nothing = rewrite(net, Plan((), (), whole.fingerprint, whole.inputs, whole.policy))
+    nothing = rewrite(net, replace(whole, sites=(), live=None))
     assert str(nothing) == str(net) and nothing is not net
 
 
@@ -389,7 +390,7 @@ def test_an_edited_plan_is_refused(net):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda d: d.pop("sites"), lambda d: d.update(schema=99), lambda d: d.update(inputs=1)]
+    "damage", [lambda d: d.pop("sites"), lambda d: d.update(schema=99), lambda d: d.update(parts=1)]
 )
 def test_a_damaged_plan_is_refused(net, damage):
     saved = plan(net, (X,)).to_dict()

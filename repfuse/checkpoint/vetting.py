@@ -90,9 +90,12 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.work = -FREE_WORK
+        self.stopped = False
 
     def step(self, opcode: str, argument: Any) -> bool:
         """Do one opcode; say whether it is one that torch's unpickler knows."""
+        if self.stopped:
+            return True
         if opcode in CONSTANTS:
             self.stack.append(argument)
         elif opcode in STEPS:
@@ -137,11 +140,15 @@ class _Machine:
 
     def storage(self) -> None:
         match self.pop():
-            case Value(items=("storage" | b"storage", GlobalName() as kind, key, _, int(count), *_)):
+            case Value(items=("storage", GlobalName() as kind, key, _, int(count), *_)):
                 if not 0 <= count * _item_size(kind) <= self.room(key if isinstance(key, str) else None):
                     raise VettingError(f"a storage of {count} numbers is more than the file holds")
-            case Value(items=("storage" | b"storage", *_)):
+            case Value(items=(str() as tag, *_)) if tag != "storage":
+                self.stopped = True  # it refers to source code: torch's unpickler refuses that
+            case Value(items=tuple()):
                 raise VettingError("it does not say how large a storage is")
+            case _:
+                self.stopped = True  # likewise: it refers to something by another thing than a tuple
         self.stack.append(Value())
 
 

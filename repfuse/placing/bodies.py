@@ -53,8 +53,3 @@ def fused_names(module: nn.Module, count: int) -> tuple[str, ...]:
         return (free[0],)
     names = (f"fused_{index}" if index else "fused" for index in itertools.count())
     return tuple(itertools.islice((name for name in names if not hasattr(module, name)), count))
-
-
-def join(path: str, name: str) -> str:
-    """Return the path of a child; the root has no name of its own."""
-    return f"{path}.{name}".strip(".")

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from torch import fx
 
 from repfuse.algebra.geometry import NotAffine
-from repfuse.networks import named_tensors
+from repfuse.networks import join, named_tensors
 from repfuse.ops.meaning import Meaning, Rescaled, Same, origin
-from repfuse.placing.bodies import check_names, fused_names, holder_of, join, steps_of
+from repfuse.placing.bodies import check_names, fused_names, holder_of, steps_of
 from repfuse.placing.edits import Block, Candidate, Fused, Layout
 from repfuse.placing.folding import Folding
 from repfuse.placing.local import Part, Replacement, local_graph, vanishing

@@ -69,18 +69,29 @@ def _measures(node: fx.Node, traced: Traced) -> bool:
 _ASSERTIONS = (torch._assert, torch.ops.aten._assert_tensor_metadata.default)
 
 _METADATA = frozenset(
-    {getattr, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.getitem}
+    {
+        getattr,
+        operator.is_,
+        operator.eq,
+        operator.ne,
+        operator.lt,
+        operator.le,
+        operator.gt,
+        operator.ge,
+        operator.getitem,
+    }
 )
 
 
 def find_ghosts(traced: Traced) -> frozenset[fx.Node]:
     """Return the nodes that only check metadata: assertions, what nothing else needs, parameters read in vain.
 
-    They read no values, and what they assert of a tensor's rank holds for the fused one too.
+    They read no values, and what they assert of a tensor's rank holds for the fused one too. What a trace has taken for
+    fixed stays asserted: with another value the graph is not the module.
     """
     ghosts: set[fx.Node] = set()
     for node in reversed(traced.nodes):
-        if node.target in _ASSERTIONS:
+        if node.target in _ASSERTIONS and not _fixes_an_argument(node, traced):
             ghosts.add(node)
         elif not ghosts.issuperset(node.users):
             continue
@@ -91,3 +102,9 @@ def find_ghosts(traced: Traced) -> frozenset[fx.Node]:
         elif node.target in _METADATA or (node.op == "call_method" and node.target in ("size", "dim")):
             ghosts.add(node)
     return frozenset(ghosts)
+
+
+def _fixes_an_argument(assertion: fx.Node, traced: Traced) -> bool:
+    """Whether it asserts that an argument which is no tensor has the value that it was traced with."""
+    asked = (value for condition in assertion.all_input_nodes for value in condition.all_input_nodes)
+    return any(value.op == "placeholder" and value not in traced.shape_of for value in asked)

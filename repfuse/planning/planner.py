@@ -2,187 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import nn
 
-from repfuse.algebra.descriptions import branches
-from repfuse.algebra.expression import tensor_names
-from repfuse.algebra.geometry import NotAffine
-from repfuse.ops import Meaning, meaning_of
-from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Same, Unfusible, inputs_of, origin
-from repfuse.ops.scope import Scope
-from repfuse.placing.edits import Candidate, Fused, Layout
-from repfuse.placing.layout import lay_out
-from repfuse.planning.borders import Borders
-from repfuse.planning.bystanders import bystanders, find_ghosts
 from repfuse.planning.cost import Policy
-from repfuse.planning.estimate import Estimate
-from repfuse.planning.hazards import Hazards
-from repfuse.planning.reader import Reader
-from repfuse.planning.region import Region
-from repfuse.planning.regions import Regions
-from repfuse.planning.terms import Group
-from repfuse.plans import Cost, Plan, Refusal, Site
-from repfuse.tracing.trace import Traced, trace
+from repfuse.planning.part_planner import PartPlanner
+from repfuse.plans import Plan, Refusal, Site
+from repfuse.tracing.arguments import Arguments
+from repfuse.tracing.parts import trace_parts
 
 
-def plan(module: nn.Module, example_inputs: Sequence[Tensor], policy: Policy = Policy.COST) -> Plan:
+def plan(module: nn.Module, example_inputs: Sequence[Any], policy: Policy = Policy.COST) -> Plan:
     """Find what repfuse would rewrite in ``module``, without changing it.
 
     ``example_inputs`` are the positional arguments of one call; their shapes decide the costs, ``policy`` what to make
-    of these. Raises RepfuseError where the model cannot be traced or does not take the example.
+    of these. Modules that cannot be traced are refusals, and what they call is searched for itself. Raises RepfuseError
+    where the model does not take the example.
     """
-    inputs = tuple((tuple(x.shape), str(x.dtype).removeprefix("torch.")) for x in example_inputs)
-    return Planner(trace(module, example_inputs), Policy(policy)).plan(inputs)
+    policy = Policy(policy)
+    found = trace_parts(module, Arguments(tuple(example_inputs)))
+    planners = [PartPlanner(part, policy) for part in found.parts]
+    for part in found.exports:
+        planners = _better(planners, PartPlanner(part, policy))
+    sites = tuple(site for planner in planners for site in planner.sites())
+    parts = tuple(planner.planned() for planner in planners)
+    exported = {part.path for part in parts if part.exported}
+    opaque = ((path, why) for path, why in found.opaque.items() if path not in exported)
+    untraceable = [Refusal("untraceable", path or "(root)", why) for path, why in opaque]
+    refusals = (*untraceable, *(refusal for planner in planners for refusal in planner.refusals.values()))
+    return Plan(sites, refusals, parts, str(policy), planners)
 
 
-class Planner:
-    """Plans one traced model, by ``policy``.
+def _better(planners: list[PartPlanner], block: PartPlanner) -> list[PartPlanner]:
+    """Let an exported block stand for the parts within it where it saves more kernels than they do.
 
-    ``matching_borders`` are the layers that another plan found to pad with what lies beyond the border; without it, the
-    weights are asked.
+    It costs the block its class, which is why a draw goes to them.
     """
+    within = [planner for planner in planners if f"{planner.part.path}.".startswith(f"{block.part.path}.")]
+    if sum(_saved(site) for site in block.sites()) <= sum(
+        _saved(site) for planner in within for site in planner.sites()
+    ):
+        return planners
+    return [planner for planner in planners if planner not in within] + [block]
 
-    def __init__(
-        self, traced: Traced, policy: Policy = Policy.COST, matching_borders: Collection[str] | None = None
-    ) -> None:
-        self.traced = traced
-        self.policy = policy
-        ghosts = find_ghosts(traced)
-        self.scope = Scope(traced.module, traced.constants, traced.shape_of)
-        self.meanings = {node: None if node in ghosts else self._meaning(node) for node in traced.nodes}
-        self.hazards = Hazards(traced, self.meanings)
-        self.refusals: dict[tuple[str, str], Refusal] = {}
-        self._laid_out: tuple[list[Candidate], Layout] = ([], Layout())
-        for path, why in traced.opaque.items():
-            self.refusals["untraceable", path] = Refusal("untraceable", path, why)
-        for node in traced.nodes:
-            self._drop_unusable(node)
-        self.bystanders = bystanders(traced, self.meanings, ghosts)
-        self.estimate = Estimate(traced, self.meanings, policy)
-        self.borders = Borders(traced.constants, matching_borders)
 
-    def plan(self, inputs: tuple[tuple[tuple[int, ...], str], ...]) -> Plan:
-        """Return the sites and refusals, for an example of these shapes and dtypes."""
-        candidates = self.candidates()
-        layout = self.lay_out(candidates)
-        sites = tuple(self._site(fused) for fused in layout.fused)
-        refusals = tuple(self.refusals.values())
-        borders = tuple(sorted(self.borders.matching))
-        return Plan(sites, refusals, self.traced.fingerprint(), inputs, str(self.policy), borders, (self, candidates))
-
-    def candidates(self) -> list[Candidate]:
-        """Return every region with the groups of it that are worth one convolution each."""
-        composes = self.policy is not Policy.NEVER_COMPOSE
-        reader = Reader(self.meanings, self.traced.shape_of, self.borders.check, composes)
-        search = Regions(self.bystanders, reader, self.estimate, self.refuse)
-        regions = search.find()
-        for node in search.escaping():
-            self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
-        found = [Candidate(region, tuple(filter(self._is_site, region.groups))) for region in regions]
-        return [candidate for candidate in found if candidate.groups and self._still_there(candidate.region)]
-
-    def lay_out(self, candidates: list[Candidate]) -> Layout:
-        """Decide where each of the candidates is written; the answer to the last question is kept."""
-        if self._laid_out[0] != candidates:
-            layout = lay_out(self.traced, candidates, self.meanings, self.bystanders, self.refuse)
-            self._laid_out = (candidates, layout)
-        return self._laid_out[1]
-
-    def origin(self, node: fx.Node) -> fx.Node:
-        """Return the node whose value ``node`` passes on unchanged."""
-        return origin(node, self.meanings)
-
-    def refuse(self, error: NotAffine, node: fx.Node, before: Cost | None = None, after: Cost | None = None) -> None:
-        """Record, once, that ``node`` looked fusible and is not."""
-        where = self._where(node)
-        self.refusals.setdefault((error.code, where), Refusal(error.code, where, error.reason, before, after))
-
-    def _where(self, node: fx.Node) -> str:
-        """Return where a node stands, for people: a module path, or the module whose forward it is in."""
-        if node.op == "call_module":
-            return str(node.target)
-        return f"{self.traced.call_of[node].path or '(root)'}: {node.name}"
-
-    def _meaning(self, node: fx.Node) -> Meaning | None:
-        opaque = node.op == "call_module" and node.target in self.traced.opaque
-        return None if opaque else meaning_of(node, self.scope)
-
-    def _drop_unusable(self, node: fx.Node) -> None:
-        """Make a node opaque that only looks like an affine map."""
-        meaning = self.meanings[node]
-        tensors = (node, *inputs_of(meaning))
-        if isinstance(meaning, Unfusible):
-            self._reject(node, meaning.code, meaning.reason)
-        elif isinstance(meaning, Passage) or meaning is None:
-            return
-        elif not self.traced.shape_of.keys() >= set(tensors):
-            self.meanings[node] = None  # numbers and sizes, not tensors
-        elif len({self.traced.dtype_of[x] for x in tensors}) > 1:
-            self.meanings[node] = None  # a conversion: uint8 * 1.0 is float
-        elif isinstance(meaning, Combined) and len({self.traced.shape_of[x] for x in tensors}) > 1:
-            self._reject(node, "broadcast", "a sum of tensors of different shapes")
-        elif isinstance(meaning, Combined | Rescaled) and meaning.in_place and self.hazards.seen_later(node):
-            self._reject(node, "in-place", "what is overwritten here is read again later")
-
-    def _reject(self, node: fx.Node, code: str, reason: str) -> None:
-        if self._has_affine_neighbour(node, also=() if code == "broadcast" else (Combined,)):
-            self.refuse(NotAffine(code, reason), node)
-        self.meanings[node] = None
-
-    def _has_affine_neighbour(self, node: fx.Node, also: tuple[type[Meaning], ...]) -> bool:
-        """Whether a layer or a normalisation (or one of ``also``) is next to the node, or reads what it reads."""
-        beside = (operand for user in node.users for operand in user.all_input_nodes if operand is not node)
-        near = (*node.all_input_nodes, *node.users, *beside)
-        return any(isinstance(self.meanings.get(other), (Applied, Rescaled, *also)) for other in near)
-
-    def _is_site(self, group: Group) -> bool:
-        """Whether there is something to gain: several operations in one, or a weight that is computed each time."""
-        if not group.convolves or not self.traced.constants.floating_leaves(tensor_names(group.expression)):
-            return False  # of numbers alone, nothing says in which dtype the result is to be stored
-        several = sum(not isinstance(self.meanings[node], Same) for node in group.nodes) > 1
-        return several or self.estimate.is_computed(group.expression)
-
-    def _still_there(self, region: Region) -> bool:
-        """Whether the sources hold at the root what they held when the branches read them."""
-        first = min((*region.nodes, *self._copies(region)), key=self.traced.order.__getitem__)
-        for group in region.groups:
-            if self.hazards.written_between(group.source, first, region.root):
-                reason = "the source may be overwritten between its branches"
-                self.refuse(NotAffine("in-place", reason), region.root)
-                return False
-        return True
-
-    def _copies(self, region: Region) -> Iterator[fx.Node]:
-        """Yield the nodes outside of the region through which it reads its sources: a clone, or a stack, keeps what was
-        there."""
-        known = region.nodes | {group.source for group in region.groups}
-        for node in region.nodes:
-            yield from self._passages(node)
-            for value in inputs_of(self.meanings[node]):
-                copied = value
-                while copied not in known:
-                    yield copied
-                    (copied,) = inputs_of(self.meanings[copied])
-
-    def _passages(self, node: fx.Node) -> Iterator[fx.Node]:
-        for value in node.all_input_nodes:
-            if isinstance(self.meanings[value], Passage):
-                yield value
-                yield from self._passages(value)
-
-    def _site(self, fused: Fused) -> Site:
-        group, expression = fused.group, fused.expression
-        return Site(
-            path=fused.path,
-            owner=fused.owner,
-            form=fused.form,
-            branches=branches(expression),
-            kernel=expression.geometry.describe(),
-            source=group.source.name,
-            output=fused.region.root.name,
-            nodes=tuple(node.name for node in sorted(group.nodes, key=self.traced.order.__getitem__)),
-            before=self.estimate.of_nodes(group.nodes),
-            after=self.estimate.of_map(expression, group.source, self.traced.shape_of[fused.region.root]),
-        )
+def _saved(site: Site) -> int:
+    return site.before.launches - site.after.launches

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import fx, nn
 
 from repfuse.algebra.geometry import Geometry, Ints
+from repfuse.networks import join
 from repfuse.ops.meaning import Passage, Selected
 from repfuse.placing.edits import Fused
-from repfuse.planning.planner import Planner
+from repfuse.planning.part_planner import PartPlanner
 from repfuse.planning.region import Region
+from repfuse.planning.replaying import replay
 from repfuse.plans import Plan
 from repfuse.proof.results import SiteProof
-from repfuse.rewriting import lay_out_plan
 from repfuse.verifying import Trial, compare
 from repfuse.verifying.comparison import outcomes_in_float64, tabulate
 from repfuse.verifying.results import Comparison
@@ -29,18 +30,19 @@ def prove_sites(original: nn.Module, fused: nn.Module, plan: Plan) -> Iterator[S
 
     Both modules hold float64 weights. Yields a proof per sum, named after its first convolution.
     """
-    planner, layout = lay_out_plan(original, plan)
-    by_region: dict[fx.Node, list[Fused]] = {}
-    for item in layout.fused:
-        by_region.setdefault(item.region.root, []).append(item)
-    for items in by_region.values():
-        region = items[0].region
-        before = _before(planner, original, region)
-        after = _after(fused, region, items)
-        yield SiteProof(items[0].path, _compared(before, after, planner, region))
+    for part in replay(original, plan):
+        by_region: dict[fx.Node, list[Fused]] = {}
+        for item in part.layout.fused:
+            by_region.setdefault(item.region.root, []).append(item)
+        for items in by_region.values():
+            region = items[0].region
+            path_of = {id(item.group): join(part.path, item.path) for item in items}
+            before = _before(part.planner, part.module, region)
+            after = _after(fused, region, path_of)
+            yield SiteProof(path_of[id(items[0].group)], _compared(before, after, part.planner, region))
 
 
-def _compared(before: nn.Module, after: nn.Module, planner: Planner, region: Region) -> Comparison:
+def _compared(before: nn.Module, after: nn.Module, planner: PartPlanner, region: Region) -> Comparison:
     """Compare on the trials that the original's operations take; at the example's size where they take none.
 
     Reflection needs more than the pixels it pads, an average pool over a volume more than its kernel.
@@ -56,7 +58,7 @@ def _sources(region: Region) -> list[fx.Node]:
     return list(dict.fromkeys(group.source for group in region.groups))
 
 
-def _before(planner: Planner, original: nn.Module, region: Region) -> fx.GraphModule:
+def _before(planner: PartPlanner, original: nn.Module, region: Region) -> fx.GraphModule:
     """Return what computes the region's root from its sources as a module of them."""
     graph = fx.Graph()
     env = {source: graph.placeholder(source.name) for source in _sources(region)}
@@ -79,9 +81,8 @@ def _needed(root: fx.Node, sources: set[fx.Node], origin: Callable[[fx.Node], fx
     return needed
 
 
-def _after(fused: nn.Module, region: Region, items: Sequence[Fused]) -> fx.GraphModule:
-    """Return the convolutions that replace the region as a module of the same sources."""
-    path_of = {id(item.group): item.path for item in items}
+def _after(fused: nn.Module, region: Region, path_of: Mapping[int, str]) -> fx.GraphModule:
+    """Return the convolutions that replace the region, one per group with a path, as a module of the same sources."""
     root, graph = nn.Module(), fx.Graph()
     inputs = {source: graph.placeholder(source.name) for source in _sources(region)}
     total: fx.Node | None = None
@@ -97,7 +98,7 @@ def _after(fused: nn.Module, region: Region, items: Sequence[Fused]) -> fx.Graph
     return fx.GraphModule(root, graph)
 
 
-def _trials(planner: Planner, region: Region) -> Iterator[Trial]:
+def _trials(planner: PartPlanner, region: Region) -> Iterator[Trial]:
     """Yield inputs from one pixel to just beyond the kernel's reach, even and odd, not all square, one nearly constant.
 
     Of a constant, kernels whose weights sum to 0 (standardised ones, a Laplacian) would leave nothing but rounding.
@@ -115,12 +116,12 @@ def _trials(planner: Planner, region: Region) -> Iterator[Trial]:
             yield Trial(f"{label}, nearly constant", (1 + _random(shape, number) / 4,))
 
 
-def _at_the_example(planner: Planner, region: Region) -> Trial:
+def _at_the_example(planner: PartPlanner, region: Region) -> Trial:
     shapes = [planner.traced.shape_of[source] for source in _sources(region)]
     return Trial("the example's size", tuple(_random(shape, seed) for seed, shape in enumerate(shapes)))
 
 
-def _has_fixed_sizes(planner: Planner, region: Region) -> bool:
+def _has_fixed_sizes(planner: PartPlanner, region: Region) -> bool:
     """Whether an operation of the region may hold sizes as numbers, so that no other size runs."""
     return any(isinstance(planner.meanings[node], Selected | Passage) for node in region.nodes)
 

@@ -15,6 +15,7 @@ from repfuse.algebra.expression import Expression, tensor_names
 from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.networks import is_plain
 from repfuse.planning.cost import needs_separate_pad
 
 _CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -147,18 +148,8 @@ def _keep(owner: nn.Module, body: nn.Module, name: str) -> None:
         setattr(holder, leaf, getattr(module, leaf))
 
 
-_PLAIN = (bool, int, float, str, bytes, type(None))
-
-
 def keep_plain_attributes(owner: nn.Module, body: nn.Module) -> None:
     """Copy what an owner carries as plain data: other parts of a model read it (``layer.f`` in YOLO)."""
     for name, value in vars(owner).items():
         if not name.startswith("_") and is_plain(value) and not hasattr(body, name):
             setattr(body, name, value)
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value is numbers and text, in tuples and lists."""
-    if type(value) in (tuple, list):
-        return all(map(is_plain, value))
-    return type(value) in _PLAIN

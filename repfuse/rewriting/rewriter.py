@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from itertools import chain
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from repfuse.algebra.expression import convolutions, tensor_names
+from repfuse.algebra.expression import Expression, convolutions, tensor_names
 from repfuse.algebra.geometry import NotAffine
 from repfuse.errors import RepfuseError
-from repfuse.networks import named_tensors, own_tensors
-from repfuse.placing.edits import Block, Candidate, Fused, Layout, owner_of, place_of
-from repfuse.planning.cost import Policy
-from repfuse.planning.planner import Planner
+from repfuse.networks import join, named_tensors
+from repfuse.placing.edits import Block, Fused
+from repfuse.planning.replaying import Replayed, replay
 from repfuse.plans import Plan
 from repfuse.rewriting.emit import (
     convolution_module,
     graph_module,
-    is_plain,
     keep_plain_attributes,
     leave_unset,
     with_padding,
     write_weights,
 )
-from repfuse.tracing.constants import Constants, lookup
+from repfuse.tracing.constants import lookup
 from repfuse.tracing.skeleton import copy_with
-from repfuse.tracing.trace import trace
 
 
 def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True) -> nn.Module:
@@ -38,116 +33,47 @@ def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True) -> nn.Module
     ones are left unset, for who loads them next. Raises RepfuseError where the plan does not fit the module or its
     weights, or where a fused weight overflows the dtype of the weights that it replaces.
     """
-    planner, layout = lay_out_plan(module, plan)
-    return _Rewriting(module, layout, planner.traced.constants, weights=weights).run()
-
-
-def lay_out_plan(module: nn.Module, plan: Plan) -> tuple[Planner, Layout]:
-    """Return the planner of ``module`` and the layout of the plan's sites. Raises RepfuseError where the plan does
-    not fit.
-    """
-    planner, candidates = _live(module, plan)
-    return planner, planner.lay_out(_chosen(planner, candidates, plan))
-
-
-def _live(module: nn.Module, plan: Plan) -> tuple[Planner, list[Candidate]]:
-    """Return the planner and candidates of the plan, made anew where the plan comes from a file."""
-    if plan.live is not None and _structure(plan.live[0].traced.module) == _structure(module):
-        planner, candidates = plan.live
-        return planner, candidates
-    traced = trace(module, _example(module, plan))
-    if traced.fingerprint() != plan.fingerprint:
-        raise RepfuseError(
-            "The plan does not fit this model.",
-            "It was made for a model with another graph or other shapes.",
-            "Make the plan again from this model.",
-        )
-    planner = Planner(traced, Policy(plan.policy), plan.matching_borders)
-    return planner, planner.candidates()
-
-
-def _example(module: nn.Module, plan: Plan) -> list[Tensor]:
-    """Return zeros in the shapes of the plan's example, their floats as the module holds them now."""
-    held = next((x for x in chain(module.parameters(), module.buffers()) if x.is_floating_point()), None)
-    examples = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in plan.inputs]
-    if held is None:
-        return examples
-    return [x.to(held.device, held.dtype if x.is_floating_point() else x.dtype) for x in examples]
-
-
-def _structure(module: nn.Module) -> list[tuple[Any, ...]]:
-    """Return what a graph of the module depends on, its weights apart: classes, shapes and settings such as strides."""
-    return [
-        (
-            name,
-            type(child),
-            [(key, tensor.shape) for key, tensor in own_tensors(child).items()],
-            {key: value for key, value in vars(child).items() if is_plain(value)},
-            len(child._forward_hooks) + len(child._forward_pre_hooks),
-        )
-        for name, child in module.named_modules()
-    ]
-
-
-def _chosen(planner: Planner, candidates: list[Candidate], plan: Plan) -> list[Candidate]:
-    """Return the candidates that the plan still holds: whoever edits a plan may drop sites.
-
-    A plan names a site once; in the other calls of its owner it stands at the same place.
-    """
-    wanted = {(site.source, site.output, frozenset(site.nodes)) for site in plan.sites}
-    known = {key for candidate in candidates for key in _keys(candidate)}
-    if not wanted <= known:
-        raise RepfuseError(
-            f"The plan names {len(wanted - known)} sites that this model does not have.",
-            "The model is another one, or the plan was edited by more than dropping sites.",
-            "Make the plan again from this model.",
-        )
-    places = {_place(planner, candidate) for candidate in candidates if _keys(candidate) <= wanted}
-    return [candidate for candidate in candidates if _place(planner, candidate) in places]
-
-
-def _keys(candidate: Candidate) -> set[tuple[str, str, frozenset[str]]]:
-    root = candidate.region.root.name
-    return {(group.source.name, root, frozenset(node.name for node in group.nodes)) for group in candidate.groups}
-
-
-def _place(planner: Planner, candidate: Candidate) -> tuple[str, tuple[int, ...]]:
-    region = candidate.region
-    return owner_of(planner.traced, region).path, place_of(planner.traced, region)
+    return _Rewriting(module, replay(module, plan), weights=weights).run()
 
 
 class _Rewriting:
-    """One rewrite: a copy of the module without the tensors that will be replaced, then the edits of the layout."""
+    """One rewrite: a copy of the module without the tensors that will be replaced, then the edits of each part."""
 
-    def __init__(self, module: nn.Module, layout: Layout, constants: Constants, *, weights: bool) -> None:
+    def __init__(self, module: nn.Module, parts: Sequence[Replayed], *, weights: bool) -> None:
         self.weights = weights
-        self.layout = layout
-        self.constants = constants
-        self.tensors = dict(named_tensors(module, remove_duplicate=False))
-        self.tensor = lookup(module, constants)
-        named = (name for fused in layout.fused for name in tensor_names(fused.expression))
-        names = {leaf for name in named for leaf in constants.leaves(name)}
-        self.replaced = {id(tensor): tensor for name, tensor in self.tensors.items() if name in names}
+        self.parts = [_Part(part) for part in parts]
+        self.replaced = {id(tensor): tensor for part in self.parts for tensor in part.replaced()}
         self.stand_ins = {key: _stand_in(tensor) for key, tensor in self.replaced.items()}
         self.result = copy_with(module, dict(self.stand_ins))
-        self.holders: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
-        for parent in self.result.modules():
-            for name, child in parent._modules.items():
-                if child is not None:
-                    self.holders[child].append((parent, name))
+        self._put_exported(module)
+        self.holders = _holders(self.result)
+
+    def _put_exported(self, module: nn.Module) -> None:
+        """Put the exported form in the place of a block, over the tensors of the result."""
+        both = zip(named_tensors(module), named_tensors(self.result), strict=True)
+        copied = {id(original): copy for (_, original), (_, copy) in both}
+        self.holders = _holders(self.result)
+        for part in (part for part in self.parts if part.exported):
+            self._replace(part.path, copy_with(part.module, dict(copied)))
 
     def run(self) -> nn.Module:
         """Make the edits, the innermost first, so that an outer block takes its inner ones over as they are."""
-        for fused in self.layout.folds:
-            self._write(self.result.get_submodule(fused.path), fused)
-        for path in self.layout.identities:
-            self._replace(path, nn.Identity())
-        for block in sorted(self.layout.blocks, key=lambda block: len(block.path.split(".")) if block.path else 0)[
-            ::-1
-        ]:
-            self._replace(block.path, self._body(block, self.result.get_submodule(block.path)))
+        for part in sorted(self.parts, key=lambda part: _depth(part.path), reverse=True):
+            self._edit(part)
         self._restore()
         return self.result
+
+    def _edit(self, part: _Part) -> None:
+        for fused in part.layout.folds:
+            self._write(self._module(part, fused.path), fused, part)
+        for path in part.layout.identities:
+            self._replace(join(part.path, path), nn.Identity())
+        for block in sorted(part.layout.blocks, key=lambda block: _depth(block.path), reverse=True):
+            owner = self._module(part, block.path)
+            self._replace(join(part.path, block.path), self._body(block, owner, part))
+
+    def _module(self, part: _Part, path: str) -> nn.Module:
+        return self.result.get_submodule(join(part.path, path))
 
     def _replace(self, path: str, new: nn.Module) -> None:
         """Put ``new`` wherever the module at ``path`` is registered, so that what was shared stays shared."""
@@ -159,9 +85,9 @@ class _Rewriting:
         for parent, name in self.holders[old]:
             setattr(parent, name, new)
 
-    def _body(self, block: Block, owner: nn.Module) -> nn.Module:
+    def _body(self, block: Block, owner: nn.Module, part: _Part) -> nn.Module:
         """Return the new body of a block: the plainest module that computes its graph."""
-        made = {name: self._convolution(fused) for name, fused in zip(block.names, block.fused, strict=True)}
+        made = {name: self._convolution(fused, part) for name, fused in zip(block.names, block.fused, strict=True)}
         if block.steps is None:
             body: nn.Module = graph_module(owner, block.graph, made, block.kept)
         elif block.fused and block.fused[0].path == block.path:
@@ -173,27 +99,23 @@ class _Rewriting:
             body = nn.Identity()
         return body
 
-    def _convolution(self, fused: Fused) -> nn.Module:
+    def _convolution(self, fused: Fused, part: _Part) -> nn.Module:
         geometry = fused.expression.geometry
         convolution = convolution_module(geometry)
-        self._write(convolution, fused)
-        return with_padding(convolution, geometry).train(self.result.get_submodule(fused.owner).training)
+        self._write(convolution, fused, part)
+        return with_padding(convolution, geometry).train(self._module(part, fused.owner).training)
 
-    def _write(self, convolution: nn.Module, fused: Fused) -> None:
+    def _write(self, convolution: nn.Module, fused: Fused, part: _Part) -> None:
         """Write the fused weights; dtype, device and memory format come from the largest weight that is merged."""
-        weights = [layer.weight for layer in convolutions(fused.expression)]
-        every = tensor_names(fused.expression)
-        # A filter that forward makes of numbers belongs to nobody: then the normalisation's tensors say what is wanted.
-        leaves = self.constants.floating_leaves(weights) or self.constants.floating_leaves(every)
-        largest = max((self.tensors[name] for name in leaves), key=Tensor.numel)
+        largest = part.largest_weight(fused.expression)
         if not self.weights:
             leave_unset(convolution, fused.expression.geometry, largest)
             return
         try:
-            write_weights(convolution, fused.expression, self.tensor, largest)
+            write_weights(convolution, fused.expression, part.tensor, largest)
         except NotAffine as error:
             raise RepfuseError(
-                f"The plan does not fit the weights at {fused.path!r}.",
+                f"The plan does not fit the weights at {join(part.path, fused.path)!r}.",
                 f"There is {error.reason}; with the weights that the plan was made with it was exact.",
                 "Make the plan again from this model.",
             ) from error
@@ -207,6 +129,46 @@ class _Rewriting:
                 for name, tensor in list(store.items()):
                     if id(tensor) in originals:
                         store[name] = copies.setdefault(id(tensor), _clone(originals[id(tensor)]))  # type: ignore[assignment]
+
+
+def _holders(root: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
+    """Return where each module is registered."""
+    holders: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for parent in root.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                holders[child].append((parent, name))
+    return holders
+
+
+def _depth(path: str) -> int:
+    return len(path.split(".")) if path else 0
+
+
+class _Part:
+    """The edits of one part, and the tensors that they take."""
+
+    def __init__(self, replayed: Replayed) -> None:
+        self.path = replayed.path
+        self.module = replayed.module
+        self.exported = replayed.planner.part.exported
+        self.layout = replayed.layout
+        self.constants = replayed.planner.traced.constants
+        self.tensors = dict(named_tensors(self.module, remove_duplicate=False))
+        self.tensor = lookup(self.module, self.constants)
+
+    def replaced(self) -> Iterator[Tensor]:
+        """Yield the tensors that go into fused weights."""
+        named = (name for fused in self.layout.fused for name in tensor_names(fused.expression))
+        names = {leaf for name in named for leaf in self.constants.leaves(name)}
+        return (self.tensors[name] for name in names)
+
+    def largest_weight(self, expression: Expression) -> Tensor:
+        """Return the largest weight that is merged."""
+        weights = [layer.weight for layer in convolutions(expression)]
+        # A filter that forward makes of numbers belongs to nobody: then the normalisation's tensors say what is wanted.
+        leaves = self.constants.floating_leaves(weights) or self.constants.floating_leaves(tensor_names(expression))
+        return max((self.tensors[name] for name in leaves), key=Tensor.numel)
 
 
 def _stand_in(tensor: Tensor) -> Tensor:

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from repfuse.algebra.layers import Convolution, Normalisation
-from repfuse.errors import RepfuseError
 from repfuse.ops import meaning_of
 from repfuse.ops.meaning import Applied, Combined, Rescaled, inputs_of
 from repfuse.ops.scope import Scope
 from repfuse.tracing.constants import Constants
-from repfuse.tracing.skeleton import first_line
+from repfuse.tracing.skeleton import copy_with
 
 
 @dataclass
@@ -28,26 +27,19 @@ class Shapes:
 
 
 def record_shapes(
-    graph: fx.Graph, module: nn.Module, example_inputs: Sequence[Any], constants: Constants, *, stateful: bool
+    graph: fx.Graph, module: nn.Module, inputs: Sequence[Any], constants: Constants, *, copies: bool
 ) -> Shapes:
-    """Run the graph of ``module`` on the example, without the arithmetic whose shapes are known.
+    """Run the graph of ``module`` on a value for each placeholder, without the arithmetic whose shapes are known.
 
-    ``stateful`` says that the run may change what it runs on: then it runs on a copy. Raises RepfuseError where the
-    model does not run on the example.
+    With ``copies`` it runs on a copy, since the run may change what it runs on.
     """
-    try:
-        runner = copy.deepcopy(module) if stateful else module
-        return _Recorder(graph, runner, constants).record(copy.deepcopy(tuple(example_inputs)))
-    except Exception as error:
-        raise RepfuseError(
-            f"The model does not run on the example input {_text(example_inputs)}.",
-            f"{type(error).__name__}: {first_line(error)}",
-            "Give the shape that the model expects with --input, for example --input 1x3x224x224.",
-        ) from error
+    runner = copy_with(module, {}) if copies else module
+    return _Recorder(graph, runner, constants).record(copy.deepcopy(tuple(inputs)))
 
 
-def _text(inputs: Sequence[Any]) -> str:
-    return ", ".join("x".join(map(str, x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
+def record_in_full(graph: fx.Graph, module: nn.Module, inputs: Sequence[Any], constants: Constants) -> Shapes:
+    """Run the graph as ``record_shapes`` does, on ``module`` itself, all of it: some module may decide by values."""
+    return _Recorder(graph, module, constants, in_full=True).record(copy.deepcopy(tuple(inputs)))
 
 
 class _Recorder(fx.Interpreter):
@@ -58,8 +50,9 @@ class _Recorder(fx.Interpreter):
     second.
     """
 
-    def __init__(self, graph: fx.Graph, module: nn.Module, constants: Constants) -> None:
+    def __init__(self, graph: fx.Graph, module: nn.Module, constants: Constants, *, in_full: bool = False) -> None:
         super().__init__(module, graph=graph)
+        self.in_full = in_full
         self.shapes = Shapes()
         self.scope = Scope(module, constants, self.shapes.shape_of)
 
@@ -69,7 +62,7 @@ class _Recorder(fx.Interpreter):
         return self.shapes
 
     def run_node(self, n: fx.Node) -> Any:
-        result = self._known(n)
+        result = None if self.in_full else self._known(n)
         if result is None:
             result = super().run_node(n)
         if isinstance(result, Tensor):

@@ -6,9 +6,9 @@ itself while it is traced cannot reach the module that was given.
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import inspect
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,21 +17,22 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from repfuse.errors import RepfuseError
+from repfuse.tracing.arguments import Arguments, has_tensor, is_mixed
 from repfuse.tracing.constants import Constants
 from repfuse.tracing.leaves import is_stock
-from repfuse.tracing.shapes import record_shapes
-from repfuse.tracing.skeleton import first_line, meta_copy
+from repfuse.tracing.shapes import Shapes, record_in_full, record_shapes
+from repfuse.tracing.skeleton import copy_with, first_line, meta_copy
 from repfuse.tracing.tracer import Call, CallTracer
+from repfuse.tracing.watching import Watched, in_terms_of, watching
 
 
 @dataclass(eq=False)
 class Traced:
-    """The graph of a model.
+    """The graph of a module.
 
     ``module`` is the copy that was traced, without data; ``call_of`` and ``shape_of`` say where each node was made and
     what shape it has at the example; ``constants`` are the values that are computed from parameters and buffers alone;
-    ``opaque`` are the modules that could not be traced through, and why.
+    ``opaque`` are the modules that could not be traced through, and why, and ``seen`` what these did when they ran.
     """
 
     module: nn.Module
@@ -42,6 +43,7 @@ class Traced:
     dtype_of: dict[fx.Node, torch.dtype]
     constants: Constants
     opaque: dict[str, str] = field(default_factory=dict)
+    seen: Watched = field(default_factory=Watched)
 
     @cached_property
     def nodes(self) -> list[fx.Node]:
@@ -64,59 +66,91 @@ class Traced:
         return digest.hexdigest()
 
 
-def trace(module: nn.Module, example_inputs: Sequence[Any]) -> Traced:
+class Untraceable(Exception):
+    """The outermost forward cannot be traced."""
+
+
+class DoesNotRun(Exception):
+    """The module does not take the example."""
+
+
+def trace(module: nn.Module, arguments: Arguments) -> Traced:
     """Trace ``module``. What cannot be traced through stays one node, the innermost module that fails.
 
-    Raises RepfuseError where the model does not take the example, or the root itself cannot be traced.
+    Raises Untraceable where that is ``module`` itself, and DoesNotRun where it does not take the arguments.
     """
     skeleton = meta_copy(module)
     for norm in skeleton.modules():
         if isinstance(norm, _BatchNorm) and not is_stock(norm):
             norm._check_input_dim = _accept  # type: ignore[method-assign]
+    values = _values(skeleton, arguments)
     try:
-        return _traced(module, skeleton, example_inputs, unrolls=True)
+        return _traced(module, skeleton, values, unrolls=True)
     except _OtherPieces:
-        return _traced(module, skeleton, example_inputs, unrolls=False)
+        return _traced(module, skeleton, values, unrolls=False)
+
+
+def run_untraced(module: nn.Module, arguments: Arguments) -> Watched:
+    """Run a module whose own forward cannot be traced, and return what it did. Raises DoesNotRun where it fails."""
+    runner = copy_with(module, {})
+    given = copy.deepcopy(arguments)
+    try:
+        with torch.no_grad(), watching([runner]) as watched:
+            runner(*given.args, **given.kwargs)
+    except Exception as error:
+        raise DoesNotRun(f"{type(error).__name__}: {first_line(error)}") from error
+    return in_terms_of(module, runner, watched)
 
 
 class _OtherPieces(Exception):
     """A loop over the pieces of a tensor was followed, and they were not as many as asked for."""
 
 
-def _traced(module: nn.Module, skeleton: nn.Module, example_inputs: Sequence[Any], *, unrolls: bool) -> Traced:
+def _values(module: nn.Module, arguments: Arguments) -> dict[str, Any]:
+    try:
+        values = arguments.by_parameter(module)
+    except TypeError as error:
+        raise DoesNotRun(first_line(error)) from error
+    if mixed := [name for name, value in values.items() if is_mixed(value)]:
+        raise Untraceable(f"the argument {mixed[0]!r} holds tensors and other things")
+    return values
+
+
+def _traced(module: nn.Module, skeleton: nn.Module, values: dict[str, Any], *, unrolls: bool) -> Traced:
+    fixed = {name: value for name, value in values.items() if not has_tensor(value) and not name.startswith("*")}
+    inputs = [x for name, value in values.items() for x in (value if name.startswith("*") else (value,))]
     opaque: dict[str, str] = {}
     while True:
         tracer = CallTracer(frozenset(opaque), module, unrolls=unrolls)
         try:
-            graph = tracer.trace(skeleton, _defaults(skeleton, len(example_inputs)))
+            graph = tracer.trace(skeleton, fixed or None)
             break
         except Exception as error:
-            path = tracer.failed or ""
+            path, why = tracer.failed or "", f"{type(error).__name__}: {first_line(error)}"
             if not path:
-                raise RepfuseError(
-                    f"{type(module).__name__}.forward cannot be traced symbolically.",
-                    f"{type(error).__name__}: {first_line(error)}",
-                    "Control flow on values in the outermost forward has to move into a submodule.",
-                ) from error
-            opaque[path] = f"{type(error).__name__}: {first_line(error)}"
-    constants = tracer.constants
-    stateful = bool(opaque) or any(part.training for part in module.modules()) or constants.may_change
+                raise Untraceable(why) from error
+            opaque[path] = why
     try:
-        shapes = record_shapes(graph, module, example_inputs, constants, stateful=stateful)
-    except RepfuseError as error:
+        shapes, seen = _run(graph, module, inputs, tracer.constants, opaque)
+    except Exception as error:
         if tracer.unrolled:
             raise _OtherPieces from error
-        raise
-    return Traced(skeleton, graph, tracer.call_of, tracer.calls, shapes.shape_of, shapes.dtype_of, constants, opaque)
+        raise DoesNotRun(f"{type(error).__name__}: {first_line(error)}") from error
+    constants, calls = tracer.constants, tracer.calls
+    return Traced(skeleton, graph, tracer.call_of, calls, shapes.shape_of, shapes.dtype_of, constants, opaque, seen)
+
+
+def _run(
+    graph: fx.Graph, module: nn.Module, inputs: list[Any], constants: Constants, opaque: Collection[str]
+) -> tuple[Shapes, Watched]:
+    if not opaque:
+        changes = any(part.training for part in module.modules()) or constants.may_change
+        return record_shapes(graph, module, inputs, constants, copies=changes), Watched()
+    runner = copy_with(module, {})
+    with watching([runner.get_submodule(path) for path in opaque]) as watched:
+        shapes = record_in_full(graph, runner, inputs, constants)
+    return shapes, in_terms_of(module, runner, watched)
 
 
 def _accept(_input: Any) -> None:
     """Stand in for the check of a normalisation's input, a branch on its shape, which cannot be traced."""
-
-
-def _defaults(module: nn.Module, given: int) -> dict[str, Any] | None:
-    """Fix the parameters of ``forward`` that the example does not give at their defaults."""
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    rest = [p for p in parameters[given:] if p.kind in named and p.default is not p.empty]
-    return {p.name: p.default for p in rest} or None

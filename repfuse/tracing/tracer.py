@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict
 from torch.fx.proxy import TraceError
@@ -90,8 +92,11 @@ class CallTracer(fx.Tracer):
         return graph
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Let the hooks that compute the weights of the root itself run before its forward, as they would in a call."""
-        forward, given = super().create_args_for_root(root_fn, is_module, concrete_args)
+        """Let the hooks that compute the weights of the root itself run before its forward, as they would in a call.
+
+        What is fixed is asserted in the graph. (The stock way takes tuples apart, and loses the names of arguments.)
+        """
+        forward, given = super().create_args_for_root(root_fn, is_module)
 
         @functools.wraps(forward)
         def hooked(*args: Any) -> Any:
@@ -99,7 +104,19 @@ class CallTracer(fx.Tracer):
                 hook(self.root, args)
             return forward(*args)
 
-        return hooked, given
+        return hooked, [self._fixed(x, concrete_args or {}) for x in given]
+
+    def _fixed(self, given: Any, values: dict[str, Any]) -> Any:
+        """Return the value that the argument ``given`` has to have, with a node that sees to it; else ``given``."""
+        if not isinstance(given, fx.Proxy) or str(given.node.target) not in values:
+            return given
+        name = str(given.node.target)
+        value = values[name]
+        said = f"{name} was {value!r} when the network was converted: no other value will do"
+        same = operator.is_ if value is None else operator.eq
+        holds = self.create_proxy("call_function", same, (given, value), {})
+        self.create_proxy("call_function", torch._assert, (holds, said), {})
+        return value
 
     def create_arg(self, a: Any) -> Any:
         """Remember a dict of another class, such as OrderedDict: the graph makes a plain dict of it."""

@@ -46,6 +46,8 @@ INDICES = call(
     HOOKS,
 )
 
+STORAGE_OF_400 = (name("torch:FloatStorage"), text("0"), text("cpu"), push(400))
+
 TENSORS = {
     "2**60 numbers": state(tensor((EXABYTE,), (1,))),
     "2**60 numbers that are one": state(tensor((EXABYTE,), (0,))),
@@ -71,6 +73,9 @@ TENSORS = {
     "a storage that is nowhere": state(tensor((4,), (1,), of=storage(4, "7"))),
     "a storage outside": state(tensor((4,), (1,), of=storage(4, "../../data/0"))),
     "a storage by a number": state(tensor((4,), (1,), of=storage(4, 0))),
+    "a storage whose tag is made": state(
+        tensor((400,), (1,), of=items(call("_codecs:encode", text("storage"), text("latin1")), *STORAGE_OF_400) + b"Q")
+    ),
     "a storage on no device": state(tensor((4,), (1,), of=storage(place="mars"))),
     "a storage on meta": state(tensor((4,), (1,), of=storage(place="meta"))),
     "a storage that is a function": state(tensor((4,), (1,), of=storage(kind="torch:save"))),
