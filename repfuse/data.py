@@ -63,8 +63,8 @@ def _tensors(path: Path) -> Mapping[str, Any]:
     reader = _reader(path)
     try:
         found = reader(path)
-    except RepfuseError:
-        raise
+    except RepfuseError as error:  # of the reader of checkpoints
+        raise RepfuseError(f"The data in {path} cannot be read.", f"{error.what} {error.why}", error.hint) from error
     except Exception as error:  # a damaged file can make its reader fail in any way
         raise _unreadable(path, error) from error
     if isinstance(found, torch.Tensor):
