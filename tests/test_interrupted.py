@@ -292,7 +292,7 @@ def test_the_command_killed_after_any_time(samples: Path, tmp_path: Path) -> Non
     subprocess.run(command, check=True)
     lasted, clean, before = time.monotonic() - started, files(tmp_path), digest(source.read_bytes())
     chance, unfinished = random.Random(0), 0
-    for _ in range(25):
+    for _ in range(12):
         for path in tmp_path.iterdir():
             path.unlink() if path != source else None
         process = subprocess.Popen(command)
@@ -303,4 +303,4 @@ def test_the_command_killed_after_any_time(samples: Path, tmp_path: Path) -> Non
         found.pop("in.pt")
         check_whole(found, {}, clean)
         assert digest(source.read_bytes()) == before
-    assert unfinished > 5
+    assert unfinished > 2
