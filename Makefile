@@ -6,7 +6,7 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --dis
 DEMO := .demo
 SAMPLES := sample_checkpoints
 
-.PHONY: help demo test lint peers slow zoo mutants bench samples clean
+.PHONY: help demo test lint peers slow fuzz zoo mutants bench samples clean
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
@@ -30,6 +30,9 @@ peers: $(VENV)/.dev  ## Whole networks against other tools
 
 slow: $(VENV)/.dev  ## The exhaustive suites
 	$(BIN)/pytest -m slow -n auto --maxprocesses 4
+
+fuzz: $(VENV)/.dev  ## Damaged files of each format, new ones each time; minutes on two cores
+	$(BIN)/pytest tests/test_fuzz.py -m slow -n auto --maxprocesses 4
 
 # Some networks alone: make zoo ZOO='timm:vgg11 torchvision:resnet18'
 zoo: $(VENV)/.dev  ## Convert and prove a network of every timm family and torchvision's; about an hour

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from repfuse.checkpoint import torch_pickle
+from repfuse.checkpoint.recognise import recognise
+from repfuse.checkpoint.soundness import room_for
 from repfuse.errors import RepfuseError
 
 INPUTS = ("inputs", "images", "x")
@@ -59,11 +60,12 @@ def fitted(inputs: torch.Tensor, example: torch.Tensor) -> tuple[torch.Tensor, s
 
 
 def _tensors(path: Path) -> Mapping[str, Any]:
+    reader = _reader(path)
     try:
-        found = _reader(path)(path)
-    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise _unreadable(path, error) from error
-    except (SafetensorError, pickle.UnpicklingError) as error:
+        found = reader(path)
+    except RepfuseError as error:  # of the reader of checkpoints
+        raise RepfuseError(f"The data in {path} cannot be read.", f"{error.what} {error.why}", error.hint) from error
+    except Exception as error:  # a damaged file can make its reader fail in any way
         raise _unreadable(path, error) from error
     if isinstance(found, torch.Tensor):
         return {INPUTS[0]: found}
@@ -89,10 +91,14 @@ def _reader(path: Path) -> Callable[[Path], Any]:
 
 
 def _read_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return torch_pickle.read(path, recognise(path))
 
 
 def _read_npz(path: Path) -> dict[str, torch.Tensor]:
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > room_for(path.stat().st_size):
+        raise ValueError(f"It would unpack to {unpacked:,} bytes, which is out of proportion.")
     with np.load(path, allow_pickle=False) as archive:
         return {name: torch.from_numpy(archive[name]) for name in archive.files if name in INPUTS + LABELS}
 

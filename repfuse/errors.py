@@ -6,6 +6,9 @@ EXIT_FAILED_CHECK = 1
 EXIT_BAD_INPUT = 2
 
 
+LONGEST = 4000  # characters of what a message quotes, which may be a file's own words
+
+
 class RepfuseError(Exception):
     """What went wrong, why, and what to do about it.
 
@@ -14,11 +17,15 @@ class RepfuseError(Exception):
 
     def __init__(self, what: str, why: str = "", hint: str = "", exit_code: int = EXIT_BAD_INPUT) -> None:
         super().__init__(what)
-        self.what = what
-        self.why = why
+        self.what = _clipped(what)
+        self.why = _clipped(why)
         self.hint = hint
         self.exit_code = exit_code
 
     def __str__(self) -> str:
         parts = [self.what, self.why and f"why: {self.why}", self.hint and f"do: {self.hint}"]
         return "\n".join(part for part in parts if part)
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... and {len(text) - LONGEST:,} more characters"

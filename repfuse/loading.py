@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from repfuse.checkpoint.inert import origins
 from repfuse.checkpoint.network import Network, network_of
 from repfuse.checkpoint.opening import Opened, digest_of, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
+from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.snapshot import is_snapshot, open_snapshot
 from repfuse.checkpoint.source import ModelSource, model_source
 from repfuse.errors import RepfuseError
@@ -126,8 +128,11 @@ def load(
         raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
     shapes = example.parse_shapes(input) if input is not None else None
     source = model_source(model, model_args) if model is not None else None
-    opened, found = _opened(path, weights, shapes, trust=trust, built=source is not None)
-    network = network_of(opened, source, allow, partial(rewrite, weights=False), trust=trust)
+    try:
+        opened, found = _opened(path, weights, shapes, trust=trust, built=source is not None)
+        network = network_of(opened, source, allow, partial(rewrite, weights=False), trust=trust)
+    except RecursionError as error:
+        raise damaged(Path(path), "its objects or modules hold each other without end") from error
     module = _on(network.module, device)
     inputs, origin, said = _inputs(shapes, opened, network, module)
     return Checkpoint(
@@ -176,7 +181,8 @@ def save(
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
     with atomic.replacing(out) as temporary:
         notes, verified = _write(checkpoint, module, plan, form, temporary)
-    return Saved(out, digest_of(out), form, (*notes, *dropped), verified)
+        digest = digest_of(temporary)
+    return Saved(out, digest, form, (*notes, *dropped), verified)
 
 
 def _opened(
@@ -200,6 +206,7 @@ def _on(module: nn.Module, device: str) -> nn.Module:
 
 
 Shapes = tuple[example.Shape, ...]
+UNASKED = 1 << 26  # numbers that an input may have without being asked for
 
 
 def _inputs(
@@ -219,6 +226,14 @@ def _shapes(given: Shapes | None, opened: Opened, network: Network) -> tuple[Sha
     """Return the shapes of the example inputs, where they are from, and what to say of that."""
     if given is not None:
         return given, "given", ()
+    shapes, origin, said = _shapes_of(opened, network)
+    if sum(prod(shape.sizes) for shape in shapes) > UNASKED:
+        what = f"The input of {opened.path} would be {example.render(shapes)}, which is very large."
+        raise RepfuseError(what, f"That shape is from the {origin}.", "If it is right, say so with --input.")
+    return shapes, origin, said
+
+
+def _shapes_of(opened: Opened, network: Network) -> tuple[Shapes, str, tuple[str, ...]]:
     if opened.recipe is not None and opened.recipe.input:
         return example.parse_shapes(opened.recipe.input), "checkpoint", ()
     if known := example.known_shape(network.module, network.source.arguments if network.source else {}):

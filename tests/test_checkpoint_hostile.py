@@ -1,10 +1,12 @@
-"""Files that try to run code while they are loaded, or later. Each one would leave a mark if it succeeded."""
+"""The rules by which objects of a file become real ones, and what is said where they forbid it.
+
+Attacks that need no rule of their own are rows of ``hostile``.
+"""
 
 from __future__ import annotations
 
 import collections
 import functools
-import json
 import os
 import pickle
 import sys
@@ -59,75 +61,17 @@ def refused(path: Path, **options: Any) -> str:
     return str(error.value)
 
 
-def open_for_writing(mark: Path) -> tuple[Any, ...]:
-    return open, str(mark), "w"
-
-
-def test_the_mark_works(mark: Path, tmp_path: Path) -> None:
-    """The negative control: with plain pickle, the attacks below do leave their mark."""
-    pickle.loads(pickle.dumps(Calls(*open_for_writing(mark)), 2))
-    assert mark.exists()
-
-
-@pytest.mark.parametrize(
-    "inside", [lambda x: x, lambda x: {"state_dict": x}, lambda x: {"model": NotebookBlock(), "x": x}]
-)
-def test_a_call_in_the_file_is_not_made(mark: Path, tmp_path: Path, inside: Any) -> None:
-    path = tmp_path / "x.pt"
-    torch.save(inside(Calls(*open_for_writing(mark))), path)
-    try:
-        checkpoint = load(path)
-    except RepfuseError as error:
-        assert error.exit_code == 2
-    else:
-        assert type(checkpoint.module) is NotebookBlock  # the call was beside it, and is left out
-    assert not mark.exists()
-
-
 def call(module: str, name: str, argument: str) -> bytes:
     text = argument.encode()
     return b"\x80\x02c%s\n%s\nX%s%s\x85R." % (module.encode(), name.encode(), len(text).to_bytes(4, "little"), text)
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("os", "system"),
-        ("posix", "system"),
-        ("torch.serialization", "os.system"),
-        ("torch.serialization.os", "system"),
-        ("torch", "serialization.os.system"),
-        ("timm.models.byobnet", "os.system"),
-        ("subprocess", "getoutput"),
-        ("builtins", "exec"),
-        ("__builtin__", "eval"),
-        ("torch.hub", "load"),
-        ("torch.jit._serialization", "load"),
-        ("torch.utils.cpp_extension", "load"),
-        ("torch.ops", "load_library"),
-        ("runpy", "run_path"),
-    ],
-)
-def test_no_function_is_called_whatever_it_is_named(module: str, name: str, mark: Path, tmp_path: Path) -> None:
-    path = with_pickle(tmp_path / "x.pt", call(module, name, f"touch {mark}"))
-    message = refused(path)
-    assert name in message
+@pytest.mark.parametrize("function", ["posix.system", "torch.hub.load", "builtins.eval", "torch.load"])
+def test_the_message_names_the_function_and_the_way_out(function: str, tmp_path: Path) -> None:
+    module, _, name = function.rpartition(".")
+    message = refused(with_pickle(tmp_path / "x.pt", call(module, name, "true")))
+    assert function in message
     assert "--trust" in message
-    refused(path, allow=["torch"])
-    assert not mark.exists()
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"(S'touch MARK'\nios\nsystem\n.",  # INST
-        b"(cos\nsystem\nS'touch MARK'\no.",  # OBJ
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0atouch MARK\x85R.",  # STACK_GLOBAL
-    ],
-)
-def test_other_ways_to_call_are_refused(data: bytes, mark: Path, tmp_path: Path) -> None:
-    refused(with_pickle(tmp_path / "x.pt", data.replace(b"MARK", str(mark).encode())))
-    assert not mark.exists()
 
 
 def test_what_other_code_has_marked_safe_is_not_safe_here(tmp_path: Path) -> None:
@@ -304,11 +248,6 @@ def test_attributes_of_tensors_cannot_hide_methods(tmp_path: Path) -> None:
     assert "damaged" in refused(tmp_path / "x.pt", model="torch.nn:Identity")
 
 
-def test_nested_without_end_is_an_error_and_no_crash(tmp_path: Path) -> None:
-    depth = 100_000
-    refused(with_pickle(tmp_path / "x.pt", b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b"."))
-
-
 def test_nothing_outside_the_allowed_packages_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "landmine.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -316,14 +255,3 @@ def test_nothing_outside_the_allowed_packages_is_imported(tmp_path: Path, monkey
     message = refused(path)
     assert "--allow landmine" in message
     refused(with_pickle(tmp_path / "y.pt", b"\x80\x02ctorch.__main__\nNet\n)\x81."), allow=["torch"])
-
-
-def test_a_recipe_cannot_make_repfuse_run_code(mark: Path, tmp_path: Path) -> None:
-    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w')\ndef net(): return None\n")
-    for spec in (f"{tmp_path / 'evil.py'}:net", "evil:net", "torch.hub:load", "torch.nn:Identity", "os:system"):
-        state = NotebookBlock().state_dict()
-        recipe = {"repfuse": "0", "schema": 1, "model": spec, "model_args": [], "input": "1", "plans": []}
-        state.repfuse = json.dumps(recipe)
-        torch.save(state, tmp_path / "x.pt")
-        assert "--model" in refused(tmp_path / "x.pt")
-    assert not mark.exists()

@@ -101,12 +101,13 @@ def refusal(path: Path, needs: list[Need]) -> RepfuseError:
         hint = f"If you trust the package, install it where it is missing, and use {options}."
     return RepfuseError(
         f"{path} needs more than repfuse lets a file do.",
-        "It names " + "; ".join(f"{_listed(names)} ({why})" for why, names in by_reason.items()) + ".",
+        "It names " + "; ".join(f"{listed(names)} ({why})" for why, names in by_reason.items()) + ".",
         hint,
     )
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Return the first of ``names``, and how many more there are."""
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
 

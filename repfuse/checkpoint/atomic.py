@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
+import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+PART = ".part"
+Replacement = tuple[Path, Path]  # a whole temporary file, and the place that it will take
+_group: ContextVar[list[Replacement] | None] = ContextVar("group", default=None)
 
 
 def check_target(out: Path, source: Path, *, force: bool) -> None:
@@ -29,28 +37,107 @@ def check_target(out: Path, source: Path, *, force: bool) -> None:
 
 
 @contextmanager
+def together() -> Iterator[None]:
+    """Let all files that are replaced within the block take their places at its end: all of them, or none.
+
+    Where the process is killed in between, the first may be there without the others, but never beside old ones.
+    """
+    group: list[Replacement] = []
+    token = _group.set(group)
+    try:
+        yield
+        _commit(group)
+    finally:
+        _group.reset(token)
+        _discard(temporary for temporary, _ in group)
+
+
+@contextmanager
 def replacing(out: Path) -> Iterator[Path]:
     """Give the path of a temporary file beside ``out``, which takes its place when the block ends without an error.
 
-    On any error the temporary file goes and ``out`` stays as it was; trouble with the disk becomes a RepfuseError.
+    On any error the temporary file goes and ``out`` stays as it was; trouble with the disk becomes a RepfuseError. A
+    process that is killed leaves its temporary file: the next that writes ``out`` removes it.
     """
-    out = out.resolve()  # through a link, so that the link stays and its target is replaced
+    out, group = out.resolve(), _group.get()  # through a link, so that the link stays and its target is replaced
     try:
-        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
-        os.close(handle)
+        _remove_stale(out)
+        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=PART)
     except OSError as error:
         raise _unwritable(out, error) from error
     temporary = Path(name)
     try:
+        _lock(handle)
         yield temporary
         temporary.chmod(_mode(out))
         _sync(temporary)
-        temporary.replace(out)
-        _sync(out.parent)
+        if group is None:
+            _commit([(temporary, out)])
+        else:
+            group.append((temporary, out))
     except OSError as error:
         raise _unwritable(out, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+        if group is None or (temporary, out) not in group:
+            _discard([temporary])
+
+
+def _commit(group: list[Replacement]) -> None:
+    """Put the files in their places. Old files of the others go first, so that none stands beside a new first one."""
+    old: list[Path | None] = []
+    try:
+        for _, out in group if len(group) > 1 else []:
+            old.append(_second_name(out))
+        for _, out in group[1:]:
+            out.unlink(missing_ok=True)
+        for temporary, out in group:
+            temporary.replace(out)
+        for folder in {out.parent for _, out in group}:
+            _sync(folder)
+    except BaseException as error:
+        for (_, out), kept in zip(group, old, strict=False):
+            kept.replace(out) if kept else out.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _unwritable(group[0][1], error) from error
+        raise
+    finally:
+        _discard(filter(None, old))
+
+
+def _second_name(out: Path) -> Path | None:
+    """Return another name of ``out``, by which it can be brought back; None where there is no such file."""
+    if not out.exists():
+        return None
+    second = Path(tempfile.mktemp(dir=out.parent, prefix=f".{out.name}.", suffix=PART))
+    try:
+        second.hardlink_to(out)
+    except OSError:  # some file systems have no links
+        shutil.copy2(out, second)
+    return second
+
+
+def _discard(paths: Iterable[Path]) -> None:
+    """Remove these files, or leave them to the next run."""
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _remove_stale(out: Path) -> None:
+    """Remove what processes that were killed have left of ``out``: what no living process has locked."""
+    for path in out.parent.glob(f".{glob.escape(out.name)}.????????{PART}"):
+        with suppress(OSError), path.open("rb") as file:
+            _lock(file.fileno())
+            path.unlink()
+
+
+def _lock(handle: int) -> None:
+    """Lock a file as long as this process has it open. Raises BlockingIOError where another one has it locked."""
+    if sys.platform != "win32":  # which removes no open file anyway
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _mode(out: Path) -> int:

@@ -42,7 +42,7 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
 
 
 def _parse(part: str) -> Shape:
-    match = re.fullmatch(r"([1-9]\d*(?:x[1-9]\d*)*)(?::(?:torch\.)?(\w+))?", part)
+    match = re.fullmatch(r"([1-9]\d{0,17}(?:x[1-9]\d{0,17})*)(?::(?:torch\.)?(\w+))?", part)
     if not match:
         raise RepfuseError(f"{part!r} is not an input shape.", "Sizes are positive whole numbers.", FORM)
     dtype = getattr(torch, match[2], None) if match[2] else None
@@ -88,12 +88,18 @@ def known_shape(network: nn.Module, arguments: Mapping[str, Any]) -> Shape | Non
     timm's networks have a configuration with an input size; repfuse's samples have an ``input_shape``.
     """
     if type(network).__module__ == "repfuse.samples":
-        return Shape(tuple(network.input_shape))  # type: ignore[arg-type]
+        return _shape_of(network.input_shape)
     configuration: Any = getattr(network, "pretrained_cfg", None)
     size = configuration.get("input_size") if isinstance(configuration, dict) else None
     if type(network).__module__.startswith("timm.") and isinstance(size, (tuple, list)) and len(size) == 3:
-        return Shape((1, arguments.get("in_chans") or _channels(network, size[0]), *size[1:]))
+        return _shape_of((1, arguments.get("in_chans") or _channels(network, size[0]), *size[1:]))
     return None
+
+
+def _shape_of(sizes: Any) -> Shape | None:
+    """Return the shape, or None where the file that holds the network made something else of it."""
+    fits = isinstance(sizes, (tuple, list)) and all(isinstance(size, int) and size > 0 for size in sizes)
+    return Shape(tuple(sizes)) if fits and sizes else None
 
 
 def _channels(network: nn.Module, configured: int) -> int:
@@ -108,11 +114,11 @@ def _channels(network: nn.Module, configured: int) -> int:
 def guessed_shape(network: nn.Module) -> Shape:
     """Guess an input from the first convolution or linear layer. Raises RepfuseError where there is neither."""
     for layer in network.modules():
-        if isinstance(layer, CONVOLUTIONS):
-            axes = len(layer.kernel_size)
-            return Shape((1, layer.in_channels, *[GUESSED_SIZE[axes]] * axes))
-        if isinstance(layer, nn.Linear):
-            return Shape((1, layer.in_features))
+        if isinstance(layer, (*CONVOLUTIONS, nn.Linear)) and isinstance(layer.weight, Tensor):
+            axes = layer.weight.dim() - 2
+            channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+            if shape := _shape_of((1, channels, *[GUESSED_SIZE.get(axes, 0)] * axes)):
+                return shape
     raise RepfuseError(
         "The input of this network is not known, and cannot be guessed.",
         "It has no convolution and no linear layer.",

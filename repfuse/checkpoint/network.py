@@ -14,8 +14,8 @@ from repfuse.checkpoint.fitting import expected_of, fit
 from repfuse.checkpoint.inert import module_state, tensors_of
 from repfuse.checkpoint.naming import Naming
 from repfuse.checkpoint.recipe import Recipe, check_buildable
-from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.revive import revive
+from repfuse.checkpoint.soundness import Bounded, room_for
 from repfuse.checkpoint.source import FORMS, ModelSource
 from repfuse.checkpoint.weights import load_weights, match_dtype
 from repfuse.errors import RepfuseError
@@ -57,13 +57,13 @@ def network_of(
     """
     state = opened.contents.state
     if state is None:
-        try:
-            return _restored(opened, source, allow, replay)
-        except RecursionError as error:
-            raise damaged(opened.path, "its modules hold each other without end") from error
+        return _restored(opened, source, allow, replay)
     recipe = opened.recipe
-    source = source or _source_of(opened, recipe, allow, trust=trust)
-    return _filled(opened, state, source, replay, recipe.plans if recipe else ())
+    plans = recipe.plans if recipe else ()
+    if source is not None:
+        return _filled(opened, state, source, replay, plans)
+    with Bounded(room_for(opened.path.stat().st_size)):  # its arguments are the file's
+        return _filled(opened, state, _source_of(opened, recipe, allow, trust=trust), replay, plans)
 
 
 def _restored(opened: Opened, source: ModelSource | None, allow: Collection[str], replay: Replay) -> Network:

@@ -104,8 +104,8 @@ def _recognise_zip(path: Path) -> Container:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise damaged(path, str(error)) from error
+    except Exception as error:  # a damaged archive can make its reader fail in any way
+        raise damaged(path, str(error) or type(error).__name__) from error
     if any(re.fullmatch(EXPORTED, member) for member in members):
         return Container.EXPORTED
     if any(re.fullmatch(TORCHSCRIPT, member) for member in members):

@@ -6,32 +6,31 @@ import pickletools
 import re
 import warnings
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Callable
 from contextlib import contextmanager
 from pickle import PicklingError, UnpicklingError
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
+from repfuse.checkpoint.allow import listed
+from repfuse.checkpoint.archive import members_of
 from repfuse.checkpoint.dictlike import dict_stand_in, is_dictlike
 from repfuse.checkpoint.inert import GlobalName, stand_in, tidied
 from repfuse.checkpoint.recognise import Container, damaged
+from repfuse.checkpoint.soundness import sound
+from repfuse.checkpoint.vetting import HARMLESS, Scan, VettingError, scan
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+Room = Callable[[str | None], int]
+
 LEGACY_PICKLES = 4  # magic number, protocol version, system, and the object itself
 PROTOCOL = 2  # the one that torch.save writes and that its restricted unpickler reads
-
-
-class Scan(NamedTuple):
-    """What a pickle says of itself before it is loaded: the names that it uses, and its protocol."""
-
-    names: frozenset[GlobalName]
-    protocol: int
 
 
 def read(path: Path, container: Container) -> Any:
@@ -40,20 +39,19 @@ def read(path: Path, container: Container) -> Any:
     No code of the file runs. All tensors come to the CPU. Raises RepfuseError where the file is damaged, or where
     it needs what torch's restricted unpickler does not do.
     """
-    scan = _scan(path, container)
+    said = _scan(path, container)
     try:
-        with path.open("rb") as file, _stand_ins_for(scan.names), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return tidied(torch.load(file, map_location="cpu", weights_only=True, mmap=False))
+        with path.open("rb") as file, _stand_ins_for(said.names), _quietly():
+            tree = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+            return tidied(sound(tree, path.stat().st_size))
     except Exception as error:  # a damaged pickle can make its reader fail in any way
-        raise _unreadable(path, container, scan, error) from error
+        raise _unreadable(path, container, said, error) from error
 
 
 def read_trusted(path: Path) -> Any:
     """Return what the file holds, running whatever code it asks for: only for files that the user trusts."""
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with path.open("rb") as file, _quietly():
             return torch.load(file, map_location="cpu", weights_only=False, mmap=False)
     except Exception as error:  # the file's own code can fail in any way
         raise RepfuseError(
@@ -71,7 +69,7 @@ def write(data: Any, path: Path) -> None:
     try:
         with path.open("wb") as file:
             torch.save(data, file)
-    except (PicklingError, AttributeError, TypeError) as error:
+    except (PicklingError, AttributeError, TypeError, RecursionError) as error:
         raise RepfuseError(
             "The network cannot be pickled.",
             _first_line(error),
@@ -82,35 +80,37 @@ def write(data: Any, path: Path) -> None:
 
 
 def _scan(path: Path, container: Container) -> Scan:
-    names: set[GlobalName] = set()
-    protocol = 0
     try:
-        for opcode, argument, _ in _instructions(path, container):
-            if opcode.name == "PROTO":
-                protocol = max(protocol, int(argument))
-            elif opcode.name in ("GLOBAL", "INST"):
-                names.add(_name(str(argument)))
+        return scan(*_instructions(path, container))
+    except VettingError as error:
+        raise RepfuseError(
+            f"{path} asks for more than repfuse lets a file do.",
+            f"In its pickle, {error}.",
+            "If you trust whoever made the file, --trust loads it all the same.",
+        ) from error
+    except RepfuseError:
+        raise
     except Exception as error:  # likewise
         raise damaged(path, _first_line(error)) from error
-    return Scan(frozenset(names), protocol)
 
 
-def _instructions(path: Path, container: Container) -> Iterator[tuple[Any, Any, int | None]]:
-    if container is Container.TORCH_ZIP:
-        with zipfile.ZipFile(path) as archive:
-            member = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
-            yield from pickletools.genops(archive.read(member))
-    else:
-        with path.open("rb") as file:
-            for _ in range(LEGACY_PICKLES):
-                yield from pickletools.genops(file)
+def _instructions(path: Path, container: Container) -> tuple[Iterator[tuple[Any, Any, int | None]], Room]:
+    """Return the opcodes, and how many bytes the file has for the storage of each key."""
+    if container is not Container.TORCH_ZIP:
+        size = path.stat().st_size
+        return _legacy_instructions(path), lambda _: size
+    members = members_of(path)
+    root = next(iter(members)).partition("/")[0]
+    with zipfile.ZipFile(path) as archive:
+        opcodes = pickletools.genops(archive.read(f"{root}/data.pkl"))
+    sizes = {name: member.file_size for name, member in members.items()}
+    return opcodes, lambda key: sizes.get(f"{root}/data/{key}", 0)
 
 
-def _name(argument: str) -> GlobalName:
-    """Return the name as Python 3 spells it; pickles of protocol 2 may use Python 2's."""
-    module, _, name = argument.partition(" ")
-    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-    return GlobalName(module, name)
+def _legacy_instructions(path: Path) -> Iterator[tuple[Any, Any, int | None]]:
+    with path.open("rb") as file:
+        for _ in range(LEGACY_PICKLES):
+            yield from pickletools.genops(file)
 
 
 @contextmanager
@@ -126,14 +126,23 @@ def _stand_ins_for(names: frozenset[GlobalName]) -> Iterator[None]:
         add_safe_globals(others)
 
 
-def _unreadable(path: Path, container: Container, scan: Scan, error: Exception) -> RepfuseError:
-    foreign = sorted(str(name) for name in scan.names if name.package not in ("torch", "collections"))
-    if scan.protocol > PROTOCOL:
-        why = f"It was written with pickle protocol {scan.protocol}; torch's safe loader reads protocol {PROTOCOL}."
+@contextmanager
+def _quietly() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _unreadable(path: Path, container: Container, said: Scan, error: Exception) -> RepfuseError:
+    foreign = sorted(str(name) for name in said.names - HARMLESS if name.package not in ("torch", "collections"))
+    if said.protocol > PROTOCOL:
+        why = f"It was written with pickle protocol {said.protocol}; torch's safe loader reads protocol {PROTOCOL}."
     elif foreign and container is Container.TORCH_LEGACY:
         why = "It is in torch's format from before version 1.6, which gives networks together with their source code."
     elif foreign and isinstance(error, UnpicklingError):
-        why = f"It does more than restore data. It names: {', '.join(foreign)}."
+        why = f"It does more than restore data. It names: {listed(foreign)}."
+    elif said.unknown:
+        why = f"Its pickle has the instruction {said.unknown}, which torch's safe loader does not read."
     else:
         return damaged(path, _first_line(error))
     return RepfuseError(
@@ -145,4 +154,6 @@ def _unreadable(path: Path, container: Container, scan: Scan, error: Exception) 
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
+    if text.startswith("Weights only load failed"):  # what is wrong stands after two paragraphs of advice
+        text = re.split(r"\n\n(?:WeightsUnpickler error: )?", text)[-2]
     return text.splitlines()[0]

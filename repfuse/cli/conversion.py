@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repfuse.benching import bench
-from repfuse.checkpoint.atomic import replacing
+from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.saving import format_for
 from repfuse.cli.target import report_path
 from repfuse.converting import convert
@@ -57,10 +57,16 @@ def run(job: Job, progress: Progress) -> Report:
     progress("timing", 0.7)
     timing = bench(checkpoint.module, module, checkpoint.example_inputs, seconds=TIMING_SECONDS)
     progress("writing", 0.9)
+    return _saved(replace(report, timing=timing), checkpoint, module, job.out, job)
+
+
+def _saved(report: Report, checkpoint: Checkpoint, module: nn.Module, out: Path, job: Job) -> Report:
+    """Write the result and its report: both or neither."""
     options: dict[str, Any] = {"format": job.format, "force": job.force, "keep_metadata": job.keep_metadata}
-    saved = save(checkpoint, module, job.out, plan=report.plan, **options)
-    report = replace(report, timing=timing, output=output_of(saved), notes=(*report.notes, *saved.notes))
-    _write(report, report_path(job.out))
+    with together():
+        saved = save(checkpoint, module, out, plan=report.plan, **options)
+        report = replace(report, output=output_of(saved), notes=(*report.notes, *saved.notes))
+        _write(report, report_path(out))
     return report
 
 

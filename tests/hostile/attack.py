@@ -1,0 +1,31 @@
+"""What an attack is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Make = Callable[[Path, Path], bytes]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """``make(folder, canary)`` gives the bytes of a file; they may name other files, which it puts into ``folder``.
+
+    ``executes`` says that the canary is touched where the file is trusted, which the control shows. ``options`` are
+    for ``repfuse.load``, ``may_load`` says that the file holds a network, and that it may load without the attack.
+    """
+
+    make: Make
+    executes: bool = False
+    may_load: bool = False
+    slow: bool = False
+    name: str = "in.pt"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def fixed(data: bytes) -> Make:
+    """Give ``data`` whatever the canary is."""
+    return lambda _folder, _canary: data

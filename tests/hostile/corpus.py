@@ -1,0 +1,21 @@
+"""All attacks, by name."""
+
+from __future__ import annotations
+
+from .archives import ARCHIVES
+from .attack import Attack
+from .calling import CALLING
+from .headers import HEADERS
+from .legacy import LEGACY
+from .nesting import NESTING
+from .networks import NETWORKS
+from .recipes import RECIPES
+from .tensors import TENSORS
+
+TABLES = {
+    **{"pickle": CALLING, "archive": ARCHIVES, "tensor": TENSORS, "nesting": NESTING},
+    **{"safetensors": HEADERS, "legacy": LEGACY, "recipe": RECIPES, "network": NETWORKS},
+}
+CORPUS: dict[str, Attack] = {
+    f"{kind}: {name}": attack for kind, table in TABLES.items() for name, attack in table.items()
+}

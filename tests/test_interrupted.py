@@ -1,0 +1,306 @@
+"""Killed at any moment, or out of disk: the input is untouched, the result and its report are whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Cli
+
+import repfuse
+from repfuse.checkpoint.atomic import replacing, together
+from repfuse.cli.conversion import Job, _proven, _saved
+from repfuse.errors import RepfuseError
+from repfuse.loading import load
+from repfuse.planning.cost import Policy
+
+POINTS = ("open", "fsync", "chmod", "link", "unlink", "replace", "rename")  # of os: where the disk is changed
+Files = dict[str, bytes]
+
+
+def files(folder: Path) -> Files:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def write(samples: Path) -> Callable[..., None]:
+    """Write the result of a conversion that is done, and its report, to ``folder``, as the command does."""
+    source = samples / "notebook_block.pt"
+    checkpoint = load(source)
+    report, module = _proven(checkpoint, Policy.COST, lambda *_: None)
+
+    def run(folder: Path, name: str = "out.pt", *, force: bool = False) -> None:
+        out = folder / name
+        _saved(report, checkpoint, module, out, Job(source, out, {}, Policy.COST, None, force))
+
+    return run
+
+
+def old(folder: Path) -> Files:
+    """Put files there that will be replaced: a whole result with its report."""
+    torch.save({"old": torch.ones(3)}, folder / "out.pt")
+    said = {"output": {"digest": digest((folder / "out.pt").read_bytes())}}
+    (folder / "out.report.json").write_text(json.dumps(said))
+    return files(folder)
+
+
+def at(number: int, do: Callable[[], Any], patch: pytest.MonkeyPatch) -> list[str]:
+    """Have ``do`` happen before the call of this number, of those that change the disk; return them as they come."""
+    seen: list[str] = []
+    for name in POINTS:
+        real = getattr(os, name)
+
+        def call(*args: Any, name: str = name, real: Any = real, **kwargs: Any) -> Any:
+            seen.append(name)
+            if len(seen) - 1 == number:
+                do()
+            return real(*args, **kwargs)
+
+        patch.setattr(os, name, call)
+    return seen
+
+
+def count(write: Callable[..., None], folder: Path, *, force: bool) -> int:
+    folder.mkdir()
+    if force:
+        old(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        seen = at(-1, lambda: None, patch)
+        write(folder, force=force)
+    assert {"fsync", "unlink", "replace"} <= set(seen)
+    return len(seen)
+
+
+def killed(act: Callable[[], None]) -> bool:
+    """Do ``act`` in a copy of this process, and say whether that was killed."""
+    if (child := os.fork()) == 0:
+        try:
+            act()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def suicide() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def check_whole(found: Files, before: Files, clean: Files) -> None:
+    assert set(found) <= {"out.pt", "out.report.json"}
+    assert found.get("out.pt") in (before.get("out.pt"), clean["out.pt"])
+    if "out.report.json" in found:  # it is of the very file beside it
+        assert json.loads(found["out.report.json"])["output"]["digest"] == digest(found["out.pt"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("force", [False, True])
+def test_killed_at_each_point_the_files_are_whole_or_absent(
+    force: bool, write: Callable[..., None], samples: Path, tmp_path: Path
+) -> None:
+    source = digest((samples / "notebook_block.pt").read_bytes())
+    points = count(write, tmp_path / "clean", force=force)
+    clean = files(tmp_path / "clean")
+    left = states = 0
+    for point in range(points):
+        folder = tmp_path / f"killed{point}"
+        folder.mkdir()
+        before = old(folder) if force else {}
+
+        def act(folder: Path = folder, point: int = point) -> None:
+            at(point, suicide, pytest.MonkeyPatch())
+            write(folder, force=force)
+
+        assert killed(act)
+        found = files(folder)
+        check_whole(found, before, clean)
+        states += found.get("out.pt") == clean["out.pt"]
+        left += any(path.name.endswith(".part") for path in folder.iterdir())
+        write(folder, force=True)  # and the next run puts all in order
+        assert {path.name for path in folder.iterdir()} == {"out.pt", "out.report.json"}
+    assert 0 < states < points  # some were killed before the result was there, some after
+    assert left
+    assert digest((samples / "notebook_block.pt").read_bytes()) == source
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("force", [False, True])
+def test_an_error_at_each_point_leaves_all_as_it_was(
+    force: bool, error: BaseException, write: Callable[..., None], tmp_path: Path
+) -> None:
+    points = count(write, tmp_path / "clean", force=force)
+    fine = 0
+
+    def fail() -> None:
+        raise error
+
+    for point in range(points):
+        folder = tmp_path / f"failed{point}"
+        folder.mkdir()
+        before = old(folder) if force else {}
+        with pytest.MonkeyPatch.context() as patch:
+            seen = at(point, fail, patch)
+            try:
+                write(folder, force=force)
+            except RepfuseError as raised:
+                assert "nothing was changed" in str(raised)
+                assert files(folder) == before, (point, seen)
+            except KeyboardInterrupt:
+                assert set(files(folder)) == set(before) or not before
+                check_whole(files(folder), before, files(tmp_path / "clean"))
+            else:
+                fine += 1  # the call only tidied up
+                assert set(files(folder)) == {"out.pt", "out.report.json"}
+    assert fine <= points / 3
+
+
+@pytest.fixture
+def limit() -> Iterator[Callable[[int], None]]:
+    """Limit the size of files; a write beyond it fails as it does on a full disk."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("name", ["out.pt", "out.safetensors"])
+def test_a_disk_that_is_full_at_any_byte(
+    name: str, limit: Callable[[int], None], write: Callable[..., None], tmp_path: Path
+) -> None:
+    write(tmp_path, name)
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    for path in tmp_path.iterdir():
+        path.unlink()
+    for size in [0, 1, 500, *(size - 1 for size in sizes), *range(1000, max(sizes), 3000)]:
+        limit(size)
+        with pytest.raises(RepfuseError, match="could not be written"):
+            write(tmp_path, name)
+        assert list(tmp_path.iterdir()) == []
+    limit(max(sizes))
+    write(tmp_path, name)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_killed_run_left_goes_with_the_next_and_what_a_living_one_uses_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out.pt"
+    (tmp_path / ".out.pt.abcdefgh.part").touch()
+    others = [tmp_path / name for name in (".out.pt.x.part", ".out2.pt.abcdefgh.part", "out.pt.abcdefgh.part")]
+    for other in others:
+        other.touch()
+    with replacing(out) as living:
+        living.write_bytes(b"first")
+        with replacing(out) as second:
+            second.write_bytes(b"second")
+        assert living.read_bytes() == b"first"
+    assert {path.name for path in tmp_path.iterdir()} == {"out.pt", *(other.name for other in others)}
+    assert out.read_bytes() == b"first"
+
+
+def test_files_that_belong_together_take_their_places_together(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    with together():
+        with replacing(one) as temporary:
+            temporary.write_bytes(b"1")
+        assert not one.exists()
+        with replacing(other) as temporary:
+            temporary.write_bytes(b"2")
+    assert files(tmp_path) == {"one": b"1", "other": b"2"}
+    with pytest.raises(ZeroDivisionError), together():
+        with replacing(one) as temporary:
+            temporary.write_bytes(b"3")
+        raise ZeroDivisionError
+    assert files(tmp_path) == {"one": b"1", "other": b"2"}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_system_without_links(
+    write: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_link(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_link)
+    before = old(tmp_path)
+    write(tmp_path, force=True)
+    assert files(tmp_path)["out.pt"] != before["out.pt"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
+def test_the_target_may_be_on_another_file_system(write: Callable[..., None], tmp_path: Path) -> None:
+    folder = Path("/dev/shm") / f"repfuse-{os.getpid()}"
+    folder.mkdir()
+    try:
+        write(folder)
+        assert len(files(folder)) == 2
+        repfuse.load(folder / "out.pt")
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    try:
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("may not mount a disk")
+    except OSError:
+        pytest.skip("there is no mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full_or_read_only(disk: Path, cli: Cli, samples: Path) -> None:
+    (disk / "ballast").write_bytes(bytes(250_000))
+    full = cli("convert", samples / "repvgg_digits.pt", disk / "out.pt")
+    assert full.returncode == 2
+    assert "No space left" in full.stderr or "could not be written" in full.stderr
+    assert [path.name for path in disk.iterdir()] == ["ballast"]
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    fixed = cli("convert", samples / "repvgg_digits.pt", disk / "out.pt")
+    assert fixed.returncode == 2
+    assert "Nothing can be written to the folder" in fixed.stderr
+
+
+@pytest.mark.slow
+def test_the_command_killed_after_any_time(samples: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.pt"
+    shutil.copy(samples / "notebook_block.pt", source)
+    command = [sys.executable, "-m", "repfuse", "convert", str(source), str(tmp_path / "out.pt"), "--force", "--quiet"]
+    started = time.monotonic()
+    subprocess.run(command, check=True)
+    lasted, clean, before = time.monotonic() - started, files(tmp_path), digest(source.read_bytes())
+    chance, unfinished = random.Random(0), 0
+    for _ in range(12):
+        for path in tmp_path.iterdir():
+            path.unlink() if path != source else None
+        process = subprocess.Popen(command)
+        time.sleep(lasted * chance.uniform(0.5, 1.05))
+        process.kill()
+        unfinished += process.wait() != 0
+        found = files(tmp_path)
+        found.pop("in.pt")
+        check_whole(found, {}, clean)
+        assert digest(source.read_bytes()) == before
+    assert unfinished > 2
