@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Merging, Model, ModelArg, Quiet, Trust
+from repfuse.cli.choosing import Exclude, Include, Merging, PlanIn, wanted
+from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust
 from repfuse.cli.output import progress, show, show_json
 from repfuse.cli.target import check_targets, report_path
 from repfuse.errors import EXIT_FAILED_CHECK
-from repfuse.planning.cost import Policy
 
 
 class Format(StrEnum):
@@ -33,7 +33,10 @@ def convert(
     model: Model = None,
     model_arg: ModelArg = None,
     example: Input = None,
-    policy: Merging = Policy.COST,
+    policy: Merging = None,
+    plan: PlanIn = None,
+    include: Include = None,
+    exclude: Exclude = None,
     allow: Allow = None,
     trust: Trust = False,
     file_format: Annotated[
@@ -63,6 +66,8 @@ def convert(
       repfuse convert model.pt --dry-run --policy always
       repfuse convert weights.pth fused.pth --model timm:repvgg_a0
       repfuse convert weights.pth fused.pth --model net.py:build --model-arg n=3
+      repfuse convert model.pt fused.pt --exclude head --exclude 'stages.3.*'
+      repfuse convert model.pt fused.pt --plan plan.json
 
     Exit codes: 0 written, or nothing to fuse; 1 the check failed and nothing
     was written; 2 bad input.
@@ -71,12 +76,12 @@ def convert(
         raise typer.BadParameter("give the file to write, or --dry-run.", param_hint="OUT")
     target = None if dry_run else out
     if target:
-        check_targets(target, source, force=force)
+        check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
     from repfuse.cli.conversion import Job, run
     from repfuse.report.convert_view import convert_view
 
     loading = {"model": model, "model_args": model_arg, "input": example, "allow": allow or (), "trust": trust}
-    job = Job(source, target, loading, policy, file_format, force)
+    job = Job(source, target, loading, wanted(policy, plan, include, exclude), file_format, force)
     with progress(quiet=quiet) as update:
         report = run(job, update)
     if as_json:

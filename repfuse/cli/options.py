@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from repfuse.planning.cost import Policy
-
 NETWORK = "How the network is built"
 TRUST = "What the file may do"
 OUTPUT = "Output"
@@ -45,14 +43,6 @@ Input = Annotated[
         help="The example input, as 1x3x224x224 or 1x3x224x224:float16. Without it: what the checkpoint or the model "
         "source knows, else a guess that is said.",
         rich_help_panel=NETWORK,
-    ),
-]
-Merging = Annotated[
-    Policy,
-    typer.Option(
-        "--policy",
-        help="What to merge of all that can be merged exactly: what is predicted to be faster (cost), whatever leaves "
-        "fewer operators (always), or as cost but no layers in a row (never-compose).",
     ),
 ]
 Allow = Annotated[

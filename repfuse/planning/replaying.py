@@ -32,6 +32,11 @@ class Replayed:
     layout: Layout
 
 
+def planners_of(module: nn.Module, plan: Plan) -> list[PartPlanner]:
+    """Return the planners of each part of ``module``. Raises RepfuseError where the plan is of another model."""
+    return _live(module, plan) or _made_again(module, plan)
+
+
 def replay(module: nn.Module, plan: Plan) -> list[Replayed]:
     """Return the edits of each part of ``module`` that has sites. Raises RepfuseError where the plan does not fit."""
     sites: dict[str, list[Site]] = defaultdict(list)
@@ -39,7 +44,7 @@ def replay(module: nn.Module, plan: Plan) -> list[Replayed]:
         sites[site.part].append(site)
     if unknown := sites.keys() - {part.path for part in plan.parts}:
         raise _other_sites(sum(len(sites[path]) for path in unknown))
-    planners = _live(module, plan) or _made_again(module, plan)
+    planners = planners_of(module, plan)
     chosen = ((planner, _chosen(planner, sites[planner.part.path])) for planner in planners)
     return [Replayed(planner.part.path, planner, planner.lay_out(kept)) for planner, kept in chosen if kept]
 
@@ -106,12 +111,15 @@ def _structure(module: nn.Module) -> list[tuple[Any, ...]]:
 def _chosen(planner: PartPlanner, sites: list[Site]) -> list[Candidate]:
     """Return the candidates that the plan still holds: whoever edits a plan may drop sites.
 
-    A plan names a site once; in the other calls of its owner it stands at the same place.
+    A plan names a site once; in the other calls of its owner it stands at the same place. Several sites of one sum
+    stand and fall together: each is written as a part of it.
     """
     wanted = {(site.source, site.output, frozenset(site.nodes)) for site in sites}
     known = {key for candidate in planner.candidates for key in _keys(candidate)}
     if not wanted <= known:
         raise _other_sites(len(wanted - known))
+    if halved := next((c for c in planner.candidates if 0 < len(_keys(c) & wanted) < len(_keys(c))), None):
+        raise _half_a_sum(planner, halved, wanted)
     places = {_place(planner, candidate) for candidate in planner.candidates if _keys(candidate) <= wanted}
     return [candidate for candidate in planner.candidates if _place(planner, candidate) in places]
 
@@ -124,7 +132,19 @@ def _other_sites(count: int) -> RepfuseError:
     )
 
 
-def _keys(candidate: Candidate) -> set[tuple[str, str, frozenset[str]]]:
+def _half_a_sum(planner: PartPlanner, candidate: Candidate, wanted: set[Key]) -> RepfuseError:
+    kept = next(source for source, *rest in _keys(candidate) if (source, *rest) in wanted)
+    return RepfuseError(
+        f"The plan holds only some of the sites of one sum, {planner.where(candidate.region.root)}.",
+        f"Several convolutions are written there, one for each tensor that the sum reads; that of {kept!r} is kept.",
+        "Keep all sites with this output, or leave all of them out.",
+    )
+
+
+Key = tuple[str, str, frozenset[str]]
+
+
+def _keys(candidate: Candidate) -> set[Key]:
     root = candidate.region.root.name
     return {(group.source.name, root, frozenset(node.name for node in group.nodes)) for group in candidate.groups}
 

@@ -59,12 +59,22 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What the user chose of what can be merged: the file of a plan, and globs on module paths."""
+
+    plan: str | None
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """One conversion.
 
     ``status`` is ``planned`` where only a plan was asked for, ``failed`` where proof or drift did not pass: then
     nothing was written. ``seconds`` is the time from the loaded checkpoint to the proven result. ``timing`` is
-    short: `repfuse bench` measures properly. ``notes`` are what the user must be told.
+    short: `repfuse bench` measures properly. ``notes`` are what the user must be told. ``chosen`` is None where nothing
+    was left out on demand.
     """
 
     status: Status
@@ -77,6 +87,7 @@ class Report:
     output: Output | None = None
     timing: Benchmark | None = None
     notes: tuple[str, ...] = ()
+    chosen: Chosen | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -87,6 +98,7 @@ class Report:
             "environment": self.environment,
             "input": self.input,
             "output": self.output,
+            "chosen": self.chosen,
             "seconds": self.seconds,
             "notes": self.notes,
         }
@@ -94,7 +106,9 @@ class Report:
 
 
 def envelope(kind: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Return ``data`` as a document of its own; kinds are conversion, verification, benchmark, inspection, refusals."""
+    """Return ``data`` as a document of its own; kinds are conversion, verification, benchmark, inspection,
+    plan, refusals.
+    """
     return {"schema": SCHEMA, "kind": f"repfuse.{kind}", **data}
 
 
