@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from repfuse.checked import NotAPlan, count, list_of, shown, text
 from repfuse.checkpoint.atomic import replacing
 from repfuse.errors import RepfuseError
 from repfuse.jsonready import json_ready
-from repfuse.plan_data import NotAPlan, count, list_of, shown, text
 from repfuse.plans import Plan
 from repfuse.report.schema import Report, envelope
 

@@ -70,7 +70,8 @@ def _traced(module: nn.Module, part: Part) -> Traced:
     try:
         traced = trace(module, _arguments(module, part))
     except (Untraceable, DoesNotRun) as error:
-        raise RepfuseError("The plan does not fit this model.", str(error), AGAIN) from error
+        why = f"It was made for another model, or one with other shapes: {error}."
+        raise RepfuseError("The plan does not fit this model.", why, AGAIN) from error
     if traced.fingerprint() != part.fingerprint:
         why = "It was made for a model with another graph or other shapes."
         raise RepfuseError("The plan does not fit this model.", why, AGAIN)
