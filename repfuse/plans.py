@@ -13,6 +13,9 @@ from repfuse.refusals import REFUSALS
 
 SCHEMA = 3
 
+Key = tuple[str, str, str, frozenset[str]]
+"""The part, source, output and nodes of a site."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -76,7 +79,7 @@ class Site:
     part: str = ""
 
     @property
-    def key(self) -> tuple[str, str, str, frozenset[str]]:
+    def key(self) -> Key:
         """What identifies the site in the model: the rest follows from it."""
         return self.part, self.source, self.output, frozenset(self.nodes)
 

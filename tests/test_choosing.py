@@ -79,6 +79,12 @@ def test_a_glob_that_matches_nothing_names_what_is_near(kind, glob, near):
     assert repr(glob) in caught.value.what and near in caught.value.why
 
 
+def test_a_site_goes_by_its_owner_too():
+    site = replace(sited("shared.conv").sites[0], owner="neck.block")
+    for glob in ("shared", "neck", "neck.block"):
+        assert not replace(sited(), sites=(site,)).select(exclude=glob).sites
+
+
 def test_where_there_are_no_sites_a_glob_is_an_error_too():
     with pytest.raises(RepfuseError) as caught:
         sited().select(exclude="*")
@@ -196,6 +202,45 @@ def test_half_a_sum_is_an_error_and_not_silently_nothing(apply):
             apply(model, replace(saved(whole), sites=(site,)))
         assert repr(site.source) in caught.value.why and "leave all of them out" in caught.value.hint
     apply(model, saved(whole))
+
+
+def test_what_is_left_may_stand_elsewhere():
+    """Of two sums in one block each has its number; the one that is left alone has none."""
+    parts = {name: conv(size) for name, size in zip("abcd", (3, 1, 3, 1), strict=True)}
+    model = randomised(Spelled(lambda m, x: torch.sin(m.a(x) + m.b(x)) * torch.cos(m.c(x) + m.d(x)), **parts))
+    whole = plan(model, (X,))
+    chosen = fitted(model, replace(saved(whole), sites=whole.sites[1:]))
+    assert [site.path for site in (*whole.sites, *chosen.sites)] == ["fused", "fused_1", "fused"]
+    assert isinstance(rewrite(model, chosen).get_submodule(chosen.sites[0].path), nn.Conv2d)
+    assert fitted(model, saved(chosen)) == chosen
+    none = choose(model, (X,), Choice(plan=replace(saved(whole), sites=whole.sites[1:]), exclude="fused_1"))
+    assert [(each.where, each.reason) for each in none.refusals] == [
+        ("fused", "the plan does not hold it"),
+        ("fused_1", "it is left out by 'fused_1'"),
+    ]
+
+
+def test_a_site_that_needs_another_is_an_error_alone():
+    """A block with a child called graph cannot be rewritten itself, only be dissolved in one that is."""
+
+    def inner(m, x):
+        y = m.graph(m.a(x) + m.b(x))
+        return y, m.c(y)
+
+    def outer(m, x):
+        y, z = m.block(x)
+        return torch.sin(z + m.d(y))
+
+    block = Spelled(inner, a=conv(3), b=conv(1), c=conv(3), graph=nn.Linear(7, 7))
+    model = randomised(Spelled(outer, block=block, d=conv(1)))
+    whole = plan(model, (X,))
+    assert len(whole.sites) == 2
+    apart = [site for site in whole.sites if len(site.branches) == 2 and site.output == "add"]
+    with pytest.raises(RepfuseError, match="cannot be merged alone") as caught:
+        fitted(model, replace(saved(whole), sites=tuple(apart)))
+    assert "Leave this one out too" in caught.value.hint
+    others = tuple(site for site in whole.sites if site not in apart)
+    assert error(model, rewrite(model, fitted(model, replace(saved(whole), sites=others))), X) < 1e-12
 
 
 @pytest.mark.parametrize(

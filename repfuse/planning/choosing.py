@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from repfuse.globs import ROOT, as_globs
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan as make_plan
 from repfuse.planning.replaying import AGAIN, planners_of, replay
-from repfuse.plans import Plan, Refusal, Site
+from repfuse.plans import Key, Plan, Refusal, Site
 
 DESCRIPTION = ("path", "owner", "form", "branches", "kernel")
 """What a plan says of a site besides its place in the graph. Costs depend on the dtype, which may be another."""
@@ -44,12 +44,15 @@ def choose(module: nn.Module, example_inputs: Sequence[Any], choice: Choice) -> 
     ``module``, where it was edited by more than dropping sites, or where a glob matches nothing.
     """
     if choice.plan is None:
-        found = make_plan(module, example_inputs, choice.policy or Policy.COST)
+        given = found = make_plan(module, example_inputs, choice.policy or Policy.COST)
     else:
         found = fitted(module, choice.plan)
-    if as_globs(choice.include) or as_globs(choice.exclude):
-        found = _laid_out(module, found.select(choice.include, choice.exclude))
-    return found
+        given = replace(choice.plan, live=found.live)  # with the names that the user sees in it
+    include, exclude = as_globs(choice.include), as_globs(choice.exclude)
+    if not include and not exclude:
+        return found
+    reasons = {site.key: site.left_out(include, exclude) or "" for site in given.sites}
+    return _laid_out(module, given.select(include, exclude), reasons)
 
 
 def fitted(module: nn.Module, plan: Plan) -> Plan:
@@ -72,10 +75,11 @@ def _changed(site: Site, other: Site) -> list[str]:
     return [name for name in DESCRIPTION if getattr(site, name) != getattr(other, name)]
 
 
-def _laid_out(module: nn.Module, plan: Plan) -> Plan:
+def _laid_out(module: nn.Module, plan: Plan, reasons: Mapping[Key, str] | None = None) -> Plan:
     """Return the plan with its sites where they are written while the others are left alone; those are refusals.
 
-    A block that loses a site may become plainer, and what is left in it stands elsewhere.
+    A block that loses a site may become plainer, and what is left in it stands elsewhere. ``reasons`` say why some
+    are left out.
     """
     planners = planners_of(module, plan)
     every = {site.key: site for planner in planners for site in planner.sites()}
@@ -92,15 +96,15 @@ def _laid_out(module: nn.Module, plan: Plan) -> Plan:
         why = "Its place depends on a site that is left out."
         raise RepfuseError(f"The site {lost[0].path or ROOT} cannot be merged alone.", why, "Leave this one out too.")
     left_out = [site for key, site in every.items() if key not in wanted]
-    return replace(again, sites=sites, refusals=(*_others(plan), *_excluded(plan, left_out)))
+    return replace(again, sites=sites, refusals=(*_others(plan), *_excluded(plan, left_out, reasons or {})))
 
 
 def _others(plan: Plan) -> list[Refusal]:
     return [refusal for refusal in plan.refusals if refusal.code != "excluded"]
 
 
-def _excluded(plan: Plan, sites: Sequence[Site]) -> list[Refusal]:
-    """Return a refusal for each site, with the reason that the plan gives."""
+def _excluded(plan: Plan, sites: Sequence[Site], reasons: Mapping[Key, str]) -> list[Refusal]:
+    """Return a refusal for each site, with the reason that ``reasons`` or the plan gives."""
     given = {refusal.where: refusal.reason for refusal in plan.refusals if refusal.code == "excluded"}
-    refusals = (site.excluded("the plan does not hold it") for site in sites)
-    return [replace(refusal, reason=given.get(refusal.where, refusal.reason)) for refusal in refusals]
+    unsaid = "the plan does not hold it"
+    return [site.excluded(reasons.get(site.key) or given.get(site.path or ROOT, unsaid)) for site in sites]

@@ -15,7 +15,7 @@ from repfuse.networks import is_plain, own_tensors
 from repfuse.placing.edits import Candidate, Layout, owner_of, place_of
 from repfuse.planning.cost import Policy
 from repfuse.planning.part_planner import PartPlanner
-from repfuse.plans import Part, Plan, Site
+from repfuse.plans import Key, Part, Plan, Site
 from repfuse.tracing.arguments import Arguments, recreate
 from repfuse.tracing.parts import Part as TracedPart
 from repfuse.tracing.trace import DoesNotRun, Traced, Untraceable, trace
@@ -115,13 +115,15 @@ def _chosen(planner: PartPlanner, sites: list[Site]) -> list[Candidate]:
     A plan names a site once; in the other calls of its owner it stands at the same place. Several sites of one sum
     stand and fall together: each is written as a part of it.
     """
-    wanted = {(site.source, site.output, frozenset(site.nodes)) for site in sites}
-    known = {key for candidate in planner.candidates for key in _keys(candidate)}
+    wanted = {site.key for site in sites}
+    known = {key for candidate in planner.candidates for key in _keys(planner, candidate)}
     if not wanted <= known:
         raise _other_sites(len(wanted - known))
-    if halved := next((c for c in planner.candidates if 0 < len(_keys(c) & wanted) < len(_keys(c))), None):
+    if halved := next(
+        (c for c in planner.candidates if 0 < len(_keys(planner, c) & wanted) < len(_keys(planner, c))), None
+    ):
         raise _half_a_sum(planner, halved, wanted)
-    places = {_place(planner, candidate) for candidate in planner.candidates if _keys(candidate) <= wanted}
+    places = {_place(planner, candidate) for candidate in planner.candidates if _keys(planner, candidate) <= wanted}
     return [candidate for candidate in planner.candidates if _place(planner, candidate) in places]
 
 
@@ -134,7 +136,7 @@ def _other_sites(count: int) -> RepfuseError:
 
 
 def _half_a_sum(planner: PartPlanner, candidate: Candidate, wanted: set[Key]) -> RepfuseError:
-    kept = next(source for source, *rest in _keys(candidate) if (source, *rest) in wanted)
+    _, kept, _, _ = next(iter(_keys(planner, candidate) & wanted))
     return RepfuseError(
         f"The plan holds only some of the sites of one sum, {planner.where(candidate.region.root)}.",
         f"Several convolutions are written there, one for each tensor that the sum reads; that of {kept!r} is kept.",
@@ -142,12 +144,10 @@ def _half_a_sum(planner: PartPlanner, candidate: Candidate, wanted: set[Key]) ->
     )
 
 
-Key = tuple[str, str, frozenset[str]]
-
-
-def _keys(candidate: Candidate) -> set[Key]:
+def _keys(planner: PartPlanner, candidate: Candidate) -> set[Key]:
     root = candidate.region.root.name
-    return {(group.source.name, root, frozenset(node.name for node in group.nodes)) for group in candidate.groups}
+    part = planner.part.path
+    return {(part, group.source.name, root, frozenset(node.name for node in group.nodes)) for group in candidate.groups}
 
 
 def _place(planner: PartPlanner, candidate: Candidate) -> tuple[str, tuple[int, ...]]:
