@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from math import isfinite, prod
 from typing import Any
 
-from repfuse.checked import NotAPlan, count, list_of, one_of, optional, record, shown, text
+from repfuse.checked import NotAPlan, count, flag, list_of, one_of, optional, record, shown, text
 from repfuse.errors import RepfuseError
 from repfuse.planning.cost import Policy
 from repfuse.plans import SCHEMA, Cost, Part, Plan, Refusal, Site
@@ -122,6 +122,7 @@ _PART = record(
         **dict.fromkeys(("path", "fingerprint"), text),
         "arguments": _example,
         **dict.fromkeys(("matching_borders", "shared"), _TEXTS),
+        "exported": flag,
     },
 )
 _PLAN = record(

@@ -112,7 +112,8 @@ class Part:
 
     ``path`` is its path, ``fingerprint`` identifies its graph, ``arguments`` describe those that it was traced with.
     ``matching_borders`` are the nodes of layers that pad with what lies beyond the border, as far as that depends on
-    the weights; ``shared`` the modules in it that are also used from outside, by their path within it.
+    the weights; ``shared`` the modules in it that are also used from outside, by their path within it. ``exported``
+    says that the graph is torch.export's.
     """
 
     path: str
@@ -120,6 +121,7 @@ class Part:
     arguments: Any
     matching_borders: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    exported: bool = False
 
 
 @dataclass(frozen=True)

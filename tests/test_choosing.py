@@ -27,6 +27,7 @@ from repfuse.verifying import input_variants
 from repfuse.verifying.comparison import reference
 
 X = image(2, 4, 6, 7)
+X = X * X.sum().sign()  # so that what decides by the sum runs all of it
 
 
 def sited(*paths: str) -> Plan:
@@ -115,10 +116,33 @@ def saved(made: Plan) -> Plan:
     return Plan.from_dict(json.loads(made.to_json()))
 
 
+class Shaped(nn.Module):
+    """A sum in a forward that only torch.export reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv_norm(3), conv_norm(1)
+
+    def forward(self, x):
+        b, c, *space = x.shape
+        return torch.relu(self.a(x) + self.b(x)).reshape(b, c, -1).mean(-1) * len(space)
+
+
+def deciding():
+    """A model that cannot be traced, with parts that are."""
+
+    def forward(m, x):
+        return m.second(m.first(x)) if x.sum() > 0 else m.first(x)
+
+    return Spelled(forward, first=nn.Sequential(RepVGG(), nn.ReLU(), conv_norm(3)), second=Shaped())
+
+
 @pytest.mark.parametrize("given", [False, True], ids=["live", "saved"])
-def test_any_sites_of_a_network_can_be_left_out(net, given):
+@pytest.mark.parametrize("make", [Net, deciding])
+def test_any_sites_of_a_network_can_be_left_out(make, given):
+    net = randomised(make())
     whole = plan(net, (X,))
-    assert {site.form for site in whole.sites} == {"fold", "swap", "graph"}
+    assert len(whole.parts) == (1 if make is Net else 2) and len(whole.sites) >= 3
     for bits in range(2 ** len(whole.sites)):
         kept = tuple(site for index, site in enumerate(whole.sites) if bits >> index & 1)
         part = replace(saved(whole) if given else whole, sites=kept)
@@ -178,7 +202,7 @@ def test_any_sites_of_random_networks_can_be_left_out(steps, shapes, kept, polic
 
 
 @pytest.mark.slow
-@settings(QUICK, max_examples=1000)
+@settings(QUICK, max_examples=300)
 @given(STEPS, st.sampled_from(EXAMPLES), st.sets(st.integers(0, 6)), POLICIES)
 def test_any_sites_of_many_random_networks_can_be_left_out(steps, shapes, kept, policy):
     check_without_some(steps, shapes, kept, policy)
@@ -250,14 +274,14 @@ def test_a_site_that_needs_another_is_an_error_alone():
         (lambda site: site.update(path="elsewhere"), "Its path changed"),
         (lambda site: site.update(branches=["skip"]), "Its branches changed"),
         (lambda site: site.update(form="swap", owner="x"), "Its owner and form changed"),
-        (lambda site: site.update(nodes=["add"]), "names other nodes"),
-        (lambda site: site.update(source="nothing"), "names other nodes"),
+        (lambda site: site.update(nodes=["add"]), "edited by more than dropping sites"),
+        (lambda site: site.update(source="nothing"), "edited by more than dropping sites"),
     ],
 )
 def test_a_site_can_be_dropped_and_nothing_else(net, edit, said):
     data = plan(net, (X,)).to_dict()
     edit(data["sites"][0])
-    with pytest.raises(RepfuseError, match="The plan was edited") as caught:
+    with pytest.raises(RepfuseError, match=r"stem\.0|elsewhere") as caught:
         fitted(net, Plan.from_dict(json.loads(json.dumps(data))))
     assert said in caught.value.why
 

@@ -191,7 +191,7 @@ BAD: dict[str, tuple[Callable[[Path], tuple[object, ...]], str]] = {
             "--plan",
             edit(plan_of(f), lambda p: p["sites"][0].update(nodes=["x"])),
         ),
-        "no such site as blocks.0.fused",
+        "does not have, such as blocks.0.fused",
     ),
     "another policy": (
         lambda f: ("convert", DIGITS, f / "out", "--plan", edit(plan_of(f), lambda p: p.update(policy="fast"))),

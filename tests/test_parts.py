@@ -267,3 +267,89 @@ def test_a_rewritten_forward_does_not_ignore_an_argument_that_the_trace_took_for
     assert error(model, fused, X) < 1e-12
     with pytest.raises((AssertionError, TypeError)):
         fused(X, True)
+
+
+class Shaped(nn.Module):
+    """RepVGG's sum, in a forward that only torch.export reads."""
+
+    def __init__(self, how=lambda x: x):
+        super().__init__()
+        self.a, self.b, self.n, self.how = conv_norm(3), conv_norm(1), norm(), how
+        self.names = ("first",)
+
+    def forward(self, x, scale=2.0):
+        b, c, *space = x.shape
+        y = self.how(self.a(x) + self.b(x) + self.n(x)) * len(space) * scale
+        return {"map": torch.relu(y), "mean": y.reshape(b, c, -1).mean(-1)}
+
+
+def assigned(x):
+    """A copy by slices: the sizes are numbers there."""
+    out = torch.zeros([int(n) for n in x.shape], dtype=x.dtype)
+    out[:] = x
+    return out
+
+
+class Holding(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.stem, self.block, self.tail = conv_norm(3), block, conv_norm(1)
+
+    def forward(self, x):
+        return self.tail(self.block(torch.tanh(self.stem(x)), scale=2.0)["map"])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_block_that_only_torch_export_reads_is_rewritten_for_all_sizes(batch):
+    model, x = randomised(Holding(Shaped())), image(batch, 4, 6, 7)
+    result = fuse(model, (x,))
+    assert operations(result.module, x)["convolution"] == 3 and norms(result.module, x) == 0
+    assert "untraceable" not in {refusal.code for refusal in result.plan.refusals}
+    for shape in ((1, 4, 1, 1), (2, 4, 5, 5), (3, 4, 9, 2)):
+        assert error(model, result.module, image(*shape)) < 1e-12
+    assert type(result.module) is Holding and result.module.block.names == ("first",)
+
+
+def test_a_plan_with_an_exported_block_replays():
+    model = randomised(Holding(Shaped()))
+    made = Plan.from_dict(plan(model, (X,)).to_dict())
+    other = randomised(model, seed=1)
+    assert error(other, rewrite(other, made), X) < 1e-12 and [part.exported for part in made.parts] == [False, True]
+    found, trials = plan(model, (X,)), input_variants((X,))
+    assert prove(model, found, rewrite(model, found), trials, reference(model, trials)).passed
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        assigned,
+        lambda x: x if x.shape[2] % 2 else x * 2,
+        lambda x: x * 2 if x.shape[3] == 1 else x,
+        lambda x: x * 2 if x.shape[2] == x.shape[3] else x,
+        lambda x: x * 2 if x.shape[2] > 50 else x,
+        lambda x: x * 2 if x.sum() > 0 else x,
+    ],
+    ids=["numbers", "odd", "one pixel", "square", "large", "values"],
+)
+def test_what_export_reads_for_some_sizes_only_is_left_to_its_parts(how):
+    model = randomised(Holding(Shaped(how)))
+    fused = converted(model, X)
+    assert type(fused.block) is Shaped and norms(fused) == 1  # the normalisation of the skip
+    for shape in ((1, 4, 7, 7), (2, 4, 6, 1), (1, 4, 60, 4)):
+        assert error(model, fused, image(*shape)) < 1e-12
+
+
+def test_an_exported_block_whose_insides_others_use_is_left_to_its_parts():
+    block = Shaped()
+    model = randomised(Called(lambda m, x: (m.block(x), m.other(x)), block=block, other=block.a))
+    fused = converted(model, X)
+    assert type(fused.block) is Shaped and norms(fused) == 1
+
+
+def test_a_part_that_another_forward_calls_with_other_settings_is_dropped():
+    block = Summed()
+    first = Called(lambda m, x: m.block(x) * sign(x), block=block)
+    second = Called(lambda m, x: m.block(x, 3.0) * sign(x), block=block)
+    model = randomised(nn.Sequential(first, second))
+    fused = converted(model, X)
+    assert operations(fused, X)["convolution"] == 4 and plan(model, (X,)).sites == ()

@@ -119,6 +119,8 @@ def may_stand(path, old, value) -> bool:
         return True
     if "arguments" in path and path[-1] == "value":
         return not isinstance(value, dict | list)
+    if isinstance(old, bool):
+        return isinstance(value, bool)
     return type(value) is type(old) and (value == [] or (value == {} and path[-1] == "dict"))
 
 

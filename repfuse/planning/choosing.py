@@ -12,7 +12,7 @@ from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT, as_globs
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan as make_plan
-from repfuse.planning.replaying import AGAIN, planners_of, replay
+from repfuse.planning.replaying import AGAIN, replay_all
 from repfuse.plans import Key, Plan, Refusal, Site
 
 DESCRIPTION = ("path", "owner", "form", "branches", "kernel")
@@ -81,22 +81,15 @@ def _laid_out(module: nn.Module, plan: Plan, reasons: Mapping[Key, str] | None =
     A block that loses a site may become plainer, and what is left in it stands elsewhere. ``reasons`` say why some
     are left out.
     """
-    planners = planners_of(module, plan)
-    every = {site.key: site for planner in planners for site in planner.sites()}
+    parts = replay_all(module, plan)
+    sites = tuple(site for part in parts for site in part.planner.sites(part.layout))
     wanted = {site.key: site for site in plan.sites}
-    if unknown := [site for key, site in wanted.items() if key not in every]:
-        raise RepfuseError(
-            f"The plan was edited: this model has no such site as {unknown[0].path or ROOT}.",
-            "Its graph is that of the model, but the site names other nodes of it than any site has.",
-            AGAIN,
-        )
-    again = replace(plan, live=planners)
-    sites = tuple(site for part in replay(module, again) for site in part.planner.sites(part.layout))
     if lost := [site for key, site in wanted.items() if key not in {site.key for site in sites}]:
         why = "Its place depends on a site that is left out."
         raise RepfuseError(f"The site {lost[0].path or ROOT} cannot be merged alone.", why, "Leave this one out too.")
-    left_out = [site for key, site in every.items() if key not in wanted]
-    return replace(again, sites=sites, refusals=(*_others(plan), *_excluded(plan, left_out, reasons or {})))
+    left_out = [site for part in parts for site in part.planner.sites() if site.key not in wanted]
+    refusals = (*_others(plan), *_excluded(plan, left_out, reasons or {}))
+    return replace(plan, sites=sites, refusals=refusals, live=[part.planner for part in parts])
 
 
 def _others(plan: Plan) -> list[Refusal]:

@@ -58,7 +58,8 @@ class PartPlanner:
     def planned(self) -> PlannedPart:
         """Return what a plan keeps of this part besides its sites and refusals, once these are found."""
         borders, shared = tuple(sorted(self.borders.matching)), tuple(sorted(self.part.shared))
-        return PlannedPart(self.part.path, self.traced.fingerprint(), self.part.arguments, borders, shared)
+        part = self.part
+        return PlannedPart(part.path, self.traced.fingerprint(), part.arguments, borders, shared, part.exported)
 
     def sites(self, layout: Layout | None = None) -> tuple[Site, ...]:
         """Return every convolution that is to be written: those of ``layout``, else all that there can be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -11,12 +12,14 @@ import torch
 from torch import nn
 
 from repfuse.errors import RepfuseError
+from repfuse.globs import ROOT
 from repfuse.networks import is_plain, own_tensors
 from repfuse.placing.edits import Candidate, Layout, owner_of, place_of
 from repfuse.planning.cost import Policy
 from repfuse.planning.part_planner import PartPlanner
 from repfuse.plans import Key, Part, Plan, Site
 from repfuse.tracing.arguments import Arguments, recreate
+from repfuse.tracing.exporting import export
 from repfuse.tracing.parts import Part as TracedPart
 from repfuse.tracing.trace import DoesNotRun, Traced, Untraceable, trace
 
@@ -25,45 +28,51 @@ AGAIN = "Make the plan again from this model."
 
 @dataclass(frozen=True)
 class Replayed:
-    """One part of the model with the edits that the plan's sites in it are; paths in these are within the part."""
+    """One part of the model with the edits that the plan's sites in it are; paths in these are within ``module``.
+
+    That is the model's own module, or torch.export's form of it, which then stands in its place.
+    """
 
     path: str
+    module: nn.Module
     planner: PartPlanner
     layout: Layout
 
 
-def planners_of(module: nn.Module, plan: Plan) -> list[PartPlanner]:
-    """Return the planners of each part of ``module``. Raises RepfuseError where the plan is of another model."""
-    return _live(module, plan) or _made_again(module, plan)
-
-
 def replay(module: nn.Module, plan: Plan) -> list[Replayed]:
     """Return the edits of each part of ``module`` that has sites. Raises RepfuseError where the plan does not fit."""
+    with_sites = {site.part for site in plan.sites}
+    return [part for part in replay_all(module, plan) if part.path in with_sites]
+
+
+def replay_all(module: nn.Module, plan: Plan) -> list[Replayed]:
+    """The same of every part: where the plan has no sites there are no edits."""
     sites: dict[str, list[Site]] = defaultdict(list)
     for site in plan.sites:
         sites[site.part].append(site)
     if unknown := sites.keys() - {part.path for part in plan.parts}:
-        raise _other_sites(sum(len(sites[path]) for path in unknown))
-    planners = planners_of(module, plan)
+        raise _other_sites([site for path in unknown for site in sites[path]])
+    modules = {part.path: _module_of(module, part) for part in plan.parts}
+    planners = _live(modules, plan) or [_made_again(modules[part.path], part, plan) for part in plan.parts]
     chosen = ((planner, _chosen(planner, sites[planner.part.path])) for planner in planners)
-    return [Replayed(planner.part.path, planner, planner.lay_out(kept)) for planner, kept in chosen if kept]
+    return [
+        Replayed(planner.part.path, modules[planner.part.path], planner, planner.lay_out(kept))
+        for planner, kept in chosen
+    ]
 
 
-def _live(module: nn.Module, plan: Plan) -> list[PartPlanner] | None:
-    """Return the planners that made the plan, where there are some and ``module`` is still what they planned."""
+def _live(modules: Mapping[str, nn.Module], plan: Plan) -> list[PartPlanner] | None:
+    """Return the planners that made the plan, where there are some and the modules are still what they planned."""
     planners: list[PartPlanner] = plan.live or []
-    same = bool(planners) and all(
-        _structure(planner.traced.module) == _structure(_module_of(module, planner.part.path)) for planner in planners
+    same = modules.keys() == {planner.part.path for planner in planners} and all(
+        _structure(planner.traced.module) == _structure(modules[planner.part.path]) for planner in planners
     )
     return planners if same else None
 
 
-def _made_again(module: nn.Module, plan: Plan) -> list[PartPlanner]:
-    policy = Policy(plan.policy)
-    traced = [_traced(_module_of(module, part.path), part) for part in plan.parts]
-    both = zip(plan.parts, traced, strict=True)
-    known = ((TracedPart(part.path, each, part.arguments, frozenset(part.shared)), part) for part, each in both)
-    return [PartPlanner(again, policy, part.matching_borders) for again, part in known]
+def _made_again(module: nn.Module, part: Part, plan: Plan) -> PartPlanner:
+    traced = TracedPart(part.path, _traced(module, part), part.arguments, frozenset(part.shared), part.exported)
+    return PartPlanner(traced, Policy(plan.policy), part.matching_borders)
 
 
 def _traced(module: nn.Module, part: Part) -> Traced:
@@ -78,11 +87,17 @@ def _traced(module: nn.Module, part: Part) -> Traced:
     return traced
 
 
-def _module_of(module: nn.Module, path: str) -> nn.Module:
+def _module_of(module: nn.Module, part: Part) -> nn.Module:
     try:
-        return module.get_submodule(path)
+        found: nn.Module | None = module.get_submodule(part.path)
     except AttributeError as error:
-        raise RepfuseError("The plan does not fit this model.", f"There is no module {path!r}.", AGAIN) from error
+        raise RepfuseError("The plan does not fit this model.", f"There is no module {part.path!r}.", AGAIN) from error
+    if part.exported:
+        assert found is not None
+        found = export(found, _arguments(found, part))
+    if found is None:
+        raise RepfuseError("The plan does not fit this model.", f"torch.export does not read {part.path!r}.", AGAIN)
+    return found
 
 
 def _arguments(module: nn.Module, part: Part) -> Arguments:
@@ -117,19 +132,18 @@ def _chosen(planner: PartPlanner, sites: list[Site]) -> list[Candidate]:
     """
     wanted = {site.key for site in sites}
     known = {key for candidate in planner.candidates for key in _keys(planner, candidate)}
-    if not wanted <= known:
-        raise _other_sites(len(wanted - known))
-    if halved := next(
-        (c for c in planner.candidates if 0 < len(_keys(planner, c) & wanted) < len(_keys(planner, c))), None
-    ):
-        raise _half_a_sum(planner, halved, wanted)
+    if unknown := [site for site in sites if site.key not in known]:
+        raise _other_sites(unknown)
+    for candidate in planner.candidates:
+        if 0 < len(_keys(planner, candidate) & wanted) < len(candidate.groups):
+            raise _half_a_sum(planner, candidate, wanted)
     places = {_place(planner, candidate) for candidate in planner.candidates if _keys(planner, candidate) <= wanted}
     return [candidate for candidate in planner.candidates if _place(planner, candidate) in places]
 
 
-def _other_sites(count: int) -> RepfuseError:
+def _other_sites(sites: Sequence[Site]) -> RepfuseError:
     return RepfuseError(
-        f"The plan names {count} sites that this model does not have.",
+        f"The plan names {len(sites)} sites that this model does not have, such as {sites[0].path or ROOT}.",
         "The model is another one, or the plan was edited by more than dropping sites.",
         AGAIN,
     )

@@ -37,7 +37,7 @@ def prove_sites(original: nn.Module, fused: nn.Module, plan: Plan) -> Iterator[S
         for items in by_region.values():
             region = items[0].region
             path_of = {id(item.group): join(part.path, item.path) for item in items}
-            before = _before(part.planner, original.get_submodule(part.path), region)
+            before = _before(part.planner, part.module, region)
             after = _after(fused, region, path_of)
             yield SiteProof(path_of[id(items[0].group)], _compared(before, after, part.planner, region))
 

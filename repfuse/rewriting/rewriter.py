@@ -41,15 +41,20 @@ class _Rewriting:
 
     def __init__(self, module: nn.Module, parts: Sequence[Replayed], *, weights: bool) -> None:
         self.weights = weights
-        self.parts = [_Part(part, module.get_submodule(part.path)) for part in parts]
+        self.parts = [_Part(part) for part in parts]
         self.replaced = {id(tensor): tensor for part in self.parts for tensor in part.replaced()}
         self.stand_ins = {key: _stand_in(tensor) for key, tensor in self.replaced.items()}
         self.result = copy_with(module, dict(self.stand_ins))
-        self.holders: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
-        for parent in self.result.modules():
-            for name, child in parent._modules.items():
-                if child is not None:
-                    self.holders[child].append((parent, name))
+        self._put_exported(module)
+        self.holders = _holders(self.result)
+
+    def _put_exported(self, module: nn.Module) -> None:
+        """Put the exported form in the place of a block, over the tensors of the result."""
+        both = zip(named_tensors(module), named_tensors(self.result), strict=True)
+        copied = {id(original): copy for (_, original), (_, copy) in both}
+        self.holders = _holders(self.result)
+        for part in (part for part in self.parts if part.exported):
+            self._replace(part.path, copy_with(part.module, dict(copied)))
 
     def run(self) -> nn.Module:
         """Make the edits, the innermost first, so that an outer block takes its inner ones over as they are."""
@@ -126,6 +131,16 @@ class _Rewriting:
                         store[name] = copies.setdefault(id(tensor), _clone(originals[id(tensor)]))  # type: ignore[assignment]
 
 
+def _holders(root: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
+    """Return where each module is registered."""
+    holders: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for parent in root.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                holders[child].append((parent, name))
+    return holders
+
+
 def _depth(path: str) -> int:
     return len(path.split(".")) if path else 0
 
@@ -133,12 +148,14 @@ def _depth(path: str) -> int:
 class _Part:
     """The edits of one part, and the tensors that they take."""
 
-    def __init__(self, replayed: Replayed, module: nn.Module) -> None:
+    def __init__(self, replayed: Replayed) -> None:
         self.path = replayed.path
+        self.module = replayed.module
+        self.exported = replayed.planner.part.exported
         self.layout = replayed.layout
         self.constants = replayed.planner.traced.constants
-        self.tensors = dict(named_tensors(module, remove_duplicate=False))
-        self.tensor = lookup(module, self.constants)
+        self.tensors = dict(named_tensors(self.module, remove_duplicate=False))
+        self.tensor = lookup(self.module, self.constants)
 
     def replaced(self) -> Iterator[Tensor]:
         """Yield the tensors that go into fused weights."""

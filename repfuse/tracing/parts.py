@@ -1,7 +1,8 @@
 """A network as the parts of it that can be traced: all of it, or around and inside of what cannot.
 
 The innermost module whose forward cannot be traced stays one opaque call. What it calls, itself and whole, is a part
-of its own, traced from the arguments that it was seen to get, and so on within that.
+of its own, traced from the arguments that it was seen to get, and so on within that. A block that is opaque may be a
+part, too: as the graph that torch.export makes of it.
 """
 
 from __future__ import annotations
@@ -13,32 +14,45 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from repfuse.errors import RepfuseError
 from repfuse.tracing.arguments import Arguments, NotDescribable, describe
-from repfuse.tracing.leaves import is_leaf
-from repfuse.tracing.trace import DoesNotRun, Seen, Traced, Untraceable, run_untraced, trace
+from repfuse.tracing.exporting import export, is_block
+from repfuse.tracing.leaves import has_foreign_hooks, is_leaf
+from repfuse.tracing.trace import DoesNotRun, Traced, Untraceable, run_untraced, trace
+from repfuse.tracing.watching import Entered, Watched
 
 
 @dataclass(frozen=True)
 class Part:
     """The module at ``path`` with its graph. ``arguments`` describe those that it was traced with.
 
-    ``shared`` are the modules in it, by their path within it, that other parts or opaque forwards use too.
+    ``shared`` are the modules in it, by their path within it, that other parts or opaque forwards use too. Where
+    ``exported``, the graph is that of ``export(module)``.
     """
 
     path: str
     traced: Traced
     arguments: Any
     shared: frozenset[str] = frozenset()
+    exported: bool = False
 
 
 @dataclass
 class Parts:
-    """The parts of a network, the outermost first, and what could not be traced through: by path, the reason."""
+    """The parts of a network, the outermost first, and what could not be traced through: by path, the reason.
+
+    ``exports`` are opaque blocks as exported parts: each may stand for the parts within it.
+    """
 
     parts: list[Part] = field(default_factory=list)
     opaque: dict[str, str] = field(default_factory=dict)
+    exports: list[Part] = field(default_factory=list)
+
+
+DIFFERENTLY = "it is called with other settings each time, or with objects that are no plain data"
 
 
 def trace_parts(module: nn.Module, arguments: Arguments) -> Parts:
@@ -52,8 +66,10 @@ class _Search:
         self.path_of: dict[nn.Module, str] = {part: path for path, part in module.named_modules()}
         self.parts: dict[nn.Module, tuple[Traced, Any]] = {}
         self.opaque: dict[nn.Module, str] = {}
-        self.entered: set[nn.Module] = set()
-        self.touched: set[nn.Module] = set()
+        self.called: dict[nn.Module, Entered] = {}
+        """Opaque modules, with their arguments."""
+        self.entered: dict[nn.Module, Entered] = {}
+        self.touched: dict[nn.Module, set[nn.Module]] = {}
         self.pending = deque[tuple[nn.Module, Arguments]]()
 
     def run(self, arguments: Arguments) -> Parts:
@@ -67,11 +83,15 @@ class _Search:
                 self._look_into(part, given)
             except (DoesNotRun, RepfuseError) as error:  # alone, the part does not do what it did in its place
                 self.opaque[part] = str(error)
+        for part in [part for part in self.parts if not self._is_alike(part)]:
+            del self.parts[part]
+            self.opaque[part] = DIFFERENTLY
         users = {part: set(_modules_in_graph(part, traced)) for part, (traced, _) in self.parts.items()}
         found = Parts(opaque={self.path_of[part]: why for part, why in self.opaque.items()})
         for part, (traced, description) in self.parts.items():
             shared = frozenset(path for path, inner in part.named_modules() if self._is_shared(inner, part, users))
             found.parts.append(Part(self.path_of[part], traced, description, shared))
+        found.exports.extend(self._exports(users))
         return found
 
     def _look_into(self, part: nn.Module, arguments: Arguments) -> None:
@@ -80,34 +100,42 @@ class _Search:
             traced = trace(part, arguments)
         except Untraceable as error:
             self.opaque[part] = str(error)
-            self._note(part, run_untraced(part, arguments))
+            self._note(run_untraced(part, arguments))
             return
         self.parts[part] = traced, _description(arguments)
         for path, why in traced.opaque.items():
             self.opaque[part.get_submodule(path)] = why
-        self._note(part, traced.seen)
+        self._note(traced.seen)
 
-    def _note(self, part: nn.Module, seen: Seen) -> None:
-        self.touched.update(part.get_submodule(path) for path in seen.touched)
-        for path, entry in seen.entered.items():
-            inner = part.get_submodule(path)
-            known = inner in self.entered or inner in self.parts
-            self.entered.add(inner)
-            if not known and not is_leaf(inner) and inner in self.path_of:
-                self._enter(inner, entry.arguments, alike=entry.alike)
+    def _note(self, seen: Watched) -> None:
+        self.called.update(seen.opaque)
+        for by, touched in seen.touched.items():
+            self.touched.setdefault(by, set()).update(touched)
+        for inner, entry in seen.entered.items():
+            if inner in self.entered:
+                self.entered[inner].add(entry.arguments, entry.callers, alike=entry.alike)
+                continue
+            self.entered[inner] = entry
+            if not is_leaf(inner) and inner in self.path_of:
+                self._enter(inner, entry)
 
-    def _enter(self, inner: nn.Module, arguments: Arguments, *, alike: bool) -> None:
-        if alike and _description(arguments) is not None:
-            self.pending.append((inner, arguments))
+    def _enter(self, inner: nn.Module, entry: Entered) -> None:
+        if entry.alike and _description(entry.arguments) is not None:
+            self.pending.append((inner, entry.arguments))
             return
-        self.opaque[inner] = "it is called with other settings each time, or with objects that are no plain data"
+        self.opaque[inner] = DIFFERENTLY
         with suppress(DoesNotRun):
-            self._note(inner, run_untraced(inner, arguments))
+            self._note(run_untraced(inner, entry.arguments))
+
+    def _is_alike(self, part: nn.Module) -> bool:
+        """Whether all calls that were seen agree in what a trace takes for fixed."""
+        known = [calls[part] for calls in (self.entered, self.called) if part in calls]
+        return all(entry.alike for entry in known)
 
     def _is_shared(self, inner: nn.Module, part: nn.Module, users: dict[nn.Module, set[nn.Module]]) -> bool:
         """Whether anything but the graph of ``part`` uses ``inner``, as far as is known."""
         return (
-            inner in self.touched
+            any(inner in touched for touched in self.touched.values())
             or (inner in self.entered and inner is not part)
             or any(inner in used for other, used in users.items() if other is not part)
             or any(inner in insides for insides in self._insides_without(part))
@@ -119,6 +147,35 @@ class _Search:
             insides = set(module.modules())
             if part not in insides:
                 yield insides - {module}
+
+    def _exports(self, users: dict[nn.Module, set[nn.Module]]) -> Iterator[Part]:
+        for block, entry in self.called.items():
+            description = _description(entry.arguments)
+            if (
+                description is None
+                or not self._is_alike(block)
+                or not self._joins(block)
+                or not self._stands_alone(block, users)
+            ):
+                continue
+            made = export(block, entry.arguments)
+            if made is not None:
+                with suppress(Untraceable, DoesNotRun):
+                    yield Part(self.path_of[block], trace(made, entry.arguments), description, exported=True)
+
+    def _joins(self, block: nn.Module) -> bool:
+        """Whether the forward of the block itself brings convolutions together with each other, or normalisations."""
+        called = [inner for inner, entry in self.entered.items() if block in entry.callers]
+        layers = [inner for inner in called if any(isinstance(part, _ConvNd | _BatchNorm) for part in inner.modules())]
+        return is_block(block) and len(layers) + bool(block._parameters) > 1
+
+    def _stands_alone(self, block: nn.Module, users: dict[nn.Module, set[nn.Module]]) -> bool:
+        """Whether nobody else uses what is in the block, and nothing in it has hooks."""
+        inside = set(block.modules())
+        used = [*(touched for by, touched in self.touched.items() if by not in inside)]
+        used += [modules for part, modules in users.items() if part not in inside]
+        used += [{inner for inner, entry in self.entered.items() if entry.callers - inside}]
+        return all(each.isdisjoint(inside - {block}) for each in used) and not any(map(has_foreign_hooks, inside))
 
 
 def _modules_in_graph(part: nn.Module, traced: Traced) -> Iterator[nn.Module]:

@@ -23,15 +23,7 @@ from repfuse.tracing.leaves import is_stock
 from repfuse.tracing.shapes import Shapes, record_in_full, record_shapes
 from repfuse.tracing.skeleton import copy_with, first_line, meta_copy
 from repfuse.tracing.tracer import Call, CallTracer
-from repfuse.tracing.watching import Entered, Watched, watching
-
-
-@dataclass
-class Seen:
-    """What modules that could not be traced did, by path: the modules that they called, and others that they read."""
-
-    entered: dict[str, Entered] = field(default_factory=dict)
-    touched: set[str] = field(default_factory=set)
+from repfuse.tracing.watching import Watched, in_terms_of, watching
 
 
 @dataclass(eq=False)
@@ -51,7 +43,7 @@ class Traced:
     dtype_of: dict[fx.Node, torch.dtype]
     constants: Constants
     opaque: dict[str, str] = field(default_factory=dict)
-    seen: Seen = field(default_factory=Seen)
+    seen: Watched = field(default_factory=Watched)
 
     @cached_property
     def nodes(self) -> list[fx.Node]:
@@ -98,7 +90,7 @@ def trace(module: nn.Module, arguments: Arguments) -> Traced:
         return _traced(module, skeleton, values, unrolls=False)
 
 
-def run_untraced(module: nn.Module, arguments: Arguments) -> Seen:
+def run_untraced(module: nn.Module, arguments: Arguments) -> Watched:
     """Run a module whose own forward cannot be traced, and return what it did. Raises DoesNotRun where it fails."""
     runner = copy_with(module, {})
     given = copy.deepcopy(arguments)
@@ -107,7 +99,7 @@ def run_untraced(module: nn.Module, arguments: Arguments) -> Seen:
             runner(*given.args, **given.kwargs)
     except Exception as error:
         raise DoesNotRun(f"{type(error).__name__}: {first_line(error)}") from error
-    return _by_path(runner, watched)
+    return in_terms_of(module, runner, watched)
 
 
 class _OtherPieces(Exception):
@@ -150,20 +142,14 @@ def _traced(module: nn.Module, skeleton: nn.Module, values: dict[str, Any], *, u
 
 def _run(
     graph: fx.Graph, module: nn.Module, inputs: list[Any], constants: Constants, opaque: Collection[str]
-) -> tuple[Shapes, Seen]:
+) -> tuple[Shapes, Watched]:
     if not opaque:
         changes = any(part.training for part in module.modules()) or constants.may_change
-        return record_shapes(graph, module, inputs, constants, copies=changes), Seen()
+        return record_shapes(graph, module, inputs, constants, copies=changes), Watched()
     runner = copy_with(module, {})
     with watching([runner.get_submodule(path) for path in opaque]) as watched:
         shapes = record_in_full(graph, runner, inputs, constants)
-    return shapes, _by_path(runner, watched)
-
-
-def _by_path(runner: nn.Module, watched: Watched) -> Seen:
-    path_of = {module: path for path, module in runner.named_modules()}
-    entered = {path_of[module]: entry for module, entry in watched.entered.items() if module in path_of}
-    return Seen(entered, {path_of[module] for module in watched.touched if module in path_of})
+    return shapes, in_terms_of(module, runner, watched)
 
 
 def _accept(_input: Any) -> None:

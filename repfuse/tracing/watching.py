@@ -7,9 +7,10 @@ PyTorch's modules are called through ``nn.Module.__call__`` and look their tenso
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -19,22 +20,25 @@ from repfuse.tracing.arguments import Arguments, constants_of
 
 @dataclass
 class Entered:
-    """A module that others call in forwards that were not traced: the arguments of its first call, and how often.
-
-    ``alike`` says whether all calls gave the same values for what is no tensor.
-    """
+    """The arguments of a module's first call, and who calls it; ``alike``: all calls agree in what is no tensor."""
 
     arguments: Arguments
-    calls: int = 1
+    callers: set[nn.Module] = field(default_factory=set)
     alike: bool = True
+
+    def add(self, arguments: Arguments, callers: Iterable[nn.Module], *, alike: bool = True) -> None:
+        """Note more calls."""
+        self.callers.update(callers)
+        self.alike = self.alike and alike and constants_of(self.arguments) == constants_of(arguments)
 
 
 @dataclass
 class Watched:
-    """What was seen: modules that were called from the watched forwards, and others whose insides these read."""
+    """What was seen: calls of the watched modules, what these called, and by each of them whose insides it read."""
 
+    opaque: dict[nn.Module, Entered] = field(default_factory=dict)
     entered: dict[nn.Module, Entered] = field(default_factory=dict)
-    touched: set[nn.Module] = field(default_factory=set)
+    touched: dict[nn.Module, set[nn.Module]] = field(default_factory=lambda: defaultdict(set))
 
 
 @contextmanager
@@ -54,7 +58,9 @@ def watching(opaque: Collection[nn.Module]) -> Iterator[Watched]:
 def _watched_call(call: Any, opaque: frozenset[nn.Module], seen: Watched, running: list[Any]) -> Any:
     def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if running[-1] in opaque:
-            _enter(seen, self, Arguments(args, kwargs))
+            _enter(seen.entered, self, Arguments(args, kwargs), running[-1])
+        if self in opaque:
+            _enter(seen.opaque, self, Arguments(args, kwargs), running[-1])
         running.append(self)
         try:
             return call(self, *args, **kwargs)
@@ -67,17 +73,36 @@ def _watched_call(call: Any, opaque: frozenset[nn.Module], seen: Watched, runnin
 def _watched_look_up(look_up: Any, opaque: frozenset[nn.Module], seen: Watched, running: list[Any]) -> Any:
     def watched(self: nn.Module, name: str) -> Any:
         if running[-1] is not self and running[-1] in opaque:
-            seen.touched.add(self)
+            seen.touched[running[-1]].add(self)
         return look_up(self, name)
 
     return watched
 
 
-def _enter(seen: Watched, module: nn.Module, arguments: Arguments) -> None:
+def _enter(calls: dict[nn.Module, Entered], module: nn.Module, arguments: Arguments, by: nn.Module | None) -> None:
     """Note a call. The arguments are copied: what comes later may overwrite them."""
-    known = seen.entered.get(module)
-    if known is None:
-        seen.entered[module] = Entered(copy.deepcopy(arguments))
-        return
-    known.calls += 1
-    known.alike = known.alike and constants_of(known.arguments) == constants_of(arguments)
+    callers = () if by is None else (by,)
+    if module in calls:
+        calls[module].add(arguments, callers)
+    else:
+        calls[module] = Entered(copy.deepcopy(arguments), set(callers))
+
+
+def in_terms_of(module: nn.Module, runner: nn.Module, watched: Watched) -> Watched:
+    """Return what was seen of ``runner``, a copy of ``module``, for the modules of that."""
+    original_of = dict(zip(runner.modules(), module.modules(), strict=True))
+
+    def known(calls: dict[nn.Module, Entered]) -> dict[nn.Module, Entered]:
+        return {
+            original_of[part]: replace(
+                entry, callers={original_of[caller] for caller in entry.callers if caller in original_of}
+            )
+            for part, entry in calls.items()
+            if part in original_of
+        }
+
+    touched = {
+        original_of[by]: {original_of[part] for part in parts if part in original_of}
+        for by, parts in watched.touched.items()
+    }
+    return Watched(known(watched.opaque), known(watched.entered), touched)

@@ -57,9 +57,10 @@ def convert(name: str) -> Row:
     started = time.perf_counter()
     found = plan(network, example)
     planned = time.perf_counter() - started
-    fused = rewrite(network, found)
-    trials = input_variants(example)
-    proof = prove(network, found, fused, trials, reference(network, trials))
+    fused, proof = network, None
+    if found.sites:
+        fused, trials = rewrite(network, found), input_variants(example)
+        proof = prove(network, found, fused, trials, reference(network, trials))
     after = operations(fused, *example)
     return Row(
         name,
@@ -67,10 +68,10 @@ def convert(name: str) -> Row:
         len(found.sites),
         (before["batch_norm"], after["batch_norm"]),
         (before["convolution"], after["convolution"]),
-        proof.error,
+        proof.error if proof else None,
         planned,
         time.perf_counter() - started,
-        "" if proof.passed else f"not proven: {proof.reason}",
+        "" if proof is None or proof.passed else f"not proven: {proof.reason}",
     )
 
 
@@ -111,7 +112,12 @@ def main() -> int:
     from tests.zoo.networks import names
 
     chosen = sys.argv[1:] or names()
-    rows = [in_a_process(name) for name in track(chosen, "converting", console=Console(stderr=True))]
+    progress = Console(stderr=True)
+    rows = []
+    for name in track(chosen, "converting", console=progress):
+        rows.append(in_a_process(name))
+        if rows[-1].failure:
+            progress.print(f"{name}: {rows[-1].failure}")
     console = Console(width=160)
     console.print(table(rows))
     failed = sum(bool(row.failure) for row in rows)
