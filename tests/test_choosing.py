@@ -152,6 +152,8 @@ def test_any_sites_of_a_network_can_be_left_out(make, given):
         assert len(excluded) == len(whole.sites) - len(kept)
         fused = rewrite(net, chosen)
         assert error(net, fused, X) < 1e-12
+        if make is deciding and not any(site.part == "second" for site in kept):
+            assert type(fused.second) is Shaped
         for site in chosen.sites:
             assert isinstance(fused.get_submodule(site.path), nn.Conv2d), site.path
         assert fitted(net, saved(chosen)) == chosen  # what comes out can be given again
@@ -241,6 +243,11 @@ def test_what_is_left_may_stand_elsewhere():
     assert [(each.where, each.reason) for each in none.refusals] == [
         ("fused", "the plan does not hold it"),
         ("fused_1", "it is left out by 'fused_1'"),
+    ]
+    none = choose(model, (X,), Choice(plan=saved(chosen), exclude="fused"))  # as it is called in this plan
+    assert [(each.where, each.reason) for each in none.refusals] == [
+        ("fused", "the plan does not hold it"),
+        ("fused_1", "it is left out by 'fused'"),
     ]
 
 

@@ -52,7 +52,8 @@ def choose(module: nn.Module, example_inputs: Sequence[Any], choice: Choice) -> 
     if not include and not exclude:
         return found
     reasons = {site.key: site.left_out(include, exclude) or "" for site in given.sites}
-    return _laid_out(module, given.select(include, exclude), reasons)
+    chosen = given.select(include, exclude)
+    return _laid_out(module, replace(chosen, refusals=given.refusals), reasons)
 
 
 def fitted(module: nn.Module, plan: Plan) -> Plan:
