@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from torch import nn
 
 from repfuse.loading import Checkpoint
+from repfuse.planning.choosing import Choice, choose
 from repfuse.planning.cost import Policy
-from repfuse.planning.planner import plan
 from repfuse.plans import Plan
 from repfuse.proof import Proof, prove
 from repfuse.rewriting import rewrite
@@ -45,17 +45,25 @@ class Conversion:
 
 
 def convert(
-    checkpoint: Checkpoint, policy: Policy = Policy.COST, progress: Progress = lambda _stage, _fraction: None
+    checkpoint: Checkpoint,
+    policy: Policy | None = None,
+    progress: Progress = lambda _stage, _fraction: None,
+    *,
+    plan: Plan | None = None,
+    include: str | Collection[str] = (),
+    exclude: str | Collection[str] = (),
 ) -> Conversion:
-    """Plan by ``policy``, rewrite and prove a checkpoint.
+    """Plan by ``policy`` (by cost, where none is given), rewrite and prove a checkpoint.
 
-    ``progress`` is told the stage and the fraction of the work that is done.
+    Instead of a policy there may be a ``plan``: exactly its sites are rewritten. ``include`` and ``exclude`` are globs
+    that narrow either, see Plan.select. ``progress`` is told the stage and the fraction of the work that is done.
 
-    Raises RepfuseError where the model cannot be traced, copied or run.
+    Raises RepfuseError where the model cannot be traced, copied or run, or where the plan or a glob does not fit it.
     """
+    choice = Choice(policy, plan, include, exclude)
     original, example = checkpoint.module, checkpoint.example_inputs
     progress("planning", 0.0)
-    found = plan(original, example, policy)
+    found = choose(original, example, choice)
     if not found.sites:
         return Conversion(checkpoint, found, original, None, None)
     progress("rewriting", 0.1)

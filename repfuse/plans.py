@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import Any
 
-from repfuse.errors import RepfuseError
+from repfuse.globs import ROOT, as_globs, check_globs, first_match, names_of
 from repfuse.refusals import REFUSALS
 
 SCHEMA = 3
+
+Key = tuple[str, str, str, frozenset[str]]
+"""The part, source, output and nodes of a site."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,33 @@ class Site:
     after: Cost
     part: str = ""
 
+    @property
+    def key(self) -> Key:
+        """What identifies the site in the model: the rest follows from it."""
+        return self.part, self.source, self.output, frozenset(self.nodes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The paths that the site goes by: its own, and those of the modules around it, the model apart."""
+        return tuple(dict.fromkeys((*names_of(self.path), *(names_of(self.owner) if self.owner else ()))))
+
+    def left_out(self, include: Sequence[str], exclude: Sequence[str]) -> str | None:
+        """Return why these globs leave the site out, or None."""
+        if (glob := first_match(self.names, exclude)) is not None:
+            return f"it is left out by {glob!r}"
+        if include and first_match(self.names, include) is None:
+            return f"it is not among {', '.join(map(repr, include))}"
+        return None
+
+    def excluded(self, why: str) -> Refusal:
+        """Return the refusal that says that the site is left out."""
+        return Refusal("excluded", self.path or ROOT, why, self.before, self.after)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data: what people read first, then what the plan needs to replay."""
+        data = asdict(self)
+        return {name: data.pop(name) for name in ("path", "branches", "kernel", "before", "after")} | data
+
 
 @dataclass(frozen=True)
 class Part:
@@ -106,60 +138,40 @@ class Plan:
     policy: str
     live: Any = field(default=None, repr=False, compare=False)
 
+    def select(self, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()) -> Plan:
+        """Return the plan with the sites that a glob of ``include`` matches (without one: all) and none of ``exclude``
+        does; the others become refusals.
+
+        A glob names modules by path, and a module stands for all that is in it; ``*`` stands for dots too. Raises
+        RepfuseError for a glob that matches no site.
+        """
+        include, exclude = as_globs(include), as_globs(exclude)
+        check_globs((*include, *exclude), chain.from_iterable(site.names for site in self.sites))
+        reasons = [(site, site.left_out(include, exclude)) for site in self.sites]
+        kept = tuple(site for site, why in reasons if why is None)
+        excluded = (site.excluded(why) for site, why in reasons if why is not None)
+        return replace(self, sites=kept, refusals=(*self.refusals, *excluded))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
         return {
             "schema": SCHEMA,
             "policy": self.policy,
-            "parts": [asdict(part) for part in self.parts],
-            "sites": [asdict(site) for site in self.sites],
+            "sites": [site.to_dict() for site in self.sites],
             "refusals": [asdict(refusal) | {"hint": refusal.hint} for refusal in self.refusals],
+            "parts": [asdict(part) for part in self.parts],
         }
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> Plan:
-        """Rebuild a plan from ``to_dict``. Raises RepfuseError where the data is not a plan of this schema."""
-        try:
-            if data["schema"] != SCHEMA:
-                raise RepfuseError(
-                    f"This plan has schema {data['schema']}, not {SCHEMA}.",
-                    "It was written by another version of repfuse.",
-                    "Make the plan again with this version, or install the version that wrote it.",
-                )
-            sites = tuple(_site(entry) for entry in data["sites"])
-            refusals = tuple(_refusal(entry) for entry in data["refusals"])
-            parts = tuple(_part(entry) for entry in data["parts"])
-            return Plan(sites, refusals, parts, str(data["policy"]))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RepfuseError(
-                "This is not a plan that repfuse wrote.",
-                f"{type(error).__name__}: {error}.",
-                "Make the plan again from the model.",
-            ) from error
+    def from_dict(data: Any) -> Plan:
+        """Rebuild a plan from ``to_dict``, or from a document that holds one: a plan file, or what repfuse prints.
+
+        Raises RepfuseError where the data is not a plan of this schema.
+        """
+        from repfuse.plan_data import read_plan  # it reads what this module defines
+
+        return read_plan(data)
 
     def to_json(self) -> str:
         """Return the plan as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
-
-
-def _site(entry: dict[str, Any]) -> Site:
-    fields = dict(entry)
-    for name in ("branches", "nodes"):
-        fields[name] = tuple(fields[name])
-    for name in ("before", "after"):
-        fields[name] = Cost(**fields[name])
-    return Site(**fields)
-
-
-def _part(entry: dict[str, Any]) -> Part:
-    borders, shared = (tuple(map(str, entry[name])) for name in ("matching_borders", "shared"))
-    return Part(
-        str(entry["path"]), str(entry["fingerprint"]), entry["arguments"], borders, shared, bool(entry["exported"])
-    )
-
-
-def _refusal(entry: dict[str, Any]) -> Refusal:
-    def cost(name: str) -> Cost | None:
-        return Cost(**entry[name]) if entry.get(name) else None
-
-    return Refusal(entry["code"], entry["where"], entry["reason"], cost("before"), cost("after"))

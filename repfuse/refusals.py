@@ -47,6 +47,12 @@ REFUSALS: dict[str, Explanation] = {
         "3x3, a bottleneck a wide one.",
         "Nothing to do: the report shows both estimates. --policy always merges all the same.",
     ),
+    "excluded": Explanation(
+        "a place that you left out",
+        "The place could be merged, and stays as it is because --include or --exclude says so, or because the plan "
+        "that was given does not hold it.",
+        "Nothing to do where that is what you want. Else change the globs, or make the plan again.",
+    ),
     "fake-quantised": Explanation(
         "a layer with simulated quantisation",
         "The value or the weight is rounded as the quantised model would round it. A value so rounded is no affine "

@@ -14,8 +14,7 @@ from repfuse.cli.target import report_path
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load, save
-from repfuse.planning.cost import Policy
-from repfuse.planning.planner import plan
+from repfuse.planning.choosing import choose
 from repfuse.plans import Plan
 from repfuse.report.build import environment, input_of, output_of
 from repfuse.report.schema import Report, Status, envelope, to_json
@@ -23,6 +22,7 @@ from repfuse.report.schema import Report, Status, envelope, to_json
 if TYPE_CHECKING:
     from torch import nn
 
+    from repfuse.cli.choosing import Wanted
     from repfuse.cli.output import Progress
 
 TIMING_SECONDS = 1.0
@@ -38,7 +38,7 @@ class Job:
     source: Path
     out: Path | None
     loading: dict[str, Any]
-    policy: Policy
+    wanted: Wanted
     format: str | None
     force: bool
     keep_metadata: bool = True
@@ -47,11 +47,11 @@ class Job:
 def run(job: Job, progress: Progress) -> Report:
     """Do all of it, and return the report, which is also written beside the result."""
     progress("reading", 0.0)
-    checkpoint = load(job.source, **job.loading)
+    checkpoint = _loaded(job)
     if job.out is None:
-        return _planned(checkpoint, job.policy)
+        return _planned(checkpoint, job.wanted)
     format_for(job.out, job.format, checkpoint.format)  # to say what cannot be written before the work is done
-    report, module = _proven(checkpoint, job.policy, progress)
+    report, module = _proven(checkpoint, job.wanted, progress)
     if report.status == "failed" or (report.status == "nothing-to-fuse" and not job.force):
         return report
     progress("timing", 0.7)
@@ -70,18 +70,31 @@ def _saved(report: Report, checkpoint: Checkpoint, module: nn.Module, out: Path,
     return report
 
 
-def _planned(checkpoint: Checkpoint, policy: Policy) -> Report:
+def _loaded(job: Job) -> Checkpoint:
+    """Load the checkpoint, with the input that was given for the plan; notes say what the plan was made for."""
+    file = job.wanted.file
+    given = file.example if file and job.loading["input"] is None else None
+    checkpoint = load(job.source, **job.loading | ({"input": given} if given else {}))
+    notes = [f"the input {given} is that of the plan"] if given else []
+    if file and file.digest and file.digest != checkpoint.digest:
+        notes.append(f"the plan was made for another file, {file.made_for}: its sites are merged with these weights")
+    return replace(checkpoint, notes=(*checkpoint.notes, *notes))
+
+
+def _planned(checkpoint: Checkpoint, wanted: Wanted) -> Report:
     started = time.perf_counter()
-    found = plan(checkpoint.module, checkpoint.example_inputs, policy)
+    found = choose(checkpoint.module, checkpoint.example_inputs, wanted.choice)
     status: Status = "planned" if found.sites else "nothing-to-fuse"
-    return _report(status, checkpoint, found, time.perf_counter() - started)
+    return _report(status, checkpoint, found, wanted, time.perf_counter() - started)
 
 
-def _proven(checkpoint: Checkpoint, policy: Policy, progress: Progress) -> tuple[Report, nn.Module]:
+def _proven(checkpoint: Checkpoint, wanted: Wanted, progress: Progress) -> tuple[Report, nn.Module]:
     started = time.perf_counter()
-    conversion = convert(checkpoint, policy, lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction))
+    conversion = convert(
+        checkpoint, progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction), **vars(wanted.choice)
+    )
     status: Status = "failed" if not conversion.passed else "converted" if conversion.plan.sites else "nothing-to-fuse"
-    report = _report(status, checkpoint, conversion.plan, time.perf_counter() - started)
+    report = _report(status, checkpoint, conversion.plan, wanted, time.perf_counter() - started)
     notes = (*report.notes, *class_notes(checkpoint.module, conversion.module))
     return replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes), conversion.module
 
@@ -95,10 +108,17 @@ def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
     return (f"the outermost forward was rewritten: the network is a {kind} now, without the methods of its class",)
 
 
-def _report(status: Status, checkpoint: Checkpoint, found: Plan, seconds: float) -> Report:
-    notes = (*checkpoint.notes, *_earlier(checkpoint, found))
-    health = examine(checkpoint.module)
-    return Report(status, environment(), input_of(checkpoint), found, seconds, notes=notes, health=health)
+def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted, seconds: float) -> Report:
+    return Report(
+        status,
+        environment(),
+        input_of(checkpoint),
+        found,
+        seconds,
+        notes=(*checkpoint.notes, *_earlier(checkpoint, found)),
+        health=examine(checkpoint.module),
+        chosen=wanted.chosen,
+    )
 
 
 def _earlier(checkpoint: Checkpoint, found: Plan) -> list[str]:

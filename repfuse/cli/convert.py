@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Merging, Model, ModelArg, Quiet, Trust, Weights
+from repfuse.cli.choosing import Exclude, Include, Merging, PlanIn, wanted
+from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust, Weights
 from repfuse.cli.output import progress, show, show_json
 from repfuse.cli.target import check_targets, report_path
 from repfuse.errors import EXIT_FAILED_CHECK
-from repfuse.planning.cost import Policy
 
 
 class Format(StrEnum):
@@ -36,7 +36,10 @@ def convert(
     model_arg: ModelArg = None,
     weights: Weights = "auto",
     example: Input = None,
-    policy: Merging = Policy.COST,
+    policy: Merging = None,
+    plan: PlanIn = None,
+    include: Include = None,
+    exclude: Exclude = None,
     allow: Allow = None,
     trust: Trust = False,
     file_format: Annotated[
@@ -80,6 +83,8 @@ def convert(
       repfuse convert model.pt fused.onnx
       repfuse convert last.ckpt fused.ckpt --model net.py:build --weights ema
       repfuse convert hf-hub:timm/repvgg_a0.rvgg_in1k fused.safetensors
+      repfuse convert model.pt fused.pt --exclude head --exclude 'stages.3.*'
+      repfuse convert model.pt fused.pt --plan plan.json
 
     Exit codes: 0 written, or nothing to fuse; 1 the check failed and nothing
     was written; 2 bad input.
@@ -88,13 +93,14 @@ def convert(
         raise typer.BadParameter("give the file to write, or --dry-run.", param_hint="OUT")
     target = None if dry_run else out
     if target:
-        check_targets(target, source, force=force)
+        check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
     from repfuse.cli.conversion import Job, run
     from repfuse.report.convert_view import convert_view
 
     network = {"model": model, "model_args": model_arg, "weights": weights, "input": example}
     loading = {**network, "allow": allow or (), "trust": trust}
-    job = Job(source, target, loading, policy, file_format, force, keep_metadata)
+    chosen = wanted(policy, plan, include, exclude)
+    job = Job(source, target, loading, chosen, file_format, force, keep_metadata)
     with progress(quiet=quiet) as update:
         report = run(job, update)
     if as_json:

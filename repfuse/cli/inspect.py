@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from repfuse.cli.options import Allow, Checkpoint, Input, Json, Merging, Model, ModelArg, Quiet, Trust, Weights
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repfuse.cli.choosing import Exclude, Include, Merging, wanted
+from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust, Weights
 from repfuse.cli.output import progress, show, show_json
-from repfuse.planning.cost import Policy
+from repfuse.cli.target import check_targets
 
 
 def inspect(
@@ -14,27 +20,47 @@ def inspect(
     model_arg: ModelArg = None,
     weights: Weights = "auto",
     example: Input = None,
-    policy: Merging = Policy.COST,
+    policy: Merging = None,
+    include: Include = None,
+    exclude: Exclude = None,
     allow: Allow = None,
     trust: Trust = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="Write the plan here too: drop sites from it as you like, then `repfuse convert --plan FILE`.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the plan FILE.", rich_help_panel=OUTPUT)] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """List what can be fused in a checkpoint, and what not and why. Nothing is written.
+    """List what can be fused in a checkpoint, and what not and why.
+
+    Nothing is written but the plan, with --plan.
 
     \b
     Examples:
       repfuse inspect model.pt
       repfuse inspect weights.safetensors --model torchvision:resnet18
+      repfuse inspect model.pt --plan plan.json
     """
+    if plan:
+        check_targets((plan,), (source,), force=force)
     from repfuse.cli.conversion import Job, run
+    from repfuse.plan_file import write_plan
     from repfuse.report.convert_view import convert_view
 
     network = {"model": model, "model_args": model_arg, "weights": weights, "input": example}
     loading = {**network, "allow": allow or (), "trust": trust}
     with progress(quiet=quiet) as update:
-        report = run(Job(source, None, loading, policy, None, force=False), update)
+        report = run(Job(source, None, loading, wanted(policy, None, include, exclude), None, force=False), update)
+    if plan:
+        write_plan(report, plan)
     if as_json:
         show_json("inspection", report.to_dict())
     elif not quiet:
-        show(convert_view(report))
+        show(convert_view(report, plan_path=str(plan or "")))

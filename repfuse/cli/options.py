@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from repfuse.planning.cost import Policy
-
 NETWORK = "How the network is built"
 TRUST = "What the file may do"
 OUTPUT = "Output"
@@ -61,14 +59,6 @@ Weights = Annotated[
         help="Which weights of a training checkpoint: ema (averaged), model (trained), or a dotted key such as "
         "state_dict.teacher. auto takes the averaged ones where there are some, and says so.",
         rich_help_panel=NETWORK,
-    ),
-]
-Merging = Annotated[
-    Policy,
-    typer.Option(
-        "--policy",
-        help="What to merge of all that can be merged exactly: what is predicted to be faster (cost), whatever leaves "
-        "fewer operators (always), or as cost but no layers in a row (never-compose).",
     ),
 ]
 Allow = Annotated[

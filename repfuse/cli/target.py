@@ -1,8 +1,10 @@
-"""Where `repfuse convert` writes, and whether it can. torch is not needed to say no, so it is not imported."""
+"""Where a command writes, and whether it can. torch is not needed to say no, so it is not imported."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from repfuse.checkpoint.atomic import check_target
@@ -14,12 +16,13 @@ def report_path(out: Path) -> Path:
     return out.with_suffix(".report.json")
 
 
-def check_targets(out: Path, source: Path, *, force: bool) -> None:
-    """Raise RepfuseError where ``out`` or its report must not or cannot be written."""
-    for target in (out, report_path(out)):
+def check_targets(targets: Sequence[Path], sources: Sequence[Path], *, force: bool) -> None:
+    """Raise RepfuseError where a file, all in one folder, must not or cannot be written; ``sources`` are read."""
+    for target, source in product(targets, sources):
         check_target(target, source, force=force)
+    folder = targets[0].parent
     try:
-        tempfile.TemporaryFile(dir=out.parent).close()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        what = f"Nothing can be written to the folder {out.parent}."
+        what = f"Nothing can be written to the folder {folder}."
         raise RepfuseError(what, error.strerror or str(error), "Give a folder that you may write to.") from error

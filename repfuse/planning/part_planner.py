@@ -63,9 +63,9 @@ class PartPlanner:
         part = self.part
         return PlannedPart(part.path, self.traced.fingerprint(), part.arguments, borders, shared, part.exported)
 
-    def sites(self) -> tuple[Site, ...]:
-        """Return every convolution that is to be written."""
-        return tuple(map(self._site, self.lay_out(self.candidates).fused))
+    def sites(self, layout: Layout | None = None) -> tuple[Site, ...]:
+        """Return every convolution that is to be written: those of ``layout``, else all that there can be."""
+        return tuple(map(self._site, (layout or self.lay_out(self.candidates)).fused))
 
     @cached_property
     def candidates(self) -> list[Candidate]:
@@ -93,10 +93,10 @@ class PartPlanner:
 
     def refuse(self, error: NotAffine, node: fx.Node, before: Cost | None = None, after: Cost | None = None) -> None:
         """Record, once, that ``node`` looked fusible and is not."""
-        where = self._where(node)
+        where = self.where(node)
         self.refusals.setdefault((error.code, where), Refusal(error.code, where, error.reason, before, after))
 
-    def _where(self, node: fx.Node) -> str:
+    def where(self, node: fx.Node) -> str:
         """Return where a node stands, for people: a module path, or the module whose forward it is in."""
         if node.op == "call_module":
             return join(self.part.path, str(node.target))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from repfuse.errors import RepfuseError
+from repfuse.globs import ROOT
 from repfuse.networks import is_plain, own_tensors
 from repfuse.placing.edits import Candidate, Layout, owner_of, place_of
 from repfuse.planning.cost import Policy
 from repfuse.planning.part_planner import PartPlanner
-from repfuse.plans import Part, Plan, Site
+from repfuse.plans import Key, Part, Plan, Site
 from repfuse.tracing.arguments import Arguments, recreate
 from repfuse.tracing.exporting import export
 from repfuse.tracing.leaves import hooks_of
@@ -41,18 +42,23 @@ class Replayed:
 
 def replay(module: nn.Module, plan: Plan) -> list[Replayed]:
     """Return the edits of each part of ``module`` that has sites. Raises RepfuseError where the plan does not fit."""
+    with_sites = {site.part for site in plan.sites}
+    return [part for part in replay_all(module, plan) if part.path in with_sites]
+
+
+def replay_all(module: nn.Module, plan: Plan) -> list[Replayed]:
+    """The same of every part: where the plan has no sites there are no edits."""
     sites: dict[str, list[Site]] = defaultdict(list)
     for site in plan.sites:
         sites[site.part].append(site)
     if unknown := sites.keys() - {part.path for part in plan.parts}:
-        raise _other_sites(sum(len(sites[path]) for path in unknown))
+        raise _other_sites([site for path in unknown for site in sites[path]])
     modules = {part.path: _module_of(module, part) for part in plan.parts}
     planners = _live(modules, plan) or [_made_again(modules[part.path], part, plan) for part in plan.parts]
     chosen = ((planner, _chosen(planner, sites[planner.part.path])) for planner in planners)
     return [
         Replayed(planner.part.path, modules[planner.part.path], planner, planner.lay_out(kept))
         for planner, kept in chosen
-        if kept
     ]
 
 
@@ -74,7 +80,8 @@ def _traced(module: nn.Module, part: Part) -> Traced:
     try:
         traced = trace(module, _arguments(module, part))
     except (Untraceable, DoesNotRun) as error:
-        raise RepfuseError("The plan does not fit this model.", str(error), AGAIN) from error
+        why = f"It was made for another model, or one with other shapes: {error}."
+        raise RepfuseError("The plan does not fit this model.", why, AGAIN) from error
     if traced.fingerprint() != part.fingerprint:
         why = "It was made for a model with another graph or other shapes."
         raise RepfuseError("The plan does not fit this model.", why, AGAIN)
@@ -121,27 +128,41 @@ def _structure(module: nn.Module) -> list[tuple[Any, ...]]:
 def _chosen(planner: PartPlanner, sites: list[Site]) -> list[Candidate]:
     """Return the candidates that the plan still holds: whoever edits a plan may drop sites.
 
-    A plan names a site once; in the other calls of its owner it stands at the same place.
+    A plan names a site once; in the other calls of its owner it stands at the same place. Several sites of one sum
+    stand and fall together: each is written as a part of it.
     """
-    wanted = {(site.source, site.output, frozenset(site.nodes)) for site in sites}
-    known = {key for candidate in planner.candidates for key in _keys(candidate)}
-    if not wanted <= known:
-        raise _other_sites(len(wanted - known))
-    places = {_place(planner, candidate) for candidate in planner.candidates if _keys(candidate) <= wanted}
+    wanted = {site.key for site in sites}
+    known = {key for candidate in planner.candidates for key in _keys(planner, candidate)}
+    if unknown := [site for site in sites if site.key not in known]:
+        raise _other_sites(unknown)
+    for candidate in planner.candidates:
+        if 0 < len(_keys(planner, candidate) & wanted) < len(candidate.groups):
+            raise _half_a_sum(planner, candidate, wanted)
+    places = {_place(planner, candidate) for candidate in planner.candidates if _keys(planner, candidate) <= wanted}
     return [candidate for candidate in planner.candidates if _place(planner, candidate) in places]
 
 
-def _other_sites(count: int) -> RepfuseError:
+def _other_sites(sites: Sequence[Site]) -> RepfuseError:
     return RepfuseError(
-        f"The plan names {count} sites that this model does not have.",
+        f"The plan names {len(sites)} sites that this model does not have, such as {sites[0].path or ROOT}.",
         "The model is another one, or the plan was edited by more than dropping sites.",
         AGAIN,
     )
 
 
-def _keys(candidate: Candidate) -> set[tuple[str, str, frozenset[str]]]:
+def _half_a_sum(planner: PartPlanner, candidate: Candidate, wanted: set[Key]) -> RepfuseError:
+    _, kept, _, _ = next(iter(_keys(planner, candidate) & wanted))
+    return RepfuseError(
+        f"The plan holds only some of the sites of one sum, {planner.where(candidate.region.root)}.",
+        f"Several convolutions are written there, one for each tensor that the sum reads; that of {kept!r} is kept.",
+        "Keep all sites with this output, or leave all of them out.",
+    )
+
+
+def _keys(planner: PartPlanner, candidate: Candidate) -> set[Key]:
     root = candidate.region.root.name
-    return {(group.source.name, root, frozenset(node.name for node in group.nodes)) for group in candidate.groups}
+    part = planner.part.path
+    return {(part, group.source.name, root, frozenset(node.name for node in group.nodes)) for group in candidate.groups}
 
 
 def _place(planner: PartPlanner, candidate: Candidate) -> tuple[str, tuple[int, ...]]:

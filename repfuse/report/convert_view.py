@@ -12,7 +12,7 @@ from repfuse.report.bench_view import speedup
 from repfuse.report.health_view import health_view
 from repfuse.report.numbers import change, duration, error, plural, shape
 from repfuse.report.plan_view import plan_view, summary
-from repfuse.report.schema import Input, Report, Status
+from repfuse.report.schema import Chosen, Input, Report, Status
 from repfuse.report.tables import BAD, GOOD, UNSURE, facts, heading, notes
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ VERDICTS: dict[Status, tuple[str, str]] = {
 }
 
 
-def convert_view(report: Report, report_path: str = "") -> Iterator[RenderableType]:
-    """Yield the whole report; ``report_path`` is where it was saved as JSON."""
+def convert_view(report: Report, report_path: str = "", plan_path: str = "") -> Iterator[RenderableType]:
+    """Yield the whole report; ``report_path`` is where it was saved as JSON, ``plan_path`` where its plan was."""
     yield from plan_view(report.plan)
     yield from health_view(report.health)
     yield heading("Result")
@@ -39,6 +39,7 @@ def convert_view(report: Report, report_path: str = "") -> Iterator[RenderableTy
             ("input", file_line(report.input.path, report.input.format, report.input.digest)),
             ("example", example_line(report.input)),
             ("model", report.input.model or ""),
+            ("chosen", chosen_line(report.chosen) if report.chosen else ""),
             ("plan", summary(report.plan)),
             ("proof", proof_line(report.proof) if report.proof else ""),
             ("drift", drift_line(report.drift) if report.drift else ""),
@@ -46,12 +47,15 @@ def convert_view(report: Report, report_path: str = "") -> Iterator[RenderableTy
             ("output", file_line(*_output(report)) if report.output else ""),
             ("verified", verified_line(report.output.verified) if report.output and report.output.verified else ""),
             ("report", report_path if report.output else ""),
+            ("written", plan_path),
             ("with", environment_line(report)),
         ]
     )
     yield from notes(report.notes)
     verdict, style = VERDICTS[report.status]
-    if report.status == "nothing-to-fuse" and not report.output:
+    if plan_path:
+        verdict = f"The plan was written; `repfuse convert --plan {plan_path}` applies it."
+    elif report.status == "nothing-to-fuse" and not report.output:
         verdict = f"{verdict} Nothing was written."
     yield Text(f"\n{verdict}", style=style)
 
@@ -66,6 +70,13 @@ def example_line(source: Input) -> str:
     tensors = (f"{shape(sizes)} {dtype}" for sizes, dtype in zip(source.shapes, source.dtypes, strict=True))
     origin = {"given": "given", "guess": "a guess"}.get(source.input_origin, f"from the {source.input_origin}")
     return f"{', '.join(tensors)} ({origin})"
+
+
+def chosen_line(chosen: Chosen) -> str:
+    """Return what was chosen, as the options that say it."""
+    plan = [f"--plan {chosen.plan}"] if chosen.plan else []
+    globs = (f"--{name} {glob}" for name in ("include", "exclude") for glob in getattr(chosen, name))
+    return " ".join([*plan, *globs])
 
 
 def proof_line(proof: Proof) -> str:

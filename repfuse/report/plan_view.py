@@ -10,13 +10,13 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from repfuse.globs import ROOT
 from repfuse.planning.cost import Policy
 from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.report.numbers import change, count, plural
 from repfuse.report.tables import NUMBER, facts, heading, table
 
 PLACES_SHOWN = 4
-ROOT = "(root)"
 
 
 def plan_view(plan: Plan) -> Iterator[RenderableType]:

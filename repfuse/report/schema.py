@@ -61,13 +61,22 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What the user chose of what can be merged: the file of a plan, and globs on module paths."""
+
+    plan: str | None
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """One conversion.
 
     ``status`` is ``planned`` where only a plan was asked for, ``failed`` where proof or drift did not pass: then
     nothing was written. ``seconds`` is the time from the loaded checkpoint to the proven result. ``timing`` is
-    short: `repfuse bench` measures properly. ``notes`` are what the user must be told, ``health`` is what
-    looks wrong in the weights that were read.
+    short: `repfuse bench` measures properly. ``notes`` are what the user must be told, ``health`` is what looks wrong
+    in the weights that were read. ``chosen`` is None where nothing was left out on demand.
     """
 
     status: Status
@@ -81,6 +90,7 @@ class Report:
     timing: Benchmark | None = None
     notes: tuple[str, ...] = ()
     health: tuple[Finding, ...] = ()
+    chosen: Chosen | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -91,6 +101,7 @@ class Report:
             "environment": self.environment,
             "input": self.input,
             "output": self.output,
+            "chosen": self.chosen,
             "seconds": self.seconds,
             "notes": self.notes,
             "health": self.health,
@@ -99,7 +110,9 @@ class Report:
 
 
 def envelope(kind: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Return ``data`` as a document of its own; kinds are conversion, verification, benchmark, inspection, refusals."""
+    """Return ``data`` as a document of its own; kinds are conversion, verification, benchmark, inspection,
+    plan, refusals.
+    """
     return {"schema": SCHEMA, "kind": f"repfuse.{kind}", **data}
 
 

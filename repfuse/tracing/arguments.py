@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,8 @@ def describe(value: Any) -> Any:
         return {type(value).__name__: [describe(item) for item in value]}
     if type(value) is dict and all(isinstance(key, str) for key in value):
         return {"dict": {key: describe(item) for key, item in value.items()}}
+    if type(value) is float and not math.isfinite(value):
+        return {"float": str(value)}  # JSON has no such numbers
     if type(value) in _PLAIN:
         return {"value": value}
     raise NotDescribable(type(value).__name__)
@@ -84,6 +87,8 @@ def recreate(description: Any, like: Tensor) -> Any:
             return tuple(recreate(item, like) for item in items)
         case {"dict": items}:
             return {key: recreate(item, like) for key, item in items.items()}
+        case {"float": name}:
+            return float(name)
         case {"value": value}:
             return value
     raise ValueError(f"{description!r} describes no argument")

@@ -1,0 +1,104 @@
+"""module + what the user wants of it -> plan: of all that can be merged, exactly that."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from repfuse.errors import RepfuseError
+from repfuse.globs import ROOT, as_globs
+from repfuse.planning.cost import Policy
+from repfuse.planning.planner import plan as make_plan
+from repfuse.planning.replaying import AGAIN, replay_all
+from repfuse.plans import Key, Plan, Refusal, Site
+
+DESCRIPTION = ("path", "owner", "form", "branches", "kernel")
+"""What a plan says of a site besides its place in the graph. Costs depend on the dtype, which may be another."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is to be merged: what ``policy`` says, or the sites of ``plan``; of these, as the globs say.
+
+    See Plan.select for the globs. Raises RepfuseError where there is both a policy and a plan.
+    """
+
+    policy: Policy | None = None
+    plan: Plan | None = None
+    include: str | Collection[str] = ()
+    exclude: str | Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.policy is not None and self.plan is not None:
+            why = "A policy decides what is merged; a plan says it already."
+            raise RepfuseError("A policy and a plan contradict each other.", why, "Give --policy or --plan, not both.")
+
+
+def choose(module: nn.Module, example_inputs: Sequence[Any], choice: Choice) -> Plan:
+    """Return the plan of what is wanted: its sites are exactly those, and what is left out are refusals.
+
+    A plan that was made before replays at the shapes it was made with. Raises RepfuseError where it does not fit
+    ``module``, where it was edited by more than dropping sites, or where a glob matches nothing.
+    """
+    if choice.plan is None:
+        given = found = make_plan(module, example_inputs, choice.policy or Policy.COST)
+    else:
+        found = fitted(module, choice.plan)
+        given = replace(choice.plan, live=found.live)  # with the names that the user sees in it
+    include, exclude = as_globs(choice.include), as_globs(choice.exclude)
+    if not include and not exclude:
+        return found
+    reasons = {site.key: site.left_out(include, exclude) or "" for site in given.sites}
+    chosen = given.select(include, exclude)
+    return _laid_out(module, replace(chosen, refusals=given.refusals), reasons)
+
+
+def fitted(module: nn.Module, plan: Plan) -> Plan:
+    """Return a plan as it is on ``module``, where somebody may have dropped sites and changed nothing else.
+
+    Raises RepfuseError where it does not fit.
+    """
+    again = _laid_out(module, plan)
+    possible = {site.key: [site] for planner in again.live for site in planner.sites()}
+    for site in again.sites:
+        possible.setdefault(site.key, []).append(site)
+    for site in plan.sites:
+        if wrong := min((_changed(site, other) for other in possible[site.key]), key=len):
+            why = f"Its {' and '.join(wrong)} changed; a site can be dropped, and nothing else."
+            raise RepfuseError(f"The plan was edited: the site {site.path or ROOT} is another one.", why, AGAIN)
+    return again
+
+
+def _changed(site: Site, other: Site) -> list[str]:
+    return [name for name in DESCRIPTION if getattr(site, name) != getattr(other, name)]
+
+
+def _laid_out(module: nn.Module, plan: Plan, reasons: Mapping[Key, str] | None = None) -> Plan:
+    """Return the plan with its sites where they are written while the others are left alone; those are refusals.
+
+    A block that loses a site may become plainer, and what is left in it stands elsewhere. ``reasons`` say why some
+    are left out.
+    """
+    parts = replay_all(module, plan)
+    sites = tuple(site for part in parts for site in part.planner.sites(part.layout))
+    wanted = {site.key: site for site in plan.sites}
+    if lost := [site for key, site in wanted.items() if key not in {site.key for site in sites}]:
+        why = "Its place depends on a site that is left out."
+        raise RepfuseError(f"The site {lost[0].path or ROOT} cannot be merged alone.", why, "Leave this one out too.")
+    left_out = [site for part in parts for site in part.planner.sites() if site.key not in wanted]
+    refusals = (*_others(plan), *_excluded(plan, left_out, reasons or {}))
+    return replace(plan, sites=sites, refusals=refusals, live=[part.planner for part in parts])
+
+
+def _others(plan: Plan) -> list[Refusal]:
+    return [refusal for refusal in plan.refusals if refusal.code != "excluded"]
+
+
+def _excluded(plan: Plan, sites: Sequence[Site], reasons: Mapping[Key, str]) -> list[Refusal]:
+    """Return a refusal for each site, with the reason that ``reasons`` or the plan gives."""
+    given = {refusal.where: refusal.reason for refusal in plan.refusals if refusal.code == "excluded"}
+    unsaid = "the plan does not hold it"
+    return [site.excluded(reasons.get(site.key) or given.get(site.path or ROOT, unsaid)) for site in sites]
