@@ -173,7 +173,7 @@ def test_names_of_a_plain_network_give_nothing_away() -> None:
     assert "a.reparam_conv" in mode(["a.reparam_conv.weight", "a.reparam_conv.bias"])
 
 
-@pytest.mark.parametrize("form", ["module", "state-dict", "safetensors"])
+@pytest.mark.parametrize("form", ["pt", "state-dict", "safetensors"])
 def test_what_repfuse_wrote_says_so(form: str, tmp_path: Path) -> None:
     checkpoint = load(SAMPLES / "repvgg_digits_state_dict.pth", model="repfuse.samples:DigitsRepVGG")
     assert checkpoint.fused_already == ""
@@ -184,7 +184,7 @@ def test_what_repfuse_wrote_says_so(form: str, tmp_path: Path) -> None:
     assert set(vars(network)) == attributes  # the network in memory stays as it is
     again = load(saved.path)
     assert again.fused_already.startswith("fused already by repfuse")
-    assert ("5 sites" in again.fused_already) == (form != "module")
+    assert ("5 sites" in again.fused_already) == (form != "pt")
     twice = save(again, again.module, tmp_path / "twice", format=form)
     assert load(twice.path).fused_already.startswith("fused already by repfuse")
     plain = save(checkpoint, checkpoint.module, tmp_path / "plain", format=form)

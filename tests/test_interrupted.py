@@ -23,12 +23,13 @@ from conftest import Cli
 
 import repfuse
 from repfuse.checkpoint.atomic import replacing, together
+from repfuse.cli.choosing import wanted
 from repfuse.cli.conversion import Job, _proven, _saved
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
-from repfuse.planning.cost import Policy
 
 POINTS = ("open", "fsync", "chmod", "link", "unlink", "replace", "rename")  # of os: where the disk is changed
+ALL = wanted(None, None, None, None)
 Files = dict[str, bytes]
 
 
@@ -45,11 +46,11 @@ def write(samples: Path) -> Callable[..., None]:
     """Write the result of a conversion that is done, and its report, to ``folder``, as the command does."""
     source = samples / "notebook_block.pt"
     checkpoint = load(source)
-    report, module = _proven(checkpoint, Policy.COST, lambda *_: None)
+    report, module = _proven(checkpoint, ALL, lambda *_: None)
 
     def run(folder: Path, name: str = "out.pt", *, force: bool = False) -> None:
         out = folder / name
-        _saved(report, checkpoint, module, out, Job(source, out, {}, Policy.COST, None, force))
+        _saved(report, checkpoint, module, out, Job(source, out, {}, ALL, None, force))
 
     return run
 
