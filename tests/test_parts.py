@@ -353,3 +353,38 @@ def test_a_part_that_another_forward_calls_with_other_settings_is_dropped():
     model = randomised(nn.Sequential(first, second))
     fused = converted(model, X)
     assert operations(fused, X)["convolution"] == 4 and plan(model, (X,)).sites == ()
+
+
+class Tokens(Shaped):
+    """The same block, with tokens ``[B, N, C]`` and channels beside the map: how many there are goes into the result."""
+
+    def forward(self, x, tokens, scale=2.0):
+        found = super().forward(x, scale)
+        return found["map"] / tokens.shape[1] + tokens.mean()
+
+
+@pytest.mark.parametrize("tokens", [9, 4])
+def test_an_exported_block_takes_other_numbers_of_tokens(tokens):
+    model = randomised(Tokens())
+    example = (X, image(2, tokens, 5))
+    fused = fuse(model, example).module
+    assert operations(fused, *example)["convolution"] == 1
+    for other in (1, 3, 70):
+        assert error(model, fused, X, image(2, other, 5)) < 1e-12
+
+
+class FewTokens(Tokens):
+    def forward(self, x, tokens, scale=2.0):
+        found = super().forward(x, tokens, scale)
+        return found * 2 if tokens.shape[1] == 9 else found
+
+
+def test_what_export_reads_for_one_number_of_tokens_is_left_to_its_parts():
+    model = randomised(FewTokens())
+    fused = fuse(model, (X, image(2, 9, 5))).module
+    assert type(fused) is FewTokens and error(model, fused, X, image(2, 8, 5)) < 1e-12
+
+
+def test_torch_export_does_not_print_what_it_could_not_read(capfd):
+    plan(randomised(Holding(Shaped(lambda y: y * 2 if (y > 0).any() else y))), (X,))
+    assert capfd.readouterr() == ("", "")

@@ -1,28 +1,30 @@
 """Blocks that symbolic tracing cannot follow, as torch.export reads them: shape arithmetic, loops over sizes.
 
 An exported graph holds for the sizes that it was made for. Only one that holds for all of them will do: of every input
-each axis but the channels is a symbol of its own, without a guard, and the graph gives what the block gives at sizes
-down to one pixel, which torch.export takes for larger.
+each axis is a symbol of its own, without a guard, or the block itself takes no other size there (channels), and the
+graph gives what the block gives at sizes down to one pixel, which torch.export takes for larger.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
+import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils._sympy.numbers import int_oo
 
 from repfuse.tracing.arguments import Arguments
 from repfuse.tracing.skeleton import copy_with
 
-CHANNELS = 1
 LARGEST = 16
 """Convolutions in a block: what is larger is a network, and keeps its class."""
 
@@ -37,11 +39,9 @@ def export(module: nn.Module, arguments: Arguments) -> fx.GraphModule | None:
     given = Arguments(*tree_map(_in_a_batch, (arguments.args, dict(arguments.kwargs))))
     try:
         with _quiet(), torch.no_grad():
-            sizes = tree_map(_axes, (given.args, given.kwargs))
-            # By position, as the arguments are: torch.export would want the parameters' names.
-            shapes = sizes[0] + tuple(sizes[1].values())
+            shapes = _dynamic_shapes(module, given)
             program = torch.export.export(module, given.args, dict(given.kwargs), dynamic_shapes=shapes)
-            if not _holds_for_all_sizes(program):
+            if not _holds_for_all_sizes(program) or _takes_others(module, given, _fixed_axes(program)):
                 return None
             graph_module = _without_guards(program.module())
             return graph_module if _agree(module, graph_module, given) else None
@@ -55,20 +55,75 @@ def _in_a_batch(value: Any) -> Any:
     return value.repeat(2, *[1] * (value.dim() - 1)) if one else value
 
 
+def _dynamic_shapes(module: nn.Module, given: Arguments) -> dict[str, Any]:
+    """Say of each argument that all its axes may have any size. Raises TypeError for a forward with ``*args``."""
+    bound = inspect.signature(module.forward).bind(*given.args, **given.kwargs)
+    if any(parameter.kind in _STARRED for parameter in bound.signature.parameters.values()):
+        raise TypeError("what the arguments are called is not known")
+    return {name: tree_map(_axes, value) for name, value in bound.arguments.items()}
+
+
+_STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def _axes(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return None
-    return {axis: torch.export.Dim.AUTO for axis in range(value.dim()) if axis != CHANNELS}
+    return {axis: torch.export.Dim.AUTO for axis in range(value.dim())} if isinstance(value, Tensor) else None
+
+
+_FIXED = re.compile(r"[^ ]+\.size\(\)\[\d+\] == \d+")
+"""A guard that says the size of an axis."""
 
 
 def _holds_for_all_sizes(program: Any) -> bool:
     limits = program.range_constraints.values()
-    if program._guards_code or any(limit.lower > 2 or limit.upper != int_oo for limit in limits):
+    guards = [guard for guard in program._guards_code if not _FIXED.fullmatch(guard)]  # of these see _fixed_axes
+    if guards or any(limit.lower > 2 or limit.upper != int_oo for limit in limits):
         return False
+    free = ([str(size) for size in shape if not str(size).isdigit()] for shape in _shapes(program))
+    return all(len(set(sizes)) == len(sizes) for sizes in free)
+
+
+def _shapes(program: Any) -> list[Any]:
     nodes = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
-    shapes = [node.meta["val"].shape for node in nodes if isinstance(node.meta["val"], Tensor)]
-    free = [[str(size) for axis, size in enumerate(shape) if axis != CHANNELS] for shape in shapes]
-    return all(len(set(sizes)) == len(sizes) and not any(size.isdigit() for size in sizes) for sizes in free)
+    return [node.meta["val"].shape for node in nodes if isinstance(node.meta.get("val"), Tensor)]
+
+
+def _fixed_axes(program: Any) -> list[tuple[int, int]]:
+    """Return the axes whose size the graph takes for a number: which tensor, which axis."""
+    shapes = enumerate(_shapes(program))
+    return [(which, axis) for which, shape in shapes for axis, size in enumerate(shape) if str(size).isdigit()]
+
+
+def _takes_others(module: nn.Module, given: Arguments, axes: list[tuple[int, int]]) -> bool:
+    """Whether the module runs with another size than the given one at one of these axes."""
+    return any(_runs(module, _resized(given, *place, size)) for place in axes for size in _other_sizes(given, *place))
+
+
+def _tensors(given: Arguments) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves((given.args, dict(given.kwargs))) if isinstance(leaf, Tensor)]
+
+
+def _other_sizes(given: Arguments, which: int, axis: int) -> set[int]:
+    """Return sizes to try: those around, and those of the other tensors, to which this one may be broadcast."""
+    tensors = _tensors(given)
+    size = tensors[which].shape[axis]
+    return {1, size - 1, size + 1, 2 * size, *(x.shape[axis] for x in tensors if x.dim() > axis)} - {0, size}
+
+
+def _resized(given: Arguments, which: int, axis: int, size: int) -> Arguments:
+    leaves, structure = tree_flatten((given.args, dict(given.kwargs)))
+    place = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)][which]
+    repeats = torch.arange(size) % leaves[place].shape[axis]
+    leaves[place] = leaves[place].index_select(axis, repeats.to(leaves[place].device))
+    return Arguments(*tree_unflatten(leaves, structure))
+
+
+def _runs(module: nn.Module, given: Arguments) -> bool:
+    try:
+        copy_with(module, {})(*copy.deepcopy(given.args), **copy.deepcopy(given.kwargs))
+    except Exception:
+        return False
+    return True
 
 
 def _without_guards(made: fx.GraphModule) -> fx.GraphModule:
@@ -97,6 +152,12 @@ def _variants(given: Arguments) -> Iterator[Arguments]:
             return made.view(batch, value.shape[1], *space).to(value)
 
         yield Arguments(*tree_map(other, (given.args, dict(given.kwargs))))
+    yield Arguments(*tree_map(_channels_last, (given.args, dict(given.kwargs))))
+
+
+def _channels_last(value: Any) -> Any:
+    image = isinstance(value, Tensor) and value.dim() == 4
+    return value.to(memory_format=torch.channels_last) if image else value
 
 
 def _same(module: nn.Module, made: nn.Module, given: Arguments) -> bool:
@@ -115,7 +176,8 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        said = io.StringIO()  # it prints the graph up to where it failed
+        with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
             warnings.simplefilter("ignore")
             yield
     finally:
