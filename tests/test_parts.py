@@ -356,7 +356,7 @@ def test_a_part_that_another_forward_calls_with_other_settings_is_dropped():
 
 
 class Tokens(Shaped):
-    """The same block, with tokens ``[B, N, C]`` and channels beside the map: how many there are goes into the result."""
+    """The same block, with tokens ``[B, N, C]`` beside the map: how many there are goes into the result."""
 
     def forward(self, x, tokens, scale=2.0):
         found = super().forward(x, scale)
@@ -388,3 +388,79 @@ def test_what_export_reads_for_one_number_of_tokens_is_left_to_its_parts():
 def test_torch_export_does_not_print_what_it_could_not_read(capfd):
     plan(randomised(Holding(Shaped(lambda y: y * 2 if (y > 0).any() else y))), (X,))
     assert capfd.readouterr() == ("", "")
+
+
+class Listing(nn.Module):
+    """Calls its blocks through lists, tuples and dicts of its own, in which PyTorch does not look."""
+
+    def __init__(self, decides):
+        super().__init__()
+        self.a, self.b, self.c, self.decides = RepVGG(), conv_norm(1), RepVGG(), decides
+        self.plain, self.table = ([self.a], (self.b,)), {"c": self.c}
+
+    def forward(self, x):
+        (a,), (b,) = self.plain
+        x = self.table["c"](torch.relu(b(a(x))))
+        return x * sign(x) if self.decides else x
+
+
+@pytest.mark.parametrize("decides", [False, True], ids=["traced", "part"])
+def test_what_stands_in_plain_lists_too_is_replaced_there(decides):
+    model = randomised(Listing(decides))
+    fused = converted(model, X)
+    assert norms(fused) == 0 and fused.plain[0][0] is fused.a and fused.table["c"] is fused.c
+    assert norms(model) == 7 and model.plain[0][0] is model.a
+
+
+class Reaching(nn.Module):
+    """Reads inside of a block, in a branch that the example does not take."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.a, self.b, self.all = blocks[0], conv_norm(1), nn.ModuleList(blocks)
+
+
+class ReachesWeight(Reaching):
+    def forward(self, x):
+        return self.b(self.a(x)) if x.mean() > 0 else x + self.a[0].weight.mean()
+
+
+class ReachesChild(Reaching):
+    def forward(self, x):
+        return self.b(self.a(x)) if x.mean() > 0 else self.rarely(self.a, x)
+
+    def rarely(self, x, y):
+        first = self.a[0]
+        return first(y)
+
+
+class ReachesForward(Reaching):
+    def forward(self, x):
+        return self.b(self.a(x)) if x.mean() > 0 else next(each[0].forward(x) for _, each in enumerate(self.all))
+
+
+class ReachesAll(Reaching):
+    def forward(self, x):
+        if x.mean() > 0:
+            return self.b(self.a(x))
+        for each in self.all:
+            x = x + sum(tensor.mean() for tensor in each.parameters())
+        return x
+
+
+@pytest.mark.parametrize("kind", [ReachesWeight, ReachesChild, ReachesForward, ReachesAll])
+def test_what_a_branch_that_was_not_taken_reads_stays(kind):
+    model = randomised(kind([conv_norm(3)]))
+    fused = converted(model, X.abs())
+    assert norms(fused, X.abs()) == 1  # of two: the other block is merged
+
+
+class Two(Shaped):
+    def forward(self, x, z, scale=2.0):
+        return super().forward(x, scale)["map"] + self.a(z)
+
+
+def test_a_tensor_that_is_given_twice_is_not_always_the_same():
+    model = randomised(Called(lambda m, x: m.block(x, x) * sign(x) + m.block(x, x * 2), block=Two()))
+    fused = converted(model, X)
+    assert type(fused.block) is Two

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -46,6 +47,7 @@ class _Rewriting:
         self.replaced = {id(tensor): tensor for part in self.parts for tensor in part.replaced()}
         self.stand_ins = {key: _stand_in(tensor) for key, tensor in self.replaced.items()}
         self.result = copy_with(module, dict(self.stand_ins))
+        self.successors: dict[nn.Module, nn.Module] = {}
         self._put_exported(module)
         self.holders = _holders(self.result)
 
@@ -61,6 +63,7 @@ class _Rewriting:
         """Make the edits, the innermost first, so that an outer block takes its inner ones over as they are."""
         for part in sorted(self.parts, key=lambda part: _depth(part.path), reverse=True):
             self._edit(part)
+        self._replace_unregistered()
         self._restore()
         return self.result
 
@@ -85,6 +88,28 @@ class _Rewriting:
             self.result = new
         for parent, name in self.holders[old]:
             setattr(parent, name, new)
+        self.successors[old] = new
+
+    def _replace_unregistered(self) -> None:
+        """Put the new modules also where old ones stand in plain lists, tuples and dicts."""
+        seen: set[int] = set()
+        for module in self.result.modules():
+            for name, value in vars(module).items():
+                if name not in _TABLES:
+                    vars(module)[name] = self._succeeded(value, seen)
+
+    def _succeeded(self, value: Any, seen: set[int]) -> Any:
+        """Return ``value`` with the new modules in it; lists and dicts stay the objects that they are."""
+        if isinstance(value, nn.Module):
+            while value in self.successors:
+                value = self.successors[value]
+        elif type(value) is tuple:
+            return tuple(self._succeeded(item, seen) for item in value)
+        elif type(value) in (list, dict) and id(value) not in seen:
+            seen.add(id(value))
+            for key, item in value.items() if type(value) is dict else enumerate(value):
+                value[key] = self._succeeded(item, seen)
+        return value
 
     def _body(self, block: Block, owner: nn.Module, part: _Part) -> nn.Module:
         """Return the new body of a block: the plainest module that computes its graph."""
@@ -130,6 +155,10 @@ class _Rewriting:
                 for name, tensor in list(store.items()):
                     if id(tensor) in originals:
                         store[name] = copies.setdefault(id(tensor), _clone(originals[id(tensor)]))  # type: ignore[assignment]
+
+
+_TABLES = frozenset(vars(nn.Module()))
+"""What PyTorch keeps in every module."""
 
 
 def _holders(root: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:

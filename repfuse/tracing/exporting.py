@@ -50,9 +50,13 @@ def export(module: nn.Module, arguments: Arguments) -> fx.GraphModule | None:
 
 
 def _in_a_batch(value: Any) -> Any:
-    """Repeat a batch of one: torch.export takes sizes of 1 for fixed."""
-    one = isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == 1
-    return value.repeat(2, *[1] * (value.dim() - 1)) if one else value
+    """Repeat a batch of one: torch.export takes sizes of 1 for fixed. Every tensor becomes one of its own: what is
+    given twice at the example need not be the same in another call.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    one = value.dim() > 1 and value.shape[0] == 1
+    return value.repeat(2, *[1] * (value.dim() - 1)) if one else value.clone()
 
 
 def _dynamic_shapes(module: nn.Module, given: Arguments) -> dict[str, Any]:
@@ -67,7 +71,7 @@ _STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _axes(value: Any) -> Any:
-    return {axis: torch.export.Dim.AUTO for axis in range(value.dim())} if isinstance(value, Tensor) else None
+    return dict.fromkeys(range(value.dim()), torch.export.Dim.AUTO) if isinstance(value, Tensor) else None
 
 
 _FIXED = re.compile(r"[^ ]+\.size\(\)\[\d+\] == \d+")

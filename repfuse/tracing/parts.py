@@ -22,6 +22,7 @@ from repfuse.preconditions import check_traceable
 from repfuse.tracing.arguments import Arguments, NotDescribable, describe
 from repfuse.tracing.exporting import export, is_block
 from repfuse.tracing.leaves import hooks_of, is_leaf
+from repfuse.tracing.reaching import reached
 from repfuse.tracing.trace import DoesNotRun, Traced, Untraceable, run_untraced, trace
 from repfuse.tracing.watching import Entered, Watched
 
@@ -88,6 +89,8 @@ class _Search:
         for part in [part for part in self.parts if not self._is_alike(part)]:
             del self.parts[part]
             self.opaque[part] = DIFFERENTLY
+        for part in self.opaque:
+            self.touched.setdefault(part, set()).update(reached(part))
         users = {part: set(_modules_in_graph(part, traced)) for part, (traced, _) in self.parts.items()}
         found = Parts(opaque={self.path_of[part]: why for part, why in self.opaque.items()})
         for part, (traced, description) in self.parts.items():

@@ -6,6 +6,7 @@ The blocks take and give ``[N, C, H, W]``. ``sign`` makes a forward decide by th
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from dataclasses import dataclass
 from typing import Any
@@ -312,4 +313,6 @@ def _broadcast(m: Any, x: Tensor) -> Tensor:
     return m.two(x, x[:1]) * sign(x)
 
 
-FORWARDS = {name.strip("_"): value for name, value in list(globals().items()) if name.startswith("_") and name[1] != "_"}
+_ALL = {name: value for name, value in list(globals().items()) if inspect.isfunction(value) and name[0] == "_"}
+FORWARDS = {name.removeprefix("_"): value for name, value in _ALL.items()}
+"""By name."""

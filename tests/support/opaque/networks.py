@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from blocks import RepVGG, conv, conv_norm, norm
-from torch import Tensor, nn
-
+from support.agreement import randomised
 from support.opaque.forwards import FORWARDS, Held
+from torch import Tensor, nn
 
 
 class Opaque(nn.Module):
     """A module whose forward is one of ``FORWARDS``."""
 
-    def __init__(self, kind: str, rng: random.Random, block: Any) -> None:
+    def __init__(self, kind: str, block: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.kind = kind
+        self.__class__ = KINDS[kind]
         self.a, self.b, self.c = block(), block(), block()
         self.register_buffer("count", torch.zeros(()))
         self.scaler, self.keyed, self.held = Scaling(block()), Keyed(block()), Holding(block())
@@ -32,8 +34,9 @@ class Opaque(nn.Module):
             self.parallel = nn.DataParallel(block())
         self.hidden, self.alias = [randomly(conv_norm(3))], [self.a, self.b]
 
-    def forward(self, x: Tensor) -> Any:
-        return FORWARDS[self.kind](self, x)
+
+KINDS = {kind: type(kind, (Opaque,), {"forward": forward}) for kind, forward in FORWARDS.items()}
+"""Classes of their own: how their forwards are written is looked at."""
 
 
 def randomly(module: nn.Module) -> nn.Module:
@@ -134,40 +137,58 @@ class Two(Same):
         return torch.relu(self.p(x) + self.q(y))
 
 
-def network(seed: int, kinds: list[str] | None = None) -> nn.Module:
-    """Return a random network; of ``kinds`` of forwards, where given."""
-    rng = random.Random(seed)
-    shared: list[nn.Module] = []
-    depth = 0
+class Normed(Same):
+    """(conv3 + conv1) with a normalisation, and the input."""
 
-    def block() -> nn.Module:
-        nonlocal depth
-        if shared and rng.random() < 0.08:
-            return rng.choice(shared)
-        makers = [lambda: conv_norm(3), RepVGG, lambda: nn.Sequential(conv_norm(1), nn.ReLU(), RepVGG()), lambda: conv(1), Keyed0]
-        if depth < 1 and rng.random() < 0.06:
-            depth += 1
-            made: nn.Module = Opaque(rng.choice(kinds or list(FORWARDS)), rng, block)
-            depth -= 1
-        else:
-            made = rng.choice(makers)()
-        shared.append(made)
-        return made
-
-    layers: list[nn.Module] = []
-    for _ in range(rng.randint(1, 2)):
-        if rng.random() < 0.5:
-            layers.append(block())
-        layers.append(Opaque(rng.choice(kinds or list(FORWARDS)), rng, block))
-        if rng.random() < 0.5:
-            layers += [block()]
-    return nn.Sequential(*layers) if len(layers) > 1 or rng.random() < 0.5 else layers[0]
-
-
-class Keyed0(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.p, self.q, self.n = conv(3), conv(1), norm()
+        self.n = norm()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.n(self.p(x) + self.q(x)) + x
+
+
+PLAIN = (
+    RepVGG,
+    Normed,
+    lambda: conv_norm(3),
+    lambda: conv(1),
+    lambda: nn.Sequential(conv_norm(1), nn.ReLU(), RepVGG()),
+)
+
+
+class _Maker:
+    """Makes blocks: plain ones, now and then an opaque one within an opaque one, or one that is there already."""
+
+    def __init__(self, rng: random.Random, kinds: Sequence[str]) -> None:
+        self.rng, self.kinds = rng, kinds
+        self.made: list[nn.Module] = []
+        self.depth = 0
+
+    def opaque(self) -> nn.Module:
+        self.depth += 1
+        made = Opaque(self.rng.choice(self.kinds), self)
+        self.depth -= 1
+        return made
+
+    def __call__(self) -> nn.Module:
+        if self.made and self.rng.random() < 0.08:
+            return self.rng.choice(self.made)
+        inner = self.depth < 2 and self.rng.random() < 0.06
+        self.made.append(self.opaque() if inner else self.rng.choice(PLAIN)())
+        return self.made[-1]
+
+
+def network(seed: int, kinds: Sequence[str] = tuple(FORWARDS)) -> nn.Module:
+    """Return a random network of these kinds of forwards. Its outputs stay small."""
+    rng = random.Random(seed)
+    make = _Maker(rng, kinds)
+    layers = []
+    for _ in range(rng.randint(1, 2)):
+        around = rng.choice([(), (0,), (1,), (0, 1)])
+        layers += [make() if 0 in around else None, make.opaque(), make() if 1 in around else None]
+    model = randomised(nn.Sequential(*filter(None, layers)), seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.4)
+    return model

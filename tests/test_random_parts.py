@@ -1,0 +1,71 @@
+"""Random networks that cannot be traced: fused, they compute the same, whatever branch an input takes, or say so."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support.agreement import image, outputs, peak
+from support.opaque import network
+from support.opaque.forwards import FORWARDS
+
+from repfuse.planning.planner import plan
+from repfuse.plans import Plan
+from repfuse.rewriting import rewrite
+
+EXAMPLE = (2, 4, 6, 7)
+SHAPES = [(1, 4, 5, 5), (3, 4, 9, 4), (1, 4, 1, 1)]
+
+OTHER_SETTINGS = ("other_keyword", "keyword_left_out", "rare_tensor_keyword", "rare_method")
+"""These call a part with other settings, or another method of it, in the branch that the example does not take. What
+was rewritten in such a part then raises."""
+
+
+def check(seed, kinds=tuple(FORWARDS)):
+    """Check one network, on the example, on other sizes and on either sign of both."""
+    model = network(seed, kinds)
+    before, text = copy.deepcopy(model.state_dict()), repr(model)
+    made = plan(model, (image(*EXAMPLE, seed=seed),))
+    for fused in (rewrite(model, made), rewrite(model, Plan.from_dict(made.to_dict()))):
+        for x in inputs(seed):
+            compare(model, fused, x)
+    assert repr(model) == text and all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    return made
+
+
+def inputs(seed):
+    images = [image(*EXAMPLE, seed=seed), *(image(*shape, seed=seed) for shape in SHAPES)]
+    return [each for x in images for each in (x, -x, x.abs(), -x.abs())]
+
+
+def compare(model, fused, x):
+    """Networks may keep things from call to call, so that copies are run."""
+    highest = peak(copy.deepcopy(model), x) or 1.0  # checkpoint() makes a value without numbers
+    try:
+        found = outputs(copy.deepcopy(fused), x)
+    except (AssertionError, TypeError, AttributeError):
+        if not any(getattr(module, "kind", "") in OTHER_SETTINGS for module in model.modules()):
+            raise
+        return
+    for a, b in zip(outputs(copy.deepcopy(model), x), found, strict=True):
+        assert a.shape == b.shape and float((a - b).abs().max()) <= 1e-11 * highest
+
+
+def test_a_sample_of_networks():
+    plans = [check(seed) for seed in range(7, 15)]
+    assert sum(bool(made.sites) for made in plans) > len(plans) // 2
+    assert sum("untraceable" in {refusal.code for refusal in made.refusals} for made in plans) > len(plans) // 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FORWARDS)
+def test_every_forward(kind):
+    for seed in range(5):
+        check(seed, (kind,))
+
+
+@pytest.mark.slow
+def test_many_networks():
+    for seed in range(100, 300):
+        check(seed)
