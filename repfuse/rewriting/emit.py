@@ -134,18 +134,35 @@ def _in_order(table: dict[str, Any], names: list[str]) -> None:
 
 
 def _keep(owner: nn.Module, body: nn.Module, name: str) -> None:
-    """Register the tensor ``name`` of ``owner`` under the same name in ``body``."""
-    path, _, leaf = name.rpartition(".")
-    module, holder = owner.get_submodule(path), body
-    for part in path.split(".") if path else ():
-        if not hasattr(holder, part):
-            holder.add_module(part, nn.Module())
-        holder = getattr(holder, part)
+    """Register the tensor ``name`` of ``owner`` under the same name in ``body``.
+
+    A module that is rewritten already, in another place where it also stands, may no longer have it: then that module.
+    """
+    first, _, rest = name.partition(".")
+    if not rest:
+        _keep_own(owner, body, first)
+        return
+    child = owner.get_submodule(first)
+    if first not in body._modules:
+        body.add_module(first, nn.Module() if _has(child, rest) else child)
+    if body._modules[first] is not child:
+        _keep(child, body.get_submodule(first), rest)
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    first, _, rest = name.partition(".")
+    if not rest:
+        return hasattr(module, first)
+    child = module._modules.get(first)
+    return child is not None and _has(child, rest)
+
+
+def _keep_own(module: nn.Module, holder: nn.Module, leaf: str) -> None:
     if leaf in module._parameters:
         holder.register_parameter(leaf, module._parameters[leaf])
     elif leaf in module._buffers:
         holder.register_buffer(leaf, module._buffers[leaf], leaf not in module._non_persistent_buffers_set)
-    else:
+    elif hasattr(module, leaf):
         setattr(holder, leaf, getattr(module, leaf))
 
 

@@ -38,7 +38,7 @@ _HARMLESS = frozenset(vars(nn.Module)) - {
 
 
 def reached(module: nn.Module) -> set[nn.Module]:
-    """Return the modules below ``module`` of which its own methods use more than their call."""
+    """Return the modules below ``module`` of which its own forward uses more than their call."""
     reader = _Reader(module)
     for function in _methods(module):
         reader.read(function)
@@ -46,14 +46,23 @@ def reached(module: nn.Module) -> set[nn.Module]:
 
 
 def _methods(module: nn.Module) -> Iterator[ast.AST]:
-    """Yield the code of the methods of a module's class, as far as there is source, without the constructor."""
-    own = takewhile(lambda kind: kind is not nn.Module, type(module).__mro__)
-    functions = [value for kind in own for name, value in vars(kind).items() if name != "__init__"]
-    for function in filter(inspect.isfunction, functions):
-        try:
-            yield ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-        except (OSError, TypeError, SyntaxError, IndexError):
-            continue
+    """Yield the code of ``forward`` and of the methods that it names, in turn, as far as there is source."""
+    names = ["forward"]
+    for name in names:
+        for kind in takewhile(lambda kind: kind is not nn.Module, type(module).__mro__):
+            code = _code(vars(kind).get(name))
+            if code is None:
+                continue
+            named = (node.attr for node in ast.walk(code) if isinstance(node, ast.Attribute))
+            names += [other for other in dict.fromkeys(named) if other not in names]
+            yield code
+
+
+def _code(function: Any) -> ast.AST | None:
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function)))).body[0]
+    except (OSError, TypeError, ValueError, SyntaxError, IndexError):
+        return None
 
 
 class _Reader(ast.NodeVisitor):
