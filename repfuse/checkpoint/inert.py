@@ -111,7 +111,8 @@ def origins(root: Any) -> set[GlobalName]:
 
 def origin_of_dict(value: object) -> str:
     """Return the name of the class that a dictionary plays; empty where it plays none."""
-    return str(vars(value).get(ORIGIN, "")) if isinstance(value, OrderedDict) else ""
+    origin = vars(value).get(ORIGIN) if isinstance(value, OrderedDict) else None
+    return origin if isinstance(origin, str) else ""  # a file may give the attribute any value
 
 
 def module_state(value: Any) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from repfuse.checkpoint.allow import listed
-from repfuse.checkpoint.archive import members_of
+from repfuse.checkpoint.archive import members_of, opened
 from repfuse.checkpoint.dictlike import dict_stand_in, is_dictlike
 from repfuse.checkpoint.inert import GlobalName, stand_in, tidied
 from repfuse.checkpoint.recognise import Container, damaged
@@ -79,9 +79,17 @@ def write(data: Any, path: Path) -> None:
         raise OSError(_first_line(error)) from error
 
 
-def _scan(path: Path, container: Container) -> Scan:
+def vet(path: Path, data: bytes) -> None:
+    """Raise RepfuseError where ``data``, a torch archive in the file at ``path``, breaks a rule of archives or pickles.
+
+    What it names stays unchecked: that is for torch's restricted unpickler, without stand-ins.
+    """
+    _scan(path, Container.TORCH_ZIP, data)
+
+
+def _scan(path: Path, container: Container, data: bytes | None = None) -> Scan:
     try:
-        return scan(*_instructions(path, container))
+        return scan(*_instructions(path, container, data))
     except VettingError as error:
         raise RepfuseError(
             f"{path} asks for more than repfuse lets a file do.",
@@ -94,14 +102,16 @@ def _scan(path: Path, container: Container) -> Scan:
         raise damaged(path, _first_line(error)) from error
 
 
-def _instructions(path: Path, container: Container) -> tuple[Iterator[tuple[Any, Any, int | None]], Room]:
+def _instructions(
+    path: Path, container: Container, data: bytes | None
+) -> tuple[Iterator[tuple[Any, Any, int | None]], Room]:
     """Return the opcodes, and how many bytes the file has for the storage of each key."""
     if container is not Container.TORCH_ZIP:
         size = path.stat().st_size
         return _legacy_instructions(path), lambda _: size
-    members = members_of(path)
+    members = members_of(path, data)
     root = next(iter(members)).partition("/")[0]
-    with zipfile.ZipFile(path) as archive:
+    with opened(path, data) as file, zipfile.ZipFile(file) as archive:
         opcodes = pickletools.genops(archive.read(f"{root}/data.pkl"))
     sizes = {name: member.file_size for name, member in members.items()}
     return opcodes, lambda key: sizes.get(f"{root}/data/{key}", 0)

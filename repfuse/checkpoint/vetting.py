@@ -33,6 +33,7 @@ ENCODE, BYTEARRAY = GlobalName("_codecs", "encode"), GlobalName("builtins", "byt
 HARMLESS = CALLED | {TYPED, ENCODE, BYTEARRAY, GlobalName("builtins", "set"), GlobalName("builtins", "complex")}
 FREE_WORK = 1_000_000  # objects that may be read over and above what each opcode allows
 WORK_OF_OPCODE = 32
+WORK_OF_CHARACTER = 4  # bytes that a text may become: a pickle of bytes is text, and what holds them may copy them
 OPCODES = 2_000_000  # some seconds; the largest networks have some hundred thousand
 NAME = 1000  # characters; torch looks for parts of a name in a way that takes minutes for long ones
 ENOUGH = 1 << 40  # no weight is counted beyond this
@@ -98,6 +99,7 @@ class _Machine:
             return True
         if opcode in CONSTANTS:
             self.stack.append(argument)
+            self.work -= WORK_OF_CHARACTER * _length(argument)
         elif opcode in STEPS:
             STEPS[opcode](self, argument)
         elif opcode not in ("PROTO", "STOP"):
@@ -136,7 +138,11 @@ class _Machine:
         arguments, function = self.pop(), self.pop()
         self.spend(_weight(arguments))
         _check_call(function, arguments)
-        self.stack.append(Value())
+        made = Value()
+        if function in (ENCODE, BYTEARRAY):  # each time that bytes are made or handed on they may be copied
+            made.weight += sum(map(_length, arguments.items))
+            self.spend(made.weight)
+        self.stack.append(made)
 
     def storage(self) -> None:
         match self.pop():
@@ -185,6 +191,10 @@ def _weight(value: Any) -> int:
     return value.weight if isinstance(value, Value) else 1
 
 
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, (str, bytes)) else 0
+
+
 def _check_call(function: Any, arguments: Any) -> None:
     if not isinstance(function, GlobalName):
         raise VettingError("it calls something that it does not name")
@@ -209,7 +219,7 @@ def _check_bytes(function: GlobalName, arguments: tuple[Any, ...] | None) -> Non
 
 def _check_typed(arguments: tuple[Any, ...] | None) -> None:
     match arguments:
-        case (GlobalName() as function, _, Value(items=tuple()) as inner, _):
+        case (GlobalName() as function, _, Value(items=tuple()) as inner, _) if function in CALLED:
             return _check_call(function, inner)
     raise VettingError(f"it calls {TYPED} as torch does not")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .archives import ARCHIVES
 from .attack import Attack
 from .calling import CALLING
+from .exports import EXPORTS
 from .headers import HEADERS
 from .legacy import LEGACY
 from .nesting import NESTING
@@ -15,6 +16,7 @@ from .tensors import TENSORS
 TABLES = {
     **{"pickle": CALLING, "archive": ARCHIVES, "tensor": TENSORS, "nesting": NESTING},
     **{"safetensors": HEADERS, "legacy": LEGACY, "recipe": RECIPES, "network": NETWORKS},
+    "pt2": EXPORTS,
 }
 CORPUS: dict[str, Attack] = {
     f"{kind}: {name}": attack for kind, table in TABLES.items() for name, attack in table.items()
