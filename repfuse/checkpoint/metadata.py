@@ -82,7 +82,7 @@ class Plain:
                 return make(record, args, self.of(record.state))
             except NotPlainError:
                 raise
-            except Exception:  # noqa: S110 - where its state is not what that class writes, that may fail in any way
+            except Exception:  # where its state is not what that class writes, that may fail in any way
                 pass
         raise NotPlainError(f"an object of {record.origin}")
 

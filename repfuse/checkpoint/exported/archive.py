@@ -11,6 +11,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from repfuse.checkpoint.archive import members_of
 from repfuse.checkpoint.exported.inspection import Unsafe, check_names, check_program
 from repfuse.checkpoint.exported.quiet import quietly
+from repfuse.checkpoint.inert import children
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.soundness import room_for, sound
 from repfuse.checkpoint.torch_pickle import vet
@@ -35,6 +37,7 @@ MEMBERS = re.compile(  # every member that a program without code of its own has
     r"|data/constants/(model_constants_config\.json|tensor_\d+)|extra/.*"
     r"|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|\.storage_alignment"
 )
+LEAVES = 100_000
 NUMBER = 4  # bytes, mostly
 KNOWN_DEVICES = ("cuda", "xpu", "mps")
 SAVE_AGAIN = "Save it again with torch.export.save, or, if you trust whoever made it, use --trust."
@@ -149,9 +152,22 @@ def _check_inputs(path: Path, data: bytes) -> None:
         return
     try:
         vet(path, data)
-        sound(torch.load(io.BytesIO(data), weights_only=True, map_location="cpu", mmap=False), len(data))
+        inputs = sound(torch.load(io.BytesIO(data), weights_only=True, map_location="cpu", mmap=False), len(data))
+        if any(count > LEAVES for count, _ in enumerate(_expanded(inputs))):
+            raise Unsafe("its sample inputs hold each other without end")
+    except Unsafe:
+        raise
     except Exception as error:  # a damaged pickle can make its reader fail in any way
         raise Unsafe("its sample inputs are more than tensors and plain containers") from error
+
+
+def _expanded(root: Any) -> Iterator[Any]:
+    """Yield everything in ``root`` as often as it is held, which is how torch walks through arguments."""
+    stack = [root]
+    while stack:
+        value = stack.pop()
+        yield value
+        stack.extend(children(value))
 
 
 def _refused(path: Path, why: str) -> RepfuseError:
