@@ -19,7 +19,7 @@ from repfuse.jsonready import json_ready
 from repfuse.plans import Plan
 from repfuse.report.schema import Report, envelope
 
-LARGEST = 64 * 2**20
+LARGEST = 16 * 2**20
 """Bytes; the plans of the largest networks have less than one million."""
 
 AGAIN = "Make it again: repfuse inspect IN --plan FILE"

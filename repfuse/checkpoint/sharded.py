@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +28,19 @@ def read(path: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
     assert index is not None
     places = _weight_map(index)
     shards = {name: index.parent / name for name in dict.fromkeys(places.values())}
-    if absent := [name for name, shard in shards.items() if not shard.is_file()]:
+    if absent := [name for name, shard in shards.items() if not _is_file(shard)]:
         raise RepfuseError(
             f"{len(absent)} of the {len(shards)} shards of {index} are missing.",
             f"There is no {_listed(absent)} beside it.",
             "Download all of them into that folder.",
         )
-    held = {name: _read(shard) for name, shard in shards.items()}
+    held: dict[str, dict[str, Tensor]] = {}
+    seen: set[str] = set()
+    for name, shard in shards.items():
+        held[name] = _read(shard)
+        if twice := sorted(seen & held[name].keys()):  # before the next one is read: links can make one file many
+            raise _misfit(index, twice, "in more than one shard")
+        seen |= held[name].keys()
     _check(index, places, held)
     return {name: held[shard][name] for name, shard in places.items()}, (index, *shards.values())
 
@@ -65,6 +70,13 @@ def _weight_map(index: Path) -> dict[str, str]:
     return places
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its name is longer than any that the system takes
+        return False
+
+
 def _read(shard: Path) -> dict[str, Tensor]:
     if recognise(shard) is not Container.SAFETENSORS:
         raise RepfuseError(
@@ -77,18 +89,21 @@ def _read(shard: Path) -> dict[str, Tensor]:
 
 def _check(index: Path, places: dict[str, str], held: dict[str, dict[str, Tensor]]) -> None:
     missing = [name for name, shard in places.items() if name not in held[shard]]
-    times = Counter(name for tensors in held.values() for name in tensors)
+    unknown = [name for tensors in held.values() for name in tensors if name not in places]
     for names, what in (
         (missing, "not in the shard that the index says"),
-        ([name for name, count in times.items() if count > 1], "in more than one shard"),
-        ([name for name in times if name not in places], "in a shard, and not in the index"),
+        (unknown, "in a shard, and not in the index"),
     ):
         if names:
-            raise RepfuseError(
-                f"The shards do not fit {index}.",
-                f"{len(names)} {what}: {_listed(names)}.",
-                "Get the index and all its shards again, from one place.",
-            )
+            raise _misfit(index, names, what)
+
+
+def _misfit(index: Path, names: list[str], what: str) -> RepfuseError:
+    return RepfuseError(
+        f"The shards do not fit {index}.",
+        f"{len(names)} {what}: {_listed(names)}.",
+        "Get the index and all its shards again, from one place.",
+    )
 
 
 def _listed(names: list[str]) -> str:

@@ -243,9 +243,6 @@ TEXTS = {
         PROGRAM, lambda program: program["range_constraints"].update(s0={"min_val": 9, "max_val": 2})
     ),
     "a node of itself": parsed(PROGRAM, node(lambda it: it["inputs"][0].update(arg={"as_tensor": {"name": "conv2d"}}))),
-    "two thousand nodes": parsed(
-        PROGRAM, lambda program: graph(program)["nodes"].extend(graph(program)["nodes"] * 1000)
-    ),
     "a stride of 2**62": parsed(
         PROGRAM,
         node(lambda it: it["inputs"].append({"name": "stride", "arg": {"as_ints": [1 << 62, 1]}, "kind": 1})),

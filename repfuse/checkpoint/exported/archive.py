@@ -153,12 +153,10 @@ def _check_inputs(path: Path, data: bytes) -> None:
     try:
         vet(path, data)
         inputs = sound(torch.load(io.BytesIO(data), weights_only=True, map_location="cpu", mmap=False), len(data))
-        if any(count > LEAVES for count, _ in enumerate(_expanded(inputs))):
-            raise Unsafe("its sample inputs hold each other without end")
-    except Unsafe:
-        raise
     except Exception as error:  # a damaged pickle can make its reader fail in any way
         raise Unsafe("its sample inputs are more than tensors and plain containers") from error
+    if any(count > LEAVES for count, _ in enumerate(_expanded(inputs))):
+        raise Unsafe("its sample inputs hold each other without end")
 
 
 def _expanded(root: Any) -> Iterator[Any]:

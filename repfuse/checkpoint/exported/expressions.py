@@ -38,7 +38,7 @@ def is_size(text: str) -> bool:
 
 
 def _terms(node: ast.AST) -> int:
-    """Return how many terms sympy would have when it multiplies out, which torch has it do; choices count as factors."""
+    """Return how many terms sympy has when it multiplies out, which torch has it do; choices count as factors."""
     match node:
         case ast.Call(ast.Name("Pow"), [base, _]):
             return _terms(base) ** POWER if _terms(base) > 1 else 1
