@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from repfuse.benching import bench
     from repfuse.converting import convert
     from repfuse.fusing import fuse
-    from repfuse.loading import load, save
+    from repfuse.loading import load
     from repfuse.planning.cost import Policy
     from repfuse.planning.planner import plan
     from repfuse.plans import Plan
     from repfuse.rewriting import rewrite
+    from repfuse.saving import save
     from repfuse.verifying import verify
 
 _HOMES = {
@@ -37,7 +38,7 @@ _HOMES = {
     "load": "repfuse.loading",
     "plan": "repfuse.planning.planner",
     "rewrite": "repfuse.rewriting",
-    "save": "repfuse.loading",
+    "save": "repfuse.saving",
     "verify": "repfuse.verifying",
 }
 

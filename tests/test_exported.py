@@ -19,7 +19,7 @@ from repfuse.checkpoint.saving import format_for
 from repfuse.errors import RepfuseError
 
 
-def converted(source: Path, out: Path, **options: str) -> repfuse.loading.Saved:
+def converted(source: Path, out: Path, **options: str) -> repfuse.saving.Saved:
     checkpoint = repfuse.load(source)
     result = repfuse.fuse(checkpoint.module, checkpoint.example_inputs)
     return repfuse.save(checkpoint, result.module, out, plan=result.plan, **options)

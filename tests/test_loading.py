@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.errors import RepfuseError
-from repfuse.loading import Checkpoint, load, save
+from repfuse.loading import Checkpoint, load
 from repfuse.planning.planner import plan
 from repfuse.rewriting import rewrite
 from repfuse.samples import DigitsRepVGG, NotebookBlock
+from repfuse.saving import save
 
 DIGITS = "repfuse.samples:DigitsRepVGG"
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from repfuse.checkpoint.snapshot import recipe_of
 from repfuse.errors import RepfuseError
-from repfuse.loading import load, save
+from repfuse.loading import load
 from repfuse.planning.planner import plan
 from repfuse.rewriting import rewrite
+from repfuse.saving import save
 
 NAME = "hf-hub:timm/some_net"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
