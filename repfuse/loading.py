@@ -25,6 +25,7 @@ from repfuse.checkpoint.source import ModelSource, model_source
 from repfuse.errors import RepfuseError
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
+from repfuse.wording import first_line
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -147,5 +148,5 @@ def _on(module: nn.Module, device: str) -> nn.Module:
     try:
         return module.to(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0]
-        raise RepfuseError(f"The network cannot be moved to {device!r}.", first, "Use cpu, or cuda:0, ...") from error
+        what = f"The network cannot be moved to {device!r}."
+        raise RepfuseError(what, first_line(error), "Use cpu, or cuda:0, ...") from error

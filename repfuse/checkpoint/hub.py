@@ -13,6 +13,7 @@ from typing import Any
 
 from repfuse.checkpoint.snapshot import CONFIG, INDEX, WEIGHTS, too_large
 from repfuse.errors import RepfuseError
+from repfuse.wording import described
 
 PREFIX = "hf-hub:"
 NAME = re.compile(r"hf-hub:(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -75,10 +76,9 @@ class _Getter:
     def error(self, what: str) -> RepfuseError:
         offline = isinstance(self.last, self.library.errors.LocalEntryNotFoundError)
         why = "The hub cannot be reached, or offline mode is on, and the file is not in the cache." if offline else ""
-        first = (str(self.last).strip().splitlines() or [""])[0]
         return RepfuseError(
             f"{what}.",
-            why or f"{type(self.last).__name__}: {first}",
+            why or (described(self.last) if self.last else ""),
             "Check the name and the network (for private models: `hf auth login`), or download the model's folder "
             "elsewhere and give that folder.",
         )

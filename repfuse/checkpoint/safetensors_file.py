@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
+from repfuse.wording import described, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             names = list(file.keys())
             return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
     except Exception as error:  # a damaged file can make its reader fail in any way
-        raise damaged(path, str(error)) from error
+        raise damaged(path, first_line(error)) from error
 
 
 def _check_names(path: Path) -> None:
@@ -53,11 +54,11 @@ def write(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise RepfuseError(
             "These weights cannot be written as safetensors.",
-            f"{type(error).__name__}: {error}",
+            described(error),
             "Choose a .pt file as the output.",
         ) from error
     except SafetensorError as error:  # what the library makes of an OSError
-        raise OSError(str(error)) from error
+        raise OSError(first_line(error)) from error
 
 
 def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from repfuse.checkpoint import safetensors_file
 from repfuse.checkpoint.recognise import Container, damaged, index_in, recognise
 from repfuse.errors import RepfuseError
+from repfuse.wording import listed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHOWN = 4
 LARGEST = 100_000_000  # bytes of an index: a million names
 
 
@@ -32,7 +32,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
     if absent := [name for name, shard in shards.items() if not shard.is_file()]:
         raise RepfuseError(
             f"{len(absent)} of the {len(shards)} shards of {index} are missing.",
-            f"There is no {_listed(absent)} beside it.",
+            f"There is no {listed(absent)} beside it.",
             "Download all of them into that folder.",
         )
     held = {name: _read(shard) for name, shard in shards.items()}
@@ -86,11 +86,6 @@ def _check(index: Path, places: dict[str, str], held: dict[str, dict[str, Tensor
         if names:
             raise RepfuseError(
                 f"The shards do not fit {index}.",
-                f"{len(names)} {what}: {_listed(names)}.",
+                f"{len(names)} {what}: {listed(names)}.",
                 "Get the index and all its shards again, from one place.",
             )
-
-
-def _listed(names: list[str]) -> str:
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

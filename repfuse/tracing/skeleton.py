@@ -14,6 +14,7 @@ from torch import Tensor, jit, nn
 
 from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
+from repfuse.wording import described
 
 Change = Callable[[str, Tensor], Tensor]
 
@@ -40,7 +41,7 @@ def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         culprit = _uncopyable(module)
         raise RepfuseError(
             f"{type(module).__name__} cannot be copied{f', because of {culprit}' if culprit else ''}.",
-            f"{type(error).__name__}: {first_line(error)}",
+            described(error),
             "Remove what cannot be copied (open files, generators) from its attributes.",
         ) from error
 
@@ -93,8 +94,3 @@ def restored(root: nn.Module) -> Iterator[None]:
 def _like(tensor: Tensor, value: Tensor) -> Tensor:
     value = value.detach()
     return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
-
-
-def first_line(error: BaseException) -> str:
-    """Return the beginning of an error's text, for a message of our own."""
-    return str(error).strip().split("\n")[0][:200]
