@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from repfuse.checkpoint.json_file import parse_json
 from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
 from repfuse.wording import described, first_line
@@ -35,12 +35,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def _check_names(path: Path) -> None:
     """Raise ValueError where the header has a name twice: which of the two counts, each reader decides for itself."""
     with path.open("rb") as file:
-        json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> None:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("its header has one name twice")
+        parse_json(file.read(int.from_bytes(file.read(8), "little")))
 
 
 def write(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: Path) -> None:
