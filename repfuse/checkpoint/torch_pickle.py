@@ -14,11 +14,12 @@ import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from repfuse.checkpoint.archive import members_of
+from repfuse.checkpoint.calls import HARMLESS, VettingError
 from repfuse.checkpoint.dictlike import dict_stand_in, is_dictlike
 from repfuse.checkpoint.inert import GlobalName, stand_in, tidied
 from repfuse.checkpoint.recognise import Container, damaged
 from repfuse.checkpoint.soundness import sound
-from repfuse.checkpoint.vetting import HARMLESS, Scan, VettingError, scan
+from repfuse.checkpoint.vetting import Scan, scan
 from repfuse.errors import RepfuseError
 from repfuse.quiet import quietly
 from repfuse.wording import described, first_line, listed

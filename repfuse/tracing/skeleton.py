@@ -21,7 +21,7 @@ Change = Callable[[str, Tensor], Tensor]
 
 def meta_copy(module: nn.Module) -> nn.Module:
     """Copy a module without its data: the same structure with every tensor on the meta device."""
-    return changed_copy(module, lambda _name, tensor: torch.empty_like(tensor, device="meta"))
+    return changed_copy(module, lambda _name, tensor: torch.emptylike(tensor, device="meta"))
 
 
 def changed_copy(module: nn.Module, change: Change) -> nn.Module:
@@ -29,7 +29,7 @@ def changed_copy(module: nn.Module, change: Change) -> nn.Module:
 
     Plain tensor attributes count too. Raises RepfuseError where the module cannot be copied.
     """
-    memo = {id(tensor): _like(tensor, change(name, tensor)) for name, tensor in named_tensors(module)}
+    memo = {id(tensor): like(tensor, change(name, tensor)) for name, tensor in named_tensors(module)}
     return copy_with(module, memo)
 
 
@@ -52,7 +52,7 @@ def _hard_to_copy(module: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
     """
     tensors = [tensor for _, tensor in named_tensors(module) if id(tensor) not in memo]
     hard = [tensor for tensor in tensors if not tensor.is_leaf or tensor.layout is not torch.strided]
-    return {id(tensor): _like(tensor, tensor.detach().clone()) for tensor in hard}
+    return {id(tensor): like(tensor, tensor.detach().clone()) for tensor in hard}
 
 
 _SHARED = (ModuleType, type(threading.Lock()), type(threading.RLock()))
@@ -91,6 +91,7 @@ def restored(root: nn.Module) -> Iterator[None]:
             table.update(entries)
 
 
-def _like(tensor: Tensor, value: Tensor) -> Tensor:
+def like(tensor: Tensor, value: Tensor) -> Tensor:
+    """Return ``value`` as what ``tensor`` is: a parameter that is trained or not, or a plain tensor; no history."""
     value = value.detach()
     return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
