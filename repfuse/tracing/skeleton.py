@@ -21,7 +21,7 @@ Change = Callable[[str, Tensor], Tensor]
 
 def meta_copy(module: nn.Module) -> nn.Module:
     """Copy a module without its data: the same structure with every tensor on the meta device."""
-    return changed_copy(module, lambda _name, tensor: torch.emptylike(tensor, device="meta"))
+    return changed_copy(module, lambda _name, tensor: torch.empty_like(tensor, device="meta"))
 
 
 def changed_copy(module: nn.Module, change: Change) -> nn.Module:

@@ -77,11 +77,6 @@ def check(path: Path, data: bytes) -> None:
             program = json.loads(reader.get_record(PROGRAM))
             configs = [json.loads(reader.get_record(name))["config"] for name in CONFIGS]
             inputs = reader.get_record(INPUTS)
-    except RepfuseError:
-        raise
-    except Exception as error:  # likewise
-        raise damaged(path, first_line(error)) from error
-    try:
         check_program(program)
         for folder, config in zip((WEIGHTS, CONSTANTS), configs, strict=True):
             check_names(config)
@@ -92,7 +87,7 @@ def check(path: Path, data: bytes) -> None:
         raise
     except Unsafe as error:
         raise _refused(path, str(error)) from error
-    except Exception as error:  # likewise
+    except Exception as error:  # a damaged file can make torch's reader fail in any way
         raise damaged(path, first_line(error)) from error
 
 
