@@ -87,20 +87,20 @@ def _write(
 
 
 def _write_weights(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path) -> list[str]:
-    layout = checkpoint.around
+    around = checkpoint.around
     if form == "pt":
         unguarded = ["the file does not check its inputs as the .pt2 did"] if checkpoint.program else []
         with _marked(module, fused=module is not checkpoint.module):
-            written = write_torch(module, layout, path, trust=checkpoint.trust)
-        return layout.said() + _texts_lost(checkpoint) + unguarded + _trust_note(written, checkpoint)
+            written = write_torch(module, around, path, trust=checkpoint.trust)
+        return around.said() + _texts_lost(checkpoint) + unguarded + _trust_note(written, checkpoint)
     recipe = _recipe(checkpoint, module, plan)
     unbuilt = [] if recipe else ["the file does not say how its network is built: load_state_dict takes it"]
-    state = state_of(module, layout, recipe)
+    state = state_of(module, around, recipe)
     if form == "state-dict":
-        write_torch(state, layout, path, trust=False)
-        return layout.said() + _texts_lost(checkpoint) + unbuilt
+        write_torch(state, around, path, trust=False)
+        return around.said() + _texts_lost(checkpoint) + unbuilt
     write_safetensors(state, {**checkpoint.metadata, **({RECIPE: recipe} if recipe else {})}, path)
-    rest = [*layout.kept(), *layout.left_out]
+    rest = [*around.kept(), *around.left_out]
     alone = [f"safetensors holds weights alone: left out of the training checkpoint: {', '.join(rest)}"] if rest else []
     return alone + unbuilt
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from repfuse.checkpoint.around import Around, around
+from repfuse.checkpoint.around import Around, around_of
 from repfuse.checkpoint.choice import BARE, KINDS, Chosen, all_ways, choose, is_network, is_state_dict, ways
 from repfuse.checkpoint.inert import Record
 from repfuse.errors import RepfuseError
@@ -52,12 +52,12 @@ def find(tree: Any, path: Path, weights: str = "auto") -> Contents:
 
 
 def _contents(value: Any, tree: Any, chosen: Chosen, notes: tuple[str, ...]) -> Contents:
-    layout = around(tree, chosen.way) if chosen.way else Around()
+    around = around_of(tree, chosen.way) if chosen.way else Around()
     if not isinstance(value, dict):
-        return Contents(module=value, around=layout, chosen=chosen, notes=notes)
+        return Contents(module=value, around=around, chosen=chosen, notes=notes)
     state = OrderedDict(value)
     vars(state).update({"_metadata": value._metadata} if hasattr(value, "_metadata") else {})
-    return Contents(None, state, getattr(value, RECIPE, None), layout, chosen, notes)
+    return Contents(None, state, getattr(value, RECIPE, None), around, chosen, notes)
 
 
 def _of_bare(network: Any, weights: str, path: Path) -> Chosen:

@@ -56,9 +56,9 @@ def _by_suffix(out: Path, of_input: str) -> str:
     return "state-dict" if said == TORCH and of_input in WEIGHTS else said[0]
 
 
-def state_of(network: nn.Module, layout: Around, recipe: str | None) -> dict[str, Any]:
+def state_of(network: nn.Module, around: Around, recipe: str | None) -> dict[str, Any]:
     """Return the state dict as it will be written: on the CPU, named as the input's and with its extras."""
-    full: dict[str, Any] = layout.naming.of_file(network.state_dict())
+    full: dict[str, Any] = around.naming.of_file(network.state_dict())
     for name, value in full.items():
         full[name] = value.detach().cpu() if isinstance(value, Tensor) else value
     if recipe is not None:
@@ -66,15 +66,15 @@ def state_of(network: nn.Module, layout: Around, recipe: str | None) -> dict[str
     return full
 
 
-def write_torch(network: Any, layout: Around, path: Path, *, trust: bool) -> Any:
-    """Write ``network`` (a module or state dict) in its layout, read it back, and return what was read of it.
+def write_torch(network: Any, around: Around, path: Path, *, trust: bool) -> Any:
+    """Write ``network`` (a module or state dict) in what was around it, read it back, and return what was read.
 
     Raises RepfuseError where it cannot be pickled, or where a tensor does not come back bit by bit.
     """
-    torch_pickle.write(layout.put(network), path)
+    torch_pickle.write(around.put(network), path)
     back = torch_pickle.read_trusted(path) if trust else torch_pickle.read(path, Container.TORCH_ZIP)
-    compare(_tensors(network), _tensors(layout.take(back)))
-    return layout.take(back)
+    compare(_tensors(network), _tensors(around.take(back)))
+    return around.take(back)
 
 
 def write_safetensors(state: Mapping[str, Any], metadata: Mapping[str, str], path: Path) -> None:
