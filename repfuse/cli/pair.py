@@ -65,8 +65,7 @@ def load_pair(
 
     sources = (source, fused_source if fused_source.model else source._replace(weights=fused_source.weights))
     loaded = [
-        load(path, **for_load(*each, example, allow, trust=trust))
-        for path, each in zip(paths, sources, strict=True)
+        load(path, **for_load(*each, example, allow, trust=trust)) for path, each in zip(paths, sources, strict=True)
     ]
     for checkpoint in loaded:
         notes(checkpoint.path, checkpoint.notes, quiet=quiet)
