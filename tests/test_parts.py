@@ -129,6 +129,28 @@ def test_what_an_untraceable_forward_uses_too_stays(use, outside):
     assert any(refusal.code in ("called-differently", "outer-reference") for refusal in refusals)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [lambda m, x: m.block[0].weight.mean(), lambda m, x: m.block[0](x)],
+    ids=["reads a weight", "calls a child"],
+)
+def test_what_the_outermost_forward_uses_of_a_part_stays(use):
+    model = randomised(Called(lambda m, x: m.block(x) * sign(x) + use(m, x), block=conv_norm(3)))
+    assert norms(converted(model, X)) == 1
+
+
+def test_what_an_untraceable_module_holds_and_did_not_call_stays():
+    shared = conv_norm(3)
+    model = randomised(nn.Sequential(shared, nn.ReLU(), Deciding(conv_norm(1), shared[0])))
+    assert norms(converted(model, X.abs()), X.abs()) == 1
+
+
+def test_what_is_called_with_other_settings_each_time_is_looked_into():
+    inner = Called(lambda m, x, scale: m.block(x) * scale, block=conv_norm(3))
+    model = randomised(Called(lambda m, x: m.inner(m.inner(x, 2.0) * sign(x), 3.0), inner=inner))
+    assert norms(converted(model, X)) == 0
+
+
 def test_a_block_that_holds_an_untraceable_one_with_a_shared_child_keeps_that_child():
     shared = conv_norm(3)
     model = randomised(nn.Sequential(shared, nn.ReLU(), Deciding(shared, conv_norm(1))))
