@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from repfuse.cli.choosing import Wanted
-    from repfuse.cli.output import Progress
+    from repfuse.progress import Progress
 
 TIMING_SECONDS = 1.0
 

@@ -13,7 +13,7 @@ from repfuse.networks import join, named_tensors
 from repfuse.placing.edits import Block, Fused
 from repfuse.planning.replaying import Replayed, replay
 from repfuse.planning.storage import stored_like
-from repfuse.plans import Plan
+from repfuse.plans import AGAIN, Plan
 from repfuse.rewriting.edited import EditedPart, clone, stand_in
 from repfuse.rewriting.emit import (
     convolution_module,
@@ -117,7 +117,7 @@ class _Rewriting:
             raise RepfuseError(
                 f"The plan does not fit the weights at {join(part.path, fused.path)!r}.",
                 f"There is {error.reason}; with the weights that the plan was made with it was exact.",
-                "Make the plan again from this model.",
+                AGAIN,
             ) from error
 
     def _restore(self) -> None:
