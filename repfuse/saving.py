@@ -13,10 +13,11 @@ from torch import nn
 from repfuse.checkpoint import atomic, example
 from repfuse.checkpoint.allow import names_refused
 from repfuse.checkpoint.contents import RECIPE
+from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.inert import origins
 from repfuse.checkpoint.opening import digest_of
 from repfuse.checkpoint.recipe import Recipe
-from repfuse.checkpoint.saving import format_for, state_of, write_safetensors, write_torch
+from repfuse.checkpoint.saving import state_of, write_safetensors, write_torch
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan

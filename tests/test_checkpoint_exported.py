@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 import repfuse
 from repfuse.checkpoint.exported import archive
 from repfuse.checkpoint.exported.contract import contract_of
-from repfuse.checkpoint.saving import format_for
+from repfuse.checkpoint.formats import format_for
 from repfuse.errors import RepfuseError
 
 

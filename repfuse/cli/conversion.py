@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from repfuse.benching import bench
 from repfuse.checkpoint.atomic import replacing, together
-from repfuse.checkpoint.saving import format_for
+from repfuse.checkpoint.formats import format_for
 from repfuse.cli.target import report_path
 from repfuse.converting import convert
 from repfuse.health import examine

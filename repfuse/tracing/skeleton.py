@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, jit, nn
 
 from repfuse.errors import RepfuseError
-from repfuse.networks import named_tensors
+from repfuse.networks import join, named_tensors
 from repfuse.wording import described
 
 Change = Callable[[str, Tensor], Tensor]
@@ -73,7 +73,7 @@ def _uncopyable(module: nn.Module) -> str:
                 if not name.startswith("_"):
                     copy.deepcopy(value, dict(shared))
             except Exception:
-                return f"{path}.{name}".strip(".")
+                return join(path, name)
     return ""
 
 
