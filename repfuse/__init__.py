@@ -5,8 +5,10 @@
     repfuse.verify(checkpoint.module, result.module, checkpoint.example_inputs)
     repfuse.save(checkpoint, result.module, "out.pt", plan=result.plan)
 
-``plan`` and ``rewrite`` are the two steps of ``fuse``, ``convert`` also proves the result, ``bench`` times it. The names
-are imported when they are first used, so that ``import repfuse`` and ``repfuse --help`` do not wait for torch.
+``plan`` and ``rewrite`` are the two steps of ``fuse``, ``convert`` also proves the result, ``bench`` times it.
+
+The names are imported when they are first used, so that ``import repfuse`` and ``repfuse --help`` do not wait for
+torch.
 """
 
 from __future__ import annotations
