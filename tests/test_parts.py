@@ -208,6 +208,34 @@ def test_tensors_come_in_lists_dicts_and_tuples(example):
     assert "BatchNorm" in str(model) and "BatchNorm" not in str(fused)
 
 
+def test_an_argument_of_tensors_and_nothing_is_looked_around():
+    def forward(m, pair):
+        y = m.block(pair[0])
+        return y if pair[1] is None else y + pair[1]
+
+    model = randomised(Called(forward, block=RepVGG()))
+    fused = fuse(model, ((X, None),)).module
+    for second in (None, X):
+        assert torch.allclose(model((X, second)), fused((X, second)), rtol=1e-11)
+    assert "BatchNorm" not in str(fused)
+
+
+def test_the_branch_that_values_choose_is_the_one_that_runs():
+    model = randomised(nn.Sequential(nn.Conv2d(4, 4, 1), Deciding(conv_norm(3), conv_norm(1))))
+    with torch.no_grad():
+        model[0].bias.fill_(1e4)
+    assert [part.path for part in plan(model, (X,)).parts] == ["", "1.branches.0"]
+
+
+def test_a_block_whose_parts_merge_as_much_keeps_its_class():
+    def forward(m, x):
+        _, _, *space = x.shape
+        return m.b(torch.relu(m.a(x))) * len(space)
+
+    fused = fuse(randomised(nn.Sequential(Called(forward, a=conv_norm(3), b=conv_norm(1)))), (X,)).module
+    assert type(fused[0]) is Called and norms(fused) == 0
+
+
 @pytest.fixture
 def model():
     return randomised(Deciding(nn.Sequential(conv_norm(3), nn.ReLU(), RepVGG()), conv_norm(1)))
