@@ -10,7 +10,7 @@ from typing import Any
 from repfuse.checked import NotAPlan, count, flag, list_of, one_of, optional, record, shown, text
 from repfuse.errors import RepfuseError
 from repfuse.planning.cost import Policy
-from repfuse.plans import SCHEMA, Cost, Part, Plan, Refusal, Site
+from repfuse.plans import AGAIN, SCHEMA, Cost, Part, Plan, Refusal, Site
 from repfuse.refusals import REFUSALS
 
 DOCUMENTS = ("repfuse.plan", "repfuse.inspection", "repfuse.conversion")
@@ -28,9 +28,7 @@ def read_plan(data: Any) -> Plan:
     try:
         return _plan(_plan_in(data))
     except NotAPlan as error:
-        raise RepfuseError(
-            "This is not a plan that repfuse wrote.", f"{error}.", "Make the plan again from the model."
-        ) from error
+        raise RepfuseError("This is not a plan that repfuse wrote.", f"{error}.", AGAIN) from error
 
 
 def _plan_in(data: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING
 
 from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
+from repfuse.wording import first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +54,7 @@ def members_of(path: Path, data: bytes | None = None) -> dict[str, zipfile.ZipIn
             "Save the checkpoint again with torch.save, and give that file.",
         ) from error
     except Exception as error:  # a damaged archive can make its reader fail in any way
-        raise damaged(path, str(error) or type(error).__name__) from error
+        raise damaged(path, first_line(error)) from error
 
 
 def _check_end(file: IO[bytes], archive: zipfile.ZipFile) -> None:

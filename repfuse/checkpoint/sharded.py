@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repfuse.checkpoint import safetensors_file
+from repfuse.checkpoint.json_file import read_json
 from repfuse.checkpoint.recognise import Container, damaged, index_in, recognise
 from repfuse.errors import RepfuseError
+from repfuse.wording import described, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHOWN = 4
-LARGEST = 100_000_000  # bytes of an index: a million names
+LARGEST = 100 << 20  # bytes of an index: a million names
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
@@ -26,12 +26,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
     """
     index = index_in(path) if path.is_dir() else path
     assert index is not None
-    places = _weight_map(index)
+    places = weight_map(index)
     shards = {name: index.parent / name for name in dict.fromkeys(places.values())}
     if absent := [name for name, shard in shards.items() if not _is_file(shard)]:
         raise RepfuseError(
             f"{len(absent)} of the {len(shards)} shards of {index} are missing.",
-            f"There is no {_listed(absent)} beside it.",
+            f"There is no {listed(absent)} beside it.",
             "Download all of them into that folder.",
         )
     held: dict[str, dict[str, Tensor]] = {}
@@ -54,17 +54,16 @@ def digest_of(files: tuple[Path, ...]) -> str:
     return f"sha256:{whole.hexdigest()}"
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    if index.stat().st_size > LARGEST:
-        raise damaged(index, f"an index of more than {LARGEST:,} bytes")
+def weight_map(index: Path) -> dict[str, str]:
+    """Return the shard of each name. Raises RepfuseError where the file is no index, or leads out of its own folder."""
     try:
-        places: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(index, f"it is no index of shards ({type(error).__name__}: {error})") from error
+        places: Any = read_json(index, LARGEST)["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(index, f"it is no index of shards ({described(error)})") from error
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise damaged(index, "its weight_map is not a table of names")
     for name in places.values():
-        if Path(name).name != name or "\\" in name or "\0" in name:
+        if Path(name).name != name or name == ".." or "\\" in name or "\0" in name:
             what = f"{index} names a shard outside its own folder."
             raise RepfuseError(what, f"It names {name!r}.", "Get the index again from where the weights are from.")
     return places
@@ -101,11 +100,6 @@ def _check(index: Path, places: dict[str, str], held: dict[str, dict[str, Tensor
 def _misfit(index: Path, names: list[str], what: str) -> RepfuseError:
     return RepfuseError(
         f"The shards do not fit {index}.",
-        f"{len(names)} {what}: {_listed(names)}.",
+        f"{len(names)} {what}: {listed(names)}.",
         "Get the index and all its shards again, from one place.",
     )
-
-
-def _listed(names: list[str]) -> str:
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -14,7 +14,7 @@ from repfuse.checkpoint.inert import Record, module_state, walk
 FREE_BYTES = 1 << 28
 BYTES_OF_BYTE = 8  # what a byte of the file may stand for: repeated numbers take the room of one
 MODULES = 100_000  # ways from the root to a module: a module held twice by one that is held twice is four modules
-CALLS = 300_000  # some seconds; networks have thousands of tensors, and each is filled in a few calls
+CALLS = 150_000  # some seconds; networks have thousands of tensors, and each is filled in a few calls
 DEPTH = 200  # modules in modules: Python itself runs no deeper network
 SPARSE = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
@@ -79,7 +79,7 @@ def _ways(record: Record, found: dict[int, tuple[int, int]]) -> tuple[int, int]:
 
 
 class Bounded(TorchFunctionMode):
-    """Within it, no more than ``room`` bytes of new tensors are made, with no more than CALLS of torch; else MemoryError.
+    """Within it, no more than ``room`` bytes of new tensors are made, in no more than CALLS; else MemoryError.
 
     torch gives the memory of an empty tensor its pages only when they are written to, which does not come to pass.
     """

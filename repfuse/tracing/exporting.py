@@ -8,10 +8,7 @@ down to one pixel, which torch.export takes for larger.
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils._sympy.numbers import int_oo
 
+from repfuse.quiet import quietly
 from repfuse.tracing.arguments import Arguments
 from repfuse.tracing.skeleton import copy_with
 
@@ -36,7 +34,7 @@ def export(module: nn.Module, arguments: Arguments) -> fx.GraphModule | None:
     """Return ``module`` as one graph over its own tensors; None where torch.export cannot, or not for all sizes."""
     given = Arguments(*tree_map(_in_a_batch, (arguments.args, dict(arguments.kwargs))))
     try:
-        with _quiet(), torch.no_grad():
+        with quietly(), torch.no_grad():
             sizes = tree_map(_axes, (given.args, given.kwargs))
             # By position, as the arguments are: torch.export would want the parameters' names.
             shapes = sizes[0] + tuple(sizes[1].values())
@@ -107,16 +105,3 @@ def _same(module: nn.Module, made: nn.Module, given: Arguments) -> bool:
     found = made(*given.args, **given.kwargs)
     pairs = list(zip(tree_leaves(expected), tree_leaves(found), strict=True))
     return all(torch.allclose(a, b, equal_nan=True) if isinstance(a, Tensor) else a == b for a, b in pairs)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

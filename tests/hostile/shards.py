@@ -85,7 +85,7 @@ def pickle(folder: Path) -> None:
     torch.save({"a": torch.ones(4)}, folder / FIRST)
 
 
-MILLION: dict[str, Any] = {f"a{number}": f"{number}.safetensors" for number in range(100_000)}
+MILLION: dict[str, Any] = {f"a{number}": f"{number}.safetensors" for number in range(20_000)}
 SHARDS = {
     **{name: raw(text) for name, text in WRONG.items()},
     "names outside": named("../model-1.safetensors", "/etc/passwd", "a/../../x"),
@@ -98,7 +98,7 @@ SHARDS = {
     "half a character": named("\ud800"),
     "NUL": named("a\0b"),
     "control characters": named("\x1b]0;owned\x07"),
-    "a hundred thousand shards": index(MILLION),
+    "twenty thousand shards": index(MILLION),
     "a weight that is elsewhere": index({"a": SECOND, "b": FIRST}),
     "a weight that is nowhere": index({"a": FIRST, "b": SECOND, "c": SECOND}),
     "a weight in two shards": index(

@@ -19,13 +19,13 @@ import torch
 
 from repfuse.checkpoint.archive import members_of
 from repfuse.checkpoint.exported.inspection import Unsafe, check_names, check_program
-from repfuse.checkpoint.exported.quiet import quietly
 from repfuse.checkpoint.inert import children
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.soundness import room_for, sound
 from repfuse.checkpoint.torch_pickle import vet
 from repfuse.errors import RepfuseError
-from repfuse.tracing.skeleton import first_line
+from repfuse.quiet import quietly
+from repfuse.wording import first_line
 
 PROGRAM = "models/model.json"
 INPUTS = "data/sample_inputs/model.pt"
@@ -58,7 +58,7 @@ def read(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
         with quietly():
             return torch.export.load(io.BytesIO(data))
     except Exception as error:  # a damaged file can make torch's reader fail in any way, and a trusted one runs code
-        raise damaged(path, first_line(error) or type(error).__name__) from error
+        raise damaged(path, first_line(error)) from error
 
 
 def write(program: torch.export.ExportedProgram, path: Path) -> None:
@@ -71,7 +71,7 @@ def write(program: torch.export.ExportedProgram, path: Path) -> None:
     except Exception as error:  # the serialiser raises what it likes
         raise RepfuseError(
             "This program cannot be written as .pt2.",
-            first_line(error) or type(error).__name__,
+            first_line(error),
             "Choose a .pt or .safetensors file.",
         ) from error
 
@@ -86,11 +86,6 @@ def check(path: Path, data: bytes) -> None:
             program = json.loads(reader.get_record(PROGRAM))
             configs = [json.loads(reader.get_record(name))["config"] for name in CONFIGS]
             inputs = reader.get_record(INPUTS)
-    except RepfuseError:
-        raise
-    except Exception as error:  # likewise
-        raise damaged(path, first_line(error) or type(error).__name__) from error
-    try:
         check_program(program)
         for folder, config in zip((WEIGHTS, CONSTANTS), configs, strict=True):
             check_names(config)
@@ -101,8 +96,8 @@ def check(path: Path, data: bytes) -> None:
         raise
     except Unsafe as error:
         raise _refused(path, str(error)) from error
-    except Exception as error:  # likewise
-        raise damaged(path, first_line(error) or type(error).__name__) from error
+    except Exception as error:  # a damaged file can make torch's reader fail in any way
+        raise damaged(path, first_line(error)) from error
 
 
 def _reader(data: bytes) -> Any:

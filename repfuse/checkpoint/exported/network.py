@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from repfuse.checkpoint.exported.contract import input_values
 from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
-from repfuse.tracing.skeleton import first_line
+from repfuse.wording import described
 
 LARGEST = 1 << 26  # numbers that inputs may have without being asked for
 
@@ -30,7 +30,7 @@ def opened(program: ExportedProgram, path: Path) -> tuple[ExportedProgram, fx.Gr
     except RepfuseError:
         raise
     except Exception as error:  # torch makes code of what the file says, and runs it: anything may be wrong with it
-        raise damaged(path, f"{type(error).__name__}: {first_line(error)}") from error
+        raise damaged(path, described(error)) from error
 
 
 def network_of(program: ExportedProgram) -> fx.GraphModule:
