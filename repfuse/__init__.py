@@ -5,6 +5,8 @@
     repfuse.verify(checkpoint.module, result.module, checkpoint.example_inputs)
     repfuse.save(checkpoint, result.module, "out.pt", plan=result.plan)
 
+``plan`` and ``rewrite`` are the two steps of ``fuse``, ``convert`` also proves the result, ``bench`` times it.
+
 The names are imported when they are first used, so that ``import repfuse`` and ``repfuse --help`` do not wait for
 torch.
 """
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
     from repfuse.benching import bench
     from repfuse.converting import convert
     from repfuse.fusing import fuse
-    from repfuse.loading import load, save
+    from repfuse.loading import load
     from repfuse.planning.cost import Policy
     from repfuse.planning.planner import plan
     from repfuse.plans import Plan
     from repfuse.rewriting import rewrite
+    from repfuse.saving import save
     from repfuse.verifying import verify
 
 _HOMES = {
@@ -37,7 +40,7 @@ _HOMES = {
     "load": "repfuse.loading",
     "plan": "repfuse.planning.planner",
     "rewrite": "repfuse.rewriting",
-    "save": "repfuse.loading",
+    "save": "repfuse.saving",
     "verify": "repfuse.verifying",
 }
 

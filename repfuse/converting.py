@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,12 +11,11 @@ from repfuse.loading import Checkpoint
 from repfuse.planning.choosing import Choice, choose
 from repfuse.planning.cost import Policy
 from repfuse.plans import Plan
+from repfuse.progress import Progress
 from repfuse.proof import Proof, prove
 from repfuse.rewriting import rewrite
 from repfuse.verifying import Drift, drift, input_variants
 from repfuse.verifying.comparison import reference
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.recognise import recognise
 from repfuse.checkpoint.soundness import room_for
 from repfuse.errors import RepfuseError
+from repfuse.wording import first_line
 
 INPUTS = ("inputs", "images", "x")
 LABELS = ("labels", "targets", "y")
@@ -108,5 +109,4 @@ def _find(tensors: Mapping[str, Any], names: tuple[str, ...]) -> torch.Tensor | 
 
 
 def _unreadable(path: Path, error: Exception) -> RepfuseError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return RepfuseError(f"The data in {path} cannot be read.", lines[0], LAYOUT)
+    return RepfuseError(f"The data in {path} cannot be read.", first_line(error), LAYOUT)

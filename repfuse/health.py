@@ -58,15 +58,17 @@ def _of_module(path: str, module: nn.Module) -> Iterator[Finding]:
     from torch.nn.modules.conv import _ConvNd
     from torch.nn.modules.linear import Linear
 
+    from repfuse.networks import join
+
     if not isinstance(module, _NormBase | _ConvNd | Linear):
         return
     weight, variance = module.weight, getattr(module, "running_var", None)
     if weight is not None and weight.numel() and not bool(weight.any()):
-        yield Finding(f"{path}.weight".strip("."), "all-zero", weight.numel(), weight.numel())
+        yield Finding(join(path, "weight"), "all-zero", weight.numel(), weight.numel())
     if variance is not None and isinstance(module, _NormBase):
         bad: tuple[tuple[Ailment, Tensor], ...] = (
             ("negative-variance", variance < 0),
             ("small-variance", (variance >= 0) & (variance < module.eps)),
         )
-        name = f"{path}.running_var".strip(".")
+        name = join(path, "running_var")
         yield from (Finding(name, kind, int(which.sum()), which.numel()) for kind, which in bad if bool(which.any()))

@@ -32,7 +32,7 @@ def named_tensors(network: nn.Module, *, remove_duplicate: bool = True) -> Itera
         for name, value in own_tensors(module).items():
             if not (remove_duplicate and id(value) in seen):
                 seen.add(id(value))
-                yield f"{path}.{name}" if path else name, value
+                yield join(path, name), value
 
 
 def stored_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -44,7 +44,7 @@ def stored_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         kept = {name: x for name, x in module._buffers.items() if name not in module._non_persistent_buffers_set}
         for name, value in {**module._parameters, **kept}.items():
             if value is not None:
-                yield f"{path}.{name}" if path else name, value
+                yield join(path, name), value
 
 
 def set_eval(network: nn.Module) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 from repfuse.checked import NotAPlan, count, flag, list_of, one_of, optional, record, shown, text
 from repfuse.errors import RepfuseError
 from repfuse.planning.cost import Policy
-from repfuse.plans import SCHEMA, Cost, Part, Plan, Refusal, Site
+from repfuse.plans import AGAIN, SCHEMA, Cost, Part, Plan, Refusal, Site
 from repfuse.refusals import REFUSALS
 
 DOCUMENTS = ("repfuse.plan", "repfuse.inspection", "repfuse.conversion")
 """The kinds of document that hold a plan."""
 
-LARGEST_EXAMPLE = 2**30
-"""How many numbers one tensor of a plan's example may have: it is made when the plan replays."""
+LARGEST_EXAMPLE = 2**28
+"""How many numbers the example of one part may have: it is made when the plan replays."""
 
 DEEPEST_EXAMPLE = 32
 MOST_AXES = 64
@@ -28,9 +28,7 @@ def read_plan(data: Any) -> Plan:
     try:
         return _plan(_plan_in(data))
     except NotAPlan as error:
-        raise RepfuseError(
-            "This is not a plan that repfuse wrote.", f"{error}.", "Make the plan again from the model."
-        ) from error
+        raise RepfuseError("This is not a plan that repfuse wrote.", f"{error}.", AGAIN) from error
 
 
 def _plan_in(data: Any) -> Any:
@@ -85,6 +83,24 @@ def _example(value: Any, where: str, depth: int = 0) -> Any:
     return value
 
 
+def _arguments(value: Any, where: str) -> Any:
+    """Check a description, and that its tensors together are no larger than an example may be."""
+    if _numbers(_example(value, where)) > LARGEST_EXAMPLE:
+        raise NotAPlan(f"{where} has tensors of more than {LARGEST_EXAMPLE:,} numbers")
+    return value
+
+
+def _numbers(value: Any) -> int:
+    match value:
+        case {"shape": sizes}:
+            return prod(sizes)
+        case {"list": items} | {"tuple": items}:
+            return sum(map(_numbers, items))
+        case {"dict": entries}:
+            return sum(map(_numbers, entries.values()))
+    return 0
+
+
 def _is_plain(value: Any) -> bool:
     """Whether JSON has the value; its infinities have names."""
     return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and isfinite(value))
@@ -93,8 +109,10 @@ def _is_plain(value: Any) -> bool:
 def _tensor(sizes: Sequence[Any], dtype: Any, where: str) -> None:
     if not text(dtype, where).isidentifier():
         raise NotAPlan(f"{where} has a tensor of {shown(dtype)}, which is no dtype")
-    if len(sizes) > MOST_AXES or prod(count(size, where) for size in sizes) > LARGEST_EXAMPLE:
-        raise NotAPlan(f"{where} has a tensor of more than {LARGEST_EXAMPLE:,} numbers")
+    for size in sizes:
+        count(size, where)
+    if len(sizes) > MOST_AXES:
+        raise NotAPlan(f"{where} has a tensor of more than {MOST_AXES} axes")
 
 
 _COST = record(Cost, dict.fromkeys(("macs", "bytes", "launches", "parameters"), count))
@@ -120,7 +138,7 @@ _PART = record(
     Part,
     {
         **dict.fromkeys(("path", "fingerprint"), text),
-        "arguments": _example,
+        "arguments": _arguments,
         **dict.fromkeys(("matching_borders", "shared"), _TEXTS),
         "exported": flag,
     },

@@ -14,12 +14,14 @@ from typing import Any
 
 from repfuse.checked import NotAPlan, count, list_of, shown, text
 from repfuse.checkpoint.atomic import replacing
+from repfuse.checkpoint.json_file import read_json
 from repfuse.errors import RepfuseError
 from repfuse.jsonready import json_ready
 from repfuse.plans import Plan
 from repfuse.report.schema import Report, envelope
+from repfuse.wording import first_line
 
-LARGEST = 64 * 2**20
+LARGEST = 16 * 2**20
 """Bytes; the plans of the largest networks have less than one million."""
 
 AGAIN = "Make it again: repfuse inspect IN --plan FILE"
@@ -48,7 +50,7 @@ def write_plan(report: Report, path: Path) -> None:
 
 def read_plan_file(path: Path) -> PlanFile:
     """Return the plan in a file. Raises RepfuseError with what is wrong with it."""
-    data = _parsed(_content(path), path)
+    data = _content(path)
     try:
         made_for, digest, example = _origin(data)
         return PlanFile(path, Plan.from_dict(data), made_for, digest, example)
@@ -58,39 +60,16 @@ def read_plan_file(path: Path) -> PlanFile:
         raise RepfuseError(f"{path}: {error.what}", error.why, error.hint) from error
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path) -> Any:
     try:
-        with path.open("rb") as stream:
-            content = stream.read(LARGEST + 1)
+        return read_json(path, LARGEST)
     except OSError as error:
         raise RepfuseError(f"The plan {path} cannot be read.", error.strerror or str(error), AGAIN) from error
-    if len(content) > LARGEST:
-        raise _damaged(path, f"it is larger than {LARGEST >> 20} MiB")
-    return content
-
-
-def _parsed(content: bytes, path: Path) -> Any:
-    try:
-        return json.loads(content, object_pairs_hook=_mapping, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}: {error.msg}"
         raise _damaged(path, place, "Mend it there (no comma stands before a closing bracket). ") from error
-    except RecursionError as error:
-        raise _damaged(path, "it is nested too deeply") from error
     except ValueError as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
-
-
-def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        twice = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
-        raise NotAPlan(f"{shown(twice)} stands twice in one place")
-    return mapping
-
-
-def _no_number(name: str) -> Any:
-    raise NotAPlan(f"{name} is no number in JSON")
+        raise _damaged(path, first_line(error)) from error
 
 
 def _damaged(path: Path, why: str, hint: str = "") -> RepfuseError:

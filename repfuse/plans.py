@@ -12,6 +12,7 @@ from repfuse.globs import ROOT, as_globs, check_globs, first_match, names_of
 from repfuse.refusals import REFUSALS
 
 SCHEMA = 3
+AGAIN = "Make the plan again from this model."  # what to do with a plan that does not fit
 
 Key = tuple[str, str, str, frozenset[str]]
 """The part, source, output and nodes of a site."""

@@ -6,7 +6,7 @@ from torch import jit, nn
 from torch.nn.parameter import is_lazy
 
 from repfuse.errors import RepfuseError
-from repfuse.networks import named_tensors
+from repfuse.networks import join, named_tensors
 
 Done = set[nn.Module]
 
@@ -61,5 +61,5 @@ def _cycle(module: nn.Module, path: str = "", above: tuple[nn.Module, ...] = (),
     if module in done:
         return ""
     done.add(module)
-    below = ((f"{path}.{name}".strip("."), child) for name, child in module._modules.items() if child is not None)
+    below = ((join(path, name), child) for name, child in module._modules.items() if child is not None)
     return next(filter(None, (_cycle(child, inner, (*above, module), done) for inner, child in below)), "")

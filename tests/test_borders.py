@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
-from repfuse.loading import load, save
+from repfuse.loading import load
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
+from repfuse.saving import save
 
 X = image(2, 4, 6, 7)
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from repfuse.checkpoint.deploy import mode
 from repfuse.errors import RepfuseError
-from repfuse.loading import load, save
+from repfuse.loading import load
 from repfuse.planning.planner import plan
 from repfuse.rewriting import rewrite
+from repfuse.saving import save
 
 NET = """
 import torch

@@ -16,13 +16,14 @@ from torch import nn
 
 from repfuse.converting import convert
 from repfuse.errors import RepfuseError
-from repfuse.loading import load, save
+from repfuse.loading import load
 from repfuse.planning.choosing import Choice, choose, fitted
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
 from repfuse.plans import Cost, Part, Plan, Site
 from repfuse.proof import prove
 from repfuse.rewriting import rewrite
+from repfuse.saving import save
 from repfuse.verifying import input_variants
 from repfuse.verifying.comparison import reference
 

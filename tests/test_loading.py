@@ -18,31 +18,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.networks import digits
 from torch import Tensor, nn
 
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.errors import RepfuseError
-from repfuse.loading import Checkpoint, load, save
+from repfuse.loading import Checkpoint, load
 from repfuse.planning.planner import plan
 from repfuse.rewriting import rewrite
 from repfuse.samples import DigitsRepVGG, NotebookBlock
+from repfuse.saving import save
 
 DIGITS = "repfuse.samples:DigitsRepVGG"
 
 
-def trained(dtype: torch.dtype = torch.float32) -> DigitsRepVGG:
-    """A network with statistics that hide no mistake."""
-    torch.manual_seed(0)
-    network = DigitsRepVGG(width=4)
-    for part in network.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            for tensor in (part.weight, part.bias, part.running_mean):
-                nn.init.normal_(tensor)
-            nn.init.uniform_(part.running_var, 0.5, 2)
-    return network.to(dtype).eval()
-
-
-NETWORK = trained()
+NETWORK = digits()
 X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 ARGUMENTS = ["width=4"]
 
@@ -126,7 +116,7 @@ def test_a_file_saved_on_a_gpu_loads_without_one(tmp_path: Path, monkeypatch: py
 
 
 def test_training_mode_is_said_of_a_module_and_of_nothing_else(tmp_path: Path) -> None:
-    torch.save(trained().train(), tmp_path / "x.pt")
+    torch.save(digits().train(), tmp_path / "x.pt")
     checkpoint = load(tmp_path / "x.pt")
     assert "training mode" in checkpoint.notes[0]
     assert not any(part.training for part in checkpoint.module.modules())
@@ -137,7 +127,7 @@ def test_training_mode_is_said_of_a_module_and_of_nothing_else(tmp_path: Path) -
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("layout", ["module", "state dict"])
 def test_the_network_has_the_dtype_of_the_file(dtype: torch.dtype, layout: str, tmp_path: Path) -> None:
-    network = trained(dtype)
+    network = digits().to(dtype)
     torch.save(network if layout == "module" else network.state_dict(), tmp_path / "x.pt")
     checkpoint = opened(tmp_path / "x.pt")
     assert {p.dtype for p in checkpoint.module.parameters()} == {dtype}
@@ -396,7 +386,7 @@ def test_the_state_dict_is_plain_and_strict_for_others(tmp_path: Path) -> None:
     assert plain["epoch"] == 7
     assert saved.notes[0] == "kept from the training checkpoint: epoch"
     assert saved.notes[1].startswith("left out of the training checkpoint: optimizer (")
-    other = rewrite(trained(), plan(trained(), [X]))
+    other = rewrite(digits(), plan(digits(), [X]))
     other.load_state_dict(plain["state_dict"], strict=True)
     assert torch.equal(other(X), network(X))
     assert plain["state_dict"]._metadata  # the versions of the modules are there too
@@ -427,7 +417,7 @@ def test_the_prefix_is_written_back(prefix: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes_come_back_bit_by_bit(dtype: torch.dtype, tmp_path: Path) -> None:
-    torch.save(trained(dtype).state_dict(), tmp_path / "in.pt")
+    torch.save(digits().to(dtype).state_dict(), tmp_path / "in.pt")
     checkpoint = opened(tmp_path / "in.pt")
     network = fused(checkpoint)
     for out in (tmp_path / "out.pt", tmp_path / "out.safetensors"):

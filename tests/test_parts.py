@@ -129,6 +129,28 @@ def test_what_an_untraceable_forward_uses_too_stays(use, outside):
     assert any(refusal.code in ("called-differently", "outer-reference") for refusal in refusals)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [lambda m, x: m.block[0].weight.mean(), lambda m, x: m.block[0](x)],
+    ids=["reads a weight", "calls a child"],
+)
+def test_what_the_outermost_forward_uses_of_a_part_stays(use):
+    model = randomised(Called(lambda m, x: m.block(x) * sign(x) + use(m, x), block=conv_norm(3)))
+    assert norms(converted(model, X)) == 1
+
+
+def test_what_an_untraceable_module_holds_and_did_not_call_stays():
+    shared = conv_norm(3)
+    model = randomised(nn.Sequential(shared, nn.ReLU(), Deciding(conv_norm(1), shared[0])))
+    assert norms(converted(model, X.abs()), X.abs()) == 1
+
+
+def test_what_is_called_with_other_settings_each_time_is_looked_into():
+    inner = Called(lambda m, x, scale: m.block(x) * scale, block=conv_norm(3))
+    model = randomised(Called(lambda m, x: m.inner(m.inner(x, 2.0) * sign(x), 3.0), inner=inner))
+    assert norms(converted(model, X)) == 0
+
+
 def test_a_block_that_holds_an_untraceable_one_with_a_shared_child_keeps_that_child():
     shared = conv_norm(3)
     model = randomised(nn.Sequential(shared, nn.ReLU(), Deciding(shared, conv_norm(1))))
@@ -184,6 +206,34 @@ def test_tensors_come_in_lists_dicts_and_tuples(example):
     fused = fuse(model, example).module
     assert all(torch.allclose(a, b, rtol=1e-11) for a, b in zip(model(*example), fused(*example), strict=True))
     assert "BatchNorm" in str(model) and "BatchNorm" not in str(fused)
+
+
+def test_an_argument_of_tensors_and_nothing_is_looked_around():
+    def forward(m, pair):
+        y = m.block(pair[0])
+        return y if pair[1] is None else y + pair[1]
+
+    model = randomised(Called(forward, block=RepVGG()))
+    fused = fuse(model, ((X, None),)).module
+    for second in (None, X):
+        assert torch.allclose(model((X, second)), fused((X, second)), rtol=1e-11)
+    assert "BatchNorm" not in str(fused)
+
+
+def test_the_branch_that_values_choose_is_the_one_that_runs():
+    model = randomised(nn.Sequential(nn.Conv2d(4, 4, 1), Deciding(conv_norm(3), conv_norm(1))))
+    with torch.no_grad():
+        model[0].bias.fill_(1e4)
+    assert [part.path for part in plan(model, (X,)).parts] == ["", "1.branches.0"]
+
+
+def test_a_block_whose_parts_merge_as_much_keeps_its_class():
+    def forward(m, x):
+        _, _, *space = x.shape
+        return m.b(torch.relu(m.a(x))) * len(space)
+
+    fused = fuse(randomised(nn.Sequential(Called(forward, a=conv_norm(3), b=conv_norm(1)))), (X,)).module
+    assert type(fused[0]) is Called and norms(fused) == 0
 
 
 @pytest.fixture
@@ -448,6 +498,17 @@ class ReachesAll(Reaching):
         return x
 
 
+class ReachesOwn(Reaching):
+    def forward(self, x):
+        total = sum(tensor.mean() for tensor in self.parameters())
+        return self.b(self.a(x)) if x.mean() > 0 else x + total
+
+
+def test_a_forward_that_walks_through_its_own_parameters_keeps_them():
+    model = randomised(ReachesOwn([conv_norm(3)]))
+    assert norms(converted(model, X.abs()), X.abs()) == 2
+
+
 class ReachesNothing(Reaching):
     """Another method does, which no forward calls."""
 
@@ -455,7 +516,7 @@ class ReachesNothing(Reaching):
         return self.b(self.a(x)) if x.mean() > 0 else next(each(x) for each in self.all) + self.kept(x)
 
     def kept(self, x):
-        return x * self.a.training
+        return x.to(next(self.parameters()).dtype) * self.a.training
 
     def fuse(self):
         return self.a[0].weight

@@ -168,7 +168,7 @@ def test_a_conversion_says_all_it_found() -> None:
         "1x3x8x8float32(aguess)",
         "2sites,10→2operators",
         "passed:relativeerroratmost3.0e-16infloat64(allowed1.0e-12)",
-        "thewholenetworkon1input(1morethattheoriginalrefuses)",
+        "thewholenetworkon1input(1morethatnotbotharefor)",
         "relativeerror2.0e-07infloat32(theoriginal'sown1.0e-07",
         "2.00x(1.90to2.10)",
         "models/out.report.json",
@@ -243,7 +243,7 @@ def test_a_verification_reports_real_data_and_what_was_refused() -> None:
     shown = text(verify_view(verification()))
     assert "the same class for 100 % of the samples" in shown
     assert "original 99.7 %, fused 99.7 %" in shown
-    assert "1 input that the original refuses (RuntimeError: too small)" in shown
+    assert "1 input that not both networks are for (RuntimeError: too small)" in shown
     assert shown.rstrip().endswith("Same. Rounding explains it.")
 
 

@@ -20,8 +20,8 @@ from repfuse.benching.setup import at_least, batch_of, batched, device_clock, ev
 from repfuse.errors import RepfuseError
 from repfuse.networks import between, device_of, main_dtype, placed
 from repfuse.preconditions import check_runnable
+from repfuse.progress import Progress
 
-Progress = Callable[[str, float], None]
 Inputs = tuple[Any, ...]
 
 

@@ -33,8 +33,7 @@ def time_rounds(
     seconds: float,
     progress: Callable[[float], None],
 ) -> Rounds:
-    """Time both calls, warm and interleaved: each round times both, every other round in reverse order
-    (ABBA).
+    """Time both calls, warm and interleaved: each round times both, every other round in reverse order (ABBA).
 
     So a drift of the machine's speed falls on both alike. Stops after ``rounds`` rounds, or after the first
     even number of rounds that fills ``seconds``, warm-up included, and no sooner than FEWEST_ROUNDS.

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from repfuse.checkpoint.inert import GlobalName
 from repfuse.errors import RepfuseError
+from repfuse.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -33,7 +34,6 @@ KNOWN = (
 )
 NEVER = (torch.jit.ScriptModule, fx.GraphModule)  # they rebuild themselves from source text in the file
 PARTIAL = GlobalName("functools", "partial")  # held to a rule of its own where it is built
-LISTED = 8
 NOT_DATA = "not a class of networks that can be restored from data alone"
 
 
@@ -104,12 +104,6 @@ def refusal(path: Path, needs: list[Need]) -> RepfuseError:
         "It names " + "; ".join(f"{listed(names)} ({why})" for why, names in by_reason.items()) + ".",
         hint,
     )
-
-
-def listed(names: list[str]) -> str:
-    """Return the first of ``names``, and how many more there are."""
-    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 def _inside(module: str, packages: Iterable[str]) -> bool:

@@ -7,15 +7,17 @@ Python's, which checks them, and PyTorch's, which loads them.
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 import zipfile
 from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
+from repfuse.wording import first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,11 +32,19 @@ class UnsoundError(Exception):
     """Says what is wrong with an archive."""
 
 
-def members_of(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """Return the members by name. Raises RepfuseError where the archive is not as PyTorch would write it."""
+def opened(path: Path, data: bytes | None = None) -> IO[bytes]:
+    """Open the archive at ``path``, or ``data``, which is one in the file at ``path``."""
+    return path.open("rb") if data is None else io.BytesIO(data)
+
+
+def members_of(path: Path, data: bytes | None = None) -> dict[str, zipfile.ZipInfo]:
+    """Return the members by name; ``data`` is an archive in the file at ``path``, where it is not the file itself.
+
+    Raises RepfuseError where the archive is not as PyTorch would write it.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            _check_end(path, archive)
+        with opened(path, data) as file, zipfile.ZipFile(file) as archive:
+            _check_end(file, archive)
             _check_members(archive.infolist(), archive.start_dir)
             return {member.filename: member for member in archive.infolist()}
     except UnsoundError as error:
@@ -44,15 +54,14 @@ def members_of(path: Path) -> dict[str, zipfile.ZipInfo]:
             "Save the checkpoint again with torch.save, and give that file.",
         ) from error
     except Exception as error:  # a damaged archive can make its reader fail in any way
-        raise damaged(path, str(error) or type(error).__name__) from error
+        raise damaged(path, first_line(error)) from error
 
 
-def _check_end(path: Path, archive: zipfile.ZipFile) -> None:
+def _check_end(file: IO[bytes], archive: zipfile.ZipFile) -> None:
     """Check that the directory stands where the very end of the file says: readers look for it in different ways."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - END.size - LOCATOR64.size - END64.size))
-        tail = file.read()
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - END.size - LOCATOR64.size - END64.size))
+    tail = file.read()
     signature, _, _, _, count, length, offset, comment = END.unpack(tail[-END.size :])
     end = size - END.size
     if signature != b"PK\5\6" or comment:

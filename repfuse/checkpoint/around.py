@@ -21,7 +21,7 @@ ASKED = "as --drop-metadata asks"
 
 @dataclass(frozen=True)
 class Around:
-    """The layout of a file without its network.
+    """What a file is without its network.
 
     ``keys`` lead to the network in the dictionaries of a training checkpoint (none where it is bare), ``others`` are
     the other entries of each of these dictionaries, as far as they stay true. ``left_out`` says of each other why it
@@ -56,7 +56,7 @@ class Around:
         ]
 
     def without_metadata(self) -> Around:
-        """Return the layout with nothing but the keys to the network."""
+        """Return it with nothing but the keys to the network."""
         dropped = dict.fromkeys(self.kept(), ASKED)
         return replace(self, others=tuple({} for _ in self.keys), left_out=self.left_out | dropped, notes=())
 
@@ -70,8 +70,8 @@ class Around:
         return [*kept, *self.notes, *gone]
 
 
-def around(tree: dict[Any, Any], keys: tuple[str, ...]) -> Around:
-    """Return the layout of the training checkpoint ``tree``, whose network ``keys`` lead to.
+def around_of(tree: dict[Any, Any], keys: tuple[str, ...]) -> Around:
+    """Return what stands around the network of the training checkpoint ``tree`` that ``keys`` lead to.
 
     Left out of it are the state of the optimizer and other copies of the weights, which no longer fit a fused network,
     and whatever is not plain data.
@@ -80,15 +80,15 @@ def around(tree: dict[Any, Any], keys: tuple[str, ...]) -> Around:
     for key in keys[:-1]:
         levels.append(levels[-1][key])
     names = _names(levels[-1][keys[-1]])
-    layout = Around(keys)
+    around = Around(keys)
     for depth, (level, taken) in enumerate(zip(levels, keys, strict=True)):
-        layout = _with_level(layout, level, taken, ".".join((*keys[:depth], "")), names)
-    return layout
+        around = _with_level(around, level, taken, ".".join((*keys[:depth], "")), names)
+    return around
 
 
-def _with_level(layout: Around, level: Mapping[Any, Any], taken: str, before: str, names: set[str]) -> Around:
+def _with_level(around: Around, level: Mapping[Any, Any], taken: str, before: str, names: set[str]) -> Around:
     others: dict[Any, Any] = {}
-    left_out, notes = dict(layout.left_out), list(layout.notes)
+    left_out, notes = dict(around.left_out), list(around.notes)
     for key, value in level.items():
         if key == taken:
             others[key] = None  # holds the place of the network
@@ -101,7 +101,7 @@ def _with_level(layout: Around, level: Mapping[Any, Any], taken: str, before: st
             except NotPlainError as error:
                 left_out[f"{before}{key}"] = f"it holds {error}, which is no plain data"
             notes += [f"{before}{key} holds {kind}, kept as a plain dictionary" for kind in sorted(plain.changed)]
-    return replace(layout, others=(*layout.others, others), left_out=left_out, notes=tuple(notes))
+    return replace(around, others=(*around.others, others), left_out=left_out, notes=tuple(notes))
 
 
 def _stale(key: Any, value: Any, names: set[str]) -> str:

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from repfuse.checkpoint.around import Around, around
+from repfuse.checkpoint.around import Around, around_of
 from repfuse.checkpoint.choice import BARE, KINDS, Chosen, all_ways, choose, is_network, is_state_dict, ways
 from repfuse.checkpoint.inert import Record
-from repfuse.checkpoint.naming import listed
 from repfuse.errors import RepfuseError
+from repfuse.wording import listed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 RECIPE = "repfuse"  # the attribute, or the metadata key, that holds the recipe
-SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,12 @@ def find(tree: Any, path: Path, weights: str = "auto") -> Contents:
 
 
 def _contents(value: Any, tree: Any, chosen: Chosen, notes: tuple[str, ...]) -> Contents:
-    layout = around(tree, chosen.way) if chosen.way else Around()
+    around = around_of(tree, chosen.way) if chosen.way else Around()
     if not isinstance(value, dict):
-        return Contents(module=value, around=layout, chosen=chosen, notes=notes)
+        return Contents(module=value, around=around, chosen=chosen, notes=notes)
     state = OrderedDict(value)
     vars(state).update({"_metadata": value._metadata} if hasattr(value, "_metadata") else {})
-    return Contents(None, state, getattr(value, RECIPE, None), layout, chosen, notes)
+    return Contents(None, state, getattr(value, RECIPE, None), around, chosen, notes)
 
 
 def _of_bare(network: Any, weights: str, path: Path) -> Chosen:
@@ -86,8 +85,7 @@ def _not_there(tree: dict[Any, Any], path: Path, weights: str) -> RepfuseError:
         "ema": "no averaged weights",
         "model": "no trained weights",
     }.get(weights, f"no network under {weights!r}")
-    names = ", ".join(str(name) for name in list(tree)[:SHOWN])
-    error = no_network(path, f"It is a dictionary with {wanted}. Its keys: {names or 'none'}.")
+    error = no_network(path, f"It is a dictionary with {wanted}. Its keys: {listed(tree) or 'none'}.")
     if found := list(all_ways(tree)):
         error = RepfuseError(
             f"{path} holds no network where it was looked for.",

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from repfuse.checkpoint.naming import listed
 from repfuse.errors import RepfuseError
+from repfuse.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repfuse.errors import RepfuseError
+from repfuse.wording import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -79,7 +80,7 @@ def _tensor(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Ten
             return torch.randn(shape.sizes, generator=generator).to(dtype)
         return torch.randint(0, 2, shape.sizes, generator=generator).to(dtype)
     except (RuntimeError, MemoryError, OverflowError) as error:
-        raise RepfuseError(f"An input of {shape} cannot be made.", str(error).splitlines()[0], FORM) from error
+        raise RepfuseError(f"An input of {shape} cannot be made.", first_line(error), FORM) from error
 
 
 def known_shape(network: nn.Module, arguments: Mapping[str, Any]) -> Shape | None:

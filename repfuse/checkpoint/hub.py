@@ -6,17 +6,17 @@ The library keeps what it fetches, and works offline from that (HF_HUB_OFFLINE=1
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from repfuse.checkpoint.snapshot import CONFIG, INDEX, WEIGHTS, too_large
+from repfuse.checkpoint.sharded import weight_map
+from repfuse.checkpoint.snapshot import CONFIG, INDEX, WEIGHTS
 from repfuse.errors import RepfuseError
+from repfuse.wording import described
 
 PREFIX = "hf-hub:"
 NAME = re.compile(r"hf-hub:(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
-PART = re.compile(r"[\w.-]+\.safetensors")
 
 
 def is_hub_name(path: Path | str) -> bool:
@@ -40,8 +40,8 @@ def fetch(name: str) -> tuple[Path, str]:
     for weights in WEIGHTS:
         found = get.maybe(weights)
         if found is not None:
-            for part in _parts(found) if weights == INDEX else ():
-                get(part, f"{name} lacks {part}, which its index names")
+            for shard in sorted(set(weight_map(found).values())) if weights == INDEX else ():
+                get(shard, f"{name} lacks {shard}, which its index names")
             return folder, folder.name
     raise get.error(f"{name} has none of {', '.join(WEIGHTS)}")
 
@@ -75,26 +75,12 @@ class _Getter:
     def error(self, what: str) -> RepfuseError:
         offline = isinstance(self.last, self.library.errors.LocalEntryNotFoundError)
         why = "The hub cannot be reached, or offline mode is on, and the file is not in the cache." if offline else ""
-        first = (str(self.last).strip().splitlines() or [""])[0]
         return RepfuseError(
             f"{what}.",
-            why or f"{type(self.last).__name__}: {first}",
+            why or (described(self.last) if self.last else ""),
             "Check the name and the network (for private models: `hf auth login`), or download the model's folder "
             "elsewhere and give that folder.",
         )
-
-
-def _parts(index: Path) -> list[str]:
-    """Return the files that the index of sharded weights names. Raises RepfuseError where one is no plain file name."""
-    if too_large(index):
-        raise RepfuseError(f"{index} is too large for an index.", "", "Fetch the model again.")
-    try:
-        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RepfuseError(f"{index} is no index of weights.", str(error), "Fetch the model again.") from error
-    if odd := [part for part in parts if not isinstance(part, str) or not PART.fullmatch(part)]:
-        raise RepfuseError(f"{index} names odd files.", f"It names {odd[0]!r}.", "Give another model.")
-    return parts
 
 
 def _library() -> Any:

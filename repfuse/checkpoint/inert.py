@@ -111,7 +111,8 @@ def origins(root: Any) -> set[GlobalName]:
 
 def origin_of_dict(value: object) -> str:
     """Return the name of the class that a dictionary plays; empty where it plays none."""
-    return str(vars(value).get(ORIGIN, "")) if isinstance(value, OrderedDict) else ""
+    origin = vars(value).get(ORIGIN) if isinstance(value, OrderedDict) else None
+    return origin if isinstance(origin, str) else ""  # a file may give the attribute any value
 
 
 def module_state(value: Any) -> dict[str, Any] | None:
@@ -156,11 +157,18 @@ def tidied(root: Any) -> Any:
     for value in walk(root):
         if isinstance(value, OrderedDict):
             attributes = {key: kept for key, kept in vars(value).items() if key in KEPT and is_plain(kept)}
+            if not _are_versions(attributes.get("_metadata", {})):
+                raise UnpicklingError("the file gives a state dict versions that are none")
             vars(value).clear()
             vars(value).update(attributes)
         elif isinstance(value, torch.Tensor) and any(hasattr(torch.Tensor, key) for key in vars(value)):
             raise UnpicklingError("the file gives a tensor attributes that hide methods of torch")
     return root
+
+
+def _are_versions(value: Any) -> bool:
+    """Say whether ``value`` is what nn.Module.state_dict notes: by the path of each module, a dictionary."""
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, dict) for k, v in value.items())
 
 
 def is_plain(root: Any) -> bool:

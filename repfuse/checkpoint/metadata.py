@@ -21,6 +21,7 @@ from repfuse.checkpoint.inert import PLAIN, Record, is_reference, origin_of_dict
 
 MOMENTS = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone)
 HARMLESS = (np.ndarray, np.generic, np.dtype, pathlib.PurePath, *MOMENTS)  # where a trusted file gave them already
+PATH = 4096  # characters; no system takes longer ones
 NUMBERS = re.compile(r"[biufc]\d{1,2}|[US]\d+")  # dtypes whose values are bytes and no objects
 
 
@@ -79,8 +80,10 @@ class Plain:
             try:
                 args = [arg if is_reference(arg) else self.of(arg) for arg in record.args]
                 return make(record, args, self.of(record.state))
-            except (TypeError, ValueError, AttributeError, IndexError, OverflowError):
-                pass  # its state is not what that class writes
+            except NotPlainError:
+                raise
+            except Exception:  # where its state is not what that class writes, that may fail in any way
+                pass
         raise NotPlainError(f"an object of {record.origin}")
 
 
@@ -101,7 +104,13 @@ def _path(name: str) -> Callable[..., Any]:
     """Return the kind of path; of another system's its pure form, which names the same and opens nothing."""
     native = type(pathlib.Path()).__name__ == name
     kind: Any = getattr(pathlib, name if native or name.startswith("Pure") else f"Pure{name}")
-    return _called(lambda *parts: kind(*(str(part) for part in parts)))
+
+    def make(*parts: Any) -> Any:
+        if not all(isinstance(part, str) for part in parts) or sum(map(len, parts)) > PATH:
+            raise ValueError("no parts of a path")
+        return kind(*parts)
+
+    return _called(make)
 
 
 def _dtype(_record: Record, args: list[Any], state: Any) -> Any:
@@ -113,12 +122,20 @@ def _dtype(_record: Record, args: list[Any], state: Any) -> Any:
 
 def _scalar(_record: Record, args: list[Any], _state: Any) -> Any:
     dtype, content = args
-    return np.frombuffer(content, dtype, count=1)[0]
+    return np.frombuffer(_bytes(content), dtype, count=1)[0]
 
 
 def _array(_record: Record, _args: list[Any], state: Any) -> Any:
+    if not isinstance(state, tuple):  # what is in a tuple was counted when the pickle was vetted
+        raise TypeError("no state of an array")
     _version, shape, dtype, by_columns, content = state
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C").copy(order="A")
+    return np.frombuffer(_bytes(content), dtype).reshape(shape, order="F" if by_columns else "C").copy(order="A")
+
+
+def _bytes(content: Any) -> bytes | bytearray:
+    if not isinstance(content, (bytes, bytearray)):
+        raise TypeError("no bytes")
+    return content
 
 
 def _holds_objects(value: Any) -> bool:

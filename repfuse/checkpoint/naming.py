@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from repfuse.wording import listed
+
 WRAPPERS = ("module", "_orig_mod")  # what DataParallel and AveragedModel, and torch.compile, add to the names
-SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,6 @@ def wrapped_in(names: Iterable[str], wrappers: Collection[str]) -> dict[str, str
                 added = ""
     back = all(insert(without(name, wrappers), wrapped) == name for name in names)
     return wrapped if back else None
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return the first of the names, and how many more there are."""
-    names = list(names)
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _dotted(path: str) -> str:

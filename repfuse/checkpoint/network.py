@@ -62,7 +62,8 @@ def network_of(
     plans = recipe.plans if recipe else ()
     if source is not None:
         return _filled(opened, state, source, replay, plans)
-    with Bounded(room_for(opened.path.stat().st_size)):  # its arguments are the file's
+    size = sum(file.stat().st_size for file in opened.files or (opened.path,))
+    with Bounded(room_for(size)):  # its arguments are the file's
         return _filled(opened, state, _source_of(opened, recipe, allow, trust=trust), replay, plans)
 
 

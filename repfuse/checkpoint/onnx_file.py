@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from repfuse.checkpoint.exported.quiet import quietly
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
-from repfuse.tracing.skeleton import first_line
+from repfuse.quiet import quietly
 from repfuse.verifying.copies import Outcome
+from repfuse.wording import described, first_line
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -61,7 +61,7 @@ def _cause(error: BaseException) -> str:
     """Return the first of a chain of errors as text: the exporter's own only says that a step failed."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {first_line(error)}"
+    return described(error)
 
 
 def runtime_name() -> str:
@@ -95,7 +95,7 @@ def _run(session: Any, inputs: tuple[Any, ...], names: Sequence[str]) -> Outcome
         outputs = [torch.from_numpy(array) for array in session.run(None, fed)]
         return Outcome(dict(zip(names, outputs, strict=True)))
     except Exception as error:  # likewise
-        return Outcome({}, f"{type(error).__name__}: {first_line(error)}")
+        return Outcome({}, described(error))
 
 
 def _array(tensor: Tensor) -> Any:

@@ -14,6 +14,7 @@ from torch import nn
 
 from repfuse.checkpoint.allow import NotAllowedError, resolve
 from repfuse.checkpoint.inert import GlobalName
+from repfuse.checkpoint.json_file import parse_json
 from repfuse.checkpoint.source import ModelSource, as_texts, model_source
 from repfuse.errors import RepfuseError
 from repfuse.plans import Plan
@@ -53,7 +54,7 @@ class Recipe:
 def read_recipe(text: Any, path: Path) -> Recipe:
     """Return the recipe that ``text`` holds. Raises RepfuseError where it is not one of this schema."""
     try:
-        data = json.loads(text)
+        data = parse_json(text)
         if data["schema"] != SCHEMA:
             raise RepfuseError(
                 f"{path} was fused by repfuse {data['repfuse']}, whose recipe this version does not read.",

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from repfuse.errors import RepfuseError
+from repfuse.wording import first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,7 +106,7 @@ def _recognise_zip(path: Path) -> Container:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
     except Exception as error:  # a damaged archive can make its reader fail in any way
-        raise damaged(path, str(error) or type(error).__name__) from error
+        raise damaged(path, first_line(error)) from error
     if any(re.fullmatch(EXPORTED, member) for member in members):
         return Container.EXPORTED
     if any(re.fullmatch(TORCHSCRIPT, member) for member in members):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from repfuse.checkpoint.json_file import parse_json
 from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
+from repfuse.wording import described, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,18 +29,13 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             names = list(file.keys())
             return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
     except Exception as error:  # a damaged file can make its reader fail in any way
-        raise damaged(path, str(error)) from error
+        raise damaged(path, first_line(error)) from error
 
 
 def _check_names(path: Path) -> None:
     """Raise ValueError where the header has a name twice: which of the two counts, each reader decides for itself."""
     with path.open("rb") as file:
-        json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> None:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("its header has one name twice")
+        parse_json(file.read(int.from_bytes(file.read(8), "little")))
 
 
 def write(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: Path) -> None:
@@ -53,11 +49,11 @@ def write(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise RepfuseError(
             "These weights cannot be written as safetensors.",
-            f"{type(error).__name__}: {error}",
+            described(error),
             "Choose a .pt file as the output.",
         ) from error
     except SafetensorError as error:  # what the library makes of an OSError
-        raise OSError(str(error)) from error
+        raise OSError(first_line(error)) from error
 
 
 def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

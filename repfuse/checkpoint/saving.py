@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from repfuse.checkpoint import onnx_file, safetensors_file, torch_pickle
+from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.inert import tensors_of
 from repfuse.checkpoint.recognise import Container
@@ -19,46 +19,10 @@ if TYPE_CHECKING:
 
     from repfuse.checkpoint.around import Around
 
-TORCH = ("pt", "state-dict")  # what torch.save writes: a network, or its weights
-SUFFIXES = {
-    **{".safetensors": ("safetensors",), ".pt2": ("pt2",), ".onnx": ("onnx",)},
-    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), TORCH),
-}
-FORMATS = ("pt", "pt2", "safetensors", "state-dict", "onnx")
-GRAPHS = ("pt2", "torchscript")  # inputs that hold a graph, which no source builds anew
-WEIGHTS = ("state-dict", "safetensors")
 
-
-def format_for(out: Path, asked: str | None, of_input: str) -> str:
-    """Return the format to write: the one asked for, else what the suffix of ``out`` says, else the input's.
-
-    Raises RepfuseError where it is unknown, needs what is not installed, or cannot be made of such an input.
-    """
-    if asked is not None and asked not in FORMATS:
-        raise RepfuseError(f"{asked!r} is not a format.", "", f"Use one of {', '.join(FORMATS)}.")
-    form = asked or _by_suffix(out, of_input)
-    if form in WEIGHTS and of_input in GRAPHS:
-        raise RepfuseError(
-            f"A {of_input} file cannot become a file of weights alone ({form}).",
-            "It holds its network as a graph: nothing else could build the network that the weights belong to.",
-            "Choose --format pt2, onnx or pt.",
-        )
-    if form == "onnx":
-        onnx_file.check_installed()
-    return form
-
-
-def _by_suffix(out: Path, of_input: str) -> str:
-    usual = of_input if of_input in FORMATS else "pt2"
-    said = SUFFIXES.get(out.suffix.lower(), (usual,))
-    if usual in said:
-        return usual
-    return "state-dict" if said == TORCH and of_input in WEIGHTS else said[0]
-
-
-def state_of(network: nn.Module, layout: Around, recipe: str | None) -> dict[str, Any]:
+def state_of(network: nn.Module, around: Around, recipe: str | None) -> dict[str, Any]:
     """Return the state dict as it will be written: on the CPU, named as the input's and with its extras."""
-    full: dict[str, Any] = layout.naming.of_file(network.state_dict())
+    full: dict[str, Any] = around.naming.of_file(network.state_dict())
     for name, value in full.items():
         full[name] = value.detach().cpu() if isinstance(value, Tensor) else value
     if recipe is not None:
@@ -66,15 +30,15 @@ def state_of(network: nn.Module, layout: Around, recipe: str | None) -> dict[str
     return full
 
 
-def write_torch(network: Any, layout: Around, path: Path, *, trust: bool) -> Any:
-    """Write ``network`` (a module or state dict) in its layout, read it back, and return what was read of it.
+def write_torch(network: Any, around: Around, path: Path, *, trust: bool) -> Any:
+    """Write ``network`` (a module or state dict) in what was around it, read it back, and return what was read.
 
     Raises RepfuseError where it cannot be pickled, or where a tensor does not come back bit by bit.
     """
-    torch_pickle.write(layout.put(network), path)
+    torch_pickle.write(around.put(network), path)
     back = torch_pickle.read_trusted(path) if trust else torch_pickle.read(path, Container.TORCH_ZIP)
-    compare(_tensors(network), _tensors(layout.take(back)))
-    return layout.take(back)
+    compare(_tensors(network), _tensors(around.take(back)))
+    return around.take(back)
 
 
 def write_safetensors(state: Mapping[str, Any], metadata: Mapping[str, str], path: Path) -> None:

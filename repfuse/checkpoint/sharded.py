@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repfuse.checkpoint import safetensors_file
+from repfuse.checkpoint.json_file import read_json
 from repfuse.checkpoint.recognise import Container, damaged, index_in, recognise
 from repfuse.errors import RepfuseError
+from repfuse.wording import described, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHOWN = 4
-LARGEST = 100_000_000  # bytes of an index: a million names
+LARGEST = 100 << 20  # bytes of an index: a million names
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
@@ -27,15 +26,21 @@ def read(path: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
     """
     index = index_in(path) if path.is_dir() else path
     assert index is not None
-    places = _weight_map(index)
+    places = weight_map(index)
     shards = {name: index.parent / name for name in dict.fromkeys(places.values())}
-    if absent := [name for name, shard in shards.items() if not shard.is_file()]:
+    if absent := [name for name, shard in shards.items() if not _is_file(shard)]:
         raise RepfuseError(
             f"{len(absent)} of the {len(shards)} shards of {index} are missing.",
-            f"There is no {_listed(absent)} beside it.",
+            f"There is no {listed(absent)} beside it.",
             "Download all of them into that folder.",
         )
-    held = {name: _read(shard) for name, shard in shards.items()}
+    held: dict[str, dict[str, Tensor]] = {}
+    seen: set[str] = set()
+    for name, shard in shards.items():
+        held[name] = _read(shard)
+        if twice := sorted(seen & held[name].keys()):  # before the next one is read: links can make one file many
+            raise _misfit(index, twice, "in more than one shard")
+        seen |= held[name].keys()
     _check(index, places, held)
     return {name: held[shard][name] for name, shard in places.items()}, (index, *shards.values())
 
@@ -49,20 +54,26 @@ def digest_of(files: tuple[Path, ...]) -> str:
     return f"sha256:{whole.hexdigest()}"
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    if index.stat().st_size > LARGEST:
-        raise damaged(index, f"an index of more than {LARGEST:,} bytes")
+def weight_map(index: Path) -> dict[str, str]:
+    """Return the shard of each name. Raises RepfuseError where the file is no index, or leads out of its own folder."""
     try:
-        places: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(index, f"it is no index of shards ({type(error).__name__}: {error})") from error
+        places: Any = read_json(index, LARGEST)["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(index, f"it is no index of shards ({described(error)})") from error
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise damaged(index, "its weight_map is not a table of names")
     for name in places.values():
-        if Path(name).name != name or "\\" in name or "\0" in name:
+        if Path(name).name != name or name == ".." or "\\" in name or "\0" in name:
             what = f"{index} names a shard outside its own folder."
             raise RepfuseError(what, f"It names {name!r}.", "Get the index again from where the weights are from.")
     return places
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its name is longer than any that the system takes
+        return False
 
 
 def _read(shard: Path) -> dict[str, Tensor]:
@@ -77,20 +88,18 @@ def _read(shard: Path) -> dict[str, Tensor]:
 
 def _check(index: Path, places: dict[str, str], held: dict[str, dict[str, Tensor]]) -> None:
     missing = [name for name, shard in places.items() if name not in held[shard]]
-    times = Counter(name for tensors in held.values() for name in tensors)
+    unknown = [name for tensors in held.values() for name in tensors if name not in places]
     for names, what in (
         (missing, "not in the shard that the index says"),
-        ([name for name, count in times.items() if count > 1], "in more than one shard"),
-        ([name for name in times if name not in places], "in a shard, and not in the index"),
+        (unknown, "in a shard, and not in the index"),
     ):
         if names:
-            raise RepfuseError(
-                f"The shards do not fit {index}.",
-                f"{len(names)} {what}: {_listed(names)}.",
-                "Get the index and all its shards again, from one place.",
-            )
+            raise _misfit(index, names, what)
 
 
-def _listed(names: list[str]) -> str:
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _misfit(index: Path, names: list[str], what: str) -> RepfuseError:
+    return RepfuseError(
+        f"The shards do not fit {index}.",
+        f"{len(names)} {what}: {listed(names)}.",
+        "Get the index and all its shards again, from one place.",
+    )

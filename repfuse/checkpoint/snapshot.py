@@ -6,7 +6,6 @@ run, fetched or opened.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +13,17 @@ from typing import Any
 
 from repfuse.checkpoint.build import WEIGHTS as FETCHING
 from repfuse.checkpoint.build import timm_defaults
+from repfuse.checkpoint.json_file import read_json
 from repfuse.checkpoint.opening import Opened, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
 from repfuse.checkpoint.source import ModelSource
 from repfuse.errors import RepfuseError
+from repfuse.wording import first_line
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")  # the safe format first
-LIMIT = 4 << 20  # bytes of JSON
+LARGEST_FILE = 4 << 20  # bytes
 ARCHITECTURE = re.compile(r"\w{1,100}(\.\w{1,100})?")
 LARGEST = 1_000_000  # a number of classes, channels or pixels beyond this is a mistake or an attack
 DEEPEST = 4  # lists in the arguments
@@ -103,20 +104,18 @@ def _input_size(path: Path, pretrained: dict[str, Any], arguments: dict[str, Any
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if too_large(path):
-        raise RepfuseError(f"{path} is too large for a configuration.", "", "Give the weights themselves and --model.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RepfuseError(f"{path} does not read as JSON.", str(error), "Fetch the folder again.") from error
+        config = read_json(path, LARGEST_FILE)
+    except (OSError, ValueError) as error:
+        raise _no_configuration(path, first_line(error)) from error
     if not isinstance(config, dict):
-        raise RepfuseError(f"{path} is no configuration.", "It is no JSON object.", "Fetch the folder again.")
+        raise _no_configuration(path, "it is no JSON object")
     return config
 
 
-def too_large(path: Path) -> bool:
-    """Say whether a file has more bytes than a configuration or an index ever has."""
-    return path.stat().st_size > LIMIT
+def _no_configuration(path: Path, why: str) -> RepfuseError:
+    hint = "Fetch the folder again, or give the weights file itself, with --model."
+    return RepfuseError(f"{path} is no configuration.", f"{why}.", hint)
 
 
 def _number(path: Path, name: str, value: Any, least: int = 1) -> int:

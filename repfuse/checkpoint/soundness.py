@@ -14,6 +14,7 @@ from repfuse.checkpoint.inert import Record, module_state, walk
 FREE_BYTES = 1 << 28
 BYTES_OF_BYTE = 8  # what a byte of the file may stand for: repeated numbers take the room of one
 MODULES = 100_000  # ways from the root to a module: a module held twice by one that is held twice is four modules
+CALLS = 150_000  # some seconds; networks have thousands of tensors, and each is filled in a few calls
 DEPTH = 200  # modules in modules: Python itself runs no deeper network
 SPARSE = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
@@ -78,18 +79,21 @@ def _ways(record: Record, found: dict[int, tuple[int, int]]) -> tuple[int, int]:
 
 
 class Bounded(TorchFunctionMode):
-    """Within it, no more than ``room`` bytes of new tensors are made; MemoryError says that they would be.
+    """Within it, no more than ``room`` bytes of new tensors are made, in no more than CALLS; else MemoryError.
 
     torch gives the memory of an empty tensor its pages only when they are written to, which does not come to pass.
     """
 
     def __init__(self, room: int) -> None:
         super().__init__()
-        self.room = room
+        self.room, self.left = room, CALLS
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise MemoryError("building it does not end")
         made = func(*args, **(kwargs or {}))
         if isinstance(made, Tensor) and not any(isinstance(value, Tensor) for value in args):
             self.room -= made.numel() * made.element_size()

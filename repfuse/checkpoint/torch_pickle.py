@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickletools
 import re
-import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -14,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from repfuse.checkpoint.allow import listed
-from repfuse.checkpoint.archive import members_of
+from repfuse.checkpoint.archive import members_of, opened
+from repfuse.checkpoint.calls import HARMLESS, VettingError
 from repfuse.checkpoint.dictlike import dict_stand_in, is_dictlike
 from repfuse.checkpoint.inert import GlobalName, stand_in, tidied
 from repfuse.checkpoint.recognise import Container, damaged
 from repfuse.checkpoint.soundness import sound
-from repfuse.checkpoint.vetting import HARMLESS, Scan, VettingError, scan
+from repfuse.checkpoint.vetting import Scan, scan
 from repfuse.errors import RepfuseError
+from repfuse.quiet import quietly
+from repfuse.wording import described, first_line, listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ def read(path: Path, container: Container) -> Any:
     """
     said = _scan(path, container)
     try:
-        with path.open("rb") as file, _stand_ins_for(said.names), _quietly():
+        with path.open("rb") as file, _stand_ins_for(said.names), quietly():
             tree = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
             return tidied(sound(tree, path.stat().st_size))
     except Exception as error:  # a damaged pickle can make its reader fail in any way
@@ -51,12 +52,12 @@ def read(path: Path, container: Container) -> Any:
 def read_trusted(path: Path) -> Any:
     """Return what the file holds, running whatever code it asks for: only for files that the user trusts."""
     try:
-        with path.open("rb") as file, _quietly():
+        with path.open("rb") as file, quietly():
             return torch.load(file, map_location="cpu", weights_only=False, mmap=False)
     except Exception as error:  # the file's own code can fail in any way
         raise RepfuseError(
             f"{path} does not load, although it was trusted.",
-            f"{type(error).__name__}: {_first_line(error)}",
+            described(error),
             "Make the code that it needs importable (install its package, or set PYTHONPATH).",
         ) from error
 
@@ -72,16 +73,24 @@ def write(data: Any, path: Path) -> None:
     except (PicklingError, AttributeError, TypeError, RecursionError) as error:
         raise RepfuseError(
             "The network cannot be pickled.",
-            _first_line(error),
+            first_line(error),
             "Write its weights alone: give an output that ends in .safetensors, or --format state-dict.",
         ) from error
     except RuntimeError as error:  # what torch's archive writer makes of an OSError
-        raise OSError(_first_line(error)) from error
+        raise OSError(first_line(error)) from error
 
 
-def _scan(path: Path, container: Container) -> Scan:
+def vet(path: Path, data: bytes) -> None:
+    """Raise RepfuseError where ``data``, a torch archive in the file at ``path``, breaks a rule of archives or pickles.
+
+    What it names stays unchecked: that is for torch's restricted unpickler, without stand-ins.
+    """
+    _scan(path, Container.TORCH_ZIP, data)
+
+
+def _scan(path: Path, container: Container, data: bytes | None = None) -> Scan:
     try:
-        return scan(*_instructions(path, container))
+        return scan(*_instructions(path, container, data))
     except VettingError as error:
         raise RepfuseError(
             f"{path} asks for more than repfuse lets a file do.",
@@ -91,17 +100,19 @@ def _scan(path: Path, container: Container) -> Scan:
     except RepfuseError:
         raise
     except Exception as error:  # likewise
-        raise damaged(path, _first_line(error)) from error
+        raise damaged(path, _cause(error)) from error
 
 
-def _instructions(path: Path, container: Container) -> tuple[Iterator[tuple[Any, Any, int | None]], Room]:
+def _instructions(
+    path: Path, container: Container, data: bytes | None
+) -> tuple[Iterator[tuple[Any, Any, int | None]], Room]:
     """Return the opcodes, and how many bytes the file has for the storage of each key."""
     if container is not Container.TORCH_ZIP:
         size = path.stat().st_size
         return _legacy_instructions(path), lambda _: size
-    members = members_of(path)
+    members = members_of(path, data)
     root = next(iter(members)).partition("/")[0]
-    with zipfile.ZipFile(path) as archive:
+    with opened(path, data) as file, zipfile.ZipFile(file) as archive:
         opcodes = pickletools.genops(archive.read(f"{root}/data.pkl"))
     sizes = {name: member.file_size for name, member in members.items()}
     return opcodes, lambda key: sizes.get(f"{root}/data/{key}", 0)
@@ -126,13 +137,6 @@ def _stand_ins_for(names: frozenset[GlobalName]) -> Iterator[None]:
         add_safe_globals(others)
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _unreadable(path: Path, container: Container, said: Scan, error: Exception) -> RepfuseError:
     foreign = sorted(str(name) for name in said.names - HARMLESS if name.package not in ("torch", "collections"))
     if said.protocol > PROTOCOL:
@@ -144,7 +148,7 @@ def _unreadable(path: Path, container: Container, said: Scan, error: Exception) 
     elif said.unknown:
         why = f"Its pickle has the instruction {said.unknown}, which torch's safe loader does not read."
     else:
-        return damaged(path, _first_line(error))
+        return damaged(path, _cause(error))
     return RepfuseError(
         f"{path} cannot be loaded without running code from it.",
         why,
@@ -152,8 +156,9 @@ def _unreadable(path: Path, container: Container, said: Scan, error: Exception) 
     )
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    if text.startswith("Weights only load failed"):  # what is wrong stands after two paragraphs of advice
-        text = re.split(r"\n\n(?:WeightsUnpickler error: )?", text)[-2]
-    return text.splitlines()[0]
+def _cause(error: Exception) -> str:
+    """Return what is wrong; torch's restricted unpickler says it after two paragraphs of advice."""
+    text = str(error).strip()
+    if not text.startswith("Weights only load failed"):
+        return first_line(error)
+    return re.split(r"\n\n(?:WeightsUnpickler error: )?", text)[-2].splitlines()[0]

@@ -8,34 +8,21 @@ itself writes; a storage is no larger than the file has bytes for it; work grows
 from __future__ import annotations
 
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.serialization import StorageType
 
+from repfuse.checkpoint.calls import BYTEARRAY, ENCODE, ENOUGH, Value, VettingError, check_call, weight_of
 from repfuse.checkpoint.inert import GlobalName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-REBUILD = ("parameter", "parameter_with_state", "tensor", "tensor_v2", "tensor_v3", "qtensor", "sparse_tensor")
-TYPED = GlobalName("torch._tensor", "_rebuild_from_type_v2")  # calls the function that it is given
-CALLED = {  # what torch writes calls of
-    *(GlobalName("torch._utils", f"_rebuild_{kind}") for kind in (*REBUILD, "meta_tensor_no_storage")),
-    *(GlobalName("torch.serialization", "_get_layout"), GlobalName("torch.nn.parameter", "Parameter")),
-    *(GlobalName("torch", "Size"), GlobalName("torch", "device")),
-}
-OWN = (  # modules of which torch's unpickler calls more
-    *("torch", "torch._utils", "torch._tensor", "torch.storage", "torch.serialization", "torch.nn.parameter"),
-    *("torch.cuda", "torch.sparse", "torch.cuda.sparse"),
-)
-ENCODE, BYTEARRAY = GlobalName("_codecs", "encode"), GlobalName("builtins", "bytearray")
-HARMLESS = CALLED | {TYPED, ENCODE, BYTEARRAY, GlobalName("builtins", "set"), GlobalName("builtins", "complex")}
 FREE_WORK = 1_000_000  # objects that may be read over and above what each opcode allows
 WORK_OF_OPCODE = 32
+WORK_OF_CHARACTER = 4  # bytes that a text may become: a pickle of bytes is text, and what holds them may copy them
 OPCODES = 2_000_000  # some seconds; the largest networks have some hundred thousand
 NAME = 1000  # characters; torch looks for parts of a name in a way that takes minutes for long ones
-ENOUGH = 1 << 40  # no weight is counted beyond this
 
 
 class Scan(NamedTuple):
@@ -44,20 +31,6 @@ class Scan(NamedTuple):
     names: frozenset[GlobalName]
     protocol: int
     unknown: str | None
-
-
-class VettingError(UnpicklingError):
-    """Says which rule a pickle breaks."""
-
-
-class Value:
-    """One object on the stack: its items where it is a tuple (else None), and how many objects it holds in all."""
-
-    __slots__ = ("items", "weight")
-
-    def __init__(self, items: Iterable[Any] | None = None) -> None:
-        self.items = None if items is None else tuple(items)
-        self.weight = min(ENOUGH, 1 + sum(map(_weight, self.items or ())))
 
 
 def scan(opcodes: Iterable[tuple[Any, Any, Any]], room: Callable[[str | None], int]) -> Scan:
@@ -98,6 +71,7 @@ class _Machine:
             return True
         if opcode in CONSTANTS:
             self.stack.append(argument)
+            self.work -= WORK_OF_CHARACTER * _length(argument)
         elif opcode in STEPS:
             STEPS[opcode](self, argument)
         elif opcode not in ("PROTO", "STOP"):
@@ -123,9 +97,9 @@ class _Machine:
     def hold(self, items: list[Any], hashed: int = 0) -> None:
         """Put ``items`` into the container on the stack; each ``hashed``-th of them is a key."""
         if hashed:
-            self.spend(sum(map(_weight, items[::hashed])))
+            self.spend(sum(map(weight_of, items[::hashed])))
         if isinstance(self.stack[-1], Value):
-            self.stack[-1].weight = min(ENOUGH, self.stack[-1].weight + sum(map(_weight, items)))
+            self.stack[-1].weight = min(ENOUGH, self.stack[-1].weight + sum(map(weight_of, items)))
 
     def spend(self, weight: int) -> None:
         self.work += weight
@@ -134,9 +108,13 @@ class _Machine:
 
     def call(self) -> None:
         arguments, function = self.pop(), self.pop()
-        self.spend(_weight(arguments))
-        _check_call(function, arguments)
-        self.stack.append(Value())
+        self.spend(weight_of(arguments))
+        check_call(function, arguments)
+        made = Value()
+        if function in (ENCODE, BYTEARRAY):  # each time that bytes are made or handed on they may be copied
+            made.weight += sum(map(_length, arguments.items))
+            self.spend(made.weight)
+        self.stack.append(made)
 
     def storage(self) -> None:
         match self.pop():
@@ -181,37 +159,8 @@ def _push_tuple(machine: _Machine, items: list[Any]) -> None:
     machine.stack.append(Value(items))
 
 
-def _weight(value: Any) -> int:
-    return value.weight if isinstance(value, Value) else 1
-
-
-def _check_call(function: Any, arguments: Any) -> None:
-    if not isinstance(function, GlobalName):
-        raise VettingError("it calls something that it does not name")
-    known = arguments.items if isinstance(arguments, Value) else None
-    if function in (ENCODE, BYTEARRAY):
-        _check_bytes(function, known)
-    elif function == TYPED:
-        _check_typed(known)
-    elif function not in CALLED and function.module in OWN:
-        raise VettingError(f"it calls {function}, which restores no data")
-
-
-def _check_bytes(function: GlobalName, arguments: tuple[Any, ...] | None) -> None:
-    """Allow what a pickle of bytes is at protocol 2: text and the encoding that takes every character for a byte."""
-    match arguments:
-        case (str(), "latin1" | "latin-1"):
-            return
-        case () if function == BYTEARRAY:
-            return
-    raise VettingError(f"it calls {function} with something else than text in latin1")
-
-
-def _check_typed(arguments: tuple[Any, ...] | None) -> None:
-    match arguments:
-        case (GlobalName() as function, _, Value(items=tuple()) as inner, _):
-            return _check_call(function, inner)
-    raise VettingError(f"it calls {TYPED} as torch does not")
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, (str, bytes)) else 0
 
 
 def _item_size(kind: GlobalName) -> int:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from repfuse.checkpoint.naming import listed
 from repfuse.errors import RepfuseError
+from repfuse.wording import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

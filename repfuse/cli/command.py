@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 
 from repfuse.cli.output import say, say_error
 from repfuse.errors import EXIT_BAD_INPUT, RepfuseError
+from repfuse.wording import described
 
 EXIT_INTERRUPTED = 130
 
@@ -40,9 +41,8 @@ class Command(TyperCommand):
 
 
 def _unexpected(error: Exception) -> RepfuseError:
-    first = (str(error).strip().splitlines() or [""])[0]
     return RepfuseError(
         "Something happened that repfuse does not expect. This is a mistake in repfuse.",
-        f"{type(error).__name__}: {first}",
+        described(error),
         f"Please report it with what `repfuse --debug {' '.join(sys.argv[1:])}` prints.",
     )

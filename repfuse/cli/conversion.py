@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from repfuse.benching import bench
 from repfuse.checkpoint.atomic import replacing, together
-from repfuse.checkpoint.saving import format_for
+from repfuse.checkpoint.formats import format_for
 from repfuse.cli.target import report_path
 from repfuse.converting import convert
 from repfuse.health import examine
-from repfuse.loading import Checkpoint, load, save
+from repfuse.loading import Checkpoint, load
 from repfuse.planning.choosing import choose
 from repfuse.plans import Plan
 from repfuse.report.build import environment, input_of, output_of
 from repfuse.report.schema import Report, Status, envelope, to_json
+from repfuse.saving import save
 
 if TYPE_CHECKING:
     from torch import nn
 
     from repfuse.cli.choosing import Wanted
-    from repfuse.cli.output import Progress
+    from repfuse.progress import Progress
 
 TIMING_SECONDS = 1.0
 

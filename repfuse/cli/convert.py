@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from repfuse.checkpoint.formats import Format
 from repfuse.cli.choosing import Exclude, Include, Merging, PlanIn, wanted
-from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust, Weights
+from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust, Weights, for_load
 from repfuse.cli.output import progress, show, show_json
 from repfuse.cli.target import check_targets, report_path
 from repfuse.errors import EXIT_FAILED_CHECK
-
-
-class Format(StrEnum):
-    """The layouts that repfuse writes."""
-
-    PT = "pt"
-    PT2 = "pt2"
-    SAFETENSORS = "safetensors"
-    STATE_DICT = "state-dict"
-    ONNX = "onnx"
 
 
 def convert(
@@ -97,8 +87,7 @@ def convert(
     from repfuse.cli.conversion import Job, run
     from repfuse.report.convert_view import convert_view
 
-    network = {"model": model, "model_args": model_arg, "weights": weights, "input": example}
-    loading = {**network, "allow": allow or (), "trust": trust}
+    loading = for_load(model, model_arg, weights, example, allow, trust=trust)
     chosen = wanted(policy, plan, include, exclude)
     job = Job(source, target, loading, chosen, file_format, force, keep_metadata)
     with progress(quiet=quiet) as update:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from repfuse.cli.choosing import Exclude, Include, Merging, wanted
-from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust, Weights
+from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust, Weights, for_load
 from repfuse.cli.output import progress, show, show_json
 from repfuse.cli.target import check_targets
 
@@ -54,8 +54,7 @@ def inspect(
     from repfuse.plan_file import write_plan
     from repfuse.report.convert_view import convert_view
 
-    network = {"model": model, "model_args": model_arg, "weights": weights, "input": example}
-    loading = {**network, "allow": allow or (), "trust": trust}
+    loading = for_load(model, model_arg, weights, example, allow, trust=trust)
     with progress(quiet=quiet) as update:
         report = run(Job(source, None, loading, wanted(policy, None, include, exclude), None, force=False), update)
     if plan:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,3 +85,17 @@ Json = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and JSON).", rich_help_panel=OUTPUT)
 ]
+
+
+def for_load(
+    model: str | None,
+    model_arg: Sequence[str] | None,
+    weights: str,
+    example: str | None,
+    allow: Sequence[str] | None,
+    *,
+    trust: bool,
+) -> dict[str, Any]:
+    """Return what these options say as repfuse.load takes it."""
+    network = {"model": model, "model_args": model_arg, "weights": weights, "input": example}
+    return {**network, "allow": allow or (), "trust": trust}

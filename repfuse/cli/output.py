@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from repfuse.errors import RepfuseError
-
-Progress = Callable[[str, float], None]
+    from repfuse.progress import Progress
 
 
 def show(view: Iterable[RenderableType]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from repfuse.cli.options import NETWORK
+from repfuse.cli.options import NETWORK, for_load
 from repfuse.cli.output import notes
 
 if TYPE_CHECKING:
@@ -65,8 +65,7 @@ def load_pair(
 
     sources = (source, fused_source if fused_source.model else source._replace(weights=fused_source.weights))
     loaded = [
-        load(path, model=spec, model_args=arguments, weights=weights, input=example, allow=allow or (), trust=trust)
-        for path, (spec, arguments, weights) in zip(paths, sources, strict=True)
+        load(path, **for_load(*each, example, allow, trust=trust)) for path, each in zip(paths, sources, strict=True)
     ]
     for checkpoint in loaded:
         notes(checkpoint.path, checkpoint.notes, quiet=quiet)

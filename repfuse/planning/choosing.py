@@ -12,8 +12,8 @@ from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT, as_globs
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan as make_plan
-from repfuse.planning.replaying import AGAIN, replay_all
-from repfuse.plans import Key, Plan, Refusal, Site
+from repfuse.planning.replaying import replay_all
+from repfuse.plans import AGAIN, Key, Plan, Refusal, Site
 
 DESCRIPTION = ("path", "owner", "form", "branches", "kernel")
 """What a plan says of a site besides its place in the graph. Costs depend on the dtype, which may be another."""

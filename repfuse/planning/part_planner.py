@@ -10,6 +10,7 @@ from torch import fx
 from repfuse.algebra.descriptions import branches
 from repfuse.algebra.expression import tensor_names
 from repfuse.algebra.geometry import NotAffine
+from repfuse.globs import ROOT
 from repfuse.networks import join
 from repfuse.ops import Meaning, meaning_of
 from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Same, Unfusible, convolves, inputs_of, origin
@@ -100,7 +101,7 @@ class PartPlanner:
         """Return where a node stands, for people: a module path, or the module whose forward it is in."""
         if node.op == "call_module":
             return join(self.part.path, str(node.target))
-        return f"{join(self.part.path, self.traced.call_of[node].path) or '(root)'}: {node.name}"
+        return f"{join(self.part.path, self.traced.call_of[node].path) or ROOT}: {node.name}"
 
     def _meaning(self, node: fx.Node) -> Meaning | None:
         if node.op == "call_module" and node.target in self.traced.opaque:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from repfuse.globs import ROOT
 from repfuse.planning.cost import Policy
 from repfuse.planning.part_planner import PartPlanner
 from repfuse.plans import Plan, Refusal, Site
@@ -30,7 +31,7 @@ def plan(module: nn.Module, example_inputs: Sequence[Any], policy: Policy = Poli
     parts = tuple(planner.planned() for planner in planners)
     exported = {part.path for part in parts if part.exported}
     opaque = ((path, why) for path, why in found.opaque.items() if path not in exported)
-    untraceable = [Refusal("untraceable", path or "(root)", why) for path, why in opaque]
+    untraceable = [Refusal("untraceable", path or ROOT, why) for path, why in opaque]
     refusals = (*untraceable, *(refusal for planner in planners for refusal in planner.refusals.values()))
     return Plan(sites, refusals, parts, str(policy), planners)
 

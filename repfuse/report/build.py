@@ -9,7 +9,8 @@ from repfuse.report.schema import Environment, Input, Output
 from repfuse.version import __version__
 
 if TYPE_CHECKING:
-    from repfuse.loading import Checkpoint, Saved
+    from repfuse.loading import Checkpoint
+    from repfuse.saving import Saved
 
 
 def environment() -> Environment:

@@ -84,7 +84,7 @@ def proof_line(proof: Proof) -> str:
     if not proof.passed:
         return f"FAILED: {proof.reason}"
     network = proof.network
-    skipped = f" ({len(network.skipped)} more that the original refuses)" if network.skipped else ""
+    skipped = f" ({len(network.skipped)} more that not both are for)" if network.skipped else ""
     return (
         f"passed: relative error at most {error(proof.error)} in float64 (allowed {error(network.tolerance)}), each of "
         f"{plural(len(proof.sites), 'site')} alone and the whole network on {plural(len(network.compared), 'input')}"

@@ -8,9 +8,8 @@ from itertools import groupby
 from rich.console import RenderableType
 
 from repfuse.health import MEANINGS, Ailment, Finding
-from repfuse.report.tables import facts, heading
+from repfuse.report.tables import facts, heading, places
 
-PLACES_SHOWN = 4
 ORDER: list[Ailment] = list(MEANINGS)
 
 
@@ -21,10 +20,8 @@ def health_view(findings: Sequence[Finding]) -> Iterator[RenderableType]:
     yield heading("Weights that look wrong")
     ordered = sorted(findings, key=lambda finding: ORDER.index(finding.what))
     kinds = groupby(ordered, key=lambda finding: finding.what)
-    yield facts([(kind, f"{MEANINGS[kind]}; {_places(list(group))}") for kind, group in kinds])
+    yield facts([(kind, f"{MEANINGS[kind]}; {places([_line(finding) for finding in group])}") for kind, group in kinds])
 
 
-def _places(findings: Sequence[Finding]) -> str:
-    names = ", ".join(f"{finding.name} ({finding.count} of {finding.of})" for finding in findings[:PLACES_SHOWN])
-    more = len(findings) - PLACES_SHOWN
-    return names + (f" and {more} more (--json lists all)" if more > 0 else "")
+def _line(finding: Finding) -> str:
+    return f"{finding.name} ({finding.count} of {finding.of})"

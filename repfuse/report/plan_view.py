@@ -14,9 +14,7 @@ from repfuse.globs import ROOT
 from repfuse.planning.cost import Policy
 from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.report.numbers import change, count, plural
-from repfuse.report.tables import NUMBER, facts, heading, table
-
-PLACES_SHOWN = 4
+from repfuse.report.tables import NUMBER, facts, heading, places, table
 
 
 def plan_view(plan: Plan) -> Iterator[RenderableType]:
@@ -65,14 +63,13 @@ def refusals_view(refusals: Sequence[Refusal]) -> Iterator[RenderableType]:
         same = list(group)
         title = Text.assemble((code, "bold yellow"), f"  {plural(len(same), 'place')}")
         yield Padding(title, (0, 0, 0, 2))
-        rows = [("why", reason), ("where", _places(same)), ("cost", _declined(same)), ("do", same[0].hint)]
+        rows = [
+            ("why", reason),
+            ("where", places([refusal.where for refusal in same])),
+            ("cost", _declined(same)),
+            ("do", same[0].hint),
+        ]
         yield Padding(facts(rows), (0, 0, 1, 2))
-
-
-def _places(refusals: Sequence[Refusal]) -> str:
-    names = ", ".join(refusal.where for refusal in refusals[:PLACES_SHOWN])
-    more = len(refusals) - PLACES_SHOWN
-    return names + (f" and {more} more (--json lists all)" if more > 0 else "")
 
 
 def _declined(refusals: Sequence[Refusal]) -> str:

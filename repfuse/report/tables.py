@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 NUMBER = "right"
+PLACES_SHOWN = 4
 GOOD, BAD, UNSURE = "bold green", "bold red", "bold yellow"
 
 
@@ -46,6 +47,12 @@ def facts(pairs: Iterable[tuple[str, RenderableType]]) -> Padding:
         if value != "":
             grid.add_row(name, Text(value) if isinstance(value, str) else value)
     return Padding(grid, (0, 0, 0, 2))
+
+
+def places(names: Sequence[str]) -> str:
+    """Return the first of the names, and where all of them are."""
+    more = len(names) - PLACES_SHOWN
+    return ", ".join(names[:PLACES_SHOWN]) + (f" and {more} more (--json lists all)" if more > 0 else "")
 
 
 def notes(lines: Iterable[str]) -> Iterable[RenderableType]:

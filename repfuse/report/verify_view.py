@@ -69,7 +69,7 @@ def _compared(verification: Verification) -> Iterator[tuple[str, RenderableType]
     yield "inputs", f"{plural(len(compared), 'input')}: {'; '.join(shapes)}" if compared else "none"
     skipped = [trial for trial in verification.trials if trial.skipped]
     if skipped:
-        yield "refused", f"{plural(len(skipped), 'input')} that the original refuses ({skipped[0].skipped})"
+        yield "refused", f"{plural(len(skipped), 'input')} that not both networks are for ({skipped[0].skipped})"
     for trial in compared:
         if trial.mismatch:
             yield "mismatch", f"{trial.label}: {trial.mismatch}"

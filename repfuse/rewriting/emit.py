@@ -28,8 +28,6 @@ _PADS: dict[str, tuple[type[nn.Module], ...]] = {
     "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
     "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
 }
-
-
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """Memory formats by number of axes of the weight."""
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from repfuse.algebra.expression import tensor_names
 from repfuse.algebra.geometry import NotAffine
 from repfuse.errors import RepfuseError
 from repfuse.networks import join, named_tensors
 from repfuse.placing.edits import Block, Fused
 from repfuse.planning.replaying import Replayed, replay
 from repfuse.planning.storage import stored_like
-from repfuse.plans import Plan
+from repfuse.plans import AGAIN, Plan
+from repfuse.rewriting.edited import EditedPart, clone, stand_in
 from repfuse.rewriting.emit import (
     convolution_module,
     graph_module,
@@ -24,7 +24,6 @@ from repfuse.rewriting.emit import (
     with_padding,
     write_weights,
 )
-from repfuse.tracing.constants import lookup
 from repfuse.tracing.skeleton import copy_with
 
 
@@ -43,9 +42,9 @@ class _Rewriting:
 
     def __init__(self, module: nn.Module, parts: Sequence[Replayed], *, weights: bool) -> None:
         self.weights = weights
-        self.parts = [_Part(part) for part in parts]
+        self.parts = [EditedPart(part) for part in parts]
         self.replaced = {id(tensor): tensor for part in self.parts for tensor in part.replaced()}
-        self.stand_ins = {key: _stand_in(tensor) for key, tensor in self.replaced.items()}
+        self.stand_ins = {key: stand_in(tensor) for key, tensor in self.replaced.items()}
         self.result = copy_with(module, dict(self.stand_ins))
         self.successors: dict[nn.Module, nn.Module] = {}
         self._put_exported(module)
@@ -67,7 +66,7 @@ class _Rewriting:
         self._restore()
         return self.result
 
-    def _edit(self, part: _Part) -> None:
+    def _edit(self, part: EditedPart) -> None:
         for fused in part.layout.folds:
             self._write(self._module(part, fused.path), fused, part)
         for path in part.layout.identities:
@@ -76,7 +75,7 @@ class _Rewriting:
             owner = self._module(part, block.path)
             self._replace(join(part.path, block.path), self._body(block, owner, part))
 
-    def _module(self, part: _Part, path: str) -> nn.Module:
+    def _module(self, part: EditedPart, path: str) -> nn.Module:
         return self.result.get_submodule(join(part.path, path))
 
     def _replace(self, path: str, new: nn.Module) -> None:
@@ -111,7 +110,7 @@ class _Rewriting:
                 value[key] = self._succeeded(item, seen)
         return value
 
-    def _body(self, block: Block, owner: nn.Module, part: _Part) -> nn.Module:
+    def _body(self, block: Block, owner: nn.Module, part: EditedPart) -> nn.Module:
         """Return the new body of a block: the plainest module that computes its graph."""
         made = {name: self._convolution(fused, part) for name, fused in zip(block.names, block.fused, strict=True)}
         if block.steps is None:
@@ -125,13 +124,13 @@ class _Rewriting:
             body = nn.Identity()
         return body
 
-    def _convolution(self, fused: Fused, part: _Part) -> nn.Module:
+    def _convolution(self, fused: Fused, part: EditedPart) -> nn.Module:
         geometry = fused.expression.geometry
         convolution = convolution_module(geometry)
         self._write(convolution, fused, part)
         return with_padding(convolution, geometry).train(self._module(part, fused.owner).training)
 
-    def _write(self, convolution: nn.Module, fused: Fused, part: _Part) -> None:
+    def _write(self, convolution: nn.Module, fused: Fused, part: EditedPart) -> None:
         """Write the fused weights; dtype, device and memory format come from the largest weight that is merged."""
         largest = stored_like(fused.expression, part.constants, part.tensors.__getitem__)
         if not self.weights:
@@ -143,7 +142,7 @@ class _Rewriting:
             raise RepfuseError(
                 f"The plan does not fit the weights at {join(part.path, fused.path)!r}.",
                 f"There is {error.reason}; with the weights that the plan was made with it was exact.",
-                "Make the plan again from this model.",
+                AGAIN,
             ) from error
 
     def _restore(self) -> None:
@@ -154,7 +153,7 @@ class _Rewriting:
             for store in (module._parameters, module._buffers, vars(module)):
                 for name, tensor in list(store.items()):
                     if id(tensor) in originals:
-                        store[name] = copies.setdefault(id(tensor), _clone(originals[id(tensor)]))  # type: ignore[assignment]
+                        store[name] = copies.setdefault(id(tensor), clone(originals[id(tensor)]))  # type: ignore[assignment]
 
 
 _TABLES = frozenset(vars(nn.Module()))
@@ -173,33 +172,3 @@ def _holders(root: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
 
 def _depth(path: str) -> int:
     return len(path.split(".")) if path else 0
-
-
-class _Part:
-    """The edits of one part, and the tensors that they take."""
-
-    def __init__(self, replayed: Replayed) -> None:
-        self.path = replayed.path
-        self.module = replayed.module
-        self.exported = replayed.planner.part.exported
-        self.layout = replayed.layout
-        self.constants = replayed.planner.traced.constants
-        self.tensors = dict(named_tensors(self.module, remove_duplicate=False))
-        self.tensor = lookup(self.module, self.constants)
-
-    def replaced(self) -> Iterator[Tensor]:
-        """Yield the tensors that go into fused weights."""
-        named = (name for fused in self.layout.fused for name in tensor_names(fused.expression))
-        names = {leaf for name in named for leaf in self.constants.leaves(name)}
-        return (self.tensors[name] for name in names)
-
-
-def _stand_in(tensor: Tensor) -> Tensor:
-    return (
-        nn.Parameter(tensor.to("meta"), tensor.requires_grad) if isinstance(tensor, nn.Parameter) else tensor.to("meta")
-    )
-
-
-def _clone(tensor: Tensor) -> Tensor:
-    copied = tensor.detach().clone()
-    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied

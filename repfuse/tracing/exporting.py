@@ -10,11 +10,9 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-import logging
 import re
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils._sympy.numbers import int_oo
 
+from repfuse.quiet import quietly
 from repfuse.tracing.arguments import Arguments
 from repfuse.tracing.skeleton import copy_with
 
@@ -38,7 +37,8 @@ def export(module: nn.Module, arguments: Arguments) -> fx.GraphModule | None:
     """Return ``module`` as one graph over its own tensors; None where torch.export cannot, or not for all sizes."""
     given = Arguments(*tree_map(_in_a_batch, (arguments.args, dict(arguments.kwargs))))
     try:
-        with _quiet(), torch.no_grad():
+        said = io.StringIO()  # torch.export prints the graph up to where it failed
+        with quietly(), redirect_stdout(said), redirect_stderr(said), torch.no_grad():
             shapes = _dynamic_shapes(module, given)
             program = torch.export.export(module, given.args, dict(given.kwargs), dynamic_shapes=shapes)
             if not _holds_for_all_sizes(program) or _takes_others(module, given, _fixed_axes(program)):
@@ -172,17 +172,3 @@ def _same(module: nn.Module, made: nn.Module, given: Arguments) -> bool:
     found = made(*given.args, **given.kwargs)
     pairs = list(zip(tree_leaves(expected), tree_leaves(found), strict=True))
     return all(torch.allclose(a, b, equal_nan=True) if isinstance(a, Tensor) else a == b for a, b in pairs)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        said = io.StringIO()  # it prints the graph up to where it failed
-        with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -20,9 +20,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, jit.ScriptModule)
 
 def is_stock(module: nn.Module) -> bool:
     """Whether calling the module runs PyTorch's own forward, so that its class says what it computes."""
-    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict | jit.ScriptModule) or "forward" in vars(
-        module
-    ):
+    if isinstance(module, _CONTAINERS) or "forward" in vars(module):
         return False
     forward = type(module).forward
     return (getattr(forward, "__module__", None) or "").startswith("torch.nn.modules")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -21,9 +21,10 @@ from repfuse.errors import RepfuseError
 from repfuse.preconditions import check_traceable
 from repfuse.tracing.arguments import Arguments, NotDescribable, describe
 from repfuse.tracing.exporting import export, is_block
-from repfuse.tracing.leaves import hooks_of, is_leaf
+from repfuse.tracing.leaves import is_leaf
 from repfuse.tracing.reaching import reached
 from repfuse.tracing.trace import DoesNotRun, Traced, Untraceable, run_untraced, trace
+from repfuse.tracing.uses import Uses, modules_in_graph
 from repfuse.tracing.watching import Entered, Watched
 
 
@@ -42,16 +43,16 @@ class Part:
     exported: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Parts:
     """The parts of a network, the outermost first, and what could not be traced through: by path, the reason.
 
     ``exports`` are opaque blocks as exported parts: each may stand for the parts within it.
     """
 
-    parts: list[Part] = field(default_factory=list)
-    opaque: dict[str, str] = field(default_factory=dict)
-    exports: list[Part] = field(default_factory=list)
+    parts: list[Part]
+    opaque: dict[str, str]
+    exports: list[Part]
 
 
 DIFFERENTLY = "it is called with other settings each time, or with objects that are no plain data"
@@ -64,6 +65,8 @@ def trace_parts(module: nn.Module, arguments: Arguments) -> Parts:
 
 
 class _Search:
+    """What was traced so far, what opaque modules were seen to do, and what is still to be looked into."""
+
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.path_of: dict[nn.Module, str] = {part: path for path, part in module.named_modules()}
@@ -91,13 +94,17 @@ class _Search:
             self.opaque[part] = DIFFERENTLY
         for part in self.opaque:
             self.touched.setdefault(part, set()).update(reached(part))
-        users = {part: set(_modules_in_graph(part, traced)) for part, (traced, _) in self.parts.items()}
-        found = Parts(opaque={self.path_of[part]: why for part, why in self.opaque.items()})
-        for part, (traced, description) in self.parts.items():
-            shared = frozenset(path for path, inner in part.named_modules() if self._is_shared(inner, part, users))
-            found.parts.append(Part(self.path_of[part], traced, description, shared))
-        found.exports.extend(self._exports(users))
-        return found
+        return self._found()
+
+    def _found(self) -> Parts:
+        in_graphs = {part: modules_in_graph(part, traced) for part, (traced, _) in self.parts.items()}
+        uses = Uses(in_graphs, self.entered, self.touched, self.opaque.keys())
+        parts = [
+            Part(self.path_of[part], traced, description, uses.shared(part))
+            for part, (traced, description) in self.parts.items()
+        ]
+        opaque = {self.path_of[part]: why for part, why in self.opaque.items()}
+        return Parts(parts, opaque, list(self._exports(uses)))
 
     def _look_into(self, part: nn.Module, arguments: Arguments) -> None:
         """Trace one part, and put what its opaque modules call on the list."""
@@ -137,31 +144,11 @@ class _Search:
         known = [calls[part] for calls in (self.entered, self.called) if part in calls]
         return all(entry.alike for entry in known)
 
-    def _is_shared(self, inner: nn.Module, part: nn.Module, users: dict[nn.Module, set[nn.Module]]) -> bool:
-        """Whether anything but the graph of ``part`` uses ``inner``, as far as is known."""
-        return (
-            any(inner in touched for touched in self.touched.values())
-            or (inner in self.entered and inner is not part)
-            or any(inner in used for other, used in users.items() if other is not part)
-            or any(inner in insides for insides in self._insides_without(part))
-        )
-
-    def _insides_without(self, part: nn.Module) -> Iterator[set[nn.Module]]:
-        """Yield the modules within each opaque module that does not hold ``part`` itself."""
-        for module in self.opaque:
-            insides = set(module.modules())
-            if part not in insides:
-                yield insides - {module}
-
-    def _exports(self, users: dict[nn.Module, set[nn.Module]]) -> Iterator[Part]:
+    def _exports(self, uses: Uses) -> Iterator[Part]:
         for block, entry in self.called.items():
             description = _description(entry.arguments)
-            if (
-                description is None
-                or not self._is_alike(block)
-                or not self._joins(block)
-                or not self._stands_alone(block, users)
-            ):
+            fits = self._is_alike(block) and self._joins(block) and uses.alone(block)
+            if description is None or not fits:
                 continue
             made = export(block, entry.arguments)
             if made is not None:
@@ -173,21 +160,6 @@ class _Search:
         called = [inner for inner, entry in self.entered.items() if block in entry.callers]
         layers = [inner for inner in called if any(isinstance(part, _ConvNd | _BatchNorm) for part in inner.modules())]
         return is_block(block) and len(layers) + bool(block._parameters) > 1
-
-    def _stands_alone(self, block: nn.Module, users: dict[nn.Module, set[nn.Module]]) -> bool:
-        """Whether nobody else uses what is in the block, and nothing in it has hooks."""
-        inside = set(block.modules())
-        used = [*(touched for by, touched in self.touched.items() if by not in inside)]
-        used += [modules for part, modules in users.items() if part not in inside]
-        used += [{inner for inner, entry in self.entered.items() if entry.callers - inside}]
-        return all(each.isdisjoint(inside - {block}) for each in used) and not any(map(hooks_of, inside))
-
-
-def _modules_in_graph(part: nn.Module, traced: Traced) -> Iterator[nn.Module]:
-    """Yield the modules that a graph runs, but not opaque ones and not the outermost."""
-    paths = [path for path in traced.calls if path]
-    paths += [str(node.target) for node in traced.nodes if node.op == "call_module"]
-    return (part.get_submodule(path) for path in paths if path not in traced.opaque)
 
 
 def _description(arguments: Arguments) -> Any:

@@ -17,24 +17,29 @@ from typing import Any
 from torch import Tensor, nn
 
 _LISTS = (nn.ModuleList, nn.ModuleDict, list, tuple, dict)
-_HARMLESS = frozenset(vars(nn.Module)) - {
-    "apply",
-    "buffers",
+_WALKS = frozenset(
+    {
+        "apply",
+        "buffers",
+        "modules",
+        "named_buffers",
+        "named_modules",
+        "named_parameters",
+        "parameters",
+        "state_dict",
+    }
+)
+_OPENING = _WALKS | {
     "children",
     "forward",
     "get_buffer",
     "get_parameter",
     "get_submodule",
-    "modules",
-    "named_buffers",
     "named_children",
-    "named_modules",
-    "named_parameters",
-    "parameters",
     "register_forward_hook",
     "register_forward_pre_hook",
-    "state_dict",
 }
+_HARMLESS = frozenset(vars(nn.Module)) - _OPENING
 
 
 def reached(module: nn.Module) -> set[nn.Module]:
@@ -94,6 +99,8 @@ class _Reader(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
+        if node.attr in ("device", "dtype"):  # next(self.parameters()).device
+            return
         self._values(node)
         self.generic_visit(node)
 
@@ -126,6 +133,8 @@ class _Reader(ast.NodeVisitor):
             return ()
         found = {**vars(value), **value._parameters, **value._buffers, **value._modules}.get(name)
         opens = isinstance(found, Tensor | nn.Module) or (found is None and callable(getattr(type(value), name, None)))
+        if value is self.module and name in _WALKS:
+            self.found.update(value.modules())
         if value is not self.module and not isinstance(value, _LISTS) and opens and name not in _HARMLESS:
             self.found.update(value.modules() if found is None else {value})
         return [] if found is None else [found]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, jit, nn
 
 from repfuse.errors import RepfuseError
-from repfuse.networks import named_tensors
+from repfuse.networks import join, named_tensors
+from repfuse.wording import described
 
 Change = Callable[[str, Tensor], Tensor]
 
@@ -28,7 +29,7 @@ def changed_copy(module: nn.Module, change: Change) -> nn.Module:
 
     Plain tensor attributes count too. Raises RepfuseError where the module cannot be copied.
     """
-    memo = {id(tensor): _like(tensor, change(name, tensor)) for name, tensor in named_tensors(module)}
+    memo = {id(tensor): like(tensor, change(name, tensor)) for name, tensor in named_tensors(module)}
     return copy_with(module, memo)
 
 
@@ -40,7 +41,7 @@ def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         culprit = _uncopyable(module)
         raise RepfuseError(
             f"{type(module).__name__} cannot be copied{f', because of {culprit}' if culprit else ''}.",
-            f"{type(error).__name__}: {first_line(error)}",
+            described(error),
             "Remove what cannot be copied (open files, generators) from its attributes.",
         ) from error
 
@@ -51,7 +52,7 @@ def _hard_to_copy(module: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
     """
     tensors = [tensor for _, tensor in named_tensors(module) if id(tensor) not in memo]
     hard = [tensor for tensor in tensors if not tensor.is_leaf or tensor.layout is not torch.strided]
-    return {id(tensor): _like(tensor, tensor.detach().clone()) for tensor in hard}
+    return {id(tensor): like(tensor, tensor.detach().clone()) for tensor in hard}
 
 
 _SHARED = (ModuleType, type(threading.Lock()), type(threading.RLock()))
@@ -72,7 +73,7 @@ def _uncopyable(module: nn.Module) -> str:
                 if not name.startswith("_"):
                     copy.deepcopy(value, dict(shared))
             except Exception:
-                return f"{path}.{name}".strip(".")
+                return join(path, name)
     return ""
 
 
@@ -90,11 +91,7 @@ def restored(root: nn.Module) -> Iterator[None]:
             table.update(entries)
 
 
-def _like(tensor: Tensor, value: Tensor) -> Tensor:
+def like(tensor: Tensor, value: Tensor) -> Tensor:
+    """Return ``value`` as what ``tensor`` is: a parameter that is trained or not, or a plain tensor; no history."""
     value = value.detach()
     return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
-
-
-def first_line(error: BaseException) -> str:
-    """Return the beginning of an error's text, for a message of our own."""
-    return str(error).strip().split("\n")[0][:200]

@@ -22,9 +22,10 @@ from repfuse.tracing.arguments import Arguments, has_tensor, is_mixed
 from repfuse.tracing.constants import Constants
 from repfuse.tracing.leaves import is_stock
 from repfuse.tracing.shapes import Shapes, record_in_full, record_shapes
-from repfuse.tracing.skeleton import copy_with, first_line, meta_copy
+from repfuse.tracing.skeleton import copy_with, meta_copy
 from repfuse.tracing.tracer import Call, CallTracer
 from repfuse.tracing.watching import Watched, in_terms_of, watching
+from repfuse.wording import described, first_line
 
 
 @dataclass(eq=False)
@@ -100,7 +101,7 @@ def run_untraced(module: nn.Module, arguments: Arguments) -> Watched:
         with torch.no_grad(), same_randomness(runner), watching([runner]) as watched:
             runner(*given.args, **given.kwargs)
     except Exception as error:
-        raise DoesNotRun(f"{type(error).__name__}: {first_line(error)}") from error
+        raise DoesNotRun(described(error)) from error
     return in_terms_of(module, runner, watched)
 
 
@@ -128,7 +129,7 @@ def _traced(module: nn.Module, skeleton: nn.Module, values: dict[str, Any], *, u
             graph = tracer.trace(skeleton, fixed or None)
             break
         except Exception as error:
-            path, why = tracer.failed or "", f"{type(error).__name__}: {first_line(error)}"
+            path, why = tracer.failed or "", described(error)
             if not path:
                 raise Untraceable(why) from error
             opaque[path] = why
@@ -137,7 +138,7 @@ def _traced(module: nn.Module, skeleton: nn.Module, values: dict[str, Any], *, u
     except Exception as error:
         if tracer.unrolled:
             raise _OtherPieces from error
-        raise DoesNotRun(f"{type(error).__name__}: {first_line(error)}") from error
+        raise DoesNotRun(described(error)) from error
     constants, calls = tracer.constants, tracer.calls
     return Traced(skeleton, graph, tracer.call_of, calls, shapes.shape_of, shapes.dtype_of, constants, opaque, seen)
 

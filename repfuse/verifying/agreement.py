@@ -30,8 +30,7 @@ def agreement(original: nn.Module, fused: nn.Module, data: Data, labels: torch.T
 
     ``data`` is one batch of real inputs, or several (a tuple each where the network takes several inputs);
     ``labels`` one class index per sample. Classes are told where the first output is ``[samples, classes]``
-    with at least two classes. Raises RepfuseError where the original refuses the data or the labels do not
-    fit.
+    with at least two classes. Raises RepfuseError where the original refuses the data or the labels do not fit.
     """
     chunks = [Trial("the data", chunk) for chunk in _chunks(data)]
     samples = sum(len(chunk.inputs[0]) for chunk in chunks)

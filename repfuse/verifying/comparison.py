@@ -12,6 +12,9 @@ from repfuse.verifying.inputs import Trial
 from repfuse.verifying.measure import mismatch, output_error
 from repfuse.verifying.results import Comparison, TrialComparison
 
+GUARD = "AssertionError: Guard failed: "
+"""How the error of an exported program begins whose input is outside of what it was made for."""
+
 
 def compare(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], tolerance: float = 1e-12) -> Comparison:
     """Run both networks, widened to float64, on ``trials`` and hold every output against ``tolerance``.
@@ -49,8 +52,18 @@ def tabulate(
     trials: Sequence[Trial], expected: Sequence[Outcome], found: Sequence[Outcome], tolerance: float
 ) -> Comparison:
     """Set the outcomes of both networks side by side."""
-    rows = (_row(*each) for each in zip(trials, expected, found, strict=True))
-    return Comparison(tuple(rows), tolerance)
+    first, *others = zip(trials, expected, found, strict=True)
+    return Comparison((_row(*first), *(_outside(*each) or _row(*each) for each in others)), tolerance)
+
+
+def _outside(trial: Trial, expected: Outcome, found: Outcome) -> TrialComparison | None:
+    """Return a row for an input, other than the example, that the fused network says itself it is not for.
+
+    An exported program was made for a range of sizes, and checks its inputs.
+    """
+    if expected.error or not found.error.startswith(GUARD):
+        return None
+    return TrialComparison(trial.label, trial.shapes, skipped=f"the fused program is not for it: {found.error}")
 
 
 def _row(trial: Trial, expected: Outcome, found: Outcome) -> TrialComparison:

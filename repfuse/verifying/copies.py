@@ -17,6 +17,7 @@ from repfuse.tracing.skeleton import Change, changed_copy
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.outputs import leaves
 from repfuse.verifying.widening import WIDE, Widening
+from repfuse.wording import described
 
 SEED = 0  # of networks that draw random numbers: both draw the same
 
@@ -85,10 +86,5 @@ def call(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
         try:
             output = network(*inputs)
         except Exception as error:  # whatever a forward may raise
-            return Outcome({}, _first_line(error))
+            return Outcome({}, described(error))
     return Outcome({name: leaf.to("cpu", copy=True) for name, leaf in leaves(output).items()})
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

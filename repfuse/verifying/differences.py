@@ -59,7 +59,7 @@ class TrialComparison:
     """Both networks on one set of inputs.
 
     ``mismatch`` says what differs that is no number: structure, shape, dtype, a NaN in one only, an input
-    that only the fused network refuses. ``skipped`` is why the original cannot run this trial.
+    that only the fused network refuses. ``skipped`` is why this trial is none for both networks.
     """
 
     label: str
@@ -94,7 +94,7 @@ class Comparison:
 
     @property
     def skipped(self) -> tuple[TrialComparison, ...]:
-        """The trials that the original refuses."""
+        """The trials that are none for both networks."""
         return tuple(trial for trial in self.trials if trial.skipped)
 
     @property

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import nn
 
+from repfuse.progress import Progress
 from repfuse.verifying.comparison import outcomes_in_float64, reference, tabulate
 from repfuse.verifying.copies import Outcome
 from repfuse.verifying.drift import drift_from
@@ -16,7 +17,6 @@ from repfuse.verifying.measure import informative, level
 from repfuse.verifying.results import Drift, OutputError, OutputVerdict, TrialComparison
 from repfuse.verifying.rounding import FLOAT64_NOISE, Levels, allowed, combine, rounding_on, unchanged
 
-Progress = Callable[[str, float], None]
 Key = tuple[int, str]
 T = TypeVar("T")
 

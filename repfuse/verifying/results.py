@@ -60,11 +60,9 @@ class OutputDrift:
 
 @dataclass(frozen=True)
 class Drift:
-    """The difference in the networks' own dtype. ``problem`` says why it failed or could not be measured, if
-    so.
+    """The difference in the networks' own dtype. ``problem`` says why it failed or could not be measured, if so.
 
-    ``measured`` is False where the networks cannot run in their own dtype on this device (half precision on a
-    CPU).
+    ``measured`` is False where the networks cannot run in their own dtype on this device (half precision on a CPU).
     """
 
     outputs: tuple[OutputDrift, ...]
@@ -118,11 +116,9 @@ class OutputVerdict:
 
 @dataclass(frozen=True)
 class FirstDifference:
-    """Where the networks part: the first module, by path, whose output differs and that nothing after puts
-    right.
+    """Where the networks part: the first module, by path, whose output differs and that nothing after puts right.
 
-    ``after`` is the module before it, in the order of execution, whose output still agrees ("" where there is
-    none).
+    ``after`` is the module before it, in the order of execution, whose output still agrees ("" where there is none).
     """
 
     path: str

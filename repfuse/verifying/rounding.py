@@ -14,8 +14,7 @@ freedom, 4e-3 for one scalar output on one input, and far less for each further 
 freedom. A trial on which the drawn errors happen to cancel borrows the median of the other trials.
 
 A network folded in its own dtype instead of float64 has rounded the original's weights before it combined
-them, so the effect on the original counts like that on the fused network; the two are independent and add as
-squares.
+them, so the effect on the original counts like that on the fused network; the two are independent and add as squares.
 """
 
 from __future__ import annotations

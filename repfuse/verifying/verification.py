@@ -12,10 +12,11 @@ from torch import nn
 from repfuse.errors import RepfuseError
 from repfuse.networks import main_dtype
 from repfuse.preconditions import check_runnable
+from repfuse.progress import Progress
 from repfuse.verifying.agreement import Data, agreement, data_trial
 from repfuse.verifying.comparison import outcomes_in_float64
 from repfuse.verifying.copies import as_stored, copy_with, run
-from repfuse.verifying.evidence import Evidence, Progress, gather
+from repfuse.verifying.evidence import Evidence, gather
 from repfuse.verifying.inputs import Shape, Trial, input_variants, rounded_through, shaped
 from repfuse.verifying.locate import first_difference
 from repfuse.verifying.measure import level

@@ -19,15 +19,16 @@ from repfuse.networks import main_dtype
 from repfuse.verifying.comparison import outcomes_in_float64, reference
 from repfuse.verifying.copies import Outcome, call
 from repfuse.verifying.drift import drift_of
-from repfuse.verifying.inputs import input_variants
+from repfuse.verifying.inputs import Trial, input_variants
 from repfuse.verifying.results import Drift, Verified
 from repfuse.verifying.rounding import rounding_on, unchanged
 
+Networks = tuple[nn.Module, nn.Module]
 Runtime = Callable[[tuple[Any, ...]], Outcome]
 
 
 def check_written(
-    networks: tuple[nn.Module, nn.Module],
+    networks: Networks,
     example: Sequence[Any],
     run: Runtime,
     *,
@@ -40,28 +41,24 @@ def check_written(
     refuses what the file's shapes exclude, and these shapes as text. Raises RepfuseError, with the exit code of a
     failed check, where the file does not compute what the original does, or where that cannot be told.
     """
-    original, fused = networks
     gate, declared = shapes
     trials = input_variants(example)
-    expected = reference(original, trials)
+    expected = reference(networks[0], trials)
     found = [run(trial.inputs) for trial in trials]
     taken = [index for index, outcome in enumerate(expected) if not outcome.error]
     excluded = {index for index in taken[1:] if call(gate, trials[index].inputs).error}
     kept = [index for index in taken if index not in excluded or _alike(expected[index], found[index])]
     chosen = [trials[index] for index in kept]
-    effect = rounding_on(fused, chosen, outcomes_in_float64(fused, chosen), unchanged(fused, original))
-    outcomes = [expected[index] for index in kept], [found[index] for index in kept]
-    alike = main_dtype(original) == main_dtype(fused)
-    measured = drift_of(original, chosen, outcomes, effect, alike=alike)
+    measured = _drift(networks, chosen, ([expected[index] for index in kept], [found[index] for index in kept]))
     wrong = {row.trial for row in measured.outputs if not row.passed} & {trials[index].label for index in excluded}
     measured = replace(measured, outputs=tuple(row for row in measured.outputs if row.trial not in wrong))
     compared = tuple(trial.label for trial in chosen if trial.label not in wrong)
     refused = tuple(label for label in (trials[index].label for index in taken) if label not in compared)
-    return _verified(measured, Found(runtime, declared, compared, refused))
+    return _verified(measured, _Found(runtime, declared, compared, refused))
 
 
 @dataclass(frozen=True)
-class Found:
+class _Found:
     """The fields of ``Verified`` without its numbers."""
 
     runtime: str
@@ -70,13 +67,19 @@ class Found:
     refused: tuple[str, ...]
 
 
+def _drift(networks: Networks, trials: Sequence[Trial], outcomes: tuple[list[Outcome], list[Outcome]]) -> Drift:
+    original, fused = networks
+    effect = rounding_on(fused, trials, outcomes_in_float64(fused, trials), unchanged(fused, original))
+    return drift_of(original, trials, outcomes, effect, alike=main_dtype(original) == main_dtype(fused))
+
+
 def _alike(expected: Outcome, found: Outcome) -> bool:
     """Whether both give outputs of the same names and shapes."""
     shapes = {name: tensor.shape for name, tensor in expected.outputs.items()}
     return shapes == {name: tensor.shape for name, tensor in found.outputs.items()}
 
 
-def _verified(measured: Drift, found: Found) -> Verified:
+def _verified(measured: Drift, found: _Found) -> Verified:
     worst = measured.worst
     if not measured.passed or worst is None:
         raise RepfuseError(

@@ -18,6 +18,7 @@ from .attack import Attack, fixed
 HUGE = 1 << 30
 DEFLATED = zipfile.ZIP_DEFLATED
 Change = Callable[[list[Member]], Iterable[Member]]
+Archive = Callable[[], list[Member]]
 
 
 def network() -> list[Member]:
@@ -27,11 +28,11 @@ def network() -> list[Member]:
     return [Member(path, data) for path, data in read_archive(buffer.getvalue()).items()]
 
 
-def changed(change: Change, *, may_load: bool = False, **around: Any) -> Attack:
-    return Attack(lambda _folder, _canary: write_archive(change(network()), **around), may_load=may_load)
+def changed(change: Change, *, may_load: bool = False, of: Archive = network, **around: Any) -> Attack:
+    return Attack(lambda _folder, _canary: write_archive(change(of()), **around), may_load=may_load)
 
 
-def with_member(ending: str, *, may_load: bool = False, **fields: Any) -> Attack:
+def with_member(ending: str, *, may_load: bool = False, of: Archive = network, **fields: Any) -> Attack:
     """The good file, with lies about the member whose name ends so."""
 
     def change(members: list[Member]) -> Iterable[Member]:
@@ -40,15 +41,15 @@ def with_member(ending: str, *, may_load: bool = False, **fields: Any) -> Attack
                 vars(member).update({key: make(member) if callable(make) else make for key, make in fields.items()})
         return members
 
-    return changed(change, may_load=may_load)
+    return changed(change, may_load=may_load, of=of)
 
 
-def also(path: str, data: bytes = b"x", **fields: Any) -> Attack:
-    return changed(lambda members: [*members, Member(path, data, **fields)])
+def also(path: str, data: bytes = b"x", *, of: Archive = network, **fields: Any) -> Attack:
+    return changed(lambda members: [*members, Member(path, data, **fields)], of=of)
 
 
-def bomb(ending: str, size: int = HUGE) -> Attack:
-    return with_member(ending, data=lambda _: zeros(size), method=DEFLATED, size=size, crc=0)
+def bomb(ending: str, size: int = HUGE, *, of: Archive = network) -> Attack:
+    return with_member(ending, of=of, data=lambda _: zeros(size), method=DEFLATED, size=size, crc=0)
 
 
 def quine(members: list[Member]) -> list[Member]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import repfuse
+
 Make = Callable[[Path, Path], bytes]
 
 
@@ -14,8 +16,9 @@ Make = Callable[[Path, Path], bytes]
 class Attack:
     """``make(folder, canary)`` gives the bytes of a file; they may name other files, which it puts into ``folder``.
 
-    ``executes`` says that the canary is touched where the file is trusted, which the control shows. ``options`` are
-    for ``repfuse.load``, ``may_load`` says that the file holds a network, and that it may load without the attack.
+    ``executes`` says that the canary is touched where the file is trusted, which the control shows. ``by`` loads the
+    file, or what else is at ``loads`` in the folder, with ``options``. ``may_load`` says that the file holds a network,
+    and that it may load without the attack.
     """
 
     make: Make
@@ -24,6 +27,8 @@ class Attack:
     slow: bool = False
     name: str = "in.pt"
     options: dict[str, Any] = field(default_factory=dict)
+    loads: str = ""
+    by: Callable[..., Any] = repfuse.load
 
 
 def fixed(data: bytes) -> Make:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import timm
 
-import repfuse
+from hostile.attack import Attack
 from hostile.calling import EXTENSIONS
 from hostile.controls import CONTROLS
 from hostile.corpus import CORPUS
@@ -69,7 +69,7 @@ def attempt(name: str, folder: Path, watch: Watch, *, trust: bool) -> dict[str, 
     held, watch.seen = memory("VmRSS"), []
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     watch.on = True
-    outcome, message = load(path, trust, attack.options)
+    outcome, message = load(attack, folder, trust)
     watch.on = False
     faulthandler.cancel_dump_traceback_later()
     return {
@@ -85,9 +85,9 @@ def attempt(name: str, folder: Path, watch: Watch, *, trust: bool) -> dict[str, 
     }
 
 
-def load(path: Path, trust: bool, options: dict[str, object]) -> tuple[str, str]:
+def load(attack: Attack, folder: Path, trust: bool) -> tuple[str, str]:
     try:
-        repfuse.load(path, trust=trust, **options)  # type: ignore[arg-type]
+        attack.by(folder / (attack.loads or attack.name), trust=trust, **attack.options)
     except RepfuseError as error:
         return "refused" if error.exit_code == 2 else "failed", str(error)
     except BaseException:

@@ -6,16 +6,24 @@ import io
 import json
 import pickletools
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from repfuse.loading import load
 from repfuse.samples import NotebookBlock
 
 from .assembling import Member, read_archive, write_archive
+from .exports import exported
+from .plans import made, replays
 from .recipes import GOOD, written
+from .shards import INDEX
+from .snapshots import GOOD as CONFIG
 
 OPCODES = [opcode.code.encode("latin1") for opcode in pickletools.opcodes]
 GLOBALS = [b"cos\nsystem\n", b"ctorch\nTensor\n", b"c__builtin__\nbytearray\n", b"ctorch._utils\n_rebuild_parameter\n"]
@@ -50,7 +58,7 @@ def recipe() -> bytes:
 
 
 BUILT = {"model": "repfuse.samples:NotebookBlock", "model_args": ["channels=4"]}
-FORMATS: dict[str, tuple[Callable[[], bytes], dict[str, Any]]] = {  # how to write one, how to load it
+FORMATS: dict[str, tuple[Callable[[], bytes], dict[str, Any]]] = {  # how to write one, options to load it
     "module": (lambda: torch_file(network()), {}),
     "state dict": (lambda: torch_file(network().state_dict()), BUILT),
     "training checkpoint": (lambda: torch_file(training()), BUILT),
@@ -60,6 +68,43 @@ FORMATS: dict[str, tuple[Callable[[], bytes], dict[str, Any]]] = {  # how to wri
     ),
     "safetensors": (lambda: save(network().state_dict()), BUILT),
     "safetensors with a recipe": (recipe, {}),
+}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A file among others: its ``name``, who puts the others into its folder, and what is loaded."""
+
+    name: str = "in"
+    prepare: Callable[[Path], object] = lambda _: None
+    loads: str = "in"
+    by: Callable[..., Any] = load
+
+
+def shard(folder: Path) -> None:
+    names = list(network().state_dict())
+    (folder / "1.safetensors").write_bytes(save({name: network().state_dict()[name] for name in names}))
+
+
+def snapshot(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(save(timm.create_model("test_byobnet", num_classes=3).state_dict()))
+
+
+FORMATS |= {
+    "pt2": (exported, {}),
+    "index": (
+        lambda: json.dumps({"weight_map": dict.fromkeys(network().state_dict(), "1.safetensors")}).encode(),
+        BUILT,
+    ),
+    "shard": (lambda: save(network().state_dict()), BUILT),
+    "snapshot": (lambda: json.dumps(CONFIG).encode(), {}),
+    "plan": (lambda: made().encode(), {}),
+}
+BESIDE = {
+    "index": Beside(INDEX, shard, INDEX),
+    "shard": Beside("1.safetensors", lambda folder: (folder / INDEX).write_bytes(FORMATS["index"][0]()), INDEX),
+    "snapshot": Beside("config.json", snapshot, "."),
+    "plan": Beside(by=lambda path: replays(path, trust=False)),
 }
 
 

@@ -17,28 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from support.networks import digits
 from torch import Tensor, nn
-
-from repfuse.samples import DigitsRepVGG
 
 MODEL = "repfuse.samples:DigitsRepVGG"
 ARGUMENTS = ["width=4"]
 WEIGHTS = ("--model", MODEL, "--model-arg", "width=4")
 
 
-def network(seed: int = 0) -> DigitsRepVGG:
-    """A network with statistics that hide no mistake."""
-    torch.manual_seed(seed)
-    made = DigitsRepVGG(width=4)
-    for part in made.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            for tensor in (part.weight, part.bias, part.running_mean):
-                nn.init.normal_(tensor)
-            nn.init.uniform_(part.running_var, 0.5, 2)
-    return made.eval()
-
-
-TRAINED, AVERAGED = network(0), network(1)
+TRAINED, AVERAGED = digits(0), digits(1)
 X = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -142,8 +129,8 @@ def yolo(path: Path) -> None:
     content = {
         "epoch": -1,
         "best_fitness": np.array([0.7]),
-        "model": network(0).half(),
-        "ema": network(1).half(),
+        "model": digits(0).half(),
+        "ema": digits(1).half(),
         "updates": 1234,
         "optimizer": None,
         "train_args": {"imgsz": 640, "project": PureWindowsPath(r"runs\train")},
@@ -155,7 +142,7 @@ def yolo(path: Path) -> None:
 
 def compiled(path: Path) -> None:
     """A training loop of one's own: AveragedModel of DataParallel of a network whose body alone is compiled."""
-    whole = network(1)
+    whole = digits(1)
     whole.blocks = torch.compile(whole.blocks)
     average = torch.optim.swa_utils.AveragedModel(nn.DataParallel(whole))
     content = {

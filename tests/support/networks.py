@@ -6,6 +6,20 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from repfuse.samples import DigitsRepVGG
+
+
+def digits(seed: int = 0) -> DigitsRepVGG:
+    """Return the small network of the samples, in eval mode."""
+    torch.manual_seed(seed)
+    network = DigitsRepVGG(width=4)
+    for norm in network.modules():
+        if isinstance(norm, _BatchNorm):
+            for tensor in (norm.weight, norm.bias, norm.running_mean):
+                nn.init.normal_(tensor)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+    return network.eval()
+
 
 def timm_network(name: str, **arguments: object) -> nn.Module:
     """Return timm's network without pretrained weights, in eval mode.

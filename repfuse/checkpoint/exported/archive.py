@@ -11,16 +11,21 @@ import io
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from repfuse.checkpoint.archive import members_of
 from repfuse.checkpoint.exported.inspection import Unsafe, check_names, check_program
-from repfuse.checkpoint.exported.quiet import quietly
+from repfuse.checkpoint.inert import children
 from repfuse.checkpoint.recognise import damaged
+from repfuse.checkpoint.soundness import room_for, sound
+from repfuse.checkpoint.torch_pickle import vet
 from repfuse.errors import RepfuseError
-from repfuse.tracing.skeleton import first_line
+from repfuse.quiet import quietly
+from repfuse.wording import first_line
 
 PROGRAM = "models/model.json"
 INPUTS = "data/sample_inputs/model.pt"
@@ -32,6 +37,8 @@ MEMBERS = re.compile(  # every member that a program without code of its own has
     r"|data/constants/(model_constants_config\.json|tensor_\d+)|extra/.*"
     r"|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|\.storage_alignment"
 )
+LEAVES = 100_000
+NUMBER = 4  # bytes, mostly
 KNOWN_DEVICES = ("cuda", "xpu", "mps")
 SAVE_AGAIN = "Save it again with torch.export.save, or, if you trust whoever made it, use --trust."
 
@@ -42,6 +49,8 @@ def read(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
     Raises RepfuseError where the file is damaged, or, without ``trust``, where it holds more than a graph of operators
     and plain tensors.
     """
+    if not trust:
+        members_of(path)  # torch's reader unpacks some members as soon as it is made
     data = path.read_bytes()
     if not trust:
         check(path, data)
@@ -49,7 +58,7 @@ def read(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
         with quietly():
             return torch.export.load(io.BytesIO(data))
     except Exception as error:  # a damaged file can make torch's reader fail in any way, and a trusted one runs code
-        raise damaged(path, first_line(error) or type(error).__name__) from error
+        raise damaged(path, first_line(error)) from error
 
 
 def write(program: torch.export.ExportedProgram, path: Path) -> None:
@@ -62,7 +71,7 @@ def write(program: torch.export.ExportedProgram, path: Path) -> None:
     except Exception as error:  # the serialiser raises what it likes
         raise RepfuseError(
             "This program cannot be written as .pt2.",
-            first_line(error) or type(error).__name__,
+            first_line(error),
             "Choose a .pt or .safetensors file.",
         ) from error
 
@@ -77,23 +86,18 @@ def check(path: Path, data: bytes) -> None:
             program = json.loads(reader.get_record(PROGRAM))
             configs = [json.loads(reader.get_record(name))["config"] for name in CONFIGS]
             inputs = reader.get_record(INPUTS)
-    except RepfuseError:
-        raise
-    except Exception as error:  # likewise
-        raise damaged(path, first_line(error) or type(error).__name__) from error
-    try:
         check_program(program)
         for folder, config in zip((WEIGHTS, CONSTANTS), configs, strict=True):
             check_names(config)
             _check_payload(reader, folder, config, len(data))
             _check_devices(path, config)
-        _check_inputs(inputs)
+        _check_inputs(path, inputs)
     except RepfuseError:
         raise
     except Unsafe as error:
         raise _refused(path, str(error)) from error
-    except Exception as error:  # likewise
-        raise damaged(path, first_line(error) or type(error).__name__) from error
+    except Exception as error:  # a damaged file can make torch's reader fail in any way
+        raise damaged(path, first_line(error)) from error
 
 
 def _reader(data: bytes) -> Any:
@@ -113,14 +117,16 @@ def _check_members(path: Path, reader: Any, members: set[str], size: int) -> Non
 
 
 def _check_payload(reader: Any, folder: str, config: dict[str, Any], size: int) -> None:
-    """Raise Unsafe where a tensor is a pickle, or would be larger than the whole file."""
+    """Raise Unsafe where a tensor is a pickle, or where they would be larger than a file of ``size`` bytes can mean."""
+    room = room_for(size) // NUMBER
     for name, payload in config.items():
         member, form = payload["path_name"], payload["tensor_meta"]
         if payload["use_pickle"] is not False or not MEMBERS.fullmatch(folder + member) or form is None:
             raise Unsafe(f"its tensor {name!r} is a pickle or an object of a class of its own")
         sizes = [dimension["as_int"] for dimension in form["sizes"]]
         held = reader.get_record_size(folder + member)
-        if math.prod(sizes) > (size if held else 0):
+        room -= math.prod(sizes)
+        if math.prod(sizes) > (size if held else 0) or room < 0:
             raise Unsafe(f"its tensor {name!r} would be larger than the file")
 
 
@@ -135,14 +141,26 @@ def _check_devices(path: Path, config: dict[str, Any]) -> None:
             )
 
 
-def _check_inputs(data: bytes) -> None:
-    """Raise Unsafe where torch would fall back from its safe unpickler to the one that runs code."""
+def _check_inputs(path: Path, data: bytes) -> None:
+    """Raise Unsafe where torch would fall back from its safe unpickler to the one that runs code, or make too much."""
     if not data:
         return
     try:
-        torch.load(io.BytesIO(data), weights_only=True, map_location="cpu", mmap=False)
+        vet(path, data)
+        inputs = sound(torch.load(io.BytesIO(data), weights_only=True, map_location="cpu", mmap=False), len(data))
     except Exception as error:  # a damaged pickle can make its reader fail in any way
         raise Unsafe("its sample inputs are more than tensors and plain containers") from error
+    if any(count > LEAVES for count, _ in enumerate(_expanded(inputs))):
+        raise Unsafe("its sample inputs hold each other without end")
+
+
+def _expanded(root: Any) -> Iterator[Any]:
+    """Yield everything in ``root`` as often as it is held, which is how torch walks through arguments."""
+    stack = [root]
+    while stack:
+        value = stack.pop()
+        yield value
+        stack.extend(children(value))
 
 
 def _refused(path: Path, why: str) -> RepfuseError:

@@ -11,9 +11,10 @@ from torch.export import Dim, ExportedProgram
 
 from repfuse.checkpoint.exported.contract import automatic, contract_of, dims_of
 from repfuse.checkpoint.exported.network import flat_inputs
-from repfuse.checkpoint.exported.quiet import quietly
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
-from repfuse.tracing.skeleton import changed_copy, first_line
+from repfuse.quiet import quietly
+from repfuse.tracing.skeleton import changed_copy
+from repfuse.wording import described
 
 
 def program_like(original: ExportedProgram, network: nn.Module) -> ExportedProgram:
@@ -68,7 +69,7 @@ def _export(network: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> Expo
     except Exception as error:  # whatever a forward may raise
         raise RepfuseError(
             f"{type(network).__name__} cannot be exported with torch.export.",
-            f"{type(error).__name__}: {first_line(error)}",
+            described(error),
             "Choose --format pt, state-dict or safetensors.",
         ) from error
 

@@ -7,11 +7,14 @@ text is parsed first, and only arithmetic on sizes passes: an allow-list, node b
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Callable
 
 LONGEST = 20_000  # characters of one text; torch's own have a few hundred
 LARGEST = 1 << 63
+TERMS = 4000  # of one text; torch's own have tens
+POWER = 8
 SYMBOL = re.compile(r"(s|u|zf|zuf)\d{1,5}")
 NUMBER = re.compile(r"-?\d{1,30}(\.\d{0,40})?(e[+-]?\d{1,3})?")
 WORDS = re.compile(r"[\w .,:/+-]*", re.ASCII)
@@ -31,7 +34,19 @@ MATH_FUNCTIONS = {"ceil", "floor", "trunc", "sqrt"}
 def is_size(text: str) -> bool:
     """Whether ``text`` is an expression of sizes, such as ``Add(Symbol('s0', integer=True), Integer(1))``."""
     tree = _parsed(text)
-    return tree is not None and _is_symbolic(tree, powers=0)
+    return tree is not None and _is_symbolic(tree, powers=0) and _terms(tree) <= TERMS
+
+
+def _terms(node: ast.AST) -> int:
+    """Return how many terms sympy has when it multiplies out, which torch has it do; choices count as factors."""
+    match node:
+        case ast.Call(ast.Name("Pow"), [base, _]):
+            return _terms(base) ** POWER if _terms(base) > 1 else 1
+        case ast.Call(ast.Name("Mul" | "Max" | "Min" as function), args):
+            return math.prod(_terms(arg) + (function != "Mul") for arg in args)
+        case ast.BinOp(left, ast.Mult(), right):
+            return _terms(left) * _terms(right)
+    return max(1, sum(_terms(part) for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)))
 
 
 def is_guard(text: str) -> bool:
@@ -124,8 +139,8 @@ def _is_small(node: ast.AST) -> bool:
         case ast.Call(ast.Name("Integer"), [ast.Constant() | ast.UnaryOp(ast.USub()) as value], []):
             return _is_small(value)
         case ast.UnaryOp(ast.USub(), operand):
-            return _is_number(operand, 8)
-    return _is_number(node, 8)
+            return _is_number(operand, POWER)
+    return _is_number(node, POWER)
 
 
 def _names_size(node: ast.AST) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -13,7 +14,9 @@ from torch.utils import _pytree as pytree
 from repfuse.checkpoint.exported.contract import input_values
 from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
-from repfuse.tracing.skeleton import first_line
+from repfuse.wording import described
+
+LARGEST = 1 << 26  # numbers that inputs may have without being asked for
 
 
 def opened(program: ExportedProgram, path: Path) -> tuple[ExportedProgram, fx.GraphModule]:
@@ -27,7 +30,7 @@ def opened(program: ExportedProgram, path: Path) -> tuple[ExportedProgram, fx.Gr
     except RepfuseError:
         raise
     except Exception as error:  # torch makes code of what the file says, and runs it: anything may be wrong with it
-        raise damaged(path, f"{type(error).__name__}: {first_line(error)}") from error
+        raise damaged(path, described(error)) from error
 
 
 def network_of(program: ExportedProgram) -> fx.GraphModule:
@@ -60,6 +63,9 @@ def complete(program: ExportedProgram, path: Path) -> ExportedProgram:
         )
     if program.example_inputs is None or not pytree.tree_leaves(program.example_inputs):
         assert program.call_spec.in_spec is not None
+        if sum(math.prod(_sizes(value)) for value in values) > LARGEST:
+            what = f"{path} has no sample inputs, and the inputs that it describes would be very large."
+            raise RepfuseError(what, "", "Export it again from a smaller example.")
         made = [_example(value, seed) for seed, value in enumerate(values)]
         program.example_inputs = pytree.tree_unflatten(made, program.call_spec.in_spec)
     return program
@@ -72,11 +78,15 @@ def flat_inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
 
 def _example(value: Tensor, seed: int) -> Tensor:
     """Return random values in the shape of a fake tensor; a dynamic axis gets the size it was exported with, or 2."""
-    sizes = [_size(size) for size in value.shape]
+    sizes = _sizes(value)
     generator = torch.Generator().manual_seed(seed)
     if value.dtype.is_floating_point or value.dtype.is_complex:
         return torch.randn(sizes, generator=generator).to(value.dtype)
     return torch.randint(0, 2, sizes, generator=generator).to(value.dtype)
+
+
+def _sizes(value: Tensor) -> list[int]:
+    return [_size(size) for size in value.shape]
 
 
 def _size(size: int | torch.SymInt) -> int:

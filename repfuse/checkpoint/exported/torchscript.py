@@ -19,12 +19,12 @@ from torch.export import ExportedProgram
 from repfuse.checkpoint import example
 from repfuse.checkpoint.exported.exporting import doubled
 from repfuse.checkpoint.exported.network import network_of
-from repfuse.checkpoint.exported.quiet import quietly
 from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
-from repfuse.tracing.skeleton import first_line
+from repfuse.quiet import quietly
 from repfuse.verifying.copies import call
 from repfuse.verifying.written import check_written
+from repfuse.wording import described, first_line
 
 ADVICE = (
     "Export the network from Python instead: torch.export.save(torch.export.export(model, inputs), 'model.pt2'), or "
@@ -69,7 +69,7 @@ def _convert(path: Path, script: torch.jit.ScriptModule, inputs: tuple[Tensor, .
         with quietly():
             program: ExportedProgram = TS2EPConverter(script, doubled(inputs), {}).convert()
     except Exception as error:  # the converter raises what it likes, and goes away in some later version
-        why = f"PyTorch's converter fails: {type(error).__name__}: {first_line(error)}"
+        why = f"PyTorch's converter fails: {described(error)}"
         raise RepfuseError(f"The TorchScript of {path} cannot be converted.", why, ADVICE) from error
     program.example_inputs = (inputs, {})
     return program

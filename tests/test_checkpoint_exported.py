@@ -15,11 +15,11 @@ from torch.export import Dim, ExportedProgram
 import repfuse
 from repfuse.checkpoint.exported import archive
 from repfuse.checkpoint.exported.contract import contract_of
-from repfuse.checkpoint.saving import format_for
+from repfuse.checkpoint.formats import format_for
 from repfuse.errors import RepfuseError
 
 
-def converted(source: Path, out: Path, **options: str) -> repfuse.loading.Saved:
+def converted(source: Path, out: Path, **options: str) -> repfuse.saving.Saved:
     checkpoint = repfuse.load(source)
     result = repfuse.fuse(checkpoint.module, checkpoint.example_inputs)
     return repfuse.save(checkpoint, result.module, out, plan=result.plan, **options)
@@ -196,3 +196,16 @@ def test_inputs_that_are_no_tensors_are_refused(tmp_path: Path) -> None:
     made = torch.export.export(Counts(), (torch.ones(2), 3))
     with pytest.raises(RepfuseError, match="no tensors"):
         repfuse.load(exported.saved(made, tmp_path / "in.pt2"))
+
+
+def test_a_network_and_its_program_are_the_same_where_the_program_is_made_for(
+    cli: Cli, samples: Path, tmp_path: Path
+) -> None:
+    source = samples / "repvgg_digits.pt"
+    assert cli("convert", source, tmp_path / "fused.pt2").returncode == 0
+    done = cli("verify", source, tmp_path / "fused.pt2")
+    assert done.returncode == 0 and "not both networks are for" in done.stdout
+    narrow = torch.export.export(repfuse.load(source).module, (torch.zeros(2, 1, 9, 9),))
+    torch.export.save(narrow, tmp_path / "narrow.pt2")
+    other = cli("verify", source, tmp_path / "narrow.pt2", "--input", "2x1x8x8")
+    assert other.returncode == 1 and "Guard failed" in other.stdout  # the example itself is not optional

@@ -35,7 +35,7 @@ def close(expected: Tensor, found: Any) -> bool:
     return bool(np.abs(wanted - found).max() <= 1e-4 * np.abs(wanted).max())
 
 
-def save(source: Path, out: Path) -> repfuse.loading.Saved:
+def save(source: Path, out: Path) -> repfuse.saving.Saved:
     checkpoint = repfuse.load(source, input="2x3x12x10")
     result = repfuse.fuse(checkpoint.module, checkpoint.example_inputs)
     return repfuse.save(checkpoint, result.module, out, plan=result.plan)

@@ -22,9 +22,10 @@ from torch import nn
 
 from repfuse.checkpoint import torch_pickle
 from repfuse.errors import RepfuseError
-from repfuse.loading import Checkpoint, load, save
+from repfuse.loading import Checkpoint, load
 from repfuse.planning.planner import plan
 from repfuse.rewriting import rewrite
+from repfuse.saving import save
 
 AT = {  # where each layout has its averaged weights and its trained ones
     "timm": ("state_dict_ema", "state_dict"),

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from repfuse.checkpoint.snapshot import recipe_of
 from repfuse.errors import RepfuseError
-from repfuse.loading import load, save
+from repfuse.loading import load
 from repfuse.planning.planner import plan
 from repfuse.rewriting import rewrite
+from repfuse.saving import save
 
 NAME = "hf-hub:timm/some_net"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -148,8 +149,9 @@ def test_what_was_fused_from_a_folder_loads_by_itself(folder: Path, tmp_path: Pa
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "not JSON": ("{", "does not read as JSON"),
-    "a list": ([], "no configuration"),
+    "not JSON": ("{", "is no configuration"),
+    "a list": ([], "no JSON object"),
+    "one name twice": ('{"architecture": "repvgg_a0", "architecture": "repvgg_a1"}', "'architecture' stands twice"),
     "of transformers": ({"model_type": "bert", "architectures": ["Bert"]}, "does not name a network of timm"),
     "no name": ({"architecture": "../../etc/passwd"}, "does not name a network of timm"),
     "a hub name": ({"architecture": "hf-hub:evil/net"}, "does not name a network of timm"),
@@ -180,7 +182,7 @@ def test_a_bad_configuration_is_one_message(case: str, folder: Path, tmp_path: P
 
 def test_a_huge_configuration_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "repvgg_a0"}' + " " * (5 << 20))
-    with pytest.raises(RepfuseError, match="too large"):
+    with pytest.raises(RepfuseError, match="larger than 4 MiB"):
         recipe_of(tmp_path / "config.json")
 
 
@@ -249,14 +251,15 @@ def test_sharded_weights_are_fetched_whole_and_their_names_are_checked(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     names = load_file(remote / shard)
-    for part, good in ((shard, True), ("../../x.safetensors", False), ("/etc/passwd", False), (3, False)):
+    outside = "outside its own folder"
+    for part, wrong in ((shard, ""), ("../../x.safetensors", outside), ("/etc/passwd", outside), (3, "not a table")):
         (remote / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, part)}))
-        if good:
+        if not wrong:
             assert fetch(NAME) == (folder, REVISION)
             assert asked[0] == ("config.json", None)
             assert all(revision == REVISION for _, revision in asked[1:])
             continue
-        with pytest.raises(RepfuseError, match="odd files"):
+        with pytest.raises(RepfuseError, match=wrong):
             fetch(NAME)
     assert {file for file, _ in asked} == {"config.json", "model.safetensors", "model.safetensors.index.json", shard}
 

@@ -1,4 +1,4 @@
-"""torch.export logs and warns about what becomes one clear message here."""
+"""Calls into torch that log and warn about what becomes one clear message here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Let no warning and no log record below an error through."""
+    """Let no warning and no log record through, critical ones apart."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,0 +1,26 @@
+"""Pieces that many messages are made of. It knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+SHOWN = 6
+LINE = 200
+
+
+def listed(names: Iterable[object], most: int = SHOWN) -> str:
+    """Return the first of the names, and how many more there are."""
+    known = list(map(str, names))
+    more = f", and {len(known) - most} more" if len(known) > most else ""
+    return ", ".join(known[:most]) + more
+
+
+def first_line(error: BaseException) -> str:
+    """Return the beginning of an error's text; its class, where it has no text."""
+    return str(error).strip().split("\n")[0][:LINE] or type(error).__name__
+
+
+def described(error: BaseException) -> str:
+    """Return the class of an error and the beginning of its text: ``ValueError: it is negative``."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"
