@@ -26,6 +26,7 @@ WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")  # the safe format f
 LARGEST_FILE = 4 << 20  # bytes
 ARCHITECTURE = re.compile(r"\w{1,100}(\.\w{1,100})?")
 LARGEST = 1_000_000  # a number of classes, channels or pixels beyond this is a mistake or an attack
+ARGUMENT = 100_000  # other numbers count blocks and channels
 DEEPEST = 4  # lists in the arguments
 RESERVED = {*FETCHING, "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "model_name"}
 
@@ -136,7 +137,7 @@ def _plain(path: Path, name: str, value: Any, depth: int = 0) -> Any:
         return [_plain(path, name, item, depth + 1) for item in value]
     if value is None or isinstance(value, bool) or (isinstance(value, str) and len(value) <= 100):
         return value
-    if isinstance(value, (int, float)) and abs(value) <= LARGEST:
+    if isinstance(value, (int, float)) and abs(value) <= ARGUMENT:
         return value
     raise _odd(path, name, value)
 

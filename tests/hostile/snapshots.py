@@ -56,7 +56,7 @@ def on_path(folder: Path, canary: Path) -> bytes:
     return json.dumps({"architecture": f"{folder}/evil.py:net", "auto_map": {"AutoModel": "evil.net"}}).encode()
 
 
-BLOCKS = {"depth": 1_000_000, "embed_dim": 1, "num_heads": 1}
+BLOCKS = {"depth": 99_999, "embed_dim": 1, "num_heads": 1}
 SNAPSHOTS = {
     **{name: raw(text) for name, text in WRONG.items()},
     "of 4 GB": Attack(large, name="model.safetensors", loads="."),
@@ -93,6 +93,6 @@ SNAPSHOTS = {
             "in_chans": 1_000_000,
         }.items()
     },
-    "a million blocks": arguments("vit_tiny_patch16_224", **BLOCKS),
+    "a hundred thousand blocks": arguments("vit_tiny_patch16_224", **BLOCKS),
     "an image of a million": arguments("vit_tiny_patch16_224", img_size=1_000_000),
 }
