@@ -543,3 +543,11 @@ def test_a_tensor_that_is_given_twice_is_not_always_the_same():
     model = randomised(Called(lambda m, x: m.block(x, x) * sign(x) + m.block(x, x * 2), block=Two()))
     fused = converted(model, X)
     assert type(fused.block) is Two
+
+
+def test_a_forward_that_asks_for_values_is_not_given_to_torch_export(monkeypatch):
+    asked = []
+    monkeypatch.setattr("repfuse.tracing.parts.export", lambda block, _arguments: asked.append(type(block).__name__))
+    by_values = Called(lambda m, x: m.a(x) + m.b(x) if x.mean() > 0 else x, a=conv(3), b=conv(1))
+    plan(randomised(nn.Sequential(by_values, Holding(Shaped()))), (X.abs(),))
+    assert asked == ["Shaped"]

@@ -76,6 +76,7 @@ class _Search:
         """Opaque modules, with their arguments."""
         self.entered: dict[nn.Module, Entered] = {}
         self.touched: dict[nn.Module, set[nn.Module]] = {}
+        self.decided: set[nn.Module] = set()
         self.pending = deque[tuple[nn.Module, Arguments]]()
 
     def run(self, arguments: Arguments) -> Parts:
@@ -121,6 +122,7 @@ class _Search:
 
     def _note(self, seen: Watched) -> None:
         self.called.update(seen.opaque)
+        self.decided |= seen.decided
         for by, touched in seen.touched.items():
             self.touched.setdefault(by, set()).update(touched)
         for inner, entry in seen.entered.items():
@@ -148,7 +150,7 @@ class _Search:
         for block, entry in self.called.items():
             description = _description(entry.arguments)
             fits = self._is_alike(block) and self._joins(block) and uses.alone(block)
-            if description is None or not fits:
+            if description is None or not fits or block in self.decided:  # no graph holds a branch on values
                 continue
             made = export(block, entry.arguments)
             if made is not None:

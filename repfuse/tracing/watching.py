@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from repfuse.tracing.arguments import Arguments, constants_of
 
@@ -34,11 +36,15 @@ class Entered:
 
 @dataclass
 class Watched:
-    """What was seen: calls of the watched modules, what these called, and by each of them whose insides it read."""
+    """What was seen: calls of the watched modules, what these called, and by each of them whose insides it read.
+
+    ``decided`` are those that asked for the value of a tensor, as a branch on one does.
+    """
 
     opaque: dict[nn.Module, Entered] = field(default_factory=dict)
     entered: dict[nn.Module, Entered] = field(default_factory=dict)
     touched: dict[nn.Module, set[nn.Module]] = field(default_factory=lambda: defaultdict(set))
+    decided: set[nn.Module] = field(default_factory=set)
 
 
 @contextmanager
@@ -49,10 +55,26 @@ def watching(opaque: Collection[nn.Module]) -> Iterator[Watched]:
     nn.Module.__call__ = _watched_call(call, frozenset(opaque), seen, running)  # type: ignore[method-assign]
     nn.Module.__getattr__ = _watched_look_up(look_up, frozenset(opaque), seen, running)  # type: ignore[method-assign]
     try:
-        yield seen
+        with _Values(frozenset(opaque), seen, running):
+            yield seen
     finally:
         nn.Module.__call__ = call  # type: ignore[method-assign]
         nn.Module.__getattr__ = look_up  # type: ignore[method-assign]
+
+
+class _Values(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes who asks for the value of a tensor: ``bool``, ``int`` and ``item`` all end in one operator."""
+
+    def __init__(self, opaque: frozenset[nn.Module], seen: Watched, running: list[Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.opaque, self.seen, self.running = opaque, seen, running
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and self.running[-1] in self.opaque:
+            self.seen.decided.add(self.running[-1])
+        return func(*args, **(kwargs or {}))
 
 
 def _watched_call(call: Any, opaque: frozenset[nn.Module], seen: Watched, running: list[Any]) -> Any:
@@ -105,4 +127,5 @@ def in_terms_of(module: nn.Module, runner: nn.Module, watched: Watched) -> Watch
         original_of[by]: {original_of[part] for part in parts if part in original_of}
         for by, parts in watched.touched.items()
     }
-    return Watched(known(watched.opaque), known(watched.entered), touched)
+    decided = {original_of[part] for part in watched.decided}
+    return Watched(known(watched.opaque), known(watched.entered), touched, decided)
