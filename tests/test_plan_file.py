@@ -207,7 +207,7 @@ def test_a_huge_file_is_not_read(tmp_path):
         stream.truncate(LARGEST + 1)
     with pytest.raises(RepfuseError, match="not a plan") as caught:
         read_plan_file(tmp_path / "plan.json")
-    assert "64 MiB" in caught.value.why
+    assert "16 MiB" in caught.value.why
 
 
 @pytest.mark.parametrize("name", ["none.json", "."])
