@@ -52,7 +52,7 @@ def _twice(m: Any, x: Tensor) -> Tensor:
 
 def _sizes(m: Any, x: Tensor) -> Tensor:
     y = m.a(x[..., ::2, ::2])
-    return m.a(x) * sign(x) + y.mean()
+    return m.a(x) * sign(x) + y.mean() / 2  # whole, it would cancel on one pixel, and rounding decide the next sign
 
 
 def _batches(m: Any, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _outer_weight(m: Any, x: Tensor) -> Tensor:
 def _functional_weight(m: Any, x: Tensor) -> Tensor:
     conv = next(p for p in m.a.modules() if isinstance(p, nn.Conv2d))
     y = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return m.a(x) * sign(x) + y.mean()
+    return m.a(x) * sign(x) + y.mean() / 2  # whole, it would cancel on one pixel, and rounding decide the next sign
 
 
 def _rare_weight(m: Any, x: Tensor) -> Tensor:
