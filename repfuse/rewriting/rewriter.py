@@ -47,14 +47,15 @@ class _Rewriting:
         self.stand_ins = {key: stand_in(tensor) for key, tensor in self.replaced.items()}
         self.result = copy_with(module, dict(self.stand_ins))
         self.successors: dict[nn.Module, nn.Module] = {}
-        self._put_exported(module)
         self.holders = _holders(self.result)
+        if any(part.exported for part in self.parts):
+            self._put_exported(module)
+            self.holders = _holders(self.result)
 
     def _put_exported(self, module: nn.Module) -> None:
         """Put the exported form in the place of a block, over the tensors of the result."""
         both = zip(named_tensors(module), named_tensors(self.result), strict=True)
         copied = {id(original): copy for (_, original), (_, copy) in both}
-        self.holders = _holders(self.result)
         for part in (part for part in self.parts if part.exported):
             self._replace(part.path, copy_with(part.module, dict(copied)))
 

@@ -27,7 +27,9 @@ class Uses:
 
     def shared(self, part: nn.Module) -> frozenset[str]:
         """Return the paths, within ``part``, of the modules that anything but its graph uses, as far as is known."""
-        return frozenset(path for path, inner in part.named_modules() if self._is_shared(inner, part))
+        used = set().union(*self.touched.values(), self.entered.keys() - {part}, *self._insides_without(part))
+        used.update(*(modules for other, modules in self.in_graphs.items() if other is not part))
+        return frozenset(path for path, inner in part.named_modules() if inner in used)
 
     def alone(self, block: nn.Module) -> bool:
         """Whether nobody else uses what is in the block, and nothing in it has hooks."""
@@ -36,14 +38,6 @@ class Uses:
         used += [modules for part, modules in self.in_graphs.items() if part not in inside]
         used += [{inner for inner, entry in self.entered.items() if entry.callers - inside}]
         return all(each.isdisjoint(inside - {block}) for each in used) and not any(map(hooks_of, inside))
-
-    def _is_shared(self, inner: nn.Module, part: nn.Module) -> bool:
-        return (
-            any(inner in touched for touched in self.touched.values())
-            or (inner in self.entered and inner is not part)
-            or any(inner in used for other, used in self.in_graphs.items() if other is not part)
-            or any(inner in insides for insides in self._insides_without(part))
-        )
 
     def _insides_without(self, part: nn.Module) -> Iterator[set[nn.Module]]:
         """Yield the modules within each opaque module that does not hold ``part`` itself."""
