@@ -15,7 +15,7 @@ from repfuse.proof.sites import TOLERANCE, prove_sites
 from repfuse.rewriting import rewrite
 from repfuse.tracing.leaves import is_stock
 from repfuse.verifying import Trial
-from repfuse.verifying.comparison import outcomes_in_float64, tabulate
+from repfuse.verifying.comparison import answers_in_float64, tabulate
 from repfuse.verifying.copies import Outcome, copy_with, in_float64, run_float64
 from repfuse.verifying.results import Comparison, TrialComparison
 from repfuse.verifying.rounding import allowed, summation
@@ -43,7 +43,7 @@ def prove(
         sites.append(site)
         progress(0.5 * len(sites) / len(plan.sites))
     del wide
-    found = outcomes_in_float64(wide_fused, trials)
+    found = answers_in_float64(wide_fused, trials, expected)
     network = tabulate(trials, expected, found, TOLERANCE)
     if not network.passed and not network.mismatches and all(site.passed for site in sites):
         network = replace(network, tolerance=_explained(wide_fused, trials, found, network))

@@ -18,7 +18,7 @@ from repfuse.planning.replaying import replay
 from repfuse.plans import Plan
 from repfuse.proof.results import SiteProof
 from repfuse.verifying import Trial, compare
-from repfuse.verifying.comparison import outcomes_in_float64, tabulate
+from repfuse.verifying.comparison import answers_in_float64, outcomes_in_float64, tabulate
 from repfuse.verifying.results import Comparison
 
 TOLERANCE = 1e-12
@@ -51,7 +51,7 @@ def _compared(before: nn.Module, after: nn.Module, planner: PartPlanner, region:
     expected = outcomes_in_float64(before, trials)
     if all(outcome.error for outcome in expected):
         return compare(before, after, [_at_the_example(planner, region)], TOLERANCE)
-    return tabulate(trials, expected, outcomes_in_float64(after, trials), TOLERANCE)
+    return tabulate(trials, expected, answers_in_float64(after, trials, expected), TOLERANCE)
 
 
 def _sources(region: Region) -> list[fx.Node]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import nn
 
 from repfuse.progress import Progress
-from repfuse.verifying.comparison import outcomes_in_float64, reference, tabulate
+from repfuse.verifying.comparison import answers_in_float64, reference, tabulate
 from repfuse.verifying.copies import Outcome
 from repfuse.verifying.drift import drift_from
 from repfuse.verifying.inputs import Trial
@@ -76,7 +76,7 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
     progress("the original in float64", 0.0)
     expected = reference(original, trials)
     progress("the fused network in float64", 0.1)
-    found = outcomes_in_float64(fused, trials)
+    found = answers_in_float64(fused, trials, expected)
     table = tabulate(trials, expected, found, FLOAT64_NOISE).trials
     kept = [position for position, row in enumerate(table) if not row.skipped and not row.mismatch]
     trials, expected, found = _at(trials, kept), _at(expected, kept), _at(found, kept)
