@@ -6,8 +6,8 @@ networks.
 
 from repfuse.verifying.comparison import compare
 from repfuse.verifying.drift import drift
-from repfuse.verifying.inputs import Trial, input_variants
+from repfuse.verifying.inputs import Effort, Trial, input_variants
 from repfuse.verifying.results import Comparison, Drift, Verification
 from repfuse.verifying.verification import verify
 
-__all__ = ["Comparison", "Drift", "Trial", "Verification", "compare", "drift", "input_variants", "verify"]
+__all__ = ["Comparison", "Drift", "Effort", "Trial", "Verification", "compare", "drift", "input_variants", "verify"]

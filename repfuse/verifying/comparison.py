@@ -8,7 +8,7 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 from repfuse.verifying.copies import Outcome, copy_with, in_float64, run_float64
-from repfuse.verifying.inputs import Trial
+from repfuse.verifying.inputs import Trial, Watch, unwatched
 from repfuse.verifying.measure import mismatch, output_error
 from repfuse.verifying.results import Comparison, TrialComparison
 
@@ -48,10 +48,12 @@ def outcomes_in_float64(network: nn.Module, trials: Sequence[Trial]) -> list[Out
     return run_float64(copy_with(network, in_float64), trials)
 
 
-def answers_in_float64(fused: nn.Module, trials: Sequence[Trial], expected: Sequence[Outcome]) -> list[Outcome]:
+def answers_in_float64(
+    fused: nn.Module, trials: Sequence[Trial], expected: Sequence[Outcome], watch: Watch = unwatched
+) -> list[Outcome]:
     """Run a float64 copy of the fused network on the trials that the original took; the others stay without outputs."""
     taken = [trial for trial, outcome in zip(trials, expected, strict=True) if not outcome.error]
-    answers = iter(outcomes_in_float64(fused, taken))
+    answers = iter(outcomes_in_float64(fused, watch(taken)))
     return [Outcome({}, "the original does not take it") if outcome.error else next(answers) for outcome in expected]
 
 

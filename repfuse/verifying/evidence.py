@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import nn
 
 from repfuse.progress import Progress
-from repfuse.verifying.comparison import answers_in_float64, reference, tabulate
+from repfuse.verifying.comparison import answers_in_float64, tabulate
 from repfuse.verifying.copies import Outcome
 from repfuse.verifying.drift import drift_from
-from repfuse.verifying.inputs import Trial
+from repfuse.verifying.fallback import with_fallbacks
+from repfuse.verifying.inputs import Trial, Watch
 from repfuse.verifying.measure import informative, level
+from repfuse.verifying.meter import Meter
 from repfuse.verifying.results import Drift, OutputError, OutputVerdict, TrialComparison
-from repfuse.verifying.rounding import FLOAT64_NOISE, Levels, allowed, combine, rounding_on, unchanged
+from repfuse.verifying.rounding import FLOAT64_NOISE, SAMPLES, Levels
+from repfuse.verifying.yardsticks import Explained, Key, excess
 
-Key = tuple[int, str]
+MEASURED = 0.9  # of the whole: what follows looks for the place of a difference
 T = TypeVar("T")
 
 
@@ -26,38 +29,58 @@ class Evidence:
     """What was measured. Keys are a position in ``trials`` and the name of an output.
 
     ``table`` holds a row per trial that was tried, ``trials`` only those in which both networks gave outputs
-    of the same form; ``outcomes`` are the original's in float64.
+    of the same form; ``outcomes`` are the original's in float64, ``answers`` the fused network's. ``settled`` are the
+    positions on which everything was measured that could explain an error; where one is too large and settled, others
+    need not be.
     """
 
     table: tuple[TrialComparison, ...]
     trials: tuple[Trial, ...]
     outcomes: tuple[Outcome, ...]
+    answers: tuple[Outcome, ...]
     errors: Levels
     rounding: Levels
     limits: Levels
     drift: Drift | None
+    settled: frozenset[int] = frozenset()
 
     @property
     def worst(self) -> Key:
-        """The output that comes closest to its limit, or furthest above."""
-        return max(self.errors, key=self.excess)
+        """The output that comes closest to its limit, or furthest above; where errors stand, one of these."""
+        return max(self.errors, key=self._rank)
 
     def excess(self, key: Key) -> float:
         """Return the error in units of what is allowed."""
-        return self.errors[key].over(self.limits[key])
+        return excess(self.errors[key], self.limits[key])
+
+    @property
+    def mismatched(self) -> TrialComparison | None:
+        """The first trial on which something differs that is no number."""
+        return next((row for row in self.table if row.mismatch), None)
+
+    @property
+    def vacuous(self) -> list[str]:
+        """The outputs that have no finite number other than 0 on any trial: to agree in these says nothing."""
+        names = dict.fromkeys(name for _, name in self.errors)
+        telling = {name for position, name in self.errors if informative(self.outcomes[position].outputs[name])}
+        return [name for name in names if name not in telling]
 
     @property
     def informative(self) -> bool:
         """Whether any output has a finite number other than 0."""
-        return any(informative(self.outcomes[position].outputs[name]) for position, name in self.errors)
+        return len(self.vacuous) < len({name for _, name in self.errors})
 
     def rows(self) -> tuple[OutputVerdict, ...]:
         """Return a row per output: its worst trial, and its worst drift."""
         names = dict.fromkeys(name for _, name in self.errors)
         return tuple(self._row(name) for name in names)
 
+    def _rank(self, key: Key) -> tuple[bool, float]:
+        times = self.excess(key)
+        return times > 1 and key[0] in self.settled, times
+
     def _row(self, name: str) -> OutputVerdict:
-        key = max((key for key in self.errors if key[1] == name), key=self.excess)
+        key = max((key for key in self.errors if key[1] == name), key=self._rank)
         label = self.trials[key[0]].label
         drifts = [row for row in self.drift.outputs if row.name == name] if self.drift else []
         worst = max(drifts, key=lambda row: row.fused.over(row.allowed), default=None)
@@ -73,10 +96,11 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
 
     Raises RepfuseError where the original cannot run the first trial in float64.
     """
-    progress("the original in float64", 0.0)
-    expected = reference(original, trials)
-    progress("the fused network in float64", 0.1)
-    found = answers_in_float64(fused, trials, expected)
+    meter = Meter(progress, _work(trials), MEASURED)
+    meter.stage("the original in float64")
+    trials, expected = with_fallbacks(original, trials, meter.watch)
+    meter.stage("the fused network in float64")
+    found = answers_in_float64(fused, trials, expected, meter.watch)
     table = tabulate(trials, expected, found, FLOAT64_NOISE).trials
     kept = [position for position, row in enumerate(table) if not row.skipped and not row.mismatch]
     trials, expected, found = _at(trials, kept), _at(expected, kept), _at(found, kept)
@@ -86,26 +110,47 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
         for name, tensor in outcome.outputs.items()
     }
     if not errors:
-        return Evidence(table, (), (), {}, {}, {}, None)
-    effects = _effects(original, fused, trials, (expected, found), progress)
-    effect = {key: combine([each[key] for each in effects]) for key in errors}
-    progress("drift", 0.8)
-    drift = drift_from(original, fused, trials, expected, effect)
-    return Evidence(table, tuple(trials), tuple(expected), errors, effect, allowed(effects), drift)
+        return Evidence(table, (), (), (), {}, {}, {}, None)
+    meter.stage("what rounding explains")
+    explained = Explained([(original, expected), (fused, found)], trials, errors, meter.watch)
+    explained.measure()
+    meter.stage("drift")
+    drift = _drift((original, fused), trials, expected, explained, meter.watch)
+    return Evidence(
+        table,
+        tuple(trials),
+        tuple(expected),
+        tuple(found),
+        errors,
+        explained.effect(),
+        explained.limits(),
+        drift,
+        frozenset(explained.settled),
+    )
 
 
-def _at(items: Sequence[T], positions: Sequence[int]) -> list[T]:
-    return [items[position] for position in positions]
-
-
-def _effects(
-    original: nn.Module,
-    fused: nn.Module,
+def _drift(
+    networks: tuple[nn.Module, nn.Module],
     trials: Sequence[Trial],
-    outcomes: tuple[Sequence[Outcome], Sequence[Outcome]],
-    progress: Progress,
-) -> list[Levels]:
-    progress("what rounding explains in the original", 0.2)
-    first = rounding_on(original, trials, outcomes[0], unchanged(original, fused))
-    progress("what rounding explains in the fused network", 0.5)
-    return [first, rounding_on(fused, trials, outcomes[1], unchanged(fused, original))]
+    expected: Sequence[Outcome],
+    explained: Explained,
+    watch: Watch,
+) -> Drift:
+    """Measure the drift; where it exceeds what borrowed yardsticks explain, once more with what is measured there."""
+    fused = explained.fused
+    found = drift_from(*networks, watch(trials), expected, fused.levels(explained.errors))
+    labels = {row.trial for row in found.outputs if not row.passed}
+    wrong = {position for position, trial in enumerate(trials) if trial.label in labels}
+    if not wrong or not wrong.isdisjoint(fused.measured):
+        return found
+    fused.measure(wrong)
+    return drift_from(*networks, watch(trials), expected, fused.levels(explained.errors))
+
+
+def _work(trials: Sequence[Trial]) -> float:
+    """Return the work of all runs: each trial twice in float64 and twice as stored, yardsticks 2 SAMPLES times more."""
+    return sum(trial.work * (4 + 2 * SAMPLES * trial.yardstick) for trial in trials)
+
+
+def _at(items: Sequence[T], positions: Iterable[int]) -> list[T]:
+    return [items[position] for position in positions]

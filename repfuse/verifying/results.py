@@ -21,10 +21,12 @@ __all__ = [
     "OutputError",
     "OutputVerdict",
     "RealData",
+    "ToleranceCheck",
     "TrialComparison",
     "Verdict",
     "Verification",
     "Verified",
+    "Worst",
 ]
 
 Verdict = Literal["same", "different", "could-not-tell"]
@@ -144,11 +146,42 @@ class RealData:
 
 
 @dataclass(frozen=True)
+class Worst:
+    """The output that is furthest off, and its largest |a - b| / (atol + rtol |a|): above 1, it is too far."""
+
+    trial: str
+    name: str
+    excess: float
+
+
+@dataclass(frozen=True)
+class ToleranceCheck:
+    """The tolerances that the user gave, and how far the worst outputs are off: in float64, and as stored.
+
+    ``None`` where there was nothing to compare: no output, or a dtype that does not run here. ``arithmetic`` is the
+    verdict that there would have been without them, ``reason`` its reason.
+    """
+
+    rtol: float
+    atol: float
+    float64: Worst | None
+    stored: Worst | None
+    arithmetic: Verdict
+    reason: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every element is within the tolerances."""
+        return all(worst is None or worst.excess <= 1 for worst in (self.float64, self.stored))
+
+
+@dataclass(frozen=True)
 class Verification:
     """The verdict on two networks, in one sentence (``reason``) and in numbers.
 
     ``dtypes`` are those in which most numbers of the original and of the fused network are stored; ``trials``
     all that was compared in float64, with the weights as they are stored; ``outputs`` one row per output.
+    ``tolerances`` are those that overruled arithmetic, if any; ``effort`` is how much was tried.
     """
 
     verdict: Verdict
@@ -160,6 +193,8 @@ class Verification:
     first_difference: FirstDifference | None = None
     data: RealData | None = None
     notes: tuple[str, ...] = ()
+    tolerances: ToleranceCheck | None = None
+    effort: str = "default"
 
     @property
     def exit_code(self) -> int:

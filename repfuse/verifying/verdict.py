@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from repfuse.verifying.evidence import Evidence
+from repfuse.verifying.inputs import Effort
 from repfuse.verifying.results import Level, RealData, Verdict
 
 BLIND = 0.5  # where rounding explains an error of half the output, agreement within it says nothing
@@ -13,7 +14,7 @@ Ruling = tuple[Verdict, str]
 
 def decide(evidence: Evidence) -> Ruling:
     """Return the verdict and why."""
-    if wrong := next((row for row in evidence.table if row.mismatch), None):
+    if wrong := evidence.mismatched:
         return "different", f"On {wrong.label}, {wrong.mismatch}."
     if not evidence.informative:
         return "could-not-tell", "The outputs are empty, 0 or not finite on every input that was tried."
@@ -24,8 +25,12 @@ def decide(evidence: Evidence) -> Ruling:
     return _decide_drift(evidence)
 
 
-def notes(evidence: Evidence, dtypes: tuple[str, str], real: RealData | None) -> Iterator[str]:
+def notes(evidence: Evidence, dtypes: tuple[str, str], real: RealData | None, effort: Effort) -> Iterator[str]:
     """Yield what the reader must know beside the verdict."""
+    if effort == Effort.QUICK:
+        yield "Quick: few and small inputs. Leave --quick out before you rely on it."
+    if evidence.informative and evidence.vacuous:
+        yield f"Nothing can be said of {', '.join(evidence.vacuous)}: empty, 0 or not finite on every input."
     if dtypes[0] != dtypes[1]:
         yield f"The original is stored in {dtypes[0]}, the fused network in {dtypes[1]}."
     if evidence.drift and not evidence.drift.measured:

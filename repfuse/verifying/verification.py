@@ -17,11 +17,14 @@ from repfuse.verifying.agreement import Data, agreement, data_trial
 from repfuse.verifying.comparison import outcomes_in_float64
 from repfuse.verifying.copies import as_stored, copy_with, run
 from repfuse.verifying.evidence import Evidence, gather
-from repfuse.verifying.inputs import Shape, Trial, input_variants, rounded_through, shaped
+from repfuse.verifying.inputs import Effort, Shape, Trial, input_variants, known_effort, rounded_through, shaped
 from repfuse.verifying.locate import first_difference
 from repfuse.verifying.measure import level
 from repfuse.verifying.results import FirstDifference, Verdict, Verification
+from repfuse.verifying.tolerances import checked, ruling, tolerances
 from repfuse.verifying.verdict import decide, notes
+
+SEEDS = (0, 1)  # of inputs of given shapes
 
 
 def verify(
@@ -30,7 +33,10 @@ def verify(
     example_inputs: Sequence[Any],
     *,
     shapes: Sequence[Shape] | None = None,
-    seeds: Sequence[int] = (0, 1),
+    seeds: Sequence[int] | None = None,
+    effort: Effort | str = Effort.DEFAULT,
+    rtol: float | None = None,
+    atol: float | None = None,
     data: Data | None = None,
     labels: torch.Tensor | None = None,
     progress: Progress | None = None,
@@ -40,17 +46,19 @@ def verify(
     Both run in eval mode, without gradients, on copies: first in float64 with the weights as they are stored,
     where only the rounding of the weights may show (see ``repfuse.verifying.rounding``), then in their own
     dtype, where their operations round too (see ``repfuse.verifying.drift``). The inputs are those of
-    ``input_variants``, or random ones of the ``shapes`` given for the first input, a set per seed; and
-    ``data``, real inputs, with one integer class per sample in ``labels``. ``progress`` is called with a
-    stage and the fraction done.
+    ``input_variants``, as many as the ``effort`` says, or random ones of the ``shapes`` given for the first input, a
+    set per seed; and ``data``, real inputs, with one integer class per sample in ``labels``. ``rtol`` and ``atol``
+    overrule what rounding explains (see ``repfuse.verifying.tolerances``). ``progress`` is called with a stage and the
+    fraction done.
 
-    Raises RepfuseError where the original cannot run the example, the data or labels do not fit, or a network
-    cannot be copied.
+    Raises RepfuseError where the original cannot run the example, the data or labels do not fit, a tolerance is no
+    sound number, or a network cannot be copied.
     """
+    given, effort = tolerances(rtol, atol), known_effort(effort)
     for network in (original, fused):
         check_runnable(network)
     report = progress or (lambda _stage, _fraction: None)
-    trials = _trials(tuple(example_inputs), shapes, seeds, data)
+    trials = _trials(tuple(example_inputs), shapes, seeds, effort, data)
     trials = [rounded_through(trial, main_dtype(fused)) for trial in trials]
     dtypes = _name(main_dtype(original)), _name(main_dtype(fused))
     try:
@@ -58,23 +66,36 @@ def verify(
     except RepfuseError as error:
         if not _runs_as_stored(original, trials[0]):
             raise
-        return Verification("could-not-tell", f"{error.what} {error.why}", dtypes, (), (), None)
+        return Verification("could-not-tell", f"{error.what} {error.why}", dtypes, (), (), None, effort=str(effort))
     real = agreement(original, fused, data, labels) if data is not None else None
     verdict, reason = decide(evidence)
+    check = None
+    if given and evidence.informative and not evidence.mismatched:
+        check = checked(given, (original, fused), evidence, (verdict, reason))
+        verdict, reason = ruling(check)
     place = None
     if verdict == "different":
         report("where they first differ", 0.9)
         verdict, reason = _confirm(original, fused, evidence, trials[0], reason)
         place = _locate(original, fused, evidence) if verdict == "different" else None
     report("done", 1.0)
-    said = tuple(notes(evidence, dtypes, real))
-    return Verification(verdict, reason, dtypes, evidence.rows(), evidence.table, evidence.drift, place, real, said)
+    said = tuple(notes(evidence, dtypes, real, effort))
+    return Verification(
+        verdict, reason, dtypes, evidence.rows(), evidence.table, evidence.drift, place, real, said, check, str(effort)
+    )
 
 
 def _trials(
-    example: tuple[Any, ...], shapes: Sequence[Shape] | None, seeds: Sequence[int], data: Data | None
+    example: tuple[Any, ...],
+    shapes: Sequence[Shape] | None,
+    seeds: Sequence[int] | None,
+    effort: Effort,
+    data: Data | None,
 ) -> list[Trial]:
-    chosen = input_variants(example, seeds=seeds) if shapes is None else shaped(example, shapes, seeds)
+    if shapes is None:
+        chosen = input_variants(example, seeds=seeds, effort=effort)
+    else:
+        chosen = shaped(example, shapes, seeds or SEEDS)
     return [*chosen, *([data_trial(data)] if data is not None else [])]
 
 
