@@ -13,7 +13,7 @@ from repfuse.verifying.comparison import answers_in_float64, tabulate
 from repfuse.verifying.copies import Outcome
 from repfuse.verifying.drift import drift_from
 from repfuse.verifying.fallback import with_fallbacks
-from repfuse.verifying.inputs import Trial, Watch
+from repfuse.verifying.inputs import Trial
 from repfuse.verifying.measure import informative, level
 from repfuse.verifying.meter import Meter
 from repfuse.verifying.results import Drift, OutputError, OutputVerdict, TrialComparison
@@ -96,11 +96,11 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
 
     Raises RepfuseError where the original cannot run the first trial in float64.
     """
-    meter = Meter(progress, _work(trials), MEASURED)
+    meter = Meter(progress, _work(trials), end=MEASURED)
     meter.stage("the original in float64")
     trials, expected = with_fallbacks(original, trials, meter.watch)
     meter.stage("the fused network in float64")
-    found = answers_in_float64(fused, trials, expected, meter.watch)
+    found = answers_in_float64(fused, trials, expected, watch=meter.watch)
     table = tabulate(trials, expected, found, FLOAT64_NOISE).trials
     kept = [position for position, row in enumerate(table) if not row.skipped and not row.mismatch]
     trials, expected, found = _at(trials, kept), _at(expected, kept), _at(found, kept)
@@ -115,7 +115,7 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
     explained = Explained([(original, expected), (fused, found)], trials, errors, meter.watch)
     explained.measure()
     meter.stage("drift")
-    drift = _drift((original, fused), trials, expected, explained, meter.watch)
+    drift = _drift((original, fused), trials, expected, explained)
     return Evidence(
         table,
         tuple(trials),
@@ -130,26 +130,22 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
 
 
 def _drift(
-    networks: tuple[nn.Module, nn.Module],
-    trials: Sequence[Trial],
-    expected: Sequence[Outcome],
-    explained: Explained,
-    watch: Watch,
+    networks: tuple[nn.Module, nn.Module], trials: Sequence[Trial], expected: Sequence[Outcome], explained: Explained
 ) -> Drift:
     """Measure the drift; where it exceeds what borrowed yardsticks explain, once more with what is measured there."""
     fused = explained.fused
-    found = drift_from(*networks, watch(trials), expected, fused.levels(explained.errors))
+    found = drift_from(*networks, trials, expected, fused.levels(explained.errors))
     labels = {row.trial for row in found.outputs if not row.passed}
     wrong = {position for position, trial in enumerate(trials) if trial.label in labels}
     if not wrong or not wrong.isdisjoint(fused.measured):
         return found
     fused.measure(wrong)
-    return drift_from(*networks, watch(trials), expected, fused.levels(explained.errors))
+    return drift_from(*networks, trials, expected, fused.levels(explained.errors))
 
 
 def _work(trials: Sequence[Trial]) -> float:
-    """Return the work of all runs: each trial twice in float64 and twice as stored, yardsticks 2 SAMPLES times more."""
-    return sum(trial.work * (4 + 2 * SAMPLES * trial.yardstick) for trial in trials)
+    """Return the work of the runs in float64: both networks on each trial, and 2 SAMPLES times on the yardsticks."""
+    return sum(trial.work * (2 + 2 * SAMPLES * trial.yardstick) for trial in trials)
 
 
 def _at(items: Sequence[T], positions: Iterable[int]) -> list[T]:

@@ -1,19 +1,24 @@
-"""How far a verification is: by the work of the trials that have been run, of all that will be."""
+"""How far a verification is: by the work of the calls that are done, of all that will be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import overload
+from typing import Any
+
+from torch import nn
 
 from repfuse.progress import Progress
-from repfuse.verifying.inputs import Trial
+from repfuse.verifying.inputs import elements
 
 
 class Meter:
-    """Tells ``progress`` the stage and the fraction done, up to ``end``, as the trials that it watches are run."""
+    """Tells ``progress`` the stage and the fraction done, from ``start`` to ``end``, as the networks it watches run.
 
-    def __init__(self, progress: Progress, total: float, end: float) -> None:
-        self._progress, self._total, self._end = progress, max(total, 1.0), end
+    ``total`` is the work of all calls, in elements of their inputs.
+    """
+
+    def __init__(self, progress: Progress, total: float, start: float = 0.0, end: float = 1.0) -> None:
+        self._progress, self._total = progress, max(total, 1.0)
+        self._start, self._end = start, end
         self._done, self._stage = 0.0, ""
 
     def stage(self, name: str) -> None:
@@ -21,35 +26,14 @@ class Meter:
         self._stage = name
         self._tell()
 
-    def watch(self, trials: Sequence[Trial]) -> Sequence[Trial]:
-        """Return the same trials; each counts as done when the next one is asked for."""
-        return _Watched(trials, self._count)
+    def watch(self, copy: nn.Module) -> None:
+        """Count each call of a network that it returns from."""
+        copy.register_forward_hook(self._count)
 
-    def _count(self, trial: Trial) -> None:
-        self._done += trial.work
+    def _count(self, _module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
+        self._done += elements(inputs)
         self._tell()
 
     def _tell(self) -> None:
-        self._progress(self._stage, self._end * min(1.0, self._done / self._total))
-
-
-class _Watched(Sequence[Trial]):
-    def __init__(self, trials: Sequence[Trial], count: Callable[[Trial], None]) -> None:
-        self._trials, self._counted = trials, count
-
-    @overload
-    def __getitem__(self, index: int) -> Trial: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Trial]: ...
-
-    def __getitem__(self, index: int | slice) -> Trial | Sequence[Trial]:
-        return self._trials[index]
-
-    def __len__(self) -> int:
-        return len(self._trials)
-
-    def __iter__(self) -> Iterator[Trial]:
-        for trial in self._trials:
-            yield trial
-            self._counted(trial)
+        part = min(1.0, self._done / self._total)
+        self._progress(self._stage, self._start + (self._end - self._start) * part)

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from repfuse.verifying.copies import Outcome, copy_with, in_float64, run_float64
-from repfuse.verifying.inputs import Trial, Watch
+from repfuse.verifying.copies import Outcome, Watch, run_float64
+from repfuse.verifying.inputs import Trial
 from repfuse.verifying.results import Level
-from repfuse.verifying.rounding import Levels, allowed, combine, rounding, summation, unchanged
+from repfuse.verifying.rounding import Levels, Run, allowed, combine, rounding, summation, unchanged
 
 Key = tuple[int, str]
 Outcomes = Sequence[Outcome]
@@ -48,9 +48,9 @@ class Yardsticks:
         at = [position for position in positions if position not in self.measured]
         if not at:
             return
-        watched = self._watch([self._trials[position] for position in at])
+        trials = [self._trials[position] for position in at]
         outcomes = [self._outcomes[position] for position in at]
-        found = rounding(self._network, lambda copy: run_float64(copy, watched), outcomes, self._exact)
+        found = rounding(self._network, _on(trials, self._watch), outcomes, self._exact)
         self._levels |= {(at[index], name): level for (index, name), level in found.items()}
 
     def levels(self, keys: Iterable[Key]) -> Levels:
@@ -92,9 +92,8 @@ class Explained:
         """Measure all there is on one trial."""
         for side in (self.original, self.fused):
             side.measure([position])
-        watched = self._watch([self._trials[position]])
-        wide = copy_with(self._fused, in_float64)  # its sums round as float64 does, not as its weights were
-        found = summation(wide, lambda copy: run_float64(copy, watched), [self._after[position]])
+        run = _on([self._trials[position]], self._watch)
+        found = summation(self._fused, run, [self._after[position]])
         self._order |= {(position, name): level for (_, name), level in found.items()}
         self.settled.add(position)
 
@@ -127,3 +126,7 @@ def yardsticks(trials: Sequence[Trial]) -> list[int]:
     """Return the positions of the trials on which rounding is measured in any case: one at least, the cheapest."""
     marked = [position for position, trial in enumerate(trials) if trial.yardstick]
     return marked or [min(range(len(trials)), key=lambda position: trials[position].work)]
+
+
+def _on(trials: Sequence[Trial], watch: Watch) -> Run:
+    return lambda network, change: run_float64(network, trials, change, watch)

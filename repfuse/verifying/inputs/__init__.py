@@ -1,17 +1,16 @@
 """The inputs on which two networks are compared. A mistake is only found where an input brings it out."""
 
 from repfuse.verifying.inputs.effort import Effort, known_effort
-from repfuse.verifying.inputs.trial import Shape, Trial, Watch, rounded_through, unwatched
+from repfuse.verifying.inputs.trial import Shape, Trial, elements, rounded_through
 from repfuse.verifying.inputs.variants import input_variants, shaped
 
 __all__ = [
     "Effort",
     "Shape",
     "Trial",
-    "Watch",
+    "elements",
     "input_variants",
     "known_effort",
     "rounded_through",
     "shaped",
-    "unwatched",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,16 +34,12 @@ class Trial:
     @property
     def work(self) -> int:
         """How much a network has to do on it, roughly: the number of elements of its tensors."""
-        return sum(x.numel() for x in tree_leaves(self.inputs) if isinstance(x, torch.Tensor))
+        return elements(self.inputs)
 
 
-Watch = Callable[[Sequence[Trial]], Sequence[Trial]]
-"""Returns the trials as they are, and notices when each is run."""
-
-
-def unwatched(trials: Sequence[Trial]) -> Sequence[Trial]:
-    """Return the trials."""
-    return trials
+def elements(inputs: Any) -> int:
+    """Return how many elements the tensors among the inputs have."""
+    return sum(x.numel() for x in tree_leaves(inputs) if isinstance(x, torch.Tensor))
 
 
 def mapped(trial: Trial, change: Callable[[tuple[Any, ...]], Any]) -> Trial:
