@@ -14,8 +14,10 @@ from repfuse.plans import Plan
 from repfuse.progress import Progress
 from repfuse.proof import Proof, prove
 from repfuse.rewriting import rewrite
-from repfuse.verifying import Drift, drift, input_variants
-from repfuse.verifying.comparison import reference
+from repfuse.verifying import Drift, Effort, drift, input_variants
+from repfuse.verifying.fallback import with_fallbacks
+from repfuse.verifying.inputs import known_effort
+from repfuse.verifying.meter import Meter
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,17 @@ def convert(
     plan: Plan | None = None,
     include: str | Collection[str] = (),
     exclude: str | Collection[str] = (),
+    effort: Effort | str = Effort.DEFAULT,
 ) -> Conversion:
     """Plan by ``policy`` (by cost, where none is given), rewrite and prove a checkpoint.
 
     Instead of a policy there may be a ``plan``: exactly its sites are rewritten. ``include`` and ``exclude`` are globs
-    that narrow either, see Plan.select. ``progress`` is told the stage and the fraction of the work that is done.
+    that narrow either, see Plan.select. ``effort`` is how much is tried to find a mistake, see
+    ``repfuse.verifying.Effort``. ``progress`` is told the stage and the fraction of the work that is done.
 
     Raises RepfuseError where the model cannot be traced, copied or run, or where the plan or a glob does not fit it.
     """
+    effort = known_effort(effort)
     choice = Choice(policy, plan, include, exclude)
     original, example = checkpoint.module, checkpoint.example_inputs
     progress("planning", 0.0)
@@ -67,9 +72,10 @@ def convert(
         return Conversion(checkpoint, found, original, None, None)
     progress("rewriting", 0.1)
     fused = rewrite(original, found)
-    progress("running the original in float64", 0.15)
-    trials = input_variants(example)
-    expected = reference(original, trials)
+    variants = input_variants(example, effort=effort)
+    meter = Meter(progress, sum(trial.work for trial in variants), start=0.15, end=0.3)
+    meter.stage("running the original in float64")
+    trials, expected = with_fallbacks(original, variants, meter.watch)
     progress("proving", 0.3)
     proof = prove(original, found, fused, trials, expected, progress=lambda done: progress("proving", 0.3 + 0.4 * done))
     progress("measuring the drift", 0.7)

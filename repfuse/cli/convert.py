@@ -9,6 +9,7 @@ import typer
 
 from repfuse.checkpoint.formats import Format
 from repfuse.cli.choosing import Exclude, Include, Merging, PlanIn, wanted
+from repfuse.cli.effort import Quick, Thorough, effort_of
 from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust, Weights, for_load
 from repfuse.cli.output import progress, show, show_json
 from repfuse.cli.target import check_targets, report_path
@@ -55,6 +56,8 @@ def convert(
         bool,
         typer.Option("--force", help="Replace OUT, and write it even if nothing was fused.", rich_help_panel=OUTPUT),
     ] = False,
+    quick: Quick = False,
+    thorough: Thorough = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -81,6 +84,7 @@ def convert(
     """
     if out is None and not dry_run:
         raise typer.BadParameter("give the file to write, or --dry-run.", param_hint="OUT")
+    effort = effort_of(quick=quick, thorough=thorough)
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
@@ -89,7 +93,7 @@ def convert(
 
     loading = for_load(model, model_arg, weights, example, allow, trust=trust)
     chosen = wanted(policy, plan, include, exclude)
-    job = Job(source, target, loading, chosen, file_format, force, keep_metadata)
+    job = Job(source, target, loading, chosen, file_format, force, keep_metadata, effort)
     with progress(quiet=quiet) as update:
         report = run(job, update)
     if as_json:

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from repfuse.cli.effort import Quick, Thorough, effort_of
 from repfuse.cli.options import NETWORK, Allow, Fused, Json, Model, ModelArg, Original, Quiet, Trust, Weights
 from repfuse.cli.output import notes, progress, show, show_json
 from repfuse.cli.pair import FusedModel, FusedModelArg, FusedWeights, Source, load_pair
+from repfuse.cli.tolerances import Atol, Rtol
 
 
 def verify(
@@ -35,6 +37,10 @@ def verify(
             help="Real inputs: .safetensors, .npz or .pt with `inputs` and, if known, `labels`.",
         ),
     ] = None,
+    quick: Quick = False,
+    thorough: Thorough = False,
+    rtol: Rtol = None,
+    atol: Atol = None,
     model: Model = None,
     model_arg: ModelArg = None,
     fused_model: FusedModel = None,
@@ -49,22 +55,28 @@ def verify(
     """Say whether two checkpoints compute the same, and how far apart they are.
 
     Both run on the same inputs: first in float64, where only the rounding of
-    the stored weights may show, then in the dtype they are stored in.
+    the stored weights may show, then in the dtype they are stored in. What
+    rounding explains is measured; --rtol and --atol overrule it.
 
     \b
     Examples:
       repfuse verify model.pt fused.pt
       repfuse verify model.pt fused.pt --data images.npz
+      repfuse verify model.pt fused.pt --thorough
+      repfuse verify model.pt fused.pt --rtol 1e-3 --atol 1e-5
       repfuse verify model.pt fused.pt --input 1x3x64x64 --input 4x3x224x224
       repfuse verify weights.pth fused.pth --model timm:repvgg_a0
 
     Exit codes: 0 same, 1 different, 2 could not tell.
     """
+    effort = effort_of(quick=quick, thorough=thorough)
     from repfuse.checkpoint.example import parse_shapes
     from repfuse.data import fitted, read_data
     from repfuse.report.verify_view import verify_view
     from repfuse.verifying import verify as compare
+    from repfuse.verifying.tolerances import tolerances
 
+    tolerances(rtol, atol)  # whether they are sound is said before the files are read
     sizes = [parse_shapes(shape)[0].sizes for shape in shapes or ()]
     inputs, labels = read_data(data) if data else (None, None)
     sources = Source(model, model_arg, weights), Source(fused_model, fused_model_arg, fused_weights)
@@ -79,7 +91,10 @@ def verify(
             pair.fused.module,
             pair.original.example_inputs,
             shapes=sizes or None,
-            seeds=seed or (0, 1),
+            seeds=seed or None,
+            effort=effort,
+            rtol=rtol,
+            atol=atol,
             data=inputs,
             labels=labels,
             progress=update,

@@ -14,6 +14,7 @@ from repfuse.report.tables import BAD, GOOD, NUMBER, UNSURE, facts, heading, not
 if TYPE_CHECKING:
     from repfuse.verifying.results import FirstDifference, OutputVerdict, RealData, Verification
 
+SHOWN = 12  # shapes of inputs
 VERDICTS = {"same": ("Same.", GOOD), "different": ("Different.", BAD), "could-not-tell": ("Could not tell.", UNSURE)}
 
 
@@ -66,7 +67,7 @@ def _compared(verification: Verification) -> Iterator[tuple[str, RenderableType]
     yield "dtypes", original if original == fused else f"{original} and {fused}"
     compared = [trial for trial in verification.trials if not trial.skipped]
     shapes = dict.fromkeys(", ".join(map(shape, trial.shapes)) for trial in compared)
-    yield "inputs", f"{plural(len(compared), 'input')}: {'; '.join(shapes)}" if compared else "none"
+    yield "inputs", f"{plural(len(compared), 'input')}: {_listed(list(shapes))}" if compared else "none"
     skipped = [trial for trial in verification.trials if trial.skipped]
     if skipped:
         yield "refused", f"{plural(len(skipped), 'input')} that not both networks are for ({skipped[0].skipped})"
@@ -77,6 +78,11 @@ def _compared(verification: Verification) -> Iterator[tuple[str, RenderableType]
         yield from _data(verification.data)
     if verification.first_difference:
         yield "first differs", _parting(verification.first_difference)
+
+
+def _listed(shapes: list[str]) -> str:
+    more = f"; and {len(shapes) - SHOWN} more sizes" if len(shapes) > SHOWN else ""
+    return "; ".join(shapes[:SHOWN]) + more
 
 
 def _data(data: RealData) -> Iterator[tuple[str, RenderableType]]:

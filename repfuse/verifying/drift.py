@@ -27,7 +27,8 @@ from repfuse.verifying.copies import Outcome, as_stored, copy_with, run, run_flo
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.measure import level
 from repfuse.verifying.results import Drift, Level, OutputDrift
-from repfuse.verifying.rounding import Levels, allowed, rounding_on, unchanged
+from repfuse.verifying.rounding import Levels, allowed, keys_of
+from repfuse.verifying.yardsticks import Yardsticks
 
 
 def drift(
@@ -43,15 +44,14 @@ def drift(
     RepfuseError where the original cannot run the first trial in float64.
     """
     exact = reference(original, trials) if expected is None else expected
-    found = run_float64(fused, trials)
-    effect = rounding_on(fused, trials, found, unchanged(fused, original))
+    effect = Yardsticks(fused, original, trials, run_float64(fused, trials))
     return drift_from(original, fused, trials, exact, effect)
 
 
 def drift_from(
-    original: nn.Module, fused: nn.Module, trials: Sequence[Trial], exact: Sequence[Outcome], effect: Levels
+    original: nn.Module, fused: nn.Module, trials: Sequence[Trial], exact: Sequence[Outcome], effect: Yardsticks
 ) -> Drift:
-    """As ``drift``, from the original's outcomes in float64 and the effect of rounding the weights."""
+    """As ``drift``, from the original's outcomes in float64 and the effect of rounding the fused network's weights."""
     after = run(copy_with(fused, as_stored), trials, between(original, fused))
     return drift_of(original, trials, (exact, after), effect, alike=main_dtype(original) == main_dtype(fused))
 
@@ -60,23 +60,30 @@ def drift_of(
     original: nn.Module,
     trials: Sequence[Trial],
     outcomes: tuple[Sequence[Outcome], Sequence[Outcome]],
-    effect: Levels,
+    effect: Yardsticks,
     *,
     alike: bool,
 ) -> Drift:
     """As ``drift_from``, of a fused network that has run already, in whatever runtime.
 
     ``outcomes`` are the original's in float64 and the fused network's; ``alike`` says whether the dtypes of the two
-    networks' outputs have to agree.
+    networks' outputs have to agree. Where a drift exceeds what borrowed yardsticks explain, the effect is measured on
+    that very trial.
     """
     exact, after = outcomes
     before = run(copy_with(original, as_stored), trials, {})
-    keys = [key for key in effect if _sound(exact, before, key)]
+    keys = [key for key in keys_of(exact) if _sound(exact, before, key)]
     if not keys:
         return Drift((), measured=False, problem=_why_unmeasured(before, main_dtype(original)))
     if problem := _problem(trials, keys, before, after, alike=alike):
         return Drift((), problem=problem)
-    return _drift(trials, keys, (exact, before, after), effect)
+    effect.measure_usual()
+    found = _drift(trials, keys, (exact, before, after), effect.levels(keys))
+    wrong = {position for (position, _), row in zip(keys, found.outputs, strict=True) if not row.passed}
+    if wrong and wrong.isdisjoint(effect.measured):
+        effect.measure(wrong)
+        found = _drift(trials, keys, (exact, before, after), effect.levels(keys))
+    return found
 
 
 def _drift(

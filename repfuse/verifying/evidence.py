@@ -12,13 +12,14 @@ from repfuse.progress import Progress
 from repfuse.verifying.comparison import answers_in_float64, tabulate
 from repfuse.verifying.copies import Outcome
 from repfuse.verifying.drift import drift_from
+from repfuse.verifying.explained import Explained, excess
 from repfuse.verifying.fallback import with_fallbacks
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.measure import informative, level
 from repfuse.verifying.meter import Meter
 from repfuse.verifying.results import Drift, OutputError, OutputVerdict, TrialComparison
 from repfuse.verifying.rounding import FLOAT64_NOISE, SAMPLES, Levels
-from repfuse.verifying.yardsticks import Explained, Key, excess
+from repfuse.verifying.yardsticks import Key, Yardsticks
 
 MEASURED = 0.9  # of the whole: what follows looks for the place of a difference
 T = TypeVar("T")
@@ -112,10 +113,12 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
     if not errors:
         return Evidence(table, (), (), (), {}, {}, {}, None)
     meter.stage("what rounding explains")
-    explained = Explained([(original, expected), (fused, found)], trials, errors, meter.watch)
+    before = Yardsticks(original, fused, trials, expected, meter.watch)
+    after = Yardsticks(fused, original, trials, found, meter.watch)
+    explained = Explained(before, after, errors)
     explained.measure()
     meter.stage("drift")
-    drift = _drift((original, fused), trials, expected, explained)
+    drift = drift_from(original, fused, trials, expected, after)
     return Evidence(
         table,
         tuple(trials),
@@ -127,20 +130,6 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
         drift,
         frozenset(explained.settled),
     )
-
-
-def _drift(
-    networks: tuple[nn.Module, nn.Module], trials: Sequence[Trial], expected: Sequence[Outcome], explained: Explained
-) -> Drift:
-    """Measure the drift; where it exceeds what borrowed yardsticks explain, once more with what is measured there."""
-    fused = explained.fused
-    found = drift_from(*networks, trials, expected, fused.levels(explained.errors))
-    labels = {row.trial for row in found.outputs if not row.passed}
-    wrong = {position for position, trial in enumerate(trials) if trial.label in labels}
-    if not wrong or not wrong.isdisjoint(fused.measured):
-        return found
-    fused.measure(wrong)
-    return drift_from(*networks, trials, expected, fused.levels(explained.errors))
 
 
 def _work(trials: Sequence[Trial]) -> float:

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from repfuse.networks import dense, named_tensors
-from repfuse.verifying.copies import Outcome, in_float64, run_float64, widened
+from repfuse.verifying.copies import Outcome, Watch, in_float64, run_float64, unwatched, widened
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.measure import level
 from repfuse.verifying.results import Level
@@ -62,7 +62,7 @@ def rounding(network: nn.Module, run: Run, outcomes: Sequence[Outcome], exact: f
     it is. The tensors named in ``exact`` are not rounded.
     """
     if all(name in exact for name, _ in named_tensors(network)):
-        return {key: Level(0.0, 0.0) for key in _keys(outcomes)}
+        return {key: Level(0.0, 0.0) for key in keys_of(outcomes)}
     return _effect(network, run, outcomes, lambda seed: rounded_once(seed, exact))
 
 
@@ -83,27 +83,13 @@ def _effect(network: nn.Module, run: Run, outcomes: Sequence[Outcome], change: C
     samples = []
     for seed in range(SAMPLES):
         changed = run(network, change(seed))
-        samples.append({key: _change(outcomes, changed, key) for key in _keys(outcomes)})
-    return {key: _rms([sample[key] for sample in samples]) for key in _keys(outcomes)}
+        samples.append({key: _change(outcomes, changed, key) for key in keys_of(outcomes)})
+    return {key: _rms([sample[key] for sample in samples]) for key in keys_of(outcomes)}
 
 
-def rounding_on(
-    network: nn.Module, trials: Sequence[Trial], outcomes: Sequence[Outcome], exact: frozenset[str]
-) -> Levels:
-    """As ``rounding``, of a network in float64: measured on the yardsticks, at most as large elsewhere.
-
-    ``outcomes`` are the network's own in float64 on ``trials``.
-    """
-    yardsticks = [position for position, trial in enumerate(trials) if trial.yardstick] or [0]
-    chosen = [trials[position] for position in yardsticks]
-    found = rounding(network, on(chosen), [outcomes[position] for position in yardsticks], exact)
-    measured = {(yardsticks[position], name): value for (position, name), value in found.items()}
-    return {key: measured.get(key) or _largest(measured, key[1]) for key in _keys(outcomes)}
-
-
-def on(trials: Sequence[Trial]) -> Run:
+def on(trials: Sequence[Trial], watch: Watch = unwatched) -> Run:
     """Return what runs a network in float64, its tensors changed, on these trials."""
-    return lambda network, change: run_float64(network, trials, change)
+    return lambda network, change: run_float64(network, trials, change, watch)
 
 
 def rounded_once(seed: int, exact: frozenset[str]) -> Change:
@@ -171,11 +157,6 @@ def _allowed(value: Level, typical: Level) -> Level:
     return Level(SAFETY * rms + FLOAT64_NOISE, SAFETY * largest + FLOAT64_NOISE)
 
 
-def _largest(measured: Levels, name: str) -> Level:
-    levels = [value for key, value in measured.items() if key[1] == name]
-    return Level(max((x.rms for x in levels), default=0.0), max((x.max for x in levels), default=0.0))
-
-
 def _change(outcomes: Sequence[Outcome], rounded: Sequence[Outcome], key: tuple[int, str]) -> Level:
     position, name = key
     before, after = outcomes[position].outputs[name], rounded[position].outputs.get(name)
@@ -184,7 +165,8 @@ def _change(outcomes: Sequence[Outcome], rounded: Sequence[Outcome], key: tuple[
     return level(before, after)
 
 
-def _keys(outcomes: Sequence[Outcome]) -> list[tuple[int, str]]:
+def keys_of(outcomes: Sequence[Outcome]) -> list[tuple[int, str]]:
+    """Return the position of each outcome with the name of each of its outputs."""
     return [(position, name) for position, outcome in enumerate(outcomes) for name in outcome.outputs]
 
 

@@ -16,12 +16,12 @@ from torch import nn
 
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.networks import main_dtype
-from repfuse.verifying.comparison import reference
 from repfuse.verifying.copies import Outcome, call, run_float64
 from repfuse.verifying.drift import drift_of
+from repfuse.verifying.fallback import with_fallbacks
 from repfuse.verifying.inputs import Trial, input_variants
 from repfuse.verifying.results import Drift, Verified
-from repfuse.verifying.rounding import rounding_on, unchanged
+from repfuse.verifying.yardsticks import Yardsticks
 
 Networks = tuple[nn.Module, nn.Module]
 Runtime = Callable[[tuple[Any, ...]], Outcome]
@@ -42,8 +42,7 @@ def check_written(
     failed check, where the file does not compute what the original does, or where that cannot be told.
     """
     gate, declared = shapes
-    trials = input_variants(example)
-    expected = reference(networks[0], trials)
+    trials, expected = with_fallbacks(networks[0], input_variants(example))
     found = [run(trial.inputs) for trial in trials]
     taken = [index for index, outcome in enumerate(expected) if not outcome.error]
     excluded = {index for index in taken[1:] if call(gate, trials[index].inputs).error}
@@ -69,7 +68,7 @@ class _Found:
 
 def _drift(networks: Networks, trials: Sequence[Trial], outcomes: tuple[list[Outcome], list[Outcome]]) -> Drift:
     original, fused = networks
-    effect = rounding_on(fused, trials, run_float64(fused, trials), unchanged(fused, original))
+    effect = Yardsticks(fused, original, trials, run_float64(fused, trials))
     return drift_of(original, trials, outcomes, effect, alike=main_dtype(original) == main_dtype(fused))
 
 
