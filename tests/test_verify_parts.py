@@ -20,7 +20,6 @@ from repfuse.verifying.agreement import agreement
 from repfuse.verifying.comparison import reference
 from repfuse.verifying.copies import copy_with, in_float64, run_float64
 from repfuse.verifying.drift import drift_from
-from repfuse.verifying.inputs import rounded_through
 from repfuse.verifying.measure import level, mismatch, output_error
 from repfuse.verifying.outputs import leaves
 from repfuse.verifying.results import Level
@@ -116,54 +115,6 @@ def test_elements_that_are_not_finite():
     for other in ([1.0, nan, inf, inf], [1.0, inf, nan, -inf], [nan, nan, inf, -inf], [1.0, 2.0, inf, -inf]):
         assert "not a number" in mismatch({"out": a}, {"out": torch.tensor(other)})
         assert level(a, torch.tensor(other)).max == inf
-
-
-# --- inputs ------------------------------------------------------------------------------------------------------
-
-
-def test_variants_cover_sizes_batches_and_borders():
-    image = torch.randn(2, 3, 32, 40)
-    trials = input_variants((image,))
-    shapes = {trial.inputs[0].shape for trial in trials}
-    assert torch.equal(trials[0].inputs[0], image)
-    assert {shape[0] for shape in shapes} == {1, 2, 3}
-    assert {shape[2:] for shape in shapes} >= {(n, n) for n in (1, 2, 3, 5, 7)} | {(16, 21)}
-    assert {shape[2] % 2 for shape in shapes} == {0, 1}
-    assert any((trial.inputs[0][-1] == 1).all() for trial in trials)
-    assert len({trial.label for trial in trials}) == len(trials)
-
-
-def test_the_work_of_the_variants_is_bounded():
-    image = torch.randn(1, 3, 64, 64)
-    assert sum(trial.inputs[0].numel() for trial in input_variants((image,))) <= 5 * image.numel()
-    measured = (trial for trial in input_variants((image,)) if trial.yardstick)
-    assert sum(trial.inputs[0].numel() for trial in measured) <= 2.5 * image.numel()
-
-
-def test_variants_repeat_and_follow_the_seed():
-    first, again, other = (input_variants(example(), seeds=seeds) for seeds in ((0, 1), (0, 1), (2, 3)))
-    assert all(torch.equal(a.inputs[0], b.inputs[0]) for a, b in zip(first, again, strict=True))
-    changed = [a.label for a, b in zip(first, other, strict=True) if not torch.equal(a.inputs[0], b.inputs[0])]
-    assert changed == ["random, seed 1", "batch 2"]
-
-
-def test_only_floating_inputs_change_their_values_and_sizes():
-    image, tokens, scale = torch.randn(1, 3, 8, 8, dtype=torch.bfloat16), torch.arange(6).reshape(1, 6), 3
-    for trial in input_variants((image, tokens, scale)):
-        x, y, z = trial.inputs
-        assert x.dtype is torch.bfloat16 and z == 3
-        assert torch.equal(y, tokens.expand(len(x), -1)), trial.label
-
-
-@pytest.mark.parametrize("shape", [(1, 4), (2, 3, 9), (1, 2, 5, 6, 7), ()])
-def test_variants_of_any_number_of_axes(shape):
-    trials = input_variants((torch.randn(shape),))
-    assert {trial.inputs[0].dim() for trial in trials} == {len(shape)}
-
-
-def test_inputs_are_rounded_to_what_both_dtypes_hold():
-    (x,) = rounded_through(Trial("", (torch.tensor([1 / 3]),)), torch.bfloat16).inputs
-    assert x.dtype is torch.float32 and torch.equal(x, x.bfloat16().float())
 
 
 # --- copies and rounding -----------------------------------------------------------------------------------------

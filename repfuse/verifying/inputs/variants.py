@@ -12,8 +12,9 @@ from repfuse.verifying.inputs.example import Example, Place, is_spatial, random_
 from repfuse.verifying.inputs.kinds import KINDS, OF_FEATURES, Kind, noise
 from repfuse.verifying.inputs.trial import Shape, Trial, is_floating, mapped
 
-# A kind has room from this many pixels along each axis; a smaller example is tried at its own size, which costs little.
-KIND_FROM = 16
+# By the number of spatial axes: a kind has room from so many pixels along each, and a smaller example is tried at its
+# own size, which costs little.
+KIND_FROM = {1: 16, 2: 16, 3: 8}
 
 
 def input_variants(
@@ -72,12 +73,12 @@ def _sizes(example: Example, scope: Scope, seed: int) -> Iterator[Trial]:
 
 
 def _in_a_row(example: Example, count: int) -> Iterator[Place]:
-    """Yield consecutive sizes from about a quarter of the example's: all remainders by any stride up to ``count``.
+    """Yield consecutive sizes from about a quarter of the example's, and no larger: all remainders by a stride.
 
     The axes run through them in another order each, so that remainders meet.
     """
     axes = example.readings[0] if example.readings else ()
-    count = min(count, *example.size(axes)) if axes else 0
+    count = min(count, *(n - n // 4 for n in example.size(axes))) if axes else 0
     for number in range(count):
         steps = (number, count - 1 - number, (number + count // 2) % count)
         yield Place(axes, tuple(max(1, n // 4) + step for n, step in zip(example.size(axes), steps, strict=False)))
@@ -96,7 +97,7 @@ def _kinds(example: Example, part: int, seed: int) -> Iterator[Trial]:
 def _places(example: Example, part: int) -> list[Place]:
     """Return where to try an input that may have any size: reduced, and at last the example's own size."""
     axes = example.readings[0] if example.readings else (1,) if example.main else ()
-    return [*example.reduced(part, KIND_FROM), Place(axes)]
+    return [*example.reduced(part, KIND_FROM.get(len(axes), 1)), Place(axes)]
 
 
 def _batches(example: Example, scope: Scope, seed: int) -> Iterator[Trial]:
