@@ -17,7 +17,11 @@ MASKS = (
     (r"\b\d+(\.\d+)?e[-+]\d+\b", "<error>"),
     (r"\b\d+ min \d+ s\b|\b\d+(\.\d+)? (µs|ms|s)\b", "<time>"),
     (r"<time>( → <time>)? a call: .*? \(batch", "<time> a call: <speed-up> (batch"),
-    (r"\b(the example|the data|random, seed \d+|batch \d+|size [\dx]+)\b(?=( <error>| 0 |, out))", "<input>"),
+    (
+        r"\b(the example|the data|random, seed \d+|batch \d+|(size|large|nearly constant|impulses|frame|natural)( [\dx]+)?)"
+        r"(?!\w)(?=( <error>| 0 |, out))",
+        "<input>",
+    ),
     (r"[─━]+", "--"),
 )
 

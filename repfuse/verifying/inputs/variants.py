@@ -39,11 +39,16 @@ def input_variants(
     if example.floating:
         own = Place(example.readings[0] if example.readings else ())
         trials += [_one(example, f"random, seed {seed}", noise, own, seed) for seed in others]
-    trials += _sizes(example, scope, first)
+    trials += _sizes(example, map(example.reduced, scope.parts), first)
     trials += [kind for part in scope.parts for kind in _kinds(example, part, first)]
+    trials += _sizes(example, reversed([*example.small(scope.small)]), first)
     trials += _batches(example, scope, first)
-    unique = {trial.label: trial for trial in trials}
-    return tuple(mapped(trial, example.rebuilt) for trial in unique.values())
+    trials += _in_a_row(example, scope.in_a_row, first)
+    unique = [*{trial.label: trial for trial in trials}.values()]
+    marked = [trial for trial in unique if trial.yardstick][: scope.yardsticks]
+    return tuple(
+        mapped(replace(trial, yardstick=any(trial is one for one in marked)), example.rebuilt) for trial in unique
+    )
 
 
 def shaped(example_inputs: Sequence[Any], shapes: Sequence[Shape], seeds: Sequence[int]) -> tuple[Trial, ...]:
@@ -62,17 +67,14 @@ def _of_shape(example: Example, shape: Shape, seed: int) -> tuple[Any, ...]:
     return (random_like(example.leaves[0], shape, seed), *rest)
 
 
-def _sizes(example: Example, scope: Scope, seed: int) -> Iterator[Trial]:
-    """Yield noise of other sizes: large ones, small ones, and as many in a row as the scope says."""
-    for places in (*map(example.reduced, scope.parts), *example.small(scope.small)):
-        if places:
-            trial = _first_of(partial(_one, example, "size", noise, place, seed + 10) for place in places)
-            yield replace(trial, yardstick=True)
-    for place in _in_a_row(example, scope.in_a_row):
-        yield _one(example, "size", noise, place, seed + 10)
+def _sizes(example: Example, sizes: Iterable[list[Place]], seed: int) -> Iterator[Trial]:
+    """Yield noise of other sizes, each in the first reading that is taken."""
+    for places in filter(None, sizes):
+        trial = _first_of(partial(_one, example, "size", noise, place, seed + 10) for place in places)
+        yield replace(trial, yardstick=True)
 
 
-def _in_a_row(example: Example, count: int) -> Iterator[Place]:
+def _in_a_row(example: Example, count: int, seed: int) -> Iterator[Trial]:
     """Yield consecutive sizes from about a quarter of the example's, and no larger: all remainders by a stride.
 
     The axes run through them in another order each, so that remainders meet.
@@ -81,7 +83,8 @@ def _in_a_row(example: Example, count: int) -> Iterator[Place]:
     count = min(count, *(n - n // 4 for n in example.size(axes))) if axes else 0
     for number in range(count):
         steps = (number, count - 1 - number, (number + count // 2) % count)
-        yield Place(axes, tuple(max(1, n // 4) + step for n, step in zip(example.size(axes), steps, strict=False)))
+        size = tuple(max(1, n // 4) + step for n, step in zip(example.size(axes), steps, strict=False))
+        yield _one(example, "size", noise, Place(axes, size), seed + 10)
 
 
 def _kinds(example: Example, part: int, seed: int) -> Iterator[Trial]:
