@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "snapshots"
+INPUTS = r"the example|the data|random, seed \d+|batch \d+|(size|large|nearly constant|impulses|frame|natural)( [\dx]+)?"
 MASKS = (
     (r"[ \t]+", " "),
     (r"sha256:[0-9a-f]+(\.\.\.)?", "sha256:<digest>"),
@@ -17,11 +18,8 @@ MASKS = (
     (r"\b\d+(\.\d+)?e[-+]\d+\b", "<error>"),
     (r"\b\d+ min \d+ s\b|\b\d+(\.\d+)? (µs|ms|s)\b", "<time>"),
     (r"<time>( → <time>)? a call: .*? \(batch", "<time> a call: <speed-up> (batch"),
-    (
-        r"\b(the example|the data|random, seed \d+|batch \d+|(size|large|nearly constant|impulses|frame|natural)( [\dx]+)?)"
-        r"(?!\w)(?=( <error>| 0 |, out))",
-        "<input>",
-    ),
+    (rf"\b({INPUTS})(?!\w)(?=( <error>| 0 |, out))", "<input>"),
+    (r"\b(each alone|the whole network( on \d+ inputs?)?) .*?(?= (<error>|0) )", r"\1 <worst>"),
     (r"[─━]+", "--"),
 )
 
