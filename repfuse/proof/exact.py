@@ -11,7 +11,9 @@ from torch import nn
 
 from repfuse.algebra.evaluation import Tensors, constant, evaluate
 from repfuse.algebra.expression import Expression
+from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
+from repfuse.plans import AGAIN
 from repfuse.proof.places import Place
 from repfuse.tracing.constants import lookup
 from repfuse.verifying.copies import in_float64
@@ -67,6 +69,19 @@ def _weight(expression: Expression, tensors: Tensors, device: torch.device) -> t
 
 
 def convolution_at(fused: nn.Module, path: str) -> nn.Module:
-    """Return the convolution or linear layer of a site: behind its padding, where that is a module apart."""
-    module = fused.get_submodule(path)
-    return module.get_submodule("conv") if isinstance(module, nn.Sequential) else module
+    """Return the convolution or linear layer of a site: behind its padding, where that is a module apart.
+
+    Raises RepfuseError where there is none.
+    """
+    try:
+        module = fused.get_submodule(path)
+        found = module.get_submodule("conv") if isinstance(module, nn.Sequential) else module
+    except AttributeError as error:
+        raise _misfit(path) from error
+    if not isinstance(found._parameters.get("weight"), torch.Tensor):
+        raise _misfit(path)
+    return found
+
+
+def _misfit(path: str) -> RepfuseError:
+    return RepfuseError("The plan does not fit the fused network.", f"It has no convolution at {path!r}.", AGAIN)
