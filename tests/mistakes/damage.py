@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mistakes.kernels import TRANSPOSED, layer_of
 from torch import Tensor, nn
+
+from mistakes.kernels import TRANSPOSED, layer_of
 
 PADS: dict[str, tuple[type[Any], ...]] = {
     "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),

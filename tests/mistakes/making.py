@@ -5,14 +5,15 @@ A tool that takes the wrong epsilon makes the right network of another original.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
-from mistakes.damage import Unfit, fits, undilated
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+
+from mistakes.damage import Unfit, fits, undilated
 
 
 def eps_times_ten(norm: Any, others: list[Any]) -> None:
@@ -82,17 +83,17 @@ LAYERS: dict[str, Slip] = {
 SLIPS = (*NORMS, *LAYERS)
 
 
-def misread(make: Callable[[], nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+def misread(make: Callable[[], nn.Module], kinds: Collection[str]) -> Iterator[tuple[str, nn.Module]]:
     """Yield the original, made anew, each time with one mistake in one normalisation or layer, by its kind."""
     original = make()
-    for slips, kinds in ((NORMS, (_BatchNorm,)), (LAYERS, (_ConvNd, nn.Linear))):
-        for path in [path for path, module in original.named_modules() if isinstance(module, kinds)]:
-            for name, slip in slips.items():
+    for slips, classes in ((NORMS, (_BatchNorm,)), (LAYERS, (_ConvNd, nn.Linear))):
+        for path in [path for path, module in original.named_modules() if isinstance(module, classes)]:
+            for name in sorted(slips.keys() & kinds):
                 wrong = make()
-                others = [module for module in wrong.modules() if isinstance(module, kinds)]
+                others = [module for module in wrong.modules() if isinstance(module, classes)]
                 try:
                     with torch.no_grad():
-                        slip(wrong.get_submodule(path), others)
+                        slips[name](wrong.get_submodule(path), others)
                 except (Unfit, AttributeError):  # no statistics, no weight of its own
                     continue
                 yield name, wrong

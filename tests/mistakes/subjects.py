@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from blocks import CASES, Case
-from mistakes.damage import DAMAGES, Damage, Unfit
-from mistakes.kernels import FLOOR, Kernel, kernel
-from mistakes.making import misread
 from support.agreement import randomised
 from torch import Tensor, nn
 
+from mistakes.damage import DAMAGES, STORED, Damage, Unfit
+from mistakes.kernels import FLOOR, Kernel, kernel
+from mistakes.making import SLIPS, misread
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.planning.cost import Policy
 from repfuse.plans import Plan
 from repfuse.proof.places import places
+
+KINDS = (*DAMAGES, *SLIPS)
+"""What may go wrong with what is computed."""
 
 SAMPLES = Path(__file__).parents[2] / "sample_checkpoints"
 
@@ -54,30 +58,28 @@ class Subject:
     fused: nn.Module
     layers: Mapping[str, tuple[str, ...]]
 
-    def damaged(self, damages: Mapping[str, Damage] = DAMAGES) -> Iterator[Wrong]:
-        """Yield each damage of each layer that was written."""
-        for path in [path for paths in self.layers.values() for path in paths]:
-            for kind, damage in damages.items():
-                network = copy.deepcopy(self.fused)
-                try:
-                    network = _put(network, path, damage(network.get_submodule(path)))
-                except Unfit:
-                    continue
-                yield self._wrong(kind, network)
+    def mistakes(self, kinds: Collection[str] = KINDS) -> Iterator[Wrong]:
+        """Yield every mistake of these kinds, in each layer that was written and each that was read."""
+        yield from self._damaged({kind: STORED[kind] for kind in kinds if kind in STORED})
+        yield from self._misread({kind for kind in kinds if kind in SLIPS})
 
-    def misread(self) -> Iterator[Wrong]:
+    def _damaged(self, damages: Mapping[str, Damage]) -> Iterator[Wrong]:
+        for path, kind in itertools.product(itertools.chain(*self.layers.values()), damages):
+            network = copy.deepcopy(self.fused)
+            try:
+                network = _put(network, path, damages[kind](network.get_submodule(path)))
+            except Unfit:
+                continue
+            yield self._wrong(kind, network)
+
+    def _misread(self, kinds: Collection[str]) -> Iterator[Wrong]:
         """Yield what a rewrite makes that reads one thing of the original wrongly."""
-        for kind, original in misread(self.make):
+        for kind, original in misread(self.make, kinds):
             try:
                 network = fuse(original, self.example, self.policy).module
                 yield self._wrong(kind, network)
             except (RepfuseError, AttributeError, RuntimeError):  # that original is refused, or becomes another network
                 continue
-
-    def mistakes(self) -> Iterator[Wrong]:
-        """Yield all of both."""
-        yield from self.damaged()
-        yield from self.misread()
 
     def _wrong(self, kind: str, network: nn.Module) -> Wrong:
         return Wrong(kind, self._differing(network, FLOOR), self._differing(network, 0.0), network)
