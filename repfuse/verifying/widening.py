@@ -8,10 +8,12 @@ leave it out. A cast of weights alone stays: a rounding of weights belongs to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -43,6 +45,7 @@ class Widening(TorchDispatchMode):
         self._change = change
         self._stored = {_memory(x): name for name, x in stored if x.is_floating_point() and _memory(x)}
         self._wrong = False
+        self._paused = False
 
     def by_layer_is_wrong(self, stored: Iterable[tuple[str, torch.Tensor]]) -> bool:
         """Whether the network wrote into its own tensors, exchanged one of ``stored`` for another, or cast one.
@@ -57,6 +60,8 @@ class Widening(TorchDispatchMode):
     ) -> Any:
         """Run one operator."""
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         data = any(tensor in self._data for tensor in tensors)
         views = any(self._is_ours(tensor) for tensor in tensors)
@@ -69,7 +74,7 @@ class Widening(TorchDispatchMode):
         if func._schema.is_mutable:
             args, kwargs = self._for_writing(func, args, kwargs)
         else:
-            args, kwargs = tree_map(self._read, (args, kwargs))
+            args, kwargs = tree_map(self.read, (args, kwargs))
             if data:
                 args, kwargs = tree_map(_widened, (args, kwargs))
         result = func(*args, **kwargs)
@@ -79,14 +84,22 @@ class Widening(TorchDispatchMode):
             self._remember(self._views, result)
         return result
 
+    def read(self, value: Any) -> Any:
+        """Return what an operator is given for ``value``, if that is a tensor of the network."""
+        name = self._stored.get(_memory(value)) if isinstance(value, torch.Tensor) else None
+        return value if name is None else self._change(name, value)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let operators be what they are."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
     def _is_ours(self, tensor: torch.Tensor) -> bool:
         return _memory(tensor) in self._stored or tensor in self._views
-
-    def _read(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        name = self._stored.get(_memory(value))
-        return value if name is None else self._change(name, value)
 
     def _for_writing(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Leave what is written as it is, and read the rest."""
@@ -95,7 +108,7 @@ class Widening(TorchDispatchMode):
         named = {**dict(zip((argument.name for argument in arguments), args, strict=False)), **kwargs}
         outputs = tree_leaves([named[name] for name in written if name in named])
         self._wrong |= any(isinstance(x, torch.Tensor) and self._is_ours(x) for x in outputs)
-        read = {name: x if name in written else tree_map(self._read, x) for name, x in named.items()}
+        read = {name: x if name in written else tree_map(self.read, x) for name, x in named.items()}
         return tuple(read[argument.name] for argument, _ in zip(arguments, args, strict=False)), {
             name: read[name] for name in kwargs
         }
@@ -104,6 +117,26 @@ class Widening(TorchDispatchMode):
         for leaf in tree_leaves(values):
             if isinstance(leaf, torch.Tensor):
                 tensors[leaf] = True
+
+
+class WideningOfConvolutions(TorchFunctionMode):
+    """The same for convolutions, which compare the dtypes of their input and their bias before they are an operator."""
+
+    def __init__(self, widening: Widening) -> None:
+        super().__init__()
+        self._widening = widening
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call one function of torch."""
+        if func in _COMPARING:
+            with self._widening.paused():
+                args, kwargs = tree_map(self._widening.read, (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+_COMPARING = (torch.conv1d, torch.conv2d, torch.conv3d)
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
