@@ -21,6 +21,8 @@ def compared_weights(weights: Iterable[Weight], network: nn.Module) -> tuple[Wei
 
 def _compared(name: str, stored: torch.Tensor, exact: torch.Tensor) -> WeightProof:
     dtype = str(stored.dtype).removeprefix("torch.")
+    if stored.shape != exact.shape:
+        return WeightProof(name, dtype, tuple(stored.shape), stored.numel(), float("inf"))
     rounded = exact.to(stored.dtype)
     equal = (stored == rounded) | (stored.isnan() & rounded.isnan())
     wrong = equal.numel() - int(equal.sum())

@@ -5,6 +5,7 @@ It raises Unfit where there is nothing of the kind that could be wrong.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -181,7 +182,8 @@ def padded_with(value: float) -> Damage:
         fits(any(sizes) and not isinstance(layer, TRANSPOSED) and layer.padding_mode == "zeros")
         layer.padding = (0,) * len(layer.kernel_size)
         layer._reversed_padding_repeated_twice = [0] * len(sizes)
-        return nn.Sequential(CONSTANT[len(layer.kernel_size) - 1](tuple(sizes), value), layer)
+        pad = CONSTANT[len(layer.kernel_size) - 1](tuple(sizes), value)
+        return nn.Sequential(OrderedDict(pad=pad, conv=layer))
 
     return damage
 

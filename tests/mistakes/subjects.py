@@ -58,6 +58,10 @@ class Subject:
     fused: nn.Module
     layers: Mapping[str, tuple[str, ...]]
 
+    def paths(self, sites: Collection[str]) -> tuple[str, ...]:
+        """Return the paths of the layers of these sites."""
+        return tuple(path for site in sites for path in self.layers[site])
+
     def mistakes(self, kinds: Collection[str] = KINDS) -> Iterator[Wrong]:
         """Yield every mistake of these kinds, in each layer that was written and each that was read."""
         yield from self._damaged({kind: STORED[kind] for kind in kinds if kind in STORED})
