@@ -96,15 +96,15 @@ def checkpoint(module: nn.Module, example: list[Tensor]) -> Checkpoint:
 
 @DTYPE
 def test_a_sample_of_random_networks(dtype: torch.dtype) -> None:
-    seen = counted(drawn(dtype, 14, seed=0))
-    assert seen["same"] > 2, seen
+    seen = counted(drawn(dtype, 8, seed=0))
+    assert seen["same"] > 1, seen
 
 
 @DTYPE
 def test_a_sample_of_the_blocks(dtype: torch.dtype) -> None:
     number = DTYPES.index(dtype)
-    seen = counted(islice(blocks(dtype, range(1)), number, None, 19))
-    assert seen["same"] > 6 and not seen["untouched"], seen
+    seen = counted(islice(blocks(dtype, range(1)), number, None, 57))
+    assert seen["same"] > 1 and not seen["untouched"], seen
 
 
 @pytest.mark.slow
