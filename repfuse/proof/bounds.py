@@ -53,9 +53,11 @@ def _growth(place: Place, fused: nn.Module, dtype: torch.dtype) -> float:
 
 def _terms(convolution: nn.Module) -> int:
     """Return how many products a sum has at most, the bias counted."""
-    weight, bias = convolution.weight, convolution.bias
-    assert isinstance(weight, torch.Tensor) and isinstance(bias, torch.Tensor)
-    return weight.numel() // max(1, len(bias)) + 1
+    weight = convolution.weight
+    assert isinstance(weight, torch.Tensor)
+    linear = isinstance(convolution, nn.Linear)
+    outputs: int = getattr(convolution, "out_features" if linear else "out_channels")
+    return weight.numel() // max(1, outputs) + 1
 
 
 def _of_factors(module: nn.Module, dtype: torch.dtype) -> float:

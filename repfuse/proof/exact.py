@@ -60,8 +60,9 @@ def _weights(fused: nn.Module, place: Place) -> Iterator[Weight]:
         if id(group) in place.path_of:
             convolution = convolution_at(fused, place.path_of[id(group)])
             for name, compute in (("weight", _weight), ("bias", constant)):
-                stored = convolution.get_parameter(name)
-                yield Weight(stored, partial(compute, group.expression, tensors, stored.device))
+                stored = convolution._parameters[name]
+                if stored is not None:  # a missing bias is not the one that was computed: what is compared shows it
+                    yield Weight(stored, partial(compute, group.expression, tensors, stored.device))
 
 
 def _weight(expression: Expression, tensors: Tensors, device: torch.device) -> torch.Tensor:
