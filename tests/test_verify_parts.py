@@ -293,6 +293,9 @@ class Known(Yardsticks):
     def measure_usual(self):
         pass
 
+    def cheapest(self, positions):
+        return min(positions)
+
     def measure(self, positions):
         self.measured |= set(positions)
 
@@ -313,6 +316,26 @@ def test_a_drift_above_a_borrowed_yardstick_is_judged_by_its_own():
     low, high = Level(1e-6, 1e-6), Level(1e-2, 1e-2)
     assert drift_from(original, fused, trials, exact, Known(low, there=high)).passed
     assert not drift_from(original, fused, trials, exact, Known(low, there=low)).passed
+
+
+class LuckyFirst(nn.Module):
+    """Rounds its output to bfloat16, but neither in float64 nor where the input is just the example."""
+
+    def __init__(self, inner, x):
+        super().__init__()
+        self.inner, self.x = inner, x
+
+    def forward(self, x):
+        y = self.inner(x)
+        return y if y.dtype is torch.float64 or torch.equal(x, self.x) else lower(y)
+
+
+def test_a_drift_above_one_lucky_draw_of_the_originals_error_is_judged_by_several():
+    inner, (x,) = network(2), example()
+    trials, fused = [Trial("the example", (x,))], AsStored(inner, lower)
+    found = drift(LuckyFirst(inner, x), fused, trials)
+    assert found.passed and found.worst.own.rms > 1e-4
+    assert not drift(inner, fused, trials).passed
 
 
 def test_the_last_bit_of_the_output_is_allowed_where_the_original_is_exact():

@@ -17,7 +17,8 @@ from repfuse.loading import Checkpoint
 from repfuse.verifying import input_variants, verify
 from repfuse.verifying.differences import Level
 from repfuse.verifying.evidence import gather
-from repfuse.verifying.explained import excess
+from repfuse.verifying.explained import Explained, excess
+from repfuse.verifying.yardsticks import Yardsticks
 
 
 class Zero(nn.Module):
@@ -159,24 +160,34 @@ def test_what_is_judged_different_was_measured_there():
     assert len(found.settled) == 1  # one is enough
 
 
-def test_the_order_of_summation_counts_where_it_is_amplified():
-    class Cancelling(nn.Module):
-        """Sums the same numbers in one order or another, and keeps the difference of two such sums."""
+class Ordered(Yardsticks):
+    """A network whose rounding explains nothing, and the order of its sums what is given."""
 
-        def __init__(self, backwards: bool) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.linspace(1, 2, 999))
-            self.backwards = backwards
+    def __init__(self, order: float) -> None:
+        self.measured: set[int] = set()
+        self._order_explains = order
 
-        def forward(self, x):
-            order = self.weight.flip(0) if self.backwards else self.weight
-            total = order.to(x.dtype).cumsum(0)[-1]
-            return x * (total - 1498.499)
+    def measure_usual(self) -> None:
+        pass
 
-    verification = verify(
-        Cancelling(False).double(), Cancelling(True).double(), (torch.ones(1, 3, dtype=torch.float64),)
-    )
-    assert verification.verdict in ("same", "could-not-tell"), verification.reason
+    def measure(self, positions) -> None:
+        self.measured |= set(positions)
+
+    def cheapest(self, positions) -> int:
+        return min(positions)
+
+    def levels(self, keys):
+        return dict.fromkeys(keys, Level(0.0, 0.0))
+
+    def order(self, position):
+        return {(position, "out"): Level(self._order_explains, self._order_explains)}
+
+
+@pytest.mark.parametrize(("order", "stands"), [(1e-9, False), (1e-12, True)])
+def test_the_order_of_summation_counts_where_it_is_amplified(order, stands):
+    explained = Explained(Ordered(0), Ordered(order), {(0, "out"): Level(1e-10, 1e-10)})
+    explained.measure()
+    assert explained.settled == {0} and bool(explained.excessive()) is stands
 
 
 def test_an_error_without_a_limit_is_not_too_much():

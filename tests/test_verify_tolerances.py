@@ -29,6 +29,12 @@ def test_the_rule_is_that_of_torch(values, rtol, atol):
     assert (Tolerances(rtol, atol).excess(a, b) <= 1) == torch.allclose(b, a, rtol=rtol, atol=atol, equal_nan=True)
 
 
+def test_it_is_relative_to_the_original():
+    small, large = torch.tensor([1.0]), torch.tensor([2.5])
+    assert Tolerances(1.0, 0.0).excess(small, large) == 1.5
+    assert Tolerances(1.0, 0.0).excess(large, small) == 0.6
+
+
 @given(pairs, bounds, bounds)
 def test_equal_outputs_are_within_any_tolerance(values, rtol, atol):
     a = torch.tensor([value for value, _ in values])

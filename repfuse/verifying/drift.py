@@ -26,9 +26,13 @@ from repfuse.verifying.comparison import reference
 from repfuse.verifying.copies import Outcome, as_stored, copy_with, run, run_float64
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.measure import level
+from repfuse.verifying.own_error import drawn_again
 from repfuse.verifying.results import Drift, Level, OutputDrift
 from repfuse.verifying.rounding import Levels, allowed, keys_of
 from repfuse.verifying.yardsticks import Yardsticks
+
+Outcomes = tuple[Sequence[Outcome], Sequence[Outcome], Sequence[Outcome]]
+"""Of the original in float64, of the original as stored, and of the fused network as stored."""
 
 
 def drift(
@@ -67,8 +71,8 @@ def drift_of(
     """As ``drift_from``, of a fused network that has run already, in whatever runtime.
 
     ``outcomes`` are the original's in float64 and the fused network's; ``alike`` says whether the dtypes of the two
-    networks' outputs have to agree. Where a drift exceeds what borrowed yardsticks explain, the effect is measured on
-    that very trial.
+    networks' outputs have to agree. Where a drift exceeds what borrowed yardsticks and one draw of the original's own
+    error explain, both are measured on that very trial.
     """
     exact, after = outcomes
     before = run(copy_with(original, as_stored), trials, {})
@@ -78,24 +82,30 @@ def drift_of(
     if problem := _problem(trials, keys, before, after, alike=alike):
         return Drift((), problem=problem)
     effect.measure_usual()
-    found = _drift(trials, keys, (exact, before, after), effect.levels(keys))
-    wrong = {position for (position, _), row in zip(keys, found.outputs, strict=True) if not row.passed}
-    if wrong and wrong.isdisjoint(effect.measured):
-        effect.measure(wrong)
-        found = _drift(trials, keys, (exact, before, after), effect.levels(keys))
-    return found
+    return _settled(original, trials, (exact, before, after), {key: _level(exact, before, key) for key in keys}, effect)
 
 
-def _drift(
-    trials: Sequence[Trial],
-    keys: Sequence[tuple[int, str]],
-    outcomes: tuple[Sequence[Outcome], Sequence[Outcome], Sequence[Outcome]],
-    effect: Levels,
+def _settled(
+    original: nn.Module, trials: Sequence[Trial], outcomes: Outcomes, own: Levels, effect: Yardsticks
 ) -> Drift:
-    exact, before, after = outcomes
-    own = {key: _level(exact, before, key) for key in keys}
-    last = {key: _last_rounding(after[key[0]].outputs[key[1]]) for key in keys}
-    limits = allowed([own, {key: effect[key] for key in keys}, last])
+    """Return the drift; where it exceeds what is known to be explained, measure that there, until one stands."""
+    settled: set[int] = set()
+    while True:
+        found = _drift(trials, outcomes, own, effect.levels(own))
+        wrong = {position for (position, _), row in zip(own, found.outputs, strict=True) if not row.passed}
+        if not wrong or not wrong.isdisjoint(settled):
+            return found
+        position = effect.cheapest(wrong)
+        effect.measure([position])
+        again = drawn_again(original, trials[position], {name: own[at, name] for at, name in own if at == position})
+        own = own | {(position, name): error for name, error in again.items()}
+        settled.add(position)
+
+
+def _drift(trials: Sequence[Trial], outcomes: Outcomes, own: Levels, effect: Levels) -> Drift:
+    exact, _, after = outcomes
+    last = {key: _last_rounding(after[key[0]].outputs[key[1]]) for key in own}
+    limits = allowed([own, effect, last])
     rows = (
         OutputDrift(
             trial=trials[key[0]].label,
@@ -106,7 +116,7 @@ def _drift(
             rounding=effect[key],
             allowed=limits[key],
         )
-        for key in keys
+        for key in own
     )
     return Drift(tuple(rows))
 

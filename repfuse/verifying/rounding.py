@@ -84,7 +84,7 @@ def _effect(network: nn.Module, run: Run, outcomes: Sequence[Outcome], change: C
     for seed in range(SAMPLES):
         changed = run(network, change(seed))
         samples.append({key: _change(outcomes, changed, key) for key in keys_of(outcomes)})
-    return {key: _rms([sample[key] for sample in samples]) for key in keys_of(outcomes)}
+    return {key: rms([sample[key] for sample in samples]) for key in keys_of(outcomes)}
 
 
 def on(trials: Sequence[Trial], watch: Watch = unwatched) -> Run:
@@ -170,7 +170,8 @@ def keys_of(outcomes: Sequence[Outcome]) -> list[tuple[int, str]]:
     return [(position, name) for position, outcome in enumerate(outcomes) for name in outcome.outputs]
 
 
-def _rms(levels: Sequence[Level]) -> Level:
+def rms(levels: Sequence[Level]) -> Level:
+    """Return the root mean square of several draws of the same error."""
     total = combine(levels)
     return Level(total.rms / math.sqrt(len(levels)), total.max / math.sqrt(len(levels)))
 
