@@ -36,12 +36,12 @@ def known_plan(original: Checkpoint, fused: Checkpoint, given: Path | None = Non
     try:
         return _of_report(read_plan_file(path), original, fused)
     except RepfuseError as error:
-        return KnownPlan(None, (f"the report {path.name} beside {fused.path.name} cannot be used: {error.why}",))
+        return KnownPlan(None, (f"the report {path.name} beside it cannot be used: {error.why}",))
 
 
 def _of_report(report: PlanFile, original: Checkpoint, fused: Checkpoint) -> KnownPlan:
     if report.digest != original.digest or not report.plan.sites:
         return KnownPlan(None)
     if report.made != fused.digest:
-        return KnownPlan(report.plan, (f"{fused.path.name} is not the file that {report.path.name} is of",))
+        return KnownPlan(report.plan, (f"it is not the file that {report.path.name} is of: one of them was changed",))
     return KnownPlan(report.plan)

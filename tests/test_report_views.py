@@ -6,13 +6,14 @@ import io
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
 from repfuse.plans import Cost, Part, Plan, Refusal, Site
-from repfuse.proof.results import Proof
+from repfuse.proof.results import Proof, SiteDrift, SiteProof, WeightProof
 from repfuse.refusals import REFUSALS
 from repfuse.report.bench_view import bench_view
 from repfuse.report.convert_view import convert_view
@@ -245,6 +246,38 @@ def test_a_verification_reports_real_data_and_what_was_refused() -> None:
     assert "original 99.7 %, fused 99.7 %" in shown
     assert "1 input that not both networks are for (RuntimeError: too small)" in shown
     assert shown.rstrip().endswith("Same. Rounding explains it.")
+
+
+def test_a_verification_shows_the_proof_where_there_is_one() -> None:
+    shown = squeezed(text(verify_view(verification(proof=proof())), 120))
+    assert "proof,float64thewholenetworkon1inputtheexample3.0e-161.0e-12passed" in shown
+    assert "float64weightsasstored" in shown
+    assert "drift,float32thewholenetwork" in shown
+    assert "outagreeswithinatol3.0e-16,ofnumbersupto1" in shown
+
+
+def test_of_many_outputs_the_worst_are_shown_each_by_its_name() -> None:
+    (row,) = verification().outputs
+    rows = [replace(row, name=f"out[{index}]", error=output_error(10.0**-index)) for index in range(3, 9)]
+    shown = text(verify_view(verification(outputs=tuple(rows), drift=None)), 120)
+    table = shown[: shown.index("Compared")]
+    assert [f"out[{index}]" in table for index in range(3, 9)] == [True] * 4 + [False] * 2
+
+
+def test_each_kind_of_check_can_fail() -> None:
+    weight = WeightProof("a.weight", "float32", (3,), 2, 7.5)
+    bad_drift = SiteDrift("input 1x1", "float32", Level(1e-7, 1e-7), Level(1e-3, 1e-3), Level(1e-5, 1e-5), 80.0)
+    sites = (SiteProof("a", comparison(), (weight,), None), SiteProof("b", comparison(1e-3), (), bad_drift))
+    failed = proof(sites=sites, unproven=("c",))
+    shown = squeezed(text(verify_view(verification(proof=failed)), 120))
+    for part in (
+        "2sites,eachaloneb,theexample1.0e-031.0e-12FAILED",
+        "1storedtensora.weight,2wrong7.5ulp0.5ulpFAILED",
+        "therestofthenetworkc-equalFAILED",
+        "1site,eachaloneb,input1x11.0e-031.0e-071.0e-05FAILED",
+    ):
+        assert part in shown, part
+    assert failed.place.path == "a" and failed.place.error.max == 7.5 and failed.place.after == ""
 
 
 def test_a_difference_names_the_place() -> None:

@@ -41,6 +41,15 @@ def verify(
     thorough: Thorough = False,
     rtol: Rtol = None,
     atol: Atol = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="The plan that made FUSED: then each site is proven by itself, and each stored weight. Without it: "
+            "the one in FUSED or in the report beside it, if they have one.",
+        ),
+    ] = None,
     model: Model = None,
     model_arg: ModelArg = None,
     fused_model: FusedModel = None,
@@ -56,7 +65,8 @@ def verify(
 
     Both run on the same inputs: first in float64, where only the rounding of
     the stored weights may show, then in the dtype they are stored in. What
-    rounding explains is measured; --rtol and --atol overrule it.
+    rounding explains is measured; --rtol and --atol overrule it. Where repfuse
+    wrote FUSED, its plan is known, and each site and weight is proven too.
 
     \b
     Examples:
@@ -70,10 +80,11 @@ def verify(
     Exit codes: 0 same, 1 different, 2 could not tell.
     """
     effort = effort_of(quick=quick, thorough=thorough)
+    from repfuse.checking import verify as compare
     from repfuse.checkpoint.example import parse_shapes
     from repfuse.data import fitted, read_data
+    from repfuse.known_plan import known_plan
     from repfuse.report.verify_view import verify_view
-    from repfuse.verifying import verify as compare
     from repfuse.verifying.tolerances import tolerances
 
     tolerances(rtol, atol)  # whether they are sound is said before the files are read
@@ -82,6 +93,8 @@ def verify(
     sources = Source(model, model_arg, weights), Source(fused_model, fused_model_arg, fused_weights)
     example = shapes[0] if shapes else None
     pair = load_pair((original, fused), *sources, example=example, allow=allow, trust=trust, quiet=quiet)
+    known = known_plan(*pair, plan)
+    notes(fused, known.notes, quiet=quiet)
     if inputs is not None:
         inputs, said = fitted(inputs, pair.original.example_inputs[0])
         notes(data, [said] if said else [], quiet=quiet)
@@ -90,6 +103,7 @@ def verify(
             pair.original.module,
             pair.fused.module,
             pair.original.example_inputs,
+            plan=known.plan,
             shapes=sizes or None,
             seeds=seed or None,
             effort=effort,

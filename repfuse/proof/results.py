@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repfuse.jsonready import json_ready
-from repfuse.verifying.results import Comparison, Level
+from repfuse.verifying.results import Comparison, FirstDifference, Level
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,18 @@ class SiteProof:
             )
         return f"{self.path}: {self.comparison.reason}"
 
+    def departure(self, after: str) -> FirstDifference | None:
+        """Return where it departs most and by how much; ``after`` is the path of the site before it."""
+        wrong = next((weight for weight in self.weights if not weight.passed), None)
+        worst, drift = self.comparison.worst, self.drift
+        if not self.comparison.passed and worst:
+            allowed = Level(self.comparison.tolerance, self.comparison.tolerance)
+            return FirstDifference(self.path, after, worst[0].label, worst[1].relative, allowed)
+        if wrong:
+            off, half = Level(wrong.spacings, wrong.spacings), Level(0.5, 0.5)
+            return FirstDifference(self.path, after, wrong.name, off, half, "difference in units in the last place")
+        return FirstDifference(self.path, after, drift.trial, drift.fused, drift.bound) if drift else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data, without the trials."""
         comparison = self.comparison
@@ -130,6 +142,15 @@ class Proof:
     def first(self) -> SiteProof | None:
         """The first site that fails."""
         return next((site for site in self.sites if not site.passed), None)
+
+    @property
+    def place(self) -> FirstDifference | None:
+        """Where that is, with the error there: in float64, or as stored where it is the stored weights that fail."""
+        if self.first is None:
+            return None
+        paths = [site.path for site in self.sites]
+        before = paths.index(self.first.path)
+        return self.first.departure(paths[before - 1] if before else "")
 
     @property
     def error(self) -> float | None:

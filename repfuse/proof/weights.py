@@ -12,7 +12,6 @@ from repfuse.proof.exact import Weight
 from repfuse.proof.results import WeightProof
 from repfuse.verifying.rounding import half_spacing
 
-
 NEAR_HALF = 0.5 + 2.0**-16
 """Spacings between a number and its rounding. Another machine sums in another order, which moves a number in float64 by
 1e-15 of itself: 1e-7 spacings of float32. On its way to bfloat16 it is rounded to float32 first: 2^-17 spacings."""
@@ -37,7 +36,7 @@ def _compared(name: str, stored: torch.Tensor, exact: torch.Tensor) -> WeightPro
 
 
 def _wrong(stored: torch.Tensor, exact: torch.Tensor, largest: float) -> tuple[int, float]:
-    """Return how many numbers are no rounding of the exact ones, and the largest difference in units in the last place."""
+    """Return how many numbers are no rounding of the exact ones, and the largest difference in spacings."""
     if not stored.numel():
         return 0, 0.0
     difference = (stored.double() - exact).abs()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from repfuse.report.numbers import NOTHING, error, percent, plural, shape
-from repfuse.report.tables import BAD, GOOD, NUMBER, UNSURE, facts, heading, notes, table
+from repfuse.report.checks_view import Check, checks_table, of_drift, of_proof, of_site_drift, of_stored
+from repfuse.report.numbers import error, percent, plural, shape
+from repfuse.report.tables import BAD, GOOD, UNSURE, facts, heading, notes
 
 if TYPE_CHECKING:
-    from repfuse.verifying.results import FirstDifference, OutputVerdict, RealData, Verification
+    from repfuse.proof.results import Proof
+    from repfuse.verifying.results import FirstDifference, OutputError, RealData, Verification
 
 SHOWN = 12  # shapes of inputs
 VERDICTS = {"same": ("Same.", GOOD), "different": ("Different.", BAD), "could-not-tell": ("Could not tell.", UNSURE)}
@@ -20,11 +22,10 @@ VERDICTS = {"same": ("Same.", GOOD), "different": ("Different.", BAD), "could-no
 
 def verify_view(verification: Verification) -> Iterator[RenderableType]:
     """Yield all of it."""
-    if verification.outputs:
-        yield heading("Relative errors: in float64, with the weights as stored, and in each network's own dtype")
-        yield _relative(verification.outputs)
-        yield heading("Absolute errors in float64, and the smallest tolerances that pass")
-        yield _absolute(verification.outputs)
+    checks = list(_checks(verification))
+    if checks:
+        yield heading("Checks")
+        yield checks_table(checks)
     yield heading("Compared")
     yield facts(_compared(verification))
     yield from notes(verification.notes)
@@ -32,34 +33,16 @@ def verify_view(verification: Verification) -> Iterator[RenderableType]:
     yield Text.assemble("\n", (word, style), f" {verification.reason}")
 
 
-def _relative(outputs: tuple[OutputVerdict, ...]) -> RenderableType:
-    columns = ("Output", "Worst input", ("Error", NUMBER), ("Rounding", NUMBER), ("Allowed", NUMBER), ("Drift", NUMBER))
-    rows = (
-        (
-            output.name,
-            output.trial,
-            error(output.error.relative.max),
-            error(output.rounding.max),
-            error(output.allowed.max),
-            error(output.drift.fused.max) if output.drift else NOTHING,
-        )
-        for output in outputs
-    )
-    return table(columns, rows)
-
-
-def _absolute(outputs: tuple[OutputVerdict, ...]) -> RenderableType:
-    percentages = list(outputs[0].error.quantiles)
-    quantiles = [("atol (largest)" if entry == "100" else f"{entry} %", NUMBER) for entry in percentages]
-    rows = (
-        (
-            output.name,
-            *(error(output.error.quantiles[entry]) for entry in percentages),
-            error(output.error.smallest_rtol),
-        )
-        for output in outputs
-    )
-    return table(("Output", *quantiles, ("rtol", NUMBER)), rows)
+def _checks(verification: Verification) -> Iterator[Check]:
+    """Yield the proof where there is one, then both networks as they are stored, and the drift."""
+    proof = cast("Proof | None", verification.proof)
+    if proof:
+        yield from of_proof(proof)
+    yield from of_stored(verification.outputs)
+    if proof:
+        yield from of_site_drift(proof)
+    if verification.drift:
+        yield from of_drift(verification.drift)
 
 
 def _compared(verification: Verification) -> Iterator[tuple[str, RenderableType]]:
@@ -74,10 +57,18 @@ def _compared(verification: Verification) -> Iterator[tuple[str, RenderableType]
     for trial in compared:
         if trial.mismatch:
             yield "mismatch", f"{trial.label}: {trial.mismatch}"
+    for output in verification.outputs:
+        yield "tolerances", _tolerances(output.error)
     if verification.data:
         yield from _data(verification.data)
     if verification.first_difference:
         yield "first differs", _parting(verification.first_difference)
+
+
+def _tolerances(output: OutputError) -> str:
+    """Return the smallest tolerances, one of them alone, that would pass in float64."""
+    relative = "" if output.smallest_rtol is None else f" or rtol {error(output.smallest_rtol)}"
+    return f"{output.name} agrees within atol {error(output.max_abs)}{relative}, of numbers up to {output.scale:.3g}"
 
 
 def _listed(shapes: list[str]) -> str:
@@ -97,6 +88,6 @@ def _data(data: RealData) -> Iterator[tuple[str, RenderableType]]:
 def _parting(difference: FirstDifference) -> str:
     after = f", after {difference.after}, which still agrees" if difference.after else ""
     return (
-        f"at {difference.path or 'the root'}{after}: relative error {error(difference.error.max)} "
+        f"at {difference.path or 'the root'}{after}: {difference.unit} {error(difference.error.max)} "
         f"(allowed {error(difference.allowed.max)}, {difference.trial})"
     )

@@ -32,7 +32,7 @@ class Evidence:
     ``table`` holds a row per trial that was tried, ``trials`` only those in which both networks gave outputs
     of the same form; ``outcomes`` are the original's in float64, ``answers`` the fused network's. ``settled`` are the
     positions on which everything was measured that could explain an error; where one is too large and settled, others
-    need not be.
+    need not be. ``tried`` are all trials with the original's outcomes.
     """
 
     table: tuple[TrialComparison, ...]
@@ -44,6 +44,7 @@ class Evidence:
     limits: Levels
     drift: Drift | None
     settled: frozenset[int] = frozenset()
+    tried: tuple[tuple[Trial, Outcome], ...] = ()
 
     @property
     def worst(self) -> Key:
@@ -103,6 +104,7 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
     meter.stage("the fused network in float64")
     found = answers_in_float64(fused, trials, expected, watch=meter.watch)
     table = tabulate(trials, expected, found, FLOAT64_NOISE).trials
+    tried = tuple(zip(trials, expected, strict=True))
     kept = [position for position, row in enumerate(table) if not row.skipped and not row.mismatch]
     trials, expected, found = _at(trials, kept), _at(expected, kept), _at(found, kept)
     errors = {
@@ -111,7 +113,7 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
         for name, tensor in outcome.outputs.items()
     }
     if not errors:
-        return Evidence(table, (), (), (), {}, {}, {}, None)
+        return Evidence(table, (), (), (), {}, {}, {}, None, tried=tried)
     meter.stage("what rounding explains")
     before = Yardsticks(original, fused, trials, expected, meter.watch)
     after = Yardsticks(fused, original, trials, found, meter.watch)
@@ -129,6 +131,7 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
         explained.limits(),
         drift,
         frozenset(explained.settled),
+        tried,
     )
 
 

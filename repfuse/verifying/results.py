@@ -6,8 +6,8 @@ whole output.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 from repfuse.jsonready import json_ready
 from repfuse.verifying.differences import Comparison, Level, OutputError, TrialComparison
@@ -20,6 +20,7 @@ __all__ = [
     "OutputDrift",
     "OutputError",
     "OutputVerdict",
+    "Proven",
     "RealData",
     "ToleranceCheck",
     "TrialComparison",
@@ -121,6 +122,7 @@ class FirstDifference:
     """Where the networks part: the first module, by path, whose output differs and that nothing after puts right.
 
     ``after`` is the module before it, in the order of execution, whose output still agrees ("" where there is none).
+    ``unit`` is what ``error`` and ``allowed`` count.
     """
 
     path: str
@@ -128,6 +130,7 @@ class FirstDifference:
     trial: str
     error: Level
     allowed: Level
+    unit: str = "relative error"
 
 
 @dataclass(frozen=True)
@@ -175,13 +178,33 @@ class ToleranceCheck:
         return all(worst is None or worst.excess <= 1 for worst in (self.float64, self.stored))
 
 
+class Proven(Protocol):
+    """What a proof of the plan that made one network from the other found; see ``repfuse.proof``."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every part holds."""
+
+    @property
+    def reason(self) -> str:
+        """One sentence: what decided."""
+
+    @property
+    def place(self) -> FirstDifference | None:
+        """The first site that fails."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+
+
 @dataclass(frozen=True)
 class Verification:
     """The verdict on two networks, in one sentence (``reason``) and in numbers.
 
     ``dtypes`` are those in which most numbers of the original and of the fused network are stored; ``trials``
     all that was compared in float64, with the weights as they are stored; ``outputs`` one row per output.
-    ``tolerances`` are those that overruled arithmetic, if any; ``effort`` is how much was tried.
+    ``tolerances`` are those that overruled arithmetic, if any; ``effort`` is how much was tried. ``proof`` is there
+    where the plan is known that made one network from the other.
     """
 
     verdict: Verdict
@@ -195,6 +218,7 @@ class Verification:
     notes: tuple[str, ...] = ()
     tolerances: ToleranceCheck | None = None
     effort: str = "default"
+    proof: Proven | None = None
 
     @property
     def exit_code(self) -> int:
@@ -203,4 +227,7 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        return dict(json_ready(self) | {"drift": self.drift.to_dict() if self.drift else None})
+        parts = {
+            name: part.to_dict() if part else None for name, part in (("proof", self.proof), ("drift", self.drift))
+        }
+        return dict(json_ready(replace(self, proof=None, drift=None)) | parts)

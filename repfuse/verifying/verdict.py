@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from repfuse.verifying.evidence import Evidence
 from repfuse.verifying.inputs import Effort
-from repfuse.verifying.results import Level, RealData, Verdict
+from repfuse.verifying.results import Level, Proven, RealData, Verdict
 
 BLIND = 0.5  # where rounding explains an error of half the output, agreement within it says nothing
 Ruling = tuple[Verdict, str]
@@ -23,6 +23,20 @@ def decide(evidence: Evidence) -> Ruling:
     if all(limit.rms >= BLIND for limit in evidence.limits.values()):
         return "could-not-tell", f"The networks amplify rounding too much: {_numbers(evidence)}."
     return _decide_drift(evidence)
+
+
+def with_proof(ruling: Ruling, proof: Proven, evidence: Evidence) -> Ruling:
+    """Return the verdict where the plan is known that made one network from the other, and was proven or not.
+
+    What is proven in float64, weight by weight, differs by the rounding of these weights alone, however large the
+    effect on the outputs is. The drift stays: it is the networks' own arithmetic.
+    """
+    if not proof.passed:
+        return "different", proof.reason
+    drift = evidence.drift
+    if ruling[0] == "same" or evidence.mismatched or (drift and drift.measured and not drift.passed):
+        return ruling
+    return "same", f"{proof.reason} Each stored weight is its rounding."
 
 
 def notes(evidence: Evidence, dtypes: tuple[str, str], real: RealData | None, effort: Effort) -> Iterator[str]:

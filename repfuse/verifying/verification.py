@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,16 +14,20 @@ from repfuse.networks import main_dtype
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
 from repfuse.verifying.agreement import Data, agreement, data_trial
-from repfuse.verifying.copies import as_stored, copy_with, run, run_float64
-from repfuse.verifying.evidence import Evidence, gather
+from repfuse.verifying.copies import Outcome, as_stored, copy_with, run, run_float64
+from repfuse.verifying.evidence import MEASURED, Evidence, gather
 from repfuse.verifying.inputs import Effort, Shape, Trial, input_variants, known_effort, rounded_through, shaped
 from repfuse.verifying.locate import first_difference
 from repfuse.verifying.measure import level
-from repfuse.verifying.results import FirstDifference, Verdict, Verification
+from repfuse.verifying.results import FirstDifference, Proven, Verdict, Verification
 from repfuse.verifying.tolerances import checked, ruling, tolerances
-from repfuse.verifying.verdict import decide, notes
+from repfuse.verifying.verdict import decide, notes, with_proof
 
+SITES = 0.08  # of the whole: their proof, where the plan is known
 SEEDS = (0, 1)  # of inputs of given shapes
+
+Prover = Callable[[Sequence[Trial], Sequence[Outcome], Callable[[float], None]], Proven]
+"""Proves a rewrite on inputs, from the original's outcomes in float64 on them; it tells the fraction that is done."""
 
 
 def verify(
@@ -38,6 +42,7 @@ def verify(
     atol: float | None = None,
     data: Data | None = None,
     labels: torch.Tensor | None = None,
+    prove: Prover | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Say whether ``fused`` computes what ``original`` does, up to the rounding of its weights.
@@ -47,8 +52,8 @@ def verify(
     dtype, where their operations round too (see ``repfuse.verifying.drift``). The inputs are those of
     ``input_variants``, as many as the ``effort`` says, or random ones of the ``shapes`` given for the first input, a
     set per seed; and ``data``, real inputs, with one integer class per sample in ``labels``. ``rtol`` and ``atol``
-    overrule what rounding explains (see ``repfuse.verifying.tolerances``). ``progress`` is called with a stage and the
-    fraction done.
+    overrule what rounding explains (see ``repfuse.verifying.tolerances``). ``prove`` proves the rewrite that made
+    ``fused``, where that is known. ``progress`` is called with a stage and the fraction done.
 
     Raises RepfuseError where the original cannot run the example, the data or labels do not fit, a tolerance is no
     sound number, or a network cannot be copied.
@@ -68,19 +73,38 @@ def verify(
         return Verification("could-not-tell", f"{error.what} {error.why}", dtypes, (), (), None, effort=str(effort))
     real = agreement(original, fused, data, labels) if data is not None else None
     verdict, reason = decide(evidence)
+    proof = None
+    if prove:
+        report("the sites", MEASURED)
+        tried, expected = [trial for trial, _ in evidence.tried], [outcome for _, outcome in evidence.tried]
+        proof = prove(tried, expected, lambda done: report("the sites", MEASURED + SITES * done))
+        verdict, reason = with_proof((verdict, reason), proof, evidence)
     check = None
     if given and evidence.informative and not evidence.mismatched:
         check = checked(given, (original, fused), evidence, (verdict, reason))
         verdict, reason = ruling(check)
     place = None
     if verdict == "different":
-        report("where they first differ", 0.9)
-        verdict, reason = _confirm(original, fused, evidence, trials[0], reason)
-        place = _locate(original, fused, evidence) if verdict == "different" else None
+        report("where they first differ", MEASURED + SITES)
+        place = proof.place if proof else None
+        if place is None:
+            verdict, reason = _confirm(original, fused, evidence, trials[0], reason)
+            place = _locate(original, fused, evidence) if verdict == "different" else None
     report("done", 1.0)
     said = tuple(notes(evidence, dtypes, real, effort))
     return Verification(
-        verdict, reason, dtypes, evidence.rows(), evidence.table, evidence.drift, place, real, said, check, str(effort)
+        verdict,
+        reason,
+        dtypes,
+        evidence.rows(),
+        evidence.table,
+        evidence.drift,
+        place,
+        real,
+        said,
+        check,
+        str(effort),
+        proof,
     )
 
 

@@ -1,0 +1,155 @@
+"""Where the plan is known that made a checkpoint, `verify` proves each site and each stored weight of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SAMPLES, Cli
+from safetensors.torch import load_file, save_file
+
+import repfuse
+from repfuse.errors import RepfuseError
+from repfuse.known_plan import known_plan
+from repfuse.loading import load
+
+MODULE = SAMPLES / "repvgg_digits.pt"
+STATE = SAMPLES / "repvgg_digits_state_dict.pth"
+MODEL = "repfuse.samples:DigitsRepVGG"
+LAYER = "blocks.2.fused.weight"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
+    """A folder with the digits classifier converted to a module and to safetensors, each with its report."""
+    folder = tmp_path_factory.mktemp("made")
+    assert cli("convert", MODULE, folder / "fused.pt").returncode == 0
+    assert cli("convert", STATE, folder / "state.safetensors", "--model", MODEL).returncode == 0
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(made, tmp_path / "made"))
+
+
+def verified(cli: Cli, *args: object, code: int) -> tuple[dict, str]:
+    done = cli("verify", *args, "--json")
+    assert done.returncode == code, done.stderr + done.stdout
+    return json.loads(done.stdout), done.stderr
+
+
+def test_the_report_beside_a_file_says_what_was_merged(folder: Path, cli: Cli) -> None:
+    found, said = verified(cli, MODULE, folder / "fused.pt", code=0)
+    assert said == "" and found["proof"]["passed"] and found["proof"]["error"] <= 1e-12
+    sites = found["proof"]["sites"]
+    assert [site["path"] for site in sites] == [f"blocks.{index}.fused" for index in range(5)]
+    assert all(weight["wrong"] == 0 for site in sites for weight in site["weights"])
+    assert all(site["drift"]["of_bound"] <= 1 for site in sites)
+
+
+def test_so_does_the_file_itself_where_its_network_is_built_again(folder: Path, cli: Cli) -> None:
+    (folder / "state.report.json").unlink()
+    found, _ = verified(cli, STATE, folder / "state.safetensors", "--model", MODEL, code=0)
+    assert len(found["proof"]["sites"]) == 5
+
+
+def test_a_change_that_hides_in_the_rounding_of_the_rest_is_found(folder: Path, cli: Cli) -> None:
+    """The least bit of one weight: the outputs cannot show it."""
+    (folder / "state.report.json").unlink()
+    path = folder / "state.safetensors"
+    wrong, clean = folder / "wrong.safetensors", load_file(path)
+    clean[LAYER].view(torch.int32)[0, 0, 1, 1] ^= 2
+    with_metadata(path, wrong, clean)
+    found, _ = verified(cli, STATE, wrong, "--model", MODEL, code=1)
+    assert found["reason"].startswith(f"{LAYER}: 1 of the stored numbers")
+    place = found["first_difference"]
+    assert place["path"] == "blocks.2.fused" and place["after"] == "blocks.1.fused" and place["trial"] == LAYER
+    assert 1 < place["error"]["max"] < 3
+    assert all(row["error"]["relative"]["max"] <= row["allowed"]["max"] for row in found["outputs"])
+
+
+def with_metadata(like: Path, path: Path, state: dict[str, torch.Tensor]) -> None:
+    from safetensors import safe_open
+
+    with safe_open(like, "pt") as file:
+        save_file(state, path, file.metadata())
+
+
+def test_a_file_that_its_report_is_not_of_is_said(folder: Path, cli: Cli) -> None:
+    network = torch.load(folder / "fused.pt", weights_only=False)
+    with torch.no_grad():
+        network.blocks[1].fused.bias[3] *= 1.0001
+    torch.save(network, folder / "fused.pt")
+    found, said = verified(cli, MODULE, folder / "fused.pt", code=1)
+    assert "it is not the file that fused.report.json is of" in said
+    assert "blocks.1.fused.bias" in found["reason"]
+
+
+def test_a_report_of_another_original_does_not_count(folder: Path) -> None:
+    fused = load(folder / "fused.pt")
+    assert known_plan(load(MODULE), fused).plan is not None
+    assert known_plan(load(STATE, model=MODEL), fused).plan is None
+
+
+@pytest.mark.parametrize("content", ["{", '{"kind": "repfuse.conversion", "schema": 1}', "[]"])
+def test_a_damaged_report_is_said_and_left_alone(folder: Path, cli: Cli, content: str) -> None:
+    (folder / "fused.report.json").write_text(content, encoding="utf-8")
+    found, said = verified(cli, MODULE, folder / "fused.pt", code=0)
+    assert "the report fused.report.json beside it cannot be used" in said and found["proof"] is None
+
+
+def test_a_plan_may_be_given(folder: Path, cli: Cli) -> None:
+    (folder / "fused.report.json").rename(folder / "plan.json")
+    assert verified(cli, MODULE, folder / "fused.pt", code=0)[0]["proof"] is None
+    found, _ = verified(cli, MODULE, folder / "fused.pt", "--plan", folder / "plan.json", code=0)
+    assert len(found["proof"]["sites"]) == 5
+
+
+def test_a_plan_of_another_network_is_bad_input(folder: Path, cli: Cli) -> None:
+    done = cli("verify", MODULE, MODULE, "--plan", folder / "fused.report.json")
+    assert done.returncode == 2 and "no convolution at 'blocks.0.fused'" in done.stderr
+    done = cli("verify", SAMPLES / "notebook_block.pt", MODULE, "--plan", folder / "fused.report.json")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_the_same_from_python() -> None:
+    checkpoint = load(MODULE)
+    result = repfuse.fuse(checkpoint.module, checkpoint.example_inputs)
+    asked = (checkpoint.module, result.module, checkpoint.example_inputs)
+    assert repfuse.verify(*asked, plan=result.plan).proof.passed
+    assert repfuse.verify(*asked).proof is None
+    with torch.no_grad():
+        result.module.blocks[4].fused.weight[0, 0, 0, 0] = float("nan")
+    found = repfuse.verify(*asked, plan=result.plan)
+    assert found.verdict == "different" and "blocks.4.fused" in found.reason
+    with pytest.raises(RepfuseError, match="does not fit"):
+        repfuse.verify(checkpoint.module, checkpoint.module, checkpoint.example_inputs, plan=result.plan)
+
+
+def test_what_rounding_makes_invisible_is_told_by_the_proof() -> None:
+    """Outputs that amplify rounding beyond recognition say nothing; the plan, site by site, does."""
+
+    class Chaotic(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x) + self.b(x)
+            for _ in range(12):
+                y = torch.sin(3 * y) * 2
+            return y
+
+    torch.manual_seed(0)
+    model, example = Chaotic().eval(), (torch.randn(1, 4, 6, 6),)
+    result = repfuse.fuse(model, example)
+    assert repfuse.verify(model, result.module, example).verdict == "could-not-tell"
+    assert repfuse.verify(model, result.module, example, plan=result.plan).verdict == "same"
+    with torch.no_grad():
+        result.module.get_submodule(result.plan.sites[0].path).weight[0, 0, 0, 0] *= 1.00001
+    assert repfuse.verify(model, result.module, example, plan=result.plan).verdict == "different"
