@@ -13,7 +13,7 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import main_dtype
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
-from repfuse.verifying.agreement import Data, agreement, data_trial
+from repfuse.verifying.agreement import agreement, data_trial
 from repfuse.verifying.comparison import outcomes_in_float64
 from repfuse.verifying.copies import as_stored, copy_with, run
 from repfuse.verifying.evidence import Evidence, gather
@@ -21,6 +21,7 @@ from repfuse.verifying.inputs import Shape, Trial, input_variants, rounded_throu
 from repfuse.verifying.locate import first_difference
 from repfuse.verifying.measure import level
 from repfuse.verifying.results import FirstDifference, Verdict, Verification
+from repfuse.verifying.samples import Data
 from repfuse.verifying.verdict import decide, notes
 
 
@@ -41,8 +42,8 @@ def verify(
     where only the rounding of the weights may show (see ``repfuse.verifying.rounding``), then in their own
     dtype, where their operations round too (see ``repfuse.verifying.drift``). The inputs are those of
     ``input_variants``, or random ones of the ``shapes`` given for the first input, a set per seed; and
-    ``data``, real inputs, with one integer class per sample in ``labels``. ``progress`` is called with a
-    stage and the fraction done.
+    ``data``, real inputs (a batch, or several that can be walked more than once), with one integer class per sample in
+    ``labels``. ``progress`` is called with a stage and the fraction done.
 
     Raises RepfuseError where the original cannot run the example, the data or labels do not fit, or a network
     cannot be copied.
@@ -59,7 +60,7 @@ def verify(
         if not _runs_as_stored(original, trials[0]):
             raise
         return Verification("could-not-tell", f"{error.what} {error.why}", dtypes, (), (), None)
-    real = agreement(original, fused, data, labels) if data is not None else None
+    real = agreement(original, fused, data, labels, _part_of(report, 0.8, 0.9)) if data is not None else None
     verdict, reason = decide(evidence)
     place = None
     if verdict == "different":
@@ -107,6 +108,10 @@ def _size(trial: Trial) -> int:
 
 def _runs_as_stored(network: nn.Module, trial: Trial) -> bool:
     return not run(copy_with(network, as_stored), [trial], {})[0].error
+
+
+def _part_of(report: Progress, start: float, end: float) -> Progress:
+    return lambda stage, fraction: report(stage, start + (end - start) * fraction)
 
 
 def _name(dtype: torch.dtype | None) -> str:
