@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from repfuse.cli.data_options import DataPath, Limit, Mean, Std, wishes_of
 from repfuse.cli.options import NETWORK, Allow, Fused, Json, Model, ModelArg, Original, Quiet, Trust, Weights
 from repfuse.cli.output import notes, progress, show, show_json
 from repfuse.cli.pair import FusedModel, FusedModelArg, FusedWeights, Source, load_pair
@@ -27,14 +27,10 @@ def verify(
         ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option("--seed", help="A seed of the random inputs; repeat it.")] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="FILE",
-            help="Real inputs: .safetensors, .npz or .pt with `inputs` and, if known, `labels`.",
-        ),
-    ] = None,
+    data: DataPath = None,
+    mean: Mean = None,
+    std: Std = None,
+    limit: Limit = None,
     model: Model = None,
     model_arg: ModelArg = None,
     fused_model: FusedModel = None,
@@ -55,24 +51,25 @@ def verify(
     Examples:
       repfuse verify model.pt fused.pt
       repfuse verify model.pt fused.pt --data images.npz
+      repfuse verify model.pt fused.pt --data val/ --limit 1000
       repfuse verify model.pt fused.pt --input 1x3x64x64 --input 4x3x224x224
       repfuse verify weights.pth fused.pth --model timm:repvgg_a0
 
     Exit codes: 0 same, 1 different, 2 could not tell.
     """
     from repfuse.checkpoint.example import parse_shapes
-    from repfuse.data import fitted, read_data
+    from repfuse.data import prepare, read_data
     from repfuse.report.verify_view import verify_view
     from repfuse.verifying import verify as compare
 
     sizes = [parse_shapes(shape)[0].sizes for shape in shapes or ()]
-    inputs, labels = read_data(data) if data else (None, None)
+    wishes = wishes_of(data, mean, std, limit)
+    found = read_data(data) if data else None
     sources = Source(model, model_arg, weights), Source(fused_model, fused_model_arg, fused_weights)
     example = shapes[0] if shapes else None
     pair = load_pair((original, fused), *sources, example=example, allow=allow, trust=trust, quiet=quiet)
-    if inputs is not None:
-        inputs, said = fitted(inputs, pair.original.example_inputs[0])
-        notes(data, [said] if said else [], quiet=quiet)
+    samples, labels = prepare(found, pair.original, wishes) if found else (None, None)
+    notes(data, samples.notes if samples else (), quiet=quiet)
     with progress(quiet=quiet) as update:
         result = compare(
             pair.original.module,
@@ -80,7 +77,7 @@ def verify(
             pair.original.example_inputs,
             shapes=sizes or None,
             seeds=seed or (0, 1),
-            data=inputs,
+            data=samples,
             labels=labels,
             progress=update,
         )
