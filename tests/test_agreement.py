@@ -143,7 +143,7 @@ def made(asked: list[range], samples: int = 150) -> Samples:
     return Samples(samples, 2, make, ("how",))
 
 
-def test_batches_are_made_one_at_a_time_and_go_through_both_networks_in_turn() -> None:
+def test_batches_are_made_once_and_go_through_both_networks_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Any] = []
 
     class Noted(Scores):
@@ -152,9 +152,10 @@ def test_batches_are_made_one_at_a_time_and_go_through_both_networks_in_turn() -
             return super().forward(x)
 
     asked: list[range] = []
+    monkeypatch.setattr("repfuse.verifying.agreement.GROUP", 2)
     real = agreement(Noted(), Noted(1.0), made(asked), None)
     assert (real.samples, real.compared, real.notes) == (150, 64, ("how",))
-    assert events == [(shift, count) for count in (64, 64, 22) for shift in (0.0, 1.0)]
+    assert events == [(0.0, 64), (0.0, 64), (1.0, 64), (1.0, 64), (0.0, 22), (1.0, 22)]
     assert asked == [range(64), range(64, 128), range(128, 150), range(64)]
 
 
@@ -164,7 +165,8 @@ def test_the_trial_makes_the_first_batch_alone() -> None:
     assert asked == [range(64)]
 
 
-def test_progress_is_told_by_samples() -> None:
+def test_progress_is_told_by_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repfuse.verifying.agreement.GROUP", 1)
     told: list[tuple[str, float]] = []
     agreement(Scores(), Scores(), made([]), None, lambda stage, fraction: told.append((stage, fraction)))
     assert told == [(f"real data, {count} samples", count / 150) for count in (64, 128, 150)]

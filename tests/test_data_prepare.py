@@ -56,10 +56,9 @@ def test_images_become_what_the_configuration_says(tmp_path: Path) -> None:
     samples, labels = prepare(found, checkpoint(config=RGB), Wishes())
     x = whole(samples)
     assert (x.shape, x.dtype) == ((3, 3, 4, 4), torch.float32)
-    expected = [
-        [(c / 255 - m) / s for c, m, s in zip((n, n + 1, n + 2), *map(RGB.get, ("mean", "std")))] for n in (10, 20, 30)
-    ]
-    torch.testing.assert_close(x.mean(dim=(2, 3)), torch.tensor(expected))
+    colours = torch.tensor([[n, n + 1, n + 2] for n in (10, 20, 30)])
+    expected = (colours / 255 - torch.tensor(RGB["mean"])) / torch.tensor(RGB["std"])
+    torch.testing.assert_close(x, expected[:, :, None, None].expand_as(x))
     assert labels is not None and labels.tolist() == [0, 1, 2]
     assert any("mean 0.1, 0.2, 0.3, std 0.5, 0.6, 0.7 (as timm's configuration" in note for note in samples.notes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from repfuse.verifying.inputs import Trial
 from repfuse.verifying.results import Flips, RealData
 from repfuse.verifying.samples import Data, Samples, chunks, total
 
+GROUP = 8  # calls of one network in a row, on data that is made once for both
 COMPARED = 1 << 20  # input elements that also take part in the comparison, which runs each network ten times
 Cast = Mapping[torch.dtype, torch.dtype]
 
@@ -35,7 +37,7 @@ def agreement(
     labels: torch.Tensor | None,
     progress: Progress = lambda _stage, _fraction: None,
 ) -> RealData:
-    """Run both networks, as they are stored, over all of ``data``, a piece at a time, each piece through both.
+    """Run both networks, as they are stored, over all of ``data``: some pieces at a time, those through both in turn.
 
     ``labels`` holds one class index per sample. Classes are told where the first output is ``[samples, classes]``
     with at least two classes (see ``repfuse.verifying.classes``). ``progress`` is told the fraction of the samples.
@@ -65,14 +67,15 @@ def _rankings(
     original: nn.Module, fused: nn.Module, data: Data, progress: Progress
 ) -> tuple[int, Ranking | None, Ranking | None]:
     """Return the number of samples and what each network says of them."""
-    networks = copy_with(original, as_stored), copy_with(fused, as_stored)
-    casts: tuple[Cast, Cast] = {}, between(original, fused)
-    samples, count = 0, total(data)
+    sides: tuple[tuple[nn.Module, Cast], ...] = ((original, {}), (fused, between(original, fused)))
     found: tuple[list[Ranking | None], list[Ranking | None]] = [], []
-    for chunk in chunks(data):
-        for network, cast, rankings in zip(networks, casts, found, strict=True):
-            rankings.append(ranking(_first(_outcome(network, chunk, cast))))
-        samples += len(chunk[0])
+    pieces, samples, count = chunks(data), 0, total(data)
+    while group := list(islice(pieces, GROUP)):
+        for (network, cast), rankings in zip(sides, found, strict=True):
+            copied = copy_with(network, as_stored)  # one copy at a time
+            rankings += [ranking(_first(_outcome(copied, chunk, cast))) for chunk in group]
+            del copied
+        samples += sum(len(chunk[0]) for chunk in group)
         progress(f"real data, {samples:,} samples", samples / count if count else 0.0)
     return samples, joined(found[0]), joined(found[1])
 
