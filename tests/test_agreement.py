@@ -48,6 +48,12 @@ def test_classes_rank_by_output_and_then_by_number(scores: list[list[float]]) ->
     assert ranked(scores).first.tolist() == torch.tensor(scores).argmax(dim=1).tolist()
 
 
+def test_of_many_equal_classes_the_lowest_numbers_come_first() -> None:
+    scores = torch.zeros(3, 20_000)
+    scores[:, 19_999] = 1
+    assert ranked(scores).best.tolist() == [[19_999, 0, 1, 2, 3]] * 3
+
+
 @given(SCORES, st.permutations(range(5)))
 def test_a_network_agrees_with_itself_and_the_order_among_the_best_five_is_free(
     scores: list[list[float]], order: list[int]
@@ -111,6 +117,9 @@ def test_flips_are_counted_and_weighed() -> None:
     assert (real.top1_agreement, real.accuracy_original, real.accuracy_fused) == (0.5, 0.75, 0.75)
     assert real.flips is not None
     assert (real.flips.samples, real.flips.right_to_wrong, real.flips.wrong_to_right) == (2, 1, 1)
+    worse = agreement(Scores(), Scores(torch.tensor([-0.2, 0.0])), data, torch.tensor([0, 0, 1, 0]))
+    assert worse.flips is not None
+    assert (worse.flips.samples, worse.flips.right_to_wrong, worse.flips.wrong_to_right) == (2, 2, 0)
     assert real.flips.smallest_margin == pytest.approx(0.001, rel=1e-3)
     assert real.flips.largest_margin == pytest.approx(0.1, rel=1e-6)
     unlabelled = agreement(Scores(), Scores(torch.tensor([-0.2, 0.0])), data, None)

@@ -177,6 +177,7 @@ def test_a_processor_s_configuration_is_read(config: dict[str, Any], mode: int, 
         {"resample": []},
         {"size": {"shortest_edge": []}, "crop_size": 224, "do_center_crop": True},
         {"image_mean": None},
+        {"size": -256, "crop_size": -224, "do_center_crop": True},
     ],
 )
 def test_a_processor_that_does_something_else_is_no_answer(odd: dict[str, Any]) -> None:
