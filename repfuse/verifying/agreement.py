@@ -18,7 +18,7 @@ from repfuse.verifying.inputs import Trial
 from repfuse.verifying.results import Flips, RealData
 from repfuse.verifying.samples import Data, Samples, chunks, total
 
-GROUP = 8  # calls of one network in a row, on data that is made once for both
+GROUP = 4  # calls of one network in a row, on data that is made once for both
 COMPARED = 1 << 20  # input elements that also take part in the comparison, which runs each network ten times
 Cast = Mapping[torch.dtype, torch.dtype]
 
@@ -76,6 +76,7 @@ def _rankings(
             rankings += [ranking(_first(_outcome(copied, chunk, cast))) for chunk in group]
             del copied
         samples += sum(len(chunk[0]) for chunk in group)
+        del group  # before the next is made
         progress(f"real data, {samples:,} samples", samples / count if count else 0.0)
     return samples, joined(found[0]), joined(found[1])
 
