@@ -101,6 +101,18 @@ def test_what_changes_class_is_counted_and_shown(images: Path, weaker: Path) -> 
     assert "90 of 360 samples, evenly spaced" in done.stderr
 
 
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_program_exported_for_one_sample_gets_one_at_a_time(dynamic: bool, images: Path, tmp_path: Path) -> None:
+    model = torch.load(MODULE, weights_only=False)
+    shapes = ({0: torch.export.Dim.AUTO},) if dynamic else None
+    example = torch.zeros(2 if dynamic else 1, 1, 8, 8)
+    torch.export.save(torch.export.export(model, (example,), dynamic_shapes=shapes), tmp_path / "in.pt2")
+    done = run("verify", tmp_path / "in.pt2", tmp_path / "in.pt2", "--data", images, "--limit", "70", "--json")
+    found = data_of(done)
+    assert (found["samples"], found["compared"], found["top1_agreement"]) == (70, 64 if dynamic else 1, 1.0)
+    assert found["accuracy_original"] >= 0.95
+
+
 def test_labels_never_decide_alone(images: Path, weaker: Path) -> None:
     done = run("verify", weaker, weaker, "--data", images, "--json")
     found = data_of(done)

@@ -33,7 +33,7 @@ def checkpoint(*shape: int, dtype: torch.dtype = torch.float32, config: Any = No
     if config:
         module.pretrained_cfg = config
     example = torch.zeros(shape or (1, 3, 4, 4), dtype=dtype)
-    return SimpleNamespace(module=module, path=Path("in.pt"), source=None, example_inputs=(example,))
+    return SimpleNamespace(module=module, path=Path("in.pt"), source=None, program=None, example_inputs=(example,))
 
 
 def whole(samples: Any) -> torch.Tensor:
@@ -161,7 +161,7 @@ for index in range(1, 500):
 net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
 example = torch.zeros(1, 3, 256, 256)
 net(example)
-checkpoint = SimpleNamespace(module=net, path=Path("in.pt"), source=None, example_inputs=(example,))
+checkpoint = SimpleNamespace(module=net, path=Path("in.pt"), source=None, program=None, example_inputs=(example,))
 samples, labels = prepare(read_data(folder), checkpoint, Wishes())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 real = agreement(net, net, samples, labels)

@@ -16,8 +16,8 @@ from repfuse.data.pixels import MODES, pixels
 from repfuse.data.scaling import laid_out, normalised
 from repfuse.data.wishes import Wishes
 from repfuse.errors import RepfuseError
-from repfuse.verifying.agreement import class_count
-from repfuse.verifying.samples import Samples
+from repfuse.verifying.agreement import class_count, takes
+from repfuse.verifying.samples import CHUNK, Samples
 
 if TYPE_CHECKING:
     from repfuse.loading import Checkpoint
@@ -55,7 +55,8 @@ def _of_images(folder: Folder, checkpoint: Checkpoint, wishes: Wishes) -> Prepar
 
     prepared = f"images {preset.geometry(size)}, {preset.normalisation()} ({said})"
     notes = (*folder.notes, prepared, about, *limited)
-    return Samples(len(images), prod(shape), make, notes), labels[chosen] if labels is not None else None
+    samples = Samples(len(images), prod(shape), make, notes, _at_once(checkpoint))
+    return samples, labels[chosen] if labels is not None else None
 
 
 def _of_arrays(found: Arrays, checkpoint: Checkpoint, wishes: Wishes) -> Prepared:
@@ -67,7 +68,7 @@ def _of_arrays(found: Arrays, checkpoint: Checkpoint, wishes: Wishes) -> Prepare
         return convert(torch.stack([inputs[index] for index in chosen[positions.start : positions.stop]]))
 
     labels = found.labels.cpu()[chosen] if found.labels is not None else None
-    return Samples(len(chosen), inputs[0].numel(), make, (*said, *limited)), labels
+    return Samples(len(chosen), inputs[0].numel(), make, (*said, *limited), _at_once(checkpoint)), labels
 
 
 def _conversion(
@@ -97,6 +98,15 @@ def _labels(folder: Folder, checkpoint: Checkpoint) -> tuple[torch.Tensor | None
     if classes is None:
         return None, said
     return torch.tensor([classes[name] for name in within if name is not None]), said
+
+
+def _at_once(checkpoint: Checkpoint) -> int:
+    """Return how many samples go into one call: those of the example, where a program is exported for no others."""
+    if checkpoint.program is None:
+        return CHUNK
+    example = checkpoint.example_inputs[0]
+    twice = (torch.cat([example, example]), *checkpoint.example_inputs[1:])
+    return CHUNK if takes(checkpoint.module, twice) else len(example)
 
 
 def _chosen(count: int, limit: int | None) -> tuple[list[int], list[str]]:

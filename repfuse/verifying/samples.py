@@ -18,16 +18,18 @@ Inputs = tuple[torch.Tensor, ...]
 class Samples:
     """``count`` samples of ``numbers`` elements each, for the network's first input.
 
-    ``make`` returns the samples ``[k, ...]`` at ``k`` positions in a row. ``notes`` say how they were made.
+    ``make`` returns the samples ``[k, ...]`` at ``k`` positions in a row. ``notes`` say how they were made. ``at_once``
+    is the most that a network takes in one call.
     """
 
     count: int
     numbers: int
     make: Callable[[range], torch.Tensor]
     notes: tuple[str, ...] = ()
+    at_once: int = CHUNK
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        step = per_call(self.numbers)
+        step = min(self.at_once, per_call(self.numbers))
         for start in range(0, self.count, step):
             yield self.make(range(start, min(start + step, self.count)))
 
