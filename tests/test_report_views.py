@@ -25,6 +25,7 @@ from repfuse.verifying.results import (
     Comparison,
     Drift,
     FirstDifference,
+    Flips,
     Level,
     OutputDrift,
     OutputError,
@@ -278,6 +279,25 @@ def test_each_kind_of_check_can_fail() -> None:
     ):
         assert part in shown, part
     assert failed.place.path == "a" and failed.place.error.max == 7.5 and failed.place.after == ""
+
+
+def test_real_data_that_flips_is_weighed() -> None:
+    flips = Flips(3, 2, 0, 1e-9, 4e-7)
+    data = RealData(360, 360, 0.99, 0.95, 0.94, 0.98, 0.9999, 0.998, flips, without_class=1)
+    shown = squeezed_words(text(verify_view(verification(data=data)), 200))
+    for part in (
+        "real data 360 samples top-1",
+        "the same five classes for 98.0 % of the samples",
+        "top-5 accuracy original 99.9900 %, fused 99.8 %",
+        "no class 1 sample with outputs that are not a number",
+        "3 samples in another class (2 right to wrong, 0 wrong to right)",
+        "preferred its own by 1.0e-09 to 4.0e-07 of its largest output there",
+    ):
+        assert part in shown, part
+    unlabelled = RealData(360, 360, 0.99, None, None, flips=Flips(1, None, None, 1e-9, 1e-9))
+    shown = squeezed_words(text(verify_view(verification(data=unlabelled)), 200))
+    assert "1 sample in another class; the original preferred its own by 1.0e-09 of" in shown
+    assert "accuracy" not in shown and "top-5" not in shown
 
 
 def test_a_difference_names_the_place() -> None:

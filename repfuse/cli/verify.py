@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from repfuse.cli.data_options import DataPath, Limit, Mean, Std, wishes_of
 from repfuse.cli.effort import Quick, Thorough, effort_of
 from repfuse.cli.options import NETWORK, Allow, Fused, Json, Model, ModelArg, Original, Quiet, Trust, Weights
 from repfuse.cli.output import notes, progress, show, show_json
@@ -29,14 +29,10 @@ def verify(
         ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option("--seed", help="A seed of the random inputs; repeat it.")] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="FILE",
-            help="Real inputs: .safetensors, .npz or .pt with `inputs` and, if known, `labels`.",
-        ),
-    ] = None,
+    data: DataPath = None,
+    mean: Mean = None,
+    std: Std = None,
+    limit: Limit = None,
     quick: Quick = False,
     thorough: Thorough = False,
     rtol: Rtol = None,
@@ -72,6 +68,7 @@ def verify(
     Examples:
       repfuse verify model.pt fused.pt
       repfuse verify model.pt fused.pt --data images.npz
+      repfuse verify model.pt fused.pt --data val/ --limit 1000
       repfuse verify model.pt fused.pt --thorough
       repfuse verify model.pt fused.pt --rtol 1e-3 --atol 1e-5
       repfuse verify model.pt fused.pt --input 1x3x64x64 --input 4x3x224x224
@@ -82,22 +79,22 @@ def verify(
     effort = effort_of(quick=quick, thorough=thorough)
     from repfuse.checking import verify as compare
     from repfuse.checkpoint.example import parse_shapes
-    from repfuse.data import fitted, read_data
+    from repfuse.data import prepare, read_data
     from repfuse.known_plan import known_plan
     from repfuse.report.verify_view import verify_view
     from repfuse.verifying.tolerances import tolerances
 
     tolerances(rtol, atol)  # whether they are sound is said before the files are read
     sizes = [parse_shapes(shape)[0].sizes for shape in shapes or ()]
-    inputs, labels = read_data(data) if data else (None, None)
+    wishes = wishes_of(data, mean, std, limit)
+    found = read_data(data) if data else None
     sources = Source(model, model_arg, weights), Source(fused_model, fused_model_arg, fused_weights)
     example = shapes[0] if shapes else None
     pair = load_pair((original, fused), *sources, example=example, allow=allow, trust=trust, quiet=quiet)
     known = known_plan(*pair, plan)
     notes(fused, known.notes, quiet=quiet)
-    if inputs is not None:
-        inputs, said = fitted(inputs, pair.original.example_inputs[0])
-        notes(data, [said] if said else [], quiet=quiet)
+    samples, labels = prepare(found, pair.original, wishes) if found else (None, None)
+    notes(data, samples.notes if samples else (), quiet=quiet)
     with progress(quiet=quiet) as update:
         result = compare(
             pair.original.module,
@@ -109,7 +106,7 @@ def verify(
             effort=effort,
             rtol=rtol,
             atol=atol,
-            data=inputs,
+            data=samples,
             labels=labels,
             progress=update,
         )

@@ -14,7 +14,7 @@ from repfuse.report.tables import BAD, GOOD, UNSURE, facts, heading, notes
 
 if TYPE_CHECKING:
     from repfuse.proof.results import Proof
-    from repfuse.verifying.results import FirstDifference, OutputError, RealData, Verification
+    from repfuse.verifying.results import FirstDifference, Flips, OutputError, RealData, Verification
 
 SHOWN = 12  # shapes of inputs
 VERDICTS = {"same": ("Same.", GOOD), "different": ("Different.", BAD), "could-not-tell": ("Could not tell.", UNSURE)}
@@ -81,8 +81,25 @@ def _data(data: RealData) -> Iterator[tuple[str, RenderableType]]:
     yield "real data", f"{plural(data.samples, 'sample')}{compared}"
     if data.top1_agreement is not None:
         yield "top-1", f"the same class for {percent(data.top1_agreement)} of the samples"
+    if data.top5_agreement is not None:
+        yield "top-5", f"the same five classes for {percent(data.top5_agreement)} of the samples"
     if data.accuracy_original is not None:
         yield "accuracy", f"original {percent(data.accuracy_original)}, fused {percent(data.accuracy_fused)}"
+    if data.top5_accuracy_original is not None:
+        both = f"original {percent(data.top5_accuracy_original)}, fused {percent(data.top5_accuracy_fused)}"
+        yield "top-5 accuracy", both
+    if data.without_class:
+        yield "no class", f"{plural(data.without_class, 'sample')} with outputs that are not a number"
+    if data.flips and data.flips.samples:
+        yield "flips", _flips(data.flips)
+
+
+def _flips(flips: Flips) -> str:
+    known = flips.right_to_wrong is not None
+    turned = f" ({flips.right_to_wrong} right to wrong, {flips.wrong_to_right} wrong to right)" if known else ""
+    margins = dict.fromkeys((error(flips.smallest_margin), error(flips.largest_margin)))
+    preferred = f"the original preferred its own by {' to '.join(margins)} of its largest output there"
+    return f"{plural(flips.samples, 'sample')} in another class{turned}; {preferred}"
 
 
 def _parting(difference: FirstDifference) -> str:

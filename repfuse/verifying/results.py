@@ -16,6 +16,7 @@ __all__ = [
     "Comparison",
     "Drift",
     "FirstDifference",
+    "Flips",
     "Level",
     "OutputDrift",
     "OutputError",
@@ -134,11 +135,29 @@ class FirstDifference:
 
 
 @dataclass(frozen=True)
+class Flips:
+    """The ``samples`` that the networks put in different classes.
+
+    With labels: how many of them the original alone has right, and how many the fused network alone. The margins are
+    the original's on these samples, its highest output less its second, relative to the largest magnitude of that
+    sample's outputs: the smallest and the largest. A flip at a margin of the size of the drift is no mistake.
+    """
+
+    samples: int
+    right_to_wrong: int | None
+    wrong_to_right: int | None
+    smallest_margin: float | None
+    largest_margin: float | None
+
+
+@dataclass(frozen=True)
 class RealData:
     """What both networks say of real inputs, in their own dtype. ``None`` where it does not apply.
 
-    ``samples`` in all, of which the first ``compared`` also took part in the float64 comparison.
-    ``top1_agreement`` and the accuracies are fractions of the samples.
+    ``samples`` in all, of which the first ``compared`` also took part in the float64 comparison. The agreements and
+    accuracies are fractions of the samples: top 1 is the class with the highest output (the lowest number among equal
+    ones), top 5 the set of the five highest, for more than five classes. ``without_class`` samples have an output
+    that is not a number in one of the networks: there they do not agree. ``notes`` say how the inputs were made.
     """
 
     samples: int
@@ -146,6 +165,12 @@ class RealData:
     top1_agreement: float | None
     accuracy_original: float | None
     accuracy_fused: float | None
+    top5_agreement: float | None = None
+    top5_accuracy_original: float | None = None
+    top5_accuracy_fused: float | None = None
+    flips: Flips | None = None
+    without_class: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

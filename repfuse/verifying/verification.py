@@ -13,17 +13,19 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import main_dtype
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
-from repfuse.verifying.agreement import Data, agreement, data_trial
+from repfuse.verifying.agreement import agreement, data_trial
 from repfuse.verifying.copies import Outcome, as_stored, copy_with, run, run_float64
 from repfuse.verifying.evidence import MEASURED, Evidence, gather
 from repfuse.verifying.inputs import Effort, Shape, Trial, input_variants, known_effort, rounded_through, shaped
 from repfuse.verifying.locate import first_difference
 from repfuse.verifying.measure import level
 from repfuse.verifying.results import FirstDifference, Proven, Verdict, Verification
+from repfuse.verifying.samples import Data
 from repfuse.verifying.tolerances import checked, ruling, tolerances
 from repfuse.verifying.verdict import decide, notes, with_proof
 
-SITES = 0.08  # of the whole: their proof, where the plan is known
+# Parts of the whole that are done after what is gathered, the real data, and the sites.
+DATA, SITES = 0.85, 0.95
 SEEDS = (0, 1)  # of inputs of given shapes
 
 Prover = Callable[[Sequence[Trial], Sequence[Outcome], Callable[[float], None]], Proven]
@@ -51,9 +53,10 @@ def verify(
     where only the rounding of the weights may show (see ``repfuse.verifying.rounding``), then in their own
     dtype, where their operations round too (see ``repfuse.verifying.drift``). The inputs are those of
     ``input_variants``, as many as the ``effort`` says, or random ones of the ``shapes`` given for the first input, a
-    set per seed; and ``data``, real inputs, with one integer class per sample in ``labels``. ``rtol`` and ``atol``
-    overrule what rounding explains (see ``repfuse.verifying.tolerances``). ``prove`` proves the rewrite that made
-    ``fused``, where that is known. ``progress`` is called with a stage and the fraction done.
+    set per seed; and ``data``, real inputs (a batch, or several that can be walked more than once), with one integer
+    class per sample in ``labels``. ``rtol`` and ``atol`` overrule what rounding explains (see
+    ``repfuse.verifying.tolerances``). ``prove`` proves the rewrite that made ``fused``, where that is known.
+    ``progress`` is called with a stage and the fraction done.
 
     Raises RepfuseError where the original cannot run the example, the data or labels do not fit, a tolerance is no
     sound number, or a network cannot be copied.
@@ -71,13 +74,13 @@ def verify(
         if not _runs_as_stored(original, trials[0]):
             raise
         return Verification("could-not-tell", f"{error.what} {error.why}", dtypes, (), (), None, effort=str(effort))
-    real = agreement(original, fused, data, labels) if data is not None else None
+    real = agreement(original, fused, data, labels, _part_of(report, MEASURED, DATA)) if data is not None else None
     verdict, reason = decide(evidence)
     proof = None
     if prove:
-        report("the sites", MEASURED)
         tried, expected = [trial for trial, _ in evidence.tried], [outcome for _, outcome in evidence.tried]
-        proof = prove(tried, expected, lambda done: report("the sites", MEASURED + SITES * done))
+        part = _part_of(report, DATA, SITES)
+        proof = prove(tried, expected, lambda done: part("the sites", done))
         verdict, reason = with_proof((verdict, reason), proof, evidence)
     check = None
     if given and evidence.informative and not evidence.mismatched:
@@ -85,7 +88,7 @@ def verify(
         verdict, reason = ruling(check)
     place = None
     if verdict == "different":
-        report("where they first differ", MEASURED + SITES)
+        report("where they first differ", SITES)
         place = proof.place if proof else None
         if place is None:
             verdict, reason = _confirm(original, fused, evidence, trials[0], reason)
@@ -151,6 +154,10 @@ def _size(trial: Trial) -> int:
 
 def _runs_as_stored(network: nn.Module, trial: Trial) -> bool:
     return not run(copy_with(network, as_stored), [trial], {})[0].error
+
+
+def _part_of(report: Progress, start: float, end: float) -> Progress:
+    return lambda stage, fraction: report(stage, start + (end - start) * fraction)
 
 
 def _name(dtype: torch.dtype | None) -> str:

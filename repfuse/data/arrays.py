@@ -1,4 +1,4 @@
-"""Real inputs and labels from a file: `repfuse verify --data FILE`. Reading runs no code from the file."""
+"""Real inputs and labels from a file of tensors. Reading runs no code from the file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.recognise import recognise
 from repfuse.checkpoint.soundness import room_for
 from repfuse.errors import RepfuseError
+from repfuse.networks import dense
 from repfuse.wording import first_line
 
 INPUTS = ("inputs", "images", "x")
@@ -25,20 +26,18 @@ LAYOUT = (
 )
 
 
-class Data(NamedTuple):
+class Arrays(NamedTuple):
     """``inputs`` [samples, ...] for the network's first argument; ``labels`` [samples] integer classes, if any."""
 
     inputs: torch.Tensor
     labels: torch.Tensor | None
 
 
-def read_data(path: Path) -> Data:
+def read_arrays(path: Path) -> Arrays:
     """Read ``path``, a `.safetensors`, `.npz` or `.pt` file with inputs and, if it has them, labels.
 
     Raises RepfuseError where it is none of these, is damaged, or holds no inputs or labels that do not match them.
     """
-    if not path.is_file():
-        raise RepfuseError(f"There is no data file {path}.", hint="Check the path given with --data.")
     tensors = _tensors(path)
     inputs, labels = _find(tensors, INPUTS), _find(tensors, LABELS)
     if inputs is None:
@@ -49,15 +48,7 @@ def read_data(path: Path) -> Data:
     if labels is not None and labels.shape != inputs.shape[:1]:
         shapes = f"There are {len(inputs)} inputs, and the labels have shape {list(labels.shape)}."
         raise RepfuseError(f"The labels in {path} do not match the inputs.", shapes, LAYOUT)
-    return Data(inputs, labels)
-
-
-def fitted(inputs: torch.Tensor, example: torch.Tensor) -> tuple[torch.Tensor, str]:
-    """Return ``inputs`` in the floating dtype that the network takes, and what to say where that is another."""
-    if inputs.dtype == example.dtype or not (inputs.is_floating_point() and example.is_floating_point()):
-        return inputs, ""
-    names = (str(dtype).removeprefix("torch.") for dtype in (inputs.dtype, example.dtype))
-    return inputs.to(example.dtype), "the data is {} and the network takes {}: it was cast".format(*names)
+    return Arrays(dense(inputs), labels if labels is None or labels.is_floating_point() else labels.to(torch.int64))
 
 
 def _tensors(path: Path) -> Mapping[str, Any]:
@@ -85,7 +76,7 @@ def _reader(path: Path) -> Callable[[Path], Any]:
     if path.suffix not in readers:
         raise RepfuseError(
             f"Data in {path.suffix or 'a file without a suffix'} cannot be read.",
-            f"The readable kinds are {', '.join(readers)}.",
+            f"The readable kinds are {', '.join(readers)} and folders of images.",
             LAYOUT,
         )
     return readers[path.suffix]
