@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 SUPPORT = ROOT / "tests" / "support"
 SAMPLES = ROOT / "sample_checkpoints"
 
+os.environ["REPFUSE_SAME_PROCESS"] = "1"  # for tests of other things: a fresh process per conversion takes seconds
 torchvision_schemas.install()
 torch.set_num_threads(1)  # the machine is shared by the workers of xdist
 hypothesis.settings.register_profile("dev", deadline=None)
@@ -55,6 +56,7 @@ def cli() -> Cli:
             "OMP_NUM_THREADS": "1",
             "COLUMNS": str(columns),
             "PYTHONHASHSEED": "0",
+            "REPFUSE_SAME_PROCESS": "1",
         }
         return subprocess.run(
             [sys.executable, "-m", "repfuse", *map(str, args)],
