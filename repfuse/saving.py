@@ -121,7 +121,7 @@ def _write_weights(
     else:
         write_safetensors(state, {**checkpoint.metadata, **({RECIPE: recipe} if recipe else {})}, path)
         notes, around = _rest_lost(around), Around()
-    written = replace(_written(checkpoint, module), rest=around.others)
+    written = replace(_written(checkpoint, module), around=around)
     if recipe:
         return notes, partial(check_read, written, weights_job(checkpoint, path, around.keys))
     notes.append("the file does not say how its network is built: load_state_dict takes it")
@@ -129,7 +129,7 @@ def _write_weights(
 
 
 def _written(checkpoint: Checkpoint, module: nn.Module) -> Written:
-    return Written(checkpoint.module, module, checkpoint.example_inputs, checkpoint.around.others)
+    return Written(checkpoint.module, module, checkpoint.example_inputs, checkpoint.around)
 
 
 def _rest_lost(around: Around) -> list[str]:

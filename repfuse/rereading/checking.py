@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.saving import same_bits
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.networks import main_dtype
@@ -38,7 +39,7 @@ SLOWER = 20  # times longer than here it may compute
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: the networks ``original`` and ``module``, and what stands around it in the file.
+    """What was written: the networks ``original`` and ``module``, and what is ``around`` it in the file.
 
     ``state`` is given where the file holds these tensors and nobody knows their network.
     """
@@ -46,7 +47,7 @@ class Written:
     original: nn.Module
     module: nn.Module
     example: Sequence[Any]
-    rest: tuple[dict[Any, Any], ...] = ()
+    around: Around = Around()  # noqa: RUF009 - it is frozen
     state: dict[str, Any] | None = None
 
 
@@ -67,7 +68,7 @@ def check_read(written: Written, job: Job, place: Place) -> Verified:
     computed = time.perf_counter() - started
     own = _fingerprint(written, job)
     answer = place.answer(patience(Path(job.path), computed))
-    _compare(own, answer, job, written.rest)
+    _compare(own, answer, job, written.around)
     found = Verified(answer.runtime, (), (), (), where=place.name, tensors=len(own.tensors), alone=_alone(job, answer))
     found = _judged(found, written, trials, (expected, list(answer.outcomes)))
     return replace(found, seconds=time.perf_counter() - started)
@@ -86,14 +87,14 @@ def _fingerprint(written: Written, job: Job) -> Fingerprint:
     return fingerprint_of(written.module, module=job.module)
 
 
-def _compare(own: Fingerprint, answer: Answer, job: Job, rest: Sequence[dict[Any, Any]]) -> None:
+def _compare(own: Fingerprint, answer: Answer, job: Job, around: Around) -> None:
     if answer.network is None:
         raise _wrong("the network is missing")
     if what := own.differs(answer.network, mode=False):
         raise _wrong(what)
     if answer.alone is not None and (what := own.differs(answer.alone)):
         raise _wrong(f"what torch.load gives without repfuse, {what}")
-    if job.kind == "network" and (lost := rest_of(rest).items() ^ answer.rest.items()):
+    if job.kind == "network" and (lost := rest_of(around).items() ^ answer.rest.items()):
         raise _wrong(f"what stands around the network, {min(key for key, _ in lost).partition('.')[2]}")
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from repfuse.checkpoint import safetensors_file, torch_pickle
+from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.recognise import Container, recognise
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
@@ -51,13 +52,19 @@ def _network(job: Job) -> Answer:
     checkpoint = load(job.path, **job.loading, input=ANY)
     network = checkpoint.module
     found = fingerprint_of(network, module=job.module)  # before a run, in which some networks change
-    rest = rest_of(checkpoint.around.others)
+    rest = rest_of(checkpoint.around)
     return Answer(TORCH, found, alone, wanted, rest, outcomes=_run(network, job.inputs))
 
 
-def rest_of(levels: Sequence[dict[Any, Any]]) -> dict[str, str]:
-    """Return digests of what stands around a network at each level of its file."""
-    return {f"{depth}.{key}": digest_of(value) for depth, level in enumerate(levels) for key, value in level.items()}
+def rest_of(around: Around) -> dict[str, str]:
+    """Return digests of what stands around a network in its file, by the depth and the key."""
+    levels = enumerate(zip(around.keys, around.others, strict=True))
+    return {
+        f"{depth}.{key}": digest_of(value)
+        for depth, (taken, others) in levels
+        for key, value in others.items()
+        if key != taken
+    }
 
 
 def _alone(job: Job) -> tuple[Fingerprint | None, bool]:
