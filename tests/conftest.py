@@ -52,7 +52,7 @@ def cli() -> Cli:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "REPFUSE_"))}
         kept = {key: value for key, value in kept.items() if not key.endswith("_COLOR")}
         fixed = {
-            "PYTHONPATH": str(SUPPORT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)]),  # this tree, wherever it runs
             "OMP_NUM_THREADS": "1",
             "COLUMNS": str(columns),
             "PYTHONHASHSEED": "0",

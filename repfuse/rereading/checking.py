@@ -24,8 +24,8 @@ from repfuse.rereading.fingerprint import Fingerprint, digests, fingerprint_of
 from repfuse.rereading.messages import Answer, Job
 from repfuse.rereading.places import Place
 from repfuse.rereading.reading import rest_of
-from repfuse.verifying.comparison import outcomes_in_float64, reference
-from repfuse.verifying.copies import Outcome, as_stored, copy_with, run
+from repfuse.verifying.comparison import reference
+from repfuse.verifying.copies import Outcome, as_stored, copy_with, run, run_float64
 from repfuse.verifying.drift import drift_of
 from repfuse.verifying.inputs import Trial, input_variants
 from repfuse.verifying.results import Drift, OutputDrift, Verified
@@ -145,7 +145,7 @@ def _drift(written: Written, given: dict[str, Outcome]) -> Drift:
     trials = input_variants(written.example)
     exact = reference(original, trials)
     after = [given.get(trial.label) or own for trial, own in zip(trials, _runs(module, trials), strict=True)]
-    effect = rounding_on(module, trials, outcomes_in_float64(module, trials), unchanged(module, original))
+    effect = rounding_on(module, trials, run_float64(module, trials), unchanged(module, original))
     return drift_of(original, trials, (exact, after), effect, alike=main_dtype(original) == main_dtype(module))
 
 

@@ -16,6 +16,7 @@ from repfuse.rereading.messages import Answer, Job
 from repfuse.wording import LINE
 
 ADVICE = "Try again. If it stays so, please report it; repfuse.save(..., verify=False) writes without this check."
+COMMAND = ("-P", "-m", "repfuse.rereading")  # -P: the folder of the program is in the path that it is given
 Output = tuple[bytes, bytes]
 
 
@@ -30,7 +31,7 @@ class FreshProcess:
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit; a pipe could fill up
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "repfuse.rereading"],
+                [sys.executable, *COMMAND],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._said,
