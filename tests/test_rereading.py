@@ -25,10 +25,12 @@ from torch import nn
 import repfuse
 from repfuse import saving
 from repfuse.errors import RepfuseError
-from repfuse.rereading import checking, process
+from repfuse.rereading import checking, process, reading
 from repfuse.rereading.fingerprint import fingerprint_of
+from repfuse.rereading.messages import Job
 from repfuse.rereading.places import SAME_PROCESS, place
 from repfuse.rereading.process import FreshProcess
+from repfuse.verifying.copies import Outcome
 
 MODEL = "repfuse.samples:DigitsRepVGG"
 Change = Callable[[Path], None]
@@ -61,7 +63,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     ("source", "target"),
     [
         ("repvgg_digits.safetensors", "out.safetensors"),
-        ("repvgg_digits.pt", "out.pt2"),
+        pytest.param("repvgg_digits.pt", "out.pt2", marks=pytest.mark.slow),
         pytest.param("repvgg_digits_training.pt", "out.pt", marks=pytest.mark.slow),
         pytest.param("repvgg_digits.pt", "out.pt", marks=pytest.mark.slow),
         pytest.param("repvgg_digits.pt", "out.onnx", marks=pytest.mark.slow),
@@ -82,18 +84,22 @@ def test_each_format_is_read_and_run_in_a_fresh_process(
     assert [path.name for path in tmp_path.iterdir()] == [target]
 
 
-def test_a_network_of_a_file_beside_is_built_again_and_its_result_needs_no_repfuse(cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "kind", "alone"),
+    [("whole.pt", ("--format", "pt"), True), pytest.param("out.pth", (), None, marks=pytest.mark.slow)],
+)
+def test_a_network_of_a_file_beside_is_built_again_and_its_result_needs_no_repfuse(
+    target: str, kind: tuple[str, ...], alone: bool | None, cli: Cli, tmp_path: Path
+) -> None:
     (tmp_path / "net.py").write_text(textwrap.dedent(NET))
     scope: dict[str, Any] = {}
     exec(textwrap.dedent(NET), scope)
     torch.save(randomised(scope["Net"](6), dtype=torch.float32).half().state_dict(), tmp_path / "in.pth")
-    options = ("--model", "net.py:Net", "--model-arg", "width=6", "--input", "1x1x8x8", "--json")
-    for target, alone in (("out.pth", None), ("whole.pt", True)):
-        kind = ("--format", "pt") if alone else ()
-        done = cli("convert", "in.pth", target, *options, *kind, cwd=tmp_path, env={SAME_PROCESS: "0"})
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)["output"]["verified"]
-        assert (found["where"], found["identical"], found["alone"]) == ("a fresh process", True, alone)
+    options = ("--model", "net.py:Net", "--model-arg", "width=6", "--input", "1x1x8x8", "--json", *kind)
+    done = cli("convert", "in.pth", target, *options, cwd=tmp_path, env={SAME_PROCESS: "0"})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["output"]["verified"]
+    assert (found["where"], found["identical"], found["alone"]) == ("a fresh process", True, alone)
 
 
 def test_without_verify_the_file_is_only_read_back(samples: Path, tmp_path: Path) -> None:
@@ -208,6 +214,33 @@ def test_a_file_that_is_not_what_was_written_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("target", ["out.pt", "out.safetensors"])
+def test_outputs_that_are_not_the_same_bits_are_judged_as_drift(
+    target: str, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factor = 1 + 2e-7
+    call = reading.call
+
+    def other_order(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
+        found = call(network, inputs)
+        return Outcome({name: output * factor for name, output in found.outputs.items()}, found.error)
+
+    monkeypatch.setattr(reading, "call", other_order)
+    source = samples / "repvgg_digits.safetensors"
+    found = converted(source, tmp_path / target, model=MODEL).verified
+    assert found and not found.identical
+    assert found.error is not None and found.own is not None and found.allowed is not None
+    assert 0 < found.error <= found.allowed < 1e-5
+    (tmp_path / target).unlink()
+    factor = 1 + 1e-4
+    with pytest.raises(RepfuseError, match=r"out on .*: its relative error is 1.0e-04, where arithmetic explains"):
+        converted(source, tmp_path / target, model=MODEL)
+    monkeypatch.setattr(reading, "call", lambda *_: Outcome({}, "it breaks"))
+    with pytest.raises(RepfuseError, match="the example: only the network in memory runs"):
+        converted(source, tmp_path / target, model=MODEL)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_fresh_process_finds_it_too_and_what_only_plain_loading_sees(
     samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None
 ) -> None:
@@ -271,6 +304,7 @@ def test_it_ends_with_a_parent_that_is_killed() -> None:
     parent = textwrap.dedent("""
         import time
         from repfuse.rereading.process import FreshProcess
+from repfuse.verifying.copies import Outcome
         with FreshProcess() as started:
             print(started._process.pid, flush=True)
             time.sleep(60)
@@ -327,16 +361,22 @@ def test_where_no_process_can_be_started_it_is_said(
     assert checked and checked.where == found.name
 
 
-def test_a_network_whose_own_code_imports_repfuse_is_said_to_need_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None
+@pytest.mark.parametrize("wants", [True, False])
+def test_loading_alone_says_whether_the_networks_own_code_imports_repfuse(
+    wants: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "wants_repfuse.py").write_text("import repfuse\n" + textwrap.dedent(NET))
+    name = f"wants_repfuse_{wants}"
+    (tmp_path / f"{name}.py").write_text(("import repfuse\n" if wants else "") + textwrap.dedent(NET))
     monkeypatch.syspath_prepend(tmp_path)
-    network = __import__("wants_repfuse").Net()
-    torch.save(randomised(network, dtype=torch.float32), tmp_path / "in.pt")
-    checkpoint = repfuse.load(tmp_path / "in.pt", trust=True, input="1x1x8x8")
-    found = repfuse.save(checkpoint, checkpoint.module, tmp_path / "out.pt").verified
-    assert found and (found.where, found.alone) == ("a fresh process", False)
+    network = __import__(name).Net().eval()
+    torch.save(network, tmp_path / "in.pt")
+    monkeypatch.delitem(sys.modules, name)
+    loading = {"trust": True}
+    job = Job("network", str(tmp_path / "in.pt"), 1, loading=loading, alone=True, module=True)
+    found = reading.answer(job)
+    assert found.refused == ()
+    assert (found.wanted, found.alone) == (wants, None if wants else fingerprint_of(network, module=True))
+    assert sys.modules["repfuse"] is repfuse
 
 
 def test_a_fingerprint_tells_networks_apart_by_one_bit_or_one_setting() -> None:

@@ -17,7 +17,7 @@ from repfuse.checkpoint.saving import bits_of
 from repfuse.networks import is_plain, named_tensors, stored_tensors
 from repfuse.wording import listed
 
-CLASS, CODE, MODE = "its class", "its forward", "training"
+CLASS, MODE = "its class", "training"
 MACHINERY = ("meta", "shape_env")  # of a GraphModule, which its file does not keep
 Settings = dict[str, str]
 
@@ -49,7 +49,8 @@ def fingerprint_of(network: nn.Module, *, module: bool) -> Fingerprint:
     """Return the fingerprint of ``network``, as far as its file holds it.
 
     A pickled ``module`` holds everything; a file of weights holds what a state dict does, and of the modules their
-    classes and what torch's own layers are set to have to be built again.
+    classes and what torch's own layers are set to have to be built again. The graph of a GraphModule is left out: it is
+    traced again when it is loaded, under other names. That it is the same is for a run to show.
     """
     found = named_tensors(network, remove_duplicate=False) if module else stored_tensors(network)
     parts = network.named_modules(remove_duplicate=False)
@@ -59,8 +60,6 @@ def fingerprint_of(network: nn.Module, *, module: bool) -> Fingerprint:
 def _settings(module: nn.Module, *, every: bool) -> Settings:
     traced = isinstance(module, fx.GraphModule)
     settings = {CLASS: "GraphModule" if traced else f"{type(module).__module__}.{type(module).__qualname__}"}
-    if traced:
-        settings[CODE] = str(module.code)
     if not every and not type(module).__module__.startswith("torch.nn."):
         return settings
     for name, value in vars(module).items():
