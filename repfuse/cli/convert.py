@@ -11,8 +11,9 @@ from repfuse.checkpoint.formats import Format
 from repfuse.cli.choosing import Exclude, Include, Merging, PlanIn, wanted
 from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust, Weights, for_load
 from repfuse.cli.output import progress, show, show_json
-from repfuse.cli.target import check_targets, report_path
+from repfuse.cli.target import check_targets
 from repfuse.errors import EXIT_FAILED_CHECK
+from repfuse.report.schema import report_path
 
 
 def convert(
