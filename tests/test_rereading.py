@@ -304,7 +304,6 @@ def test_it_ends_with_a_parent_that_is_killed() -> None:
     parent = textwrap.dedent("""
         import time
         from repfuse.rereading.process import FreshProcess
-from repfuse.verifying.copies import Outcome
         with FreshProcess() as started:
             print(started._process.pid, flush=True)
             time.sleep(60)
