@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from repfuse.checkpoint import atomic, example
-from repfuse.checkpoint.allow import names_refused
+from repfuse.checkpoint.allow import Need, names_refused
+from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.inert import origins
@@ -21,6 +22,9 @@ from repfuse.checkpoint.saving import state_of, write_safetensors, write_torch
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
+from repfuse.rereading.checking import Check, Written, check_read
+from repfuse.rereading.jobs import bare_job, network_job, weights_job
+from repfuse.rereading.places import place
 from repfuse.verifying.results import Verified
 from repfuse.version import __version__
 
@@ -29,7 +33,7 @@ from repfuse.version import __version__
 class Saved:
     """A file that was written: its path, digest and format, and what the user must be told of it.
 
-    ``verified`` says what was run of the file itself, where its format can be run.
+    ``verified`` says how the file was read again and run before it took its place, None where that was left out.
     """
 
     path: Path
@@ -48,15 +52,23 @@ def save(
     format: str | None = None,
     force: bool = False,
     keep_metadata: bool = True,
+    verify: bool = True,
 ) -> Saved:
     """Write ``module``, which was made from ``checkpoint``, to ``out``: as a whole or not at all.
 
     The format is ``format`` (``pt``, ``pt2``, ``safetensors``, ``state-dict``, ``onnx``), else what the suffix of
     ``out`` says, else the checkpoint's. ``plan`` is the plan that made ``module``; without it, it is made again. It is
     written along with a state dict, so that ``load`` can build the network again. What else the checkpoint holds goes
-    along as far as it stays true, unless ``keep_metadata`` is false; the notes name what is kept and what is not. The
-    file is read back and compared before it counts; .pt2 and ONNX files are run, too. Raises RepfuseError where ``out``
-    is the input, exists (without ``force``) or cannot be written.
+    along as far as it stays true, unless ``keep_metadata`` is false; the notes name what is kept and what is not.
+
+    The file counts once a fresh Python process has read it again and found in it, bit by bit, what was written, and
+    once its outputs are those of ``module`` (for .pt2 and ONNX: those of the checkpoint's network, as near as
+    arithmetic explains). ``verify=False`` leaves the fresh process and the runs out: the file is read back only. The
+    environment variable REPFUSE_SAME_PROCESS=1 has this process do all that, which ``Saved.verified`` then says, as it
+    does where no other process could read the file: its classes are of a notebook, say.
+
+    Raises RepfuseError where ``out`` is the input, exists (without ``force``) or cannot be written, and where the file
+    is not what was to be written: then there is none.
     """
     out = Path(out)
     for source in (checkpoint.path, *checkpoint.files):
@@ -64,46 +76,65 @@ def save(
     form = format_for(out, format, checkpoint.format)
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
-    with atomic.replacing(out) as temporary:
-        notes, verified = _write(checkpoint, module, plan, form, temporary)
+    with place() if verify else nullcontext() as reader, atomic.replacing(out) as temporary:
+        notes, check = _write(checkpoint, module, plan, form, temporary)
+        verified = check(reader) if reader else None
         digest = digest_of(temporary)
     return Saved(out, digest, form, (*notes, *dropped), verified)
 
 
 def _write(
     checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path
-) -> tuple[list[str], Verified | None]:
-    """Write the file at ``path``, and return what the user must be told of it, and what was run of it."""
+) -> tuple[list[str], Check]:
+    """Write the file at ``path``, and return what the user must be told of it, and what reads it again."""
+    if form == "pt":
+        return _write_network(checkpoint, module, path)
     if form not in ("pt2", "onnx"):
-        return _write_weights(checkpoint, module, plan, form, path), None
+        return _write_weights(checkpoint, module, plan, form, path)
     from repfuse.checkpoint.exported import writing  # torch.export takes a second to import
 
     source = writing.Source(checkpoint.module, module, checkpoint.example_inputs, checkpoint.program)
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
-    kept = alone if checkpoint.around.keys else []
-    if form == "onnx":
-        return kept, writing.write_onnx(source, path)
-    verified, notes = writing.write_pt2(source, path)
-    return kept + notes, verified
+    notes, check = (writing.write_onnx if form == "onnx" else writing.write_pt2)(source, path)
+    return (alone if checkpoint.around.keys else []) + notes, check
 
 
-def _write_weights(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path) -> list[str]:
+def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tuple[list[str], Check]:
     around = checkpoint.around
-    if form == "pt":
-        unguarded = ["the file does not check its inputs as the .pt2 did"] if checkpoint.program else []
-        with _marked(module, fused=module is not checkpoint.module):
-            written = write_torch(module, around, path, trust=checkpoint.trust)
-        return around.said() + _texts_lost(checkpoint) + unguarded + _trust_note(written, checkpoint)
-    recipe = _recipe(checkpoint, module, plan)
-    unbuilt = [] if recipe else ["the file does not say how its network is built: load_state_dict takes it"]
+    unguarded = ["the file does not check its inputs as the .pt2 did"] if checkpoint.program else []
+    with _marked(module, fused=module is not checkpoint.module):
+        written = write_torch(module, around, path, trust=checkpoint.trust)
+    refused = [] if checkpoint.trust else names_refused(origins(written), checkpoint.allow)
+    job = network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
+    notes = around.said() + _texts_lost(checkpoint) + unguarded + _trust_note(refused)
+    return notes, partial(check_read, _written(checkpoint, module), job)
+
+
+def _write_weights(
+    checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path
+) -> tuple[list[str], Check]:
+    around, recipe = checkpoint.around, _recipe(checkpoint, module, plan)
     state = state_of(module, around, recipe)
     if form == "state-dict":
         write_torch(state, around, path, trust=False)
-        return around.said() + _texts_lost(checkpoint) + unbuilt
-    write_safetensors(state, {**checkpoint.metadata, **({RECIPE: recipe} if recipe else {})}, path)
+        notes = around.said() + _texts_lost(checkpoint)
+    else:
+        write_safetensors(state, {**checkpoint.metadata, **({RECIPE: recipe} if recipe else {})}, path)
+        notes, around = _rest_lost(around), Around()
+    written = replace(_written(checkpoint, module), around=around)
+    if recipe:
+        return notes, partial(check_read, written, weights_job(checkpoint, path, around.keys))
+    notes.append("the file does not say how its network is built: load_state_dict takes it")
+    return notes, partial(check_read, replace(written, state=state), bare_job(path, around.keys))
+
+
+def _written(checkpoint: Checkpoint, module: nn.Module) -> Written:
+    return Written(checkpoint.module, module, checkpoint.example_inputs, checkpoint.around)
+
+
+def _rest_lost(around: Around) -> list[str]:
     rest = [*around.kept(), *around.left_out]
-    alone = [f"safetensors holds weights alone: left out of the training checkpoint: {', '.join(rest)}"] if rest else []
-    return alone + unbuilt
+    return [f"safetensors holds weights alone: left out of the training checkpoint: {', '.join(rest)}"] if rest else []
 
 
 @contextmanager
@@ -134,9 +165,8 @@ def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> str
     return Recipe(checkpoint.source, example.render(shapes), plans).to_text()
 
 
-def _trust_note(written: Any, checkpoint: Checkpoint) -> list[str]:
+def _trust_note(refused: Sequence[Need]) -> list[str]:
     """Say so where the new file asks for more than its input did."""
-    refused = [] if checkpoint.trust else names_refused(origins(written), checkpoint.allow)
     if not refused:
         return []
     names = ", ".join(str(need.name) for need in refused)

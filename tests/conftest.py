@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 SUPPORT = ROOT / "tests" / "support"
 SAMPLES = ROOT / "sample_checkpoints"
 
+os.environ["REPFUSE_SAME_PROCESS"] = "1"  # for tests of other things: a fresh process per conversion takes seconds
 torchvision_schemas.install()
 torch.set_num_threads(1)  # the machine is shared by the workers of xdist
 hypothesis.settings.register_profile("dev", deadline=None)
@@ -51,10 +52,11 @@ def cli() -> Cli:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "REPFUSE_"))}
         kept = {key: value for key, value in kept.items() if not key.endswith("_COLOR")}
         fixed = {
-            "PYTHONPATH": str(SUPPORT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)]),  # this tree, wherever it runs
             "OMP_NUM_THREADS": "1",
             "COLUMNS": str(columns),
             "PYTHONHASHSEED": "0",
+            "REPFUSE_SAME_PROCESS": "1",
         }
         return subprocess.run(
             [sys.executable, "-m", "repfuse", *map(str, args)],

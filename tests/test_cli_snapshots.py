@@ -15,7 +15,8 @@ WIDE = 300  # so that no line breaks at a place that depends on how long a path 
 
 def test_convert_and_verify(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "fused.pt"
-    shown = cli("convert", "sample_checkpoints/repvgg_digits.pt", out, cwd=SAMPLES.parent, columns=WIDE)
+    fresh = {"REPFUSE_SAME_PROCESS": "0"}
+    shown = cli("convert", "sample_checkpoints/repvgg_digits.pt", out, cwd=SAMPLES.parent, columns=WIDE, env=fresh)
     assert shown.stderr == ""
     check("convert", masked(shown.stdout, tmp_path))
     shown = cli("verify", DIGITS, out, "--data", SAMPLES / "digits_heldout.safetensors", columns=WIDE)

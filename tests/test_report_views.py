@@ -355,13 +355,33 @@ def test_a_speed_up_that_is_only_known_within_a_wide_range_gets_no_number() -> N
 
 
 def test_what_was_run_of_the_file_is_said() -> None:
-    found = Verified("ONNX Runtime 1.32", ("d0x3x8x8",), ("the example", "batch 2"), ("size 1x1",), 2e-7, 1e-7, 1e-6)
+    found = Verified(
+        "ONNX Runtime 1.32",
+        ("d0x3x8x8",),
+        ("the example", "batch 2"),
+        ("size 1x1",),
+        *(2e-7, 1e-7, 1e-6),
+        where="a fresh process",
+    )
     made = report(output=Output("out.onnx", "sha256:" + "2" * 64, "onnx", found))
     shown = squeezed(text(convert_view(made), 120))
     for part in (
-        "inONNXRuntime1.32on2inputs:relativeerror2.0e-07",
+        "inafreshprocess;ONNXRuntime1.32on2inputs:relativeerror2.0e-07",
         "(theoriginal'sown1.0e-07,allowed1.0e-06)",
-        "ittakesd0x3x8x8;itdoesnottakesize1x1",
+        "takesd0x3x8x8;doesnottakesize1x1",
     ):
         assert part in shown, part
     assert made.to_dict()["output"]["verified"]["compared"] == ["the example", "batch 2"]
+
+
+def test_a_file_that_was_read_again_is_said_with_where_and_how_much_of_it() -> None:
+    where = "this process, because this program is no Python that could be started again"
+    found = Verified(
+        "PyTorch 2.13", (), ("the example",), (), where=where, tensors=12, identical=True, alone=True, seconds=2.0
+    )
+    shown = squeezed_words(text(convert_view(report(output=Output("o.pt", "sha256:" + "2" * 64, "pt", found))), 300))
+    assert (
+        f"verified in {where}; 12 tensors the same bit by bit; PyTorch 2.13 on 1 input: the outputs are those of the "
+        "proven network, bit by bit; torch.load needs no repfuse; took 2.00 s"
+    ) in shown
+    assert "not run" in text(convert_view(report(output=Output("o", "s" * 19, "pt", replace(found, compared=())))))

@@ -62,17 +62,19 @@ def compare(written: Mapping[str, Any], read: Mapping[str, Any]) -> None:
     if written.keys() != read.keys():
         raise not_the_same(", ".join(sorted(written.keys() ^ read.keys())))
     for name, tensor in written.items():
-        if isinstance(tensor, Tensor) and not _same_bits(tensor, read[name]):
+        if isinstance(tensor, Tensor) and not same_bits(tensor, read[name]):
             raise not_the_same(name)
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether both are of the same dtype and shape and hold the same bits."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    return torch.equal(_bits(one), _bits(other))
+    return torch.equal(bits_of(one), bits_of(other))
 
 
-def _bits(tensor: Tensor) -> Tensor:
+def bits_of(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor in the order of its elements, on the CPU."""
     flat = tensor.detach().cpu().to_dense().contiguous().flatten()
     return flat.view(torch.uint8) if flat.numel() else flat
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickletools
 import re
 import zipfile
+from _compat_pickle import IMPORT_MAPPING
 from collections.abc import Callable
 from contextlib import contextmanager
 from pickle import PicklingError, UnpicklingError
@@ -86,6 +87,16 @@ def vet(path: Path, data: bytes) -> None:
     What it names stays unchecked: that is for torch's restricted unpickler, without stand-ins.
     """
     _scan(path, Container.TORCH_ZIP, data)
+
+
+def modules_named(path: Path) -> set[str]:
+    """Return the Python modules whose classes and functions the file at ``path`` names, one that ``write`` wrote.
+
+    Its protocol calls modules of the standard library as Python 2 did: those are left out.
+    """
+    opcodes, _ = _instructions(path, Container.TORCH_ZIP, None)
+    names = {str(argument).partition(" ")[0] for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"}
+    return names - IMPORT_MAPPING.keys()
 
 
 def _scan(path: Path, container: Container, data: bytes | None = None) -> Scan:

@@ -58,7 +58,7 @@ def run(job: Job, progress: Progress) -> Report:
         return report
     progress("timing", 0.7)
     timing = bench(checkpoint.module, module, checkpoint.example_inputs, seconds=TIMING_SECONDS)
-    progress("writing", 0.9)
+    progress("writing, and reading it again", 0.9)
     return _saved(replace(report, timing=timing), checkpoint, module, job.out, job)
 
 

@@ -95,13 +95,26 @@ def check_notes(proof: Proof, drift: Drift) -> Iterator[str]:
 
 
 def verified_line(verified: Verified) -> str:
-    """Return where the file itself was run, which shapes it takes, and how far it is from the original."""
-    refused = f"; it does not take {', '.join(verified.refused)}" if verified.refused else ""
-    return (
-        f"in {verified.runtime} on {plural(len(verified.compared), 'input')}: relative error {error(verified.error)} "
-        f"(the original's own {error(verified.own)}, allowed {error(verified.allowed)}); "
-        f"it takes {', '.join(verified.shapes)}{refused}"
+    """Return where the file was read again and run before it counted, and what was found."""
+    told = (
+        f"in {verified.where}" if verified.where else "",
+        f"{plural(verified.tensors, 'tensor')} the same bit by bit" if verified.tensors else "",
+        f"{verified.runtime} on {plural(len(verified.compared), 'input')}: {_outputs_line(verified)}"
+        if verified.compared
+        else "not run",
+        f"takes {', '.join(verified.shapes)}" if verified.shapes else "",
+        f"does not take {', '.join(verified.refused)}" if verified.refused else "",
+        {True: "torch.load needs no repfuse", False: "torch.load needs repfuse", None: ""}[verified.alone],
+        f"took {duration(verified.seconds)}" if verified.seconds else "",
     )
+    return "; ".join(filter(None, told))
+
+
+def _outputs_line(verified: Verified) -> str:
+    if verified.error is None or verified.own is None or verified.allowed is None:
+        return "the outputs are those of the proven network, bit by bit"
+    own, allowed = error(verified.own), error(verified.allowed)
+    return f"relative error {error(verified.error)} (the original's own {own}, allowed {allowed})"
 
 
 def timing_line(timing: Benchmark) -> str:

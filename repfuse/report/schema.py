@@ -53,7 +53,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """The checkpoint written; ``verified`` says what was run of the file itself, where its format can be run."""
+    """The checkpoint written; ``verified`` says how the file was read again and run before it took its place."""
 
     path: str
     digest: str

@@ -90,20 +90,28 @@ class Drift:
 
 @dataclass(frozen=True)
 class Verified:
-    """A written file that was run and held against the original: in which ``runtime`` and on which inputs.
+    """A written file that was read again and run before it counted: in which ``runtime`` and on which inputs.
 
     ``shapes`` are those that the file takes, dynamic axes by name; ``refused`` the inputs that the original takes and
     the file does not, as its shapes say. ``error`` is the worst output's rms error relative to the original in float64,
-    ``own`` the original's own there, ``allowed`` what arithmetic explains.
+    ``own`` the original's own there, ``allowed`` what arithmetic explains; they are None where the outputs are
+    ``identical``: bit by bit those of the network that was written. ``where`` is a fresh process, or this one and why.
+    ``tensors`` counts those that were compared bit by bit, ``alone`` says whether torch.load reads the file with
+    repfuse out of reach (None where that was not tried), ``seconds`` what all this took.
     """
 
     runtime: str
     shapes: tuple[str, ...]
     compared: tuple[str, ...]
     refused: tuple[str, ...]
-    error: float
-    own: float
-    allowed: float
+    error: float | None = None
+    own: float | None = None
+    allowed: float | None = None
+    where: str = ""
+    tensors: int = 0
+    identical: bool = False
+    alone: bool | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -24,26 +24,34 @@ from repfuse.verifying.results import Drift, Verified
 from repfuse.verifying.yardsticks import Yardsticks
 
 Networks = tuple[nn.Module, nn.Module]
-Runtime = Callable[[tuple[Any, ...]], Outcome]
+
+
+class Ran(NamedTuple):
+    """What a file gave on some trials, and in which runtime."""
+
+    runtime: str
+    outcomes: Sequence[Outcome]
+
+
+Run = Callable[[Sequence[Trial]], Ran]
 
 
 def check_written(
     networks: Networks,
     example: Sequence[Any],
-    run: Runtime,
+    run: Run,
     *,
     shapes: tuple[nn.Module, tuple[str, ...]],
-    runtime: str,
 ) -> Verified:
     """Run the file on the inputs of ``input_variants`` and return what was found.
 
-    ``networks`` are the original and the one that was written, ``run`` runs the file. ``shapes`` are a network that
-    refuses what the file's shapes exclude, and these shapes as text. Raises RepfuseError, with the exit code of a
-    failed check, where the file does not compute what the original does, or where that cannot be told.
+    ``networks`` are the original and the one that was written, ``run`` runs the file on all trials. ``shapes`` are a
+    network that refuses what the file's shapes exclude, and these shapes as text. Raises RepfuseError, with the exit
+    code of a failed check, where the file does not compute what the original does, or where that cannot be told.
     """
     gate, declared = shapes
     trials, expected = with_fallbacks(networks[0], input_variants(example))
-    found = [run(trial.inputs) for trial in trials]
+    runtime, found = run(trials)
     taken = [index for index, outcome in enumerate(expected) if not outcome.error]
     excluded = {index for index in taken[1:] if call(gate, trials[index].inputs).error}
     kept = [index for index in taken if index not in excluded or _alike(expected[index], found[index])]

@@ -17,6 +17,7 @@ MASKS = (
     (r"[ \t]+", " "),
     (r"sha256:[0-9a-f]+(\.\.\.)?", "sha256:<digest>"),
     (r"repfuse \S+, torch \S+, Python \S+, [^;\n]+", "<versions>"),
+    (r"PyTorch \S+ on", "PyTorch <version> on"),
     (r"\b\d+(\.\d+)?e[-+]\d+\b", "<error>"),
     (r"\b\d+ min \d+ s\b|\b\d+(\.\d+)? (µs|ms|s)\b", "<time>"),
     (r"<time>( → <time>)? a call: .*? \(batch", "<time> a call: <speed-up> (batch"),

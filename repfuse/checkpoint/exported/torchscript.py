@@ -23,7 +23,7 @@ from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
 from repfuse.quiet import quietly
 from repfuse.verifying.copies import call
-from repfuse.verifying.written import check_written
+from repfuse.verifying.written import Ran, check_written
 from repfuse.wording import described, first_line
 
 ADVICE = (
@@ -80,7 +80,10 @@ def _check(path: Path, script: nn.Module, program: ExportedProgram, inputs: tupl
     shapes = network, ("?",)
     try:
         check_written(
-            (network, network), inputs, lambda given: call(script, given), shapes=shapes, runtime="TorchScript"
+            (network, network),
+            inputs,
+            lambda trials: Ran("TorchScript", [call(script, trial.inputs) for trial in trials]),
+            shapes=shapes,
         )
     except RepfuseError as error:
         what = f"PyTorch's converter does not give the network of {path}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,12 +15,12 @@ from repfuse.checkpoint import onnx_file
 from repfuse.checkpoint.exported import archive
 from repfuse.checkpoint.exported.contract import contract_of
 from repfuse.checkpoint.exported.exporting import program_like, program_of
-from repfuse.checkpoint.exported.network import complete, network_of
 from repfuse.checkpoint.saving import compare, not_the_same
 from repfuse.errors import RepfuseError
+from repfuse.rereading.checking import Check
+from repfuse.rereading.messages import Job, Kind
+from repfuse.rereading.programs import WrittenProgram, check_program
 from repfuse.verifying.copies import as_stored, call, copy_with
-from repfuse.verifying.results import Verified
-from repfuse.verifying.written import Runtime, check_written
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Source:
     program: ExportedProgram | None
 
 
-def write_pt2(source: Source, path: Path) -> tuple[Verified, list[str]]:
-    """Write ``source`` as .pt2; return what was verified of the file, and what the user must be told of it.
+def write_pt2(source: Source, path: Path) -> tuple[list[str], Check]:
+    """Write ``source`` as .pt2; return what the user must be told of the file, and what reads it again.
 
-    Raises RepfuseError where it cannot be exported, or where the file is not the network.
+    Raises RepfuseError where it cannot be exported, or where the file is not the program.
     """
     program = _program(source)
     archive.write(program, path)
@@ -43,17 +44,23 @@ def write_pt2(source: Source, path: Path) -> tuple[Verified, list[str]]:
     compare(program.state_dict, back.state_dict)
     if contract_of(program) != contract_of(back):
         raise not_the_same("its dynamic shapes")
-    network = network_of(complete(back, path))
-    runtime = f"torch.export, PyTorch {torch.__version__}"
-    return _check(source, back, lambda inputs: call(network, inputs), runtime), _notes(source, program, path)
+    return _notes(source, program, path), partial(check_program, _written(source, program), _job("pt2", path))
 
 
-def write_onnx(source: Source, path: Path) -> Verified:
-    """Write ``source`` as ONNX; return what was verified of the file in ONNX Runtime. Raises as ``write_pt2``."""
+def write_onnx(source: Source, path: Path) -> tuple[list[str], Check]:
+    """Write ``source`` as ONNX; return what ``write_pt2`` does. Raises as it does."""
     program = _program(source)
     onnx_file.write(program, path)
     outputs = call(copy_with(source.original, as_stored), tuple(source.example)).outputs
-    return _check(source, program, onnx_file.runner(path, list(outputs)), onnx_file.runtime_name())
+    return [], partial(check_program, _written(source, program), _job("onnx", path, tuple(outputs)))
+
+
+def _job(kind: Kind, path: Path, outputs: tuple[str, ...] = ()) -> Job:
+    return Job(kind, str(path.resolve()), torch.get_num_threads(), outputs=outputs)
+
+
+def _written(source: Source, program: ExportedProgram) -> WrittenProgram:
+    return WrittenProgram((source.original, source.fused), source.example, program)
 
 
 def _program(source: Source) -> ExportedProgram:
@@ -62,13 +69,6 @@ def _program(source: Source) -> ExportedProgram:
     if source.fused is source.original:
         return source.program
     return program_like(source.program, source.fused)
-
-
-def _check(source: Source, program: ExportedProgram, run: Runtime, runtime: str) -> Verified:
-    gate = network_of(complete(program, Path()))
-    shapes = tuple("x".join(map(str, axes)) for axes in contract_of(program).axes)
-    networks = (source.original, source.fused)
-    return check_written(networks, source.example, run, shapes=(gate, shapes), runtime=runtime)
 
 
 def _notes(source: Source, program: ExportedProgram, path: Path) -> list[str]:

@@ -1,0 +1,161 @@
+"""A file of a network or of weights, held against the network in memory that was written into it.
+
+The file holds what was proven where it has the same tensors, bit by bit, in modules that are set the same. It is run
+as well, for a user does no less. On one machine the same numbers give the same outputs, bit by bit, and then what was
+found of the network in memory holds for the file. Where its tensors lie otherwise in memory, sums may add up in another
+order: then the file's outputs are judged like those of any fused network, see ``repfuse.verifying.drift``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from repfuse.checkpoint.around import Around
+from repfuse.checkpoint.saving import same_bits
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.networks import main_dtype
+from repfuse.rereading.fingerprint import Fingerprint, digests, fingerprint_of
+from repfuse.rereading.messages import Answer, Job
+from repfuse.rereading.places import Place
+from repfuse.rereading.reading import rest_of
+from repfuse.verifying.copies import Outcome, as_stored, copy_with, run, run_float64
+from repfuse.verifying.drift import drift_of
+from repfuse.verifying.fallback import with_fallbacks
+from repfuse.verifying.inputs import Trial, input_variants
+from repfuse.verifying.results import Drift, OutputDrift, Verified
+from repfuse.verifying.yardsticks import Yardsticks
+
+Check = Callable[[Place], Verified]
+PATIENCE = 120.0  # seconds for the fresh process to import torch and a library of models from a slow disk
+BYTES_A_SECOND = 2e6  # that it reads at least
+SLOWER = 20  # times longer than here it may compute
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the networks ``original`` and ``module``, and what is ``around`` it in the file.
+
+    ``state`` is given where the file holds these tensors and nobody knows their network.
+    """
+
+    original: nn.Module
+    module: nn.Module
+    example: Sequence[Any]
+    around: Around = Around()  # noqa: RUF009 - it is frozen
+    state: dict[str, Any] | None = None
+
+
+def patience(path: Path, seconds: float) -> float:
+    """Return how long a fresh process may take for a file where this one computed for so many seconds."""
+    return PATIENCE + path.stat().st_size / BYTES_A_SECOND + SLOWER * seconds
+
+
+def check_read(written: Written, job: Job, place: Place) -> Verified:
+    """Have the file read in ``place`` and return what was found.
+
+    Raises RepfuseError, with the exit code of a failed check, where it is not what was written.
+    """
+    started = time.perf_counter()
+    trials = () if written.state is not None else telling(written.example)
+    place.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
+    expected = run(copy_with(written.module, as_stored), trials, {})
+    computed = time.perf_counter() - started
+    own = _fingerprint(written, job)
+    answer = place.answer(patience(Path(job.path), computed))
+    _compare(own, answer, job, written.around)
+    found = Verified(answer.runtime, (), (), (), where=place.name, tensors=len(own.tensors), alone=_alone(job, answer))
+    found = _judged(found, written, trials, (expected, list(answer.outcomes)))
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+def telling(example: Sequence[Any]) -> tuple[Trial, ...]:
+    """Return the example and the input whose size is most unlike it: not square, and about half as large."""
+    first, *others = input_variants(example)
+    sizes = [trial for trial in others if trial.label.startswith("size")]
+    return (first, *(sizes or others)[:1])
+
+
+def _fingerprint(written: Written, job: Job) -> Fingerprint:
+    if written.state is not None:
+        return Fingerprint(digests(written.state))
+    return fingerprint_of(written.module, module=job.module)
+
+
+def _compare(own: Fingerprint, answer: Answer, job: Job, around: Around) -> None:
+    if answer.network is None:
+        raise _wrong("the network is missing")
+    if what := own.differs(answer.network, mode=False):
+        raise _wrong(what)
+    if answer.alone is not None and (what := own.differs(answer.alone)):
+        raise _wrong(f"what torch.load gives without repfuse, {what}")
+    if job.kind == "network" and (lost := rest_of(around).items() ^ answer.rest.items()):
+        raise _wrong(f"what stands around the network, {min(key for key, _ in lost).partition('.')[2]}")
+
+
+def _alone(job: Job, answer: Answer) -> bool | None:
+    return answer.alone is not None if job.alone and (answer.alone is not None or answer.wanted) else None
+
+
+def _judged(
+    found: Verified, written: Written, trials: Sequence[Trial], outcomes: tuple[list[Outcome], list[Outcome]]
+) -> Verified:
+    """Add what the runs gave: on the inputs that the network in memory takes."""
+    expected, given = outcomes
+    taken = [position for position, outcome in enumerate(expected) if not outcome.error]
+    compared = tuple(trials[position].label for position in taken)
+    if len(given) != len(expected):
+        raise _wrong(f"the number of its answers: {len(given)} for {len(expected)} inputs")
+    for position in taken:
+        if given[position].error:
+            raise _wrong(f"{trials[position].label}: only the network in memory runs ({given[position].error})")
+    if all(_identical(expected[position], given[position]) for position in taken):
+        return replace(found, compared=compared, identical=bool(taken))
+    worst = _worst(written, {trials[position].label: given[position] for position in taken})
+    return replace(found, compared=compared, error=worst.fused.rms, own=worst.own.rms, allowed=worst.allowed.rms)
+
+
+def _identical(one: Outcome, other: Outcome) -> bool:
+    names = one.outputs.keys()
+    return names == other.outputs.keys() and all(same_bits(one.outputs[name], other.outputs[name]) for name in names)
+
+
+def _worst(written: Written, given: dict[str, Outcome]) -> OutputDrift:
+    """Return the worst of the file's outputs: allowed is what is allowed the network in memory on all inputs."""
+    measured = _drift(written, given)
+    rows = [row for row in measured.outputs if row.trial in given]
+    worst = max(rows, key=lambda row: row.fused.over(row.allowed), default=None)
+    if measured.problem or worst is None:
+        raise _wrong(f"its outputs, and no rounding explains it: {measured.problem or 'there is nothing to judge by'}")
+    if not worst.passed:
+        raise _wrong(
+            f"{worst.name} on {worst.trial}: its relative error is {worst.fused.rms:.1e}, where arithmetic explains "
+            f"{worst.allowed.rms:.1e}"
+        )
+    return worst
+
+
+def _drift(written: Written, given: dict[str, Outcome]) -> Drift:
+    original, module = written.original, written.module
+    trials, exact = with_fallbacks(original, input_variants(written.example))
+    after = [given.get(trial.label) or own for trial, own in zip(trials, _runs(module, trials), strict=True)]
+    effect = Yardsticks(module, original, trials, run_float64(module, trials))
+    return drift_of(original, trials, (exact, after), effect, alike=main_dtype(original) == main_dtype(module))
+
+
+def _runs(module: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
+    return run(copy_with(module, as_stored), trials, {})
+
+
+def _wrong(what: str) -> RepfuseError:
+    return RepfuseError(
+        "What was written is not what was read again; nothing was kept.",
+        f"It differs in {what}.",
+        "Try again, and on another disk. If it stays so, please report it.",
+        exit_code=EXIT_FAILED_CHECK,
+    )

@@ -1,0 +1,101 @@
+"""A network in short: a digest of each tensor, and the class and the settings of each module.
+
+Two networks with one fingerprint hold the same numbers, bit by bit, in modules that are set the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from repfuse.checkpoint.contents import RECIPE
+from repfuse.checkpoint.saving import bits_of
+from repfuse.networks import is_plain, named_tensors, stored_tensors
+from repfuse.wording import listed
+
+CLASS, MODE = "its class", "training"
+MACHINERY = ("meta", "shape_env")  # of a GraphModule, which its file does not keep
+Settings = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """``tensors`` are digests by name, ``modules`` the settings of each module by its path, as text."""
+
+    tensors: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, Settings] = field(default_factory=dict)
+
+    def differs(self, other: Fingerprint, *, mode: bool = True) -> str:
+        """Say in what ``other`` differs, or return "". Without ``mode`` it may be in training or not."""
+        if self.tensors.keys() != other.tensors.keys():
+            return f"which tensors there are: {listed(sorted(self.tensors.keys() ^ other.tensors.keys()))}"
+        if wrong := [name for name, digest in self.tensors.items() if other.tensors[name] != digest]:
+            return f"the tensors {listed(wrong)}"
+        if self.modules.keys() != other.modules.keys():
+            return f"which modules there are: {listed(sorted(self.modules.keys() ^ other.modules.keys()))}"
+        for path, settings in self.modules.items():
+            for name in sorted(settings.keys() | other.modules[path].keys()):
+                one, two = settings.get(name, "nothing"), other.modules[path].get(name, "nothing")
+                if one != two and (mode or name != MODE):
+                    return f"{path or 'the network'}, {name}: {one[:200]} was written, {two[:200]} was read"
+        return ""
+
+
+def fingerprint_of(network: nn.Module, *, module: bool) -> Fingerprint:
+    """Return the fingerprint of ``network``, as far as its file holds it.
+
+    A pickled ``module`` holds everything; a file of weights holds what a state dict does, and of the modules their
+    classes and what torch's own layers are set to have to be built again. The graph of a GraphModule is left out: it is
+    traced again when it is loaded, under other names. That it is the same is for a run to show.
+    """
+    found = named_tensors(network, remove_duplicate=False) if module else stored_tensors(network)
+    parts = network.named_modules(remove_duplicate=False)
+    return Fingerprint(digests(dict(found)), {path: _settings(part, every=module) for path, part in parts})
+
+
+def _settings(module: nn.Module, *, every: bool) -> Settings:
+    traced = isinstance(module, fx.GraphModule)
+    settings = {CLASS: "GraphModule" if traced else f"{type(module).__module__}.{type(module).__qualname__}"}
+    if not every and not type(module).__module__.startswith("torch.nn."):
+        return settings
+    for name, value in vars(module).items():
+        machinery = traced and (name.startswith("_") or name in MACHINERY)
+        if name != RECIPE and not machinery and is_plain(value):
+            settings[name] = repr(value)
+    return settings
+
+
+def digests(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Return a digest of each tensor, its dtype and its shape."""
+    return {name: digest_of(tensor) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+
+
+def digest_of(value: Any) -> str:
+    """Return a digest of a tensor, or of plain data with tensors in it."""
+    digest = hashlib.sha256()
+    for piece in _pieces(value):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(value: Any) -> Iterable[Any]:
+    if isinstance(value, Tensor):
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        if not value.is_meta:
+            yield bits_of(value.int_repr() if value.is_quantized else value).numpy().data
+    elif isinstance(value, dict):
+        yield f"dict of {len(value)}".encode()
+        for item in value.items():
+            yield from _pieces(item)
+    elif isinstance(value, (list, tuple)):
+        yield f"{type(value).__name__} of {len(value)}".encode()
+        for item in value:
+            yield from _pieces(item)
+    elif isinstance(value, (set, frozenset)):
+        yield repr(sorted(map(repr, value))).encode()
+    else:
+        yield f"{type(value).__name__} {value!r}".encode()

@@ -1,0 +1,63 @@
+"""A file of an exported program or of ONNX, run in its own runtime and held against the original network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from repfuse.checkpoint.exported.contract import contract_of
+from repfuse.checkpoint.exported.network import complete, network_of
+from repfuse.checkpoint.saving import not_the_same
+from repfuse.rereading.checking import patience
+from repfuse.rereading.fingerprint import digests
+from repfuse.rereading.messages import Answer, Job
+from repfuse.rereading.places import Place
+from repfuse.verifying.inputs import Trial, input_variants
+from repfuse.verifying.results import Verified
+from repfuse.verifying.written import Ran, check_written
+
+
+@dataclass(frozen=True)
+class WrittenProgram:
+    """What was written: the networks before and after, and the program that was made of the second."""
+
+    networks: tuple[nn.Module, nn.Module]
+    example: Sequence[Any]
+    program: ExportedProgram
+
+
+def check_program(written: WrittenProgram, job: Job, place: Place) -> Verified:
+    """Have the file run in ``place`` and return what was found.
+
+    Raises RepfuseError, with the exit code of a failed check, where it does not compute what the original does.
+    """
+    started = time.perf_counter()
+    trials = input_variants(written.example)
+    place.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
+    tensors = digests(written.program.state_dict) if job.kind == "pt2" else {}
+
+    def run(_: Sequence[Trial]) -> Ran:
+        answer = place.answer(patience(Path(job.path), time.perf_counter() - started))
+        if job.kind == "pt2":
+            _compare(answer, tensors, written.program)
+        return Ran(answer.runtime, answer.outcomes)
+
+    gate = network_of(complete(written.program, Path()))
+    shapes = tuple("x".join(map(str, axes)) for axes in contract_of(written.program).axes)
+    found = check_written(written.networks, written.example, run, shapes=(gate, shapes))
+    return replace(found, where=place.name, tensors=len(tensors), seconds=time.perf_counter() - started)
+
+
+def _compare(answer: Answer, tensors: dict[str, str], program: ExportedProgram) -> None:
+    """Raise RepfuseError where what was read is not what was written, bit by bit."""
+    read = answer.network.tensors if answer.network else {}
+    if wrong := sorted(name for name, _ in tensors.items() ^ read.items()):
+        raise not_the_same(wrong[0])
+    if answer.contract != contract_of(program).describe():
+        raise not_the_same("its dynamic shapes")
