@@ -135,6 +135,16 @@ def test_the_command_takes_tolerances_and_an_effort(cli: Cli, tmp_path):
     assert found["tolerances"]["stored"]["excess"] == 0
 
 
+def test_a_quick_conversion_says_so_and_tries_less(cli: Cli, tmp_path):
+    found = {}
+    for name, options in (("quick", ("--quick",)), ("usual", ())):
+        done = cli("convert", SAMPLES / "repvgg_digits.pt", tmp_path / f"{name}.pt", *options, "--json")
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads(done.stdout)
+    assert len(found["quick"]["proof"]["network"]["trials"]) < len(found["usual"]["proof"]["network"]["trials"])
+    assert [any("--quick" in note for note in found[name]["notes"]) for name in found] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

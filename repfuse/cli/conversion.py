@@ -100,8 +100,12 @@ def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Repor
     )
     status: Status = "failed" if not conversion.passed else "converted" if conversion.plan.sites else "nothing-to-fuse"
     report = _report(status, checkpoint, conversion.plan, job.wanted, time.perf_counter() - started)
-    notes = (*report.notes, *class_notes(checkpoint.module, conversion.module))
+    notes = (*report.notes, *class_notes(checkpoint.module, conversion.module), *_quick_notes(job.effort))
     return replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes), conversion.module
+
+
+def _quick_notes(effort: str) -> tuple[str, ...]:
+    return ("proven on few and small inputs: leave --quick out before you rely on it",) if effort == "quick" else ()
 
 
 def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def checked(
 def ruling(check: ToleranceCheck) -> tuple[Verdict, str]:
     """Return the verdict by the tolerances alone, and why."""
     measured = [
-        f"{worst.excess:.2g} times what they allow {where} (on {worst.trial}, {worst.name})"
+        f"{worst.excess:.3g} times what they allow {where} (on {worst.trial}, {worst.name})"
         for where, worst in (("in float64", check.float64), ("as stored", check.stored))
         if worst is not None
     ]

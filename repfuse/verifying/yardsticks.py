@@ -37,13 +37,16 @@ class Yardsticks:
         self._network, self._trials, self._outcomes, self._watch = network, trials, outcomes, watch
         self._exact = unchanged(network, other)
         self._levels: Levels = {}
+        self._lent: list[tuple[Key, Level]] = []
         self.measured: set[int] = set()
 
     def measure_usual(self) -> None:
         """Measure on the yardsticks among the trials that the network took, or else on the cheapest of these."""
         taken = [position for position, outcome in enumerate(self._outcomes) if outcome.outputs]
         marked = [position for position in taken if self._trials[position].yardstick]
-        self.measure(marked or [self.cheapest(taken)] if taken else ())
+        if taken and not self._lent:
+            self.measure(marked or [self.cheapest(taken)])
+            self._lent = list(self._levels.items())
 
     def measure(self, positions: Iterable[int]) -> None:
         """Measure on the trials at these positions, where that was not done yet."""
@@ -65,9 +68,12 @@ class Yardsticks:
         return min(positions, key=lambda position: self._trials[position].work)
 
     def levels(self, keys: Iterable[Key]) -> Levels:
-        """Return what was measured, and for the rest of the keys the median of it."""
+        """Return what was measured, and for the rest of the keys the median of the yardsticks.
+
+        What was measured elsewhere, where there was doubt, is lent to nobody.
+        """
         return {key: self._levels.get(key) or self._borrowed(key[1]) for key in keys}
 
     def _borrowed(self, name: str) -> Level:
-        levels = [level for (_, other), level in self._levels.items() if other == name] or [*self._levels.values()]
+        levels = [level for (_, other), level in self._lent if other == name] or [level for _, level in self._lent]
         return Level(statistics.median(x.rms for x in levels), statistics.median(x.max for x in levels))
