@@ -44,7 +44,7 @@ def drift(
     """
     exact = reference(original, trials) if expected is None else expected
     found = run_float64(fused, trials)
-    effect = rounding_on(fused, trials, found, unchanged(fused, original))
+    effect = rounding_on(fused, trials, found, unchanged(fused, original), exact)
     return drift_from(original, fused, trials, exact, effect)
 
 

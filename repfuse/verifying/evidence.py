@@ -108,4 +108,4 @@ def _effects(
     progress("what rounding explains in the original", 0.2)
     first = rounding_on(original, trials, outcomes[0], unchanged(original, fused))
     progress("what rounding explains in the fused network", 0.5)
-    return [first, rounding_on(fused, trials, outcomes[1], unchanged(fused, original))]
+    return [first, rounding_on(fused, trials, outcomes[1], unchanged(fused, original), outcomes[0])]

@@ -55,15 +55,23 @@ def unchanged(a: nn.Module, b: nn.Module) -> frozenset[str]:
     return frozenset(name for name, x in named_tensors(a) if name in others and _equal(x, others[name]))
 
 
-def rounding(network: nn.Module, run: Run, outcomes: Sequence[Outcome], exact: frozenset[str]) -> Levels:
+def rounding(
+    network: nn.Module,
+    run: Run,
+    outcomes: Sequence[Outcome],
+    exact: frozenset[str],
+    scale: Sequence[Outcome] | None = None,
+) -> Levels:
     """Return, per trial and output, the rms change that one rounding of each stored number makes.
 
     ``run`` runs it in float64 on all trials with its tensors changed; ``outcomes`` is what it gives for the network as
-    it is. The tensors named in ``exact`` are not rounded.
+    it is. The tensors named in ``exact`` are not rounded. The change is relative to the outputs in ``scale``, of the
+    same trials: its own, unless another network's are given. Of a network that gives nothing but 0 where the other
+    does not, any change would be infinite.
     """
     if all(name in exact for name, _ in named_tensors(network)):
         return {key: Level(0.0, 0.0) for key in _keys(outcomes)}
-    return _effect(network, run, outcomes, lambda seed: rounded_once(seed, exact))
+    return _effect(network, run, outcomes, lambda seed: rounded_once(seed, exact), scale)
 
 
 def summation(network: nn.Module, run: Run, outcomes: Sequence[Outcome], exact: Change = in_float64) -> Levels:
@@ -79,16 +87,26 @@ def summation(network: nn.Module, run: Run, outcomes: Sequence[Outcome], exact: 
     return {key: Level(effect.rms / DRAWN, effect.max / DRAWN) for key, effect in drawn.items()}
 
 
-def _effect(network: nn.Module, run: Run, outcomes: Sequence[Outcome], change: Callable[[int], Change]) -> Levels:
+def _effect(
+    network: nn.Module,
+    run: Run,
+    outcomes: Sequence[Outcome],
+    change: Callable[[int], Change],
+    scale: Sequence[Outcome] | None = None,
+) -> Levels:
     samples = []
     for seed in range(SAMPLES):
         changed = run(network, change(seed))
-        samples.append({key: _change(outcomes, changed, key) for key in _keys(outcomes)})
+        samples.append({key: _change(outcomes, changed, scale or outcomes, key) for key in _keys(outcomes)})
     return {key: _rms([sample[key] for sample in samples]) for key in _keys(outcomes)}
 
 
 def rounding_on(
-    network: nn.Module, trials: Sequence[Trial], outcomes: Sequence[Outcome], exact: frozenset[str]
+    network: nn.Module,
+    trials: Sequence[Trial],
+    outcomes: Sequence[Outcome],
+    exact: frozenset[str],
+    scale: Sequence[Outcome] | None = None,
 ) -> Levels:
     """As ``rounding``, of a network in float64: measured on the yardsticks, at most as large elsewhere.
 
@@ -96,7 +114,8 @@ def rounding_on(
     """
     yardsticks = [position for position, trial in enumerate(trials) if trial.yardstick] or [0]
     chosen = [trials[position] for position in yardsticks]
-    found = rounding(network, on(chosen), [outcomes[position] for position in yardsticks], exact)
+    own, other = ([each[position] for position in yardsticks] for each in (outcomes, scale or outcomes))
+    found = rounding(network, on(chosen), own, exact, other)
     measured = {(yardsticks[position], name): value for (position, name), value in found.items()}
     return {key: measured.get(key) or _largest(measured, key[1]) for key in _keys(outcomes)}
 
@@ -176,12 +195,18 @@ def _largest(measured: Levels, name: str) -> Level:
     return Level(max((x.rms for x in levels), default=0.0), max((x.max for x in levels), default=0.0))
 
 
-def _change(outcomes: Sequence[Outcome], rounded: Sequence[Outcome], key: tuple[int, str]) -> Level:
+def _change(
+    outcomes: Sequence[Outcome], rounded: Sequence[Outcome], scale: Sequence[Outcome], key: tuple[int, str]
+) -> Level:
     position, name = key
     before, after = outcomes[position].outputs[name], rounded[position].outputs.get(name)
+    reference = scale[position].outputs.get(name)
     if after is None or after.shape != before.shape:  # the number of detections, say, may hang on a rounding
         return Level(math.inf, math.inf)
-    return level(before, after)
+    if reference is None or reference is before or reference.shape != before.shape:
+        return level(before, after)
+    before, after, reference = before.double(), after.double(), reference.double()
+    return level(reference, reference + torch.where(before == after, 0.0, after - before))
 
 
 def _keys(outcomes: Sequence[Outcome]) -> list[tuple[int, str]]:

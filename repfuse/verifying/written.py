@@ -69,7 +69,7 @@ class _Found:
 
 def _drift(networks: Networks, trials: Sequence[Trial], outcomes: tuple[list[Outcome], list[Outcome]]) -> Drift:
     original, fused = networks
-    effect = rounding_on(fused, trials, run_float64(fused, trials), unchanged(fused, original))
+    effect = rounding_on(fused, trials, run_float64(fused, trials), unchanged(fused, original), outcomes[0])
     return drift_of(original, trials, outcomes, effect, alike=main_dtype(original) == main_dtype(fused))
 
 
