@@ -88,6 +88,12 @@ def test_the_smallest_tolerances_pass_and_smaller_ones_do_not(a, b):
         assert torch.allclose(b, a, rtol=error.smallest_rtol * (1 + 1e-12), atol=0)
 
 
+def test_what_differs_from_nothing_but_zeros_differs_infinitely():
+    zeros = torch.zeros(3)
+    found = level(zeros, zeros + 1e-30)
+    assert found.rms == found.max == math.inf
+
+
 def test_the_numbers_of_an_output():
     a = torch.arange(1, 101, dtype=torch.float64).reshape(10, 10)
     b = a.clone()
