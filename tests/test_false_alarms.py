@@ -94,7 +94,7 @@ def checkpoint(module: nn.Module, example: list[Tensor]) -> Checkpoint:
     return Checkpoint(module, tuple(example), "pt", Path(), "", None, "given", ())
 
 
-@DTYPE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sample_of_random_networks(dtype: torch.dtype) -> None:
     seen = counted(drawn(dtype, 8, seed=0))
     assert seen["same"] > 1, seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -168,6 +169,16 @@ def test_every_stored_number_that_is_not_the_proven_one_is_named(name: str, dtyp
     among = subject(name, dtype)
     checked = [check_stored(among, wrong) for wrong in among.mistakes([*STORED, *KINDS[len(STORED) - 1 :]])]
     assert sum(checked) > len(checked) / 3
+
+
+@pytest.mark.parametrize("name", ["head.weight", "head.bias"])
+def test_one_number_of_a_layer_that_was_left_alone_is_named(name: str) -> None:
+    digits = subject("repvgg_digits", torch.float32)
+    wrong = copy.deepcopy(digits.fused)
+    wrong.get_parameter(name).data.flatten()[-1] += 1
+    trials = [Trial("the example", tuple(digits.example))]
+    proof = prove(digits.original, digits.plan, wrong, trials, reference(digits.original, trials))
+    assert not proof.passed and proof.unproven == (name,) and name in proof.reason
 
 
 # --- whole networks ----------------------------------------------------------------------------------------------

@@ -83,6 +83,15 @@ def test_a_site_that_takes_no_tiny_inputs_is_proven_on_larger_ones(sites, size, 
     assert len(proofs) == sites and all(proof.passed for proof in proofs)
 
 
+def test_one_input_that_is_refused_leaves_the_others():
+    """Reflection by three pixels needs four: of the small inputs the larger run, and they are those that count."""
+    original = randomised(nn.Sequential(nn.Conv2d(C, C, 7, padding=3, padding_mode="reflect"), norm()))
+    found = plan(original, EXAMPLE)
+    (proof,) = prove_sites(original, rewrite(original, found), found)
+    assert proof.comparison.skipped and proof.comparison.compared
+    assert EXAMPLE[0].shape not in {trial.shapes[0] for trial in proof.comparison.trials}
+
+
 def of_sum_zero(conv, x):
     return nn.functional.conv2d(x, conv.weight - conv.weight.mean((1, 2, 3), keepdim=True))
 

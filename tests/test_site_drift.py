@@ -57,6 +57,22 @@ def test_the_drift_is_within_its_bound(dtype, channels, kernels, groups, dilatio
         assert 0 <= drift.of_bound <= 1
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(6))
+def test_transposed_convolutions_sum_in_half(dtype, seed):
+    up = nn.ConvTranspose2d(8, 4, 3, stride=2, padding=1, groups=2)
+    network = randomised(nn.Sequential(up, nn.BatchNorm2d(4)), seed, dtype)
+    (proof,) = proofs(network, (image(1, 8, 5, 6, dtype=dtype),))
+    assert proof.passed and 0 < proof.drift.of_bound <= 1
+
+
+def test_where_a_sum_can_lose_everything_the_bound_says_nothing():
+    up = nn.ConvTranspose2d(128, 2, 3)
+    network = randomised(nn.Sequential(up, nn.BatchNorm2d(2)), dtype=torch.bfloat16)
+    (proof,) = proofs(network, (image(1, 128, 5, 6, dtype=torch.bfloat16),))
+    assert proof.passed and proof.drift.bound.max > 1e30
+
+
 def test_the_bound_is_that_of_the_arithmetic():
     """One product: two roundings of the factors' product and of the weight, each of half a spacing."""
     network = randomised(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), dtype=torch.float32)

@@ -9,7 +9,7 @@ import torch
 from support.folded import example, folded, network
 from torch import nn
 
-from repfuse.verifying import Trial
+from repfuse.verifying import Trial, verify
 from repfuse.verifying.locate import first_difference
 
 
@@ -100,3 +100,14 @@ def test_a_border_is_seen_in_a_large_output():
     wrong.load_state_dict(original.state_dict())
     found = find(original, wrong, example(size=96))
     assert found is not None and found.path == "0"
+
+
+def test_a_network_that_gives_nothing_but_zeros_is_different_and_the_layer_is_named():
+    """Relative to zeros every rounding is infinite: it counts relative to the original."""
+    original = network(3)
+    fused = folded(original)
+    nn.init.zeros_(fused[-1].weight)
+    nn.init.zeros_(fused[-1].bias)
+    seen = verify(original, fused, example())
+    assert seen.verdict == "different"
+    assert seen.first_difference is not None and seen.first_difference.path == "3"

@@ -88,6 +88,18 @@ def test_the_smallest_tolerances_pass_and_smaller_ones_do_not(a, b):
         assert torch.allclose(b, a, rtol=error.smallest_rtol * (1 + 1e-12), atol=0)
 
 
+def test_what_differs_from_nothing_but_zeros_differs_infinitely():
+    zeros = torch.zeros(3)
+    found = level(zeros, zeros + 1e-30)
+    assert found.rms == found.max == math.inf
+
+
+@pytest.mark.parametrize("level", [Level(1, 3), Level(3, 1)])
+def test_either_norm_alone_is_above_what_is_allowed(level):
+    assert level.exceeds(Level(2, 2)) and level.over(Level(2, 2)) == 1.5
+    assert not level.exceeds(Level(3, 3)) and level.over(Level(3, 3)) == 1
+
+
 def test_the_numbers_of_an_output():
     a = torch.arange(1, 101, dtype=torch.float64).reshape(10, 10)
     b = a.clone()

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from repfuse.networks import named_tensors
 from repfuse.proof.exact import convolution_at
@@ -43,11 +44,18 @@ def bounds(place: Place, fused: nn.Module, trials: Iterable[Trial], dtype: torch
 
 
 def _growth(place: Place, fused: nn.Module, dtype: torch.dtype) -> float:
-    """Return k: PyTorch sums products of half precision in float32."""
+    """Return k. PyTorch sums products of half precision in float32, those of a transposed convolution in half.
+
+    Of a sum with n u >= 1 nothing is known beforehand: then k is as large as the format's numbers.
+    """
     unit = torch.finfo(dtype).eps / 2
-    summing = min(unit, torch.finfo(torch.float32).eps / 2)
-    terms = sum(_terms(convolution_at(fused, path)) for path in place.path_of.values()) + 2 * len(place.region.groups)
-    grown = (1 + terms * summing / (1 - terms * summing)) * (1 + unit)
+    convolutions = [convolution_at(fused, path) for path in place.path_of.values()]
+    in_half = any(isinstance(convolution, _ConvTransposeNd) for convolution in convolutions)
+    summing = unit if in_half else min(unit, torch.finfo(torch.float32).eps / 2)
+    lost = summing * (sum(map(_terms, convolutions)) + 2 * len(place.region.groups))
+    if lost >= 1:
+        return torch.finfo(dtype).max
+    grown = (1 + lost / (1 - lost)) * (1 + unit)
     return grown * (1 + _of_factors(place.module, dtype)) ** 2 - 1
 
 

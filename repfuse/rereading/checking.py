@@ -144,7 +144,7 @@ def _drift(written: Written, given: dict[str, Outcome]) -> Drift:
     original, module = written.original, written.module
     trials, exact = with_fallbacks(original, input_variants(written.example))
     after = [given.get(trial.label) or own for trial, own in zip(trials, _runs(module, trials), strict=True)]
-    effect = Yardsticks(module, original, trials, run_float64(module, trials))
+    effect = Yardsticks(module, original, trials, run_float64(module, trials), scale=exact)
     return drift_of(original, trials, (exact, after), effect, alike=main_dtype(original) == main_dtype(module))
 
 

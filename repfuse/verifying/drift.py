@@ -48,7 +48,7 @@ def drift(
     RepfuseError where the original cannot run the first trial in float64.
     """
     exact = reference(original, trials) if expected is None else expected
-    effect = Yardsticks(fused, original, trials, run_float64(fused, trials))
+    effect = Yardsticks(fused, original, trials, run_float64(fused, trials), scale=exact)
     return drift_from(original, fused, trials, exact, effect)
 
 

@@ -115,8 +115,8 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
     if not errors:
         return Evidence(table, (), (), (), {}, {}, {}, None, tried=tried)
     meter.stage("what rounding explains")
-    before = Yardsticks(original, fused, trials, expected, meter.watch)
-    after = Yardsticks(fused, original, trials, found, meter.watch)
+    before = Yardsticks(original, fused, trials, expected, watch=meter.watch)
+    after = Yardsticks(fused, original, trials, found, watch=meter.watch, scale=expected)
     explained = Explained(before, after, errors)
     explained.measure()
     meter.stage("drift")

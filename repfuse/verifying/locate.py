@@ -99,7 +99,7 @@ def _limits(original: nn.Module, before: Record, fused: nn.Module, after: Record
         return [Outcome(_recorded(network, trial, change).outputs)]
 
     first = rounding(original, run, [Outcome(before.outputs)], unchanged(original, fused))
-    second = rounding(fused, run, [Outcome(after.outputs)], unchanged(fused, original))
+    second = rounding(fused, run, [Outcome(after.outputs)], unchanged(fused, original), [Outcome(before.outputs)])
     common = first.keys() & second.keys()
     limits = allowed([{key: effect[key] for key in common} for effect in (first, second)])
     return {name: limit for (_, name), limit in limits.items()}

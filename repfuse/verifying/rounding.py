@@ -55,15 +55,23 @@ def unchanged(a: nn.Module, b: nn.Module) -> frozenset[str]:
     return frozenset(name for name, x in named_tensors(a) if name in others and _equal(x, others[name]))
 
 
-def rounding(network: nn.Module, run: Run, outcomes: Sequence[Outcome], exact: frozenset[str]) -> Levels:
+def rounding(
+    network: nn.Module,
+    run: Run,
+    outcomes: Sequence[Outcome],
+    exact: frozenset[str],
+    scale: Sequence[Outcome] | None = None,
+) -> Levels:
     """Return, per trial and output, the rms change that one rounding of each stored number makes.
 
     ``run`` runs it in float64 on all trials with its tensors changed; ``outcomes`` is what it gives for the network as
-    it is. The tensors named in ``exact`` are not rounded.
+    it is. The tensors named in ``exact`` are not rounded. The change is relative to the outputs in ``scale``, of the
+    same trials: its own, unless another network's are given. Of a network that gives nothing but 0 where the other
+    does not, any change would be infinite.
     """
     if all(name in exact for name, _ in named_tensors(network)):
         return {key: Level(0.0, 0.0) for key in keys_of(outcomes)}
-    return _effect(network, run, outcomes, lambda seed: rounded_once(seed, exact))
+    return _effect(network, run, outcomes, lambda seed: rounded_once(seed, exact), scale)
 
 
 def summation(network: nn.Module, run: Run, outcomes: Sequence[Outcome], exact: Change = in_float64) -> Levels:
@@ -79,11 +87,17 @@ def summation(network: nn.Module, run: Run, outcomes: Sequence[Outcome], exact: 
     return {key: Level(effect.rms / DRAWN, effect.max / DRAWN) for key, effect in drawn.items()}
 
 
-def _effect(network: nn.Module, run: Run, outcomes: Sequence[Outcome], change: Callable[[int], Change]) -> Levels:
+def _effect(
+    network: nn.Module,
+    run: Run,
+    outcomes: Sequence[Outcome],
+    change: Callable[[int], Change],
+    scale: Sequence[Outcome] | None = None,
+) -> Levels:
     samples = []
     for seed in range(SAMPLES):
         changed = run(network, change(seed))
-        samples.append({key: _change(outcomes, changed, key) for key in keys_of(outcomes)})
+        samples.append({key: _change(outcomes, changed, scale or outcomes, key) for key in keys_of(outcomes)})
     return {key: rms([sample[key] for sample in samples]) for key in keys_of(outcomes)}
 
 
@@ -157,12 +171,18 @@ def _allowed(value: Level, typical: Level) -> Level:
     return Level(SAFETY * rms + FLOAT64_NOISE, SAFETY * largest + FLOAT64_NOISE)
 
 
-def _change(outcomes: Sequence[Outcome], rounded: Sequence[Outcome], key: tuple[int, str]) -> Level:
+def _change(
+    outcomes: Sequence[Outcome], rounded: Sequence[Outcome], scale: Sequence[Outcome], key: tuple[int, str]
+) -> Level:
     position, name = key
     before, after = outcomes[position].outputs[name], rounded[position].outputs.get(name)
+    reference = scale[position].outputs.get(name)
     if after is None or after.shape != before.shape:  # the number of detections, say, may hang on a rounding
         return Level(math.inf, math.inf)
-    return level(before, after)
+    if reference is None or reference is before or reference.shape != before.shape:
+        return level(before, after)
+    before, after, reference = before.double(), after.double(), reference.double()
+    return level(reference, reference + torch.where(before == after, 0.0, after - before))
 
 
 def keys_of(outcomes: Sequence[Outcome]) -> list[tuple[int, str]]:

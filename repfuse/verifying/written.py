@@ -76,7 +76,7 @@ class _Found:
 
 def _drift(networks: Networks, trials: Sequence[Trial], outcomes: tuple[list[Outcome], list[Outcome]]) -> Drift:
     original, fused = networks
-    effect = Yardsticks(fused, original, trials, run_float64(fused, trials))
+    effect = Yardsticks(fused, original, trials, run_float64(fused, trials), scale=outcomes[0])
     return drift_of(original, trials, outcomes, effect, alike=main_dtype(original) == main_dtype(fused))
 
 

@@ -23,7 +23,8 @@ class Yardsticks:
     """The effect of rounding on one network's outputs, relative, by position of the trial and name of the output.
 
     ``outcomes`` are what the network gives in float64 on ``trials``; ``other`` is the network that it is compared with:
-    tensors that are the same in both were not rounded between them.
+    tensors that are the same in both were not rounded between them. The effect is relative to the outputs in ``scale``,
+    of the same trials: the network's own, unless others are given.
     """
 
     def __init__(
@@ -32,9 +33,12 @@ class Yardsticks:
         other: nn.Module,
         trials: Sequence[Trial],
         outcomes: Sequence[Outcome],
+        *,
         watch: Watch = unwatched,
+        scale: Sequence[Outcome] | None = None,
     ) -> None:
         self._network, self._trials, self._outcomes, self._watch = network, trials, outcomes, watch
+        self._scale = outcomes if scale is None else scale
         self._exact = unchanged(network, other)
         self._levels: Levels = {}
         self._lent: list[tuple[Key, Level]] = []
@@ -54,7 +58,8 @@ class Yardsticks:
         if not at:
             return
         run = on([self._trials[position] for position in at], self._watch)
-        found = rounding(self._network, run, [self._outcomes[position] for position in at], self._exact)
+        own, scale = ([each[position] for position in at] for each in (self._outcomes, self._scale))
+        found = rounding(self._network, run, own, self._exact, scale)
         self._levels |= {(at[index], name): level for (index, name), level in found.items()}
         self.measured |= set(at)
 
