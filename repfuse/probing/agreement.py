@@ -59,7 +59,7 @@ def _answers(kernels: Sequence[Kernel], probes: Probes, seen: Tensor) -> Tensor:
 
 
 def _relative(off: Tensor, absolute: Tensor) -> float:
-    """Return the largest of ``off``, relative to the largest of its channel in ``absolute``; not a number is infinite."""
+    """Return the largest of ``off``, relative to the largest of its channel in ``absolute``; nan is infinite."""
     size = absolute.flatten(2).amax(2) if absolute.dim() > 2 else absolute
     size = torch.maximum(size, size.amax(1, keepdim=True) / QUIET)
     worst = off.flatten(2).amax(2) if off.dim() > 2 else off

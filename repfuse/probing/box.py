@@ -38,7 +38,7 @@ class Box:
     def __call__(self, x: Tensor) -> Tensor:
         """Return the answers to ``x``. Raises DoesNotRun where it fails, Refused where it returns something else."""
         step = self.batch or max(1, LARGEST // max(1, x[0].numel()))
-        return torch.cat([self._answer(part) for part in x.split(step)])
+        return torch.cat([self._answer(part) for part in torch.split(x, step)])
 
     def _answer(self, x: Tensor) -> Tensor:
         missing = (self.batch or len(x)) - len(x)

@@ -10,9 +10,9 @@ import torch
 
 from repfuse.probing.agreement import disagreement
 from repfuse.probing.axes import centre, core, shows_all
-from repfuse.probing.box import Box, Refused
+from repfuse.probing.box import Box
 from repfuse.probing.kernel import Kernel
-from repfuse.probing.probes import amplitude, everywhere, grid, impulses, numbers
+from repfuse.probing.probes import Probes, amplitude, everywhere, grid, impulses, joined, numbers
 
 BUDGET = 2**32
 """Multiply-accumulates that the probes of one kind may take at one size."""
@@ -50,16 +50,24 @@ def compare(box: Box, kernels: Sequence[Kernel], sizes: Sequence[Size]) -> Opini
     generator = torch.Generator().manual_seed(3)
     factor = _amplitude(kernels)
     chosen = _channels(box, kernels, sizes[0], generator)
-    alone = torch.eye(box.channels, dtype=torch.float64)[chosen] * factor
-    errors = [disagreement(box, kernels, impulses(alone, sizes[0], _middle(kernels, sizes[0])))]
-    for size in sizes:
-        room = max(LEAST, BUDGET // _cost(kernels, size))
-        whole = everywhere(generator, box.channels, size, min(DRAWS, room))
-        errors += [disagreement(box, kernels, whole.times(factor * by)) for by in FACTORS[: max(1, room // LEAST)]]
-        places = grid([sorted({0, n - 1, *_near(kernels, axis, n)}) for axis, n in enumerate(size)])
-        draws = numbers(generator, max(1, min(DRAWS, room // len(places))), box.channels) * factor
-        errors.append(disagreement(box, kernels, impulses(draws, size, _some(places, room))))
-    return Opinion(max(errors), len(chosen), box.channels, tuple(sizes))
+    alone = torch.eye(box.channels, dtype=torch.float64)[chosen]
+    probes = [impulses(alone, sizes[0], _middle(kernels, sizes[0]))]
+    probes += [_mixtures(box, kernels, size, generator) for size in sizes]
+    error = max(disagreement(box, kernels, each.times(factor)) for each in probes)
+    return Opinion(error, len(chosen), box.channels, tuple(sizes))
+
+
+def _mixtures(box: Box, kernels: Sequence[Kernel], size: Size, generator: torch.Generator) -> Probes:
+    """Return inputs of one size that mix the channels at random: everywhere at once, and impulses at the borders too.
+
+    As many as the budget allows.
+    """
+    room = max(LEAST, BUDGET // _cost(kernels, size))
+    whole = everywhere(generator, box.channels, size, min(DRAWS, room))
+    factors = FACTORS[: max(1, room // LEAST)]
+    places = _some(grid([sorted({0, n - 1, *_near(kernels, axis, n)}) for axis, n in enumerate(size)]), room)
+    draws = numbers(generator, max(1, min(DRAWS, room // len(places))), box.channels)
+    return joined([*(whole.times(factor) for factor in factors), impulses(draws, size, places)])
 
 
 def sizes_for(kernels: Sequence[Kernel]) -> list[Size]:
@@ -76,8 +84,8 @@ def shows(kernels: Sequence[Kernel], size: Size) -> bool:
 
 
 def _amplitude(kernels: Sequence[Kernel]) -> float:
-    weight, bias = (max(float(x.abs().max()) for x in xs) for xs in zip(*((k.weight, k.bias) for k in kernels), strict=True))
-    return amplitude(weight, bias)
+    weight = max(float(kernel.weight.abs().max()) for kernel in kernels)
+    return amplitude(weight, max(float(kernel.bias.abs().max()) for kernel in kernels))
 
 
 def _channels(box: Box, kernels: Sequence[Kernel], size: Size, generator: torch.Generator) -> list[int]:
@@ -108,6 +116,3 @@ def _some(places: list[Size], most: int) -> list[Size]:
     if len(places) <= most:
         return places
     return [places[round(index * (len(places) - 1) / (most - 1))] for index in range(most)]
-
-
-__all__ = ["Opinion", "Refused", "compare", "shows", "sizes_for"]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from repfuse.probing.agreement import disagreement
-from repfuse.probing.axes import Axis, core
-from repfuse.probing.box import Box, DoesNotRun, Refused
+from repfuse.probing.axes import core
+from repfuse.probing.box import Box, Refused
 from repfuse.probing.kernel import Kernel
 from repfuse.probing.probes import Probes, everywhere, grid, impulses, numbers
 
@@ -82,13 +82,13 @@ def _measured(box: Box, kernel: Kernel, sizes: tuple[tuple[int, ...], ...]) -> I
     for size in sizes[:3]:
         x = _dense(generator, box, size)
         yield "determinism", _difference(box(x), box(x)), True
-        yield "samples", _difference(box(x), torch.cat([box(one) for one in x.flip(0).split(1)]).flip(0)), False
+        yield "samples", _difference(box(x), torch.cat([box(one) for one in torch.split(x.flip(0), 1)]).flip(0)), False
         yield "superposition", _superposed(box, generator, size), False
         yield "homogeneity", _scaled(box, x), False
     for size in sizes:
         yield "inputs", _whole(box, kernel, generator, size), False
     for size in sizes[:4]:
-        inner, outer = _positions(kernel.axes, size)
+        inner, outer = _positions(size)
         yield "positions", _impulses(box, kernel, generator, size, inner), False
         yield "border", _impulses(box, kernel, generator, size, outer), False
 
@@ -150,7 +150,7 @@ def _whole(box: Box, kernel: Kernel, generator: torch.Generator, size: tuple[int
     return max(disagreement(box, [kernel], probes.times(factor)) for factor in (1.0, 2.0**20, -(2.0**-10)))
 
 
-def _positions(axes: tuple[Axis, ...], size: tuple[int, ...]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+def _positions(size: tuple[int, ...]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Return places within, and places of which an axis is at its border; of many, some."""
     near = [sorted({0, 1, n // 3, n // 2, n - 2, n - 1} & set(range(n))) for n in size]
     places = grid(near)

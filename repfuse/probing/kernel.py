@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from repfuse.probing.axes import Axis
+from repfuse.probing.box import Refused
 from repfuse.probing.probes import Probes
 
 
@@ -43,11 +44,15 @@ class Kernel:
         return None if any(table is None for table in tables) else tuple(len(t) for t in tables if t is not None)
 
     def answer(self, probes: Probes) -> Tensor:
-        """Return ``[P, out, *outputs]``, without the bias: contracted channel by channel, then axis by axis."""
+        """Return ``[P, out, *outputs]``, without the bias: contracted channel by channel, then axis by axis.
+
+        Raises Refused where it has no output at this size.
+        """
         taps = self._seen_by(probes.channels)
         for number, (axis, places) in enumerate(zip(self.axes, probes.places, strict=True)):
             table = axis.reads(places.shape[1])
-            assert table is not None
+            if table is None:
+                raise Refused(f"it gives something for {places.shape[1]} places, of which the kernel makes nothing")
             with_zero = torch.cat([places, places.new_zeros(len(places), 1)], 1)
             taps = torch.einsum("p...k,pmk->p...m", taps.movedim(2 + number, -1), with_zero[:, table])
             taps = taps.movedim(-1, 2 + number)

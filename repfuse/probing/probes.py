@@ -66,8 +66,14 @@ def impulses(channels: Tensor, size: Sequence[int], positions: Sequence[Sequence
     return Probes(rows, tuple(numbers.repeat(len(channels), 1) for numbers in places))
 
 
+def joined(parts: Sequence[Probes]) -> Probes:
+    """Return all of the probes, which are of one size."""
+    places = zip(*(part.places for part in parts), strict=True)
+    return Probes(torch.cat([part.channels for part in parts]), tuple(map(torch.cat, map(list, places))))
+
+
 def amplitude(weight: float, bias: float) -> float:
-    """Return the power of two, at least 1, that makes a weight as large as the bias: its digits then survive the sum."""
+    """Return the power of two, at least 1, that makes a weight as large as the bias: the sum then keeps its digits."""
     if not 0 < weight < bias < math.inf:
         return 1.0
     return 2.0 ** min(64, math.ceil(math.log2(bias / weight)))

@@ -153,7 +153,9 @@ def _read(box: Box, axes: tuple[Axis, ...], bias: Tensor) -> Kernel:
     for position in grid([centre(axis, n) for axis, n in zip(axes, size, strict=True)]):
         probes = impulses(torch.eye(box.channels, dtype=torch.float64) * factor, size, [position])
         pairs = [_seen(axis, n, place) for axis, n, place in zip(axes, size, position, strict=True)]
-        outputs, tap = (torch.meshgrid(*side, indexing="ij") for side in zip(*pairs, strict=True)) if pairs else ((), ())
+        outputs, tap = (
+            (torch.meshgrid(*side, indexing="ij") for side in zip(*pairs, strict=True)) if pairs else ((), ())
+        )
         weight[(..., *tap)] = (_linear(box, probes) / factor)[(..., *outputs)]
     if not bool(weight.isfinite().all()):
         raise Refused("its answers to impulses are not finite")

@@ -6,11 +6,12 @@ by 1 every ``stride`` sizes, or by ``up`` at each.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from repfuse.probing.box import Box, Refused
 
-STARTS = (*range(1, 9), *range(10, 33, 2), *range(40, 129, 8))
+STARTS: tuple[int, ...] = (*range(1, 9), *range(10, 33, 2), *range(40, 129, 8))
 MOST_STEPS = 64
 
 
@@ -57,14 +58,14 @@ def _outputs(box: Box, size: int) -> tuple[int, ...]:
 
 def _growth(first: int, counted: list[int]) -> Growth | None:
     """Return what these outputs, at sizes from ``first`` on, say; None where they do not say it yet."""
-    steps = [later - earlier for earlier, later in zip(counted, counted[1:], strict=False)]
+    steps = [later - earlier for earlier, later in itertools.pairwise(counted)]
     grown = [index for index, step in enumerate(steps) if step]
     if len(steps) < 3 or len(grown) < 2:
         return None
     if len(set(steps)) == 1 and steps[0] > 1:
         return Growth(1, steps[0], counted[0] - (first - 1) * steps[0])
     stride = grown[1] - grown[0]
-    even = all(steps[index] == 1 for index in grown) and {b - a for a, b in zip(grown, grown[1:], strict=False)}
+    even = all(steps[index] == 1 for index in grown) and {b - a for a, b in itertools.pairwise(grown)}
     if even != {stride}:
         raise Refused("its output does not grow with its input as that of a convolution does")
     index = grown[0] + 1
