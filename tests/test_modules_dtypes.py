@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from repfuse.fusing import fuse
 from repfuse.proof import prove
 from repfuse.verifying import drift, input_variants
-from repfuse.verifying.comparison import outcomes_in_float64, reference
+from repfuse.verifying.comparison import reference
+from repfuse.verifying.copies import run_float64
 from repfuse.verifying.inputs import Trial
 
 
@@ -147,7 +148,7 @@ def test_a_wrong_network_with_casts_is_told():
 
 
 def in_float64(forward, **members):
-    (outcome,) = outcomes_in_float64(Spelled(forward, **members).eval(), [Trial("x", (X.float(),))])
+    (outcome,) = run_float64(Spelled(forward, **members).eval(), [Trial("x", (X.float(),))])
     assert not outcome.error, outcome.error
     return outcome.outputs["out"]
 

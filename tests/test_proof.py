@@ -22,6 +22,7 @@ from repfuse.proof.network import _explained
 from repfuse.rewriting import rewrite
 from repfuse.verifying import Trial, compare, input_variants
 from repfuse.verifying.comparison import reference, tabulate
+from repfuse.verifying.copies import in_float64
 
 EXAMPLE = (image(1, C, 9, 8),)
 
@@ -144,7 +145,9 @@ def test_one_bit_of_what_is_written_fails():
     bits = wrong[0][0].weight.data.view(torch.int32)
     bits[0, 0, 0, 0] ^= 1
     proof = proof_of(original, wrong, found)
-    assert not proof.passed and proof.unproven == ("0.0.weight",) and "0.0.weight" in proof.reason
+    assert not proof.passed and proof.first.path == "0.0" and "0.0.weight: 1 of" in proof.reason
+    (weight, bias) = proof.first.weights
+    assert (weight.wrong, bias.wrong) == (1, 0) and 0.5 <= weight.spacings <= 1.5
 
 
 def test_a_plan_that_lost_a_site_proves_no_other_network(proven):
@@ -254,4 +257,4 @@ def test_a_network_that_amplifies_rounding_is_proven_and_a_wrong_one_is_not():
         wrong_fused.block.fused.weight *= 1 + 1e-9
     wrong = reference(wrong_fused, trials)
     table = tabulate(trials, reference(model, trials), wrong, 1e-12)
-    assert _explained(fused, trials, wrong, table) == 1e-12
+    assert _explained(fused, in_float64, trials, wrong, table) == 1e-12

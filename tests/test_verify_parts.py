@@ -17,8 +17,8 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
 from repfuse.verifying import Comparison, Trial, compare, drift, input_variants, verify
 from repfuse.verifying.agreement import agreement
-from repfuse.verifying.comparison import outcomes_in_float64, reference
-from repfuse.verifying.copies import copy_with, in_float64
+from repfuse.verifying.comparison import reference
+from repfuse.verifying.copies import copy_with, in_float64, run_float64
 from repfuse.verifying.drift import drift_from
 from repfuse.verifying.inputs import rounded_through
 from repfuse.verifying.measure import level, mismatch, output_error
@@ -217,7 +217,7 @@ def test_the_measured_effect_is_that_of_uniform_errors_within_half_a_spacing(dty
             return x * self.weight
 
     trials = [Trial("", (torch.ones(1, dtype=dtype),))]
-    found = rounding_on(Identity(), trials, outcomes_in_float64(Identity(), trials), frozenset())[0, "out"]
+    found = rounding_on(Identity(), trials, run_float64(Identity(), trials), frozenset())[0, "out"]
     half = torch.finfo(dtype).eps / 2  # at numbers between 1 and 2
     assert found.rms == pytest.approx(half / math.sqrt(3) / 1.5, rel=0.03)
     assert found.max == pytest.approx(half / 1.5, rel=0.01)
@@ -233,7 +233,7 @@ def test_an_output_whose_form_hangs_on_a_rounding_is_known_to_no_accuracy():
             return self.weight[self.weight > 1.5 * x]
 
     trials = [Trial("", (Above().weight.detach()[20] / 1.5,))]
-    outcomes = outcomes_in_float64(Above(), trials)
+    outcomes = run_float64(Above(), trials)
     assert math.isinf(rounding_on(Above(), trials, outcomes, frozenset())[0, "out"].rms)
 
 
@@ -424,6 +424,6 @@ def test_data_that_does_not_fit_is_bad_input(data):
 def test_where_rounding_is_not_measured_the_largest_measured_effect_counts():
     fused = folded(network())
     trials = [Trial(str(size), example(size=size), yardstick=size != 9) for size in (9, 4, 6)]
-    found = rounding_on(fused, trials, outcomes_in_float64(fused, trials), frozenset())
+    found = rounding_on(fused, trials, run_float64(fused, trials), frozenset())
     effects = [found[position, "out"] for position in range(3)]
     assert effects[0].rms == max(effects[1].rms, effects[2].rms) > min(effects[1].rms, effects[2].rms) > 0

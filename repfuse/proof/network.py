@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from repfuse.networks import dense, stored_tensors
+from repfuse.networks import stored_tensors
 from repfuse.plans import Plan
+from repfuse.proof.exact import ExactWeights
+from repfuse.proof.places import places
 from repfuse.proof.results import Proof
-from repfuse.proof.sites import TOLERANCE, prove_sites
+from repfuse.proof.sites import TOLERANCE, prove_site
+from repfuse.proof.weights import same
 from repfuse.rewriting import rewrite
 from repfuse.tracing.leaves import is_stock
 from repfuse.verifying import Trial
 from repfuse.verifying.comparison import answers_in_float64, tabulate
-from repfuse.verifying.copies import Outcome, copy_with, in_float64, run_float64
+from repfuse.verifying.copies import Outcome
+from repfuse.verifying.measure import informative
 from repfuse.verifying.results import Comparison, TrialComparison
-from repfuse.verifying.rounding import allowed, summation
+from repfuse.verifying.rounding import allowed, on, summation
+from repfuse.verifying.widening import Change
 
 
 def prove(
@@ -32,26 +36,30 @@ def prove(
 ) -> Proof:
     """Prove that ``fused``, made from ``original`` by ``plan``, computes the same.
 
-    ``expected`` are the original's outcomes in float64 on ``trials``. The plan is carried out a second time, on the
-    original in float64: that network is compared, and ``fused`` must hold its tensors, rounded. ``progress`` is told
-    the fraction that is done. Raises RepfuseError where a network cannot be copied.
+    ``expected`` are the original's outcomes in float64 on ``trials``. Each site is proven by itself; then the whole
+    network, in float64 with weights that are not rounded; whatever ``fused`` holds beside its sites has to be what the
+    plan, carried out a second time, makes of it. ``progress`` is told the fraction that is done. Raises RepfuseError
+    where a network cannot be copied.
     """
-    wide = copy_with(original, in_float64)
-    wide_fused = rewrite(wide, plan)
+    found = list(places(original, plan))
+    exact = ExactWeights(fused, found)
     sites = []
-    for site in prove_sites(wide, wide_fused, plan):
-        sites.append(site)
-        progress(0.5 * len(sites) / len(plan.sites))
-    del wide
-    found = answers_in_float64(wide_fused, trials, expected)
-    network = tabulate(trials, expected, found, TOLERANCE)
-    if not network.passed and not network.mismatches and all(site.passed for site in sites):
-        network = replace(network, tolerance=_explained(wide_fused, trials, found, network))
+    for place in found:
+        sites.append(prove_site(place, fused, exact))
+        progress(0.5 * len(sites) / len(found))
+    unproven = tuple(sorted(_differing(rewrite(original, plan, weights=False), fused, exact)))
+    change = exact.change(fused)
+    network = tabulate(trials, expected, answers_in_float64(fused, trials, expected, change), TOLERANCE)
+    if not network.passed and not network.mismatches and all(site.comparison.passed for site in sites):
+        network = replace(network, tolerance=_explained(fused, change, trials, expected, network))
     progress(1.0)
-    return Proof(tuple(sites), network, tuple(sorted(_differing(wide_fused, fused))))
+    tells = any(informative(output) for outcome in expected for output in outcome.outputs.values())
+    return Proof(tuple(sites), network, unproven, tells)
 
 
-def _explained(network: nn.Module, trials: Sequence[Trial], outcomes: Sequence[Outcome], seen: Comparison) -> float:
+def _explained(
+    network: nn.Module, change: Change, trials: Sequence[Trial], outcomes: Sequence[Outcome], seen: Comparison
+) -> float:
     """Return the tolerance that rounding in float64 explains in ``network``, where it explains the errors.
 
     TOLERANCE holds for layers that hand an error on as large as it is. Some networks amplify it at some inputs, by
@@ -60,7 +68,7 @@ def _explained(network: nn.Module, trials: Sequence[Trial], outcomes: Sequence[O
     above = {index: row for index, row in enumerate(seen.trials) if row.outputs and _largest(row) > TOLERANCE}
     chosen = [trials[index] for index in above]
     expected = [outcomes[index] for index in above]
-    effect = summation(network, lambda copy: run_float64(copy, chosen), expected)
+    effect = summation(network, on(chosen), expected, change)
     limits = {key: limit.max for key, limit in allowed([effect]).items()}
     explained = all(
         output.relative.max <= limits[position, output.name]
@@ -74,20 +82,20 @@ def _largest(row: TrialComparison) -> float:
     return max(output.relative.max for output in row.outputs)
 
 
-def _differing(wide: nn.Module, narrow: nn.Module) -> Iterator[str]:
-    """Yield the names of modules and tensors of ``narrow`` that are not those of ``wide``, rounded."""
-    known, built = _settings(wide), _settings(narrow)
+def _differing(wanted: nn.Module, fused: nn.Module, exact: ExactWeights) -> Iterator[str]:
+    """Yield the names of modules and tensors that are not the same in both, the fused weights apart."""
+    known, built = _settings(wanted), _settings(fused)
     yield from (name for name in known.keys() | built.keys() if known.get(name) != built.get(name))
-    exact, stored = dict(stored_tensors(wide)), dict(stored_tensors(narrow))
-    for name in exact.keys() | stored.keys():
-        if name not in exact or name not in stored or not _same(exact[name].to(stored[name].dtype), stored[name]):
+    right, stored = dict(stored_tensors(wanted)), dict(stored_tensors(fused))
+    yield from right.keys() ^ stored.keys()
+    for name in right.keys() & stored.keys():
+        copied = stored[name] not in exact
+        if not _alike(right[name], stored[name]) or (copied and not same(right[name], stored[name])):
             yield name
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are equal element by element; what is not a number equals itself."""
-    one, other = dense(one), dense(other)
-    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape
 
 
 def _settings(network: nn.Module) -> dict[str, str]:

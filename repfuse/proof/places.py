@@ -52,8 +52,11 @@ class Place:
         graph.output(env[self.region.root])
         return fx.GraphModule(self.module, graph)
 
-    def after(self, fused: nn.Module) -> fx.GraphModule:
-        """Return the convolutions of the network ``fused`` that replace the region."""
+    def after(self, fused: nn.Module, factor: Callable[[float], float] = lambda by: by) -> fx.GraphModule:
+        """Return the convolutions of the network ``fused`` that replace the region, over its tensors.
+
+        A source that is only added up, times a number, is multiplied by ``factor`` of it.
+        """
         root, graph = nn.Module(), fx.Graph()
         inputs = {source: graph.placeholder(source.name) for source in self.sources}
         total: fx.Node | None = None
@@ -62,8 +65,8 @@ class Place:
             if id(group) in self.path_of:
                 root.add_module(f"part{number}", fused.get_submodule(self.path_of[id(group)]))
                 value = graph.call_module(f"part{number}", (value,))
-            elif group.of_source != 1:
-                value = graph.call_function(operator.mul, (value, group.of_source))
+            elif group.of_source is not None and factor(group.of_source) != 1:
+                value = graph.call_function(operator.mul, (value, factor(group.of_source)))
             total = value if total is None else graph.call_function(operator.add, (total, value))
         graph.output(total)
         return fx.GraphModule(root, graph)

@@ -1,4 +1,4 @@
-"""What a proof found, as plain data."""
+"""What a proof found, as plain data. No torch here."""
 
 from __future__ import annotations
 
@@ -6,20 +6,92 @@ from dataclasses import dataclass
 from typing import Any
 
 from repfuse.jsonready import json_ready
-from repfuse.verifying.results import Comparison
+from repfuse.verifying.results import Comparison, Level
+
+
+@dataclass(frozen=True)
+class WeightProof:
+    """A stored tensor against the one computed in float64 from the original's and rounded once to its dtype.
+
+    ``wrong`` elements are not equal to that; ``spacings`` is the largest difference in units in the last place, from
+    the number in float64: at most a half where all are equal.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    wrong: int
+    spacings: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every element is equal to the rounding of the last bit."""
+        return not self.wrong
+
+    @property
+    def reason(self) -> str:
+        """One sentence: what differs."""
+        return (
+            f"{self.name}: {self.wrong} of the stored numbers are not those that were computed, rounded once "
+            f"({self.spacings:.2g} units in the last place)."
+        )
+
+
+@dataclass(frozen=True)
+class SiteDrift:
+    """A site in its stored dtype against the original in float64, on the input that comes closest to its bound.
+
+    ``own`` is the error of the original's operations, ``fused`` that of the fused convolution; ``bound`` the a-priori
+    bound of the arithmetic (see ``repfuse.proof.bounds``) as a level. ``of_bound`` is the largest quotient of an
+    element's error and its own bound.
+    """
+
+    trial: str
+    dtype: str
+    own: Level
+    fused: Level
+    bound: Level
+    of_bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every element is within its bound."""
+        return self.of_bound <= 1
 
 
 @dataclass(frozen=True)
 class SiteProof:
-    """One site against the operations that it replaces, in float64, on small inputs of several sizes."""
+    """One site against the operations that it replaces, on small inputs of several sizes.
+
+    ``comparison`` is the proof: both in float64, with weights that are not rounded yet. ``weights`` compares those with
+    what is stored. ``drift`` is None where the stored dtype is float64, or does not run here.
+    """
 
     path: str
     comparison: Comparison
+    weights: tuple[WeightProof, ...] = ()
+    drift: SiteDrift | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the site computes what it replaces."""
-        return self.comparison.passed
+        """Whether the site computes what it replaces, its stored weights are right, and its drift is explained."""
+        right = self.comparison.passed and all(weight.passed for weight in self.weights)
+        return right and (self.drift is None or self.drift.passed)
+
+    @property
+    def reason(self) -> str:
+        """One sentence: what decided."""
+        if not self.comparison.passed:
+            return f"{self.path}: {self.comparison.reason}"
+        for weight in self.weights:
+            if not weight.passed:
+                return weight.reason
+        if self.drift and not self.drift.passed:
+            return (
+                f"{self.path}: in {self.drift.dtype}, on {self.drift.trial}, an element is off by "
+                f"{self.drift.of_bound:.1e} times what the arithmetic can explain."
+            )
+        return f"{self.path}: {self.comparison.reason}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data, without the trials."""
@@ -28,18 +100,26 @@ class SiteProof:
             "path": self.path,
             "passed": self.passed,
             "error": comparison.error,
+            "tolerance": comparison.tolerance,
+            "reason": self.reason,
             "trials": len(comparison.compared),
+            "weights": self.weights,
+            "drift": self.drift,
         }
         return dict(json_ready(facts))
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Every site, the whole network, and the names of what would be written and is not what was proven, rounded."""
+    """Every site, the whole network, and the names of what would be written and is not what was proven, rounded.
+
+    ``informative`` is False where the network's outputs are 0 or not finite on every input: then only the sites tell.
+    """
 
     sites: tuple[SiteProof, ...]
     network: Comparison
     unproven: tuple[str, ...]
+    informative: bool = True
 
     @property
     def passed(self) -> bool:
@@ -47,23 +127,33 @@ class Proof:
         return self.network.passed and not self.unproven and all(site.passed for site in self.sites)
 
     @property
+    def first(self) -> SiteProof | None:
+        """The first site that fails."""
+        return next((site for site in self.sites if not site.passed), None)
+
+    @property
     def error(self) -> float | None:
-        """The largest relative error of the network and of any site."""
+        """The largest relative error in float64 of the network and of any site."""
         errors = [part.error for part in (self.network, *(site.comparison for site in self.sites))]
         return max((error for error in errors if error is not None), default=None)
 
     @property
     def reason(self) -> str:
         """One sentence: what decided."""
-        for site in self.sites:
-            if not site.passed:
-                return f"{site.path}: {site.comparison.reason}"
+        if self.first:
+            return self.first.reason
         if self.unproven:
             return f"What would be written is not what was proven: {', '.join(self.unproven[:3])}."
         return self.network.reason
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        facts = {"passed": self.passed, "error": self.error, "reason": self.reason, "unproven": self.unproven}
+        facts = {
+            "passed": self.passed,
+            "error": self.error,
+            "reason": self.reason,
+            "unproven": self.unproven,
+            "informative": self.informative,
+        }
         sites = [site.to_dict() for site in self.sites]
         return dict(json_ready(facts)) | {"sites": sites, "network": self.network.to_dict()}

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from torch import nn
 
 from repfuse.errors import RepfuseError
-from repfuse.verifying.copies import Outcome, copy_with, in_float64, run_float64
+from repfuse.verifying.copies import Outcome, in_float64, run_float64
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.measure import mismatch, output_error
 from repfuse.verifying.results import Comparison, TrialComparison
+from repfuse.verifying.widening import Change
 
 GUARD = "AssertionError: Guard failed: "
 """How the error of an exported program begins whose input is outside of what it was made for."""
@@ -31,7 +32,7 @@ def compare(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], tole
 
 def reference(original: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
     """Return the original's outcomes in float64. Raises RepfuseError where it cannot run the first trial."""
-    outcomes = outcomes_in_float64(original, trials)
+    outcomes = run_float64(original, trials)
     if outcomes[0].error:
         shapes = ", ".join("x".join(map(str, shape)) for shape in trials[0].shapes)
         raise RepfuseError(
@@ -43,15 +44,15 @@ def reference(original: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
     return outcomes
 
 
-def outcomes_in_float64(network: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
-    """Run a float64 copy of the network on the trials."""
-    return run_float64(copy_with(network, in_float64), trials)
+def answers_in_float64(
+    fused: nn.Module, trials: Sequence[Trial], expected: Sequence[Outcome], change: Change = in_float64
+) -> list[Outcome]:
+    """Run the fused network in float64, its tensors as ``change`` says, on the trials that the original took.
 
-
-def answers_in_float64(fused: nn.Module, trials: Sequence[Trial], expected: Sequence[Outcome]) -> list[Outcome]:
-    """Run a float64 copy of the fused network on the trials that the original took; the others stay without outputs."""
+    The others stay without outputs.
+    """
     taken = [trial for trial, outcome in zip(trials, expected, strict=True) if not outcome.error]
-    answers = iter(outcomes_in_float64(fused, taken))
+    answers = iter(run_float64(fused, taken, change))
     return [Outcome({}, "the original does not take it") if outcome.error else next(answers) for outcome in expected]
 
 

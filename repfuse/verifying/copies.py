@@ -1,22 +1,22 @@
-"""Copies of a network in another precision, and runs that leave nothing behind.
+"""Runs of a network in another precision, that leave nothing behind.
 
-The network that is handed in is never called and never changed: some networks cache what they compute, and
-the copy carries that away with it.
+The network that is handed in is never called and never changed: some networks cache what they compute, and the copy
+that is called carries that away with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from repfuse.networks import device_of, placed, same_randomness, set_eval
-from repfuse.tracing.skeleton import Change, changed_copy
+from repfuse.networks import device_of, named_tensors, placed, same_randomness, set_eval
+from repfuse.tracing.skeleton import changed_copy
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.outputs import leaves
-from repfuse.verifying.widening import WIDE, Widening
+from repfuse.verifying.widening import WIDE, Change, Widening
 from repfuse.wording import described
 
 SEED = 0  # of networks that draw random numbers: both draw the same
@@ -67,15 +67,52 @@ def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, 
     return [call(network, placed(trial.inputs, device, cast)) for trial in trials]
 
 
-def run_float64(network: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
-    """Call a network that ``copy_with`` has widened to float64 on each trial, inputs widened too."""
-    device = device_of(network)
-    return [_call_widened(network, placed(trial.inputs, device, WIDE)) for trial in trials]
+def run_float64(
+    network: nn.Module,
+    trials: Iterable[Trial],
+    change: Change = in_float64,
+    watch: Callable[[nn.Module], None] = lambda _copy: None,
+) -> list[Outcome]:
+    """Call a copy of the network in float64 on each trial, inputs widened too; its tensors are as ``change`` says.
+
+    They are widened one layer at a time (see ``repfuse.verifying.widening``), so that the copy takes no more memory
+    than the network. Some networks do not stand that, and are widened as a whole: those that compare dtypes, on the
+    first trial, or cast their own tensors or write into them. ``watch`` is shown each copy before it is called. Raises
+    RepfuseError where the network cannot be copied.
+    """
+    trials = list(trials)
+    outcomes = _run_by_layer(network, trials, change, watch)
+    return _run_as_a_whole(network, trials, change, watch) if outcomes is None else outcomes
 
 
-def _call_widened(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
-    with Widening(inputs):
-        return call(network, inputs)
+def _run_by_layer(
+    network: nn.Module, trials: Sequence[Trial], change: Change, watch: Callable[[nn.Module], None]
+) -> list[Outcome] | None:
+    """Return the outcomes; None where the network has to be widened as a whole."""
+    copy = copy_with(network, as_stored)
+    watch(copy)
+    outcomes: list[Outcome] = []
+    for trial in trials:
+        stored = dict(named_tensors(copy))
+        inputs = placed(trial.inputs, device_of(copy), WIDE)
+        with Widening(inputs, stored.items(), change) as mode:
+            outcomes.append(call(copy, inputs))
+        if outcomes[0].error or mode.by_layer_is_wrong(named_tensors(copy)):
+            return None
+    return outcomes
+
+
+def _run_as_a_whole(
+    network: nn.Module, trials: Sequence[Trial], change: Change, watch: Callable[[nn.Module], None]
+) -> list[Outcome]:
+    copy = copy_with(network, change)
+    watch(copy)
+    outcomes = []
+    for trial in trials:
+        inputs = placed(trial.inputs, device_of(copy), WIDE)
+        with Widening(inputs, (), change):
+            outcomes.append(call(copy, inputs))
+    return outcomes
 
 
 @torch.no_grad()

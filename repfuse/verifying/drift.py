@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from repfuse.networks import between, main_dtype
-from repfuse.verifying.comparison import outcomes_in_float64, reference
-from repfuse.verifying.copies import Outcome, as_stored, copy_with, run
+from repfuse.verifying.comparison import reference
+from repfuse.verifying.copies import Outcome, as_stored, copy_with, run, run_float64
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.measure import level
 from repfuse.verifying.results import Drift, Level, OutputDrift
@@ -43,7 +43,7 @@ def drift(
     RepfuseError where the original cannot run the first trial in float64.
     """
     exact = reference(original, trials) if expected is None else expected
-    found = outcomes_in_float64(fused, trials)
+    found = run_float64(fused, trials)
     effect = rounding_on(fused, trials, found, unchanged(fused, original))
     return drift_from(original, fused, trials, exact, effect)
 

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from repfuse.errors import RepfuseError
-from repfuse.verifying.copies import Outcome, copy_with, in_float64, run_float64
+from repfuse.verifying.copies import Outcome, in_float64, run_float64
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.measure import level
 from repfuse.verifying.outputs import leaves
 from repfuse.verifying.results import FirstDifference, Level
 from repfuse.verifying.rounding import allowed, rounding, unchanged
+from repfuse.verifying.widening import Change
 
 KEPT = 1 << 16  # elements kept of each module's output, drawn at random: a thousand modules' outputs stay in memory
 
@@ -51,17 +52,17 @@ def first_difference(original: nn.Module, fused: nn.Module, trial: Trial) -> Fir
     return FirstDifference(path, last, trial.label, errors[wrong], limits[wrong])
 
 
-def _recorded(network: nn.Module, trial: Trial) -> Record:
-    return _record(copy_with(network, in_float64), trial)
-
-
-def _record(network: nn.Module, trial: Trial) -> Record:
-    """Run a copy, which keeps the hooks that watch it."""
+def _recorded(network: nn.Module, trial: Trial, change: Change = in_float64) -> Record:
     record = Record()
-    for path, module in network.named_modules():
-        if path:
-            _watch(module, path, record)
-    run_float64(network, [trial])
+
+    def watch(copy: nn.Module) -> None:
+        record.outputs.clear()
+        record.readers.clear()
+        for path, module in copy.named_modules():
+            if path:
+                _watch(module, path, record)
+
+    run_float64(network, [trial], change, watch)
     return record
 
 
@@ -94,8 +95,8 @@ def _kept(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _limits(original: nn.Module, before: Record, fused: nn.Module, after: Record, trial: Trial) -> dict[str, Level]:
-    def run(copy: nn.Module) -> list[Outcome]:
-        return [Outcome(_record(copy, trial).outputs)]
+    def run(network: nn.Module, change: Change) -> list[Outcome]:
+        return [Outcome(_recorded(network, trial, change).outputs)]
 
     first = rounding(original, run, [Outcome(before.outputs)], unchanged(original, fused))
     second = rounding(fused, run, [Outcome(after.outputs)], unchanged(fused, original))

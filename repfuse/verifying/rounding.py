@@ -21,17 +21,18 @@ from __future__ import annotations
 
 import math
 import statistics
+import zlib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from repfuse.networks import dense, named_tensors
-from repfuse.tracing.skeleton import Change
-from repfuse.verifying.copies import Outcome, copy_with, run_float64, widened
+from repfuse.verifying.copies import Outcome, in_float64, run_float64, widened
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.measure import level
 from repfuse.verifying.results import Level
+from repfuse.verifying.widening import Change
 
 SAMPLES = 4
 SAFETY = 6.0
@@ -41,7 +42,7 @@ FLOAT64_NOISE = 1e-12
 # Small enough that its effect is proportional, 2^-33 of each number; large enough for float64 to hold it.
 DRAWN = 2.0**20
 
-Run = Callable[[nn.Module], list[Outcome]]
+Run = Callable[[nn.Module, Change], list[Outcome]]
 Levels = dict[tuple[int, str], Level]  # by position of the trial and name of the output
 
 
@@ -57,29 +58,31 @@ def unchanged(a: nn.Module, b: nn.Module) -> frozenset[str]:
 def rounding(network: nn.Module, run: Run, outcomes: Sequence[Outcome], exact: frozenset[str]) -> Levels:
     """Return, per trial and output, the rms change that one rounding of each stored number makes.
 
-    ``run`` runs a float64 copy on all trials; ``outcomes`` is what it gives for the network as it is. The
-    tensors named in ``exact`` are not rounded.
+    ``run`` runs it in float64 on all trials with its tensors changed; ``outcomes`` is what it gives for the network as
+    it is. The tensors named in ``exact`` are not rounded.
     """
     if all(name in exact for name, _ in named_tensors(network)):
         return {key: Level(0.0, 0.0) for key in _keys(outcomes)}
     return _effect(network, run, outcomes, lambda seed: rounded_once(seed, exact))
 
 
-def summation(network: nn.Module, run: Run, outcomes: Sequence[Outcome]) -> Levels:
+def summation(network: nn.Module, run: Run, outcomes: Sequence[Outcome], exact: Change = in_float64) -> Levels:
     """Return, per trial and output, the rms change that the order of summation makes in a network in float64.
+
+    ``exact`` gives its tensors in float64.
 
     A sum of n products rounds each partial sum, and two orders of summing differ by about sqrt(n) roundings of the
     result: as if each weight were off by that. Such errors are drawn, as many times larger as it takes for float64 to
     hold them, and their effect is divided by that.
     """
-    drawn = _effect(network, run, outcomes, summed_anew)
+    drawn = _effect(network, run, outcomes, lambda seed: summed_anew(seed, exact))
     return {key: Level(effect.rms / DRAWN, effect.max / DRAWN) for key, effect in drawn.items()}
 
 
 def _effect(network: nn.Module, run: Run, outcomes: Sequence[Outcome], change: Callable[[int], Change]) -> Levels:
     samples = []
     for seed in range(SAMPLES):
-        changed = run(copy_with(network, change(seed)))
+        changed = run(network, change(seed))
         samples.append({key: _change(outcomes, changed, key) for key in _keys(outcomes)})
     return {key: _rms([sample[key] for sample in samples]) for key in _keys(outcomes)}
 
@@ -93,11 +96,14 @@ def rounding_on(
     """
     yardsticks = [position for position, trial in enumerate(trials) if trial.yardstick] or [0]
     chosen = [trials[position] for position in yardsticks]
-    found = rounding(
-        network, lambda copy: run_float64(copy, chosen), [outcomes[position] for position in yardsticks], exact
-    )
+    found = rounding(network, on(chosen), [outcomes[position] for position in yardsticks], exact)
     measured = {(yardsticks[position], name): value for (position, name), value in found.items()}
     return {key: measured.get(key) or _largest(measured, key[1]) for key in _keys(outcomes)}
+
+
+def on(trials: Sequence[Trial]) -> Run:
+    """Return what runs a network in float64, its tensors changed, on these trials."""
+    return lambda network, change: run_float64(network, trials, change)
 
 
 def rounded_once(seed: int, exact: frozenset[str]) -> Change:
@@ -105,33 +111,37 @@ def rounded_once(seed: int, exact: frozenset[str]) -> Change:
 
     Tensors named in ``exact``, sparse ones, and those that are not floating, are only widened.
     """
-    generator = torch.Generator().manual_seed(seed)
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point():
             return tensor.clone()
         if name in exact or tensor.layout is not torch.strided:
             return widened(tensor)
-        return half_spacing(tensor).mul_(_uniform(tensor, generator)).add_(tensor)
+        return half_spacing(tensor).mul_(_uniform(name, tensor, seed)).add_(tensor)
 
     return change
 
 
-def summed_anew(seed: int) -> Change:
-    """Return a change that moves each number of a weight of n terms by a random part of DRAWN sqrt(n) half spacings."""
-    generator = torch.Generator().manual_seed(seed)
+def summed_anew(seed: int, exact: Change) -> Change:
+    """Return a change that moves each number of a weight of n terms by a random part of DRAWN sqrt(n) half spacings.
 
-    def change(_name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor.clone()
-        terms = tensor[0].numel() if tensor.dim() > 1 else 1
-        moved = half_spacing(tensor).mul_(DRAWN * math.sqrt(terms))
-        return moved.mul_(_uniform(tensor, generator)).add_(tensor)
+    ``exact`` gives the tensors in float64, whose spacings these are.
+    """
+
+    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        wide = exact(name, tensor)
+        if not wide.is_floating_point() or wide.layout is not torch.strided:
+            return wide
+        terms = wide[0].numel() if wide.dim() > 1 else 1
+        moved = half_spacing(wide).mul_(DRAWN * math.sqrt(terms))
+        return moved.mul_(_uniform(name, wide, seed)).add_(wide)
 
     return change
 
 
-def _uniform(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _uniform(name: str, like: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return random numbers in [-1, 1), the same for a tensor whenever it is read."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
     return torch.rand(like.shape, generator=generator).mul_(2).sub_(1).to(like.device)
 
 

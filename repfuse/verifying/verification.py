@@ -14,8 +14,7 @@ from repfuse.networks import main_dtype
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
 from repfuse.verifying.agreement import Data, agreement, data_trial
-from repfuse.verifying.comparison import outcomes_in_float64
-from repfuse.verifying.copies import as_stored, copy_with, run
+from repfuse.verifying.copies import as_stored, copy_with, run, run_float64
 from repfuse.verifying.evidence import Evidence, gather
 from repfuse.verifying.inputs import Shape, Trial, input_variants, rounded_through, shaped
 from repfuse.verifying.locate import first_difference
@@ -83,9 +82,9 @@ def _confirm(
 ) -> tuple[Verdict, str]:
     """Look for another cause of a difference than the fused network's algebra."""
     row = evidence.table[0]
-    if row.mismatch and outcomes_in_float64(fused, [first])[0].error and _runs_as_stored(fused, first):
+    if row.mismatch and run_float64(fused, [first])[0].error and _runs_as_stored(fused, first):
         return "could-not-tell", f"In float64, on {row.label}, {row.mismatch}; as it is stored, it does."
-    again = outcomes_in_float64(original, evidence.trials)
+    again = run_float64(original, evidence.trials)
     for (position, name), limit in evidence.limits.items():
         before, after = evidence.outcomes[position].outputs[name], again[position].outputs.get(name)
         if after is None or after.shape != before.shape or level(before, after).exceeds(limit):

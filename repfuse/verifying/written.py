@@ -16,8 +16,8 @@ from torch import nn
 
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.networks import main_dtype
-from repfuse.verifying.comparison import outcomes_in_float64, reference
-from repfuse.verifying.copies import Outcome, call
+from repfuse.verifying.comparison import reference
+from repfuse.verifying.copies import Outcome, call, run_float64
 from repfuse.verifying.drift import drift_of
 from repfuse.verifying.inputs import Trial, input_variants
 from repfuse.verifying.results import Drift, Verified
@@ -69,7 +69,7 @@ class _Found:
 
 def _drift(networks: Networks, trials: Sequence[Trial], outcomes: tuple[list[Outcome], list[Outcome]]) -> Drift:
     original, fused = networks
-    effect = rounding_on(fused, trials, outcomes_in_float64(fused, trials), unchanged(fused, original))
+    effect = rounding_on(fused, trials, run_float64(fused, trials), unchanged(fused, original))
     return drift_of(original, trials, outcomes, effect, alike=main_dtype(original) == main_dtype(fused))
 
 

@@ -1,0 +1,69 @@
+"""How far a fused convolution in its stored dtype may be from itself in exact arithmetic: an a-priori bound.
+
+A sum of n products in arithmetic of unit roundoff u, in whatever order, is computed with an error of at most
+``g(n) sum |w_i| |x_i|``, with ``g(n) = n u / (1 - n u)`` (Higham, Accuracy and Stability of Numerical Algorithms,
+2nd ed., sections 3.1 and 4.2). A stored weight is off by at most half a spacing e of its dtype, and the result is
+rounded once more. So, element by element,
+
+    |y' - y| <= (e + k (|W| + e)) * |x|,    k = (1 + g(n)) (1 + u) - 1.
+
+This is a convolution itself: of |x|, with the weights ``e + k (|W| + e)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from repfuse.networks import named_tensors
+from repfuse.proof.exact import convolution_at
+from repfuse.proof.places import Place
+from repfuse.verifying.copies import run_float64
+from repfuse.verifying.inputs import Trial
+from repfuse.verifying.rounding import half_spacing
+
+TF32 = 2.0**-11
+"""Unit roundoff of the factors of a product, where the device rounds float32 to TF32 for it."""
+
+
+def bounds(place: Place, fused: nn.Module, trials: Iterable[Trial], dtype: torch.dtype) -> list[torch.Tensor | None]:
+    """Return, per trial, the largest error of each output element; None for a trial that does not run."""
+    growth = _growth(place, fused, dtype)
+
+    def bounding(_name: str, tensor: torch.Tensor) -> torch.Tensor:
+        half = half_spacing(tensor)
+        return tensor.double().abs().add_(half).mul_(growth).add_(half)
+
+    bounded = place.after(fused, lambda factor: growth * abs(factor))
+    magnitudes = [Trial(trial.label, tuple(x.abs() for x in trial.inputs)) for trial in trials]
+    outcomes = run_float64(bounded, magnitudes, bounding)
+    return [None if outcome.error else outcome.outputs["out"] + _least(dtype) for outcome in outcomes]
+
+
+def _growth(place: Place, fused: nn.Module, dtype: torch.dtype) -> float:
+    """Return k: PyTorch sums products of half precision in float32."""
+    unit = torch.finfo(dtype).eps / 2
+    summing = min(unit, torch.finfo(torch.float32).eps / 2)
+    terms = sum(_terms(convolution_at(fused, path)) for path in place.path_of.values()) + 2 * len(place.region.groups)
+    grown = (1 + terms * summing / (1 - terms * summing)) * (1 + unit)
+    return grown * (1 + _of_factors(place.module, dtype)) ** 2 - 1
+
+
+def _terms(convolution: nn.Module) -> int:
+    """Return how many products a sum has at most, the bias counted."""
+    weight, bias = convolution.weight, convolution.bias
+    assert isinstance(weight, torch.Tensor) and isinstance(bias, torch.Tensor)
+    return weight.numel() // max(1, len(bias)) + 1
+
+
+def _of_factors(module: nn.Module, dtype: torch.dtype) -> float:
+    on_cuda = any(tensor.is_cuda for _, tensor in named_tensors(module))
+    allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    return TF32 if on_cuda and dtype is torch.float32 and allowed else 0.0
+
+
+def _least(dtype: torch.dtype) -> float:
+    """Return half the spacing of the smallest numbers, which no relative bound covers."""
+    return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2
