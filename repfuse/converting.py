@@ -13,6 +13,8 @@ from repfuse.planning.cost import Policy
 from repfuse.plans import Plan
 from repfuse.progress import Progress
 from repfuse.proof import Proof, prove
+from repfuse.proof.opinions import SecondOpinion
+from repfuse.proof.second_opinion import second_opinion
 from repfuse.rewriting import rewrite
 from repfuse.verifying import Drift, drift, input_variants
 from repfuse.verifying.comparison import reference
@@ -21,7 +23,7 @@ from repfuse.verifying.comparison import reference
 @dataclass(frozen=True)
 class Conversion:
     """A fused module with the plan that made it and what was measured of it; ``proof`` and ``drift`` are None where
-    nothing was fused.
+    nothing was fused, ``probe`` also where it was not asked for.
     """
 
     checkpoint: Checkpoint
@@ -29,18 +31,20 @@ class Conversion:
     module: nn.Module
     proof: Proof | None
     drift: Drift | None
+    probe: SecondOpinion | None = None
 
     @property
     def passed(self) -> bool:
         """Whether the result may be written: proven in float64, and no further off in its own dtype than arithmetic
-        allows.
+        allows; where it was probed, by that, too.
 
         A drift that this machine cannot measure (half precision that a CPU does not compute) does not fail a proven
         result.
         """
         if self.proof is None or self.drift is None:
             return True
-        return self.proof.passed and (self.drift.passed or not self.drift.measured)
+        probed = self.probe is None or self.probe.passed
+        return self.proof.passed and probed and (self.drift.passed or not self.drift.measured)
 
 
 def convert(
@@ -51,11 +55,13 @@ def convert(
     plan: Plan | None = None,
     include: str | Collection[str] = (),
     exclude: str | Collection[str] = (),
+    probe: bool = False,
 ) -> Conversion:
     """Plan by ``policy`` (by cost, where none is given), rewrite and prove a checkpoint.
 
     Instead of a policy there may be a ``plan``: exactly its sites are rewritten. ``include`` and ``exclude`` are globs
-    that narrow either, see Plan.select. ``progress`` is told the stage and the fraction of the work that is done.
+    that narrow either, see Plan.select. ``probe`` asks for a second opinion on every site, see ``repfuse.probing``.
+    ``progress`` is told the stage and the fraction of the work that is done.
 
     Raises RepfuseError where the model cannot be traced, copied or run, or where the plan or a glob does not fit it.
     """
@@ -74,5 +80,9 @@ def convert(
     proof = prove(original, found, fused, trials, expected, progress=lambda done: progress("proving", 0.3 + 0.4 * done))
     progress("measuring the drift", 0.7)
     measured = drift(original, fused, trials, expected)
+    opinion = None
+    if probe:
+        progress("probing", 0.8)
+        opinion = second_opinion(original, found, fused, lambda done: progress("probing", 0.8 + 0.2 * done))
     progress("done", 1.0)
-    return Conversion(checkpoint, found, fused, proof, measured)
+    return Conversion(checkpoint, found, fused, proof, measured, opinion)

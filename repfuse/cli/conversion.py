@@ -33,7 +33,8 @@ TIMING_SECONDS = 1.0
 class Job:
     """What to convert and where to; ``loading`` is for repfuse.load. ``out`` is None in a dry run.
 
-    ``keep_metadata`` says whether the rest of a training checkpoint is written too.
+    ``keep_metadata`` says whether the rest of a training checkpoint is written too, ``probe`` whether a second opinion
+    on every site is asked for.
     """
 
     source: Path
@@ -43,6 +44,7 @@ class Job:
     format: str | None
     force: bool
     keep_metadata: bool = True
+    probe: bool = False
 
 
 def run(job: Job, progress: Progress) -> Report:
@@ -52,7 +54,7 @@ def run(job: Job, progress: Progress) -> Report:
     if job.out is None:
         return _planned(checkpoint, job.wanted)
     format_for(job.out, job.format, checkpoint.format)  # to say what cannot be written before the work is done
-    report, module = _proven(checkpoint, job.wanted, progress)
+    report, module = _proven(checkpoint, job, progress)
     if report.status == "failed" or (report.status == "nothing-to-fuse" and not job.force):
         return report
     progress("timing", 0.7)
@@ -89,15 +91,19 @@ def _planned(checkpoint: Checkpoint, wanted: Wanted) -> Report:
     return _report(status, checkpoint, found, wanted, time.perf_counter() - started)
 
 
-def _proven(checkpoint: Checkpoint, wanted: Wanted, progress: Progress) -> tuple[Report, nn.Module]:
+def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Report, nn.Module]:
     started = time.perf_counter()
     conversion = convert(
-        checkpoint, progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction), **vars(wanted.choice)
+        checkpoint,
+        progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),
+        probe=job.probe,
+        **vars(job.wanted.choice),
     )
     status: Status = "failed" if not conversion.passed else "converted" if conversion.plan.sites else "nothing-to-fuse"
-    report = _report(status, checkpoint, conversion.plan, wanted, time.perf_counter() - started)
+    report = _report(status, checkpoint, conversion.plan, job.wanted, time.perf_counter() - started)
     notes = (*report.notes, *class_notes(checkpoint.module, conversion.module))
-    return replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes), conversion.module
+    report = replace(report, proof=conversion.proof, drift=conversion.drift, probe=conversion.probe, notes=notes)
+    return report, conversion.module
 
 
 def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:

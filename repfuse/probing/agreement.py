@@ -22,8 +22,8 @@ QUIET = 100
 def disagreement(box: Box, kernels: Sequence[Kernel], probes: Probes) -> float:
     """Return the largest difference between the block's answers and the sum of the kernels', relative to its channel.
 
-    That is, to the sum of the magnitudes of all products and biases in the channel. What a weight may be off because it
-    is stored in a narrower dtype is taken off first. Raises Refused where the sizes differ.
+    That is, to the sum of the magnitudes of all products and biases in the channel. Raises Refused where the sizes
+    differ.
     """
     per_probe = _numbers_per_probe(kernels, probes.size)
     step = max(1, NUMBERS // per_probe)
@@ -39,13 +39,8 @@ def _numbers_per_probe(kernels: Sequence[Kernel], size: Sequence[int]) -> int:
 
 def _largest(seen: Tensor, kernels: Sequence[Kernel], probes: Probes) -> float:
     expected = _answers(kernels, probes, seen)
-    sizes = probes.absolute()
-    absolute = _answers([kernel.absolute() for kernel in kernels], sizes, seen)
-    roundings = [rounding for kernel in kernels if (rounding := kernel.rounding()) is not None]
-    off = (seen - expected).abs()
-    if roundings:
-        off = (off - _answers(roundings, sizes, seen)).clamp_min(0)
-    return _relative(off, absolute)
+    absolute = _answers([kernel.absolute() for kernel in kernels], probes.absolute(), seen)
+    return _relative((seen - expected).abs(), absolute)
 
 
 def _answers(kernels: Sequence[Kernel], probes: Probes, seen: Tensor) -> Tensor:
@@ -64,7 +59,7 @@ def _relative(off: Tensor, absolute: Tensor) -> float:
     size = torch.maximum(size, size.amax(1, keepdim=True) / QUIET)
     worst = off.flatten(2).amax(2) if off.dim() > 2 else off
     relative = torch.where(worst == 0, 0.0, worst / size)
-    return float(relative.nan_to_num(nan=math.inf).max())
+    return float(relative.nan_to_num(math.inf, math.inf).max())
 
 
 def _shape(x: Tensor) -> str:

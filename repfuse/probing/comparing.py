@@ -33,11 +33,9 @@ class Opinion:
     sizes: tuple[Size, ...]
 
     @property
-    def method(self) -> str:
-        """How the channels were told apart."""
-        if self.channels == self.of:
-            return "exhaustive"
-        return f"sketched, {DRAWS} draws, and {self.channels} of {self.of} channels alone"
+    def exhaustive(self) -> bool:
+        """Whether every channel was probed by itself."""
+        return self.channels == self.of
 
 
 def compare(box: Box, kernels: Sequence[Kernel], sizes: Sequence[Size]) -> Opinion:

@@ -7,6 +7,7 @@ from 1e-6 to 1e12; a block that does something else for other inputs than these 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -116,10 +117,10 @@ def _dense(generator: torch.Generator, box: Box, size: tuple[int, ...]) -> Tenso
 def _difference(one: Tensor, other: Tensor) -> float:
     """Return the largest difference, sample by sample, relative to the sample's largest number."""
     if one.shape != other.shape:
-        return float("inf")
+        return math.inf
     size = one.abs().flatten(1).amax(1)
     off = (one - other).abs().flatten(1).amax(1)
-    return float(torch.where(off == 0, 0.0, off / size).nan_to_num(nan=float("inf")).max())
+    return float(torch.where(off == 0, 0.0, off / size).nan_to_num(math.inf, math.inf).max())
 
 
 def _superposed(box: Box, generator: torch.Generator, size: tuple[int, ...]) -> float:
@@ -130,7 +131,7 @@ def _superposed(box: Box, generator: torch.Generator, size: tuple[int, ...]) -> 
     answers = [box(x + y), box(x), box(y), box(box.zeros(size)).expand(len(x), *[-1] * (x.dim() - 1))]
     off = (answers[0] - answers[1] - answers[2] + answers[3]).abs().flatten(1).amax(1)
     largest = torch.stack([answer.abs().flatten(1).amax(1) for answer in answers]).amax(0)
-    return float(torch.where(off == 0, 0.0, off / largest).nan_to_num(nan=float("inf")).max())
+    return float(torch.where(off == 0, 0.0, off / largest).nan_to_num(math.inf, math.inf).max())
 
 
 def _scaled(box: Box, x: Tensor) -> float:
@@ -142,7 +143,7 @@ def _scaled(box: Box, x: Tensor) -> float:
         off = ((scaled - zero) - factor * (plain - zero)).abs().flatten(1).amax(1)
         size = torch.stack([scaled.abs(), (factor * plain).abs(), zero.abs().expand_as(plain)]).amax(0)
         found.append(torch.where(off == 0, 0.0, off / size.flatten(1).amax(1)))
-    return float(torch.stack(found).nan_to_num(nan=float("inf")).max())
+    return float(torch.stack(found).nan_to_num(math.inf, math.inf).max())
 
 
 def _whole(box: Box, kernel: Kernel, generator: torch.Generator, size: tuple[int, ...]) -> float:

@@ -15,18 +15,12 @@ from repfuse.probing.probes import Probes
 
 @dataclass(frozen=True)
 class Kernel:
-    """``weight`` is ``[out, in / groups, *taps]`` and ``bias`` ``[out]``, in float64; ``axes`` say where the taps lie.
-
-    ``half_spacing`` is how far each weight may be off because it is stored in a narrower dtype, and
-    ``half_spacing_of_bias`` how far each bias; None for float64.
-    """
+    """``weight`` is ``[out, in / groups, *taps]``, ``bias`` ``[out]``, in float64; ``axes`` say where the taps lie."""
 
     weight: Tensor
     bias: Tensor
     axes: tuple[Axis, ...]
     groups: int = 1
-    half_spacing: Tensor | None = None
-    half_spacing_of_bias: Tensor | None = None
 
     @property
     def in_channels(self) -> int:
@@ -67,9 +61,3 @@ class Kernel:
     def absolute(self) -> Kernel:
         """Return the kernel of the magnitudes: its answer bounds what rounding is relative to."""
         return replace(self, weight=self.weight.abs(), bias=self.bias.abs())
-
-    def rounding(self) -> Kernel | None:
-        """Return the kernel of the half spacings; None where nothing was rounded."""
-        if self.half_spacing is None or self.half_spacing_of_bias is None:
-            return None
-        return replace(self, weight=self.half_spacing, bias=self.half_spacing_of_bias)

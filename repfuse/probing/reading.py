@@ -32,12 +32,10 @@ def kernel_of(module: nn.Module, ndim: int) -> Kernel:
     pads = _pads(before, ndim)
     if isinstance(layer, nn.Linear) and _is_stock(layer, nn.Linear):
         return _kernel(layer, layer.weight.reshape(*layer.weight.shape, *[1] * ndim), (Window(1),) * ndim, 1)
-    for kind in _CONVOLUTIONS:
-        if isinstance(layer, kind) and _is_stock(layer, kind):
-            return _kernel(layer, layer.weight, tuple(_windows(layer, pads)), layer.groups)
-    for kind in _TRANSPOSED:
-        if isinstance(layer, kind) and _is_stock(layer, kind) and not before:
-            return _kernel(layer, _outputs_first(layer), tuple(_spreads(layer)), layer.groups)
+    if isinstance(layer, _CONVOLUTIONS) and any(_is_stock(layer, kind) for kind in _CONVOLUTIONS):
+        return _kernel(layer, layer.weight, tuple(_windows(layer, pads)), layer.groups)
+    if isinstance(layer, _TRANSPOSED) and any(_is_stock(layer, kind) for kind in _TRANSPOSED) and not before:
+        return _kernel(layer, _outputs_first(layer), tuple(_spreads(layer)), layer.groups)
     raise Refused(f"{type(module).__name__} is no layer that can be read")
 
 
@@ -50,22 +48,14 @@ def scaling(factor: float, channels: int, ndim: int) -> Kernel:
 def _is_stock(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a class computes what ``kind`` does: a subclass may add to a forward what its settings do not say."""
     names = ("forward", "_conv_forward", "__call__")
-    return all(getattr(type(layer), name, None) is getattr(kind, name, None) for name in names)
+    own = type(layer)
+    return issubclass(own, kind) and all(getattr(own, name, None) is getattr(kind, name, None) for name in names)
 
 
 def _kernel(layer: Any, weight: Tensor, axes: tuple[Axis, ...], groups: int) -> Kernel:
     weight = weight.detach().cpu()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().cpu()
-    return Kernel(weight.double(), bias.double(), axes, groups, half_spacing(weight), half_spacing(bias))
-
-
-def half_spacing(weight: Tensor) -> Tensor | None:
-    """Return half the distance of each number to the next in its dtype, in float64; None where it is float64."""
-    if weight.dtype == torch.float64:
-        return None
-    info = torch.finfo(weight.dtype)
-    magnitude = weight.double().abs().clamp_min(info.tiny)
-    return torch.ldexp(torch.full_like(magnitude, info.eps / 4), torch.frexp(magnitude).exponent)
+    return Kernel(weight.double(), bias.double(), axes, groups)
 
 
 def _pads(modules: list[nn.Module], ndim: int) -> list[tuple[Pad, ...]]:

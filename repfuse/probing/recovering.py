@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,11 +153,9 @@ def _read(box: Box, axes: tuple[Axis, ...], bias: Tensor) -> Kernel:
     factor = _amplitude(box, size, bias)
     for position in grid([centre(axis, n) for axis, n in zip(axes, size, strict=True)]):
         probes = impulses(torch.eye(box.channels, dtype=torch.float64) * factor, size, [position])
-        pairs = [_seen(axis, n, place) for axis, n, place in zip(axes, size, position, strict=True)]
-        outputs, tap = (
-            (torch.meshgrid(*side, indexing="ij") for side in zip(*pairs, strict=True)) if pairs else ((), ())
-        )
-        weight[(..., *tap)] = (_linear(box, probes) / factor)[(..., *outputs)]
+        outputs, seen = _seen(axes, size, position)
+        answers = _linear(box, probes) / factor
+        weight[_channels_and(seen)] = answers[_channels_and(outputs)]
     if not bool(weight.isfinite().all()):
         raise Refused("its answers to impulses are not finite")
     return Kernel(weight.transpose(0, 1).contiguous(), bias, axes)
@@ -175,9 +174,23 @@ def _linear(box: Box, probes: Probes) -> Tensor:
     return box(probes.inputs()) - box(box.zeros(probes.size))
 
 
-def _seen(axis: Axis, size: int, place: int) -> tuple[Tensor, Tensor]:
-    """Return which outputs answer an impulse at ``place``, and through which taps."""
+Indices = tuple[Tensor, ...]
+
+
+def _channels_and(places: Indices) -> tuple[Any, ...]:
+    return slice(None), slice(None), *places
+
+
+def _seen(axes: Sequence[Axis], size: Sequence[int], position: Sequence[int]) -> tuple[Indices, Indices]:
+    """Return which outputs answer an impulse at ``position``, and through which taps."""
+    if not axes:
+        return (), ()
+    pairs = [(_table(axis, n) == p).nonzero(as_tuple=True) for axis, n, p in zip(axes, size, position, strict=True)]
+    outputs, taps = (tuple(torch.meshgrid(*of, indexing="ij")) for of in zip(*pairs, strict=True))
+    return outputs, taps
+
+
+def _table(axis: Axis, size: int) -> Tensor:
     table = axis.reads(size)
     assert table is not None
-    outputs, taps = (table == place).nonzero(as_tuple=True)
-    return outputs, taps
+    return table

@@ -7,6 +7,8 @@ from typing import Any
 
 from repfuse.jsonready import json_ready
 
+EXHAUSTIVE = "exhaustive"
+
 
 @dataclass(frozen=True)
 class SiteProbe:
@@ -26,6 +28,11 @@ class SiteProbe:
     def passed(self) -> bool:
         """Whether the kernel is that of the operations that it replaces."""
         return self.error is not None and not self.reason
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether every input channel was probed by itself."""
+        return self.method == EXHAUSTIVE
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""

@@ -1,13 +1,13 @@
 """A second opinion on each site, which shares no code with the algebra: see ``repfuse.probing``.
 
-The original's own operations are probed as a black box, and what they answer is held against the tensors and settings
-that stand in the fused modules.
+The original's own operations are probed as a black box in float64, and what they answer is held against the settings of
+the fused modules and their weights before rounding; the stored weights have to be these, rounded once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from repfuse.networks import device_of, same_randomness
 from repfuse.plans import Plan
 from repfuse.probing import Box, Kernel, Refused, kernel_of
-from repfuse.probing.comparing import Opinion, Size, compare, shows, sizes_for
+from repfuse.probing.comparing import DRAWS, Opinion, Size, compare, shows, sizes_for
 from repfuse.probing.reading import scaling
-from repfuse.proof.opinions import SecondOpinion, SiteProbe
+from repfuse.proof.exact import ExactWeights, Weight
+from repfuse.proof.opinions import EXHAUSTIVE, SecondOpinion, SiteProbe
 from repfuse.proof.places import Place, places
+from repfuse.proof.weights import compared_weights
 from repfuse.verifying.copies import copy_with, in_float64
 from repfuse.verifying.widening import Widening
 
@@ -33,46 +35,50 @@ def second_opinion(
 ) -> SecondOpinion:
     """Probe each site of ``plan`` in ``original`` and hold it against the modules of ``fused``.
 
-    Weights that are stored in a narrower dtype than float64 may be off by half their spacing. A place that cannot be
-    probed does not pass. ``progress`` is told the fraction that is done. Raises RepfuseError where the plan does not
-    fit.
+    A place that cannot be probed does not pass. ``progress`` is told the fraction that is done. Raises RepfuseError
+    where the plan does not fit.
     """
-    sites = []
+    found, sites = list(places(original, plan)), []
+    exact = ExactWeights(fused, found)
     with same_randomness(original):
-        for place in places(original, plan):
-            sites.append(_probed(place, fused))
-            progress(len(sites) / len(plan.sites))
+        for place in found:
+            sites.append(_probed(place, fused, exact))
+            progress(len(sites) / len(found))
     return SecondOpinion(tuple(sites))
 
 
-def _probed(place: Place, fused: nn.Module) -> SiteProbe:
+def _probed(place: Place, fused: nn.Module, exact: ExactWeights) -> SiteProbe:
     try:
-        opinions = list(_opinions(place, fused))
+        opinions = list(_opinions(place, fused, exact))
     except Refused as refused:
         return SiteProbe(place.path, None, "", (), f"It could not be probed: {refused}.")
     worst = max(opinions, key=lambda opinion: opinion.error)
     least = min(opinions, key=lambda opinion: opinion.channels / opinion.of)
     sizes = tuple(dict.fromkeys(size for opinion in opinions for size in opinion.sizes))
-    failed = f"Its kernel is not that of the original's operations: a relative error of {worst.error:.1e}."
-    return SiteProbe(place.path, worst.error, least.method, sizes, "" if worst.error <= TOLERANCE else failed)
+    return SiteProbe(place.path, worst.error, _method(least), sizes, _failure(worst, exact.at(place), fused))
 
 
-def _opinions(place: Place, fused: nn.Module) -> Iterator[Opinion]:
+def _method(opinion: Opinion) -> str:
+    if opinion.exhaustive:
+        return EXHAUSTIVE
+    return f"sketched, {DRAWS} draws, and {opinion.channels} of {opinion.of} channels exhaustively"
+
+
+def _failure(worst: Opinion, weights: Sequence[Weight], fused: nn.Module) -> str:
+    """Return why a site does not pass; "" where it does."""
+    if not worst.error <= TOLERANCE:
+        return f"Its kernel is not that of the original's operations: a relative error of {worst.error:.1e}."
+    return next((weight.reason for weight in compared_weights(weights, fused) if not weight.passed), "")
+
+
+def _opinions(place: Place, fused: nn.Module, exact: ExactWeights) -> Iterator[Opinion]:
     """Yield the opinion on each source, with the others at zero; their biases add up, so each is asked for all."""
     inputs = _Inputs(place)
-    kernels = [inputs.kernels(index, fused) for index in range(len(inputs.shapes))]
+    kernels = [inputs.kernels(index, fused, exact) for index in range(len(inputs.shapes))]
     for index, own in enumerate(kernels):
         others = [kernel for number, others in enumerate(kernels) if number != index for kernel in others]
-        constants = [constant for kernel in others for constant in _constants(kernel, own[0])]
-        yield _asked(inputs, index, [*own, *constants])
-
-
-def _constants(kernel: Kernel, like: Kernel) -> list[Kernel]:
-    """Return the bias of another source's kernel, as one of weight zero of this source."""
-    if not bool(kernel.bias.any()):
-        return []
-    nothing = torch.zeros_like(like.weight)
-    return [Kernel(nothing, kernel.bias, like.axes, like.groups, nothing, kernel.half_spacing_of_bias)]
+        bias = torch.stack([own[0].bias, *(kernel.bias for kernel in others)]).sum(0)
+        yield _asked(inputs, index, [replace(own[0], bias=bias), *own[1:]])
 
 
 def _asked(inputs: _Inputs, index: int, kernels: Sequence[Kernel]) -> Opinion:
@@ -104,7 +110,7 @@ class _Inputs:
         self.ndim = max(0, rank - 2) if self.last else region.groups[0].expression.geometry.ndim
         self.batched = rank == self.ndim + 2
 
-    def kernels(self, index: int, fused: nn.Module) -> list[Kernel]:
+    def kernels(self, index: int, fused: nn.Module, exact: ExactWeights) -> list[Kernel]:
         """Return what the fused network has in the place of the groups of one source."""
         place, found = self.place, []
         for group in place.region.groups:
@@ -112,7 +118,8 @@ class _Inputs:
                 continue
             path = place.path_of.get(id(group))
             if path is not None:
-                found.append(kernel_of(fused.get_submodule(path), self.ndim))
+                module = fused.get_submodule(path)
+                found.append(kernel_of(copy_with(module, exact.change(module)), self.ndim))
             elif group.of_source is not None:
                 found.append(scaling(group.of_source, self.channels(index), self.ndim))
             else:
@@ -148,7 +155,7 @@ class _Inputs:
         """Call the operations on inputs that are laid out as in the graph."""
         device = device_of(self.before)
         given = [(x.movedim(1, -1) if self.last else x).to(device) for x in inputs]
-        with Widening(tuple(given)):
+        with Widening(tuple(given), (), in_float64):
             if self.batched:
                 y: Tensor = self.before(*given)
             else:

@@ -17,6 +17,7 @@ from repfuse.report.tables import BAD, GOOD, UNSURE, facts, heading, notes
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
+    from repfuse.proof.opinions import SecondOpinion
     from repfuse.proof.results import Proof
     from repfuse.verifying.results import Drift, Verified
 
@@ -42,6 +43,7 @@ def convert_view(report: Report, report_path: str = "", plan_path: str = "") -> 
             ("chosen", chosen_line(report.chosen) if report.chosen else ""),
             ("plan", summary(report.plan)),
             ("proof", proof_line(report.proof) if report.proof else ""),
+            ("probe", probe_line(report.probe) if report.probe else ""),
             ("drift", drift_line(report.drift) if report.drift else ""),
             ("timing", timing_line(report.timing) if report.timing else ""),
             ("output", file_line(*_output(report)) if report.output else ""),
@@ -90,6 +92,16 @@ def proof_line(proof: Proof) -> str:
         f"{plural(len(proof.sites), 'site')} alone and the whole network on {plural(len(network.compared), 'input')}"
         f"{skipped}; the weights to be stored are the proven ones, rounded once"
     )
+
+
+def probe_line(probe: SecondOpinion) -> str:
+    """Return the second opinion: the largest error, and how the channels were told apart."""
+    if not probe.passed:
+        return f"FAILED: {probe.reason}"
+    whole = sum(site.exhaustive for site in probe.sites)
+    rest = len(probe.sites) - whole
+    how = f"{plural(whole, 'site')} exhaustively" + (f", {rest} by sketches" if rest else "")
+    return f"passed: read off impulses, {how}; relative error at most {error(probe.error)} in float64"
 
 
 def drift_line(drift: Drift) -> str:
