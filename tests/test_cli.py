@@ -132,7 +132,8 @@ def test_a_failed_check_writes_nothing_and_is_1(tmp_path: Path, monkeypatch: pyt
     def failing(*args: object, **options: object) -> object:
         done = real(*args, **options)  # type: ignore[arg-type]
         proof = SimpleNamespace(passed=False, reason="It is wrong.", error=1e-3, to_dict=lambda: {"passed": False})
-        return SimpleNamespace(plan=done.plan, module=done.module, proof=proof, drift=done.drift, passed=False)
+        kept = {"plan": done.plan, "module": done.module, "drift": done.drift, "probe": None}
+        return SimpleNamespace(**kept, proof=proof, passed=False)
 
     monkeypatch.setattr(conversion, "convert", failing)
     done = CliRunner().invoke(app, ["convert", str(MODULE), str(tmp_path / "out.pt")])

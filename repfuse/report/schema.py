@@ -75,10 +75,10 @@ class Report:
     """One conversion.
 
     ``status`` is ``planned`` where only a plan was asked for, ``failed`` where proof, drift or probe did not pass: then
-    nothing was written. ``seconds`` is the time from the loaded checkpoint to the proven result. ``probe`` is the second
-    opinion, None where it was not asked for. ``timing`` is short: `repfuse bench` measures properly. ``notes`` are what
-    the user must be told, ``health`` is what looks wrong in the weights that were read. ``chosen`` is None where nothing
-    was left out on demand.
+    nothing was written. ``seconds`` is the time from the loaded checkpoint to the proven result. ``probe`` is the
+    second opinion, None where it was not asked for. ``timing`` is short: `repfuse bench` measures properly. ``notes``
+    are what the user must be told, ``health`` is what looks wrong in the weights that were read. ``chosen`` is None
+    where nothing was left out on demand.
     """
 
     status: Status
