@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
+from repfuse.errors import RepfuseError
+from repfuse.globs import as_globs
 from repfuse.loading import Checkpoint
 from repfuse.planning.choosing import Choice, choose
 from repfuse.planning.cost import Policy
@@ -15,7 +18,10 @@ from repfuse.progress import Progress
 from repfuse.proof import Proof, prove
 from repfuse.proof.opinions import SecondOpinion
 from repfuse.proof.second_opinion import second_opinion
+from repfuse.proof.stand_ins import with_stand_ins
 from repfuse.rewriting import rewrite
+from repfuse.rewriting.opening import noted, open_up
+from repfuse.rewriting.stand_ins import Opened, opened
 from repfuse.verifying import Drift, drift, input_variants
 from repfuse.verifying.comparison import reference
 
@@ -60,7 +66,8 @@ def convert(
     """Plan by ``policy`` (by cost, where none is given), rewrite and prove a checkpoint.
 
     Instead of a policy there may be a ``plan``: exactly its sites are rewritten. ``include`` and ``exclude`` are globs
-    that narrow either, see Plan.select. ``probe`` asks for a second opinion on every site, see ``repfuse.probing``.
+    that narrow either, see Plan.select. ``probe`` asks for a second opinion on every site, see ``repfuse.probing``, and
+    also makes convolutions of modules that cannot be traced, where it finds that they are.
     ``progress`` is told the stage and the fraction of the work that is done.
 
     Raises RepfuseError where the model cannot be traced, copied or run, or where the plan or a glob does not fit it.
@@ -68,21 +75,42 @@ def convert(
     choice = Choice(policy, plan, include, exclude)
     original, example = checkpoint.module, checkpoint.example_inputs
     progress("planning", 0.0)
-    found = choose(original, example, choice)
-    if not found.sites:
+    model = _opened(original, example, choice) if probe else Opened(original)
+    found = _planned(model, example, choice)
+    if not found.rewrites:
         return Conversion(checkpoint, found, original, None, None)
     progress("rewriting", 0.1)
-    fused = rewrite(original, found)
+    fused = rewrite(model.module, found)
     progress("running the original in float64", 0.15)
     trials = input_variants(example)
     expected = reference(original, trials)
     progress("proving", 0.3)
-    proof = prove(original, found, fused, trials, expected, progress=lambda done: progress("proving", 0.3 + 0.4 * done))
+    told = expected if model.module is original else reference(model.module, trials)
+    proof = prove(model.module, found, fused, trials, told, progress=lambda done: progress("proving", 0.3 + 0.4 * done))
     progress("measuring the drift", 0.7)
     measured = drift(original, fused, trials, expected)
     opinion = None
     if probe:
         progress("probing", 0.8)
-        opinion = second_opinion(original, found, fused, lambda done: progress("probing", 0.8 + 0.2 * done))
+        opinion = second_opinion(model.module, found, fused, lambda done: progress("probing", 0.8 + 0.2 * done))
+        opinion = with_stand_ins(opinion, model, trials, expected)
     progress("done", 1.0)
     return Conversion(checkpoint, found, fused, proof, measured, opinion)
+
+
+def _opened(original: nn.Module, example: Sequence[Any], choice: Choice) -> Opened:
+    """Return the model with convolutions for modules that cannot be traced: the plan's, or all there are."""
+    if choice.plan is None:
+        return open_up(original, example, as_globs(choice.exclude))
+    return opened(original, choice.plan.probed)
+
+
+def _planned(model: Opened, example: Sequence[Any], choice: Choice) -> Plan:
+    """Plan the model. Raises RepfuseError where a plan has modules that only probing vouches for, and nobody asked."""
+    if choice.plan is not None and {one.path for one in choice.plan.probed} != {one.path for one in model.probed}:
+        raise RepfuseError(
+            f"The plan replaces {choice.plan.probed[0].path!r}, which cannot be traced.",
+            "Probing alone vouches for the convolution in its place, and you did not ask for that.",
+            "Say --probe (probe=True), or make the plan again.",
+        )
+    return noted(choose(model.module, example, choice), model)

@@ -200,7 +200,7 @@ RIGHT = evaluation.scale_and_shift
 
 def test_a_mistake_in_the_algebra_fails_the_conversion(monkeypatch, samples):
     monkeypatch.setattr(evaluation, "scale_and_shift", wrong_scale)
-    conversion = repfuse.convert(repfuse.load(samples / "notebook_block.pt"), probe=True)
+    conversion = repfuse.convert(repfuse.load(samples / "repvgg_digits.pt"), probe=True)
     assert not conversion.passed and not conversion.probe.passed
 
 

@@ -87,7 +87,7 @@ def _loaded(job: Job) -> Checkpoint:
 def _planned(checkpoint: Checkpoint, wanted: Wanted) -> Report:
     started = time.perf_counter()
     found = choose(checkpoint.module, checkpoint.example_inputs, wanted.choice)
-    status: Status = "planned" if found.sites else "nothing-to-fuse"
+    status: Status = "planned" if found.rewrites else "nothing-to-fuse"
     return _report(status, checkpoint, found, wanted, time.perf_counter() - started)
 
 
@@ -99,11 +99,18 @@ def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Repor
         probe=job.probe,
         **vars(job.wanted.choice),
     )
-    status: Status = "failed" if not conversion.passed else "converted" if conversion.plan.sites else "nothing-to-fuse"
+    done: Status = "converted" if conversion.plan.rewrites else "nothing-to-fuse"
+    status: Status = done if conversion.passed else "failed"
     report = _report(status, checkpoint, conversion.plan, job.wanted, time.perf_counter() - started)
-    notes = (*report.notes, *class_notes(checkpoint.module, conversion.module))
+    notes = (*report.notes, *_probed(conversion.plan), *class_notes(checkpoint.module, conversion.module))
     report = replace(report, proof=conversion.proof, drift=conversion.drift, probe=conversion.probe, notes=notes)
     return report, conversion.module
+
+
+def _probed(plan: Plan) -> list[str]:
+    """Say which modules became convolutions by their answers alone."""
+    vouched = "nobody has read its forward: its answers to impulses and other inputs are all that vouches for it"
+    return [f"{one.path} cannot be traced, and became a convolution by --probe; {vouched}" for one in plan.probed]
 
 
 def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
@@ -131,7 +138,7 @@ def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted,
 def _earlier(checkpoint: Checkpoint, found: Plan) -> list[str]:
     """Say what was fused before; where nothing is left, that there is nothing to do."""
     earlier = checkpoint.fused_already
-    return [earlier if found.sites else f"nothing to do: {earlier}"] if earlier else []
+    return [earlier if found.rewrites else f"nothing to do: {earlier}"] if earlier else []
 
 
 def _write(report: Report, path: Path) -> None:

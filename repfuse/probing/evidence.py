@@ -25,6 +25,7 @@ FAR = {1: 257, 2: 65, 3: 33}
 """A size beyond the one at which the reach was seen, by number of axes."""
 
 UNIT = 2.0**-53
+COARSE = 1e-6
 LAYERS = 64
 """A block of several layers rounds at each of them."""
 
@@ -65,6 +66,12 @@ def gather(box: Box, kernel: Kernel) -> Evidence:
             raise Refused(f"{_FAILED[name]} ({name}: {measured:.1e}, where rounding explains {check.allowed:.1e})")
         checks.append(check)
     return Evidence(tuple(checks), sizes, box.calls)
+
+
+def check_linear(box: Box, size: tuple[int, ...]) -> None:
+    """Raise Refused where one look shows that the block is not linear, before more is asked of it."""
+    if not _superposed(box, torch.Generator().manual_seed(4), size) <= COARSE:
+        raise Refused(_FAILED["superposition"])
 
 
 _FAILED = {

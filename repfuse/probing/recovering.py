@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repfuse.probing.axes import Axis, Pad, Spread, Window, centre, core
 from repfuse.probing.box import Box, Refused
-from repfuse.probing.evidence import Evidence, gather
+from repfuse.probing.evidence import Evidence, check_linear, gather
 from repfuse.probing.kernel import Kernel
 from repfuse.probing.probes import Probes, amplitude, grid, impulses, numbers
 from repfuse.probing.sizes import Growth, growths, smallest
@@ -70,6 +70,7 @@ def recover(f: Callable[[Tensor], Tensor], in_channels: int, ndim: int, batch: i
     ``repfuse.probing.evidence``.
     """
     box = Box(f, in_channels, ndim, batch)
+    check_linear(box, (smallest(box) if ndim else 1,) * ndim)
     axes = _axes(box)
     bias = _bias(box, tuple(_core(axis) for axis in axes))
     kernel = _read(box, axes, bias)
@@ -158,6 +159,7 @@ def _read(box: Box, axes: tuple[Axis, ...], bias: Tensor) -> Kernel:
         weight[_channels_and(seen)] = answers[_channels_and(outputs)]
     if not bool(weight.isfinite().all()):
         raise Refused("its answers to impulses are not finite")
+    weight[weight.abs() <= NOTHING * weight.abs().max()] = 0
     return Kernel(weight.transpose(0, 1).contiguous(), bias, axes)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repfuse.jsonready import json_ready
+from repfuse.verifying.results import Comparison
 
 EXHAUSTIVE = "exhaustive"
 
@@ -40,15 +41,39 @@ class SiteProbe:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """One reason to believe that a module is a convolution: what was measured, and what rounding explains."""
+
+    name: str
+    measured: float
+    allowed: float
+
+
+@dataclass(frozen=True)
+class StandInProof:
+    """A module that cannot be traced and became a convolution: proven by probing alone."""
+
+    path: str
+    reasons: tuple[Reason, ...]
+    sizes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class SecondOpinion:
-    """Every site, probed."""
+    """Every site, probed.
+
+    ``stand_ins`` are the modules that became convolutions by probing alone, and ``network`` is the whole model with
+    these in it against the original, in float64; None where there are none.
+    """
 
     sites: tuple[SiteProbe, ...]
+    stand_ins: tuple[StandInProof, ...] = ()
+    network: Comparison | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether every site holds."""
-        return all(site.passed for site in self.sites)
+        """Whether every site holds, and the model with its stand-ins."""
+        return all(site.passed for site in self.sites) and (self.network is None or self.network.passed)
 
     @property
     def error(self) -> float | None:
@@ -58,9 +83,12 @@ class SecondOpinion:
     @property
     def reason(self) -> str:
         """What decided, where it did not pass."""
+        if self.network is not None and not self.network.passed:
+            return f"With what probing put in the place of {self.stand_ins[0].path}: {self.network.reason}"
         return next((f"{site.path}: {site.reason}" for site in self.sites if not site.passed), "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
         facts = dict(json_ready({"passed": self.passed, "error": self.error, "reason": self.reason}))
-        return facts | {"sites": [site.to_dict() for site in self.sites]}
+        stand_ins = {"stand_ins": json_ready(self.stand_ins), "network": self.network and self.network.to_dict()}
+        return facts | {"sites": [site.to_dict() for site in self.sites]} | stand_ins

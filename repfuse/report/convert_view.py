@@ -101,7 +101,8 @@ def probe_line(probe: SecondOpinion) -> str:
     whole = sum(site.exhaustive for site in probe.sites)
     rest = len(probe.sites) - whole
     how = f"{plural(whole, 'site')} exhaustively" + (f", {rest} by sketches" if rest else "")
-    return f"passed: read off impulses, {how}; relative error at most {error(probe.error)} in float64"
+    alone = f"; {plural(len(probe.stand_ins), 'module')} by probing alone" if probe.stand_ins else ""
+    return f"passed: read off impulses, {how}; relative error at most {error(probe.error)} in float64{alone}"
 
 
 def drift_line(drift: Drift) -> str:
