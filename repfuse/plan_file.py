@@ -31,7 +31,8 @@ AGAIN = "Make it again: repfuse inspect IN --plan FILE"
 class PlanFile:
     """A plan that was read: from where, and which checkpoint it was made for, as far as the file says so.
 
-    ``example`` is the shape of the input that its user gave (``1x3x224x224``), None where that was known or guessed.
+    ``example`` is the shape of the input that its user gave (``1x3x224x224``), None where that was known or guessed;
+    ``made`` the digest of the file that was written by it, where it is in the report of that.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class PlanFile:
     made_for: str | None = None
     digest: str | None = None
     example: str | None = None
+    made: str | None = None
 
 
 def write_plan(report: Report, path: Path) -> None:
@@ -53,7 +55,7 @@ def read_plan_file(path: Path) -> PlanFile:
     data = _content(path)
     try:
         made_for, digest, example = _origin(data)
-        return PlanFile(path, Plan.from_dict(data), made_for, digest, example)
+        return PlanFile(path, Plan.from_dict(data), made_for, digest, example, _made(data))
     except NotAPlan as error:
         raise _damaged(path, str(error)) from error
     except RepfuseError as error:
@@ -86,6 +88,11 @@ def _origin(data: Any) -> tuple[str | None, str | None, str | None]:
     path, digest = (text(source.get(name), f"input.{name}") for name in ("path", "digest"))
     given = source.get("input_origin") == "given"
     return path, digest, _example(source) if given else None
+
+
+def _made(data: Any) -> str | None:
+    output = data.get("output") if isinstance(data, dict) else None
+    return text(output.get("digest"), "output.digest") if isinstance(output, dict) else None
 
 
 def _example(source: dict[str, Any]) -> str:

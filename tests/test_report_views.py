@@ -167,9 +167,9 @@ def test_a_conversion_says_all_it_found() -> None:
         "models/out.pt(pt,sha256:" + "2" * 12,
         "1x3x8x8float32(aguess)",
         "2sites,10→2operators",
-        "passed:relativeerroratmost3.0e-16infloat64(allowed1.0e-12)",
-        "thewholenetworkon1input(1morethatnotbotharefor)",
-        "relativeerror2.0e-07infloat32(theoriginal'sown1.0e-07",
+        "thewholenetworkon1inputtheexample3.0e-161.0e-12passed",
+        "1inputleftoutthatnotbothnetworksarefor",
+        "drift,float32thewholenetworktheexample2.0e-071.0e-071.0e-06passed",
         "2.00x(1.90to2.10)",
         "models/out.report.json",
         "note:input1x3x8x8isaguess",
@@ -184,9 +184,9 @@ def test_a_block_that_is_the_whole_network_has_a_name() -> None:
 
 def test_a_failed_proof_is_said_and_not_dressed_up() -> None:
     shown = text(convert_view(report(status="failed", proof=proof(1e-3), output=None, timing=None)))
-    assert "FAILED: In float64 the largest error is 1.0e-03" in shown
+    assert "note: In float64 the largest error is 1.0e-03" in shown
     assert "nothing was written" in shown
-    assert "passed: relative error at most" not in shown
+    assert "1.0e-03             1.0e-12   FAILED" in shown
 
 
 def test_a_mismatch_and_an_unmeasured_drift_are_said() -> None:
@@ -195,8 +195,8 @@ def test_a_mismatch_and_an_unmeasured_drift_are_said() -> None:
         proof=proof(network=Comparison((trial,), 1e-12)), drift=Drift((), measured=False, problem="no half on this CPU")
     )
     shown = text(convert_view(failed))
-    assert "FAILED: size 1x1: the shapes differ." in shown
-    assert "not measured: no half on this CPU" in shown
+    assert "note: size 1x1: the shapes differ." in shown and "FAILED" in shown
+    assert "the drift was not measured: no half on this CPU" in shown
 
 
 def test_refusals_of_one_kind_are_said_once_with_their_number() -> None:

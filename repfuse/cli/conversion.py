@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from repfuse.benching import bench
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
-from repfuse.cli.target import report_path
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
 from repfuse.planning.choosing import choose
 from repfuse.plans import Plan
 from repfuse.report.build import environment, input_of, output_of
-from repfuse.report.schema import Report, Status, envelope, to_json
+from repfuse.report.schema import Report, Status, envelope, report_path, to_json
 from repfuse.saving import save
 
 if TYPE_CHECKING:

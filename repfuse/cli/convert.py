@@ -24,8 +24,9 @@ from repfuse.cli.options import (
     for_load,
 )
 from repfuse.cli.output import progress, show, show_json
-from repfuse.cli.target import check_targets, report_path
+from repfuse.cli.target import check_targets
 from repfuse.errors import EXIT_FAILED_CHECK
+from repfuse.report.schema import report_path
 
 
 def convert(

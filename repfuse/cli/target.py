@@ -11,11 +11,6 @@ from repfuse.checkpoint.atomic import check_target
 from repfuse.errors import RepfuseError
 
 
-def report_path(out: Path) -> Path:
-    """Return where the report of ``out`` goes: fused.pt -> fused.report.json."""
-    return out.with_suffix(".report.json")
-
-
 def check_targets(targets: Sequence[Path], sources: Sequence[Path], *, force: bool) -> None:
     """Raise RepfuseError where a file, all in one folder, must not or cannot be written; ``sources`` are read."""
     for target, source in product(targets, sources):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from torch import Tensor, fx, nn
+from torch import nn
 
-from repfuse.networks import stored_tensors
 from repfuse.plans import Plan
 from repfuse.proof.exact import ExactWeights
 from repfuse.proof.places import places
 from repfuse.proof.results import Proof
 from repfuse.proof.sites import TOLERANCE, prove_site
-from repfuse.proof.weights import same
+from repfuse.proof.structure import differing
 from repfuse.rewriting import rewrite
-from repfuse.tracing.leaves import is_stock
 from repfuse.verifying import Trial
 from repfuse.verifying.comparison import answers_in_float64, tabulate
 from repfuse.verifying.copies import Outcome
@@ -47,7 +45,7 @@ def prove(
     for place in found:
         sites.append(prove_site(place, fused, exact))
         progress(0.5 * len(sites) / len(found))
-    unproven = tuple(sorted(_differing(rewrite(original, plan, weights=False), fused, exact)))
+    unproven = tuple(sorted(differing(rewrite(original, plan, weights=False), fused, exact)))
     change = exact.change(fused)
     network = tabulate(trials, expected, answers_in_float64(fused, trials, expected, change), TOLERANCE)
     if not network.passed and not network.mismatches and all(site.comparison.passed for site in sites):
@@ -80,30 +78,3 @@ def _explained(
 
 def _largest(row: TrialComparison) -> float:
     return max(output.relative.max for output in row.outputs)
-
-
-def _differing(wanted: nn.Module, fused: nn.Module, exact: ExactWeights) -> Iterator[str]:
-    """Yield the names of modules and tensors that are not the same in both, the fused weights apart."""
-    known, built = _settings(wanted), _settings(fused)
-    yield from (name for name in known.keys() | built.keys() if known.get(name) != built.get(name))
-    right, stored = dict(stored_tensors(wanted)), dict(stored_tensors(fused))
-    yield from right.keys() ^ stored.keys()
-    for name in right.keys() & stored.keys():
-        copied = stored[name] not in exact
-        if not _alike(right[name], stored[name]) or (copied and not same(right[name], stored[name])):
-            yield name
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape
-
-
-def _settings(network: nn.Module) -> dict[str, str]:
-    """Return what each module computes, its tensors apart: class and settings, or the code of a graph."""
-    return {name: f"{type(module).__qualname__} {_body(module)}" for name, module in network.named_modules()}
-
-
-def _body(module: nn.Module) -> str:
-    if isinstance(module, fx.GraphModule):
-        return module.code
-    return module.extra_repr() if is_stock(module) else ""

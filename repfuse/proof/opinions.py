@@ -60,13 +60,14 @@ class StandInProof:
 
 @dataclass(frozen=True)
 class SecondOpinion:
-    """Every site, probed.
+    """Every site, probed, with errors up to ``tolerance``.
 
     ``stand_ins`` are the modules that became convolutions by probing alone, and ``network`` is the whole model with
     these in it against the original, in float64; None where there are none.
     """
 
     sites: tuple[SiteProbe, ...]
+    tolerance: float
     stand_ins: tuple[StandInProof, ...] = ()
     network: Comparison | None = None
 
@@ -89,6 +90,7 @@ class SecondOpinion:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        facts = dict(json_ready({"passed": self.passed, "error": self.error, "reason": self.reason}))
+        verdict = {"passed": self.passed, "error": self.error, "tolerance": self.tolerance, "reason": self.reason}
+        facts = dict(json_ready(verdict))
         stand_ins = {"stand_ins": json_ready(self.stand_ins), "network": self.network and self.network.to_dict()}
         return facts | {"sites": [site.to_dict() for site in self.sites]} | stand_ins

@@ -44,7 +44,7 @@ def second_opinion(
         for place in found:
             sites.append(_probed(place, fused, exact))
             progress(len(sites) / len(found))
-    return SecondOpinion(tuple(sites))
+    return SecondOpinion(tuple(sites), TOLERANCE)
 
 
 def _probed(place: Place, fused: nn.Module, exact: ExactWeights) -> SiteProbe:

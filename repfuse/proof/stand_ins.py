@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from repfuse.proof.opinions import Reason, SecondOpinion, StandInProof
 from repfuse.proof.sites import TOLERANCE
@@ -23,7 +24,7 @@ def with_stand_ins(
         return opinion
     found = answers_in_float64(model.module, trials, expected, model.unrounded)
     proofs = tuple(map(_proof, model.stand_ins))
-    return SecondOpinion(opinion.sites, proofs, tabulate(trials, expected, found, TOLERANCE))
+    return replace(opinion, stand_ins=proofs, network=tabulate(trials, expected, found, TOLERANCE))
 
 
 def _proof(one: StandIn) -> StandInProof:

@@ -9,15 +9,16 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repfuse.report.bench_view import speedup
+from repfuse.report.checks_view import checks_table, of_drift, of_proof, of_site_drift
 from repfuse.report.health_view import health_view
 from repfuse.report.numbers import change, duration, error, plural, shape
 from repfuse.report.plan_view import plan_view, summary
+from repfuse.report.probe_view import of_probe, probe_notes
 from repfuse.report.schema import Chosen, Input, Report, Status
 from repfuse.report.tables import BAD, GOOD, UNSURE, facts, heading, notes
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
-    from repfuse.proof.opinions import SecondOpinion
     from repfuse.proof.results import Proof
     from repfuse.verifying.results import Drift, Verified
 
@@ -34,6 +35,12 @@ def convert_view(report: Report, report_path: str = "", plan_path: str = "") -> 
     """Yield the whole report; ``report_path`` is where it was saved as JSON, ``plan_path`` where its plan was."""
     yield from plan_view(report.plan)
     yield from health_view(report.health)
+    if report.proof and report.drift:
+        yield heading("Checks")
+        probed = of_probe(report.probe) if report.probe else ()
+        yield checks_table([*of_proof(report.proof), *probed, *of_site_drift(report.proof), *of_drift(report.drift)])
+        yield from notes(check_notes(report.proof, report.drift))
+        yield from notes(probe_notes(report.probe) if report.probe else ())
     yield heading("Result")
     yield facts(
         [
@@ -42,9 +49,6 @@ def convert_view(report: Report, report_path: str = "", plan_path: str = "") -> 
             ("model", report.input.model or ""),
             ("chosen", chosen_line(report.chosen) if report.chosen else ""),
             ("plan", summary(report.plan)),
-            ("proof", proof_line(report.proof) if report.proof else ""),
-            ("probe", probe_line(report.probe) if report.probe else ""),
-            ("drift", drift_line(report.drift) if report.drift else ""),
             ("timing", timing_line(report.timing) if report.timing else ""),
             ("output", file_line(*_output(report)) if report.output else ""),
             ("verified", verified_line(report.output.verified) if report.output and report.output.verified else ""),
@@ -81,39 +85,16 @@ def chosen_line(chosen: Chosen) -> str:
     return " ".join([*plan, *globs])
 
 
-def proof_line(proof: Proof) -> str:
-    """Return the verdict in float64: the largest error, against which bound, of what and on how many inputs."""
+def check_notes(proof: Proof, drift: Drift) -> Iterator[str]:
+    """Yield what the table of checks does not say."""
     if not proof.passed:
-        return f"FAILED: {proof.reason}"
-    network = proof.network
-    skipped = f" ({len(network.skipped)} more that not both are for)" if network.skipped else ""
-    return (
-        f"passed: relative error at most {error(proof.error)} in float64 (allowed {error(network.tolerance)}), each of "
-        f"{plural(len(proof.sites), 'site')} alone and the whole network on {plural(len(network.compared), 'input')}"
-        f"{skipped}; the weights to be stored are the proven ones, rounded once"
-    )
-
-
-def probe_line(probe: SecondOpinion) -> str:
-    """Return the second opinion: the largest error, and how the channels were told apart."""
-    if not probe.passed:
-        return f"FAILED: {probe.reason}"
-    whole = sum(site.exhaustive for site in probe.sites)
-    rest = len(probe.sites) - whole
-    how = f"{plural(whole, 'site')} exhaustively" + (f", {rest} by sketches" if rest else "")
-    alone = f"; {plural(len(probe.stand_ins), 'module')} by probing alone" if probe.stand_ins else ""
-    return f"passed: read off impulses, {how}; relative error at most {error(probe.error)} in float64{alone}"
-
-
-def drift_line(drift: Drift) -> str:
-    """Return what rounding did in the checkpoint's own dtype, beside what it did to the original already."""
-    if not drift.measured or drift.problem or drift.worst is None:
-        return f"{'FAILED' if drift.measured else 'not measured'}: {drift.problem}"
-    worst = drift.worst
-    return (
-        f"{'passed' if drift.passed else 'FAILED'}: relative error {error(worst.fused.rms)} in {worst.dtype} "
-        f"(the original's own {error(worst.own.rms)}, allowed {error(worst.allowed.rms)})"
-    )
+        yield proof.reason
+    if not proof.informative:
+        yield "the network's outputs are 0 or not finite on every input: only its sites tell"
+    if proof.network.skipped:
+        yield f"{plural(len(proof.network.skipped), 'input')} left out that not both networks are for"
+    if not drift.measured:
+        yield f"the drift was not measured: {drift.problem}"
 
 
 def verified_line(verified: Verified) -> str:

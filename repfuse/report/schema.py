@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from repfuse.health import Finding
@@ -110,6 +111,11 @@ class Report:
             "health": self.health,
         }
         return dict(json_ready(rest)) | plain
+
+
+def report_path(out: Path) -> Path:
+    """Return where the report of ``out`` goes: fused.pt -> fused.report.json."""
+    return out.with_suffix(".report.json")
 
 
 def envelope(kind: str, data: dict[str, Any]) -> dict[str, Any]:

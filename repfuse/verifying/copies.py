@@ -16,7 +16,7 @@ from repfuse.networks import device_of, named_tensors, placed, same_randomness, 
 from repfuse.tracing.skeleton import changed_copy
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.outputs import leaves
-from repfuse.verifying.widening import WIDE, Change, Widening
+from repfuse.verifying.widening import WIDE, Change, Widening, WideningOfConvolutions
 from repfuse.wording import described
 
 SEED = 0  # of networks that draw random numbers: both draw the same
@@ -95,7 +95,7 @@ def _run_by_layer(
     for trial in trials:
         stored = dict(named_tensors(copy))
         inputs = placed(trial.inputs, device_of(copy), WIDE)
-        with Widening(inputs, stored.items(), change) as mode:
+        with Widening(inputs, stored.items(), change) as mode, WideningOfConvolutions(mode):
             outcomes.append(call(copy, inputs))
         if outcomes[0].error or mode.by_layer_is_wrong(named_tensors(copy)):
             return None

@@ -83,6 +83,16 @@ class Comparison:
         return max(pairs, key=lambda pair: pair[1].relative.max, default=None)
 
     @property
+    def by_output(self) -> list[tuple[TrialComparison, OutputError]]:
+        """Of each output the largest relative error, with its trial."""
+        worst: dict[str, tuple[TrialComparison, OutputError]] = {}
+        for trial in self.trials:
+            for output in trial.outputs:
+                if output.name not in worst or output.relative.max > worst[output.name][1].relative.max:
+                    worst[output.name] = (trial, output)
+        return list(worst.values())
+
+    @property
     def error(self) -> float | None:
         """The largest relative error of any output in any trial."""
         return self.worst[1].relative.max if self.worst else None

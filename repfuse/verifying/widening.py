@@ -8,12 +8,14 @@ leave it out. A cast of weights alone stays: a rounding of weights belongs to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
@@ -43,6 +45,7 @@ class Widening(TorchDispatchMode):
         self._change = change
         self._stored = {_memory(x): name for name, x in stored if x.is_floating_point() and _memory(x)}
         self._wrong = False
+        self._paused = False
 
     def by_layer_is_wrong(self, stored: Iterable[tuple[str, torch.Tensor]]) -> bool:
         """Whether the network wrote into its own tensors, exchanged one of ``stored`` for another, or cast one.
@@ -57,7 +60,9 @@ class Widening(TorchDispatchMode):
     ) -> Any:
         """Run one operator."""
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if self._paused:
+            return func(*args, **kwargs)
+        tensors = list(_tensors((*args, *kwargs.values())))
         data = any(tensor in self._data for tensor in tensors)
         views = any(self._is_ours(tensor) for tensor in tensors)
         if not data and not views:
@@ -69,9 +74,9 @@ class Widening(TorchDispatchMode):
         if func._schema.is_mutable:
             args, kwargs = self._for_writing(func, args, kwargs)
         else:
-            args, kwargs = tree_map(self._read, (args, kwargs))
+            args, kwargs = _mapped(self.read, args), _mapped(self.read, kwargs)
             if data:
-                args, kwargs = tree_map(_widened, (args, kwargs))
+                args, kwargs = _mapped(_widened, args), _mapped(_widened, kwargs)
         result = func(*args, **kwargs)
         if data:
             self._remember(self._data, result)
@@ -79,23 +84,31 @@ class Widening(TorchDispatchMode):
             self._remember(self._views, result)
         return result
 
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return what an operator is given for a tensor: another one, if it is the network's."""
+        name = self._stored.get(_memory(tensor))
+        return tensor if name is None else self._change(name, tensor)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let operators be what they are."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
     def _is_ours(self, tensor: torch.Tensor) -> bool:
         return _memory(tensor) in self._stored or tensor in self._views
-
-    def _read(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        name = self._stored.get(_memory(value))
-        return value if name is None else self._change(name, value)
 
     def _for_writing(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Leave what is written as it is, and read the rest."""
         arguments = func._schema.arguments
         written = {argument.name for argument in arguments if argument.alias_info and argument.alias_info.is_write}
         named = {**dict(zip((argument.name for argument in arguments), args, strict=False)), **kwargs}
-        outputs = tree_leaves([named[name] for name in written if name in named])
-        self._wrong |= any(isinstance(x, torch.Tensor) and self._is_ours(x) for x in outputs)
-        read = {name: x if name in written else tree_map(self._read, x) for name, x in named.items()}
+        outputs = _tensors([named[name] for name in written if name in named])
+        self._wrong |= any(map(self._is_ours, outputs))
+        read = {name: x if name in written else _mapped(self.read, x) for name, x in named.items()}
         return tuple(read[argument.name] for argument, _ in zip(arguments, args, strict=False)), {
             name: read[name] for name in kwargs
         }
@@ -104,6 +117,26 @@ class Widening(TorchDispatchMode):
         for leaf in tree_leaves(values):
             if isinstance(leaf, torch.Tensor):
                 tensors[leaf] = True
+
+
+class WideningOfConvolutions(TorchFunctionMode):
+    """The same for convolutions, which compare the dtypes of their input and their bias before they are an operator."""
+
+    def __init__(self, widening: Widening) -> None:
+        super().__init__()
+        self._widening = widening
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call one function of torch."""
+        if func in _COMPARING:
+            with self._widening.paused():
+                args, kwargs = _mapped(self._widening.read, args), _mapped(self._widening.read, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+_COMPARING = (torch.conv1d, torch.conv2d, torch.conv3d)
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
@@ -121,6 +154,25 @@ def _is_view(func: Any) -> bool:
     return any(result.alias_info and not result.alias_info.is_write for result in func._schema.returns)
 
 
-def _widened(value: Any) -> Any:
-    wide = _ALSO.get(value.dtype) if isinstance(value, torch.Tensor) else None
-    return value if wide is None else value.to(wide)
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    wide = _ALSO.get(tensor.dtype)
+    return tensor if wide is None else tensor.to(wide)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Yield the tensors among what an operator takes or returns; it knows no other containers than lists and tuples."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _mapped(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(function, item) for item in value)
+    if isinstance(value, dict):
+        return {name: _mapped(function, item) for name, item in value.items()}
+    return value

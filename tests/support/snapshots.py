@@ -18,6 +18,7 @@ MASKS = (
     (r"\b\d+ min \d+ s\b|\b\d+(\.\d+)? (µs|ms|s)\b", "<time>"),
     (r"<time>( → <time>)? a call: .*? \(batch", "<time> a call: <speed-up> (batch"),
     (r"\b(the example|the data|random, seed \d+|batch \d+|size [\dx]+)\b(?=( <error>| 0 |, out))", "<input>"),
+    (r"\b(each alone|the whole network( on \d+ inputs?)?) .*?(?= (<error>|0) )", r"\1 <worst>"),
     (r"[─━]+", "--"),
 )
 

@@ -1,0 +1,132 @@
+"""Every check on a line: of what, where it was worst, how far off, and how far it may be. It reads in ten seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from rich.console import RenderableType
+
+from repfuse.report.numbers import NOTHING, error, plural
+from repfuse.report.tables import NUMBER, table
+
+if TYPE_CHECKING:
+    from repfuse.proof.results import Proof, SiteDrift, SiteProof, WeightProof
+    from repfuse.verifying.results import Comparison, Drift, Level, OutputDrift, OutputVerdict
+
+T = TypeVar("T")
+OUTPUTS_SHOWN = 4
+PASSED, FAILED = "passed", "FAILED"
+COLUMNS = ("Check", "Of what", "Worst at", ("Error", NUMBER), ("Own", NUMBER), ("Allowed", NUMBER), "")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line. ``own`` is the original's error, where it has one too; the numbers are relative to the whole output."""
+
+    level: str
+    what: str
+    worst: str
+    error: str
+    own: str
+    allowed: str
+    passed: bool
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The line of the table."""
+        verdict = PASSED if self.passed else FAILED
+        return self.level, self.what, self.worst, self.error, self.own, self.allowed, verdict
+
+
+def checks_table(checks: Iterable[Check]) -> RenderableType:
+    """Return the checks as a table; what fails is said in words, too."""
+    return table(COLUMNS, [check.cells for check in checks])
+
+
+def of_proof(proof: Proof) -> Iterator[Check]:
+    """Yield what was proven in float64: the sites, their stored weights, and the whole network."""
+    if proof.sites:
+        yield _sites(proof.sites)
+        yield from _weights([weight for site in proof.sites for weight in site.weights])
+    yield from _network(proof.network)
+    if proof.unproven:
+        yield Check("proof", "the rest of the network", ", ".join(proof.unproven[:3]), NOTHING, "", "equal", False)
+
+
+def of_site_drift(proof: Proof) -> Iterator[Check]:
+    """Yield the drift of the sites, each alone, against the bound of the arithmetic."""
+    drifts = [(site.path, site.drift) for site in proof.sites if site.drift]
+    if drifts:
+        path, worst = max(drifts, key=lambda entry: entry[1].of_bound)
+        passed = all(drift.passed for _, drift in drifts)
+        what = f"{plural(len(drifts), 'site')}, each alone"
+        yield Check(f"drift, {worst.dtype}", what, f"{path}, {worst.trial}", *_levels(worst, worst.bound), passed)
+
+
+def of_drift(drift: Drift) -> Iterator[Check]:
+    """Yield the drift of the whole network, a line per output."""
+    if drift.problem and drift.measured:
+        yield Check("drift", "the whole network", drift.problem, NOTHING, "", "", False)
+    names = list(dict.fromkeys(output.name for output in drift.outputs))
+    worst = [
+        max((output for output in drift.outputs if output.name == name), key=lambda row: row.fused.over(row.allowed))
+        for name in names
+    ]
+    for output in _shown(sorted(worst, key=lambda row: -row.fused.over(row.allowed))):
+        of_what = _of_output(output.name, len(names), "the whole network")
+        yield Check(f"drift, {output.dtype}", of_what, output.trial, *_levels(output, output.allowed), output.passed)
+
+
+def of_stored(outputs: tuple[OutputVerdict, ...]) -> Iterator[Check]:
+    """Yield the comparison in float64 of two networks with their weights as they are stored, a line per output."""
+    ordered = sorted(outputs, key=lambda row: -row.error.relative.over(row.allowed))
+    for output in _shown(ordered):
+        numbers = error(output.error.relative.max), "", error(output.allowed.max)
+        of_what = _of_output(output.name, len(outputs), "weights as stored")
+        yield Check("float64", of_what, output.trial, *numbers, not output.error.relative.exceeds(output.allowed))
+
+
+def _levels(drift: SiteDrift | OutputDrift, allowed: Level) -> tuple[str, str, str]:
+    return error(drift.fused.max), error(drift.own.max), error(allowed.max)
+
+
+def _sites(sites: tuple[SiteProof, ...]) -> Check:
+    worst = max(sites, key=lambda site: (not site.comparison.passed, site.comparison.error or 0.0))
+    found = worst.comparison.worst
+    place = f"{worst.path}, {found[0].label}" if found else worst.path
+    passed = all(site.comparison.passed for site in sites)
+    numbers = error(worst.comparison.error), "", error(worst.comparison.tolerance)
+    return Check("proof, float64", f"{plural(len(sites), 'site')}, each alone", place, *numbers, passed)
+
+
+def _weights(weights: list[WeightProof]) -> Iterator[Check]:
+    if not weights:
+        return
+    worst = max(weights, key=lambda weight: (weight.wrong > 0, weight.spacings))
+    wrong = sum(weight.wrong for weight in weights)
+    place = f"{worst.name}, {wrong} wrong" if wrong else "equal to the last bit"
+    what = plural(len(weights), "stored tensor")
+    yield Check("proof, float64", what, place, f"{worst.spacings:.2g} ulp", "", "0.5 ulp", not wrong)
+
+
+def _network(network: Comparison) -> Iterator[Check]:
+    for row in network.mismatches[:1]:
+        yield Check("proof, float64", "the whole network", f"{row.label}: {row.mismatch}", NOTHING, "", "", False)
+    whole = f"the whole network on {plural(len(network.compared), 'input')}"
+    ordered = sorted(network.by_output, key=lambda entry: -entry[1].relative.max)
+    for trial, output in _shown(ordered):
+        numbers = error(output.relative.max), "", error(network.tolerance)
+        passed = output.relative.max <= network.tolerance
+        of_what = _of_output(output.name, len(ordered), whole)
+        yield Check("proof, float64", of_what, trial.label, *numbers, passed)
+
+
+def _of_output(name: str, outputs: int, whole: str) -> str:
+    return whole if outputs == 1 else f"{whole}, {name}"
+
+
+def _shown(rows: Sequence[T]) -> Sequence[T]:
+    """Return as many as one reads; --json has all."""
+    return rows[:OUTPUTS_SHOWN]

@@ -1,0 +1,108 @@
+"""The drift of a site lies within the a-priori bound of the arithmetic, and what does not is no rounding."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from blocks import Branches, C, Spelled, conv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.agreement import image, randomised
+from torch import nn
+
+from repfuse.planning.cost import Policy
+from repfuse.planning.planner import plan
+from repfuse.proof import prove_sites, site_drift
+from repfuse.rewriting import rewrite
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def proofs(network, example, damage=lambda fused: None):
+    found = plan(network, example, Policy.ALWAYS)
+    fused = rewrite(network, found)
+    damage(fused)
+    return list(prove_sites(network, fused, found))
+
+
+def branches(channels, kernels, groups, dilation, bias, norm):
+    def branch(kernel):
+        settings = {"groups": groups, "bias": bias, "dilation": dilation if kernel > 1 else 1}
+        made = nn.Conv2d(channels, channels, kernel, padding=kernel // 2 * settings["dilation"], **settings)
+        return nn.Sequential(made, nn.BatchNorm2d(channels)) if norm else made
+
+    return Branches(*map(branch, kernels), nn.Identity())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=8)
+@given(
+    channels=st.sampled_from([4, 32]),
+    kernels=st.lists(st.sampled_from([1, 3, 5]), min_size=1, max_size=3),
+    groups=st.sampled_from([1, 2, 4]),
+    dilation=st.integers(1, 3),
+    bias=st.booleans(),
+    norm=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_the_drift_is_within_its_bound(dtype, channels, kernels, groups, dilation, bias, norm, seed):
+    network = randomised(branches(channels, kernels, groups, dilation, bias, norm), seed, dtype)
+    for proof in proofs(network, (image(1, channels, 9, 8, dtype=dtype),)):
+        assert proof.passed, proof.reason
+        drift = proof.drift
+        assert drift.dtype == str(dtype).removeprefix("torch.")
+        assert drift.fused.max <= drift.bound.max and drift.fused.rms <= drift.bound.rms
+        assert 0 <= drift.of_bound <= 1
+
+
+def test_the_bound_is_that_of_the_arithmetic():
+    """One product: two roundings of the factors' product and of the weight, each of half a spacing."""
+    network = randomised(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), dtype=torch.float32)
+    (proof,) = proofs(network, (image(1, 1, 3, 3, dtype=torch.float32),))
+    unit = torch.finfo(torch.float32).eps / 2
+    assert unit < proof.drift.bound.max < 50 * unit
+
+
+@pytest.mark.parametrize(("dtype", "coarse"), [(torch.float32, torch.bfloat16), (torch.float16, torch.float8_e4m3fn)])
+def test_weights_that_were_rounded_twice_are_no_rounding(dtype, coarse):
+    network = randomised(Branches(conv(), conv(1), nn.Identity()), dtype=dtype)
+
+    def damage(fused):
+        for parameter in fused.parameters():
+            parameter.data = parameter.data.to(coarse).to(dtype)
+
+    (proof,) = proofs(network, (image(1, C, 9, 8, dtype=dtype),), damage)
+    assert proof.comparison.passed and not proof.passed
+    assert not any(weight.passed for weight in proof.weights) and proof.weights[0].spacings > 100
+    assert proof.drift.of_bound > 1 and "of the stored numbers" in proof.reason
+
+
+def test_arithmetic_that_loses_more_than_it_may_fails(monkeypatch):
+    right = site_drift.run
+
+    def lossy(*given):
+        outcomes = right(*given)
+        for outcome in outcomes:
+            outcome.outputs["out"].mul_(1 + 1e-3)
+        return outcomes
+
+    monkeypatch.setattr(site_drift, "run", lossy)
+    (proof,) = proofs(
+        randomised(Branches(conv(), conv(1)), dtype=torch.float32), (image(1, C, 9, 8, dtype=torch.float32),)
+    )
+    assert not proof.passed and proof.drift.of_bound > 1
+    assert "times what the arithmetic can explain" in proof.reason
+
+
+def test_several_sources_and_factors_are_within_their_bound():
+    model = Spelled(lambda m, x: m.a(x) + m.b(x) - 3 * x.relu() + m.c(x.relu()), a=conv(), b=conv(1), c=conv())
+    for proof in proofs(randomised(model, dtype=torch.float32), (image(1, C, 9, 8, dtype=torch.float32),)):
+        assert proof.passed and proof.drift.of_bound <= 1
+
+
+def test_in_float64_there_is_no_other_drift_than_the_proof():
+    network = randomised(Branches(conv(), conv(1)))
+    (proof,) = proofs(copy.deepcopy(network), (image(1, C, 9, 8),))
+    assert proof.passed and proof.drift is None
