@@ -18,6 +18,7 @@ from repfuse.planning.planner import plan
 from repfuse.probing import comparing
 from repfuse.proof.exact import convolution_at
 from repfuse.proof.second_opinion import second_opinion
+from repfuse.report.probe_view import of_probe, probe_notes
 from repfuse.rewriting import rewrite
 
 EXAMPLE = (image(1, C, 9, 8),)
@@ -211,9 +212,19 @@ def test_a_probe_that_fails_alone_fails_the_conversion(monkeypatch, samples):
     assert repfuse.convert(repfuse.load(samples / "notebook_block.pt")).passed
 
 
+def test_what_failed_is_a_line_of_the_table_and_a_sentence():
+    original, found, fused = rewritten(network())
+    one_weight(convolution_at(fused, found.sites[0].path))
+    opinion = second_opinion(original, found, fused)
+    (line,) = of_probe(opinion)
+    assert not line.passed and line.worst == found.sites[0].path and "2 sites" in line.what
+    (note,) = probe_notes(opinion)
+    assert found.sites[0].path in note and "not that of the original" in note
+
+
 def test_the_command_says_it_and_the_report_holds_it(cli, samples, tmp_path):
-    done = cli("convert", samples / "repvgg_digits.pt", tmp_path / "out.pt", "--probe")
+    done = cli("convert", samples / "repvgg_digits.pt", tmp_path / "out.pt", "--probe", columns=200)
     assert done.returncode == 0, done.stderr
-    assert "5 sites by impulses, each channel alone" in " ".join(done.stdout.split())
+    assert "5 sites by impulses, each channel alone" in done.stdout
     probe = json.loads((tmp_path / "out.report.json").read_text())["probe"]
     assert probe["passed"] is True and probe["error"] < 1e-12 and len(probe["sites"]) == 5

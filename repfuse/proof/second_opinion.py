@@ -17,7 +17,7 @@ from repfuse.plans import Plan
 from repfuse.probing import Box, Kernel, Refused, kernel_of
 from repfuse.probing.comparing import DRAWS, Opinion, Size, compare, shows, sizes_for
 from repfuse.probing.reading import scaling
-from repfuse.proof.exact import ExactWeights, Weight
+from repfuse.proof.exact import ExactWeights, Weight, convolution_at
 from repfuse.proof.opinions import EXHAUSTIVE, SecondOpinion, SiteProbe
 from repfuse.proof.places import Place, places
 from repfuse.proof.weights import compared_weights
@@ -73,8 +73,8 @@ def _failure(worst: Opinion, weights: Sequence[Weight], fused: nn.Module) -> str
 
 def _opinions(place: Place, fused: nn.Module, exact: ExactWeights) -> Iterator[Opinion]:
     """Yield the opinion on each source, with the others at zero; their biases add up, so each is asked for all."""
-    inputs = _Inputs(place)
-    kernels = [inputs.kernels(index, fused, exact) for index in range(len(inputs.shapes))]
+    inputs = _Inputs(place, fused)
+    kernels = [inputs.kernels(index, exact) for index in range(len(inputs.shapes))]
     for index, own in enumerate(kernels):
         others = [kernel for number, others in enumerate(kernels) if number != index for kernel in others]
         bias = torch.stack([own[0].bias, *(kernel.bias for kernel in others)]).sum(0)
@@ -100,17 +100,18 @@ class _Inputs:
     """
 
     place: Place
+    fused: nn.Module
 
     def __post_init__(self) -> None:
-        region = self.place.region
+        layer = convolution_at(self.fused, self.place.path)
         self.before = copy_with(self.place.before(), in_float64)
         self.shapes: list[Shape] = [self.place.planner.traced.shape_of[source] for source in self.place.sources]
-        self.last = not region.groups[0].expression.geometry.ndim
+        self.last = isinstance(layer, nn.Linear)
         rank = len(self.shapes[0])
-        self.ndim = max(0, rank - 2) if self.last else region.groups[0].expression.geometry.ndim
+        self.ndim = max(0, rank - 2) if self.last else layer.get_parameter("weight").dim() - 2
         self.batched = rank == self.ndim + 2
 
-    def kernels(self, index: int, fused: nn.Module, exact: ExactWeights) -> list[Kernel]:
+    def kernels(self, index: int, exact: ExactWeights) -> list[Kernel]:
         """Return what the fused network has in the place of the groups of one source."""
         place, found = self.place, []
         for group in place.region.groups:
@@ -118,7 +119,7 @@ class _Inputs:
                 continue
             path = place.path_of.get(id(group))
             if path is not None:
-                module = fused.get_submodule(path)
+                module = self.fused.get_submodule(path)
                 found.append(kernel_of(copy_with(module, exact.change(module)), self.ndim))
             elif group.of_source is not None:
                 found.append(scaling(group.of_source, self.channels(index), self.ndim))
