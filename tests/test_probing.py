@@ -169,6 +169,8 @@ NOT_KERNELS = {
     "roll": lambda x: x.roll(1, -1),
     "clamped": lambda x: x.clamp(-1e4, 1e4),
     "clamped high": lambda x: x.clamp(-1e10, 1e10),
+    "another branch for large values": lambda x: x if float(x.abs().amax()) < 1e4 else 2 * x,
+    "another branch for few values": lambda x: x if int((x != 0).sum()) != 4 else 2 * x,
     "almost linear": lambda x: x + 1e-9 * x.abs(),
     "squared a little": lambda x: x + 1e-12 * x * x,
     "other samples": first_sample,

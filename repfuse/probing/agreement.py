@@ -15,7 +15,7 @@ from repfuse.probing.probes import Probes
 NUMBERS = 2**22
 """Held at a time."""
 
-QUIET = 100
+QUIET = 10
 """A channel counts as no smaller than this part of the loudest: what cancels in it was rounded at their size."""
 
 

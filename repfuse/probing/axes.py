@@ -107,7 +107,13 @@ def centre(axis: Axis, size: int) -> range:
 def core(axis: Axis) -> int | None:
     """Return the smallest size of which the middle shows every tap; None where there is none within reason."""
     most = 4 * (axis.dilation * axis.kernel + axis.phases) + 2 * sum(abs(x) for x in _amounts(axis)) + 4
-    return next((size for size in range(1, most) if shows_all(axis, size)), None)
+    return next((size for size in range(_least(axis), most) if shows_all(axis, size)), None)
+
+
+def _least(axis: Axis) -> int:
+    """Return the size from which on no two taps read one place, where beyond the border is the input again."""
+    again = isinstance(axis, Window) and any(pad.mode != "zeros" for pad in axis.pads)
+    return axis.dilation * (axis.kernel - 1) + 1 if again else 1
 
 
 def _amounts(axis: Axis) -> list[int]:

@@ -153,9 +153,9 @@ class _Inputs:
         return Box(run, self.channels(index), self.ndim, batch)
 
     def _call(self, inputs: list[Tensor]) -> Tensor:
-        """Call the operations on inputs that are laid out as in the graph."""
+        """Call the operations on inputs that are laid out as in the graph; they may write into these."""
         device = device_of(self.before)
-        given = [(x.movedim(1, -1) if self.last else x).to(device) for x in inputs]
+        given = [(x.movedim(1, -1) if self.last else x).to(device, copy=True) for x in inputs]
         with Widening(tuple(given), (), in_float64):
             if self.batched:
                 y: Tensor = self.before(*given)
