@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from repfuse.errors import RepfuseError
-from repfuse.globs import as_globs
 from repfuse.loading import Checkpoint
-from repfuse.planning.choosing import Choice, choose
+from repfuse.planning.choosing import Choice
 from repfuse.planning.cost import Policy
 from repfuse.plans import Plan
 from repfuse.progress import Progress
@@ -20,8 +17,7 @@ from repfuse.proof.opinions import SecondOpinion
 from repfuse.proof.second_opinion import second_opinion
 from repfuse.proof.stand_ins import with_stand_ins
 from repfuse.rewriting import rewrite
-from repfuse.rewriting.opening import noted, open_up
-from repfuse.rewriting.stand_ins import Opened, opened
+from repfuse.rewriting.opening import open_and_choose
 from repfuse.verifying import Drift, drift, input_variants
 from repfuse.verifying.comparison import reference
 
@@ -67,16 +63,15 @@ def convert(
 
     Instead of a policy there may be a ``plan``: exactly its sites are rewritten. ``include`` and ``exclude`` are globs
     that narrow either, see Plan.select. ``probe`` asks for a second opinion on every site, see ``repfuse.probing``, and
-    also makes convolutions of modules that cannot be traced, where it finds that they are.
-    ``progress`` is told the stage and the fraction of the work that is done.
+    makes convolutions of modules that cannot be traced, where it finds that they are. ``progress`` is told the stage
+    and the fraction of the work that is done.
 
     Raises RepfuseError where the model cannot be traced, copied or run, or where the plan or a glob does not fit it.
     """
     choice = Choice(policy, plan, include, exclude)
     original, example = checkpoint.module, checkpoint.example_inputs
     progress("planning", 0.0)
-    model = _opened(original, example, choice) if probe else Opened(original)
-    found = _planned(model, example, choice)
+    model, found = open_and_choose(original, example, choice, probe=probe)
     if not found.rewrites:
         return Conversion(checkpoint, found, original, None, None)
     progress("rewriting", 0.1)
@@ -96,21 +91,3 @@ def convert(
         opinion = with_stand_ins(opinion, model, trials, expected)
     progress("done", 1.0)
     return Conversion(checkpoint, found, fused, proof, measured, opinion)
-
-
-def _opened(original: nn.Module, example: Sequence[Any], choice: Choice) -> Opened:
-    """Return the model with convolutions for modules that cannot be traced: the plan's, or all there are."""
-    if choice.plan is None:
-        return open_up(original, example, as_globs(choice.exclude))
-    return opened(original, choice.plan.probed)
-
-
-def _planned(model: Opened, example: Sequence[Any], choice: Choice) -> Plan:
-    """Plan the model. Raises RepfuseError where a plan has modules that only probing vouches for, and nobody asked."""
-    if choice.plan is not None and {one.path for one in choice.plan.probed} != {one.path for one in model.probed}:
-        raise RepfuseError(
-            f"The plan replaces {choice.plan.probed[0].path!r}, which cannot be traced.",
-            "Probing alone vouches for the convolution in its place, and you did not ask for that.",
-            "Say --probe (probe=True), or make the plan again.",
-        )
-    return noted(choose(model.module, example, choice), model)

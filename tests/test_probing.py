@@ -71,7 +71,7 @@ def settings_of_convolutions(draw):
 
 
 @given(settings_of_convolutions())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_a_convolution_is_recovered_exactly(given):
     ndim, (into, out), kernel, stride, dilation, padding, groups, bias = given
     layer = randomised(CONVOLUTIONS[ndim - 1](into, out, kernel, stride, padding, dilation, groups, bias))
@@ -85,7 +85,7 @@ def test_a_convolution_is_recovered_exactly(given):
 
 
 @given(settings_of_convolutions())
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_a_transposed_convolution_is_recovered_exactly(given):
     ndim, (into, out), kernel, stride, dilation, padding, groups, bias = given
     padding = tuple(min(p, d * (k - 1) // 2) for p, d, k in zip(padding, dilation, kernel, strict=True))

@@ -13,10 +13,10 @@ from repfuse.checkpoint.formats import format_for
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
-from repfuse.planning.choosing import choose
 from repfuse.plans import Plan
 from repfuse.report.build import environment, input_of, output_of
 from repfuse.report.schema import Report, Status, envelope, report_path, to_json
+from repfuse.rewriting.opening import open_and_choose
 from repfuse.saving import save
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(job: Job, progress: Progress) -> Report:
     progress("reading", 0.0)
     checkpoint = _loaded(job)
     if job.out is None:
-        return _planned(checkpoint, job.wanted)
+        return _planned(checkpoint, job)
     format_for(job.out, job.format, checkpoint.format)  # to say what cannot be written before the work is done
     report, module = _proven(checkpoint, job, progress)
     if report.status == "failed" or (report.status == "nothing-to-fuse" and not job.force):
@@ -83,11 +83,13 @@ def _loaded(job: Job) -> Checkpoint:
     return replace(checkpoint, notes=(*checkpoint.notes, *notes))
 
 
-def _planned(checkpoint: Checkpoint, wanted: Wanted) -> Report:
+def _planned(checkpoint: Checkpoint, job: Job) -> Report:
     started = time.perf_counter()
-    found = choose(checkpoint.module, checkpoint.example_inputs, wanted.choice)
+    example, choice = checkpoint.example_inputs, job.wanted.choice
+    _, found = open_and_choose(checkpoint.module, example, choice, probe=job.probe)
     status: Status = "planned" if found.rewrites else "nothing-to-fuse"
-    return _report(status, checkpoint, found, wanted, time.perf_counter() - started)
+    report = _report(status, checkpoint, found, job.wanted, time.perf_counter() - started)
+    return replace(report, notes=(*report.notes, *_probed(found)))
 
 
 def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Report, nn.Module]:

@@ -14,7 +14,7 @@ from repfuse.probing.box import Box
 from repfuse.probing.kernel import Kernel
 from repfuse.probing.probes import Probes, amplitude, everywhere, grid, impulses, joined, numbers
 
-BUDGET = 2**32
+BUDGET = 2**31
 """Multiply-accumulates that the probes of one kind may take at one size."""
 
 LEAST = 4

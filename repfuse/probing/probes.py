@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from repfuse.probing.box import Box
+
 
 @dataclass(frozen=True)
 class Probes:
@@ -64,6 +66,11 @@ def impulses(channels: Tensor, size: Sequence[int], positions: Sequence[Sequence
     axes = zip(size, zip(*positions, strict=True), strict=True) if size else ()
     places = [torch.eye(n, dtype=torch.float64)[list(of)] for n, of in axes]
     return Probes(rows, tuple(numbers.repeat(len(channels), 1) for numbers in places))
+
+
+def linear(box: Box, probes: Probes) -> Tensor:
+    """Return the answers of a block without its bias."""
+    return box(probes.inputs()) - box(box.zeros(probes.size))
 
 
 def joined(parts: Sequence[Probes]) -> Probes:

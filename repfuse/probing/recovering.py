@@ -10,18 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repfuse.probing.axes import Axis, Pad, Spread, Window, centre, core
+from repfuse.probing.axes import Axis, Spread, Window, centre, core
 from repfuse.probing.box import Box, Refused
 from repfuse.probing.evidence import Evidence, check_linear, gather
 from repfuse.probing.kernel import Kernel
-from repfuse.probing.probes import Probes, amplitude, grid, impulses, numbers
-from repfuse.probing.sizes import Growth, growths, smallest
-
-WIDEST = {0: (1, 1), 1: (65, 257, 1025), 2: (33, 65, 97), 3: (17, 33)}
-"""Sizes at which the reach of a kernel is looked for, by number of axes."""
-
-NOTHING = 2.0**-46
-"""Relative to the largest answer: below it is rounding."""
+from repfuse.probing.probes import amplitude, grid, impulses, linear, numbers
+from repfuse.probing.reach import NOTHING, axes_of
+from repfuse.probing.sizes import smallest
 
 LARGEST = 2**26
 """Numbers in a kernel."""
@@ -71,60 +66,10 @@ def recover(f: Callable[[Tensor], Tensor], in_channels: int, ndim: int, batch: i
     """
     box = Box(f, in_channels, ndim, batch)
     check_linear(box, (smallest(box) if ndim else 1,) * ndim)
-    axes = _axes(box)
+    axes = axes_of(box)
     bias = _bias(box, tuple(_core(axis) for axis in axes))
     kernel = _read(box, axes, bias)
     return Recovered(kernel, gather(box, kernel))
-
-
-def _axes(box: Box) -> tuple[Axis, ...]:
-    """Return where the taps lie, once a larger input shows no more of them than a smaller one."""
-    grown = growths(box)
-    margin = 2 * max((growth.stride for growth in grown), default=0)
-    before = None
-    for size in WIDEST[box.ndim]:
-        found = [_reach(offsets) for offsets in _offsets(box, grown, max(size, smallest(box) + margin))]
-        if found == before and all(reach is not None for reach in found):
-            return tuple(_axis(growth, *reach) for growth, reach in zip(grown, found, strict=True) if reach)
-        before = found
-    raise Refused(f"its answer to an impulse reaches further than {WIDEST[box.ndim][0] // 2} places")
-
-
-Offsets = dict[int, bool]
-"""By offset, whether anything answers there."""
-
-
-def _offsets(box: Box, grown: tuple[Growth, ...], size: int) -> list[Offsets]:
-    """Return at which offsets ``p * up - q * stride`` output q answers impulses at places p in the middle."""
-    generator = torch.Generator().manual_seed(0)
-    positions = grid([range(size // 2, size // 2 + growth.stride) for growth in grown])
-    probes = impulses(numbers(generator, 1, box.channels), (size,) * box.ndim, positions)
-    answers = (_linear(box, probes)).abs().amax(1)
-    if not float(answers.max()) > 0:
-        raise Refused("it does not answer an impulse")
-    answered = answers > NOTHING * answers.max()
-    found: list[Offsets] = [{} for _ in grown]
-    for place, one in zip(positions, answered, strict=True):
-        for axis, growth in enumerate(grown):
-            others = [other for other in range(box.ndim) if other != axis]
-            for q, there in enumerate((one.sum(others) > 0).tolist() if others else one.tolist()):
-                offset = place[axis] * growth.up - q * growth.stride
-                found[axis][offset] = found[axis].get(offset, False) or there
-    return found
-
-
-def _reach(offsets: Offsets) -> tuple[int, int] | None:
-    """Return the first and last offset with an answer; None where there may be more beyond what was seen."""
-    there = [offset for offset, answers in offsets.items() if answers]
-    first, last = min(there, default=0), max(there, default=0)
-    return (first, last) if min(offsets) < first and last < max(offsets) else None
-
-
-def _axis(growth: Growth, first: int, last: int) -> Axis:
-    kernel = last - first + 1
-    if growth.up > 1:
-        return Spread(kernel, growth.up, last, growth.slack)
-    return Window(kernel, growth.stride, 1, (Pad(-first, growth.slack + kernel + first),))
 
 
 def _core(axis: Axis) -> int:
@@ -155,7 +100,7 @@ def _read(box: Box, axes: tuple[Axis, ...], bias: Tensor) -> Kernel:
     for position in grid([centre(axis, n) for axis, n in zip(axes, size, strict=True)]):
         probes = impulses(torch.eye(box.channels, dtype=torch.float64) * factor, size, [position])
         outputs, seen = _seen(axes, size, position)
-        answers = _linear(box, probes) / factor
+        answers = linear(box, probes) / factor
         weight[_channels_and(seen)] = answers[_channels_and(outputs)]
     if not bool(weight.isfinite().all()):
         raise Refused("its answers to impulses are not finite")
@@ -167,13 +112,8 @@ def _amplitude(box: Box, size: tuple[int, ...], bias: Tensor) -> float:
     """Return a power of two as large as makes the answers outweigh the bias: the difference then keeps its digits."""
     generator = torch.Generator().manual_seed(1)
     position = [tuple(n // 2 for n in size)]
-    answer = float(_linear(box, impulses(numbers(generator, 1, box.channels), size, position)).abs().max())
+    answer = float(linear(box, impulses(numbers(generator, 1, box.channels), size, position)).abs().max())
     return amplitude(answer, float(bias.abs().max()))
-
-
-def _linear(box: Box, probes: Probes) -> Tensor:
-    """Return the answers without the bias."""
-    return box(probes.inputs()) - box(box.zeros(probes.size))
 
 
 Indices = tuple[Tensor, ...]

@@ -10,15 +10,37 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from repfuse.globs import first_match, names_of
+from repfuse.errors import RepfuseError
+from repfuse.globs import as_globs, first_match, names_of
+from repfuse.planning.choosing import Choice, choose
 from repfuse.plans import Plan
 from repfuse.probing import Refused
-from repfuse.rewriting.stand_ins import Opened, StandIn, put, read
+from repfuse.rewriting.stand_ins import Opened, StandIn, opened, put, read
 from repfuse.tracing.arguments import Arguments
 from repfuse.tracing.leaves import hooks_of
 from repfuse.tracing.parts import trace_parts
 from repfuse.verifying.copies import as_stored, copy_with
 from repfuse.wording import described
+
+
+def open_and_choose(module: nn.Module, example: Sequence[Any], choice: Choice, *, probe: bool) -> tuple[Opened, Plan]:
+    """Return what is wanted of a model, and the model that it is planned for: with stand-ins, if ``probe`` asks so.
+
+    Those are the plan's, where one is given, else all that there can be. Raises RepfuseError where the plan does not
+    fit, or has stand-ins and nobody asked for them.
+    """
+    given = choice.plan
+    if given is not None and given.probed and not probe:
+        raise RepfuseError(
+            f"The plan replaces {given.probed[0].path!r}, which cannot be traced.",
+            "Probing alone vouches for the convolution in its place, and you did not ask for that.",
+            "Say --probe (probe=True), or make the plan again.",
+        )
+    if given is not None:
+        model = opened(module, given.probed)
+    else:
+        model = open_up(module, example, as_globs(choice.exclude)) if probe else Opened(module)
+    return model, _noted(choose(model.module, example, choice), model)
 
 
 def open_up(module: nn.Module, example: Sequence[Any], exclude: Collection[str] = ()) -> Opened:
@@ -39,7 +61,7 @@ def open_up(module: nn.Module, example: Sequence[Any], exclude: Collection[str] 
     return replace(put(module, accepted), refused=refused) if accepted else Opened(module, refused=refused)
 
 
-def noted(plan: Plan, opened: Opened) -> Plan:
+def _noted(plan: Plan, opened: Opened) -> Plan:
     """Return the plan of an opened model with its stand-ins, and what probing found of other untraceable modules."""
 
     def reason(where: str, why: str) -> str:
