@@ -68,7 +68,7 @@ def impulses(channels: Tensor, size: Sequence[int], positions: Sequence[Sequence
     return Probes(rows, tuple(numbers.repeat(len(channels), 1) for numbers in places))
 
 
-def linear(box: Box, probes: Probes) -> Tensor:
+def without_bias(box: Box, probes: Probes) -> Tensor:
     """Return the answers of a block without its bias."""
     return box(probes.inputs()) - box(box.zeros(probes.size))
 

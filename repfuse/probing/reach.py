@@ -6,7 +6,7 @@ import torch
 
 from repfuse.probing.axes import Axis, Pad, Spread, Window
 from repfuse.probing.box import Box, Refused
-from repfuse.probing.probes import grid, impulses, linear, numbers
+from repfuse.probing.probes import grid, impulses, numbers, without_bias
 from repfuse.probing.sizes import Growth, growths, smallest
 
 WIDEST = {0: (1, 1), 1: (65, 257, 1025), 2: (33, 65, 97), 3: (17, 33)}
@@ -38,7 +38,7 @@ def _offsets(box: Box, grown: tuple[Growth, ...], size: int) -> list[Offsets]:
     generator = torch.Generator().manual_seed(0)
     positions = grid([range(size // 2, size // 2 + growth.stride) for growth in grown])
     probes = impulses(numbers(generator, 1, box.channels), (size,) * box.ndim, positions)
-    answers = (linear(box, probes)).abs().amax(1)
+    answers = (without_bias(box, probes)).abs().amax(1)
     if not float(answers.max()) > 0:
         raise Refused("it does not answer an impulse")
     answered = answers > NOTHING * answers.max()

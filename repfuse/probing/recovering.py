@@ -14,7 +14,7 @@ from repfuse.probing.axes import Axis, Spread, Window, centre, core
 from repfuse.probing.box import Box, Refused
 from repfuse.probing.evidence import Evidence, check_linear, gather
 from repfuse.probing.kernel import Kernel
-from repfuse.probing.probes import amplitude, grid, impulses, linear, numbers
+from repfuse.probing.probes import amplitude, grid, impulses, numbers, without_bias
 from repfuse.probing.reach import NOTHING, axes_of
 from repfuse.probing.sizes import smallest
 
@@ -100,7 +100,7 @@ def _read(box: Box, axes: tuple[Axis, ...], bias: Tensor) -> Kernel:
     for position in grid([centre(axis, n) for axis, n in zip(axes, size, strict=True)]):
         probes = impulses(torch.eye(box.channels, dtype=torch.float64) * factor, size, [position])
         outputs, seen = _seen(axes, size, position)
-        answers = linear(box, probes) / factor
+        answers = without_bias(box, probes) / factor
         weight[_channels_and(seen)] = answers[_channels_and(outputs)]
     if not bool(weight.isfinite().all()):
         raise Refused("its answers to impulses are not finite")
@@ -112,7 +112,7 @@ def _amplitude(box: Box, size: tuple[int, ...], bias: Tensor) -> float:
     """Return a power of two as large as makes the answers outweigh the bias: the difference then keeps its digits."""
     generator = torch.Generator().manual_seed(1)
     position = [tuple(n // 2 for n in size)]
-    answer = float(linear(box, impulses(numbers(generator, 1, box.channels), size, position)).abs().max())
+    answer = float(without_bias(box, impulses(numbers(generator, 1, box.channels), size, position)).abs().max())
     return amplitude(answer, float(bias.abs().max()))
 
 
