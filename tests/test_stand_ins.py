@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,6 +169,30 @@ def test_a_module_that_others_reach_into_stays():
     original = randomised(Reaching(Opaque()), dtype=torch.float32)
     opened = open_up(original, EXAMPLE)
     assert opened.probed == () and "does not run without it" in opened.refused["block"]
+
+
+class Particular(Opaque):
+    """Another map at the example's size, which no probe has."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 + 1e-6 * (tuple(x.shape[2:]) == (9, 8)))
+
+
+def test_what_probing_does_not_see_the_whole_network_does(tmp_path):
+    done = repfuse.convert(checkpoint(net(Particular), tmp_path), probe=True)
+    assert [one.path for one in done.plan.probed] == ["block"] and done.proof.passed
+    assert not done.probe.passed and not done.passed
+    assert "block" in done.probe.reason
+
+
+def test_another_convolution_than_the_plan_says_is_refused():
+    original = net()
+    (one,) = open_up(original, EXAMPLE).probed
+    other = replace(one, kernel=(1, 1), padding=((0, 0), (0, 0)))
+    plan = replace(repfuse.plan(original, EXAMPLE), probed=(other,), live=None)
+    with pytest.raises(RepfuseError) as refused:
+        repfuse.rewrite(original, plan)
+    assert "another convolution" in refused.value.why
 
 
 def test_a_plan_replays_by_probing_again_and_only_when_asked(tmp_path):
