@@ -260,7 +260,7 @@ def test_a_state_dict_is_converted_and_read_again(cli, tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert [one["path"] for one in report["plan"]["probed"]] == ["2"]
-    assert any("2 cannot be traced" in note for note in report["notes"])
+    assert any("module 2 cannot be traced" in note for note in report["notes"])
     fused = repfuse.load(out, model=options[1]).module
     assert isinstance(fused[2], nn.Conv2d)
     assert error(space["build"](), fused, image(2, 3, 8, 7, dtype=torch.float32)) < 1e-5

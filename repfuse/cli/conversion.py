@@ -110,8 +110,10 @@ def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Repor
 
 def _probed(plan: Plan) -> list[str]:
     """Say which modules became convolutions by their answers alone."""
-    vouched = "nobody has read its forward: its answers to impulses and other inputs are all that vouches for it"
-    return [f"{one.path} cannot be traced, and became a convolution by --probe; {vouched}" for one in plan.probed]
+    vouched = "no algebra vouches for it, only what it answered to impulses and other inputs"
+    return [
+        f"module {one.path} cannot be traced, and --probe made a convolution of it: {vouched}" for one in plan.probed
+    ]
 
 
 def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:

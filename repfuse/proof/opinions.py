@@ -85,7 +85,8 @@ class SecondOpinion:
     def reason(self) -> str:
         """What decided, where it did not pass."""
         if self.network is not None and not self.network.passed:
-            return f"With what probing put in the place of {self.stand_ins[0].path}: {self.network.reason}"
+            paths = ", ".join(one.path for one in self.stand_ins)
+            return f"{self.network.reason} That is with convolutions for {paths}; --exclude leaves a module as it is."
         return next((f"{site.path}: {site.reason}" for site in self.sites if not site.passed), "")
 
     def to_dict(self) -> dict[str, Any]:
