@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import typer
@@ -131,13 +131,12 @@ def test_a_failed_check_writes_nothing_and_is_1(tmp_path: Path, monkeypatch: pyt
 
     def failing(*args: object, **options: object) -> object:
         done = real(*args, **options)  # type: ignore[arg-type]
-        proof = SimpleNamespace(passed=False, reason="It is wrong.", error=1e-3, to_dict=lambda: {"passed": False})
-        kept = {"plan": done.plan, "module": done.module, "drift": done.drift, "probe": None}
-        return SimpleNamespace(**kept, proof=proof, passed=False)
+        return replace(done, proof=replace(done.proof, unproven=("conv.weight",)))
 
     monkeypatch.setattr(conversion, "convert", failing)
     done = CliRunner().invoke(app, ["convert", str(MODULE), str(tmp_path / "out.pt")])
     assert done.exit_code == 1, done.output
-    assert "FAILED: It is wrong." in done.stdout
+    assert "FAILED" in done.stdout
+    assert "What would be written is not what was proven: conv.weight" in " ".join(done.stdout.split())
     assert "nothing was written" in done.stdout
     assert list(tmp_path.iterdir()) == []

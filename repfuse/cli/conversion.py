@@ -110,10 +110,9 @@ def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Repor
 
 def _probed(plan: Plan) -> list[str]:
     """Say which modules became convolutions by their answers alone."""
+    made = "cannot be traced, and --probe made a convolution of it"
     vouched = "no algebra vouches for it, only what it answered to impulses and other inputs"
-    return [
-        f"module {one.path} cannot be traced, and --probe made a convolution of it: {vouched}" for one in plan.probed
-    ]
+    return [f"module {one.path} {made}: {vouched}" for one in plan.probed]
 
 
 def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
