@@ -152,7 +152,7 @@ def _probed(value: Any, where: str) -> Probed:
     found: Probed = _PROBED(value, where)
     axes = {len(found.kernel), len(found.stride), len(found.padding), len(found.dilation)}
     sizes = (found.in_channels, found.out_channels, *found.kernel, *found.stride, *found.dilation, found.groups)
-    whole = all(sizes) and not found.in_channels % found.groups and not found.out_channels % found.groups
+    whole = found.path and all(sizes) and not found.in_channels % found.groups and not found.out_channels % found.groups
     if len(axes) > 1 or max(axes) > 3 or any(len(pair) != 2 for pair in found.padding) or not whole:
         raise NotAPlan(f"{where} describes no convolution")
     if found.in_channels * found.out_channels * prod(found.kernel) > LARGEST_EXAMPLE:

@@ -222,6 +222,7 @@ def test_a_plan_replays_by_probing_again_and_only_when_asked(tmp_path):
         {"padding": [[1, 1], [1]]},
         {"stride": [0, 1]},
         {"path": 3},
+        {"path": ""},
         {"more": 1},
     ],
 )
