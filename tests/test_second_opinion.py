@@ -177,6 +177,48 @@ def test_each_of_several_sources_is_probed_alone():
         assert not second_opinion(original, found, wrong).passed
 
 
+def two_linears():
+    return Spelled(lambda m, x: m.a(x) + m.b(x), a=nn.Linear(C, 5), b=nn.Linear(C, 5))
+
+
+LAYOUTS = {
+    "a vector": (two_linears, (C,)),
+    "vectors": (two_linears, (2, C)),
+    "vectors in rows": (two_linears, (2, 3, 7, C)),
+    "written into its input": (
+        lambda: nn.Sequential(nn.ReLU(), Spelled(lambda m, x: x.add_(m.a(x)), a=conv(3)), nn.ReLU()),
+        (1, C, 5, 6),
+    ),
+    "transposed": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(C, 6, 3, 2, 1, 1, groups=2), nn.BatchNorm2d(6)),
+        (1, C, 5, 6),
+    ),
+    "padded aside": (
+        lambda: Spelled(
+            lambda m, x: m.a(x) + m.b(x), a=nn.Sequential(nn.ZeroPad2d((2, 0, 0, 2)), conv(3, padding=0)), b=conv(1)
+        ),
+        (1, C, 6, 5),
+    ),
+    **{
+        mode: (lambda mode=mode: nn.Sequential(conv(5, padding_mode=mode), norm()), (1, C, 9, 8))
+        for mode in ("reflect", "replicate", "circular")
+    },
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_whatever_the_layout_of_a_place_a_wrong_number_is_seen(name):
+    make, shape = LAYOUTS[name]
+    original, found, fused = rewritten(randomised(make()), (image(*shape),))
+    (site,) = second_opinion(original, found, fused).sites
+    assert site.passed, site.reason
+    for tensor in ("weight", "bias"):
+        for index in (0, -1):
+            wrong = copy.deepcopy(fused)
+            getattr(convolution_at(wrong, site.path), tensor).data.flatten()[index] += 1e-6
+            assert not second_opinion(original, found, wrong).passed
+
+
 class Own(nn.Conv2d):
     def forward(self, x):
         return super().forward(x) + 1e-6
