@@ -98,7 +98,7 @@ def damaged(fused, path, damage):
     return wrong if settings or not same else None
 
 
-@rows(12)
+@rows(16)
 def test_every_site_of_the_zoo_is_confirmed(row):
     original, found, fused = of(row)
     opinion = second_opinion(original, found, fused)
@@ -115,7 +115,7 @@ def test_in_float32_too(row):
     assert opinion.passed, opinion.reason
 
 
-@rows(25)
+@rows(40)
 def test_no_damage_passes_at_any_site(row):
     original, found, fused = of(row)
     applied = 0

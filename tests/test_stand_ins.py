@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import repfuse
 from repfuse.errors import RepfuseError
 from repfuse.loading import Checkpoint
-from repfuse.plans import Plan
+from repfuse.plans import Plan, Probed
 from repfuse.rewriting.opening import open_up
 
 C = 4
@@ -226,11 +226,13 @@ def test_a_plan_replays_by_probing_again_and_only_when_asked(tmp_path):
         {"more": 1},
     ],
 )
-def test_a_damaged_plan_is_said(change, tmp_path):
-    data = repfuse.convert(checkpoint(net(), tmp_path), probe=True).plan.to_dict()
+def test_a_damaged_plan_is_said(change):
+    one = Probed("block", C, C, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    data = json.loads(replace(repfuse.plan(conv(3), EXAMPLE), probed=(one,)).to_json())
+    assert Plan.from_dict(data).probed == (one,)
     data["probed"][0] |= change
     with pytest.raises(RepfuseError, match="not a plan that repfuse wrote"):
-        Plan.from_dict(json.loads(json.dumps(data)))
+        Plan.from_dict(data)
 
 
 NETWORK = """
