@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-EFFORT = "How much is tried"
+from repfuse.cli.options import CHECKING
 
 Quick = Annotated[
     bool,
     typer.Option(
         "--quick",
         help="Only the example and small inputs, at about a quarter of its size: seconds, for a first look.",
-        rich_help_panel=EFFORT,
+        rich_help_panel=CHECKING,
     ),
 ]
 Thorough = Annotated[
@@ -22,7 +22,7 @@ Thorough = Annotated[
         "--thorough",
         help="More random inputs, every kind of input at three sizes, larger batches and 32 sizes in a row (each phase "
         "of a stride): several times as long.",
-        rich_help_panel=EFFORT,
+        rich_help_panel=CHECKING,
     ),
 ]
 

@@ -11,6 +11,7 @@ import typer
 NETWORK = "How the network is built"
 TRUST = "What the file may do"
 OUTPUT = "Output"
+CHECKING = "Checking"
 
 Checkpoint = Annotated[
     Path,
