@@ -46,7 +46,7 @@ def write(samples: Path) -> Callable[..., None]:
     """Write the result of a conversion that is done, and its report, to ``folder``, as the command does."""
     source = samples / "notebook_block.pt"
     checkpoint = load(source)
-    report, module = _proven(checkpoint, ALL, lambda *_: None)
+    report, module = _proven(checkpoint, Job(source, None, {}, ALL, None, force=False), lambda *_: None)
 
     def run(folder: Path, name: str = "out.pt", *, force: bool = False) -> None:
         out = folder / name

@@ -119,6 +119,33 @@ def test_where_it_would_not_it_is_widened_as_a_whole(name):
     assert not any(outcome.error for outcome in found)
 
 
+def counted(m, x):
+    m.calls[0] += 1
+    m.index.view(-1).add_(1)
+    return m.a(x) * m.calls
+
+
+WRITING = {**{name: AS_A_WHOLE[name] for name in ("writes", "writes through a view", "exchanges its weights")}}
+WRITING["counts"] = lambda: Spelled(counted, **a_layer(calls=buffer(1)))
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_the_network_itself_is_never_written_into(name):
+    network = randomised(WRITING[name](), dtype=torch.float32)
+    network.register_buffer("index", torch.arange(3))
+    before = {key: (tensor, tensor.clone()) for key, tensor in named_tensors(network)}
+    trials = [Trial("first", (X,)), Trial("second", (X,))]
+    assert not any(outcome.error for outcome in run_float64(network, trials))
+    for key, tensor in named_tensors(network):
+        assert tensor is before[key][0] and torch.equal(tensor, before[key][1]), key
+
+
+def test_an_output_that_is_a_weight_is_a_copy_of_it():
+    network = Spelled(lambda m, x: (x, m.a.weight), a=nn.Conv2d(C, C, 1))
+    (outcome,) = run_float64(network, [Trial("", (X,))])
+    assert outcome.outputs["out[1]"].data_ptr() != network.a.weight.data_ptr()
+
+
 def test_the_effect_of_a_change_is_seen_and_what_is_exempt_from_it_is_not():
     exact, rounded = (outcomes(run_float64, "views", change, torch.float32) for change in ("exact", "rounded"))
     error = (exact[0].outputs["out"] - rounded[0].outputs["out"]).abs().max() / exact[0].outputs["out"].abs().max()

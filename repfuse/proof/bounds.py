@@ -2,10 +2,10 @@
 
 A sum of n products in arithmetic of unit roundoff u, in whatever order, is computed with an error of at most
 ``g(n) sum |w_i| |x_i|``, with ``g(n) = n u / (1 - n u)`` (Higham, Accuracy and Stability of Numerical Algorithms,
-2nd ed., sections 3.1 and 4.2). A stored weight is off by at most half a spacing e of its dtype, and the result is
-rounded once more. So, element by element,
+2nd ed., sections 3.1 and 4.2). A stored weight is off by at most half a spacing e of its dtype. The result is rounded
+before its bias is added, at worst, and then m times, for m convolutions that add up. So, element by element,
 
-    |y' - y| <= (e + k (|W| + e)) * |x|,    k = (1 + g(n)) (1 + u) - 1.
+    |y' - y| <= (e + k (|W| + e)) * |x|,    k = (1 + g(n)) (1 + u)^(1 + m) - 1.
 
 This is a convolution itself: of |x|, with the weights ``e + k (|W| + e)``.
 """
@@ -55,7 +55,8 @@ def _growth(place: Place, fused: nn.Module, dtype: torch.dtype) -> float:
     lost = summing * (sum(map(_terms, convolutions)) + 2 * len(place.region.groups))
     if lost >= 1:
         return torch.finfo(dtype).max
-    grown = (1 + lost / (1 - lost)) * (1 + unit)
+    rounded = (1 + unit) ** (1 + len(place.region.groups))  # before the bias, and with each convolution that is added
+    grown = (1 + lost / (1 - lost)) * rounded
     return grown * (1 + _of_factors(place.module, dtype)) ** 2 - 1
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from repfuse.algebra.evaluation import Tensors, constant, evaluate
 from repfuse.algebra.expression import Expression
@@ -79,7 +80,7 @@ def convolution_at(fused: nn.Module, path: str) -> nn.Module:
         found = module.get_submodule("conv") if isinstance(module, nn.Sequential) else module
     except AttributeError as error:
         raise _misfit(path) from error
-    if not isinstance(found._parameters.get("weight"), torch.Tensor):
+    if not isinstance(found, _ConvNd | nn.Linear):
         raise _misfit(path)
     return found
 

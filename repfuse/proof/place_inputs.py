@@ -83,7 +83,7 @@ class PlaceInputs:
         """Call the operations on inputs that are laid out as in the graph; they may write into these."""
         device = device_of(self.before)
         given = [(x.movedim(1, -1) if self.last else x).to(device, copy=True) for x in inputs]
-        with Widening(tuple(given), (), in_float64):
+        with Widening(tuple(given), {}, in_float64):
             if self.batched:
                 y: Tensor = self.before(*given)
             else:

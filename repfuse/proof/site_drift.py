@@ -12,7 +12,7 @@ from repfuse.proof.bounds import bounds
 from repfuse.proof.places import Place
 from repfuse.proof.results import SiteDrift
 from repfuse.verifying import Trial
-from repfuse.verifying.copies import Outcome, as_stored, copy_with, run
+from repfuse.verifying.copies import Outcome, run
 from repfuse.verifying.measure import level
 from repfuse.verifying.results import Level
 
@@ -35,8 +35,8 @@ def site_drift(
     outcomes = zip(
         chosen,
         exact,
-        run(copy_with(place.before(), as_stored), chosen, cast),
-        run(copy_with(after, as_stored), chosen, cast),
+        run(place.before(), chosen, cast),
+        run(after, chosen, cast),
         bounds(place, fused, chosen, dtype),
         strict=True,
     )

@@ -24,7 +24,7 @@ from repfuse.rereading.fingerprint import Fingerprint, digests, fingerprint_of
 from repfuse.rereading.messages import Answer, Job
 from repfuse.rereading.places import Place
 from repfuse.rereading.reading import rest_of
-from repfuse.verifying.copies import Outcome, as_stored, copy_with, run, run_float64
+from repfuse.verifying.copies import Outcome, run, run_float64
 from repfuse.verifying.drift import drift_of
 from repfuse.verifying.fallback import with_fallbacks
 from repfuse.verifying.inputs import Trial, input_variants
@@ -64,7 +64,7 @@ def check_read(written: Written, job: Job, place: Place) -> Verified:
     started = time.perf_counter()
     trials = () if written.state is not None else telling(written.example)
     place.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
-    expected = run(copy_with(written.module, as_stored), trials, {})
+    expected = run(written.module, trials, {})
     computed = time.perf_counter() - started
     own = _fingerprint(written, job)
     answer = place.answer(patience(Path(job.path), computed))
@@ -149,7 +149,7 @@ def _drift(written: Written, given: dict[str, Outcome]) -> Drift:
 
 
 def _runs(module: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
-    return run(copy_with(module, as_stored), trials, {})
+    return run(module, trials, {})
 
 
 def _wrong(what: str) -> RepfuseError:

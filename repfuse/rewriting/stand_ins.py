@@ -107,7 +107,7 @@ def read(block: nn.Module, path: str, channels: int, ndim: int) -> StandIn:
 
     def run(x: Tensor) -> Any:
         given = x.to(device)
-        with Widening((given,), (), in_float64):
+        with Widening((given,), {}, in_float64):
             return wide(given)
 
     return _stand_in(path, recover(run, channels, ndim))

@@ -13,7 +13,7 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import between
 from repfuse.progress import Progress
 from repfuse.verifying.classes import NONE, Ranking, joined, ranking
-from repfuse.verifying.copies import Outcome, as_stored, copy_with, run
+from repfuse.verifying.copies import Outcome, as_stored, copy_with, run, run_copy
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.results import Flips, RealData
 from repfuse.verifying.samples import Data, Samples, chunks, total
@@ -59,13 +59,13 @@ def agreement(
 
 def class_count(network: nn.Module, inputs: Sequence[Any]) -> int | None:
     """Return the number of classes that the network tells apart on ``inputs``; None where it tells none."""
-    found = ranking(_first(run(copy_with(network, as_stored), [Trial("the example", tuple(inputs))], {})[0]))
+    found = ranking(_first(run(network, [Trial("the example", tuple(inputs))], {})[0]))
     return found.classes if found else None
 
 
 def takes(network: nn.Module, inputs: Sequence[Any]) -> bool:
     """Return whether the network, as it is stored, runs on ``inputs``."""
-    return not run(copy_with(network, as_stored), [Trial("the example", tuple(inputs))], {})[0].error
+    return not run(network, [Trial("the example", tuple(inputs))], {})[0].error
 
 
 def _rankings(
@@ -87,7 +87,7 @@ def _rankings(
 
 
 def _outcome(network: nn.Module, inputs: tuple[Any, ...], cast: Cast) -> Outcome:
-    outcome = run(network, [Trial("the data", inputs)], cast)[0]
+    outcome = run_copy(network, [Trial("the data", inputs)], cast)[0]
     if outcome.error:
         shape = "x".join(map(str, inputs[0].shape))
         raise RepfuseError(

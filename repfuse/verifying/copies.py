@@ -16,7 +16,7 @@ from repfuse.networks import device_of, named_tensors, placed, same_randomness, 
 from repfuse.tracing.skeleton import changed_copy
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.outputs import leaves
-from repfuse.verifying.widening import WIDE, Change, Widening, WideningOfConvolutions
+from repfuse.verifying.widening import WIDE, Change, ReadOnly, Widening, WideningOfConvolutions
 from repfuse.wording import described
 
 SEED = 0  # of networks that draw random numbers: both draw the same
@@ -52,6 +52,11 @@ def as_stored(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone()
 
 
+def as_it_is(_name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor over the same memory, where that can be seen to: nothing must write into it."""
+    return tensor if tensor.layout is torch.strided else tensor.clone()
+
+
 def copy_with(network: nn.Module, change: Change) -> nn.Module:
     """Return a copy in eval mode whose tensors are ``change(name, tensor)``; shared ones stay shared.
 
@@ -66,12 +71,23 @@ def copy_with(network: nn.Module, change: Change) -> nn.Module:
 
 
 def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, torch.dtype]) -> list[Outcome]:
-    """Call the network on each trial, its floating inputs cast as ``cast`` says (dtypes not named stay).
+    """Call a copy of the network on each trial, floating inputs cast as ``cast`` says (dtypes not named stay).
 
-    The network must be one of our copies: the call may change it.
+    The copy lies over the network's own memory; one that writes into it gets memory of its own. Raises RepfuseError
+    where the network cannot be copied.
     """
-    device = device_of(network)
-    return [call(network, placed(trial.inputs, device, cast)) for trial in trials]
+    trials = list(trials)
+    copy = copy_with(network, as_it_is)
+    with ReadOnly(dict(named_tensors(copy))) as mode:
+        outcomes = run_copy(copy, trials, cast)
+    alone = mode.wrong or any(outcome.error for outcome in outcomes[:1])  # which may be the watching itself
+    return run_copy(copy_with(network, as_stored), trials, cast) if alone else outcomes
+
+
+def run_copy(copy: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, torch.dtype]) -> list[Outcome]:
+    """Call one of our copies itself on each trial: the call may change it."""
+    device = device_of(copy)
+    return [call(copy, placed(trial.inputs, device, cast)) for trial in trials]
 
 
 def run_float64(
@@ -82,8 +98,8 @@ def run_float64(
 ) -> list[Outcome]:
     """Call a copy of the network in float64 on each trial, inputs widened too; its tensors are as ``change`` says.
 
-    They are widened one layer at a time (see ``repfuse.verifying.widening``), so that the copy takes no more memory
-    than the network. Some networks do not stand that, and are widened as a whole: those that compare dtypes, on the
+    They are widened one layer at a time (see ``repfuse.verifying.widening``), out of the network's own memory, so that
+    the copy takes none. Some networks do not stand that, and are widened as a whole: those that compare dtypes, on the
     first trial, or cast their own tensors or write into them. ``watch`` is shown each copy before it is called. Raises
     RepfuseError where the network cannot be copied.
     """
@@ -94,15 +110,15 @@ def run_float64(
 
 def _run_by_layer(network: nn.Module, trials: Sequence[Trial], change: Change, watch: Watch) -> list[Outcome] | None:
     """Return the outcomes; None where the network has to be widened as a whole."""
-    copy = copy_with(network, as_stored)
+    copy = copy_with(network, as_it_is)
     watch(copy)
     outcomes: list[Outcome] = []
     for trial in trials:
         stored = dict(named_tensors(copy))
         inputs = placed(trial.inputs, device_of(copy), WIDE)
-        with Widening(inputs, stored.items(), change) as mode, WideningOfConvolutions(mode):
+        with Widening(inputs, stored, change) as mode, WideningOfConvolutions(mode):
             outcomes.append(call(copy, inputs))
-        if outcomes[0].error or mode.by_layer_is_wrong(named_tensors(copy)):
+        if outcomes[0].error or mode.by_layer_is_wrong(dict(named_tensors(copy))):
             return None
     return outcomes
 
@@ -113,7 +129,7 @@ def _run_as_a_whole(network: nn.Module, trials: Sequence[Trial], change: Change,
     outcomes = []
     for trial in trials:
         inputs = placed(trial.inputs, device_of(copy), WIDE)
-        with Widening(inputs, (), change):
+        with Widening(inputs, {}, change):
             outcomes.append(call(copy, inputs))
     return outcomes
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from repfuse.networks import between, main_dtype
 from repfuse.verifying.comparison import reference
-from repfuse.verifying.copies import Outcome, as_stored, copy_with, run, run_float64
+from repfuse.verifying.copies import Outcome, run, run_float64
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.measure import level
 from repfuse.verifying.own_error import drawn_again
@@ -56,7 +56,7 @@ def drift_from(
     original: nn.Module, fused: nn.Module, trials: Sequence[Trial], exact: Sequence[Outcome], effect: Yardsticks
 ) -> Drift:
     """As ``drift``, from the original's outcomes in float64 and the effect of rounding the fused network's weights."""
-    after = run(copy_with(fused, as_stored), trials, between(original, fused))
+    after = run(fused, trials, between(original, fused))
     return drift_of(original, trials, (exact, after), effect, alike=main_dtype(original) == main_dtype(fused))
 
 
@@ -75,7 +75,7 @@ def drift_of(
     error explain, both are measured on that very trial.
     """
     exact, after = outcomes
-    before = run(copy_with(original, as_stored), trials, {})
+    before = run(original, trials, {})
     keys = [key for key in keys_of(exact) if _sound(exact, before, key)]
     if not keys:
         return Drift((), measured=False, problem=_why_unmeasured(before, main_dtype(original)))

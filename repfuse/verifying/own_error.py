@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from repfuse.verifying.copies import as_stored, copy_with, run, run_float64
+from repfuse.verifying.copies import run, run_float64
 from repfuse.verifying.inputs import Trial, is_floating, mapped
 from repfuse.verifying.measure import level
 from repfuse.verifying.results import Level
@@ -23,7 +23,7 @@ MOVED = 1 / 128  # of each number, at most
 def drawn_again(original: nn.Module, trial: Trial, first: dict[str, Level]) -> dict[str, Level]:
     """Return the rms of the original's error over ``first``, by name of the output, and SAMPLES more draws."""
     moved = [_moved(trial, seed) for seed in range(SAMPLES)]
-    exact, stored = run_float64(original, moved), run(copy_with(original, as_stored), moved, {})
+    exact, stored = run_float64(original, moved), run(original, moved, {})
     draws = {name: [own] for name, own in first.items()}
     for wide, narrow in zip(exact, stored, strict=True):
         for name in draws.keys() & wide.outputs.keys() & narrow.outputs.keys():

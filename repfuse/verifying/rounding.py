@@ -41,6 +41,7 @@ SAFETY = 6.0
 FLOAT64_NOISE = 1e-12
 # Small enough that its effect is proportional, 2^-33 of each number; large enough for float64 to hold it.
 DRAWN = 2.0**20
+BLOCK = 1 << 18  # numbers that are moved at a time, so that what is needed for it stays small
 
 Run = Callable[[nn.Module, Change], list[Outcome]]
 Levels = dict[tuple[int, str], Level]  # by position of the trial and name of the output
@@ -117,7 +118,7 @@ def rounded_once(seed: int, exact: frozenset[str]) -> Change:
             return tensor.clone()
         if name in exact or tensor.layout is not torch.strided:
             return widened(tensor)
-        return half_spacing(tensor).mul_(_uniform(name, tensor, seed)).add_(tensor)
+        return _moved(widened(tensor), tensor, 1.0, _generator(name, seed))
 
     return change
 
@@ -133,25 +134,41 @@ def summed_anew(seed: int, exact: Change) -> Change:
         if not wide.is_floating_point() or wide.layout is not torch.strided:
             return wide
         terms = wide[0].numel() if wide.dim() > 1 else 1
-        moved = half_spacing(wide).mul_(DRAWN * math.sqrt(terms))
-        return moved.mul_(_uniform(name, wide, seed)).add_(wide)
+        return _moved(wide.clone(), wide, DRAWN * math.sqrt(terms), _generator(name, seed))
 
     return change
 
 
-def _uniform(name: str, like: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return random numbers in [-1, 1), the same for a tensor whenever it is read."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-    return torch.rand(like.shape, generator=generator).mul_(2).sub_(1).to(like.device)
+def _generator(name: str, seed: int) -> torch.Generator:
+    """Return random numbers that are the same for a tensor whenever it is read."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+
+
+def _moved(wide: torch.Tensor, stored: torch.Tensor, factor: float, generator: torch.Generator) -> torch.Tensor:
+    """Move each number of ``wide`` by a random part of ``factor`` half spacings of ``stored``; a block at a time."""
+    if not stored.dim():
+        return _moved(wide[None], stored[None], factor, generator)[0]
+    rows = max(1, BLOCK * len(stored) // max(1, stored.numel()))
+    for whole, part in zip(torch.split(wide, rows), torch.split(stored, rows), strict=True):
+        noise = torch.rand(part.shape, generator=generator).mul_(2).sub_(1).to(part.device)
+        whole.add_(half_spacing(part).mul_(factor).mul_(noise))
+    return wide
 
 
 def half_spacing(tensor: torch.Tensor) -> torch.Tensor:
-    """Return half the distance to the next number of the tensor's dtype, at each element, in float64."""
+    """Return half the distance to the next number of the tensor's dtype, at each element, in float64.
+
+    A number of exponent e has the spacing ``eps 2^e``, and no spacing is smaller than that of the smallest normal one.
+    """
     info = torch.finfo(tensor.dtype)
-    wide = tensor.double()
-    mantissa, _ = torch.frexp(wide)  # in [1/2, 1), so that this division is exact; 0 / 0 at 0, which fmax ignores
-    least = torch.tensor(info.smallest_normal, dtype=torch.float64)
-    return (wide / mantissa).div_(2).fmax(least).mul_(info.eps / 2)
+    bits, exponent = _BITS[torch.float64 if tensor.dtype is torch.float64 else torch.float32]
+    held = tensor if tensor.dtype in _BITS else tensor.float()
+    power = (held.view(bits) & exponent).view(held.dtype).double()
+    return power.clamp_(info.smallest_normal, info.max).mul_(info.eps / 2)
+
+
+_BITS = {torch.float32: (torch.int32, 0x7F80_0000), torch.float64: (torch.int64, 0x7FF0_0000_0000_0000)}
+"""The integers of the same size, and where in them the exponent is; float32 holds what the smaller formats do."""
 
 
 def allowed(effects: Sequence[Levels]) -> Levels:

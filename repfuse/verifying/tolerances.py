@@ -16,7 +16,7 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 from repfuse.networks import between
-from repfuse.verifying.copies import Outcome, as_stored, copy_with, run
+from repfuse.verifying.copies import Outcome, run
 from repfuse.verifying.evidence import Evidence
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.results import ToleranceCheck, Verdict, Worst
@@ -65,8 +65,8 @@ def checked(
     overflows). ``arithmetic`` is the verdict without tolerances, and its reason.
     """
     (original, fused), trials, exact = networks, evidence.trials, evidence.outcomes
-    before = run(copy_with(original, as_stored), trials, {})
-    after = run(copy_with(fused, as_stored), trials, between(original, fused))
+    before = run(original, trials, {})
+    after = run(fused, trials, between(original, fused))
     in_float64 = _worst(given, trials, exact, evidence.answers)
     stored = _worst(given, trials, _sound(exact, before), after)
     return ToleranceCheck(given.rtol, given.atol, in_float64, stored, *arithmetic)

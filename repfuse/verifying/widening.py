@@ -8,7 +8,7 @@ leave it out. A cast of weights alone stays: a rounding of weights belongs to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,30 +30,64 @@ _ALSO = {**WIDE, torch.complex64: torch.complex128}
 """What widened values meet; complex inputs and weights by themselves stay as they are."""
 
 
-class Widening(TorchDispatchMode):
-    """While it is on, no operator narrows what is computed from ``inputs``, and what it meets is widened too, exactly.
+class ReadOnly(TorchDispatchMode):
+    """While it is on, no operator writes into the tensors ``stored``: the forward that tries to ends there.
 
-    ``stored`` are the network's tensors by name, which operators read as ``change`` makes them. ``by_layer_is_wrong``
-    says where that is not the same as a network in float64.
+    ``wrong`` says that it did.
     """
 
-    def __init__(self, inputs: Any, stored: Iterable[tuple[str, torch.Tensor]], change: Change) -> None:
+    def __init__(self, stored: Mapping[str, torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._storages = {_storage(x) for x in stored.values()} - {None}
+        self.wrong = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operator."""
+        kwargs = kwargs or {}
+        self.check(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def check(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise OverwritesItself where an operator writes into a tensor that is not to change."""
+        if not func._schema.is_mutable:
+            return
+        arguments = zip(func._schema.arguments, args, strict=False)
+        named = [(argument.name, value) for argument, value in arguments] + list(kwargs.items())
+        written = _written(func)
+        if any(map(self.is_kept, _tensors([value for name, value in named if name in written]))):
+            self.wrong = True
+            raise OverwritesItself
+
+    def is_kept(self, tensor: torch.Tensor) -> bool:
+        """Whether nothing is to write into a tensor."""
+        return _storage(tensor) in self._storages
+
+
+class Widening(ReadOnly):  # type: ignore[no-untyped-call]
+    """While it is on, no operator narrows what is computed from ``inputs``, and what it meets is widened too, exactly.
+
+    ``stored`` are the network's tensors by name, which operators read as ``change`` makes them, and never write into:
+    the forward that tries to ends there. ``by_layer_is_wrong`` says where all this is not the same as a network in
+    float64.
+    """
+
+    def __init__(self, inputs: Any, stored: Mapping[str, torch.Tensor], change: Change) -> None:
+        super().__init__(stored)
         self._data = WeakTensorKeyDictionary()
         self._views = WeakTensorKeyDictionary()
         self._remember(self._data, inputs)
         self._change = change
-        self._stored = {_memory(x): name for name, x in stored if x.is_floating_point() and _memory(x)}
-        self._wrong = False
+        self._stored = _floating(stored)
         self._paused = False
 
-    def by_layer_is_wrong(self, stored: Iterable[tuple[str, torch.Tensor]]) -> bool:
-        """Whether the network wrote into its own tensors, exchanged one of ``stored`` for another, or cast one.
+    def by_layer_is_wrong(self, stored: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the network writes into its own tensors, exchanged one of ``stored`` for another, or cast one.
 
-        What was written went into a tensor that is not wide. A cast may be autocast's, which leaves float64 alone.
+        A cast may be autocast's, which leaves float64 alone.
         """
-        now = {_memory(x): name for name, x in stored if x.is_floating_point() and _memory(x)}
-        return self._wrong or now != self._stored
+        return self.wrong or _floating(stored) != self._stored
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -62,6 +96,7 @@ class Widening(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
+        self.check(func, args, kwargs)
         tensors = list(_tensors((*args, *kwargs.values())))
         data = any(tensor in self._data for tensor in tensors)
         views = any(self._is_ours(tensor) for tensor in tensors)
@@ -70,7 +105,7 @@ class Widening(TorchDispatchMode):
         if data and kwargs.get("dtype") in WIDE:
             kwargs = kwargs | {"dtype": WIDE[kwargs["dtype"]]}
         if not data:
-            self._wrong |= any(_narrows(kwargs.get("dtype"), tensor) for tensor in tensors)
+            self.wrong |= any(_narrows(kwargs.get("dtype"), tensor) for tensor in tensors)
         if func._schema.is_mutable:
             args, kwargs = self._for_writing(func, args, kwargs)
         else:
@@ -101,13 +136,14 @@ class Widening(TorchDispatchMode):
     def _is_ours(self, tensor: torch.Tensor) -> bool:
         return _memory(tensor) in self._stored or tensor in self._views
 
+    def is_kept(self, tensor: torch.Tensor) -> bool:
+        """Nor into what was widened, which the network would not see."""
+        return super().is_kept(tensor) or tensor in self._views
+
     def _for_writing(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Leave what is written as it is, and read the rest."""
-        arguments = func._schema.arguments
-        written = {argument.name for argument in arguments if argument.alias_info and argument.alias_info.is_write}
+        arguments, written = func._schema.arguments, _written(func)
         named = {**dict(zip((argument.name for argument in arguments), args, strict=False)), **kwargs}
-        outputs = _tensors([named[name] for name in written if name in named])
-        self._wrong |= any(map(self._is_ours, outputs))
         read = {name: x if name in written else _mapped(self.read, x) for name, x in named.items()}
         return tuple(read[argument.name] for argument, _ in zip(arguments, args, strict=False)), {
             name: read[name] for name in kwargs
@@ -117,6 +153,10 @@ class Widening(TorchDispatchMode):
         for leaf in tree_leaves(values):
             if isinstance(leaf, torch.Tensor):
                 tensors[leaf] = True
+
+
+class OverwritesItself(RuntimeError):
+    """A network writes into its own tensors."""
 
 
 class WideningOfConvolutions(TorchFunctionMode):
@@ -144,6 +184,22 @@ def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     if tensor.layout is not torch.strided or not tensor.numel() or tensor.device.type == "meta":
         return None
     return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    """Return what identifies a tensor's memory as a whole, of which it may be a part; None where it has none."""
+    return tensor.untyped_storage().data_ptr() if _memory(tensor) else None
+
+
+def _floating(stored: Mapping[str, torch.Tensor]) -> dict[Any, str]:
+    return {_memory(x): name for name, x in stored.items() if x.is_floating_point() and _memory(x)}
+
+
+def _written(func: Any) -> set[str]:
+    """Return the names of the arguments that an operator writes into."""
+    return {
+        argument.name for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write
+    }
 
 
 def _narrows(dtype: torch.dtype | None, tensor: torch.Tensor) -> bool:
