@@ -23,7 +23,6 @@ from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.snapshot import is_snapshot, open_snapshot
 from repfuse.checkpoint.source import ModelSource, model_source
 from repfuse.errors import RepfuseError
-from repfuse.memory import give_back
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
 from repfuse.wording import first_line
@@ -113,7 +112,6 @@ def load(
     except RecursionError as error:
         raise damaged(Path(path), "its objects or modules hold each other without end") from error
     module = _on(network.module, device)
-    give_back()
     inputs, origin, said = inputs_of(opened, network, shapes, module)
     return Checkpoint(
         module=module,

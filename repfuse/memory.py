@@ -1,15 +1,17 @@
-"""Memory that was freed and that the process still holds."""
+"""Memory that is of no use any more and that the process still holds."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 
 
 def give_back() -> None:
-    """Return freed memory to the system, where the C library keeps it: glibc does, a network's worth after loading.
+    """Free what only refers to itself, as traced networks do, and return to the system what is free.
 
-    Elsewhere nothing is done.
+    glibc keeps freed memory, a network's worth after loading; elsewhere nothing is done about that.
     """
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

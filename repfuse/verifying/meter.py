@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from repfuse.memory import give_back
 from repfuse.progress import Progress
 from repfuse.verifying.inputs import elements
 
@@ -22,7 +23,8 @@ class Meter:
         self._done, self._stage = 0.0, ""
 
     def stage(self, name: str) -> None:
-        """Say what is done now."""
+        """Say what is done now. What was needed before is given back."""
+        give_back()
         self._stage = name
         self._tell()
 

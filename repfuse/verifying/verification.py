@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from repfuse.errors import RepfuseError
+from repfuse.memory import give_back
 from repfuse.networks import main_dtype
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
@@ -79,6 +80,7 @@ def verify(
     proof = None
     if prove:
         tried, expected = [trial for trial, _ in evidence.tried], [outcome for _, outcome in evidence.tried]
+        give_back()
         part = _part_of(report, DATA, SITES)
         proof = prove(tried, expected, lambda done: part("the sites", done))
         verdict, reason = with_proof((verdict, reason), proof, evidence)
