@@ -2,7 +2,7 @@
 
     checkpoint = repfuse.load("in.pt")
     result = repfuse.fuse(checkpoint.module, checkpoint.example_inputs)
-    repfuse.verify(checkpoint.module, result.module, checkpoint.example_inputs)
+    repfuse.verify(checkpoint.module, result.module, checkpoint.example_inputs, plan=result.plan)
     repfuse.save(checkpoint, result.module, "out.pt", plan=result.plan)
 
 ``plan`` and ``rewrite`` are the two steps of ``fuse``, ``convert`` also proves the result, ``bench`` times it.

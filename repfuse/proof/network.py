@@ -47,7 +47,7 @@ def prove(
         sites.append(prove_site(place, fused, exact))
         progress(0.5 * len(sites) / len(found))
     unproven = tuple(sorted(differing(rewrite(original, plan, weights=False), fused, exact)))
-    give_back()
+    give_back(original)
     change = exact.change(fused)
     network = tabulate(trials, expected, answers_in_float64(fused, trials, expected, change), TOLERANCE)
     if not network.passed and not network.mismatches and all(site.comparison.passed for site in sites):

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from repfuse.memory import give_back
 from repfuse.progress import Progress
 from repfuse.verifying.comparison import answers_in_float64, tabulate
 from repfuse.verifying.copies import Outcome
@@ -99,8 +100,10 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
     Raises RepfuseError where the original cannot run the first trial in float64.
     """
     meter = Meter(progress, _work(trials), end=MEASURED)
+    give_back(original)
     meter.stage("the original in float64")
     trials, expected = with_fallbacks(original, trials, meter.watch)
+    give_back(original)
     meter.stage("the fused network in float64")
     found = answers_in_float64(fused, trials, expected, watch=meter.watch)
     table = tabulate(trials, expected, found, FLOAT64_NOISE).trials
@@ -114,11 +117,13 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
     }
     if not errors:
         return Evidence(table, (), (), (), {}, {}, {}, None, tried=tried)
+    give_back(original)
     meter.stage("what rounding explains")
     before = Yardsticks(original, fused, trials, expected, watch=meter.watch)
     after = Yardsticks(fused, original, trials, found, watch=meter.watch, scale=expected)
     explained = Explained(before, after, errors)
     explained.measure()
+    give_back(original)
     meter.stage("drift")
     drift = drift_from(original, fused, trials, expected, after)
     return Evidence(

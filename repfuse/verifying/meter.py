@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from repfuse.memory import give_back
 from repfuse.progress import Progress
 from repfuse.verifying.inputs import elements
 
@@ -23,8 +22,7 @@ class Meter:
         self._done, self._stage = 0.0, ""
 
     def stage(self, name: str) -> None:
-        """Say what is done now. What was needed before is given back."""
-        give_back()
+        """Say what is done now."""
         self._stage = name
         self._tell()
 

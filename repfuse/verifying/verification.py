@@ -80,7 +80,7 @@ def verify(
     proof = None
     if prove:
         tried, expected = [trial for trial, _ in evidence.tried], [outcome for _, outcome in evidence.tried]
-        give_back()
+        give_back(original)
         part = _part_of(report, DATA, SITES)
         proof = prove(tried, expected, lambda done: part("the sites", done))
         verdict, reason = with_proof((verdict, reason), proof, evidence)
