@@ -19,7 +19,7 @@ def give_back(network: nn.Module) -> None:
     Only where ``network``, which is worked on, is large. glibc keeps freed memory, a network's worth after loading;
     elsewhere nothing is done about that.
     """
-    if sum(tensor.nbytes for _, tensor in named_tensors(network)) < LARGE:
+    if sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(network)) < LARGE:
         return
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
