@@ -42,8 +42,9 @@ zoo: $(VENV)/.dev  ## Convert and prove a network of every timm family and torch
 mutants: $(VENV)/.mutants  ## What no test of the algebra and the operator tables notices; an hour on two cores, resumable
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(MUTANTS)
 
-bench: $(VENV)/.dev  ## Time conversion and inference; writes the README's table
+bench: $(VENV)/.dev  ## Time conversion, verification and inference; writes the README's table
 	$(BIN)/python tests/bench_rewrite.py
+	$(BIN)/python tests/bench_verify.py
 	$(BIN)/python tests/bench_readme.py
 
 samples: $(VENV)/.dev  ## Train and write the sample checkpoints again
