@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from blocks import Spelled
 from support.folded import DTYPES, example, folded, network
 from torch import nn
 
@@ -255,6 +256,19 @@ def test_a_network_too_sensitive_to_tell():
     other = Chaotic()
     other.weight.data += 1e-6
     assert verify(Chaotic(), other, example()).verdict == "could-not-tell"
+
+
+def test_one_output_that_tells_nothing_is_not_the_same_for_the_others_sake():
+    def outputs(m, x):
+        return m.a(x), torch.sin(1e9 * m.b(x))
+
+    network = Spelled(outputs, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 4, 1)).eval()
+    other = copy.deepcopy(network)
+    other.a.weight.data += 1e-9
+    other.b.weight.data *= -1
+    found = verify(network, other, example())
+    assert found.verdict == "could-not-tell" and "out[1]" in found.reason
+    assert verify(network, network, example()).verdict == "same"
 
 
 def test_another_dtype_is_said_and_judged_by_its_rounding():
