@@ -52,6 +52,11 @@ def test_complex_outputs_are_pairs_of_real_ones():
     assert leaves(torch.tensor([1 + 2j]))["out"].tolist() == [[1, 2]]
 
 
+@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_sparse_outputs_have_all_their_numbers(sparse):
+    assert leaves(sparse(torch.tensor([[0.0, 2.0]])))["out"].tolist() == [[0, 2]]
+
+
 def test_an_output_that_is_no_number_is_refused():
     with pytest.raises(RepfuseError, match=r"out\[1\]"):
         leaves((torch.ones(1), "text"))

@@ -9,19 +9,20 @@ from typing import Any
 import torch
 
 from repfuse.errors import RepfuseError
+from repfuse.networks import dense
 
 
 def leaves(output: Any, name: str = "out") -> dict[str, torch.Tensor]:
     """Return the tensors of ``output`` by readable names: ``out``, ``out[0]``, ``out.logits``.
 
     Tuples, lists, mappings, named tuples and dataclasses are walked; numbers become tensors; a complex tensor
-    gets a last axis for its real and imaginary parts; ``None`` is left out. Raises RepfuseError for anything
-    else, which could not be compared.
+    gets a last axis for its real and imaginary parts; a sparse one gets all its numbers; ``None`` is left out.
+    Raises RepfuseError for anything else, which could not be compared.
     """
     if output is None:
         return {}
     if isinstance(output, torch.Tensor):
-        return {name: _real(output.detach())}
+        return {name: _real(dense(output))}
     if isinstance(output, (bool, int, float, complex)):
         exact = {float: torch.float64, complex: torch.complex128}
         return {name: _real(torch.tensor(output, dtype=exact.get(type(output))))}
