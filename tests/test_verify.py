@@ -65,6 +65,22 @@ def test_a_traced_network_is_the_same():
     assert verify(original, torch.fx.symbolic_trace(folded(original)), example()).verdict == "same"
 
 
+def test_a_torchscript_network_is_judged():
+    original = network(2)
+    script = torch.jit.trace(original, example())
+    other = torch.jit.trace(network(2, seed=1), example())
+    assert verify(original, script, example()).verdict == verify(script, script, example()).verdict == "same"
+    assert verify(original, other, example()).verdict == "different"
+    frozen = torch.jit.freeze(torch.jit.script(original))
+    assert verify(original, frozen, example()).verdict == "could-not-tell"  # its numbers stay in float32
+
+
+def test_a_network_that_was_built_for_inference_alone_is_judged():
+    with torch.inference_mode():
+        original = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    assert verify(original, original, example()).verdict == "same"
+
+
 def _weight(fused: nn.Module, step: float) -> None:
     weight = fused[0][3].weight
     weight[2, 1, 0, 0] += step * weight.abs().max()

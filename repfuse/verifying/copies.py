@@ -55,7 +55,7 @@ def as_stored(_name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def as_it_is(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor over the same memory, where that can be seen to: nothing must write into it."""
-    return tensor if tensor.layout is torch.strided else tensor.clone()
+    return tensor if tensor.layout is torch.strided and not tensor.is_inference() else tensor.clone()
 
 
 def copy_with(network: nn.Module, change: Change) -> nn.Module:
