@@ -88,7 +88,7 @@ _UPDATING = ("batch_norm_update_stats", "batch_norm_gather_stats", "batch_norm_g
 
 def memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     """Return what identifies a tensor's memory and how it is read; None where it has none."""
-    if tensor.layout is not torch.strided or not tensor.numel() or tensor.device.type == "meta":
+    if tensor.layout is not torch.strided or tensor.is_nested or not tensor.numel() or tensor.is_meta:
         return None
     with torch._C.DisableTorchFunction():  # MemoryKept is for others
         return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
