@@ -52,7 +52,7 @@ def set_eval(network: nn.Module) -> None:
 
     One that is in it is left alone: some networks rewrite themselves when they are told so again.
     """
-    if not any(module.training for module in network.modules()):
+    if not any(getattr(module, "training", False) for module in network.modules()):  # a frozen script has no mode
         return
     try:
         network.eval()

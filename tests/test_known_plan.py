@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import SAMPLES, Cli
 from safetensors.torch import load_file, save_file
+from torch.nn.utils import parametrizations
 
 import repfuse
 from repfuse.errors import RepfuseError
@@ -129,6 +130,14 @@ def test_the_same_from_python() -> None:
     assert found.verdict == "different" and "blocks.4.fused" in found.reason
     with pytest.raises(RepfuseError, match="does not fit"):
         repfuse.verify(checkpoint.module, checkpoint.module, checkpoint.example_inputs, plan=result.plan)
+
+
+def test_a_weight_that_is_computed_is_not_the_one_of_the_plan() -> None:
+    checkpoint = load(MODULE)
+    result = repfuse.fuse(checkpoint.module, checkpoint.example_inputs)
+    parametrizations.weight_norm(result.module.blocks[4].fused)
+    with pytest.raises(RepfuseError, match="does not fit"):
+        repfuse.verify(checkpoint.module, result.module, checkpoint.example_inputs, plan=result.plan)
 
 
 def test_what_rounding_makes_invisible_is_told_by_the_proof() -> None:

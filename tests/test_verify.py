@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from blocks import Spelled
 from support.folded import DTYPES, example, folded, network
 from torch import nn
 
@@ -62,6 +63,22 @@ def test_the_result_does_not_depend_on_the_state_of_random_numbers():
 def test_a_traced_network_is_the_same():
     original = network(2)
     assert verify(original, torch.fx.symbolic_trace(folded(original)), example()).verdict == "same"
+
+
+def test_a_torchscript_network_is_judged():
+    original = network(2)
+    script = torch.jit.trace(original, example())
+    other = torch.jit.trace(network(2, seed=1), example())
+    assert verify(original, script, example()).verdict == verify(script, script, example()).verdict == "same"
+    assert verify(original, other, example()).verdict == "different"
+    frozen = torch.jit.freeze(torch.jit.script(original))
+    assert verify(original, frozen, example()).verdict == "could-not-tell"  # its numbers stay in float32
+
+
+def test_a_network_that_was_built_for_inference_alone_is_judged():
+    with torch.inference_mode():
+        original = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    assert verify(original, original, example()).verdict == "same"
 
 
 def _weight(fused: nn.Module, step: float) -> None:
@@ -255,6 +272,19 @@ def test_a_network_too_sensitive_to_tell():
     other = Chaotic()
     other.weight.data += 1e-6
     assert verify(Chaotic(), other, example()).verdict == "could-not-tell"
+
+
+def test_one_output_that_tells_nothing_is_not_the_same_for_the_others_sake():
+    def outputs(m, x):
+        return m.a(x), torch.sin(1e9 * m.b(x))
+
+    network = Spelled(outputs, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 4, 1)).eval()
+    other = copy.deepcopy(network)
+    other.a.weight.data += 1e-9
+    other.b.weight.data *= -1
+    found = verify(network, other, example())
+    assert found.verdict == "could-not-tell" and "out[1]" in found.reason
+    assert verify(network, network, example()).verdict == "same"
 
 
 def test_another_dtype_is_said_and_judged_by_its_rounding():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 
 import pytest
 import torch
+from blocks import Spelled
 from hypothesis import given
 from hypothesis import strategies as st
 from support.folded import DTYPES, example, folded, network
@@ -50,6 +52,28 @@ def test_leaves_have_readable_names():
 
 def test_complex_outputs_are_pairs_of_real_ones():
     assert leaves(torch.tensor([1 + 2j]))["out"].tolist() == [[1, 2]]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_sparse_outputs_have_all_their_numbers(sparse):
+    assert leaves(sparse(torch.tensor([[0.0, 2.0]])))["out"].tolist() == [[0, 2]]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_walked():
+    network = Spelled(lambda _, x: torch.nested.nested_tensor([x[0, 0], x[0, 1, :2]]))
+    assert leaves(network(example()[0]))["out[1]"].shape == (2, 9)
+    assert verify(network, network, example()).verdict == "same"
+
+
+def test_a_weight_in_float8_is_widened_as_any_other():
+    network = Spelled(lambda m, x: x * m.weight.to(x.dtype))
+    network.register_buffer("weight", torch.tensor([1.5]).to(torch.float8_e4m3fn))
+    other = copy.deepcopy(network)
+    other.weight = torch.tensor([2.5]).to(torch.float8_e4m3fn)
+    assert verify(network, copy.deepcopy(network), example()).verdict == "same"
+    assert verify(network, other, example()).verdict == "different"
 
 
 def test_an_output_that_is_no_number_is_refused():

@@ -59,8 +59,11 @@ def _weights(fused: nn.Module, place: Place) -> Iterator[Weight]:
     tensors = lookup(place.module, place.planner.traced.constants)
     for group in place.region.groups:
         if id(group) in place.path_of:
-            convolution = convolution_at(fused, place.path_of[id(group)])
+            path = place.path_of[id(group)]
+            convolution = convolution_at(fused, path)
             for name, compute in (("weight", _weight), ("bias", constant)):
+                if name not in convolution._parameters:  # a parametrization computes it
+                    raise _misfit(path)
                 stored = convolution._parameters[name]
                 if stored is not None:  # a missing bias is not the one that was computed: what is compared shows it
                     yield Weight(stored, partial(compute, group.expression, tensors, stored.device))

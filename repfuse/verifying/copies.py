@@ -16,7 +16,8 @@ from repfuse.networks import device_of, named_tensors, placed, same_randomness, 
 from repfuse.tracing.skeleton import changed_copy
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.outputs import leaves
-from repfuse.verifying.widening import WIDE, Change, ReadOnly, Widening, WideningOfConvolutions
+from repfuse.verifying.read_only import MemoryKept, ReadOnly
+from repfuse.verifying.widening import WIDE, Change, Widening, WideningOfConvolutions
 from repfuse.wording import described
 
 SEED = 0  # of networks that draw random numbers: both draw the same
@@ -54,7 +55,7 @@ def as_stored(_name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def as_it_is(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor over the same memory, where that can be seen to: nothing must write into it."""
-    return tensor if tensor.layout is torch.strided else tensor.clone()
+    return tensor if tensor.layout is torch.strided and not tensor.is_inference() else tensor.clone()
 
 
 def copy_with(network: nn.Module, change: Change) -> nn.Module:
@@ -78,7 +79,7 @@ def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, 
     """
     trials = list(trials)
     copy = copy_with(network, as_it_is)
-    with ReadOnly(dict(named_tensors(copy))) as mode:
+    with ReadOnly(dict(named_tensors(copy))) as mode, MemoryKept(mode):
         outcomes = run_copy(copy, trials, cast)
     alone = mode.wrong or any(outcome.error for outcome in outcomes[:1])  # which may be the watching itself
     return run_copy(copy_with(network, as_stored), trials, cast) if alone else outcomes
@@ -116,7 +117,7 @@ def _run_by_layer(network: nn.Module, trials: Sequence[Trial], change: Change, w
     for trial in trials:
         stored = dict(named_tensors(copy))
         inputs = placed(trial.inputs, device_of(copy), WIDE)
-        with Widening(inputs, stored, change) as mode, WideningOfConvolutions(mode):
+        with Widening(inputs, stored, change) as mode, WideningOfConvolutions(mode), MemoryKept(mode):
             outcomes.append(call(copy, inputs))
         if outcomes[0].error or mode.by_layer_is_wrong(dict(named_tensors(copy))):
             return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import jit, nn
 
 from repfuse.errors import RepfuseError
 from repfuse.verifying.copies import Outcome, in_float64, run_float64
@@ -59,7 +59,7 @@ def _recorded(network: nn.Module, trial: Trial, change: Change = in_float64) -> 
         record.outputs.clear()
         record.readers.clear()
         for path, module in copy.named_modules():
-            if path:
+            if path and not isinstance(module, jit.ScriptModule):  # which takes no hooks
                 _watch(module, path, record)
 
     run_float64(network, [trial], change, watch)

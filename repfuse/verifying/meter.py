@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import jit, nn
 
 from repfuse.progress import Progress
 from repfuse.verifying.inputs import elements
@@ -27,8 +27,9 @@ class Meter:
         self._tell()
 
     def watch(self, copy: nn.Module) -> None:
-        """Count each call of a network that it returns from."""
-        copy.register_forward_hook(self._count)
+        """Count each call of a network that it returns from; those of TorchScript, which takes no hooks, go unseen."""
+        if not isinstance(copy, jit.ScriptModule):
+            copy.register_forward_hook(self._count)
 
     def _count(self, _module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
         self._done += elements(inputs)

@@ -9,19 +9,20 @@ from typing import Any
 import torch
 
 from repfuse.errors import RepfuseError
+from repfuse.networks import dense
 
 
 def leaves(output: Any, name: str = "out") -> dict[str, torch.Tensor]:
     """Return the tensors of ``output`` by readable names: ``out``, ``out[0]``, ``out.logits``.
 
-    Tuples, lists, mappings, named tuples and dataclasses are walked; numbers become tensors; a complex tensor
-    gets a last axis for its real and imaginary parts; ``None`` is left out. Raises RepfuseError for anything
-    else, which could not be compared.
+    Tuples, lists, mappings, named tuples, dataclasses and nested tensors are walked; numbers become tensors; a complex
+    tensor gets a last axis for its real and imaginary parts, a sparse one all its numbers; ``None`` is left out. Raises
+    RepfuseError for anything else, which could not be compared.
     """
     if output is None:
         return {}
-    if isinstance(output, torch.Tensor):
-        return {name: _real(output.detach())}
+    if isinstance(output, torch.Tensor) and not output.is_nested:
+        return {name: _real(dense(output))}
     if isinstance(output, (bool, int, float, complex)):
         exact = {float: torch.float64, complex: torch.complex128}
         return {name: _real(torch.tensor(output, dtype=exact.get(type(output))))}
@@ -29,7 +30,9 @@ def leaves(output: Any, name: str = "out") -> dict[str, torch.Tensor]:
 
 
 def _parts(output: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(output, Mapping):
+    if isinstance(output, torch.Tensor):
+        yield from _parts(output.unbind(), name)
+    elif isinstance(output, Mapping):
         yield from ((_member(name, key), value) for key, value in output.items())
     elif is_dataclass(output) and not isinstance(output, type):
         yield from ((f"{name}.{field.name}", getattr(output, field.name)) for field in fields(output))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from repfuse.verifying.evidence import Evidence
 from repfuse.verifying.inputs import Effort
 from repfuse.verifying.results import Level, Proven, RealData, Verdict
+from repfuse.verifying.yardsticks import Key
 
 BLIND = 0.5  # where rounding explains an error of half the output, agreement within it says nothing
 Ruling = tuple[Verdict, str]
@@ -20,8 +21,8 @@ def decide(evidence: Evidence) -> Ruling:
         return "could-not-tell", "The outputs are empty, 0 or not finite on every input that was tried."
     if evidence.excess(evidence.worst) > 1:
         return "different", f"In float64, {_numbers(evidence)}."
-    if all(limit.rms >= BLIND for limit in evidence.limits.values()):
-        return "could-not-tell", f"The networks amplify rounding too much: {_numbers(evidence)}."
+    if blind := _blind(evidence):
+        return "could-not-tell", f"The networks amplify rounding too much: {_numbers(evidence, blind)}."
     return _decide_drift(evidence)
 
 
@@ -69,8 +70,16 @@ def _decide_drift(evidence: Evidence) -> Ruling:
     )
 
 
-def _numbers(evidence: Evidence) -> str:
-    position, name = key = evidence.worst
+def _blind(evidence: Evidence) -> Key | None:
+    """Return where an output differs most of which no trial says anything; None where some trial tells of each."""
+    telling = {name for (_, name), limit in evidence.limits.items() if limit.rms < BLIND}
+    blind = [key for key in evidence.errors if key[1] not in telling]
+    return max(blind, key=lambda key: evidence.errors[key].rms, default=None)
+
+
+def _numbers(evidence: Evidence, key: Key | None = None) -> str:
+    """Say how far off the output at ``key`` is, or the worst one."""
+    position, name = key = key or evidence.worst
     error, limit = _text(evidence.errors[key]), _text(evidence.limits[key])
     return f"on {evidence.trials[position].label}, {name} differs by {error}; rounding explains {limit}"
 

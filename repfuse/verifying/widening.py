@@ -8,15 +8,16 @@ leave it out. A cast of weights alone stays: a rounding of weights belongs to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from repfuse.verifying.read_only import ReadOnly, memory, tensors_in, written
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 """Name and tensor -> the tensor, changed: in float64, where it is floating."""
@@ -28,41 +29,6 @@ WIDE = {
 }
 _ALSO = {**WIDE, torch.complex64: torch.complex128}
 """What widened values meet; complex inputs and weights by themselves stay as they are."""
-
-
-class ReadOnly(TorchDispatchMode):
-    """While it is on, no operator writes into the tensors ``stored``: the forward that tries to ends there.
-
-    ``wrong`` says that it did.
-    """
-
-    def __init__(self, stored: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._storages = {_storage(x) for x in stored.values()} - {None}
-        self.wrong = False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run one operator."""
-        kwargs = kwargs or {}
-        self.check(func, args, kwargs)
-        return func(*args, **kwargs)
-
-    def check(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise OverwritesItself where an operator writes into a tensor that is not to change."""
-        if not func._schema.is_mutable:
-            return
-        arguments = zip(func._schema.arguments, args, strict=False)
-        named = [(argument.name, value) for argument, value in arguments] + list(kwargs.items())
-        written = _written(func)
-        if any(map(self.is_kept, _tensors([value for name, value in named if name in written]))):
-            self.wrong = True
-            raise OverwritesItself
-
-    def is_kept(self, tensor: torch.Tensor) -> bool:
-        """Whether nothing is to write into a tensor."""
-        return _storage(tensor) in self._storages
 
 
 class Widening(ReadOnly):  # type: ignore[no-untyped-call]
@@ -97,7 +63,7 @@ class Widening(ReadOnly):  # type: ignore[no-untyped-call]
         if self._paused:
             return func(*args, **kwargs)
         self.check(func, args, kwargs)
-        tensors = list(_tensors((*args, *kwargs.values())))
+        tensors = list(tensors_in((*args, *kwargs.values())))
         data = any(tensor in self._data for tensor in tensors)
         views = any(self._is_ours(tensor) for tensor in tensors)
         if not data and not views:
@@ -121,7 +87,7 @@ class Widening(ReadOnly):  # type: ignore[no-untyped-call]
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return what an operator is given for a tensor: another one, if it is the network's."""
-        name = self._stored.get(_memory(tensor))
+        name = self._stored.get(memory(tensor))
         return tensor if name is None else self._change(name, tensor)
 
     @contextmanager
@@ -134,7 +100,7 @@ class Widening(ReadOnly):  # type: ignore[no-untyped-call]
             self._paused = False
 
     def _is_ours(self, tensor: torch.Tensor) -> bool:
-        return _memory(tensor) in self._stored or tensor in self._views
+        return memory(tensor) in self._stored or tensor in self._views
 
     def is_kept(self, tensor: torch.Tensor) -> bool:
         """Nor into what was widened, which the network would not see."""
@@ -142,9 +108,9 @@ class Widening(ReadOnly):  # type: ignore[no-untyped-call]
 
     def _for_writing(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Leave what is written as it is, and read the rest."""
-        arguments, written = func._schema.arguments, _written(func)
+        arguments, names = func._schema.arguments, written(func)
         named = {**dict(zip((argument.name for argument in arguments), args, strict=False)), **kwargs}
-        read = {name: x if name in written else _mapped(self.read, x) for name, x in named.items()}
+        read = {name: x if name in names else _mapped(self.read, x) for name, x in named.items()}
         return tuple(read[argument.name] for argument, _ in zip(arguments, args, strict=False)), {
             name: read[name] for name in kwargs
         }
@@ -153,10 +119,6 @@ class Widening(ReadOnly):  # type: ignore[no-untyped-call]
         for leaf in tree_leaves(values):
             if isinstance(leaf, torch.Tensor):
                 tensors[leaf] = True
-
-
-class OverwritesItself(RuntimeError):
-    """A network writes into its own tensors."""
 
 
 class WideningOfConvolutions(TorchFunctionMode):
@@ -179,27 +141,8 @@ class WideningOfConvolutions(TorchFunctionMode):
 _COMPARING = (torch.conv1d, torch.conv2d, torch.conv3d)
 
 
-def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
-    """Return what identifies a tensor's memory and how it is read; None where it has none."""
-    if tensor.layout is not torch.strided or not tensor.numel() or tensor.device.type == "meta":
-        return None
-    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
-
-
-def _storage(tensor: torch.Tensor) -> int | None:
-    """Return what identifies a tensor's memory as a whole, of which it may be a part; None where it has none."""
-    return tensor.untyped_storage().data_ptr() if _memory(tensor) else None
-
-
 def _floating(stored: Mapping[str, torch.Tensor]) -> dict[Any, str]:
-    return {_memory(x): name for name, x in stored.items() if x.is_floating_point() and _memory(x)}
-
-
-def _written(func: Any) -> set[str]:
-    """Return the names of the arguments that an operator writes into."""
-    return {
-        argument.name for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write
-    }
+    return {memory(x): name for name, x in stored.items() if x.is_floating_point() and memory(x)}
 
 
 def _narrows(dtype: torch.dtype | None, tensor: torch.Tensor) -> bool:
@@ -213,15 +156,6 @@ def _is_view(func: Any) -> bool:
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
     wide = _ALSO.get(tensor.dtype)
     return tensor if wide is None else tensor.to(wide)
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """Yield the tensors among what an operator takes or returns; it knows no other containers than lists and tuples."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
 
 
 def _mapped(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
