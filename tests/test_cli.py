@@ -137,6 +137,6 @@ def test_a_failed_check_writes_nothing_and_is_1(tmp_path: Path, monkeypatch: pyt
     done = CliRunner().invoke(app, ["convert", str(MODULE), str(tmp_path / "out.pt")])
     assert done.exit_code == 1, done.output
     assert "FAILED" in done.stdout
-    assert "What would be written is not what was proven: blocks.1" in " ".join(done.stdout.split())
+    assert "The network is not what the plan makes of the original: blocks.1" in " ".join(done.stdout.split())
     assert "nothing was written" in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -140,6 +140,14 @@ def test_a_weight_that_is_computed_is_not_the_one_of_the_plan() -> None:
         repfuse.verify(checkpoint.module, result.module, checkpoint.example_inputs, plan=result.plan)
 
 
+def test_outputs_that_say_nothing_are_no_proof_of_the_whole() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Threshold(1e9, 0.0)).eval()
+    example = (torch.randn(1, 2, 6, 6),)
+    result = repfuse.fuse(model, example)
+    found = repfuse.verify(model, result.module, example, plan=result.plan)
+    assert found.verdict == "could-not-tell" and found.proof.passed
+
+
 def test_what_rounding_makes_invisible_is_told_by_the_proof() -> None:
     """Outputs that amplify rounding beyond recognition say nothing; the plan, site by site, does."""
 

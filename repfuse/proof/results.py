@@ -123,7 +123,7 @@ class SiteProof:
 
 @dataclass(frozen=True)
 class Proof:
-    """Every site, the whole network, and the names of what would be written and is not what was proven, rounded.
+    """Every site, the whole network, and the names of what beside the sites is not what the plan makes.
 
     ``informative`` is False where the network's outputs are 0 or not finite on every input: then only the sites tell.
     """
@@ -164,7 +164,7 @@ class Proof:
         if self.first:
             return self.first.reason
         if self.unproven:
-            return f"What would be written is not what was proven: {', '.join(self.unproven[:3])}."
+            return f"The network is not what the plan makes of the original: {', '.join(self.unproven[:3])}."
         return self.network.reason
 
     def to_dict(self) -> dict[str, Any]:

@@ -30,12 +30,18 @@ def with_proof(ruling: Ruling, proof: Proven, evidence: Evidence) -> Ruling:
     """Return the verdict where the plan is known that made one network from the other, and was proven or not.
 
     What is proven in float64, weight by weight, differs by the rounding of these weights alone, however large the
-    effect on the outputs is. The drift stays: it is the networks' own arithmetic.
+    effect on the outputs is. The drift stays: it is the networks' own arithmetic. Where the outputs say nothing, nothing
+    is known of how the sites are put together.
     """
     if not proof.passed:
         return "different", proof.reason
     drift = evidence.drift
-    if ruling[0] == "same" or evidence.mismatched or (drift and drift.measured and not drift.passed):
+    if (
+        ruling[0] == "same"
+        or not evidence.informative
+        or evidence.mismatched
+        or (drift and drift.measured and not drift.passed)
+    ):
         return ruling
     return "same", f"{proof.reason} Each stored weight is its rounding."
 
