@@ -30,8 +30,8 @@ def with_proof(ruling: Ruling, proof: Proven, evidence: Evidence) -> Ruling:
     """Return the verdict where the plan is known that made one network from the other, and was proven or not.
 
     What is proven in float64, weight by weight, differs by the rounding of these weights alone, however large the
-    effect on the outputs is. The drift stays: it is the networks' own arithmetic. Where the outputs say nothing, nothing
-    is known of how the sites are put together.
+    effect on the outputs is. The drift stays: it is the networks' own arithmetic. Where the outputs say nothing,
+    nothing is known of how the sites are put together.
     """
     if not proof.passed:
         return "different", proof.reason
