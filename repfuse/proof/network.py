@@ -38,8 +38,8 @@ def prove(
     ``expected`` are the original's outcomes in float64 on ``trials``. Each site is proven by itself; then the whole
     network, in float64 with weights that are not rounded. What ``fused`` stores beside its sites, and what stock
     modules show of their settings, has to be what the plan, carried out a second time, makes of it; other settings show
-    in the runs of the whole network alone. ``progress`` is told the fraction that is done. Raises RepfuseError where a network
-    cannot be copied.
+    in the runs of the whole network alone. ``progress`` is told the fraction that is done. Raises RepfuseError where a
+    network cannot be copied.
     """
     found = list(places(original, plan))
     exact = ExactWeights(fused, found)
