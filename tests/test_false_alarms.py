@@ -30,11 +30,17 @@ Built = tuple[nn.Module, list[Tensor], Policy]
 
 
 def judged(built: Built) -> str:
-    """Convert a network, and return the verdict on it; "untouched" where nothing of it is fused."""
+    """Convert a network, and return the verdict on it; "untouched" where nothing of it is fused.
+
+    "refused" where the network hands one of its parts other settings for other inputs: only those that cannot be traced
+    may do that.
+    """
     original, example, policy = built
     found = convert(checkpoint(original, example), policy)
     if found.proof is None:
         return "untouched"
+    if "the original runs, the fused network does not" in found.proof.reason:
+        return "refused"  # a rewrite holds for the path that the example takes: nothing is written
     assert found.proof.passed, found.proof.reason
     assert found.passed, found.drift
     seen = verify(original, found.module, example)
@@ -97,14 +103,14 @@ def checkpoint(module: nn.Module, example: list[Tensor]) -> Checkpoint:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sample_of_random_networks(dtype: torch.dtype) -> None:
     seen = counted(drawn(dtype, 8, seed=0))
-    assert seen["same"] > 1, seen
+    assert seen["same"] > 1 and not seen["refused"], seen
 
 
 @DTYPE
 def test_a_sample_of_the_blocks(dtype: torch.dtype) -> None:
     number = DTYPES.index(dtype)
     seen = counted(islice(blocks(dtype, range(1)), number, None, 76))
-    assert seen["same"] > 1 and not seen["untouched"], seen
+    assert seen["same"] > 1 and not seen["untouched"] and not seen["refused"], seen
 
 
 @pytest.mark.slow
@@ -114,7 +120,7 @@ def test_a_thousand_random_networks(dtype: torch.dtype, seed: int, record_proper
     """Of each dtype; on what is told of them there is a bound too, since who never tells is never wrong."""
     seen = counted(drawn(dtype, 170, seed=1 + seed))
     record_property("verdicts", dict(seen))
-    assert seen["could-not-tell"] <= seen["same"] / 10, seen
+    assert seen["could-not-tell"] <= seen["same"] / 10 and not seen["refused"], seen
 
 
 @pytest.mark.slow
@@ -123,7 +129,7 @@ def test_a_thousand_random_networks(dtype: torch.dtype, seed: int, record_proper
 def test_all_blocks(dtype: torch.dtype, seed: int, record_property: Callable[..., None]) -> None:
     seen = counted(blocks(dtype, range(seed, seed + 1)))
     record_property("verdicts", dict(seen))
-    assert seen["same"] > 150 and seen["could-not-tell"] <= seen["same"] / 20, seen
+    assert seen["same"] > 150 and seen["could-not-tell"] <= seen["same"] / 20 and not seen["refused"], seen
 
 
 @pytest.mark.slow
