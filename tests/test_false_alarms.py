@@ -102,11 +102,11 @@ def checkpoint(module: nn.Module, example: list[Tensor]) -> Checkpoint:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sample_of_random_networks(dtype: torch.dtype) -> None:
-    seen = counted(drawn(dtype, 8, seed=0))
+    seen = counted(drawn(dtype, 6, seed=0))
     assert seen["same"] > 1 and not seen["refused"], seen
 
 
-@DTYPE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_sample_of_the_blocks(dtype: torch.dtype) -> None:
     number = DTYPES.index(dtype)
     seen = counted(islice(blocks(dtype, range(1)), number, None, 76))
