@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 
 from torch import nn
 
 from repfuse.networks import named_tensors
 
+APART = 4 * 2**20
+"""Bytes of a block of memory from which on glibc is to fetch it from the system by itself and give it back at once."""
+M_MMAP_THRESHOLD = -3  # of malloc.h
 LARGE = 32 * 2**20
 """Bytes of a network from which on it is worth the second that it can take to look for what is of no use."""
+
+
+def keep_little() -> None:
+    """Let glibc keep no large block that was freed; elsewhere nothing is done.
+
+    By itself it learns from what is freed to keep blocks of up to 32 MiB, which is every layer in float64.
+    """
+    _call("mallopt", M_MMAP_THRESHOLD, APART)
 
 
 def give_back(network: nn.Module) -> None:
@@ -22,6 +34,11 @@ def give_back(network: nn.Module) -> None:
     if sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(network)) < LARGE:
         return
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    _call("malloc_trim", 0)
+
+
+def _call(name: str, *arguments: int) -> None:
+    """Call a function of glibc, where that is the C library."""
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    if function is not None:
+        function(*arguments)

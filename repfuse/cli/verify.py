@@ -82,9 +82,11 @@ def verify(
     from repfuse.checkpoint.example import parse_shapes
     from repfuse.data import prepare, read_data
     from repfuse.known_plan import known_plan
+    from repfuse.memory import keep_little
     from repfuse.report.verify_view import verify_view
     from repfuse.verifying.tolerances import tolerances
 
+    keep_little()
     tolerances(rtol, atol)  # whether they are sound is said before the files are read
     sizes = [parse_shapes(shape)[0].sizes for shape in shapes or ()]
     wishes = wishes_of(data, mean, std, limit)
