@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +46,16 @@ def stored_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for name, value in {**module._parameters, **kept}.items():
             if value is not None:
                 yield join(path, name), value
+
+
+def holders(root: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
+    """Return where each module within ``root`` is registered: in which parents, under which names."""
+    found: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for parent in root.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                found[child].append((parent, name))
+    return found
 
 
 def set_eval(network: nn.Module) -> None:
@@ -90,6 +101,17 @@ def same_randomness(network: nn.Module) -> AbstractContextManager[None]:
     """Return a context after which the random numbers go on as if nothing had been drawn in it."""
     device = device_of(network)
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads on the CPU, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def placed(inputs: tuple[Any, ...], device: torch.device, cast: Mapping[torch.dtype, torch.dtype]) -> tuple[Any, ...]:

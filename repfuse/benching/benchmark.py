@@ -16,9 +16,9 @@ from repfuse.benching.clock import FEWEST_ROUNDS, Clock, time_rounds
 from repfuse.benching.costs import network_cost
 from repfuse.benching.judgement import judge
 from repfuse.benching.results import Benchmark, ColdCalls, Measurement
-from repfuse.benching.setup import at_least, batch_of, batched, device_clock, evaluating, using_threads
+from repfuse.benching.setup import at_least, batch_of, batched, device_clock, evaluating
 from repfuse.errors import RepfuseError
-from repfuse.networks import between, device_of, main_dtype, placed
+from repfuse.networks import between, device_of, main_dtype, placed, using_threads
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
 

@@ -37,17 +37,6 @@ def _write_back(values: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         tensor.copy_(before)
 
 
-@contextmanager
-def using_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads on the CPU, and as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def batch_of(inputs: tuple[Any, ...]) -> int | None:
     """Return the length of the first axis of the first tensor that has one."""
     return next((len(x) for x in tree_leaves(inputs) if isinstance(x, torch.Tensor) and x.dim()), None)

@@ -16,6 +16,7 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
 from repfuse.plans import AGAIN
 from repfuse.proof.places import Place
+from repfuse.rewriting.emit import without_padding
 from repfuse.tracing.constants import lookup
 from repfuse.verifying.copies import in_float64
 from repfuse.verifying.widening import Change
@@ -79,8 +80,7 @@ def convolution_at(fused: nn.Module, path: str) -> nn.Module:
     Raises RepfuseError where there is none.
     """
     try:
-        module = fused.get_submodule(path)
-        found = module.get_submodule("conv") if isinstance(module, nn.Sequential) else module
+        found = without_padding(fused.get_submodule(path))
     except AttributeError as error:
         raise _misfit(path) from error
     if not isinstance(found, _ConvNd | nn.Linear):

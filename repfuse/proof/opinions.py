@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repfuse.jsonready import json_ready
+from repfuse.probing.evidence import Check
 from repfuse.verifying.results import Comparison
 
 EXHAUSTIVE = "exhaustive"
@@ -41,20 +42,11 @@ class SiteProbe:
 
 
 @dataclass(frozen=True)
-class Reason:
-    """One reason to believe that a module is a convolution: what was measured, and what rounding explains."""
-
-    name: str
-    measured: float
-    allowed: float
-
-
-@dataclass(frozen=True)
 class StandInProof:
     """A module that cannot be traced and became a convolution: proven by probing alone."""
 
     path: str
-    reasons: tuple[Reason, ...]
+    reasons: tuple[Check, ...]
     sizes: tuple[tuple[int, ...], ...]
 
 

@@ -20,10 +20,8 @@ from repfuse.proof.exact import ExactWeights, Weight
 from repfuse.proof.opinions import EXHAUSTIVE, SecondOpinion, SiteProbe
 from repfuse.proof.place_inputs import PlaceInputs
 from repfuse.proof.places import Place, places
+from repfuse.proof.sites import TOLERANCE
 from repfuse.proof.weights import compared_weights
-
-TOLERANCE = 1e-12
-"""Relative error that separates a wrong kernel (a weight that is off by 1e-6 shows as 1e-9) from rounding (1e-15)."""
 
 
 def second_opinion(

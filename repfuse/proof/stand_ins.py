@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from repfuse.proof.opinions import Reason, SecondOpinion, StandInProof
+from repfuse.proof.opinions import SecondOpinion, StandInProof
 from repfuse.proof.sites import TOLERANCE
-from repfuse.rewriting.stand_ins import Opened, StandIn
+from repfuse.rewriting.stand_ins import Opened
 from repfuse.verifying import Trial
 from repfuse.verifying.comparison import answers_in_float64, tabulate
 from repfuse.verifying.copies import Outcome
@@ -23,10 +23,5 @@ def with_stand_ins(
     if not model.stand_ins:
         return opinion
     found = answers_in_float64(model.module, trials, expected, model.unrounded)
-    proofs = tuple(map(_proof, model.stand_ins))
+    proofs = tuple(StandInProof(one.probed.path, one.evidence.checks, one.evidence.sizes) for one in model.stand_ins)
     return replace(opinion, stand_ins=proofs, network=tabulate(trials, expected, found, TOLERANCE))
-
-
-def _proof(one: StandIn) -> StandInProof:
-    reasons = tuple(Reason(check.name, check.measured, check.allowed) for check in one.evidence.checks)
-    return StandInProof(one.probed.path, reasons, one.evidence.sizes)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.recognise import Container, recognise
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
-from repfuse.networks import device_of, placed, set_eval
+from repfuse.networks import device_of, placed, set_eval, using_threads
 from repfuse.quiet import quietly
 from repfuse.rereading.alone import without_repfuse
 from repfuse.rereading.fingerprint import Fingerprint, digest_of, digests, fingerprint_of
@@ -29,22 +28,11 @@ ANY = "1"  # an example that is not used: the inputs come with the job
 
 def answer(job: Job) -> Answer:
     """Do the job. What cannot be read becomes part of the answer."""
-    with _threads(job.threads):
+    with using_threads(job.threads):  # another number may add in another order
         try:
             return _READERS[job.kind](job)
         except RepfuseError as error:
             return Answer(refused=(error.what, error.why, error.hint))
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Compute with so many threads, for another number may add in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _network(job: Job) -> Answer:

@@ -82,6 +82,12 @@ def with_padding(convolution: nn.Module, geometry: Geometry) -> nn.Module:
     return nn.Sequential(OrderedDict([*steps, ("conv", convolution)]))
 
 
+def without_padding(module: nn.Module) -> nn.Module:
+    """Return the convolution of a module that ``with_padding`` made, and any other module as it is."""
+    padded = isinstance(module, nn.Sequential) and "conv" in module._modules
+    return module.get_submodule("conv") if padded else module
+
+
 def write_weights(convolution: nn.Module, expression: Expression, tensors: Tensors, like: Tensor) -> None:
     """Give ``convolution`` the weight and bias of the map, with dtype, device and memory format of the weight ``like``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from repfuse.algebra.geometry import NotAffine
 from repfuse.errors import RepfuseError
-from repfuse.networks import join, named_tensors
+from repfuse.networks import holders, join, named_tensors
 from repfuse.placing.edits import Block, Fused
 from repfuse.planning.replaying import Replayed, replay
 from repfuse.planning.storage import stored_like
@@ -49,10 +49,10 @@ class _Rewriting:
         self.stand_ins = {key: stand_in(tensor) for key, tensor in self.replaced.items()}
         self.result = copy_with(module, dict(self.stand_ins))
         self.successors: dict[nn.Module, nn.Module] = {}
-        self.holders = _holders(self.result)
+        self.holders = holders(self.result)
         if any(part.exported for part in self.parts):
             self._put_exported(module)
-            self.holders = _holders(self.result)
+            self.holders = holders(self.result)
 
     def _put_exported(self, module: nn.Module) -> None:
         """Put the exported form in the place of a block, over the tensors of the result."""
@@ -161,16 +161,6 @@ class _Rewriting:
 
 _TABLES = frozenset(vars(nn.Module()))
 """What PyTorch keeps in every module."""
-
-
-def _holders(root: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
-    """Return where each module is registered."""
-    holders: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
-    for parent in root.modules():
-        for name, child in parent._modules.items():
-            if child is not None:
-                holders[child].append((parent, name))
-    return holders
 
 
 def _depth(path: str) -> int:

@@ -6,7 +6,7 @@ place the model is traced, planned and rewritten as any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from repfuse.algebra.geometry import Geometry
 from repfuse.errors import RepfuseError
-from repfuse.networks import device_of, join, named_tensors, own_tensors
+from repfuse.networks import device_of, holders, join, named_tensors, own_tensors
 from repfuse.plans import AGAIN, Probed
 from repfuse.probing import Recovered, Refused, recover
 from repfuse.probing.compacting import compact
 from repfuse.probing.evidence import Evidence
-from repfuse.rewriting.emit import convolution_module, leave_unset, set_parameters, with_padding
+from repfuse.rewriting.emit import convolution_module, leave_unset, set_parameters, with_padding, without_padding
 from repfuse.tracing.leaves import is_stock
 from repfuse.verifying.copies import as_stored, copy_with, in_float64
 from repfuse.verifying.widening import Widening
@@ -149,7 +149,7 @@ def _is_in_place(module: nn.Module, probed: Probed) -> bool:
         there = module.get_submodule(probed.path)
     except AttributeError as error:
         raise _misfit(probed, "There is no such module.") from error
-    layer = there.get_submodule("conv") if isinstance(there, nn.Sequential) and "conv" in there._modules else there
+    layer = without_padding(there)
     weight = own_tensors(layer).get("weight")
     return is_stock(layer) and weight is not None and tuple(weight.shape) == geometry_of(probed).weight_shape
 
@@ -166,10 +166,5 @@ def _like(block: nn.Module, model: nn.Module) -> Tensor:
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put ``new`` wherever ``old`` is registered."""
     new.train(old.training)
-    for parent, name in list(_holders(model, old)):
+    for parent, name in holders(model)[old]:
         setattr(parent, name, new)
-
-
-def _holders(model: nn.Module, child: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    for parent in model.modules():
-        yield from ((parent, name) for name, held in parent._modules.items() if held is child)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ class ReadOnly(TorchDispatchMode):
 
     def check(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise OverwritesItself where an operator writes into a tensor that is not to change."""
-        named = {**dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)), **kwargs}
-        names = (written(func) if func._schema.is_mutable else set()) | _statistics_written(func, named)
+        named = by_name(func, args, kwargs)
+        names = written(func) | _statistics_written(func, named)
         if names:
             self.keep(tensors_in(value for name, value in named.items() if name in names))
 
@@ -70,11 +71,22 @@ class MemoryKept(TorchFunctionMode):
 _TAKING = ("numpy", "__array__", "__dlpack__", "storage", "untyped_storage", "data_ptr", "share_memory_")
 
 
-def written(func: Any) -> set[str]:
+@cache
+def arguments_of(func: Any) -> tuple[str, ...]:
+    """Return the names of an operator's arguments, in order."""
+    return tuple(argument.name for argument in func._schema.arguments)
+
+
+def by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return what an operator is given by the names of its arguments."""
+    return {**dict(zip(arguments_of(func), args, strict=False)), **kwargs}
+
+
+@cache
+def written(func: Any) -> frozenset[str]:
     """Return the names of the arguments that an operator writes into."""
-    return {
-        argument.name for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write
-    }
+    arguments = func._schema.arguments
+    return frozenset(a.name for a in arguments if a.alias_info and a.alias_info.is_write)
 
 
 def _statistics_written(func: Any, named: Mapping[str, Any]) -> set[str]:

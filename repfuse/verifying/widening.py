@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from repfuse.verifying.read_only import ReadOnly, memory, tensors_in, written
+from repfuse.verifying.read_only import ReadOnly, arguments_of, by_name, memory, tensors_in, written
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 """Name and tensor -> the tensor, changed: in float64, where it is floating."""
@@ -108,12 +108,9 @@ class Widening(ReadOnly):  # type: ignore[no-untyped-call]
 
     def _for_writing(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Leave what is written as it is, and read the rest."""
-        arguments, names = func._schema.arguments, written(func)
-        named = {**dict(zip((argument.name for argument in arguments), args, strict=False)), **kwargs}
-        read = {name: x if name in names else _mapped(self.read, x) for name, x in named.items()}
-        return tuple(read[argument.name] for argument, _ in zip(arguments, args, strict=False)), {
-            name: read[name] for name in kwargs
-        }
+        names = written(func)
+        read = {name: x if name in names else _mapped(self.read, x) for name, x in by_name(func, args, kwargs).items()}
+        return tuple(read[name] for name in arguments_of(func)[: len(args)]), {name: read[name] for name in kwargs}
 
     def _remember(self, tensors: WeakTensorKeyDictionary, values: Any) -> None:
         for leaf in tree_leaves(values):
