@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType
 from typing import Any
 from unicodedata import category
 
@@ -73,25 +72,16 @@ def optional(inner: Read) -> Read:
     return lambda value, where: None if value is None else inner(value, where)
 
 
-def record(
-    make: Callable[..., Any],
-    fields: Mapping[str, Read],
-    beside: Collection[str] = (),
-    may: Mapping[str, Read] = MappingProxyType({}),
-) -> Read:
-    """Check a mapping with just these ``fields``, and those ``beside`` that are not read, and ``make`` it.
-
-    Those in ``may`` can be missing.
-    """
+def record(make: Callable[..., Any], fields: Mapping[str, Read], beside: Collection[str] = ()) -> Read:
+    """Check a mapping with just these ``fields``, and those ``beside`` that are not read, and ``make`` it."""
 
     def read(value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise NotAPlan(f"{where} is {shown(value)} and not a mapping")
         if missing := fields.keys() - value.keys():
             raise NotAPlan(f"{where} has no {min(missing)!r}")
-        if unknown := value.keys() - fields.keys() - may.keys() - set(beside):
+        if unknown := value.keys() - fields.keys() - set(beside):
             raise NotAPlan(f"{where} has {shown(min(map(str, unknown)))}, which does not belong there")
-        there = {**fields, **{name: inner for name, inner in may.items() if name in value}}
-        return make(**{name: inner(value[name], f"{where}.{name}") for name, inner in there.items()})
+        return make(**{name: inner(value[name], f"{where}.{name}") for name, inner in fields.items()})
 
     return read

@@ -8,18 +8,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from repfuse.loading import Checkpoint
-from repfuse.planning.choosing import Choice
+from repfuse.planning.choosing import Choice, choose
 from repfuse.planning.cost import Policy
 from repfuse.plans import Plan
 from repfuse.progress import Progress
 from repfuse.proof import Proof, prove
-from repfuse.proof.opinions import SecondOpinion
-from repfuse.proof.second_opinion import second_opinion
-from repfuse.proof.stand_ins import with_stand_ins
 from repfuse.rewriting import rewrite
-from repfuse.rewriting.opening import open_and_choose
 from repfuse.verifying import Drift, Effort, drift, input_variants
-from repfuse.verifying.comparison import reference
 from repfuse.verifying.fallback import with_fallbacks
 from repfuse.verifying.inputs import known_effort
 from repfuse.verifying.meter import Meter
@@ -28,7 +23,7 @@ from repfuse.verifying.meter import Meter
 @dataclass(frozen=True)
 class Conversion:
     """A fused module with the plan that made it and what was measured of it; ``proof`` and ``drift`` are None where
-    nothing was fused, ``probe`` also where it was not asked for.
+    nothing was fused.
     """
 
     checkpoint: Checkpoint
@@ -36,20 +31,18 @@ class Conversion:
     module: nn.Module
     proof: Proof | None
     drift: Drift | None
-    probe: SecondOpinion | None = None
 
     @property
     def passed(self) -> bool:
         """Whether the result may be written: proven in float64, and no further off in its own dtype than arithmetic
-        allows; where it was probed, by that, too.
+        allows.
 
         A drift that this machine cannot measure (half precision that a CPU does not compute) does not fail a proven
         result.
         """
         if self.proof is None or self.drift is None:
             return True
-        probed = self.probe is None or self.probe.passed
-        return self.proof.passed and probed and (self.drift.passed or not self.drift.measured)
+        return self.proof.passed and (self.drift.passed or not self.drift.measured)
 
 
 def convert(
@@ -61,15 +54,12 @@ def convert(
     include: str | Collection[str] = (),
     exclude: str | Collection[str] = (),
     effort: Effort | str = Effort.DEFAULT,
-    probe: bool = False,
 ) -> Conversion:
     """Plan by ``policy`` (by cost, where none is given), rewrite and prove a checkpoint.
 
     Instead of a policy there may be a ``plan``: exactly its sites are rewritten. ``include`` and ``exclude`` are globs
     that narrow either, see Plan.select. ``effort`` is how much is tried to find a mistake, see
-    ``repfuse.verifying.Effort``. ``probe`` asks for a second opinion on every site, see ``repfuse.probing``, and makes
-    convolutions of modules that cannot be traced, where it finds that they are. ``progress`` is told the stage and the
-    fraction of the work that is done.
+    ``repfuse.verifying.Effort``. ``progress`` is told the stage and the fraction of the work that is done.
 
     Raises RepfuseError where the model cannot be traced, copied or run, or where the plan or a glob does not fit it.
     """
@@ -77,24 +67,18 @@ def convert(
     choice = Choice(policy, plan, include, exclude)
     original, example = checkpoint.module, checkpoint.example_inputs
     progress("planning", 0.0)
-    model, found = open_and_choose(original, example, choice, probe=probe)
-    if not found.rewrites:
+    found = choose(original, example, choice)
+    if not found.sites:
         return Conversion(checkpoint, found, original, None, None)
     progress("rewriting", 0.1)
-    fused = rewrite(model.module, found)
+    fused = rewrite(original, found)
     variants = input_variants(example, effort=effort)
     meter = Meter(progress, sum(trial.work for trial in variants), start=0.15, end=0.3)
     meter.stage("running the original in float64")
     trials, expected = with_fallbacks(original, variants, meter.watch)
     progress("proving", 0.3)
-    told = expected if model.module is original else reference(model.module, trials)
-    proof = prove(model.module, found, fused, trials, told, progress=lambda done: progress("proving", 0.3 + 0.4 * done))
+    proof = prove(original, found, fused, trials, expected, progress=lambda done: progress("proving", 0.3 + 0.4 * done))
     progress("measuring the drift", 0.7)
     measured = drift(original, fused, trials, expected)
-    opinion = None
-    if probe:
-        progress("probing", 0.8)
-        opinion = second_opinion(model.module, found, fused, lambda done: progress("probing", 0.8 + 0.2 * done))
-        opinion = with_stand_ins(opinion, model, trials, expected)
     progress("done", 1.0)
-    return Conversion(checkpoint, found, fused, proof, measured, opinion)
+    return Conversion(checkpoint, found, fused, proof, measured)

@@ -10,7 +10,7 @@ from typing import Any
 from repfuse.checked import NotAPlan, count, flag, list_of, one_of, optional, record, shown, text
 from repfuse.errors import RepfuseError
 from repfuse.planning.cost import Policy
-from repfuse.plans import AGAIN, SCHEMA, Cost, Part, Plan, Probed, Refusal, Site
+from repfuse.plans import AGAIN, SCHEMA, Cost, Part, Plan, Refusal, Site
 from repfuse.refusals import REFUSALS
 
 DOCUMENTS = ("repfuse.plan", "repfuse.inspection", "repfuse.conversion")
@@ -51,7 +51,6 @@ def _plan(data: Any) -> Plan:
     plan: Plan = _PLAN(data, "the plan")
     _once((site.key for site in plan.sites), "two of its sites are the same")
     _once((part.path for part in plan.parts), "two of its parts are the same")
-    _once((one.path for one in plan.probed), "two of its probed modules are the same")
     if unknown := {site.part for site in plan.sites} - {part.path for part in plan.parts}:
         raise NotAPlan(f"it has sites in {shown(sorted(unknown)[0])}, which is none of its parts")
     return plan
@@ -144,36 +143,6 @@ _PART = record(
         "exported": flag,
     },
 )
-_COUNTS = list_of(count)
-
-
-def _probed(value: Any, where: str) -> Probed:
-    """Check a convolution in the place of a module: as many numbers per axis, and no more than it may hold."""
-    found: Probed = _PROBED(value, where)
-    axes = {len(found.kernel), len(found.stride), len(found.padding), len(found.dilation)}
-    sizes = (found.in_channels, found.out_channels, *found.kernel, *found.stride, *found.dilation, found.groups)
-    whole = found.path and all(sizes) and not found.in_channels % found.groups and not found.out_channels % found.groups
-    if len(axes) > 1 or max(axes) > 3 or any(len(pair) != 2 for pair in found.padding) or not whole:
-        raise NotAPlan(f"{where} describes no convolution")
-    if found.in_channels * found.out_channels * prod(found.kernel) > LARGEST_EXAMPLE:
-        raise NotAPlan(f"{where} has a kernel of more than {LARGEST_EXAMPLE:,} numbers")
-    return found
-
-
-def _amount(value: Any, where: str) -> int:
-    """Check a padding, which may be negative."""
-    return value if isinstance(value, int) and value < 0 and count(-value, where) else count(value, where)
-
-
-_PROBED = record(
-    Probed,
-    {
-        "path": text,
-        **dict.fromkeys(("in_channels", "out_channels", "groups"), count),
-        **dict.fromkeys(("kernel", "stride", "dilation"), _COUNTS),
-        "padding": list_of(list_of(_amount)),
-    },
-)
 _PLAN = record(
     Plan,
     {
@@ -183,5 +152,4 @@ _PLAN = record(
         "parts": list_of(_PART),
     },
     beside=("schema",),
-    may={"probed": list_of(_probed)},
 )

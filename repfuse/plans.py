@@ -126,29 +126,11 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Probed:
-    """A module that cannot be traced, at ``path``, and the convolution in its place that was read off its answers.
-
-    ``padding`` is (before, after) per axis, of zeros. Without axes, kernel ``()``, it is a linear layer.
-    """
-
-    path: str
-    in_channels: int
-    out_channels: int
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-
-@dataclass(frozen=True)
 class Plan:
     """Sites and refusals of one model.
 
-    ``parts`` are the traced graphs that they refer to, ``policy`` is what was to be merged. ``probed`` are put in place
-    first: the graphs are those of the model with them. ``live`` saves ``rewrite`` a second trace in the same process
-    and is never serialised.
+    ``parts`` are the traced graphs that they refer to, ``policy`` is what was to be merged. ``live`` saves
+    ``rewrite`` a second trace in the same process and is never serialised.
     """
 
     sites: tuple[Site, ...]
@@ -156,12 +138,6 @@ class Plan:
     parts: tuple[Part, ...]
     policy: str
     live: Any = field(default=None, repr=False, compare=False)
-    probed: tuple[Probed, ...] = ()
-
-    @property
-    def rewrites(self) -> bool:
-        """Whether it changes anything."""
-        return bool(self.sites or self.probed)
 
     def select(self, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()) -> Plan:
         """Return the plan with the sites that a glob of ``include`` matches (without one: all) and none of ``exclude``
@@ -185,7 +161,7 @@ class Plan:
             "sites": [site.to_dict() for site in self.sites],
             "refusals": [asdict(refusal) | {"hint": refusal.hint} for refusal in self.refusals],
             "parts": [asdict(part) for part in self.parts],
-        } | ({"probed": [asdict(one) for one in self.probed]} if self.probed else {})
+        }
 
     @staticmethod
     def from_dict(data: Any) -> Plan:

@@ -174,8 +174,7 @@ REFUSALS: dict[str, Explanation] = {
     "untraceable": Explanation(
         "a module that symbolic tracing cannot read",
         "Its forward decides by values or shapes, or loops over a tensor. It stays as it is.",
-        "Move the deciding part into a small module of its own, so that the rest can be read. Where the module is a "
-        "convolution all the same, `repfuse convert --probe` may find out from what it answers.",
+        "Move the deciding part into a small module of its own, so that the rest can be read.",
     ),
     "value-escapes": Explanation(
         "a value that something else reads too",

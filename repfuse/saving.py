@@ -161,7 +161,7 @@ def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> str
     if plan is None and module is not checkpoint.module:
         plan = make_plan(checkpoint.module, checkpoint.example_inputs)
     shapes = example.shapes_of(checkpoint.example_inputs, checkpoint.module)
-    plans = (*checkpoint.plans, plan) if plan and plan.rewrites else checkpoint.plans
+    plans = (*checkpoint.plans, plan) if plan and plan.sites else checkpoint.plans
     return Recipe(checkpoint.source, example.render(shapes), plans).to_text()
 
 

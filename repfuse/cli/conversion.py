@@ -13,10 +13,10 @@ from repfuse.checkpoint.formats import format_for
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
+from repfuse.planning.choosing import choose
 from repfuse.plans import Plan
 from repfuse.report.build import environment, input_of, output_of
 from repfuse.report.schema import Report, Status, envelope, report_path, to_json
-from repfuse.rewriting.opening import open_and_choose
 from repfuse.saving import save
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Job:
     """What to convert and where to; ``loading`` is for repfuse.load. ``out`` is None in a dry run.
 
     ``keep_metadata`` says whether the rest of a training checkpoint is written too, ``effort`` how much is tried to
-    find a mistake, ``probe`` whether a second opinion on every site is asked for.
+    find a mistake.
     """
 
     source: Path
@@ -44,7 +44,6 @@ class Job:
     force: bool
     keep_metadata: bool = True
     effort: str = "default"
-    probe: bool = False
 
 
 def run(job: Job, progress: Progress) -> Report:
@@ -52,7 +51,7 @@ def run(job: Job, progress: Progress) -> Report:
     progress("reading", 0.0)
     checkpoint = _loaded(job)
     if job.out is None:
-        return _planned(checkpoint, job)
+        return _planned(checkpoint, job.wanted)
     format_for(job.out, job.format, checkpoint.format)  # to say what cannot be written before the work is done
     report, module = _proven(checkpoint, job, progress)
     if report.status == "failed" or (report.status == "nothing-to-fuse" and not job.force):
@@ -84,13 +83,11 @@ def _loaded(job: Job) -> Checkpoint:
     return replace(checkpoint, notes=(*checkpoint.notes, *notes))
 
 
-def _planned(checkpoint: Checkpoint, job: Job) -> Report:
+def _planned(checkpoint: Checkpoint, wanted: Wanted) -> Report:
     started = time.perf_counter()
-    example, choice = checkpoint.example_inputs, job.wanted.choice
-    _, found = open_and_choose(checkpoint.module, example, choice, probe=job.probe)
-    status: Status = "planned" if found.rewrites else "nothing-to-fuse"
-    report = _report(status, checkpoint, found, job.wanted, time.perf_counter() - started)
-    return replace(report, notes=(*report.notes, *_probed(found)))
+    found = choose(checkpoint.module, checkpoint.example_inputs, wanted.choice)
+    status: Status = "planned" if found.sites else "nothing-to-fuse"
+    return _report(status, checkpoint, found, wanted, time.perf_counter() - started)
 
 
 def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Report, nn.Module]:
@@ -99,23 +96,14 @@ def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Repor
         checkpoint,
         progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),
         effort=job.effort,
-        probe=job.probe,
         **vars(job.wanted.choice),
     )
-    done: Status = "converted" if conversion.plan.rewrites else "nothing-to-fuse"
+    done: Status = "converted" if conversion.plan.sites else "nothing-to-fuse"
     status: Status = done if conversion.passed else "failed"
     report = _report(status, checkpoint, conversion.plan, job.wanted, time.perf_counter() - started)
-    said = (*_probed(conversion.plan), *class_notes(checkpoint.module, conversion.module), *_quick_notes(job.effort))
-    notes = (*report.notes, *said)
-    report = replace(report, proof=conversion.proof, drift=conversion.drift, probe=conversion.probe, notes=notes)
+    notes = (*report.notes, *class_notes(checkpoint.module, conversion.module), *_quick_notes(job.effort))
+    report = replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes)
     return report, conversion.module
-
-
-def _probed(plan: Plan) -> list[str]:
-    """Say which modules became convolutions by their answers alone."""
-    made = "cannot be traced, and --probe made a convolution of it"
-    vouched = "no algebra vouches for it, only what it answered to impulses and other inputs"
-    return [f"module {one.path} {made}: {vouched}" for one in plan.probed]
 
 
 def _quick_notes(effort: str) -> tuple[str, ...]:
@@ -147,7 +135,7 @@ def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted,
 def _earlier(checkpoint: Checkpoint, found: Plan) -> list[str]:
     """Say what was fused before; where nothing is left, that there is nothing to do."""
     earlier = checkpoint.fused_already
-    return [earlier if found.rewrites else f"nothing to do: {earlier}"] if earlier else []
+    return [earlier if found.sites else f"nothing to do: {earlier}"] if earlier else []
 
 
 def _write(report: Report, path: Path) -> None:

@@ -11,7 +11,6 @@ from repfuse.checkpoint.formats import Format
 from repfuse.cli.choosing import Exclude, Include, Merging, PlanIn, wanted
 from repfuse.cli.effort import Quick, Thorough, effort_of
 from repfuse.cli.options import (
-    CHECKING,
     OUTPUT,
     Allow,
     Checkpoint,
@@ -72,15 +71,6 @@ def convert(
     ] = False,
     quick: Quick = False,
     thorough: Thorough = False,
-    probe: Annotated[
-        bool,
-        typer.Option(
-            "--probe",
-            help="Ask for a second opinion: read each kernel off the original's answers to impulses, in float64, and "
-            "compare it with the fused one. A place that cannot be probed, or differs, fails the conversion.",
-            rich_help_panel=CHECKING,
-        ),
-    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -101,7 +91,6 @@ def convert(
       repfuse convert hf-hub:timm/repvgg_a0.rvgg_in1k fused.safetensors
       repfuse convert model.pt fused.pt --exclude head --exclude 'stages.3.*'
       repfuse convert model.pt fused.pt --plan plan.json
-      repfuse convert model.pt fused.pt --probe
 
     Exit codes: 0 written, or nothing to fuse; 1 the check failed and nothing
     was written; 2 bad input.
@@ -117,7 +106,7 @@ def convert(
 
     loading = for_load(model, model_arg, weights, example, allow, trust=trust)
     chosen = wanted(policy, plan, include, exclude)
-    job = Job(source, target, loading, chosen, file_format, force, keep_metadata, effort, probe)
+    job = Job(source, target, loading, chosen, file_format, force, keep_metadata, effort)
     with progress(quiet=quiet) as update:
         report = run(job, update)
     if as_json:

@@ -13,7 +13,6 @@ from repfuse.report.checks_view import checks_table, of_drift, of_proof, of_site
 from repfuse.report.health_view import health_view
 from repfuse.report.numbers import change, duration, error, plural, shape
 from repfuse.report.plan_view import plan_view, summary
-from repfuse.report.probe_view import of_probe, probe_notes
 from repfuse.report.schema import Chosen, Input, Report, Status
 from repfuse.report.tables import BAD, GOOD, UNSURE, facts, heading, notes
 
@@ -37,10 +36,8 @@ def convert_view(report: Report, report_path: str = "", plan_path: str = "") -> 
     yield from health_view(report.health)
     if report.proof and report.drift:
         yield heading("Checks")
-        probed = of_probe(report.probe) if report.probe else ()
-        yield checks_table([*of_proof(report.proof), *probed, *of_site_drift(report.proof), *of_drift(report.drift)])
+        yield checks_table([*of_proof(report.proof), *of_site_drift(report.proof), *of_drift(report.drift)])
         yield from notes(check_notes(report.proof, report.drift))
-        yield from notes(probe_notes(report.probe) if report.probe else ())
     yield heading("Result")
     yield facts(
         [

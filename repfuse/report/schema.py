@@ -17,7 +17,6 @@ from repfuse.plans import Plan
 
 if TYPE_CHECKING:  # their packages import torch
     from repfuse.benching.results import Benchmark
-    from repfuse.proof.opinions import SecondOpinion
     from repfuse.proof.results import Proof
     from repfuse.verifying.results import Drift, Verified
 
@@ -75,11 +74,10 @@ class Chosen:
 class Report:
     """One conversion.
 
-    ``status`` is ``planned`` where only a plan was asked for, ``failed`` where proof, drift or probe did not pass: then
-    nothing was written. ``seconds`` is the time from the loaded checkpoint to the proven result. ``probe`` is the
-    second opinion, None where it was not asked for. ``timing`` is short: `repfuse bench` measures properly. ``notes``
-    are what the user must be told, ``health`` is what looks wrong in the weights that were read. ``chosen`` is None
-    where nothing was left out on demand.
+    ``status`` is ``planned`` where only a plan was asked for, ``failed`` where proof or drift did not pass: then
+    nothing was written. ``seconds`` is the time from the loaded checkpoint to the proven result. ``timing`` is
+    short: `repfuse bench` measures properly. ``notes`` are what the user must be told, ``health`` is what looks wrong
+    in the weights that were read. ``chosen`` is None where nothing was left out on demand.
     """
 
     status: Status
@@ -89,7 +87,6 @@ class Report:
     seconds: float
     proof: Proof | None = None
     drift: Drift | None = None
-    probe: SecondOpinion | None = None
     output: Output | None = None
     timing: Benchmark | None = None
     notes: tuple[str, ...] = ()
@@ -98,7 +95,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        parts = {name: getattr(self, name) for name in ("plan", "proof", "drift", "probe", "timing")}
+        parts = {name: getattr(self, name) for name in ("plan", "proof", "drift", "timing")}
         plain = {name: part.to_dict() if part else None for name, part in parts.items()}
         rest = {
             "status": self.status,

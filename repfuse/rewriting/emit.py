@@ -101,16 +101,16 @@ def write_weights(convolution: nn.Module, expression: Expression, tensors: Tenso
             "Make the plan again with these weights, or convert in bfloat16 or float32.",
             EXIT_FAILED_CHECK,
         )
-    set_parameters(convolution, weight, bias, like)
+    _set_parameters(convolution, weight, bias, like)
 
 
 def leave_unset(convolution: nn.Module, geometry: Geometry, like: Tensor) -> None:
     """Give ``convolution`` a weight and a bias of the right shapes whose numbers mean nothing yet."""
     weight = torch.empty(geometry.weight_shape, dtype=like.dtype, device=like.device)
-    set_parameters(convolution, weight, weight.new_empty(geometry.out_channels), like)
+    _set_parameters(convolution, weight, weight.new_empty(geometry.out_channels), like)
 
 
-def set_parameters(convolution: nn.Module, weight: Tensor, bias: Tensor, like: Tensor) -> None:
+def _set_parameters(convolution: nn.Module, weight: Tensor, bias: Tensor, like: Tensor) -> None:
     """Give ``convolution`` these tensors, trained or not as ``like`` is, and in its memory format."""
     channels_last = _CHANNELS_LAST.get(like.dim())
     if channels_last and not like.is_contiguous() and like.is_contiguous(memory_format=channels_last):

@@ -24,7 +24,6 @@ from repfuse.rewriting.emit import (
     with_padding,
     write_weights,
 )
-from repfuse.rewriting.stand_ins import opened
 from repfuse.tracing.skeleton import copy_with
 
 
@@ -35,8 +34,7 @@ def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True) -> nn.Module
     ones are left unset, for who loads them next. Raises RepfuseError where the plan does not fit the module or its
     weights, or where a fused weight overflows the dtype of the weights that it replaces.
     """
-    model = opened(module, plan.probed, weights=weights).module
-    return _Rewriting(model, replay(model, plan), weights=weights).run()
+    return _Rewriting(module, replay(module, plan), weights=weights).run()
 
 
 class _Rewriting:
