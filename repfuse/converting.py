@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from repfuse.fusing import settled
 from repfuse.loading import Checkpoint
 from repfuse.planning.choosing import Choice, choose
 from repfuse.planning.cost import Policy
@@ -71,7 +72,13 @@ def convert(
     if not found.sites:
         return Conversion(checkpoint, found, original, None, None)
     progress("rewriting", 0.1)
-    fused = rewrite(original, found)
+    if plan is None:
+        result = settled(original, found)
+        found, fused = result.plan, result.module
+    else:
+        fused = rewrite(original, found)
+    if not found.sites:
+        return Conversion(checkpoint, found, original, None, None)
     variants = input_variants(example, effort=effort)
     meter = Meter(progress, sum(trial.work for trial in variants), start=0.15, end=0.3)
     meter.stage("running the original in float64")

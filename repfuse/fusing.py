@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
+from repfuse.errors import RepfuseError
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
-from repfuse.plans import Plan
+from repfuse.plans import Plan, Site
 from repfuse.rewriting import rewrite
+
+if TYPE_CHECKING:
+    from repfuse.verifying.copies import Outcome
 
 
 @dataclass(frozen=True)
@@ -21,10 +29,94 @@ class FuseResult:
     plan: Plan
 
 
-def fuse(module: nn.Module, example_inputs: Sequence[Tensor], policy: Policy = Policy.COST) -> FuseResult:
+def fuse(module: nn.Module, example_inputs: Sequence[Any], policy: Policy = Policy.COST) -> FuseResult:
     """Plan by ``policy`` and rewrite ``module``, which is untouched.
 
-    ``example_inputs`` are the arguments of one call.
+    ``example_inputs`` are the arguments of one call. Original and fused network are compared in float64 on them, and on
+    inputs of the other sizes that the network takes; where they differ, the places that make the difference are left
+    alone, which the plan then says. Raises RepfuseError where the model does not take the example.
     """
-    made = plan(module, example_inputs, policy)
-    return FuseResult(rewrite(module, made), made)
+    return settled(module, plan(module, example_inputs, policy))
+
+
+def settled(module: nn.Module, made: Plan) -> FuseResult:
+    """Carry out a plan, without those of its sites with which the network computes something else than before.
+
+    What no recording shows may be behind that: a forward that reads attributes of a module that is no longer there.
+    """
+    fused = rewrite(module, made)
+    if not made.sites:
+        return FuseResult(fused, made)
+    check = _Check(module, made)
+    if check.passes(fused):
+        return FuseResult(fused, made)
+    wrong = set(check.wrong(_together(made.sites)))
+    refusals = (site.without("differs", "with it the network computes something else") for site in wrong)
+    kept = tuple(site for site in made.sites if site not in wrong)
+    left = replace(made, sites=kept, refusals=(*made.refusals, *refusals))
+    return FuseResult(rewrite(module, left), left)
+
+
+def _together(sites: Iterable[Site]) -> list[list[Site]]:
+    """Return the sites, those of one sum together."""
+    found: dict[str, list[Site]] = {}
+    for site in sites:
+        found.setdefault(site.output, []).append(site)
+    return list(found.values())
+
+
+class _Check:
+    """Holds fused networks against the original at the sizes that it was recorded at."""
+
+    def __init__(self, module: nn.Module, made: Plan) -> None:
+        from repfuse.verifying.comparison import reference  # what checks is not needed to rewrite
+        from repfuse.verifying.inputs import Trial
+
+        self.module, self.plan = module, made
+        inputs = (arguments.args for arguments in made.live.recording.inputs)
+        self.trials = [Trial(f"input {number}", each) for number, each in enumerate(inputs)]
+        self.expected: list[Outcome] | None = None
+        with suppress(RepfuseError):  # it does not run in float64
+            self.expected = reference(module, self.trials)
+
+    def passes(self, fused: nn.Module, made: Plan | None = None) -> bool:
+        """Whether ``fused``, made by a plan, computes the same."""
+        from repfuse.proof.exact import ExactWeights
+        from repfuse.proof.network import compare
+        from repfuse.proof.places import places
+
+        if self.expected is None:
+            return self._passes_as_stored(fused)
+        exact = ExactWeights(fused, places(self.module, made or self.plan))
+        return compare(fused, exact, self.trials, self.expected).passed
+
+    def _passes_as_stored(self, fused: nn.Module) -> bool:
+        """Whether the outputs agree to half the digits of their dtype, which wrong algebra does not."""
+        from repfuse.verifying.copies import run
+        from repfuse.verifying.measure import level
+
+        before, after = run(self.module, self.trials, {}), run(fused, self.trials, {})
+        for one, other in zip(before, after, strict=True):
+            if one.error:
+                continue
+            if one.outputs.keys() != other.outputs.keys():
+                return False
+            for name, a in one.outputs.items():
+                b = other.outputs[name]
+                eps = torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
+                if a.shape != b.shape or a.dtype != b.dtype or not level(a, b).max <= math.sqrt(eps):
+                    return False
+        return True
+
+    def wrong(self, groups: list[list[Site]]) -> list[Site]:
+        """Return the sites, of these, that make a difference: by halves, so that one is found in few steps."""
+        part = replace(self.plan, sites=tuple(site for group in groups for site in group))
+        try:
+            if not groups or self.passes(rewrite(self.module, part), part):
+                return []
+        except RepfuseError:  # one that cannot be merged without another
+            return list(part.sites)
+        if len(groups) == 1:
+            return groups[0]
+        half = len(groups) // 2
+        return self.wrong(groups[:half]) + self.wrong(groups[half:])

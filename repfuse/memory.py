@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -35,6 +37,20 @@ def give_back(network: nn.Module) -> None:
         return
     gc.collect()
     _call("malloc_trim", 0)
+
+
+@contextmanager
+def collecting_later() -> Iterator[None]:
+    """Look for what only refers to itself no more than before: a graph of thousands of nodes makes Python look often,
+    through all that torch has loaded, which takes as long as the work itself.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _call(name: str, *arguments: int) -> None:

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Sequence
 from math import isfinite, prod
 from typing import Any
 
-from repfuse.checked import NotAPlan, count, flag, list_of, one_of, optional, record, shown, text
+from repfuse.checked import NotAPlan, count, list_of, one_of, optional, record, shown, text
 from repfuse.errors import RepfuseError
 from repfuse.planning.cost import Policy
-from repfuse.plans import AGAIN, SCHEMA, Cost, Part, Plan, Refusal, Site
+from repfuse.plans import AGAIN, SCHEMA, Cost, Plan, Refusal, Site
 from repfuse.refusals import REFUSALS
 
 DOCUMENTS = ("repfuse.plan", "repfuse.inspection", "repfuse.conversion")
 """The kinds of document that hold a plan."""
 
 LARGEST_EXAMPLE = 2**28
-"""How many numbers the example of one part may have: it is made when the plan replays."""
+"""How many numbers the example may have: it is made when the plan replays."""
 
 DEEPEST_EXAMPLE = 32
 MOST_AXES = 64
@@ -50,9 +50,6 @@ def _plan(data: Any) -> Plan:
         )
     plan: Plan = _PLAN(data, "the plan")
     _once((site.key for site in plan.sites), "two of its sites are the same")
-    _once((part.path for part in plan.parts), "two of its parts are the same")
-    if unknown := {site.part for site in plan.sites} - {part.path for part in plan.parts}:
-        raise NotAPlan(f"it has sites in {shown(sorted(unknown)[0])}, which is none of its parts")
     return plan
 
 
@@ -62,7 +59,7 @@ def _once(keys: Iterable[Any], otherwise: str) -> None:
 
 
 def _example(value: Any, where: str, depth: int = 0) -> Any:
-    """Check the description of the arguments that a part was traced with; see tracing/arguments.py."""
+    """Check the description of the arguments that the network was recorded with; see recording/arguments.py."""
     if depth > DEEPEST_EXAMPLE:
         raise NotAPlan(f"{where} goes deeper than {DEEPEST_EXAMPLE} levels")
     match value:
@@ -120,7 +117,7 @@ _TEXTS = list_of(text)
 _SITE = record(
     Site,
     {
-        **dict.fromkeys(("path", "owner", "form", "kernel", "source", "output", "part"), text),
+        **dict.fromkeys(("path", "owner", "form", "kernel", "source", "output"), text),
         **dict.fromkeys(("branches", "nodes"), _TEXTS),
         **dict.fromkeys(("before", "after"), _COST),
     },
@@ -134,22 +131,15 @@ _REFUSAL = record(
     },
     beside=("hint",),
 )
-_PART = record(
-    Part,
-    {
-        **dict.fromkeys(("path", "fingerprint"), text),
-        "arguments": _arguments,
-        **dict.fromkeys(("matching_borders", "shared"), _TEXTS),
-        "exported": flag,
-    },
-)
 _PLAN = record(
     Plan,
     {
         "policy": one_of([str(policy) for policy in Policy]),
         "sites": list_of(_SITE),
         "refusals": list_of(_REFUSAL),
-        "parts": list_of(_PART),
+        "fingerprint": text,
+        "arguments": _arguments,
+        "matching_borders": _TEXTS,
     },
     beside=("schema",),
 )

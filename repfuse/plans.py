@@ -11,11 +11,11 @@ from typing import Any
 from repfuse.globs import ROOT, as_globs, check_globs, first_match, names_of
 from repfuse.refusals import REFUSALS
 
-SCHEMA = 3
+SCHEMA = 4
 AGAIN = "Make the plan again from this model."  # what to do with a plan that does not fit
 
-Key = tuple[str, str, str, frozenset[str]]
-"""The part, source, output and nodes of a site."""
+Key = tuple[str, str, frozenset[str]]
+"""The source, output and nodes of a site."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Site:
     ``form`` how the owner is rewritten: ``fold`` (new weights in a convolution that was there), ``swap`` (in the place
     of one of several modules in a row), ``chain`` (stock modules in a row) or ``graph`` (a GraphModule of that block).
     ``branches`` describes each merged branch, ``kernel`` the fused convolution. ``source``, ``output`` and ``nodes``
-    name nodes of the graph of the traced ``part``; with them the plan replays on the same model.
+    name operations by the call of a module that made them, ``stages.0.conv/conv2d``; with them the plan replays on the
+    same model.
     """
 
     path: str
@@ -77,12 +78,11 @@ class Site:
     nodes: tuple[str, ...]
     before: Cost
     after: Cost
-    part: str = ""
 
     @property
     def key(self) -> Key:
         """What identifies the site in the model: the rest follows from it."""
-        return self.part, self.source, self.output, frozenset(self.nodes)
+        return self.source, self.output, frozenset(self.nodes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,8 +98,12 @@ class Site:
         return None
 
     def excluded(self, why: str) -> Refusal:
-        """Return the refusal that says that the site is left out."""
-        return Refusal("excluded", self.path or ROOT, why, self.before, self.after)
+        """Return the refusal that says that the user leaves the site out."""
+        return self.without("excluded", why)
+
+    def without(self, code: str, why: str) -> Refusal:
+        """Return the refusal that says that the site is not merged."""
+        return Refusal(code, self.path or ROOT, why, self.before, self.after)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data: what people read first, then what the plan needs to replay."""
@@ -108,35 +112,21 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One module that was traced as a whole: the model, or what lies within a module that cannot be traced.
-
-    ``path`` is its path, ``fingerprint`` identifies its graph, ``arguments`` describe those that it was traced with.
-    ``matching_borders`` are the nodes of layers that pad with what lies beyond the border, as far as that depends on
-    the weights; ``shared`` the modules in it that are also used from outside, by their path within it. ``exported``
-    says that the graph is torch.export's.
-    """
-
-    path: str
-    fingerprint: str
-    arguments: Any
-    matching_borders: tuple[str, ...] = ()
-    shared: tuple[str, ...] = ()
-    exported: bool = False
-
-
-@dataclass(frozen=True)
 class Plan:
     """Sites and refusals of one model.
 
-    ``parts`` are the traced graphs that they refer to, ``policy`` is what was to be merged. ``live`` saves
-    ``rewrite`` a second trace in the same process and is never serialised.
+    ``policy`` is what was to be merged. ``fingerprint`` identifies the modules that the sites refer to, ``arguments``
+    describe what it was made with. ``matching_borders`` are the layers that pad with what lies beyond the border, as
+    far as that depends on the weights. ``live`` saves ``rewrite`` a second recording in the same process and is never
+    serialised.
     """
 
     sites: tuple[Site, ...]
     refusals: tuple[Refusal, ...]
-    parts: tuple[Part, ...]
     policy: str
+    fingerprint: str
+    arguments: Any
+    matching_borders: tuple[str, ...] = ()
     live: Any = field(default=None, repr=False, compare=False)
 
     def select(self, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()) -> Plan:
@@ -160,7 +150,9 @@ class Plan:
             "policy": self.policy,
             "sites": [site.to_dict() for site in self.sites],
             "refusals": [asdict(refusal) | {"hint": refusal.hint} for refusal in self.refusals],
-            "parts": [asdict(part) for part in self.parts],
+            "fingerprint": self.fingerprint,
+            "arguments": self.arguments,
+            "matching_borders": list(self.matching_borders),
         }
 
     @staticmethod

@@ -36,7 +36,7 @@ def check_runnable(network: nn.Module) -> None:
             )
 
 
-def check_traceable(network: nn.Module) -> None:
+def check_rewritable(network: nn.Module) -> None:
     """Raise RepfuseError where the network cannot be run, or is a compiled form of one."""
     check_runnable(network)
     if isinstance(network, jit.ScriptModule):

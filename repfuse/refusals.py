@@ -15,6 +15,12 @@ class Explanation:
 
 
 REFUSALS: dict[str, Explanation] = {
+    "autocast": Explanation(
+        "an operation in a region of automatic mixed precision",
+        "The forward enters torch.autocast around this place, so it computes in another precision than its weights "
+        "have. Written down as a graph the region would be lost. What it calls is merged for itself.",
+        "Enter autocast outside of the network, around its call.",
+    ),
     "broadcast": Explanation(
         "a sum or product of tensors of different shapes",
         "One addend is repeated along an axis to fit the other. Such a sum is not one convolution of one source: a "
@@ -26,6 +32,12 @@ REFUSALS: dict[str, Explanation] = {
         "The module that holds this place runs more than once per forward, and what can be merged differs between its "
         "calls. One rewritten module could not serve all of them.",
         "Use separate modules, or call the shared one in the same way each time.",
+    ),
+    "changes-with-size": Explanation(
+        "a place that does something else at other sizes",
+        "The network was run at several sizes of its inputs. Here the forward did other operations, or gave them other "
+        "numbers or other operands, when the size was another one. What it calls is merged for itself.",
+        "Nothing to do: the result is right as it is, at every size.",
     ),
     "channel-mismatch": Explanation(
         "branches with different numbers of channels",
@@ -46,6 +58,24 @@ REFUSALS: dict[str, Explanation] = {
         "traffic than they do: a grouped and a dense branch become one dense kernel, a depthwise 3x3 and a 1x1 a dense "
         "3x3, a bottleneck a wide one.",
         "Nothing to do: the report shows both estimates. --policy always merges all the same.",
+    ),
+    "decides-by-size": Explanation(
+        "a forward that decides by a size of its input",
+        "The forward compares a size, or uses it as a key or a text, with the same outcome at all sizes that were "
+        "tried: for an input of another size it may do something else. What it calls is merged for itself.",
+        "Nothing to do: the result is right as it is. If the block is yours: move the decision out of it.",
+    ),
+    "decides-by-value": Explanation(
+        "a forward that asks what numbers a tensor holds",
+        "The forward reads numbers of what it computes (bool(x), x.item(), x.numpy()), and may do something else for "
+        "others. It stays as it is; what it calls is merged for itself.",
+        "Nothing to do: the result is right as it is. If the block is yours: move the decision out of it.",
+    ),
+    "differs": Explanation(
+        "a place with which the network computes something else",
+        "Merged, this place gave another result on the example or at another size, or an error: code outside of it may "
+        "ask for the modules or settings that it had. It is left alone.",
+        "Nothing to do: the result is right as it is. Please report it, with the forward that is around the place.",
     ),
     "excluded": Explanation(
         "a place that you left out",
@@ -171,14 +201,21 @@ REFUSALS: dict[str, Explanation] = {
         "the stride. Only what multiplies its output channels, a normalisation or a scale, goes into its weight.",
         "Nothing to do: the result is right as it is.",
     ),
-    "untraceable": Explanation(
-        "a module that symbolic tracing cannot read",
-        "Its forward decides by values or shapes, or loops over a tensor. It stays as it is.",
-        "Move the deciding part into a small module of its own, so that the rest can be read.",
+    "unseen-operation": Explanation(
+        "a tensor that no function of torch was seen to make",
+        "In this forward a tensor appears that came out of compiled code, another library or another thread. What that "
+        "code read cannot be seen, so nothing is merged across it. What the forward calls is merged for itself.",
+        "Nothing to do. If the block is yours: compute with functions of torch, or give the part a module of its own.",
     ),
     "value-escapes": Explanation(
         "a value that something else reads too",
         "The branch could be merged, but its result is also used elsewhere, so it has to be computed in any case.",
         "Nothing to do: the result is right as it is.",
+    ),
+    "writes-state": Explanation(
+        "a forward that changes what its module holds",
+        "The forward stores a value or a setting on the module, or switches gradients, in each call. A graph in its "
+        "place would not, or what is read from there is no constant. What it calls is merged for itself.",
+        "Nothing to do where that is the idea. Else let forward return the value instead of storing it.",
     ),
 }

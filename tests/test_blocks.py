@@ -54,7 +54,9 @@ def test_block(row):
     check_sizes(row, original, result.module)
 
 
-@by_name(CASES)
+@pytest.mark.parametrize(
+    "row", [pytest.param(r, id=r.name, marks=() if i % 3 == 0 else pytest.mark.slow) for i, r in enumerate(CASES)]
+)
 def test_block_in_functions(row):
     original, example = made(row), row.at(row.side)
     result = fuse(in_functions(made(row)), example, row.policy)

@@ -68,7 +68,7 @@ def test_a_tiny_shift_merged_all_the_same_would_be_seen():
 def test_a_plan_remembers_the_borders_it_relies_on():
     model = biased(0.0)
     plan = Plan.from_dict(json.loads(fuse(model, (X,)).plan.to_json()))
-    assert plan.parts[0].matching_borders
+    assert plan.matching_borders
     assert error(model, rewrite(model, plan), X) < 1e-12
 
 

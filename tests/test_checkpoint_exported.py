@@ -198,6 +198,7 @@ def test_inputs_that_are_no_tensors_are_refused(tmp_path: Path) -> None:
         repfuse.load(exported.saved(made, tmp_path / "in.pt2"))
 
 
+@pytest.mark.slow
 def test_a_network_and_its_program_are_the_same_where_the_program_is_made_for(
     cli: Cli, samples: Path, tmp_path: Path
 ) -> None:

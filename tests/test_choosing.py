@@ -20,7 +20,7 @@ from repfuse.loading import load
 from repfuse.planning.choosing import Choice, choose, fitted
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
-from repfuse.plans import Cost, Part, Plan, Site
+from repfuse.plans import Cost, Plan, Site
 from repfuse.proof import prove
 from repfuse.rewriting import rewrite
 from repfuse.saving import save
@@ -37,7 +37,7 @@ def sited(*paths: str) -> Plan:
         Site(path, path.rpartition(".")[0], "chain", ("skip",), "3x3", "x", path, (path,), Cost(9), Cost(1))
         for path in paths
     ]
-    return Plan(tuple(sites), (), (Part("", "f", {"tuple": []}),), "cost")
+    return Plan(tuple(sites), (), "cost", "f", {"tuple": []})
 
 
 NAMES = ("stem.0", "stages.1.0.fused", "stages.1.10.fused", "stages.10.0.fused", "head.mlp.fused", "")
@@ -117,33 +117,11 @@ def saved(made: Plan) -> Plan:
     return Plan.from_dict(json.loads(made.to_json()))
 
 
-class Shaped(nn.Module):
-    """A sum in a forward that only torch.export reads."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = conv_norm(3), conv_norm(1)
-
-    def forward(self, x):
-        b, c, *space = x.shape
-        return torch.relu(self.a(x) + self.b(x)).reshape(b, c, -1).mean(-1) * len(space)
-
-
-def deciding():
-    """A model that cannot be traced, with parts that are."""
-
-    def forward(m, x):
-        return m.second(m.first(x)) if x.sum() > 0 else m.first(x)
-
-    return Spelled(forward, first=nn.Sequential(RepVGG(), nn.ReLU(), conv_norm(3)), second=Shaped())
-
-
 @pytest.mark.parametrize("given", [False, True], ids=["live", "saved"])
-@pytest.mark.parametrize("make", [Net, deciding])
-def test_any_sites_of_a_network_can_be_left_out(make, given):
-    net = randomised(make())
+def test_any_sites_of_a_network_can_be_left_out(given):
+    net = randomised(Net())
     whole = plan(net, (X,))
-    assert len(whole.parts) == (1 if make is Net else 2) and len(whole.sites) >= 3
+    assert len(whole.sites) >= 3
     for bits in range(2 ** len(whole.sites)):
         kept = tuple(site for index, site in enumerate(whole.sites) if bits >> index & 1)
         part = replace(saved(whole) if given else whole, sites=kept)
@@ -153,8 +131,6 @@ def test_any_sites_of_a_network_can_be_left_out(make, given):
         assert len(excluded) == len(whole.sites) - len(kept)
         fused = rewrite(net, chosen)
         assert error(net, fused, X) < 1e-12
-        if make is deciding and not any(site.part == "second" for site in kept):
-            assert type(fused.second) is Shaped
         for site in chosen.sites:
             assert isinstance(fused.get_submodule(site.path), nn.Conv2d), site.path
         assert fitted(net, saved(chosen)) == chosen  # what comes out can be given again
@@ -170,9 +146,9 @@ def test_what_is_left_out_computes_as_before(net):
 
 def kept_in(whole: Plan, numbers: set[int]) -> Plan:
     """The plan with the sums of these numbers: the sites of one sum stand and fall together."""
-    sums = list(dict.fromkeys((site.part, site.output) for site in whole.sites))
+    sums = list(dict.fromkeys(site.output for site in whole.sites))
     kept = {each for index, each in enumerate(sums) if index in numbers}
-    return replace(whole, sites=tuple(site for site in whole.sites if (site.part, site.output) in kept))
+    return replace(whole, sites=tuple(site for site in whole.sites if site.output in kept))
 
 
 def check_without_some(steps, shapes, kept, policy):
@@ -267,7 +243,7 @@ def test_a_site_that_needs_another_is_an_error_alone():
     model = randomised(Spelled(outer, block=block, d=conv(1)))
     whole = plan(model, (X,))
     assert len(whole.sites) == 2
-    apart = [site for site in whole.sites if len(site.branches) == 2 and site.output == "add"]
+    apart = [site for site in whole.sites if len(site.branches) == 2 and site.output == "block/add"]
     with pytest.raises(RepfuseError, match="cannot be merged alone") as caught:
         fitted(model, replace(saved(whole), sites=tuple(apart)))
     assert "Leave this one out too" in caught.value.hint

@@ -28,7 +28,9 @@ def digest(path: Path) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("name", DIGITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if number else ()) for number, name in enumerate(DIGITS)]
+)
 def test_each_layout_of_the_digits_converts_and_agrees_on_real_images(
     name: str, cli: Cli, samples: Path, tmp_path: Path
 ) -> None:

@@ -200,9 +200,9 @@ BAD: dict[str, tuple[Callable[[Path], tuple[object, ...]], str]] = {
     "graph of another": (
         lambda f: (
             *("convert", DIGITS, f / "out", "--plan"),
-            edit(plan_of(f), lambda p: p["parts"][0].update(fingerprint="0")),
+            edit(plan_of(f), lambda p: p.update(fingerprint="0")),
         ),
-        "another graph",
+        "other modules or shapes",
     ),
     "a checkpoint": (lambda f: ("convert", DIGITS, f / "out", "--plan", DIGITS), "repvgg_digits.pt is not a plan"),
     "missing": (lambda f: ("convert", DIGITS, f / "out", "--plan", f / "none.json"), "none.json cannot be read"),

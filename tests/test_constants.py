@@ -9,8 +9,8 @@ import pytest
 import torch
 from blocks import Spelled
 from support.agreement import image as noise
-from support.tracing import buffered, convolutions, kernels, parameter, run, traced
-from torch import fx, nn
+from support.recordings import buffered, kernels, named, parameter, recorded, run
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
@@ -18,11 +18,12 @@ X = (2, 4, 7, 6)
 
 
 def constants_and_weight(model):
-    tracer, graph = traced(model)
-    return tracer.constants, convolutions(graph)[-1].args[1]
+    dtype = next((x.dtype for x in model.parameters()), torch.float64)
+    found = recorded(model, noise(*X, dtype=dtype))
+    return found.constants, named(found, "conv2d")[-1].args[1]
 
 
-def stored(model, dtype=None):
+def stored(model):
     """The tensors of a model by name, also those that are plain attributes."""
 
     def tensor(name):
@@ -108,6 +109,11 @@ def of_half(m):
     return (m.w.half() + m.g.view(-1, 1, 1, 1).half()).double()
 
 
+def hooked(module):
+    module.register_forward_hook(lambda _module, _given, y: y * 2)
+    return module
+
+
 W = functools.partial(parameter, 4, 4, 3, 3)
 G = functools.partial(parameter, 4, seed=1)
 EYE = F.pad(torch.eye(4).reshape(4, 4, 1, 1), (1, 1, 1, 1))
@@ -139,6 +145,8 @@ COMPUTED = {
     "plain tensor alone": Spelled(conv(lambda m: m.eye * 2), eye=EYE.double()),
     "plain tensor rewritten in Python": Spelled(conv(lambda m: setattr(m, "eye", m.w * 3) or m.eye), w=W(), eye=EYE),
     "module": Spelled(conv(lambda m: m.act(m.w)), w=W(), act=nn.Softplus()),
+    "module with parameters": Spelled(conv(lambda m: m.act(m.w)), w=W(), act=nn.PReLU().double()),
+    "module with a hook": Spelled(conv(lambda m: m.act(m.w)), w=W(), act=hooked(nn.Softplus())),
     "numbers": buffered(Spelled(conv(repeated), w=W()), times=torch.tensor(3), alpha=noise(), flag=torch.tensor(False)),
     "item": Spelled(conv(lambda m: m.w * (1 + m.g.sum().item())), w=W(), g=G()),
     "branch on a comparison": Spelled(conv(lambda m: m.w if m.g[0] > 100 else 3 * m.w), w=W(), g=G()),
@@ -192,25 +200,26 @@ PARAMETRISED = {
 def test_a_computed_weight_is_what_the_model_convolves_with(name):
     model, x = (COMPUTED | PARAMETRISED)[name].eval(), noise(*X, seed=9)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    tracer, graph = traced(model)
+    found = recorded(model, x)
+    constants = found.constants
     with torch.no_grad():
-        assert (run(model, graph, x) - model(x)).abs().max() < 1e-12
-    for node, kernel in zip(convolutions(graph), kernels(model, x)[-len(convolutions(graph)) :], strict=True):
-        weight = tracer.constants.name_of(node.args[1])
-        value = tracer.constants.evaluate(weight, stored(model))
-        assert tracer.constants.shape(weight) == tuple(kernel.shape) == tuple(value.shape)
+        assert (run(found, x) - model(x)).abs().max() < 1e-12
+    convolutions = named(found, "conv2d")
+    for node, kernel in zip(convolutions, kernels(model, x)[-len(convolutions) :], strict=True):
+        weight = constants.name_of(node.args[1])
+        value = constants.evaluate(weight, stored(model))
+        assert constants.shape(weight) == tuple(kernel.shape) == tuple(value.shape)
         assert value.dtype is torch.float64 and (value - kernel).abs().max() <= 1e-12 * kernel.abs().max()
     for key, tensor in model.state_dict().items():
-        assert torch.equal(tensor, state[key]), "the trace or the evaluation changed the model"
+        assert torch.equal(tensor, state[key]), "recording or evaluating changed the model"
 
 
 @pytest.mark.parametrize("orthogonal_map", ["matrix_exp", "cayley", "householder"])
 def test_an_orthogonal_weight_is_constant(orthogonal_map):
     model = parametrizations.orthogonal(nn.Linear(5, 3).double(), orthogonal_map=orthogonal_map).eval()
-    tracer, graph = traced(model)
-    linear = next(node for node in graph.nodes if node.name == "linear")
-    name = tracer.constants.name_of(linear.args[1])
-    assert (tracer.constants.evaluate(name, stored(model)) - model.weight).abs().max() < 1e-12
+    found = recorded(model, noise(2, 5))
+    name = found.constants.name_of(named(found, "linear")[0].args[1])
+    assert (found.constants.evaluate(name, stored(model)) - model.weight).abs().max() < 1e-12
 
 
 def test_leaves_are_the_tensors_that_a_value_is_computed_from():
@@ -230,46 +239,36 @@ def test_weights_of_lower_precision_are_computed_in_float64():
 
 
 def test_a_dtype_that_the_graph_names_is_kept():
-    model = Spelled(conv(lambda m: m.w.float() + m.g.float().view(-1, 1, 1, 1)), w=W(), g=G())
+    model = Spelled(lambda m, x: F.conv2d(x.float(), m.w.float() + m.g.float().view(-1, 1, 1, 1)), w=W(), g=G())
     constants, weight = constants_and_weight(model)
     value = constants.evaluate(constants.name_of(weight), stored(model))
     assert value.dtype is torch.float32 and torch.equal(value, model.w.float() + model.g.float().view(-1, 1, 1, 1))
 
 
 def test_a_number_is_a_constant_without_axes():
-    tracer, graph = traced(Spelled(lambda m, x: x * torch.sqrt(m.g.sum()) * m.g.sum(), g=nn.Parameter(torch.ones(4))))
-    name = tracer.constants.name_of(list(graph.nodes)[3])
-    assert tracer.constants.shape(name) == () and tracer.constants.evaluate(name, lambda _: torch.ones(4)) == 2
+    model = Spelled(lambda m, x: x * torch.sqrt(m.g.sum()) * m.g.sum(), g=nn.Parameter(torch.ones(4)))
+    found = recorded(model, noise(*X))
+    name = found.constants.name_of(named(found, "sqrt")[0])
+    assert found.constants.shape(name) == () and found.constants.evaluate(name, lambda _: torch.ones(4)) == 2
 
 
-def test_a_python_number_is_a_constant_too():
-    tracer, graph = traced(Spelled(lambda m, x: x * math.sqrt(m.g.sum()), g=nn.Parameter(torch.ones(4))))
-    name = tracer.constants.name_of(next(node for node in graph.nodes if node.target is math.sqrt))
-    assert tracer.constants.shape(name) == () and tracer.constants.evaluate(name, lambda _: torch.ones(4)) == 2
+def test_a_number_that_forward_asks_of_a_constant_stands_in_the_graph():
+    found = recorded(Spelled(lambda m, x: x * math.sqrt(m.g.sum()), g=nn.Parameter(torch.ones(4))), noise(*X))
+    assert named(found, "mul")[0].args[1] == 2 and found.depends_on_weights and not found.marks
 
 
 def test_only_tensors_have_names():
-    tracer, graph = traced(Spelled(conv(lambda m: torch.chunk(m.w, 2)[0].to(m.w.dtype)), w=W()))
-    named = {node.name: tracer.constants.name_of(node) for node in graph.nodes}
-    assert named["chunk"] is None and named["getattr_1"] is None and named["x"] is None and named["to"] == "%to"
-    assert tracer.constants.name_of(3) is None
+    found = recorded(Spelled(conv(lambda m: torch.chunk(m.w, 2)[0].to(m.w.dtype)), w=W()), noise(*X))
+    names = {found.names[node]: found.constants.name_of(node) for node in found.nodes}
+    assert names["/chunk"] is None and names["/getattr"] is None and names["/input"] is None
+    assert names["/w"] == "w" and names["/to"] == "%to" and found.constants.name_of(3) is None
 
 
 # --- what is not constant -------------------------------------------------------------------------------------------
 
 
-@fx.wrap
-def foreign(w):
-    return w * 2
-
-
-class Untraceable(nn.Module):
-    def forward(self, w):
-        return w * 2
-
-
 class Counting(nn.Module):
-    """Writes into its own buffer, where the graph does not show it."""
+    """Writes into its own buffer."""
 
     def __init__(self):
         super().__init__()
@@ -294,11 +293,6 @@ def written(write, weight=lambda m: m.k):
         return y
 
     return buffered(Spelled(forward), k=noise(4, 4, 3, 3))
-
-
-def hooked(module):
-    module.register_forward_hook(lambda _module, _given, y: y * 2)
-    return module
 
 
 def half_written(m, x):
@@ -344,12 +338,11 @@ VARYING = {
     "aten": written(lambda m: torch.ops.aten.mul_.Scalar(torch.ops.aten.slice.Tensor(m.k, 0, 0, 1), 2)),
     "einsum": written(lambda m: torch.einsum("abcd->badc", m.k).mul_(2)),
     "statistics": written(
-        lambda m: torch.batch_norm(m.k, None, None, m.k[0, 0, :, 0], m.k[1, 0, :, 0], True, 0.1, 0.0, False)
+        lambda m: torch.batch_norm(m.k, None, None, m.k[0, :, 0, 0], m.k[1, :, 0, 0], True, 0.1, 0.0, False)
     ),
     "foreach": written(lambda m: torch._foreach_mul_([m.k], 2)),
-    "foreign function": written(lambda m: foreign(m.k)),
     "itself": written(lambda m: None, weight=lambda m: m.k.mul_(2)),
-    "untraceable module": Spelled(lambda m, x: F.conv2d(m.u(x), m.u.k * 1), u=Counting().eval()).eval(),
+    "written by a module": Spelled(lambda m, x: F.conv2d(m.u(x), m.u.k * 1), u=Counting().eval()).eval(),
     "norm in training": Spelled(trained_norm, w=W(), norm=nn.BatchNorm2d(4).double()),
     "F.batch_norm in training": buffered(Spelled(functional_norm, w=W()), k=noise(4, 4, 3, 3).abs()),
     "by the input": Spelled(lambda m, x: F.conv2d(x, m.w * x.mean()), w=W()),
@@ -363,11 +356,6 @@ VARYING = {
     "dropout module": Spelled(conv(lambda m: m.drop(m.w)), w=W(), drop=nn.Dropout()),
     "memory as it is": Spelled(conv(lambda m: m.w * torch.empty(4, 1, 1, 1)), w=W()),
     "noise as parametrisation": conv_module(lambda m: parametrised(m, Noisy())),
-    "module with a hook": Spelled(conv(lambda m: m.act(m.w)), w=W(), act=hooked(nn.Softplus())).eval(),
-    "foreign, of numbers": Spelled(conv(lambda m: m.w * foreign(torch.ones(4, 4, 3, 3))), w=W()),
-    "foreign": Spelled(conv(lambda m: foreign(m.w)), w=W()),
-    "a module of others": Spelled(conv(lambda m: m.u(m.w)), w=W(), u=Untraceable()),
-    "parameters of a module": Spelled(conv(lambda m: m.u(m.w)), w=W(), u=nn.PReLU().double()).eval(),
     "spectral_norm in training": conv_module(parametrizations.spectral_norm),
     "old spectral_norm in training": conv_module(spectral),
 }
@@ -377,14 +365,14 @@ VARYING = {
 @pytest.mark.parametrize("name", VARYING)
 def test_what_varies_is_not_constant(name):
     model = VARYING[name]
-    tracer, graph = traced(model, leaves=("u",))
-    assert tracer.constants.name_of(convolutions(graph)[-1].args[1]) is None
+    constants, weight = constants_and_weight(model)
+    assert constants.name_of(weight) is None
 
 
 @pytest.mark.parametrize("name", ["dropout module"])
 def test_the_same_in_eval_is_constant(name):
     constants, weight = constants_and_weight(VARYING[name].eval())
-    assert constants.name_of(weight) == "%drop"
+    assert constants.name_of(weight) == "%dropout"
     VARYING[name].train()
 
 

@@ -15,7 +15,7 @@ from repfuse.fusing import fuse
 
 
 class Secret(nn.Module):
-    """Cannot be traced, and writes into what it is given."""
+    """Asks for values, and writes into what it is given."""
 
     def forward(self, x):
         if x.isfinite().all():
@@ -24,7 +24,7 @@ class Secret(nn.Module):
 
 
 class Passing(nn.Module):
-    """Cannot be traced, and returns what it is given."""
+    """Asks for values, and returns what it is given."""
 
     def forward(self, x, y):
         return y if x.isfinite().all() else x
@@ -132,6 +132,13 @@ def passed_on_and_added(m, x):
     return other + F.relu(source)
 
 
+def foreach_through_a_view(m, source):
+    view = source.view(source.shape)
+    first = m.a(view)
+    torch._foreach_mul_([source], 2)
+    return first + m.b(view)
+
+
 def no_op_after_the_write(m, x):
     source = torch.sin(x)
     summed = m.a(source) + m.b(source)
@@ -161,7 +168,8 @@ TRAPS = {
     "dropout": between(lambda m, s: F.dropout(s, 0.5, False).mul_(2)),
     "Flatten": between(lambda m, s: m.flatten(s).mul_(2)),
     "list": between(lambda m, s: torch._foreach_mul_([s], 2)),
-    "untraceable": between(lambda m, s: m.secret(s)),
+    "by a module": between(lambda m, s: m.secret(s)),
+    "list, through a view": lambda m, x: foreach_through_a_view(m, torch.sin(x)),
     "clone": kept(lambda m, s: s.clone()),
     "clone called apart": kept(lambda m, s: m.identity(s.clone())),
     "plus zero": kept(lambda m, s: s + 0),
@@ -237,8 +245,8 @@ def test_a_write_that_no_branch_sees_is_no_obstacle(name):
     assert len(result.plan.sites) == 1 and error(model, result.module, x) < 1e-12
 
 
-def test_shapes_are_found_without_a_change_of_the_model():
-    """Where the meta device does not do, real tensors run through a copy: statistics and inputs stay what they were."""
+def test_statistics_and_inputs_stay_what_they_were():
+    """Where values are asked for, the arithmetic is done, in training mode on statistics of a copy."""
 
     class NeedsValues(nn.Module):
         def forward(self, x):

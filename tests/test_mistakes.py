@@ -69,7 +69,13 @@ def caught(among: Subject, wrong: Wrong) -> bool:
 # --- sites in float64 --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+SEARCHED = {"dilation"}
+"""Kinds for which so many blocks are looked through that it takes half a minute."""
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SEARCHED else ()) for kind in KINDS]
+)
 def test_a_mistake_of_each_kind_fails_its_site(kind: str) -> None:
     found = list(real(kind))
     assert len(found) >= RARE.get(kind, FEW)
@@ -86,6 +92,7 @@ def test_every_mistake_fails_its_site(name: str) -> None:
     assert made[True] > 3 * made[False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mistake_in_one_site_of_many_fails_that_one(kind: str) -> None:
     """Of the classifier's five sites, those pass that have no mistake."""

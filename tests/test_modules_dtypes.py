@@ -113,7 +113,7 @@ NETS = {  # network, dtype of the input, sites
     "bfloat16, norms stored in float32": (norms_stored_in_float32, torch.bfloat16, SITES),
     "a softmax in float32": (lambda: bare(SoftmaxInFloat32, torch.bfloat16), torch.bfloat16, SITES),
     "a head in float64": (head_in_float64, torch.float32, SITES),
-    "autocast": (lambda: bare(Autocast), torch.float32, SITES),
+    "autocast": (lambda: bare(Autocast), torch.float32, SITES - {"stem.0"}),  # which is given float32
     "channels last": (lambda: bare(Net).to(memory_format=torch.channels_last), torch.float32, SITES),
     "complex numbers": (with_complex, torch.float32, SITES),
     "a sparse parameter": (with_sparse, torch.float32, SITES),

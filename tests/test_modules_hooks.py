@@ -36,8 +36,8 @@ LEFT = {  # where the hook is -> which sites are left
     "stem": SITES,
     "stem.0": SITES - {"stem.0"},
     "stem.1": SITES - {"stem.0"},
-    "block": SITES - {"block.fused"},
-    "block.a": SITES - {"block.fused"},
+    "block": SITES - {"block.fused"} | {"block.a.0", "block.b.0"},
+    "block.a": SITES - {"block.fused"} | {"block.a.0", "block.b.0"},
 }
 
 

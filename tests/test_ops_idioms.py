@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.meanings import SIZES, Network, check, meaning_at, read, record
+from support.meanings import SIZES, Network, check, meaning_at, read
 from torch import nn
 from torch.nn import functional as F
 
 from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Filter
-from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Selected
-
-
-def assigned(t, index, value):
-    t[index] = value
-    return t
-
-
-# The function that the tracer records is told by its name.
-assigned.__module__ = "repfuse.tracing.assignment"
+from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Selected, Stacked
 
 SHAPES = [(2, 4, *size) for size in SIZES[2]]
 
 
 def assign(t, index, value):
-    return record(assigned, t, index, value)
+    t[index] = value
+    return t
 
 
 def fill(t, value, before=1, after=1):
@@ -84,7 +76,13 @@ def three_sides(m, x, y):
     return t
 
 
-def read_in_between(m, x, y):
+def read_before(m, x, y):
+    padded = F.pad(x, (1, 1, 1, 1))
+    total = padded.sum()
+    return fill(padded, m.image) + total
+
+
+def read_afterwards(m, x, y):
     padded = F.pad(x, (1, 1, 1, 1))
     return fill(padded, m.image) + padded.sum()
 
@@ -128,9 +126,15 @@ def test_one_number_fills_the_border_of_one_channel_only(channels, size):
 
 
 def test_a_pad_that_something_else_reads_is_not_part_of_a_border():
-    found = read(Network(read_in_between), torch.ones(1, 4, 3, 3).double())
+    found = read(Network(read_before), torch.ones(1, 4, 3, 3).double())
     assert found.of("assigned_3") is None
     assert found.of("pad") == border(ROUND, 0.0)
+
+
+def test_who_reads_a_pad_after_the_assignments_reads_the_filled_border():
+    found = read(Network(read_afterwards), torch.ones(1, 4, 3, 3).double())
+    assert found.of("assigned_3") == border(ROUND, "image")
+    assert next(node for node in found.meanings if node.name == "sum_1").args[0].name == "assigned_3"
 
 
 def shuffled(x, first, last, turn=lambda t: t.transpose(1, 2), copy=lambda t: t.contiguous()):
@@ -191,13 +195,24 @@ def test_channel_shuffle_in_atens_spelling():
     aten = torch.ops.aten
 
     def function(m, x, y):
-        n, h, w = (record(aten.sym_size.int, x, axis) for axis in (0, 2, 3))
-        t = record(aten.view.default, x, [n, 2, 2, h, w])
-        t = record(aten.permute.default, t, [0, 2, 1, 3, 4])
-        t = record(aten.clone.default, t, memory_format=torch.contiguous_format)
-        return record(aten._unsafe_view.default, t, [n, 4, h, w])
+        n, h, w = (aten.sym_size.int(x, axis) for axis in (0, 2, 3))
+        t = aten.view.default(x, [n, 2, 2, h, w])
+        t = aten.permute.default(t, [0, 2, 1, 3, 4])
+        t = aten.clone.default(t, memory_format=torch.contiguous_format)
+        return aten._unsafe_view.default(t, [n, 4, h, w])
 
     assert meaning_at(function, SHAPES) == Selected("x", (0, 2, 1, 3), 1)
+
+
+def test_a_shuffle_in_a_network_of_one_size():
+    positions = nn.Module()
+    positions.tensor = nn.Parameter(torch.randn(6, 7, dtype=torch.float64))
+
+    def function(m, x, y):
+        return SHUFFLES[0](m, x, y) * y + m.positions.tensor
+
+    found = read(Network(function, positions=positions), torch.randn(2, 4, 6, 7).double())
+    assert found.of("view_1") == Selected("x", (0, 2, 1, 3), 1)
 
 
 def test_groups_and_channels_of_a_shuffle_are_not_mixed_up():
@@ -221,7 +236,6 @@ def test_the_steps_of_a_shuffle_are_passages():
 @pytest.mark.parametrize(
     "function",
     [
-        lambda m, x, y: shuffled(x, (2, 2, 2, x.size(2), x.size(3)), (x.size(0), 4, x.size(2), x.size(3))),
         lambda m, x, y: shuffled(x, (x.size(0), 2, 2, 6, -1), (x.size(0), 4, x.size(2), x.size(3))),
         lambda m, x, y: shuffled(x, (x.size(0), 2, 2, x.size(3), x.size(2)), (x.size(0), 4, x.size(2), x.size(3))),
         lambda m, x, y: shuffled(x, (x.size(0), 2, 2, x.size(2), x.size(3)), (x.size(0), 4, x.size(3), x.size(2))),
@@ -243,6 +257,7 @@ def test_sizes_that_are_right_at_the_example_only_are_no_shuffle(function):
         lambda m, x, y: x.view(x.size(0), 2, 2, x.size(2), x.size(3)).flatten(1, 2),
         lambda m, x, y: x.view(x.size(0), 2, 2, x.size(2), x.size(3)).transpose(1, 2).view(torch.int64),
         lambda m, x, y: x.view(x.size(0), 2, x.size(2) // 3, x.size(2), x.size(3)).transpose(1, 2).flatten(1, 2),
+        lambda m, x, y: F.channel_shuffle(x, 1 + x.size(2) // 64),
         lambda m, x, y: F.channel_shuffle(x, y.size(0)),
     ],
 )
@@ -295,7 +310,7 @@ def test_a_stack_is_a_passage_where_only_sums_read_it():
         lambda m, x, y: torch.stack([x, y]).sum(0, keepdim=True),
         lambda m, x, y: torch.stack([x, y]).sum(0, dtype=torch.float32),
         lambda m, x, y: torch.stack([x, m.image.expand(2, 4, 6, 7)]).sum(0),
-        lambda m, x, y: torch.stack(x.chunk(2, 1)).sum(0),
+        lambda m, x, y: torch.stack(x.chunk(2, 0)).sum(),
         lambda m, x, y: x.sum(0),
     ],
 )
@@ -314,13 +329,23 @@ def test_a_list_of_parts_is_a_passage_where_only_its_parts_are_read():
         Selected("x", (0, 1), 1),
         Selected("x", (2, 3), 1),
     ]
-    assert read(Network(lambda m, x, y: torch.cat(x.chunk(2, 1), 1)), torch.ones(1, 4, 3, 3)).of("chunk") is None
 
 
 @pytest.mark.parametrize(
-    "function",
-    [lambda m, x, y: x.chunk(2, 0)[0], lambda m, x, y: x.chunk(2, 2)[0], lambda m, x, y: x.chunk(2, 1)[:1][0]],
+    ("function", "expected"),
+    [
+        (lambda m, x, y: torch.stack(x.chunk(2, 1)).sum(0), Combined((("getitem", 1.0), ("getitem_1", 1.0)))),
+        (lambda m, x, y: torch.cat(x.chunk(2, 1), 1), Stacked(("getitem", "getitem_1"), 1)),
+        (lambda m, x, y: x.chunk(2, 1)[1:][0], Selected("x", (2, 3), 1)),
+        (lambda m, x, y: [*x.chunk(2, 1)].pop(), Selected("x", (2, 3), 1)),
+    ],
 )
+def test_who_takes_the_whole_list_of_parts_takes_its_parts(function, expected):
+    assert meaning_at(function, SHAPES) == expected
+    assert read(Network(function), torch.ones(1, 4, 3, 3).double()).of("chunk") == Passage(("x",))
+
+
+@pytest.mark.parametrize("function", [lambda m, x, y: x.chunk(2, 0)[0], lambda m, x, y: x.chunk(2, 2)[0]])
 def test_other_lists_of_parts_mean_nothing(function):
     found = read(Network(function), torch.ones(2, 4, 3, 3).double())
     assert (found.of("chunk"), found.of("getitem")) == (None, None)
@@ -328,7 +353,7 @@ def test_other_lists_of_parts_mean_nothing(function):
 
 def test_the_statistics_that_a_normalisation_returns_mean_nothing():
     def function(m, x, y):
-        parts = record(torch.ops.aten.native_batch_norm.default, x, None, None, m.mean, m.var, False, 0.1, 1e-5)
+        parts = torch.ops.aten.native_batch_norm.default(x, None, None, m.mean, m.var, False, 0.1, 1e-5)
         return parts[0], parts[1]
 
     found = read(Network(function), torch.ones(1, 4, 3, 3).double())
@@ -337,7 +362,7 @@ def test_the_statistics_that_a_normalisation_returns_mean_nothing():
     assert found.of("native_batch_norm_default") is None
 
     def result(m, x, y):
-        return record(torch.ops.aten.native_batch_norm.default, x, None, None, m.mean, m.var, False, 0.1, 1e-5)[0]
+        return torch.ops.aten.native_batch_norm.default(x, None, None, m.mean, m.var, False, 0.1, 1e-5)[0]
 
     found = read(Network(result), torch.ones(1, 4, 3, 3).double())
     assert found.of("native_batch_norm_default") == Passage(("x",))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import operator
+import math
 
 import pytest
 import torch
-from support.meanings import KnownConstants, Network, meaning, read, record
-from torch import fx, nn
+from support.meanings import Network, meaning, read
+from torch import nn
+from torch.ao import quantization
 from torch.nn import functional as F
 
+import repfuse
 from repfuse.ops import meaning_of
 from repfuse.ops.call import axis_of, is_channel_axis
 from repfuse.ops.filters import _same_rounded_up
-from repfuse.ops.meaning import Unfusible
-from repfuse.ops.scope import Scope
+from repfuse.ops.meaning import Combined, Unfusible
+from repfuse.recording.arguments import Arguments
+from repfuse.recording.recording import record
 
 SHAPE = (2, 4, 6, 7)
 
@@ -33,6 +36,7 @@ REFUSED = [
     ("computed-weight", lambda m, x, y: F.conv2d(x, m.kernel2 * y.mean())),
     ("computed-weight", lambda m, x, y: F.conv2d(x, m.kernel2, y.mean((0, 2, 3))[[0, 1, 2, 3, 0, 1]])),
     ("computed-weight", lambda m, x, y: F.conv2d(x, m.kernel2, stride=y.size(0) - 1)),
+    ("computed-weight", lambda m, x, y: F.conv2d(x, m.kernel2, stride=1 + x.size(2) // 64)),
     ("computed-weight", lambda m, x, y: F.conv_transpose2d(x, m.spread2, padding=y.size(0) - 1)),
     ("computed-weight", lambda m, x, y: F.linear(x.flatten(1)[:, :4], y.flatten(1)[:, :4])),
     ("computed-weight", lambda m, x, y: F.batch_norm(x, y.mean((0, 2, 3)), m.var)),
@@ -50,7 +54,7 @@ REFUSED = [
     ("size-dependent-slice", lambda m, x, y: x[:, :, :0]),
     ("size-dependent-slice", lambda m, x, y: x.unbind(0)[0][..., :3]),
     ("size-dependent-slice", lambda m, x, y: x.narrow(2, 0, 3)),
-    ("size-dependent-slice", lambda m, x, y: record(torch.ops.aten.slice.Tensor, x, 3, 0, 5)),
+    ("size-dependent-slice", lambda m, x, y: torch.ops.aten.slice.Tensor(x, 3, 0, 5)),
     ("fake-quantised", lambda m, x, y: torch.fake_quantize_per_tensor_affine(x, 0.5, 0, -128, 127)),
     (
         "fake-quantised",
@@ -101,12 +105,6 @@ def test_a_constant_of_one_number_along_every_axis_is_one_number():
     assert meaning(lambda m, x, y: x * m.child.tensor, (2, 1, 6, 7), child=child).axis is None
 
 
-def hooked():
-    norm = nn.BatchNorm2d(4)
-    norm.register_forward_hook(lambda module, args, output: output * 2)
-    return norm
-
-
 def in_training():
     norm = nn.BatchNorm2d(4)
     norm.eval = lambda: norm
@@ -119,18 +117,9 @@ def forgotten_statistics():
     return norm
 
 
-def plain_attribute():
-    conv = nn.Conv2d(4, 4, 1)
-    weight = conv.weight.detach()
-    del conv.weight
-    conv.weight = weight
-    return conv
-
-
 @pytest.mark.parametrize(
     ("expected", "module"),
     [
-        ("hooks", hooked()),
         ("training-norm", in_training()),
         ("training-norm", nn.BatchNorm2d(4, track_running_stats=False)),
         ("training-norm", nn.InstanceNorm2d(4)),
@@ -143,43 +132,17 @@ def test_refused_modules(expected, module):
     assert code(lambda m, x, y: m.child(x), child=module) == expected
 
 
-def test_a_weight_that_is_neither_parameter_nor_buffer_has_no_name():
-    network = Network(lambda m, x, y: m.child(x))
-    network.child = plain_attribute()
-    network.child.double()
-    network.child.weight = network.child.weight.double()
-    assert read(network, torch.ones(SHAPE).double()).meaning.code == "computed-weight"
+@pytest.mark.parametrize("observes", [False, True])
+def test_fake_quantising_modules_are_refused_as_values_and_as_weights(observes):
+    def rounds():
+        observer = quantization.MovingAverageMinMaxObserver
+        module = quantization.FakeQuantize(observer, -128, 127, dtype=torch.qint8)
+        module(torch.randn(9))
+        module.apply(quantization.enable_observer if observes else quantization.disable_observer)
+        return module
 
-
-class Rounds(nn.Module):
-    """Stands for a module of torch.ao that rounds, which is not traced through."""
-
-    opaque = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight_fake_quant = nn.Identity()
-
-    def forward(self, x):
-        return x.round()
-
-
-def test_fake_quantising_modules_are_refused_as_values_and_as_weights():
-    assert code(lambda m, x, y: m.child(x), child=Rounds()) == "fake-quantised"
-    assert code(lambda m, x, y: F.conv2d(x, m.child(m.kernel2) * 2), child=Rounds()) == "fake-quantised"
-
-
-class OwnForward(nn.Conv2d):
-    """A convolution whose forward is its own, called as a leaf because it could not be traced through."""
-
-    opaque = True
-
-    def forward(self, x):
-        return super().forward(x) ** 2
-
-
-def test_a_module_that_is_not_traced_through_means_nothing_even_if_its_class_is_known():
-    assert meaning(lambda m, x, y: m.child(x), SHAPE, child=OwnForward(4, 4, 1)) is None
+    assert code(lambda m, x, y: m.child(x), child=rounds()) == "fake-quantised"
+    assert code(lambda m, x, y: F.conv2d(x, m.child(m.kernel2) * 2), child=rounds()) == "fake-quantised"
 
 
 # --- opaque: nothing that repfuse merges, and nothing to tell the user either
@@ -195,6 +158,8 @@ OPAQUE = [
     lambda m, x, y: x * float("nan"),
     lambda m, x, y: torch.div(x, 2, rounding_mode="floor"),
     lambda m, x, y: x + x.size(2),
+    lambda m, x, y: x * (1 + x.size(2) // 64),
+    lambda m, x, y: x * (1 + x.size(2) % 64 // 63),
     lambda m, x, y: torch.add(x, y, alpha=x.size(2)),
     lambda m, x, y: torch.lerp(x, y, m.scalar),
     lambda m, x, y: torch.cat([x, y], 0),
@@ -209,23 +174,24 @@ OPAQUE = [
     lambda m, x, y: x[1:],
     lambda m, x, y: x[:, None],
     lambda m, x, y: x[:, [True, False, True, False]],
-    lambda m, x, y: x[:, : x.size(1)],
     lambda m, x, y: x[:, :, [0, 1]],
     lambda m, x, y: x[:, :2, 1:-1],
     lambda m, x, y: x[[0, 1], [1, 2]],
     lambda m, x, y: x.narrow(0, 0, 1),
     lambda m, x, y: x.narrow(1, 0, 0),
-    lambda m, x, y: x.narrow(1, 0, x.size(1)),
+    lambda m, x, y: x.narrow(1, 0, 2 + x.size(3) // 64),
+    lambda m, x, y: x[:, : 2 + x.size(3) // 64],
     lambda m, x, y: F.pad(x, (0, 0, 0, 0, 1, 1)),
     lambda m, x, y: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 1)),
     lambda m, x, y: F.pad(x, (0, x.size(2) % 2, 0, 0)),
+    lambda m, x, y: F.pad(x, (0, x.size(2) // 64, 0, 0)),
     lambda m, x, y: F.pad(x, (1, 1), value=float("-inf")),
     lambda m, x, y: F.dropout(x, 0.0, True),
     lambda m, x, y: F.dropout(x, 0.0),
     lambda m, x, y: F.adaptive_avg_pool2d(x, 1),
     lambda m, x, y: F.max_pool2d(x, 2),
     lambda m, x, y: F.avg_pool2d(x[0], 3, 1),
-    lambda m, x, y: F.conv_transpose2d(x, m.kernel2[:4], output_padding=x.size(0) - 2),
+    lambda m, x, y: F.conv_transpose2d(x, m.kernel2[:4], stride=99, output_padding=x.size(0)),
     lambda m, x, y: torch.cat([x, y]),
     lambda m, x, y: x.chunk(2)[0],
     lambda m, x, y: x.chunk(y.size(0), 1)[0],
@@ -235,7 +201,6 @@ OPAQUE = [
     lambda m, x, y: F.layer_norm(x, (7,)),
     lambda m, x, y: F.relu(x),
     lambda m, x, y: x @ y.transpose(2, 3),
-    lambda m, x, y: x.type(),
     lambda m, x, y: m.image * 2 + m.column,
     lambda m, x, y: F.conv2d(m.image, m.kernel2[..., :1, :1]),
     lambda m, x, y: torch.add(x, y, out=torch.empty(2, 4, 6, 7, dtype=torch.float64)),
@@ -297,7 +262,7 @@ def test_an_operator_of_another_library_is_opaque_whatever_its_name():
     library = torch.library.Library("repfuse_tests", "DEF")
     library.define("neg(Tensor x) -> Tensor")
     library.impl("neg", lambda x: x * 3, "CompositeExplicitAutograd")
-    found = read(Network(lambda m, x, y: record(torch.ops.repfuse_tests.neg.default, x)), torch.ones(SHAPE).double())
+    found = read(Network(lambda m, x, y: torch.ops.repfuse_tests.neg.default(x)), torch.ones(SHAPE).double())
     assert found.meaning is None
 
 
@@ -324,19 +289,29 @@ def test_a_constant_that_is_changed_in_place_means_nothing():
     assert meaning(lambda m, x, y: (m.image * 1).add_(x), (1, 4, 1, 1)) is None
 
 
-def test_a_transposed_convolution_of_a_wanted_size_is_opaque():
-    layer = nn.ConvTranspose2d(4, 4, 3, stride=2)
-    assert meaning(lambda m, x, y: m.child(x, [14, 15]), SHAPE, child=layer) is None
+def test_a_transposed_convolution_whose_wanted_size_varies_is_opaque():
+    layer = nn.ConvTranspose2d(4, 4, 1, stride=2)
+    even = lambda n: n * 2 - n % 2  # noqa: E731
+    assert meaning(lambda m, x, y: m.child(x, [even(y.size(2)), even(y.size(3))]), SHAPE, child=layer) is None
 
 
 def test_a_list_of_tensors_is_no_tensor():
-    for function, args in ((operator.getitem, (0,)), (torch.sum, (0,)), (torch.matmul, (3,))):
-        graph = fx.Graph()
-        nodes = [graph.placeholder(name) for name in "xy"]
-        node = graph.call_function(function, (nodes, *args))
-        network = Network()
-        shapes = dict.fromkeys([*nodes, node], SHAPE)
-        assert meaning_of(node, Scope(network, KnownConstants(graph, network), shapes)) is None
+    class Takes(nn.Module):
+        def forward(self, x):
+            return x[0] + x[1]
+
+    found = record(Takes(), Arguments(([torch.ones(SHAPE), torch.ones(SHAPE)],)))
+    parts = [meaning_of(node, found) for node in found.nodes]
+    assert parts[:3] == [None, None, None]
+    assert isinstance(parts[3], Combined)
+
+
+def test_a_convolution_whose_class_does_more_means_nothing_itself():
+    class Squared(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) ** 2
+
+    assert meaning(lambda m, x, y: m.child(x), SHAPE, child=Squared(4, 4, 1)) is None
 
 
 def test_a_value_of_parameters_alone_means_nothing_itself():
@@ -413,3 +388,118 @@ def test_a_shift_of_a_rounded_weight_is_visible():
         return F.conv2d(x, torch.fake_quantize_per_tensor_affine(m.kernel2, 0.5, 0, -128, 127))
 
     assert difference(rounds, SHAPE, wrong) > 0.1
+
+
+# --- what holds at the sizes of the recordings only
+
+
+class Scales(nn.Module):
+    """A sum of a convolution and a multiple of its input, by a number that depends on the height."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x) + x * self.factor(x.shape[2])
+
+
+@torch.no_grad()
+def same_after_fusing(model, example, *others):
+    fused = repfuse.fuse(model.double().eval(), (example,)).module
+    for x in (example, *others):
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        lambda h: 1 + h // 64,
+        lambda h: 1 + (h >> 6),
+        lambda h: 1 + int(h / 64),
+        lambda h: 1 + float(h) // 64,
+        lambda h: math.ceil(h / 64),
+        lambda h: 1 + round(h / 100),
+        lambda h: 1 + h**2 // 4096,
+        lambda h: 1 + min(h, 64) // 64,
+    ],
+)
+def test_a_number_that_is_computed_from_a_size_is_not_taken_for_the_same_at_all_sizes(factor):
+    same_after_fusing(Scales(factor), *(torch.randn(2, 4, n, n, dtype=torch.float64) for n in (8, 70)))
+
+
+class Windows(nn.Module):
+    """Takes multiples of 7 only, and mixes all pixels of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(4, 8, 1)
+
+    def forward(self, x):
+        n, _, h, w = x.shape
+        y = (self.one(x) + self.other(x)).flatten(2).transpose(1, 2)
+        y = y.reshape(-1, h * w, 8).softmax(1)
+        return y.view(n, h // 7, 7, w // 7, 7, 8).sum((2, 4))
+
+
+def test_a_number_of_pixels_is_not_fixed_where_recordings_happen_to_have_equally_many():
+    sizes = (14, 14), (28, 7), (28, 28), (7, 7)
+    same_after_fusing(Windows(), *(torch.randn(2, 4, *size, dtype=torch.float64) for size in sizes))
+
+
+class Decides(nn.Module):
+    """Looks at numbers that it computes from parameters."""
+
+    def __init__(self, positive):
+        super().__init__()
+        self.positive = positive
+        self.a, self.b = nn.Parameter(torch.ones(8, 4)), nn.Parameter(torch.ones(8, 4))
+        self.conv, self.other = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x) + self.other(x)
+        return y * 2 if self.positive(self.a.detach(), self.b.detach()) else y
+
+
+@pytest.mark.parametrize(
+    "positive",
+    [
+        lambda a, b: F.linear(a, b).mean() > 0.5,
+        lambda a, b: (a + b).mean() > 0.5,
+        lambda a, b: torch.relu(a).sum() > 1,
+    ],
+)
+def test_numbers_computed_from_parameters_are_really_computed_before_a_decision(positive):
+    for _ in range(3):
+        same_after_fusing(Decides(positive), torch.randn(2, 4, 6, 7, dtype=torch.float64))
+
+
+class LooksUp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.table = nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.Embedding(10, 3)
+
+    def forward(self, x):
+        return self.table((torch.sigmoid(self.norm(self.conv(x))) * 9).long())
+
+
+def test_a_table_in_which_results_are_looked_up_does_not_stop_a_recording():
+    for _ in range(3):
+        same_after_fusing(LooksUp(), torch.randn(2, 4, 6, 7, dtype=torch.float64))
+
+
+class Signal(nn.Module):
+    """A small network of signals, N x C x L."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Conv1d(6, 8, 3, padding=1), nn.Conv1d(6, 8, 1)
+
+    def forward(self, x):
+        return (self.one(x) + self.other(x)).reshape(-1, 8, x.size(2)).softmax(-1)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 20), (1, 6, 64)])
+def test_the_length_of_a_signal_is_tried_in_a_small_network_too(shape):
+    same_after_fusing(Signal(), *(torch.randn(each, dtype=torch.float64) for each in (shape, (2, 6, 40), (3, 6, 33))))

@@ -12,8 +12,8 @@ from support.programs import EXAMPLES, STEPS, Step
 from repfuse.planning.cost import Policy
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
-QUICK = settings(deadline=None, phases=PHASES, max_examples=150, suppress_health_check=list(HealthCheck))
-LONG = settings(QUICK, max_examples=1500)
+QUICK = settings(deadline=None, phases=PHASES, max_examples=20, suppress_health_check=list(HealthCheck))
+LONG = settings(QUICK, max_examples=200)
 FEW, MANY = settings(QUICK, max_examples=15), settings(QUICK, max_examples=100)
 SHAPES = st.sampled_from(EXAMPLES)
 ALSO = st.lists(st.integers(0, 8), max_size=2)

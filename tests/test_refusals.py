@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from blocks import RepVGG, Spelled, SpelledOfTwo, conv, norm, pair, pair_of_two
@@ -20,26 +21,9 @@ from repfuse.refusals import REFUSALS
 INPUTS = (image(2, 4, 6, 7), image(2, 4, 6, 7, seed=1))
 
 
-class Deciding(nn.Module):
-    def forward(self, x):
-        return F.relu(x) if x.sum() > 0 else x
-
-
-class DecidingConv(nn.Conv2d):
-    """Cannot be traced and is no convolution, though its class derives from one."""
-
-    def forward(self, x):
-        return super().forward(x) * (2 if x.isfinite().all() else 1)
-
-
 class Variadic(RepVGG):
     def forward(self, *xs):
         return super().forward(xs[0]) + xs[1]
-
-
-class Listed(RepVGG):
-    def forward(self, xs):
-        return super().forward(xs[0])
 
 
 class Mapping(dict):
@@ -99,12 +83,6 @@ def hooked_block():
     return model
 
 
-def own_forward():
-    model = pair(lambda m, x: m.a(x) + m.b(x))
-    model.a.forward = lambda x: torch.sin(x) if x.isfinite().all() else x
-    return model
-
-
 def shared(*calls):
     """A block that is called several times; each call says how."""
     return Spelled(lambda m, x: sum(torch.sin(call(m.block, x)) for call in calls), block=Scaled())
@@ -153,6 +131,7 @@ PRODUCERS = [
     of("computed-weight", "random", lambda: pair(_random_weight)),
     of("computed-weight", "norm", lambda: Spelled(_computed_norm, a=conv(), n=norm())),
     of("cost", "grouped and dense", cost_trap, image(1, 64, 16, 16)),
+    of("differs", "its class is asked", lambda: Spelled(_by_class, block=pair(_sum))),
     of("fake-quantised", "an activation", lambda: nn.Sequential(conv(), FakeQuantize(), norm())),
     of("hooks", "on a norm", hooked),
     of("hooks", "on a block", hooked_block),
@@ -188,21 +167,62 @@ PRODUCERS = [
         lambda: Spelled(lambda m, x: m.a(x) + m.b(x), a=conv(1), b=conv(1, stride=2)),
         image(1, 4, 1, 1),
     ),
-    of("structured-arguments", "a list", lambda: Spelled(lambda m, x: m.block([x]), block=Listed())),
     of("structured-arguments", "any number", lambda: Spelled(lambda m, x: torch.sin(m.block(x, x)), block=Variadic())),
     of("structured-arguments", "OrderedDict", lambda: pair(lambda m, x: OrderedDict(y=torch.sin(m.a(x) + m.b(x))))),
     of("structured-arguments", "own result", lambda: Spelled(lambda m, x: torch.sin(m.block(x)["x"]), block=Mapped())),
     of("training-norm", "training", lambda: nn.Sequential(conv(), AlwaysTraining(4))),
     of("training-norm", "no statistics", lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, track_running_stats=False))),
     of("transposed-convolution", "in a sum", lambda: pair(_transposed)),
-    of("untraceable", "control flow", lambda: nn.Sequential(conv(), norm(), Deciding())),
-    of("untraceable", "a convolution", lambda: Spelled(_sum, a=DecidingConv(4, 4, 3, padding=1), b=conv(1))),
-    of("untraceable", "a forward of its own", own_forward),
+    of("autocast", "a region", lambda: pair(_in_autocast)),
+    of("changes-with-size", "another function", lambda: pair(_windowed)),
+    of("decides-by-size", "a threshold", lambda: pair(_large_ones_apart)),
+    of("decides-by-value", "the sign", lambda: pair(_by_sign)),
+    of("unseen-operation", "an array", lambda: pair(_made_elsewhere)),
+    of("writes-state", "what it computed", lambda: pair(_stored)),
+    of("writes-state", "a count", lambda: pair(_counted)),
     of("value-escapes", "a branch", lambda: pair(_escaping)),
 ]
 
 
 def _sum(m, x):
+    return m.a(x) + m.b(x)
+
+
+def _by_class(m, x):
+    return torch.sin(m.block(x)) * (2 if type(m.block) is Spelled else 1)
+
+
+def _in_autocast(m, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return m.a(x) + m.b(x)
+
+
+def _windowed(m, x):
+    y = m.a(x) + m.b(x)
+    return y.relu() if x.size(2) % 2 else y.sin()
+
+
+def _large_ones_apart(m, x):
+    y = m.a(x) + m.b(x)
+    return y if x.size(2) < 5000 else y.relu()
+
+
+def _by_sign(m, x):
+    y = m.a(x) + m.b(x)
+    return y if y.mean() > 0 else -y
+
+
+def _made_elsewhere(m, x):
+    return m.a(x) + m.b(x) + torch.from_numpy(np.ones((4, 1, 1)))
+
+
+def _stored(m, x):
+    m.features = m.a(x) + m.b(x)
+    return torch.sin(m.features)
+
+
+def _counted(m, x):
+    m.count = getattr(m, "count", 0) + 1
     return m.a(x) + m.b(x)
 
 

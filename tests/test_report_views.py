@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
-from repfuse.plans import Cost, Part, Plan, Refusal, Site
+from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.proof.results import Proof, SiteDrift, SiteProof, WeightProof
 from repfuse.refusals import REFUSALS
 from repfuse.report.bench_view import bench_view
@@ -50,8 +50,9 @@ def plan(*refusals: Refusal, sites: int = 2) -> Plan:
     return Plan(
         tuple(site(f"{LONG}.{index}") for index in range(sites)),
         refusals,
-        (Part("", "f" * 8, {"tuple": []}),),
         "cost",
+        "f" * 8,
+        {"tuple": []},
     )
 
 
@@ -181,7 +182,7 @@ def test_a_conversion_says_all_it_found() -> None:
 
 
 def test_a_block_that_is_the_whole_network_has_a_name() -> None:
-    assert "(root)" in text(plan_view(Plan((site(path=""),), (), (), "cost")))
+    assert "(root)" in text(plan_view(Plan((site(path=""),), (), "cost", "f", None)))
 
 
 def test_a_failed_proof_is_said_and_not_dressed_up() -> None:

@@ -382,7 +382,6 @@ def test_a_plan_for_another_model_is_refused(net, saved):
     [
         lambda m: setattr(m.stem[1], "eps", 0.5),
         lambda m: setattr(m.chain.a, "dilation", (2, 2)) or setattr(m.chain.a, "padding", (2, 2)),
-        lambda m: setattr(m.stem[0], "padding_mode", "reflect"),
     ],
 )
 def test_a_plan_never_brings_the_settings_of_another_model(net, change, saved):
@@ -393,6 +392,15 @@ def test_a_plan_never_brings_the_settings_of_another_model(net, change, saved):
     assert error(other, rewrite(other, Plan.from_dict(made.to_dict()) if saved else made), X) < 1e-12
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_plan_for_a_model_with_an_operation_more_in_a_site_is_refused(net, saved):
+    made = plan(net, (X,))
+    other = copy.deepcopy(net)
+    other.stem[0] = conv(3, bias=False, padding_mode="reflect").double()  # which pads first
+    with pytest.raises(RepfuseError, match="sites that this model does not have"):
+        rewrite(other, Plan.from_dict(made.to_dict()) if saved else made)
+
+
 def test_an_edited_plan_is_refused(net):
     saved = plan(net, (X,)).to_dict()
     saved["sites"][0]["nodes"] = ["nothing"]
@@ -401,7 +409,7 @@ def test_an_edited_plan_is_refused(net):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda d: d.pop("sites"), lambda d: d.update(schema=99), lambda d: d.update(parts=1)]
+    "damage", [lambda d: d.pop("sites"), lambda d: d.update(schema=99), lambda d: d.update(matching_borders=1)]
 )
 def test_a_damaged_plan_is_refused(net, damage):
     saved = plan(net, (X,)).to_dict()

@@ -1,7 +1,7 @@
 """The maps that graph nodes stand for, as data: their geometry, and the names of the tensors that they read.
 
 A name is that of a parameter or a buffer, ``block.conv.weight``, or that of a value computed from those alone
-(``repfuse.tracing.constants``).
+(``repfuse.recording.constants``).
 """
 
 from __future__ import annotations

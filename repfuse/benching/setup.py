@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from repfuse.benching.clock import Clock
 from repfuse.errors import RepfuseError
 from repfuse.networks import same_randomness, set_eval
-from repfuse.tracing.skeleton import restored
+from repfuse.recording.copies import restored
 
 
 @contextmanager

@@ -18,31 +18,30 @@ from repfuse.ops.call import Call, constant, number
 from repfuse.ops.filters import is_pad, pad
 from repfuse.ops.indexing import entries_of, is_whole
 from repfuse.ops.meaning import Applied, Meaning, Passage
-from repfuse.ops.reading import call_of
 from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:
-    from repfuse.ops.scope import Scope
+    from repfuse.recording.recording import Recording
 
 Side = tuple[int, bool]
 """A spatial axis, and whether it is its end."""
 
 
-def assigned(call: Call, scope: Scope) -> Meaning | None:
+def assigned(call: Call, recording: Recording) -> Meaning | None:
     """Return the pad that the last assignment completes; a passage for those before it."""
-    return _border(call.node, scope) or _passage(call.node, call.input, scope)
+    return _border(call.node, recording) or _passage(call.node, call.input, recording)
 
 
-def filled_pad(call: Call, scope: Scope) -> Meaning | None:
+def filled_pad(call: Call, recording: Recording) -> Meaning | None:
     """Return what a pad means: a passage where assignments fill all of it, else by itself."""
-    return _passage(call.node, call.input, scope) or pad(call, scope)
+    return _passage(call.node, call.input, recording) or pad(call, recording)
 
 
-def _passage(node: fx.Node, x: Any, scope: Scope) -> Passage | None:
+def _passage(node: fx.Node, x: Any, recording: Recording) -> Passage | None:
     last = node
     while (after := _next_assignment(last)) is not None:
         last = after
-    return Passage((x,)) if last is not node and _border(last, scope) is not None else None
+    return Passage((x,)) if last is not node and _border(last, recording) is not None else None
 
 
 def _next_assignment(node: fx.Node) -> fx.Node | None:
@@ -52,7 +51,7 @@ def _next_assignment(node: fx.Node) -> fx.Node | None:
     return reader if call is not None and call.operator == "assigned" and call.input is node else None
 
 
-def _border(last: fx.Node, scope: Scope) -> Applied | None:
+def _border(last: fx.Node, recording: Recording) -> Applied | None:
     """Return the pad whose border the assignments up to ``last`` fill."""
     assignments: list[Call] = []
     node, call = last, spelled(last)
@@ -62,14 +61,14 @@ def _border(last: fx.Node, scope: Scope) -> Applied | None:
         if _next_assignment(node) is not reader:
             return None
         call = spelled(node)
-    base = call_of(node, scope)
-    meaning = pad(base, scope) if isinstance(base, Call) and base.operator in ("pad", "constant_pad_nd") else None
+    base = spelled(node)
+    meaning = pad(base, recording) if isinstance(base, Call) and base.operator in ("pad", "constant_pad_nd") else None
     if not assignments or not isinstance(meaning, Applied) or not isinstance(meaning.layer, Filter):
         return None
     padding = meaning.layer.geometry.padding
     sides = {_side(call, padding) for call in assignments}
     wanted = {(axis, end) for axis, pair in enumerate(padding) for end in (False, True) if pair[end]}
-    fill = _fill(assignments, scope.shape_of[meaning.input], scope)
+    fill = _fill(assignments, recording.shape_of[meaning.input], recording)
     if not is_pad(meaning.layer) or sides != wanted or fill is None:
         return None
     return Applied(meaning.input, replace(meaning.layer, fill=fill))
@@ -90,16 +89,16 @@ def _side(call: Call, padding: Padding) -> Side | None:
     return (axis, True) if bounds == (-after, None, 1) else None
 
 
-def _fill(assignments: list[Call], shape: tuple[int, ...], scope: Scope) -> float | str | None:
+def _fill(assignments: list[Call], shape: tuple[int, ...], recording: Recording) -> float | str | None:
     """Return the one value that all of them assign."""
-    values = {_value(call.get("value"), shape, scope) for call in assignments}
+    values = {_value(call.get("value"), shape, recording) for call in assignments}
     return values.pop() if len(values) == 1 else None
 
 
-def _value(value: Any, shape: tuple[int, ...], scope: Scope) -> float | str | None:
+def _value(value: Any, shape: tuple[int, ...], recording: Recording) -> float | str | None:
     if (plain := number(value)) is not None:
         return plain
-    tensor = constant(value, scope)
+    tensor = constant(value, recording)
     if tensor is None:
         return None
     channels = channels_of(tensor.shape, shape)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from torch import fx
 
 if TYPE_CHECKING:
-    from repfuse.ops.scope import Scope
+    from repfuse.recording.recording import Recording
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,15 @@ class Call:
         return self.given.get("input")
 
 
-def is_data(value: Any, scope: Scope) -> TypeGuard[fx.Node]:
+def is_data(value: Any, recording: Recording) -> TypeGuard[fx.Node]:
     """Whether the value is a tensor that depends on the input of the model."""
-    return isinstance(value, fx.Node) and value in scope.shape_of and scope.constants.name_of(value) is None
+    return isinstance(value, fx.Node) and value in recording.shape_of and recording.constants.name_of(value) is None
 
 
-def constant(value: Any, scope: Scope) -> Constant | None:
+def constant(value: Any, recording: Recording) -> Constant | None:
     """Return the constant that an argument is, or None."""
-    if isinstance(value, Constant):
-        return value
-    name = scope.constants.name_of(value)
-    return None if name is None else Constant(name, scope.constants.shape(name))
+    name = recording.constants.name_of(value)
+    return None if name is None else Constant(name, recording.constants.shape(name))
 
 
 def number(value: Any) -> float | None:

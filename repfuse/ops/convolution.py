@@ -17,30 +17,30 @@ from repfuse.ops.quantisation import is_fake_quantised
 from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:
-    from repfuse.ops.scope import Scope
+    from repfuse.recording.recording import Recording
 
 
-def convolution(call: Call, scope: Scope) -> Meaning | None:
+def convolution(call: Call, recording: Recording) -> Meaning | None:
     """``y = W ⋆ x + b`` with W of shape ``[C_out, C_in / groups, *kernel]``, a constant."""
     if call.get("transposed", False) is not False:
-        return transposed(call, scope)
-    return _convolved(call, scope, partial(geometry, padding_mode=call.get("padding_mode", "zeros")))
+        return transposed(call, recording)
+    return _convolved(call, recording, geometry)
 
 
-def transposed(call: Call, scope: Scope) -> Meaning | None:
+def transposed(call: Call, recording: Recording) -> Meaning | None:
     """A transposed convolution with W of shape ``[C_in, C_out / groups, *kernel]``, a constant."""
     extra = call.get("output_padding", 0)
-    if contains_node(extra) or call.get("padding_mode", "zeros") != "zeros":
+    if contains_node(extra):
         return None
-    return _convolved(call, scope, partial(transposed_geometry, output_padding=extra))
+    return _convolved(call, recording, partial(transposed_geometry, output_padding=extra))
 
 
-def _convolved(call: Call, scope: Scope, shape: Callable[..., Geometry]) -> Meaning | None:
+def _convolved(call: Call, recording: Recording, shape: Callable[..., Geometry]) -> Meaning | None:
     """Read what both kinds of convolution are given; ``shape`` makes a geometry of the weight's shape and the rest."""
     x = call.input
-    if not is_data(x, scope):
+    if not is_data(x, recording):
         return None
-    tensors = _tensors(call, scope)
+    tensors = _tensors(call, recording)
     if isinstance(tensors, Unfusible):
         return tensors
     usual = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
@@ -48,37 +48,37 @@ def _convolved(call: Call, scope: Scope, shape: Callable[..., Geometry]) -> Mean
     if contains_node(arguments):
         return Unfusible("computed-weight", "the stride, padding, dilation or groups are computed in forward")
     weight, bias = tensors
-    if len(scope.shape_of[x]) != len(weight.shape):
+    if len(recording.shape_of[x]) != len(weight.shape):
         return Unfusible("channel-mismatch", "a convolution of an input without a batch axis")
     bent = shape(weight.shape, *arguments)
     return Applied(x, Convolution(bent, weight.name, None if bias is None else bias.name))
 
 
-def linear(call: Call, scope: Scope) -> Meaning | None:
+def linear(call: Call, recording: Recording) -> Meaning | None:
     """``y = x W^T + b`` along the last axis, with W of shape ``[C_out, C_in]``, a constant."""
-    if not is_data(call.input, scope):
+    if not is_data(call.input, recording):
         return None
-    tensors = _tensors(call, scope)
+    tensors = _tensors(call, recording)
     return tensors if isinstance(tensors, Unfusible) else _linear(call.input, *tensors)
 
 
-def product(call: Call, scope: Scope) -> Meaning | None:
+def product(call: Call, recording: Recording) -> Meaning | None:
     """``x @ W.T`` is the linear layer of W; a constant that is not written as a transpose has no weight to name."""
     x, other = call.input, call.get("other")
-    weight = _transposed(other, scope)
-    if weight is None or not is_data(x, scope):
+    weight = _transposed(other, recording)
+    if weight is None or not is_data(x, recording):
         return None
-    return _fake(other, scope) or _linear(x, weight, None)
+    return _fake(other) or _linear(x, weight, None)
 
 
-def biased_product(call: Call, scope: Scope) -> Meaning | None:
+def biased_product(call: Call, recording: Recording) -> Meaning | None:
     """``b + x @ W.T``, as exported graphs write a linear layer."""
-    x, other, bias = call.get("mat1"), call.get("mat2"), constant(call.input, scope)
-    weight = _transposed(other, scope)
+    x, other, bias = call.get("mat1"), call.get("mat2"), constant(call.input, recording)
+    weight = _transposed(other, recording)
     plain = number(call.get("beta", 1)) == number(call.get("alpha", 1)) == 1
-    if weight is None or bias is None or not plain or not is_data(x, scope):
+    if weight is None or bias is None or not plain or not is_data(x, recording):
         return None
-    return _fake(other, scope) or _linear(x, weight, bias)
+    return _fake(other) or _linear(x, weight, bias)
 
 
 def _linear(x: fx.Node, weight: Constant, bias: Constant | None) -> Meaning | None:
@@ -90,10 +90,10 @@ def _linear(x: fx.Node, weight: Constant, bias: Constant | None) -> Meaning | No
     return Applied(x, Convolution(shape, weight.name, None if bias is None else bias.name))
 
 
-def _transposed(value: Any, scope: Scope) -> Constant | None:
+def _transposed(value: Any, recording: Recording) -> Constant | None:
     """Return the constant matrix whose transpose ``value`` is."""
     call = spelled(value) if isinstance(value, fx.Node) else None
-    matrix = None if call is None else constant(call.input, scope)
+    matrix = None if call is None else constant(call.input, recording)
     if call is None or matrix is None or len(matrix.shape) != 2:
         return None
     match call.operator:
@@ -110,18 +110,18 @@ def _transposed(value: Any, scope: Scope) -> Constant | None:
     return matrix if swaps else None
 
 
-def _tensors(call: Call, scope: Scope) -> tuple[Constant, Constant | None] | Unfusible:
+def _tensors(call: Call, recording: Recording) -> tuple[Constant, Constant | None] | Unfusible:
     """Return the weight and the bias of a layer; why they are no constants, if so."""
-    if (refusal := _fake(call.get("weight"), scope)) is not None:
+    if (refusal := _fake(call.get("weight"))) is not None:
         return refusal
-    weight, bias = (constant(call.get(name), scope) for name in ("weight", "bias"))
+    weight, bias = (constant(call.get(name), recording) for name in ("weight", "bias"))
     if weight is None or (bias is None and call.get("bias") is not None):
         return Unfusible("computed-weight", "the weight or bias depends on the input of the model")
     return weight, bias
 
 
-def _fake(weight: Any, scope: Scope) -> Unfusible | None:
-    if is_fake_quantised(weight, scope):
+def _fake(weight: Any) -> Unfusible | None:
+    if is_fake_quantised(weight):
         return Unfusible("fake-quantised", "the weight is rounded as a quantised one would be")
     return None
 
@@ -132,8 +132,6 @@ def geometry(
     padding: int | str | Sequence[int],
     dilation: int | Sequence[int],
     groups: int,
-    *,
-    padding_mode: str = "zeros",
 ) -> Geometry:
     """Return the geometry of ``torch.nn.functional.conv*d`` with a weight of this shape and these arguments."""
     kernel = tuple(weight_shape[2:])
@@ -149,7 +147,6 @@ def geometry(
         # A single tap has no spacing: one canonical value makes equal geometries compare equal.
         dilation=tuple(1 if k == 1 else d for k, d in zip(kernel, dilations, strict=True)),
         groups=groups,
-        padding_mode=padding_mode if any(amount for pair in pads for amount in pair) else "zeros",
     )
 
 

@@ -14,39 +14,39 @@ from repfuse.ops.convolution import per_axis
 from repfuse.ops.meaning import Applied, Meaning, Same, Unfusible
 
 if TYPE_CHECKING:
-    from repfuse.ops.scope import Scope
+    from repfuse.recording.recording import Recording
 
 
-def pad(call: Call, scope: Scope) -> Meaning | None:
+def pad(call: Call, recording: Recording) -> Meaning | None:
     """``F.pad`` over spatial axes: one tap of value 1; a negative amount crops."""
     x, mode, value = call.input, call.get("mode", "constant"), call.get("value")
     fill = 0.0 if value is None else number(value)
-    padding = _spatial_padding(call, scope)
+    padding = _spatial_padding(call, recording)
     if padding is None or fill is None:
         return None
     if mode == "constant":
-        return filtered(x, padding, scope, fill=fill)
+        return filtered(x, padding, recording, fill=fill)
     # Nothing in a convolution's padding mode stands for a crop.
     usable = mode in ("reflect", "replicate", "circular") and all(amount >= 0 for pair in padding for amount in pair)
-    return filtered(x, padding, scope, padding_mode=mode) if usable else None
+    return filtered(x, padding, recording, padding_mode=mode) if usable else None
 
 
-def reflection_pad(call: Call, scope: Scope) -> Meaning | None:
+def reflection_pad(call: Call, recording: Recording) -> Meaning | None:
     """ATen's ``F.pad(mode="reflect")``."""
-    return pad(Call(call.node, "pad", {**call.given, "mode": "reflect"}), scope)
+    return pad(Call(call.node, "pad", {**call.given, "mode": "reflect"}), recording)
 
 
-def replication_pad(call: Call, scope: Scope) -> Meaning | None:
+def replication_pad(call: Call, recording: Recording) -> Meaning | None:
     """ATen's ``F.pad(mode="replicate")``."""
-    return pad(Call(call.node, "pad", {**call.given, "mode": "replicate"}), scope)
+    return pad(Call(call.node, "pad", {**call.given, "mode": "replicate"}), recording)
 
 
-def _spatial_padding(call: Call, scope: Scope) -> Padding | None:
+def _spatial_padding(call: Call, recording: Recording) -> Padding | None:
     """Return (before, after) per spatial axis; None where other axes are padded, or amounts are computed."""
     x, amounts = call.input, call.get("pad")
-    if not is_data(x, scope) or not isinstance(amounts, list | tuple) or contains_node(amounts):
+    if not is_data(x, recording) or not isinstance(amounts, list | tuple) or contains_node(amounts):
         return None
-    ndim = len(scope.shape_of[x]) - 2
+    ndim = len(recording.shape_of[x]) - 2
     # The amounts begin with the last axis.
     pairs = [(int(before), int(after)) for before, after in zip(amounts[::2], amounts[1::2], strict=True)]
     if not 1 <= ndim <= 3 or any(any(pair) for pair in pairs[ndim:]):
@@ -57,7 +57,7 @@ def _spatial_padding(call: Call, scope: Scope) -> Padding | None:
     return tuple(reversed(spatial))
 
 
-def average_pool(call: Call, scope: Scope, *, ndim: int) -> Meaning | None:
+def average_pool(call: Call, recording: Recording, *, ndim: int) -> Meaning | None:
     """The mean of each window: as many equal taps, where every window has the same divisor.
 
     Source: torch.nn.AvgPool2d. A window that lies partly in the padding is divided by less with
@@ -65,7 +65,7 @@ def average_pool(call: Call, scope: Scope, *, ndim: int) -> Meaning | None:
     """
     x = call.input
     numbers = [value for name, value in call.given.items() if name != "input"]
-    if not is_data(x, scope) or len(scope.shape_of[x]) != ndim + 2 or contains_node(numbers):
+    if not is_data(x, recording) or len(recording.shape_of[x]) != ndim + 2 or contains_node(numbers):
         return None
     kernel = per_axis(call.get("kernel_size"), ndim)
     stride = per_axis(call.get("stride") or kernel, ndim)
@@ -76,7 +76,7 @@ def average_pool(call: Call, scope: Scope, *, ndim: int) -> Meaning | None:
     if divisor is None and any(padding) and not call.get("count_include_pad", True):
         return Unfusible("pool-padding", "windows at the border have a smaller divisor")
     pads = tuple((amount, amount) for amount in padding)
-    return filtered(x, pads, scope, kernel=kernel, stride=stride, value=1 / (divisor or math.prod(kernel)))
+    return filtered(x, pads, recording, kernel=kernel, stride=stride, value=1 / (divisor or math.prod(kernel)))
 
 
 def _same_rounded_up(kernel: Ints, stride: Ints, padding: Ints) -> bool:
@@ -92,17 +92,19 @@ def _same_rounded_up(kernel: Ints, stride: Ints, padding: Ints) -> bool:
 def filtered(
     x: fx.Node,
     padding: Padding,
-    scope: Scope,
+    recording: Recording,
     *,
     kernel: Ints | None = None,
     stride: Ints | None = None,
     value: float = 1.0,
     fill: float | str = 0.0,
     padding_mode: str = "zeros",
-) -> Applied | Same:
+) -> Applied | Same | None:
     """Return the meaning of a filter of ``x``, an image; one tap of value 1 is the default."""
+    if not recording.is_fixed(x, 1):
+        return None
     ones = (1,) * len(padding)
-    channels = scope.shape_of[x][1]
+    channels = recording.shape_of[x][1]
     mode = padding_mode if any(amount for pair in padding for amount in pair) else "zeros"
     geometry = Geometry(channels, channels, kernel or ones, stride or ones, padding, ones, channels, mode)
     identical = geometry == Geometry.identity(channels, len(padding)) and value == 1

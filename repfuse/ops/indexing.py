@@ -17,47 +17,47 @@ from repfuse.ops.layout import channels_last
 from repfuse.ops.meaning import Meaning, Same, Selected, Unfusible
 
 if TYPE_CHECKING:
-    from repfuse.ops.scope import Scope
+    from repfuse.recording.recording import Recording
 
 Entry = slice | list[int]
 _ALL = slice(None)
 
 
-def indexed(call: Call, scope: Scope) -> Meaning | None:
+def indexed(call: Call, recording: Recording) -> Meaning | None:
     """``x[index]``."""
     x = call.input
-    entries = entries_of(call.get("index"), len(scope.shape_of[x])) if is_data(x, scope) else None
-    return None if entries is None else _chosen(call.node, x, entries, scope)
+    entries = entries_of(call.get("index"), len(recording.shape_of[x])) if is_data(x, recording) else None
+    return None if entries is None else _chosen(call.node, x, entries, recording)
 
 
-def sliced(call: Call, scope: Scope) -> Meaning | None:
+def sliced(call: Call, recording: Recording) -> Meaning | None:
     """ATen's ``x[..., start:end:step, ...]`` along one axis."""
     x = call.input
     bounds = [call.get(name) for name in ("start", "end", "step")]
-    axis = axis_of(call.get("dim", 0), len(scope.shape_of[x])) if is_data(x, scope) else None
+    axis = axis_of(call.get("dim", 0), len(recording.shape_of[x])) if is_data(x, recording) else None
     if axis is None or not all(bound is None or is_integer(bound) for bound in bounds):
         return None
-    return _along(call.node, x, axis, slice(*bounds), scope)
+    return _along(call.node, x, axis, slice(*bounds), recording)
 
 
-def narrowed(call: Call, scope: Scope) -> Meaning | None:
+def narrowed(call: Call, recording: Recording) -> Meaning | None:
     """``x.narrow(dim, start, length) = x[..., start:start + length, ...]``."""
     x, start, length = call.input, call.get("start"), call.get("length")
-    axis = axis_of(call.get("dim"), len(scope.shape_of[x])) if is_data(x, scope) else None
+    axis = axis_of(call.get("dim"), len(recording.shape_of[x])) if is_data(x, recording) else None
     if axis is None or not is_integer(start) or not is_integer(length):
         return None
     end = start + length
-    return _along(call.node, x, axis, slice(start, None if start < 0 and end == 0 else end), scope)
+    return _along(call.node, x, axis, slice(start, None if start < 0 and end == 0 else end), recording)
 
 
-def flipped(call: Call, scope: Scope) -> Meaning | None:
+def flipped(call: Call, recording: Recording) -> Meaning | None:
     """``x.flip(axis)``: the channels in the opposite order."""
     x, dims = call.input, call.get("dims")
     dims = dims if isinstance(dims, list | tuple) else (dims,)
-    axis = axis_of(dims[0], len(scope.shape_of[x])) if is_data(x, scope) and len(dims) == 1 else None
-    if axis is None or not is_channel_axis(axis, len(scope.shape_of[x])):
+    axis = axis_of(dims[0], len(recording.shape_of[x])) if is_data(x, recording) and len(dims) == 1 else None
+    if axis is None or not is_channel_axis(axis, len(recording.shape_of[x])) or not recording.is_fixed(x, axis):
         return None
-    return Selected(x, tuple(reversed(range(scope.shape_of[x][axis]))), axis)
+    return Selected(x, tuple(reversed(range(recording.shape_of[x][axis]))), axis)
 
 
 def entries_of(index: Any, rank: int) -> list[Entry] | None:
@@ -80,38 +80,40 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _along(node: fx.Node, x: fx.Node, axis: int, entry: slice, scope: Scope) -> Meaning | None:
-    entries: list[Entry] = [_ALL] * len(scope.shape_of[x])
+def _along(node: fx.Node, x: fx.Node, axis: int, entry: slice, recording: Recording) -> Meaning | None:
+    entries: list[Entry] = [_ALL] * len(recording.shape_of[x])
     entries[axis] = entry
-    return _chosen(node, x, entries, scope)
+    return _chosen(node, x, entries, recording)
 
 
-def _chosen(node: fx.Node, x: fx.Node, entries: list[Entry], scope: Scope) -> Meaning | None:
+def _chosen(node: fx.Node, x: fx.Node, entries: list[Entry], recording: Recording) -> Meaning | None:
     rank = len(entries)
     axes = [axis for axis, entry in enumerate(entries) if not is_whole(entry)]
     if not axes:
         return Same(x)
-    if axes == [1] or (axes == [rank - 1] and rank > 2 and channels_last(node, x, scope)):
-        return _selected(x, axes[0], entries[axes[0]], scope)
-    return _cropped(x, entries[2:], scope) if min(axes) >= 2 and rank <= 5 else None
+    if axes == [1] or (axes == [rank - 1] and rank > 2 and channels_last(node, x, recording)):
+        return _selected(x, axes[0], entries[axes[0]], recording)
+    return _cropped(x, entries[2:], recording) if min(axes) >= 2 and rank <= 5 else None
 
 
-def _selected(x: fx.Node, axis: int, entry: Entry, scope: Scope) -> Meaning | None:
-    channels = range(scope.shape_of[x][axis])
+def _selected(x: fx.Node, axis: int, entry: Entry, recording: Recording) -> Meaning | None:
+    if not recording.is_fixed(x, axis):
+        return Unfusible("changes-with-size", "what the slice takes depends on the size of the input")
+    channels = range(recording.shape_of[x][axis])
     indices = tuple(channels[entry] if isinstance(entry, slice) else (channels[place] for place in entry))
     if not indices:
         return None
     return Same(x) if indices == tuple(channels) else Selected(x, indices, axis)
 
 
-def _cropped(x: fx.Node, entries: list[Entry], scope: Scope) -> Meaning | None:
+def _cropped(x: fx.Node, entries: list[Entry], recording: Recording) -> Meaning | None:
     if not all(isinstance(entry, slice) for entry in entries):
         return None
     bounds = [_bounds(entry) for entry in entries if isinstance(entry, slice)]
     if any(start < 0 or (stop is not None and stop >= 0) for start, stop, _ in bounds):
         return Unfusible("size-dependent-slice", "what the slice cuts off depends on the size of the input")
     padding = tuple((-start, stop or 0) for start, stop, _ in bounds)
-    return filtered(x, padding, scope, stride=tuple(step for _, _, step in bounds))
+    return filtered(x, padding, recording, stride=tuple(step for _, _, step in bounds))
 
 
 def _bounds(entry: slice) -> tuple[int, int | None, int]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from repfuse.ops.call import Call, is_data
-from repfuse.ops.reading import call_of
+from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:
-    from repfuse.ops.scope import Scope
+    from repfuse.recording.recording import Recording
 
 _LINEAR = frozenset({"linear", "matmul"})
 _ALONG = frozenset(
@@ -19,24 +19,22 @@ _ALONG = frozenset(
 """Operators that leave the channels on the axis where they are."""
 
 
-def channels_last(reader: fx.Node, x: fx.Node, scope: Scope) -> bool:
+def channels_last(reader: fx.Node, x: fx.Node, recording: Recording) -> bool:
     """Whether ``x`` comes from a linear layer, or what ``reader`` makes of it goes into one.
 
     A choice between two readings of a slice, each of them exact: a crop, or a choice of channels.
     """
-    return any(_is_linear(call_of(user, scope)) for user in reader.users) or _from_linear(x, scope)
+    return any(_is_linear(spelled(user)) for user in reader.users) or _from_linear(x, recording)
 
 
-def _from_linear(x: fx.Node, scope: Scope) -> bool:
+def _from_linear(x: fx.Node, recording: Recording) -> bool:
     node: fx.Node | None = x
     while node is not None:
-        call = call_of(node, scope)
+        call = spelled(node)
         if _is_linear(call):
             return True
         along = isinstance(call, Call) and call.operator in _ALONG
-        before = [
-            argument for argument in node.all_input_nodes if is_data(argument, scope) or _is_list(argument, scope)
-        ]
+        before = [argument for argument in node.all_input_nodes if is_data(argument, recording) or _is_list(argument)]
         node = before[0] if along and before else None
     return False
 
@@ -45,6 +43,6 @@ def _is_linear(call: object) -> bool:
     return isinstance(call, Call) and call.operator in _LINEAR
 
 
-def _is_list(node: fx.Node, scope: Scope) -> bool:
-    call = call_of(node, scope)
+def _is_list(node: fx.Node) -> bool:
+    call = spelled(node)
     return isinstance(call, Call) and call.operator in ("chunk", "split", "tensor_split")

@@ -13,18 +13,17 @@ from torch import fx
 from repfuse.ops.call import Call
 from repfuse.ops.meaning import Meaning, Unfusible
 from repfuse.ops.spelling import spelled
-from repfuse.tracing.leaves import rounds_like_quantised
 
 if TYPE_CHECKING:
-    from repfuse.ops.scope import Scope
+    from repfuse.recording.recording import Recording
 
 
-def fake_quantise(_call: Call, _scope: Scope) -> Meaning:
+def fake_quantise(_call: Call, _recording: Recording) -> Meaning:
     """Round to a grid, in floating point."""
     return Unfusible("fake-quantised", "the value is rounded as a quantised one would be")
 
 
-def is_fake_quantised(value: Any, scope: Scope) -> bool:
+def is_fake_quantised(value: Any) -> bool:
     """Whether a weight went through fake quantisation on its way from the parameters."""
     pending: list[Any] = [value]
     seen: set[fx.Node] = set()
@@ -35,8 +34,6 @@ def is_fake_quantised(value: Any, scope: Scope) -> bool:
         seen.add(node)
         call = spelled(node)
         if call is not None and call.operator.startswith("fake_quantize"):
-            return True
-        if node.op == "call_module" and rounds_like_quantised(scope.root.get_submodule(str(node.target))):
             return True
         pending += node.all_input_nodes
     return False

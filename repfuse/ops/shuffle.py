@@ -21,24 +21,24 @@ from repfuse.ops.meaning import Meaning, Passage, Selected
 from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:
-    from repfuse.ops.scope import Scope
+    from repfuse.recording.recording import Recording
 
 
-def shuffle(call: Call, scope: Scope) -> Meaning | None:
+def shuffle(call: Call, recording: Recording) -> Meaning | None:
     """``channel_shuffle(x, groups)``."""
     x, groups = call.input, call.get("groups")
-    return _shuffled(x, groups, scope) if is_data(x, scope) and is_integer(groups) else None
+    return _shuffled(x, groups, recording) if is_data(x, recording) and is_integer(groups) else None
 
 
-def reshaped(call: Call, scope: Scope) -> Meaning | None:
+def reshaped(call: Call, recording: Recording) -> Meaning | None:
     """Return what a view means: the last of a channel shuffle, or one of the steps before it."""
-    steps = _steps(call, scope)
+    steps = _steps(call, recording)
     if steps is not None:
-        return _shuffled(steps.x, steps.groups, scope)
-    return passing(call, scope)
+        return _shuffled(steps.x, steps.groups, recording)
+    return passing(call, recording)
 
 
-def passing(call: Call, scope: Scope) -> Passage | None:
+def passing(call: Call, recording: Recording) -> Passage | None:
     """Return the passage of a step before the last of a channel shuffle, which nothing else reads."""
     node = call.node
     for _ in range(3):
@@ -46,7 +46,7 @@ def passing(call: Call, scope: Scope) -> Passage | None:
             return None
         node = next(iter(node.users))
         last = spelled(node)
-        steps = None if last is None else _steps(last, scope)
+        steps = None if last is None else _steps(last, recording)
         if steps is not None and call.node in steps.nodes:
             return Passage((call.input,))
     return None
@@ -68,25 +68,25 @@ class _SizeOf:
     axis: int
 
 
-def _shuffled(x: fx.Node, groups: int, scope: Scope) -> Selected | None:
-    channels = scope.shape_of[x][1] if len(scope.shape_of[x]) > 2 else 0
-    if groups < 1 or channels % groups or not channels:
+def _shuffled(x: fx.Node, groups: int, recording: Recording) -> Selected | None:
+    channels = recording.shape_of[x][1] if len(recording.shape_of[x]) > 2 else 0
+    if groups < 1 or channels % groups or not channels or not recording.is_fixed(x, 1):
         return None
     each = channels // groups
     return Selected(x, tuple(i * each + j for j in range(each) for i in range(groups)), 1)
 
 
-def _steps(last: Call, scope: Scope) -> _Steps | None:
+def _steps(last: Call, recording: Recording) -> _Steps | None:
     """Return the shuffle whose last step is ``last``, if it is one."""
     turned = _before(last, ("view", "flatten"))
     copied = turned if turned is not None and turned.operator in ("contiguous", "clone") else None
     turned = turned if copied is None else _before(copied, ("contiguous", "clone"))
     view = None if turned is None else _before(turned, ("transpose", "permute"))
-    if turned is None or view is None or view.operator != "view" or not is_data(view.input, scope):
+    if turned is None or view is None or view.operator != "view" or not is_data(view.input, recording):
         return None
-    x, rank = view.input, len(scope.shape_of[view.input])
-    groups = _groups(view, scope)
-    if groups is None or not _turns(turned, rank + 1) or not _joins(last, x, scope):
+    x, rank = view.input, len(recording.shape_of[view.input])
+    groups = _groups(view, recording)
+    if groups is None or not _turns(turned, rank + 1) or not _joins(last, x, recording):
         return None
     return _Steps(x, groups, tuple(call.node for call in (view, turned, copied) if call is not None))
 
@@ -96,10 +96,10 @@ def _before(call: Call, operators: Sequence[str]) -> Call | None:
     return spelled(call.input) if usable else None
 
 
-def _groups(view: Call, scope: Scope) -> int | None:
+def _groups(view: Call, recording: Recording) -> int | None:
     """Return g of ``view(N, g, c, *axes)``."""
     x = view.input
-    shape, sizes = scope.shape_of[x], _sizes(view, scope)
+    shape, sizes = recording.shape_of[x], _sizes(view, recording)
     if len(sizes) != len(shape) + 1 or len(shape) < 3:
         return None
     groups, each = sizes[1], sizes[2]
@@ -110,7 +110,7 @@ def _groups(view: Call, scope: Scope) -> int | None:
     if not isinstance(groups, int) or not isinstance(each, int) or groups * each != shape[1] or groups < 1:
         return None
     others = [sizes[0], *sizes[3:]]
-    return groups if _fit(others, _axes(shape), sizes.count(-1)) else None
+    return groups if _fit([*others], _axes(shape), x, recording) else None
 
 
 def _turns(call: Call, rank: int) -> bool:
@@ -121,17 +121,17 @@ def _turns(call: Call, rank: int) -> bool:
     return [axis_of(dim, rank) for dim in dims] == [0, 2, 1, *range(3, rank)]
 
 
-def _joins(last: Call, x: fx.Node, scope: Scope) -> bool:
+def _joins(last: Call, x: fx.Node, recording: Recording) -> bool:
     """Whether ``last`` joins axes 1 and 2 and keeps the others."""
-    shape = scope.shape_of[x]
+    shape = recording.shape_of[x]
     if last.operator == "flatten":
         bounds = (call_dim(last, "start_dim", 0, len(shape) + 1), call_dim(last, "end_dim", -1, len(shape) + 1))
         return bounds == (1, 2)
-    sizes = _sizes(last, scope, x)
+    sizes = _sizes(last, recording, x)
     if len(sizes) != len(shape):
         return False
     axes = _axes(shape)
-    return _fit(sizes, [axes[0], shape[1], *axes[1:]], sizes.count(-1))
+    return _fit(sizes, [axes[0], shape[1], *axes[1:]], x, recording)
 
 
 def call_dim(call: Call, name: str, default: int, rank: int) -> int | None:
@@ -143,18 +143,29 @@ def _axes(shape: Sequence[int]) -> list[int | _SizeOf]:
     return [_SizeOf(axis) for axis in range(len(shape)) if axis != 1]
 
 
-def _fit(sizes: Sequence[Any], expected: Sequence[int | _SizeOf], unknown: int) -> bool:
+def _fit(sizes: Sequence[Any], expected: Sequence[int | _SizeOf], x: fx.Node, recording: Recording) -> bool:
     """Whether the sizes are the expected ones; one -1 is what the others leave."""
-    return unknown <= 1 and all(size in (-1, right) for size, right in zip(sizes, expected, strict=True))
+    right = all(_is(size, wanted, x, recording) for size, wanted in zip(sizes, expected, strict=True))
+    return right and sizes.count(-1) <= 1
 
 
-def _sizes(view: Call, scope: Scope, x: fx.Node | None = None) -> list[int | _SizeOf | None]:
+def _is(size: Any, wanted: int | _SizeOf, x: fx.Node, recording: Recording) -> bool:
+    if size in (-1, wanted):
+        return True
+    return (
+        isinstance(wanted, _SizeOf)
+        and recording.is_fixed(x, wanted.axis)
+        and size == recording.shape_of[x][wanted.axis]
+    )
+
+
+def _sizes(view: Call, recording: Recording, x: fx.Node | None = None) -> list[int | _SizeOf | None]:
     sizes = view.get("size", ())
     of = view.input if x is None else x
-    return [_size(size, of, scope) for size in (sizes if isinstance(sizes, list | tuple) else (sizes,))]
+    return [_size(size, of, recording) for size in (sizes if isinstance(sizes, list | tuple) else (sizes,))]
 
 
-def _size(value: Any, x: fx.Node, scope: Scope) -> int | _SizeOf | None:
+def _size(value: Any, x: fx.Node, recording: Recording) -> int | _SizeOf | None:
     """Return a size as a number, if it is one for every input, or as a size of x."""
     if is_integer(value):
         return int(value)
@@ -162,12 +173,12 @@ def _size(value: Any, x: fx.Node, scope: Scope) -> int | _SizeOf | None:
     if call is None:
         return None
     if call.operator in ("floordiv", "mul"):
-        one, other = (_size(call.get(name), x, scope) for name in ("input", "other"))
+        one, other = (_size(call.get(name), x, recording) for name in ("input", "other"))
         if not isinstance(one, int) or not isinstance(other, int) or other == 0:
             return None
         return one // other if call.operator == "floordiv" else one * other
-    axis = _read_axis(call, x, len(scope.shape_of[x]))
-    return scope.shape_of[x][1] if axis == 1 else None if axis is None else _SizeOf(axis)
+    axis = _read_axis(call, x, len(recording.shape_of[x]))
+    return recording.shape_of[x][1] if axis == 1 else None if axis is None else _SizeOf(axis)
 
 
 def _read_axis(call: Call, x: fx.Node, rank: int) -> int | None:

@@ -77,7 +77,6 @@ SIGNATURES: dict[str, str] = {
     "feature_dropout": _DROPOUT,
     "alpha_dropout": _DROPOUT,
     "feature_alpha_dropout": _DROPOUT,
-    "stochastic_depth": "input p mode training",
     "clone": "input memory_format",
     "contiguous": "input memory_format",
     "detach": "input",
@@ -166,8 +165,7 @@ FUNCTIONS |= {
 
 # By module and name: torchvision is not imported for it.
 FOREIGN = {
-    ("repfuse.tracing.assignment", "assigned"): "assigned",
-    ("torchvision.ops.stochastic_depth", "stochastic_depth"): "stochastic_depth",
+    ("repfuse.recording.assignment", "assigned"): "assigned",
 }
 
 # Functions whose arguments stand in another order than those of the torch function of their name.

@@ -20,127 +20,133 @@ from repfuse.ops.meaning import Combined, Meaning, Passage, Rescaled, Same, Unfu
 from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:
-    from repfuse.ops.scope import Scope
+    from repfuse.recording.recording import Recording
 
 
-def add(call: Call, scope: Scope) -> Meaning | None:
+def add(call: Call, recording: Recording) -> Meaning | None:
     """``input + alpha * other``."""
-    return _two(call, scope, 1.0, number(call.get("alpha", 1)))
+    return _two(call, recording, 1.0, number(call.get("alpha", 1)))
 
 
-def sub(call: Call, scope: Scope) -> Meaning | None:
+def sub(call: Call, recording: Recording) -> Meaning | None:
     """``input - alpha * other``."""
     alpha = number(call.get("alpha", 1))
-    return _two(call, scope, 1.0, None if alpha is None else -alpha)
+    return _two(call, recording, 1.0, None if alpha is None else -alpha)
 
 
-def rsub(call: Call, scope: Scope) -> Meaning | None:
+def rsub(call: Call, recording: Recording) -> Meaning | None:
     """``other - alpha * input``."""
     alpha = number(call.get("alpha", 1))
-    return _two(call, scope, None if alpha is None else -alpha, 1.0)
+    return _two(call, recording, None if alpha is None else -alpha, 1.0)
 
 
-def lerp(call: Call, scope: Scope) -> Meaning | None:
+def lerp(call: Call, recording: Recording) -> Meaning | None:
     """``(1 - weight) * input + weight * end``."""
     weight, end = number(call.get("weight")), call.get("end")
     if weight is None:
         return None
-    return _combination(((call.input, 1 - weight), (end, weight)), scope, call.in_place)
+    return _combination(((call.input, 1 - weight), (end, weight)), recording, call.in_place)
 
 
-def neg(call: Call, scope: Scope) -> Meaning | None:
+def neg(call: Call, recording: Recording) -> Meaning | None:
     """``-input``."""
-    return _multiple(call.input, -1.0, scope, call.in_place)
+    return _multiple(call.input, -1.0, recording, call.in_place)
 
 
-def mul(call: Call, scope: Scope) -> Meaning | None:
+def mul(call: Call, recording: Recording) -> Meaning | None:
     """``input * other``, one of them a number or a constant."""
     x, by = call.input, call.get("other")
-    if not is_data(x, scope):
+    if not is_data(x, recording):
         x, by = by, x
-    if not is_data(x, scope) or (call.in_place and x is not call.input):
+    if not is_data(x, recording) or (call.in_place and x is not call.input):
         return None
-    factor, tensor = number(by), constant(by, scope)
+    factor, tensor = number(by), constant(by, recording)
     if factor is not None:
-        return _multiple(x, factor, scope, call.in_place)
-    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name), scope, call.in_place)
+        return _multiple(x, factor, recording, call.in_place)
+    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name), recording, call.in_place)
 
 
-def div(call: Call, scope: Scope) -> Meaning | None:
+def div(call: Call, recording: Recording) -> Meaning | None:
     """``input / other`` by a number or a constant, without rounding."""
     x, by = call.input, call.get("other")
-    if call.get("rounding_mode") is not None or not is_data(x, scope):
+    if call.get("rounding_mode") is not None or not is_data(x, recording):
         return None
-    divisor, tensor = number(by), constant(by, scope)
+    divisor, tensor = number(by), constant(by, recording)
     if divisor is not None:
-        return None if divisor == 0 else _multiple(x, 1.0 / divisor, scope, call.in_place)
-    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name, True), scope, call.in_place)
+        return None if divisor == 0 else _multiple(x, 1.0 / divisor, recording, call.in_place)
+    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name, True), recording, call.in_place)
 
 
-def stack(call: Call, scope: Scope) -> Meaning | None:
+def stack(call: Call, recording: Recording) -> Meaning | None:
     """A stack that is only read by sums and means over its new axis, which name the parts themselves."""
     users = [spelled(user) for user in call.node.users]
-    if users and all(user is not None and _reduces(user, call, scope) for user in users):
+    if users and all(user is not None and _reduces(user, call, recording) for user in users):
         return Passage(tuple(call.get("tensors")))
     return None
 
 
-def total(call: Call, scope: Scope) -> Meaning | None:
+def total(call: Call, recording: Recording) -> Meaning | None:
     """``stack([a, b, ...], d).sum(d) = a + b + ...``, and the mean is that sum divided by its length."""
     producer = spelled(call.input) if isinstance(call.input, fx.Node) else None
-    if producer is None or producer.operator != "stack" or not _reduces(call, producer, scope):
+    if producer is None or producer.operator != "stack" or not _reduces(call, producer, recording):
         return None
     parts = producer.get("tensors")
     factor = 1.0 if call.operator == "sum" else 1.0 / len(parts)
     return Combined(tuple((part, factor) for part in parts))
 
 
-def _reduces(call: Call, producer: Call, scope: Scope) -> bool:
+def _reduces(call: Call, producer: Call, recording: Recording) -> bool:
     """Whether ``call`` sums over the axis that the stack ``producer`` made, and drops it."""
     parts = producer.get("tensors")
     if call.operator not in ("sum", "mean") or call.input is not producer.node or not isinstance(parts, list | tuple):
         return False
-    if not parts or not all(is_data(part, scope) for part in parts):
+    if not parts or not all(is_data(part, recording) for part in parts):
         return False
     plain = call.get("keepdim", False) is False and call.get("dtype") is None
-    rank = len(scope.shape_of[parts[0]]) + 1
+    rank = len(recording.shape_of[parts[0]]) + 1
     dims = call.get("dim")
     dim = dims[0] if isinstance(dims, list | tuple) and len(dims) == 1 else dims
     axis = axis_of(dim, rank)
     return plain and axis is not None and axis == axis_of(producer.get("dim", 0), rank)
 
 
-def _two(call: Call, scope: Scope, one: float | None, other: float | None) -> Meaning | None:
+def _two(call: Call, recording: Recording, one: float | None, other: float | None) -> Meaning | None:
     if one is None or other is None:
         return None
-    return _combination(((call.input, one), (call.get("other"), other)), scope, call.in_place)
+    return _combination(((call.input, one), (call.get("other"), other)), recording, call.in_place)
 
 
-def _combination(terms: tuple[tuple[Any, float], tuple[Any, float]], scope: Scope, in_place: bool) -> Meaning | None:
+def _combination(
+    terms: tuple[tuple[Any, float], tuple[Any, float]], recording: Recording, in_place: bool
+) -> Meaning | None:
     (x, factor), (y, y_factor) = terms
-    if is_data(x, scope) and is_data(y, scope):
-        if scope.shape_of[x] != scope.shape_of[y]:
+    if is_data(x, recording) and is_data(y, recording):
+        if recording.shape_of[x] != recording.shape_of[y]:
             return Unfusible("broadcast", "a sum of tensors of different shapes")
         return Combined(terms, in_place)
-    if not is_data(x, scope):
-        if in_place or not is_data(y, scope):
+    if not is_data(x, recording):
+        if in_place or not is_data(y, recording):
             return None
         (x, factor), (y, y_factor) = (y, y_factor), (x, factor)
     amount = number(y)
     if amount is not None:
         shift = amount * y_factor
         offset = Offset(shift, scale=factor)
-        return Rescaled(x, offset, None, in_place) if shift else _multiple(x, factor, scope, in_place)
-    tensor = constant(y, scope)
-    return None if tensor is None else _by_constant(x, tensor, Offset(tensor.name, y_factor, factor), scope, in_place)
+        return Rescaled(x, offset, None, in_place) if shift else _multiple(x, factor, recording, in_place)
+    tensor = constant(y, recording)
+    return (
+        None if tensor is None else _by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording, in_place)
+    )
 
 
-def _by_constant(x: fx.Node, tensor: Constant, by: Factor | Offset, scope: Scope, in_place: bool) -> Meaning:
-    channels = channels_of(tensor.shape, scope.shape_of[x])
+def _by_constant(x: fx.Node, tensor: Constant, by: Factor | Offset, recording: Recording, in_place: bool) -> Meaning:
+    channels = channels_of(tensor.shape, recording.shape_of[x])
+    if isinstance(channels, Channels) and channels.axis is not None and not recording.is_fixed(x, channels.axis):
+        return Unfusible("broadcast", "a constant of one number per place of an axis that other inputs have longer")
     return Rescaled(x, by, channels.axis, in_place) if isinstance(channels, Channels) else channels
 
 
-def _multiple(x: Any, factor: float, scope: Scope, in_place: bool) -> Meaning | None:
-    if not is_data(x, scope):
+def _multiple(x: Any, factor: float, recording: Recording, in_place: bool) -> Meaning | None:
+    if not is_data(x, recording):
         return None
     return Same(x) if factor == 1 else Combined(((x, factor),), in_place)

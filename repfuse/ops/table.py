@@ -14,28 +14,28 @@ from repfuse.ops.meaning import Meaning
 from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:
-    from repfuse.ops.scope import Scope
+    from repfuse.recording.recording import Recording
 
-Row = Callable[[Call, "Scope"], Meaning | None]
+Row = Callable[[Call, "Recording"], Meaning | None]
 
 
-def _item(call: Call, scope: Scope) -> Meaning | None:
+def _item(call: Call, recording: Recording) -> Meaning | None:
     """``x[index]``: a part of a tensor, or one of the values that a node returns."""
     producer = spelled(call.input) if isinstance(call.input, fx.Node) else None
     if producer is not None and producer.operator in channels.PIECES:
-        return channels.piece(call, producer, scope)
+        return channels.piece(call, producer, recording)
     if producer is not None and producer.operator in _NATIVE_NORMS:
-        return norms.normalised_part(call, producer, scope)
-    return indexing.indexed(call, scope)
+        return norms.normalised_part(call, producer, recording)
+    return indexing.indexed(call, recording)
 
 
-def _copy(call: Call, scope: Scope) -> Meaning | None:
+def _copy(call: Call, recording: Recording) -> Meaning | None:
     """A copy, which may be a step of a channel shuffle."""
-    return shuffle.passing(call, scope) or noops.same(call, scope)
+    return shuffle.passing(call, recording) or noops.same(call, recording)
 
 
 _NATIVE_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training")
-_DROPOUTS = "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout stochastic_depth"
+_DROPOUTS = "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout"
 _CASTS = "to type_as float double half bfloat16 cpu cuda"
 
 ROWS: dict[str, Row] = {

@@ -20,12 +20,6 @@ def check_names(graph: fx.Graph) -> None:
             raise NotAffine("reserved-name", f"a child is called {name!r}")
 
 
-def holder_of(node: fx.Node) -> str | None:
-    """Return the path of the module whose tensors a node reads."""
-    target = str(node.target)
-    return {"call_module": target, "get_attr": target.rpartition(".")[0]}.get(node.op)
-
-
 def steps_of(graph: fx.Graph) -> tuple[str, ...] | None:
     """Return the modules that the graph is in a row, if it is: distinct direct children, each fed by the last."""
     value, *rest = graph.nodes

@@ -9,8 +9,8 @@ from torch import fx
 from repfuse.algebra.expression import Expression
 from repfuse.planning.region import Region
 from repfuse.planning.terms import Group
-from repfuse.tracing.trace import Traced
-from repfuse.tracing.tracer import Call
+from repfuse.recording.calls import Call
+from repfuse.recording.recording import Recording
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class Layout:
     folds: list[Fused] = field(default_factory=list)
     identities: list[str] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
+    refused: dict[Call, tuple[str, str]] = field(default_factory=dict)
+    """Calls whose forward cannot be written down anew, with the code and the reason."""
+    unlike: set[str] = field(default_factory=set)
+    """Modules that are called several times, not always alike."""
 
     @property
     def fused(self) -> list[Fused]:
@@ -67,13 +71,13 @@ class Candidate:
     groups: tuple[Group, ...]
 
 
-def owner_of(traced: Traced, region: Region) -> Call:
+def owner_of(recording: Recording, region: Region) -> Call:
     """Return the innermost call in which all the nodes of a region were made."""
-    chains = [list(traced.call_of[node].chain()) for node in region.working]
+    chains = [list(recording.call_of[node].chain()) for node in region.working]
     return next(call for call in chains[0] if all(call in chain for chain in chains))
 
 
-def place_of(traced: Traced, region: Region) -> tuple[int, ...]:
+def place_of(recording: Recording, region: Region) -> tuple[int, ...]:
     """Return where a region stands within its owner's forward: the same in every call of the owner."""
-    start = owner_of(traced, region).start
-    return tuple(sorted(traced.order[node] - start for node in region.working))
+    start = owner_of(recording, region).start
+    return tuple(sorted(recording.order[node] - start for node in region.working))

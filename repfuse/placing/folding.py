@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import fx
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
-from repfuse.algebra.geometry import Geometry
-from repfuse.algebra.layers import Normalisation
+from repfuse.algebra.layers import Convolution, Normalisation
 from repfuse.ops import Meaning
 from repfuse.ops.meaning import Applied, Rescaled, convolves
 from repfuse.placing.edits import Candidate
 from repfuse.placing.uses import Uses
-from repfuse.tracing.leaves import is_stock
-from repfuse.tracing.trace import Traced
-from repfuse.tracing.tracer import Call
+from repfuse.planning.region import Region
+from repfuse.recording.calls import Call
+from repfuse.recording.recording import Recording
+from repfuse.recording.stock import is_stock
 
 
 @dataclass(frozen=True)
@@ -31,69 +32,88 @@ class Row:
 
 
 class Folding:
-    """Finds such rows in one traced model."""
+    """Finds such rows in one recorded network."""
 
-    def __init__(self, traced: Traced, meanings: dict[fx.Node, Meaning | None], uses: Uses) -> None:
-        self.traced = traced
+    def __init__(self, recording: Recording, meanings: dict[fx.Node, Meaning | None], uses: Uses) -> None:
+        self.recording = recording
         self.meanings = meanings
         self.uses = uses
 
-    def row(self, candidate: Candidate, call: Call) -> Row | None:
+    def row(self, candidate: Candidate, owner: Call) -> Row | None:
         """Return the region as a row of modules, if it is one and nothing else uses the modules."""
-        region, group = candidate.region, candidate.groups[0]
+        region = candidate.region
         layers = [node for node in region.working if isinstance(self.meanings[node], Applied)]
         norms = [node for node in region.working if self._normalises(node)]
-        nodes = sorted((*layers, *norms), key=self.traced.order.__getitem__)
-        path_of = {node: self._module(node, call) for node in nodes}
-        if len(region.groups) > 1 or len(nodes) != len(region.working) or not all(path_of[node] for node in layers):
+        nodes = sorted((*layers, *norms), key=self.recording.order.__getitem__)
+        call_of = {node: self._call(node, owner) for node in nodes}
+        if len(region.groups) > 1 or len(nodes) != len(region.working) or not all(call_of[node] for node in layers):
             return None
         convolution = [node for node in nodes if convolves(self.meanings[node])][-1]
-        stays = len(layers) == 1 and self._stays(convolution, group.expression.geometry)
-        if not all(self._alone(node, call, keeps=stays and node is convolution) for node in nodes):
+        call = call_of[convolution]
+        assert call is not None
+        stays = {call_of[node] for node in layers} == {call} and self._stays(convolution, call)
+        units = {each: each is call and stays for each in call_of.values() if each is not None}
+        if not all(self._alone(each, owner, keeps=keeps) for each, keeps in units.items()):
             return None
-        if not stays and not self._unseen(candidate):
+        if not stays and not (self._is_replaceable(call, convolution, region) and self._unseen(candidate)):
             return None
-        others = tuple(path for node, path in path_of.items() if path and node is not convolution)
-        norms = [node for node in norms if path_of[node] is None]
-        return Row(path_of[convolution] or "", stays, others, tuple(norms))
+        others = [(each, node) for node, each in call_of.items() if each is not None and each is not call]
+        if not all(self._is_replaceable(each, node, region) for each, node in others):
+            return None
+        return Row(
+            call.path,
+            stays,
+            tuple(dict.fromkeys(each.path for each, _ in others)),
+            tuple(node for node in norms if call_of[node] is None),
+        )
 
-    def _module(self, node: fx.Node, owner: Call) -> str | None:
-        """Return the path of the module that computes ``node`` and nothing else: by its class, if not by being a leaf.
+    def _call(self, node: fx.Node, owner: Call) -> Call | None:
+        """Return the call of a module of PyTorch's, or of one that convolves its own way, that made the node.
 
-        A stock convolution is traced through where it computes its weight.
+        None where another forward did.
         """
-        if node.op == "call_module":
-            return str(node.target)
-        call = self.traced.call_of[node]
-        computes = call is not owner and call.output is node and is_stock(self.traced.module.get_submodule(call.path))
-        return call.path if computes and isinstance(self.meanings[node], Applied) else None
+        call = self.recording.call_of[node]
+        module = self.recording.modules[call.path]
+        known = is_stock(module) or (isinstance(module, _ConvNd | nn.Linear) and convolves(self.meanings[node]))
+        return call if known and call is not owner else None
 
     def _normalises(self, node: fx.Node) -> bool:
         meaning = self.meanings[node]
         return isinstance(meaning, Rescaled) and isinstance(meaning.by, Normalisation)
 
-    def _stays(self, node: fx.Node, fused: Geometry) -> bool:
-        meaning = self.meanings[node]
-        assert isinstance(meaning, Applied)
-        return node.op == "call_module" and meaning.layer.geometry == fused
+    def _stays(self, node: fx.Node, call: Call) -> bool:
+        """Whether the module only needs other numbers: it convolves with its own weight, as it is, and has a bias or a
+        place for one.
+        """
+        meaning, module = self.meanings[node], self.recording.modules[call.path]
+        assert isinstance(meaning, Applied) and isinstance(meaning.layer, Convolution)
+        layer, table = meaning.layer, module._parameters
+        weight = self._tensor(layer.weight)
+        own = isinstance(module, _ConvNd | nn.Linear) and weight is not None and table.get("weight") is weight
+        bias = None if layer.bias is None else self._tensor(layer.bias)
+        return own and "bias" in table and table["bias"] is bias and (bias is not None or layer.bias is None)
 
-    def _alone(self, node: fx.Node, owner: Call, *, keeps: bool) -> bool:
-        """Whether the module behind ``node`` runs once in every call of the owner, and nothing else uses it."""
-        path = self._module(node, owner)
-        if path is None:
-            return True
-        runs = len(self.traced.calls[owner.path])
-        if node.op != "call_module":
-            return len(self.traced.calls[path]) == runs and not self.uses.reached[path]
-        module = self.traced.module.get_submodule(path)
-        return self.uses.runs[module] == runs and not self.uses.reads(module, keeps)
+    def _tensor(self, name: str) -> Tensor | None:
+        path, _, leaf = name.rpartition(".")
+        if name.startswith("%"):
+            return None
+        return self.recording.modules[path]._parameters.get(leaf)
+
+    def _alone(self, call: Call, owner: Call, *, keeps: bool) -> bool:
+        """Whether the module runs once in every call of the owner, and nothing else uses it."""
+        module = self.recording.modules[call.path]
+        once = len(self.recording.calls[call.path]) == len(self.recording.calls[owner.path])
+        return once and not self.uses.reads(module, call.path, keeps)
+
+    def _is_replaceable(self, call: Call, node: fx.Node, region: Region) -> bool:
+        """Whether the module computes the node and nothing else."""
+        if call.output is not node or not is_stock(self.recording.modules[call.path]):
+            return False
+        own = (item for item in call.own if isinstance(item, fx.Node) and item in self.recording.shape_of)
+        return all(item in region.nodes or self.recording.constants.is_constant(item) for item in own)
 
     def _unseen(self, candidate: Candidate) -> bool:
         """Whether nothing looks at a value within the row but at its rank: one of another shape will pass there."""
         region = candidate.region
         readers = (user for node in region.nodes if node is not region.root for user in node.users)
-        return all(user in region.nodes or _reads_rank(user) for user in readers)
-
-
-def _reads_rank(node: fx.Node) -> bool:
-    return node.args[1:] == ("ndim",) if node.target is getattr else node.op == "call_method" and node.target == "dim"
+        return all(user in region.nodes or user.target == "dim" for user in readers)

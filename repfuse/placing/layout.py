@@ -16,7 +16,7 @@ from torch import fx
 from repfuse.algebra.geometry import NotAffine
 from repfuse.networks import join, named_tensors
 from repfuse.ops.meaning import Meaning, Rescaled, Same, origin
-from repfuse.placing.bodies import check_names, fused_names, holder_of, steps_of
+from repfuse.placing.bodies import check_names, fused_names, steps_of
 from repfuse.placing.edits import Block, Candidate, Fused, Layout
 from repfuse.placing.folding import Folding
 from repfuse.placing.local import Part, Replacement, local_graph, vanishing
@@ -24,39 +24,39 @@ from repfuse.placing.owning import Refuse, nodes_in, once_per_module, raised, wh
 from repfuse.placing.uses import Uses, call_signature
 from repfuse.planning.bystanders import Bystanders
 from repfuse.planning.region import Region
-from repfuse.tracing.leaves import hooks_of
-from repfuse.tracing.trace import Traced
-from repfuse.tracing.tracer import Call
+from repfuse.recording.calls import Call
+from repfuse.recording.recording import Recording
+from repfuse.recording.stock import hooks_of, is_stock
 
 
 def lay_out(
-    traced: Traced,
+    recording: Recording,
     candidates: Iterable[Candidate],
     meanings: dict[fx.Node, Meaning | None],
     bystanders: Bystanders,
     refuse: Refuse,
 ) -> Layout:
     """Decide owner and form of every candidate; what has no place is refused."""
-    return _LayingOut(traced, meanings, bystanders, refuse).run(list(candidates))
+    return _LayingOut(recording, meanings, bystanders, refuse).run(list(candidates))
 
 
 class _LayingOut:
     def __init__(
-        self, traced: Traced, meanings: dict[fx.Node, Meaning | None], bystanders: Bystanders, refuse: Refuse
+        self, recording: Recording, meanings: dict[fx.Node, Meaning | None], bystanders: Bystanders, refuse: Refuse
     ) -> None:
-        self.traced = traced
+        self.recording = recording
         self.meanings = meanings
         self.bystanders = bystanders
         self.refuse = refuse
         self.layout = Layout()
-        self.uses = Uses(traced)
-        self.folding = Folding(traced, meanings, self.uses)
+        self.uses = Uses(recording)
+        self.folding = Folding(recording, meanings, self.uses)
         self.touched: Counter[Call] = Counter()
         """How many candidates have nodes in a call."""
 
     def run(self, candidates: list[Candidate]) -> Layout:
         blocks: dict[Call, list[Candidate]] = defaultdict(list)
-        kept = once_per_module(self.traced, candidates, self.refuse)
+        kept = once_per_module(self.recording, candidates, self.refuse, self.layout.unlike)
         self.touched = Counter(call for _, candidate in kept for call in self._calls(candidate.region))
         for call, candidate in kept:
             try:
@@ -64,28 +64,31 @@ class _LayingOut:
                     blocks[call].append(candidate)
             except NotAffine as error:
                 self.refuse(error, candidate.region.root)
-        for call, members in raised(self.traced, whole(self.traced, blocks, self.refuse)).items():
+        for call, members in raised(self.recording, whole(self.recording, blocks, self.refuse)).items():
             try:
                 self.layout.blocks.append(self._block(call, members))
             except NotAffine as error:
+                self.layout.refused[call] = error.code, error.reason
                 for candidate in members:
                     self.refuse(error, candidate.region.root)
         return self.layout
 
     def _calls(self, region: Region) -> set[Call]:
         """Return every call in which a node of the region was made."""
-        return {call for node in region.nodes for call in self.traced.call_of[node].chain()}
+        return {call for node in region.nodes for call in self.recording.call_of[node].chain()}
 
     def _fold(self, call: Call, candidate: Candidate) -> bool:
         """Lay a region out as a fold or a swap, if it is modules in a row that nothing else uses."""
         row = self.folding.row(candidate, call)
         if row is None:
             return False
-        for path in {inner.path for node in candidate.region.nodes for inner in self.traced.call_of[node].up_to(call)}:
+        for path in {
+            inner.path for node in candidate.region.nodes for inner in self.recording.call_of[node].up_to(call)
+        }:
             self._check_hooks(path)  # on a part of the row: they would see another value
         within: dict[Call, list[fx.Node]] = defaultdict(list)
         for node in row.norms:
-            within[self.traced.call_of[node]].append(node)
+            within[self.recording.call_of[node]].append(node)
         bodies = [self._without(inner, nodes, call) for inner, nodes in within.items()]
         if None in bodies:
             return False
@@ -104,13 +107,13 @@ class _LayingOut:
 
         None where it is the owner's own, or where another candidate has a part of it: a module gets one new body.
         """
-        if call is owner or len(self.traced.calls[call.path]) != len(self.traced.calls[owner.path]):
+        if call is owner or len(self.recording.calls[call.path]) != len(self.recording.calls[owner.path]):
             return None
         if self.touched[call] > 1:
             return None
         replacements = [self._skipped(norm) for norm in norms]
         self._check_hooks(call.path)
-        graph = local_graph(self.traced, call, replacements, self.bystanders, self._origin)
+        graph = local_graph(self.recording, call, replacements, self.bystanders, self._origin)
         self._check_uses(call, graph)
         return Block(call.path, graph, self._steps(call, graph))
 
@@ -122,12 +125,12 @@ class _LayingOut:
     def _block(self, call: Call, candidates: list[Candidate]) -> Block:
         """Lay out every candidate of one owner as the owner's new body."""
         fused = [(candidate, group) for candidate in candidates for group in candidate.groups]
-        names = fused_names(self.traced.module.get_submodule(call.path), len(fused))
+        names = fused_names(self.recording.modules[call.path], len(fused))
         name_of = {id(group): name for (_, group), name in zip(fused, names, strict=True)}
         replacements = [self._replacement(call, candidate.region, name_of) for candidate in candidates]
         for path in {inner.path for r in replacements for n in r.nodes for inner in self._above(n, call)}:
             self._check_hooks(path)
-        graph = local_graph(self.traced, call, replacements, self.bystanders, self._origin)
+        graph = local_graph(self.recording, call, replacements, self.bystanders, self._origin)
         kept, steps = self._unread(call, replacements, graph), self._steps(call, graph)
         self._check_uses(call, graph, kept)
         form = "graph" if steps is None or kept else "chain"
@@ -143,7 +146,7 @@ class _LayingOut:
 
     def _replacement(self, call: Call, region: Region, name_of: dict[int, str]) -> Replacement:
         parts = tuple(Part(g.source, name_of.get(id(g)), g.of_source or 1.0) for g in region.groups)
-        nodes = nodes_in(self.traced, call, region)
+        nodes = nodes_in(self.recording, call, region)
         after = self._after(call, region.root, nodes)
         return Replacement(region.root, parts, frozenset((*nodes, *after)), tuple(after))
 
@@ -158,38 +161,42 @@ class _LayingOut:
         while len(readers := [user for user in root.users if not self.bystanders.reads_nothing(user)]) == 1:
             (root,) = readers
             passed.append(root)
-            if not isinstance(self.meanings[root], Same) or self.traced.call_of[root] not in dissolved:
+            if not isinstance(self.meanings.get(root), Same) or self.recording.call_of[root] not in dissolved:
                 break
-            if root.op != "call_module":
-                after = list(passed)
+            after = list(passed)
         return after
 
     def _above(self, node: fx.Node, call: Call) -> list[Call]:
-        return [*self.traced.call_of[node].up_to(call), call]
+        return [*self.recording.call_of[node].up_to(call), call]
 
     def _unread(self, call: Call, replacements: list[Replacement], graph: fx.Graph) -> tuple[str, ...]:
         """Return the tensors in the owner that neither the old nor the new body uses."""
         used = [f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr")]
-        vanished = vanishing(self.traced, call, replacements, self.bystanders)
-        holders = {holder_of(node) for node in vanished} - {call.path}
+        vanished = vanishing(self.recording, call, replacements, self.bystanders)
         read = {str(node.target) for node in vanished if node.op == "get_attr"}
-        owner = self.traced.module.get_submodule(call.path)
+        holders = {name.rpartition(".")[0] for name in read} | {self._stock(node) for node in vanished}
+        owner = self.recording.modules[call.path]
         return tuple(
             name
             for name, _ in named_tensors(owner, remove_duplicate=False)
             if join(call.path, name) not in read
-            and join(call.path, name.rpartition(".")[0]) not in holders
+            and join(call.path, name.rpartition(".")[0]) not in holders - {call.path, None}
             and not any(f"{name}.".startswith(path) for path in used)
         )
 
+    def _stock(self, node: fx.Node) -> str | None:
+        """Return the path of the module of PyTorch's that made a node, if one did."""
+        path = self.recording.call_of[node].path
+        return path if is_stock(self.recording.modules[path]) else None
+
     def _steps(self, call: Call, graph: fx.Graph) -> tuple[str, ...] | None:
         """Return the modules that the graph is in a row, if it is; a row of modules takes no arguments by name."""
-        return None if any(other.kwargs for other in self.traced.calls[call.path]) else steps_of(graph)
+        return None if any(other.kwargs for other in self.recording.calls[call.path]) else steps_of(graph)
 
     def _check_uses(self, call: Call, graph: fx.Graph, kept: tuple[str, ...] = ()) -> None:
         """Raise NotAffine where one new body, ``graph``, does not serve every call, or hides what others reach for."""
-        calls = self.traced.calls[call.path]
-        if len(calls) > 1 and len({call_signature(self.traced, other, self._origin) for other in calls}) > 1:
+        calls = self.recording.calls[call.path]
+        if len(calls) > 1 and len({call_signature(self.recording, other, self._origin) for other in calls}) > 1:
             raise NotAffine("called-differently", f"{call.path!r} is called with other arguments each time")
         there = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
         for target in self.uses.reached[call.path]:
@@ -201,6 +208,6 @@ class _LayingOut:
         return origin(node, self.meanings)
 
     def _check_hooks(self, path: str) -> None:
-        module = self.traced.module.get_submodule(path)
+        module = self.recording.modules[path]
         if hooks_of(module):
             raise NotAffine("hooks", f"{path or 'the model'} carries hooks, which the rewrite would lose")

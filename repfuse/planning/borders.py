@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import torch
 from torch import fx
 
 from repfuse.algebra.evaluation import border_takes_weights, check_borders
 from repfuse.algebra.expression import Expression
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Layer
-from repfuse.tracing.constants import Constants, lookup
+from repfuse.networks import device_of
+from repfuse.recording.constants import lookup
+from repfuse.recording.recording import Recording
 
 
 class Borders:
@@ -20,9 +21,10 @@ class Borders:
     ``matching`` collects the layers for which it depends on the weights, and holds.
     """
 
-    def __init__(self, constants: Constants, known: Collection[str] | None = None) -> None:
-        self.tensors = lookup(constants.module, constants)
-        self.device = next((tensor.device for tensor in constants.module.parameters()), torch.device("cpu"))
+    def __init__(self, recording: Recording, known: Collection[str] | None = None) -> None:
+        self.names = recording.names
+        self.tensors = lookup(recording.module, recording.constants)
+        self.device = device_of(recording.module)
         self.known = known
         self.matching: set[str] = set()
 
@@ -32,6 +34,6 @@ class Borders:
             return
         if self.known is None:
             check_borders(inner, layer, self.tensors, self.device)
-        elif node.name not in self.known:
+        elif self.names[node] not in self.known:
             raise NotAffine("shift-before-padding", "a layer that adds a constant, before one that pads with another")
-        self.matching.add(node.name)
+        self.matching.add(self.names[node])

@@ -1,23 +1,20 @@
-"""Nodes that take no part in the arithmetic: what only checks, measures or prepares for others."""
+"""Nodes that take no part in the arithmetic: what only measures, or prepares for others."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from repfuse.ops import Meaning
 from repfuse.ops.meaning import Passage
-from repfuse.tracing.memory import written_by
-from repfuse.tracing.trace import Traced
+from repfuse.recording.recording import Recording
 
 
 @dataclass(frozen=True)
 class Bystanders:
-    """``ghosts`` read no values and change nothing: assertions, dead ends.
+    """``ghosts`` are dead ends that read no values and change nothing.
 
     ``sizes`` measure tensors for operations that are known. ``helpers`` are needed by their readers alone and go with
     them: parameters, weights computed from them, sizes, lists of chunks. Helpers that write are in ``written``, with
@@ -34,77 +31,36 @@ class Bystanders:
         return node in self.ghosts or node in self.sizes
 
 
-def bystanders(traced: Traced, meanings: Mapping[fx.Node, Meaning | None], ghosts: frozenset[fx.Node]) -> Bystanders:
+def bystanders(
+    recording: Recording, meanings: Mapping[fx.Node, Meaning | None], ghosts: frozenset[fx.Node]
+) -> Bystanders:
     """Sort the nodes of a graph whose meanings are known."""
     sizes: set[fx.Node] = set()
-    for node in reversed(traced.nodes):
-        measures = node.op in ("call_function", "call_method") and node not in traced.shape_of
+    for node in reversed(recording.nodes):
         known = (user in sizes or user in ghosts or meanings.get(user) is not None for user in node.users)
-        if measures and not isinstance(meanings.get(node), Passage) and _measures(node, traced) and all(known):
+        if _measures(node, recording) and all(known):
             sizes.add(node)
-    passages = {node for node in traced.nodes if isinstance(meanings.get(node), Passage)}
-    constants = {node for node in traced.nodes if traced.constants.is_constant(node)}
-    written = {node: traced.constants.memory_of(node) for node in constants if _writes(node, traced)}
+    passages = {node for node in recording.nodes if isinstance(meanings.get(node), Passage)}
+    constants = {node for node in recording.nodes if recording.constants.is_constant(node)}
+    memory = recording.memory
+    written = {node: frozenset(memory.members(node)) for node in constants if memory.writes(node)}
     return Bystanders(ghosts, frozenset(sizes), frozenset(sizes | passages | constants), written)
 
 
-def _writes(node: fx.Node, traced: Traced) -> bool:
-    """Whether a node has to stay even where nothing needs its result: the memory that it changes is read elsewhere."""
-    part = traced.module.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return bool(written_by(node, part, traced.opaque))
-
-
-_ARITHMETIC = frozenset({operator.add, operator.sub, operator.mul, operator.floordiv, operator.getitem, operator.neg})
-
-
-def _measures(node: fx.Node, traced: Traced) -> bool:
-    """Whether a node that is no tensor says what kind of one it is, or is a number computed from sizes."""
-    if node.op == "call_method":
-        return node.target in ("size", "dim", "numel")
-    if node.target is getattr:
-        return node.args[1] in ("shape", "ndim", "dtype", "device")
-    return node.target in _ARITHMETIC and not any(x in traced.shape_of for x in node.all_input_nodes)
-
-
-_ASSERTIONS = (torch._assert, torch.ops.aten._assert_tensor_metadata.default)
-
-_METADATA = frozenset(
-    {
-        getattr,
-        operator.is_,
-        operator.eq,
-        operator.ne,
-        operator.lt,
-        operator.le,
-        operator.gt,
-        operator.ge,
-        operator.getitem,
-    }
-)
-
-
-def find_ghosts(traced: Traced) -> frozenset[fx.Node]:
-    """Return the nodes that only check metadata: assertions, what nothing else needs, parameters read in vain.
-
-    They read no values, and what they assert of a tensor's rank holds for the fused one too. What a trace has taken for
-    fixed stays asserted: with another value the graph is not the module.
-    """
+def find_ghosts(recording: Recording) -> frozenset[fx.Node]:
+    """Return what nothing needs: sizes and dtypes, parts of lists, parameters that were read in vain."""
     ghosts: set[fx.Node] = set()
-    for node in reversed(traced.nodes):
-        if node.target in _ASSERTIONS and not _fixes_an_argument(node, traced):
-            ghosts.add(node)
-        elif not ghosts.issuperset(node.users):
+    memory = recording.memory
+    for node in reversed(recording.nodes):
+        if not ghosts.issuperset(node.users) or memory.writes(node) or node in recording.escaping:
             continue
-        elif node.op == "get_attr" or (traced.constants.name_of(node) is not None and not _writes(node, traced)):
-            ghosts.add(node)
-        elif node in traced.shape_of:
-            continue
-        elif node.target in _METADATA or (node.op == "call_method" and node.target in ("size", "dim")):
+        part = getattr(node.target, "__name__", "") == "getitem" and node.all_input_nodes[0] not in recording.shape_of
+        dead = part or _measures(node, recording) or recording.constants.is_constant(node)
+        if dead and node.op != "placeholder":
             ghosts.add(node)
     return frozenset(ghosts)
 
 
-def _fixes_an_argument(assertion: fx.Node, traced: Traced) -> bool:
-    """Whether it asserts that an argument which is no tensor has the value that it was traced with."""
-    asked = (value for condition in assertion.all_input_nodes for value in condition.all_input_nodes)
-    return any(value.op == "placeholder" and value not in traced.shape_of for value in asked)
+def _measures(node: fx.Node, recording: Recording) -> bool:
+    """Whether a node is a size of a tensor, a number computed from sizes, or the dtype or device of a tensor."""
+    return node in recording.run.size_of or (node.target is getattr and node not in recording.shape_of)

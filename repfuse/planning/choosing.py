@@ -12,7 +12,7 @@ from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT, as_globs
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan as make_plan
-from repfuse.planning.replaying import replay_all
+from repfuse.planning.replaying import replay
 from repfuse.plans import AGAIN, Key, Plan, Refusal, Site
 
 DESCRIPTION = ("path", "owner", "form", "branches", "kernel")
@@ -62,7 +62,7 @@ def fitted(module: nn.Module, plan: Plan) -> Plan:
     Raises RepfuseError where it does not fit.
     """
     again = _laid_out(module, plan)
-    possible = {site.key: [site] for planner in again.live for site in planner.sites()}
+    possible = {site.key: [site] for site in again.live.sites()}
     for site in again.sites:
         possible.setdefault(site.key, []).append(site)
     for site in plan.sites:
@@ -82,15 +82,16 @@ def _laid_out(module: nn.Module, plan: Plan, reasons: Mapping[Key, str] | None =
     A block that loses a site may become plainer, and what is left in it stands elsewhere. ``reasons`` say why some
     are left out.
     """
-    parts = replay_all(module, plan)
-    sites = tuple(site for part in parts for site in part.planner.sites(part.layout))
+    replayed = replay(module, plan)
+    planner = replayed.planner
+    sites = planner.sites(replayed.layout)
     wanted = {site.key: site for site in plan.sites}
     if lost := [site for key, site in wanted.items() if key not in {site.key for site in sites}]:
         why = "Its place depends on a site that is left out."
         raise RepfuseError(f"The site {lost[0].path or ROOT} cannot be merged alone.", why, "Leave this one out too.")
-    left_out = [site for part in parts for site in part.planner.sites() if site.key not in wanted]
+    left_out = [site for site in planner.sites() if site.key not in wanted]
     refusals = (*_others(plan), *_excluded(plan, left_out, reasons or {}))
-    return replace(plan, sites=sites, refusals=refusals, live=[part.planner for part in parts])
+    return replace(plan, sites=sites, refusals=refusals, live=planner)
 
 
 def _others(plan: Plan) -> list[Refusal]:

@@ -35,7 +35,7 @@ class Cutting:
         self.reader = reader
         self.estimate = estimate
         self.meanings = estimate.meanings
-        self.order = estimate.traced.order
+        self.order = estimate.recording.order
         self.reach = reach
 
     def best(self, region: Region, terms: Mapping[fx.Node, Terms]) -> Cut | None:

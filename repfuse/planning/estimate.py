@@ -12,15 +12,15 @@ from repfuse.ops.meaning import Applied, Combined, Meaning, Rescaled, Selected, 
 from repfuse.planning.cost import Policy, convolution_cost, elementwise_cost, filter_cost, price
 from repfuse.planning.terms import Group
 from repfuse.plans import Cost
-from repfuse.tracing.constants import Constants
-from repfuse.tracing.trace import Traced
+from repfuse.recording.constants import Constants
+from repfuse.recording.recording import Recording
 
 
 class Estimate:
-    """Estimates for one traced model."""
+    """Estimates for one recorded network."""
 
-    def __init__(self, traced: Traced, meanings: dict[fx.Node, Meaning | None], policy: Policy) -> None:
-        self.traced = traced
+    def __init__(self, recording: Recording, meanings: dict[fx.Node, Meaning | None], policy: Policy) -> None:
+        self.recording = recording
         self.meanings = meanings
         self.policy = policy
 
@@ -35,24 +35,24 @@ class Estimate:
     def of_map(self, expression: Expression, source: fx.Node, output: Sequence[int]) -> Cost:
         """Cost of an expression as one convolution from the value of ``source`` to a map of shape ``output``."""
         shape = (*output[:1], expression.geometry.out_channels, *output[2:]) if expression.geometry.ndim else output
-        return convolution_cost(expression.geometry, tuple(shape), self.traced.shape_of[source], self._item(source))
+        return convolution_cost(expression.geometry, tuple(shape), self.recording.shape_of[source], self._item(source))
 
     def of_groups(self, groups: Sequence[Group], root: fx.Node) -> Cost:
         """Cost of the sum of ``groups``, one convolution each."""
-        shape, item = self.traced.shape_of[root], self._item(root)
+        shape, item = self.recording.shape_of[root], self._item(root)
         parts = [self.of_map(g.expression, g.source, shape) for g in groups if g.of_source is None]
         factors = [elementwise_cost(shape, 1, item) for g in groups if g.of_source not in (None, 1, -1)]
         sums = [elementwise_cost(shape, 2, item)] * (len(groups) - 1)
         return sum((*parts, *factors, *sums), Cost())
 
     def _node(self, node: fx.Node) -> Cost:  # noqa: PLR0911
-        shape, item = self.traced.shape_of[node], self._item(node)
+        shape, item = self.recording.shape_of[node], self._item(node)
         match self.meanings[node]:
             case Applied(x, Convolution(geometry, weight, bias)):
-                own = convolution_cost(geometry, shape, self.traced.shape_of[x], item)
+                own = convolution_cost(geometry, shape, self.recording.shape_of[x], item)
                 return own + self._computed([weight] if bias is None else [weight, bias], item)
             case Applied(x, layer):
-                return filter_cost(layer.geometry, shape, self.traced.shape_of[x], item)
+                return filter_cost(layer.geometry, shape, self.recording.shape_of[x], item)
             case Rescaled(_, _, axis):
                 return elementwise_cost(shape, 1, item, parameters=4 * shape[axis] if axis is not None else 0)
             case Combined(operands):
@@ -66,13 +66,13 @@ class Estimate:
                 return Cost()
 
     def _computed(self, names: Iterable[str], item: int) -> Cost:
-        constants: Constants = self.traced.constants
+        constants: Constants = self.recording.constants
         computed = filter(constants.is_computed, names)
         return sum((elementwise_cost(constants.shape(name), 1, item) for name in computed), Cost())
 
     def _item(self, node: fx.Node) -> int:
-        return self.traced.dtype_of[node].itemsize
+        return self.recording.dtype_of[node].itemsize
 
     def is_computed(self, expression: Expression) -> bool:
         """Whether a tensor of the expression is computed in every forward."""
-        return any(map(self.traced.constants.is_computed, tensor_names(expression)))
+        return any(map(self.recording.constants.is_computed, tensor_names(expression)))

@@ -35,8 +35,8 @@ class _Merging:
         self.root = root
         self.estimate = estimate
         self.refuse = refuse
-        self.shape = estimate.traced.shape_of[root]
-        self.add = elementwise_cost(self.shape, 2, estimate.traced.dtype_of[root].itemsize)
+        self.shape = estimate.recording.shape_of[root]
+        self.add = elementwise_cost(self.shape, 2, estimate.recording.dtype_of[root].itemsize)
         self.together: dict[tuple[Group, Group], Group | NotAffine] = {}
 
     def run(self, terms: Sequence[Term]) -> list[Group]:

@@ -1,4 +1,4 @@
-"""Which of the places in a part a plan still holds: whoever edits a plan may drop sites, and nothing else."""
+"""Which of the places in a network a plan still holds: whoever edits a plan may drop sites, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT
 from repfuse.placing.edits import Candidate, owner_of, place_of
-from repfuse.planning.part_planner import PartPlanner
+from repfuse.planning.planner import Planner
 from repfuse.plans import AGAIN, Key, Site
 
 
-def kept(planner: PartPlanner, sites: list[Site]) -> list[Candidate]:
+def kept(planner: Planner, sites: list[Site]) -> list[Candidate]:
     """Return the candidates that a plan with these sites still holds. Raises RepfuseError where it holds others.
 
     A plan names a site once; in the other calls of its owner it stands at the same place. Several sites of one sum
@@ -37,8 +37,8 @@ def other_sites(sites: Sequence[Site]) -> RepfuseError:
     )
 
 
-def _half_a_sum(planner: PartPlanner, candidate: Candidate, wanted: set[Key]) -> RepfuseError:
-    _, kept, _, _ = next(iter(_keys(planner, candidate) & wanted))
+def _half_a_sum(planner: Planner, candidate: Candidate, wanted: set[Key]) -> RepfuseError:
+    kept, _, _ = next(iter(_keys(planner, candidate) & wanted))
     return RepfuseError(
         f"The plan holds only some of the sites of one sum, {planner.where(candidate.region.root)}.",
         f"Several convolutions are written there, one for each tensor that the sum reads; that of {kept!r} is kept.",
@@ -46,12 +46,12 @@ def _half_a_sum(planner: PartPlanner, candidate: Candidate, wanted: set[Key]) ->
     )
 
 
-def _keys(planner: PartPlanner, candidate: Candidate) -> set[Key]:
-    root = candidate.region.root.name
-    part = planner.part.path
-    return {(part, group.source.name, root, frozenset(node.name for node in group.nodes)) for group in candidate.groups}
+def _keys(planner: Planner, candidate: Candidate) -> set[Key]:
+    names = planner.recording.names
+    root = names[candidate.region.root]
+    return {(names[group.source], root, frozenset(names[node] for node in group.nodes)) for group in candidate.groups}
 
 
-def _place(planner: PartPlanner, candidate: Candidate) -> tuple[str, tuple[int, ...]]:
+def _place(planner: Planner, candidate: Candidate) -> tuple[str, tuple[int, ...]]:
     region = candidate.region
-    return owner_of(planner.traced, region).path, place_of(planner.traced, region)
+    return owner_of(planner.recording, region).path, place_of(planner.recording, region)

@@ -2,52 +2,266 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
+from repfuse.algebra.descriptions import branches
+from repfuse.algebra.expression import tensor_names
+from repfuse.algebra.geometry import NotAffine
 from repfuse.globs import ROOT
+from repfuse.memory import collecting_later
+from repfuse.ops import Meaning, meaning_of
+from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Same, Unfusible, inputs_of, origin
+from repfuse.placing.edits import Candidate, Fused, Layout
+from repfuse.placing.layout import lay_out
+from repfuse.planning.borders import Borders
+from repfuse.planning.bystanders import bystanders, find_ghosts
 from repfuse.planning.cost import Policy
-from repfuse.planning.part_planner import PartPlanner
-from repfuse.plans import Plan, Refusal, Site
-from repfuse.tracing.arguments import Arguments
-from repfuse.tracing.parts import trace_parts
+from repfuse.planning.estimate import Estimate
+from repfuse.planning.reader import Reader
+from repfuse.planning.region import Region
+from repfuse.planning.regions import Regions
+from repfuse.planning.storage import Ranges
+from repfuse.planning.terms import Group
+from repfuse.plans import Cost, Plan, Refusal, Site
+from repfuse.recording.arguments import Arguments, description
+from repfuse.recording.recording import Recording, record
+from repfuse.recording.stock import is_stock
 
 
 def plan(module: nn.Module, example_inputs: Sequence[Any], policy: Policy = Policy.COST) -> Plan:
     """Find what repfuse would rewrite in ``module``, without changing it.
 
     ``example_inputs`` are the positional arguments of one call; their shapes decide the costs, ``policy`` what to make
-    of these. Modules that cannot be traced are refusals, and what they call is searched for itself. Raises RepfuseError
-    where the model does not take the example.
+    of these. The network is run on them, and on others like them of other sizes, as far as it takes these. Raises
+    RepfuseError where the model does not take the example.
     """
-    policy = Policy(policy)
-    found = trace_parts(module, Arguments(tuple(example_inputs)))
-    planners = [PartPlanner(part, policy) for part in found.parts]
-    for part in found.exports:
-        planners = _better(planners, PartPlanner(part, policy))
-    sites = tuple(site for planner in planners for site in planner.sites())
-    parts = tuple(planner.planned() for planner in planners)
-    exported = {part.path for part in parts if part.exported}
-    opaque = ((path, why) for path, why in found.opaque.items() if path not in exported)
-    untraceable = [Refusal("untraceable", path or ROOT, why) for path, why in opaque]
-    refusals = (*untraceable, *(refusal for planner in planners for refusal in planner.refusals.values()))
-    return Plan(sites, refusals, parts, str(policy), planners)
+    arguments = Arguments(tuple(example_inputs))
+    with collecting_later():
+        return Planner(record(module, arguments), Policy(policy)).plan(description(arguments.args))
 
 
-def _better(planners: list[PartPlanner], block: PartPlanner) -> list[PartPlanner]:
-    """Let an exported block stand for the parts within it where it saves more kernels than they do.
+class Planner:
+    """Plans one recorded network, by ``policy``.
 
-    It costs the block its class, which is why a draw goes to them.
+    ``matching_borders`` are the layers that another plan found to pad with what lies beyond the border; without it, the
+    weights are asked.
     """
-    within = [planner for planner in planners if f"{planner.part.path}.".startswith(f"{block.part.path}.")]
-    if sum(_saved(site) for site in block.sites()) <= sum(
-        _saved(site) for planner in within for site in planner.sites()
-    ):
-        return planners
-    return [planner for planner in planners if planner not in within] + [block]
 
+    def __init__(
+        self, recording: Recording, policy: Policy = Policy.COST, matching_borders: Collection[str] | None = None
+    ) -> None:
+        self.recording = recording
+        self.policy = policy
+        self.replays = matching_borders is not None
+        self.matching_borders = matching_borders
+        self.refusals: dict[tuple[str, str], Refusal] = {}
+        self._laid_out: tuple[list[Candidate], Layout] = ([], Layout())
+        self._read()
+        while self._takes_back(self.lay_out(self.candidates)):
+            self._read()
 
-def _saved(site: Site) -> int:
-    return site.before.launches - site.after.launches
+    def _takes_back(self, layout: Layout) -> bool:
+        """Whether less is relied on than was planned with: what has no place may hide what has one."""
+        recording = self.recording
+        refused = {call: mark for call, mark in layout.refused.items() if call not in recording.marks}
+        unlike = layout.unlike - recording.closed - {""}
+        for call, mark in refused.items():
+            recording.leave_alone(call, mark)
+        for path in unlike:
+            recording.close(path)
+        return bool(refused or unlike)
+
+    def _read(self) -> None:
+        """Read what the nodes mean, by what the recording says now."""
+        recording = self.recording
+        ghosts = find_ghosts(recording)
+        self.meanings = {node: None if node in ghosts else meaning_of(node, recording) for node in recording.nodes}
+        for node in recording.nodes:
+            self._drop_unusable(node)
+        self.bystanders = bystanders(recording, self.meanings, ghosts)
+        self.estimate = Estimate(recording, self.meanings, self.policy)
+        self.borders = Borders(recording, self.matching_borders)
+        self._laid_out = ([], Layout())
+        self.__dict__.pop("candidates", None)
+
+    def plan(self, arguments: Any) -> Plan:
+        """Return the plan; ``arguments`` describe those that the network was recorded with."""
+        sites = self.sites()
+        borders = tuple(sorted(self.borders.matching))
+        return Plan(
+            sites,
+            tuple(self.refusals.values()),
+            str(self.policy),
+            self.recording.fingerprint(),
+            arguments,
+            borders,
+            live=self,
+        )
+
+    def sites(self, layout: Layout | None = None) -> tuple[Site, ...]:
+        """Return every convolution that is to be written: those of ``layout``, else all that there can be."""
+        return tuple(map(self._site, (layout or self.lay_out(self.candidates)).fused))
+
+    @cached_property
+    def candidates(self) -> list[Candidate]:
+        """Return every region with the groups of it that are worth one convolution each."""
+        composes = self.policy is not Policy.NEVER_COMPOSE
+        reader = Reader(self.meanings, self.recording.shape_of, self.borders.check, composes)
+        search = Regions(self.bystanders, reader, self.estimate, self.refuse)
+        regions = search.find()
+        for node in search.escaping():
+            self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
+        found = [Candidate(region, tuple(filter(self._is_site, region.groups))) for region in regions]
+        there = [candidate for candidate in found if candidate.groups and self._holds(candidate.region)]
+        ranges = Ranges(self.recording.constants)
+        return there if self.replays else [candidate for candidate in there if self._fits(candidate, ranges)]
+
+    def lay_out(self, candidates: list[Candidate]) -> Layout:
+        """Decide where each of the candidates is written; the answer to the last question is kept."""
+        if self._laid_out[0] != candidates:
+            layout = lay_out(self.recording, candidates, self.meanings, self.bystanders, self.refuse)
+            self._laid_out = (candidates, layout)
+        return self._laid_out[1]
+
+    def origin(self, node: fx.Node) -> fx.Node:
+        """Return the node whose value ``node`` passes on unchanged."""
+        return origin(node, self.meanings)
+
+    def refuse(self, error: NotAffine, node: fx.Node, before: Cost | None = None, after: Cost | None = None) -> None:
+        """Record, once, that ``node`` looked fusible and is not."""
+        where = self.where(node)
+        self.refusals.setdefault((error.code, where), Refusal(error.code, where, error.reason, before, after))
+
+    def where(self, node: fx.Node) -> str:
+        """Return where a node stands, for people: a module of PyTorch's, or the module in whose forward it is."""
+        path = self.recording.call_of[node].path
+        if path and is_stock(self.recording.modules[path]):
+            return path
+        return f"{path or ROOT}: {self.recording.names[node].rpartition('/')[2]}"
+
+    def _drop_unusable(self, node: fx.Node) -> None:
+        """Make a node opaque that only looks like an affine map, or of which one cannot be certain."""
+        meaning = self.meanings[node]
+        tensors = (node, *inputs_of(meaning))
+        mark = self.recording.mark_of(node)
+        if isinstance(meaning, Unfusible):
+            self._reject(node, meaning.code, meaning.reason)
+        elif meaning is None:
+            return
+        elif mark is not None:
+            self._reject(node, *mark)
+        elif not self.recording.foreign.get(node, set()) <= set(inputs_of(meaning)):
+            self._reject(node, "changes-with-size", "its weight is another one at other sizes")
+        elif isinstance(meaning, Passage):
+            return
+        elif not self.recording.shape_of.keys() >= set(tensors):
+            self.meanings[node] = None  # numbers and sizes, not tensors
+        elif len({self.recording.dtype_of[x] for x in tensors}) > 1:
+            self._drop_conversion(node)
+        elif isinstance(meaning, Combined) and len({self.recording.shape_of[x] for x in tensors}) > 1:
+            self._reject(node, "broadcast", "a sum of tensors of different shapes")
+        elif isinstance(meaning, Combined | Rescaled) and meaning.in_place and self.recording.memory.seen_later(node):
+            self._reject(node, "in-place", "what is overwritten here is read again later")
+
+    def _drop_conversion(self, node: fx.Node) -> None:
+        """Make a node opaque that computes in another dtype than it is given: ``uint8 * 1.0`` is float."""
+        if isinstance(self.meanings[node], Applied):
+            self._reject(node, "autocast", "it converts what it is given, as automatic mixed precision wants it")
+        self.meanings[node] = None
+
+    def _reject(self, node: fx.Node, code: str, reason: str) -> None:
+        if self._has_affine_neighbour(node, also=() if code == "broadcast" else (Combined,)):
+            self.refuse(NotAffine(code, reason), node)
+        self.meanings[node] = None
+
+    def _has_affine_neighbour(self, node: fx.Node, also: tuple[type[Meaning], ...]) -> bool:
+        """Whether a layer or a normalisation (or one of ``also``) is next to the node, or reads what it reads."""
+        beside = (operand for user in node.users for operand in user.all_input_nodes if operand is not node)
+        near = (*node.all_input_nodes, *node.users, *beside)
+        return any(isinstance(self.meanings.get(other), (Applied, Rescaled, *also)) for other in near)
+
+    def _is_site(self, group: Group) -> bool:
+        """Whether there is something to gain: several operations in one, or a weight that is computed each time."""
+        if not group.convolves or not self.recording.constants.floating_leaves(tensor_names(group.expression)):
+            return False  # of numbers alone, nothing says in which dtype the result is to be stored
+        several = sum(not isinstance(self.meanings[node], Same) for node in group.nodes) > 1
+        return several or self.estimate.is_computed(group.expression)
+
+    def _fits(self, candidate: Candidate, ranges: Ranges) -> bool:
+        """Whether the fused weights fit into the dtype of those that they replace."""
+        for group in candidate.groups:
+            dtype = ranges.overflows(group.expression)
+            if dtype is not None:
+                reason = f"a fused weight does not fit into {str(dtype).removeprefix('torch.')}"
+                self.refuse(NotAffine("overflow", reason), candidate.region.root)
+                return False
+        return True
+
+    def _holds(self, region: Region) -> bool:
+        """Whether the region is a map of its sources at every time and at every size."""
+        return self._still_there(region) and self._is_even(region) and self._is_of_one_source(region)
+
+    def _still_there(self, region: Region) -> bool:
+        """Whether the sources hold at the root what they held when the branches read them."""
+        first = min((*region.nodes, *self._copies(region)), key=self.recording.order.__getitem__)
+        for group in region.groups:
+            if self.recording.memory.written_between(group.source, first, region.root):
+                reason = "the source may be overwritten between its branches"
+                self.refuse(NotAffine("in-place", reason), region.root)
+                return False
+        return True
+
+    def _is_of_one_source(self, region: Region) -> bool:
+        """Whether branches that read one tensor here do so at all sizes."""
+        foreign = any(node in self.recording.foreign for node in region.working)
+        if not foreign or all(len(group.terms) == 1 for group in region.groups):
+            return True
+        self.refuse(NotAffine("changes-with-size", "its branches read other values at other sizes"), region.root)
+        return False
+
+    def _is_even(self, region: Region) -> bool:
+        """Whether all that a sum adds up has one shape at the other sizes, too."""
+        for node in region.working:
+            meaning = self.meanings[node]
+            adds = isinstance(meaning, Combined) and set(inputs_of(meaning)) <= set(node.all_input_nodes)
+            if adds and any(len(set(shapes)) > 1 for shapes in self.recording.operand_shapes(node)):
+                self.refuse(NotAffine("broadcast", "at other sizes a sum of tensors of different shapes"), node)
+                return False
+        return True
+
+    def _copies(self, region: Region) -> Iterator[fx.Node]:
+        """Yield the nodes outside of the region through which it reads its sources: a clone, or a stack, keeps what was
+        there."""
+        known = region.nodes | {group.source for group in region.groups}
+        for node in region.nodes:
+            yield from self._passages(node)
+            for value in inputs_of(self.meanings[node]):
+                copied = value
+                while copied not in known:
+                    yield copied
+                    (copied,) = inputs_of(self.meanings[copied])
+
+    def _passages(self, node: fx.Node) -> Iterator[fx.Node]:
+        for value in node.all_input_nodes:
+            if isinstance(self.meanings[value], Passage):
+                yield value
+                yield from self._passages(value)
+
+    def _site(self, fused: Fused) -> Site:
+        group, expression, recording = fused.group, fused.expression, self.recording
+        return Site(
+            path=fused.path,
+            owner=fused.owner,
+            form=fused.form,
+            branches=branches(expression),
+            kernel=expression.geometry.describe(),
+            source=recording.names[group.source],
+            output=recording.names[fused.region.root],
+            nodes=tuple(recording.names[node] for node in sorted(group.nodes, key=recording.order.__getitem__)),
+            before=self.estimate.of_nodes(group.nodes),
+            after=self.estimate.of_map(expression, group.source, recording.shape_of[fused.region.root]),
+        )

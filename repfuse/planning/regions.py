@@ -49,7 +49,7 @@ class Regions:
         estimate: Estimate,
         refuse: Refuse,
     ) -> None:
-        self.traced = estimate.traced
+        self.recording = estimate.recording
         self.meanings = estimate.meanings
         self.bystanders = bystanders
         self.reader = reader
@@ -60,6 +60,8 @@ class Regions:
         self._operand_of: dict[fx.Node, list[int]] = {}  # for each term of a sum, the place of its operand
         self._cuts: set[fx.Node] = set()
         self._changed = True
+        self._doubted: set[fx.Node] = set()
+        self._doubts: list[_Note] = []
         self._notes: dict[fx.Node, list[_Note]] = {}
 
     def find(self) -> list[Region]:
@@ -69,13 +71,15 @@ class Regions:
             self._changed, self._notes = False, {}
             self._partition()
             self._terms = {}
-            for node in self.traced.nodes:
+            for node in self.recording.nodes:
                 if node in self._roots:
                     self._terms[node] = self._read(node)
             regions = [self._judge(node) for node, root in self._roots.items() if root is node]
         for root in self._notes:
             self._say(root)
-        return sorted(regions, key=lambda region: self.traced.order[region.root])
+        for note in self._doubts:
+            self.refuse(*note)
+        return sorted(regions, key=lambda region: self.recording.order[region.root])
 
     def escaping(self) -> Iterator[fx.Node]:
         """Yield the values that would have merged into one of their readers if nothing else had read them."""
@@ -100,10 +104,12 @@ class Regions:
     def _partition(self) -> None:
         """Give every affine node the root of its region: that of its consumers if they agree, else itself."""
         self._roots = {}
-        for node in reversed(self.traced.nodes):
+        for node in reversed(self.recording.nodes):
             if not inputs_of(self.meanings.get(node)):
                 continue
             roots = {self._root_of_reader(node, user) for user in self._readers(node)}
+            if node in self.recording.escaping:
+                roots.add(None)
             root = roots.pop() if len(roots) == 1 else None
             self._roots[node] = node if root is None or node in self._cuts else root
 
@@ -116,7 +122,17 @@ class Regions:
                 yield user
 
     def _root_of_reader(self, node: fx.Node, user: fx.Node) -> fx.Node | None:
-        return self._roots[user] if node in inputs_of(self.meanings.get(user)) else None
+        known = node in inputs_of(self.meanings.get(user)) and self._is_certain(node, user)
+        return self._roots[user] if known else None
+
+    def _is_certain(self, node: fx.Node, user: fx.Node) -> bool:
+        """Whether ``user`` always reads the value of ``node``; a refusal where not and they would have merged."""
+        mark = self.recording.between(node, user)
+        if mark is not None and user not in self._doubted:
+            self._doubted.add(user)
+            if isinstance(self.meanings[user], Rescaled | Combined) or convolves(self.meanings[user]):
+                self._doubts.append((NotAffine(*mark), user, None, None))
+        return mark is None
 
     def _read(self, node: fx.Node) -> tuple[Term, ...]:
         """Return the terms of a node; operands that cannot be looked through end their regions here."""
@@ -160,6 +176,10 @@ class Regions:
             return Region(root, (), frozenset(), frozenset())
         notes = self._notes[root] = []
         region = region_of(root, self._terms[root], self.estimate, lambda *note: notes.append(note))
+        memory = [(self.recording.memory.of(group.source), group.source) for group in region.groups if group.convolves]
+        if len(dict(memory)) < len({source for _, source in memory}):
+            reason = "the source is overwritten between its branches"
+            notes.append((NotAffine("in-place", reason), root, None, None))
         if len(region.groups) > 1 and not self._holds_together(root, region):
             self._take_apart(root)
         elif len(region.working) > 1:

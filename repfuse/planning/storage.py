@@ -9,7 +9,7 @@ from torch import Tensor
 
 from repfuse.algebra.evaluation import evaluate
 from repfuse.algebra.expression import Expression, convolutions, tensor_names
-from repfuse.tracing.constants import Constants, lookup
+from repfuse.recording.constants import Constants, lookup
 
 _SMALL_RANGE = 1e6
 """What a format of less range than this holds has to be looked at: float16 ends at 65504."""
@@ -25,18 +25,25 @@ def stored_like(expression: Expression, constants: Constants, tensors: Callable[
     return max(map(tensors, leaves), key=Tensor.numel)
 
 
-def overflows(expression: Expression, constants: Constants) -> torch.dtype | None:
-    """Return the dtype that the fused weight or bias does not fit into, if it is made of finite numbers.
+class Ranges:
+    """Whether fused weights fit into the dtype of those that they replace, for the sites of one network."""
 
-    The map is computed for this only where its numbers could be too large.
-    """
-    tensors = lookup(constants.module, constants)
-    stored = dict.fromkeys(constants.floating_leaves(tensor_names(expression)))
-    like = stored_like(expression, constants, tensors)
-    if torch.finfo(like.dtype).max > _SMALL_RANGE and not any(_is_large(tensors(name)) for name in stored):
-        return None
-    rounded = evaluate(expression, tensors, like)
-    return like.dtype if left_range(rounded, map(tensors, tensor_names(expression))) else None
+    def __init__(self, constants: Constants) -> None:
+        self._constants = constants
+        self._tensors = lookup(constants.module, constants)
+
+    def overflows(self, expression: Expression) -> torch.dtype | None:
+        """Return the dtype that the fused weight or bias does not fit into, if it is made of finite numbers.
+
+        The map is computed for this only where its numbers could be too large.
+        """
+        tensors = self._tensors
+        stored = dict.fromkeys(self._constants.floating_leaves(tensor_names(expression)))
+        like = stored_like(expression, self._constants, tensors)
+        if torch.finfo(like.dtype).max > _SMALL_RANGE and not any(_is_large(tensors(name)) for name in stored):
+            return None
+        rounded = evaluate(expression, tensors, like)
+        return like.dtype if left_range(rounded, map(tensors, tensor_names(expression))) else None
 
 
 def left_range(rounded: Iterable[Tensor], origins: Iterable[Tensor]) -> bool:

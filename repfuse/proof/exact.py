@@ -16,8 +16,8 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
 from repfuse.plans import AGAIN
 from repfuse.proof.places import Place
+from repfuse.recording.constants import lookup
 from repfuse.rewriting.emit import without_padding
-from repfuse.tracing.constants import lookup
 from repfuse.verifying.copies import in_float64
 from repfuse.verifying.widening import Change
 
@@ -57,7 +57,7 @@ class ExactWeights:
 
 
 def _weights(fused: nn.Module, place: Place) -> Iterator[Weight]:
-    tensors = lookup(place.module, place.planner.traced.constants)
+    tensors = lookup(place.module, place.planner.recording.constants)
     for group in place.region.groups:
         if id(group) in place.path_of:
             path = place.path_of[id(group)]

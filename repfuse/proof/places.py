@@ -11,23 +11,21 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from repfuse.networks import join
 from repfuse.placing.edits import Fused
-from repfuse.planning.part_planner import PartPlanner
+from repfuse.planning.planner import Planner
 from repfuse.planning.region import Region
-from repfuse.planning.replaying import Replayed, replay
+from repfuse.planning.replaying import replay
 from repfuse.plans import Plan
 
 
 @dataclass(frozen=True)
 class Place:
-    """One region of a part: ``module`` is what was traced, ``path_of`` the path of the convolution that a group became.
+    """One region of the network ``module``; ``path_of`` are the paths of the convolutions that its groups became.
 
-    That path is the model's; groups without one stay what they are, a factor of their source. Named after its first
-    convolution.
+    Groups without one stay what they are, a factor of their source. Named after its first convolution.
     """
 
-    planner: PartPlanner
+    planner: Planner
     module: nn.Module
     region: Region
     path_of: Mapping[int, str]
@@ -47,7 +45,7 @@ class Place:
         graph = fx.Graph()
         env = {source: graph.placeholder(source.name) for source in self.sources}
         needed = _needed(self.region.root, set(env), self.planner.origin)
-        for node in (node for node in self.planner.traced.nodes if node in needed):
+        for node in (node for node in self.planner.recording.nodes if node in needed):
             env[node] = graph.node_copy(node, lambda used: env[used if used in env else self.planner.origin(used)])
         graph.output(env[self.region.root])
         return fx.GraphModule(self.module, graph)
@@ -73,19 +71,14 @@ class Place:
 
 
 def places(original: nn.Module, plan: Plan) -> Iterator[Place]:
-    """Yield the regions that ``plan`` replaces in ``original``; those of a part in the order in which they run."""
-    for part in replay(original, plan):
-        order = part.planner.traced.order
-        for _, items in sorted(_by_root(part).items(), key=lambda entry: order[entry[0]]):
-            path_of = {id(item.group): join(part.path, item.path) for item in items}
-            yield Place(part.planner, part.module, items[0].region, path_of)
-
-
-def _by_root(part: Replayed) -> dict[fx.Node, list[Fused]]:
+    """Yield the regions that ``plan`` replaces in ``original``, in the order in which they run."""
+    replayed = replay(original, plan)
+    order = replayed.planner.recording.order
     found: dict[fx.Node, list[Fused]] = {}
-    for item in part.layout.fused:
+    for item in replayed.layout.fused:
         found.setdefault(item.region.root, []).append(item)
-    return found
+    for _, items in sorted(found.items(), key=lambda entry: order[entry[0]]):
+        yield Place(replayed.planner, original, items[0].region, {id(item.group): item.path for item in items})
 
 
 def _needed(root: fx.Node, sources: set[fx.Node], origin: Callable[[fx.Node], fx.Node]) -> set[fx.Node]:

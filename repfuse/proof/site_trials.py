@@ -17,7 +17,7 @@ def site_trials(place: Place) -> Iterator[Trial]:
 
     Of a constant, kernels whose weights sum to 0 (standardised ones, a Laplacian) would leave nothing but rounding.
     """
-    sources, example = place.sources, place.planner.traced.shape_of[place.sources[0]]
+    sources, example = place.sources, place.planner.recording.shape_of[place.sources[0]]
     if len(sources) > 1 or _has_fixed_sizes(place):  # their sizes depend on each other: the example's fit
         yield at_the_example(place)
     if len(sources) > 1:
@@ -31,7 +31,7 @@ def site_trials(place: Place) -> Iterator[Trial]:
 
 def at_the_example(place: Place) -> Trial:
     """Return random inputs of the sizes that the sources have for the network's example."""
-    shapes = [place.planner.traced.shape_of[source] for source in place.sources]
+    shapes = [place.planner.recording.shape_of[source] for source in place.sources]
     return Trial("the example's size", tuple(_random(shape, seed) for seed, shape in enumerate(shapes)))
 
 

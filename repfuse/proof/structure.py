@@ -10,7 +10,7 @@ from torch.fx.node import map_arg
 from repfuse.networks import stored_tensors
 from repfuse.proof.exact import ExactWeights
 from repfuse.proof.weights import same
-from repfuse.tracing.leaves import is_stock
+from repfuse.recording.stock import is_stock
 
 
 def differing(wanted: nn.Module, fused: nn.Module, exact: ExactWeights) -> Iterator[str]:

@@ -18,7 +18,7 @@ from repfuse.rereading.checking import patience
 from repfuse.rereading.fingerprint import digests
 from repfuse.rereading.messages import Answer, Job
 from repfuse.rereading.places import Place
-from repfuse.verifying.inputs import Trial, input_variants
+from repfuse.verifying.inputs import Trial
 from repfuse.verifying.results import Verified
 from repfuse.verifying.written import Ran, check_written
 
@@ -38,11 +38,10 @@ def check_program(written: WrittenProgram, job: Job, place: Place) -> Verified:
     Raises RepfuseError, with the exit code of a failed check, where it does not compute what the original does.
     """
     started = time.perf_counter()
-    trials = input_variants(written.example)
-    place.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
     tensors = digests(written.program.state_dict) if job.kind == "pt2" else {}
 
-    def run(_: Sequence[Trial]) -> Ran:
+    def run(trials: Sequence[Trial]) -> Ran:
+        place.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
         answer = place.answer(patience(Path(job.path), time.perf_counter() - started))
         if job.kind == "pt2":
             _compare(answer, tensors, written.program)

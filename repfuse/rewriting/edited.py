@@ -1,4 +1,4 @@
-"""What a rewrite takes from the module that is given: the edits of each part, and tensors for the copy."""
+"""What a rewrite takes from the module that is given: the edits, and tensors for the copy."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from torch import Tensor
 from repfuse.algebra.expression import tensor_names
 from repfuse.networks import named_tensors
 from repfuse.planning.replaying import Replayed
-from repfuse.tracing.constants import lookup
-from repfuse.tracing.skeleton import like
+from repfuse.recording.constants import lookup
+from repfuse.recording.copies import like
 
 
-class EditedPart:
-    """The edits of one part, and the tensors that they take."""
+class Edits:
+    """The edits of a network, and the tensors that they take."""
 
     def __init__(self, replayed: Replayed) -> None:
-        self.path = replayed.path
-        self.module = replayed.module
-        self.exported = replayed.planner.part.exported
         self.layout = replayed.layout
-        self.constants = replayed.planner.traced.constants
-        self.tensors = dict(named_tensors(self.module, remove_duplicate=False))
-        self.tensor = lookup(self.module, self.constants)
+        self.constants = replayed.planner.recording.constants
+        same = replayed.module is self.constants.module
+        self.tensors = self.constants.tensors if same else dict(named_tensors(replayed.module, remove_duplicate=False))
+        self.tensor = lookup(replayed.module, self.constants)
 
     def replaced(self) -> Iterator[Tensor]:
         """Yield the tensors that go into fused weights."""

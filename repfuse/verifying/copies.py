@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from repfuse.networks import device_of, named_tensors, placed, same_randomness, set_eval
-from repfuse.tracing.skeleton import changed_copy
+from repfuse.recording.copies import changed_copy
+from repfuse.recording.read_only import MemoryKept, ReadOnly
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.outputs import leaves
-from repfuse.verifying.read_only import MemoryKept, ReadOnly
 from repfuse.verifying.widening import WIDE, Change, Widening, WideningOfConvolutions
 from repfuse.wording import described
 
@@ -130,7 +130,7 @@ def _run_as_a_whole(network: nn.Module, trials: Sequence[Trial], change: Change,
     outcomes = []
     for trial in trials:
         inputs = placed(trial.inputs, device_of(copy), WIDE)
-        with Widening(inputs, {}, change):
+        with Widening(inputs, {}, change, whole=True):
             outcomes.append(call(copy, inputs))
     return outcomes
 

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from repfuse.verifying.read_only import ReadOnly, arguments_of, by_name, memory, tensors_in, written
+from repfuse.recording.read_only import ReadOnly, arguments_of, by_name, memory, tensors_in, written
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 """Name and tensor -> the tensor, changed: in float64, where it is floating."""
@@ -36,11 +36,12 @@ class Widening(ReadOnly):  # type: ignore[no-untyped-call]
 
     ``stored`` are the network's tensors by name, which operators read as ``change`` makes them, and never write into:
     the forward that tries to ends there. ``by_layer_is_wrong`` says where all this is not the same as a network in
-    float64.
+    float64. Where the network is there as a ``whole``, so is what forward makes of numbers alone.
     """
 
-    def __init__(self, inputs: Any, stored: Mapping[str, torch.Tensor], change: Change) -> None:
+    def __init__(self, inputs: Any, stored: Mapping[str, torch.Tensor], change: Change, *, whole: bool = False) -> None:
         super().__init__(stored)
+        self._whole = whole
         self._data = WeakTensorKeyDictionary()
         self._views = WeakTensorKeyDictionary()
         self._remember(self._data, inputs)
@@ -67,7 +68,8 @@ class Widening(ReadOnly):  # type: ignore[no-untyped-call]
         data = any(tensor in self._data for tensor in tensors)
         views = any(self._is_ours(tensor) for tensor in tensors)
         if not data and not views:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            return _mapped(_widened, result) if self._whole and not tensors else result
         if data and kwargs.get("dtype") in WIDE:
             kwargs = kwargs | {"dtype": WIDE[kwargs["dtype"]]}
         if not data:

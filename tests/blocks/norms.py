@@ -74,7 +74,7 @@ CASES = [
         for axes in (1, 2, 3)
     ),
     Case("FrozenBatchNorm on the skip", lambda: Spelled(lambda m, x: m.a(x) + m.n(x), a=conv(), n=Frozen())),
-    Case("SyncBatchNorm", lambda: nn.Sequential(conv(), nn.SyncBatchNorm(C)), "fold", less_in=("functions",)),
+    Case("SyncBatchNorm", lambda: nn.Sequential(conv(), nn.SyncBatchNorm(C)), "fold"),
     Case("conv + norm without parameters", lambda: nn.Sequential(conv(), nn.BatchNorm2d(C, affine=False)), "fold"),
     *(
         Case(

@@ -13,7 +13,7 @@ from repfuse.checkpoint.exported.contract import automatic, contract_of, dims_of
 from repfuse.checkpoint.exported.network import flat_inputs
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.quiet import quietly
-from repfuse.tracing.skeleton import changed_copy
+from repfuse.recording.copies import changed_copy
 from repfuse.wording import described
 
 

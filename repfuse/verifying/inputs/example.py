@@ -85,6 +85,22 @@ class Example:
                 places.append(Place(axes, whole))
         return [place for place in dict.fromkeys(places) if min(place.size) >= least]
 
+    def larger(self) -> Iterator[list[Place]]:
+        """Yield, for each spatial axis, places where it is larger than in the example and the others an eighth.
+
+        Odd steps first, then the next multiple of MULTIPLE, then twice the size.
+        """
+        for number in range(len(self.readings[0]) if self.readings else 0):
+            places = []
+            for axes in self.readings:
+                own = self.size(axes)
+                for more in (own[number] + 5, (own[number] // MULTIPLE + 1) * MULTIPLE, 2 * own[number]):
+                    least = MULTIPLE if more % MULTIPLE == 0 else 1
+                    others = (max(n // 8 // least * least, min(n, least)) for n in own)
+                    size = tuple(more if place == number else n for place, n in enumerate(others))
+                    places += [Place(axes, size), Place(axes, (*own[:number], more, *own[number + 1 :]))]
+            yield list(dict.fromkeys(places))
+
     def inputs(self, kind: Kind, place: Place, seed: int, batch: int | None = None) -> tuple[Any, ...]:
         """Return new inputs: floating ones of this kind and size, others with their values; all of this batch."""
         return tuple(self._leaf(x, kind, place, seed + 1000 * number, batch) for number, x in enumerate(self.leaves))

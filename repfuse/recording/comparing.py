@@ -1,0 +1,183 @@
+"""Runs of one network at several sizes, held against each other call by call.
+
+What is the same in all of them holds for all sizes, as far as no finite number of sizes can prove otherwise: a forward
+that decides by a size always the same way is told by that it asked.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx
+
+from repfuse.recording.calls import Call
+from repfuse.recording.run import Run, Step
+from repfuse.recording.sizes import Decision
+
+Mark = tuple[str, str]
+"""Why the own operations of a call are left alone: a code of ``repfuse.refusals`` and a reason."""
+
+Key = tuple[str, int, int]
+"""A decision: path and number of the call, and its place in it."""
+
+
+class Comparison:
+    """What other runs say of the ``first``.
+
+    ``alike`` are, for each of its nodes, those of other runs that are the same operation. ``marks`` are the calls that
+    did other things at other sizes; ``uneven`` nodes were given other numbers there, and in the place of their
+    ``foreign`` operands others;
+    ``elsewhere`` are tensors of the network that something else reads there.
+    """
+
+    def __init__(self, first: Run) -> None:
+        self.first = first
+        self.alike: dict[fx.Node, list[tuple[Run, Step]]] = defaultdict(list)
+        self.marks: dict[Call, Mark] = {}
+        self.uneven: set[fx.Node] = set()
+        self.foreign: dict[fx.Node, set[fx.Node]] = defaultdict(set)
+        self.elsewhere: set[str] = set()
+        self.outside: set[int] = set()
+        """Tensors from nowhere that other runs met, too: nothing that ran made them."""
+        self.runs = 0
+        self._asked: dict[Key, list[Decision]] = defaultdict(list)
+        self._failed: dict[Key, list[Decision]] = defaultdict(list)
+        self._hear(first, self._asked)
+
+    def add(self, other: Run) -> None:
+        """Compare a run at another size."""
+        self.runs += 1
+        self.outside |= {id(tensor) for tensor in other.unknown.values()}
+        match: dict[Any, fx.Node] = {}
+        self._align(self.first.root, other.root, match)
+        self._compare_operands(match, other)
+        for node, mine in match.items():
+            self.alike[mine].append((other, node))
+        self._find_readers(match, other)
+        self._hear(other, self._asked)
+
+    def add_rank(self, other: Run) -> None:
+        """Compare a run on inputs of another number of axes."""
+        match: dict[Any, fx.Node] = {}
+        self._align(self.first.root, other.root, match)
+        self._compare_operands(match, other)
+        self._hear(other, self._asked)
+
+    def add_failed(self, failed: Run) -> None:
+        """Take note of how forwards decided before the network refused a size."""
+        self._hear(failed, self._failed)
+
+    def decided(self, *, leaves: bool) -> Iterator[Call]:
+        """Yield the calls that decide by a size, without that both answers were seen; or that make plain numbers of
+        one, if it ``leaves``.
+        """
+        for call in self._calls(self.first):
+            for place, decision in enumerate(call.decisions):
+                if decision.leaves is not leaves:
+                    continue
+                key = call.path, call.number, place
+                questions = {(each.question, each.sizes, each.others) for each in self._asked[key]}
+                outcomes = {each.outcome for each in (*self._asked[key], *self._failed[key])}
+                if len(questions) > 1 and (None in outcomes or len(outcomes) == 1):
+                    yield call
+                    break
+
+    def _hear(self, run: Run, into: dict[Key, list[Decision]]) -> None:
+        for call in self._calls(run):
+            for place, decision in enumerate(call.decisions):
+                into[call.path, call.number, place].append(decision)
+
+    def _calls(self, run: Run) -> Iterator[Call]:
+        for calls in run.calls.values():
+            yield from calls
+
+    def _align(self, mine: Call, other: Call, match: dict[Any, fx.Node]) -> None:
+        """Match what one call did with what it did in another run, and the calls that it made."""
+        if list(map(_kind, mine.own)) == list(map(_kind, other.own)):
+            for one, another in zip(mine.own, other.own, strict=True):
+                if isinstance(one, Call):
+                    assert isinstance(another, Call)
+                    self._align(one, another, match)
+                else:
+                    assert isinstance(another, Step)
+                    match[another] = one
+            return
+        self.marks.setdefault(mine, ("changes-with-size", "its forward does other things at other sizes"))
+        inner, seen = defaultdict[str, list[Call]](list), defaultdict[str, int](int)
+        for call in mine.own:
+            if isinstance(call, Call):
+                inner[call.path].append(call)
+        for call in other.own:
+            if not isinstance(call, Call):
+                continue
+            known = inner.get(call.path) or self.first.calls.get(call.path)
+            if known:
+                place = min(seen[call.path], len(known) - 1)
+                seen[call.path] += 1
+                self._align(known[place], call, match)
+
+    def _compare_operands(self, match: dict[Any, fx.Node], other: Run) -> None:
+        for node, mine in match.items():
+            if mine.op in ("placeholder", "get_attr"):
+                if mine.target != node.target:
+                    self.uneven.add(mine)
+                continue
+            self._compare(mine, (mine.args, mine.kwargs), (node.args, node.kwargs), match)
+        for path, calls in other.calls.items():
+            for call, mine_call in zip(calls, self.first.calls.get(path, ()), strict=False):
+                if call.own and mine_call.own and not _same_nodes(mine_call.output, call.output, match):
+                    self.marks.setdefault(mine_call, ("changes-with-size", "its forward returns another value there"))
+                given, there = (mine_call.args, mine_call.kwargs), (call.args, call.kwargs)
+                if mine_call.caller is not None and not _same_nodes(given, there, match):
+                    reason = f"its forward gives {path!r} another value there"
+                    self.marks.setdefault(mine_call.caller, ("changes-with-size", reason))
+
+    def _compare(self, node: fx.Node, mine: Any, other: Any, match: dict[Any, fx.Node]) -> None:
+        if isinstance(mine, fx.Node):
+            if not isinstance(other, Step) or match.get(other) is not mine:
+                self.foreign[node].add(mine)
+        elif isinstance(mine, tuple | list) and isinstance(other, tuple | list) and len(mine) == len(other):
+            for one, another in zip(mine, other, strict=True):
+                self._compare(node, one, another, match)
+        elif isinstance(mine, dict) and isinstance(other, dict) and mine.keys() == other.keys():
+            for key, one in mine.items():
+                self._compare(node, one, other[key], match)
+        elif isinstance(mine, slice) and isinstance(other, slice):
+            parts = ((s.start, s.stop, s.step) for s in (mine, other))
+            self._compare(node, next(parts), next(parts), match)
+        elif isinstance(other, Step) or not _equal(mine, other):
+            self.uneven.add(node)
+
+    def _find_readers(self, match: dict[Any, fx.Node], other: Run) -> None:
+        """Find values, and tensors of the network, that something else reads in the other run."""
+        for node in other.nodes:
+            mine = match.get(node)
+            if mine is None:
+                if node.op == "get_attr":
+                    self.elsewhere.add(str(node.target))
+                continue
+            if node in other.escaping or any(user not in match and user.op != "output" for user in node.users):
+                self.first.escaping.add(mine)
+
+
+def _kind(item: fx.Node | Step | Call) -> tuple[Any, ...]:
+    return ("call", item.path) if isinstance(item, Call) else (item.op, item.target if item.op != "get_attr" else "")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except Exception:  # whatever the comparison of two objects may raise
+        return one is other
+
+
+def _same_nodes(mine: Any, other: Any, match: dict[Any, fx.Node]) -> bool:
+    if isinstance(mine, fx.Node):
+        return isinstance(other, Step) and (match.get(other) is mine or other not in match)
+    if isinstance(mine, tuple | list) and isinstance(other, tuple | list):
+        return len(mine) == len(other) and all(_same_nodes(a, b, match) for a, b in zip(mine, other, strict=True))
+    if isinstance(mine, dict) and isinstance(other, dict):
+        return mine.keys() == other.keys() and all(_same_nodes(x, other[key], match) for key, x in mine.items())
+    return True

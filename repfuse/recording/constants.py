@@ -1,0 +1,201 @@
+"""Values that a network computes from parameters and buffers alone: weights in all but name.
+
+A node is constant if everything that its value depends on is: the nodes it reads and, where its memory was written in
+place before it was made, the writers and what they read. A tensor of the model that any node overwrites is not, and
+neither is what draws random numbers: that was watched while it ran, not guessed from names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from repfuse.networks import named_tensors
+from repfuse.recording.memory import called
+from repfuse.recording.run import unknown
+
+if TYPE_CHECKING:
+    from repfuse.recording.recording import Recording
+
+
+class Constants:
+    """The constants of one recording."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.module = recording.module
+        self._memory = recording.memory
+        self._pure: set[fx.Node] = set()
+        self._by_name: dict[str, fx.Node] = {}
+        self._names: dict[fx.Node, str | None] = {}
+
+    def settle(self) -> None:
+        """Find the constants anew, by the marks that the recording has now."""
+        self._pure.clear()
+        self._names.clear()
+        for node in self.recording.nodes:
+            if self._is_pure(node):
+                self._pure.add(node)
+
+    def _is_pure(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            return str(node.target) not in self.recording.run.replaced and self.recording.mark_of(node) is None
+        if node in self.recording.run.attribute_of:
+            return True
+        if not node.op.startswith("call_") or node.target is unknown or called(node) in _UNSET:
+            return False
+        if node in self.recording.run.random:
+            return False
+        inputs = node.all_input_nodes
+        if not self._pure.issuperset(inputs) or self.recording.mark_of(node) is not None:
+            return False
+        return all(self.recording.between(x, node) is None for x in inputs)
+
+    def name_of(self, value: Any) -> str | None:
+        """Return the name of a node's value, if it is a tensor or number computed from parameters and buffers alone.
+
+        ``block.weight`` for a tensor of the model as it is, ``%mul_3`` (the node's name) for a computed one. The value
+        is the same for all who read the node.
+        """
+        if not isinstance(value, fx.Node):
+            return None
+        if value not in self._names:
+            self._names[value] = self._name(value)
+        return self._names[value]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a value that ``name_of`` named, or of a parameter or buffer."""
+        node = self._by_name.get(name)
+        return tuple(self._stored(name).shape) if node is None else self.recording.shape_of.get(node, ())
+
+    def leaves(self, name: str) -> tuple[str, ...]:
+        """Return the names of the parameters and buffers that the value is computed from, each once."""
+        node = self._by_name.get(name)
+        if node is None:
+            return (name,)
+        return tuple(dict.fromkeys(str(step.target) for step in self._steps(node, node) if step.op == "get_attr"))
+
+    def floating_leaves(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return which parameters and buffers of floating dtype the values are computed from."""
+        leaves = dict.fromkeys(leaf for name in names for leaf in self.leaves(name))
+        return tuple(leaf for leaf in leaves if self._stored(leaf).is_floating_point())
+
+    def is_computed(self, name: str) -> bool:
+        """Whether the value is computed in every forward, and no parameter or buffer as it is."""
+        node = self._by_name.get(name)
+        return node is not None and node.op != "get_attr"
+
+    def evaluate(self, name: str, tensors: Callable[[str], Tensor]) -> Tensor:
+        """Return the value, computed in float64 from the parameters and buffers that ``tensors`` gives by name.
+
+        Where the graph itself says another dtype (``.float()``), it keeps that. The result may be a tensor of
+        ``tensors`` or a view of one: it is not to be written into.
+        """
+        node = self._by_name.get(name)
+        if node is None:
+            return widened(tensors(name))
+        with torch.no_grad():
+            value = _run(self._steps(node, node), lambda leaf: widened(tensors(leaf)), self.recording.run.attribute_of)
+            return torch.as_tensor(value[node])
+
+    def _name(self, node: fx.Node) -> str | None:
+        if node not in self.recording.shape_of or not self._is_steady(node):
+            return None
+        name = str(node.target) if node.op == "get_attr" else f"%{node.name}"
+        self._by_name[name] = node
+        return name
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether the value is constant, as it is when the node was made."""
+        return node in self._pure and all(map(self._is_sound, self._steps(node, node)))
+
+    def _is_steady(self, node: fx.Node) -> bool:
+        """Whether the value is constant and no reader of the node sees it changed in place."""
+        if not self.is_constant(node):
+            return False
+        order = self.recording.order
+        last_use = max((order.get(user, len(order)) for user in node.users), default=0)
+        return not any(order[node] < order[writer] < last_use for writer in self._memory.writers(node))
+
+    def _is_sound(self, step: fx.Node) -> bool:
+        return step in self._pure and not self._memory.is_rewritten(step)
+
+    def _steps(self, node: fx.Node, stop: fx.Node) -> list[fx.Node]:
+        """Return all that has to run for the value of ``node`` as it is after ``stop``, in order."""
+        order = self.recording.order
+        end, found, pending = order[stop], set[fx.Node](), [node]
+        while pending:
+            step = pending.pop()
+            if step in found:
+                continue
+            found.add(step)
+            if step in self.recording.run.attribute_of:
+                continue
+            pending += step.all_input_nodes
+            pending += [writer for writer in self._memory.writers(step) if order[writer] <= end]
+        return sorted(found, key=order.__getitem__)
+
+    def _stored(self, name: str) -> Any:
+        return self.tensors[name]
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the module by each of their names."""
+        return dict(named_tensors(self.module, remove_duplicate=False))
+
+
+_UNSET = frozenset(
+    {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
+)
+"""What returns memory as it finds it. Operators do so too, inside, and fill it: these are told by name."""
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return the numbers in float64 (complex ones in complex128); integers as they are."""
+    numeric = tensor.is_floating_point() or tensor.is_complex()
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float64)) if numeric else tensor
+
+
+def lookup(module: nn.Module, constants: Constants) -> Callable[[str], Tensor]:
+    """Return the function that gives every constant of a graph of ``module`` by name, computed ones in float64."""
+    same = module is constants.module
+    stored = constants.tensors if same else dict(named_tensors(module, remove_duplicate=False))
+
+    def tensor(name: str) -> Tensor:
+        found = stored.get(name)
+        return (constants.evaluate(name, stored.__getitem__) if found is None else found).detach()
+
+    return tensor
+
+
+def _run(steps: Iterable[fx.Node], read: Callable[[str], Any], attributes: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
+    """Run nodes of a graph, in order, and return their values; ``read`` gives the tensors of the model by name.
+
+    Floating dtypes among the ``attributes`` that forward read off tensors are float64, as the tensors are.
+    """
+    values: dict[fx.Node, Any] = {}
+    for step in steps:
+        if step in attributes:
+            kind = attributes[step]
+            floating = isinstance(kind, torch.dtype) and kind.is_floating_point
+            values[step] = torch.float64 if floating else kind
+        else:
+            values[step] = _result(step, values, read)
+    return values
+
+
+def _result(step: fx.Node, values: dict[fx.Node, Any], read: Callable[[str], Any]) -> Any:
+    if step.op == "get_attr":
+        return read(str(step.target))
+    args, kwargs = map_arg((step.args, step.kwargs), values.__getitem__)
+    if step.op == "call_method":
+        return getattr(args[0], str(step.target))(*args[1:], **kwargs)
+    assert callable(step.target)
+    result = step.target(*args, **kwargs)
+    made_of_numbers = isinstance(result, Tensor) and not step.all_input_nodes
+    return widened(result) if made_of_numbers else result  # so that it takes the others, which are in float64

@@ -1,0 +1,863 @@
+"""One run of a network, and everything that it asks torch to do, as a graph.
+
+The network runs as it is, on plain tensors: no forward can stop it or fool it, and what the graph holds is what
+happened. Modules dissolve into the functions that they call; which call of which module made a node is kept beside.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, jit, nn
+from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from repfuse.recording.arguments import Arguments
+from repfuse.recording.assignment import assigned, set_data
+from repfuse.recording.calls import Call, Question
+from repfuse.recording.read_only import OverwritesItself, ReadOnly
+from repfuse.recording.run import Node, Run, Step, unknown
+from repfuse.recording.shortcuts import shortcut
+from repfuse.recording.sizes import RANK, SIZE, Decision, Dimension
+from repfuse.recording.stock import is_stock
+
+
+class AsksForValues(Exception):
+    """A run without arithmetic would have had to know what numbers a tensor holds."""
+
+
+class Recorder(TorchFunctionMode):
+    """Records one call of ``network``.
+
+    Where it ``sketches``, expensive operations whose results have known shapes are not computed: numbers mean nothing
+    then, and a forward that asks for one ends with AsksForValues. Where the network ``shares_memory`` with one that is
+    not to change, a forward that writes there ends with OverwritesItself.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        guard: ReadOnly,
+        names: Mapping[int, list[str]],
+        states: Mapping[nn.Module, State],
+        lies_at: Mapping[int, int],
+        *,
+        with_graph: bool = True,
+        sketches: bool = False,
+        shares_memory: bool = True,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.guard = guard
+        self.sketches = sketches
+        self.shares_memory = shares_memory
+        self.found = Run(with_graph=with_graph)
+        self._path_of = {module: path for path, module in network.named_modules()}
+        self._stock = {path for module, path in self._path_of.items() if is_stock(module)}
+        self._call: Call | None = None
+        self._inside = 0
+        self._names = names
+        self._values = _Values(lies_at)
+        self._states = states
+        self._read: dict[tuple[Call, int], tuple[fx.Node, int]] = {}
+        self._asked: dict[Call, dict[Any, fx.Node]] = defaultdict(dict)
+        self._attributes: dict[tuple[Call, str, fx.Node], fx.Node] = {}
+        self._sizes: dict[int, tuple[Dimension, fx.Node]] = {}
+        self._writes = 0
+        self._thread = threading.get_ident()
+
+    def run(self, arguments: Arguments) -> Run:
+        """Call the network once and return what it did."""
+        placed = self._placeholders(arguments)
+        calls, modules = self.found.calls, [m for m in self._path_of if _is_generated(m)]
+        try:
+            with torch.no_grad(), self._noting_calls(), self._interpreting(modules), self.guard, self:
+                result = self.network(*arguments.args, **arguments.kwargs)
+        except Exception as error:
+            error.__repfuse_run__ = self.found  # type: ignore[attr-defined]
+            raise
+        root = calls[""][0]
+        self.found.root = root
+        root.args, root.kwargs = placed
+        self.found.finish(root.output)
+        self._find_kept((result, arguments.args, arguments.kwargs))
+        return self.found
+
+    # What the run meets
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Note one function of torch, and call it."""
+        kwargs = kwargs or {}
+        if self._call is None or self._inside or threading.get_ident() != self._thread:
+            return func(*args, **kwargs)
+        self._inside += 1
+        try:
+            return _handler(func)(self, func, args, kwargs)
+        finally:
+            self._inside -= 1
+
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer what says nothing about the numbers, and does not depend on the size."""
+        result = func(*args, **kwargs)
+        if _name(func) in ("is_same_size", "nbytes", "stride"):
+            shapes = tuple(tuple(x.shape) for x in _tensors(args))
+            self._call_decides(Decision(_name(func), shapes, (), None, of_rank=False, leaves=True))
+        if isinstance(result, torch.dtype | torch.device):
+            self._asked[self._current][result] = self._node(args[0])
+        return result
+
+    def size(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer with sizes that know where they come from."""
+        result, x = func(*args, **kwargs), args[0]
+        if not isinstance(x, Tensor):
+            return result
+        node, name = self._node(x), _name(func)
+        self.found.asks_for_sizes |= name not in ("dim", "ndimension", "ndim")
+        if isinstance(result, torch.Size):
+            return torch.Size([Dimension(n, (SIZE, node, axis), self._decide) for axis, n in enumerate(result)])
+        if type(result) is not int:
+            return result
+        if name == "__len__":  # Python makes a plain int of it
+            self._call_decides(Decision(name, (result,), (), None, of_rank=False, leaves=True))
+        if name in ("size", "sym_size", "__len__"):
+            given = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+            return Dimension(result, (SIZE, node, int.__int__(given)), self._decide)
+        if name in ("dim", "ndimension", "ndim"):
+            return Dimension(result, (RANK, node), self._decide)
+        return Dimension(result, ("numel", node), self._decide)
+
+    def ask(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note that forward code wants to know numbers, or takes the memory itself."""
+        tensors = _tensors((args, kwargs))
+        if self.shares_memory and _name(func) in _TAKING and any(id(x) in self._names for x in tensors):
+            raise OverwritesItself
+        self._question(_name(func), tensors)
+        return func(*args, **kwargs)
+
+    def assign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note ``x.data = y`` as what it does: from then on x holds the numbers of y."""
+        x, y = args
+        node = self._make("call_function", set_data, (self._node(x), self._noted(y)), {})
+        if self.shares_memory and self._values.in_model(x) and not isinstance(y, Tensor):
+            raise OverwritesItself
+        self._write(node, [x])
+        result = func(*args, **kwargs)
+        self._values.moved(x)
+        self._remember(x, node)
+        return result
+
+    def switch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note that the forward turns gradients on or off."""
+        self._current.switches_gradients = True
+        return func(*args, **kwargs)
+
+    def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note an operation, and do it."""
+        tensors = _tensors((args, kwargs))
+        op, target, given = _spelled(func, args)
+        given, by_name = self._noted(given), self._noted(kwargs)
+        result, guard = None, self.guard
+        guard.forget()
+        if self.sketches and self.found.autocast_is_off and self._has_data(tensors):
+            result = shortcut(func, args, kwargs)  # numbers that the weights alone make are real ones
+        if result is None:
+            result = self._done(func, args, kwargs)
+        if target is not assigned and not _tensors(result):
+            self._question(_name(func), tensors)
+            if result is not None:
+                return result
+        self.found.asks_for_sizes |= _name(func) in _CUTTING
+        node = self._make(op, target, given, by_name)
+        if guard.counts:
+            self._question(_name(func), tensors)
+        if guard.draws:
+            self.found.random.add(node)
+        self._write(node, guard.wrote)
+        if target is assigned:
+            self._remember(args[0], node)
+        else:
+            self._remember_all(result, node)
+        return result
+
+    def _has_data(self, tensors: list[Tensor]) -> bool:
+        return any(self._values.node(x) in self.found.of_inputs for x in tensors)
+
+    def _done(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function. Whether it fails is a decision, if the forward goes on after that."""
+        try:
+            return func(*args, **kwargs)
+        except Exception:
+            self._current.meets_errors = True
+            raise
+
+    # Nodes and values
+
+    @property
+    def _current(self) -> Call:
+        assert self._call is not None
+        return self._call
+
+    def _make(
+        self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call | None = None
+    ) -> Any:
+        call = call or self._current
+        node = self.found.make(op, target, args, kwargs)
+        self.found.add(node, call)
+        state = self.found.autocast_of[node] = _autocast()
+        call.enters_autocast |= state != call.autocast
+        return node
+
+    def _remember_all(self, value: Any, node: fx.Node) -> None:
+        """Let the tensors in a result stand for ``node``, or for its parts."""
+        if isinstance(value, Tensor):
+            self._remember(value, node)
+        elif isinstance(value, tuple | list):
+            for index, part in enumerate(value):
+                if _tensors(part):
+                    self._remember_all(part, self._make("call_function", operator.getitem, (node, index), {}))
+        elif isinstance(value, dict):
+            for key, part in value.items():
+                if _tensors(part):
+                    self._remember_all(part, self._make("call_function", operator.getitem, (node, key), {}))
+
+    def _remember(self, tensor: Tensor, node: fx.Node) -> None:
+        self.found.describe(node, tensor, self._values.know(tensor, node))
+
+    def _write(self, node: fx.Node, tensors: list[Tensor]) -> None:
+        if tensors:
+            self._writes += 1
+            self.found.write(node, {self._values.storage(x) for x in tensors})
+
+    def _node(self, tensor: Tensor) -> fx.Node:
+        """Return the node whose value a tensor is: a new one where it is read from the model, or comes from nowhere."""
+        node = self._values.node(tensor)
+        if node is not None:
+            return node
+        names = self._names.get(id(tensor))
+        if names is None:
+            return self._unknown(tensor, self._current)
+        call = self._current
+        key = (call, id(tensor))
+        read, writes = self._read.get(key, (None, -1))
+        if read is None or writes != self._writes:
+            read = self._make("get_attr", _nearest(names, call.path), (), {})
+            self._read[key] = read, self._writes
+            self.found.describe(read, tensor, self._values.storage(tensor))
+        return read
+
+    def _unknown(self, tensor: Tensor, call: Call) -> fx.Node:
+        node: fx.Node = self._make("call_function", unknown, (), {}, call)
+        self.found.unknown[node] = tensor
+        self._remember(tensor, node)
+        return node
+
+    def _noted(self, value: Any) -> Any:  # noqa: PLR0911 - one for each kind
+        """Return a value with nodes in the place of tensors and sizes."""
+        kind = type(value)
+        if kind in _ATOMS:
+            return value
+        if isinstance(value, Tensor):
+            return self._node(value)
+        if kind is Dimension:
+            return self._size_node(value)
+        if kind in (tuple, list, torch.Size):
+            return (list if kind is list else tuple)(map(self._noted, value))
+        if kind is dict:
+            return {key: self._noted(x) for key, x in value.items()}
+        if kind is slice:
+            return slice(*map(self._noted, (value.start, value.stop, value.step)))
+        if isinstance(value, torch.dtype | torch.device):
+            return self._attribute(value)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return kind(*map(self._noted, value))
+        if isinstance(value, dict) and _tensors(value):
+            return kind((key, self._noted(x)) for key, x in value.items()) if _is_plain_dict(value) else value
+        return value
+
+    def _size_node(self, size: Any) -> Any:
+        """Return the node that computes a size; made where it is first needed."""
+        if type(size) is not Dimension:
+            return size
+        known = self._sizes.get(id(size))
+        if known is not None and known[0] is size:
+            return known[1]
+        first, *rest = size.origin
+        if isinstance(first, str):
+            node = self._make("call_method", first, tuple(rest), {})
+        else:
+            node = self._make("call_function", first, tuple(map(self._size_node, rest)), {})
+        self.found.size_of[node] = int.__int__(size)
+        self._sizes[id(size)] = size, node
+        return node
+
+    def _attribute(self, value: Any) -> Any:
+        """Return ``x.dtype`` for a dtype that forward code has read off x, and so for a device."""
+        for call in self._current.chain():
+            node = self._asked[call].get(value) if call in self._asked else None
+            if node is not None:
+                name = "dtype" if isinstance(value, torch.dtype) else "device"
+                key = (self._current, name, node)
+                if key not in self._attributes:
+                    self._attributes[key] = self._make("call_function", getattr, (node, name), {})
+                    self.found.attribute_of[self._attributes[key]] = value
+                return self._attributes[key]
+        return value
+
+    def _placeholders(self, arguments: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Make a node for each argument that is a tensor or holds one; return the arguments with nodes in them."""
+        call = Call("", 0, None)
+        names = arguments.names(self.network)
+        placed = [self._placed(name, value, call) for name, value in zip(names, arguments.args, strict=True)]
+        by_name = {name: self._placed(name, value, call) for name, value in arguments.kwargs.items()}
+        self._begun = call
+        return tuple(placed), by_name
+
+    def _placed(self, name: str, value: Any, call: Call) -> Any:
+        if not _tensors(value):
+            return value
+        node = self.found.make("placeholder", name, (), {})
+        self.found.add(node, call)
+        return self._place(value, node, call)
+
+    def _place(self, value: Any, node: fx.Node, call: Call) -> Any:
+        if isinstance(value, Tensor):
+            self._remember(value, node)
+            return node
+        if isinstance(value, tuple | list):
+            parts = [
+                self._place(x, self._make("call_function", operator.getitem, (node, index), {}, call), call)
+                if _tensors(x)
+                else x
+                for index, x in enumerate(value)
+            ]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if isinstance(value, dict):
+            return {
+                key: self._place(x, self._make("call_function", operator.getitem, (node, key), {}, call), call)
+                if _tensors(x)
+                else x
+                for key, x in value.items()
+            }
+        return value
+
+    # Calls of modules
+
+    @contextmanager
+    def _noting_calls(self) -> Iterator[None]:
+        plain = nn.Module.__call__
+
+        def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            path = self._path_of.get(module)
+            if path is None or self._inside or threading.get_ident() != self._thread:
+                return plain(module, *args, **kwargs)
+            return self._called(module, path, partial(plain, module), args, kwargs)
+
+        nn.Module.__call__ = noted  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = plain  # type: ignore[method-assign]
+
+    def _called(
+        self, module: nn.Module, path: str, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        outer = self._call
+        call = self._begin(path, outer, args, kwargs)
+        before = None if path in self._stock and not module._forward_pre_hooks else State(module)
+        compiled = isinstance(module, jit.ScriptModule)  # it decides unseen: what it does inside is not looked at
+        self._inside += compiled
+        self.guard.forget()
+        try:
+            result = plain(*args, **kwargs)
+        except Exception:
+            call.meets_errors = True
+            if outer is not None:
+                outer.meets_errors = True
+            raise
+        finally:
+            self._inside -= compiled
+            self._call = outer
+        self._call = call
+        call.output = self._returned(result, call)
+        if compiled and self.guard.wrote:
+            self._write(self._make("call_function", unknown, (), {}), self.guard.wrote)
+        if before is not None:
+            self._note_changes(call, before)
+        call.stop = len(self.found.nodes)
+        self._call = outer
+        return result
+
+    def _begin(self, path: str, outer: Call | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        if outer is None:
+            call = self._begun
+            self.found.calls[path].append(call)
+        else:
+            given, by_name = self._noted(args), self._noted(kwargs)
+            calls = self.found.calls[path]
+            call = Call(path, len(calls), outer, given, by_name, len(self.found.nodes))
+            calls.append(call)
+            outer.own.append(call)
+            outer.enters_autocast |= _autocast() != outer.autocast
+        call.autocast = _autocast()
+        self._call = call
+        return call
+
+    def _returned(self, result: Any, call: Call) -> Any:
+        """Return the result in nodes. Values from nowhere came out of the call: it may have read all it was given."""
+        for x in _tensors(result):
+            if self._values.node(x) is None and id(x) not in self._names:
+                self.found.escaping.update(_nodes((call.args, call.kwargs)))
+                self.found.returned.add(self._unknown(x, call))
+        return self._noted(result)
+
+    def _note_changes(self, call: Call, before: State) -> None:
+        for old, new in before.changes():
+            self._replace(old)
+            nodes = [self._values.node(x) for x in _tensors(new)]
+            call.stored += [node for node in nodes if node is not None]
+            if None in nodes or not nodes:
+                call.changes_state = True
+
+    def _replace(self, old: Any) -> None:
+        """Note that something stands in the place of what the network held."""
+        for x in _tensors(old):
+            self.found.replaced.update(self._names.get(id(x), ()))
+
+    def _find_kept(self, outside: Any) -> None:
+        """Find what is held since that no call of its own module put there; ``outside`` are arguments and results."""
+        for module, state in self._states.items():
+            calls = self.found.calls.get(self._path_of[module], ())
+            changes = list(state.changes())
+            if changes and not any(call.stored or call.changes_state for call in calls):
+                for old, _ in changes:
+                    self._replace(old)
+                for call in {each for inner in calls for each in inner.chain()}:
+                    call.changes_state = True
+        held = list(_held(outside))
+        bases = (x._base for x in held if x._is_view())  # a view keeps what it is a view of
+        explained = {id(x) for x in (*held, *bases, *self.found.unknown.values())}
+        stored = {node for calls in self.found.calls.values() for call in calls for node in call.stored}
+        for node in self._values.alive(explained):
+            if node not in stored:
+                self.found.escaping.add(node)
+                for call in self.found.call_of[node].chain():
+                    call.stored.append(node)
+
+    def _decide(self, decision: Decision) -> None:
+        if self._call is not None and not self._inside:
+            self._call_decides(decision)
+
+    def _call_decides(self, decision: Decision) -> None:
+        if self._current.path not in self._stock:
+            self._current.decisions.append(decision)
+
+    def _question(self, name: str, tensors: list[Tensor]) -> None:
+        nodes = tuple(self._node(x) for x in tensors)
+        if not nodes:
+            return
+        if self.sketches and not self.found.of_inputs.isdisjoint(nodes):
+            raise AsksForValues(name)
+        self._current.questions.append(Question(name, nodes))
+
+    @contextmanager
+    def _interpreting(self, modules: list[nn.Module]) -> Iterator[None]:
+        """Run forwards that are graphs line by line, so that it is known which value belongs to which line."""
+        for module in modules:
+            vars(module)["forward"] = _Interpreter(module, self)
+        try:
+            yield
+        finally:
+            for module in modules:
+                vars(module).pop("forward", None)
+
+    def line(self, number: int, result: Any) -> None:
+        """Take note of what the line of this number of a graph computed."""
+        if self._call is not None and isinstance(result, tuple | list):
+            node = next((self._values.node(x) for x in _tensors(result)), None)
+            if node is not None and node.target is operator.getitem and node.args[0] not in self.found.shape_of:
+                self._call.lines[number] = node.args[0]  # type: ignore[assignment]
+        if isinstance(result, Tensor) and self._call is not None:
+            node = self._values.node(result)
+            if node is None and id(result) in self._names:
+                node = self._node(result)
+            if node is not None:
+                self._call.lines[number] = node
+
+
+class _Interpreter:
+    """Stands for the forward of a module that is a graph."""
+
+    def __init__(self, module: Any, recorder: Recorder) -> None:
+        self._module = module
+        self._recorder = recorder
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        recorder, number_of = self._recorder, {line: number for number, line in enumerate(self._module.graph.nodes)}
+
+        class Lines(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                result = super().run_node(n)
+                if n.op != "output":
+                    recorder.line(number_of[n], result)
+                return result
+
+        given = self._module.graph._codegen.process_inputs(*args, **kwargs) if kwargs else None
+        lines = Lines(self._module)
+        lines.extra_traceback = False  # to print the graph is to fix its symbolic sizes
+        if given is None:
+            return lines.run(*args)
+        return self._module.graph._codegen.process_outputs(lines.run(*given, enable_io_processing=False))
+
+
+def _is_generated(module: nn.Module) -> bool:
+    """Whether the forward of a module is the code that torch.fx wrote for its graph, and nobody's own."""
+    if not isinstance(module, fx.GraphModule) or "forward" in vars(module):
+        return False
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and code.co_filename.startswith("<eval_with_key>")
+
+
+class _Values:
+    """Which node each living tensor is the value of, and in which memory it lies.
+
+    A tensor that dies gives its id away, and its memory, so entries go with it.
+    """
+
+    def __init__(self, model: Mapping[int, int]) -> None:
+        self._entries: dict[int, tuple[weakref.ref[Tensor], fx.Node | None, int]] = {}
+        self._memory: dict[int, list[int]] = {}  # by address of the storage: its number, and how many tensors lie there
+        self._model = model
+        """The numbers of the storages of the model by their addresses: they stay where they are."""
+        self._count = len(model)
+
+    def in_model(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in memory of the model."""
+        return address(tensor) in self._model
+
+    def node(self, tensor: Tensor) -> fx.Node | None:
+        """Return the node of a tensor, or None."""
+        entry = self._entries.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def know(self, tensor: Tensor, node: fx.Node) -> int:
+        """Let a tensor stand for ``node`` from now on; return the number of its storage."""
+        key, at = id(tensor), address(tensor)
+        entry = self._entries.get(key)
+        if entry is not None and entry[0]() is tensor and entry[2] == at:
+            self._entries[key] = entry[0], node, at
+            return self._number(at)
+        self.moved(tensor)
+        number = self._number(at)
+        if at not in self._model:
+            self._memory[at][1] += 1
+        entries, forget = self._entries, self._forget
+
+        def died(ref: Any) -> None:
+            if key in entries and entries[key][0] is ref:
+                forget(entries.pop(key)[2])
+
+        self._entries[key] = weakref.ref(tensor, died), node, at
+        return number
+
+    def moved(self, tensor: Tensor) -> None:
+        """Take note that a tensor lies in other memory than before."""
+        entry = self._entries.pop(id(tensor), None)
+        if entry is not None:
+            self._forget(entry[2])
+
+    def storage(self, tensor: Tensor) -> int:
+        """Return the number of the storage that a tensor lies in."""
+        return self._number(address(tensor))
+
+    def alive(self, explained: set[int]) -> list[fx.Node]:
+        """Return the nodes whose tensors somebody still holds, the ``explained`` ones apart."""
+        found = self._alive(explained)
+        if found:
+            import gc
+
+            gc.collect()
+            found = self._alive(explained)
+        return found
+
+    def _alive(self, explained: set[int]) -> list[fx.Node]:
+        entries = [(key, ref(), node) for key, (ref, node, _) in list(self._entries.items())]
+        return [
+            node
+            for key, x, node in entries
+            if x is not None and node is not None and node.op != "placeholder" and key not in explained
+        ]
+
+    def _number(self, at: int) -> int:
+        number = self._model.get(at)
+        if number is not None:
+            return number
+        known = self._memory.get(at)
+        if known is None:
+            self._count += 1
+            known = self._memory[at] = [self._count, 0]
+        return known[0]
+
+    def _forget(self, at: int) -> None:
+        known = self._memory.get(at)
+        if known is not None:
+            known[1] -= 1
+            if known[1] <= 0:
+                del self._memory[at]
+
+
+def address(tensor: Tensor) -> int:
+    """Return what two tensors have in common that lie in the same storage, as long as they live."""
+    with torch._C.DisableTorchFunction():
+        try:
+            return int(tensor.untyped_storage()._cdata)
+        except (RuntimeError, NotImplementedError):  # sparse and nested tensors have none of their own
+            return id(tensor)
+
+
+# How functions are told apart
+
+Handler = Callable[[Recorder, Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def _handler(func: Any) -> Handler:
+    try:
+        return _handler_of(func)
+    except TypeError:  # a function that cannot be hashed
+        return Recorder.operate
+
+
+@cache
+def _handler_of(func: Any) -> Handler:
+    name = _name(func)
+    if getattr(func, "__name__", "") == "__set__":
+        return Recorder.assign if name == "data" else Recorder.answer
+    if name in _SIZES:
+        return Recorder.size
+    if name in _QUESTIONS or name in _TAKING:
+        return Recorder.ask
+    if name in _GRADIENTS:
+        return Recorder.switch
+    if getattr(func, "__name__", "") == "__get__":
+        return Recorder.operate if name in _TENSORS else Recorder.answer
+    return Recorder.answer if name in _FACTS else Recorder.operate
+
+
+@cache
+def _short(func: Any) -> str:
+    name = str(getattr(func, "__name__", ""))
+    if name in ("__get__", "__set__"):
+        return str(func.__self__.__name__)
+    return name.partition(".")[0]
+
+
+def _name(func: Any) -> str:
+    """Return the name of a function or method, ``shape`` for the reading of that attribute, ``add`` for aten.add."""
+    try:
+        return _short(func)
+    except TypeError:
+        return str(getattr(func, "__name__", ""))
+
+
+_SIZES = frozenset(
+    {"shape", "size", "sym_size", "dim", "ndimension", "ndim", "numel", "nelement", "sym_numel", "__len__"}
+)
+_QUESTIONS = frozenset(
+    {
+        "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__repr__",
+        "__format__", "equal", "allclose", "is_nonzero", "_local_scalar_dense",
+    }
+)  # fmt: skip
+_TAKING = frozenset(
+    {"numpy", "__array__", "__dlpack__", "storage", "untyped_storage", "_typed_storage", "data_ptr", "share_memory_"}
+)
+TAKING_SIZES = frozenset(
+    {
+        "view", "reshape", "pad", "expand", "repeat", "interpolate", "unflatten", "unfold", "fold", "tile", "upsample",
+        "zeros", "ones", "full", "arange", "linspace", "grid_sample", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d",
+        "constant_pad_nd", "new_zeros", "meshgrid", "roll", "narrow", "split", "chunk",
+    }
+)  # fmt: skip
+"""Operations whose numbers in the code are mostly computed from sizes."""
+_CUTTING = TAKING_SIZES | frozenset(
+    {
+        "__getitem__", "__setitem__", "select", "index_select", "unbind", "tensor_split", "slice", "slice_scatter",
+        "index", "where", "split_with_sizes",
+    }
+)  # fmt: skip
+"""What may take another part at another size, or depend on it by numbers in the code."""
+_GRADIENTS = frozenset({"_set_grad_enabled", "_enter_inference_mode"})
+_TENSORS = frozenset({"data", "T", "mT", "H", "mH", "real", "imag"})
+_FACTS = frozenset(
+    {
+        "stride", "storage_offset", "element_size", "is_contiguous", "is_floating_point", "is_complex", "get_device",
+        "is_same_size", "is_pinned", "is_shared", "is_inference", "is_signed", "is_conj", "is_neg", "_is_view",
+        "result_type", "can_cast", "promote_types", "register_hook", "retain_grad", "requires_grad_", "is_tensor",
+        "has_names", "is_coalesced", "dense_dim", "sparse_dim", "__dlpack_device__", "_is_zerotensor", "is_set_to",
+        "_has_compatible_shallow_copy_type", "_assert_tensor_metadata", "sym_stride", "sym_storage_offset",
+        "register_post_accumulate_grad_hook", "finfo", "iinfo", "_get_tracing_state", "_has_storage",
+    }
+)  # fmt: skip
+"""What says nothing about the numbers that a tensor holds."""
+
+_ATOMS = frozenset({int, float, bool, str, type(None), complex, type(Ellipsis), bytes})
+
+_OPERATORS = {
+    "__getitem__": operator.getitem,
+    "__eq__": operator.eq,
+    "__ne__": operator.ne,
+    "__lt__": operator.lt,
+    "__le__": operator.le,
+    "__gt__": operator.gt,
+    "__ge__": operator.ge,
+    "__and__": operator.and_,
+    "__or__": operator.or_,
+    "__xor__": operator.xor,
+    "__invert__": operator.invert,
+    "__pow__": operator.pow,
+    "__matmul__": operator.matmul,
+    "__floordiv__": operator.floordiv,
+    "__lshift__": operator.lshift,
+    "__rshift__": operator.rshift,
+    "__iand__": operator.iand,
+    "__ior__": operator.ior,
+    "__ixor__": operator.ixor,
+    "__ipow__": operator.ipow,
+    "__ifloordiv__": operator.ifloordiv,
+    "__ilshift__": operator.ilshift,
+    "__irshift__": operator.irshift,
+    "__itruediv__": operator.itruediv,
+    "__setitem__": assigned,
+}
+_SWAPPED = {
+    "__rsub__": operator.sub,
+    "__rdiv__": operator.truediv,
+    "__rtruediv__": operator.truediv,
+    "__rpow__": operator.pow,
+    "__rmod__": operator.mod,
+    "__rfloordiv__": operator.floordiv,
+    "__rmatmul__": operator.matmul,
+    "__rand__": operator.and_,
+    "__ror__": operator.or_,
+    "__rxor__": operator.xor,
+}
+
+
+def _spelled(func: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
+    """Return a call as torch.fx writes it: a function, or a method by its name; and its arguments in that order."""
+    how, target, swaps = _spelling(func) if func.__hash__ is not None else ("call_function", func, False)
+    if target is getattr:
+        return how, getattr, (args[0], _name(func))
+    return how, target, (args[1], args[0]) if swaps else args
+
+
+@cache
+def _spelling(func: Any) -> tuple[str, Any, bool]:
+    name = str(getattr(func, "__name__", ""))
+    if name == "__get__":
+        return "call_function", getattr, False
+    if isinstance(func, OpOverload):
+        return "call_function", func, False
+    of_tensor = getattr(Tensor, name, None) is func or getattr(func, "__module__", "") == "torch._tensor"
+    if not of_tensor:
+        of_tensor = type(func).__name__ in ("method_descriptor", "wrapper_descriptor")
+    if not of_tensor:
+        return "call_function", func, False
+    if name in _SWAPPED:
+        return "call_function", _SWAPPED[name], True
+    if name in _OPERATORS:
+        return "call_function", _OPERATORS[name], False
+    return "call_method", name, False
+
+
+def _autocast() -> tuple[bool, bool]:
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in a value, in any nesting of tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [x for part in value for x in _tensors(part)]
+    if isinstance(value, dict):
+        return [x for part in value.values() for x in _tensors(part)]
+    if isinstance(value, slice):
+        return _tensors((value.start, value.stop, value.step))
+    return []
+
+
+def _held(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """Yield the tensors in a value, in objects of any kind too."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth < _DEEPEST:
+        parts = value if isinstance(value, tuple | list | set) else value.values() if isinstance(value, dict) else ()
+        for part in (*parts, *getattr(value, "__dict__", {}).values()):
+            yield from _held(part, depth + 1)
+
+
+_DEEPEST = 8
+"""How deep results lie in each other."""
+
+
+def _nodes(value: Any) -> list[Node]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, fx.Node | Step)]
+
+
+def _is_plain_dict(value: dict[Any, Any]) -> bool:
+    return type(value).__init__ in (dict.__init__,) or type(value).__module__ == "collections"
+
+
+def _nearest(names: list[str], path: str) -> str:
+    """Return the name, of several of one tensor, that lies within the module at ``path``, or else the first."""
+    prefix = f"{path}." if path else ""
+    return next((name for name in names if name.startswith(prefix)), names[0])
+
+
+_CONTAINERS = frozenset({list, dict, set})
+
+
+class State:
+    """What a module holds, itself, as far as it can be told apart later by identity."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._before = [dict(table) for table in self._tables()]
+
+    def changes(self) -> Iterator[tuple[Any, Any]]:
+        """Yield what was held and what is held instead; _MISSING where there is nothing."""
+        now = self._tables()
+        if len(self._before) != len(now):
+            yield None, None
+            return
+        for one, other in zip(self._before, now, strict=True):
+            if len(one) == len(other) and all(map(operator.is_, one.values(), other.values())):
+                continue
+            for key in {**one, **other}:
+                old, new = one.get(key, _MISSING), other.get(key, _MISSING)
+                same = old is new or (type(old) in _ATOMS and type(old) is type(new) and old == new)
+                if not same and key != "forward" and not (type(old) in _CONTAINERS and type(new) is type(old)):
+                    yield old, new
+
+    def _tables(self) -> list[dict[Any, Any]]:
+        """Return the attributes, the tables of the module, and the lists, dicts and sets among the attributes."""
+        if isinstance(self._module, jit.ScriptModule):
+            return []
+        held = vars(self._module)
+        lists = [x for name, x in held.items() if type(x) in _CONTAINERS and name[0] != "_"]
+        plain = [x if type(x) is dict else dict(enumerate(x)) for x in lists]
+        return [held, held["_parameters"], held["_buffers"], held["_modules"], *plain]
+
+
+_MISSING = object()

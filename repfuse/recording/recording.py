@@ -1,0 +1,420 @@
+"""What a network does, from runs at the example and at other sizes: the graph that the planner walks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, jit, nn
+from torch.fx.node import map_arg
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
+
+from repfuse.errors import RepfuseError
+from repfuse.networks import join, named_tensors, same_randomness, stored_tensors
+from repfuse.preconditions import check_rewritable
+from repfuse.recording.arguments import Arguments
+from repfuse.recording.calls import Call
+from repfuse.recording.comparing import Comparison, Mark
+from repfuse.recording.constants import Constants
+from repfuse.recording.copies import changed_copy
+from repfuse.recording.memory import Memory, called
+from repfuse.recording.other_sizes import other_ranks, try_other_sizes
+from repfuse.recording.read_only import OverwritesItself, ReadOnly
+from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, State, address
+from repfuse.recording.run import Run
+from repfuse.recording.sizes import RANK, SIZE
+from repfuse.wording import described
+
+
+class Recording:
+    """The graph of ``module``, and what holds of it at all sizes.
+
+    ``inputs`` are the example, and the arguments of other sizes that the network took. ``marks`` say which calls are
+    left alone, and why: their own operations, and what goes from one call to another through them. Calls that are
+    ``leaking`` compute with numbers that they made of sizes: their own operations are left alone; so are those of
+    ``unwritable`` ones, which cannot be written down anew. Nothing merges across the borders of ``closed`` modules.
+    ``uneven`` nodes are given other numbers at other sizes, and in the place of their ``foreign`` operands others.
+    ``escaping`` values are read unseen, tensors of the network ``elsewhere`` at other sizes.
+    """
+
+    def __init__(self, module: nn.Module, run: Run, comparison: Comparison, inputs: Sequence[Arguments] = ()) -> None:
+        self.module = module
+        self.inputs = inputs
+        self.run = run
+        self.graph, self.nodes = run.graph, run.nodes
+        self.call_of, self.calls, self.root = run.call_of, run.calls, run.root
+        self.shape_of, self.dtype_of = run.shape_of, run.dtype_of
+        self.escaping, self.elsewhere = run.escaping, frozenset(comparison.elsewhere)
+        self.uneven, self.foreign = comparison.uneven, dict(comparison.foreign)
+        self._comparison = comparison
+        self.memory = Memory(run)
+        self.sizes = self._settle_sizes()
+        self._trusted: dict[tuple[Call, Call], Mark | None] = {}
+        self.marks: dict[Call, Mark] = dict(comparison.marks)
+        self.leaking: set[Call] = set()
+        self.unwritable: dict[Call, Mark] = {}
+        self.closed: set[str] = set()
+        self.constants = Constants(self)
+        self._mark()
+
+    @cached_property
+    def order(self) -> dict[fx.Node, int]:
+        """The position of each node."""
+        return {node: index for index, node in enumerate(self.nodes)}
+
+    def paths(self, path: str) -> list[str]:
+        """Return all paths of the module at ``path``."""
+        return self._paths[self.modules[path]]
+
+    @cached_property
+    def _paths(self) -> dict[nn.Module, list[str]]:
+        found: dict[nn.Module, list[str]] = {}
+        for path, module in self.modules.items():
+            found.setdefault(module, []).append(path)
+        return found
+
+    @property
+    def depends_on_weights(self) -> bool:
+        """Whether some forward asked what numbers a tensor holds: with other weights it may do something else."""
+        return any(call.questions for calls in self.calls.values() for call in calls)
+
+    @cached_property
+    def names(self) -> dict[fx.Node, str]:
+        """A name for each node, the same in each run: the call that made it, and which of its operations it is."""
+        return {node: name for calls in self.calls.values() for call in calls for node, name in _named(call)}
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules by each of their paths."""
+        return dict(self.module.named_modules(remove_duplicate=False))
+
+    def module_of(self, node: fx.Node) -> nn.Module:
+        """Return the module in whose forward a node was made."""
+        return self.modules[self.call_of[node].path]
+
+    def shapes(self, node: fx.Node) -> list[tuple[int, ...]]:
+        """Return the shapes that a value had, at the example and at the other sizes."""
+        others = (run.shape_of[other] for run, other in self._comparison.alike.get(node, ()) if other in run.shape_of)
+        return [self.shape_of[node], *others]
+
+    def operand_shapes(self, node: fx.Node) -> list[list[tuple[int, ...]]]:
+        """Return the shapes of the tensors that a node was given, at the example and at the other sizes."""
+        runs = [(self.run, node), *self._comparison.alike.get(node, ())]
+        return [[run.shape_of[x] for x in other.all_input_nodes if x in run.shape_of] for run, other in runs]
+
+    def is_fixed(self, node: fx.Node, axis: int) -> bool:
+        """Whether an axis of a value has the same size at all sizes of the input."""
+        shapes = self.shapes(node)
+        return len({(len(shape), shape[axis]) for shape in shapes if -len(shape) <= axis < len(shape)}) == 1
+
+    def between(self, node: fx.Node, reader: fx.Node) -> Mark | None:
+        """Return why it is not certain that ``reader`` always reads the value of ``node``; None where it is."""
+        if node in self.foreign.get(reader, ()):
+            return "changes-with-size", "it reads another value at other sizes"
+        if node.op not in ("placeholder", "get_attr") and self.run.autocast_of.get(node) != self.run.autocast_of.get(
+            reader
+        ):
+            return _AUTOCAST
+        one, other = self.call_of[node], self.call_of[reader]
+        if (one, other) not in self._trusted:
+            self._trusted[one, other] = self._doubt(one, other)
+        return self._trusted[one, other]
+
+    def _doubt(self, one: Call, other: Call) -> Mark | None:
+        above = set(other.chain())
+        common = next(call for call in one.chain() if call in above)
+        crossed = [*one.up_to(common), *other.up_to(common)]
+        if shut := next((call.path for call in crossed if call.path in self.closed), None):
+            return "called-differently", f"{shut!r} is called several times, not always alike"
+        passed = [common, *crossed]
+        return next((self.marks[call] for call in passed if call in self.marks), None)
+
+    def leave_alone(self, call: Call, mark: Mark) -> None:
+        """Leave the own operations of a call alone from now on; at the second time all that goes through it."""
+        for each in self.calls[call.path]:
+            if each in self.unwritable:
+                self.marks.setdefault(each, self.unwritable[each])
+            self.unwritable.setdefault(each, mark)
+        self._trusted.clear()
+        self.constants.settle()
+
+    def close(self, path: str) -> None:
+        """Let nothing merge across the border of the module at ``path`` from now on: its calls are not alike there."""
+        self.closed.add(path)
+        self._trusted.clear()
+        self.constants.settle()
+
+    def mark_of(self, node: fx.Node) -> Mark | None:
+        """Return why an operation itself is left alone; None where it is not."""
+        if self.run.autocast_of.get(node) != self.call_of[node].autocast and node.op != "placeholder":
+            return _AUTOCAST
+        if node in self.uneven:
+            return "changes-with-size", "it is given other numbers at other sizes"
+        call = self.call_of[node]
+        if call in self.leaking and node.op not in ("placeholder", "get_attr") and not self._is_of_module(node, call):
+            return _LEAKING
+        return self.marks.get(call) or (
+            self.unwritable.get(call) if node.op not in ("placeholder", "get_attr") else None
+        )
+
+    def _is_of_module(self, node: fx.Node, call: Call) -> bool:
+        """Whether a node is the convolution that its module says it is, with the weight and the settings of that."""
+        module = self.modules[call.path]
+        if not isinstance(module, _ConvNd) or called(node) not in ("conv1d", "conv2d", "conv3d") or node.kwargs:
+            return False
+        weight = node.args[1] if len(node.args) == 7 else None
+        own = isinstance(weight, fx.Node) and weight.op == "get_attr" and weight.target == join(call.path, "weight")
+        _, _, _, stride, padding, dilation, groups = node.args if own else (None,) * 7
+        plain = padding in (module.padding, 0, (0,) * len(module.kernel_size))
+        return own and plain and (stride, dilation, groups) == (module.stride, module.dilation, module.groups)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the modules and of the tensors' shapes: equal for equal models, whatever their weights.
+
+        What the forwards do is not in it: who plans the recording again looks for each site by its names.
+        """
+        digest = hashlib.sha256()
+        for path, module in self.modules.items():
+            digest.update(f"{path} {type(module).__name__}\n".encode())
+        for name, tensor in stored_tensors(self.module):
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        return digest.hexdigest()
+
+    def _settle_sizes(self) -> dict[fx.Node, int]:
+        """Write numbers for sizes that the weights fix, and for what is computed from those alone.
+
+        What is computed from others may come out equal at each size that was tried, and differ at the next.
+        """
+        run, fixed = self.run, dict[fx.Node, int]()
+        for node, value in run.size_of.items():
+            if node.op == "call_method":
+                x, *axis = node.args
+                assert isinstance(x, fx.Node)
+                axes = axis if node.target == SIZE else [] if node.target == RANK else range(len(run.shape_of[x]))
+                settled = all(self.is_fixed(x, each) for each in axes)
+            else:
+                settled = all(x in fixed for x in node.all_input_nodes)
+            if settled:
+                fixed[node] = value
+        for node in fixed:
+            for user in list(node.users):
+                user.args = map_arg(user.args, lambda x: fixed.get(x, x))
+                user.kwargs = map_arg(user.kwargs, lambda x: fixed.get(x, x))
+        return fixed
+
+    def _mark(self) -> None:  # noqa: C901 - a paragraph for each kind
+        """Mark the calls that cannot be relied on, until no constant depends on another answer."""
+        for call in self._comparison.decided(leaves=False):
+            self.marks.setdefault(call, ("decides-by-size", "its forward decides by a size, always the same way here"))
+        for call in self._comparison.decided(leaves=True):
+            self.leaking.add(call)
+            own = (node for node in call.own if isinstance(node, fx.Node))
+            if not any(called(node) in TAKING_SIZES for node in own):  # the numbers are not for these: to decide by
+                self.marks.setdefault(call, _LEAKING)
+            handed = (
+                inner for inner in call.own if isinstance(inner, Call) and _has_number((inner.args, inner.kwargs))
+            )
+            self.leaking.update(handed)
+        for calls in self.calls.values():
+            for call in calls:
+                if call.meets_errors:
+                    self.marks.setdefault(call, ("decides-by-value", "its forward catches an error"))
+                if call.changes_state:
+                    self.marks.setdefault(call, ("writes-state", "its forward changes what the module holds"))
+        for node, tensor in self.run.unknown.items():
+            call = self.call_of[node]
+            if id(tensor) not in self._comparison.outside and node not in self.run.returned:
+                self.marks.setdefault(call, ("unseen-operation", "a tensor is made there by no function of torch"))
+        changed = True
+        while changed:
+            changed = False
+            self._trusted.clear()
+            self.constants.settle()
+            for call in self._asking():
+                self.marks[call] = ("decides-by-value", "its forward asks what numbers a tensor holds")
+                changed = True
+
+    def _asking(self) -> Iterator[Call]:
+        for calls in self.calls.values():
+            for call in calls:
+                asks = (question.nodes for question in call.questions)
+                if call not in self.marks and any(not all(map(self.constants.is_constant, nodes)) for nodes in asks):
+                    yield call
+
+
+_MOST_WORK = 6.0
+"""How many times the work of the example's run may go into runs at other sizes."""
+
+_SMALL = 1 << 14
+"""As many numbers as an input may have to be no work to speak of."""
+
+_LEAKING = "decides-by-size", "its forward computes with numbers that it makes of sizes, which may be others elsewhere"
+_AUTOCAST = "autocast", "it runs in a region of automatic mixed precision"
+
+
+def record(module: nn.Module, arguments: Arguments) -> Recording:
+    """Run a network at the example, and at other sizes as far as it takes them, and return what it does.
+
+    A network that never asks for a size is run at one other size, which is larger along some axes and smaller along
+    others; any other network also at one where it is the other way round.
+
+    ``module`` is untouched. Raises RepfuseError where it does not take the example.
+    """
+    check_rewritable(module)
+    arguments = arguments.distinct()
+    runs = Runs(module)
+    try:
+        first = runs.run(arguments)
+    except RepfuseError:
+        raise
+    except Exception as error:
+        raise _does_not_run(arguments, error) from error
+    comparison, inputs = Comparison(first), [arguments]
+    spent = 0.0
+
+    def attempt(others: Arguments, needed: bool) -> bool:
+        nonlocal spent
+        if spent > _MOST_WORK and not needed:
+            return False
+        run, done = runs.attempt(others, comparison)
+        spent += others.numbers / max(arguments.numbers, _SMALL) * done / max(len(first.nodes), 1)
+        if run is not None:
+            comparison.add(run)
+            inputs.append(others)
+        return run is not None
+
+    try_other_sizes(arguments, attempt, thoroughly=first.asks_for_sizes)
+    for others in other_ranks(arguments):
+        run, _ = runs.attempt(others, comparison)
+        if run is not None:
+            comparison.add_rank(run)
+    return Recording(module, first, comparison, inputs)
+
+
+class Runs:
+    """Runs copies of a network: over its own memory and without arithmetic, where both can be."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.shares = not any(
+            tensor.layout is not torch.strided or tensor.is_inference() for _, tensor in named_tensors(module)
+        )
+        self.sketches = not any(isinstance(part, jit.ScriptModule) for part in module.modules())
+        self.copy: nn.Module | None = None
+
+    def run(self, arguments: Arguments, *, with_graph: bool = True) -> Run:
+        """Run the network once. Raises what it raises."""
+        with same_randomness(self.module):
+            while True:
+                if self.copy is None:
+                    self._copy()
+                assert self.copy is not None
+                self.guard.wrong = False
+                recorder = Recorder(
+                    self.copy,
+                    self.guard,
+                    self.names,
+                    self.states,
+                    self.lies_at,
+                    with_graph=with_graph,
+                    sketches=self.sketches,
+                    shares_memory=self.shares,
+                )
+                try:
+                    run = recorder.run(arguments.copied())  # a forward may write into what it is given
+                except OverwritesItself:
+                    self.shares, self.copy = False, None
+                except AsksForValues:
+                    self.sketches = False
+                except Exception as error:
+                    if not self.sketches or not (with_graph or _may_be_of_numbers(error)):
+                        raise
+                    self.sketches = False
+                else:
+                    if self.guard.wrong:
+                        self.shares, self.copy = False, None
+                    elif self.sketches and run.meets_errors:
+                        self.sketches = False
+                    else:
+                        self.copy = None if run.changes_state else self.copy
+                        return run
+
+    def _copy(self) -> None:
+        """Copy the network, and take in what the recorder has to know of the copy."""
+        storages: dict[int, Any] = {}
+        change = _shared if self.shares else partial(_cloned, storages)
+        self.copy = changed_copy(self.module, lambda _, x: change(x.detach()))
+        self.names = defaultdict(list)
+        for name, tensor in named_tensors(self.copy, remove_duplicate=False):
+            self.names[id(tensor)].append(name)
+        addresses = (address(tensor) for _, tensor in named_tensors(self.copy))
+        self.lies_at = {at: number for number, at in enumerate(dict.fromkeys(addresses), 1)}
+        self.states = {part: State(part) for part in self.copy.modules()}
+        self.guard = ReadOnly(dict(named_tensors(self.copy)), shared=self.shares)
+
+    def attempt(self, arguments: Arguments, comparison: Comparison) -> tuple[Run | None, int]:
+        """Run the network at another size; None where it does not take that. Return also how many nodes it made."""
+        try:
+            run = self.run(arguments, with_graph=False)
+        except Exception as error:
+            failed = getattr(error, "__repfuse_run__", None)
+            if failed is None:
+                return None, 0
+            comparison.add_failed(failed)
+            return None, len(failed.nodes)
+        return run, len(run.nodes)
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _cloned(storages: dict[int, Any], tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor; what shared memory goes on doing so."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+        return tensor.clone()
+    at = address(tensor)
+    if at not in storages:
+        storages[at] = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
+    made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return made.set_(storages[at], tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def _may_be_of_numbers(error: Exception) -> bool:
+    """Whether a run without arithmetic may have failed because numbers meant nothing: as places in a table, say."""
+    return isinstance(error, IndexError) or any(word in str(error) for word in ("index", "probability", "linalg"))
+
+
+def _has_number(value: Any) -> bool:
+    leaves = tree_leaves(value)
+    return any(isinstance(leaf, int | float) and not isinstance(leaf, bool) for leaf in leaves)
+
+
+def _does_not_run(arguments: Arguments, error: Exception) -> RepfuseError:
+    shapes = ", ".join("x".join(map(str, getattr(x, "shape", ()))) or repr(x) for x in arguments.args)
+    return RepfuseError(
+        f"The model does not run on the example input {shapes}.",
+        described(error),
+        "Give the shape that the model expects with --input, for example --input 1x3x224x224.",
+    )
+
+
+def _named(call: Call) -> Iterator[tuple[fx.Node, str]]:
+    place = f"{call.path}@{call.number}" if call.number else call.path
+    counts: dict[str, int] = {}
+    for node in (item for item in call.own if isinstance(item, fx.Node)):
+        kind = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "value")
+        kind = (
+            "input"
+            if node.op == "placeholder"
+            else str(kind).rpartition(".")[2]
+            if node.op == "get_attr"
+            else str(kind)
+        )
+        counts[kind] = counts.get(kind, 0) + 1
+        yield node, f"{place}/{kind}" if counts[kind] == 1 else f"{place}/{kind}_{counts[kind]}"

@@ -1,0 +1,141 @@
+"""What one run of a network did, as the recorder noted it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from repfuse.recording.calls import Call
+
+
+def unknown() -> Tensor:
+    """Stand in a graph for a tensor that came from nowhere: from compiled code, or from outside of the network."""
+    raise RuntimeError("a tensor that no function of torch was seen to make")
+
+
+class Step:
+    """An operation of a run that is only compared with another: what a node of a graph is, without the graph."""
+
+    __slots__ = ("args", "kwargs", "op", "target", "users")
+
+    def __init__(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.op, self.target, self.args, self.kwargs = op, target, args, kwargs
+        self.users: dict[Step, None] = {}
+        for step in self.all_input_nodes:
+            step.users[self] = None
+
+    @property
+    def all_input_nodes(self) -> list[Step]:
+        """The operations that it reads, each once."""
+        return list(dict.fromkeys(_steps_in((self.args, self.kwargs))))
+
+
+def _steps_in(value: Any) -> Iterator[Step]:
+    kind = type(value)
+    if kind is Step:
+        yield value
+    elif kind is tuple or kind is list:
+        for part in value:
+            yield from _steps_in(part)
+    elif kind is dict:
+        for part in value.values():
+            yield from _steps_in(part)
+    elif kind is slice:
+        yield from _steps_in((value.start, value.stop, value.step))
+
+
+Node = Any
+"""A node of the graph, or a ``Step`` where a run has none."""
+
+
+class Run:
+    """The graph of one run, its nodes in order, and for each the call that made it.
+
+    ``shape_of``, ``dtype_of`` and ``storage_of`` describe the tensors: two with the same storage share memory.
+    ``writes`` are the storages that a node writes into. ``size_of`` are the values of nodes that are sizes,
+    ``attribute_of`` of those that are dtypes and devices; ``autocast_of`` is the state of mixed precision in which a
+    node was made. ``unknown`` are tensors that came from nowhere, ``returned`` those of them that a call returned.
+    ``escaping`` are values that somebody holds or reads unseen. ``of_inputs`` are nodes that depend on the inputs,
+    ``random`` those that drew random numbers. ``replaced`` are names of tensors of the network in whose place others
+    were put.
+
+    ``asks_for_sizes`` says that some forward asked for a size, or cut a part out of a tensor.
+
+    A run that is only compared with another needs no graph: its nodes are ``Step``s.
+    """
+
+    def __init__(self, *, with_graph: bool = True) -> None:
+        self.graph = fx.Graph()
+        self.with_graph = with_graph
+        self.root = Call("", 0, None)
+        self.nodes: list[Node] = []
+        self.calls: dict[str, list[Call]] = defaultdict(list)
+        self.call_of: dict[Node, Call] = {}
+        self.shape_of: dict[Node, tuple[int, ...]] = {}
+        self.dtype_of: dict[Node, torch.dtype] = {}
+        self.storage_of: dict[Node, int] = {}
+        self.writes: dict[Node, set[int]] = {}
+        self.attribute_of: dict[Node, torch.dtype | torch.device] = {}
+        self.size_of: dict[Node, int] = {}
+        self.unknown: dict[Node, Tensor] = {}
+        self.escaping: set[Node] = set()
+        self.random: set[Node] = set()
+        self.autocast_of: dict[Node, tuple[bool, bool]] = {}
+        self.of_inputs: set[Node] = set()
+        self.asks_for_sizes = False
+        self.returned: set[Node] = set()
+        self.replaced: set[str] = set()
+        self._storages_of_inputs: set[int] = set()
+
+    def make(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return a new node of the graph, or a step where there is to be none."""
+        if self.with_graph:
+            return self.graph.create_node(op, target, args, kwargs)
+        return Step(op, target, args, kwargs)
+
+    def finish(self, output: Any) -> None:
+        """End the graph with what the network returned."""
+        if self.with_graph:
+            self.graph.output(output)
+
+    def add(self, node: Node, call: Call) -> None:
+        """Take in the next node."""
+        self.nodes.append(node)
+        self.call_of[node] = call
+        call.own.append(node)
+        given = node.op == "placeholder" or node.target is unknown
+        if given or not self.of_inputs.isdisjoint(node.all_input_nodes):
+            self.of_inputs.add(node)
+
+    def describe(self, node: Node, tensor: Tensor, storage: int) -> None:
+        """Note what tensor a node is."""
+        with torch._C.DisableTorchFunction():  # the recorder, which would give sizes that note what is asked of them
+            self.shape_of[node], self.dtype_of[node] = tuple(tensor.shape), tensor.dtype
+        self.storage_of[node] = storage
+        if storage in self._storages_of_inputs:
+            self.of_inputs.add(node)
+
+    def write(self, node: Node, storages: set[int]) -> None:
+        """Note that a node writes into memory."""
+        self.writes.setdefault(node, set()).update(storages)
+        if node in self.of_inputs:
+            self._storages_of_inputs |= storages
+
+    @property
+    def autocast_is_off(self) -> bool:
+        """Whether nothing runs in mixed precision at this moment."""
+        return not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda")
+
+    @property
+    def meets_errors(self) -> bool:
+        """Whether something raised an error that the network caught."""
+        return any(call.meets_errors for calls in self.calls.values() for call in calls)
+
+    @property
+    def changes_state(self) -> bool:
+        """Whether a module holds something else since."""
+        return any(call.stored or call.changes_state for calls in self.calls.values() for call in calls)
