@@ -44,17 +44,17 @@ def settled(module: nn.Module, made: Plan) -> FuseResult:
 
     What no recording shows may be behind that: a forward that reads attributes of a module that is no longer there.
     """
-    fused = rewrite(module, made)
-    if not made.sites:
-        return FuseResult(fused, made)
-    check = _Check(module, made)
-    if check.passes(fused):
-        return FuseResult(fused, made)
-    wrong = set(check.wrong(_together(made.sites)))
-    refusals = (site.without("differs", "with it the network computes something else") for site in wrong)
-    kept = tuple(site for site in made.sites if site not in wrong)
-    left = replace(made, sites=kept, refusals=(*made.refusals, *refusals))
-    return FuseResult(rewrite(module, left), left)
+    check = _Check(module, made) if made.sites else None
+    while check is not None and made.sites:
+        fused = rewrite(module, made)
+        if check.passes(fused, made):
+            return FuseResult(fused, made)
+        # Where each half of the sites makes no difference by itself, it takes sites of both: none of them is certain.
+        wrong = set(check.wrong(made, _together(made.sites))) or set(made.sites)
+        refusals = (site.without("differs", "with it the network computes something else") for site in wrong)
+        kept = tuple(site for site in made.sites if site not in wrong)
+        made = replace(made, sites=kept, refusals=(*made.refusals, *refusals))
+    return FuseResult(rewrite(module, made), made)
 
 
 def _together(sites: Iterable[Site]) -> list[list[Site]]:
@@ -72,14 +72,14 @@ class _Check:
         from repfuse.verifying.comparison import reference  # what checks is not needed to rewrite
         from repfuse.verifying.inputs import Trial
 
-        self.module, self.plan = module, made
+        self.module = module
         inputs = (arguments.args for arguments in made.live.recording.inputs)
         self.trials = [Trial(f"input {number}", each) for number, each in enumerate(inputs)]
         self.expected: list[Outcome] | None = None
         with suppress(RepfuseError):  # it does not run in float64
             self.expected = reference(module, self.trials)
 
-    def passes(self, fused: nn.Module, made: Plan | None = None) -> bool:
+    def passes(self, fused: nn.Module, made: Plan) -> bool:
         """Whether ``fused``, made by a plan, computes the same."""
         from repfuse.proof.exact import ExactWeights
         from repfuse.proof.network import compare
@@ -87,7 +87,7 @@ class _Check:
 
         if self.expected is None:
             return self._passes_as_stored(fused)
-        exact = ExactWeights(fused, places(self.module, made or self.plan))
+        exact = ExactWeights(fused, places(self.module, made))
         return compare(fused, exact, self.trials, self.expected).passed
 
     def _passes_as_stored(self, fused: nn.Module) -> bool:
@@ -108,15 +108,18 @@ class _Check:
                     return False
         return True
 
-    def wrong(self, groups: list[list[Site]]) -> list[Site]:
-        """Return the sites, of these, that make a difference: by halves, so that one is found in few steps."""
-        part = replace(self.plan, sites=tuple(site for group in groups for site in group))
-        try:
-            if not groups or self.passes(rewrite(self.module, part), part):
-                return []
-        except RepfuseError:  # one that cannot be merged without another
-            return list(part.sites)
+    def wrong(self, made: Plan, groups: list[list[Site]]) -> list[Site]:
+        """Return the sites that make a difference, of groups that make one together: by halves, so that one is found in
+        few steps. None, where it takes sites of both halves.
+        """
         if len(groups) == 1:
             return groups[0]
         half = len(groups) // 2
-        return self.wrong(groups[:half]) + self.wrong(groups[half:])
+        return self._wrong_among(made, groups[:half]) + self._wrong_among(made, groups[half:])
+
+    def _wrong_among(self, made: Plan, groups: list[list[Site]]) -> list[Site]:
+        part = replace(made, sites=tuple(site for group in groups for site in group))
+        try:
+            return [] if self.passes(rewrite(self.module, part), part) else self.wrong(made, groups)
+        except RepfuseError:  # one that cannot be merged without another
+            return list(part.sites)

@@ -603,3 +603,18 @@ def test_a_filter_that_is_a_plain_attribute(kernel, after):
     fused = fuse(model, (X,)).module
     assert error(model, fused, X) < 1e-12
     assert all(not tensor.is_meta for _, tensor in named_tensors(fused))
+
+
+def test_what_differs_only_where_two_blocks_are_merged_is_left_alone():
+    """Either of them alone would be right: what is certain is that both together are not."""
+
+    def by_both(m, x):
+        kept = any(type(block) is Spelled for block in (m.first, m.second))
+        return torch.sin(m.second(torch.sin(m.first(x)))) * (1 if kept else 2)
+
+    model = randomised(
+        Spelled(by_both, first=pair(lambda m, x: m.a(x) + m.b(x)), second=pair(lambda m, x: m.a(x) + m.b(x)))
+    )
+    result = fuse(model, (X,))
+    assert error(model, result.module, X) < 1e-12
+    assert [refusal.code for refusal in result.plan.refusals].count("differs") == 2
