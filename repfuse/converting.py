@@ -62,7 +62,7 @@ def convert(
     that narrow either, see Plan.select. ``effort`` is how much is tried to find a mistake, see
     ``repfuse.verifying.Effort``. ``progress`` is told the stage and the fraction of the work that is done.
 
-    Raises RepfuseError where the model cannot be traced, copied or run, or where the plan or a glob does not fit it.
+    Raises RepfuseError where the model cannot be copied or run, or where the plan or a glob does not fit it.
     """
     effort = known_effort(effort)
     choice = Choice(policy, plan, include, exclude)

@@ -28,7 +28,7 @@ def keep_little() -> None:
 
 
 def give_back(network: nn.Module) -> None:
-    """Free what only refers to itself, as traced networks do, and return to the system what is free.
+    """Free what only refers to itself, as recorded networks do, and return to the system what is free.
 
     Only where ``network``, which is worked on, is large. glibc keeps freed memory, a network's worth after loading;
     elsewhere nothing is done about that.

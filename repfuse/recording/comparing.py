@@ -41,14 +41,12 @@ class Comparison:
         self.elsewhere: set[str] = set()
         self.outside: set[int] = set()
         """Tensors from nowhere that other runs met, too: nothing that ran made them."""
-        self.runs = 0
         self._asked: dict[Key, list[Decision]] = defaultdict(list)
         self._failed: dict[Key, list[Decision]] = defaultdict(list)
         self._hear(first, self._asked)
 
     def add(self, other: Run) -> None:
         """Compare a run at another size."""
-        self.runs += 1
         self.outside |= {id(tensor) for tensor in other.unknown.values()}
         match: dict[Any, fx.Node] = {}
         self._align(self.first.root, other.root, match)

@@ -22,11 +22,6 @@ from repfuse.wording import described
 Change = Callable[[str, Tensor], Tensor]
 
 
-def meta_copy(module: nn.Module) -> nn.Module:
-    """Copy a module without its data: the same structure with every tensor on the meta device."""
-    return changed_copy(module, lambda _name, tensor: torch.empty_like(tensor, device="meta"))
-
-
 def changed_copy(module: nn.Module, change: Change) -> nn.Module:
     """Copy a module whose tensors become ``change(name, tensor)``; shared ones stay shared, parameters parameters.
 
@@ -134,7 +129,7 @@ def _uncopyable(module: nn.Module) -> str:
 
 @contextmanager
 def restored(root: nn.Module) -> Iterator[None]:
-    """Undo, at the end, what is set on the modules in between: proxies, where a forward was traced."""
+    """Undo, at the end, what is set on the modules in between, and in their tables."""
     tables = [vars(module) for module in root.modules() if not isinstance(module, jit.ScriptModule)]
     tables += [table[kind] for table in tables for kind in ("_parameters", "_buffers", "_modules")]
     before = [dict(table) for table in tables]

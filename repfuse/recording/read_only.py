@@ -92,12 +92,13 @@ class MemoryKept(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call one function of torch."""
-        if getattr(func, "__name__", "") in _TAKING:
+        if getattr(func, "__name__", "") in TAKING:
             self._mode.keep(tensors_in(args[:1]))
         return func(*args, **(kwargs or {}))
 
 
-_TAKING = ("numpy", "__array__", "__dlpack__", "storage", "untyped_storage", "data_ptr", "share_memory_")
+TAKING = frozenset({"numpy", "__array__", "__dlpack__", "storage", "untyped_storage", "data_ptr", "share_memory_"})
+"""What takes the memory of a tensor, past all operators."""
 
 
 @cache

@@ -6,6 +6,7 @@ happened. Modules dissolve into the functions that they call; which call of whic
 
 from __future__ import annotations
 
+import gc
 import operator
 import threading
 import weakref
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.assignment import assigned, set_data
 from repfuse.recording.calls import Call, Question
-from repfuse.recording.read_only import OverwritesItself, ReadOnly
+from repfuse.recording.read_only import TAKING, OverwritesItself, ReadOnly
 from repfuse.recording.run import Node, Run, Step, unknown
 from repfuse.recording.shortcuts import shortcut
 from repfuse.recording.sizes import RANK, SIZE, Decision, Dimension
@@ -169,7 +170,7 @@ class Recorder(TorchFunctionMode):
         given, by_name = self._noted(given), self._noted(kwargs)
         result, guard = None, self.guard
         guard.forget()
-        if self.sketches and self.found.autocast_is_off and self._has_data(tensors):
+        if self.sketches and not any(_autocast()) and self._has_data(tensors):
             result = shortcut(func, args, kwargs)  # numbers that the weights alone make are real ones
         if result is None:
             result = self._done(func, args, kwargs)
@@ -584,8 +585,6 @@ class _Values:
         """Return the nodes whose tensors somebody still holds, the ``explained`` ones apart."""
         found = self._alive(explained)
         if found:
-            import gc
-
             gc.collect()
             found = self._alive(explained)
         return found
@@ -678,9 +677,7 @@ _QUESTIONS = frozenset(
         "__format__", "equal", "allclose", "is_nonzero", "_local_scalar_dense",
     }
 )  # fmt: skip
-_TAKING = frozenset(
-    {"numpy", "__array__", "__dlpack__", "storage", "untyped_storage", "_typed_storage", "data_ptr", "share_memory_"}
-)
+_TAKING = TAKING | {"_typed_storage"}
 TAKING_SIZES = frozenset(
     {
         "view", "reshape", "pad", "expand", "repeat", "interpolate", "unflatten", "unfold", "fold", "tile", "upsample",
@@ -816,7 +813,7 @@ def _nodes(value: Any) -> list[Node]:
 
 
 def _is_plain_dict(value: dict[Any, Any]) -> bool:
-    return type(value).__init__ in (dict.__init__,) or type(value).__module__ == "collections"
+    return type(value).__init__ is dict.__init__ or type(value).__module__ == "collections"
 
 
 def _nearest(names: list[str], path: str) -> str:

@@ -93,10 +93,6 @@ class Recording:
         """The modules by each of their paths."""
         return dict(self.module.named_modules(remove_duplicate=False))
 
-    def module_of(self, node: fx.Node) -> nn.Module:
-        """Return the module in whose forward a node was made."""
-        return self.modules[self.call_of[node].path]
-
     def shapes(self, node: fx.Node) -> list[tuple[int, ...]]:
         """Return the shapes that a value had, at the example and at the other sizes."""
         others = (run.shape_of[other] for run, other in self._comparison.alike.get(node, ()) if other in run.shape_of)

@@ -126,11 +126,6 @@ class Run:
             self._storages_of_inputs |= storages
 
     @property
-    def autocast_is_off(self) -> bool:
-        """Whether nothing runs in mixed precision at this moment."""
-        return not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda")
-
-    @property
     def meets_errors(self) -> bool:
         """Whether something raised an error that the network caught."""
         return any(call.meets_errors for calls in self.calls.values() for call in calls)

@@ -9,7 +9,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
-"""PyTorch's own hooks that compute a weight before each call: tracing through them shows what they compute."""
+"""PyTorch's own hooks that compute a weight before each call: a recording shows what they compute."""
 
 _CALLED = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STORED = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
