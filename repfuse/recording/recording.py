@@ -404,13 +404,14 @@ def _named(call: Call) -> Iterator[tuple[fx.Node, str]]:
     place = f"{call.path}@{call.number}" if call.number else call.path
     counts: dict[str, int] = {}
     for node in (item for item in call.own if isinstance(item, fx.Node)):
-        kind = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "value")
-        kind = (
-            "input"
-            if node.op == "placeholder"
-            else str(kind).rpartition(".")[2]
-            if node.op == "get_attr"
-            else str(kind)
-        )
+        kind = _kind(node)
         counts[kind] = counts.get(kind, 0) + 1
         yield node, f"{place}/{kind}" if counts[kind] == 1 else f"{place}/{kind}_{counts[kind]}"
+
+
+def _kind(node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "get_attr":
+        return str(node.target).rpartition(".")[2]
+    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", "value"))
