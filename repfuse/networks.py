@@ -17,10 +17,24 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}".strip(".")
 
 
+def named_modules(network: nn.Module, *, remove_duplicate: bool = True) -> list[tuple[str, nn.Module]]:
+    """Return what ``network.named_modules`` does, which passes each module up through all that it lies in."""
+    found, seen, left = list[tuple[str, nn.Module]](), set[nn.Module](), [("", network)]
+    while left:
+        path, module = left.pop()
+        if not (remove_duplicate and module in seen):
+            seen.add(module)
+            found.append((path, module))
+            prefix = f"{path}." if path else ""
+            children = reversed(module._modules.items())
+            left += [(prefix + name, child) for name, child in children if child is not None]
+    return found
+
+
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters, buffers and plain tensor attributes of the module itself, without its children."""
-    members = {**vars(module), **module._buffers, **module._parameters}
-    return {name: value for name, value in members.items() if isinstance(value, torch.Tensor)}
+    tables = vars(module), module._buffers, module._parameters
+    return {name: value for table in tables for name, value in table.items() if isinstance(value, torch.Tensor)}
 
 
 def named_tensors(network: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
@@ -29,11 +43,12 @@ def named_tensors(network: nn.Module, *, remove_duplicate: bool = True) -> Itera
     What has several names comes once, under its first; without ``remove_duplicate`` under each.
     """
     seen: set[int] = set()
-    for path, module in network.named_modules(remove_duplicate=remove_duplicate):
+    for path, module in named_modules(network, remove_duplicate=remove_duplicate):
+        prefix = f"{path}." if path else ""
         for name, value in own_tensors(module).items():
             if not (remove_duplicate and id(value) in seen):
                 seen.add(id(value))
-                yield join(path, name), value
+                yield prefix + name, value
 
 
 def stored_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -41,7 +56,7 @@ def stored_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
     In its order and under its names; what is shared comes under each of its names.
     """
-    for path, module in network.named_modules(remove_duplicate=False):
+    for path, module in named_modules(network, remove_duplicate=False):
         kept = {name: x for name, x in module._buffers.items() if name not in module._non_persistent_buffers_set}
         for name, value in {**module._parameters, **kept}.items():
             if value is not None:

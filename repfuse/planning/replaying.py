@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repfuse.errors import RepfuseError
-from repfuse.networks import is_plain, own_tensors
+from repfuse.networks import is_plain, named_modules, own_tensors
 from repfuse.placing.edits import Layout
 from repfuse.planning.cost import Policy
 from repfuse.planning.keeping import kept
@@ -62,7 +62,8 @@ def _live(module: nn.Module, plan: Plan) -> Planner | None:
     planner: Planner | None = plan.live
     if planner is None or (planner.recording.depends_on_weights and planner.recording.module is not module):
         return None
-    return planner if _structure(planner.recording.module) == _structure(module) else None
+    planned = planner.recording.module
+    return planner if planned is module or _structure(planned) == _structure(module) else None
 
 
 def _made_again(module: nn.Module, plan: Plan, fill: Callable[[Tensor], object]) -> Planner:
@@ -99,5 +100,5 @@ def _structure(module: nn.Module) -> list[tuple[Any, ...]]:
             {key: value for key, value in vars(child).items() if is_plain(value)},
             len(hooks_of(child)),
         )
-        for name, child in module.named_modules()
+        for name, child in named_modules(module)
     ]

@@ -11,7 +11,7 @@ import operator
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -22,6 +22,7 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from repfuse.networks import named_modules, named_tensors
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.assignment import assigned, set_data
 from repfuse.recording.calls import Call, Question
@@ -36,39 +37,48 @@ class AsksForValues(Exception):
     """A run without arithmetic would have had to know what numbers a tensor holds."""
 
 
-class Recorder(TorchFunctionMode):
-    """Records one call of ``network``.
+class Subject:
+    """A network that is to be run, and what has to be known of it before.
 
-    Where it ``sketches``, expensive operations whose results have known shapes are not computed: numbers mean nothing
-    then, and a forward that asks for one ends with AsksForValues. Where the network ``shares_memory`` with one that is
-    not to change, a forward that writes there ends with OverwritesItself.
+    Where it ``shares_memory`` with one that is not to change, a forward that writes there ends with OverwritesItself.
+    ``names`` are those of its tensors by id, ``path_of`` are its modules, ``stock`` the paths of PyTorch's own,
+    ``states`` what the modules hold, and ``lies_at`` numbers its storages by their addresses.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        guard: ReadOnly,
-        names: Mapping[int, list[str]],
-        states: Mapping[nn.Module, State],
-        lies_at: Mapping[int, int],
-        *,
-        with_graph: bool = True,
-        sketches: bool = False,
-        shares_memory: bool = True,
-    ) -> None:
-        super().__init__()
+    def __init__(self, network: nn.Module, *, shares_memory: bool) -> None:
         self.network = network
-        self.guard = guard
-        self.sketches = sketches
         self.shares_memory = shares_memory
+        named = dict(named_tensors(network))
+        self.names: dict[int, list[str]] = defaultdict(list)
+        for name, tensor in named_tensors(network, remove_duplicate=False):
+            self.names[id(tensor)].append(name)
+        self.lies_at = {at: number for number, at in enumerate(dict.fromkeys(map(address, named.values())), 1)}
+        self.path_of = {module: path for path, module in named_modules(network)}
+        self.stock = {path for module, path in self.path_of.items() if is_stock(module)}
+        self.states = {module: State(module) for module in self.path_of}
+        self.guard = ReadOnly(named, shared=shares_memory)
+
+
+class Recorder(TorchFunctionMode):
+    """Records one call of the network of ``subject``.
+
+    Where it ``sketches``, expensive operations whose results have known shapes are not computed: numbers mean nothing
+    then, and a forward that asks for one ends with AsksForValues.
+    """
+
+    def __init__(self, subject: Subject, *, with_graph: bool = True, sketches: bool = False) -> None:
+        super().__init__()
+        self.network = subject.network
+        self.guard = subject.guard
+        self.sketches = sketches
+        self.shares_memory = subject.shares_memory
         self.found = Run(with_graph=with_graph)
-        self._path_of = {module: path for path, module in network.named_modules()}
-        self._stock = {path for module, path in self._path_of.items() if is_stock(module)}
+        self._path_of, self._stock = subject.path_of, subject.stock
         self._call: Call | None = None
         self._inside = 0
-        self._names = names
-        self._values = _Values(lies_at)
-        self._states = states
+        self._names = subject.names
+        self._values = _Values(subject.lies_at)
+        self._states = subject.states
         self._read: dict[tuple[Call, int], tuple[fx.Node, int]] = {}
         self._asked: dict[Call, dict[Any, fx.Node]] = defaultdict(dict)
         self._attributes: dict[tuple[Call, str, fx.Node], fx.Node] = {}
@@ -178,7 +188,8 @@ class Recorder(TorchFunctionMode):
             self._question(_name(func), tensors)
             if result is not None:
                 return result
-        self.found.asks_for_sizes |= _name(func) in _CUTTING
+        if _name(func) in _CUTTING and self._current.path not in self._stock:
+            self.found.asks_for_sizes = True
         node = self._make(op, target, given, by_name)
         if guard.counts:
             self._question(_name(func), tensors)
@@ -449,11 +460,10 @@ class Recorder(TorchFunctionMode):
         bases = (x._base for x in held if x._is_view())  # a view keeps what it is a view of
         explained = {id(x) for x in (*held, *bases, *self.found.unknown.values())}
         stored = {node for calls in self.found.calls.values() for call in calls for node in call.stored}
-        for node in self._values.alive(explained):
-            if node not in stored:
-                self.found.escaping.add(node)
-                for call in self.found.call_of[node].chain():
-                    call.stored.append(node)
+        for node in self._values.alive(explained, stored, self._names):
+            self.found.escaping.add(node)
+            for call in self.found.call_of[node].chain():
+                call.stored.append(node)
 
     def _decide(self, decision: Decision) -> None:
         if self._call is not None and not self._inside:
@@ -581,21 +591,25 @@ class _Values:
         """Return the number of the storage that a tensor lies in."""
         return self._number(address(tensor))
 
-    def alive(self, explained: set[int]) -> list[fx.Node]:
-        """Return the nodes whose tensors somebody still holds, the ``explained`` ones apart."""
-        found = self._alive(explained)
-        if found:
-            gc.collect()
-            found = self._alive(explained)
-        return found
+    def alive(self, explained: set[int], stored: set[Node], lasting: Container[int]) -> list[Node]:
+        """Return the nodes whose tensors somebody still holds, the ``explained`` and ``stored`` ones apart.
 
-    def _alive(self, explained: set[int]) -> list[fx.Node]:
+        ``lasting`` are the ids of tensors that live on in any case. Others may be held by a circle that nobody holds.
+        """
+        found = self._alive(explained, stored)
+        if not all(key in lasting for key in found):
+            gc.collect()
+            found = self._alive(explained, stored)
+        return list(found.values())
+
+    def _alive(self, explained: set[int], stored: set[Node]) -> dict[int, Node]:
         entries = [(key, ref(), node) for key, (ref, node, _) in list(self._entries.items())]
-        return [
-            node
+        return {
+            key: node
             for key, x, node in entries
-            if x is not None and node is not None and node.op != "placeholder" and key not in explained
-        ]
+            if x is not None and node is not None and node.op != "placeholder"
+            if key not in explained and node not in stored
+        }
 
     def _number(self, at: int) -> int:
         number = self._model.get(at)

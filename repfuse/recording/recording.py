@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -24,8 +23,8 @@ from repfuse.recording.constants import Constants
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.memory import Memory, called
 from repfuse.recording.other_sizes import other_ranks, try_other_sizes
-from repfuse.recording.read_only import OverwritesItself, ReadOnly
-from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, State, address
+from repfuse.recording.read_only import OverwritesItself
+from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address
 from repfuse.recording.run import Run
 from repfuse.recording.sizes import RANK, SIZE
 from repfuse.wording import described
@@ -301,30 +300,19 @@ class Runs:
             tensor.layout is not torch.strided or tensor.is_inference() for _, tensor in named_tensors(module)
         )
         self.sketches = not any(isinstance(part, jit.ScriptModule) for part in module.modules())
-        self.copy: nn.Module | None = None
+        self.subject: Subject | None = None
 
     def run(self, arguments: Arguments, *, with_graph: bool = True) -> Run:
         """Run the network once. Raises what it raises."""
         with same_randomness(self.module):
             while True:
-                if self.copy is None:
-                    self._copy()
-                assert self.copy is not None
-                self.guard.wrong = False
-                recorder = Recorder(
-                    self.copy,
-                    self.guard,
-                    self.names,
-                    self.states,
-                    self.lies_at,
-                    with_graph=with_graph,
-                    sketches=self.sketches,
-                    shares_memory=self.shares,
-                )
+                subject = self.subject = self.subject or self._copy()
+                subject.guard.wrong = False
+                recorder = Recorder(subject, with_graph=with_graph, sketches=self.sketches)
                 try:
                     run = recorder.run(arguments.copied())  # a forward may write into what it is given
                 except OverwritesItself:
-                    self.shares, self.copy = False, None
+                    self.shares, self.subject = False, None
                 except AsksForValues:
                     self.sketches = False
                 except Exception as error:
@@ -332,26 +320,19 @@ class Runs:
                         raise
                     self.sketches = False
                 else:
-                    if self.guard.wrong:
-                        self.shares, self.copy = False, None
+                    if subject.guard.wrong:
+                        self.shares, self.subject = False, None
                     elif self.sketches and run.meets_errors:
                         self.sketches = False
                     else:
-                        self.copy = None if run.changes_state else self.copy
+                        self.subject = None if run.changes_state else subject
                         return run
 
-    def _copy(self) -> None:
-        """Copy the network, and take in what the recorder has to know of the copy."""
+    def _copy(self) -> Subject:
         storages: dict[int, Any] = {}
         change = _shared if self.shares else partial(_cloned, storages)
-        self.copy = changed_copy(self.module, lambda _, x: change(x.detach()))
-        self.names = defaultdict(list)
-        for name, tensor in named_tensors(self.copy, remove_duplicate=False):
-            self.names[id(tensor)].append(name)
-        addresses = (address(tensor) for _, tensor in named_tensors(self.copy))
-        self.lies_at = {at: number for number, at in enumerate(dict.fromkeys(addresses), 1)}
-        self.states = {part: State(part) for part in self.copy.modules()}
-        self.guard = ReadOnly(dict(named_tensors(self.copy)), shared=self.shares)
+        copy = changed_copy(self.module, lambda _, x: change(x.detach()))
+        return Subject(copy, shares_memory=self.shares)
 
     def attempt(self, arguments: Arguments, comparison: Comparison) -> tuple[Run | None, int]:
         """Run the network at another size; None where it does not take that. Return also how many nodes it made."""

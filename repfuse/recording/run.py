@@ -63,7 +63,7 @@ class Run:
     ``random`` those that drew random numbers. ``replaced`` are names of tensors of the network in whose place others
     were put.
 
-    ``asks_for_sizes`` says that some forward asked for a size, or cut a part out of a tensor.
+    ``asks_for_sizes`` says that some forward asked for a size, or cut a part out of a tensor by itself.
 
     A run that is only compared with another needs no graph: its nodes are ``Step``s.
     """
