@@ -38,6 +38,13 @@ def count(value: Any, where: str) -> int:
     return value
 
 
+def flag(value: Any, where: str) -> bool:
+    """Check a yes or no."""
+    if not isinstance(value, bool):
+        raise NotAPlan(f"{where} is {shown(value)}, neither true nor false")
+    return value
+
+
 def one_of(known: Collection[str]) -> Read:
     """Check a text that is one of a few."""
 

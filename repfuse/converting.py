@@ -54,18 +54,20 @@ def convert(
     plan: Plan | None = None,
     include: str | Collection[str] = (),
     exclude: str | Collection[str] = (),
+    keep_class: bool | None = None,
     effort: Effort | str = Effort.DEFAULT,
 ) -> Conversion:
     """Plan by ``policy`` (by cost, where none is given), rewrite and prove a checkpoint.
 
     Instead of a policy there may be a ``plan``: exactly its sites are rewritten. ``include`` and ``exclude`` are globs
-    that narrow either, see Plan.select. ``effort`` is how much is tried to find a mistake, see
-    ``repfuse.verifying.Effort``. ``progress`` is told the stage and the fraction of the work that is done.
+    that narrow either, see Plan.select; for ``keep_class`` see ``repfuse.fuse``. ``effort`` is how much is tried to
+    find a mistake, see ``repfuse.verifying.Effort``. ``progress`` is told the stage and the fraction of the work that
+    is done.
 
     Raises RepfuseError where the model cannot be copied or run, or where the plan or a glob does not fit it.
     """
     effort = known_effort(effort)
-    choice = Choice(policy, plan, include, exclude)
+    choice = Choice(policy, plan, include, exclude, keep_class)
     original, example = checkpoint.module, checkpoint.example_inputs
     progress("planning", 0.0)
     found = choose(original, example, choice)

@@ -29,14 +29,21 @@ class FuseResult:
     plan: Plan
 
 
-def fuse(module: nn.Module, example_inputs: Sequence[Any], policy: Policy = Policy.COST) -> FuseResult:
+def fuse(
+    module: nn.Module,
+    example_inputs: Sequence[Any],
+    policy: Policy = Policy.COST,
+    *,
+    keep_class: bool | None = None,
+) -> FuseResult:
     """Plan by ``policy`` and rewrite ``module``, which is untouched.
 
     ``example_inputs`` are the arguments of one call. Original and fused network are compared in float64 on them, and on
     inputs of the other sizes that the network takes; where they differ, the places that make the difference are left
-    alone, which the plan then says. Raises RepfuseError where the model does not take the example.
+    alone, which the plan then says. ``keep_class`` says whether the outermost module goes on being what it is; without
+    it, it does where little is to be gained. Raises RepfuseError where the model does not take the example.
     """
-    return settled(module, plan(module, example_inputs, policy))
+    return settled(module, plan(module, example_inputs, policy, keep_class=keep_class))
 
 
 def settled(module: nn.Module, made: Plan) -> FuseResult:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from math import isfinite, prod
 from typing import Any
 
-from repfuse.checked import NotAPlan, count, list_of, one_of, optional, record, shown, text
+from repfuse.checked import NotAPlan, count, flag, list_of, one_of, optional, record, shown, text
 from repfuse.errors import RepfuseError
 from repfuse.planning.cost import Policy
 from repfuse.plans import AGAIN, SCHEMA, Cost, Plan, Refusal, Site
@@ -139,6 +139,7 @@ _PLAN = record(
         "refusals": list_of(_REFUSAL),
         "fingerprint": text,
         "arguments": _arguments,
+        "keep_class": flag,
         "matching_borders": _TEXTS,
     },
     beside=("schema",),

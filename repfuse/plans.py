@@ -11,7 +11,7 @@ from typing import Any
 from repfuse.globs import ROOT, as_globs, check_globs, first_match, names_of
 from repfuse.refusals import REFUSALS
 
-SCHEMA = 4
+SCHEMA = 5
 AGAIN = "Make the plan again from this model."  # what to do with a plan that does not fit
 
 Key = tuple[str, str, frozenset[str]]
@@ -117,8 +117,8 @@ class Plan:
 
     ``policy`` is what was to be merged. ``fingerprint`` identifies the modules that the sites refer to, ``arguments``
     describe what it was made with. ``matching_borders`` are the layers that pad with what lies beyond the border, as
-    far as that depends on the weights. ``live`` saves ``rewrite`` a second recording in the same process and is never
-    serialised.
+    far as that depends on the weights. ``keep_class`` says that the outermost module gets no new forward. ``live``
+    saves ``rewrite`` a second recording in the same process and is never serialised.
     """
 
     sites: tuple[Site, ...]
@@ -127,6 +127,7 @@ class Plan:
     fingerprint: str
     arguments: Any
     matching_borders: tuple[str, ...] = ()
+    keep_class: bool = False
     live: Any = field(default=None, repr=False, compare=False)
 
     def select(self, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()) -> Plan:
@@ -152,6 +153,7 @@ class Plan:
             "refusals": [asdict(refusal) | {"hint": refusal.hint} for refusal in self.refusals],
             "fingerprint": self.fingerprint,
             "arguments": self.arguments,
+            "keep_class": self.keep_class,
             "matching_borders": list(self.matching_borders),
         }
 

@@ -106,6 +106,12 @@ REFUSALS: dict[str, Explanation] = {
         "There is no convolution to merge these into. As one depthwise 1x1 convolution they would hardly be faster.",
         "Nothing to do: the result is right as it is.",
     ),
+    "outermost-class": Explanation(
+        "a merge in the model's own forward that gains little",
+        "The place stands in the forward of the outermost module itself, which would become a GraphModule for it: a "
+        "model without its class and the methods of that. Less than 5 % of the predicted time would be saved.",
+        "Nothing to do, or --drop-class (keep_class=False in Python) where nobody needs the class.",
+    ),
     "outer-reference": Explanation(
         "a block that uses values it is not given",
         "The forward of the block reads a parameter or a tensor of another module other than through its arguments, "

@@ -172,6 +172,10 @@ def test_a_plan_is_replaced_only_with_force(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], tuple[object, ...]], str]] = {
     "policy": (lambda f: ("convert", DIGITS, f / "out", "--plan", plan_of(f), "--policy", "cost"), "contradict"),
+    "a class to keep": (
+        lambda f: ("convert", DIGITS, f / "out", "--plan", plan_of(f), "--keep-class"),
+        "A plan says already",
+    ),
     "another model": (lambda f: ("convert", NOTEBOOK, f / "out", "--plan", plan_of(f)), "another model"),
     "edited": (
         lambda f: (

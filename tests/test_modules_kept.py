@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import pickle
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
 from blocks import Spelled, conv
 from support.agreement import error, image, randomised
 from support.small_nets import Block, Net, X
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from repfuse.cli.conversion import class_notes
 from repfuse.fusing import fuse
+from repfuse.planning.choosing import fitted
+from repfuse.planning.cost import Policy
+from repfuse.plans import Plan
+from repfuse.rewriting import rewrite
 
 
 class Known(Net):
@@ -212,3 +218,79 @@ def test_a_block_called_with_another_size_still_runs():
 def test_a_spelled_network_of_lambdas_is_converted_though_it_does_not_pickle():
     model = randomised(Spelled(lambda m, x: torch.sin(m.block(x)), block=Block()))
     assert fuse(model, (X,)).plan.sites
+
+
+class TwoHeads(nn.Module):
+    """Averages two heads in its own forward, which is little work beside its body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(Block() for _ in range(4)))
+        self.one, self.other = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.body(x).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.forward_features(x)
+        return (self.one(y) + self.other(y)) / 2
+
+
+class Direct(nn.Module):
+    """Has its branches in its own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3), conv(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.a(x) + self.b(x) + x)
+
+
+LARGE = image(1, 4, 64, 64)
+
+
+@torch.no_grad()
+def test_the_outermost_class_is_lost_only_where_much_is_gained():
+    model = randomised(TwoHeads())
+    kept = fuse(model, (LARGE,))
+    assert type(kept.module) is TwoHeads and error(model, kept.module, LARGE) < 1e-12
+    assert kept.module.forward_features(LARGE).shape == (1, 4)
+    refusals = [refusal for refusal in kept.plan.refusals if refusal.code == "outermost-class"]
+    assert refusals and all("TwoHeads" in refusal.reason for refusal in refusals)
+    assert [site.owner for site in kept.plan.sites] == [f"body.{number}" for number in range(4)]
+    assert isinstance(fuse(randomised(Direct()), (LARGE,)).module, fx.GraphModule)
+
+
+@pytest.mark.parametrize("make", [TwoHeads, Direct])
+def test_whoever_asks_keeps_or_loses_the_class(make):
+    model = randomised(make())
+    kept, lost = (fuse(model, (LARGE,), keep_class=keep) for keep in (True, False))
+    always = fuse(model, (LARGE,), Policy.ALWAYS)
+    assert type(kept.module) is make and kept.plan.keep_class
+    assert all(isinstance(each.module, fx.GraphModule) and not each.plan.keep_class for each in (lost, always))
+    assert len(lost.plan.sites) == len(kept.plan.sites) + 1
+    for each in (kept, lost, always):
+        assert error(model, each.module, LARGE) < 1e-12
+        again = Plan.from_dict(json.loads(each.plan.to_json()))
+        assert type(rewrite(make().eval(), again)).__name__ == make.__name__
+        assert fitted(model, again) == each.plan
+
+
+def test_a_part_of_what_was_worth_the_class_is_still_written():
+    """By itself the one site that is left gains too little: what the plan settled stays settled."""
+    model = randomised(
+        Spelled(
+            lambda m, x: F.relu(m.a(x) + m.b(x)).mean((2, 3)) + m.head(torch.sin(m.one(x.mean((2, 3))))),
+            a=conv(3),
+            b=conv(1),
+            one=nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)),
+            head=nn.Linear(4, 4),
+        )
+    )
+    whole = fuse(model, (LARGE,))
+    assert isinstance(whole.module, fx.GraphModule) and len(whole.plan.sites) == 2
+    for site in whole.plan.sites:
+        part = replace(whole.plan, sites=(site,))
+        for each in (part, Plan.from_dict(json.loads(part.to_json()))):
+            assert error(model, rewrite(model, each), LARGE) < 1e-12

@@ -104,6 +104,20 @@ def of(code: str, name: str, make: Callable[[], nn.Module], *inputs: torch.Tenso
     return pytest.param(code, make, inputs or INPUTS[:1], id=f"{code}: {name}")
 
 
+def two_heads():
+    """A network that averages two heads in its own forward."""
+    return Spelled(
+        lambda m, x: _averaged(m, m.body(x).mean((2, 3))),
+        body=nn.Sequential(RepVGG(), RepVGG(), RepVGG()),
+        one=nn.Linear(4, 3),
+        other=nn.Linear(4, 3),
+    )
+
+
+def _averaged(m, x):
+    return (m.one(x) + m.other(x)) / 2
+
+
 PRODUCERS = [
     of("broadcast", "a row added", lambda: pair(lambda m, x: m.a(x) + m.b(x[:, :, :1]))),
     of("broadcast", "one channel", lambda: pair_of_two(lambda m, x, y: m.a(x) + y), INPUTS[0], image(2, 1, 6, 7)),
@@ -137,6 +151,7 @@ PRODUCERS = [
     of("hooks", "on a block", hooked_block),
     of("in-place", "a source", lambda: pair(_written_between)),
     of("no-convolution", "skip and norm", lambda: Spelled(lambda m, x: x + m.n(x), n=norm())),
+    of("outermost-class", "two heads averaged", two_heads, image(1, 4, 32, 32)),
     of("outer-reference", "to the outside", reaching),
     of("outer-reference", "from the outside", lambda: Spelled(_weight_elsewhere, block=pair(_sum))),
     of("outer-reference", "a child elsewhere", lambda: Spelled(_child_elsewhere, block=pair(_sum))),

@@ -57,6 +57,17 @@ Exclude = Annotated[
         rich_help_panel=CHOICE,
     ),
 ]
+KeepClass = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-class/--drop-class",
+        help="Leave the outermost module what it is, with its class and methods, or merge also what stands in its own "
+        "forward, for which it becomes a GraphModule. Without it: as more than 5 % of the time is predicted to be "
+        "gained, or not.",
+        show_default=False,
+        rich_help_panel=CHOICE,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,11 @@ class Wanted:
 
 
 def wanted(
-    policy: Policy | None, plan: Path | None, include: Sequence[str] | None, exclude: Sequence[str] | None
+    policy: Policy | None,
+    plan: Path | None,
+    include: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+    keep_class: bool | None,
 ) -> Wanted:
     """Read what the options say. Raises RepfuseError where the file is no plan, or where they contradict each other."""
     from repfuse.plan_file import read_plan_file
@@ -86,4 +101,5 @@ def wanted(
     file = read_plan_file(plan) if plan else None
     from repfuse.planning.choosing import Choice  # it imports torch: a file that cannot be read is said before
 
-    return Wanted(Choice(policy, file.plan if file else None, tuple(include or ()), tuple(exclude or ())), file)
+    choice = Choice(policy, file.plan if file else None, tuple(include or ()), tuple(exclude or ()), keep_class)
+    return Wanted(choice, file)

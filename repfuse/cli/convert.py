@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from repfuse.checkpoint.formats import Format
-from repfuse.cli.choosing import Exclude, Include, Merging, PlanIn, wanted
+from repfuse.cli.choosing import Exclude, Include, KeepClass, Merging, PlanIn, wanted
 from repfuse.cli.effort import Quick, Thorough, effort_of
 from repfuse.cli.options import (
     OUTPUT,
@@ -44,6 +44,7 @@ def convert(
     plan: PlanIn = None,
     include: Include = None,
     exclude: Exclude = None,
+    keep_class: KeepClass = None,
     allow: Allow = None,
     trust: Trust = False,
     file_format: Annotated[
@@ -105,7 +106,7 @@ def convert(
     from repfuse.report.convert_view import convert_view
 
     loading = for_load(model, model_arg, weights, example, allow, trust=trust)
-    chosen = wanted(policy, plan, include, exclude)
+    chosen = wanted(policy, plan, include, exclude, keep_class)
     job = Job(source, target, loading, chosen, file_format, force, keep_metadata, effort)
     with progress(quiet=quiet) as update:
         report = run(job, update)

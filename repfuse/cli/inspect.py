@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repfuse.cli.choosing import Exclude, Include, Merging, wanted
+from repfuse.cli.choosing import Exclude, Include, KeepClass, Merging, wanted
 from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust, Weights, for_load
 from repfuse.cli.output import progress, show, show_json
 from repfuse.cli.target import check_targets
@@ -23,6 +23,7 @@ def inspect(
     policy: Merging = None,
     include: Include = None,
     exclude: Exclude = None,
+    keep_class: KeepClass = None,
     allow: Allow = None,
     trust: Trust = False,
     plan: Annotated[
@@ -55,8 +56,9 @@ def inspect(
     from repfuse.report.convert_view import convert_view
 
     loading = for_load(model, model_arg, weights, example, allow, trust=trust)
+    chosen = wanted(policy, None, include, exclude, keep_class)
     with progress(quiet=quiet) as update:
-        report = run(Job(source, None, loading, wanted(policy, None, include, exclude), None, force=False), update)
+        report = run(Job(source, None, loading, chosen, None, force=False), update)
     if plan:
         write_plan(report, plan)
     if as_json:

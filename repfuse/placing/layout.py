@@ -9,9 +9,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from torch import fx
+from torch import fx, nn
 
 from repfuse.algebra.geometry import NotAffine
 from repfuse.networks import join, named_tensors
@@ -29,25 +29,35 @@ from repfuse.recording.recording import Recording
 from repfuse.recording.stock import hooks_of, is_stock
 
 
-def lay_out(
+def lay_out(  # noqa: PLR0917 - what the planner knows
     recording: Recording,
     candidates: Iterable[Candidate],
     meanings: dict[fx.Node, Meaning | None],
     bystanders: Bystanders,
     refuse: Refuse,
+    worth_the_class: Callable[[list[Candidate]], bool],
 ) -> Layout:
-    """Decide owner and form of every candidate; what has no place is refused."""
-    return _LayingOut(recording, meanings, bystanders, refuse).run(list(candidates))
+    """Decide owner and form of every candidate; what has no place is refused.
+
+    The outermost module gets a new body, and loses its class, only for what is ``worth_the_class``.
+    """
+    return _LayingOut(recording, meanings, bystanders, refuse, worth_the_class).run(list(candidates))
 
 
 class _LayingOut:
     def __init__(
-        self, recording: Recording, meanings: dict[fx.Node, Meaning | None], bystanders: Bystanders, refuse: Refuse
+        self,
+        recording: Recording,
+        meanings: dict[fx.Node, Meaning | None],
+        bystanders: Bystanders,
+        refuse: Refuse,
+        worth_the_class: Callable[[list[Candidate]], bool],
     ) -> None:
         self.recording = recording
         self.meanings = meanings
         self.bystanders = bystanders
         self.refuse = refuse
+        self.worth_the_class = worth_the_class
         self.layout = Layout()
         self.uses = Uses(recording)
         self.folding = Folding(recording, meanings, self.uses)
@@ -134,6 +144,10 @@ class _LayingOut:
         kept, steps = self._unread(call, replacements, graph), self._steps(call, graph)
         self._check_uses(call, graph, kept)
         form = "graph" if steps is None or kept else "chain"
+        owner = type(self.recording.modules[call.path])
+        if not call.path and not self._stays(owner, form) and not self.worth_the_class(candidates):
+            reason = f"for this the model would no longer be a {owner.__name__}, and lose its methods"
+            raise NotAffine("outermost-class", reason)
         if form == "graph":
             check_names(graph)
         # A block that is one convolution and nothing else is that convolution, unless its class names a place for it.
@@ -143,6 +157,11 @@ class _LayingOut:
             for (candidate, group), name in zip(fused, names, strict=True)
         )
         return Block(call.path, graph, steps if form == "chain" else None, written, names, kept)
+
+    @staticmethod
+    def _stays(kind: type, form: str) -> bool:
+        """Whether a module of this class that gets a new body goes on being one."""
+        return issubclass(kind, fx.GraphModule) or (form == "chain" and kind is nn.Sequential)
 
     def _replacement(self, call: Call, region: Region, name_of: dict[int, str]) -> Replacement:
         parts = tuple(Part(g.source, name_of.get(id(g)), g.of_source or 1.0) for g in region.groups)

@@ -21,20 +21,29 @@ DESCRIPTION = ("path", "owner", "form", "branches", "kernel")
 
 @dataclass(frozen=True)
 class Choice:
-    """What is to be merged: what ``policy`` says, or the sites of ``plan``; of these, as the globs say.
+    """What is to be merged, as ``policy`` and ``keep_class`` say or the sites of ``plan``; of these, as the globs say.
 
-    See Plan.select for the globs. Raises RepfuseError where there is both a policy and a plan.
+    See Plan.select for the globs. Raises RepfuseError where there is a plan and one of what it settles.
     """
 
     policy: Policy | None = None
     plan: Plan | None = None
     include: str | Collection[str] = ()
     exclude: str | Collection[str] = ()
+    keep_class: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.policy is not None and self.plan is not None:
+        if self.plan is None:
+            return
+        if self.policy is not None:
             why = "A policy decides what is merged; a plan says it already."
             raise RepfuseError("A policy and a plan contradict each other.", why, "Give --policy or --plan, not both.")
+        if self.keep_class is not None:
+            raise RepfuseError(
+                "A plan says already whether the outermost class is kept.",
+                "It is lost where a site of the plan stands in the outermost module itself.",
+                "Leave --keep-class and --drop-class to `repfuse inspect --plan`, which makes the plan.",
+            )
 
 
 def choose(module: nn.Module, example_inputs: Sequence[Any], choice: Choice) -> Plan:
@@ -44,7 +53,8 @@ def choose(module: nn.Module, example_inputs: Sequence[Any], choice: Choice) -> 
     ``module``, where it was edited by more than dropping sites, or where a glob matches nothing.
     """
     if choice.plan is None:
-        given = found = make_plan(module, example_inputs, choice.policy or Policy.COST)
+        policy = choice.policy or Policy.COST
+        given = found = make_plan(module, example_inputs, policy, keep_class=choice.keep_class)
     else:
         found = fitted(module, choice.plan)
         given = replace(choice.plan, live=found.live)  # with the names that the user sees in it

@@ -18,6 +18,11 @@ MACS_PER_BYTE = 8
 BYTES_PER_LAUNCH = 32_768
 """Bytes moved in the time of starting one operator: about 3 us at 12 GB/s."""
 
+WORTH_THE_CLASS = 0.05
+"""Which share of the predicted time of a network is to be gained before its outermost module may lose its class: more
+than machines differ from one day to the next.
+"""
+
 
 class Policy(StrEnum):
     """What is merged, of all that can be merged exactly."""

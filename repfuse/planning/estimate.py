@@ -46,6 +46,8 @@ class Estimate:
         return sum((*parts, *factors, *sums), Cost())
 
     def _node(self, node: fx.Node) -> Cost:  # noqa: PLR0911
+        if node not in self.recording.shape_of or node.op in ("placeholder", "get_attr"):
+            return Cost()
         shape, item = self.recording.shape_of[node], self._item(node)
         match self.meanings[node]:
             case Applied(x, Convolution(geometry, weight, bias)):
@@ -62,6 +64,8 @@ class Estimate:
             case Selected(_, indices):
                 contiguous = indices == tuple(range(indices[0], indices[0] + len(indices))) if indices else True
                 return Cost() if contiguous else elementwise_cost(shape, 1, item)
+            case None:  # at least as much as to read and to write
+                return elementwise_cost(shape, 1, item)
             case _:
                 return Cost()
 

@@ -19,7 +19,7 @@ from repfuse.placing.edits import Candidate, Fused, Layout
 from repfuse.placing.layout import lay_out
 from repfuse.planning.borders import Borders
 from repfuse.planning.bystanders import bystanders, find_ghosts
-from repfuse.planning.cost import Policy
+from repfuse.planning.cost import WORTH_THE_CLASS, Policy
 from repfuse.planning.estimate import Estimate
 from repfuse.planning.reader import Reader
 from repfuse.planning.region import Region
@@ -32,30 +32,44 @@ from repfuse.recording.recording import Recording, record
 from repfuse.recording.stock import is_stock
 
 
-def plan(module: nn.Module, example_inputs: Sequence[Any], policy: Policy = Policy.COST) -> Plan:
+def plan(
+    module: nn.Module,
+    example_inputs: Sequence[Any],
+    policy: Policy = Policy.COST,
+    *,
+    keep_class: bool | None = None,
+) -> Plan:
     """Find what repfuse would rewrite in ``module``, without changing it.
 
     ``example_inputs`` are the positional arguments of one call; their shapes decide the costs, ``policy`` what to make
-    of these. The network is run on them, and on others like them of other sizes, as far as it takes these. Raises
-    RepfuseError where the model does not take the example.
+    of these. The network is run on them, and on others like them of other sizes, as far as it takes these.
+    ``keep_class`` says whether the outermost module goes on being what it is, whatever that leaves undone; without it,
+    it does where little is to be gained. Raises RepfuseError where the model does not take the example.
     """
     arguments = Arguments(tuple(example_inputs))
     with collecting_later():
-        return Planner(record(module, arguments), Policy(policy)).plan(description(arguments.args))
+        planner = Planner(record(module, arguments), Policy(policy), keep_class=keep_class)
+        return planner.plan(description(arguments.args))
 
 
 class Planner:
     """Plans one recorded network, by ``policy``.
 
     ``matching_borders`` are the layers that another plan found to pad with what lies beyond the border; without it, the
-    weights are asked.
+    weights are asked. For ``keep_class`` see ``plan``.
     """
 
     def __init__(
-        self, recording: Recording, policy: Policy = Policy.COST, matching_borders: Collection[str] | None = None
+        self,
+        recording: Recording,
+        policy: Policy = Policy.COST,
+        matching_borders: Collection[str] | None = None,
+        *,
+        keep_class: bool | None = None,
     ) -> None:
         self.recording = recording
         self.policy = policy
+        self.keep_class = keep_class
         self.replays = matching_borders is not None
         self.matching_borders = matching_borders
         self.refusals: dict[tuple[str, str], Refusal] = {}
@@ -63,6 +77,8 @@ class Planner:
         self._read()
         while self._takes_back(self.lay_out(self.candidates)):
             self._read()
+        if keep_class is None:  # settled for any part of the sites, too, which alone may gain less
+            self.keep_class = all(block.path for block in self._laid_out[1].blocks)
 
     def _takes_back(self, layout: Layout) -> bool:
         """Whether less is relied on than was planned with: what has no place may hide what has one."""
@@ -99,6 +115,7 @@ class Planner:
             self.recording.fingerprint(),
             arguments,
             borders,
+            bool(self.keep_class),
             live=self,
         )
 
@@ -123,9 +140,23 @@ class Planner:
     def lay_out(self, candidates: list[Candidate]) -> Layout:
         """Decide where each of the candidates is written; the answer to the last question is kept."""
         if self._laid_out[0] != candidates:
-            layout = lay_out(self.recording, candidates, self.meanings, self.bystanders, self.refuse)
+            layout = lay_out(
+                self.recording, candidates, self.meanings, self.bystanders, self.refuse, self._worth_the_class
+            )
             self._laid_out = (candidates, layout)
         return self._laid_out[1]
+
+    def _worth_the_class(self, candidates: list[Candidate]) -> bool:
+        """Whether it gains enough to merge these that the network may lose its class, and its methods with it."""
+        if self.keep_class is not None:
+            return not self.keep_class
+        if self.policy is Policy.ALWAYS:
+            return True
+        regions, estimate = [candidate.region for candidate in candidates], self.estimate
+        before = estimate.of_nodes(node for region in regions for node in region.working)
+        after = sum((estimate.of_groups(region.groups, region.root) for region in regions), Cost())
+        gained = estimate.price(before) - estimate.price(after)
+        return gained >= WORTH_THE_CLASS * estimate.price(estimate.of_nodes(self.recording.nodes))
 
     def origin(self, node: fx.Node) -> fx.Node:
         """Return the node whose value ``node`` passes on unchanged."""
