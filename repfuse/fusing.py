@@ -104,7 +104,7 @@ class _Check:
 
         before, after = run(self.module, self.trials, {}), run(fused, self.trials, {})
         for one, other in zip(before, after, strict=True):
-            if one.error:
+            if one.is_empty:  # it fails, or nothing is left of so small an input
                 continue
             if one.outputs.keys() != other.outputs.keys():
                 return False

@@ -25,6 +25,13 @@ TORN = (
     Step("norm"),
 )
 """A block that is merged on its own, and whose second call would be taken apart for the normalisation after it."""
+EMPTIED = (
+    *(Step("conv") for _ in range(8)),
+    Step("block", inner=(*(Step("conv") for _ in range(3)), Step("crop", digits=(0,) * 7 + (75,) + (0,) * 6))),
+)
+"""A crop that leaves nothing of the smallest input, of which the convolution that crops itself takes no notice."""
+UNREAD = (*EMPTIED[:8], Step("block", inner=(*EMPTIED[8].inner, Step("conv", reads=(2, 0, 0)))))
+"""The same crop, which nothing reads."""
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 POLICIES = pytest.mark.parametrize("policy", [Policy.COST, Policy.ALWAYS])
 
@@ -48,6 +55,8 @@ def test_many_random_networks(policy, steps, shapes, also):
 @DTYPES
 @FEW
 @given(STEPS, SHAPES, st.sampled_from(Policy))
+@example(EMPTIED, IMAGE, Policy.COST)
+@example(UNREAD, IMAGE, Policy.COST)
 def test_random_conversions(dtype, steps, shapes, policy):
     check_in(dtype, steps, shapes, policy)
 

@@ -37,6 +37,11 @@ class Outcome:
     outputs: dict[str, torch.Tensor]
     error: str = ""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it gave no number at all: a crop may leave nothing, where a convolution refuses to go on."""
+        return not any(output.numel() for output in self.outputs.values())
+
 
 def in_float64(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Widen a floating tensor, exactly; leave integers, booleans and complex numbers."""

@@ -136,7 +136,9 @@ def _sound(exact: Sequence[Outcome], before: Sequence[Outcome], key: tuple[int, 
     """Whether the original in its own dtype gives a number wherever it does in float64."""
     position, name = key
     a, b = exact[position].outputs.get(name), before[position].outputs.get(name)
-    return a is not None and b is not None and a.shape == b.shape and math.isfinite(level(a, b).max)
+    if a is None or b is None or a.shape != b.shape:
+        return False
+    return a.numel() > 0 and math.isfinite(level(a, b).max)
 
 
 def _why_unmeasured(before: Sequence[Outcome], dtype: torch.dtype | None) -> str:
