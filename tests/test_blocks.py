@@ -71,6 +71,7 @@ IN_ATEN_SOON = {
     "halves added",
     "LoRA",
     "casts and copies",
+    "stacked heads",
 }
 """What every run checks; the rest takes minutes."""
 

@@ -283,15 +283,17 @@ class Recorder(TorchFunctionMode):
             return self._node(value)
         if kind is Dimension:
             return self._size_node(value)
-        if kind in (tuple, list, torch.Size):
-            return (list if kind is list else tuple)(map(self._noted, value))
+        if isinstance(value, list):  # or torch.fx's kind of it
+            return list(map(self._noted, value))
+        if isinstance(value, tuple) and not hasattr(value, "_fields"):
+            return tuple(map(self._noted, value))
         if kind is dict:
             return {key: self._noted(x) for key, x in value.items()}
         if kind is slice:
             return slice(*map(self._noted, (value.start, value.stop, value.step)))
         if isinstance(value, torch.dtype | torch.device):
             return self._attribute(value)
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
+        if isinstance(value, tuple):
             return kind(*map(self._noted, value))
         if isinstance(value, dict) and _tensors(value):
             return kind((key, self._noted(x)) for key, x in value.items()) if _is_plain_dict(value) else value

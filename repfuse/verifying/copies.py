@@ -6,18 +6,27 @@ that is called carries that away with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import jit, nn
 
-from repfuse.networks import device_of, named_tensors, placed, same_randomness, set_eval
+from repfuse.networks import (
+    device_of,
+    join,
+    named_modules,
+    named_tensors,
+    own_tensors,
+    placed,
+    same_randomness,
+    set_eval,
+)
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import MemoryKept, ReadOnly
 from repfuse.verifying.inputs import Trial
 from repfuse.verifying.outputs import leaves
-from repfuse.verifying.widening import WIDE, Change, Widening, WideningOfConvolutions
+from repfuse.verifying.widening import WIDE, Change, Widening
 from repfuse.wording import described
 
 SEED = 0  # of networks that draw random numbers: both draw the same
@@ -69,6 +78,10 @@ def copy_with(network: nn.Module, change: Change) -> nn.Module:
     Raises RepfuseError where the network cannot be copied.
     """
     copied = changed_copy(network, lambda name, tensor: change(name, tensor.detach()))
+    for path, module in named_modules(copied):
+        if isinstance(module, jit.ScriptModule):  # which is copied with its tensors as they are
+            for name, tensor in own_tensors(module).items():
+                tensor.data = change(join(path, name), tensor.detach())
     for parameter in copied.parameters():
         if parameter.is_leaf:  # a scripted module copies its parameters with their history
             parameter.requires_grad_(False)
@@ -104,38 +117,15 @@ def run_float64(
 ) -> list[Outcome]:
     """Call a copy of the network in float64 on each trial, inputs widened too; its tensors are as ``change`` says.
 
-    They are widened one layer at a time (see ``repfuse.verifying.widening``), out of the network's own memory, so that
-    the copy takes none. Some networks do not stand that, and are widened as a whole: those that compare dtypes, on the
-    first trial, or cast their own tensors or write into them. ``watch`` is shown each copy before it is called. Raises
-    RepfuseError where the network cannot be copied.
+    ``watch`` is shown the copy before it is called. Raises RepfuseError where the network cannot be copied.
     """
-    trials = list(trials)
-    outcomes = _run_by_layer(network, trials, change, watch)
-    return _run_as_a_whole(network, trials, change, watch) if outcomes is None else outcomes
-
-
-def _run_by_layer(network: nn.Module, trials: Sequence[Trial], change: Change, watch: Watch) -> list[Outcome] | None:
-    """Return the outcomes; None where the network has to be widened as a whole."""
-    copy = copy_with(network, as_it_is)
-    watch(copy)
-    outcomes: list[Outcome] = []
-    for trial in trials:
-        stored = dict(named_tensors(copy))
-        inputs = placed(trial.inputs, device_of(copy), WIDE)
-        with Widening(inputs, stored, change) as mode, WideningOfConvolutions(mode), MemoryKept(mode):
-            outcomes.append(call(copy, inputs))
-        if outcomes[0].error or mode.by_layer_is_wrong(dict(named_tensors(copy))):
-            return None
-    return outcomes
-
-
-def _run_as_a_whole(network: nn.Module, trials: Sequence[Trial], change: Change, watch: Watch) -> list[Outcome]:
     copy = copy_with(network, change)
     watch(copy)
+    device, widening = device_of(copy), Widening(copy)
     outcomes = []
     for trial in trials:
-        inputs = placed(trial.inputs, device_of(copy), WIDE)
-        with Widening(inputs, {}, change, whole=True):
+        inputs = placed(trial.inputs, device, WIDE)
+        with widening:
             outcomes.append(call(copy, inputs))
     return outcomes
 
