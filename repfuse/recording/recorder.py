@@ -283,10 +283,8 @@ class Recorder(TorchFunctionMode):
             return self._node(value)
         if kind is Dimension:
             return self._size_node(value)
-        if isinstance(value, list):  # or torch.fx's kind of it
-            return list(map(self._noted, value))
-        if isinstance(value, tuple) and not hasattr(value, "_fields"):
-            return tuple(map(self._noted, value))
+        if isinstance(value, list | tuple) and not hasattr(value, "_fields"):  # or torch.fx's kind of list
+            return (list if isinstance(value, list) else tuple)(map(self._noted, value))
         if kind is dict:
             return {key: self._noted(x) for key, x in value.items()}
         if kind is slice:
