@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -34,7 +34,15 @@ def named_modules(network: nn.Module, *, remove_duplicate: bool = True) -> list[
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters, buffers and plain tensor attributes of the module itself, without its children."""
     tables = vars(module), module._buffers, module._parameters
-    return {name: value for table in tables for name, value in table.items() if isinstance(value, torch.Tensor)}
+    return {
+        name: value
+        for table in tables
+        for name, value in table.items()
+        if type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor)  # which takes three times as long
+    }
+
+
+_NO_TENSORS = frozenset({bool, int, float, str, tuple, list, dict, set, OrderedDict, type(None)})
 
 
 def named_tensors(network: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, torch.Tensor]]:

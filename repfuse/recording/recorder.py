@@ -181,7 +181,8 @@ class Recorder(TorchFunctionMode):
         result, guard = None, self.guard
         guard.forget()
         if self.sketches and not any(_autocast()) and self._has_data(tensors):
-            result = shortcut(func, args, kwargs)  # numbers that the weights alone make are real ones
+            with torch._C._DisableTorchDispatch():  # the guard has nothing to see
+                result = shortcut(func, args, kwargs)  # numbers that the weights alone make are real ones
         if result is None:
             result = self._done(func, args, kwargs)
         if target is not assigned and not _tensors(result):
