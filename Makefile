@@ -6,7 +6,7 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --dis
 DEMO := .demo
 SAMPLES := sample_checkpoints
 
-.PHONY: help demo test lint peers slow fuzz zoo mutants bench samples clean
+.PHONY: help demo test lint figures peers slow fuzz zoo mutants bench samples clean
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
@@ -24,6 +24,9 @@ lint: $(VENV)/.dev  ## Ruff (lint and format) and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+figures: $(VENV)/.dev  ## What a newcomer has to read: files, lines, imports, circles, modules loaded
+	$(BIN)/python tests/figures.py
 
 peers: $(VENV)/.dev  ## Whole networks against other tools
 	$(BIN)/pytest -m peers

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from repfuse.checking.comparison import with_fallbacks
+from repfuse.checking.drift import drift
+from repfuse.checking.evidence import Meter
+from repfuse.checking.inputs import Effort, input_variants, known_effort
+from repfuse.checking.proof import prove
+from repfuse.checking.proof_results import Proof
+from repfuse.checking.results import Drift
 from repfuse.fusing import settled
 from repfuse.loading import Checkpoint
 from repfuse.planning.choosing import Choice, choose
 from repfuse.planning.cost import Policy
 from repfuse.plans import Plan
 from repfuse.progress import Progress
-from repfuse.proof import Proof, prove
 from repfuse.rewriting import rewrite
-from repfuse.verifying import Drift, Effort, drift, input_variants
-from repfuse.verifying.fallback import with_fallbacks
-from repfuse.verifying.inputs import known_effort
-from repfuse.verifying.meter import Meter
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ def convert(
 
     Instead of a policy there may be a ``plan``: exactly its sites are rewritten. ``include`` and ``exclude`` are globs
     that narrow either, see Plan.select; for ``keep_class`` see ``repfuse.fuse``. ``effort`` is how much is tried to
-    find a mistake, see ``repfuse.verifying.Effort``. ``progress`` is told the stage and the fraction of the work that
-    is done.
+    find a mistake, see ``repfuse.checking.inputs.Effort``. ``progress`` is told the stage and the fraction of the
+    work that is done.
 
     Raises RepfuseError where the model cannot be copied or run, or where the plan or a glob does not fit it.
     """

@@ -18,7 +18,7 @@ from repfuse.plans import Plan, Site
 from repfuse.rewriting import rewrite
 
 if TYPE_CHECKING:
-    from repfuse.verifying.copies import Outcome
+    from repfuse.checking.runs import Outcome
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class _Check:
     """Holds fused networks against the original at the sizes that it was recorded at."""
 
     def __init__(self, module: nn.Module, made: Plan) -> None:
-        from repfuse.verifying.comparison import reference  # what checks is not needed to rewrite
-        from repfuse.verifying.inputs import Trial
+        from repfuse.checking.comparison import reference  # what checks is not needed to rewrite
+        from repfuse.checking.inputs import Trial
 
         self.module = module
         inputs = (arguments.args for arguments in made.live.recording.inputs)
@@ -88,9 +88,8 @@ class _Check:
 
     def passes(self, fused: nn.Module, made: Plan) -> bool:
         """Whether ``fused``, made by a plan, computes the same."""
-        from repfuse.proof.exact import ExactWeights
-        from repfuse.proof.network import compare
-        from repfuse.proof.places import places
+        from repfuse.checking.places import ExactWeights, places
+        from repfuse.checking.proof import compare
 
         if self.expected is None:
             return self._passes_as_stored(fused)
@@ -99,8 +98,8 @@ class _Check:
 
     def _passes_as_stored(self, fused: nn.Module) -> bool:
         """Whether the outputs agree to half the digits of their dtype, which wrong algebra does not."""
-        from repfuse.verifying.copies import run
-        from repfuse.verifying.measure import level
+        from repfuse.checking.measure import level
+        from repfuse.checking.runs import run
 
         before, after = run(self.module, self.trials, {}), run(fused, self.trials, {})
         for one, other in zip(before, after, strict=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from repfuse.checking.results import Verified
 from repfuse.checkpoint import atomic, example
 from repfuse.checkpoint.allow import Need, names_refused
 from repfuse.checkpoint.around import Around
@@ -22,10 +23,8 @@ from repfuse.checkpoint.saving import state_of, write_safetensors, write_torch
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
-from repfuse.rereading.checking import Check, Written, check_read
-from repfuse.rereading.jobs import bare_job, network_job, weights_job
-from repfuse.rereading.places import place
-from repfuse.verifying.results import Verified
+from repfuse.readback.checking import Check, Written, bare_job, check_read, network_job, weights_job
+from repfuse.readback.process import place
 from repfuse.version import __version__
 
 

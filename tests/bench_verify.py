@@ -33,7 +33,7 @@ class Used(NamedTuple):
 
 def main() -> None:
     torchvision_schemas.install()
-    alone = used(sys.executable, "-c", "import torch, repfuse.proof, repfuse.verifying").peak
+    alone = used(sys.executable, "-c", "import torch, repfuse.checking.verification, repfuse.checking.proof").peak
     print(f"Python and torch alone: {alone / MIB:.0f} MiB")
     print("| network | checkpoint | effort | seconds | peak | above torch alone, in checkpoints |")
     print("| --- | --- | --- | --- | --- | --- |")

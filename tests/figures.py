@@ -31,7 +31,7 @@ net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
 x = torch.randn(1, 3, 8, 8)
 repfuse.fuse(net, (x,))
 ours = [name for name in sys.modules if name.partition(".")[0] == "repfuse"]
-heavy = [name for name in ("torch._dynamo", "torch.export", "typer", "rich") if name in sys.modules]
+heavy = [name for name in ("torch._dynamo", "typer", "rich") if name in sys.modules]
 torch.save(net, {file!r})
 from repfuse.cli import main
 sys.argv = ["repfuse", "convert", {file!r}, {out!r}, "--input", "1x3x8x8", "--quiet"]
@@ -144,7 +144,8 @@ def run(root: Path) -> str:
         file, out = (str(Path(folder) / name) for name in ("net.pt", "fused.pt"))
         code = PASSES.format(root=str(root / "repfuse"), file=file, out=out)
         environment = os.environ | {"PYTHONPATH": str(root)}
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment, check=True)  # fmt: skip
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     heavy = f", and {', '.join(found['heavy'])}" if found["heavy"] else ""
     return (

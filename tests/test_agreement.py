@@ -11,10 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from repfuse.checking.agreement import (
+    NONE,
+    Ranking,
+    Samples,
+    agreement,
+    chunks,
+    class_count,
+    data_trial,
+    joined,
+    ranking,
+)
 from repfuse.errors import RepfuseError
-from repfuse.verifying.agreement import agreement, class_count, data_trial
-from repfuse.verifying.classes import NONE, Ranking, joined, ranking
-from repfuse.verifying.samples import Samples, chunks
 
 
 class Scores(nn.Module):
@@ -161,7 +169,7 @@ def test_batches_are_made_once_and_go_through_both_networks_in_turn(monkeypatch:
             return super().forward(x)
 
     asked: list[range] = []
-    monkeypatch.setattr("repfuse.verifying.agreement.GROUP", 2)
+    monkeypatch.setattr("repfuse.checking.agreement.GROUP", 2)
     real = agreement(Noted(), Noted(1.0), made(asked), None)
     assert (real.samples, real.compared, real.notes) == (150, 64, ("how",))
     assert events == [(0.0, 64), (0.0, 64), (1.0, 64), (1.0, 64), (0.0, 22), (1.0, 22)]
@@ -175,7 +183,7 @@ def test_the_trial_makes_the_first_batch_alone() -> None:
 
 
 def test_progress_is_told_by_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repfuse.verifying.agreement.GROUP", 1)
+    monkeypatch.setattr("repfuse.checking.agreement.GROUP", 1)
     told: list[tuple[str, float]] = []
     agreement(Scores(), Scores(), made([]), None, lambda stage, fraction: told.append((stage, fraction)))
     assert told == [(f"real data, {count} samples", count / 150) for count in (64, 128, 150)]

@@ -14,6 +14,9 @@ from support.agreement import error, image, operations, randomised
 from support.programs import EXAMPLES, STEPS, program
 from torch import nn
 
+from repfuse.checking.comparison import reference
+from repfuse.checking.inputs import input_variants
+from repfuse.checking.proof import prove
 from repfuse.converting import convert
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
@@ -21,11 +24,8 @@ from repfuse.planning.choosing import Choice, choose, fitted
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
 from repfuse.plans import Cost, Plan, Site
-from repfuse.proof import prove
 from repfuse.rewriting import rewrite
 from repfuse.saving import save
-from repfuse.verifying import input_variants
-from repfuse.verifying.comparison import reference
 
 X = image(2, 4, 6, 7)
 X = X * X.sum().sign()  # so that what decides by the sum runs all of it

@@ -14,8 +14,7 @@ import typer
 from conftest import SAMPLES, SUPPORT, Cli
 from typer.testing import CliRunner
 
-from repfuse.cli.app import app
-from repfuse.cli.command import Command
+from repfuse.cli.app import Command, app
 from repfuse.errors import RepfuseError
 from repfuse.refusals import REFUSALS
 from repfuse.version import __version__

@@ -153,7 +153,7 @@ from types import SimpleNamespace
 from pathlib import Path
 from PIL import Image
 from repfuse.data import Wishes, prepare, read_data
-from repfuse.verifying.agreement import agreement
+from repfuse.checking.agreement import agreement
 folder = Path(sys.argv[1])
 Image.new("RGB", (256, 256)).save(folder / "0.png")
 for index in range(1, 500):

@@ -12,15 +12,15 @@ from blocks import RepVGG, Spelled, conv, conv_norm, norm, pair_of_two
 from support.agreement import error, image, operations, randomised
 from torch import nn
 
+from repfuse.checking.comparison import reference
+from repfuse.checking.inputs import input_variants
+from repfuse.checking.proof import prove
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.planning.planner import plan
 from repfuse.plans import Plan
-from repfuse.proof import prove
 from repfuse.recording.arguments import Arguments, describe, recreate
 from repfuse.rewriting import rewrite
-from repfuse.verifying import input_variants
-from repfuse.verifying.comparison import reference
 
 X = image(2, 4, 6, 7)
 

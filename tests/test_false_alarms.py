@@ -19,10 +19,10 @@ from support.agreement import image, outputs, randomised
 from support.programs import EXAMPLES, STEPS, program
 from torch import Tensor, nn
 
+from repfuse.checking.verification import verify
 from repfuse.converting import convert
 from repfuse.loading import Checkpoint
 from repfuse.planning.cost import Policy
-from repfuse.verifying import verify
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DTYPE = pytest.mark.parametrize("dtype", DTYPES)

@@ -14,12 +14,13 @@ from support.agreement import randomised
 from support.small_nets import SITES, Net, X
 from torch import nn
 
+from repfuse.checking.comparison import reference
+from repfuse.checking.inputs import input_variants
+from repfuse.checking.proof import prove
+from repfuse.checking.sites import prove_sites
 from repfuse.fusing import fuse
 from repfuse.health import MEANINGS, Finding, examine
-from repfuse.proof import prove, prove_sites
-from repfuse.report.health_view import health_view
-from repfuse.verifying import input_variants
-from repfuse.verifying.comparison import reference
+from repfuse.report.plan_view import health_view
 
 NAN, INF = math.nan, math.inf
 EXAMPLE = (X.float(),)

@@ -22,10 +22,9 @@ from support.impulses import TOLERANCE, NotAffine, disagreement, layer_of, read,
 from torch import nn
 from torch.nn import functional as F
 
+from repfuse.checking.places import convolution_at, places
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
-from repfuse.proof.exact import convolution_at
-from repfuse.proof.places import places
 from repfuse.rewriting import rewrite
 
 

@@ -19,10 +19,12 @@ from support.agreement import randomised
 from support.interior import SIDES, Interior
 from torch import Tensor, nn
 
+from repfuse.checking.comparison import compare, reference
+from repfuse.checking.inputs import Trial
+from repfuse.checking.proof import prove
+from repfuse.checking.sites import prove_sites
+from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
-from repfuse.proof import prove, prove_sites
-from repfuse.verifying import Trial, compare, verify
-from repfuse.verifying.comparison import reference
 
 FEW = 3
 ABSENT = {

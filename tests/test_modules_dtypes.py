@@ -10,12 +10,12 @@ from support.small_nets import SITES, Net, X
 from torch import nn
 from torch.nn import functional as F
 
+from repfuse.checking.comparison import reference
+from repfuse.checking.drift import drift
+from repfuse.checking.inputs import Trial, input_variants
+from repfuse.checking.proof import prove
+from repfuse.checking.runs import run_float64
 from repfuse.fusing import fuse
-from repfuse.proof import prove
-from repfuse.verifying import drift, input_variants
-from repfuse.verifying.comparison import reference
-from repfuse.verifying.copies import run_float64
-from repfuse.verifying.inputs import Trial
 
 
 class NormsInFloat32(Net):

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from repfuse.benching import bench
+from repfuse.checking.comparison import reference
+from repfuse.checking.inputs import input_variants
+from repfuse.checking.proof import prove
+from repfuse.checking.runs import leaves
+from repfuse.checking.verification import verify
 from repfuse.fusing import fuse
-from repfuse.proof import prove
-from repfuse.verifying import input_variants, verify
-from repfuse.verifying.comparison import reference
-from repfuse.verifying.outputs import leaves
 
 
 class Pair(NamedTuple):

@@ -13,10 +13,10 @@ from support.small_nets import SITES, Net, X
 from torch import nn
 
 from repfuse.benching import bench
+from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.planning.planner import plan
-from repfuse.verifying import verify
 
 
 def with_attribute(value, path=""):

@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from repfuse.benching import bench
+from repfuse.checking.comparison import reference
+from repfuse.checking.inputs import input_variants
+from repfuse.checking.proof import prove
+from repfuse.checking.verification import verify
 from repfuse.fusing import fuse
 from repfuse.planning.planner import plan
-from repfuse.proof import prove
-from repfuse.verifying import input_variants, verify
-from repfuse.verifying.comparison import reference
 
 
 class EvalGivesNone(Net):

@@ -14,15 +14,15 @@ from torch import nn
 from repfuse.algebra import evaluation
 from repfuse.algebra.expression import Identity
 from repfuse.algebra.geometry import Geometry
+from repfuse.checking.comparison import compare, reference, tabulate
+from repfuse.checking.inputs import Trial, input_variants
+from repfuse.checking.proof import _explained, prove
+from repfuse.checking.runs import in_float64
+from repfuse.checking.sites import prove_sites
 from repfuse.ops import convolution
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
-from repfuse.proof import prove, prove_sites
-from repfuse.proof.network import _explained
 from repfuse.rewriting import rewrite
-from repfuse.verifying import Trial, compare, input_variants
-from repfuse.verifying.comparison import reference, tabulate
-from repfuse.verifying.copies import in_float64
 
 EXAMPLE = (image(1, C, 9, 8),)
 

@@ -27,10 +27,9 @@ from repfuse.fusing import fuse
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
 from repfuse.recording.arguments import Arguments
-from repfuse.recording.assignment import assigned, lower
 from repfuse.recording.copies import copy_with
 from repfuse.recording.recording import record
-from repfuse.recording.run import unknown
+from repfuse.recording.run import assigned, lower, unknown
 from repfuse.recording.stock import hooks_of, is_stock
 
 X = image(2, 4, 5, 6)

@@ -12,16 +12,8 @@ import pytest
 from rich.console import Console
 
 from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
-from repfuse.plans import Cost, Plan, Refusal, Site
-from repfuse.proof.results import Proof, SiteDrift, SiteProof, WeightProof
-from repfuse.refusals import REFUSALS
-from repfuse.report.bench_view import bench_view
-from repfuse.report.convert_view import convert_view
-from repfuse.report.explain_view import codes_view, explain_view
-from repfuse.report.plan_view import merged, plan_view
-from repfuse.report.schema import Environment, Input, Output, Report, envelope, to_json
-from repfuse.report.verify_view import verify_view
-from repfuse.verifying.results import (
+from repfuse.checking.proof_results import Proof, SiteDrift, SiteProof, WeightProof
+from repfuse.checking.results import (
     Comparison,
     Drift,
     FirstDifference,
@@ -35,6 +27,14 @@ from repfuse.verifying.results import (
     Verification,
     Verified,
 )
+from repfuse.plans import Cost, Plan, Refusal, Site
+from repfuse.refusals import REFUSALS
+from repfuse.report.bench_view import bench_view
+from repfuse.report.convert_view import convert_view
+from repfuse.report.explain_view import codes_view, explain_view
+from repfuse.report.plan_view import merged, plan_view
+from repfuse.report.schema import Environment, Input, Output, Report, envelope, to_json
+from repfuse.report.verify_view import verify_view
 
 LONG = "backbone.stages.2.blocks.13.token_mixer.reparam_conv_with_a_long_name"
 WIDTHS = [60, 80, 120, 200]

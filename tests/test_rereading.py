@@ -24,13 +24,11 @@ from torch import nn
 
 import repfuse
 from repfuse import saving
+from repfuse.checking.runs import Outcome
 from repfuse.errors import RepfuseError
-from repfuse.rereading import checking, process, reading
-from repfuse.rereading.fingerprint import fingerprint_of
-from repfuse.rereading.messages import Job
-from repfuse.rereading.places import SAME_PROCESS, place
-from repfuse.rereading.process import FreshProcess
-from repfuse.verifying.copies import Outcome
+from repfuse.readback import checking, process, reading
+from repfuse.readback.messages import Job, fingerprint_of
+from repfuse.readback.process import SAME_PROCESS, FreshProcess, place
 
 MODEL = "repfuse.samples:DigitsRepVGG"
 Change = Callable[[Path], None]
@@ -303,7 +301,7 @@ def test_the_process_ends_with_what_it_is_for_however_that_ends(monkeypatch: pyt
 def test_it_ends_with_a_parent_that_is_killed() -> None:
     parent = textwrap.dedent("""
         import time
-        from repfuse.rereading.process import FreshProcess
+        from repfuse.readback.process import FreshProcess
         with FreshProcess() as started:
             print(started._process.pid, flush=True)
             time.sleep(60)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from support.agreement import image, randomised
 from torch import nn
 
+from repfuse.checking import sites as site_drift
+from repfuse.checking.sites import prove_sites
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
-from repfuse.proof import prove_sites, site_drift
 from repfuse.rewriting import rewrite
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -12,8 +12,8 @@ from blocks import Spelled
 from support.folded import DTYPES, example, folded, network
 from torch import nn
 
+from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
-from repfuse.verifying import verify
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -10,13 +10,13 @@ from support.folded import example, folded, network
 from torch import nn
 from torch.nn import functional as F
 
+from repfuse.checking.comparison import with_fallbacks
+from repfuse.checking.inputs import Effort, Trial, input_variants, rounded_through
+from repfuse.checking.inputs.kinds import FAINT, KINDS, LARGE, noise
+from repfuse.checking.measure import level
+from repfuse.checking.runs import run_float64
+from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
-from repfuse.verifying import Trial, input_variants, verify
-from repfuse.verifying.copies import run_float64
-from repfuse.verifying.fallback import with_fallbacks
-from repfuse.verifying.inputs import Effort, rounded_through
-from repfuse.verifying.inputs.kinds import FAINT, KINDS, LARGE, noise
-from repfuse.verifying.measure import level
 
 
 def made(kind: str, *shape: int, axes: tuple[int, ...] = (2, 3), seed: int = 0) -> torch.Tensor:

@@ -9,8 +9,9 @@ import torch
 from support.folded import example, folded, network
 from torch import nn
 
-from repfuse.verifying import Trial, verify
-from repfuse.verifying.locate import first_difference
+from repfuse.checking.inputs import Trial
+from repfuse.checking.locate import first_difference
+from repfuse.checking.verification import verify
 
 
 def find(original: nn.Module, fused: nn.Module, inputs=None):

@@ -15,18 +15,17 @@ from hypothesis import strategies as st
 from support.folded import DTYPES, example, folded, network
 from torch import nn
 
+from repfuse.checking.agreement import agreement
+from repfuse.checking.comparison import compare, reference
+from repfuse.checking.drift import drift, drift_from
+from repfuse.checking.inputs import Trial, input_variants
+from repfuse.checking.measure import level, mismatch, output_error
+from repfuse.checking.results import Comparison, Level
+from repfuse.checking.rounding import SAFETY, Yardsticks, allowed, half_spacing, on, rounded_once, rounding, unchanged
+from repfuse.checking.runs import copy_with, in_float64, leaves, run_float64
+from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
-from repfuse.verifying import Comparison, Trial, compare, drift, input_variants, verify
-from repfuse.verifying.agreement import agreement
-from repfuse.verifying.comparison import reference
-from repfuse.verifying.copies import copy_with, in_float64, run_float64
-from repfuse.verifying.drift import drift_from
-from repfuse.verifying.measure import level, mismatch, output_error
-from repfuse.verifying.outputs import leaves
-from repfuse.verifying.results import Level
-from repfuse.verifying.rounding import SAFETY, allowed, half_spacing, on, rounded_once, rounding, unchanged
-from repfuse.verifying.yardsticks import Yardsticks
 
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 vectors = st.lists(finite, min_size=1, max_size=20).map(lambda values: torch.tensor(values, dtype=torch.float64))
@@ -426,7 +425,7 @@ def test_agreement_and_accuracy_over_all_samples():
 
 
 def test_only_as_many_samples_are_compared_as_can_be_afforded(monkeypatch):
-    monkeypatch.setattr("repfuse.verifying.agreement.COMPARED", 3 * 9 * 9 * 5)
+    monkeypatch.setattr("repfuse.checking.agreement.COMPARED", 3 * 9 * 9 * 5)
     data = torch.randn(8, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     verification = verify(network(1), network(1), example(), data=data, labels=torch.zeros(8).long())
     assert (verification.data.samples, verification.data.compared, verification.data.top1_agreement) == (8, 5, 1.0)

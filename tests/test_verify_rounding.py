@@ -12,13 +12,13 @@ from support.folded import example, folded, network
 from torch import nn
 from torch.nn import functional as F
 
+from repfuse.checking.evidence import gather
+from repfuse.checking.inputs import input_variants
+from repfuse.checking.results import Level
+from repfuse.checking.rounding import Explained, Yardsticks, excess
+from repfuse.checking.verification import verify
 from repfuse.converting import convert
 from repfuse.loading import Checkpoint
-from repfuse.verifying import input_variants, verify
-from repfuse.verifying.differences import Level
-from repfuse.verifying.evidence import gather
-from repfuse.verifying.explained import Explained, excess
-from repfuse.verifying.yardsticks import Yardsticks
 
 
 class Zero(nn.Module):

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from support.folded import example, folded, network
 from torch import nn
 
+from repfuse.checking.tolerances import Tolerances
+from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
-from repfuse.verifying import verify
-from repfuse.verifying.tolerances import Tolerances
 
 numbers = st.one_of(st.floats(-1e3, 1e3), st.sampled_from([0.0, math.inf, -math.inf, math.nan]))
 pairs = st.lists(st.tuples(numbers, numbers), max_size=12)

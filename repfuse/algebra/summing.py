@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repfuse.algebra.geometry import Geometry
-from repfuse.algebra.taps import window
+from repfuse.algebra.geometry import Geometry, window
 
 _BLOCK = 1 << 19
 """Numbers of a weight that are summed at a time: 4 MB in float64, in the cache of most processors."""

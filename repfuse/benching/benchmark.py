@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -11,16 +12,116 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-from repfuse.benching.clock import FEWEST_ROUNDS, Clock, time_rounds
-from repfuse.benching.costs import network_cost
-from repfuse.benching.judgement import judge
-from repfuse.benching.results import Benchmark, ColdCalls, Measurement
-from repfuse.benching.setup import at_least, batch_of, batched, device_clock, evaluating
+from repfuse.benching.clock import (
+    FEWEST_ROUNDS,
+    SHORTEST,
+    Clock,
+    Rounds,
+    at_least,
+    batch_of,
+    batched,
+    device_clock,
+    evaluating,
+    time_rounds,
+)
+from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
+from repfuse.benching.statistics import outliers, ratio_of_medians
 from repfuse.errors import RepfuseError
 from repfuse.networks import between, device_of, main_dtype, placed, using_threads
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
+
+# What a network stores and computes.
+
+
+def network_cost(network: nn.Module, inputs: tuple[Any, ...]) -> NetworkCost:
+    """Count the network's weights, and its work in one call on ``inputs``."""
+    parameters = list(network.parameters())
+    weight_bytes = sum(x.numel() * x.element_size() for x in (*parameters, *network.buffers()))
+    return NetworkCost(
+        parameters=sum(x.numel() for x in parameters),
+        weight_bytes=weight_bytes,
+        macs=_macs(network, inputs),
+        peak_bytes=_peak(network, inputs, weight_bytes),
+    )
+
+
+@torch.no_grad()
+def _macs(network: nn.Module, inputs: tuple[Any, ...]) -> int | None:
+    try:
+        with FlopCounterMode(display=False) as counter:
+            network(*inputs)
+    except Exception:  # the network runs, so it is the counter that cannot follow it: scripted, compiled, ...
+        return None
+    return int(counter.get_total_flops()) // 2
+
+
+@torch.no_grad()
+def _peak(network: nn.Module, inputs: tuple[Any, ...], weight_bytes: int) -> int | None:
+    """Return the weights and what a call allocates at its peak; the other network's weights do not count."""
+    device = device_of(network)
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    network(*inputs)
+    return weight_bytes + torch.cuda.max_memory_allocated(device) - before
+
+
+# What the times of a measurement say, and what to be wary of.
+
+
+OVERHEAD = 50e-6  # seconds: a call this short is mostly Python's and torch's own bookkeeping
+
+
+def judge(times: Rounds, *, batch_size: int, threads: int, rounds: int) -> Measurement:
+    """Return medians, the speed-up with its interval, and warnings; ``rounds`` is the number asked for."""
+    ratio = ratio_of_medians(times.first, times.second)
+    original, fused = _timing(times.first, times.calls[0]), _timing(times.second, times.calls[1])
+    return Measurement(
+        batch_size=batch_size,
+        threads=threads,
+        original=original,
+        fused=fused,
+        speedup=ratio.value,
+        low=ratio.low,
+        high=ratio.high,
+        warnings=(
+            *_warnings("original", original),
+            *_warnings("fused network", fused),
+            *_too_few(len(times.first), rounds),
+        ),
+    )
+
+
+def _timing(times: tuple[float, ...], calls: int) -> Timing:
+    return Timing(statistics.median(times), min(times), max(times), calls, times)
+
+
+def _warnings(name: str, timing: Timing) -> Iterator[str]:
+    if timing.median < OVERHEAD:
+        yield (
+            f"A call of the {name} takes less than {OVERHEAD * 1e6:.0f} microseconds, mostly the overhead of "
+            "calling it: use a larger input or batch."
+        )
+    if timing.median * timing.calls < SHORTEST / 2:
+        yield f"The timings of the {name} are too short for the clock: use a larger input or batch."
+    found = outliers(timing.times)
+    if found and timing.times[0] == timing.slowest:
+        yield f"The first timing of the {name} was much slower than the others: it was not warm yet."
+    elif found:
+        yield (
+            f"{found} of {len(timing.times)} timings of the {name} are outliers, so something else was running: "
+            "repeat this on a quiet machine."
+        )
+
+
+def _too_few(done: int, rounds: int) -> Iterator[str]:
+    if done < min(rounds, 2 * FEWEST_ROUNDS):
+        yield f"Only {done} of {rounds} rounds fitted in the time: allow more for a narrower interval."
+
 
 Inputs = tuple[Any, ...]
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from repfuse.checking.runs import Outcome
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.quiet import quietly
-from repfuse.verifying.copies import Outcome
 from repfuse.wording import described, first_line
 
 if TYPE_CHECKING:

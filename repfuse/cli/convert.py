@@ -9,7 +9,6 @@ import typer
 
 from repfuse.checkpoint.formats import Format
 from repfuse.cli.choosing import Exclude, Include, KeepClass, Merging, PlanIn, wanted
-from repfuse.cli.effort import Quick, Thorough, effort_of
 from repfuse.cli.options import (
     OUTPUT,
     Allow,
@@ -18,13 +17,15 @@ from repfuse.cli.options import (
     Json,
     Model,
     ModelArg,
+    Quick,
     Quiet,
+    Thorough,
     Trust,
     Weights,
+    effort_of,
     for_load,
 )
-from repfuse.cli.output import progress, show, show_json
-from repfuse.cli.target import check_targets
+from repfuse.cli.output import check_targets, progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK
 from repfuse.report.schema import report_path
 

@@ -9,8 +9,7 @@ import typer
 
 from repfuse.cli.choosing import Exclude, Include, KeepClass, Merging, wanted
 from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust, Weights, for_load
-from repfuse.cli.output import progress, show, show_json
-from repfuse.cli.target import check_targets
+from repfuse.cli.output import check_targets, progress, show, show_json
 
 
 def inspect(

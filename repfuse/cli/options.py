@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from repfuse.data import Wishes
+
 
 NETWORK = "How the network is built"
 TRUST = "What the file may do"
@@ -100,3 +104,104 @@ def for_load(
     """Return what these options say as repfuse.load takes it."""
     network = {"model": model, "model_args": model_arg, "weights": weights, "input": example}
     return {**network, "allow": allow or (), "trust": trust}
+
+
+# How much is tried: the options of `verify` and `convert`. torch is not imported.
+
+
+Quick = Annotated[
+    bool,
+    typer.Option(
+        "--quick",
+        help="Only the example and small inputs, at about a quarter of its size: seconds, for a first look.",
+        rich_help_panel=CHECKING,
+    ),
+]
+Thorough = Annotated[
+    bool,
+    typer.Option(
+        "--thorough",
+        help="More random inputs, every kind of input at three sizes, larger batches and 32 sizes in a row (each phase "
+        "of a stride): several times as long.",
+        rich_help_panel=CHECKING,
+    ),
+]
+
+
+def effort_of(*, quick: bool, thorough: bool) -> str:
+    """Return the effort by name. Raises typer.BadParameter where both are asked for."""
+    if quick and thorough:
+        raise typer.BadParameter("give --quick or --thorough, not both.")
+    return "quick" if quick else "thorough" if thorough else "default"
+
+
+# The tolerances of `verify`. torch is not imported.
+
+
+TOLERANCES = "Tolerances in place of what rounding explains"
+
+Rtol = Annotated[
+    float | None,
+    typer.Option(
+        "--rtol",
+        metavar="NUMBER",
+        help="Call the networks the same where |a - b| <= atol + rtol |a| for every element, in float64 and as stored, "
+        "a being the original's. Without --atol, that is 0.",
+        rich_help_panel=TOLERANCES,
+    ),
+]
+Atol = Annotated[
+    float | None,
+    typer.Option("--atol", metavar="NUMBER", help="As --rtol. Without --rtol, that is 0.", rich_help_panel=TOLERANCES),
+]
+
+
+# The options of real data, and what they say.
+
+
+DATA = "Real data"
+
+DataPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="Real inputs: a folder of images (in folders per class where the classes are known), or .safetensors, "
+        ".npz or .pt with `inputs` and, if known, `labels`.",
+        rich_help_panel=DATA,
+    ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        "--mean",
+        metavar="NUMBERS",
+        help="The mean of each channel that is subtracted from images (pixels in 0..1), as 0.485,0.456,0.406. Without "
+        "it: what the checkpoint or the model source knows.",
+        rich_help_panel=DATA,
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(
+        "--std",
+        metavar="NUMBERS",
+        help="The standard deviation of each channel that images are divided by, as 0.229,0.224,0.225.",
+        rich_help_panel=DATA,
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", metavar="N", help="Take only N of the samples, evenly spaced.", rich_help_panel=DATA),
+]
+
+
+def wishes_of(data: Path | None, mean: str | None, std: str | None, limit: int | None) -> Wishes:
+    """Return what the options ask for. Raises RepfuseError where they make no sense, or there is no data."""
+    from repfuse.data import Wishes
+    from repfuse.data.wishes import parse_numbers
+    from repfuse.errors import RepfuseError
+
+    if data is None and (mean, std, limit) != (None, None, None):
+        raise RepfuseError("--mean, --std and --limit are about real data.", "There is none.", "Give --data too.")
+    return Wishes(parse_numbers(mean), parse_numbers(std), limit)

@@ -7,12 +7,30 @@ from typing import Annotated
 
 import typer
 
-from repfuse.cli.data_options import DataPath, Limit, Mean, Std, wishes_of
-from repfuse.cli.effort import Quick, Thorough, effort_of
-from repfuse.cli.options import NETWORK, Allow, Fused, Json, Model, ModelArg, Original, Quiet, Trust, Weights
+from repfuse.cli.options import (
+    NETWORK,
+    Allow,
+    Atol,
+    DataPath,
+    Fused,
+    Json,
+    Limit,
+    Mean,
+    Model,
+    ModelArg,
+    Original,
+    Quick,
+    Quiet,
+    Rtol,
+    Std,
+    Thorough,
+    Trust,
+    Weights,
+    effort_of,
+    wishes_of,
+)
 from repfuse.cli.output import notes, progress, show, show_json
 from repfuse.cli.pair import FusedModel, FusedModelArg, FusedWeights, Source, load_pair
-from repfuse.cli.tolerances import Atol, Rtol
 
 
 def verify(
@@ -78,13 +96,13 @@ def verify(
     Exit codes: 0 same, 1 different, 2 could not tell.
     """
     effort = effort_of(quick=quick, thorough=thorough)
-    from repfuse.checking import verify as compare
+    from repfuse.checking.tolerances import tolerances
     from repfuse.checkpoint.example import parse_shapes
     from repfuse.data import prepare, read_data
     from repfuse.known_plan import known_plan
     from repfuse.memory import keep_little
     from repfuse.report.verify_view import verify_view
-    from repfuse.verifying.tolerances import tolerances
+    from repfuse.verify_with_plan import verify as compare
 
     keep_little()
     tolerances(rtol, atol)  # whether they are sound is said before the files are read

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from repfuse.checking.agreement import CHUNK, Samples, class_count, takes
 from repfuse.data.arrays import Arrays
 from repfuse.data.folder import Folder
 from repfuse.data.known import preset_for
@@ -16,8 +17,6 @@ from repfuse.data.pixels import MODES, pixels
 from repfuse.data.scaling import laid_out, normalised
 from repfuse.data.wishes import Wishes
 from repfuse.errors import RepfuseError
-from repfuse.verifying.agreement import class_count, takes
-from repfuse.verifying.samples import CHUNK, Samples
 
 if TYPE_CHECKING:
     from repfuse.loading import Checkpoint

@@ -13,12 +13,12 @@ from torch import fx
 
 from repfuse.algebra.geometry import Padding
 from repfuse.algebra.layers import Filter
-from repfuse.ops.broadcast import Channels, channels_of
 from repfuse.ops.call import Call, constant, number
 from repfuse.ops.filters import is_pad, pad
 from repfuse.ops.indexing import entries_of, is_whole
 from repfuse.ops.meaning import Applied, Meaning, Passage
 from repfuse.ops.spelling import spelled
+from repfuse.ops.sums import Channels, channels_of
 
 if TYPE_CHECKING:
     from repfuse.recording.recording import Recording

@@ -9,18 +9,20 @@ from typing import Any
 from torch import fx, nn
 
 from repfuse.algebra.descriptions import branches
-from repfuse.algebra.expression import tensor_names
+from repfuse.algebra.evaluation import border_takes_weights, check_borders
+from repfuse.algebra.expression import Expression, tensor_names
 from repfuse.algebra.geometry import NotAffine
+from repfuse.algebra.layers import Layer
 from repfuse.globs import ROOT
 from repfuse.memory import collecting_later
+from repfuse.networks import device_of
 from repfuse.ops import Meaning, meaning_of
 from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Same, Unfusible, inputs_of, origin
-from repfuse.placing.edits import Candidate, Fused, Layout
-from repfuse.placing.layout import lay_out
-from repfuse.planning.borders import Borders
 from repfuse.planning.bystanders import bystanders, find_ghosts
 from repfuse.planning.cost import WORTH_THE_CLASS, Policy
+from repfuse.planning.edits import Candidate, Fused, Layout
 from repfuse.planning.estimate import Estimate
+from repfuse.planning.layout import lay_out
 from repfuse.planning.reader import Reader
 from repfuse.planning.region import Region
 from repfuse.planning.regions import Regions
@@ -28,8 +30,35 @@ from repfuse.planning.storage import Ranges
 from repfuse.planning.terms import Group
 from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.recording.arguments import Arguments, description
+from repfuse.recording.constants import lookup
 from repfuse.recording.recording import Recording, record
 from repfuse.recording.stock import is_stock
+
+# Whether a layer pads with the very numbers that lie beyond the border: the one question that takes the weights.
+
+
+class Borders:
+    """Answers from the weights of the model, or from the answers of an earlier plan, ``known``, by name of the layer.
+
+    ``matching`` collects the layers for which it depends on the weights, and holds.
+    """
+
+    def __init__(self, recording: Recording, known: Collection[str] | None = None) -> None:
+        self.names = recording.names
+        self.tensors = lookup(recording.module, recording.constants)
+        self.device = device_of(recording.module)
+        self.known = known
+        self.matching: set[str] = set()
+
+    def check(self, inner: Expression, layer: Layer, node: fx.Node) -> None:
+        """Raise NotAffine where ``layer``, at ``node``, pads ``inner`` with something else than what it is there."""
+        if not border_takes_weights(inner, layer):
+            return
+        if self.known is None:
+            check_borders(inner, layer, self.tensors, self.device)
+        elif self.names[node] not in self.known:
+            raise NotAffine("shift-before-padding", "a layer that adds a constant, before one that pads with another")
+        self.matching.add(self.names[node])
 
 
 def plan(

@@ -2,16 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, combinations
 
 from torch import fx
 
+from repfuse.algebra.geometry import NotAffine
 from repfuse.ops.meaning import Same
+from repfuse.planning.cost import elementwise_cost
 from repfuse.planning.estimate import Estimate
-from repfuse.planning.grouping import Refuse, grouped
 from repfuse.planning.terms import Group, Nodes, Term
+from repfuse.plans import Cost
+
+# terms -> groups: which branches of a region become one convolution.
+
+
+Refuse = Callable[[NotAffine, fx.Node, Cost | None, Cost | None], None]
+
+
+def grouped(terms: Sequence[Term], root: fx.Node, estimate: Estimate, refuse: Refuse) -> tuple[Group, ...]:
+    """Partition the terms of ``root`` into groups that are one map each, each worth its merging."""
+    by_source: dict[fx.Node, list[Term]] = defaultdict(list)
+    for term in terms:
+        by_source[term.source].append(term)
+    groups: list[Group] = []
+    for members in by_source.values():
+        groups += _Merging(root, estimate, refuse).run(members)
+    return tuple(groups)
+
+
+class _Merging:
+    """Merges the terms of one source."""
+
+    def __init__(self, root: fx.Node, estimate: Estimate, refuse: Refuse) -> None:
+        self.root = root
+        self.estimate = estimate
+        self.refuse = refuse
+        self.shape = estimate.recording.shape_of[root]
+        self.add = elementwise_cost(self.shape, 2, estimate.recording.dtype_of[root].itemsize)
+        self.together: dict[tuple[Group, Group], Group | NotAffine] = {}
+
+    def run(self, terms: Sequence[Term]) -> list[Group]:
+        """Begin with every term for itself, and merge the two groups that save most until no two save anything."""
+        groups = [Group((term,)) for term in terms]
+        if len(groups) == 1 or self._all_at_no_cost(groups):
+            return [Group(tuple(terms))]
+        while len(groups) > 1:
+            one, other = max(combinations(groups, 2), key=lambda pair: self._saving(*pair))
+            merged = self._merge(one, other)
+            if isinstance(merged, NotAffine) or self._saving(one, other) <= 0:
+                break
+            groups[groups.index(one)] = merged
+            groups.remove(other)
+        for pair in combinations(groups, 2):
+            self._explain(*pair)
+        return groups
+
+    def _all_at_no_cost(self, groups: Sequence[Group]) -> bool:
+        """Whether the sum of all is no more work than the largest alone: nothing can be better than that."""
+        total = Group(tuple(term for group in groups for term in group.terms))
+        try:
+            return self._price(total) <= max(map(self._price, groups))
+        except NotAffine:
+            return False
+
+    def _merge(self, one: Group, other: Group) -> Group | NotAffine:
+        if (one, other) not in self.together:
+            merged = Group((*one.terms, *other.terms))
+            try:
+                _ = merged.expression
+                self.together[one, other] = merged
+            except NotAffine as error:
+                self.together[one, other] = error
+        return self.together[one, other]
+
+    def _saving(self, one: Group, other: Group) -> float:
+        merged = self._merge(one, other)
+        if isinstance(merged, NotAffine):
+            return -1.0
+        return self._price(one) + self._price(other) + self.estimate.price(self.add) - self._price(merged)
+
+    def _price(self, group: Group) -> float:
+        return 0.0 if group.of_source is not None else self.estimate.price(self._cost(group))
+
+    def _cost(self, group: Group) -> Cost:
+        return self.estimate.of_map(group.expression, group.source, self.shape)
+
+    def _explain(self, one: Group, other: Group) -> None:
+        """Say why two groups of one source stay apart."""
+        merged = self._merge(one, other)
+        if isinstance(merged, NotAffine):
+            self.refuse(merged, self.root, None, None)
+        elif one.convolves and other.convolves:
+            error = NotAffine("cost", "as one convolution these branches are predicted to be slower")
+            apart = self.estimate.of_groups((one, other), self.root)
+            self.refuse(error, self.root, apart, self._cost(merged))
 
 
 @dataclass(frozen=True, eq=False)

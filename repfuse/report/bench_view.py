@@ -8,8 +8,21 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from repfuse.report.numbers import NOTHING, count, duration, shape, size
-from repfuse.report.tables import BAD, GOOD, NUMBER, UNSURE, facts, heading, notes, table
+from repfuse.report.tables import (
+    BAD,
+    GOOD,
+    NOTHING,
+    NUMBER,
+    UNSURE,
+    count,
+    duration,
+    facts,
+    heading,
+    notes,
+    shape,
+    size,
+    table,
+)
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark, ColdCalls, Measurement

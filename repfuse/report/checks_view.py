@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import RenderableType
 
-from repfuse.report.numbers import NOTHING, error, plural
-from repfuse.report.tables import NUMBER, table
+from repfuse.report.tables import NOTHING, NUMBER, error, plural, table
 
 if TYPE_CHECKING:
-    from repfuse.proof.results import Proof, SiteDrift, SiteProof, WeightProof
-    from repfuse.verifying.results import Comparison, Drift, Level, OutputDrift, OutputVerdict
+    from repfuse.checking.proof_results import Proof, SiteDrift, SiteProof, WeightProof
+    from repfuse.checking.results import Comparison, Drift, Level, OutputDrift, OutputVerdict
 
 T = TypeVar("T")
 OUTPUTS_SHOWN = 4

@@ -10,16 +10,14 @@ from rich.text import Text
 
 from repfuse.report.bench_view import speedup
 from repfuse.report.checks_view import checks_table, of_drift, of_proof, of_site_drift
-from repfuse.report.health_view import health_view
-from repfuse.report.numbers import change, duration, error, plural, shape
-from repfuse.report.plan_view import plan_view, summary
+from repfuse.report.plan_view import health_view, plan_view, summary
 from repfuse.report.schema import Chosen, Input, Report, Status
-from repfuse.report.tables import BAD, GOOD, UNSURE, facts, heading, notes
+from repfuse.report.tables import BAD, GOOD, UNSURE, change, duration, error, facts, heading, notes, plural, shape
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
-    from repfuse.proof.results import Proof
-    from repfuse.verifying.results import Drift, Verified
+    from repfuse.checking.proof_results import Proof
+    from repfuse.checking.results import Drift, Verified
 
 DIGEST_SHOWN = len("sha256:") + 12
 VERDICTS: dict[Status, tuple[str, str]] = {

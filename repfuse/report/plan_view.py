@@ -11,10 +11,29 @@ from rich.padding import Padding
 from rich.text import Text
 
 from repfuse.globs import ROOT
+from repfuse.health import MEANINGS, Ailment, Finding
 from repfuse.planning.cost import Policy
 from repfuse.plans import Cost, Plan, Refusal, Site
-from repfuse.report.numbers import change, count, plural
-from repfuse.report.tables import NUMBER, facts, heading, places, table
+from repfuse.report.tables import NUMBER, change, count, facts, heading, places, plural, table
+
+# Weights that look wrong, for people: each kind once.
+
+
+ORDER: list[Ailment] = list(MEANINGS)
+
+
+def health_view(findings: Sequence[Finding]) -> Iterator[RenderableType]:
+    """Yield each kind of finding with what it means and where; nothing where all weights are well."""
+    if not findings:
+        return
+    yield heading("Weights that look wrong")
+    ordered = sorted(findings, key=lambda finding: ORDER.index(finding.what))
+    kinds = groupby(ordered, key=lambda finding: finding.what)
+    yield facts([(kind, f"{MEANINGS[kind]}; {places([_line(finding) for finding in group])}") for kind, group in kinds])
+
+
+def _line(finding: Finding) -> str:
+    return f"{finding.name} ({finding.count} of {finding.of})"
 
 
 def plan_view(plan: Plan) -> Iterator[RenderableType]:

@@ -17,8 +17,8 @@ from repfuse.plans import Plan
 
 if TYPE_CHECKING:  # their packages import torch
     from repfuse.benching.results import Benchmark
-    from repfuse.proof.results import Proof
-    from repfuse.verifying.results import Drift, Verified
+    from repfuse.checking.proof_results import Proof
+    from repfuse.checking.results import Drift, Verified
 
 SCHEMA = 1
 

@@ -3,12 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import floor
 
 from rich import box
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+# Numbers as people read them: 1.23 M, 151 KiB, 2.31 ms, 4.2e-16.
+
+
+NOTHING = "-"
+
+
+def count(number: float | None) -> str:
+    """Return a count with three digits and a decimal prefix: 0, 999, 1.23 k, 45.6 M; ``-`` for None."""
+    if number is None:
+        return NOTHING
+    return _scaled(number, 1000, ("", "k", "M", "G", "T", "P"))
+
+
+def size(number: float | None) -> str:
+    """Return bytes with three digits and a binary prefix: 512 B, 1.5 KiB, 12.3 MiB; ``-`` for None."""
+    if number is None:
+        return NOTHING
+    return _scaled(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def duration(seconds: float) -> str:
+    """Return a time with three digits: 12.3 µs, 4.56 ms, 7.89 s, 3 min 20 s."""
+    if seconds >= 120:
+        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    if seconds >= 1:
+        return f"{_three_digits(seconds)} s"
+    if seconds >= 1e-3:
+        return f"{_three_digits(seconds * 1e3)} ms"
+    return f"{_three_digits(seconds * 1e6)} µs"
+
+
+def error(number: float | None) -> str:
+    """Return an error with two digits: 0, 4.2e-16; ``-`` for None."""
+    if number is None:
+        return NOTHING
+    return "0" if number == 0 else f"{number:.1e}"
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction as a percentage that says 100 % only where nothing is missing; ``-`` for None."""
+    if fraction is None:
+        return NOTHING
+    if 0.9995 <= fraction < 1:
+        return f"{floor(fraction * 1e6) / 1e4:.4f} %"
+    return f"{fraction * 100:.1f} %" if fraction < 1 else "100 %"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """Return a shape as the command line takes it: 1x3x224x224."""
+    return "x".join(map(str, sizes)) or "scalar"
+
+
+def change(before: str, after: str) -> str:
+    """Return ``before → after``, or one of them where they are the same."""
+    return before if before == after else f"{before} → {after}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return ``1 site``, ``2 sites``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _scaled(number: float, base: int, prefixes: Sequence[str]) -> str:
+    power = 0
+    while number >= base and power < len(prefixes) - 1:
+        number, power = number / base, power + 1
+    digits = str(int(number)) if power == 0 else _three_digits(number)
+    return f"{digits} {prefixes[power]}".strip()
+
+
+def _three_digits(number: float) -> str:
+    decimals = 2 if number < 9.995 else 1 if number < 99.95 else 0
+    return f"{number:.{decimals}f}"
+
 
 NUMBER = "right"
 PLACES_SHOWN = 4

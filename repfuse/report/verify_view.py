@@ -9,12 +9,11 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repfuse.report.checks_view import Check, checks_table, of_drift, of_proof, of_site_drift, of_stored
-from repfuse.report.numbers import error, percent, plural, shape
-from repfuse.report.tables import BAD, GOOD, UNSURE, facts, heading, notes
+from repfuse.report.tables import BAD, GOOD, UNSURE, error, facts, heading, notes, percent, plural, shape
 
 if TYPE_CHECKING:
-    from repfuse.proof.results import Proof
-    from repfuse.verifying.results import FirstDifference, Flips, OutputError, RealData, Verification
+    from repfuse.checking.proof_results import Proof
+    from repfuse.checking.results import FirstDifference, Flips, OutputError, RealData, Verification
 
 SHOWN = 12  # shapes of inputs
 VERDICTS = {"same": ("Same.", GOOD), "different": ("Different.", BAD), "could-not-tell": ("Could not tell.", UNSURE)}

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from mistakes.damage import DAMAGES, STORED, Damage, Unfit
 from mistakes.kernels import FLOOR, Kernel, kernel
 from mistakes.making import SLIPS, misread
+from repfuse.checking.places import places
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.planning.cost import Policy
 from repfuse.plans import Plan
-from repfuse.proof.places import places
 
 KINDS = (*DAMAGES, *SLIPS)
 """What may go wrong with what is computed."""

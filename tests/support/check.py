@@ -13,15 +13,17 @@ from support.programs import Step, program
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from repfuse.checking.comparison import reference
+from repfuse.checking.drift import drift
+from repfuse.checking.inputs import input_variants
+from repfuse.checking.proof import prove
+from repfuse.checking.results import Comparison
+from repfuse.checking.sites import prove_sites
 from repfuse.fusing import fuse
 from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
 from repfuse.plans import Plan
-from repfuse.proof import prove, prove_sites
 from repfuse.rewriting import rewrite
-from repfuse.verifying import drift, input_variants
-from repfuse.verifying.comparison import reference
-from repfuse.verifying.results import Comparison
 
 Shapes = Sequence[tuple[int, ...]]
 

@@ -61,11 +61,11 @@ def convert(name: str) -> Row:
     torchvision_schemas.install()
     from support.agreement import operations
 
+    from repfuse.checking.comparison import reference
+    from repfuse.checking.inputs import input_variants
+    from repfuse.checking.proof import prove
     from repfuse.planning.planner import plan
-    from repfuse.proof import prove
     from repfuse.rewriting import rewrite
-    from repfuse.verifying import input_variants
-    from repfuse.verifying.comparison import reference
     from tests.zoo.networks import build
 
     network, example = build(name)

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from repfuse.checking.runs import call
+from repfuse.checking.written import Ran, check_written
 from repfuse.checkpoint import example
 from repfuse.checkpoint.exported.exporting import doubled
 from repfuse.checkpoint.exported.network import network_of
 from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
 from repfuse.quiet import quietly
-from repfuse.verifying.copies import call
-from repfuse.verifying.written import Ran, check_written
 from repfuse.wording import described, first_line
 
 ADVICE = (

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from repfuse.checking.runs import as_stored, call, copy_with
 from repfuse.checkpoint import onnx_file
 from repfuse.checkpoint.exported import archive
 from repfuse.checkpoint.exported.contract import contract_of
 from repfuse.checkpoint.exported.exporting import program_like, program_of
 from repfuse.checkpoint.saving import compare, not_the_same
 from repfuse.errors import RepfuseError
-from repfuse.rereading.checking import Check
-from repfuse.rereading.messages import Job, Kind
-from repfuse.rereading.programs import WrittenProgram, check_program
-from repfuse.verifying.copies import as_stored, call, copy_with
+from repfuse.readback.checking import Check
+from repfuse.readback.messages import Job, Kind
+from repfuse.readback.programs import WrittenProgram, check_program
 
 
 @dataclass(frozen=True)

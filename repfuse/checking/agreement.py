@@ -1,0 +1,280 @@
+"""What both networks say of real inputs: whether they agree, and their accuracy where the labels are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from repfuse.checking.inputs import Trial
+from repfuse.checking.results import Flips, RealData
+from repfuse.checking.runs import Outcome, as_stored, copy_with, run, run_copy
+from repfuse.errors import RepfuseError
+from repfuse.networks import between
+from repfuse.progress import Progress
+
+# Real inputs in batches that are made when they are asked for: a folder of 50,000 images never lies in memory.
+
+
+CHUNK = 64  # samples per call, at most
+PER_CALL = 1 << 21  # input elements per call, so that activations stay small: 13 images of 3x224x224
+Inputs = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """``count`` samples of ``numbers`` elements each, for the network's first input.
+
+    ``make`` returns the samples ``[k, ...]`` at ``k`` positions in a row. ``notes`` say how they were made. ``at_once``
+    is the most that a network takes in one call.
+    """
+
+    count: int
+    numbers: int
+    make: Callable[[range], torch.Tensor]
+    notes: tuple[str, ...] = ()
+    at_once: int = CHUNK
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        step = min(self.at_once, per_call(self.numbers))
+        for start in range(0, self.count, step):
+            yield self.make(range(start, min(start + step, self.count)))
+
+
+Data = torch.Tensor | Samples | Iterable[torch.Tensor | Inputs]
+"""One batch, or several that can be walked more than once; a tuple each where the network takes several inputs."""
+
+
+def per_call(numbers: int) -> int:
+    """Return how many samples of so many elements go into one call: one at least."""
+    return min(CHUNK, max(1, PER_CALL // max(1, numbers)))
+
+
+def chunks(data: Data) -> Iterator[Inputs]:
+    """Yield ``data`` in pieces that fit one call each. Raises RepfuseError where it holds no samples."""
+    if isinstance(data, Iterator):
+        what = f"The data is a {type(data).__name__}, which can be walked only once."
+        raise RepfuseError(what, "It is walked several times.", "Give a tensor, a list of batches, or the like.")
+    found = False
+    for batch in [data] if isinstance(data, torch.Tensor) else data:
+        inputs = batch if isinstance(batch, tuple) else (batch,)
+        step = per_call(inputs[0][:1].numel())
+        for start in range(0, len(inputs[0]), step):
+            found = True
+            yield tuple(x[start : start + step] for x in inputs)
+    if not found:
+        raise RepfuseError("The data holds no samples.", "", "Give at least one input of the network's shape.")
+
+
+def total(data: Data) -> int | None:
+    """Return the number of samples where it is known without making them."""
+    if isinstance(data, Samples):
+        return data.count
+    batches = [data] if isinstance(data, torch.Tensor) else data
+    if not isinstance(batches, Sequence):
+        return None
+    return sum(len(batch[0] if isinstance(batch, tuple) else batch) for batch in batches)
+
+
+# Which classes a network gives each sample, best first, and how sure it is of the first.
+#
+# Classes rank by their output, the highest first; among equal ones the lower number comes first, so that two networks
+# with equal outputs always rank alike. A sample with an output that is not a number has no class: NONE.
+
+
+TOP = 5
+NONE = -1
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """``best`` [samples, min(TOP, classes)] are the classes, best first; NONE in the whole row where there are none.
+
+    ``margins`` [samples], in float64: the highest output less the second, relative to the row's largest magnitude.
+    """
+
+    best: torch.Tensor
+    margins: torch.Tensor
+    classes: int
+
+    @property
+    def first(self) -> torch.Tensor:
+        """The class of each sample."""
+        return self.best[:, 0]
+
+    @property
+    def has_top(self) -> bool:
+        """Whether the best five say more than all: for TOP classes or fewer they are always the same."""
+        return self.classes > TOP
+
+    def agrees(self, other: Ranking) -> torch.Tensor:
+        """Return for each sample whether both give it the same class."""
+        return (self.first == other.first) & (self.first != NONE)
+
+    def agrees_on_top(self, other: Ranking) -> torch.Tensor:
+        """Return for each sample whether the best five are the same set of classes, in whatever order."""
+        same = self.best.sort(dim=1).values == other.best.sort(dim=1).values
+        return same.all(dim=1) & (self.first != NONE)
+
+    def hits(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return for each sample whether its class is the label."""
+        return self.first == labels
+
+    def hits_on_top(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return for each sample whether the label is among the best five."""
+        return (self.best == labels[:, None]).any(dim=1)
+
+
+def ranking(scores: torch.Tensor) -> Ranking | None:
+    """Return the ranking of ``scores`` [samples, classes]; None where they are no table of two classes or more."""
+    if scores.dim() != 2 or scores.shape[1] < 2 or not scores.is_floating_point():
+        return None
+    scores = scores.double()
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    best = order[:, :TOP].masked_fill(scores.isnan().any(dim=1, keepdim=True), NONE)
+    first, second = scores.gather(1, order[:, :2]).unbind(dim=1)
+    scale = scores.abs().amax(dim=1).clamp(min=torch.finfo(scores.dtype).tiny)
+    margins = ((first - second) / scale).nan_to_num(nan=math.inf, posinf=math.inf)
+    return Ranking(best, margins, scores.shape[1])
+
+
+def joined(rankings: Sequence[Ranking | None]) -> Ranking | None:
+    """Return the rankings of all samples as one; None where some have none, or another number of classes."""
+    known = [one for one in rankings if one is not None]
+    if not known or len(known) < len(rankings) or len({one.classes for one in known}) > 1:
+        return None
+    best, margins = torch.cat([one.best for one in known]), torch.cat([one.margins for one in known])
+    return Ranking(best, margins, known[0].classes)
+
+
+GROUP = 4  # calls of one network in a row, on data that is made once for both
+COMPARED = 1 << 20  # input elements that also take part in the comparison, which runs each network ten times
+Cast = Mapping[torch.dtype, torch.dtype]
+
+
+def data_trial(data: Data) -> Trial:
+    """Return as many of the first samples as COMPARED allows, one at least and one call's at most, as a trial."""
+    first = next(chunks(data))
+    samples = max(1, COMPARED // max(1, first[0][0].numel()))
+    return Trial("the data", tuple(x[:samples] for x in first))
+
+
+def agreement(
+    original: nn.Module,
+    fused: nn.Module,
+    data: Data,
+    labels: torch.Tensor | None,
+    progress: Progress = lambda _stage, _fraction: None,
+) -> RealData:
+    """Run both networks, as they are stored, over all of ``data``: some pieces at a time, those through both in turn.
+
+    ``labels`` holds one class index per sample. Classes are told where the first output is ``[samples, classes]``
+    with at least two classes (see ``repfuse.checking.agreement``). ``progress`` is told the fraction of the samples.
+    Raises RepfuseError where a network refuses the data or the labels do not fit.
+    """
+    samples, before, after = _rankings(original, fused, data, progress)
+    if labels is not None:
+        _check(labels, samples, before)
+        labels = labels.to("cpu", torch.int64)
+    return RealData(
+        samples=samples,
+        compared=len(data_trial(data).inputs[0]),
+        notes=data.notes if isinstance(data, Samples) else (),
+        **_agreement(before, after, labels),
+        **_accuracies(before, labels, "original"),
+        **_accuracies(after, labels, "fused"),
+    )
+
+
+def class_count(network: nn.Module, inputs: Sequence[Any]) -> int | None:
+    """Return the number of classes that the network tells apart on ``inputs``; None where it tells none."""
+    found = ranking(_first(run(network, [Trial("the example", tuple(inputs))], {})[0]))
+    return found.classes if found else None
+
+
+def takes(network: nn.Module, inputs: Sequence[Any]) -> bool:
+    """Return whether the network, as it is stored, runs on ``inputs``."""
+    return not run(network, [Trial("the example", tuple(inputs))], {})[0].error
+
+
+def _rankings(
+    original: nn.Module, fused: nn.Module, data: Data, progress: Progress
+) -> tuple[int, Ranking | None, Ranking | None]:
+    """Return the number of samples and what each network says of them."""
+    sides: tuple[tuple[nn.Module, Cast], ...] = ((original, {}), (fused, between(original, fused)))
+    found: tuple[list[Ranking | None], list[Ranking | None]] = [], []
+    pieces, samples, count = chunks(data), 0, total(data)
+    while group := list(islice(pieces, GROUP)):
+        for (network, cast), rankings in zip(sides, found, strict=True):
+            copied = copy_with(network, as_stored)  # one copy at a time
+            rankings += [ranking(_first(_outcome(copied, chunk, cast))) for chunk in group]
+            del copied
+        samples += sum(len(chunk[0]) for chunk in group)
+        del group  # before the next is made
+        progress(f"real data, {samples:,} samples", samples / count if count else 0.0)
+    return samples, joined(found[0]), joined(found[1])
+
+
+def _outcome(network: nn.Module, inputs: tuple[Any, ...], cast: Cast) -> Outcome:
+    outcome = run_copy(network, [Trial("the data", inputs)], cast)[0]
+    if outcome.error:
+        shape = "x".join(map(str, inputs[0].shape))
+        raise RepfuseError(
+            f"A network cannot run on the data (a batch of it is {shape}).",
+            f"{outcome.error}.",
+            "Give data of the shape and dtype that the network takes.",
+        )
+    return outcome
+
+
+def _first(outcome: Outcome) -> torch.Tensor:
+    return next(iter(outcome.outputs.values()), torch.empty(0))
+
+
+def _agreement(before: Ranking | None, after: Ranking | None, labels: torch.Tensor | None) -> dict[str, Any]:
+    if before is None or after is None:
+        return {"top1_agreement": None}
+    agreed = before.agrees(after)
+    on_top = _share(before.agrees_on_top(after)) if before.has_top and after.has_top else None
+    unknown = int(((before.first == NONE) | (after.first == NONE)).sum())
+    flips = _flips(before, after, labels)
+    return {"top1_agreement": _share(agreed), "top5_agreement": on_top, "without_class": unknown, "flips": flips}
+
+
+def _flips(before: Ranking, after: Ranking, labels: torch.Tensor | None) -> Flips:
+    flipped = ~before.agrees(after)
+    margins = before.margins[flipped]
+    extremes = (float(margins.min()), float(margins.max())) if len(margins) else (None, None)
+    if labels is None:
+        return Flips(len(margins), None, None, *extremes)
+    right, still = before.hits(labels), after.hits(labels)
+    return Flips(len(margins), int((right & ~still).sum()), int((~right & still).sum()), *extremes)
+
+
+def _accuracies(found: Ranking | None, labels: torch.Tensor | None, side: str) -> dict[str, Any]:
+    if found is None or labels is None:
+        return {f"accuracy_{side}": None}
+    on_top = _share(found.hits_on_top(labels)) if found.has_top else None
+    return {f"accuracy_{side}": _share(found.hits(labels)), f"top5_accuracy_{side}": on_top}
+
+
+def _check(labels: torch.Tensor, samples: int, found: Ranking | None) -> None:
+    if found is None:
+        why = "The network's first output is not a table of samples by classes."
+    elif labels.shape != (samples,) or labels.is_floating_point() or labels.is_complex():
+        why = f"There are {samples} samples, and the labels are {tuple(labels.shape)} of {labels.dtype}."
+    else:
+        least, most = (int(label) for label in labels.to(torch.int64).aminmax())
+        if 0 <= least <= most < found.classes:
+            return
+        why = f"The network has the classes 0 to {found.classes - 1}, and the labels go from {least} to {most}."
+    raise RepfuseError("The labels do not fit.", why, "Give one class number per sample, from 0, for a classifier.")
+
+
+def _share(hits: torch.Tensor) -> float:
+    return float(hits.double().mean())

@@ -1,0 +1,178 @@
+"""Everything that a verdict on two networks rests on, gathered once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import jit, nn
+
+from repfuse.checking.comparison import answers_in_float64, tabulate, with_fallbacks
+from repfuse.checking.drift import drift_from
+from repfuse.checking.inputs import Trial, elements
+from repfuse.checking.measure import informative, level
+from repfuse.checking.results import Drift, OutputError, OutputVerdict, TrialComparison
+from repfuse.checking.rounding import FLOAT64_NOISE, SAMPLES, Explained, Key, Levels, Yardsticks, excess
+from repfuse.checking.runs import Outcome
+from repfuse.memory import give_back
+from repfuse.progress import Progress
+
+# How far a verification is: by the work of the calls that are done, of all that will be.
+
+
+class Meter:
+    """Tells ``progress`` the stage and the fraction done, from ``start`` to ``end``, as the networks it watches run.
+
+    ``total`` is the work of all calls, in elements of their inputs.
+    """
+
+    def __init__(self, progress: Progress, total: float, start: float = 0.0, end: float = 1.0) -> None:
+        self._progress, self._total = progress, max(total, 1.0)
+        self._start, self._end = start, end
+        self._done, self._stage = 0.0, ""
+
+    def stage(self, name: str) -> None:
+        """Say what is done now."""
+        self._stage = name
+        self._tell()
+
+    def watch(self, copy: nn.Module) -> None:
+        """Count each call of a network that it returns from; those of TorchScript, which takes no hooks, go unseen."""
+        if not isinstance(copy, jit.ScriptModule):
+            copy.register_forward_hook(self._count)
+
+    def _count(self, _module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
+        self._done += elements(inputs)
+        self._tell()
+
+    def _tell(self) -> None:
+        part = min(1.0, self._done / self._total)
+        self._progress(self._stage, self._start + (self._end - self._start) * part)
+
+
+MEASURED = 0.75  # of the whole: real data, the sites and the place of a difference follow
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured. Keys are a position in ``trials`` and the name of an output.
+
+    ``table`` holds a row per trial that was tried, ``trials`` only those in which both networks gave outputs
+    of the same form; ``outcomes`` are the original's in float64, ``answers`` the fused network's. ``settled`` are the
+    positions on which everything was measured that could explain an error; where one is too large and settled, others
+    need not be. ``tried`` are all trials with the original's outcomes.
+    """
+
+    table: tuple[TrialComparison, ...]
+    trials: tuple[Trial, ...]
+    outcomes: tuple[Outcome, ...]
+    answers: tuple[Outcome, ...]
+    errors: Levels
+    rounding: Levels
+    limits: Levels
+    drift: Drift | None
+    settled: frozenset[int] = frozenset()
+    tried: tuple[tuple[Trial, Outcome], ...] = ()
+
+    @property
+    def worst(self) -> Key:
+        """The output that comes closest to its limit, or furthest above; where errors stand, one of these."""
+        return max(self.errors, key=self._rank)
+
+    def excess(self, key: Key) -> float:
+        """Return the error in units of what is allowed."""
+        return excess(self.errors[key], self.limits[key])
+
+    @property
+    def mismatched(self) -> TrialComparison | None:
+        """The first trial on which something differs that is no number."""
+        return next((row for row in self.table if row.mismatch), None)
+
+    @property
+    def vacuous(self) -> list[str]:
+        """The outputs that have no finite number other than 0 on any trial: to agree in these says nothing."""
+        names = dict.fromkeys(name for _, name in self.errors)
+        telling = {name for position, name in self.errors if informative(self.outcomes[position].outputs[name])}
+        return [name for name in names if name not in telling]
+
+    @property
+    def informative(self) -> bool:
+        """Whether any output has a finite number other than 0."""
+        return len(self.vacuous) < len({name for _, name in self.errors})
+
+    def rows(self) -> tuple[OutputVerdict, ...]:
+        """Return a row per output: its worst trial, and its worst drift."""
+        names = dict.fromkeys(name for _, name in self.errors)
+        return tuple(self._row(name) for name in names)
+
+    def _rank(self, key: Key) -> tuple[bool, float]:
+        times = self.excess(key)
+        return times > 1 and key[0] in self.settled, times
+
+    def _row(self, name: str) -> OutputVerdict:
+        key = max((key for key in self.errors if key[1] == name), key=self._rank)
+        label = self.trials[key[0]].label
+        drifts = [row for row in self.drift.outputs if row.name == name] if self.drift else []
+        worst = max(drifts, key=lambda row: row.fused.over(row.allowed), default=None)
+        return OutputVerdict(name, label, self._error(label, name), self.rounding[key], self.limits[key], worst)
+
+    def _error(self, label: str, name: str) -> OutputError:
+        outputs = next(row.outputs for row in self.table if row.label == label)
+        return next(output for output in outputs if output.name == name)
+
+
+def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progress: Progress) -> Evidence:
+    """Run both networks in float64 and as they are stored, and measure what rounding explains.
+
+    Raises RepfuseError where the original cannot run the first trial in float64.
+    """
+    meter = Meter(progress, _work(trials), end=MEASURED)
+    give_back(original)
+    meter.stage("the original in float64")
+    trials, expected = with_fallbacks(original, trials, meter.watch)
+    give_back(original)
+    meter.stage("the fused network in float64")
+    found = answers_in_float64(fused, trials, expected, watch=meter.watch)
+    table = tabulate(trials, expected, found, FLOAT64_NOISE).trials
+    tried = tuple(zip(trials, expected, strict=True))
+    kept = [position for position, row in enumerate(table) if not row.skipped and not row.mismatch]
+    trials, expected, found = _at(trials, kept), _at(expected, kept), _at(found, kept)
+    errors = {
+        (position, name): level(tensor, found[position].outputs[name])
+        for position, outcome in enumerate(expected)
+        for name, tensor in outcome.outputs.items()
+    }
+    if not errors:
+        return Evidence(table, (), (), (), {}, {}, {}, None, tried=tried)
+    give_back(original)
+    meter.stage("what rounding explains")
+    before = Yardsticks(original, fused, trials, expected, watch=meter.watch)
+    after = Yardsticks(fused, original, trials, found, watch=meter.watch, scale=expected)
+    explained = Explained(before, after, errors)
+    explained.measure()
+    give_back(original)
+    meter.stage("drift")
+    drift = drift_from(original, fused, trials, expected, after)
+    return Evidence(
+        table,
+        tuple(trials),
+        tuple(expected),
+        tuple(found),
+        errors,
+        explained.effect(),
+        explained.limits(),
+        drift,
+        frozenset(explained.settled),
+        tried,
+    )
+
+
+def _work(trials: Sequence[Trial]) -> float:
+    """Return the work of the runs in float64: both networks on each trial, and 2 SAMPLES times on the yardsticks."""
+    return sum(trial.work * (2 + 2 * SAMPLES * trial.yardstick) for trial in trials)
+
+
+def _at(items: Sequence[T], positions: Iterable[int]) -> list[T]:
+    return [items[position] for position in positions]

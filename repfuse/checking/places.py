@@ -1,0 +1,175 @@
+"""The fused weights in float64, computed from the original's one site at a time, when they are asked for."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from repfuse.algebra.evaluation import Tensors, constant, evaluate
+from repfuse.algebra.expression import Expression
+from repfuse.checking.runs import Change, in_float64
+from repfuse.errors import RepfuseError
+from repfuse.networks import named_tensors
+from repfuse.planning.edits import Fused
+from repfuse.planning.planner import Planner
+from repfuse.planning.region import Region
+from repfuse.planning.replaying import replay
+from repfuse.plans import AGAIN, Plan
+from repfuse.recording.constants import lookup
+from repfuse.rewriting.emit import without_padding
+
+# Each region by itself, before and after the rewrite, as modules of its sources.
+#
+# Neither knows the algebra: before are the original's own operations, after the fused modules as they are.
+
+
+@dataclass(frozen=True)
+class Place:
+    """One region of the network ``module``; ``path_of`` are the paths of the convolutions that its groups became.
+
+    Groups without one stay what they are, a factor of their source. Named after its first convolution.
+    """
+
+    planner: Planner
+    module: nn.Module
+    region: Region
+    path_of: Mapping[int, str]
+
+    @property
+    def path(self) -> str:
+        """Where its first convolution is after the rewrite."""
+        return next(iter(self.path_of.values()))
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The nodes that it takes its inputs from, each once."""
+        return list(dict.fromkeys(group.source for group in self.region.groups))
+
+    def before(self) -> fx.GraphModule:
+        """Return what computes the region's root from its sources, over the tensors of ``module``."""
+        graph = fx.Graph()
+        env = {source: graph.placeholder(source.name) for source in self.sources}
+        needed = _needed(self.region.root, set(env), self.planner.origin)
+        for node in (node for node in self.planner.recording.nodes if node in needed):
+            env[node] = graph.node_copy(node, lambda used: env[used if used in env else self.planner.origin(used)])
+        graph.output(env[self.region.root])
+        return fx.GraphModule(self.module, graph)
+
+    def after(self, fused: nn.Module, factor: Callable[[float], float] = lambda by: by) -> fx.GraphModule:
+        """Return the convolutions of the network ``fused`` that replace the region, over its tensors.
+
+        A source that is only added up, times a number, is multiplied by ``factor`` of it.
+        """
+        root, graph = nn.Module(), fx.Graph()
+        inputs = {source: graph.placeholder(source.name) for source in self.sources}
+        total: fx.Node | None = None
+        for number, group in enumerate(self.region.groups):
+            value = inputs[group.source]
+            if id(group) in self.path_of:
+                root.add_module(f"part{number}", fused.get_submodule(self.path_of[id(group)]))
+                value = graph.call_module(f"part{number}", (value,))
+            elif group.of_source is not None and factor(group.of_source) != 1:
+                value = graph.call_function(operator.mul, (value, factor(group.of_source)))
+            total = value if total is None else graph.call_function(operator.add, (total, value))
+        graph.output(total)
+        return fx.GraphModule(root, graph)
+
+
+def places(original: nn.Module, plan: Plan) -> Iterator[Place]:
+    """Yield the regions that ``plan`` replaces in ``original``, in the order in which they run."""
+    replayed = replay(original, plan)
+    order = replayed.planner.recording.order
+    found: dict[fx.Node, list[Fused]] = {}
+    for item in replayed.layout.fused:
+        found.setdefault(item.region.root, []).append(item)
+    for _, items in sorted(found.items(), key=lambda entry: order[entry[0]]):
+        yield Place(replayed.planner, original, items[0].region, {id(item.group): item.path for item in items})
+
+
+def _needed(root: fx.Node, sources: set[fx.Node], origin: Callable[[fx.Node], fx.Node]) -> set[fx.Node]:
+    """Return the nodes between the sources and ``root``, what they take their weights and sizes from included."""
+    needed: set[fx.Node] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed and origin(node) not in sources:
+            needed.add(node)
+            waiting += node.all_input_nodes
+    return needed
+
+
+class Weight(NamedTuple):
+    """A stored tensor of a fused convolution, and what computes it in float64."""
+
+    stored: torch.Tensor
+    exact: Callable[[], torch.Tensor]
+
+
+class ExactWeights:
+    """What the weights of a fused network would be without rounding.
+
+    Those stored in float64 are taken as they are: they are themselves what has to be proven.
+    """
+
+    def __init__(self, fused: nn.Module, places: Iterable[Place]) -> None:
+        self._of_place = {place.path: list(_weights(fused, place)) for place in places}
+        self._by_id = {id(weight.stored): weight for weights in self._of_place.values() for weight in weights}
+
+    def at(self, place: Place) -> list[Weight]:
+        """Return the weights and biases of the convolutions that replace a region."""
+        return self._of_place[place.path]
+
+    def __contains__(self, tensor: torch.Tensor) -> bool:
+        return id(tensor) in self._by_id
+
+    def change(self, network: nn.Module) -> Change:
+        """Return what makes the tensors of ``network``, which holds fused convolutions, exact as they are read."""
+        narrow = {
+            name: self._by_id[id(x)].exact
+            for name, x in named_tensors(network)
+            if id(x) in self._by_id and x.dtype is not torch.float64
+        }
+        return lambda name, tensor: narrow[name]() if name in narrow else in_float64(name, tensor)
+
+
+def _weights(fused: nn.Module, place: Place) -> Iterator[Weight]:
+    tensors = lookup(place.module, place.planner.recording.constants)
+    for group in place.region.groups:
+        if id(group) in place.path_of:
+            path = place.path_of[id(group)]
+            convolution = convolution_at(fused, path)
+            for name, compute in (("weight", _weight), ("bias", constant)):
+                if name not in convolution._parameters:  # a parametrization computes it
+                    raise _misfit(path)
+                stored = convolution._parameters[name]
+                if stored is not None:  # a missing bias is not the one that was computed: what is compared shows it
+                    yield Weight(stored, partial(compute, group.expression, tensors, stored.device))
+
+
+def _weight(expression: Expression, tensors: Tensors, device: torch.device) -> torch.Tensor:
+    return evaluate(expression, tensors, torch.empty(0, dtype=torch.float64, device=device))[0]
+
+
+def convolution_at(fused: nn.Module, path: str) -> nn.Module:
+    """Return the convolution or linear layer of a site: behind its padding, where that is a module apart.
+
+    Raises RepfuseError where there is none.
+    """
+    try:
+        found = without_padding(fused.get_submodule(path))
+    except AttributeError as error:
+        raise _misfit(path) from error
+    if not isinstance(found, _ConvNd | nn.Linear):
+        raise _misfit(path)
+    return found
+
+
+def _misfit(path: str) -> RepfuseError:
+    return RepfuseError("The plan does not fit the fused network.", f"It has no convolution at {path!r}.", AGAIN)

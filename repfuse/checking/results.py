@@ -1,0 +1,402 @@
+"""What was found about two networks, as plain data. No torch here.
+
+The errors are those of ``repfuse.checking.results``: of the fused network against the original, relative to the
+whole output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from repfuse.jsonready import json_ready
+
+# Differences between two networks' outputs, as plain data. No torch here.
+#
+# ``original`` is the reference, ``fused`` the network that should compute the same. All errors are of ``fused``
+# against ``original``. Per output: ``max`` is max|a - b| / max|a|, ``rms`` is ||a - b|| / ||a|| (Euclidean).
+# Both divide by a property of the whole output, so elements near 0 do no harm; both are 0 where a and b are
+# equal and infinite where a is 0 everywhere and b is not.
+
+
+@dataclass(frozen=True)
+class Level:
+    """A relative difference of one output, in the two norms of this module: ``rms`` and ``max``."""
+
+    rms: float
+    max: float
+
+    def exceeds(self, allowed: Level) -> bool:
+        """Whether either norm is above ``allowed``."""
+        return not (self.rms <= allowed.rms and self.max <= allowed.max)
+
+    def over(self, allowed: Level) -> float:
+        """Return the larger of the two quotients self / allowed (0 where both are 0)."""
+        return max(_quotient(self.rms, allowed.rms), _quotient(self.max, allowed.max))
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """The difference of one output, over its finite elements.
+
+    ``max_abs`` is max|a - b|, which is also the smallest absolute tolerance that passes; ``smallest_rtol``
+    the smallest purely relative one, max(|a - b| / |a|), or None where no finite one passes; ``scale``
+    max|a|; ``quantiles`` of |a - b| by percentage ("50", "90", "99", "100"); ``worst`` the index of the
+    largest difference, ``values`` a and b there; ``non_finite`` how many elements are infinite or not a
+    number, in the same places in both.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    relative: Level
+    max_abs: float
+    scale: float
+    quantiles: dict[str, float]
+    smallest_rtol: float | None
+    worst: tuple[int, ...]
+    values: tuple[float, float]
+    non_finite: int
+
+
+@dataclass(frozen=True)
+class TrialComparison:
+    """Both networks on one set of inputs.
+
+    ``mismatch`` says what differs that is no number: structure, shape, dtype, a NaN in one only, an input
+    that only the fused network refuses. ``skipped`` is why this trial is none for both networks.
+    """
+
+    label: str
+    shapes: tuple[tuple[int, ...], ...]
+    outputs: tuple[OutputError, ...] = ()
+    mismatch: str = ""
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both networks in float64 on several trials, against one relative ``tolerance`` on the max norm."""
+
+    trials: tuple[TrialComparison, ...]
+    tolerance: float
+
+    @property
+    def worst(self) -> tuple[TrialComparison, OutputError] | None:
+        """The output with the largest relative error, and its trial; None where nothing could be compared."""
+        pairs = [(trial, output) for trial in self.trials for output in trial.outputs]
+        return max(pairs, key=lambda pair: pair[1].relative.max, default=None)
+
+    @property
+    def by_output(self) -> list[tuple[TrialComparison, OutputError]]:
+        """Of each output the largest relative error, with its trial."""
+        worst: dict[str, tuple[TrialComparison, OutputError]] = {}
+        for trial in self.trials:
+            for output in trial.outputs:
+                if output.name not in worst or output.relative.max > worst[output.name][1].relative.max:
+                    worst[output.name] = (trial, output)
+        return list(worst.values())
+
+    @property
+    def error(self) -> float | None:
+        """The largest relative error of any output in any trial."""
+        return self.worst[1].relative.max if self.worst else None
+
+    @property
+    def mismatches(self) -> tuple[TrialComparison, ...]:
+        """The trials in which something other than a number differs."""
+        return tuple(trial for trial in self.trials if trial.mismatch)
+
+    @property
+    def skipped(self) -> tuple[TrialComparison, ...]:
+        """The trials that are none for both networks."""
+        return tuple(trial for trial in self.trials if trial.skipped)
+
+    @property
+    def compared(self) -> tuple[TrialComparison, ...]:
+        """The trials in which both networks gave outputs of the same form."""
+        return tuple(trial for trial in self.trials if not trial.skipped and not trial.mismatch)
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was compared, nothing mismatched and every error is within the tolerance."""
+        return not self.mismatches and self.error is not None and self.error <= self.tolerance
+
+    @property
+    def reason(self) -> str:
+        """One sentence: what decided ``passed``."""
+        if self.mismatches:
+            return f"{self.mismatches[0].label}: {self.mismatches[0].mismatch}."
+        if self.worst is None:
+            return "Nothing could be compared."
+        trial, output = self.worst
+        side = "within" if self.passed else "above"
+        return (
+            f"In float64 the largest error is {output.relative.max:.1e} of the output's scale "
+            f"({trial.label}, {output.name}), {side} {self.tolerance:.0e}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        facts = {"passed": self.passed, "error": self.error, "reason": self.reason}
+        return dict(json_ready(facts) | json_ready(self))
+
+
+def _quotient(value: float, allowed: float) -> float:
+    if value == 0:
+        return 0.0
+    return value / allowed if allowed else float("inf")
+
+
+__all__ = [
+    "Comparison",
+    "Drift",
+    "FirstDifference",
+    "Flips",
+    "Level",
+    "OutputDrift",
+    "OutputError",
+    "OutputVerdict",
+    "Proven",
+    "RealData",
+    "ToleranceCheck",
+    "TrialComparison",
+    "Verdict",
+    "Verification",
+    "Verified",
+    "Worst",
+]
+
+Verdict = Literal["same", "different", "could-not-tell"]
+EXIT_CODES: dict[Verdict, int] = {"same": 0, "different": 1, "could-not-tell": 2}
+
+
+@dataclass(frozen=True)
+class OutputDrift:
+    """One output of one trial, computed in each network's own dtype, against the original in float64.
+
+    ``own`` is the original's error, ``fused`` the fused network's; ``rounding`` the measured effect of
+    rounding each changed weight once; ``allowed`` what arithmetic explains (see repfuse.checking.drift).
+    """
+
+    trial: str
+    name: str
+    dtype: str
+    own: Level
+    fused: Level
+    rounding: Level
+    allowed: Level
+
+    @property
+    def ratio(self) -> float | None:
+        """The fused network's rms error in units of the original's; None where the original has none."""
+        return self.fused.rms / self.own.rms if self.own.rms else None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the fused network's error is explained."""
+        return not self.fused.exceeds(self.allowed)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The difference in the networks' own dtype. ``problem`` says why it failed or could not be measured, if so.
+
+    ``measured`` is False where the networks cannot run in their own dtype on this device (half precision on a CPU).
+    """
+
+    outputs: tuple[OutputDrift, ...]
+    measured: bool = True
+    problem: str = ""
+
+    @property
+    def worst(self) -> OutputDrift | None:
+        """The output that comes closest to what is allowed, or furthest above."""
+        return max(self.outputs, key=lambda output: output.fused.over(output.allowed), default=None)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it was measured, and every output is explained by arithmetic."""
+        return self.measured and not self.problem and all(output.passed for output in self.outputs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return dict(json_ready({"passed": self.passed, "worst": self.worst}) | json_ready(self))
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A written file that was read again and run before it counted: in which ``runtime`` and on which inputs.
+
+    ``shapes`` are those that the file takes, dynamic axes by name; ``refused`` the inputs that the original takes and
+    the file does not, as its shapes say. ``error`` is the worst output's rms error relative to the original in float64,
+    ``own`` the original's own there, ``allowed`` what arithmetic explains; they are None where the outputs are
+    ``identical``: bit by bit those of the network that was written. ``where`` is a fresh process, or this one and why.
+    ``tensors`` counts those that were compared bit by bit, ``alone`` says whether torch.load reads the file with
+    repfuse out of reach (None where that was not tried), ``seconds`` what all this took.
+    """
+
+    runtime: str
+    shapes: tuple[str, ...]
+    compared: tuple[str, ...]
+    refused: tuple[str, ...]
+    error: float | None = None
+    own: float | None = None
+    allowed: float | None = None
+    where: str = ""
+    tensors: int = 0
+    identical: bool = False
+    alone: bool | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class OutputVerdict:
+    """One output's row: its worst trial in float64, what rounding explains there, and its worst drift."""
+
+    name: str
+    trial: str
+    error: OutputError
+    rounding: Level
+    allowed: Level
+    drift: OutputDrift | None
+
+
+@dataclass(frozen=True)
+class FirstDifference:
+    """Where the networks part: the first module, by path, whose output differs and that nothing after puts right.
+
+    ``after`` is the module before it, in the order of execution, whose output still agrees ("" where there is none).
+    ``unit`` is what ``error`` and ``allowed`` count.
+    """
+
+    path: str
+    after: str
+    trial: str
+    error: Level
+    allowed: Level
+    unit: str = "relative error"
+
+
+@dataclass(frozen=True)
+class Flips:
+    """The ``samples`` that the networks put in different classes.
+
+    With labels: how many of them the original alone has right, and how many the fused network alone. The margins are
+    the original's on these samples, its highest output less its second, relative to the largest magnitude of that
+    sample's outputs: the smallest and the largest. A flip at a margin of the size of the drift is no mistake.
+    """
+
+    samples: int
+    right_to_wrong: int | None
+    wrong_to_right: int | None
+    smallest_margin: float | None
+    largest_margin: float | None
+
+
+@dataclass(frozen=True)
+class RealData:
+    """What both networks say of real inputs, in their own dtype. ``None`` where it does not apply.
+
+    ``samples`` in all, of which the first ``compared`` also took part in the float64 comparison. The agreements and
+    accuracies are fractions of the samples: top 1 is the class with the highest output (the lowest number among equal
+    ones), top 5 the set of the five highest, for more than five classes. ``without_class`` samples have an output
+    that is not a number in one of the networks: there they do not agree. ``notes`` say how the inputs were made.
+    """
+
+    samples: int
+    compared: int
+    top1_agreement: float | None
+    accuracy_original: float | None
+    accuracy_fused: float | None
+    top5_agreement: float | None = None
+    top5_accuracy_original: float | None = None
+    top5_accuracy_fused: float | None = None
+    flips: Flips | None = None
+    without_class: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The output that is furthest off, and its largest |a - b| / (atol + rtol |a|): above 1, it is too far."""
+
+    trial: str
+    name: str
+    excess: float
+
+
+@dataclass(frozen=True)
+class ToleranceCheck:
+    """The tolerances that the user gave, and how far the worst outputs are off: in float64, and as stored.
+
+    ``None`` where there was nothing to compare: no output, or a dtype that does not run here. ``arithmetic`` is the
+    verdict that there would have been without them, ``reason`` its reason.
+    """
+
+    rtol: float
+    atol: float
+    float64: Worst | None
+    stored: Worst | None
+    arithmetic: Verdict
+    reason: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every element is within the tolerances."""
+        return all(worst is None or worst.excess <= 1 for worst in (self.float64, self.stored))
+
+
+class Proven(Protocol):
+    """What a proof of the plan that made one network from the other found; see ``repfuse.checking.proof``."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every part holds."""
+
+    @property
+    def reason(self) -> str:
+        """One sentence: what decided."""
+
+    @property
+    def place(self) -> FirstDifference | None:
+        """The first site that fails."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The verdict on two networks, in one sentence (``reason``) and in numbers.
+
+    ``dtypes`` are those in which most numbers of the original and of the fused network are stored; ``trials``
+    all that was compared in float64, with the weights as they are stored; ``outputs`` one row per output.
+    ``tolerances`` are those that overruled arithmetic, if any; ``effort`` is how much was tried. ``proof`` is there
+    where the plan is known that made one network from the other.
+    """
+
+    verdict: Verdict
+    reason: str
+    dtypes: tuple[str, str]
+    outputs: tuple[OutputVerdict, ...]
+    trials: tuple[TrialComparison, ...]
+    drift: Drift | None
+    first_difference: FirstDifference | None = None
+    data: RealData | None = None
+    notes: tuple[str, ...] = ()
+    tolerances: ToleranceCheck | None = None
+    effort: str = "default"
+    proof: Proven | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 same, 1 different, 2 could not tell."""
+        return EXIT_CODES[self.verdict]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        parts = {
+            name: part.to_dict() if part else None for name, part in (("proof", self.proof), ("drift", self.drift))
+        }
+        return dict(json_ready(replace(self, proof=None, drift=None)) | parts)

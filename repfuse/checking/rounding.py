@@ -1,0 +1,357 @@
+"""Errors in float64 against what rounding explains of them, measured where few yardsticks do not settle it.
+
+Where an error exceeds what its trial borrowed, the effect of rounding is measured on that very trial before anything is
+judged, and that of the order of summation with it; the cheapest first, until one error stands. So a correct network is
+never flagged by another input's yardstick, and a wrong one never excused by the largest.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import nn
+
+from repfuse.checking.inputs import Trial
+from repfuse.checking.measure import level
+from repfuse.checking.results import Level
+from repfuse.checking.runs import Change, Outcome, Watch, in_float64, run_float64, unwatched, widened
+from repfuse.networks import dense, named_tensors
+
+# What rounding does to a network's outputs: the yardstick that separates rounding from wrong algebra.
+#
+# The question is: by how much may two networks differ in exact arithmetic and still be the same network, their
+# weights stored with rounding? Each stored number that is not the same in both networks is known only up to one
+# rounding: it may be off by half the spacing of its dtype at its size. To first order the output error is ``e =
+# J d``, with ``J`` the derivative by the weights and ``d`` the independent rounding errors, uniform within half
+# a spacing. We draw such ``d`` SAMPLES times, run the network in float64 each time, and so measure the root
+# mean square of ``|e|`` without ever forming ``J``. Nothing in it is fitted to networks that happen to pass.
+#
+# How much larger than this may a true rounding error be? ``|e|^2 / E|e|^2`` is a weighted mean of chi-squared
+# variables; its tail is heaviest where the output has one degree of freedom, ``e ~ N(0, s^2)``. With SAFETY
+# times the estimated s allowed, a false alarm then is ``|t| > SAFETY`` of Student's t with SAMPLES degrees of
+# freedom, 4e-3 for one scalar output on one input, and far less for each further element, which adds degrees of
+# freedom. A trial on which the drawn errors happen to cancel borrows the median of the other trials.
+#
+# A network folded in its own dtype instead of float64 has rounded the original's weights before it combined
+# them, so the effect on the original counts like that on the fused network; the two are independent and add as squares.
+
+
+SAMPLES = 4
+SAFETY = 6.0
+# Two orders of summing the same n float64 numbers differ by about sqrt(n) 2^-53 of the scale per layer: for sums
+# of a million products in a hundred layers in a row, that comes to 1e-12 at most.
+FLOAT64_NOISE = 1e-12
+# Small enough that its effect is proportional, 2^-33 of each number; large enough for float64 to hold it.
+DRAWN = 2.0**20
+BLOCK = 1 << 18  # numbers that are moved at a time, so that what is needed for it stays small
+
+Run = Callable[[nn.Module, Change], list[Outcome]]
+Levels = dict[tuple[int, str], Level]  # by position of the trial and name of the output
+
+
+def unchanged(a: nn.Module, b: nn.Module) -> frozenset[str]:
+    """Return the names of the tensors that both networks store under the same name with the same values.
+
+    Nothing rounded them on the way from one network to the other.
+    """
+    others = dict(named_tensors(b))
+    return frozenset(name for name, x in named_tensors(a) if name in others and _equal(x, others[name]))
+
+
+def rounding(
+    network: nn.Module,
+    run: Run,
+    outcomes: Sequence[Outcome],
+    exact: frozenset[str],
+    scale: Sequence[Outcome] | None = None,
+) -> Levels:
+    """Return, per trial and output, the rms change that one rounding of each stored number makes.
+
+    ``run`` runs it in float64 on all trials with its tensors changed; ``outcomes`` is what it gives for the network as
+    it is. The tensors named in ``exact`` are not rounded. The change is relative to the outputs in ``scale``, of the
+    same trials: its own, unless another network's are given. Of a network that gives nothing but 0 where the other
+    does not, any change would be infinite.
+    """
+    if all(name in exact for name, _ in named_tensors(network)):
+        return {key: Level(0.0, 0.0) for key in keys_of(outcomes)}
+    return _effect(network, run, outcomes, lambda seed: rounded_once(seed, exact), scale)
+
+
+def summation(network: nn.Module, run: Run, outcomes: Sequence[Outcome], exact: Change = in_float64) -> Levels:
+    """Return, per trial and output, the rms change that the order of summation makes in a network in float64.
+
+    ``exact`` gives its tensors in float64.
+
+    A sum of n products rounds each partial sum, and two orders of summing differ by about sqrt(n) roundings of the
+    result: as if each weight were off by that. Such errors are drawn, as many times larger as it takes for float64 to
+    hold them, and their effect is divided by that.
+    """
+    drawn = _effect(network, run, outcomes, lambda seed: summed_anew(seed, exact))
+    return {key: Level(effect.rms / DRAWN, effect.max / DRAWN) for key, effect in drawn.items()}
+
+
+def _effect(
+    network: nn.Module,
+    run: Run,
+    outcomes: Sequence[Outcome],
+    change: Callable[[int], Change],
+    scale: Sequence[Outcome] | None = None,
+) -> Levels:
+    samples = []
+    for seed in range(SAMPLES):
+        changed = run(network, change(seed))
+        samples.append({key: _change(outcomes, changed, scale or outcomes, key) for key in keys_of(outcomes)})
+    return {key: rms([sample[key] for sample in samples]) for key in keys_of(outcomes)}
+
+
+def on(trials: Sequence[Trial], watch: Watch = unwatched) -> Run:
+    """Return what runs a network in float64, its tensors changed, on these trials."""
+    return lambda network, change: run_float64(network, trials, change, watch)
+
+
+def rounded_once(seed: int, exact: frozenset[str]) -> Change:
+    """Return a change that widens to float64 and moves each number by a random part of half its spacing.
+
+    Tensors named in ``exact``, sparse ones, and those that are not floating, are only widened.
+    """
+
+    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        if name in exact or tensor.layout is not torch.strided:
+            return widened(tensor)
+        return _moved(widened(tensor), tensor, 1.0, _generator(name, seed))
+
+    return change
+
+
+def summed_anew(seed: int, exact: Change) -> Change:
+    """Return a change that moves each number of a weight of n terms by a random part of DRAWN sqrt(n) half spacings.
+
+    ``exact`` gives the tensors in float64, whose spacings these are.
+    """
+
+    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        wide = exact(name, tensor)
+        if not wide.is_floating_point() or wide.layout is not torch.strided:
+            return wide
+        terms = wide[0].numel() if wide.dim() > 1 else 1
+        return _moved(wide.clone(), wide, DRAWN * math.sqrt(terms), _generator(name, seed))
+
+    return change
+
+
+def _generator(name: str, seed: int) -> torch.Generator:
+    """Return random numbers that are the same for a tensor whenever it is read."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+
+
+def _moved(wide: torch.Tensor, stored: torch.Tensor, factor: float, generator: torch.Generator) -> torch.Tensor:
+    """Move each number of ``wide`` by a random part of ``factor`` half spacings of ``stored``; a block at a time."""
+    if not stored.dim():
+        return _moved(wide[None], stored[None], factor, generator)[0]
+    rows = max(1, BLOCK * len(stored) // max(1, stored.numel()))
+    for whole, part in zip(torch.split(wide, rows), torch.split(stored, rows), strict=True):
+        noise = torch.rand(part.shape, generator=generator).mul_(2).sub_(1).to(part.device)
+        whole.add_(half_spacing(part).mul_(factor).mul_(noise))
+    return wide
+
+
+def half_spacing(tensor: torch.Tensor) -> torch.Tensor:
+    """Return half the distance to the next number of the tensor's dtype, at each element, in float64.
+
+    A number of exponent e has the spacing ``eps 2^e``, and no spacing is smaller than that of the smallest normal one.
+    """
+    info = torch.finfo(tensor.dtype)
+    bits, exponent = _BITS[torch.float64 if tensor.dtype is torch.float64 else torch.float32]
+    held = tensor if tensor.dtype in _BITS else tensor.float()
+    power = (held.view(bits) & exponent).view(held.dtype).double()
+    return power.clamp_(info.smallest_normal, info.max).mul_(info.eps / 2)
+
+
+_BITS = {torch.float32: (torch.int32, 0x7F80_0000), torch.float64: (torch.int64, 0x7FF0_0000_0000_0000)}
+"""The integers of the same size, and where in them the exponent is; float32 holds what the smaller formats do."""
+
+
+def allowed(effects: Sequence[Levels]) -> Levels:
+    """Return what independent effects, adding as squares, explain per trial and output (see this module)."""
+    total = {key: combine([effect[key] for effect in effects]) for key in effects[0]}
+    typical = {name: _median([total[key] for key in total if key[1] == name]) for _, name in total}
+    return {key: _allowed(value, typical[key[1]]) for key, value in total.items()}
+
+
+def combine(levels: Sequence[Level]) -> Level:
+    """Return the level of a sum of independent errors."""
+    return Level(math.hypot(*(x.rms for x in levels)), math.hypot(*(x.max for x in levels)))
+
+
+def _allowed(value: Level, typical: Level) -> Level:
+    rms, largest = max(value.rms, typical.rms), max(value.max, typical.max)
+    return Level(SAFETY * rms + FLOAT64_NOISE, SAFETY * largest + FLOAT64_NOISE)
+
+
+def _change(
+    outcomes: Sequence[Outcome], rounded: Sequence[Outcome], scale: Sequence[Outcome], key: tuple[int, str]
+) -> Level:
+    position, name = key
+    before, after = outcomes[position].outputs[name], rounded[position].outputs.get(name)
+    reference = scale[position].outputs.get(name)
+    if after is None or after.shape != before.shape:  # the number of detections, say, may hang on a rounding
+        return Level(math.inf, math.inf)
+    if reference is None or reference is before or reference.shape != before.shape:
+        return level(before, after)
+    before, after, reference = before.double(), after.double(), reference.double()
+    return level(reference, reference + torch.where(before == after, 0.0, after - before))
+
+
+def keys_of(outcomes: Sequence[Outcome]) -> list[tuple[int, str]]:
+    """Return the position of each outcome with the name of each of its outputs."""
+    return [(position, name) for position, outcome in enumerate(outcomes) for name in outcome.outputs]
+
+
+def rms(levels: Sequence[Level]) -> Level:
+    """Return the root mean square of several draws of the same error."""
+    total = combine(levels)
+    return Level(total.rms / math.sqrt(len(levels)), total.max / math.sqrt(len(levels)))
+
+
+def _median(levels: Sequence[Level]) -> Level:
+    return Level(statistics.median(x.rms for x in levels), statistics.median(x.max for x in levels))
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    alike = a.dtype == b.dtype and a.shape == b.shape
+    return alike and bool((dense(a).cpu() == dense(b).cpu()).all())  # torch.equal knows no float8
+
+
+# The effect of rounding, measured on few trials.
+#
+# Measuring takes several runs of a network, so it is done on the yardsticks: small inputs. The other trials borrow the
+# median of what was measured there, until somebody asks for more.
+
+
+Key = tuple[int, str]
+
+
+class Yardsticks:
+    """The effect of rounding on one network's outputs, relative, by position of the trial and name of the output.
+
+    ``outcomes`` are what the network gives in float64 on ``trials``; ``other`` is the network that it is compared with:
+    tensors that are the same in both were not rounded between them. The effect is relative to the outputs in ``scale``,
+    of the same trials: the network's own, unless others are given.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        other: nn.Module,
+        trials: Sequence[Trial],
+        outcomes: Sequence[Outcome],
+        *,
+        watch: Watch = unwatched,
+        scale: Sequence[Outcome] | None = None,
+    ) -> None:
+        self._network, self._trials, self._outcomes, self._watch = network, trials, outcomes, watch
+        self._scale = outcomes if scale is None else scale
+        self._exact = unchanged(network, other)
+        self._levels: Levels = {}
+        self._lent: list[tuple[Key, Level]] = []
+        self.measured: set[int] = set()
+
+    def measure_usual(self) -> None:
+        """Measure on the yardsticks among the trials that the network took, or else on the cheapest of these."""
+        taken = [position for position, outcome in enumerate(self._outcomes) if outcome.outputs]
+        marked = [position for position in taken if self._trials[position].yardstick]
+        if taken and not self._lent:
+            self.measure(marked or [self.cheapest(taken)])
+            self._lent = list(self._levels.items())
+
+    def measure(self, positions: Iterable[int]) -> None:
+        """Measure on the trials at these positions, where that was not done yet."""
+        at = [position for position in positions if position not in self.measured]
+        if not at:
+            return
+        run = on([self._trials[position] for position in at], self._watch)
+        own, scale = ([each[position] for position in at] for each in (self._outcomes, self._scale))
+        found = rounding(self._network, run, own, self._exact, scale)
+        self._levels |= {(at[index], name): level for (index, name), level in found.items()}
+        self.measured |= set(at)
+
+    def order(self, position: int) -> Levels:
+        """Return the effect of the order of summation on one trial."""
+        found = summation(self._network, on([self._trials[position]], self._watch), [self._outcomes[position]])
+        return {(position, name): level for (_, name), level in found.items()}
+
+    def cheapest(self, positions: Iterable[int]) -> int:
+        """Return the position of the trial that takes the least work."""
+        return min(positions, key=lambda position: self._trials[position].work)
+
+    def levels(self, keys: Iterable[Key]) -> Levels:
+        """Return what was measured, and for the rest of the keys the median of the yardsticks.
+
+        What was measured elsewhere, where there was doubt, is lent to nobody.
+        """
+        return {key: self._levels.get(key) or self._borrowed(key[1]) for key in keys}
+
+    def _borrowed(self, name: str) -> Level:
+        levels = [level for (_, other), level in self._lent if other == name] or [level for _, level in self._lent]
+        return Level(statistics.median(x.rms for x in levels), statistics.median(x.max for x in levels))
+
+
+NONE = Level(0.0, 0.0)
+
+
+class Explained:
+    """The ``errors`` of a network that should compute what another does, against what rounding explains of them.
+
+    ``original`` and ``fused`` are the effects of rounding on both.
+    """
+
+    def __init__(self, original: Yardsticks, fused: Yardsticks, errors: Levels) -> None:
+        self.original, self.fused, self.errors = original, fused, errors
+        self.settled: set[int] = set()
+        self._order: Levels = {}
+
+    def measure(self) -> None:
+        """Measure on the yardsticks, then wherever an error is above what is explained so far."""
+        for side in (self.original, self.fused):
+            side.measure_usual()
+        while doubtful := {position for position, _ in self.excessive()}:
+            if not doubtful.isdisjoint(self.settled):
+                return
+            self.settle(self.fused.cheapest(doubtful))
+
+    def settle(self, position: int) -> None:
+        """Measure all there is on one trial."""
+        for side in (self.original, self.fused):
+            side.measure([position])
+        self._order |= self.fused.order(position)
+        self.settled.add(position)
+
+    def excessive(self) -> list[Key]:
+        """Return where an error is above what is explained so far."""
+        limits = self.limits()
+        return [key for key in self.errors if excess(self.errors[key], limits[key]) > 1]
+
+    def limits(self) -> Levels:
+        """Return what is allowed, by what was measured so far."""
+        return allowed(self._effects())
+
+    def effect(self) -> Levels:
+        """Return the effect of rounding by what was measured so far."""
+        effects = self._effects()
+        return {key: combine([each[key] for each in effects]) for key in self.errors}
+
+    def _effects(self) -> list[Levels]:
+        order = {key: self._order.get(key, NONE) for key in self.errors}
+        return [self.original.levels(self.errors), self.fused.levels(self.errors), order]
+
+
+def excess(error: Level, limit: Level) -> float:
+    """Return an error in units of what is allowed: above 1, it is not explained. Of no limit, nothing is too much."""
+    times = error.over(limit)
+    return 0.0 if math.isnan(times) else times

@@ -1,0 +1,271 @@
+"""Runs of a network in another precision, that leave nothing behind.
+
+The network that is handed in is never called and never changed: some networks cache what they compute, and the copy
+that is called carries that away with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, jit, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from repfuse.checking.inputs import Trial
+from repfuse.errors import RepfuseError
+from repfuse.networks import (
+    dense,
+    device_of,
+    join,
+    named_modules,
+    named_tensors,
+    own_tensors,
+    placed,
+    same_randomness,
+    set_eval,
+)
+from repfuse.recording.copies import changed_copy
+from repfuse.recording.read_only import MemoryKept, ReadOnly
+from repfuse.wording import described
+
+# What a network returns, as named tensors.
+
+
+def leaves(output: Any, name: str = "out") -> dict[str, torch.Tensor]:
+    """Return the tensors of ``output`` by readable names: ``out``, ``out[0]``, ``out.logits``.
+
+    Tuples, lists, mappings, named tuples, dataclasses and nested tensors are walked; numbers become tensors; a complex
+    tensor gets a last axis for its real and imaginary parts, a sparse one all its numbers; ``None`` is left out. Raises
+    RepfuseError for anything else, which could not be compared.
+    """
+    if output is None:
+        return {}
+    if isinstance(output, torch.Tensor) and not output.is_nested:
+        return {name: _real(dense(output))}
+    if isinstance(output, (bool, int, float, complex)):
+        exact = {float: torch.float64, complex: torch.complex128}
+        return {name: _real(torch.tensor(output, dtype=exact.get(type(output))))}
+    return {key: leaf for part, value in _parts(output, name) for key, leaf in leaves(value, part).items()}
+
+
+def _parts(output: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(output, torch.Tensor):
+        yield from _parts(output.unbind(), name)
+    elif isinstance(output, Mapping):
+        yield from ((_member(name, key), value) for key, value in output.items())
+    elif is_dataclass(output) and not isinstance(output, type):
+        yield from ((f"{name}.{field.name}", getattr(output, field.name)) for field in fields(output))
+    elif isinstance(output, tuple) and hasattr(output, "_fields"):
+        yield from ((f"{name}.{key}", value) for key, value in zip(output._fields, output, strict=True))
+    elif isinstance(output, (tuple, list)):
+        yield from ((f"{name}[{index}]", value) for index, value in enumerate(output))
+    else:
+        raise RepfuseError(
+            f"The network returns a {type(output).__name__} ({name}), which cannot be compared.",
+            "Outputs are compared as tensors, numbers, and tuples, lists, mappings and dataclasses of them.",
+            "Wrap the network in a module that returns tensors.",
+        )
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _member(name: str, key: Any) -> str:
+    return f"{name}.{key}" if isinstance(key, str) and key.isidentifier() else f"{name}[{key!r}]"
+
+
+# Runs in float64 all the way: what a forward computes from its inputs stays wide, also where it fixes a dtype itself.
+#
+# ``softmax(x.float())`` or ``norm(x.float()).to(torch.bfloat16)`` would round its values. Nothing is merged across such
+# a cast, so the comparison may leave it out. A cast of weights alone stays: a rounding of weights belongs to the
+# network.
+
+
+Change = Callable[[str, Tensor], Tensor]
+"""Name and tensor -> the tensor, changed: in float64, where it is floating."""
+
+WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+}
+_ALSO = {**WIDE, torch.complex64: torch.complex128}
+"""What widened values meet; complex inputs and weights by themselves stay as they are."""
+
+
+class Widening(TorchFunctionMode):
+    """While it is on, no function of torch narrows what is not computed from the tensors of ``network`` alone.
+
+    What such functions meet is widened, exactly; and what forward makes of numbers alone.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._constant = WeakTensorKeyDictionary()
+        self._remember(x for _, x in named_tensors(network))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call one function of torch."""
+        kwargs = kwargs or {}
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if all(x in self._constant for x in tensors):
+            result = func(*args, **kwargs)
+            if not tensors:
+                result = _mapped(_widened, result)
+            self._remember(x for x in tree_leaves(result) if isinstance(x, Tensor))
+            return result
+        name = getattr(func, "__name__", "")
+        if name in _NARROWING and args[0].is_floating_point():
+            return _widened(args[0])
+        written = args[:1] if name in _WRITING or (name.endswith("_") and not name.endswith("__")) else ()
+        return func(*written, *(_mapped(_widened, x) for x in args[len(written) :]), **_mapped(_widened, kwargs))
+
+    def _remember(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            self._constant[tensor] = True
+
+
+_NARROWING = frozenset({"float", "half", "bfloat16", "type"})
+_WRITING = frozenset({"__setitem__", "__set__", "__get__"})
+"""Whose first argument has to stay the object that it is; so has that of every function whose name ends with _."""
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return WIDE.get(value, value)
+    wide = _ALSO.get(value.dtype)
+    return value if wide is None else value.to(wide)
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to the tensors and dtypes in a value."""
+    if isinstance(value, Tensor | torch.dtype):
+        return function(value)
+    if isinstance(value, list):  # or torch.fx's kind of it
+        return [_mapped(function, item) for item in value]
+    if type(value) is tuple:
+        return tuple(_mapped(function, item) for item in value)
+    if isinstance(value, dict):
+        return {name: _mapped(function, item) for name, item in value.items()}
+    return value
+
+
+SEED = 0  # of networks that draw random numbers: both draw the same
+
+Watch = Callable[[nn.Module], object]
+"""Is shown a copy of a network before it is called, to hang hooks on it."""
+
+
+def unwatched(_copy: nn.Module) -> None:
+    """Look away."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one call gave: its output tensors by name (on the CPU), or else why it failed."""
+
+    outputs: dict[str, torch.Tensor]
+    error: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it gave no number at all: a crop may leave nothing, where a convolution refuses to go on."""
+        return not any(output.numel() for output in self.outputs.values())
+
+
+def in_float64(_name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Widen a floating tensor, exactly; leave integers, booleans and complex numbers."""
+    return widened(tensor) if tensor.is_floating_point() else tensor.clone()
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a float64 copy: of its own, also where the tensor is in float64."""
+    return tensor.to(torch.float64, copy=True)
+
+
+def as_stored(_name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor as it is."""
+    return tensor.clone()
+
+
+def as_it_is(_name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor over the same memory, where that can be seen to: nothing must write into it."""
+    return tensor if tensor.layout is torch.strided and not tensor.is_inference() else tensor.clone()
+
+
+def copy_with(network: nn.Module, change: Change) -> nn.Module:
+    """Return a copy in eval mode whose tensors are ``change(name, tensor)``; shared ones stay shared.
+
+    Raises RepfuseError where the network cannot be copied.
+    """
+    copied = changed_copy(network, lambda name, tensor: change(name, tensor.detach()))
+    for path, module in named_modules(copied):
+        if isinstance(module, jit.ScriptModule):  # which is copied with its tensors as they are
+            for name, tensor in own_tensors(module).items():
+                tensor.data = change(join(path, name), tensor.detach())
+    for parameter in copied.parameters():
+        if parameter.is_leaf:  # a scripted module copies its parameters with their history
+            parameter.requires_grad_(False)
+    set_eval(copied)
+    return copied
+
+
+def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, torch.dtype]) -> list[Outcome]:
+    """Call a copy of the network on each trial, floating inputs cast as ``cast`` says (dtypes not named stay).
+
+    The copy lies over the network's own memory; one that writes into it gets memory of its own. Raises RepfuseError
+    where the network cannot be copied.
+    """
+    trials = list(trials)
+    copy = copy_with(network, as_it_is)
+    with ReadOnly(dict(named_tensors(copy))) as mode, MemoryKept(mode):
+        outcomes = run_copy(copy, trials, cast)
+    alone = mode.wrong or any(outcome.error for outcome in outcomes[:1])  # which may be the watching itself
+    return run_copy(copy_with(network, as_stored), trials, cast) if alone else outcomes
+
+
+def run_copy(copy: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, torch.dtype]) -> list[Outcome]:
+    """Call one of our copies itself on each trial: the call may change it."""
+    device = device_of(copy)
+    return [call(copy, placed(trial.inputs, device, cast)) for trial in trials]
+
+
+def run_float64(
+    network: nn.Module,
+    trials: Iterable[Trial],
+    change: Change = in_float64,
+    watch: Watch = unwatched,
+) -> list[Outcome]:
+    """Call a copy of the network in float64 on each trial, inputs widened too; its tensors are as ``change`` says.
+
+    ``watch`` is shown the copy before it is called. Raises RepfuseError where the network cannot be copied.
+    """
+    copy = copy_with(network, change)
+    watch(copy)
+    device, widening = device_of(copy), Widening(copy)
+    outcomes = []
+    for trial in trials:
+        inputs = placed(trial.inputs, device, WIDE)
+        with widening:
+            outcomes.append(call(copy, inputs))
+    return outcomes
+
+
+@torch.no_grad()
+def call(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
+    """Call the network; what it raises becomes the outcome's error."""
+    with same_randomness(network):
+        torch.manual_seed(SEED)
+        try:
+            output = network(*inputs)
+        except Exception as error:  # whatever a forward may raise
+            return Outcome({}, described(error))
+    return Outcome({name: leaf.to("cpu", copy=True) for name, leaf in leaves(output).items()})

@@ -1,0 +1,253 @@
+"""Whether two networks compute the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from repfuse.checking.agreement import Data, agreement, data_trial
+from repfuse.checking.evidence import MEASURED, Evidence, gather
+from repfuse.checking.inputs import Effort, Shape, Trial, input_variants, known_effort, rounded_through, shaped
+from repfuse.checking.locate import first_difference
+from repfuse.checking.measure import level
+from repfuse.checking.results import FirstDifference, Level, Proven, RealData, Verdict, Verification
+from repfuse.checking.rounding import Key
+from repfuse.checking.runs import Outcome, run, run_float64
+from repfuse.checking.tolerances import checked, ruling, tolerances
+from repfuse.errors import RepfuseError
+from repfuse.memory import give_back
+from repfuse.networks import main_dtype
+from repfuse.preconditions import check_runnable
+from repfuse.progress import Progress
+
+# From evidence to a verdict: ``same``, ``different`` or ``could-not-tell``, in one sentence.
+
+
+BLIND = 0.5  # where rounding explains an error of half the output, agreement within it says nothing
+Ruling = tuple[Verdict, str]
+
+
+def decide(evidence: Evidence) -> Ruling:
+    """Return the verdict and why."""
+    if wrong := evidence.mismatched:
+        return "different", f"On {wrong.label}, {wrong.mismatch}."
+    if not evidence.informative:
+        return "could-not-tell", "The outputs are empty, 0 or not finite on every input that was tried."
+    if evidence.excess(evidence.worst) > 1:
+        return "different", f"In float64, {_numbers(evidence)}."
+    if blind := _blind(evidence):
+        return "could-not-tell", f"The networks amplify rounding too much: {_numbers(evidence, blind)}."
+    return _decide_drift(evidence)
+
+
+def with_proof(ruling: Ruling, proof: Proven, evidence: Evidence) -> Ruling:
+    """Return the verdict where the plan is known that made one network from the other, and was proven or not.
+
+    What is proven in float64, weight by weight, differs by the rounding of these weights alone, however large the
+    effect on the outputs is. The drift stays: it is the networks' own arithmetic. Where the outputs say nothing,
+    nothing is known of how the sites are put together.
+    """
+    if not proof.passed:
+        return "different", proof.reason
+    drift = evidence.drift
+    if (
+        ruling[0] == "same"
+        or not evidence.informative
+        or evidence.mismatched
+        or (drift and drift.measured and not drift.passed)
+    ):
+        return ruling
+    return "same", f"{proof.reason} Each stored weight is its rounding."
+
+
+def notes(evidence: Evidence, dtypes: tuple[str, str], real: RealData | None, effort: Effort) -> Iterator[str]:
+    """Yield what the reader must know beside the verdict."""
+    if effort == Effort.QUICK:
+        yield "Quick: few and small inputs. Leave --quick out before you rely on it."
+    if evidence.informative and evidence.vacuous:
+        yield f"Nothing can be said of {', '.join(evidence.vacuous)}: empty, 0 or not finite on every input."
+    if dtypes[0] != dtypes[1]:
+        yield f"The original is stored in {dtypes[0]}, the fused network in {dtypes[1]}."
+    if evidence.drift and not evidence.drift.measured:
+        yield f"Only compared in float64: {evidence.drift.problem}."
+    shared = sum(output.non_finite for row in evidence.table for output in row.outputs)
+    if shared:
+        yield f"{shared} output elements are infinite or not a number, in the same places in both networks."
+    if real and real.compared < real.samples:
+        yield f"The errors are those of the first {real.compared} of {real.samples} samples of the data."
+
+
+def _decide_drift(evidence: Evidence) -> Ruling:
+    drift = evidence.drift
+    if drift is None or not drift.measured or drift.passed:
+        return "same", f"In float64, {_numbers(evidence)}."
+    worst = drift.worst
+    if worst is None:
+        return "different", f"As stored, on {drift.problem}."
+    return "different", (
+        f"In {worst.dtype}, on {worst.trial}, {worst.name} is off by {_text(worst.fused)}, the original by "
+        f"{_text(worst.own)}; rounding explains {_text(worst.allowed)}."
+    )
+
+
+def _blind(evidence: Evidence) -> Key | None:
+    """Return where an output differs most of which no trial says anything; None where some trial tells of each."""
+    telling = {name for (_, name), limit in evidence.limits.items() if limit.rms < BLIND}
+    blind = [key for key in evidence.errors if key[1] not in telling]
+    return max(blind, key=lambda key: evidence.errors[key].rms, default=None)
+
+
+def _numbers(evidence: Evidence, key: Key | None = None) -> str:
+    """Say how far off the output at ``key`` is, or the worst one."""
+    position, name = key = key or evidence.worst
+    error, limit = _text(evidence.errors[key]), _text(evidence.limits[key])
+    return f"on {evidence.trials[position].label}, {name} differs by {error}; rounding explains {limit}"
+
+
+def _text(level: Level) -> str:
+    return f"{level.rms:.1e} (at most {level.max:.1e})"
+
+
+# Parts of the whole that are done after what is gathered, the real data, and the sites.
+DATA, SITES = 0.85, 0.95
+SEEDS = (0, 1)  # of inputs of given shapes
+
+Prover = Callable[[Sequence[Trial], Sequence[Outcome], Callable[[float], None]], Proven]
+"""Proves a rewrite on inputs, from the original's outcomes in float64 on them; it tells the fraction that is done."""
+
+
+def verify(
+    original: nn.Module,
+    fused: nn.Module,
+    example_inputs: Sequence[Any],
+    *,
+    shapes: Sequence[Shape] | None = None,
+    seeds: Sequence[int] | None = None,
+    effort: Effort | str = Effort.DEFAULT,
+    rtol: float | None = None,
+    atol: float | None = None,
+    data: Data | None = None,
+    labels: torch.Tensor | None = None,
+    prove: Prover | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Say whether ``fused`` computes what ``original`` does, up to the rounding of its weights.
+
+    Both run in eval mode, without gradients, on copies: first in float64 with the weights as they are stored,
+    where only the rounding of the weights may show (see ``repfuse.checking.rounding``), then in their own
+    dtype, where their operations round too (see ``repfuse.checking.drift``). The inputs are those of
+    ``input_variants``, as many as the ``effort`` says, or random ones of the ``shapes`` given for the first input, a
+    set per seed; and ``data``, real inputs (a batch, or several that can be walked more than once), with one integer
+    class per sample in ``labels``. ``rtol`` and ``atol`` overrule what rounding explains (see
+    ``repfuse.checking.tolerances``). ``prove`` proves the rewrite that made ``fused``, where that is known.
+    ``progress`` is called with a stage and the fraction done.
+
+    Raises RepfuseError where the original cannot run the example, the data or labels do not fit, a tolerance is no
+    sound number, or a network cannot be copied.
+    """
+    given, effort = tolerances(rtol, atol), known_effort(effort)
+    for network in (original, fused):
+        check_runnable(network)
+    report = progress or (lambda _stage, _fraction: None)
+    trials = _trials(tuple(example_inputs), shapes, seeds, effort, data)
+    trials = [rounded_through(trial, main_dtype(fused)) for trial in trials]
+    dtypes = _name(main_dtype(original)), _name(main_dtype(fused))
+    try:
+        evidence = gather(original, fused, trials, report)
+    except RepfuseError as error:
+        if not _runs_as_stored(original, trials[0]):
+            raise
+        return Verification("could-not-tell", f"{error.what} {error.why}", dtypes, (), (), None, effort=str(effort))
+    real = agreement(original, fused, data, labels, _part_of(report, MEASURED, DATA)) if data is not None else None
+    verdict, reason = decide(evidence)
+    proof = None
+    if prove:
+        tried, expected = [trial for trial, _ in evidence.tried], [outcome for _, outcome in evidence.tried]
+        give_back(original)
+        part = _part_of(report, DATA, SITES)
+        proof = prove(tried, expected, lambda done: part("the sites", done))
+        verdict, reason = with_proof((verdict, reason), proof, evidence)
+    check = None
+    if given and evidence.informative and not evidence.mismatched:
+        check = checked(given, (original, fused), evidence, (verdict, reason))
+        verdict, reason = ruling(check)
+    place = None
+    if verdict == "different":
+        report("where they first differ", SITES)
+        place = proof.place if proof else None
+        if place is None:
+            verdict, reason = _confirm(original, fused, evidence, trials[0], reason)
+            place = _locate(original, fused, evidence) if verdict == "different" else None
+    report("done", 1.0)
+    said = tuple(notes(evidence, dtypes, real, effort))
+    return Verification(
+        verdict,
+        reason,
+        dtypes,
+        evidence.rows(),
+        evidence.table,
+        evidence.drift,
+        place,
+        real,
+        said,
+        check,
+        str(effort),
+        proof,
+    )
+
+
+def _trials(
+    example: tuple[Any, ...],
+    shapes: Sequence[Shape] | None,
+    seeds: Sequence[int] | None,
+    effort: Effort,
+    data: Data | None,
+) -> list[Trial]:
+    if shapes is None:
+        chosen = input_variants(example, seeds=seeds, effort=effort)
+    else:
+        chosen = shaped(example, shapes, seeds or SEEDS)
+    return [*chosen, *([data_trial(data)] if data is not None else [])]
+
+
+def _confirm(
+    original: nn.Module, fused: nn.Module, evidence: Evidence, first: Trial, reason: str
+) -> tuple[Verdict, str]:
+    """Look for another cause of a difference than the fused network's algebra."""
+    row = evidence.table[0]
+    if row.mismatch and run_float64(fused, [first])[0].error and _runs_as_stored(fused, first):
+        return "could-not-tell", f"In float64, on {row.label}, {row.mismatch}; as it is stored, it does."
+    again = run_float64(original, evidence.trials)
+    for (position, name), limit in evidence.limits.items():
+        before, after = evidence.outcomes[position].outputs[name], again[position].outputs.get(name)
+        if after is None or after.shape != before.shape or level(before, after).exceeds(limit):
+            label = evidence.trials[position].label
+            return "could-not-tell", f"The original does not repeat itself: on {label}, {name} comes out anew."
+    return "different", reason
+
+
+def _locate(original: nn.Module, fused: nn.Module, evidence: Evidence) -> FirstDifference | None:
+    """Look at the smallest of the trials that differ."""
+    wrong = {key[0] for key in evidence.errors if evidence.excess(key) > 1}
+    trials = sorted((evidence.trials[position] for position in wrong), key=_size)
+    return first_difference(original, fused, trials[0]) if trials else None
+
+
+def _size(trial: Trial) -> int:
+    return sum(math.prod(shape) for shape in trial.shapes)
+
+
+def _runs_as_stored(network: nn.Module, trial: Trial) -> bool:
+    return not run(network, [trial], {})[0].error
+
+
+def _part_of(report: Progress, start: float, end: float) -> Progress:
+    return lambda stage, fraction: report(stage, start + (end - start) * fraction)
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.") if dtype else "no floating dtype"

@@ -1,0 +1,109 @@
+"""A file that was written, run in its own runtime and held against the original network.
+
+It is allowed what ``repfuse.checking.drift`` allows the fused network in memory: the original's own error, the effect
+of rounding the weights, and the last rounding of the output. Inputs that its declared shapes allow have to run and to
+agree. Those that they exclude are tried as well: a format without guards may take them, and they count where they
+agree; where not, they are listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from repfuse.checking.comparison import with_fallbacks
+from repfuse.checking.drift import drift_of
+from repfuse.checking.inputs import Trial, input_variants
+from repfuse.checking.results import Drift, Verified
+from repfuse.checking.rounding import Yardsticks
+from repfuse.checking.runs import Outcome, call, run_float64
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.networks import main_dtype
+
+Networks = tuple[nn.Module, nn.Module]
+
+
+class Ran(NamedTuple):
+    """What a file gave on some trials, and in which runtime."""
+
+    runtime: str
+    outcomes: Sequence[Outcome]
+
+
+Run = Callable[[Sequence[Trial]], Ran]
+
+
+def check_written(
+    networks: Networks,
+    example: Sequence[Any],
+    run: Run,
+    *,
+    shapes: tuple[nn.Module, tuple[str, ...]],
+) -> Verified:
+    """Run the file on the inputs of ``input_variants`` and return what was found.
+
+    ``networks`` are the original and the one that was written, ``run`` runs the file on all trials. ``shapes`` are a
+    network that refuses what the file's shapes exclude, and these shapes as text. Raises RepfuseError, with the exit
+    code of a failed check, where the file does not compute what the original does, or where that cannot be told.
+    """
+    gate, declared = shapes
+    trials, expected = with_fallbacks(networks[0], input_variants(example))
+    runtime, found = run(trials)
+    taken = [index for index, outcome in enumerate(expected) if not outcome.error]
+    excluded = {index for index in taken[1:] if call(gate, trials[index].inputs).error}
+    kept = [index for index in taken if index not in excluded or _alike(expected[index], found[index])]
+    chosen = [trials[index] for index in kept]
+    measured = _drift(networks, chosen, ([expected[index] for index in kept], [found[index] for index in kept]))
+    wrong = {row.trial for row in measured.outputs if not row.passed} & {trials[index].label for index in excluded}
+    measured = replace(measured, outputs=tuple(row for row in measured.outputs if row.trial not in wrong))
+    compared = tuple(trial.label for trial in chosen if trial.label not in wrong)
+    refused = tuple(label for label in (trials[index].label for index in taken) if label not in compared)
+    return _verified(measured, _Found(runtime, declared, compared, refused))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The fields of ``Verified`` without its numbers."""
+
+    runtime: str
+    shapes: tuple[str, ...]
+    compared: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+def _drift(networks: Networks, trials: Sequence[Trial], outcomes: tuple[list[Outcome], list[Outcome]]) -> Drift:
+    original, fused = networks
+    effect = Yardsticks(fused, original, trials, run_float64(fused, trials), scale=outcomes[0])
+    return drift_of(original, trials, outcomes, effect, alike=main_dtype(original) == main_dtype(fused))
+
+
+def _alike(expected: Outcome, found: Outcome) -> bool:
+    """Whether both give outputs of the same names and shapes."""
+    shapes = {name: tensor.shape for name, tensor in expected.outputs.items()}
+    return shapes == {name: tensor.shape for name, tensor in found.outputs.items()}
+
+
+def _verified(measured: Drift, found: _Found) -> Verified:
+    worst = measured.worst
+    if not measured.passed or worst is None:
+        raise RepfuseError(
+            f"What was written does not compute what the original does in {found.runtime}; nothing was kept.",
+            _why(measured),
+            "Choose another --format. If repfuse verify finds the networks equal, please report it.",
+            exit_code=EXIT_FAILED_CHECK,
+        )
+    numbers = worst.fused.rms, worst.own.rms, worst.allowed.rms
+    return Verified(found.runtime, found.shapes, found.compared, found.refused, *numbers)
+
+
+def _why(measured: Drift) -> str:
+    worst = measured.worst
+    if measured.problem or worst is None:
+        return f"{measured.problem}."
+    return (
+        f"On {worst.trial}, {worst.name} has a relative error of {worst.fused.rms:.1e}, where arithmetic explains "
+        f"{worst.allowed.rms:.1e}."
+    )

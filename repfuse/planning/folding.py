@@ -1,0 +1,202 @@
+"""Modules in a row that become one of them: the plainest rewrite, since everything around stays as it is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+from torch.nn.modules.conv import _ConvNd
+
+from repfuse.algebra.layers import Convolution, Normalisation
+from repfuse.ops import Meaning
+from repfuse.ops.meaning import Applied, Rescaled, convolves
+from repfuse.planning.edits import Candidate
+from repfuse.planning.region import Region
+from repfuse.recording.calls import Call
+from repfuse.recording.recording import Recording
+from repfuse.recording.stock import is_stock
+
+# Who uses what, beyond the plain call of a child by its parent: what a rewrite must not pull away.
+
+
+class Uses:
+    """``reached`` lists, for a module's path, what within it is used by others than itself."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.reached: dict[str, list[str]] = defaultdict(list)
+        self._recording = recording
+        self._tensors = {name: id(x) for name, x in recording.constants.tensors.items()}
+        self._other_names: dict[int, list[str]] = defaultdict(list)
+        for name, tensor in self._tensors.items():
+            self._other_names[tensor].append(name)
+        self._read: dict[int, list[fx.Node]] = defaultdict(list)
+        self._elsewhere = {self._tensors[name] for name in recording.elsewhere}
+        for node in recording.nodes:
+            if node.op == "get_attr":
+                self._read[self._tensors[str(node.target)]].append(node)
+                self._reach(str(node.target), recording.call_of[node])
+        for path, calls in recording.calls.items():
+            for call in calls:
+                self._reach(path, call)
+        for target in recording.elsewhere:
+            self._reach(target, Call("", 0, None))
+
+    def _reach(self, target: str, call: Call) -> None:
+        """Note that a call uses ``target``, a module or a tensor, for each module around it that is not under way."""
+        inside = {each.path for each in call.chain()}
+        for name in self._names_of(target):
+            for above in _above(name):
+                path = self._recording.paths(above)[0]
+                if path not in inside:
+                    self.reached[path].append(path + name[len(above) :])
+
+    def _names_of(self, target: str) -> list[str]:
+        if target in self._recording.modules:
+            return self._recording.paths(target)
+        return self._other_names[self._tensors[target]]
+
+    def reads(self, module: nn.Module, path: str, keeps_tensors: bool) -> bool:
+        """Whether others than the module at ``path`` read tensors of it: where it keeps them, the numbers of them."""
+        for tensor in (*module.parameters(), *module.buffers()):
+            if id(tensor) in self._elsewhere:
+                return True
+            others = [node for node in self._read[id(tensor)] if not self._is_within(node, path)]
+            if any(not keeps_tensors or not all(map(self._measures, node.users)) for node in others):
+                return True
+        return False
+
+    def _is_within(self, node: fx.Node, path: str) -> bool:
+        return any(call.path == path for call in self._recording.call_of[node].chain())
+
+    def _measures(self, node: fx.Node) -> bool:
+        return node not in self._recording.shape_of and node.op in ("call_function", "call_method")
+
+
+def call_signature(recording: Recording, call: Call, origin: Callable[[fx.Node], fx.Node]) -> str:
+    """Return what a call does, its arguments apart: equal for two calls if one graph serves both."""
+    given: list[fx.Node] = []
+    map_arg((call.args, call.kwargs), given.append)
+    values = [origin(node) for node in given]
+
+    def name(node: fx.Node) -> str:
+        position = recording.order[node]
+        if call.start <= position < call.stop:
+            return f"%{position - call.start}"
+        return f"argument {given.index(node)}" if node in given else node.name
+
+    steps = [
+        (node.op, node.target, map_arg((node.args, node.kwargs), name))
+        for node in recording.nodes[call.start : call.stop]
+    ]
+    same_values = [values.index(value) for value in values]
+    arguments = map_arg((call.args, call.kwargs), lambda _: "a tensor")
+    return repr((arguments, same_values, steps, map_arg(call.output, name)))
+
+
+def _above(target: str) -> list[str]:
+    parts = target.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+@dataclass(frozen=True)
+class Row:
+    """``convolution`` is the module that becomes the fused one; if it ``stays``, that takes new weights alone.
+
+    ``others`` are modules that become no-ops, ``norms`` normalisations that forwards of their own compute.
+    """
+
+    convolution: str
+    stays: bool
+    others: tuple[str, ...]
+    norms: tuple[fx.Node, ...]
+
+
+class Folding:
+    """Finds such rows in one recorded network."""
+
+    def __init__(self, recording: Recording, meanings: dict[fx.Node, Meaning | None], uses: Uses) -> None:
+        self.recording = recording
+        self.meanings = meanings
+        self.uses = uses
+
+    def row(self, candidate: Candidate, owner: Call) -> Row | None:
+        """Return the region as a row of modules, if it is one and nothing else uses the modules."""
+        region = candidate.region
+        layers = [node for node in region.working if isinstance(self.meanings[node], Applied)]
+        norms = [node for node in region.working if self._normalises(node)]
+        nodes = sorted((*layers, *norms), key=self.recording.order.__getitem__)
+        call_of = {node: self._call(node, owner) for node in nodes}
+        if len(region.groups) > 1 or len(nodes) != len(region.working) or not all(call_of[node] for node in layers):
+            return None
+        convolution = [node for node in nodes if convolves(self.meanings[node])][-1]
+        call = call_of[convolution]
+        assert call is not None
+        stays = {call_of[node] for node in layers} == {call} and self._stays(convolution, call)
+        units = {each: each is call and stays for each in call_of.values() if each is not None}
+        if not all(self._alone(each, owner, keeps=keeps) for each, keeps in units.items()):
+            return None
+        if not stays and not (self._is_replaceable(call, convolution, region) and self._unseen(candidate)):
+            return None
+        others = [(each, node) for node, each in call_of.items() if each is not None and each is not call]
+        if not all(self._is_replaceable(each, node, region) for each, node in others):
+            return None
+        return Row(
+            call.path,
+            stays,
+            tuple(dict.fromkeys(each.path for each, _ in others)),
+            tuple(node for node in norms if call_of[node] is None),
+        )
+
+    def _call(self, node: fx.Node, owner: Call) -> Call | None:
+        """Return the call of a module of PyTorch's, or of one that convolves its own way, that made the node.
+
+        None where another forward did.
+        """
+        call = self.recording.call_of[node]
+        module = self.recording.modules[call.path]
+        known = is_stock(module) or (isinstance(module, _ConvNd | nn.Linear) and convolves(self.meanings[node]))
+        return call if known and call is not owner else None
+
+    def _normalises(self, node: fx.Node) -> bool:
+        meaning = self.meanings[node]
+        return isinstance(meaning, Rescaled) and isinstance(meaning.by, Normalisation)
+
+    def _stays(self, node: fx.Node, call: Call) -> bool:
+        """Whether the module only needs other numbers: it convolves with its own weight, as it is, and has a bias or a
+        place for one.
+        """
+        meaning, module = self.meanings[node], self.recording.modules[call.path]
+        assert isinstance(meaning, Applied) and isinstance(meaning.layer, Convolution)
+        layer, table = meaning.layer, module._parameters
+        weight = self._tensor(layer.weight)
+        own = isinstance(module, _ConvNd | nn.Linear) and weight is not None and table.get("weight") is weight
+        bias = None if layer.bias is None else self._tensor(layer.bias)
+        return own and "bias" in table and table["bias"] is bias and (bias is not None or layer.bias is None)
+
+    def _tensor(self, name: str) -> Tensor | None:
+        path, _, leaf = name.rpartition(".")
+        if name.startswith("%"):
+            return None
+        return self.recording.modules[path]._parameters.get(leaf)
+
+    def _alone(self, call: Call, owner: Call, *, keeps: bool) -> bool:
+        """Whether the module runs once in every call of the owner, and nothing else uses it."""
+        module = self.recording.modules[call.path]
+        once = len(self.recording.calls[call.path]) == len(self.recording.calls[owner.path])
+        return once and not self.uses.reads(module, call.path, keeps)
+
+    def _is_replaceable(self, call: Call, node: fx.Node, region: Region) -> bool:
+        """Whether the module computes the node and nothing else."""
+        if call.output is not node or not is_stock(self.recording.modules[call.path]):
+            return False
+        own = (item for item in call.own if isinstance(item, fx.Node) and item in self.recording.shape_of)
+        return all(item in region.nodes or self.recording.constants.is_constant(item) for item in own)
+
+    def _unseen(self, candidate: Candidate) -> bool:
+        """Whether nothing looks at a value within the row but at its rank: one of another shape will pass there."""
+        region = candidate.region
+        readers = (user for node in region.nodes if node is not region.root for user in node.users)
+        return all(user in region.nodes or user.target == "dim" for user in readers)

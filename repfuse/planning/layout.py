@@ -1,0 +1,341 @@
+"""regions -> edits: in which module each fused convolution lives, and in which of four forms it is written there.
+
+1. *fold*: one convolution with normalisations: new weights in that convolution, ``Identity`` for the rest.
+2. *swap*: several layers in a row: the fused convolution in the place of one, ``Identity`` for the rest.
+3. *chain*: a block that becomes modules in a row: ``Sequential`` of stock modules, or the one convolution.
+4. *graph*: otherwise a ``GraphModule`` of that block alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import fx, nn
+
+from repfuse.algebra.geometry import NotAffine
+from repfuse.networks import join, named_tensors
+from repfuse.ops.meaning import Meaning, Rescaled, Same, origin
+from repfuse.planning.bystanders import Bystanders
+from repfuse.planning.edits import Block, Candidate, Fused, Layout, owner_of, place_of
+from repfuse.planning.folding import Folding, Uses, call_signature
+from repfuse.planning.local import Part, Replacement, local_graph, vanishing
+from repfuse.planning.region import Region
+from repfuse.recording.calls import Call
+from repfuse.recording.recording import Recording
+from repfuse.recording.stock import hooks_of, is_stock
+
+# The new body of a block: what it is made of, and how its parts are called.
+
+
+_RESERVED = frozenset(dir(fx.GraphModule)) - frozenset(dir(nn.Module))
+
+
+def check_names(graph: fx.Graph) -> None:
+    """Raise NotAffine where a child is called like a member of every GraphModule: ``graph``, ``code``."""
+    for node in graph.nodes:
+        name = str(node.target).partition(".")[0]
+        if node.op in ("call_module", "get_attr") and name in _RESERVED:
+            raise NotAffine("reserved-name", f"a child is called {name!r}")
+
+
+def steps_of(graph: fx.Graph) -> tuple[str, ...] | None:
+    """Return the modules that the graph is in a row, if it is: distinct direct children, each fed by the last."""
+    value, *rest = graph.nodes
+    if value.op != "placeholder":
+        return None
+    names: list[str] = []
+    for node in rest[:-1]:
+        if node.op != "call_module" or node.args != (value,) or node.kwargs or "." in str(node.target):
+            return None
+        names.append(str(node.target))
+        value = node
+    return tuple(names) if rest[-1].args == (value,) and len(set(names)) == len(names) else None
+
+
+_SLOT = re.compile(r"reparam|fused|deploy|merged")
+"""How authors call the attribute that holds the convolution of a converted block."""
+
+
+def fused_names(module: nn.Module, count: int) -> tuple[str, ...]:
+    """Name the new convolutions of a block: as its own forward calls the converted one, where it knows of one."""
+    code = getattr(type(module).forward, "__code__", None)
+    slots = [name for name in (code.co_names if code else ()) if _SLOT.search(name)]
+    free = [name for name in slots if getattr(module, name, None) is None]
+    if count == 1 and free:
+        return (free[0],)
+    names = (f"fused_{index}" if index else "fused" for index in itertools.count())
+    return tuple(itertools.islice((name for name in names if not hasattr(module, name)), count))
+
+
+# Which call of which module gets which candidates: a module is rewritten once, for all its calls, or not at all.
+
+
+Refuse = Callable[[NotAffine, fx.Node], None]
+
+
+def once_per_module(
+    recording: Recording, candidates: list[Candidate], refuse: Refuse, unlike: set[str]
+) -> list[tuple[Call, Candidate]]:
+    """Keep one of the calls of each owner: a module that is called often is rewritten once, or not at all.
+
+    Those whose calls differ are added to ``unlike``.
+    """
+    found: dict[str, dict[Call, dict[tuple[int, ...], Candidate]]] = defaultdict(lambda: defaultdict(dict))
+    for candidate in candidates:
+        call = owner_of(recording, candidate.region)
+        found[call.path][call][place_of(recording, candidate.region)] = candidate
+    kept = []
+    for path, by_call in found.items():
+        calls = recording.calls[path]
+        if all(by_call[call].keys() == by_call[calls[0]].keys() for call in calls):
+            kept += [(calls[0], candidate) for candidate in by_call[calls[0]].values()]
+            continue
+        unlike.add(path)
+        error = NotAffine("called-differently", f"{path!r} is called {len(calls)} times, not always alike")
+        for candidate in (candidate for places in by_call.values() for candidate in places.values()):
+            refuse(error, candidate.region.root)
+    return kept
+
+
+def nodes_in(recording: Recording, call: Call, region: Region) -> list[fx.Node]:
+    """Return the nodes of the region that the call made; a no-op before it may stand outside."""
+    return [node for node in region.nodes if call.start <= recording.order[node] < call.stop]
+
+
+def whole(recording: Recording, blocks: Mapping[Call, list[Candidate]], refuse: Refuse) -> dict[Call, list[Candidate]]:
+    """Refuse what would take apart one call of a module that gets a new body for all its calls."""
+    rewritten = {call.path for call in blocks}
+    kept: dict[Call, list[Candidate]] = defaultdict(list)
+    for call, members in blocks.items():
+        for candidate in members:
+            nodes = nodes_in(recording, call, candidate.region)
+            inner = {each for node in nodes for each in recording.call_of[node].up_to(call)}
+            torn = [each.path for each in inner if each.path in rewritten and each not in blocks]
+            if torn:
+                error = NotAffine("called-differently", f"another call of {torn[0]!r} is merged on its own")
+                refuse(error, candidate.region.root)
+            else:
+                kept[call].append(candidate)
+    return kept
+
+
+def raised(recording: Recording, blocks: Mapping[Call, list[Candidate]]) -> dict[Call, list[Candidate]]:
+    """Move what lies in a module that an outer block dissolves up to that block."""
+    moved: dict[Call, list[Candidate]] = defaultdict(list)
+    for call in sorted(blocks, key=lambda call: (call.start, len(list(call.chain())))):  # the outermost first
+        moved[_dissolver(recording, call, moved)] += blocks[call]
+    return moved
+
+
+def _dissolver(recording: Recording, call: Call, outer: Mapping[Call, list[Candidate]]) -> Call:
+    for above in reversed(list(call.chain())):
+        nodes = (node for candidate in outer.get(above, ()) for node in candidate.region.nodes)
+        if any(call in recording.call_of[node].chain() for node in nodes):
+            return above
+    return call
+
+
+def lay_out(  # noqa: PLR0917 - what the planner knows
+    recording: Recording,
+    candidates: Iterable[Candidate],
+    meanings: dict[fx.Node, Meaning | None],
+    bystanders: Bystanders,
+    refuse: Refuse,
+    worth_the_class: Callable[[list[Candidate]], bool],
+) -> Layout:
+    """Decide owner and form of every candidate; what has no place is refused.
+
+    The outermost module gets a new body, and loses its class, only for what is ``worth_the_class``.
+    """
+    return _LayingOut(recording, meanings, bystanders, refuse, worth_the_class).run(list(candidates))
+
+
+class _LayingOut:
+    def __init__(
+        self,
+        recording: Recording,
+        meanings: dict[fx.Node, Meaning | None],
+        bystanders: Bystanders,
+        refuse: Refuse,
+        worth_the_class: Callable[[list[Candidate]], bool],
+    ) -> None:
+        self.recording = recording
+        self.meanings = meanings
+        self.bystanders = bystanders
+        self.refuse = refuse
+        self.worth_the_class = worth_the_class
+        self.layout = Layout()
+        self.uses = Uses(recording)
+        self.folding = Folding(recording, meanings, self.uses)
+        self.touched: Counter[Call] = Counter()
+        """How many candidates have nodes in a call."""
+
+    def run(self, candidates: list[Candidate]) -> Layout:
+        blocks: dict[Call, list[Candidate]] = defaultdict(list)
+        kept = once_per_module(self.recording, candidates, self.refuse, self.layout.unlike)
+        self.touched = Counter(call for _, candidate in kept for call in self._calls(candidate.region))
+        for call, candidate in kept:
+            try:
+                if not self._fold(call, candidate):
+                    blocks[call].append(candidate)
+            except NotAffine as error:
+                self.refuse(error, candidate.region.root)
+        for call, members in raised(self.recording, whole(self.recording, blocks, self.refuse)).items():
+            try:
+                self.layout.blocks.append(self._block(call, members))
+            except NotAffine as error:
+                self.layout.refused[call] = error.code, error.reason
+                for candidate in members:
+                    self.refuse(error, candidate.region.root)
+        return self.layout
+
+    def _calls(self, region: Region) -> set[Call]:
+        """Return every call in which a node of the region was made."""
+        return {call for node in region.nodes for call in self.recording.call_of[node].chain()}
+
+    def _fold(self, call: Call, candidate: Candidate) -> bool:
+        """Lay a region out as a fold or a swap, if it is modules in a row that nothing else uses."""
+        row = self.folding.row(candidate, call)
+        if row is None:
+            return False
+        for path in {
+            inner.path for node in candidate.region.nodes for inner in self.recording.call_of[node].up_to(call)
+        }:
+            self._check_hooks(path)  # on a part of the row: they would see another value
+        within: dict[Call, list[fx.Node]] = defaultdict(list)
+        for node in row.norms:
+            within[self.recording.call_of[node]].append(node)
+        bodies = [self._without(inner, nodes, call) for inner, nodes in within.items()]
+        if None in bodies:
+            return False
+        path = row.convolution
+        fused = Fused(path, call.path, "fold" if row.stays else "swap", candidate.region, candidate.groups[0])
+        if row.stays:
+            self.layout.folds.append(fused)
+        else:
+            self.layout.blocks.append(Block(path, fx.Graph(), ("fused",), (fused,), ("fused",)))
+        self.layout.identities += row.others
+        self.layout.blocks += [body for body in bodies if body is not None]
+        return True
+
+    def _without(self, call: Call, norms: list[fx.Node], owner: Call) -> Block | None:
+        """Return the body of the module whose forward makes ``norms``, without them.
+
+        None where it is the owner's own, or where another candidate has a part of it: a module gets one new body.
+        """
+        if call is owner or len(self.recording.calls[call.path]) != len(self.recording.calls[owner.path]):
+            return None
+        if self.touched[call] > 1:
+            return None
+        replacements = [self._skipped(norm) for norm in norms]
+        self._check_hooks(call.path)
+        graph = local_graph(self.recording, call, replacements, self.bystanders, self._origin)
+        self._check_uses(call, graph)
+        return Block(call.path, graph, self._steps(call, graph))
+
+    def _skipped(self, norm: fx.Node) -> Replacement:
+        meaning = self.meanings[norm]
+        assert isinstance(meaning, Rescaled)
+        return Replacement(norm, (Part(meaning.input, None),), frozenset({norm}))
+
+    def _block(self, call: Call, candidates: list[Candidate]) -> Block:
+        """Lay out every candidate of one owner as the owner's new body."""
+        fused = [(candidate, group) for candidate in candidates for group in candidate.groups]
+        names = fused_names(self.recording.modules[call.path], len(fused))
+        name_of = {id(group): name for (_, group), name in zip(fused, names, strict=True)}
+        replacements = [self._replacement(call, candidate.region, name_of) for candidate in candidates]
+        for path in {inner.path for r in replacements for n in r.nodes for inner in self._above(n, call)}:
+            self._check_hooks(path)
+        graph = local_graph(self.recording, call, replacements, self.bystanders, self._origin)
+        kept, steps = self._unread(call, replacements, graph), self._steps(call, graph)
+        self._check_uses(call, graph, kept)
+        form = "graph" if steps is None or kept else "chain"
+        owner = type(self.recording.modules[call.path])
+        if not call.path and not self._stays(owner, form) and not self.worth_the_class(candidates):
+            reason = f"for this the model would no longer be a {owner.__name__}, and lose its methods"
+            raise NotAffine("outermost-class", reason)
+        if form == "graph":
+            check_names(graph)
+        # A block that is one convolution and nothing else is that convolution, unless its class names a place for it.
+        alone = form == "chain" and steps == ("fused",)
+        written = tuple(
+            Fused(call.path if alone else join(call.path, name), call.path, form, candidate.region, group)
+            for (candidate, group), name in zip(fused, names, strict=True)
+        )
+        return Block(call.path, graph, steps if form == "chain" else None, written, names, kept)
+
+    @staticmethod
+    def _stays(kind: type, form: str) -> bool:
+        """Whether a module of this class that gets a new body goes on being one."""
+        return issubclass(kind, fx.GraphModule) or (form == "chain" and kind is nn.Sequential)
+
+    def _replacement(self, call: Call, region: Region, name_of: dict[int, str]) -> Replacement:
+        parts = tuple(Part(g.source, name_of.get(id(g)), g.of_source or 1.0) for g in region.groups)
+        nodes = nodes_in(self.recording, call, region)
+        after = self._after(call, region.root, nodes)
+        return Replacement(region.root, parts, frozenset((*nodes, *after)), tuple(after))
+
+    def _after(self, call: Call, root: fx.Node, nodes: list[fx.Node]) -> list[fx.Node]:
+        """Return the no-ops after ``root`` that are operations (``x + 0``), with the modules among them.
+
+        Modules that are no-ops stay at the end of the block, and operations in blocks that are not dissolved with
+        ``nodes`` stay there.
+        """
+        dissolved = {above for node in nodes for above in self._above(node, call)}
+        after, passed = list[fx.Node](), list[fx.Node]()
+        while len(readers := [user for user in root.users if not self.bystanders.reads_nothing(user)]) == 1:
+            (root,) = readers
+            passed.append(root)
+            if not isinstance(self.meanings.get(root), Same) or self.recording.call_of[root] not in dissolved:
+                break
+            after = list(passed)
+        return after
+
+    def _above(self, node: fx.Node, call: Call) -> list[Call]:
+        return [*self.recording.call_of[node].up_to(call), call]
+
+    def _unread(self, call: Call, replacements: list[Replacement], graph: fx.Graph) -> tuple[str, ...]:
+        """Return the tensors in the owner that neither the old nor the new body uses."""
+        used = [f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr")]
+        vanished = vanishing(self.recording, call, replacements, self.bystanders)
+        read = {str(node.target) for node in vanished if node.op == "get_attr"}
+        holders = {name.rpartition(".")[0] for name in read} | {self._stock(node) for node in vanished}
+        owner = self.recording.modules[call.path]
+        return tuple(
+            name
+            for name, _ in named_tensors(owner, remove_duplicate=False)
+            if join(call.path, name) not in read
+            and join(call.path, name.rpartition(".")[0]) not in holders - {call.path, None}
+            and not any(f"{name}.".startswith(path) for path in used)
+        )
+
+    def _stock(self, node: fx.Node) -> str | None:
+        """Return the path of the module of PyTorch's that made a node, if one did."""
+        path = self.recording.call_of[node].path
+        return path if is_stock(self.recording.modules[path]) else None
+
+    def _steps(self, call: Call, graph: fx.Graph) -> tuple[str, ...] | None:
+        """Return the modules that the graph is in a row, if it is; a row of modules takes no arguments by name."""
+        return None if any(other.kwargs for other in self.recording.calls[call.path]) else steps_of(graph)
+
+    def _check_uses(self, call: Call, graph: fx.Graph, kept: tuple[str, ...] = ()) -> None:
+        """Raise NotAffine where one new body, ``graph``, does not serve every call, or hides what others reach for."""
+        calls = self.recording.calls[call.path]
+        if len(calls) > 1 and len({call_signature(self.recording, other, self._origin) for other in calls}) > 1:
+            raise NotAffine("called-differently", f"{call.path!r} is called with other arguments each time")
+        there = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+        for target in self.uses.reached[call.path]:
+            name = target[len(call.path) + 1 :]
+            if name not in kept and not any(f"{name}.".startswith(f"{path}.") for path in there):
+                raise NotAffine("outer-reference", f"{target!r} is used from outside of {call.path!r}")
+
+    def _origin(self, node: fx.Node) -> fx.Node:
+        return origin(node, self.meanings)
+
+    def _check_hooks(self, path: str) -> None:
+        module = self.recording.modules[path]
+        if hooks_of(module):
+            raise NotAffine("hooks", f"{path or 'the model'} carries hooks, which the rewrite would lose")

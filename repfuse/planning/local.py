@@ -1,0 +1,377 @@
+"""The graph of one module's forward, cut out of the graph of the whole model, with some regions replaced.
+
+Children that take no part in the replacement stay calls of themselves; those that do are dissolved into the graph.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.fx.node import map_arg
+from torch.fx.proxy import GraphAppendingTracer
+from torch.utils._pytree import tree_map_only
+
+from repfuse.algebra.geometry import NotAffine
+from repfuse.planning.bystanders import Bystanders
+from repfuse.recording.calls import Call
+from repfuse.recording.recording import Recording
+from repfuse.recording.run import assigned, lower, set_data, unknown
+from repfuse.recording.stock import hooks_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """One addend of a replacement: ``factor`` times a value, or, with ``module``, that module's answer to the value."""
+
+    source: fx.Node
+    module: str | None
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """``root`` is to be computed as the sum of ``parts``; ``nodes`` are no longer needed.
+
+    It stands where ``root`` stood: ``after`` are no-ops on it, among ``nodes``, and between them and it a source may be
+    overwritten.
+    """
+
+    root: fx.Node
+    parts: tuple[Part, ...]
+    nodes: frozenset[fx.Node]
+    after: tuple[fx.Node, ...] = ()
+
+
+Origin = Callable[[fx.Node], fx.Node]
+
+
+def local_graph(
+    recording: Recording, call: Call, replacements: list[Replacement], bystanders: Bystanders, origin: Origin
+) -> fx.Graph:
+    """Return the graph of ``call`` with the replacements made; targets are relative to the called module.
+
+    ``origin`` gives the node whose value a node passes on unchanged: a source is often known here under another name.
+    Raises NotAffine where the module cannot be written as a graph of its own.
+    """
+    module = recording.modules[call.path]
+    kind = _Edited if isinstance(module, fx.GraphModule) and call.lines else _Written
+    return kind(recording, call, replacements, bystanders, origin).build()
+
+
+class _Builder:
+    """What both ways to a graph share: the values that are known, and how a replacement is written."""
+
+    def __init__(
+        self, recording: Recording, call: Call, replacements: list[Replacement], bystanders: Bystanders, origin: Origin
+    ) -> None:
+        self.recording = recording
+        self.module = recording.modules[call.path]
+        self.origin = origin
+        self.call = call
+        self.prefix = f"{call.path}." if call.path else ""
+        self.by_root = {replacement.root: replacement for replacement in replacements}
+        self.gone = vanishing(recording, call, replacements, bystanders)
+        replaced = self.gone - vanishing(recording, call, [], bystanders)
+        self.dissolved = {above for node in replaced for above in recording.call_of[node].up_to(call)}
+        self.graph = fx.Graph()
+        self.env: dict[fx.Node, Any] = {}
+        self._alias: dict[fx.Node, fx.Node] = {}
+
+    def know(self, node: fx.Node, value: Any) -> None:
+        """Let a recorded value be known in the graph as ``value``."""
+        self.env[node] = value
+        self._alias.setdefault(self.origin(node), node)
+
+    def _sum(self, replacement: Replacement) -> fx.Node:
+        """Return the sum; what is subtracted comes after what is added."""
+        first, *rest = sorted(replacement.parts, key=lambda part: part.factor == -1)
+        total = self._scaled(self._value(first), first.factor)
+        for part in rest:
+            value = self._value(part)
+            if part.factor == -1:
+                total = self.graph.call_function(operator.sub, (total, value))
+            else:
+                total = self.graph.call_function(operator.add, (total, self._scaled(value, part.factor)))
+        return total
+
+    def _value(self, part: Part) -> fx.Node:
+        source = self._source(part.source)
+        return source if part.module is None else self.graph.call_module(part.module, (source,))
+
+    def _scaled(self, value: fx.Node, factor: float) -> fx.Node:
+        return value if factor == 1 else self.graph.call_function(operator.mul, (value, factor))
+
+    def _source(self, node: fx.Node) -> Any:
+        return self._known(node if node in self.env else self._alias.get(node, node))
+
+    def _known(self, node: fx.Node) -> Any:
+        if node in self.env:
+            return self.env[node]
+        if node in self.recording.sizes:
+            return self.recording.sizes[node]
+        name = self.recording.names[node]
+        raise NotAffine("outer-reference", f"{self.call.path!r} uses a value that it is not given: {name}")
+
+
+class _Written(_Builder):
+    """A forward that is code, written down from what it was seen to do."""
+
+    def build(self) -> fx.Graph:
+        self._placeholders()
+        if not _is_plain(self.call.output):
+            raise NotAffine("structured-arguments", "forward returns an object of its own kind")
+        self._write(self.call)
+        self.graph.output(map_arg(self.call.output, self._known))
+        return self.graph
+
+    def _write(self, call: Call) -> None:
+        self._check_writable(call)
+        for item in call.own:
+            if isinstance(item, Call):
+                if item in self.dissolved:
+                    self._write(item)
+                else:
+                    self._call(item)
+            elif item in self.by_root:
+                replacement, value = self.by_root[item], self._sum(self.by_root[item])
+                for node in (item, *replacement.after):
+                    self.know(node, value)
+            elif item not in self.gone and item not in self.env and item.op not in ("placeholder", "output"):
+                self._copy(item)
+
+    def _check_writable(self, call: Call) -> None:
+        """Raise NotAffine where the forward does what a graph does not show."""
+        if (mark := self.recording.marks.get(call)) is not None:
+            raise NotAffine(*mark)
+        if call.enters_autocast:
+            raise NotAffine("autocast", f"the forward of {call.path!r} enters a region of automatic mixed precision")
+        if call.switches_gradients:
+            raise NotAffine("writes-state", f"the forward of {call.path!r} switches gradients on or off")
+        if not all(map(self.recording.constants.is_constant, call.stored)):
+            raise NotAffine("writes-state", f"the forward of {call.path!r} stores what it computes")
+
+    def _placeholders(self) -> None:
+        parameters = inspect.signature(self.module.forward).parameters
+        plain = [name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        given = dict(zip(plain, self.call.args, strict=False)) | self.call.kwargs
+        if len(self.call.args) > len(plain) or not set(given) <= set(plain):
+            raise NotAffine("structured-arguments", "forward takes a variable number of arguments")
+        held: list[tuple[fx.Node, Any]] = []
+        for name in plain:
+            default = parameters[name].default
+            if default is not inspect.Parameter.empty and not _is_written(default):
+                raise NotAffine("structured-arguments", f"the default of its argument {name!r} cannot be written down")
+            held.append((self.graph.placeholder(name, default_value=default), given.get(name, default)))
+        for node, value in held:
+            if isinstance(value, fx.Node) or _holds_nodes(value):
+                for inner, take in _leaves(value):
+                    self._take(inner, take(self.graph, node))
+            elif value is not inspect.Parameter.empty:
+                self._assert(node, value)
+
+    def _take(self, value: Any, node: fx.Node) -> None:
+        """Let ``node`` be what the forward was given as ``value``."""
+        if not isinstance(value, fx.Node):
+            self._assert(node, value)
+        elif value in self.env:
+            raise NotAffine("called-differently", f"{self.call.path!r} is given one tensor twice")
+        else:
+            self.know(value, node)
+
+    def _assert(self, node: fx.Node, value: Any) -> None:
+        """Let the graph insist on the value that an argument had: with another one the forward may do other things."""
+        if not _is_written(value):
+            raise NotAffine("structured-arguments", f"its argument {str(node.target)!r} is no plain value")
+        said = f"{node.target} was {value!r} when the network was converted: no other value will do"
+        # Not ``is``: what reads a graph back from a file runs it on stand-ins, of which that would be false.
+        holds = self.graph.call_function(operator.eq, (node, value))
+        self.graph.call_function(torch._assert, (holds, said))
+
+    def _known(self, node: fx.Node) -> Any:
+        """Return a value; sizes and tensors of the network that only calls are given are read where they are needed."""
+        vanished = node not in self.env and node in self.gone
+        if vanished and self.recording.call_of[node] in {self.call, *self.dissolved}:
+            measures = node in self.recording.run.size_of or node.target is getattr
+            if measures or node.op == "get_attr":
+                self._copy(node)
+        return super()._known(node)
+
+    def _copy(self, node: fx.Node) -> None:
+        if node in self.recording.sizes:
+            return
+        if node.target is unknown or node.target is set_data:
+            raise NotAffine("writes-state", f"the forward of {self.call.path!r} does what a graph does not show")
+        if (mark := self.recording.mark_of(node)) is not None:
+            raise NotAffine(*mark)
+        if not _is_plain((node.args, node.kwargs)):
+            raise NotAffine(
+                "structured-arguments", f"{self.recording.names[node]} is given what cannot be written down"
+            )
+        if node.target is assigned:
+            self.know(node, lower(self.graph, map_arg(node.args, self._known)))
+            return
+        copied = self.graph.node_copy(node, self._known)
+        if node.op == "get_attr":
+            copied.target = self._relative(str(node.target))
+        self.know(node, copied)
+
+    def _call(self, unit: Call) -> None:
+        """Write the call of a child as it is; one that does nothing is left out."""
+        looks = unit.own or unit.decisions or unit in self.recording.marks or unit.stored
+        if not looks and not hooks_of(self.recording.modules[unit.path]):
+            return
+        if not _is_plain((unit.args, unit.kwargs)):
+            raise NotAffine("structured-arguments", f"{unit.path!r} is given what cannot be written down")
+        args, kwargs = map_arg(unit.args, self._known), map_arg(unit.kwargs, self._known)
+        result = self.graph.call_module(self._relative(self._path_here(unit.path)), args, kwargs)
+        for node, take in _leaves(unit.output):
+            if isinstance(node, fx.Node):
+                self.know(node, take(self.graph, result))
+
+    def _path_here(self, path: str) -> str:
+        """Return the path by which the forward reaches a module that may stand in several places."""
+        return next((other for other in self.recording.paths(path) if other.startswith(self.prefix)), path)
+
+    def _relative(self, path: str) -> str:
+        if not path.startswith(self.prefix):
+            raise NotAffine("outer-reference", f"the forward of {self.call.path!r} uses {path!r} from outside")
+        return path.removeprefix(self.prefix)
+
+
+class _Edited(_Builder):
+    """A forward that is a graph already, with what is replaced in it: the rest, guards too, stays as it is."""
+
+    def build(self) -> fx.Graph:  # noqa: C901
+        assert isinstance(self.module, fx.GraphModule)
+        lines, copied = self.call.lines, dict[fx.Node, fx.Node]()
+        self.graph.set_codegen(copy.deepcopy(self.module.graph._codegen))
+        after = {node: root for root, one in self.by_root.items() for node in one.after}
+        done, skipped = dict[fx.Node, fx.Node](), set[fx.Node]()
+
+        def value(line: fx.Node) -> fx.Node:
+            if line not in copied:
+                copied[line] = self.graph.node_copy(line, value)
+            return copied[line]
+
+        for number, line in enumerate(self.module.graph.nodes):
+            recorded = lines.get(number)
+            root = after.get(recorded, recorded) if recorded is not None else None
+            if root in self.by_root:
+                if root not in done:
+                    done[root] = self._sum(self.by_root[root])
+                copied[line] = done[root]
+            elif recorded in self.gone and line.op != "placeholder":
+                skipped.add(line)
+                continue
+            elif line.op == "call_module" and type(self.module.get_submodule(str(line.target))).__name__ == "GuardsFn":
+                self._write_guards(line, value)
+            elif line.target is _METADATA and not skipped.isdisjoint(line.all_input_nodes):
+                continue  # what it asserts of a value that is no longer there
+            else:
+                value(line)
+            if recorded is not None:
+                self.know(recorded, copied[line])
+        if self.by_root.keys() - done.keys():
+            raise NotAffine("outer-reference", "what would merge is not computed by lines of the graph itself")
+        for line in reversed(self.graph.nodes):
+            if line.op == "get_attr" and not line.users:
+                self.graph.erase_node(line)
+        return self.graph
+
+    def _write_guards(self, line: fx.Node, value: Callable[[fx.Node], fx.Node]) -> None:
+        """Write what an exported program checks of its inputs into the graph: its module for that cannot be saved.
+
+        That stays nevertheless where no graph can say it: ``max`` of sizes.
+        """
+        tracer = GraphAppendingTracer(self.graph)
+        given = tree_map_only(fx.Node, lambda x: fx.Proxy(value(x), tracer), tuple(line.args))
+        before = len(self.graph.nodes)
+        try:
+            self.module.get_submodule(str(line.target)).forward(*given)
+        except fx.proxy.TraceError:
+            for written in reversed(list(self.graph.nodes)[before:]):
+                self.graph.erase_node(written)
+            value(line)
+
+
+def vanishing(
+    recording: Recording, call: Call, replacements: list[Replacement], bystanders: Bystanders
+) -> set[fx.Node]:
+    """Return every node of the call that the replacements make superfluous, with the helpers that only they read."""
+    inside = recording.nodes[call.start : call.stop]
+    gone = set(bystanders.ghosts.intersection(inside)).union(*(replacement.nodes for replacement in replacements))
+    sources = {part.source for replacement in replacements for part in replacement.parts}
+    seen: set[fx.Node] = set()
+    while True:
+        unread = _unread(inside, gone, bystanders, sources | seen)
+        more = {node for node in unread.intersection(bystanders.written) if not _unseen(node, unread, bystanders)}
+        if not more:
+            return unread
+        seen |= more
+
+
+def _unread(inside: list[fx.Node], gone: set[fx.Node], bystanders: Bystanders, stay: set[fx.Node]) -> set[fx.Node]:
+    """Return what is gone with the helpers that nothing else reads, except for those that ``stay``."""
+    found = set(gone)
+    for node in reversed(inside):
+        needed = bool(node.users) or node in bystanders.written
+        if node in bystanders.helpers and node not in stay and needed and found.issuperset(node.users):
+            found.add(node)
+    return found
+
+
+def _unseen(writer: fx.Node, gone: set[fx.Node], bystanders: Bystanders) -> bool:
+    """Whether nothing that stays reads the memory that the writer changes."""
+    return all(member.op != "get_attr" and gone.issuperset(member.users) for member in bystanders.written[writer])
+
+
+def _holds_nodes(value: Any) -> bool:
+    found: list[fx.Node] = []
+    map_arg(value, found.append)
+    return bool(found)
+
+
+Take = Callable[[fx.Graph, fx.Node], fx.Node]
+
+_METADATA = torch.ops.aten._assert_tensor_metadata.default
+
+_WRITTEN = (bool, int, float, complex, str, type(None), type(Ellipsis), torch.dtype, torch.device, torch.memory_format)
+
+
+def _is_written(value: Any) -> bool:
+    """Whether code can be written that makes the value."""
+    if type(value) in (tuple, list):
+        return all(map(_is_written, value))
+    return isinstance(value, _WRITTEN) or (isinstance(value, dict) and all(map(_is_written, value.values())))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a graph can hold the value: tensors, and what can be written, in tuples, lists and plain dicts."""
+    if isinstance(value, tuple) or type(value) in (list, immutable_list):
+        return all(map(_is_plain, value))
+    if type(value) in (dict, immutable_dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, slice):
+        return _is_plain((value.start, value.stop, value.step))
+    return isinstance(value, fx.Node | torch.layout) or _is_written(value)
+
+
+def _leaves(value: Any, take: Take = lambda _graph, result: result) -> Iterator[tuple[Any, Take]]:
+    """Yield what is in a result, with how to take each out of it."""
+    if isinstance(value, tuple | list | dict):
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+
+            def inner(graph: fx.Graph, result: fx.Node, key: Any = key, outer: Take = take) -> fx.Node:
+                return graph.call_function(operator.getitem, (outer(graph, result), key))
+
+            yield from _leaves(entry, inner)
+    else:
+        yield value, take

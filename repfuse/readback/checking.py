@@ -1,0 +1,228 @@
+"""How a file that was written is read: with the options that its user would need to give, and no others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from repfuse.checking.comparison import with_fallbacks
+from repfuse.checking.drift import drift_of
+from repfuse.checking.inputs import Trial, input_variants
+from repfuse.checking.results import Drift, OutputDrift, Verified
+from repfuse.checking.rounding import Yardsticks
+from repfuse.checking.runs import Outcome, run, run_float64
+from repfuse.checkpoint import torch_pickle
+from repfuse.checkpoint.around import Around
+from repfuse.checkpoint.recipe import check_buildable
+from repfuse.checkpoint.saving import same_bits
+from repfuse.checkpoint.source import ModelSource, as_texts
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.loading import Checkpoint
+from repfuse.networks import device_of, main_dtype
+from repfuse.readback.messages import Answer, Fingerprint, Job, digests, fingerprint_of
+from repfuse.readback.process import Place
+from repfuse.readback.reading import rest_of
+
+# A file of a network or of weights, held against the network in memory that was written into it.
+#
+# The file holds what was proven where it has the same tensors, bit by bit, in modules that are set the same. It is run
+# as well, for a user does no less. On one machine the same numbers give the same outputs, bit by bit, and then what was
+# found of the network in memory holds for the file. Where its tensors lie otherwise in memory, sums may add up in
+# another order: then the file's outputs are judged like those of any fused network, see ``repfuse.checking.drift``.
+
+
+Check = Callable[[Place], Verified]
+PATIENCE = 120.0  # seconds for the fresh process to import torch and a library of models from a slow disk
+BYTES_A_SECOND = 2e6  # that it reads at least
+SLOWER = 20  # times longer than here it may compute
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the networks ``original`` and ``module``, and what is ``around`` it in the file.
+
+    ``state`` is given where the file holds these tensors and nobody knows their network.
+    """
+
+    original: nn.Module
+    module: nn.Module
+    example: Sequence[Any]
+    around: Around = Around()  # noqa: RUF009 - it is frozen
+    state: dict[str, Any] | None = None
+
+
+def patience(path: Path, seconds: float) -> float:
+    """Return how long a fresh process may take for a file where this one computed for so many seconds."""
+    return PATIENCE + path.stat().st_size / BYTES_A_SECOND + SLOWER * seconds
+
+
+def check_read(written: Written, job: Job, place: Place) -> Verified:
+    """Have the file read in ``place`` and return what was found.
+
+    Raises RepfuseError, with the exit code of a failed check, where it is not what was written.
+    """
+    started = time.perf_counter()
+    trials = () if written.state is not None else telling(written.example)
+    place.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
+    expected = run(written.module, trials, {})
+    computed = time.perf_counter() - started
+    own = _fingerprint(written, job)
+    answer = place.answer(patience(Path(job.path), computed))
+    _compare(own, answer, job, written.around)
+    found = Verified(answer.runtime, (), (), (), where=place.name, tensors=len(own.tensors), alone=_alone(job, answer))
+    found = _judged(found, written, trials, (expected, list(answer.outcomes)))
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+def telling(example: Sequence[Any]) -> tuple[Trial, ...]:
+    """Return the example and the input whose size is most unlike it: not square, and about half as large."""
+    first, *others = input_variants(example)
+    sizes = [trial for trial in others if trial.label.startswith("size")]
+    return (first, *(sizes or others)[:1])
+
+
+def _fingerprint(written: Written, job: Job) -> Fingerprint:
+    if written.state is not None:
+        return Fingerprint(digests(written.state))
+    return fingerprint_of(written.module, module=job.module)
+
+
+def _compare(own: Fingerprint, answer: Answer, job: Job, around: Around) -> None:
+    if answer.network is None:
+        raise _wrong("the network is missing")
+    if what := own.differs(answer.network, mode=False):
+        raise _wrong(what)
+    if answer.alone is not None and (what := own.differs(answer.alone)):
+        raise _wrong(f"what torch.load gives without repfuse, {what}")
+    if job.kind == "network" and (lost := rest_of(around).items() ^ answer.rest.items()):
+        raise _wrong(f"what stands around the network, {min(key for key, _ in lost).partition('.')[2]}")
+
+
+def _alone(job: Job, answer: Answer) -> bool | None:
+    return answer.alone is not None if job.alone and (answer.alone is not None or answer.wanted) else None
+
+
+def _judged(
+    found: Verified, written: Written, trials: Sequence[Trial], outcomes: tuple[list[Outcome], list[Outcome]]
+) -> Verified:
+    """Add what the runs gave: on the inputs that the network in memory takes."""
+    expected, given = outcomes
+    taken = [position for position, outcome in enumerate(expected) if not outcome.error]
+    compared = tuple(trials[position].label for position in taken)
+    if len(given) != len(expected):
+        raise _wrong(f"the number of its answers: {len(given)} for {len(expected)} inputs")
+    for position in taken:
+        if given[position].error:
+            raise _wrong(f"{trials[position].label}: only the network in memory runs ({given[position].error})")
+    if all(_identical(expected[position], given[position]) for position in taken):
+        return replace(found, compared=compared, identical=bool(taken))
+    worst = _worst(written, {trials[position].label: given[position] for position in taken})
+    return replace(found, compared=compared, error=worst.fused.rms, own=worst.own.rms, allowed=worst.allowed.rms)
+
+
+def _identical(one: Outcome, other: Outcome) -> bool:
+    names = one.outputs.keys()
+    return names == other.outputs.keys() and all(same_bits(one.outputs[name], other.outputs[name]) for name in names)
+
+
+def _worst(written: Written, given: dict[str, Outcome]) -> OutputDrift:
+    """Return the worst of the file's outputs: allowed is what is allowed the network in memory on all inputs."""
+    measured = _drift(written, given)
+    rows = [row for row in measured.outputs if row.trial in given]
+    worst = max(rows, key=lambda row: row.fused.over(row.allowed), default=None)
+    if measured.problem or worst is None:
+        raise _wrong(f"its outputs, and no rounding explains it: {measured.problem or 'there is nothing to judge by'}")
+    if not worst.passed:
+        raise _wrong(
+            f"{worst.name} on {worst.trial}: its relative error is {worst.fused.rms:.1e}, where arithmetic explains "
+            f"{worst.allowed.rms:.1e}"
+        )
+    return worst
+
+
+def _drift(written: Written, given: dict[str, Outcome]) -> Drift:
+    original, module = written.original, written.module
+    trials, exact = with_fallbacks(original, input_variants(written.example))
+    after = [given.get(trial.label) or own for trial, own in zip(trials, _runs(module, trials), strict=True)]
+    effect = Yardsticks(module, original, trials, run_float64(module, trials), scale=exact)
+    return drift_of(original, trials, (exact, after), effect, alike=main_dtype(original) == main_dtype(module))
+
+
+def _runs(module: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
+    return run(module, trials, {})
+
+
+def _wrong(what: str) -> RepfuseError:
+    return RepfuseError(
+        "What was written is not what was read again; nothing was kept.",
+        f"It differs in {what}.",
+        "Try again, and on another disk. If it stays so, please report it.",
+        exit_code=EXIT_FAILED_CHECK,
+    )
+
+
+PACKAGE = "repfuse"
+
+
+def network_job(checkpoint: Checkpoint, path: Path, *, trust: bool) -> Job:
+    """Return the job for a file that holds its network as modules, in what was around it in ``checkpoint``.
+
+    It may need ``trust`` where the checkpoint did not: what it holds was pickled just now from objects that this
+    process has, and reading it runs the code of their classes, which ran here. For the same reason torch.load may read
+    it by itself, which it is to do without repfuse, unless the network's classes are repfuse's own.
+    """
+    named = torch_pickle.modules_named(path)
+    keys = checkpoint.around.keys
+    return Job(
+        "network",
+        str(path.resolve()),
+        torch.get_num_threads(),
+        loading=_loading(checkpoint, keys) | {"trust": trust},
+        keys=keys,
+        alone=not any(_package(name) == PACKAGE for name in named),
+        module=True,
+        needs=tuple(named),
+    )
+
+
+def weights_job(checkpoint: Checkpoint, path: Path, keys: tuple[str, ...]) -> Job:
+    """Return the job for a file of weights that says how its network is built.
+
+    Where that means running code, the user has to say it again.
+    """
+    source = checkpoint.source
+    assert source is not None
+    said = {} if _builds(source, path, checkpoint.allow) else {"model": source.spec, "model_args": as_texts(source)}
+    needs = (source.parts[0],) if source.kind == "import" else ()
+    loading = _loading(checkpoint, keys) | said
+    return Job("network", str(path.resolve()), torch.get_num_threads(), loading=loading, keys=keys, needs=needs)
+
+
+def bare_job(path: Path, keys: tuple[str, ...]) -> Job:
+    """Return the job for a file of weights whose network nobody could build from it."""
+    return Job("weights", str(path.resolve()), torch.get_num_threads(), keys=keys)
+
+
+def _loading(checkpoint: Checkpoint, keys: tuple[str, ...]) -> dict[str, Any]:
+    weights = ".".join(keys) or "auto"
+    device = str(device_of(checkpoint.module))
+    return {"weights": weights, "allow": list(checkpoint.allow), "device": device}
+
+
+def _builds(source: ModelSource, path: Path, allow: Collection[str]) -> bool:
+    """Whether a file may name what builds its network without being trusted."""
+    try:
+        check_buildable(source, path, allow)
+    except RepfuseError:
+        return False
+    return True
+
+
+def _package(name: str) -> str:
+    return name.partition(".")[0]

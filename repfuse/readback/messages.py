@@ -1,0 +1,192 @@
+"""What goes to the process that reads a file again, and what comes back: a line of JSON, then tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from repfuse.checking.runs import Outcome
+from repfuse.checkpoint.contents import RECIPE
+from repfuse.checkpoint.saving import bits_of
+from repfuse.networks import is_plain, named_tensors, stored_tensors
+from repfuse.wording import listed
+
+# A network in short: a digest of each tensor, and the class and the settings of each module.
+#
+# Two networks with one fingerprint hold the same numbers, bit by bit, in modules that are set the same.
+
+
+CLASS, MODE = "its class", "training"
+MACHINERY = ("meta", "shape_env")  # of a GraphModule, which its file does not keep
+Settings = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """``tensors`` are digests by name, ``modules`` the settings of each module by its path, as text."""
+
+    tensors: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, Settings] = field(default_factory=dict)
+
+    def differs(self, other: Fingerprint, *, mode: bool = True) -> str:
+        """Say in what ``other`` differs, or return "". Without ``mode`` it may be in training or not."""
+        if self.tensors.keys() != other.tensors.keys():
+            return f"which tensors there are: {listed(sorted(self.tensors.keys() ^ other.tensors.keys()))}"
+        if wrong := [name for name, digest in self.tensors.items() if other.tensors[name] != digest]:
+            return f"the tensors {listed(wrong)}"
+        if self.modules.keys() != other.modules.keys():
+            return f"which modules there are: {listed(sorted(self.modules.keys() ^ other.modules.keys()))}"
+        for path, settings in self.modules.items():
+            for name in sorted(settings.keys() | other.modules[path].keys()):
+                one, two = settings.get(name, "nothing"), other.modules[path].get(name, "nothing")
+                if one != two and (mode or name != MODE):
+                    return f"{path or 'the network'}, {name}: {one[:200]} was written, {two[:200]} was read"
+        return ""
+
+
+def fingerprint_of(network: nn.Module, *, module: bool) -> Fingerprint:
+    """Return the fingerprint of ``network``, as far as its file holds it.
+
+    A pickled ``module`` holds everything; a file of weights holds what a state dict does, and of the modules their
+    classes and what torch's own layers are set to have to be built again. The graph of a GraphModule is left out: it is
+    traced again when it is loaded, under other names. That it is the same is for a run to show.
+    """
+    found = named_tensors(network, remove_duplicate=False) if module else stored_tensors(network)
+    parts = network.named_modules(remove_duplicate=False)
+    return Fingerprint(digests(dict(found)), {path: _settings(part, every=module) for path, part in parts})
+
+
+def _settings(module: nn.Module, *, every: bool) -> Settings:
+    traced = isinstance(module, fx.GraphModule)
+    settings = {CLASS: "GraphModule" if traced else f"{type(module).__module__}.{type(module).__qualname__}"}
+    if not every and not type(module).__module__.startswith("torch.nn."):
+        return settings
+    for name, value in vars(module).items():
+        machinery = traced and (name.startswith("_") or name in MACHINERY)
+        if name != RECIPE and not machinery and is_plain(value):
+            settings[name] = repr(value)
+    return settings
+
+
+def digests(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Return a digest of each tensor, its dtype and its shape."""
+    return {name: digest_of(tensor) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+
+
+def digest_of(value: Any) -> str:
+    """Return a digest of a tensor, or of plain data with tensors in it."""
+    digest = hashlib.sha256()
+    for piece in _pieces(value):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(value: Any) -> Iterable[Any]:
+    if isinstance(value, Tensor):
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        if not value.is_meta:
+            yield bits_of(value.int_repr() if value.is_quantized else value).numpy().data
+    elif isinstance(value, dict):
+        yield f"dict of {len(value)}".encode()
+        for item in value.items():
+            yield from _pieces(item)
+    elif isinstance(value, (list, tuple)):
+        yield f"{type(value).__name__} of {len(value)}".encode()
+        for item in value:
+            yield from _pieces(item)
+    elif isinstance(value, (set, frozenset)):
+        yield repr(sorted(map(repr, value))).encode()
+    else:
+        yield f"{type(value).__name__} {value!r}".encode()
+
+
+Kind = Literal["network", "weights", "pt2", "onnx"]
+Inputs = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Read the file at ``path`` and run it on ``inputs`` with as many ``threads``.
+
+    ``kind`` says how it is read: as a ``network`` by repfuse.load with the arguments ``loading``, as bare ``weights``
+    whose network nobody knows, or in the runtime of its format. ``keys`` lead to the network in the file, ``alone``
+    asks for torch.load without repfuse as well, ``outputs`` are the names of what an ONNX file gives. ``module`` says
+    whether the file holds the modules themselves, ``needs`` names the Python modules that reading it imports.
+    """
+
+    kind: Kind
+    path: str
+    threads: int
+    loading: dict[str, Any] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
+    alone: bool = False
+    module: bool = False
+    outputs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    inputs: tuple[Inputs, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """Return the job as it is sent."""
+        return _packed({**vars(self), "inputs": None}, list(self.inputs))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Job:
+        """Return the job that was sent."""
+        said, inputs = _unpacked(data)
+        tuples = {name: tuple(said[name]) for name in ("keys", "outputs", "needs")}
+        return cls(**said | tuples | {"inputs": tuple(inputs)})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found in the file, in which ``runtime``, and what it gave on each input.
+
+    ``network`` is the fingerprint of what was loaded; ``alone`` that of what torch.load gave without repfuse, where
+    that was asked for. ``wanted`` says that loading it alone asked for repfuse. ``rest`` are digests of what stands
+    around the network, ``contract`` the shapes that an exported program takes. ``refused`` are the parts of the error
+    where the file could not be read.
+    """
+
+    runtime: str = ""
+    network: Fingerprint | None = None
+    alone: Fingerprint | None = None
+    wanted: bool = False
+    rest: dict[str, str] = field(default_factory=dict)
+    contract: str = ""
+    refused: tuple[str, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """Return the answer as it is sent."""
+        prints = {name: held and vars(held) for name, held in (("network", self.network), ("alone", self.alone))}
+        errors = {"outcomes": None, "errors": [outcome.error for outcome in self.outcomes]}
+        return _packed(vars(self) | prints | errors, [outcome.outputs for outcome in self.outcomes])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Answer:
+        """Return the answer that was sent. Raises any exception where ``data`` is none."""
+        said, outputs = _unpacked(data)
+        errors = said.pop("errors")
+        prints = {name: Fingerprint(**said[name]) if said[name] else None for name in ("network", "alone")}
+        outcomes = tuple(Outcome(dict(held), str(error)) for held, error in zip(outputs, errors, strict=True))
+        return cls(**said | prints | {"refused": tuple(said["refused"]), "outcomes": outcomes})
+
+
+def _packed(said: dict[str, Any], tensors: Any) -> bytes:
+    buffer = io.BytesIO()
+    buffer.write(json.dumps(said).encode() + b"\n")
+    held = io.BytesIO()
+    torch.save(tensors, held)
+    return buffer.getvalue() + held.getvalue()
+
+
+def _unpacked(data: bytes) -> tuple[dict[str, Any], Any]:
+    said, _, held = data.partition(b"\n")
+    return json.loads(said), torch.load(io.BytesIO(held), map_location="cpu", weights_only=True)

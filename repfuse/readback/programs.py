@@ -1,0 +1,61 @@
+"""A file of an exported program or of ONNX, run in its own runtime and held against the original network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from repfuse.checking.inputs import Trial
+from repfuse.checking.results import Verified
+from repfuse.checking.written import Ran, check_written
+from repfuse.checkpoint.exported.contract import contract_of
+from repfuse.checkpoint.exported.network import complete, network_of
+from repfuse.checkpoint.saving import not_the_same
+from repfuse.readback.checking import patience
+from repfuse.readback.messages import Answer, Job, digests
+from repfuse.readback.process import Place
+
+
+@dataclass(frozen=True)
+class WrittenProgram:
+    """What was written: the networks before and after, and the program that was made of the second."""
+
+    networks: tuple[nn.Module, nn.Module]
+    example: Sequence[Any]
+    program: ExportedProgram
+
+
+def check_program(written: WrittenProgram, job: Job, place: Place) -> Verified:
+    """Have the file run in ``place`` and return what was found.
+
+    Raises RepfuseError, with the exit code of a failed check, where it does not compute what the original does.
+    """
+    started = time.perf_counter()
+    tensors = digests(written.program.state_dict) if job.kind == "pt2" else {}
+
+    def run(trials: Sequence[Trial]) -> Ran:
+        place.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
+        answer = place.answer(patience(Path(job.path), time.perf_counter() - started))
+        if job.kind == "pt2":
+            _compare(answer, tensors, written.program)
+        return Ran(answer.runtime, answer.outcomes)
+
+    gate = network_of(complete(written.program, Path()))
+    shapes = tuple("x".join(map(str, axes)) for axes in contract_of(written.program).axes)
+    found = check_written(written.networks, written.example, run, shapes=(gate, shapes))
+    return replace(found, where=place.name, tensors=len(tensors), seconds=time.perf_counter() - started)
+
+
+def _compare(answer: Answer, tensors: dict[str, str], program: ExportedProgram) -> None:
+    """Raise RepfuseError where what was read is not what was written, bit by bit."""
+    read = answer.network.tensors if answer.network else {}
+    if wrong := sorted(name for name, _ in tensors.items() ^ read.items()):
+        raise not_the_same(wrong[0])
+    if answer.contract != contract_of(program).describe():
+        raise not_the_same("its dynamic shapes")

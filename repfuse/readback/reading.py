@@ -1,0 +1,155 @@
+"""The work of the process that reads a file again: load it, say what is in it, run it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from repfuse.checking.runs import Outcome, call
+from repfuse.checkpoint import safetensors_file, torch_pickle
+from repfuse.checkpoint.around import Around
+from repfuse.checkpoint.recognise import Container, recognise
+from repfuse.errors import RepfuseError
+from repfuse.loading import load
+from repfuse.networks import device_of, placed, set_eval, using_threads
+from repfuse.quiet import quietly
+from repfuse.readback.messages import Answer, Fingerprint, Inputs, Job, Kind, digest_of, digests, fingerprint_of
+from repfuse.wording import described
+
+# torch.load with repfuse out of reach: the promise that a network which was written needs no repfuse.
+
+
+PACKAGE = "repfuse"
+
+
+class Hidden(MetaPathFinder):
+    """Finds nothing, and fails where repfuse is asked for; ``wanted`` says that it was."""
+
+    wanted = False
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:  # noqa: ARG002
+        """Raise ImportError for repfuse, and leave all else to the finders after this one."""
+        if _is_ours(name):
+            self.wanted = True
+            raise ImportError(f"{name} is out of reach, for the file is to load without it")
+
+
+@contextmanager
+def without_repfuse() -> Iterator[Hidden]:
+    """Have every import of repfuse fail within the block. Not for a process in which other threads use it."""
+    ours = {name: module for name, module in sys.modules.items() if _is_ours(name)}
+    hidden = Hidden()
+    for name in ours:
+        del sys.modules[name]
+    sys.meta_path.insert(0, hidden)
+    try:
+        yield hidden
+    finally:
+        sys.meta_path.remove(hidden)
+        sys.modules.update(ours)
+
+
+def _is_ours(name: str) -> bool:
+    return name == PACKAGE or name.startswith(f"{PACKAGE}.")
+
+
+TORCH = f"PyTorch {torch.__version__}"
+ANY = "1"  # an example that is not used: the inputs come with the job
+
+
+def answer(job: Job) -> Answer:
+    """Do the job. What cannot be read becomes part of the answer."""
+    with using_threads(job.threads):  # another number may add in another order
+        try:
+            return _READERS[job.kind](job)
+        except RepfuseError as error:
+            return Answer(refused=(error.what, error.why, error.hint))
+
+
+def _network(job: Job) -> Answer:
+    alone, wanted = _alone(job) if job.alone else (None, False)
+    checkpoint = load(job.path, **job.loading, input=ANY)
+    network = checkpoint.module
+    found = fingerprint_of(network, module=job.module)  # before a run, in which some networks change
+    rest = rest_of(checkpoint.around)
+    return Answer(TORCH, found, alone, wanted, rest, outcomes=_run(network, job.inputs))
+
+
+def rest_of(around: Around) -> dict[str, str]:
+    """Return digests of what stands around a network in its file, by the depth and the key."""
+    levels = enumerate(zip(around.keys, around.others, strict=True))
+    return {
+        f"{depth}.{key}": digest_of(value)
+        for depth, (taken, others) in levels
+        for key, value in others.items()
+        if key != taken
+    }
+
+
+def _alone(job: Job) -> tuple[Fingerprint | None, bool]:
+    """Return what torch.load makes of the file by itself, and whether that asked for repfuse."""
+    try:
+        with without_repfuse() as hidden, quietly():
+            network = torch.load(job.path, map_location="cpu", weights_only=False)
+    except Exception as error:  # loading runs the code of the network's classes
+        if hidden.wanted:
+            return None, True
+        raise RepfuseError("torch.load does not read it without repfuse.", described(error)) from error
+    for key in job.keys:
+        network = network[key]
+    if not isinstance(network, nn.Module):
+        raise RepfuseError("torch.load gives no network without repfuse.", f"It gives a {type(network).__name__}.")
+    return fingerprint_of(network, module=True), hidden.wanted
+
+
+def _weights(job: Job) -> Answer:
+    path = Path(job.path)
+    if (container := recognise(path)) is Container.SAFETENSORS:
+        state: Any = safetensors_file.read(path)[0]
+    else:
+        state = torch_pickle.read(path, container)
+    for key in job.keys:
+        state = state[key]
+    return Answer(TORCH, Fingerprint(digests(state)))
+
+
+def _program(job: Job) -> Answer:
+    from repfuse.checkpoint.exported import archive  # torch.export takes a second to import
+    from repfuse.checkpoint.exported.contract import contract_of
+    from repfuse.checkpoint.exported.network import opened
+
+    program, network = opened(archive.read(Path(job.path), trust=True), Path(job.path))  # repfuse wrote it just now
+    found = Fingerprint(digests(program.state_dict))
+    contract = contract_of(program).describe()
+    return Answer(f"torch.export, {TORCH}", found, contract=contract, outcomes=_run(network, job.inputs))
+
+
+def _onnx(job: Job) -> Answer:
+    from repfuse.checkpoint import onnx_file
+
+    run = onnx_file.runner(Path(job.path), job.outputs)
+    return Answer(onnx_file.runtime_name(), outcomes=tuple(run(inputs) for inputs in job.inputs))
+
+
+_READERS: dict[Kind, Callable[[Job], Answer]] = {
+    "network": _network,
+    "weights": _weights,
+    "pt2": _program,
+    "onnx": _onnx,
+}
+
+
+def _run(network: nn.Module, inputs: Sequence[Inputs]) -> tuple[Outcome, ...]:
+    set_eval(network)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    device = device_of(network)
+    return tuple(call(network, placed(given, device, {})) for given in inputs)
