@@ -10,7 +10,8 @@ from torch import nn
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
 from repfuse.checking.evidence import Meter
-from repfuse.checking.inputs import Effort, input_variants, known_effort
+from repfuse.checking.inputs.trial import Effort, known_effort
+from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.proof_results import Proof
 from repfuse.checking.results import Drift

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from support.maps import same
 from torch.nn import functional as F
 
-from repfuse.algebra import summing
-from repfuse.algebra.affine import AffineConv
+from repfuse.algebra import affine as summing
+from repfuse.algebra.affine import Addend, AffineConv, sum_weights
 from repfuse.algebra.geometry import Geometry
-from repfuse.algebra.summing import Addend, sum_weights
 from repfuse.ops.convolution import geometry
 
 CHANNELS = 12

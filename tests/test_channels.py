@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repfuse.algebra.channels import Windows
 from repfuse.algebra.geometry import Geometry
+from repfuse.algebra.layers import Windows
 
 CHANNELS = 12
 GROUPS = st.sampled_from([1, 2, 3, 4, 6, 12])

@@ -20,7 +20,7 @@ from support.interior import SIDES, Interior
 from torch import Tensor, nn
 
 from repfuse.checking.comparison import compare, reference
-from repfuse.checking.inputs import Trial
+from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.proof import prove
 from repfuse.checking.sites import prove_sites
 from repfuse.checking.verification import verify

@@ -15,8 +15,10 @@ from repfuse.algebra import evaluation
 from repfuse.algebra.expression import Identity
 from repfuse.algebra.geometry import Geometry
 from repfuse.checking.comparison import compare, reference, tabulate
-from repfuse.checking.inputs import Trial, input_variants
-from repfuse.checking.proof import _explained, prove
+from repfuse.checking.inputs.trial import Trial
+from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.places import _explained
+from repfuse.checking.proof import prove
 from repfuse.checking.runs import in_float64
 from repfuse.checking.sites import prove_sites
 from repfuse.ops import convolution

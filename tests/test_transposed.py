@@ -12,11 +12,11 @@ from support.expressions import Tensors, channelwise, run
 from support.maps import same
 from torch.nn import functional as F
 
+from repfuse.algebra.affine import Addend
 from repfuse.algebra.evaluation import constant, evaluate, scale_and_shift
 from repfuse.algebra.expression import Identity, Scaled, chosen, joined, sum_of, through
 from repfuse.algebra.geometry import Geometry, NotAffine
 from repfuse.algebra.layers import Convolution, Factor
-from repfuse.algebra.summing import Addend
 from repfuse.algebra.transposed import TransposedGeometry, scaled_outputs
 
 CONVOLVE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

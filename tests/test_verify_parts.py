@@ -18,7 +18,8 @@ from torch import nn
 from repfuse.checking.agreement import agreement
 from repfuse.checking.comparison import compare, reference
 from repfuse.checking.drift import drift, drift_from
-from repfuse.checking.inputs import Trial, input_variants
+from repfuse.checking.inputs.trial import Trial
+from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.measure import level, mismatch, output_error
 from repfuse.checking.results import Comparison, Level
 from repfuse.checking.rounding import SAFETY, Yardsticks, allowed, half_spacing, on, rounded_once, rounding, unchanged

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from repfuse.checking.inputs import Trial
+from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.rounding import rounded_once, summed_anew
 from repfuse.checking.runs import in_float64, run, run_float64
 from repfuse.networks import named_tensors

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from repfuse.algebra.affine import AffineConv, check_beyond, response
+from repfuse.algebra.affine import Addend, AffineConv, check_beyond, response, sum_weights
 from repfuse.algebra.expression import (
     Chosen,
     Expression,
@@ -23,7 +23,6 @@ from repfuse.algebra.expression import (
     of_channels_read,
 )
 from repfuse.algebra.layers import Channelwise, Convolution, Factor, Filter, Layer, Normalisation, Offset
-from repfuse.algebra.summing import Addend, sum_weights
 from repfuse.algebra.transposed import TransposedGeometry, scaled_outputs
 
 Tensors = Callable[[str], Tensor]

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from repfuse.algebra.channels import Windows
 from repfuse.algebra.geometry import Geometry, Ints
-from repfuse.algebra.layers import Channelwise, Convolution, Factor, Filter, Layer, Normalisation, Offset
+from repfuse.algebra.layers import Channelwise, Convolution, Factor, Filter, Layer, Normalisation, Offset, Windows
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,79 @@ A name is that of a parameter or a buffer, ``block.conv.weight``, or that of a v
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+from numpy.typing import NDArray
+
 from repfuse.algebra.geometry import Geometry
+
+# Which input channels each output channel of a map reads: what decides how many groups it really has.
+
+
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Output channel i reads input channels ``starts[i]`` to ``stops[i]`` (exclusive), at least one, out of ``inputs``.
+
+    It need not read all of them: a window is what is known without the weights.
+    """
+
+    starts: Numbers
+    stops: Numbers
+    inputs: int
+
+    @staticmethod
+    def of(geometry: Geometry) -> Windows:
+        """Windows of a convolution: the channels of its groups."""
+        group = np.arange(geometry.out_channels) // (geometry.out_channels // geometry.groups)
+        width = geometry.in_channels // geometry.groups
+        return Windows(group * width, (group + 1) * width, geometry.in_channels)
+
+    @staticmethod
+    def concat(parts: Sequence[Windows]) -> Windows:
+        """Windows of the output channels of all parts, one after the other; the parts have one input."""
+        starts, stops = (np.concatenate(ends) for ends in zip(*((p.starts, p.stops) for p in parts), strict=True))
+        return Windows(starts, stops, parts[0].inputs)
+
+    def select(self, indices: Sequence[int]) -> Windows:
+        """Windows of these output channels, in this order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Windows(self.starts[chosen], self.stops[chosen], self.inputs)
+
+    def union(self, other: Windows) -> Windows:
+        """Windows of a sum: from the first channel that either reads to the last."""
+        return Windows(np.minimum(self.starts, other.starts), np.maximum(self.stops, other.stops), self.inputs)
+
+    def then(self, outer: Windows) -> Windows:
+        """Windows of ``outer`` after this map: from the first channel that any channel of its window reads to the last.
+
+        Output channels of one group share a window, which is looked up once.
+        """
+        keys = outer.starts * (outer.inputs + 1) + outer.stops
+        _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+        ends = np.stack([outer.starts[first], outer.stops[first]], axis=1).ravel()
+        # reduceat takes a window to end where the next index is, and that index to exist.
+        starts = np.minimum.reduceat(np.append(self.starts, 0), ends)[::2]
+        stops = np.maximum.reduceat(np.append(self.stops, 0), ends)[::2]
+        return Windows(starts[which], stops[which], self.inputs)
+
+    def groups(self) -> int:
+        """Return the largest number of groups, a divisor of inputs and outputs, whose blocks hold all windows."""
+        outputs = len(self.starts)
+        row = np.arange(outputs)
+        for groups in range(math.gcd(self.inputs, outputs), 1, -1):
+            if self.inputs % groups or outputs % groups:
+                continue
+            start = row // (outputs // groups) * (self.inputs // groups)
+            if (start <= self.starts).all() and (self.stops <= start + self.inputs // groups).all():
+                return groups
+        return 1
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from repfuse.algebra.affine import Addend
 from repfuse.algebra.geometry import Geometry, Ints, NotAffine
-from repfuse.algebra.summing import Addend
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from repfuse.checking.inputs import Trial
+from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import Flips, RealData
 from repfuse.checking.runs import Outcome, as_stored, copy_with, run, run_copy
 from repfuse.errors import RepfuseError

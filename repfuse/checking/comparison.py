@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from repfuse.checking.inputs import Trial
+from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.measure import mismatch, output_error
 from repfuse.checking.results import Comparison, TrialComparison
 from repfuse.checking.runs import Change, Outcome, Watch, in_float64, run_float64, unwatched

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from repfuse.checking.comparison import reference
-from repfuse.checking.inputs import Trial, is_floating, mapped
+from repfuse.checking.inputs.trial import Trial, is_floating, mapped
 from repfuse.checking.measure import level
 from repfuse.checking.results import Drift, Level, OutputDrift
 from repfuse.checking.rounding import SAMPLES, Levels, Yardsticks, allowed, keys_of, rms

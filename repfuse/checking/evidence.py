@@ -10,7 +10,7 @@ from torch import jit, nn
 
 from repfuse.checking.comparison import answers_in_float64, tabulate, with_fallbacks
 from repfuse.checking.drift import drift_from
-from repfuse.checking.inputs import Trial, elements
+from repfuse.checking.inputs.trial import Trial, elements
 from repfuse.checking.measure import informative, level
 from repfuse.checking.results import Drift, OutputError, OutputVerdict, TrialComparison
 from repfuse.checking.rounding import FLOAT64_NOISE, SAMPLES, Explained, Key, Levels, Yardsticks, excess

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import jit, nn
 
-from repfuse.checking.inputs import Trial
+from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.measure import level
 from repfuse.checking.results import FirstDifference, Level
 from repfuse.checking.rounding import allowed, rounding, unchanged

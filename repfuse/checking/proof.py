@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from repfuse.checking.comparison import answers_in_float64, tabulate
-from repfuse.checking.inputs import Trial
+from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.measure import informative
-from repfuse.checking.places import ExactWeights, places
+from repfuse.checking.places import ExactWeights, compare_exact, places
 from repfuse.checking.proof_results import Proof
-from repfuse.checking.results import Comparison, TrialComparison
-from repfuse.checking.rounding import allowed, on, summation
-from repfuse.checking.runs import Change, Outcome
-from repfuse.checking.sites import TOLERANCE, prove_site, same
+from repfuse.checking.runs import Outcome
+from repfuse.checking.sites import prove_site, same
 from repfuse.memory import give_back
 from repfuse.networks import stored_tensors
 from repfuse.plans import Plan
@@ -92,46 +88,7 @@ def prove(
         progress(0.5 * len(sites) / len(found))
     unproven = tuple(sorted(differing(rewrite(original, plan, weights=False), fused, exact)))
     give_back(original)
-    network = compare(fused, exact, trials, expected, sound=all(site.comparison.passed for site in sites))
+    network = compare_exact(fused, exact, trials, expected, sound=all(site.comparison.passed for site in sites))
     progress(1.0)
     tells = any(informative(output) for outcome in expected for output in outcome.outputs.values())
     return Proof(tuple(sites), network, unproven, tells)
-
-
-def compare(
-    fused: nn.Module, exact: ExactWeights, trials: Sequence[Trial], expected: Sequence[Outcome], *, sound: bool = True
-) -> Comparison:
-    """Compare what the network computes in float64, its weights not rounded, with what the original does.
-
-    Where each site is ``sound`` by itself, a larger error is accepted as far as the order of summation explains it.
-    """
-    change = exact.change(fused)
-    network = tabulate(trials, expected, answers_in_float64(fused, trials, expected, change), TOLERANCE)
-    if not network.passed and not network.mismatches and sound:
-        network = replace(network, tolerance=_explained(fused, change, trials, expected, network))
-    return network
-
-
-def _explained(
-    network: nn.Module, change: Change, trials: Sequence[Trial], outcomes: Sequence[Outcome], seen: Comparison
-) -> float:
-    """Return the tolerance that rounding in float64 explains in ``network``, where it explains the errors.
-
-    TOLERANCE holds for layers that hand an error on as large as it is. Some networks amplify it at some inputs, by
-    orders of magnitude; by how much is measured there, as ``repfuse.checking.rounding`` says.
-    """
-    above = {index: row for index, row in enumerate(seen.trials) if row.outputs and _largest(row) > TOLERANCE}
-    chosen = [trials[index] for index in above]
-    expected = [outcomes[index] for index in above]
-    effect = summation(network, on(chosen), expected, change)
-    limits = {key: limit.max for key, limit in allowed([effect]).items()}
-    explained = all(
-        output.relative.max <= limits[position, output.name]
-        for position, row in enumerate(above.values())
-        for output in row.outputs
-    )
-    return max(limits.values()) if explained else TOLERANCE
-
-
-def _largest(row: TrialComparison) -> float:
-    return max(output.relative.max for output in row.outputs)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
-from repfuse.checking.inputs import Trial
+from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.measure import level
 from repfuse.checking.results import Level
 from repfuse.checking.runs import Change, Outcome, Watch, in_float64, run_float64, unwatched, widened

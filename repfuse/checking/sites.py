@@ -10,9 +10,9 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.checking.comparison import answers_in_float64, reference, tabulate
-from repfuse.checking.inputs import Trial, rounded_through
+from repfuse.checking.inputs.trial import Trial, rounded_through
 from repfuse.checking.measure import level
-from repfuse.checking.places import ExactWeights, Place, Weight, convolution_at, places
+from repfuse.checking.places import TOLERANCE, ExactWeights, Place, Weight, convolution_at, places
 from repfuse.checking.proof_results import SiteDrift, SiteProof, WeightProof
 from repfuse.checking.results import Level
 from repfuse.checking.rounding import half_spacing
@@ -232,10 +232,6 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors are equal element by element; what is not a number equals itself."""
     one, other = dense(one), dense(other)
     return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-TOLERANCE = 1e-12
-"""Relative error that separates wrong algebra (1e-3) from float64 rounding (1e-15)."""
 
 
 def prove_sites(original: nn.Module, fused: nn.Module, plan: Plan) -> Iterator[SiteProof]:

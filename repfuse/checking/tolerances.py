@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from repfuse.checking.evidence import Evidence
-from repfuse.checking.inputs import Trial
+from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import ToleranceCheck, Verdict, Worst
 from repfuse.checking.runs import Outcome, run
 from repfuse.errors import RepfuseError

@@ -11,7 +11,8 @@ from torch import nn
 
 from repfuse.checking.agreement import Data, agreement, data_trial
 from repfuse.checking.evidence import MEASURED, Evidence, gather
-from repfuse.checking.inputs import Effort, Shape, Trial, input_variants, known_effort, rounded_through, shaped
+from repfuse.checking.inputs.trial import Effort, Shape, Trial, known_effort, rounded_through
+from repfuse.checking.inputs.variants import input_variants, shaped
 from repfuse.checking.locate import first_difference
 from repfuse.checking.measure import level
 from repfuse.checking.results import FirstDifference, Level, Proven, RealData, Verdict, Verification

@@ -16,7 +16,8 @@ from torch import nn
 
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift_of
-from repfuse.checking.inputs import Trial, input_variants
+from repfuse.checking.inputs.trial import Trial
+from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.results import Drift, Verified
 from repfuse.checking.rounding import Yardsticks
 from repfuse.checking.runs import Outcome, call, run_float64

@@ -8,13 +8,37 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from repfuse.ops import border, channels, convolution, filters, indexing, noops, norms, quantisation, shuffle, sums
-from repfuse.ops.call import Call
-from repfuse.ops.meaning import Meaning
+from repfuse.ops import border, channels, convolution, filters, indexing, norms, sums
+from repfuse.ops.call import Call, is_data
+from repfuse.ops.meaning import Meaning, Same
 from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:
     from repfuse.recording.recording import Recording
+
+
+# Operators that return their input in inference. Whether a cast changes the dtype, the shapes tell the planner.
+
+
+def same(call: Call, recording: Recording) -> Meaning | None:
+    """``y = x``."""
+    return Same(call.input) if is_data(call.input, recording) else None
+
+
+def dropout(call: Call, recording: Recording) -> Meaning | None:
+    """``y = x`` unless it drops."""
+    return same(call, recording) if call.get("training", True) is False else None
+
+
+def cast(call: Call, recording: Recording) -> Meaning | None:
+    """``x.type(dtype)``; without an argument, it is a string."""
+    return None if call.get("dtype") is None else same(call, recording)
+
+
+def attribute(call: Call, recording: Recording) -> Meaning | None:
+    """``x.data``."""
+    return same(call, recording) if call.get("attribute") == "data" else None
+
 
 Row = Callable[[Call, "Recording"], Meaning | None]
 
@@ -31,7 +55,7 @@ def _item(call: Call, recording: Recording) -> Meaning | None:
 
 def _copy(call: Call, recording: Recording) -> Meaning | None:
     """A copy, which may be a step of a channel shuffle."""
-    return shuffle.passing(call, recording) or noops.same(call, recording)
+    return channels.passing(call, recording) or same(call, recording)
 
 
 _NATIVE_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training")
@@ -69,19 +93,19 @@ ROWS: dict[str, Row] = {
     "flip": indexing.flipped,
     "cat": channels.cat,
     **dict.fromkeys(channels.PIECES, channels.pieces),
-    "channel_shuffle": shuffle.shuffle,
-    "view": shuffle.reshaped,
-    "flatten": shuffle.reshaped,
-    "transpose": shuffle.passing,
-    "permute": shuffle.passing,
+    "channel_shuffle": channels.shuffle,
+    "view": channels.reshaped,
+    "flatten": channels.reshaped,
+    "transpose": channels.passing,
+    "permute": channels.passing,
     "clone": _copy,
     "contiguous": _copy,
-    "detach": noops.same,
-    "positive": noops.same,
-    "getattr": noops.attribute,
-    **dict.fromkeys(_DROPOUTS.split(), noops.dropout),
-    **dict.fromkeys(_CASTS.split(), noops.same),
-    "type": noops.cast,
-    "fake_quantize_per_tensor_affine": quantisation.fake_quantise,
-    "fake_quantize_per_channel_affine": quantisation.fake_quantise,
+    "detach": same,
+    "positive": same,
+    "getattr": attribute,
+    **dict.fromkeys(_DROPOUTS.split(), dropout),
+    **dict.fromkeys(_CASTS.split(), same),
+    "type": cast,
+    "fake_quantize_per_tensor_affine": convolution.fake_quantise,
+    "fake_quantize_per_channel_affine": convolution.fake_quantise,
 }

@@ -9,8 +9,8 @@ from torch import fx
 from repfuse.algebra.expression import Expression
 from repfuse.planning.region import Region
 from repfuse.planning.terms import Group
-from repfuse.recording.calls import Call
 from repfuse.recording.recording import Recording
+from repfuse.recording.run import Call
 
 
 @dataclass(frozen=True)

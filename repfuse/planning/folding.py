@@ -15,8 +15,8 @@ from repfuse.ops import Meaning
 from repfuse.ops.meaning import Applied, Rescaled, convolves
 from repfuse.planning.edits import Candidate
 from repfuse.planning.region import Region
-from repfuse.recording.calls import Call
 from repfuse.recording.recording import Recording
+from repfuse.recording.run import Call
 from repfuse.recording.stock import is_stock
 
 # Who uses what, beyond the plain call of a child by its parent: what a rewrite must not pull away.

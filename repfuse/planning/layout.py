@@ -23,8 +23,8 @@ from repfuse.planning.edits import Block, Candidate, Fused, Layout, owner_of, pl
 from repfuse.planning.folding import Folding, Uses, call_signature
 from repfuse.planning.local import Part, Replacement, local_graph, vanishing
 from repfuse.planning.region import Region
-from repfuse.recording.calls import Call
 from repfuse.recording.recording import Recording
+from repfuse.recording.run import Call
 from repfuse.recording.stock import hooks_of, is_stock
 
 # The new body of a block: what it is made of, and how its parts are called.

@@ -21,9 +21,8 @@ from torch.utils._pytree import tree_map_only
 
 from repfuse.algebra.geometry import NotAffine
 from repfuse.planning.bystanders import Bystanders
-from repfuse.recording.calls import Call
 from repfuse.recording.recording import Recording
-from repfuse.recording.run import assigned, lower, set_data, unknown
+from repfuse.recording.run import Call, assigned, lower, set_data, unknown
 from repfuse.recording.stock import hooks_of
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from repfuse.checking.inputs import Trial
+from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import Verified
 from repfuse.checking.written import Ran, check_written
 from repfuse.checkpoint.exported.contract import contract_of

@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from repfuse.recording.calls import Call
-from repfuse.recording.run import Run, Step
+from repfuse.recording.run import Call, Run, Step
 from repfuse.recording.sizes import Decision
 
 Mark = tuple[str, str]

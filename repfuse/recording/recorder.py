@@ -24,9 +24,8 @@ from torch.utils._pytree import tree_leaves
 
 from repfuse.networks import named_modules, named_tensors
 from repfuse.recording.arguments import Arguments
-from repfuse.recording.calls import Call, Question
 from repfuse.recording.read_only import TAKING, OverwritesItself, ReadOnly
-from repfuse.recording.run import Node, Run, Step, assigned, set_data, unknown
+from repfuse.recording.run import Call, Node, Question, Run, Step, assigned, set_data, unknown
 from repfuse.recording.shortcuts import shortcut
 from repfuse.recording.sizes import RANK, SIZE, Decision, Dimension
 from repfuse.recording.stock import is_stock

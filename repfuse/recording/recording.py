@@ -17,15 +17,13 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import join, named_tensors, same_randomness, stored_tensors
 from repfuse.preconditions import check_rewritable
 from repfuse.recording.arguments import Arguments
-from repfuse.recording.calls import Call
 from repfuse.recording.comparing import Comparison, Mark
-from repfuse.recording.constants import Constants
+from repfuse.recording.constants import Constants, Memory, called
 from repfuse.recording.copies import changed_copy
-from repfuse.recording.memory import Memory, called
 from repfuse.recording.other_sizes import other_ranks, try_other_sizes
 from repfuse.recording.read_only import OverwritesItself
 from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address
-from repfuse.recording.run import Run
+from repfuse.recording.run import Call, Run
 from repfuse.recording.sizes import RANK, SIZE
 from repfuse.wording import described
 
