@@ -15,14 +15,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from repfuse.data.folder import SUFFIXES, read_folder
-from repfuse.data.labels import numbering
-from repfuse.data.pixels import pixels
-from repfuse.data.preset import Preset
+from repfuse.data.folder import SUFFIXES, numbering, read_folder
+from repfuse.data.images import by_pillow, read_image
 from repfuse.errors import RepfuseError
-
-PLAIN = Preset("nothing", (0.0,) * 3, (1.0,) * 3)
 
 
 def picture(path: Path, kind: str | None = None, size: tuple[int, int] = (8, 6), mode: str = "RGB") -> Path:
@@ -30,6 +28,12 @@ def picture(path: Path, kind: str | None = None, size: tuple[int, int] = (8, 6),
     content = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(content).convert(mode).save(path, kind)
     return path
+
+
+def pixels(path: Path, channels: int, size: tuple[int, int]) -> torch.Tensor:
+    """The image in bytes, prepared where nothing is known of the network."""
+    found = read_image(path, channels, by_pillow(size, (0.0,) * channels, (1.0,) * channels))
+    return (found * 255).round().to(torch.uint8)
 
 
 def names(folder: Path) -> list[str]:
@@ -65,7 +69,27 @@ def test_links_count_and_those_in_circles_end(tmp_path: Path) -> None:
     (folder / "lost.png").symlink_to(tmp_path / "nothing.png")
     assert "lost.png" in names(folder)
     with pytest.raises(RepfuseError, match=r"lost\.png cannot be read"):
-        pixels(folder / "lost.png", 3, (4, 4), PLAIN)
+        pixels(folder / "lost.png", 3, (4, 4))
+
+
+def test_links_to_each_other_end_and_those_to_what_is_around_are_not_followed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / "data" / name / f"{name}.png")
+    (tmp_path / "data" / "a" / "b").symlink_to(tmp_path / "data" / "b")
+    (tmp_path / "data" / "b" / "a").symlink_to(tmp_path / "data" / "a")
+    (tmp_path / "data" / "around").symlink_to(tmp_path)
+    picture(tmp_path / "x.png")
+    assert names(tmp_path / "data") == ["a/a.png", "a/b/b.png", "b/a/a.png", "b/b.png"]
+
+
+def test_folders_of_classes_are_read_as_imagefolder_reads_them(tmp_path: Path) -> None:
+    for name in ("owl/2.PNG", "owl/1.jpg", "cat/deep/er/x.webp", "dog/c.bmp", "dog/0.txt"):
+        picture(tmp_path / name, None if not name.endswith("txt") else "PNG")
+    theirs, ours = ImageFolder(tmp_path), read_folder(tmp_path)
+    classes, _ = numbering(ours.classes, len(theirs.classes))
+    assert classes == theirs.class_to_idx
+    assert {(str(image), classes[ours.class_of(image)]) for image in ours.images} == set(theirs.samples)
+    assert SUFFIXES == IMG_EXTENSIONS
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
@@ -88,14 +112,14 @@ def test_a_folder_without_images_is_refused(content: tuple[str, ...], said: str,
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "a" / "x.png")
     picture(tmp_path / "b" / "x.png")
-    listing = Path.iterdir
+    listing = os.scandir
 
-    def closed(self: Path) -> object:
-        if self.name == "b":
-            raise PermissionError(13, "Permission denied", str(self))
-        return listing(self)
+    def closed(path: str) -> object:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", path)
+        return listing(path)
 
-    monkeypatch.setattr(Path, "iterdir", closed)
+    monkeypatch.setattr(os, "scandir", closed)
     with pytest.raises(RepfuseError, match=r"folder .*/b cannot be read") as caught:
         read_folder(tmp_path)
     assert caught.value.why == "Permission denied"
@@ -155,19 +179,17 @@ KINDS = {"jpg": "JPEG", "png": "PNG", "ppm": "PPM", "bmp": "BMP", "tif": "TIFF",
 @pytest.mark.parametrize("channels", [1, 3])
 def test_each_kind_is_decoded_whatever_its_suffix(suffix: str, channels: int, tmp_path: Path) -> None:
     path = picture(tmp_path / f"x.{suffix}", KINDS[suffix])
-    assert path.suffix in SUFFIXES
-    preset = Preset("nothing", (0.0,) * channels, (1.0,) * channels)
-    found = pixels(path, channels, (6, 8), preset)
+    found = pixels(path, channels, (6, 8))
     expected = np.array(Image.open(path).convert("RGB" if channels == 3 else "L")).reshape(6, 8, channels)
     assert torch.equal(found, torch.from_numpy(expected).permute(2, 0, 1))
     other = path.rename(tmp_path / "x.bmp")
-    assert torch.equal(pixels(other, channels, (6, 8), preset), found)
+    assert torch.equal(pixels(other, channels, (6, 8)), found)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
 def test_other_modes_become_colours(mode: str, tmp_path: Path) -> None:
     path = picture(tmp_path / "x.png", mode=mode)
-    assert pixels(path, 3, (6, 8), PLAIN).shape == (3, 6, 8)
+    assert pixels(path, 3, (6, 8)).shape == (3, 6, 8)
 
 
 def bomb(path: Path, width: int, height: int) -> Path:
@@ -224,7 +246,7 @@ def test_a_damaged_or_hostile_image_is_refused_by_name(name: str, tmp_path: Path
     make, said = HOSTILE[name]
     path = make(tmp_path / "image.png")
     with pytest.raises(RepfuseError) as caught:
-        pixels(path, 3, (64, 64), PLAIN)
+        pixels(path, 3, (64, 64))
     assert caught.value.what == f"The image {path} cannot be read."
     assert said in caught.value.why
     assert caught.value.exit_code == 2
@@ -234,4 +256,4 @@ def test_what_needs_another_program_is_never_opened(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "EPS")  # Pillow would run Ghostscript to read it
     with pytest.raises(RepfuseError, match="cannot be read"):
-        pixels(written(tmp_path / "image.png", buffer.getvalue()), 3, (8, 8), PLAIN)
+        pixels(written(tmp_path / "image.png", buffer.getvalue()), 3, (8, 8))

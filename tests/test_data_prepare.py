@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from repfuse.data import Arrays, Folder, Wishes, prepare, read_data
-from repfuse.data.wishes import parse_numbers
+from repfuse.data import Arrays, Folder, Wishes, parse_numbers, prepare, read_data
 from repfuse.errors import RepfuseError
 
 RGB = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7), "crop_pct": 1.0}

@@ -1,9 +1,9 @@
-"""How images become inputs: the numbers of timm's and torchvision's own transforms, and what configurations say."""
+"""How images become inputs: by timm's and torchvision's own transforms, and what configurations say."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,13 +19,21 @@ from timm.data import create_transform, resolve_data_config
 from torch import nn
 from torchvision.models import get_model_weights
 from torchvision.models.segmentation import FCN_ResNet50_Weights
+from torchvision.transforms.functional import center_crop
 
 from repfuse.checkpoint.source import ModelSource
-from repfuse.data.configurations import of_processor, of_timm, of_torchvision
-from repfuse.data.known import known
-from repfuse.data.pixels import pixels
-from repfuse.data.preset import INTERPOLATIONS, MODES, Preset
-from repfuse.data.scaling import laid_out, normalised
+from repfuse.data import Wishes, prepare, read_data
+from repfuse.data.images import (
+    INTERPOLATIONS,
+    Preset,
+    by_pillow,
+    known,
+    normalised,
+    of_timm,
+    of_torchvision,
+    read_image,
+)
+from repfuse.data.prepare import laid_out
 from repfuse.errors import RepfuseError
 
 TIMM = {
@@ -45,16 +53,14 @@ def image(path: Path, height: int, width: int, seed: int = 0) -> Path:
     return path
 
 
-def prepared(path: Path, size: tuple[int, int], preset: Preset, channels: int = 3) -> torch.Tensor:
-    each = preset.per_channel(channels)
-    assert each is not None
-    return normalised(pixels(path, channels, size, each)[None], each, torch.float32)[0]
+def prepared(path: Path, size: tuple[int, int], preset: Preset) -> torch.Tensor:
+    return read_image(path, len(preset.mean), preset.preparing(size, preset.mean, preset.std))
 
 
 CONFIGURATIONS = st.fixed_dictionaries(
     {
-        "interpolation": st.sampled_from(sorted(set(INTERPOLATIONS) - {"hamming", "box"})),
-        "crop_mode": st.sampled_from(MODES),
+        "interpolation": st.sampled_from(INTERPOLATIONS),
+        "crop_mode": st.sampled_from(["center", "border", "squash"]),
         "crop_pct": st.sampled_from([0.5, 0.8, 0.875, 0.9, 0.95, 0.96, 1.0, 1.1]),
         "mean": st.sampled_from([(0.485, 0.456, 0.406), (0.5, 0.5, 0.5), (0.0, 0.1, 0.9)]),
         "std": st.sampled_from([(0.229, 0.224, 0.225), (1.0, 1.0, 1.0)]),
@@ -91,7 +97,7 @@ def test_the_numbers_are_those_of_torchvision_s_own_transform(
     name: str, shape: tuple[int, int], tmp_path: Path
 ) -> None:
     path, transforms = image(tmp_path / "image.png", *shape), get_model_weights(name).DEFAULT.transforms()
-    preset = of_torchvision(transforms, "torchvision")
+    preset = of_torchvision(name)
     assert preset is not None
     ours = prepared(path, (transforms.crop_size[0],) * 2, preset)
     assert torch.equal(ours, transforms(Image.open(path).convert("RGB")))
@@ -103,13 +109,22 @@ def test_one_channel_is_grey_as_timm_reads_it(tmp_path: Path) -> None:
     theirs = create_transform(**resolve_data_config({"in_chans": 1}, pretrained_cfg=config))
     preset = of_timm(config, "timm")
     assert preset is not None
-    assert torch.equal(prepared(path, (16, 16), preset, channels=1), theirs(Image.open(path).convert("L")))
+    assert torch.equal(prepared(path, (16, 16), preset), theirs(Image.open(path).convert("L")))
 
 
 def test_an_image_of_the_input_s_size_is_taken_pixel_by_pixel_where_nothing_is_known(tmp_path: Path) -> None:
     path = image(tmp_path / "image.png", 9, 14)
     expected = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255
-    assert torch.equal(prepared(path, (9, 14), Preset("nothing")), expected)
+    assert torch.equal(read_image(path, 3, by_pillow((9, 14), (0.0,) * 3, (1.0,) * 3)), expected)
+
+
+def test_where_nothing_is_known_the_centre_covers_the_input(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 100, 3), dtype=np.uint8)
+    pixels[:, 20:80] = 255
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    preparing = by_pillow((20, 20), (0.5,) * 3, (0.5,) * 3)
+    assert preparing.geometry == "resized to cover 20x20 (bilinear), 20x20 at the centre"
+    assert torch.equal(read_image(tmp_path / "image.png", 3, preparing), torch.ones(3, 20, 20))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +140,6 @@ def test_an_image_of_the_input_s_size_is_taken_pixel_by_pixel_where_nothing_is_k
         {"std": {}},
         {"interpolation": "random"},
         {"interpolation": ["bilinear"]},
-        {"crop_mode": "wide"},
         {"crop_pct": 1e-6},
         {"crop_pct": -1},
         {"crop_pct": "1"},
@@ -143,46 +157,27 @@ def test_a_configuration_is_a_mapping(odd: Any) -> None:
 
 
 def test_what_timm_s_configuration_leaves_out_is_timm_s_default() -> None:
-    preset = of_timm({"mean": [0.5], "std": [0.5]}, "timm")
-    assert preset == Preset("timm", (0.5,), (0.5,), "bicubic", "center", 1.0, 0.875)
-    assert preset.scaled((224, 112)) == (256, 128)
+    preset = of_timm({"mean": [0.5], "std": [0.5], "crop_pct": None}, "timm")
+    assert preset is not None and (preset.mean, preset.std) == ((0.5,), (0.5,))
+    preparing = preset.preparing((224, 112), (0.5,), (0.5,))
+    assert preparing.geometry == "resized to cover 256x128 (bicubic), 224x112 at the centre"
 
 
-PROCESSOR = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2], "resample": 3}
-
-
-@pytest.mark.parametrize(
-    ("config", "mode", "scaled"),
-    [
-        ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True}, 0, 256),
-        ({"size": 256, "crop_size": 224, "do_center_crop": True}, 0, 256),
-        ({"size": {"height": 224, "width": 224}, "do_center_crop": False}, 2, 224),
-        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, 0, 256),
-    ],
-)
-def test_a_processor_s_configuration_is_read(config: dict[str, Any], mode: int, scaled: int) -> None:
-    preset = of_processor(PROCESSOR | config, "processor")
+@pytest.mark.parametrize(("mode", "words"), [("center", "to cover"), ("border", "to fit within"), ("squash", "to")])
+def test_how_timm_resizes_is_said(mode: str, words: str) -> None:
+    preset = of_timm(TIMM | {"crop_mode": mode}, "timm")
     assert preset is not None
-    assert (preset.mean, preset.std, preset.interpolation) == ((0.5, 0.4, 0.3), (0.2,) * 3, "bicubic")
-    assert (preset.mode, preset.scaled((224, 224))) == (["center", "border", "squash"][mode], (scaled, scaled))
+    assert preset.preparing((7, 7), preset.mean, preset.std).geometry.startswith(f"resized {words} 8x8 (bicubic)")
 
 
-@pytest.mark.parametrize(
-    "odd",
-    [
-        {"do_normalize": False},
-        {"rescale_factor": 1.0},
-        {"rescale_factor": "1"},
-        {"resample": 17},
-        {"resample": []},
-        {"size": {"shortest_edge": []}, "crop_size": 224, "do_center_crop": True},
-        {"image_mean": None},
-        {"size": -256, "crop_size": -224, "do_center_crop": True},
-    ],
-)
-def test_a_processor_that_does_something_else_is_no_answer(odd: dict[str, Any]) -> None:
-    assert of_processor(PROCESSOR, "processor") is not None
-    assert of_processor(PROCESSOR | odd, "processor") is None
+def test_without_timm_its_numbers_are_kept_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image(tmp_path / "image.png", 30, 40)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    preset = of_timm(TIMM, "timm")
+    assert preset is not None
+    preparing, plain = (by((16, 16), preset.mean, preset.std) for by in (preset.preparing, by_pillow))
+    assert "(bilinear), 16x16 at the centre and not as timm would" in preparing.geometry
+    assert torch.equal(*(read_image(tmp_path / "image.png", 3, by) for by in (preparing, plain)))
 
 
 def checkpoint(module: nn.Module, path: Path = Path("in.pt"), spec: str = "") -> Any:
@@ -194,22 +189,17 @@ def test_a_network_of_timm_knows_its_own() -> None:
     found = known(checkpoint(module))
     assert found is not None
     assert found.mean == tuple(module.pretrained_cfg["mean"])
-    assert found.crop == module.pretrained_cfg["crop_pct"]
     assert "timm's configuration" in found.origin
 
 
 def test_a_snapshot_s_configuration_comes_before_the_network_s_own(tmp_path: Path) -> None:
     module = timm.create_model("test_byobnet")
     weights = tmp_path / "model.safetensors"
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    found = known(checkpoint(module, weights))
-    assert found is not None and found.origin == "preprocessor_config.json"
     own = {"pretrained_cfg": TIMM | {"mean": [0.1, 0.2, 0.3]}}
-    (tmp_path / "config.json").write_text(json.dumps(own))
-    found = known(checkpoint(module, weights))
-    assert found is not None and (found.origin, found.mean) == ("config.json", (0.1, 0.2, 0.3))
-    (tmp_path / "config.json").write_text(json.dumps(own["pretrained_cfg"]))  # as timm wrote it before 1.0
-    assert known(checkpoint(module, weights)) == found
+    for config in (own, own["pretrained_cfg"]):  # the second as timm wrote it before 1.0
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        found = known(checkpoint(module, weights))
+        assert found is not None and (found.origin, found.mean) == ("config.json", (0.1, 0.2, 0.3))
     found = known(checkpoint(module, tmp_path / "last.ckpt"))  # beside it by chance
     assert found is not None and "timm's configuration" in found.origin
 
@@ -224,26 +214,50 @@ def test_networks_of_torchvision_are_prepared_as_for_their_usual_weights() -> No
     found = known(checkpoint(nn.Identity(), spec="torchvision:resnet50"))
     assert found is not None
     assert found.origin == "torchvision's ResNet50_Weights.IMAGENET1K_V2"
-    assert (found.mean, found.scaled((224, 224))) == ((0.485, 0.456, 0.406), (232, 232))
-    dense = of_torchvision(FCN_ResNet50_Weights.DEFAULT.transforms(), "torchvision")
-    assert dense is not None and dense.scaled((520, 520)) == (520, 520)
+    assert found.mean == (0.485, 0.456, 0.406)
+    geometry = found.preparing((224, 224), found.mean, found.std).geometry
+    assert geometry == "resized to cover 232x232 (bilinear), 224x224 at the centre"
     assert known(checkpoint(nn.Identity(), spec="torchvision:fasterrcnn_resnet50_fpn")) is None
     assert known(checkpoint(nn.Identity())) is None
 
 
-def test_a_preset_for_other_channels_is_none() -> None:
-    preset = replace(Preset("a"), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
-    assert preset.per_channel(3) == preset
-    assert preset.per_channel(1) is None
-    assert replace(preset, mean=(0.5,)).per_channel(3) == replace(preset, mean=(0.5, 0.5, 0.5))
+@pytest.mark.parametrize("size", [(64, 64), (40, 64), (300, 500)])
+def test_torchvision_prepares_inputs_of_another_size(size: tuple[int, int], tmp_path: Path) -> None:
+    path, weights = image(tmp_path / "image.png", 90, 120), get_model_weights("resnet50").DEFAULT
+    preset = of_torchvision("resnet50")
+    assert preset is not None
+    edge = max(size)
+    theirs = weights.transforms(crop_size=edge, resize_size=edge * 232 // 224)(Image.open(path))
+    assert torch.equal(prepared(path, size, preset), center_crop(theirs, list(size)))
+
+
+def test_torchvision_crops_nothing_off_for_segmentation_but_what_is_beyond_the_input(tmp_path: Path) -> None:
+    path, weights = image(tmp_path / "image.png", 90, 120), FCN_ResNet50_Weights.DEFAULT
+    preset = of_torchvision("fcn_resnet50")
+    assert preset is not None
+    theirs = weights.transforms(resize_size=60)(Image.open(path))
+    assert torch.equal(prepared(path, (60, 60), preset), theirs[:, :, 10:70])
+
+
+def test_images_in_a_folder_are_as_timm_and_torchvision_give_them(tmp_path: Path) -> None:
+    path, module = image(tmp_path / "image.png", 90, 120), timm.create_model("test_byobnet").eval()
+    weights = get_model_weights("resnet18").DEFAULT
+    resolved = resolve_data_config({"input_size": (3, 48, 64)}, model=module)
+    for size, spec, theirs in (
+        ((48, 64), "", create_transform(**resolved)),
+        ((224, 224), "torchvision:resnet18", weights.transforms()),
+    ):
+        given = checkpoint(nn.Flatten() if spec else module, spec=spec)
+        given.program, given.example_inputs = None, (torch.zeros(1, 3, *size),)
+        samples, _ = prepare(read_data(tmp_path), given, Wishes())
+        assert torch.equal(torch.cat(list(samples))[0], theirs(Image.open(path)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_normalising_rounds_once(dtype: torch.dtype) -> None:
     x = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    preset = Preset("a", (0.485,), (0.229,))
     exact = (x.double() / 255 - 0.485) / 0.229
-    found = normalised(x, preset, dtype)
+    found = normalised(x, (0.485,), (0.229,), dtype)
     assert found.dtype == dtype
     torch.testing.assert_close(
         found.double(), exact, rtol=torch.finfo(dtype).eps, atol=4e-7 if dtype != torch.float64 else 0

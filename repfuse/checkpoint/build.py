@@ -50,11 +50,11 @@ def build(source: ModelSource) -> nn.Module:
 
 def timm_defaults(name: str) -> Any:
     """Return timm's own configuration of the architecture ``name``. Raises RepfuseError where it has none."""
-    return _timm(name).models.get_pretrained_cfg(name.partition(".")[0]) or _library("timm").models.PretrainedCfg()
+    return _timm(name).models.get_pretrained_cfg(name.partition(".")[0]) or library("timm").models.PretrainedCfg()
 
 
 def _timm(name: str) -> Any:
-    timm = _library("timm")
+    timm = library("timm")
     if not timm.is_model(name.partition(".")[0]):
         raise _unknown("timm", name, timm.list_models())
     return timm
@@ -68,7 +68,7 @@ def _from_timm(source: ModelSource) -> Callable[..., Any]:
 
 
 def _from_torchvision(source: ModelSource) -> Callable[..., Any]:
-    models = _library("torchvision").models
+    models = library("torchvision").models
     name = source.parts[1]
     if name not in models.list_models():
         raise _unknown("torchvision", name, models.list_models())
@@ -127,7 +127,8 @@ def _callable(module: ModuleType, name: str, source: ModelSource) -> Callable[..
     raise _unknown(source.parts[0], name, own)
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
+    """Return the module ``name``. Raises RepfuseError where it is not installed or does not import."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -198,8 +198,7 @@ Limit = Annotated[
 
 def wishes_of(data: Path | None, mean: str | None, std: str | None, limit: int | None) -> Wishes:
     """Return what the options ask for. Raises RepfuseError where they make no sense, or there is no data."""
-    from repfuse.data import Wishes
-    from repfuse.data.wishes import parse_numbers
+    from repfuse.data import Wishes, parse_numbers
     from repfuse.errors import RepfuseError
 
     if data is None and (mean, std, limit) != (None, None, None):

@@ -51,37 +51,6 @@ def read_arrays(path: Path) -> Arrays:
     return Arrays(dense(inputs), labels if labels is None or labels.is_floating_point() else labels.to(torch.int64))
 
 
-def _tensors(path: Path) -> Mapping[str, Any]:
-    reader = _reader(path)
-    try:
-        found = reader(path)
-    except RepfuseError as error:  # of the reader of checkpoints
-        raise RepfuseError(f"The data in {path} cannot be read.", f"{error.what} {error.why}", error.hint) from error
-    except Exception as error:  # a damaged file can make its reader fail in any way
-        raise _unreadable(path, error) from error
-    if isinstance(found, torch.Tensor):
-        return {INPUTS[0]: found}
-    if isinstance(found, Mapping):
-        return found
-    raise RepfuseError(f"{path} holds a {type(found).__name__}, no dict of tensors.", "", LAYOUT)
-
-
-def _reader(path: Path) -> Callable[[Path], Any]:
-    readers: dict[str, Callable[[Path], Any]] = {
-        ".safetensors": load_file,
-        ".npz": _read_npz,
-        ".pt": _read_torch,
-        ".pth": _read_torch,
-    }
-    if path.suffix not in readers:
-        raise RepfuseError(
-            f"Data in {path.suffix or 'a file without a suffix'} cannot be read.",
-            f"The readable kinds are {', '.join(readers)} and folders of images.",
-            LAYOUT,
-        )
-    return readers[path.suffix]
-
-
 def _read_torch(path: Path) -> Any:
     return torch_pickle.read(path, recognise(path))
 
@@ -95,9 +64,33 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(archive[name]) for name in archive.files if name in INPUTS + LABELS}
 
 
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".safetensors": load_file,
+    ".npz": _read_npz,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+}
+
+
+def _tensors(path: Path) -> Mapping[str, Any]:
+    if path.suffix not in READERS:
+        raise RepfuseError(
+            f"Data in {path.suffix or 'a file without a suffix'} cannot be read.",
+            f"The readable kinds are {', '.join(READERS)} and folders of images.",
+            LAYOUT,
+        )
+    try:
+        found = READERS[path.suffix](path)
+    except RepfuseError as error:  # of the reader of checkpoints
+        raise RepfuseError(f"The data in {path} cannot be read.", f"{error.what} {error.why}", error.hint) from error
+    except Exception as error:  # a damaged file can make its reader fail in any way
+        raise RepfuseError(f"The data in {path} cannot be read.", first_line(error), LAYOUT) from error
+    if isinstance(found, torch.Tensor):
+        return {INPUTS[0]: found}
+    if isinstance(found, Mapping):
+        return found
+    raise RepfuseError(f"{path} holds a {type(found).__name__}, no dict of tensors.", "", LAYOUT)
+
+
 def _find(tensors: Mapping[str, Any], names: tuple[str, ...]) -> torch.Tensor | None:
     return next((tensors[name] for name in names if isinstance(tensors.get(name), torch.Tensor)), None)
-
-
-def _unreadable(path: Path, error: Exception) -> RepfuseError:
-    return RepfuseError(f"The data in {path} cannot be read.", first_line(error), LAYOUT)
