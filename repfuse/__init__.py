@@ -21,6 +21,7 @@ from repfuse.version import __version__
 
 if TYPE_CHECKING:
     from repfuse.benching import bench
+    from repfuse.checking.verification import verify
     from repfuse.converting import convert
     from repfuse.fusing import fuse
     from repfuse.loading import load
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from repfuse.plans import Plan
     from repfuse.rewriting import rewrite
     from repfuse.saving import save
-    from repfuse.verify_with_plan import verify
 
 _HOMES = {
     "Plan": "repfuse.plans",
@@ -41,7 +41,7 @@ _HOMES = {
     "plan": "repfuse.planning.planner",
     "rewrite": "repfuse.rewriting",
     "save": "repfuse.saving",
-    "verify": "repfuse.verify_with_plan",
+    "verify": "repfuse.checking.verification",
 }
 
 __all__ = [

@@ -146,7 +146,7 @@ def test_the_work_of_the_variants_is_bounded(effort, work, measured, shape):
     own = torch.Size(shape).numel()
     trials = input_variants((torch.empty(shape),), effort=effort)
     assert sum(trial.work for trial in trials) <= work * own
-    assert sum(trial.work for trial in trials if trial.yardstick) <= measured * own
+    assert sum(trial.work for trial in trials if trial.sampled) <= measured * own
 
 
 def test_more_effort_tries_more():

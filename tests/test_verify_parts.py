@@ -22,7 +22,16 @@ from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.measure import level, mismatch, output_error
 from repfuse.checking.results import Comparison, Level
-from repfuse.checking.rounding import SAFETY, Yardsticks, allowed, half_spacing, on, rounded_once, rounding, unchanged
+from repfuse.checking.rounding import (
+    SAFETY,
+    RoundingEffects,
+    allowed,
+    half_spacing,
+    on,
+    rounded_once,
+    rounding,
+    unchanged,
+)
 from repfuse.checking.runs import copy_with, in_float64, leaves, run_float64
 from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
@@ -320,7 +329,7 @@ def test_what_only_shows_as_stored_is_different(step):
     assert verification.reason.startswith(("In float32", "As stored"))
 
 
-class Known(Yardsticks):
+class Known(RoundingEffects):
     """What rounding explains: ``borrowed`` at first, ``there`` where it was measured."""
 
     def __init__(self, borrowed, there=None):
@@ -346,7 +355,7 @@ def test_what_rounding_the_weights_explains_is_allowed():
     assert not drift_from(original, fused, trials, exact, Known(Level(1e-6, 1e-6))).passed
 
 
-def test_a_drift_above_a_borrowed_yardstick_is_judged_by_its_own():
+def test_a_drift_above_a_borrowed_effect_is_judged_by_its_own():
     original, trials = network(2), input_variants(example())
     fused, exact = AsStored(original, lower), reference(original, trials)
     low, high = Level(1e-6, 1e-6), Level(1e-2, 1e-2)
@@ -456,9 +465,9 @@ def test_data_that_does_not_fit_is_bad_input(data):
 
 
 def test_where_rounding_is_not_measured_the_median_counts_until_it_is():
-    original, trials = network(), [Trial(str(n), example(size=n), yardstick=n in (4, 6, 8)) for n in (9, 4, 6, 8)]
+    original, trials = network(), [Trial(str(n), example(size=n), sampled=n in (4, 6, 8)) for n in (9, 4, 6, 8)]
     fused, keys = folded(original), [(position, "out") for position in range(4)]
-    effect = Yardsticks(fused, original, trials, run_float64(fused, trials))
+    effect = RoundingEffects(fused, original, trials, run_float64(fused, trials))
     effect.measure_usual()
     first, *others = effect.levels(keys).values()
     assert effect.measured == {1, 2, 3}
@@ -467,9 +476,9 @@ def test_where_rounding_is_not_measured_the_median_counts_until_it_is():
     assert effect.levels(keys)[0, "out"] != first and effect.levels(keys)[1, "out"] == others[0]
 
 
-def test_without_a_yardstick_rounding_is_measured_on_the_cheapest_input_that_is_taken():
+def test_without_a_sample_rounding_is_measured_on_the_cheapest_input_that_is_taken():
     original = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
-    trials = [Trial(str(n), (torch.randn(n, 3, size, 4),), yardstick=size == 2) for n, size in ((2, 4), (1, 4), (1, 2))]
-    effect = Yardsticks(original, nn.Identity(), trials, run_float64(original, trials))
+    trials = [Trial(str(n), (torch.randn(n, 3, size, 4),), sampled=size == 2) for n, size in ((2, 4), (1, 4), (1, 2))]
+    effect = RoundingEffects(original, nn.Identity(), trials, run_float64(original, trials))
     effect.measure_usual()
     assert effect.measured == {1}

@@ -1,4 +1,4 @@
-"""What rounding explains where yardsticks do not tell: correct networks are never flagged, wrong ones never excused."""
+"""What rounding explains where few samples do not tell: no correct network is flagged, no wrong one excused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from repfuse.checking.evidence import gather
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.results import Level
-from repfuse.checking.rounding import Explained, Yardsticks, excess
+from repfuse.checking.rounding import Explained, RoundingEffects, excess
 from repfuse.checking.verification import verify
 from repfuse.converting import convert
 from repfuse.loading import Checkpoint
@@ -122,10 +122,10 @@ def test_a_wrong_one_is(name):
     assert verify(original, wrong, example(size=16)).verdict == "different"
 
 
-def test_an_input_that_amplifies_more_than_the_yardsticks_is_measured_before_it_is_judged():
+def test_an_input_that_amplifies_more_than_the_sampled_ones_is_measured_before_it_is_judged():
     original = WildAt(network(2, classes=0), 16)
     fused = WildAt(folded(original.inner), 16)
-    trials = [trial for trial in input_variants(example(size=16)) if trial.shapes[0][-1] != 16 or not trial.yardstick]
+    trials = [trial for trial in input_variants(example(size=16)) if trial.shapes[0][-1] != 16 or not trial.sampled]
     found = gather(original, fused, trials, lambda _stage, _fraction: None)
     assert found.settled and all(found.trials[position].shapes[0][-1] == 16 for position in found.settled)
     assert all(found.excess(key) <= 1 for key in found.errors)
@@ -140,7 +140,7 @@ def test_an_even_image_that_is_normalised_is_no_alarm():
 
 
 @pytest.mark.parametrize("sizes", [(1,), (1, 2, 3)])
-def test_a_yardstick_that_amplifies_beyond_measure_excuses_nothing(sizes):
+def test_a_sample_that_amplifies_beyond_measure_excuses_nothing(sizes):
     original = WildAt(network(2, classes=0), *sizes)
     wrong = WildAt(folded(original.inner), *sizes)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_what_is_judged_different_was_measured_there():
     assert len(found.settled) == 1  # one is enough
 
 
-class Ordered(Yardsticks):
+class Ordered(RoundingEffects):
     """A network whose rounding explains nothing, and the order of its sums what is given."""
 
     def __init__(self, order: float) -> None:

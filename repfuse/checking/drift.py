@@ -26,7 +26,7 @@ from repfuse.checking.comparison import reference
 from repfuse.checking.inputs.trial import Trial, is_floating, mapped
 from repfuse.checking.measure import level
 from repfuse.checking.results import Drift, Level, OutputDrift
-from repfuse.checking.rounding import SAMPLES, Levels, Yardsticks, allowed, keys_of, rms
+from repfuse.checking.rounding import SAMPLES, Levels, RoundingEffects, allowed, keys_of, rms
 from repfuse.checking.runs import Outcome, run, run_float64
 from repfuse.networks import between, main_dtype
 
@@ -81,12 +81,12 @@ def drift(
     RepfuseError where the original cannot run the first trial in float64.
     """
     exact = reference(original, trials) if expected is None else expected
-    effect = Yardsticks(fused, original, trials, run_float64(fused, trials), scale=exact)
+    effect = RoundingEffects(fused, original, trials, run_float64(fused, trials), scale=exact)
     return drift_from(original, fused, trials, exact, effect)
 
 
 def drift_from(
-    original: nn.Module, fused: nn.Module, trials: Sequence[Trial], exact: Sequence[Outcome], effect: Yardsticks
+    original: nn.Module, fused: nn.Module, trials: Sequence[Trial], exact: Sequence[Outcome], effect: RoundingEffects
 ) -> Drift:
     """As ``drift``, from the original's outcomes in float64 and the effect of rounding the fused network's weights."""
     after = run(fused, trials, between(original, fused))
@@ -97,15 +97,15 @@ def drift_of(
     original: nn.Module,
     trials: Sequence[Trial],
     outcomes: tuple[Sequence[Outcome], Sequence[Outcome]],
-    effect: Yardsticks,
+    effect: RoundingEffects,
     *,
     alike: bool,
 ) -> Drift:
     """As ``drift_from``, of a fused network that has run already, in whatever runtime.
 
     ``outcomes`` are the original's in float64 and the fused network's; ``alike`` says whether the dtypes of the two
-    networks' outputs have to agree. Where a drift exceeds what borrowed yardsticks and one draw of the original's own
-    error explain, both are measured on that very trial.
+    networks' outputs have to agree. Where a drift exceeds what borrowed effects and one draw of the original's own error
+    explain, both are measured on that very trial.
     """
     exact, after = outcomes
     before = run(original, trials, {})
@@ -119,7 +119,7 @@ def drift_of(
 
 
 def _settled(
-    original: nn.Module, trials: Sequence[Trial], outcomes: Outcomes, own: Levels, effect: Yardsticks
+    original: nn.Module, trials: Sequence[Trial], outcomes: Outcomes, own: Levels, effect: RoundingEffects
 ) -> Drift:
     """Return the drift; where it exceeds what is known to be explained, measure that there, until one stands."""
     settled: set[int] = set()

@@ -13,7 +13,7 @@ from repfuse.checking.drift import drift_from
 from repfuse.checking.inputs.trial import Trial, elements
 from repfuse.checking.measure import informative, level
 from repfuse.checking.results import Drift, OutputError, OutputVerdict, TrialComparison
-from repfuse.checking.rounding import FLOAT64_NOISE, SAMPLES, Explained, Key, Levels, Yardsticks, excess
+from repfuse.checking.rounding import FLOAT64_NOISE, SAMPLES, Explained, Key, Levels, RoundingEffects, excess
 from repfuse.checking.runs import Outcome
 from repfuse.memory import give_back
 from repfuse.progress import Progress
@@ -148,8 +148,8 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
         return Evidence(table, (), (), (), {}, {}, {}, None, tried=tried)
     give_back(original)
     meter.stage("what rounding explains")
-    before = Yardsticks(original, fused, trials, expected, watch=meter.watch)
-    after = Yardsticks(fused, original, trials, found, watch=meter.watch, scale=expected)
+    before = RoundingEffects(original, fused, trials, expected, watch=meter.watch)
+    after = RoundingEffects(fused, original, trials, found, watch=meter.watch, scale=expected)
     explained = Explained(before, after, errors)
     explained.measure()
     give_back(original)
@@ -170,8 +170,8 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
 
 
 def _work(trials: Sequence[Trial]) -> float:
-    """Return the work of the runs in float64: both networks on each trial, and 2 SAMPLES times on the yardsticks."""
-    return sum(trial.work * (2 + 2 * SAMPLES * trial.yardstick) for trial in trials)
+    """Return the work of the runs in float64: both networks on each trial, and 2 SAMPLES times on the sampled."""
+    return sum(trial.work * (2 + 2 * SAMPLES * trial.sampled) for trial in trials)
 
 
 def _at(items: Sequence[T], positions: Iterable[int]) -> list[T]:

@@ -1,8 +1,20 @@
-"""Errors in float64 against what rounding explains of them, measured where few yardsticks do not settle it.
+"""What rounding does to a network's outputs: the measure that separates rounding from wrong algebra.
 
-Where an error exceeds what its trial borrowed, the effect of rounding is measured on that very trial before anything is
-judged, and that of the order of summation with it; the cheapest first, until one error stands. So a correct network is
-never flagged by another input's yardstick, and a wrong one never excused by the largest.
+The question is: by how much may two networks differ in exact arithmetic and still be the same network, their
+weights stored with rounding? Each stored number that is not the same in both networks is known only up to one
+rounding: it may be off by half the spacing of its dtype at its size. To first order the output error is ``e =
+J d``, with ``J`` the derivative by the weights and ``d`` the independent rounding errors, uniform within half
+a spacing. We draw such ``d`` SAMPLES times, run the network in float64 each time, and so measure the root
+mean square of ``|e|`` without ever forming ``J``. Nothing in it is fitted to networks that happen to pass.
+
+How much larger than this may a true rounding error be? ``|e|^2 / E|e|^2`` is a weighted mean of chi-squared
+variables; its tail is heaviest where the output has one degree of freedom, ``e ~ N(0, s^2)``. With SAFETY
+times the estimated s allowed, a false alarm then is ``|t| > SAFETY`` of Student's t with SAMPLES degrees of
+freedom, 4e-3 for one scalar output on one input, and far less for each further element, which adds degrees of
+freedom. A trial on which the drawn errors happen to cancel borrows the median of the other trials.
+
+A network folded in its own dtype instead of float64 has rounded the original's weights before it combined
+them, so the effect on the original counts like that on the fused network; the two are independent and add as squares.
 """
 
 from __future__ import annotations
@@ -20,25 +32,6 @@ from repfuse.checking.measure import level
 from repfuse.checking.results import Level
 from repfuse.checking.runs import Change, Outcome, Watch, in_float64, run_float64, unwatched, widened
 from repfuse.networks import dense, named_tensors
-
-# What rounding does to a network's outputs: the yardstick that separates rounding from wrong algebra.
-#
-# The question is: by how much may two networks differ in exact arithmetic and still be the same network, their
-# weights stored with rounding? Each stored number that is not the same in both networks is known only up to one
-# rounding: it may be off by half the spacing of its dtype at its size. To first order the output error is ``e =
-# J d``, with ``J`` the derivative by the weights and ``d`` the independent rounding errors, uniform within half
-# a spacing. We draw such ``d`` SAMPLES times, run the network in float64 each time, and so measure the root
-# mean square of ``|e|`` without ever forming ``J``. Nothing in it is fitted to networks that happen to pass.
-#
-# How much larger than this may a true rounding error be? ``|e|^2 / E|e|^2`` is a weighted mean of chi-squared
-# variables; its tail is heaviest where the output has one degree of freedom, ``e ~ N(0, s^2)``. With SAFETY
-# times the estimated s allowed, a false alarm then is ``|t| > SAFETY`` of Student's t with SAMPLES degrees of
-# freedom, 4e-3 for one scalar output on one input, and far less for each further element, which adds degrees of
-# freedom. A trial on which the drawn errors happen to cancel borrows the median of the other trials.
-#
-# A network folded in its own dtype instead of float64 has rounded the original's weights before it combined
-# them, so the effect on the original counts like that on the fused network; the two are independent and add as squares.
-
 
 SAMPLES = 4
 SAFETY = 6.0
@@ -230,14 +223,14 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 # The effect of rounding, measured on few trials.
 #
-# Measuring takes several runs of a network, so it is done on the yardsticks: small inputs. The other trials borrow the
-# median of what was measured there, until somebody asks for more.
+# Measuring takes several runs of a network, so it is done on few and small inputs, which are ``sampled``. The other
+# trials borrow the median of what was measured there, until somebody asks for more.
 
 
 Key = tuple[int, str]
 
 
-class Yardsticks:
+class RoundingEffects:
     """The effect of rounding on one network's outputs, relative, by position of the trial and name of the output.
 
     ``outcomes`` are what the network gives in float64 on ``trials``; ``other`` is the network that it is compared with:
@@ -263,9 +256,9 @@ class Yardsticks:
         self.measured: set[int] = set()
 
     def measure_usual(self) -> None:
-        """Measure on the yardsticks among the trials that the network took, or else on the cheapest of these."""
+        """Measure on the sampled inputs among the trials that the network took, or else on the cheapest of these."""
         taken = [position for position, outcome in enumerate(self._outcomes) if outcome.outputs]
-        marked = [position for position in taken if self._trials[position].yardstick]
+        marked = [position for position in taken if self._trials[position].sampled]
         if taken and not self._lent:
             self.measure(marked or [self.cheapest(taken)])
             self._lent = list(self._levels.items())
@@ -291,7 +284,7 @@ class Yardsticks:
         return min(positions, key=lambda position: self._trials[position].work)
 
     def levels(self, keys: Iterable[Key]) -> Levels:
-        """Return what was measured, and for the rest of the keys the median of the yardsticks.
+        """Return what was measured, and for the rest of the keys the median of the sampled inputs.
 
         What was measured elsewhere, where there was doubt, is lent to nobody.
         """
@@ -302,6 +295,12 @@ class Yardsticks:
         return Level(statistics.median(x.rms for x in levels), statistics.median(x.max for x in levels))
 
 
+# Errors in float64 against what rounding explains of them, measured where few sampled inputs do not settle it.
+#
+# Where an error exceeds what its trial borrowed, the effect of rounding is measured on that very trial before anything
+# is judged, and that of the order of summation with it; the cheapest first, until one error stands. So a correct
+# network is never flagged by another input's sample, and a wrong one never excused by the largest.
+
 NONE = Level(0.0, 0.0)
 
 
@@ -311,13 +310,13 @@ class Explained:
     ``original`` and ``fused`` are the effects of rounding on both.
     """
 
-    def __init__(self, original: Yardsticks, fused: Yardsticks, errors: Levels) -> None:
+    def __init__(self, original: RoundingEffects, fused: RoundingEffects, errors: Levels) -> None:
         self.original, self.fused, self.errors = original, fused, errors
         self.settled: set[int] = set()
         self._order: Levels = {}
 
     def measure(self) -> None:
-        """Measure on the yardsticks, then wherever an error is above what is explained so far."""
+        """Measure on the sampled inputs, then wherever an error is above what is explained so far."""
         for side in (self.original, self.fused):
             side.measure_usual()
         while doubtful := {position for position, _ in self.excessive()}:

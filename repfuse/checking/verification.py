@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,15 @@ from repfuse.checking.inputs.trial import Effort, Shape, Trial, known_effort, ro
 from repfuse.checking.inputs.variants import input_variants, shaped
 from repfuse.checking.locate import first_difference
 from repfuse.checking.measure import level
+from repfuse.checking.proof import prove
 from repfuse.checking.results import FirstDifference, Level, Proven, RealData, Verdict, Verification
 from repfuse.checking.rounding import Key
-from repfuse.checking.runs import Outcome, run, run_float64
+from repfuse.checking.runs import run, run_float64
 from repfuse.checking.tolerances import checked, ruling, tolerances
 from repfuse.errors import RepfuseError
 from repfuse.memory import give_back
 from repfuse.networks import main_dtype
+from repfuse.plans import Plan
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
 
@@ -117,15 +119,13 @@ def _text(level: Level) -> str:
 DATA, SITES = 0.85, 0.95
 SEEDS = (0, 1)  # of inputs of given shapes
 
-Prover = Callable[[Sequence[Trial], Sequence[Outcome], Callable[[float], None]], Proven]
-"""Proves a rewrite on inputs, from the original's outcomes in float64 on them; it tells the fraction that is done."""
-
 
 def verify(
     original: nn.Module,
     fused: nn.Module,
     example_inputs: Sequence[Any],
     *,
+    plan: Plan | None = None,
     shapes: Sequence[Shape] | None = None,
     seeds: Sequence[int] | None = None,
     effort: Effort | str = Effort.DEFAULT,
@@ -133,7 +133,6 @@ def verify(
     atol: float | None = None,
     data: Data | None = None,
     labels: torch.Tensor | None = None,
-    prove: Prover | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Say whether ``fused`` computes what ``original`` does, up to the rounding of its weights.
@@ -144,11 +143,13 @@ def verify(
     ``input_variants``, as many as the ``effort`` says, or random ones of the ``shapes`` given for the first input, a
     set per seed; and ``data``, real inputs (a batch, or several that can be walked more than once), with one integer
     class per sample in ``labels``. ``rtol`` and ``atol`` overrule what rounding explains (see
-    ``repfuse.checking.tolerances``). ``prove`` proves the rewrite that made ``fused``, where that is known.
-    ``progress`` is called with a stage and the fraction done.
+    ``repfuse.checking.tolerances``). ``progress`` is called with a stage and the fraction done.
+
+    With the ``plan`` that made ``fused``, each site is proven by itself in float64 and each stored weight is held
+    against the one computed again from the original: far smaller mistakes show than in the outputs.
 
     Raises RepfuseError where the original cannot run the example, the data or labels do not fit, a tolerance is no
-    sound number, or a network cannot be copied.
+    sound number, a network cannot be copied, or the plan is of other networks.
     """
     given, effort = tolerances(rtol, atol), known_effort(effort)
     for network in (original, fused):
@@ -166,11 +167,11 @@ def verify(
     real = agreement(original, fused, data, labels, _part_of(report, MEASURED, DATA)) if data is not None else None
     verdict, reason = decide(evidence)
     proof = None
-    if prove:
+    if plan is not None and plan.sites:
         tried, expected = [trial for trial, _ in evidence.tried], [outcome for _, outcome in evidence.tried]
         give_back(original)
         part = _part_of(report, DATA, SITES)
-        proof = prove(tried, expected, lambda done: part("the sites", done))
+        proof = prove(original, plan, fused, tried, expected, progress=lambda done: part("the sites", done))
         verdict, reason = with_proof((verdict, reason), proof, evidence)
     check = None
     if given and evidence.informative and not evidence.mismatched:

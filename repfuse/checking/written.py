@@ -19,7 +19,7 @@ from repfuse.checking.drift import drift_of
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.results import Drift, Verified
-from repfuse.checking.rounding import Yardsticks
+from repfuse.checking.rounding import RoundingEffects
 from repfuse.checking.runs import Outcome, call, run_float64
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.networks import main_dtype
@@ -77,7 +77,7 @@ class _Found:
 
 def _drift(networks: Networks, trials: Sequence[Trial], outcomes: tuple[list[Outcome], list[Outcome]]) -> Drift:
     original, fused = networks
-    effect = Yardsticks(fused, original, trials, run_float64(fused, trials), scale=outcomes[0])
+    effect = RoundingEffects(fused, original, trials, run_float64(fused, trials), scale=outcomes[0])
     return drift_of(original, trials, outcomes, effect, alike=main_dtype(original) == main_dtype(fused))
 
 

@@ -97,12 +97,12 @@ def verify(
     """
     effort = effort_of(quick=quick, thorough=thorough)
     from repfuse.checking.tolerances import tolerances
+    from repfuse.checking.verification import verify as compare
     from repfuse.checkpoint.example import parse_shapes
     from repfuse.data import prepare, read_data
     from repfuse.known_plan import known_plan
     from repfuse.memory import keep_little
     from repfuse.report.verify_view import verify_view
-    from repfuse.verify_with_plan import verify as compare
 
     keep_little()
     tolerances(rtol, atol)  # whether they are sound is said before the files are read

@@ -14,51 +14,51 @@ from repfuse.recording.recording import Recording
 
 @dataclass(frozen=True)
 class Bystanders:
-    """``ghosts`` are dead ends that read no values and change nothing.
+    """``dead`` is code that reads no values and changes nothing.
 
     ``sizes`` measure tensors for operations that are known. ``helpers`` are needed by their readers alone and go with
     them: parameters, weights computed from them, sizes, lists of chunks. Helpers that write are in ``written``, with
     the values that lie in the memory that they change: these have readers too.
     """
 
-    ghosts: frozenset[fx.Node]
+    dead: frozenset[fx.Node]
     sizes: frozenset[fx.Node]
     helpers: frozenset[fx.Node]
     written: Mapping[fx.Node, frozenset[fx.Node]]
 
     def reads_nothing(self, node: fx.Node) -> bool:
         """Whether ``node`` looks at no values of its inputs, or only for operations that are known."""
-        return node in self.ghosts or node in self.sizes
+        return node in self.dead or node in self.sizes
 
 
 def bystanders(
-    recording: Recording, meanings: Mapping[fx.Node, Meaning | None], ghosts: frozenset[fx.Node]
+    recording: Recording, meanings: Mapping[fx.Node, Meaning | None], dead: frozenset[fx.Node]
 ) -> Bystanders:
     """Sort the nodes of a graph whose meanings are known."""
     sizes: set[fx.Node] = set()
     for node in reversed(recording.nodes):
-        known = (user in sizes or user in ghosts or meanings.get(user) is not None for user in node.users)
+        known = (user in sizes or user in dead or meanings.get(user) is not None for user in node.users)
         if _measures(node, recording) and all(known):
             sizes.add(node)
     passages = {node for node in recording.nodes if isinstance(meanings.get(node), Passage)}
     constants = {node for node in recording.nodes if recording.constants.is_constant(node)}
     memory = recording.memory
     written = {node: frozenset(memory.members(node)) for node in constants if memory.writes(node)}
-    return Bystanders(ghosts, frozenset(sizes), frozenset(sizes | passages | constants), written)
+    return Bystanders(dead, frozenset(sizes), frozenset(sizes | passages | constants), written)
 
 
-def find_ghosts(recording: Recording) -> frozenset[fx.Node]:
+def find_dead(recording: Recording) -> frozenset[fx.Node]:
     """Return what nothing needs: sizes and dtypes, parts of lists, parameters that were read in vain."""
-    ghosts: set[fx.Node] = set()
+    dead: set[fx.Node] = set()
     memory = recording.memory
     for node in reversed(recording.nodes):
-        if not ghosts.issuperset(node.users) or memory.writes(node) or node in recording.escaping:
+        if not dead.issuperset(node.users) or memory.writes(node) or node in recording.escaping:
             continue
         part = getattr(node.target, "__name__", "") == "getitem" and node.all_input_nodes[0] not in recording.shape_of
-        dead = part or _measures(node, recording) or recording.constants.is_constant(node)
-        if dead and node.op != "placeholder":
-            ghosts.add(node)
-    return frozenset(ghosts)
+        useless = part or _measures(node, recording) or recording.constants.is_constant(node)
+        if useless and node.op != "placeholder":
+            dead.add(node)
+    return frozenset(dead)
 
 
 def _measures(node: fx.Node, recording: Recording) -> bool:

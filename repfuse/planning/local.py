@@ -306,7 +306,7 @@ def vanishing(
 ) -> set[fx.Node]:
     """Return every node of the call that the replacements make superfluous, with the helpers that only they read."""
     inside = recording.nodes[call.start : call.stop]
-    gone = set(bystanders.ghosts.intersection(inside)).union(*(replacement.nodes for replacement in replacements))
+    gone = set(bystanders.dead.intersection(inside)).union(*(replacement.nodes for replacement in replacements))
     sources = {part.source for replacement in replacements for part in replacement.parts}
     seen: set[fx.Node] = set()
     while True:

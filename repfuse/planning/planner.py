@@ -18,7 +18,7 @@ from repfuse.memory import collecting_later
 from repfuse.networks import device_of
 from repfuse.ops import Meaning, meaning_of
 from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Same, Unfusible, inputs_of, origin
-from repfuse.planning.bystanders import bystanders, find_ghosts
+from repfuse.planning.bystanders import bystanders, find_dead
 from repfuse.planning.cost import WORTH_THE_CLASS, Policy
 from repfuse.planning.edits import Candidate, Fused, Layout
 from repfuse.planning.estimate import Estimate
@@ -123,11 +123,11 @@ class Planner:
     def _read(self) -> None:
         """Read what the nodes mean, by what the recording says now."""
         recording = self.recording
-        ghosts = find_ghosts(recording)
-        self.meanings = {node: None if node in ghosts else meaning_of(node, recording) for node in recording.nodes}
+        dead = find_dead(recording)
+        self.meanings = {node: None if node in dead else meaning_of(node, recording) for node in recording.nodes}
         for node in recording.nodes:
             self._drop_unusable(node)
-        self.bystanders = bystanders(recording, self.meanings, ghosts)
+        self.bystanders = bystanders(recording, self.meanings, dead)
         self.estimate = Estimate(recording, self.meanings, self.policy)
         self.borders = Borders(recording, self.matching_borders)
         self._laid_out = ([], Layout())

@@ -16,7 +16,7 @@ from repfuse.checking.drift import drift_of
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.results import Drift, OutputDrift, Verified
-from repfuse.checking.rounding import Yardsticks
+from repfuse.checking.rounding import RoundingEffects
 from repfuse.checking.runs import Outcome, run, run_float64
 from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.around import Around
@@ -151,7 +151,7 @@ def _drift(written: Written, given: dict[str, Outcome]) -> Drift:
     original, module = written.original, written.module
     trials, exact = with_fallbacks(original, input_variants(written.example))
     after = [given.get(trial.label) or own for trial, own in zip(trials, _runs(module, trials), strict=True)]
-    effect = Yardsticks(module, original, trials, run_float64(module, trials), scale=exact)
+    effect = RoundingEffects(module, original, trials, run_float64(module, trials), scale=exact)
     return drift_of(original, trials, (exact, after), effect, alike=main_dtype(original) == main_dtype(module))
 
 

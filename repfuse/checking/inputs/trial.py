@@ -22,14 +22,14 @@ Shape = tuple[int, ...]
 class Trial:
     """One set of inputs for a call of both networks, and what to call it in a report.
 
-    ``yardstick`` says whether the effect of rounding is measured on it in any case, which takes several runs of each
+    ``sampled`` says whether the effect of rounding is measured on it in any case, which takes several runs of each
     network; elsewhere it borrows. ``otherwise`` makes what to try in its place, in this order, where the original
     refuses it (see ``repfuse.checking.comparison``).
     """
 
     label: str
     inputs: tuple[Any, ...]
-    yardstick: bool = True
+    sampled: bool = True
     otherwise: Callable[[], Iterable[Trial]] = tuple
 
     @property
@@ -86,25 +86,23 @@ class Scope:
     """What an effort comes to.
 
     ``parts`` are the divisors of the example's size at which every kind of input is tried, ``small`` the sizes of a few
-    pixels, ``in_a_row`` how many consecutive sizes, ``batches`` what is added to the batch. On ``yardsticks`` trials
+    pixels, ``in_a_row`` how many consecutive sizes, ``batches`` what is added to the batch. On ``sampled`` trials
     the effect of rounding is measured in any case, which costs as much as the network has weights.
     """
 
     seeds: tuple[int, ...]
     parts: tuple[int, ...]
     small: tuple[int, ...]
-    yardsticks: int
+    sampled: int
     batches: tuple[int, ...] = (1,)
     in_a_row: int = 0
 
 
 # Small sizes are less than a kernel's reach, odd and even: there mistakes at the border are all there is.
 SCOPES = {
-    Effort.QUICK: Scope(seeds=(0,), parts=(4,), small=(1, 2, 3), yardsticks=1),
-    Effort.DEFAULT: Scope(seeds=(0,), parts=(2,), small=(1, 2, 3, 5, 7), yardsticks=3),
-    Effort.THOROUGH: Scope(
-        (0, 1, 2, 3), (1, 2, 4), (1, 2, 3, 4, 5, 6, 7, 9), yardsticks=7, batches=(1, 6), in_a_row=32
-    ),
+    Effort.QUICK: Scope(seeds=(0,), parts=(4,), small=(1, 2, 3), sampled=1),
+    Effort.DEFAULT: Scope(seeds=(0,), parts=(2,), small=(1, 2, 3, 5, 7), sampled=3),
+    Effort.THOROUGH: Scope((0, 1, 2, 3), (1, 2, 4), (1, 2, 3, 4, 5, 6, 7, 9), sampled=7, batches=(1, 6), in_a_row=32),
 }
 
 

@@ -35,20 +35,20 @@ def input_variants(
     """
     example, scope = Example(example_inputs), scope_of(effort)
     first, *others = seeds or scope.seeds
-    trials = [Trial("the example", example.leaves, yardstick=False)]
+    trials = [Trial("the example", example.leaves, sampled=False)]
     if example.floating:
         own = Place(example.readings[0] if example.readings else ())
         trials += [_one(example, f"random, seed {seed}", noise, own, seed) for seed in others]
     trials += _sizes(example, map(example.reduced, scope.parts), first)
-    trials += _sizes(example, example.larger(), first, yardstick=False)
+    trials += _sizes(example, example.larger(), first, sampled=False)
     trials += [kind for part in scope.parts for kind in _kinds(example, part, first)]
     trials += _sizes(example, reversed([*example.small(scope.small)]), first)
     trials += _batches(example, scope, first)
     trials += _in_a_row(example, scope.in_a_row, first)
     unique = [*{trial.label: trial for trial in trials}.values()]
-    marked = [trial for trial in unique if trial.yardstick][: scope.yardsticks]
+    marked = [trial for trial in unique if trial.sampled][: scope.sampled]
     return tuple(
-        mapped(replace(trial, yardstick=any(trial is one for one in marked)), example.rebuilt) for trial in unique
+        mapped(replace(trial, sampled=any(trial is one for one in marked)), example.rebuilt) for trial in unique
     )
 
 
@@ -68,11 +68,11 @@ def _of_shape(example: Example, shape: Shape, seed: int) -> tuple[Any, ...]:
     return (random_like(example.leaves[0], shape, seed), *rest)
 
 
-def _sizes(example: Example, sizes: Iterable[list[Place]], seed: int, *, yardstick: bool = True) -> Iterator[Trial]:
+def _sizes(example: Example, sizes: Iterable[list[Place]], seed: int, *, sampled: bool = True) -> Iterator[Trial]:
     """Yield noise of other sizes, each in the first reading that is taken."""
     for places in filter(None, sizes):
         trial = _first_of(partial(_one, example, "size", noise, place, seed + 10) for place in places)
-        yield replace(trial, yardstick=yardstick)
+        yield replace(trial, sampled=sampled)
 
 
 def _in_a_row(example: Example, count: int, seed: int) -> Iterator[Trial]:
@@ -95,7 +95,7 @@ def _kinds(example: Example, part: int, seed: int) -> Iterator[Trial]:
         makers = [
             partial(_one, example, name, KINDS[name], place, seed + 20 + number) for place in _places(example, part)
         ]
-        yield replace(_first_of(makers), yardstick=name == "large")
+        yield replace(_first_of(makers), sampled=name == "large")
 
 
 def _places(example: Example, part: int) -> list[Place]:
@@ -120,11 +120,11 @@ def _batch_of(example: Example, count: int, place: Place, seed: int) -> Trial:
     for x in inputs if count > 1 else ():
         if is_floating(x) and is_spatial(tuple(x.shape)):
             x[-1] = 1  # a constant image: nothing but its border tells one pixel from another
-    return Trial(f"batch {count}", inputs, yardstick=False)
+    return Trial(f"batch {count}", inputs, sampled=False)
 
 
 def _one(example: Example, label: str, kind: Kind, place: Place, seed: int) -> Trial:
-    return Trial(f"{label} {place.name}".strip(), example.inputs(kind, place, seed), yardstick=False)
+    return Trial(f"{label} {place.name}".strip(), example.inputs(kind, place, seed), sampled=False)
 
 
 def _first_of(makers: Iterable[Callable[[], Trial]]) -> Trial:
