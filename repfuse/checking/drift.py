@@ -104,8 +104,8 @@ def drift_of(
     """As ``drift_from``, of a fused network that has run already, in whatever runtime.
 
     ``outcomes`` are the original's in float64 and the fused network's; ``alike`` says whether the dtypes of the two
-    networks' outputs have to agree. Where a drift exceeds what borrowed effects and one draw of the original's own error
-    explain, both are measured on that very trial.
+    networks' outputs have to agree. Where a drift exceeds what borrowed effects and one draw of the original's own
+    error explain, both are measured on that very trial.
     """
     exact, after = outcomes
     before = run(original, trials, {})
