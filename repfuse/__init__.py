@@ -25,15 +25,14 @@ if TYPE_CHECKING:
     from repfuse.converting import convert
     from repfuse.fusing import fuse
     from repfuse.loading import load
-    from repfuse.planning.cost import Policy
     from repfuse.planning.planner import plan
-    from repfuse.plans import Plan
+    from repfuse.plans import Plan, Policy
     from repfuse.rewriting import rewrite
     from repfuse.saving import save
 
 _HOMES = {
     "Plan": "repfuse.plans",
-    "Policy": "repfuse.planning.cost",
+    "Policy": "repfuse.plans",
     "bench": "repfuse.benching",
     "convert": "repfuse.converting",
     "fuse": "repfuse.fusing",

@@ -18,8 +18,7 @@ from repfuse.checking.results import Drift
 from repfuse.fusing import settled
 from repfuse.loading import Checkpoint
 from repfuse.planning.choosing import Choice, choose
-from repfuse.planning.cost import Policy
-from repfuse.plans import Plan
+from repfuse.plans import Plan, Policy
 from repfuse.progress import Progress
 from repfuse.rewriting import rewrite
 

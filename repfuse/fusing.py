@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from repfuse.errors import RepfuseError
-from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
-from repfuse.plans import Plan, Site
+from repfuse.plans import Plan, Policy, Site
 from repfuse.rewriting import rewrite
 
 if TYPE_CHECKING:

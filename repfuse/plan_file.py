@@ -1,7 +1,8 @@
 """The plan as a file: what `repfuse inspect --plan` writes, people edit, and `repfuse convert --plan` applies.
 
 It is the document that `repfuse inspect --json` prints, without what was measured and with a site's fields on a line
-each; that document, and the report of a conversion, are read as well. It knows no torch.
+each; that document, and the report of a conversion, are read as well. Where the plan that made one checkpoint from
+another is known, each site can be proven by itself. It knows no torch.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from repfuse.checked import NotAPlan, count, list_of, shown, text
 from repfuse.checkpoint.atomic import replacing
 from repfuse.checkpoint.json_file import read_json
 from repfuse.errors import RepfuseError
 from repfuse.jsonready import json_ready
-from repfuse.plans import Plan
-from repfuse.report.schema import Report, envelope
+from repfuse.plans import Plan, Text, read_as
+from repfuse.report.schema import Input, Report, envelope, report_path
 from repfuse.wording import first_line
+
+if TYPE_CHECKING:  # it imports torch
+    from repfuse.loading import Checkpoint
 
 LARGEST = 16 * 2**20
 """Bytes; the plans of the largest networks have less than one million."""
@@ -28,19 +31,46 @@ AGAIN = "Make it again: repfuse inspect IN --plan FILE"
 
 
 @dataclass(frozen=True)
-class PlanFile:
-    """A plan that was read: from where, and which checkpoint it was made for, as far as the file says so.
+class Made:
+    """The file that a plan was written with: its digest."""
 
-    ``example`` is the shape of the input that its user gave (``1x3x224x224``), None where that was known or guessed;
-    ``made`` the digest of the file that was written by it, where it is in the report of that.
-    """
+    digest: Text
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which checkpoint a plan was made for, and which was made by it, as far as its document says so."""
+
+    input: Input | None = None
+    output: Made | None = None
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan that was read, and from where."""
 
     path: Path
     plan: Plan
-    made_for: str | None = None
-    digest: str | None = None
-    example: str | None = None
-    made: str | None = None
+    origin: Origin
+
+    @property
+    def example(self) -> str | None:
+        """The shapes of the input as --input takes them, None where its user did not give them."""
+        source = self.origin.input
+        if source is None or source.input_origin != "given":
+            return None
+        return ",".join(
+            "x".join(map(str, sizes)) + ("" if "float" in dtype else f":{dtype}")  # floats follow the network
+            for sizes, dtype in zip(source.shapes, source.dtypes, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class KnownPlan:
+    """A plan, or None, and what to say of where it is from or of why there is none."""
+
+    plan: Plan | None
+    notes: tuple[str, ...] = ()
 
 
 def write_plan(report: Report, path: Path) -> None:
@@ -54,12 +84,37 @@ def read_plan_file(path: Path) -> PlanFile:
     """Return the plan in a file. Raises RepfuseError with what is wrong with it."""
     data = _content(path)
     try:
-        made_for, digest, example = _origin(data)
-        return PlanFile(path, Plan.from_dict(data), made_for, digest, example, _made(data))
-    except NotAPlan as error:
-        raise _damaged(path, str(error)) from error
+        return PlanFile(path, Plan.from_dict(data), read_as(Origin, data))
     except RepfuseError as error:
         raise RepfuseError(f"{path}: {error.what}", error.why, error.hint) from error
+
+
+def known_plan(original: Checkpoint, fused: Checkpoint, given: Path | None = None) -> KnownPlan:
+    """Return the plan in the file ``given``, else that in the file of ``fused``, else that in the report beside it.
+
+    A report counts where it is of this original; that the fused file is still what it was then is for the proof to
+    find. Raises RepfuseError where the file that was given is no plan.
+    """
+    if given is not None:
+        return KnownPlan(read_plan_file(given).plan)
+    if fused.plan is not None and fused.plans[:-1] == original.plans:
+        return KnownPlan(fused.plan)
+    path = report_path(fused.path)
+    if not path.is_file() or fused.program is not None:  # a program holds its layers in another form
+        return KnownPlan(None)
+    try:
+        return _of_report(read_plan_file(path), original, fused)
+    except RepfuseError as error:
+        return KnownPlan(None, (f"the report {path.name} beside it cannot be used: {error.why}",))
+
+
+def _of_report(report: PlanFile, original: Checkpoint, fused: Checkpoint) -> KnownPlan:
+    source, made = report.origin.input, report.origin.output
+    if source is None or source.digest != original.digest or not report.plan.sites:
+        return KnownPlan(None)
+    if made is None or made.digest != fused.digest:
+        return KnownPlan(report.plan, (f"it is not the file that {report.path.name} is of: one of them was changed",))
+    return KnownPlan(report.plan)
 
 
 def _content(path: Path) -> Any:
@@ -76,35 +131,6 @@ def _content(path: Path) -> Any:
 
 def _damaged(path: Path, why: str, hint: str = "") -> RepfuseError:
     return RepfuseError(f"{path} is not a plan that repfuse can read.", f"{why}.", hint + AGAIN)
-
-
-def _origin(data: Any) -> tuple[str | None, str | None, str | None]:
-    """Return the path, the digest and, where it was given, the input of the checkpoint that a plan was made for."""
-    source = data.get("input") if isinstance(data, dict) else None
-    if source is None:
-        return None, None, None
-    if not isinstance(source, dict):
-        raise NotAPlan(f"input is {shown(source)} and not a mapping")
-    path, digest = (text(source.get(name), f"input.{name}") for name in ("path", "digest"))
-    given = source.get("input_origin") == "given"
-    return path, digest, _example(source) if given else None
-
-
-def _made(data: Any) -> str | None:
-    output = data.get("output") if isinstance(data, dict) else None
-    return text(output.get("digest"), "output.digest") if isinstance(output, dict) else None
-
-
-def _example(source: dict[str, Any]) -> str:
-    """Return the shapes as --input takes them; floating dtypes follow the network."""
-    shapes = list_of(list_of(count))(source.get("shapes"), "input.shapes")
-    dtypes = list_of(text)(source.get("dtypes"), "input.dtypes")
-    if len(shapes) != len(dtypes):
-        raise NotAPlan("input has not as many dtypes as shapes")
-    return ",".join(
-        "x".join(map(str, sizes)) + ("" if "float" in dtype else f":{dtype}")
-        for sizes, dtype in zip(shapes, dtypes, strict=True)
-    )
 
 
 def _laid_out(value: Any, margin: str = "") -> str:

@@ -1,21 +1,156 @@
-"""The plan as plain data: what will be rewritten, what will not, and why. It knows no torch."""
+"""The plan: what will be rewritten, what will not, and why; as data, and read from it. It knows no torch.
+
+Anybody may have written or edited a plan, so all of it is checked as it is read. The types of the fields say what may
+stand there; pydantic checks it, and is imported when the first plan is read.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from functools import cache, partial
 from itertools import chain
-from typing import Any
+from math import isfinite, prod
+from reprlib import repr as short
+from typing import Annotated, Any, TypeVar
+from unicodedata import category
 
+from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT, as_globs, check_globs, first_match, names_of
 from repfuse.refusals import REFUSALS
 
 SCHEMA = 5
 AGAIN = "Make the plan again from this model."  # what to do with a plan that does not fit
 
+DOCUMENTS = ("repfuse.plan", "repfuse.inspection", "repfuse.conversion")
+"""The kinds of document that hold a plan."""
+
+LARGEST_EXAMPLE = 2**28
+"""How many numbers the example may have: it is made when the plan replays."""
+
+DEEPEST_EXAMPLE = 32
+MOST_AXES = 64
+
+T = TypeVar("T")
+
+
+class Checked:
+    """What pydantic checks of a field beside its type: ``rules`` are those of pydantic.Field, ``check`` comes last."""
+
+    def __init__(self, check: Callable[[Any], Any] | None = None, **rules: Any) -> None:
+        self.check = check
+        self.rules = rules
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic import AfterValidator, Field
+
+        checks = [AfterValidator(self.check)] if self.check else []
+        return handler(Annotated[source, Field(**self.rules), *checks])
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Has pydantic take a mapping for a dataclass: of all the fields that are compared, also those with a default, and
+    no others. The name ``beside`` them is written and not read.
+
+    It stands where the dataclass is used: of a class pydantic would ask it at the first use alone.
+    """
+
+    beside: str | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic import BeforeValidator
+
+        return handler(Annotated[source, BeforeValidator(partial(self._fields, source))])
+
+    def _fields(self, kind: Any, data: Any) -> dict[str, Any]:
+        if not isinstance(data, dict):
+            raise ValueError(f"{_shown(data)} is not a mapping")  # noqa: TRY004 - pydantic tells what is a ValueError
+        names = {each.name for each in fields(kind) if each.compare}
+        if missing := names - data.keys():
+            raise ValueError(f"it has no {min(missing)!r}")
+        if unknown := data.keys() - names - {self.beside}:
+            raise ValueError(f"it has {_shown(min(map(str, unknown)))}, which does not belong there")
+        return {name: data[name] for name in names}
+
+
+def _visible(text: str) -> str:
+    if any(category(c) in ("Cc", "Cs") and c not in "\t\n" for c in text):
+        raise ValueError(f"{_shown(text)} has characters that cannot be shown")
+    return text
+
+
+def _known(code: str) -> str:
+    if code not in REFUSALS:
+        raise ValueError(f"{_shown(code)} is no refusal that this version of repfuse knows")
+    return code
+
+
+def _example(value: Any) -> Any:
+    if _numbers(value) > LARGEST_EXAMPLE:
+        raise ValueError(f"it has tensors of more than {LARGEST_EXAMPLE:,} numbers")
+    return value
+
+
+def _numbers(value: Any, depth: int = 0) -> int:
+    """Return how many numbers the tensors have that ``value`` describes; see recording/arguments.py.
+
+    Raises ValueError where it describes no arguments.
+    """
+    if depth > DEEPEST_EXAMPLE:
+        raise ValueError(f"it goes deeper than {DEEPEST_EXAMPLE} levels")
+    match value:
+        case {"shape": [*sizes]} if len(sizes) > MOST_AXES:
+            raise ValueError(f"it has a tensor of more than {MOST_AXES} axes")
+        case {"shape": [*sizes], "dtype": str(dtype), **rest} if not rest and dtype.isidentifier():
+            if all(type(size) is int and 0 <= size < 2**63 for size in sizes):
+                return prod(sizes)
+        case {"list": [*items], **rest} | {"tuple": [*items], **rest} if not rest:
+            return sum(_numbers(item, depth + 1) for item in items)
+        case {"dict": dict(entries), **rest} if not rest:
+            return sum(_numbers(item, depth + 1) for item in entries.values())
+        case {"value": None | bool() | int() | str(), **rest} | {"float": "inf" | "-inf" | "nan", **rest} if not rest:
+            return 0
+        case {"value": float(number), **rest} if not rest and isfinite(number):
+            return 0
+    raise ValueError(f"{_shown(value)} describes no argument")
+
+
+def _once(sites: tuple[Site, ...]) -> tuple[Site, ...]:
+    if len({site.key for site in sites}) < len(sites):
+        raise ValueError("two of its sites are the same")
+    return sites
+
+
+Text = Annotated[str, Checked(_visible, strict=True)]
+"""A text that can be shown: one with control characters or halves of characters cannot."""
+
+Count = Annotated[int, Checked(strict=True, ge=0, lt=2**63)]
+"""A number of things that fits into a machine."""
+
+Whole = Annotated[T, Mapping()]
+"""A dataclass, in data a mapping of just its fields."""
+
+Several = Annotated[tuple[T, ...], Checked(fail_fast=True)]
+"""A tuple, in data a list, of which the first mistake is enough: there may be millions."""
+
 Key = tuple[str, str, frozenset[str]]
 """The source, output and nodes of a site."""
+
+
+class Policy(StrEnum):
+    """What is merged, of all that can be merged exactly."""
+
+    COST = "cost"
+    """What is predicted to be faster."""
+
+    ALWAYS = "always"
+    """Whatever needs fewer operators, also where that means more work."""
+
+    NEVER_COMPOSE = "never-compose"
+    """As ``cost``, but layers in a row stay layers in a row: only branches, normalisations and constants are merged."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +161,10 @@ class Cost:
     started, ``parameters`` numbers stored.
     """
 
-    macs: int = 0
-    bytes: int = 0
-    launches: int = 0
-    parameters: int = 0
+    macs: Count = 0
+    bytes: Count = 0
+    launches: Count = 0
+    parameters: Count = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -44,11 +179,11 @@ class Cost:
 class Refusal:
     """A place that looked fusible and is not. ``code`` is stable; ``where`` is a module path or a graph node."""
 
-    code: str
-    where: str
-    reason: str
-    before: Cost | None = None
-    after: Cost | None = None
+    code: Annotated[str, Checked(_known, strict=True)]
+    where: Text
+    reason: Text
+    before: Whole[Cost] | None = None
+    after: Whole[Cost] | None = None
 
     @property
     def hint(self) -> str:
@@ -65,19 +200,19 @@ class Site:
     of one of several modules in a row), ``chain`` (stock modules in a row) or ``graph`` (a GraphModule of that block).
     ``branches`` describes each merged branch, ``kernel`` the fused convolution. ``source``, ``output`` and ``nodes``
     name operations by the call of a module that made them, ``stages.0.conv/conv2d``; with them the plan replays on the
-    same model.
+    same model. The fields are in the order in which people read them.
     """
 
-    path: str
-    owner: str
-    form: str
-    branches: tuple[str, ...]
-    kernel: str
-    source: str
-    output: str
-    nodes: tuple[str, ...]
-    before: Cost
-    after: Cost
+    path: Text
+    branches: Several[Text]
+    kernel: Text
+    before: Whole[Cost]
+    after: Whole[Cost]
+    owner: Text
+    form: Text
+    source: Text
+    output: Text
+    nodes: Several[Text]
 
     @property
     def key(self) -> Key:
@@ -105,11 +240,6 @@ class Site:
         """Return the refusal that says that the site is not merged."""
         return Refusal(code, self.path or ROOT, why, self.before, self.after)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data: what people read first, then what the plan needs to replay."""
-        data = asdict(self)
-        return {name: data.pop(name) for name in ("path", "branches", "kernel", "before", "after")} | data
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -121,13 +251,13 @@ class Plan:
     saves ``rewrite`` a second recording in the same process and is never serialised.
     """
 
-    sites: tuple[Site, ...]
-    refusals: tuple[Refusal, ...]
-    policy: str
-    fingerprint: str
-    arguments: Any
-    matching_borders: tuple[str, ...] = ()
-    keep_class: bool = False
+    sites: Annotated[tuple[Whole[Site], ...], Checked(_once, fail_fast=True)]
+    refusals: Several[Annotated[Refusal, Mapping("hint")]]
+    policy: Policy
+    fingerprint: Text
+    arguments: Annotated[Any, Checked(_example)]
+    matching_borders: Several[Text] = ()
+    keep_class: Annotated[bool, Checked(strict=True)] = False
     live: Any = field(default=None, repr=False, compare=False)
 
     def select(self, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()) -> Plan:
@@ -148,8 +278,8 @@ class Plan:
         """Return the plan as JSON-ready data."""
         return {
             "schema": SCHEMA,
-            "policy": self.policy,
-            "sites": [site.to_dict() for site in self.sites],
+            "policy": str(self.policy),
+            "sites": [asdict(site) for site in self.sites],
             "refusals": [asdict(refusal) | {"hint": refusal.hint} for refusal in self.refusals],
             "fingerprint": self.fingerprint,
             "arguments": self.arguments,
@@ -163,10 +293,51 @@ class Plan:
 
         Raises RepfuseError where the data is not a plan of this schema.
         """
-        from repfuse.plan_data import read_plan  # it reads what this module defines
-
-        return read_plan(data)
+        if isinstance(data, dict) and "kind" in data:
+            if data["kind"] not in DOCUMENTS or "plan" not in data:
+                raise _no_plan(f"it is {_shown(data['kind'])}, which holds no plan")
+            data = data["plan"]
+        if not isinstance(data, dict) or "schema" not in data:
+            raise _no_plan(f"it is {_shown(data)}, without a schema")
+        if data["schema"] != SCHEMA:
+            raise RepfuseError(
+                f"This plan has schema {_shown(data['schema'])}, not {SCHEMA}.",
+                "It was written by another version of repfuse.",
+                "Make the plan again with this version, or install the version that wrote it.",
+            )
+        return read_as(Annotated[Plan, Mapping("schema")], data)  # type: ignore[no-any-return]
 
     def to_json(self) -> str:
         """Return the plan as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
+
+
+def read_as(kind: Any, data: Any) -> Any:
+    """Return data as the type ``kind``. Raises RepfuseError with the first place where it is something else."""
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_python(data)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in wrong["loc"]).lstrip(".")
+        ours = wrong["type"] == "value_error"
+        said = wrong["ctx"]["error"] if ours else f"{wrong['msg']}, not {_shown(wrong['input'])}"
+        raise _no_plan(f"{place or 'the plan'}: {said}") from error
+
+
+@cache
+def _adapter(kind: type[Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _no_plan(why: str) -> RepfuseError:
+    return RepfuseError("This is not a plan that repfuse wrote.", f"{why}.", AGAIN)
+
+
+def _shown(value: Any) -> str:
+    """Return so much of a value as fits in a message."""
+    text = short(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -12,7 +12,8 @@ from support.spellings import exported, in_functions
 from torch import nn
 
 from repfuse.fusing import fuse
-from repfuse.planning.cost import Policy, price
+from repfuse.planning.cost import price
+from repfuse.plans import Policy
 
 
 def layers(module: nn.Module, inputs: list[torch.Tensor]) -> dict[str, int]:

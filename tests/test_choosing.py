@@ -21,9 +21,8 @@ from repfuse.converting import convert
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
 from repfuse.planning.choosing import Choice, choose, fitted
-from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
-from repfuse.plans import Cost, Plan, Site
+from repfuse.plans import Cost, Plan, Policy, Site
 from repfuse.rewriting import rewrite
 from repfuse.saving import save
 
@@ -34,7 +33,7 @@ X = X * X.sum().sign()  # so that what decides by the sum runs all of it
 def sited(*paths: str) -> Plan:
     """A plan of these sites; a site's owner is the module around it."""
     sites = [
-        Site(path, path.rpartition(".")[0], "chain", ("skip",), "3x3", "x", path, (path,), Cost(9), Cost(1))
+        Site(path, ("skip",), "3x3", Cost(9), Cost(1), path.rpartition(".")[0], "chain", "x", path, (path,))
         for path in paths
     ]
     return Plan(tuple(sites), (), "cost", "f", {"tuple": []})

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from repfuse.checking.verification import verify
 from repfuse.converting import convert
 from repfuse.loading import Checkpoint
-from repfuse.planning.cost import Policy
+from repfuse.plans import Policy
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DTYPE = pytest.mark.parametrize("dtype", DTYPES)

@@ -23,8 +23,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from repfuse.checking.places import convolution_at, places
-from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
+from repfuse.plans import Policy
 from repfuse.rewriting import rewrite
 
 

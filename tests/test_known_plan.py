@@ -14,8 +14,8 @@ from torch.nn.utils import parametrizations
 
 import repfuse
 from repfuse.errors import RepfuseError
-from repfuse.known_plan import known_plan
 from repfuse.loading import load
+from repfuse.plan_file import known_plan
 
 MODULE = SAMPLES / "repvgg_digits.pt"
 STATE = SAMPLES / "repvgg_digits_state_dict.pth"

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repfuse.errors import RepfuseError
-from repfuse.plan_file import LARGEST, read_plan_file, write_plan
+from repfuse.plan_file import LARGEST, Origin, read_plan_file, write_plan
 from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.refusals import REFUSALS
 from repfuse.report.schema import Environment, Input, Report, envelope, to_json
 
 TENSOR = {"shape": [1, 1, 8, 8], "dtype": "float32"}
 ARGUMENTS = {"tuple": [{"tuple": [TENSOR, {"list": [{"value": None}, {"float": "-inf"}]}]}, {"dict": {"s": TENSOR}}]}
-FIRST = Site("a.fused", "a", "chain", ("conv 3x3", "skip"), "3x3", "x", "add", ("c", "add"), Cost(9, 8, 7, 6), Cost())
+FIRST = Site("a.fused", ("conv 3x3", "skip"), "3x3", Cost(9, 8, 7, 6), Cost(), "a", "chain", "x", "add", ("c", "add"))
 PLAN = Plan(
     (FIRST, replace(FIRST, path="b.größe", output="add_1")),
     (Refusal("cost", "c", "slower", Cost(1), Cost(2)), Refusal("hooks", "d", "a hook\n\tthere")),
@@ -45,7 +45,7 @@ def test_what_is_written_reads_back(tmp_path):
     text = written(path)
     back = read_plan_file(path)
     assert back.plan == PLAN
-    assert (back.made_for, back.digest, back.example) == ("in.pt", "sha256:" + "1" * 64, "1x1x8x8,1x5:int64")
+    assert back.origin.input == report().input and back.example == "1x1x8x8,1x5:int64"
     assert text == written(path) and "größe" in text
     written(path, input_origin="guess")
     assert read_plan_file(path).example is None
@@ -76,7 +76,7 @@ def test_what_the_commands_print_can_be_given_too(tmp_path, kind):
 def test_a_bare_plan_can_be_given_too(tmp_path):
     (tmp_path / "plan.json").write_text(PLAN.to_json())
     back = read_plan_file(tmp_path / "plan.json")
-    assert back.plan == PLAN and back.digest is None and back.example is None
+    assert back.plan == PLAN and back.origin == Origin() and back.example is None
 
 
 def places(value: object, path: tuple[object, ...] = ()):
@@ -160,7 +160,7 @@ DAMAGED = {
     "empty": ("", "line 1"),
     "no text": (b"\xff\xfe\x00\xd8\x00", ""),
     "a zip": (b"PK\x03\x04" + bytes(range(256)), ""),
-    "a list": ("[]", "a list"),
+    "a list": ("[]", "it is []"),
     "a number": ("3", "3"),
     "cut": (json.dumps(document())[:700], "column"),
     "a comma too many": ('{"sites": [1,],}', "no comma stands before"),

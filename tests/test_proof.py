@@ -22,8 +22,8 @@ from repfuse.checking.proof import prove
 from repfuse.checking.runs import in_float64
 from repfuse.checking.sites import prove_sites
 from repfuse.ops import convolution
-from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
+from repfuse.plans import Policy
 from repfuse.rewriting import rewrite
 
 EXAMPLE = (image(1, C, 9, 8),)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.check import check, check_in
 from support.programs import EXAMPLES, STEPS, Step
 
-from repfuse.planning.cost import Policy
+from repfuse.plans import Policy
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 QUICK = settings(deadline=None, phases=PHASES, max_examples=20, suppress_health_check=list(HealthCheck))

@@ -24,8 +24,8 @@ from torchvision.ops import StochasticDepth
 
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
-from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
+from repfuse.plans import Policy
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.copies import copy_with
 from repfuse.recording.recording import record

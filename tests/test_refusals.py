@@ -15,7 +15,7 @@ from torch.ao.quantization import FakeQuantize
 from torch.nn import functional as F
 
 from repfuse.fusing import fuse
-from repfuse.planning.cost import Policy
+from repfuse.plans import Policy
 from repfuse.refusals import REFUSALS
 
 INPUTS = (image(2, 4, 6, 7), image(2, 4, 6, 7, seed=1))

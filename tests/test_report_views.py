@@ -43,7 +43,7 @@ CODE = next(iter(REFUSALS))
 
 def site(path: str = LONG, branches: tuple[str, ...] = ("conv 3x3 + norm", "conv 1x1 + norm", "skip")) -> Site:
     before, after = Cost(macs=1_300_000, launches=5), Cost(macs=1_100_000, launches=1)
-    return Site(path, "owner", "chain", branches, "3x3", "x", "add", (f"{path}.a", "b"), before, after)
+    return Site(path, branches, "3x3", before, after, "owner", "chain", "x", "add", (f"{path}.a", "b"))
 
 
 def plan(*refusals: Refusal, sites: int = 2) -> Plan:

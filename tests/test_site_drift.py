@@ -14,8 +14,8 @@ from torch import nn
 
 from repfuse.checking import sites as site_drift
 from repfuse.checking.sites import prove_sites
-from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
+from repfuse.plans import Policy
 from repfuse.rewriting import rewrite
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

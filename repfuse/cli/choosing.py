@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repfuse.planning.cost import Policy
+from repfuse.plans import Policy
 
 if TYPE_CHECKING:
     from repfuse.plan_file import PlanFile

@@ -78,8 +78,9 @@ def _loaded(job: Job) -> Checkpoint:
     given = file.example if file and job.loading["input"] is None else None
     checkpoint = load(job.source, **job.loading | ({"input": given} if given else {}))
     notes = [f"the input {given} is that of the plan"] if given else []
-    if file and file.digest and file.digest != checkpoint.digest:
-        notes.append(f"the plan was made for another file, {file.made_for}: its sites are merged with these weights")
+    made_for = file.origin.input if file else None
+    if made_for and made_for.digest != checkpoint.digest:
+        notes.append(f"the plan was made for another file, {made_for.path}: its sites are merged with these weights")
     return replace(checkpoint, notes=(*checkpoint.notes, *notes))
 
 

@@ -100,8 +100,8 @@ def verify(
     from repfuse.checking.verification import verify as compare
     from repfuse.checkpoint.example import parse_shapes
     from repfuse.data import prepare, read_data
-    from repfuse.known_plan import known_plan
     from repfuse.memory import keep_little
+    from repfuse.plan_file import known_plan
     from repfuse.report.verify_view import verify_view
 
     keep_little()

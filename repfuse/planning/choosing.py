@@ -10,10 +10,9 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT, as_globs
-from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan as make_plan
 from repfuse.planning.replaying import replay
-from repfuse.plans import AGAIN, Key, Plan, Refusal, Site
+from repfuse.plans import AGAIN, Key, Plan, Policy, Refusal, Site
 
 DESCRIPTION = ("path", "owner", "form", "branches", "kernel")
 """What a plan says of a site besides its place in the graph. Costs depend on the dtype, which may be another."""

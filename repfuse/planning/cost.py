@@ -6,11 +6,10 @@ processors from phones to servers and decide only clear cases. The benchmark say
 
 from __future__ import annotations
 
-from enum import StrEnum
 from math import prod
 
 from repfuse.algebra.geometry import Geometry, Ints
-from repfuse.plans import Cost
+from repfuse.plans import Cost, Policy
 
 MACS_PER_BYTE = 8
 """Multiply-accumulates in the time of moving one byte: about 100 G/s against 12 GB/s on one CPU core."""
@@ -22,19 +21,6 @@ WORTH_THE_CLASS = 0.05
 """Which share of the predicted time of a network is to be gained before its outermost module may lose its class: more
 than machines differ from one day to the next.
 """
-
-
-class Policy(StrEnum):
-    """What is merged, of all that can be merged exactly."""
-
-    COST = "cost"
-    """What is predicted to be faster."""
-
-    ALWAYS = "always"
-    """Whatever needs fewer operators, also where that means more work."""
-
-    NEVER_COMPOSE = "never-compose"
-    """As ``cost``, but layers in a row stay layers in a row: only branches, normalisations and constants are merged."""
 
 
 def convolution_cost(geometry: Geometry, output: Ints, source: Ints, item: int) -> Cost:

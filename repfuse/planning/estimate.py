@@ -9,9 +9,9 @@ from torch import fx
 from repfuse.algebra.expression import Expression, tensor_names
 from repfuse.algebra.layers import Convolution
 from repfuse.ops.meaning import Applied, Combined, Meaning, Rescaled, Selected, Stacked
-from repfuse.planning.cost import Policy, convolution_cost, elementwise_cost, filter_cost, price
+from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, price
 from repfuse.planning.terms import Group
-from repfuse.plans import Cost
+from repfuse.plans import Cost, Policy
 from repfuse.recording.constants import Constants
 from repfuse.recording.recording import Recording
 

@@ -19,7 +19,7 @@ from repfuse.networks import device_of
 from repfuse.ops import Meaning, meaning_of
 from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Same, Unfusible, inputs_of, origin
 from repfuse.planning.bystanders import bystanders, find_dead
-from repfuse.planning.cost import WORTH_THE_CLASS, Policy
+from repfuse.planning.cost import WORTH_THE_CLASS
 from repfuse.planning.edits import Candidate, Fused, Layout
 from repfuse.planning.estimate import Estimate
 from repfuse.planning.layout import lay_out
@@ -28,7 +28,7 @@ from repfuse.planning.region import Region
 from repfuse.planning.regions import Regions
 from repfuse.planning.storage import Ranges
 from repfuse.planning.terms import Group
-from repfuse.plans import Cost, Plan, Refusal, Site
+from repfuse.plans import Cost, Plan, Policy, Refusal, Site
 from repfuse.recording.arguments import Arguments, description
 from repfuse.recording.constants import lookup
 from repfuse.recording.recording import Recording, record
@@ -140,7 +140,7 @@ class Planner:
         return Plan(
             sites,
             tuple(self.refusals.values()),
-            str(self.policy),
+            self.policy,
             self.recording.fingerprint(),
             arguments,
             borders,

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT
 from repfuse.networks import is_plain, named_modules, own_tensors
-from repfuse.planning.cost import Policy
 from repfuse.planning.edits import Candidate, Layout, owner_of, place_of
 from repfuse.planning.planner import Planner
 from repfuse.plans import AGAIN, Key, Plan, Site
@@ -121,7 +120,7 @@ def _made_again(module: nn.Module, plan: Plan, fill: Callable[[Tensor], object])
         raise _misfit(f"It was made for another model, or one with other shapes: {error.why}") from error
     if recording.fingerprint() != plan.fingerprint:
         raise _misfit("It was made for another model: with other modules or shapes.")
-    return Planner(recording, Policy(plan.policy), plan.matching_borders, keep_class=plan.keep_class)
+    return Planner(recording, plan.policy, plan.matching_borders, keep_class=plan.keep_class)
 
 
 def _misfit(why: str) -> RepfuseError:

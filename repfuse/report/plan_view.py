@@ -12,8 +12,7 @@ from rich.text import Text
 
 from repfuse.globs import ROOT
 from repfuse.health import MEANINGS, Ailment, Finding
-from repfuse.planning.cost import Policy
-from repfuse.plans import Cost, Plan, Refusal, Site
+from repfuse.plans import Cost, Plan, Policy, Refusal, Site
 from repfuse.report.tables import NUMBER, change, count, facts, heading, places, plural, table
 
 # Weights that look wrong, for people: each kind once.

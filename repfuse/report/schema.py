@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from repfuse.health import Finding
 from repfuse.jsonready import json_ready
-from repfuse.plans import Plan
+from repfuse.plans import Count, Plan, Several, Text
 
 if TYPE_CHECKING:  # their packages import torch
     from repfuse.benching.results import Benchmark
@@ -39,16 +39,21 @@ class Environment:
 class Input:
     """The checkpoint read. ``model`` is how the network was built, None where the file holds the module itself.
 
-    ``shapes`` and ``dtypes`` are those of the example inputs, ``input_origin`` says where they come from.
+    ``shapes`` and ``dtypes`` are those of the example inputs, ``input_origin`` says where they come from. Raises
+    ValueError where there are not as many of one as of the other.
     """
 
-    path: str
-    digest: str
+    path: Text
+    digest: Text
     format: str
     model: str | None
-    shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[str, ...]
+    shapes: Several[Several[Count]]
+    dtypes: Several[Text]
     input_origin: str
+
+    def __post_init__(self) -> None:
+        if len(self.shapes) != len(self.dtypes):
+            raise ValueError("it has not as many dtypes as shapes")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from support.agreement import image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repfuse.planning.cost import Policy
+from repfuse.plans import Policy
 
 C = 4
 """Channels of every block."""

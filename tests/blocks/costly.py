@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from blocks.basic import RepVGG
 from blocks.building import NOT_MERGED, Case, Spelled, Twin, conv, conv_norm, norm, total
 from blocks.edges import sesr, span
-from repfuse.planning.cost import Policy
+from repfuse.plans import Policy
 
 WIDE = 64
 

@@ -19,8 +19,7 @@ from mistakes.making import SLIPS, misread
 from repfuse.checking.places import places
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
-from repfuse.planning.cost import Policy
-from repfuse.plans import Plan
+from repfuse.plans import Plan, Policy
 
 KINDS = (*DAMAGES, *SLIPS)
 """What may go wrong with what is computed."""

@@ -20,9 +20,8 @@ from repfuse.checking.proof import prove
 from repfuse.checking.results import Comparison
 from repfuse.checking.sites import prove_sites
 from repfuse.fusing import fuse
-from repfuse.planning.cost import Policy
 from repfuse.planning.planner import plan
-from repfuse.plans import Plan
+from repfuse.plans import Plan, Policy
 from repfuse.rewriting import rewrite
 
 Shapes = Sequence[tuple[int, ...]]
