@@ -1,4 +1,4 @@
-"""The corpus of hostile files: nothing runs, nothing is left, and each is one message after seconds of work.
+"""The corpus of hostile files: nothing runs, nothing is left, and each is one message.
 
 They are loaded in a process that they may harm (``hostile.child``), many to a process since torch takes seconds to
 import.
@@ -47,7 +47,7 @@ def complaints(found: dict[str, Any]) -> list[str]:
         f"it ran: {found['seen']}": found["canary"] or found["seen"],
         f"it left {found['left']}": found["left"],
         f"it {found['outcome']}: {message[-1500:]}": found["outcome"] not in fine,
-        f"it took {found['seconds']:.1f} s": found["seconds"] > SECONDS * (3 if attack.slow else 1),
+        f"it took {found['seconds']:.1f} s": found["seconds"] > SECONDS,
         f"it took {found['grown'] >> 20} MiB, and has {found['size']} bytes": found["grown"] > GROWN,
         f"its message has {len(message)} characters": len(message) > MESSAGE,
         f"its message does not say what to do: {message}": found["outcome"] == "refused" and "\ndo: " not in message,
@@ -57,18 +57,9 @@ def complaints(found: dict[str, Any]) -> list[str]:
     return [f"{found['name']}: {complaint}" for complaint, bad in checks.items() if bad]
 
 
-def check(names: list[str], folder: Path) -> None:
-    found = outcomes(names, folder)
-    assert not [complaint for name in names for complaint in complaints(found[name])]
-
-
 def test_no_attack_succeeds(tmp_path: Path) -> None:
-    check([name for name, attack in CORPUS.items() if not attack.slow], tmp_path)
-
-
-@pytest.mark.slow
-def test_no_slow_attack_succeeds(tmp_path: Path) -> None:
-    check([name for name, attack in CORPUS.items() if attack.slow], tmp_path)
+    found = outcomes(list(CORPUS), tmp_path)
+    assert not [complaint for name in CORPUS for complaint in complaints(found[name])]
 
 
 def test_the_attacks_are_real_and_the_harness_sees_them(tmp_path: Path) -> None:

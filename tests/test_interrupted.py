@@ -29,7 +29,7 @@ from repfuse.errors import RepfuseError
 from repfuse.loading import load
 
 POINTS = ("open", "fsync", "chmod", "link", "unlink", "replace", "rename")  # of os: where the disk is changed
-ALL = wanted(None, None, None, None)
+ALL = wanted(None, None, None, None, None)
 Files = dict[str, bytes]
 
 

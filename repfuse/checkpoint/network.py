@@ -14,8 +14,8 @@ from repfuse.checkpoint.fitting import expected_of, fit
 from repfuse.checkpoint.inert import module_state, tensors_of
 from repfuse.checkpoint.naming import Naming
 from repfuse.checkpoint.recipe import Recipe, check_buildable
+from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.revive import revive
-from repfuse.checkpoint.soundness import Bounded, room_for
 from repfuse.checkpoint.source import FORMS, ModelSource
 from repfuse.checkpoint.weights import load_weights, match_dtype
 from repfuse.errors import RepfuseError
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from repfuse.plans import Plan
 
     Replay = Callable[[nn.Module, Plan], nn.Module]
+
+
+DEEPEST = 200  # modules in modules: Python itself runs no deeper network
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,7 @@ def network_of(
         return _restored(opened, source, allow, replay)
     recipe = opened.recipe
     plans = recipe.plans if recipe else ()
-    if source is not None:
-        return _filled(opened, state, source, replay, plans)
-    size = sum(file.stat().st_size for file in opened.files or (opened.path,))
-    with Bounded(room_for(size)):  # its arguments are the file's
-        return _filled(opened, state, _source_of(opened, recipe, allow, trust=trust), replay, plans)
+    return _filled(opened, state, source or _source_of(opened, recipe, allow, trust=trust), replay, plans)
 
 
 def _restored(opened: Opened, source: ModelSource | None, allow: Collection[str], replay: Replay) -> Network:
@@ -90,6 +89,8 @@ def _in_eval(opened: Opened, module: Any, notes: tuple[str, ...]) -> Network:
         module, notes = module.module, (*notes, "took the network out of its DataParallel wrapper")
     if not isinstance(module, nn.Module):
         raise no_network(opened.path, f"It holds one object of type {type(module).__name__}.")
+    if any(name.count(".") > DEEPEST for name, _ in module.named_modules()):
+        raise damaged(opened.path, "its modules hold each other without end")
     if any(part.training for part in module.modules()):
         notes = (*notes, "the network was in training mode: it is used in eval mode")
     set_eval(module)

@@ -5,22 +5,18 @@ from __future__ import annotations
 import pickletools
 import re
 import zipfile
-from _compat_pickle import IMPORT_MAPPING
-from collections.abc import Callable
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
 from contextlib import contextmanager
 from pickle import PicklingError, UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
+from torch import Tensor, nn
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from repfuse.checkpoint.archive import members_of, opened
-from repfuse.checkpoint.calls import HARMLESS, VettingError
-from repfuse.checkpoint.dictlike import dict_stand_in, is_dictlike
-from repfuse.checkpoint.inert import GlobalName, stand_in, tidied
+from repfuse.checkpoint.inert import ORIGIN, GlobalName, StandIn, stand_in, tidied, walk
 from repfuse.checkpoint.recognise import Container, damaged
-from repfuse.checkpoint.soundness import sound
-from repfuse.checkpoint.vetting import Scan, scan
 from repfuse.errors import RepfuseError
 from repfuse.quiet import quietly
 from repfuse.wording import described, first_line, listed
@@ -28,11 +24,25 @@ from repfuse.wording import described, first_line, listed
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-Room = Callable[[str | None], int]
+    from typing import IO
 
 LEGACY_PICKLES = 4  # magic number, protocol version, system, and the object itself
 PROTOCOL = 2  # the one that torch.save writes and that its restricted unpickler reads
+HARMLESS = {  # what torch's restricted unpickler calls, beside torch's own
+    *(GlobalName("_codecs", "encode"), GlobalName("builtins", "bytearray")),
+    *(GlobalName("builtins", "set"), GlobalName("builtins", "complex")),
+}
+NAME = 1000  # characters of the name of a class
+FREE_BYTES = 1 << 28
+BYTES_OF_BYTE = 8  # what a byte of the file may stand for: repeated numbers take the room of one
+DICTIONARIES = frozenset({"AttributeDict", "ConfigDict", "CfgNode", "EasyDict", "Munch", "defaultdict", "addict.Dict"})
+
+
+class Said(NamedTuple):
+    """What a pickle says of itself: the names that it uses, and its protocol."""
+
+    names: frozenset[GlobalName]
+    protocol: int
 
 
 def read(path: Path, container: Container) -> Any:
@@ -41,13 +51,44 @@ def read(path: Path, container: Container) -> Any:
     No code of the file runs. All tensors come to the CPU. Raises RepfuseError where the file is damaged, or where
     it needs what torch's restricted unpickler does not do.
     """
-    said = _scan(path, container)
+    said = _said(path, container)
     try:
-        with path.open("rb") as file, _stand_ins_for(said.names), quietly():
-            tree = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-            return tidied(sound(tree, path.stat().st_size))
+        with path.open("rb") as file, _stand_ins_for(said.names):
+            return tidied(read_plain(file, path.stat().st_size))
     except Exception as error:  # a damaged pickle can make its reader fail in any way
         raise _unreadable(path, container, said, error) from error
+
+
+def read_plain(file: IO[bytes], size: int) -> Any:
+    """Return what torch's restricted unpickler makes of a file of ``size`` bytes; it raises what it likes.
+
+    Raises ValueError where a tensor is of a kind of its own, or where they are larger than such a file can mean.
+    """
+    with quietly(), torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]
+        tree = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+    room = room_for(size)
+    for tensor in walk(tree):
+        if isinstance(tensor, Tensor):
+            if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_nested:
+                raise ValueError("it holds a tensor of a kind of its own")
+            held = tensor.untyped_storage().nbytes() if tensor.layout is torch.strided else 0
+            room -= max(tensor.numel() * tensor.element_size(), held)
+    if room < 0:
+        raise ValueError("its tensors are larger than a file of this size can mean")
+    return tree
+
+
+def room_for(size: int) -> int:
+    """Return how many bytes of memory the tensors in a file of ``size`` bytes may take."""
+    return max(FREE_BYTES, BYTES_OF_BYTE * size)
+
+
+def check_unpacked(file: Path | IO[bytes], most: int) -> None:
+    """Raise ValueError where the members of an archive would be larger than ``most`` bytes."""
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > most:
+        raise ValueError(f"its members would unpack to {unpacked:,} bytes, which is out of proportion")
 
 
 def read_trusted(path: Path) -> Any:
@@ -81,58 +122,47 @@ def write(data: Any, path: Path) -> None:
         raise OSError(first_line(error)) from error
 
 
-def vet(path: Path, data: bytes) -> None:
-    """Raise RepfuseError where ``data``, a torch archive in the file at ``path``, breaks a rule of archives or pickles.
-
-    What it names stays unchecked: that is for torch's restricted unpickler, without stand-ins.
-    """
-    _scan(path, Container.TORCH_ZIP, data)
-
-
 def modules_named(path: Path) -> set[str]:
     """Return the Python modules whose classes and functions the file at ``path`` names, one that ``write`` wrote.
 
     Its protocol calls modules of the standard library as Python 2 did: those are left out.
     """
-    opcodes, _ = _instructions(path, Container.TORCH_ZIP, None)
+    opcodes = _instructions(path, Container.TORCH_ZIP)
     names = {str(argument).partition(" ")[0] for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"}
     return names - IMPORT_MAPPING.keys()
 
 
-def _scan(path: Path, container: Container, data: bytes | None = None) -> Scan:
+def _said(path: Path, container: Container) -> Said:
+    names, protocol = set(), 0
     try:
-        return scan(*_instructions(path, container, data))
-    except VettingError as error:
-        raise RepfuseError(
-            f"{path} asks for more than repfuse lets a file do.",
-            f"In its pickle, {error}.",
-            "If you trust whoever made the file, --trust loads it all the same.",
-        ) from error
-    except RepfuseError:
-        raise
+        for opcode, argument, _ in _instructions(path, container):
+            if opcode.name == "PROTO":
+                protocol = max(protocol, int(argument))
+            elif opcode.name in ("GLOBAL", "INST"):
+                names.add(_name(str(argument)))
     except Exception as error:  # likewise
-        raise damaged(path, _cause(error)) from error
+        raise damaged(path, first_line(error)) from error
+    return Said(frozenset(names), protocol)
 
 
-def _instructions(
-    path: Path, container: Container, data: bytes | None
-) -> tuple[Iterator[tuple[Any, Any, int | None]], Room]:
-    """Return the opcodes, and how many bytes the file has for the storage of each key."""
+def _name(argument: str) -> GlobalName:
+    """Return the name as Python 3 spells it; pickles of protocol 2 may use Python 2's."""
+    if len(argument) > NAME:
+        raise ValueError(f"it names something with {len(argument):,} characters")
+    module, _, name = argument.partition(" ")
+    return GlobalName(*NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
+
+
+def _instructions(path: Path, container: Container) -> Iterator[tuple[Any, Any, int | None]]:
     if container is not Container.TORCH_ZIP:
-        size = path.stat().st_size
-        return _legacy_instructions(path), lambda _: size
-    members = members_of(path, data)
-    root = next(iter(members)).partition("/")[0]
-    with opened(path, data) as file, zipfile.ZipFile(file) as archive:
-        opcodes = pickletools.genops(archive.read(f"{root}/data.pkl"))
-    sizes = {name: member.file_size for name, member in members.items()}
-    return opcodes, lambda key: sizes.get(f"{root}/data/{key}", 0)
-
-
-def _legacy_instructions(path: Path) -> Iterator[tuple[Any, Any, int | None]]:
-    with path.open("rb") as file:
-        for _ in range(LEGACY_PICKLES):
-            yield from pickletools.genops(file)
+        with path.open("rb") as file:
+            for _ in range(LEGACY_PICKLES):
+                yield from pickletools.genops(file)
+        return
+    check_unpacked(path, path.stat().st_size)
+    with zipfile.ZipFile(path) as archive:
+        (member,) = (name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
+        yield from pickletools.genops(archive.read(member))
 
 
 @contextmanager
@@ -140,7 +170,7 @@ def _stand_ins_for(names: frozenset[GlobalName]) -> Iterator[None]:
     """Let torch's unpickler see a stand-in for each name, and nothing that other code has added for itself."""
     others = get_safe_globals()
     clear_safe_globals()
-    add_safe_globals([((dict_stand_in if is_dictlike(name) else stand_in)(name), str(name)) for name in names])
+    add_safe_globals([(_dict_stand_in(name) if _is_dict(name) else stand_in(name), str(name)) for name in names])
     try:
         yield
     finally:
@@ -148,18 +178,47 @@ def _stand_ins_for(names: frozenset[GlobalName]) -> Iterator[None]:
         add_safe_globals(others)
 
 
-def _unreadable(path: Path, container: Container, said: Scan, error: Exception) -> RepfuseError:
+def _is_dict(origin: GlobalName) -> bool:
+    """Say whether the class of this name is known to be a dictionary: a configuration of Lightning, MMEngine, ..."""
+    return origin.name in DICTIONARIES or f"{origin.package}.{origin.name}" in DICTIONARIES
+
+
+def _dict_stand_in(origin: GlobalName) -> type:
+    return _PlayedType("StandIn", (_Played,), {"origin": origin})
+
+
+class _PlayedType(StandIn):
+    def __call__(cls, *args: Any) -> Any:
+        return _Played.__new__(cls, *args)  # type: ignore[arg-type]
+
+
+class _Played(metaclass=_PlayedType):
+    """A dictionary of another library, as an OrderedDict that remembers its class: all that torch's unpickler fills.
+
+    As data it is a dictionary, as a part of a network it is still refused, for the class is not there.
+    """
+
+    origin: ClassVar[GlobalName]
+
+    def __new__(cls, *_args: Any) -> Any:
+        played: OrderedDict[Any, Any] = OrderedDict()
+        vars(played)[ORIGIN] = str(cls.origin)
+        return played
+
+
+def _unreadable(path: Path, container: Container, said: Said, error: Exception) -> RepfuseError:
     foreign = sorted(str(name) for name in said.names - HARMLESS if name.package not in ("torch", "collections"))
+    cause = _cause(error)
     if said.protocol > PROTOCOL:
         why = f"It was written with pickle protocol {said.protocol}; torch's safe loader reads protocol {PROTOCOL}."
     elif foreign and container is Container.TORCH_LEGACY:
         why = "It is in torch's format from before version 1.6, which gives networks together with their source code."
     elif foreign and isinstance(error, UnpicklingError):
         why = f"It does more than restore data. It names: {listed(foreign)}."
-    elif said.unknown:
-        why = f"Its pickle has the instruction {said.unknown}, which torch's safe loader does not read."
+    elif "Unsupported operand" in cause:
+        why = f"Its pickle has an instruction that torch's safe loader does not read ({cause})."
     else:
-        return damaged(path, _cause(error))
+        return damaged(path, cause)
     return RepfuseError(
         f"{path} cannot be loaded without running code from it.",
         why,

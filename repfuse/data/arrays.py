@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 
 from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.recognise import recognise
-from repfuse.checkpoint.soundness import room_for
 from repfuse.errors import RepfuseError
 from repfuse.networks import dense
 from repfuse.wording import first_line
@@ -56,10 +54,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _read_npz(path: Path) -> dict[str, torch.Tensor]:
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())
-    if unpacked > room_for(path.stat().st_size):
-        raise ValueError(f"It would unpack to {unpacked:,} bytes, which is out of proportion.")
+    torch_pickle.check_unpacked(path, torch_pickle.room_for(path.stat().st_size))
     with np.load(path, allow_pickle=False) as archive:
         return {name: torch.from_numpy(archive[name]) for name in archive.files if name in INPUTS + LABELS}
 

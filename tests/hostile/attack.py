@@ -24,7 +24,6 @@ class Attack:
     make: Make
     executes: bool = False
     may_load: bool = False
-    slow: bool = False
     name: str = "in.pt"
     options: dict[str, Any] = field(default_factory=dict)
     loads: str = ""

@@ -136,10 +136,6 @@ def size(number: int) -> str:
     return f"Symbol('s{number}', integer=True, positive=True)"
 
 
-def added(first: int, count: int) -> str:
-    return f"Add({', '.join(size(number) for number in range(first, first + count))})"
-
-
 def tower(levels: int, below: str = "") -> str:
     """Remainders and largest ones of each other."""
     below = below or size(0)
@@ -155,7 +151,7 @@ INNER = {  # files whose pickles torch's own restricted unpickler would follow
     f"{kind}: {name}": attack
     for kind, table in (("tensor", TENSORS), ("nesting", NESTING), ("pickle", CALLING), ("archive", ARCHIVES))
     for name, attack in table.items()
-    if not attack.slow
+    if "ten megabytes" not in name  # torch takes minutes for long names
 }
 ENDLESS = "[" * 100_000
 MEMBERS = {
@@ -169,23 +165,23 @@ MEMBERS = {
     ),
     "a size beyond the file": with_member("weight_0", of=good, size=1 << 31, packed=1 << 31),
     "a size of 4 GB": with_member("weight_0", of=good, size=(1 << 32) - 1, packed=(1 << 32) - 1),
-    "an offset into another member": with_member("weight_1", of=good, offset=0),
+    "an offset into another member": with_member("weight_1", of=good, offset=0, may_load=True),
     "another size in the local header": with_member("weight_0", of=good, local_size=7, may_load=True),
-    "a program that is a link": with_member(PROGRAM, of=good, attributes=(stat.S_IFLNK | 0o777) << 16),
+    "a program that is a link": with_member(PROGRAM, of=good, attributes=(stat.S_IFLNK | 0o777) << 16, may_load=True),
     "an encrypted program": with_member(PROGRAM, of=good, flags=1),
-    "one name twice": changed(lambda members: [*members, members[0]], of=good),
+    "one name twice": changed(lambda members: [*members, members[0]], of=good, may_load=True),
     "one name twice, but for case": also("ARCHIVE/MODELS/MODEL.JSON", of=good),
     "another folder": also("other/models/model.json", of=good),
-    "traversal": also("archive/extra/../../../canary", of=good),
+    "traversal": also("archive/extra/../../../canary", of=good, may_load=True),
     "an absolute name": also("/tmp/canary", of=good),
-    "backslashes": also("archive/extra/..\\canary", of=good),
+    "backslashes": also("archive/extra/..\\canary", of=good, may_load=True),
     "NUL in a name": also("archive/extra/x\0.txt", of=good),
     "twenty thousand members": changed(
         lambda members: [*members, *[Member(f"archive/extra/{n}", b"") for n in range(20_000)]], of=good, may_load=True
     ),
     "bytes that are no text beside the program": also("archive/extra/x", b"\xff\xfe", of=good),
     "a directory elsewhere": changed(lambda members: members, of=good, directory=7),
-    "bytes behind": changed(lambda members: members, of=good, behind=b"x" * 50),
+    "bytes behind": changed(lambda members: members, of=good, behind=b"x" * 50, may_load=True),
     "a pickle behind": Attack(two_faced),
     "a pickle before": Attack(other_order),
     "a pickle within": Attack(both),
@@ -222,15 +218,7 @@ TEXTS = {
     "an input of 2**33 and no sample": without_inputs(HUGE, 3, 6, 6),
     "an input of 2**31 and no sample": without_inputs(1, 3, 26_755, 26_755),
     "an input below nothing and no sample": without_inputs(-1, 3, 6, 6),
-    "a size that multiplies out to 2**24 terms": parsed(
-        PROGRAM, sizes(f"Mul({', '.join(added(2 * n, 2) for n in range(24))})")
-    ),
-    "a power that multiplies out": parsed(PROGRAM, sizes(f"Pow({added(0, 30)}, Integer(8))")),
-    "a power of a power that multiplies out": parsed(
-        PROGRAM, sizes(f"Pow(Pow({added(0, 9)}, Integer(8)), Integer(8))")
-    ),
     "remainders of remainders": parsed(PROGRAM, sizes(tower(40))),
-    "the largest of hundreds": parsed(PROGRAM, sizes(f"Max({', '.join(added(n, 2) for n in range(200))})")),
     "remainders by division": parsed(PROGRAM, sizes("FloorDiv(" * 200 + size(0) + ", Integer(3))" * 200)),
     "divided by nothing": parsed(PROGRAM, sizes(f"FloorDiv({size(0)}, Integer(0))")),
     "nan for a size": parsed(PROGRAM, sizes("Mod(oo, Integer(7))", "Add(oo, Mul(oo, Integer(-1)))")),

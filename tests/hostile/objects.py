@@ -8,25 +8,17 @@ from repfuse.samples import NotebookBlock
 
 from .assembling import call, items, name, pickled, push, system, text, torch_archive, touching
 from .attack import Attack
-from .nesting import DOUBLED, before
 from .tensors import GOOD
 
 BUILT = {"model": "torch.nn:Identity"}
-LONG = 1 << 20
 
 
-def beside(body: bytes, steps: bytes = b"", *, may_load: bool = True) -> Attack:
+def beside(body: bytes) -> Attack:
     """A training checkpoint with one weight, and ``body`` beside it."""
-    pickle = (
-        before(steps) + b"}(" + text("state_dict") + b"}" + text("weight") + GOOD + b"s" + text("more") + body + b"u"
-    )
+    pickle = b"}(" + text("state_dict") + b"}" + text("weight") + GOOD + b"s" + text("more") + body + b"u"
     return Attack(
-        lambda _folder, _canary: torch_archive(pickled(pickle), {"0": bytes(16)}), options=BUILT, may_load=may_load
+        lambda _folder, _canary: torch_archive(pickled(pickle), {"0": bytes(16)}), options=BUILT, may_load=True
     )
-
-
-def text_of(length: int) -> bytes:
-    return text("x" * length)
 
 
 def encoded(content: bytes) -> bytes:
@@ -40,25 +32,6 @@ def dtype(kind: str = "f4", state: bytes = b"") -> bytes:
 def array(shape: object, content: bytes, kind: bytes = b"") -> bytes:
     new = call("numpy.core.multiarray:_reconstruct", name("numpy:ndarray"), push((0,)), encoded(text("b")))
     return new + items(b"K\1", push(shape), kind or dtype(), b"\x89", content) + b"b"
-
-
-MANY = 3000  # times a megabyte
-LATE = b"]q\x02"  # a list that is filled when everybody has looked at it
-FILLED = b"h\x02h\x01a"
-
-
-def filled_later(made: bytes) -> Attack:
-    """What ``made`` holds is memo 2, a list: only afterwards does it get an item of 2**60 objects."""
-    pickle = before(DOUBLED) + b"}(" + text("state_dict") + b"}" + text("weight") + GOOD + b"s" + text("late") + LATE
-    pickle += text("more") + made + text("fill") + FILLED + b"u"
-    return Attack(
-        lambda _folder, _canary: torch_archive(pickled(pickle), {"0": bytes(16)}), options=BUILT, may_load=True
-    )
-
-
-def again(once: bytes, many: bytes) -> Attack:
-    """Make something of a megabyte (memo 1), and use it thousands of times."""
-    return beside(b"](" + many * MANY + b"e", once + b"q\x01")
 
 
 def namespace(state: bytes, kind: str = "argparse:Namespace") -> Attack:
@@ -80,24 +53,7 @@ def versions(value: object) -> Attack:
     return Attack(make, options={"model": "repfuse.samples:NotebookBlock"}, may_load=True)
 
 
-PATHS = ("pathlib:PosixPath", "pathlib:WindowsPath", "pathlib:PurePosixPath")
 OBJECTS = {
-    "one text again and again as bytes": again(text_of(LONG), encoded(b"h\x01")),
-    "one text again and again as bytearray": again(
-        text_of(LONG), call("__builtin__:bytearray", b"h\x01", text("latin1"))
-    ),
-    "one text again and again in another's name": again(
-        text_of(LONG),
-        call(
-            "torch._tensor:_rebuild_from_type_v2",
-            name("_codecs:encode"),
-            name("torch:Tensor"),
-            items(b"h\x01", text("latin1")),
-            b"N",
-        ),
-    ),
-    "one array again and again": again(encoded(text_of(LONG)), array((LONG // 4,), b"h\x01")),
-    "an array of an array": again(array((LONG // 4,), encoded(text_of(LONG))), array((LONG // 4,), b"h\x01")),
     "an array of 2**60": beside(array((1 << 60,), encoded(text("x" * 16)))),
     "an array of nothing and 2**60": beside(array((0, 1 << 60), encoded(text("")))),
     "an array of 2**90": beside(array((1 << 90,), encoded(text("x" * 16)))),
@@ -116,8 +72,6 @@ OBJECTS = {
         call("numpy.core.multiarray:_frombuffer", encoded(text("x")), dtype(), push((1,)), text("C"))
     ),
     "numpy's functions": beside(call("numpy:fromfile", text("/etc/passwd")) + call("numpy:load", text("x")) + b"\x86"),
-    **{f"{path} of 2**60 objects": filled_later(call(path, b"h\x02")) for path in PATHS},
-    "a path of gigabytes": beside(call("pathlib:PosixPath", b"h\x01" * 4000), text_of(LONG) + b"q\x01"),
     "a path of a number of thousands of digits": beside(call("pathlib:PosixPath", push(1 << 2000))),
     "a path of a tensor": beside(call("pathlib:PosixPath", GOOD)),
     "a date of 2**70": beside(call("datetime:datetime", push(1 << 70), b"K\1", b"K\1")),
@@ -153,7 +107,6 @@ OBJECTS = {
         may_load=True,
         executes=False,
     ),
-    "an origin of 2**60 objects": filled_later(call("collections:OrderedDict") + b"}" + text("origin") + b"h\x02sb"),
     "an origin that is a tensor": beside(call("collections:OrderedDict") + b"}" + text("origin") + GOOD + b"sb"),
     **{
         f"versions that are {value!r}": versions(value)

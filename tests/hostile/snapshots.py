@@ -56,7 +56,6 @@ def on_path(folder: Path, canary: Path) -> bytes:
     return json.dumps({"architecture": f"{folder}/evil.py:net", "auto_map": {"AutoModel": "evil.net"}}).encode()
 
 
-BLOCKS = {"depth": 99_999, "embed_dim": 1, "num_heads": 1}
 SNAPSHOTS = {
     **{name: raw(text) for name, text in WRONG.items()},
     "of 4 GB": Attack(large, name="model.safetensors", loads="."),
@@ -66,13 +65,10 @@ SNAPSHOTS = {
         f"architecture {name!r:.30}": config(architecture=name)
         for name in ("os.system", "hf-hub:evil/net", "local-dir:/x", "../x", "x" * 10_000_000, 7, ["a"], None, "\ud800")
     },
-    **{
-        f"{number} classes": config(num_classes=number)
-        for number in (-1, 1.5, 1 << 40, 10**4000, "7", True, [1], 999_999)
-    },
+    **{f"{number} classes": config(num_classes=number) for number in (-1, 1.5, 1 << 40, 10**4000, "7", True, [1])},
     **{
         f"input of {size!r:.40}": config(pretrained_cfg={"input_size": size})
-        for size in ([3, 1_000_000, 1_000_000], [1 << 40, 8, 8], [3, -1, 8], [3], "x", [[3], 1, 1], [999_999, 8, 8])
+        for size in ([3, 1_000_000, 1_000_000], [1 << 40, 8, 8], [3, -1, 8], [3], "x", [[3], 1, 1])
     },
     "a configuration that is text": config(pretrained_cfg="x"),
     "arguments that are text": config(model_args="x"),
@@ -93,6 +89,5 @@ SNAPSHOTS = {
             "in_chans": 1_000_000,
         }.items()
     },
-    "a hundred thousand blocks": arguments("vit_tiny_patch16_224", **BLOCKS),
     "an image of a million": arguments("vit_tiny_patch16_224", img_size=1_000_000),
 }

@@ -11,18 +11,14 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from repfuse.checkpoint.archive import members_of
 from repfuse.checkpoint.exported.inspection import Unsafe, check_names, check_program
-from repfuse.checkpoint.inert import children
 from repfuse.checkpoint.recognise import damaged
-from repfuse.checkpoint.soundness import room_for, sound
-from repfuse.checkpoint.torch_pickle import vet
+from repfuse.checkpoint.torch_pickle import check_unpacked, read_plain
 from repfuse.errors import RepfuseError
 from repfuse.quiet import quietly
 from repfuse.wording import first_line
@@ -37,8 +33,6 @@ MEMBERS = re.compile(  # every member that a program without code of its own has
     r"|data/constants/(model_constants_config\.json|tensor_\d+)|extra/.*"
     r"|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|\.storage_alignment"
 )
-LEAVES = 100_000
-NUMBER = 4  # bytes, mostly
 KNOWN_DEVICES = ("cuda", "xpu", "mps")
 SAVE_AGAIN = "Save it again with torch.export.save, or, if you trust whoever made it, use --trust."
 
@@ -49,8 +43,6 @@ def read(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
     Raises RepfuseError where the file is damaged, or, without ``trust``, where it holds more than a graph of operators
     and plain tensors.
     """
-    if not trust:
-        members_of(path)  # torch's reader unpacks some members as soon as it is made
     data = path.read_bytes()
     if not trust:
         check(path, data)
@@ -79,10 +71,11 @@ def write(program: torch.export.ExportedProgram, path: Path) -> None:
 def check(path: Path, data: bytes) -> None:
     """Raise RepfuseError where ``data``, the file at ``path``, is more than a graph of operators and plain tensors."""
     try:
+        check_unpacked(io.BytesIO(data), len(data))  # torch's reader unpacks some members as soon as it is made
         with quietly():
             reader = _reader(data)
             members = set(reader.get_all_records())
-            _check_members(path, reader, members, len(data))
+            _check_members(path, members)
             program = json.loads(reader.get_record(PROGRAM))
             configs = [json.loads(reader.get_record(name))["config"] for name in CONFIGS]
             inputs = reader.get_record(INPUTS)
@@ -91,7 +84,7 @@ def check(path: Path, data: bytes) -> None:
             check_names(config)
             _check_payload(reader, folder, config, len(data))
             _check_devices(path, config)
-        _check_inputs(path, inputs)
+        _check_inputs(inputs)
     except RepfuseError:
         raise
     except Unsafe as error:
@@ -105,28 +98,23 @@ def _reader(data: bytes) -> Any:
     return torch._C.PyTorchFileReader(io.BytesIO(data))
 
 
-def _check_members(path: Path, reader: Any, members: set[str], size: int) -> None:
+def _check_members(path: Path, members: set[str]) -> None:
     if "models/model.json" not in members:
         what = "it was compiled by AOTInductor" if any("aotinductor" in name for name in members) else ""
         older = "it has no models/model.json: it may be from torch 2.7 or before"
         raise _refused(path, what or older)
     if strange := sorted(name for name in members if not MEMBERS.fullmatch(name)):
         raise _refused(path, f"it has the member {strange[0]!r}, which may be code or a pickle")
-    if sum(reader.get_record_size(name) for name in members) > size:
-        raise damaged(path, "its members would be larger than the file")
 
 
 def _check_payload(reader: Any, folder: str, config: dict[str, Any], size: int) -> None:
-    """Raise Unsafe where a tensor is a pickle, or where they would be larger than a file of ``size`` bytes can mean."""
-    room = room_for(size) // NUMBER
+    """Raise Unsafe where a tensor is a pickle, or where it would be larger than the file, which has ``size`` bytes."""
     for name, payload in config.items():
         member, form = payload["path_name"], payload["tensor_meta"]
         if payload["use_pickle"] is not False or not MEMBERS.fullmatch(folder + member) or form is None:
             raise Unsafe(f"its tensor {name!r} is a pickle or an object of a class of its own")
-        sizes = [dimension["as_int"] for dimension in form["sizes"]]
         held = reader.get_record_size(folder + member)
-        room -= math.prod(sizes)
-        if math.prod(sizes) > (size if held else 0) or room < 0:
+        if math.prod(dimension["as_int"] for dimension in form["sizes"]) > (size if held else 0):
             raise Unsafe(f"its tensor {name!r} would be larger than the file")
 
 
@@ -141,26 +129,14 @@ def _check_devices(path: Path, config: dict[str, Any]) -> None:
             )
 
 
-def _check_inputs(path: Path, data: bytes) -> None:
-    """Raise Unsafe where torch would fall back from its safe unpickler to the one that runs code, or make too much."""
-    if not data:
-        return
+def _check_inputs(data: bytes) -> None:
+    """Raise Unsafe where torch would fall back from its safe unpickler to the one that runs code."""
     try:
-        vet(path, data)
-        inputs = sound(torch.load(io.BytesIO(data), weights_only=True, map_location="cpu", mmap=False), len(data))
+        if data:
+            check_unpacked(io.BytesIO(data), len(data))
+            read_plain(io.BytesIO(data), len(data))
     except Exception as error:  # a damaged pickle can make its reader fail in any way
         raise Unsafe("its sample inputs are more than tensors and plain containers") from error
-    if any(count > LEAVES for count, _ in enumerate(_expanded(inputs))):
-        raise Unsafe("its sample inputs hold each other without end")
-
-
-def _expanded(root: Any) -> Iterator[Any]:
-    """Yield everything in ``root`` as often as it is held, which is how torch walks through arguments."""
-    stack = [root]
-    while stack:
-        value = stack.pop()
-        yield value
-        stack.extend(children(value))
 
 
 def _refused(path: Path, why: str) -> RepfuseError:

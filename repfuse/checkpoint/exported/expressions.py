@@ -7,13 +7,11 @@ text is parsed first, and only arithmetic on sizes passes: an allow-list, node b
 from __future__ import annotations
 
 import ast
-import math
 import re
 from collections.abc import Callable
 
 LONGEST = 20_000  # characters of one text; torch's own have a few hundred
 LARGEST = 1 << 63
-TERMS = 4000  # of one text; torch's own have tens
 POWER = 8
 SYMBOL = re.compile(r"(s|u|zf|zuf)\d{1,5}")
 NUMBER = re.compile(r"-?\d{1,30}(\.\d{0,40})?(e[+-]?\d{1,3})?")
@@ -34,19 +32,7 @@ MATH_FUNCTIONS = {"ceil", "floor", "trunc", "sqrt"}
 def is_size(text: str) -> bool:
     """Whether ``text`` is an expression of sizes, such as ``Add(Symbol('s0', integer=True), Integer(1))``."""
     tree = _parsed(text)
-    return tree is not None and _is_symbolic(tree, powers=0) and _terms(tree) <= TERMS
-
-
-def _terms(node: ast.AST) -> int:
-    """Return how many terms sympy has when it multiplies out, which torch has it do; choices count as factors."""
-    match node:
-        case ast.Call(ast.Name("Pow"), [base, _]):
-            return _terms(base) ** POWER if _terms(base) > 1 else 1
-        case ast.Call(ast.Name("Mul" | "Max" | "Min" as function), args):
-            return math.prod(_terms(arg) + (function != "Mul") for arg in args)
-        case ast.BinOp(left, ast.Mult(), right):
-            return _terms(left) * _terms(right)
-    return max(1, sum(_terms(part) for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)))
+    return tree is not None and _is_symbolic(tree)
 
 
 def is_guard(text: str) -> bool:
@@ -64,20 +50,19 @@ def _parsed(text: str) -> ast.expr | None:
         return None
 
 
-def _is_symbolic(node: ast.AST, powers: int) -> bool:
+def _is_symbolic(node: ast.AST) -> bool:
     match node:
         case ast.Call(ast.Name("Symbol"), [ast.Constant(str() as name)], keywords):
             return bool(SYMBOL.fullmatch(name)) and _are_flags(keywords)
         case ast.Call(ast.Name("Float"), [ast.Constant(str() as number)], [] | [ast.keyword("precision")] as options):
             return bool(NUMBER.fullmatch(number)) and all(_is_number(option.value, 1 << 10) for option in options)
         case ast.Call(ast.Name("Pow"), [base, exponent], []):
-            # A power of a power of ... would be a number that no machine can write down.
-            return powers < 2 and _names_size(base) and _is_small(exponent) and _is_symbolic(base, powers + 1)
+            return _is_symbolic(base) and _is_small(exponent)
         case ast.Call(ast.Name(function), args, []) if function in SYMBOLIC:
-            return all(_is_symbolic(arg, powers) for arg in args)
+            return all(map(_is_symbolic, args))
         case ast.Name(name):
             return name in CONSTANTS or bool(SYMBOL.fullmatch(name))
-    return _is_operation(node, lambda part: _is_symbolic(part, powers))
+    return _is_operation(node, _is_symbolic)
 
 
 def _is_guard(node: ast.AST) -> bool:
@@ -141,10 +126,6 @@ def _is_small(node: ast.AST) -> bool:
         case ast.UnaryOp(ast.USub(), operand):
             return _is_number(operand, POWER)
     return _is_number(node, POWER)
-
-
-def _names_size(node: ast.AST) -> bool:
-    return any(isinstance(part, ast.Name) and part.id == "Symbol" for part in ast.walk(node))
 
 
 def _are_flags(keywords: list[ast.keyword]) -> bool:
