@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.deploy import mode
-from repfuse.checkpoint.example import Shape, parse_shapes
-from repfuse.checkpoint.hub import fetch, is_hub_name
-from repfuse.checkpoint.inputs import inputs_of
-from repfuse.checkpoint.network import network_of
+from repfuse.checkpoint.example import Shape, guessed_shape, known_shape, make_inputs, parse_shapes, render
+from repfuse.checkpoint.network import Network, network_of
 from repfuse.checkpoint.opening import Opened, open_checkpoint
 from repfuse.checkpoint.recognise import damaged
-from repfuse.checkpoint.snapshot import is_snapshot, open_snapshot
+from repfuse.checkpoint.snapshot import fetch, is_hub_name, is_snapshot, open_snapshot
 from repfuse.checkpoint.source import ModelSource, model_source
 from repfuse.errors import RepfuseError
+from repfuse.networks import device_of, placed
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
 from repfuse.wording import first_line
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 ONE_FILE = "a fused network is no architecture of timm any more: what is written from this folder is one file"
+Shapes = tuple[Shape, ...]
+UNASKED = 1 << 26  # numbers that an input may have without being asked for
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Checkpoint:
     """
 
     module: nn.Module
-    example_inputs: tuple[torch.Tensor, ...]
+    example_inputs: tuple[Tensor, ...]
     format: str
     path: Path
     digest: str
@@ -112,7 +113,7 @@ def load(
     except RecursionError as error:
         raise damaged(Path(path), "its objects or modules hold each other without end") from error
     module = _on(network.module, device)
-    inputs, origin, said = inputs_of(opened, network, shapes, module)
+    inputs, origin, said = _inputs_of(opened, network, shapes, module)
     return Checkpoint(
         module=module,
         example_inputs=inputs,
@@ -133,7 +134,7 @@ def load(
 
 
 def _opened(
-    path: str | Path, weights: str, shapes: tuple[Shape, ...] | None, *, trust: bool, built: bool
+    path: str | Path, weights: str, shapes: Shapes | None, *, trust: bool, built: bool
 ) -> tuple[Opened, tuple[str, ...]]:
     """Return what is at ``path``, and what to say of where it was found."""
     if not is_hub_name(path) and not is_snapshot(Path(path)):
@@ -150,3 +151,38 @@ def _on(module: nn.Module, device: str) -> nn.Module:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         what = f"The network cannot be moved to {device!r}."
         raise RepfuseError(what, first_line(error), "Use cpu, or cuda:0, ...") from error
+
+
+def _inputs_of(
+    opened: Opened, network: Network, given: Shapes | None, module: nn.Module
+) -> tuple[tuple[Tensor, ...], str, tuple[str, ...]]:
+    """Return inputs for ``module``, the network where it runs now, where they are from, and what to say of that.
+
+    Raises RepfuseError where nobody asked for their size, and it is out of all proportion.
+    """
+    if given is None and opened.program is not None:
+        from repfuse.checkpoint.exported.network import flat_inputs  # torch.export takes a second to import
+
+        inputs = placed(flat_inputs(opened.program), device_of(module), {})
+        return inputs, "checkpoint", ()
+    shapes, origin, said = _shapes(given, opened, network)
+    return make_inputs(shapes, module), origin, said
+
+
+def _shapes(given: Shapes | None, opened: Opened, network: Network) -> tuple[Shapes, str, tuple[str, ...]]:
+    if given is not None:
+        return given, "given", ()
+    shapes, origin, said = _shapes_of(opened, network)
+    if sum(prod(shape.sizes) for shape in shapes) > UNASKED:
+        what = f"The input of {opened.path} would be {render(shapes)}, which is very large."
+        raise RepfuseError(what, f"That shape is from the {origin}.", "If it is right, say so with --input.")
+    return shapes, origin, said
+
+
+def _shapes_of(opened: Opened, network: Network) -> tuple[Shapes, str, tuple[str, ...]]:
+    if opened.recipe is not None and opened.recipe.input:
+        return parse_shapes(opened.recipe.input), "checkpoint", ()
+    if known := known_shape(network.module, network.source.arguments if network.source else {}):
+        return (known,), "model source" if network.source else "checkpoint", ()
+    guess = guessed_shape(network.module)
+    return (guess,), "guess", (f"the input {guess} is a guess; --input says what it really is",)

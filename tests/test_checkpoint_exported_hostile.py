@@ -18,7 +18,7 @@ from support import exported
 
 import repfuse
 from repfuse.checkpoint.exported.expressions import is_guard, is_size
-from repfuse.checkpoint.exported.operators import is_operator
+from repfuse.checkpoint.exported.inspection import is_operator
 from repfuse.errors import RepfuseError
 
 WITNESS = "ran_by_the_file"

@@ -234,7 +234,7 @@ def test_sharded_weights_are_fetched_whole_and_their_names_are_checked(
 ) -> None:
     import huggingface_hub
 
-    from repfuse.checkpoint.hub import fetch
+    from repfuse.checkpoint.snapshot import fetch
 
     remote, folder = snapshot(tmp_path / "remote", network()), tmp_path / REVISION
     folder.mkdir()

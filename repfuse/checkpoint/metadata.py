@@ -21,7 +21,6 @@ from repfuse.checkpoint.inert import PLAIN, Record, is_reference, origin_of_dict
 
 MOMENTS = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone)
 HARMLESS = (np.ndarray, np.generic, np.dtype, pathlib.PurePath, *MOMENTS)  # where a trusted file gave them already
-PATH = 4096  # characters; no system takes longer ones
 NUMBERS = re.compile(r"[biufc]\d{1,2}|[US]\d+")  # dtypes whose values are bytes and no objects
 
 
@@ -106,7 +105,7 @@ def _path(name: str) -> Callable[..., Any]:
     kind: Any = getattr(pathlib, name if native or name.startswith("Pure") else f"Pure{name}")
 
     def make(*parts: Any) -> Any:
-        if not all(isinstance(part, str) for part in parts) or sum(map(len, parts)) > PATH:
+        if not all(isinstance(part, str) for part in parts):
             raise ValueError("no parts of a path")
         return kind(*parts)
 
@@ -126,8 +125,6 @@ def _scalar(_record: Record, args: list[Any], _state: Any) -> Any:
 
 
 def _array(_record: Record, _args: list[Any], state: Any) -> Any:
-    if not isinstance(state, tuple):  # what is in a tuple was counted when the pickle was vetted
-        raise TypeError("no state of an array")
     _version, shape, dtype, by_columns, content = state
     return np.frombuffer(_bytes(content), dtype).reshape(shape, order="F" if by_columns else "C").copy(order="A")
 

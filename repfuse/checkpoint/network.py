@@ -10,14 +10,13 @@ from torch import nn
 from repfuse.checkpoint import deploy
 from repfuse.checkpoint.build import build
 from repfuse.checkpoint.contents import no_network
-from repfuse.checkpoint.fitting import expected_of, fit
+from repfuse.checkpoint.fitting import expected_of, fit, load_weights, match_dtype
 from repfuse.checkpoint.inert import module_state, tensors_of
 from repfuse.checkpoint.naming import Naming
 from repfuse.checkpoint.recipe import Recipe, check_buildable
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.revive import revive
 from repfuse.checkpoint.source import FORMS, ModelSource
-from repfuse.checkpoint.weights import load_weights, match_dtype
 from repfuse.errors import RepfuseError
 from repfuse.networks import set_eval
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     Replay = Callable[[nn.Module, Plan], nn.Module]
 
 
-DEEPEST = 200  # modules in modules: Python itself runs no deeper network
+NESTED = 200  # modules in modules: Python itself runs no deeper network
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _in_eval(opened: Opened, module: Any, notes: tuple[str, ...]) -> Network:
         module, notes = module.module, (*notes, "took the network out of its DataParallel wrapper")
     if not isinstance(module, nn.Module):
         raise no_network(opened.path, f"It holds one object of type {type(module).__name__}.")
-    if any(name.count(".") > DEEPEST for name, _ in module.named_modules()):
+    if any(name.count(".") > NESTED for name, _ in module.named_modules()):
         raise damaged(opened.path, "its modules hold each other without end")
     if any(part.training for part in module.modules()):
         notes = (*notes, "the network was in training mode: it is used in eval mode")

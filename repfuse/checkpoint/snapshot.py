@@ -1,11 +1,13 @@
 """A snapshot folder of the Hugging Face hub for timm: config.json says how the network is built.
 
 The file is data of strangers. It chooses one of timm's networks by name, and arguments within bounds; nothing in it is
-run, fetched or opened.
+run, fetched or opened. `hf-hub:USER/NAME` is such a folder, which the hub's own library fetches where the user says so;
+it keeps what it fetches, and works offline from that (HF_HUB_OFFLINE=1).
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +18,10 @@ from repfuse.checkpoint.build import timm_defaults
 from repfuse.checkpoint.json_file import read_json
 from repfuse.checkpoint.opening import Opened, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
+from repfuse.checkpoint.sharded import weight_map
 from repfuse.checkpoint.source import ModelSource
 from repfuse.errors import RepfuseError
-from repfuse.wording import first_line
+from repfuse.wording import described, first_line
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -29,6 +32,8 @@ LARGEST = 1_000_000  # a number of classes, channels or pixels beyond this is a 
 ARGUMENT = 100_000  # other numbers count blocks and channels
 DEEPEST = 4  # lists in the arguments
 RESERVED = {*FETCHING, "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "model_name"}
+HUB = "hf-hub:"
+HUB_NAME = re.compile(r"hf-hub:(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
 def is_snapshot(path: Path) -> bool:
@@ -148,3 +153,77 @@ def _odd(path: Path, name: str, value: Any) -> RepfuseError:
         f"It is {str(value)[:100]!r}.",
         "If you trust it, give the weights file itself, with --model and --model-arg.",
     )
+
+
+def is_hub_name(path: Path | str) -> bool:
+    """Say whether ``path`` names a repository of the hub."""
+    return str(path).startswith(HUB)
+
+
+def fetch(name: str) -> tuple[Path, str]:
+    """Return the folder that holds the snapshot ``name``, and its revision: from the cache, else fetched.
+
+    Raises RepfuseError where the name is none, the library is missing, or nothing can be had.
+    """
+    match = HUB_NAME.fullmatch(name)
+    if match is None:
+        raise RepfuseError(
+            f"{name!r} is no name of the hub.", "", "Write hf-hub:USER/NAME or hf-hub:USER/NAME@REVISION."
+        )
+    get = _Getter(name, match["repo"], match["revision"])
+    folder = get(CONFIG, f"{name} has no {CONFIG}").parent
+    get.revision = folder.name  # all files of one revision
+    for weights in WEIGHTS:
+        found = get.maybe(weights)
+        if found is not None:
+            for shard in sorted(set(weight_map(found).values())) if weights == INDEX else ():
+                get(shard, f"{name} lacks {shard}, which its index names")
+            return folder, folder.name
+    raise get.error(f"{name} has none of {', '.join(WEIGHTS)}")
+
+
+class _Getter:
+    """Fetches files of one repository, or finds them in the cache."""
+
+    def __init__(self, name: str, repo: str, revision: str | None) -> None:
+        self.name, self.repo, self.revision = name, repo, revision
+        self.library = _hub_library()
+        self.last: Exception | None = None
+
+    def maybe(self, file: str) -> Path | None:
+        """Return the file, or None where the repository (or the cache, offline) does not have it."""
+        try:
+            return Path(self.library.hf_hub_download(self.repo, file, revision=self.revision))
+        except self.library.errors.EntryNotFoundError as error:
+            self.last = error
+            return None
+        except Exception as error:  # a network fails in many ways
+            self.last = error
+            raise self.error(f"{self.name} cannot be fetched") from error
+
+    def __call__(self, file: str, otherwise: str) -> Path:
+        """Return the file. Raises RepfuseError, which begins with ``otherwise``, where it is not there."""
+        found = self.maybe(file)
+        if found is None:
+            raise self.error(otherwise) from self.last
+        return found
+
+    def error(self, what: str) -> RepfuseError:
+        offline = isinstance(self.last, self.library.errors.LocalEntryNotFoundError)
+        why = "The hub cannot be reached, or offline mode is on, and the file is not in the cache." if offline else ""
+        return RepfuseError(
+            f"{what}.",
+            why or (described(self.last) if self.last else ""),
+            "Check the name and the network (for private models: `hf auth login`), or download the model's folder "
+            "elsewhere and give that folder.",
+        )
+
+
+def _hub_library() -> Any:
+    try:
+        library = importlib.import_module("huggingface_hub")
+        importlib.import_module("huggingface_hub.errors")
+    except ImportError as error:
+        what = "Models of the hub need huggingface_hub, which is not installed."
+        raise RepfuseError(what, str(error), "Install it: pip install 'repfuse[hub]'.") from error
+    return library
