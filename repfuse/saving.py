@@ -18,8 +18,8 @@ from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.inert import origins
 from repfuse.checkpoint.opening import digest_of
+from repfuse.checkpoint.readback import state_of, write_safetensors, write_torch
 from repfuse.checkpoint.recipe import Recipe
-from repfuse.checkpoint.saving import state_of, write_safetensors, write_torch
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan

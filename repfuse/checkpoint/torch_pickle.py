@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LEGACY_PICKLES = 4  # magic number, protocol version, system, and the object itself
 PROTOCOL = 2  # the one that torch.save writes and that its restricted unpickler reads
-HARMLESS = {  # what torch's restricted unpickler calls, beside torch's own
+CALLED = {  # what torch's restricted unpickler calls, beside torch's own
     *(GlobalName("_codecs", "encode"), GlobalName("builtins", "bytearray")),
     *(GlobalName("builtins", "set"), GlobalName("builtins", "complex")),
 }
@@ -207,7 +207,7 @@ class _Played(metaclass=_PlayedType):
 
 
 def _unreadable(path: Path, container: Container, said: Said, error: Exception) -> RepfuseError:
-    foreign = sorted(str(name) for name in said.names - HARMLESS if name.package not in ("torch", "collections"))
+    foreign = sorted(str(name) for name in said.names - CALLED if name.package not in ("torch", "collections"))
     cause = _cause(error)
     if said.protocol > PROTOCOL:
         why = f"It was written with pickle protocol {said.protocol}; torch's safe loader reads protocol {PROTOCOL}."

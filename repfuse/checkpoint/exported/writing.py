@@ -16,7 +16,7 @@ from repfuse.checkpoint import onnx_file
 from repfuse.checkpoint.exported import archive
 from repfuse.checkpoint.exported.contract import contract_of
 from repfuse.checkpoint.exported.exporting import program_like, program_of
-from repfuse.checkpoint.saving import compare, not_the_same
+from repfuse.checkpoint.readback import compare, not_the_same
 from repfuse.errors import RepfuseError
 from repfuse.readback.checking import Check
 from repfuse.readback.messages import Job, Kind
