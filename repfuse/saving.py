@@ -18,8 +18,8 @@ from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.inert import origins
 from repfuse.checkpoint.opening import digest_of
-from repfuse.checkpoint.readback import state_of, write_safetensors, write_torch
 from repfuse.checkpoint.recipe import Recipe
+from repfuse.checkpoint.writing import state_of, write_safetensors, write_torch
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
@@ -91,10 +91,14 @@ def _write(
     if form not in ("pt2", "onnx"):
         return _write_weights(checkpoint, module, plan, form, path)
     from repfuse.checkpoint.exported import writing  # torch.export takes a second to import
+    from repfuse.readback.programs import WrittenProgram, check_program, program_job
 
-    source = writing.Source(checkpoint.module, module, checkpoint.example_inputs, checkpoint.program)
+    networks, example = (checkpoint.module, module), checkpoint.example_inputs
+    write = writing.write_onnx if form == "onnx" else writing.write_pt2
+    program, notes = write(writing.Source(*networks, example, checkpoint.program), path)
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
-    notes, check = (writing.write_onnx if form == "onnx" else writing.write_pt2)(source, path)
+    written = WrittenProgram(networks, example, program)
+    check = partial(check_program, written, program_job(written, path, onnx=form == "onnx"))
     return (alone if checkpoint.around.keys else []) + notes, check
 
 

@@ -21,8 +21,8 @@ from repfuse.checking.runs import Outcome, run, run_float64
 from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.recipe import check_buildable
-from repfuse.checkpoint.saving import same_bits
 from repfuse.checkpoint.source import ModelSource, as_texts
+from repfuse.checkpoint.writing import same_bits
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.networks import device_of, main_dtype

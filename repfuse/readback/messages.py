@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from repfuse.checking.runs import Outcome
 from repfuse.checkpoint.contents import RECIPE
-from repfuse.checkpoint.readback import bits_of
+from repfuse.checkpoint.writing import bits_of
 from repfuse.networks import is_plain, named_tensors, stored_tensors
 from repfuse.wording import listed
 

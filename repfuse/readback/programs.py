@@ -8,17 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import Verified
+from repfuse.checking.runs import as_stored, call, copy_with
 from repfuse.checking.written import Ran, check_written
 from repfuse.checkpoint.exported.contract import contract_of
 from repfuse.checkpoint.exported.network import complete, network_of
-from repfuse.checkpoint.saving import not_the_same
+from repfuse.checkpoint.writing import not_the_same
 from repfuse.readback.checking import patience
-from repfuse.readback.messages import Answer, Job, digests
+from repfuse.readback.messages import Answer, Job, Kind, digests
 from repfuse.readback.process import Place
 
 
@@ -29,6 +31,13 @@ class WrittenProgram:
     networks: tuple[nn.Module, nn.Module]
     example: Sequence[Any]
     program: ExportedProgram
+
+
+def program_job(written: WrittenProgram, path: Path, *, onnx: bool) -> Job:
+    """Return the job of running the file at ``path``. ONNX names no outputs: they are those of the original."""
+    kind: Kind = "onnx" if onnx else "pt2"
+    outputs = call(copy_with(written.networks[0], as_stored), tuple(written.example)).outputs if onnx else {}
+    return Job(kind, str(path.resolve()), torch.get_num_threads(), outputs=tuple(outputs))
 
 
 def check_program(written: WrittenProgram, job: Job, place: Place) -> Verified:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from repfuse.checking.runs import as_stored, call, copy_with
 from repfuse.checkpoint import onnx_file
 from repfuse.checkpoint.exported import archive
 from repfuse.checkpoint.exported.contract import contract_of
 from repfuse.checkpoint.exported.exporting import program_like, program_of
-from repfuse.checkpoint.readback import compare, not_the_same
+from repfuse.checkpoint.writing import compare, not_the_same
 from repfuse.errors import RepfuseError
-from repfuse.readback.checking import Check
-from repfuse.readback.messages import Job, Kind
-from repfuse.readback.programs import WrittenProgram, check_program
 
 
 @dataclass(frozen=True)
@@ -33,8 +27,8 @@ class Source:
     program: ExportedProgram | None
 
 
-def write_pt2(source: Source, path: Path) -> tuple[list[str], Check]:
-    """Write ``source`` as .pt2; return what the user must be told of the file, and what reads it again.
+def write_pt2(source: Source, path: Path) -> tuple[ExportedProgram, list[str]]:
+    """Write ``source`` as .pt2; return the program that was written, and what the user must be told of the file.
 
     Raises RepfuseError where it cannot be exported, or where the file is not the program.
     """
@@ -44,23 +38,14 @@ def write_pt2(source: Source, path: Path) -> tuple[list[str], Check]:
     compare(program.state_dict, back.state_dict)
     if contract_of(program) != contract_of(back):
         raise not_the_same("its dynamic shapes")
-    return _notes(source, program, path), partial(check_program, _written(source, program), _job("pt2", path))
+    return program, _notes(source, program, path)
 
 
-def write_onnx(source: Source, path: Path) -> tuple[list[str], Check]:
+def write_onnx(source: Source, path: Path) -> tuple[ExportedProgram, list[str]]:
     """Write ``source`` as ONNX; return what ``write_pt2`` does. Raises as it does."""
     program = _program(source)
     onnx_file.write(program, path)
-    outputs = call(copy_with(source.original, as_stored), tuple(source.example)).outputs
-    return [], partial(check_program, _written(source, program), _job("onnx", path, tuple(outputs)))
-
-
-def _job(kind: Kind, path: Path, outputs: tuple[str, ...] = ()) -> Job:
-    return Job(kind, str(path.resolve()), torch.get_num_threads(), outputs=outputs)
-
-
-def _written(source: Source, program: ExportedProgram) -> WrittenProgram:
-    return WrittenProgram((source.original, source.fused), source.example, program)
+    return program, []
 
 
 def _program(source: Source) -> ExportedProgram:
