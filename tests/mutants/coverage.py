@@ -10,19 +10,14 @@ _MEANINGS = ("ops", "ops_idioms", "ops_refused", "refusals")
 
 TESTS: dict[str, tuple[str, ...]] = {
     f"{ALGEBRA}affine.py": ("affine", "channels", "evaluation", "composition"),
-    f"{ALGEBRA}borders.py": _MAPS,
-    f"{ALGEBRA}channels.py": ("channels", "affine", "composition"),
     f"{ALGEBRA}descriptions.py": ("evaluation", "report_views"),
     f"{ALGEBRA}evaluation.py": ("evaluation", "transposed"),
     f"{ALGEBRA}expression.py": ("evaluation", "transposed"),
     f"{ALGEBRA}geometry.py": (*_MAPS, "ops"),
-    f"{ALGEBRA}kernels.py": ("affine", "channels", "evaluation", "composition"),
-    f"{ALGEBRA}layers.py": ("evaluation",),
-    f"{ALGEBRA}summing.py": ("affine", "evaluation"),
-    f"{ALGEBRA}taps.py": _MAPS,
+    f"{ALGEBRA}layers.py": ("channels", "affine", "composition", "evaluation"),
     f"{ALGEBRA}transposed.py": ("transposed",),
     f"{OPS}convolution.py": (*_MEANINGS, "geometry"),
-    f"{OPS}layout.py": ("ops", "rewrite"),
+    f"{OPS}indexing.py": (*_MEANINGS, "rewrite"),
 }
 
 
