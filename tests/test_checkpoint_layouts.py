@@ -368,3 +368,10 @@ def test_ordered_dictionaries_are_real_again_after_reading(tmp_path: Path) -> No
     torch.save({"a": OrderedDict(b=1)}, tmp_path / "x.pt")
     read = torch_pickle.read(tmp_path / "x.pt", torch_pickle.Container.TORCH_ZIP)
     assert vars(read["a"]) == {}
+
+
+def test_many_views_of_one_large_storage_are_no_attack(tmp_path: Path) -> None:
+    """As a flat parameter has them: each view is as large as it is, and not as its storage."""
+    flat = torch.zeros(16 << 20)
+    torch.save({"state_dict": {f"w{n}": flat[n : n + 4] for n in range(20)}}, tmp_path / "x.pt")
+    assert len(torch_pickle.read(tmp_path / "x.pt", torch_pickle.Container.TORCH_ZIP)["state_dict"]) == 20

@@ -71,8 +71,7 @@ def read_plain(file: IO[bytes], size: int) -> Any:
         if isinstance(tensor, Tensor):
             if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_nested:
                 raise ValueError("it holds a tensor of a kind of its own")
-            held = tensor.untyped_storage().nbytes() if tensor.layout is torch.strided else 0
-            room -= max(tensor.numel() * tensor.element_size(), held)
+            room -= tensor.numel() * tensor.element_size()
     if room < 0:
         raise ValueError("its tensors are larger than a file of this size can mean")
     return tree
