@@ -59,6 +59,19 @@ def named_tensors(network: nn.Module, *, remove_duplicate: bool = True) -> Itera
                 yield prefix + name, value
 
 
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Return the tensors in a value, in any nesting of tuples, lists and dicts."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [x for part in value for x in tensors_of(part)]
+    if isinstance(value, dict):
+        return [x for part in value.values() for x in tensors_of(part)]
+    if isinstance(value, slice):
+        return tensors_of((value.start, value.stop, value.step))
+    return []
+
+
 def stored_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield what ``state_dict`` returns of parameters and buffers, also where a class returns something else there.
 
@@ -118,6 +131,16 @@ def between(original: nn.Module, fused: nn.Module) -> dict[torch.dtype, torch.dt
 def device_of(network: nn.Module) -> torch.device:
     """Return where the network's first tensor lies; the CPU where it has none."""
     return next((tensor.device for _, tensor in named_tensors(network)), torch.device("cpu"))
+
+
+def draw_alike(network: nn.Module, seed: int) -> None:
+    """Let the random numbers of the CPU, and of the GPU where the network lies there, begin at ``seed``.
+
+    ``torch.manual_seed`` asks every kind of device that there is, which takes as long as a small layer.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device_of(network).type == "cuda":
+        torch.cuda.manual_seed_all(seed)
 
 
 def same_randomness(network: nn.Module) -> AbstractContextManager[None]:

@@ -119,12 +119,14 @@ class Weight(NamedTuple):
 class ExactWeights:
     """What the weights of a fused network would be without rounding.
 
-    Those stored in float64 are taken as they are: they are themselves what has to be proven.
+    Those stored in float64 are taken as they are: they are themselves what has to be proven. ``name_of`` are the names
+    of the stored ones by id.
     """
 
     def __init__(self, fused: nn.Module, places: Iterable[Place]) -> None:
         self._of_place = {place.path: list(_weights(fused, place)) for place in places}
         self._by_id = {id(weight.stored): weight for weights in self._of_place.values() for weight in weights}
+        self.name_of = {id(tensor): name for name, tensor in named_tensors(fused) if id(tensor) in self._by_id}
 
     def at(self, place: Place) -> list[Weight]:
         """Return the weights and biases of the convolutions that replace a region."""

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, jit, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from repfuse.checking.inputs.trial import Trial
@@ -21,6 +20,7 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import (
     dense,
     device_of,
+    draw_alike,
     join,
     named_modules,
     named_tensors,
@@ -28,6 +28,7 @@ from repfuse.networks import (
     placed,
     same_randomness,
     set_eval,
+    tensors_of,
 )
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import MemoryKept, ReadOnly
@@ -115,12 +116,12 @@ class Widening(TorchFunctionMode):
     ) -> Any:
         """Call one function of torch."""
         kwargs = kwargs or {}
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = tensors_of((args, kwargs))
         if all(x in self._constant for x in tensors):
             result = func(*args, **kwargs)
             if not tensors:
                 result = _mapped(_widened, result)
-            self._remember(x for x in tree_leaves(result) if isinstance(x, Tensor))
+            self._remember(tensors_of(result))
             return result
         name = getattr(func, "__name__", "")
         if name in _NARROWING and args[0].is_floating_point():
@@ -263,7 +264,7 @@ def run_float64(
 def call(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
     """Call the network; what it raises becomes the outcome's error."""
     with same_randomness(network):
-        torch.manual_seed(SEED)
+        draw_alike(network, SEED)
         try:
             output = network(*inputs)
         except Exception as error:  # whatever a forward may raise

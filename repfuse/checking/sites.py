@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -201,9 +201,8 @@ NOISE = 1e-12
 """Of the largest weight: by so much may two computations in float64 differ, where that is what is stored."""
 
 
-def compared_weights(weights: Iterable[Weight], network: nn.Module) -> tuple[WeightProof, ...]:
-    """Compare the stored tensors of one site of ``network`` with what they were computed to be."""
-    name_of = {id(tensor): name for name, tensor in named_tensors(network)}
+def compared_weights(weights: Iterable[Weight], name_of: Mapping[int, str]) -> tuple[WeightProof, ...]:
+    """Compare the stored tensors of one site with what they were computed to be."""
     return tuple(_compared(name_of[id(weight.stored)], weight.stored.detach(), weight.exact()) for weight in weights)
 
 
@@ -252,7 +251,7 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights) -> SiteProof
     trials, expected = _runs(place, after)
     answers = answers_in_float64(after, trials, expected, exact.change(after))
     comparison = tabulate(trials, expected, answers, TOLERANCE)
-    weights = compared_weights(exact.at(place), fused)
+    weights = compared_weights(exact.at(place), exact.name_of)
     drift = site_drift(place, fused, trials, expected) if comparison.passed else None
     return SiteProof(place.path, comparison, weights, drift)
 

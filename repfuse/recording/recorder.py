@@ -22,7 +22,7 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from repfuse.networks import named_modules, named_tensors
+from repfuse.networks import named_modules, named_tensors, tensors_of
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.read_only import TAKING, OverwritesItself, ReadOnly
 from repfuse.recording.run import Call, Node, Question, Run, Step, assigned, set_data, unknown
@@ -120,7 +120,7 @@ class Recorder(TorchFunctionMode):
         """Answer what says nothing about the numbers, and does not depend on the size."""
         result = func(*args, **kwargs)
         if _name(func) in ("is_same_size", "nbytes", "stride"):
-            shapes = tuple(tuple(x.shape) for x in _tensors(args))
+            shapes = tuple(tuple(x.shape) for x in tensors_of(args))
             self._call_decides(Decision(_name(func), shapes, (), None, of_rank=False, leaves=True))
         if isinstance(result, torch.dtype | torch.device):
             self._asked[self._current][result] = self._node(args[0])
@@ -148,7 +148,7 @@ class Recorder(TorchFunctionMode):
 
     def ask(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note that forward code wants to know numbers, or takes the memory itself."""
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_of((args, kwargs))
         if self.shares_memory and _name(func) in _TAKING and any(id(x) in self._names for x in tensors):
             raise OverwritesItself
         self._question(_name(func), tensors)
@@ -173,7 +173,7 @@ class Recorder(TorchFunctionMode):
 
     def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note an operation, and do it."""
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_of((args, kwargs))
         op, target, given = _spelled(func, args)
         given, by_name = self._noted(given), self._noted(kwargs)
         result, guard = None, self.guard
@@ -183,7 +183,7 @@ class Recorder(TorchFunctionMode):
                 result = shortcut(func, args, kwargs)  # numbers that the weights alone make are real ones
         if result is None:
             result = self._done(func, args, kwargs)
-        if target is not assigned and not _tensors(result):
+        if target is not assigned and not tensors_of(result):
             self._question(_name(func), tensors)
             if result is not None:
                 return result
@@ -235,11 +235,11 @@ class Recorder(TorchFunctionMode):
             self._remember(value, node)
         elif isinstance(value, tuple | list):
             for index, part in enumerate(value):
-                if _tensors(part):
+                if tensors_of(part):
                     self._remember_all(part, self._make("call_function", operator.getitem, (node, index), {}))
         elif isinstance(value, dict):
             for key, part in value.items():
-                if _tensors(part):
+                if tensors_of(part):
                     self._remember_all(part, self._make("call_function", operator.getitem, (node, key), {}))
 
     def _remember(self, tensor: Tensor, node: fx.Node) -> None:
@@ -292,7 +292,7 @@ class Recorder(TorchFunctionMode):
             return self._attribute(value)
         if isinstance(value, tuple):
             return kind(*map(self._noted, value))
-        if isinstance(value, dict) and _tensors(value):
+        if isinstance(value, dict) and tensors_of(value):
             return kind((key, self._noted(x)) for key, x in value.items()) if _is_plain_dict(value) else value
         return value
 
@@ -335,7 +335,7 @@ class Recorder(TorchFunctionMode):
         return tuple(placed), by_name
 
     def _placed(self, name: str, value: Any, call: Call) -> Any:
-        if not _tensors(value):
+        if not tensors_of(value):
             return value
         node = self.found.make("placeholder", name, (), {})
         self.found.add(node, call)
@@ -348,7 +348,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, tuple | list):
             parts = [
                 self._place(x, self._make("call_function", operator.getitem, (node, index), {}, call), call)
-                if _tensors(x)
+                if tensors_of(x)
                 else x
                 for index, x in enumerate(value)
             ]
@@ -356,7 +356,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, dict):
             return {
                 key: self._place(x, self._make("call_function", operator.getitem, (node, key), {}, call), call)
-                if _tensors(x)
+                if tensors_of(x)
                 else x
                 for key, x in value.items()
             }
@@ -426,7 +426,7 @@ class Recorder(TorchFunctionMode):
 
     def _returned(self, result: Any, call: Call) -> Any:
         """Return the result in nodes. Values from nowhere came out of the call: it may have read all it was given."""
-        for x in _tensors(result):
+        for x in tensors_of(result):
             if self._values.node(x) is None and id(x) not in self._names:
                 self.found.escaping.update(_nodes((call.args, call.kwargs)))
                 self.found.returned.add(self._unknown(x, call))
@@ -435,14 +435,14 @@ class Recorder(TorchFunctionMode):
     def _note_changes(self, call: Call, before: State) -> None:
         for old, new in before.changes():
             self._replace(old)
-            nodes = [self._values.node(x) for x in _tensors(new)]
+            nodes = [self._values.node(x) for x in tensors_of(new)]
             call.stored += [node for node in nodes if node is not None]
             if None in nodes or not nodes:
                 call.changes_state = True
 
     def _replace(self, old: Any) -> None:
         """Note that something stands in the place of what the network held."""
-        for x in _tensors(old):
+        for x in tensors_of(old):
             self.found.replaced.update(self._names.get(id(x), ()))
 
     def _find_kept(self, outside: Any) -> None:
@@ -494,7 +494,7 @@ class Recorder(TorchFunctionMode):
     def line(self, number: int, result: Any) -> None:
         """Take note of what the line of this number of a graph computed."""
         if self._call is not None and isinstance(result, tuple | list):
-            node = next((self._values.node(x) for x in _tensors(result)), None)
+            node = next((self._values.node(x) for x in tensors_of(result)), None)
             if node is not None and node.target is operator.getitem and node.args[0] not in self.found.shape_of:
                 self._call.lines[number] = node.args[0]  # type: ignore[assignment]
         if isinstance(result, Tensor) and self._call is not None:
@@ -792,19 +792,6 @@ def _spelling(func: Any) -> tuple[str, Any, bool]:
 
 def _autocast() -> tuple[bool, bool]:
     return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """Return the tensors in a value, in any nesting of tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, tuple | list):
-        return [x for part in value for x in _tensors(part)]
-    if isinstance(value, dict):
-        return [x for part in value.values() for x in _tensors(part)]
-    if isinstance(value, slice):
-        return _tensors((value.start, value.stop, value.step))
-    return []
 
 
 def _held(value: Any, depth: int = 0) -> Iterator[Tensor]:
