@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from support import torchvision_schemas
 from support.networks import timm_network
 
-from repfuse.report import numbers
+from repfuse.report import tables as numbers
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
