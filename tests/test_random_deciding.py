@@ -12,16 +12,16 @@ from support.agreement import image, outputs, peak
 from support.opaque import network
 from support.opaque.forwards import FORWARDS
 
-from repfuse.planning.planner import plan
+from repfuse.fusing import fuse
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
 
 EXAMPLE = (2, 4, 6, 7)
 SHAPES = [(1, 4, 5, 5), (3, 4, 9, 4), (1, 4, 1, 1)]
 
-OTHER_SETTINGS = ("other_keyword", "keyword_left_out", "rare_tensor_keyword", "rare_method")
-"""These call a block with other settings, or another method of it, in the branch that the example does not take. A
-block that was rewritten then raises."""
+OTHER_SETTINGS = ("other_keyword", "keyword_left_out", "rare_tensor_keyword", "rare_method", "in_dict")
+"""These call a block with other settings, another number or another method of it, in the branch that the example does
+not take. A block that was rewritten then raises."""
 
 NOT_TAKEN = ("rare_weight", "rare_child")
 """These read inside of a block in the branch that the example does not take, which is not known."""
@@ -35,8 +35,8 @@ def check(seed, kinds=KINDS):
     """Check one network, on the example, on other sizes and on either sign of both."""
     model = network(seed, kinds)
     before, text = copy.deepcopy(model.state_dict()), repr(model)
-    made = plan(model, (image(*EXAMPLE, seed=seed),))
-    fused = rewrite(model, made)
+    result = fuse(model, (image(*EXAMPLE, seed=seed),))
+    made, fused = result.plan, result.module
     for x in inputs(seed):
         compare(model, fused, x)
     compare(model, rewrite(model, Plan.from_dict(made.to_dict())), inputs(seed)[0])
