@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from support import torchvision_schemas
 from support.networks import timm_network
 
-from repfuse.report import tables as numbers
+from repfuse.report import tables
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -66,24 +66,24 @@ def repfuse(*args: object) -> dict[str, Any]:
 def row(name: str, report: dict[str, Any], timing: dict[str, Any]) -> str:
     sites, drift, measured = report["plan"]["sites"], report["drift"]["worst"], timing["measurements"][0]
     operators = (str(sum(site[side]["launches"] for site in sites)) for side in ("before", "after"))
-    parameters = (numbers.count(timing[side]["parameters"]) for side in ("before", "after"))
-    latency = (numbers.duration(measured[side]["median"]) for side in ("original", "fused"))
+    parameters = (tables.count(timing[side]["parameters"]) for side in ("before", "after"))
+    latency = (tables.duration(measured[side]["median"]) for side in ("original", "fused"))
     cells = (
         name,
-        numbers.change(*operators),
-        numbers.change(*parameters),
-        numbers.error(report["proof"]["error"]),
-        f"{numbers.error(drift['fused']['rms'])} ({numbers.error(drift['own']['rms'])})",
-        numbers.duration(report["seconds"]),
-        numbers.change(*latency),
+        tables.change(*operators),
+        tables.change(*parameters),
+        tables.error(report["proof"]["error"]),
+        f"{tables.error(drift['fused']['rms'])} ({tables.error(drift['own']['rms'])})",
+        tables.duration(report["seconds"]),
+        tables.change(*latency),
         f"{measured['speedup']:.2f}x ({measured['low']:.2f} to {measured['high']:.2f})",
     )
     return f"| {' | '.join(cells)} |"
 
 
 def caption(report: dict[str, Any], timing: dict[str, Any]) -> str:
-    shape = numbers.shape(timing["shapes"][0])
-    threads = numbers.plural(timing["measurements"][0]["threads"], "thread")
+    shape = tables.shape(timing["shapes"][0])
+    threads = tables.plural(timing["measurements"][0]["threads"], "thread")
     return (
         f"timm's networks with random weights, input {shape}, {threads} of {processor()}, "
         f"torch {report['environment']['torch']}."

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.maps import same
 from torch.nn import functional as F
 
-from repfuse.algebra import affine as summing
+from repfuse.algebra import affine
 from repfuse.algebra.affine import Addend, AffineConv, sum_weights
 from repfuse.algebra.geometry import Geometry
 from repfuse.ops.convolution import geometry
@@ -134,7 +134,7 @@ def test_blocks_of_rows_give_the_same_bits(maps):
     whole, blocked = (torch.empty(shape.weight_shape, dtype=torch.float64) for _ in range(2))
     sum_weights(shape, addends, whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summing, "_BLOCK", 1)
+        patch.setattr(affine, "_BLOCK", 1)
         sum_weights(shape, addends, blocked)
     assert torch.equal(whole, blocked)
 
@@ -148,7 +148,7 @@ def test_float64_takes_no_more_memory_than_one_block(limit, most, monkeypatch):
         asked.append((start, stop))
         return rows(self, start, stop, out)
 
-    monkeypatch.setattr(summing, "_BLOCK", limit)
+    monkeypatch.setattr(affine, "_BLOCK", limit)
     monkeypatch.setattr(Addend, "rows", watched)
     weight, into = torch.randn(shape.weight_shape), torch.empty(shape.weight_shape)
     sum_weights(shape, [Addend(shape, weight)], into)

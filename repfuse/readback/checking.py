@@ -22,8 +22,8 @@ from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.recipe import check_buildable
 from repfuse.checkpoint.source import ModelSource, as_texts
-from repfuse.checkpoint.writing import same_bits
-from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.checkpoint.writing import not_the_same, same_bits
+from repfuse.errors import RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.networks import device_of, main_dtype
 from repfuse.readback.messages import Answer, Fingerprint, Job, digests, fingerprint_of
@@ -96,13 +96,13 @@ def _fingerprint(written: Written, job: Job) -> Fingerprint:
 
 def _compare(own: Fingerprint, answer: Answer, job: Job, around: Around) -> None:
     if answer.network is None:
-        raise _wrong("the network is missing")
+        raise not_the_same("the network is missing")
     if what := own.differs(answer.network, mode=False):
-        raise _wrong(what)
+        raise not_the_same(what)
     if answer.alone is not None and (what := own.differs(answer.alone)):
-        raise _wrong(f"what torch.load gives without repfuse, {what}")
+        raise not_the_same(f"what torch.load gives without repfuse, {what}")
     if job.kind == "network" and (lost := rest_of(around).items() ^ answer.rest.items()):
-        raise _wrong(f"what stands around the network, {min(key for key, _ in lost).partition('.')[2]}")
+        raise not_the_same(f"what stands around the network, {min(key for key, _ in lost).partition('.')[2]}")
 
 
 def _alone(job: Job, answer: Answer) -> bool | None:
@@ -117,10 +117,10 @@ def _judged(
     taken = [position for position, outcome in enumerate(expected) if not outcome.error]
     compared = tuple(trials[position].label for position in taken)
     if len(given) != len(expected):
-        raise _wrong(f"the number of its answers: {len(given)} for {len(expected)} inputs")
+        raise not_the_same(f"the number of its answers: {len(given)} for {len(expected)} inputs")
     for position in taken:
         if given[position].error:
-            raise _wrong(f"{trials[position].label}: only the network in memory runs ({given[position].error})")
+            raise not_the_same(f"{trials[position].label}: only the network in memory runs ({given[position].error})")
     if all(_identical(expected[position], given[position]) for position in taken):
         return replace(found, compared=compared, identical=bool(taken))
     worst = _worst(written, {trials[position].label: given[position] for position in taken})
@@ -138,9 +138,11 @@ def _worst(written: Written, given: dict[str, Outcome]) -> OutputDrift:
     rows = [row for row in measured.outputs if row.trial in given]
     worst = max(rows, key=lambda row: row.fused.over(row.allowed), default=None)
     if measured.problem or worst is None:
-        raise _wrong(f"its outputs, and no rounding explains it: {measured.problem or 'there is nothing to judge by'}")
+        raise not_the_same(
+            f"its outputs, and no rounding explains it: {measured.problem or 'there is nothing to judge by'}"
+        )
     if not worst.passed:
-        raise _wrong(
+        raise not_the_same(
             f"{worst.name} on {worst.trial}: its relative error is {worst.fused.rms:.1e}, where arithmetic explains "
             f"{worst.allowed.rms:.1e}"
         )
@@ -157,15 +159,6 @@ def _drift(written: Written, given: dict[str, Outcome]) -> Drift:
 
 def _runs(module: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
     return run(module, trials, {})
-
-
-def _wrong(what: str) -> RepfuseError:
-    return RepfuseError(
-        "What was written is not what was read again; nothing was kept.",
-        f"It differs in {what}.",
-        "Try again, and on another disk. If it stays so, please report it.",
-        exit_code=EXIT_FAILED_CHECK,
-    )
 
 
 PACKAGE = "repfuse"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from repfuse.networks import tensors_of
 
 
 class ReadOnly(TorchDispatchMode):
@@ -21,7 +23,7 @@ class ReadOnly(TorchDispatchMode):
 
     def __init__(self, stored: Mapping[str, torch.Tensor], *, shared: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.stored = list(stored.values())
+        self.stored = list(stored.values())  # alive, so that nothing else comes to lie where they do
         self._storages = {_storage(x) for x in self.stored} - {None} if shared else set()
         self.wrong = False
         self.forget()
@@ -55,19 +57,15 @@ class ReadOnly(TorchDispatchMode):
         if named.get("training") is False:
             names -= {"running_mean", "running_var"}  # which the schema says that it writes, and it does not then
         if names:
-            tensors = list(tensors_in(value for name, value in named.items() if name in names))
+            tensors = tensors_of([value for name, value in named.items() if name in names])
             self.wrote += tensors
             self.keep(tensors)
 
     def keep(self, tensors: Iterable[torch.Tensor]) -> None:
         """Raise OverwritesItself where one of these is not to change."""
-        if any(map(self.is_kept, tensors)):
+        if any(_storage(tensor) in self._storages for tensor in tensors):
             self.wrong = True
             raise OverwritesItself
-
-    def is_kept(self, tensor: torch.Tensor) -> bool:
-        """Whether nothing is to write into a tensor."""
-        return _storage(tensor) in self._storages
 
 
 def _by_mask(func: Any, args: tuple[Any, ...]) -> bool:
@@ -93,7 +91,7 @@ class MemoryKept(TorchFunctionMode):
     ) -> Any:
         """Call one function of torch."""
         if getattr(func, "__name__", "") in TAKING:
-            self._mode.keep(tensors_in(args[:1]))
+            self._mode.keep(tensors_of(args[:1]))
         return func(*args, **(kwargs or {}))
 
 
@@ -128,26 +126,9 @@ def _statistics_written(func: Any, named: Mapping[str, Any]) -> set[str]:
 _UPDATING = ("batch_norm_update_stats", "batch_norm_gather_stats", "batch_norm_gather_stats_with_counts")
 
 
-def memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
-    """Return what identifies a tensor's memory and how it is read; None where it has none."""
+def _storage(tensor: torch.Tensor) -> int | None:
+    """Return what identifies a tensor's memory as a whole, of which it may be a part; None where it has none."""
     if tensor.layout is not torch.strided or tensor.is_nested or not tensor.numel() or tensor.is_meta:
         return None
     with torch._C.DisableTorchFunction():  # MemoryKept is for others
-        return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
-
-
-def _storage(tensor: torch.Tensor) -> int | None:
-    """Return what identifies a tensor's memory as a whole, of which it may be a part; None where it has none."""
-    if memory(tensor) is None:
-        return None
-    with torch._C.DisableTorchFunction():
         return tensor.untyped_storage().data_ptr()
-
-
-def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """Yield the tensors among what an operator takes or returns; it knows no other containers than lists and tuples."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_in(value)
