@@ -107,9 +107,10 @@ REFUSALS: dict[str, Explanation] = {
         "Nothing to do: the result is right as it is.",
     ),
     "outermost-class": Explanation(
-        "a merge in the model's own forward that gains little",
-        "The place stands in the forward of the outermost module itself, which would become a GraphModule for it: a "
-        "model without its class and the methods of that. Less than 5 % of the predicted time would be saved.",
+        "a merge in the model's own forward, for which it would lose its class",
+        "The place stands in the forward of the outermost module itself, which would become another module for it, "
+        "without its class and the methods of that. Less than 5 % of the predicted time would be saved, or "
+        "--keep-class asks to leave it.",
         "Nothing to do, or --drop-class (keep_class=False in Python) where nobody needs the class.",
     ),
     "outer-reference": Explanation(
