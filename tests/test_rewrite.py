@@ -75,6 +75,18 @@ class Slotted(nn.Module):
         return F.relu(self.a(x) + self.b(x))
 
 
+class ReadsWhatADropoutReturns(Summed):
+    """The dropout of a child returns the very tensor that it is given, and that is read beside the child as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Sequential(nn.Dropout(), nn.ELU())
+
+    def forward(self, x):
+        y = torch.sin(self.a(x) + self.b(x))
+        return self.branch(y) * torch.cos(y)
+
+
 class AlwaysDropping(nn.Dropout):
     def train(self, mode=True):
         return super().train(True)
@@ -83,6 +95,13 @@ class AlwaysDropping(nn.Dropout):
 @pytest.fixture
 def net():
     return randomised(Net())
+
+
+def test_a_block_may_read_what_a_child_passes_on():
+    net = randomised(ReadsWhatADropoutReturns())
+    fused = fuse(net, (X,))
+    assert len(fused.plan.sites) == 1 and not fused.plan.refusals
+    assert error(net, fused.module, X) < 1e-12
 
 
 @pytest.fixture

@@ -102,18 +102,18 @@ class _Builder:
         return total
 
     def _value(self, part: Part) -> fx.Node:
-        source = self._source(part.source)
+        source = self._known(part.source)
         return source if part.module is None else self.graph.call_module(part.module, (source,))
 
     def _scaled(self, value: fx.Node, factor: float) -> fx.Node:
         return value if factor == 1 else self.graph.call_function(operator.mul, (value, factor))
 
-    def _source(self, node: fx.Node) -> Any:
-        return self._known(node if node in self.env else self._alias.get(node, node))
-
     def _known(self, node: fx.Node) -> Any:
+        """Return a value, perhaps by another name: a dropout inside a child returns the very tensor that it is given."""
         if node in self.env:
             return self.env[node]
+        if (same := self._alias.get(self.origin(node))) is not None:
+            return self.env[same]
         if node in self.recording.sizes:
             return self.recording.sizes[node]
         name = self.recording.names[node]
