@@ -223,11 +223,11 @@ def through_float32(layer: Any) -> None:
 
 
 def last_bit(layer: Any) -> None:
-    """One weight is the next number: what is computed cannot show it, what is stored does."""
-    flat = layer.weight.flatten()
-    place = flat.abs().argmax()
-    flat[place] = torch.nextafter(flat[place], torch.tensor(torch.inf, dtype=flat.dtype))
-    layer.weight.copy_(flat.view_as(layer.weight))
+    """Each weight is the next number: what is computed cannot show it, what is stored does.
+
+    One alone might be right still: an exact sum may lie half-way between two numbers.
+    """
+    layer.weight.copy_(torch.nextafter(layer.weight, torch.tensor(torch.inf, dtype=layer.weight.dtype)))
 
 
 def not_a_number(layer: Any) -> None:
