@@ -18,7 +18,6 @@ from repfuse.algebra.expression import (
     Sum,
     Through,
     channels_read,
-    chosen,
     convolutions,
     is_unshifted,
     joined,
@@ -26,6 +25,7 @@ from repfuse.algebra.expression import (
     multiple_of_source,
     of_channels_read,
     relaid,
+    selected,
     sum_of,
     tensor_names,
     through,
@@ -83,7 +83,7 @@ def test_an_evaluated_expression_computes_what_its_layers_compute(data, seed):
 
 THREE, ONE = through(SOURCE, conv()), through(SOURCE, conv(kernel=1, weight="one"))
 SHIFTED = through(SOURCE, conv(kernel=1, weight="one", bias="b"))
-PART = chosen(SOURCE, (1, 3))
+PART = selected(SOURCE, (1, 3))
 TO_FOUR = conv(6, 4, 1, weight="to four")
 
 
@@ -101,14 +101,14 @@ TO_FOUR = conv(6, 4, 1, weight="to four")
         through(Scaled(SHIFTED, Offset("shift", -1.0)), conv(6, 4, 1, weight="to four", bias="b4")),
         through(SHIFTED, Filter(Geometry(6, 6, (2, 2), (1, 1), ((0, 0),) * 2, (1, 1), 6), 0.5)),
         through(Scaled(ONE, Offset("shift")), pad(6, fill="shift")),
-        chosen(Scaled(SHIFTED, Factor("scale")), (5, 0, 0)),
+        selected(Scaled(SHIFTED, Factor("scale")), (5, 0, 0)),
         joined((THREE, Scaled(SHIFTED, Factor("scale")), SOURCE)),
-        joined(tuple(through(chosen(SOURCE, half), conv(2, 2, weight="half")) for half in ((0, 1), (2, 3)))),
-        sum_of((chosen(SOURCE, (1, 3)), through(chosen(SOURCE, (1, 3)), conv(2, 2, weight="half")))),
-        Scaled(through(chosen(SOURCE, (1, 3)), conv(2, 2, weight="half")), Factor(2.0)),
+        joined(tuple(through(selected(SOURCE, half), conv(2, 2, weight="half")) for half in ((0, 1), (2, 3)))),
+        sum_of((selected(SOURCE, (1, 3)), through(selected(SOURCE, (1, 3)), conv(2, 2, weight="half")))),
+        Scaled(through(selected(SOURCE, (1, 3)), conv(2, 2, weight="half")), Factor(2.0)),
         through(sum_of((PART, Scaled(PART, Factor(2.0)))), conv(2, 2, weight="half")),
-        through(chosen(SOURCE, (1, 1)), conv(2, 2, weight="half")),
-        joined((through(chosen(SOURCE, (1, 1)), conv(2, 2, weight="half")), SOURCE)),
+        through(selected(SOURCE, (1, 1)), conv(2, 2, weight="half")),
+        joined((through(selected(SOURCE, (1, 1)), conv(2, 2, weight="half")), SOURCE)),
     ],
 )
 def test_evaluated_cases(expression):
@@ -145,7 +145,7 @@ def test_borders_are_checked_as_evaluation_checks_them(data, seed):
 def _beyond(inner, layer, tensors):
     """``layer`` after an ``inner`` that goes on beyond the border, as its source does with zeros."""
     wide = run(inner, F.pad(IMAGE, [9] * 4), tensors)
-    return run(Through(Identity(wide.shape[1], 2), layer, layer.geometry), wide, tensors)[:, :, 9:-9, 9:-9]
+    return run(Through(Identity(wide.shape[1], 2), layer), wide, tensors)[:, :, 9:-9, 9:-9]
 
 
 @SETTINGS
@@ -162,30 +162,30 @@ def test_a_part_of_the_channels_is_an_expression_of_a_smaller_source(data, seed)
 
 
 def test_channels_are_read_by_all_terms_or_none():
-    some, others = chosen(SOURCE, (0, 2)), chosen(SOURCE, (1, 3))
+    some, others = selected(SOURCE, (0, 2)), selected(SOURCE, (1, 3))
     assert channels_read(some) == (0, 2)
     assert channels_read(Scaled(through(some, conv(2)), Factor(2.0))) == (0, 2)
     assert channels_read(sum_of((some, Scaled(some, Factor(2.0))))) == (0, 2)
     assert channels_read(sum_of((some, others))) is None
     assert channels_read(sum_of((some, through(SOURCE, conv(outputs=2))))) is None
-    assert channels_read(chosen(through(SOURCE, conv()), (1,))) is None
+    assert channels_read(selected(through(SOURCE, conv()), (1,))) is None
     assert channels_read(joined((some, some))) is None
     assert channels_read(SOURCE) is None
-    assert channels_read(chosen(SOURCE, (1, 1))) is None
+    assert channels_read(selected(SOURCE, (1, 1))) is None
     with pytest.raises(AssertionError):
         of_channels_read(SOURCE)
 
 
 def test_an_expression_whose_channels_are_moved_has_as_many_groups_as_it_reads_blocks():
-    halves = [through(chosen(SOURCE, half), conv(2, 2)) for half in ((0, 1), (2, 3))]
+    halves = [through(selected(SOURCE, half), conv(2, 2)) for half in ((0, 1), (2, 3))]
     assert joined(tuple(halves)).geometry.groups == 2
     assert joined(tuple(reversed(halves))).geometry.groups == 1
-    assert chosen(SOURCE, (1, 0, 3, 2)).geometry.groups == 2
-    assert chosen(SOURCE, (0, 1, 2, 3)).geometry.groups == 4
+    assert selected(SOURCE, (1, 0, 3, 2)).geometry.groups == 2
+    assert selected(SOURCE, (0, 1, 2, 3)).geometry.groups == 4
     assert sum_of((joined(tuple(halves)), SOURCE)).geometry.groups == 2
-    assert through(chosen(SOURCE, (0, 1, 2, 3)), conv(groups=2)).geometry.groups == 2
+    assert through(selected(SOURCE, (0, 1, 2, 3)), conv(groups=2)).geometry.groups == 2
     assert Scaled(joined(tuple(halves)), Factor(2.0)).geometry.groups == 2
-    assert through(Scaled(chosen(SOURCE, (1, 0, 3, 2)), Factor(2.0)), conv(groups=2)).geometry.groups == 2
+    assert through(Scaled(selected(SOURCE, (1, 0, 3, 2)), Factor(2.0)), conv(groups=2)).geometry.groups == 2
 
 
 def test_a_sum_of_one_term_is_the_term():
@@ -220,7 +220,7 @@ def test_the_layers_and_tensors_of_an_expression():
     assert list(tensor_names(Scaled(SOURCE, Factor("f")))) == ["f"]
     assert list(tensor_names(Scaled(SOURCE, Factor(2.0)))) == []
     assert list(tensor_names(through(SOURCE, pool()))) == []
-    assert list(tensor_names(joined((through(SOURCE, first), chosen(SOURCE, (1,)))))) == ["w", "b"]
+    assert list(tensor_names(joined((through(SOURCE, first), selected(SOURCE, (1,)))))) == ["w", "b"]
 
 
 def test_what_adds_nothing_whatever_the_weights():
@@ -229,7 +229,7 @@ def test_what_adds_nothing_whatever_the_weights():
     for by in (Offset(1.0), Normalisation("m", "v", None, None, 0.1), Normalisation(None, "v", None, "b", 0.1)):
         assert not is_unshifted(Scaled(SOURCE, by))
     assert not is_unshifted(sum_of((SOURCE, Scaled(SOURCE, Offset(1.0)))))
-    assert not is_unshifted(chosen(through(SOURCE, conv(bias="b")), (0,)))
+    assert not is_unshifted(selected(through(SOURCE, conv(bias="b")), (0,)))
 
 
 def test_the_source_has_no_constant():
@@ -314,7 +314,7 @@ def test_everything_is_computed_where_the_model_is(data):
     "moved",
     [
         SOURCE,
-        chosen(SOURCE, (1, 0)),
+        selected(SOURCE, (1, 0)),
         joined((SOURCE, SOURCE)),
         through(SOURCE, pool()),
         sum_of((PART, through(PART, pool(2)))),
@@ -365,8 +365,8 @@ one, three = through(SOURCE, conv(kernel=1)), through(SOURCE, conv())
         (through(SOURCE, Filter(Geometry(4, 4, (1, 1), (1, 1), ((-1, 0), (0, 0)), (1, 1), 4), 1.0)), ("crop",)),
         (through(SOURCE, Filter(Geometry(4, 4, (1, 2), (1, 1), ((0, 0),) * 2, (1, 1), 4), 0.5)), ("avg 1x2",)),
         (through(Identity(4, 0), Convolution(Geometry(4, 6, (), (), (), ()), "w", None)), ("linear",)),
-        (chosen(SOURCE, (0, 2)), ("2 of 4 channels",)),
-        (chosen(three, (0, 2)), ("conv 3x3 → 2 of 6 channels",)),
+        (selected(SOURCE, (0, 2)), ("2 of 4 channels",)),
+        (selected(three, (0, 2)), ("conv 3x3 → 2 of 6 channels",)),
         (joined((three, SOURCE)), ("cat(conv 3x3, skip)",)),
     ],
 )

@@ -10,10 +10,11 @@ from support.meanings import SIZES, Network, check, meaning, meaning_at, read
 from torch import nn
 from torch.nn import functional as F
 
+from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset
 from repfuse.algebra.transposed import TransposedGeometry
-from repfuse.ops.meaning import Applied, Combined, Rescaled, Same, Selected, Stacked, inputs_of
+from repfuse.ops.meaning import Same, combination, inputs_of
 
 aten = torch.ops.aten
 
@@ -27,13 +28,13 @@ def depthwise(kernel, stride=None, padding=None, mode="zeros") -> Geometry:
     return Geometry(4, 4, kernel, stride or ones, padding or ((0, 0),) * len(kernel), ones, 4, mode)
 
 
-CONV2 = Applied("x", Convolution(Geometry(4, 6, (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)), "kernel2", "bias"))
-CONV1 = Applied("x", Convolution(Geometry(4, 6, (3,), (1,), ((1, 1),), (1,)), "kernel1", None))
-CONV3 = Applied("x", Convolution(Geometry(4, 6, (3,) * 3, (1,) * 3, ((0, 0),) * 3, (1,) * 3), "kernel3", "bias"))
-GROUPED = Applied(
+CONV2 = Through("x", Convolution(Geometry(4, 6, (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)), "kernel2", "bias"))
+CONV1 = Through("x", Convolution(Geometry(4, 6, (3,), (1,), ((1, 1),), (1,)), "kernel1", None))
+CONV3 = Through("x", Convolution(Geometry(4, 6, (3,) * 3, (1,) * 3, ((0, 0),) * 3, (1,) * 3), "kernel3", "bias"))
+GROUPED = Through(
     "x", Convolution(Geometry(4, 6, (3, 1), (1, 1), ((2, 2), (0, 0)), (2, 1), groups=2), "grouped2", None)
 )
-SAME = Applied("x", Convolution(Geometry(4, 6, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)), "kernel2", None))
+SAME = Through("x", Convolution(Geometry(4, 6, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)), "kernel2", None))
 
 CONVOLUTIONS = [
     (1, lambda m, x, y: F.conv1d(x, m.kernel1, padding=1), CONV1),
@@ -68,8 +69,8 @@ def spread(kernel, stride=1, padding=0, output_padding=0, groups=1, dilation=1, 
     )
 
 
-def transposes(name, bias, shape) -> Applied:
-    return Applied("x", Convolution(shape, name, bias))
+def transposes(name, bias, shape) -> Through:
+    return Through("x", Convolution(shape, name, bias))
 
 
 SPREAD1, SPREAD2, SPREAD3 = (spread((3,) * ndim, stride=2, padding=1, output_padding=1) for ndim in (1, 2, 3))
@@ -129,19 +130,19 @@ def test_a_convolution_module_of_another_padding_mode_is_a_pad_and_a_convolution
     found = read(Network(lambda m, x, y: m.conv(x), conv=conv), torch.randn(images()[0], dtype=torch.float64))
     for shape in images():
         check(found, *torch.randn(2, *shape, dtype=torch.float64))
-    assert found.of("pad") == Applied("x", Filter(depthwise((1, 1), None, ((1, 1), (0, 0)), mode), 1.0))
-    assert found.meaning == Applied("pad", Convolution(unpadded, "conv.weight", None))
+    assert found.of("pad") == Through("x", Filter(depthwise((1, 1), None, ((1, 1), (0, 0)), mode), 1.0))
+    assert found.meaning == Through("pad", Convolution(unpadded, "conv.weight", None))
 
 
 def test_a_convolution_module_pads_with_zeros_itself():
     conv = nn.Conv2d(4, 6, 3, 1, (1, 0), bias=False)
     geometry = Geometry(4, 6, (3, 3), (1, 1), ((1, 1), (0, 0)), (1, 1), 1)
     said = meaning_at(lambda m, x, y: m.conv(x), images(), conv=conv)
-    assert said == Applied("x", Convolution(geometry, "conv.weight", None))
+    assert said == Through("x", Convolution(geometry, "conv.weight", None))
 
 
-LINEAR = Applied("x", Convolution(Geometry(4, 5, (), (), (), ()), "matrix", "matrix_bias"))
-PRODUCT = Applied("x", Convolution(Geometry(4, 5, (), (), (), ()), "matrix", None))
+LINEAR = Through("x", Convolution(Geometry(4, 5, (), (), (), ()), "matrix", "matrix_bias"))
+PRODUCT = Through("x", Convolution(Geometry(4, 5, (), (), (), ()), "matrix", None))
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 4), (2, 3, 4), (2, 3, 5, 4)])
@@ -184,13 +185,13 @@ def test_a_product_of_matrices(spelling):
 
 def test_a_linear_module():
     geometry = Geometry(4, 3, (), (), (), ())
-    assert meaning(lambda m, x, y: m.head(x), (2, 4), head=nn.Linear(4, 3)) == Applied(
+    assert meaning(lambda m, x, y: m.head(x), (2, 4), head=nn.Linear(4, 3)) == Through(
         "x", Convolution(geometry, "head.weight", "head.bias")
     )
 
 
-FULL_NORM = Rescaled("x", Normalisation("mean", "var", "gamma", "beta", 1e-3), 1)
-BARE_NORM = Rescaled("x", Normalisation("mean", "var", None, None, 1e-5), 1)
+FULL_NORM = Scaled("x", Normalisation("mean", "var", "gamma", "beta", 1e-3), 1)
+BARE_NORM = Scaled("x", Normalisation("mean", "var", None, None, 1e-5), 1)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (2, 4, 5, 3), (2, 4, 3, 3, 3)])
@@ -218,7 +219,7 @@ BARE_NORM = Rescaled("x", Normalisation("mean", "var", None, None, 1e-5), 1)
 )
 def test_normalisations(function, expected, shape):
     said = meaning(function, shape)
-    assert said == expected and not said.in_place
+    assert said == expected
 
 
 @pytest.mark.parametrize(
@@ -250,38 +251,36 @@ def test_instance_normalisations_with_frozen_statistics(function, expected):
 )
 def test_normalisation_modules(norm, shape):
     names = Normalisation("norm.running_mean", "norm.running_var", "norm.weight", "norm.bias", norm.eps)
-    assert meaning(lambda m, x, y: m.norm(x), shape, norm=norm) == Rescaled("x", names, 1)
+    assert meaning(lambda m, x, y: m.norm(x), shape, norm=norm) == Scaled("x", names, 1)
 
 
 def test_a_normalisation_module_without_parameters():
     names = Normalisation("norm.running_mean", "norm.running_var", None, None, 1e-5)
-    assert meaning(lambda m, x, y: m.norm(x), (2, 4, 3), norm=nn.BatchNorm1d(4, affine=False)) == Rescaled(
-        "x", names, 1
-    )
+    assert meaning(lambda m, x, y: m.norm(x), (2, 4, 3), norm=nn.BatchNorm1d(4, affine=False)) == Scaled("x", names, 1)
 
 
-def both(a: float, b: float, in_place: bool = False) -> Combined:
-    return Combined((("x", a), ("y", b)), in_place)
+def both(a: float, b: float) -> Sum:
+    return combination(("x", a), ("y", b))
 
 
 SUMS = [
     (lambda m, x, y: x + y, both(1, 1)),
-    (lambda m, x, y: operator.iadd(x, y), both(1, 1, True)),
+    (lambda m, x, y: operator.iadd(x, y), both(1, 1)),
     (lambda m, x, y: torch.add(x, y, alpha=2), both(1, 2)),
     (lambda m, x, y: torch.add(input=x, other=y), both(1, 1)),
     (lambda m, x, y: x.add(y, alpha=2), both(1, 2)),
-    (lambda m, x, y: x.add_(y, alpha=2), both(1, 2, True)),
+    (lambda m, x, y: x.add_(y, alpha=2), both(1, 2)),
     (lambda m, x, y: aten.add.Tensor(x, y, alpha=2), both(1, 2)),
-    (lambda m, x, y: aten.add_.Tensor(x, y), both(1, 1, True)),
+    (lambda m, x, y: aten.add_.Tensor(x, y), both(1, 1)),
     (lambda m, x, y: x - y, both(1, -1)),
-    (lambda m, x, y: operator.isub(x, y), both(1, -1, True)),
+    (lambda m, x, y: operator.isub(x, y), both(1, -1)),
     (lambda m, x, y: torch.sub(x, y, alpha=3), both(1, -3)),
     (lambda m, x, y: torch.subtract(x, y), both(1, -1)),
-    (lambda m, x, y: x.subtract_(y, alpha=2), both(1, -2, True)),
+    (lambda m, x, y: x.subtract_(y, alpha=2), both(1, -2)),
     (lambda m, x, y: torch.rsub(x, y), both(-1, 1)),
     (lambda m, x, y: torch.rsub(x, y, alpha=2), both(-2, 1)),
     (lambda m, x, y: torch.lerp(x, y, 0.25), both(0.75, 0.25)),
-    (lambda m, x, y: x.lerp_(y, 0.25), both(0.75, 0.25, True)),
+    (lambda m, x, y: x.lerp_(y, 0.25), both(0.75, 0.25)),
     (lambda m, x, y: aten.lerp.Scalar(x, y, 0.25), both(0.75, 0.25)),
     (lambda m, x, y: torch.stack([x, y]).sum(0), both(1, 1)),
     (lambda m, x, y: torch.sum(torch.stack((x, y), dim=0), dim=0), both(1, 1)),
@@ -289,27 +288,27 @@ SUMS = [
     (lambda m, x, y: torch.stack([x, y], -1).sum((4,)), both(1, 1)),
     (lambda m, x, y: torch.stack([x, y], 1).mean(1), both(0.5, 0.5)),
     (lambda m, x, y: torch.mean(torch.stack([x, y], 2), 2, False), both(0.5, 0.5)),
-    (lambda m, x, y: x + x, Combined((("x", 1), ("x", 1)))),
-    (lambda m, x, y: -x, Combined((("x", -1),))),
-    (lambda m, x, y: x.neg(), Combined((("x", -1),))),
-    (lambda m, x, y: x.neg_(), Combined((("x", -1),), True)),
-    (lambda m, x, y: torch.negative(x), Combined((("x", -1),))),
-    (lambda m, x, y: aten.neg.default(x), Combined((("x", -1),))),
-    (lambda m, x, y: x * 2, Combined((("x", 2),))),
-    (lambda m, x, y: 2 * x, Combined((("x", 2),))),
-    (lambda m, x, y: torch.mul(x, 2), Combined((("x", 2),))),
-    (lambda m, x, y: x.multiply(2), Combined((("x", 2),))),
-    (lambda m, x, y: x.mul_(2), Combined((("x", 2),), True)),
-    (lambda m, x, y: aten.mul.Tensor(x, 2), Combined((("x", 2),))),
-    (lambda m, x, y: aten.mul_.Scalar(x, 2), Combined((("x", 2),), True)),
-    (lambda m, x, y: x / 4, Combined((("x", 0.25),))),
-    (lambda m, x, y: torch.true_divide(x, 4), Combined((("x", 0.25),))),
-    (lambda m, x, y: x.div_(4), Combined((("x", 0.25),), True)),
-    (lambda m, x, y: torch.div(x, 4, rounding_mode=None), Combined((("x", 0.25),))),
-    (lambda m, x, y: aten.div.Tensor(x, 4), Combined((("x", 0.25),))),
+    (lambda m, x, y: x + x, combination(("x", 1), ("x", 1))),
+    (lambda m, x, y: -x, combination(("x", -1))),
+    (lambda m, x, y: x.neg(), combination(("x", -1))),
+    (lambda m, x, y: x.neg_(), combination(("x", -1))),
+    (lambda m, x, y: torch.negative(x), combination(("x", -1))),
+    (lambda m, x, y: aten.neg.default(x), combination(("x", -1))),
+    (lambda m, x, y: x * 2, combination(("x", 2))),
+    (lambda m, x, y: 2 * x, combination(("x", 2))),
+    (lambda m, x, y: torch.mul(x, 2), combination(("x", 2))),
+    (lambda m, x, y: x.multiply(2), combination(("x", 2))),
+    (lambda m, x, y: x.mul_(2), combination(("x", 2))),
+    (lambda m, x, y: aten.mul.Tensor(x, 2), combination(("x", 2))),
+    (lambda m, x, y: aten.mul_.Scalar(x, 2), combination(("x", 2))),
+    (lambda m, x, y: x / 4, combination(("x", 0.25))),
+    (lambda m, x, y: torch.true_divide(x, 4), combination(("x", 0.25))),
+    (lambda m, x, y: x.div_(4), combination(("x", 0.25))),
+    (lambda m, x, y: torch.div(x, 4, rounding_mode=None), combination(("x", 0.25))),
+    (lambda m, x, y: aten.div.Tensor(x, 4), combination(("x", 0.25))),
     (lambda m, x, y: x + 0, Same("x")),
     (lambda m, x, y: sum([x]), Same("x")),
-    (lambda m, x, y: 0 - x, Combined((("x", -1),))),
+    (lambda m, x, y: 0 - x, combination(("x", -1))),
     (lambda m, x, y: x * 1, Same("x")),
 ]
 
@@ -319,39 +318,39 @@ def test_sums_and_multiples(function, expected):
     assert meaning_at(function, images()) == expected
 
 
-def shift(by, factor=1.0, scale=1.0, axis=None, in_place=False) -> Rescaled:
-    return Rescaled("x", Offset(by, factor, scale), axis, in_place)
+def shift(by, factor=1.0, scale=1.0, axis=None) -> Scaled:
+    return Scaled("x", Offset(by, factor, scale), axis)
 
 
-def times(by, inverse=False, axis=1, in_place=False) -> Rescaled:
-    return Rescaled("x", Factor(by, inverse), axis, in_place)
+def times(by, inverse=False, axis=1) -> Scaled:
+    return Scaled("x", Factor(by, inverse), axis)
 
 
 CONSTANTS = [
     (lambda m, x, y: x + 2, shift(2.0)),
     (lambda m, x, y: x - 2, shift(-2.0)),
     (lambda m, x, y: 2 - x, shift(2.0, scale=-1.0)),
-    (lambda m, x, y: x.add_(2, alpha=3), shift(6.0, in_place=True)),
+    (lambda m, x, y: x.add_(2, alpha=3), shift(6.0)),
     (lambda m, x, y: aten.rsub.Scalar(x, 2, 3), shift(2.0, scale=-3.0)),
     (lambda m, x, y: aten.add.Scalar(x, 2), shift(2.0)),
     (lambda m, x, y: x * m.image, times("image")),
     (lambda m, x, y: m.image * x, times("image")),
     (lambda m, x, y: torch.mul(m.column, x), times("column")),
-    (lambda m, x, y: x.mul_(m.column), times("column", in_place=True)),
-    (lambda m, x, y: operator.imul(x, m.image), times("image", in_place=True)),
+    (lambda m, x, y: x.mul_(m.column), times("column")),
+    (lambda m, x, y: operator.imul(x, m.image), times("image")),
     (lambda m, x, y: aten.mul.Tensor(x, m.image), times("image")),
     (lambda m, x, y: x * m.scalar, times("scalar", axis=None)),
     (lambda m, x, y: x * m.single, times("single", axis=None)),
     (lambda m, x, y: x / m.image, times("image", inverse=True)),
-    (lambda m, x, y: x.div_(m.image), times("image", inverse=True, in_place=True)),
+    (lambda m, x, y: x.div_(m.image), times("image", inverse=True)),
     (lambda m, x, y: x + m.image, shift("image", axis=1)),
     (lambda m, x, y: m.column + x, shift("column", axis=1)),
     (lambda m, x, y: x - m.image, shift("image", -1.0, axis=1)),
     (lambda m, x, y: m.image - x, shift("image", 1.0, -1.0, axis=1)),
     (lambda m, x, y: torch.sub(m.image, x, alpha=2), shift("image", 1.0, -2.0, axis=1)),
     (lambda m, x, y: torch.add(x, m.scalar, alpha=2), shift("scalar", 2.0)),
-    (lambda m, x, y: x.add_(m.image), shift("image", axis=1, in_place=True)),
-    (lambda m, x, y: aten.sub_.Tensor(x, m.image), shift("image", -1.0, axis=1, in_place=True)),
+    (lambda m, x, y: x.add_(m.image), shift("image", axis=1)),
+    (lambda m, x, y: aten.sub_.Tensor(x, m.image), shift("image", -1.0, axis=1)),
     (lambda m, x, y: x * m.gamma.reshape(1, -1, 1, 1), times("%reshape")),
     (lambda m, x, y: x * (m.gamma * (m.var + 1e-5).rsqrt()).view(1, 4, 1, 1), times("%view")),
     (lambda m, x, y: torch.lerp(x, m.image, 0.25), shift("image", 0.25, 0.75, axis=1)),
@@ -370,8 +369,8 @@ def test_constants_along_the_last_axis(shape):
     assert meaning(lambda m, x, y: x + m.gamma, shape) == shift("gamma", axis=last)
 
 
-def padded(padding, fill=0.0, mode="zeros") -> Applied:
-    return Applied("x", Filter(depthwise((1,) * len(padding), padding=padding, mode=mode), 1.0, fill))
+def padded(padding, fill=0.0, mode="zeros") -> Through:
+    return Through("x", Filter(depthwise((1,) * len(padding), padding=padding, mode=mode), 1.0, fill))
 
 
 ASYMMETRIC = ((1, 2), (0, 1))
@@ -412,8 +411,8 @@ def test_pad_modules(module, expected):
     assert meaning_at(lambda m, x, y: m.pad(x), images(), pad=module) == expected
 
 
-def cropped(padding, stride=None) -> Applied:
-    return Applied("x", Filter(depthwise((1,) * len(padding), stride, padding), 1.0))
+def cropped(padding, stride=None) -> Through:
+    return Through("x", Filter(depthwise((1,) * len(padding), stride, padding), 1.0))
 
 
 CROPS = [
@@ -435,34 +434,34 @@ def test_crops(ndim, function, expected):
     assert meaning_at(function, images(ndim)) == expected
 
 
-POOL = Applied("x", Filter(depthwise((3, 2), (2, 1), ((1, 1), (0, 0))), 1 / 6))
-ROUNDED_UP = Applied("x", Filter(depthwise((3, 3), padding=((1, 1), (1, 1))), 1 / 9))
+POOL = Through("x", Filter(depthwise((3, 2), (2, 1), ((1, 1), (0, 0))), 1 / 6))
+ROUNDED_UP = Through("x", Filter(depthwise((3, 3), padding=((1, 1), (1, 1))), 1 / 9))
 POOLS = [
     (2, lambda m, x, y: F.avg_pool2d(x, (3, 2), (2, 1), (1, 0)), POOL),
     (2, lambda m, x, y: aten.avg_pool2d.default(x, [3, 2], [2, 1], [1, 0]), POOL),
     (2, lambda m, x, y: m.pool(x), POOL),
-    (2, lambda m, x, y: F.avg_pool2d(x, 2), Applied("x", Filter(depthwise((2, 2), (2, 2)), 1 / 4))),
+    (2, lambda m, x, y: F.avg_pool2d(x, 2), Through("x", Filter(depthwise((2, 2), (2, 2)), 1 / 4))),
     (2, lambda m, x, y: F.avg_pool2d(x, 3, 1, 1, ceil_mode=True), ROUNDED_UP),
     (
         2,
         lambda m, x, y: F.avg_pool2d(x, 3, 2, count_include_pad=False),
-        Applied("x", Filter(depthwise((3, 3), (2, 2)), 1 / 9)),
+        Through("x", Filter(depthwise((3, 3), (2, 2)), 1 / 9)),
     ),
     (
         2,
         lambda m, x, y: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False, divisor_override=5),
-        Applied("x", Filter(depthwise((3, 3), padding=((1, 1), (1, 1))), 1 / 5)),
+        Through("x", Filter(depthwise((3, 3), padding=((1, 1), (1, 1))), 1 / 5)),
     ),
     (2, lambda m, x, y: F.avg_pool2d(x, 1), Same("x")),
-    (2, lambda m, x, y: F.avg_pool2d(x, 1, 2, ceil_mode=True), Applied("x", Filter(depthwise((1, 1), (2, 2)), 1.0))),
+    (2, lambda m, x, y: F.avg_pool2d(x, 1, 2, ceil_mode=True), Through("x", Filter(depthwise((1, 1), (2, 2)), 1.0))),
     (
         2,
         lambda m, x, y: F.avg_pool2d(x, 2, 2, 1, ceil_mode=True),
-        Applied("x", Filter(depthwise((2, 2), (2, 2), ((1, 1), (1, 1))), 1 / 4)),
+        Through("x", Filter(depthwise((2, 2), (2, 2), ((1, 1), (1, 1))), 1 / 4)),
     ),
-    (1, lambda m, x, y: F.avg_pool1d(x, 3, 1, 1), Applied("x", Filter(depthwise((3,), padding=((1, 1),)), 1 / 3))),
-    (1, lambda m, x, y: aten.avg_pool1d.default(x, [2]), Applied("x", Filter(depthwise((2,), (2,)), 1 / 2))),
-    (3, lambda m, x, y: F.avg_pool3d(x, 2, 1), Applied("x", Filter(depthwise((2, 2, 2)), 1 / 8))),
+    (1, lambda m, x, y: F.avg_pool1d(x, 3, 1, 1), Through("x", Filter(depthwise((3,), padding=((1, 1),)), 1 / 3))),
+    (1, lambda m, x, y: aten.avg_pool1d.default(x, [2]), Through("x", Filter(depthwise((2,), (2,)), 1 / 2))),
+    (3, lambda m, x, y: F.avg_pool3d(x, 2, 1), Through("x", Filter(depthwise((2, 2, 2)), 1 / 8))),
 ]
 
 
@@ -474,7 +473,7 @@ def test_average_pools(ndim, function, expected):
 @pytest.mark.parametrize("kind", [nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d])
 def test_average_pool_modules(kind):
     ndim = int(kind.__name__[-2])
-    expected = Applied("x", Filter(depthwise((3,) * ndim, (2,) * ndim, ((1, 1),) * ndim), 1 / 3**ndim))
+    expected = Through("x", Filter(depthwise((3,) * ndim, (2,) * ndim, ((1, 1),) * ndim), 1 / 3**ndim))
     assert meaning_at(lambda m, x, y: m.pool(x), images(ndim), pool=kind(3, 2, 1)) == expected
 
 
@@ -483,9 +482,9 @@ def chosen(*indices: int, axis: int = 1) -> Selected:
 
 
 CHANNELS = [
-    (lambda m, x, y: torch.cat([x, y], 1), Stacked(("x", "y"), 1)),
-    (lambda m, x, y: torch.cat((x, y, x), dim=-3), Stacked(("x", "y", "x"), 1)),
-    (lambda m, x, y: torch.concat([x, y], axis=1), Stacked(("x", "y"), 1)),
+    (lambda m, x, y: torch.cat([x, y], 1), Joined(("x", "y"), 1)),
+    (lambda m, x, y: torch.cat((x, y, x), dim=-3), Joined(("x", "y", "x"), 1)),
+    (lambda m, x, y: torch.concat([x, y], axis=1), Joined(("x", "y"), 1)),
     (lambda m, x, y: torch.cat([x], 1), Same("x")),
     (lambda m, x, y: x.chunk(2, 1)[1], chosen(2, 3)),
     (lambda m, x, y: x.chunk(3, dim=1)[1], chosen(2, 3)),
@@ -529,7 +528,7 @@ def test_channels(function, expected):
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        (lambda m, x, y: torch.cat([x, y], -1), Stacked(("x", "y"), 2)),
+        (lambda m, x, y: torch.cat([x, y], -1), Joined(("x", "y"), 2)),
         (lambda m, x, y: x.chunk(2, -1)[1], chosen(2, 3, axis=2)),
         (lambda m, x, y: m.head(x)[..., :2], Selected("linear", (0, 1), 2)),
         (lambda m, x, y: (m.head(x) + 1)[..., 2:], Selected("add", (2, 3), 2)),
@@ -698,13 +697,13 @@ def test_a_module_may_be_called_by_keyword():
     one, other = (
         meaning(f, FOLDED, child=layer) for f in (lambda m, x, y: m.child(input=x), lambda m, x, y: m.child(x))
     )
-    assert one == other and isinstance(one, Applied)
+    assert one == other and isinstance(one, Through)
 
 
 def test_a_batch_norm_that_stopped_tracking_still_uses_what_it_tracked():
     norm = nn.BatchNorm2d(4)
     norm.track_running_stats = False
-    assert isinstance(meaning(lambda m, x, y: m.norm(x), FOLDED, norm=norm), Rescaled)
+    assert isinstance(meaning(lambda m, x, y: m.norm(x), FOLDED, norm=norm), Scaled)
 
 
 def test_a_weight_may_be_a_plain_attribute():
@@ -718,7 +717,7 @@ def test_a_weight_may_be_a_plain_attribute():
 def test_what_a_hook_does_is_seen():
     norm = nn.BatchNorm2d(4)
     norm.register_forward_hook(lambda module, args, output: output * 2)
-    assert meaning(lambda m, x, y: m.child(x), FOLDED, child=norm) == Combined((("batch_norm", 2),))
+    assert meaning(lambda m, x, y: m.child(x), FOLDED, child=norm) == combination(("batch_norm", 2))
 
 
 def test_the_divisor_of_a_pool_module():
@@ -756,7 +755,7 @@ def test_what_a_meaning_reads():
         (Selected("x", (0,), 1), ("x",)),
         (Same("x"), ("x",)),
         (both(1, 2), ("x", "y")),
-        (Stacked(("x", "y", "x"), 1), ("x", "y", "x")),
+        (Joined(("x", "y", "x"), 1), ("x", "y", "x")),
         (None, ()),
     ):
         assert inputs_of(said) == nodes

@@ -8,9 +8,10 @@ from support.meanings import SIZES, Network, check, meaning_at, read
 from torch import nn
 from torch.nn import functional as F
 
+from repfuse.algebra.expression import Joined, Scaled, Selected, Through
 from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Filter
-from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Selected, Stacked
+from repfuse.ops.meaning import Passage, combination
 
 SHAPES = [(2, 4, *size) for size in SIZES[2]]
 
@@ -28,9 +29,9 @@ def fill(t, value, before=1, after=1):
     return assign(t, (whole, whole, whole, slice(-after, None)), value)
 
 
-def border(padding, amount) -> Applied:
+def border(padding, amount) -> Through:
     geometry = Geometry(4, 4, (1, 1), (1, 1), padding, (1, 1), 4)
-    return Applied("x", Filter(geometry, 1.0, amount))
+    return Through("x", Filter(geometry, 1.0, amount))
 
 
 ROUND = ((1, 1), (1, 1))
@@ -122,7 +123,7 @@ def test_a_pad_whose_border_is_filled_in_part_is_a_pad():
 def test_one_number_fills_the_border_of_one_channel_only(channels, size):
     said = meaning_at(lambda m, x, y: fill(F.pad(x, (1, 1, 1, 1)), m.single), [(2, channels, *size)])
     shape = Geometry(1, 1, (1, 1), (1, 1), ROUND, (1, 1), 1)
-    assert said == (Applied("x", Filter(shape, 1.0, "single")) if channels == 1 else None)
+    assert said == (Through("x", Filter(shape, 1.0, "single")) if channels == 1 else None)
 
 
 def test_a_pad_that_something_else_reads_is_not_part_of_a_border():
@@ -286,9 +287,9 @@ def test_a_view_that_something_else_reads_is_no_passage():
 def test_a_stack_is_a_passage_where_only_sums_read_it():
     found = read(Network(lambda m, x, y: torch.stack([x, y, x], 1).mean(1)), torch.ones(1, 4, 3, 3).double())
     assert found.of("stack") == Passage(("x", "y", "x"))
-    assert found.meaning == Combined((("x", 1 / 3), ("y", 1 / 3), ("x", 1 / 3)))
+    assert found.meaning == combination(("x", 1 / 3), ("y", 1 / 3), ("x", 1 / 3))
 
-    assert meaning_at(lambda m, x, y: torch.stack([x]).sum(0), SHAPES) == Combined((("x", 1.0),))
+    assert meaning_at(lambda m, x, y: torch.stack([x]).sum(0), SHAPES) == combination(("x", 1.0))
     cut = read(Network(lambda m, x, y: torch.stack([x, y]).narrow(0, 0, 1)), torch.ones(1, 4, 3, 3).double())
     assert cut.of("stack") is None
 
@@ -298,7 +299,7 @@ def test_a_stack_is_a_passage_where_only_sums_read_it():
 
     found = read(Network(escaping), torch.ones(1, 4, 3, 3).double())
     assert found.of("stack") is None
-    assert found.of("sum_1") == Combined((("x", 1.0), ("y", 1.0)))
+    assert found.of("sum_1") == combination(("x", 1.0), ("y", 1.0))
 
 
 @pytest.mark.parametrize(
@@ -334,8 +335,8 @@ def test_a_list_of_parts_is_a_passage_where_only_its_parts_are_read():
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        (lambda m, x, y: torch.stack(x.chunk(2, 1)).sum(0), Combined((("getitem", 1.0), ("getitem_1", 1.0)))),
-        (lambda m, x, y: torch.cat(x.chunk(2, 1), 1), Stacked(("getitem", "getitem_1"), 1)),
+        (lambda m, x, y: torch.stack(x.chunk(2, 1)).sum(0), combination(("getitem", 1.0), ("getitem_1", 1.0))),
+        (lambda m, x, y: torch.cat(x.chunk(2, 1), 1), Joined(("getitem", "getitem_1"), 1)),
         (lambda m, x, y: x.chunk(2, 1)[1:][0], Selected("x", (2, 3), 1)),
         (lambda m, x, y: [*x.chunk(2, 1)].pop(), Selected("x", (2, 3), 1)),
     ],
@@ -357,7 +358,7 @@ def test_the_statistics_that_a_normalisation_returns_mean_nothing():
         return parts[0], parts[1]
 
     found = read(Network(function), torch.ones(1, 4, 3, 3).double())
-    assert isinstance(found.of("getitem"), Rescaled)
+    assert isinstance(found.of("getitem"), Scaled)
     assert found.of("getitem_1") is None
     assert found.of("native_batch_norm_default") is None
 
@@ -378,6 +379,6 @@ def test_an_exported_graph_means_the_same():
     x = torch.randn(2, 4, 5, 6).double()
     found = read(torch.export.export(network, (x, x)).module(), x)
     kinds = [type(said).__name__ for said in found.meanings.values() if said is not None]
-    expected = "Applied, Rescaled, Same, Rescaled, Applied, Applied, Applied, Combined, Rescaled"
+    expected = "Through, Scaled, Same, Scaled, Through, Through, Through, Sum, Scaled"
     assert ", ".join(kinds) == expected
     check(found, x, x)

@@ -13,10 +13,11 @@ from torch.ao import quantization
 from torch.nn import functional as F
 
 import repfuse
+from repfuse.algebra.expression import Sum
 from repfuse.ops import meaning_of
 from repfuse.ops.call import axis_of, is_channel_axis
 from repfuse.ops.filters import _same_rounded_up
-from repfuse.ops.meaning import Combined, Unfusible
+from repfuse.ops.meaning import Unfusible
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.recording import record
 
@@ -303,7 +304,7 @@ def test_a_list_of_tensors_is_no_tensor():
     found = record(Takes(), Arguments(([torch.ones(SHAPE), torch.ones(SHAPE)],)))
     parts = [meaning_of(node, found) for node in found.nodes]
     assert parts[:3] == [None, None, None]
-    assert isinstance(parts[3], Combined)
+    assert isinstance(parts[3], Sum)
 
 
 def test_a_convolution_whose_class_does_more_means_nothing_itself():

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from repfuse.algebra.affine import Addend
 from repfuse.algebra.evaluation import constant, evaluate, scale_and_shift
-from repfuse.algebra.expression import Identity, Scaled, chosen, joined, sum_of, through
+from repfuse.algebra.expression import Identity, Scaled, joined, selected, sum_of, through
 from repfuse.algebra.geometry import Geometry, NotAffine
 from repfuse.algebra.layers import Convolution, Factor
 from repfuse.algebra.transposed import TransposedGeometry, scaled_outputs
@@ -106,7 +106,7 @@ def test_it_neither_adds_up_nor_composes():
         lambda: joined((other, one)),
         lambda: through(one, Convolution(plain, "v", None)),
         lambda: through(other, Convolution(shape, "w", None)),
-        lambda: chosen(one, (1, 0)),
+        lambda: selected(one, (1, 0)),
     ):
         with pytest.raises(NotAffine) as raised:
             refused()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repfuse.algebra.expression import Chosen, Expression, Identity, Joined, Scaled, Sum, Through
+from repfuse.algebra.expression import Expression, Identity, Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Channelwise, Convolution, Factor, Layer, Normalisation, Offset
 
@@ -39,7 +39,7 @@ def _row(expression: Expression) -> str:
             return _layer(layer)
         case Through(inner, layer):
             return f"{_inside(inner)} → {_layer(layer)}"
-        case Chosen(inner, indices):
+        case Selected(inner, indices):
             some = f"{len(indices)} of {inner.geometry.out_channels} channels"
             return some if isinstance(inner, Identity) else f"{_inside(inner)} → {some}"
         case Joined(parts):

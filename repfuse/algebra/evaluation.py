@@ -11,11 +11,11 @@ from torch import Tensor
 
 from repfuse.algebra.affine import Addend, AffineConv, check_beyond, response, sum_weights
 from repfuse.algebra.expression import (
-    Chosen,
     Expression,
     Identity,
     Joined,
     Scaled,
+    Selected,
     Sum,
     Through,
     channels_read,
@@ -55,7 +55,7 @@ def constant(expression: Expression, tensors: Tensors, device: torch.device) -> 
             value = constant(inner, tensors, device)
             value = value if scale is None else value * scale
             return value if shift is None else value + shift
-        case Chosen(inner, indices):
+        case Selected(inner, indices):
             return constant(inner, tensors, device)[list(indices)]
         case Joined(parts):
             return torch.cat([constant(part, tensors, device) for part in parts])
@@ -160,13 +160,13 @@ def exact(expression: Expression, tensors: Tensors, device: torch.device) -> Aff
             return _scaled_map(exact(inner, tensors, device), *scale_and_shift(by, tensors))
         case Joined(parts):
             return AffineConv.stack_on(expression.geometry, [_of_channels(part, tensors, device) for part in parts])
-        case Through() | Sum() | Chosen() if channels_read(expression) is not None:
+        case Through() | Sum() | Selected() if channels_read(expression) is not None:
             return AffineConv.stack_on(expression.geometry, [_of_channels(expression, tensors, device)])
         case Through(inner, layer):
             made = exact(inner, tensors, device).then(
                 _layer_map(layer, tensors, device), _number(_fill(layer), tensors)
             )
-        case Chosen(inner, indices):
+        case Selected(inner, indices):
             made = exact(inner, tensors, device).select(indices)
         case Sum(terms):
             made = reduce(AffineConv.add, (exact(term, tensors, device) for term in terms))

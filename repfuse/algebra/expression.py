@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.algebra.layers import Channelwise, Convolution, Factor, Filter, Layer, Normalisation, Offset, Windows
@@ -27,54 +28,79 @@ class Identity:
         return Geometry.identity(self.channels, self.ndim)
 
 
-@dataclass(frozen=True)
-class Through:
-    """A layer applied to an expression."""
-
-    inner: Expression
-    layer: Layer
-    geometry: Geometry
+Operand = TypeVar("Operand")
 
 
-@dataclass(frozen=True)
-class Scaled:
-    """An expression, each channel times a number, plus a number."""
+class Operation(Generic[Operand]):
+    """What is done with operands: nodes of a graph where it says what one node computes, expressions in an expression.
 
-    inner: Expression
-    by: Channelwise
+    Where the operands are expressions, so is the operation, and has a geometry. ``axis`` is where the tensors of a
+    graph have their channels; a layer knows that by itself, and None says that it does not matter.
+    """
 
-    @property
+    @cached_property
     def geometry(self) -> Geometry:
-        """The geometry inside: nothing moves between pixels or channels."""
-        return self.inner.geometry
+        """That of the one convolution. Raises NotAffine where it is none."""
+        expression: Expression = self  # type: ignore[assignment]
+        geometry = _geometry(expression)
+        return replace(geometry, groups=_windows(expression).groups()) if _moves_channels(expression) else geometry
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The channels ``indices`` of an expression, in this order."""
+class Through(Operation[Operand]):
+    """A layer after ``input``: a convolution, a linear layer, or another filter, such as a pool, a pad, a crop."""
 
-    inner: Expression
+    input: Operand
+    layer: Layer
+
+
+@dataclass(frozen=True)
+class Scaled(Operation[Operand]):
+    """Each channel of ``input`` times a number, plus a number: a normalisation, a layer scale."""
+
+    input: Operand
+    by: Channelwise
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Selected(Operation[Operand]):
+    """The channels ``indices`` of ``input``, in this order."""
+
+    input: Operand
     indices: Ints
-    geometry: Geometry
+    axis: int | None = None
 
 
 @dataclass(frozen=True)
-class Joined:
-    """The channels of several expressions, one after the other."""
+class Joined(Operation[Operand]):
+    """The channels of all ``inputs``, one after the other."""
 
-    parts: tuple[Expression, ...]
-    geometry: Geometry
+    inputs: tuple[Operand, ...]
+    axis: int | None = None
 
 
 @dataclass(frozen=True)
-class Sum:
-    """A sum of expressions of one source, and its geometry, the union."""
+class Sum(Operation[Operand]):
+    """The sum of all ``inputs``."""
 
-    terms: tuple[Expression, ...]
-    geometry: Geometry
+    inputs: tuple[Operand, ...]
 
 
-Expression = Identity | Through | Scaled | Chosen | Joined | Sum
+Expression: TypeAlias = (
+    "Identity | Through[Expression] | Scaled[Expression] | Selected[Expression] | Joined[Expression] | Sum[Expression]"
+)
+
+
+def operands(operation: object) -> tuple[Any, ...]:
+    """Return what an operation is done with; nothing for anything else."""
+    match operation:
+        case Through(x) | Scaled(x) | Selected(x):
+            return (x,)
+        case Joined(several) | Sum(several):
+            return several
+        case _:
+            return ()
 
 
 def through(inner: Expression, layer: Layer) -> Expression:
@@ -83,36 +109,51 @@ def through(inner: Expression, layer: Layer) -> Expression:
     Where ``inner.geometry.borders_show(layer.geometry)``, it is one only if the constant of ``inner`` is what the layer
     pads with; that takes the weights (``evaluation.constant``).
     """
-    geometry = layer.geometry if isinstance(inner, Identity) else inner.geometry.then(layer.geometry)
-    return _settled(Through(inner, layer, geometry))
+    return _checked(Through(inner, layer))
 
 
-def chosen(inner: Expression, indices: Ints) -> Expression:
+def selected(inner: Expression, indices: Ints) -> Expression:
     """Return these channels of the expression."""
-    return _settled(Chosen(inner, indices, inner.geometry.select(indices)))
+    return _checked(Selected(inner, indices))
 
 
 def joined(parts: tuple[Expression, ...]) -> Expression:
     """Return the channels of all parts. Raises NotAffine where they are no single convolution."""
-    return _settled(Joined(parts, Geometry.stacked([part.geometry for part in parts])))
+    return _checked(Joined(parts))
 
 
 def sum_of(terms: tuple[Expression, ...]) -> Expression:
     """Return the sum. Raises NotAffine where the terms are no single convolution."""
-    if len(terms) == 1:
-        return terms[0]
-    return _settled(Sum(terms, reduce(Geometry.add, (term.geometry for term in terms))))
+    return terms[0] if len(terms) == 1 else _checked(Sum(terms))
 
 
-def _settled(expression: Through | Chosen | Joined | Sum) -> Expression:
-    """Give an expression in which channels are moved as many groups as it really has."""
-    if not _moves_channels(expression):
-        return expression
-    return replace(expression, geometry=replace(expression.geometry, groups=_windows(expression).groups()))
+def _checked(expression: Expression) -> Expression:
+    """Return an expression that is one convolution: its geometry says so."""
+    _ = expression.geometry
+    return expression
+
+
+def _geometry(expression: Expression) -> Geometry:  # noqa: PLR0911 - one for each kind
+    """Return the geometry, with no more groups than those of its operands show."""
+    match expression:
+        case Identity():
+            return expression.geometry
+        case Through(Identity(), layer):
+            return layer.geometry
+        case Through(inner, layer):
+            return inner.geometry.then(layer.geometry)
+        case Scaled(inner):
+            return inner.geometry
+        case Selected(inner, indices):
+            return inner.geometry.select(indices)
+        case Joined(parts):
+            return Geometry.stacked([part.geometry for part in parts])
+        case Sum(terms):
+            return reduce(Geometry.add, (term.geometry for term in terms))
 
 
 def _moves_channels(expression: Expression) -> bool:
-    return isinstance(expression, Chosen | Joined) or any(map(_moves_channels, _inside(expression)))
+    return isinstance(expression, Selected | Joined) or any(map(_moves_channels, operands(expression)))
 
 
 def _windows(expression: Expression) -> Windows:
@@ -124,7 +165,7 @@ def _windows(expression: Expression) -> Windows:
             return _windows(inner).then(Windows.of(layer.geometry))
         case Scaled(inner):
             return _windows(inner)
-        case Chosen(inner, indices):
+        case Selected(inner, indices):
             return _windows(inner).select(indices)
         case Joined(parts):
             return Windows.concat([_windows(part) for part in parts])
@@ -141,7 +182,7 @@ def relaid(expression: Expression, channels: int, ndim: int) -> Expression:
         case Identity():
             return Identity(channels, ndim)
         case Scaled(inner, Factor(float())):
-            return replace(expression, inner=relaid(inner, channels, ndim))
+            return replace(expression, input=relaid(inner, channels, ndim))
         case _:
             return expression
 
@@ -164,7 +205,7 @@ def channels_read(expression: Expression) -> Ints | None:
     None as well where it chooses one of them twice, which then reads the sum of two columns of the weight.
     """
     match expression:
-        case Chosen(Identity(), indices):
+        case Selected(Identity(), indices):
             return indices if len(set(indices)) == len(indices) else None
         case Through(inner) | Scaled(inner):
             return channels_read(inner)
@@ -178,7 +219,7 @@ def channels_read(expression: Expression) -> Ints | None:
 def of_channels_read(expression: Expression) -> Expression:
     """Return the expression as one of a source that has just ``channels_read``."""
     match expression:
-        case Chosen(Identity(_, ndim), indices):
+        case Selected(Identity(_, ndim), indices):
             return Identity(len(indices), ndim)
         case Through(inner, layer):
             return through(of_channels_read(inner), layer)
@@ -190,19 +231,9 @@ def of_channels_read(expression: Expression) -> Expression:
             raise AssertionError("the expression chooses no channels")
 
 
-def _inside(expression: Expression) -> tuple[Expression, ...]:
-    match expression:
-        case Through(inner) | Scaled(inner) | Chosen(inner):
-            return (inner,)
-        case Joined(several) | Sum(several):
-            return several
-        case _:
-            return ()
-
-
 def layers(expression: Expression) -> Iterator[Layer]:
     """Yield the layers in the expression."""
-    for inner in _inside(expression):
+    for inner in operands(expression):
         yield from layers(inner)
     if isinstance(expression, Through):
         yield expression.layer
@@ -221,12 +252,12 @@ def is_unshifted(expression: Expression) -> bool:
         case Through(_, Convolution(_, _, str())):
             return False
         case _:
-            return all(map(is_unshifted, _inside(expression)))
+            return all(map(is_unshifted, operands(expression)))
 
 
 def tensor_names(expression: Expression) -> Iterator[str]:
     """Yield the name of every tensor that the expression reads."""
-    for inner in _inside(expression):
+    for inner in operands(expression):
         yield from tensor_names(inner)
     match expression:
         case Through(_, Convolution(_, weight, bias)):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from repfuse.algebra.expression import Selected
 from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.checking.comparison import answers_in_float64, reference, tabulate
 from repfuse.checking.inputs.trial import Trial, rounded_through
@@ -18,7 +19,7 @@ from repfuse.checking.results import Level
 from repfuse.checking.rounding import half_spacing
 from repfuse.checking.runs import Outcome, run, run_float64
 from repfuse.networks import dense, main_dtype, named_tensors
-from repfuse.ops.meaning import Passage, Selected
+from repfuse.ops.meaning import Passage
 from repfuse.plans import Plan
 
 # How far a fused convolution in its stored dtype may be from itself in exact arithmetic: an a-priori bound.

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import Padding
 from repfuse.algebra.layers import Filter
 from repfuse.ops.call import Call, constant, number
 from repfuse.ops.filters import is_pad, pad
 from repfuse.ops.indexing import entries_of, is_whole
-from repfuse.ops.meaning import Applied, Meaning, Passage
+from repfuse.ops.meaning import Meaning, Passage
 from repfuse.ops.spelling import spelled
 from repfuse.ops.sums import Channels, channels_of
 
@@ -51,7 +52,7 @@ def _next_assignment(node: fx.Node) -> fx.Node | None:
     return reader if call is not None and call.operator == "assigned" and call.input is node else None
 
 
-def _border(last: fx.Node, recording: Recording) -> Applied | None:
+def _border(last: fx.Node, recording: Recording) -> Through[fx.Node] | None:
     """Return the pad whose border the assignments up to ``last`` fill."""
     assignments: list[Call] = []
     node, call = last, spelled(last)
@@ -63,7 +64,7 @@ def _border(last: fx.Node, recording: Recording) -> Applied | None:
         call = spelled(node)
     base = spelled(node)
     meaning = pad(base, recording) if isinstance(base, Call) and base.operator in ("pad", "constant_pad_nd") else None
-    if not assignments or not isinstance(meaning, Applied) or not isinstance(meaning.layer, Filter):
+    if not assignments or not isinstance(meaning, Through) or not isinstance(meaning.layer, Filter):
         return None
     padding = meaning.layer.geometry.padding
     sides = {_side(call, padding) for call in assignments}
@@ -71,7 +72,7 @@ def _border(last: fx.Node, recording: Recording) -> Applied | None:
     fill = _fill(assignments, recording.shape_of[meaning.input], recording)
     if not is_pad(meaning.layer) or sides != wanted or fill is None:
         return None
-    return Applied(meaning.input, replace(meaning.layer, fill=fill))
+    return Through(meaning.input, replace(meaning.layer, fill=fill))
 
 
 def _side(call: Call, padding: Padding) -> Side | None:

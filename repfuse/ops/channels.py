@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from repfuse.algebra.expression import Joined, Selected
 from repfuse.ops.call import Call, axis_of, contains_node, is_channel_axis, is_data
 from repfuse.ops.indexing import is_integer
-from repfuse.ops.meaning import Meaning, Passage, Same, Selected, Stacked
+from repfuse.ops.meaning import Meaning, Passage, Same
 from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def cat(call: Call, recording: Recording) -> Meaning | None:
         return None
     if not all(recording.is_fixed(part, axis) for part in tensors):
         return None
-    return Same(tensors[0]) if len(tensors) == 1 else Stacked(tuple(tensors), axis)
+    return Same(tensors[0]) if len(tensors) == 1 else Joined(tuple(tensors), axis)
 
 
 def pieces(call: Call, recording: Recording) -> Meaning | None:
@@ -124,7 +125,7 @@ class _SizeOf:
     axis: int
 
 
-def _shuffled(x: fx.Node, groups: int, recording: Recording) -> Selected | None:
+def _shuffled(x: fx.Node, groups: int, recording: Recording) -> Selected[fx.Node] | None:
     channels = recording.shape_of[x][1] if len(recording.shape_of[x]) > 2 else 0
     if groups < 1 or channels % groups or not channels or not recording.is_fixed(x, 1):
         return None

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import Geometry, Ints, Padding
 from repfuse.algebra.layers import Convolution
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.ops.call import Call, Constant, constant, contains_node, is_data, number
-from repfuse.ops.meaning import Applied, Meaning, Unfusible
+from repfuse.ops.meaning import Meaning, Unfusible
 from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _convolved(call: Call, recording: Recording, shape: Callable[..., Geometry])
     if len(recording.shape_of[x]) != len(weight.shape):
         return Unfusible("channel-mismatch", "a convolution of an input without a batch axis")
     bent = shape(weight.shape, *arguments)
-    return Applied(x, Convolution(bent, weight.name, None if bias is None else bias.name))
+    return Through(x, Convolution(bent, weight.name, None if bias is None else bias.name))
 
 
 def linear(call: Call, recording: Recording) -> Meaning | None:
@@ -113,7 +114,7 @@ def _linear(x: fx.Node, weight: Constant, bias: Constant | None) -> Meaning | No
     if bias is not None and bias.shape != weight.shape[:1]:
         return Unfusible("broadcast", "the bias of a linear layer is not one number per channel")
     shape = Geometry(weight.shape[1], weight.shape[0], (), (), (), ())
-    return Applied(x, Convolution(shape, weight.name, None if bias is None else bias.name))
+    return Through(x, Convolution(shape, weight.name, None if bias is None else bias.name))
 
 
 def _transposed(value: Any, recording: Recording) -> Constant | None:

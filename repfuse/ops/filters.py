@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
+from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import Geometry, Ints, Padding
 from repfuse.algebra.layers import Filter
 from repfuse.ops.call import Call, contains_node, is_data, number
 from repfuse.ops.convolution import per_axis
-from repfuse.ops.meaning import Applied, Meaning, Same, Unfusible
+from repfuse.ops.meaning import Meaning, Same, Unfusible
 
 if TYPE_CHECKING:
     from repfuse.recording.recording import Recording
@@ -99,7 +100,7 @@ def filtered(
     value: float = 1.0,
     fill: float | str = 0.0,
     padding_mode: str = "zeros",
-) -> Applied | Same | None:
+) -> Through[fx.Node] | Same | None:
     """Return the meaning of a filter of ``x``, an image; one tap of value 1 is the default."""
     if not recording.is_fixed(x, 1):
         return None
@@ -108,7 +109,7 @@ def filtered(
     mode = padding_mode if any(amount for pair in padding for amount in pair) else "zeros"
     geometry = Geometry(channels, channels, kernel or ones, stride or ones, padding, ones, channels, mode)
     identical = geometry == Geometry.identity(channels, len(padding)) and value == 1
-    return Same(x) if identical else Applied(x, Filter(geometry, value, fill))
+    return Same(x) if identical else Through(x, Filter(geometry, value, fill))
 
 
 def is_pad(layer: Filter) -> bool:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from repfuse.algebra.expression import Selected
 from repfuse.ops.call import Call, axis_of, is_channel_axis, is_data
 from repfuse.ops.filters import filtered
-from repfuse.ops.meaning import Meaning, Same, Selected, Unfusible
+from repfuse.ops.meaning import Meaning, Same, Unfusible
 from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:

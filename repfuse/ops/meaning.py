@@ -1,63 +1,18 @@
 """What a graph node can mean to the planner: the few kinds that the tables of this package translate nodes into.
 
-Every kind is an affine map of its inputs, axis by axis of the tensors in the graph. ``axis`` is where the channels
-are: 1 for convolutions, the last for linear layers.
+It is an operation of the algebra on nodes, or one of the kinds below. ``axis`` is where the channels are: 1 for
+convolutions, the last for linear layers; None where one number serves all channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import fx
 
-from repfuse.algebra.layers import Channelwise, Convolution, Layer
-
-
-@dataclass(frozen=True)
-class Applied:
-    """The node is a convolution, a linear layer, or another filter of ``input``: a pool, a pad, a crop."""
-
-    input: fx.Node
-    layer: Layer
-
-
-@dataclass(frozen=True)
-class Rescaled:
-    """The node is ``input``, each channel times a number, plus a number: a normalisation, a layer scale.
-
-    ``axis`` is None where one number serves all channels.
-    """
-
-    input: fx.Node
-    by: Channelwise
-    axis: int | None
-    in_place: bool = False
-
-
-@dataclass(frozen=True)
-class Combined:
-    """The node is a sum of its inputs, each times a number."""
-
-    terms: tuple[tuple[fx.Node, float], ...]
-    in_place: bool = False
-
-
-@dataclass(frozen=True)
-class Selected:
-    """The node holds the channels ``indices`` of ``input``, in this order."""
-
-    input: fx.Node
-    indices: tuple[int, ...]
-    axis: int
-
-
-@dataclass(frozen=True)
-class Stacked:
-    """The node holds the channels of its inputs one after the other."""
-
-    inputs: tuple[fx.Node, ...]
-    axis: int
+from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through, operands
+from repfuse.algebra.layers import Convolution, Factor
 
 
 @dataclass(frozen=True)
@@ -84,25 +39,43 @@ class Unfusible:
     reason: str
 
 
-Meaning = Applied | Rescaled | Combined | Selected | Stacked | Same | Passage | Unfusible
+Combination = Sum[fx.Node | Scaled[fx.Node]]
+"""A sum of nodes and of multiples of nodes."""
+
+Meaning = (
+    Through[fx.Node] | Scaled[fx.Node] | Selected[fx.Node] | Joined[fx.Node] | Combination | Same | Passage | Unfusible
+)
+
+
+def combination(*terms: tuple[fx.Node, float]) -> Combination:
+    """Return the sum of nodes, each times a number."""
+    return Sum(tuple(node if factor == 1 else Scaled(node, Factor(factor)) for node, factor in terms))
+
+
+def terms_of(combined: Combination) -> Iterator[tuple[fx.Node, float]]:
+    """Yield the nodes of a combination, each with its number."""
+    for term in combined.inputs:
+        if isinstance(term, Scaled):
+            assert isinstance(term.by, Factor) and not isinstance(term.by.by, str)
+            yield term.input, term.by.by
+        else:
+            yield term, 1.0
 
 
 def convolves(meaning: Meaning | None) -> bool:
     """Whether a meaning is a convolution or a linear layer."""
-    return isinstance(meaning, Applied) and isinstance(meaning.layer, Convolution)
+    return isinstance(meaning, Through) and isinstance(meaning.layer, Convolution)
 
 
 def inputs_of(meaning: Meaning | None) -> tuple[fx.Node, ...]:
     """Return the nodes that a meaning reads as data; a passage hands on, and reads nothing itself."""
     match meaning:
-        case Applied(node) | Rescaled(node) | Selected(node) | Same(node):
+        case Same(node):
             return (node,)
-        case Combined(terms):
-            return tuple(node for node, _ in terms)
-        case Stacked(inputs):
-            return inputs
+        case Sum():
+            return tuple(node for node, _ in terms_of(meaning))
         case _:
-            return ()
+            return operands(meaning)
 
 
 def origin(node: fx.Node, meanings: Mapping[fx.Node, Meaning | None]) -> fx.Node:

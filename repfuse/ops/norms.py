@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
+from repfuse.algebra.expression import Scaled
 from repfuse.algebra.layers import Normalisation
 from repfuse.ops.call import Call, constant, is_data, number
-from repfuse.ops.meaning import Meaning, Passage, Rescaled, Unfusible
+from repfuse.ops.meaning import Meaning, Passage, Unfusible
 from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def native_batch_norm(call: Call, recording: Recording) -> Meaning | None:
     """ATen's normalisation, which returns its result with the statistics; ``normalised_part`` is the result."""
     meaning = batch_norm(call, recording)
     read = all(_is_first_part(user, call.node) for user in call.node.users if user.users)
-    return Passage((meaning.input,)) if isinstance(meaning, Rescaled) and read else None
+    return Passage((meaning.input,)) if isinstance(meaning, Scaled) and read else None
 
 
 def normalised_part(call: Call, producer: Call, recording: Recording) -> Meaning | None:
@@ -61,4 +62,4 @@ def _normalisation(call: Call, recording: Recording, *, by_batch: object) -> Mea
     if eps is None:
         return Unfusible("computed-weight", "the eps of the normalisation is computed in forward")
     mean, var, weight, bias = (None if tensor is None else tensor.name for tensor in tensors)
-    return Rescaled(x, Normalisation(str(mean), str(var), weight, bias, eps), axis=1)
+    return Scaled(x, Normalisation(str(mean), str(var), weight, bias, eps), axis=1)

@@ -2,8 +2,8 @@
 
 Everything here is ``a * one + b * other`` with numbers a and b; what the operands are decides:
 
-    tensor and tensor       Combined: a * x + b * y
-    tensor and constant     Rescaled: a * x + b * c, where c is one number per channel
+    tensor and tensor       a sum: a * x + b * y
+    tensor and constant     x scaled: a * x + b * c, where c is one number per channel
     tensor and number       the same with one number; a number 0, with which ``sum([...])`` begins, adds nothing
 """
 
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from repfuse.algebra.expression import Scaled
 from repfuse.algebra.layers import Factor, Offset
 from repfuse.ops.call import Call, Constant, axis_of, constant, is_channel_axis, is_data, number
-from repfuse.ops.meaning import Combined, Meaning, Passage, Rescaled, Same, Unfusible
+from repfuse.ops.meaning import Meaning, Passage, Same, Unfusible, combination
 from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def lerp(call: Call, recording: Recording) -> Meaning | None:
 
 def neg(call: Call, recording: Recording) -> Meaning | None:
     """``-input``."""
-    return _multiple(call.input, -1.0, recording, call.in_place)
+    return _multiple(call.input, -1.0, recording)
 
 
 def mul(call: Call, recording: Recording) -> Meaning | None:
@@ -94,8 +95,8 @@ def mul(call: Call, recording: Recording) -> Meaning | None:
         return None
     factor, tensor = number(by), constant(by, recording)
     if factor is not None:
-        return _multiple(x, factor, recording, call.in_place)
-    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name), recording, call.in_place)
+        return _multiple(x, factor, recording)
+    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name), recording)
 
 
 def div(call: Call, recording: Recording) -> Meaning | None:
@@ -105,8 +106,8 @@ def div(call: Call, recording: Recording) -> Meaning | None:
         return None
     divisor, tensor = number(by), constant(by, recording)
     if divisor is not None:
-        return None if divisor == 0 else _multiple(x, 1.0 / divisor, recording, call.in_place)
-    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name, True), recording, call.in_place)
+        return None if divisor == 0 else _multiple(x, 1.0 / divisor, recording)
+    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name, True), recording)
 
 
 def stack(call: Call, recording: Recording) -> Meaning | None:
@@ -124,7 +125,7 @@ def total(call: Call, recording: Recording) -> Meaning | None:
         return None
     parts = producer.get("tensors")
     factor = 1.0 if call.operator == "sum" else 1.0 / len(parts)
-    return Combined(tuple((part, factor) for part in parts))
+    return combination(*((part, factor) for part in parts))
 
 
 def _reduces(call: Call, producer: Call, recording: Recording) -> bool:
@@ -155,7 +156,7 @@ def _combination(
     if is_data(x, recording) and is_data(y, recording):
         if recording.shape_of[x] != recording.shape_of[y]:
             return Unfusible("broadcast", "a sum of tensors of different shapes")
-        return Combined(terms, in_place)
+        return combination((x, factor), (y, y_factor))
     if not is_data(x, recording):
         if in_place or not is_data(y, recording):
             return None
@@ -163,22 +164,19 @@ def _combination(
     amount = number(y)
     if amount is not None:
         shift = amount * y_factor
-        offset = Offset(shift, scale=factor)
-        return Rescaled(x, offset, None, in_place) if shift else _multiple(x, factor, recording, in_place)
+        return Scaled(x, Offset(shift, scale=factor)) if shift else _multiple(x, factor, recording)
     tensor = constant(y, recording)
-    return (
-        None if tensor is None else _by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording, in_place)
-    )
+    return None if tensor is None else _by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording)
 
 
-def _by_constant(x: fx.Node, tensor: Constant, by: Factor | Offset, recording: Recording, in_place: bool) -> Meaning:
+def _by_constant(x: fx.Node, tensor: Constant, by: Factor | Offset, recording: Recording) -> Meaning:
     channels = channels_of(tensor.shape, recording.shape_of[x])
     if isinstance(channels, Channels) and channels.axis is not None and not recording.is_fixed(x, channels.axis):
         return Unfusible("broadcast", "a constant of one number per place of an axis that other inputs have longer")
-    return Rescaled(x, by, channels.axis, in_place) if isinstance(channels, Channels) else channels
+    return Scaled(x, by, channels.axis) if isinstance(channels, Channels) else channels
 
 
-def _multiple(x: Any, factor: float, recording: Recording, in_place: bool) -> Meaning | None:
+def _multiple(x: Any, factor: float, recording: Recording) -> Meaning | None:
     if not is_data(x, recording):
         return None
-    return Same(x) if factor == 1 else Combined(((x, factor),), in_place)
+    return Same(x) if factor == 1 else combination((x, factor))

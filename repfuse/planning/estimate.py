@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
-from repfuse.algebra.expression import Expression, tensor_names
+from repfuse.algebra.expression import Expression, Joined, Scaled, Selected, Sum, Through, tensor_names
 from repfuse.algebra.layers import Convolution
-from repfuse.ops.meaning import Applied, Combined, Meaning, Rescaled, Selected, Stacked
+from repfuse.ops.meaning import Meaning
 from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, price
 from repfuse.planning.terms import Group
 from repfuse.plans import Cost, Policy
@@ -50,16 +50,16 @@ class Estimate:
             return Cost()
         shape, item = self.recording.shape_of[node], self._item(node)
         match self.meanings[node]:
-            case Applied(x, Convolution(geometry, weight, bias)):
+            case Through(x, Convolution(geometry, weight, bias)):
                 own = convolution_cost(geometry, shape, self.recording.shape_of[x], item)
                 return own + self._computed([weight] if bias is None else [weight, bias], item)
-            case Applied(x, layer):
+            case Through(x, layer):
                 return filter_cost(layer.geometry, shape, self.recording.shape_of[x], item)
-            case Rescaled(_, _, axis):
+            case Scaled(_, _, axis):
                 return elementwise_cost(shape, 1, item, parameters=4 * shape[axis] if axis is not None else 0)
-            case Combined(operands):
-                return elementwise_cost(shape, len(operands), item)
-            case Stacked():
+            case Sum(inputs):
+                return elementwise_cost(shape, len(inputs), item)
+            case Joined():
                 return elementwise_cost(shape, 1, item)
             case Selected(_, indices):
                 contiguous = indices == tuple(range(indices[0], indices[0] + len(indices))) if indices else True

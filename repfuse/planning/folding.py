@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules.conv import _ConvNd
 
+from repfuse.algebra.expression import Scaled, Through
 from repfuse.algebra.layers import Convolution, Normalisation
 from repfuse.ops import Meaning
-from repfuse.ops.meaning import Applied, Rescaled, convolves
+from repfuse.ops.meaning import convolves
 from repfuse.planning.edits import Candidate
 from repfuse.planning.region import Region
 from repfuse.recording.recording import Recording
@@ -125,7 +126,7 @@ class Folding:
     def row(self, candidate: Candidate, owner: Call) -> Row | None:
         """Return the region as a row of modules, if it is one and nothing else uses the modules."""
         region = candidate.region
-        layers = [node for node in region.working if isinstance(self.meanings[node], Applied)]
+        layers = [node for node in region.working if isinstance(self.meanings[node], Through)]
         norms = [node for node in region.working if self._normalises(node)]
         nodes = sorted((*layers, *norms), key=self.recording.order.__getitem__)
         call_of = {node: self._call(node, owner) for node in nodes}
@@ -162,14 +163,14 @@ class Folding:
 
     def _normalises(self, node: fx.Node) -> bool:
         meaning = self.meanings[node]
-        return isinstance(meaning, Rescaled) and isinstance(meaning.by, Normalisation)
+        return isinstance(meaning, Scaled) and isinstance(meaning.by, Normalisation)
 
     def _stays(self, node: fx.Node, call: Call) -> bool:
         """Whether the module only needs other numbers: it convolves with its own weight, as it is, and has a bias or a
         place for one.
         """
         meaning, module = self.meanings[node], self.recording.modules[call.path]
-        assert isinstance(meaning, Applied) and isinstance(meaning.layer, Convolution)
+        assert isinstance(meaning, Through) and isinstance(meaning.layer, Convolution)
         layer, table = meaning.layer, module._parameters
         weight = self._tensor(layer.weight)
         own = isinstance(module, _ConvNd | nn.Linear) and weight is not None and table.get("weight") is weight

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import fx, nn
 
+from repfuse.algebra.expression import Scaled
 from repfuse.algebra.geometry import NotAffine
 from repfuse.networks import join, named_tensors
-from repfuse.ops.meaning import Meaning, Rescaled, Same, origin
+from repfuse.ops.meaning import Meaning, Same, origin
 from repfuse.planning.bystanders import Bystanders
 from repfuse.planning.edits import Block, Candidate, Fused, Layout, owner_of, place_of
 from repfuse.planning.folding import Folding, Uses, call_signature
@@ -238,7 +239,7 @@ class _LayingOut:
 
     def _skipped(self, norm: fx.Node) -> Replacement:
         meaning = self.meanings[norm]
-        assert isinstance(meaning, Rescaled)
+        assert isinstance(meaning, Scaled)
         return Replacement(norm, (Part(meaning.input, None),), frozenset({norm}))
 
     def _block(self, call: Call, candidates: list[Candidate]) -> Block:

@@ -109,7 +109,7 @@ class _Builder:
         return value if factor == 1 else self.graph.call_function(operator.mul, (value, factor))
 
     def _known(self, node: fx.Node) -> Any:
-        """Return a value, perhaps by another name: a dropout inside a child returns the very tensor that it is given."""
+        """Return a value, perhaps by another name: a dropout in a child returns the tensor that it is given."""
         if node in self.env:
             return self.env[node]
         if (same := self._alias.get(self.origin(node))) is not None:

@@ -10,14 +10,14 @@ from torch import fx, nn
 
 from repfuse.algebra.descriptions import branches
 from repfuse.algebra.evaluation import border_takes_weights, check_borders
-from repfuse.algebra.expression import Expression, tensor_names
+from repfuse.algebra.expression import Expression, Scaled, Sum, Through, tensor_names
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Layer
 from repfuse.globs import ROOT
 from repfuse.memory import collecting_later
 from repfuse.networks import device_of
 from repfuse.ops import Meaning, meaning_of
-from repfuse.ops.meaning import Applied, Combined, Passage, Rescaled, Same, Unfusible, inputs_of, origin
+from repfuse.ops.meaning import Passage, Same, Unfusible, inputs_of, origin
 from repfuse.planning.bystanders import bystanders, find_dead
 from repfuse.planning.cost import WORTH_THE_CLASS
 from repfuse.planning.edits import Candidate, Fused, Layout
@@ -222,19 +222,19 @@ class Planner:
             self.meanings[node] = None  # numbers and sizes, not tensors
         elif len({self.recording.dtype_of[x] for x in tensors}) > 1:
             self._drop_conversion(node)
-        elif isinstance(meaning, Combined) and len({self.recording.shape_of[x] for x in tensors}) > 1:
+        elif isinstance(meaning, Sum) and len({self.recording.shape_of[x] for x in tensors}) > 1:
             self._reject(node, "broadcast", "a sum of tensors of different shapes")
-        elif isinstance(meaning, Combined | Rescaled) and meaning.in_place and self.recording.memory.seen_later(node):
+        elif node in self.recording.run.writes and self.recording.memory.seen_later(node):
             self._reject(node, "in-place", "what is overwritten here is read again later")
 
     def _drop_conversion(self, node: fx.Node) -> None:
         """Make a node opaque that computes in another dtype than it is given: ``uint8 * 1.0`` is float."""
-        if isinstance(self.meanings[node], Applied):
+        if isinstance(self.meanings[node], Through):
             self._reject(node, "autocast", "it converts what it is given, as automatic mixed precision wants it")
         self.meanings[node] = None
 
     def _reject(self, node: fx.Node, code: str, reason: str) -> None:
-        if self._has_affine_neighbour(node, also=() if code == "broadcast" else (Combined,)):
+        if self._has_affine_neighbour(node, also=() if code == "broadcast" else (Sum,)):
             self.refuse(NotAffine(code, reason), node)
         self.meanings[node] = None
 
@@ -242,7 +242,7 @@ class Planner:
         """Whether a layer or a normalisation (or one of ``also``) is next to the node, or reads what it reads."""
         beside = (operand for user in node.users for operand in user.all_input_nodes if operand is not node)
         near = (*node.all_input_nodes, *node.users, *beside)
-        return any(isinstance(self.meanings.get(other), (Applied, Rescaled, *also)) for other in near)
+        return any(isinstance(self.meanings.get(other), (Through, Scaled, *also)) for other in near)
 
     def _is_site(self, group: Group) -> bool:
         """Whether there is something to gain: several operations in one, or a weight that is computed each time."""
@@ -287,7 +287,7 @@ class Planner:
         """Whether all that a sum adds up has one shape at the other sizes, too."""
         for node in region.working:
             meaning = self.meanings[node]
-            adds = isinstance(meaning, Combined) and set(inputs_of(meaning)) <= set(node.all_input_nodes)
+            adds = isinstance(meaning, Sum) and set(inputs_of(meaning)) <= set(node.all_input_nodes)
             if adds and any(len(set(shapes)) > 1 for shapes in self.recording.operand_shapes(node)):
                 self.refuse(NotAffine("broadcast", "at other sizes a sum of tensors of different shapes"), node)
                 return False

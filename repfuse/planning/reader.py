@@ -11,16 +11,20 @@ from torch import fx
 from repfuse.algebra.expression import (
     Expression,
     Identity,
+    Joined,
     Scaled,
-    chosen,
+    Selected,
+    Sum,
+    Through,
     joined,
     layers,
     relaid,
+    selected,
     through,
 )
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Channelwise, Factor, Layer, Normalisation, Offset, mixes
-from repfuse.ops.meaning import Applied, Combined, Meaning, Rescaled, Same, Selected, Stacked
+from repfuse.ops.meaning import Meaning, Same, terms_of
 from repfuse.planning.terms import Group, Term
 
 Reach = Callable[[fx.Node], tuple[Term, ...]]
@@ -55,17 +59,17 @@ class Reader:
     def terms(self, node: fx.Node, reach: Reach) -> tuple[Term, ...]:
         """Return the terms of ``node``. Raises NotAffine where its operands have to be values of their own."""
         match self.meanings[node]:
-            case Applied(x, layer):
+            case Through(x, layer):
                 return (self._applied(node, self._one(reach(x), node), layer),)
-            case Rescaled(x, by, axis):
+            case Scaled(x, by, axis):
                 return tuple(self._rescaled(node, reach(x), by, axis))
-            case Combined(operands):
-                return self._combined(node, [(reach(x), factor) for x, factor in operands])
+            case Sum() as combined:
+                return self._combined(node, [(reach(x), factor) for x, factor in terms_of(combined)])
             case Selected(x, indices, axis):
                 along = [self._along(axis, term) for term in reach(x)]
                 _check_one_source_or_convolved(along)
-                return tuple(_grown(term, node, chosen(term.expression, indices)) for term in along)
-            case Stacked(inputs, axis):
+                return tuple(_grown(term, node, selected(term.expression, indices)) for term in along)
+            case Joined(inputs, axis):
                 return (self._stacked(node, [self._one(reach(x), node) for x in inputs], axis),)
             case Same(x):
                 terms = reach(x)
@@ -116,7 +120,7 @@ class Reader:
         ]
         return tuple(_agreeing(terms, self.shape_of))
 
-    def _stacked(self, node: fx.Node, parts: Sequence[Term], axis: int) -> Term:
+    def _stacked(self, node: fx.Node, parts: Sequence[Term], axis: int | None) -> Term:
         _check_one_source(parts)
         along = [self._along(axis, part) for part in parts]
         nodes = frozenset(chain.from_iterable(part.nodes for part in parts)) | {node}

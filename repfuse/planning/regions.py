@@ -15,19 +15,9 @@ from itertools import chain
 
 from torch import fx
 
+from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import NotAffine
-from repfuse.ops.meaning import (
-    Applied,
-    Combined,
-    Passage,
-    Rescaled,
-    Same,
-    Selected,
-    Stacked,
-    convolves,
-    inputs_of,
-    origin,
-)
+from repfuse.ops.meaning import Passage, Same, convolves, inputs_of, origin
 from repfuse.planning.bystanders import Bystanders
 from repfuse.planning.estimate import Estimate
 from repfuse.planning.reader import Reader
@@ -64,7 +54,7 @@ class Cutting:
         """Return the one cut that leaves the least work; None where the region has no layers in a row."""
         cuts = []
         for reader in sorted(region.working, key=self.order.__getitem__):  # in order: of equal cuts always the first
-            if isinstance(meaning := self.meanings[reader], Applied | Selected | Stacked):
+            if isinstance(meaning := self.meanings[reader], Through | Selected | Joined):
                 inner = dict.fromkeys(origin(x, self.meanings) for x in inputs_of(meaning))
                 for node in (node for node in inner if node in region.working):
                     with suppress(NotAffine):  # what is left needs more cuts
@@ -147,13 +137,13 @@ class Regions:
         """Yield the values that would have merged into one of their readers if nothing else had read them."""
         for meaning in self.meanings.values():
             sources = {origin(x, self.meanings) for x in inputs_of(meaning)}
-            if not isinstance(meaning, Rescaled | Combined):
+            if not isinstance(meaning, Scaled | Sum):
                 continue
             for value in sources:
                 readers = list(self._readers(value))
                 roots = {term.source for other in sources - {value} for term in self._terms.get(other, ())} | sources
                 branch = self._terms.get(value, ())
-                alone = isinstance(meaning, Rescaled) or any(term.source in roots for term in branch)
+                alone = isinstance(meaning, Scaled) or any(term.source in roots for term in branch)
                 if len(readers) > 1 and alone and any(term.convolves for term in branch):
                     yield value
 
@@ -192,7 +182,7 @@ class Regions:
         mark = self.recording.between(node, user)
         if mark is not None and user not in self._doubted:
             self._doubted.add(user)
-            if isinstance(self.meanings[user], Rescaled | Combined) or convolves(self.meanings[user]):
+            if isinstance(self.meanings[user], Scaled | Sum) or convolves(self.meanings[user]):
                 self._doubts.append((NotAffine(*mark), user, None, None))
         return mark is None
 
@@ -256,7 +246,7 @@ class Regions:
             if len(group.terms) == 1 and group.of_source is None and group.terms[0].top not in others:
                 self._say(root)
                 self._cut(group.terms[0].top)
-        if not isinstance(meaning, Combined | Same):
+        if not isinstance(meaning, Sum | Same):
             return True
         place = {id(term): operand for term, operand in zip(self._terms[root], self._operand_of[root], strict=True)}
         return any(len({place[id(term)] for term in group.terms}) > 1 for group in region.groups)

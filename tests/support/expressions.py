@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from repfuse.algebra.expression import (
-    Chosen,
     Expression,
     Identity,
     Joined,
     Scaled,
+    Selected,
     Sum,
     Through,
-    chosen,
     joined,
+    selected,
     sum_of,
     through,
 )
@@ -61,7 +61,7 @@ def run(expression: Expression, x: Tensor, tensors: Mapping[str, Tensor]) -> Ten
             return _through(run(inner, x, tensors), layer, tensors)
         case Scaled(inner, by):
             return _scaled(run(inner, x, tensors), by, tensors)
-        case Chosen(inner, indices):
+        case Selected(inner, indices):
             return run(inner, x, tensors)[:, list(indices)]
         case Joined(parts):
             return torch.cat([run(part, x, tensors) for part in parts], 1)
@@ -122,15 +122,15 @@ def expressions(draw, tensors: Tensors, depth: int | None = None) -> Expression:
     if depth == 0:
         return Identity(CHANNELS, 2)
     inner = draw(expressions(tensors, depth - 1))
-    kind = draw(st.sampled_from(["convolution", "filter", "scaled", "scaled", "chosen", "joined", "sum"]))
+    kind = draw(st.sampled_from(["convolution", "filter", "scaled", "scaled", "selected", "joined", "sum"]))
     try:
         if kind == "convolution":
             return through(inner, draw(_convolution(inner.geometry.out_channels, tensors)))
         if kind == "filter":
             return through(inner, draw(_filter(inner.geometry.out_channels, tensors)))
-        if kind == "chosen":
+        if kind == "selected":
             last = inner.geometry.out_channels - 1
-            return chosen(inner, tuple(draw(st.lists(st.integers(0, last), min_size=1, max_size=6))))
+            return selected(inner, tuple(draw(st.lists(st.integers(0, last), min_size=1, max_size=6))))
         if kind == "joined":
             return joined((inner, draw(expressions(tensors, depth - 1))))
         if kind == "sum":

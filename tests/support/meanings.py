@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.ops import meaning_of
-from repfuse.ops.meaning import Applied, Combined, Meaning, Passage, Rescaled, Same, Selected, Stacked, Unfusible
+from repfuse.ops.meaning import Meaning, Passage, Same, Unfusible, terms_of
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.constants import lookup
 from repfuse.recording.recording import Recording, record
@@ -175,21 +176,21 @@ def named(value: Any) -> Any:
 def evaluate(said: Meaning, values: dict[fx.Node, Any], tensor: Callable[[str], Tensor]) -> Tensor:
     """Compute what a meaning says."""
     match said:
-        case Applied(x, Convolution(geometry, weight, bias)):
+        case Through(x, Convolution(geometry, weight, bias)):
             return _convolved(values[x], geometry, tensor(weight), None if bias is None else tensor(bias))
-        case Applied(x, Filter(geometry, value, fill)):
+        case Through(x, Filter(geometry, value, fill)):
             amount = tensor(fill).view(-1, *[1] * geometry.ndim) if isinstance(fill, str) else fill
             moved = values[x] - amount if geometry.padding_mode == "zeros" else values[x]
             padded = _padded(moved, geometry) + (amount if geometry.padding_mode == "zeros" else 0)
             weight = torch.full(geometry.weight_shape, value, dtype=torch.float64)
             return _valid(padded, geometry, weight, None)
-        case Rescaled(x, by, axis):
+        case Scaled(x, by, axis):
             return _rescaled(values[x], by, axis, tensor)
-        case Combined(terms):
-            return sum((values[x] * factor for x, factor in terms), torch.zeros_like(values[terms[0][0]]))
+        case Sum():
+            return torch.stack([values[x] * factor for x, factor in terms_of(said)]).sum(0)
         case Selected(x, indices, axis):
             return values[x].index_select(axis, torch.tensor(indices))
-        case Stacked(inputs, axis):
+        case Joined(inputs, axis):
             return torch.cat([values[x] for x in inputs], axis)
         case Same(x):
             return values[x]
