@@ -24,7 +24,7 @@ from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
 from repfuse.readback.checking import Check, Written, bare_job, check_read, network_job, weights_job
-from repfuse.readback.process import place
+from repfuse.readback.process import Place, place
 from repfuse.version import __version__
 
 
@@ -69,13 +69,30 @@ def save(
     Raises RepfuseError where ``out`` is the input, exists (without ``force``) or cannot be written, and where the file
     is not what was to be written: then there is none.
     """
-    out = Path(out)
+    with place() if verify else nullcontext() as reader:
+        return save_read_in(
+            reader, checkpoint, module, Path(out), plan=plan, format=format, force=force, keep_metadata=keep_metadata
+        )
+
+
+def save_read_in(
+    reader: Place | None,
+    checkpoint: Checkpoint,
+    module: nn.Module,
+    out: Path,
+    *,
+    plan: Plan | None,
+    format: str | None,
+    force: bool,
+    keep_metadata: bool,
+) -> Saved:
+    """As ``save``, with the place where the file is read again; None leaves that out."""
     for source in (checkpoint.path, *checkpoint.files):
         atomic.check_target(out, source, force=force)
     form = format_for(out, format, checkpoint.format)
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
-    with place() if verify else nullcontext() as reader, atomic.replacing(out) as temporary:
+    with atomic.replacing(out) as temporary:
         notes, check = _write(checkpoint, module, plan, form, temporary)
         verified = check(reader) if reader else None
         digest = digest_of(temporary)

@@ -341,6 +341,27 @@ def test_what_only_this_process_has_is_checked_here_and_that_is_said(
     assert kept.identical and kept.tensors == 6
 
 
+def test_a_process_finds_what_was_found_after_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: None
+) -> None:
+    (tmp_path / "found_later.py").write_text("import pathlib\n" + textwrap.dedent(NET))
+    marked = tmp_path / "imported"
+    with place() as started:
+        monkeypatch.syspath_prepend(tmp_path)
+        network = __import__("found_later").Net().eval()
+        with (tmp_path / "found_later.py").open("a") as file:
+            file.write(f"pathlib.Path({str(marked)!r}).touch()\n")
+        torch.save(network, tmp_path / "in.pt")
+        started.prepare(network)
+        for _ in range(600):  # without a job
+            time.sleep(0.1)
+            if marked.exists():
+                break
+        started.ask(Job("network", str(tmp_path / "in.pt"), 1, loading={"trust": True}, module=True))
+        assert started.answer(60).network == fingerprint_of(network, module=True)
+    assert marked.exists()
+
+
 @pytest.mark.parametrize("way", ["frozen", "no python", "no process"])
 def test_where_no_process_can_be_started_it_is_said(
     way: str, monkeypatch: pytest.MonkeyPatch, samples: Path, tmp_path: Path, fresh: None

@@ -17,13 +17,14 @@ from repfuse.planning.choosing import choose
 from repfuse.plans import Plan
 from repfuse.report.build import environment, input_of, output_of
 from repfuse.report.schema import Report, Status, envelope, report_path, to_json
-from repfuse.saving import save
+from repfuse.saving import save_read_in
 
 if TYPE_CHECKING:
     from torch import nn
 
     from repfuse.cli.choosing import Wanted
     from repfuse.progress import Progress
+    from repfuse.readback.process import Place
 
 TIMING_SECONDS = 1.0
 
@@ -46,10 +47,12 @@ class Job:
     effort: str = "default"
 
 
-def run(job: Job, progress: Progress) -> Report:
-    """Do all of it, and return the report, which is also written beside the result."""
+def run(job: Job, progress: Progress, reader: Place | None = None) -> Report:
+    """Do all of it, and return the report, which is also written beside the result; ``reader`` reads that again."""
     progress("reading", 0.0)
     checkpoint = _loaded(job)
+    if reader:
+        reader.prepare(checkpoint.module)
     if job.out is None:
         return _planned(checkpoint, job.wanted)
     format_for(job.out, job.format, checkpoint.format)  # to say what cannot be written before the work is done
@@ -59,14 +62,16 @@ def run(job: Job, progress: Progress) -> Report:
     progress("timing", 0.7)
     timing = bench(checkpoint.module, module, checkpoint.example_inputs, seconds=TIMING_SECONDS)
     progress("writing, and reading it again", 0.9)
-    return _saved(replace(report, timing=timing), checkpoint, module, job.out, job)
+    return _saved(replace(report, timing=timing), checkpoint, module, job, reader)
 
 
-def _saved(report: Report, checkpoint: Checkpoint, module: nn.Module, out: Path, job: Job) -> Report:
+def _saved(report: Report, checkpoint: Checkpoint, module: nn.Module, job: Job, reader: Place | None) -> Report:
     """Write the result and its report: both or neither."""
+    out = job.out
+    assert out is not None
     options: dict[str, Any] = {"format": job.format, "force": job.force, "keep_metadata": job.keep_metadata}
     with together():
-        saved = save(checkpoint, module, out, plan=report.plan, **options)
+        saved = save_read_in(reader, checkpoint, module, out, plan=report.plan, **options)
         report = replace(report, output=output_of(saved), notes=(*report.notes, *saved.notes))
         _write(report, report_path(out))
     return report

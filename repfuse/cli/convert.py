@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ from repfuse.cli.options import (
 )
 from repfuse.cli.output import check_targets, progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK
+from repfuse.readback.process import place
 from repfuse.report.schema import report_path
 
 
@@ -103,14 +105,16 @@ def convert(
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
-    from repfuse.cli.conversion import Job, run
+    with place() if target else nullcontext() as reader:  # before this process imports torch, too
+        from repfuse.cli.conversion import Job, run
+
+        loading = for_load(model, model_arg, weights, example, allow, trust=trust)
+        chosen = wanted(policy, plan, include, exclude, keep_class)
+        job = Job(source, target, loading, chosen, file_format, force, keep_metadata, effort)
+        with progress(quiet=quiet) as update:
+            report = run(job, update, reader)
     from repfuse.report.convert_view import convert_view
 
-    loading = for_load(model, model_arg, weights, example, allow, trust=trust)
-    chosen = wanted(policy, plan, include, exclude, keep_class)
-    job = Job(source, target, loading, chosen, file_format, force, keep_metadata, effort)
-    with progress(quiet=quiet) as update:
-        report = run(job, update)
     if as_json:
         show_json("conversion", report.to_dict())
     elif not quiet:

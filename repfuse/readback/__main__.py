@@ -1,11 +1,17 @@
-"""The fresh process: a job on standard input, an answer on standard output, and all that is printed goes elsewhere."""
+"""The fresh process: a job on standard input, an answer on standard output, and all that is printed goes elsewhere.
+
+The first line of the input says where Python modules are found, and names those that the job will need.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import sys
 import threading
 import time
+from contextlib import suppress
 
 PATIENCE = 1.0  # seconds between two looks at whether the parent is still there
 
@@ -18,6 +24,11 @@ def main() -> None:
         from repfuse.readback.messages import Job  # takes its seconds while the parent writes the file
         from repfuse.readback.reading import answer
 
+        needed = json.loads(sys.stdin.buffer.readline())
+        sys.path[:] = needed["path"]
+        for name in needed["modules"]:
+            with suppress(Exception):  # of what is missing the job will tell
+                importlib.import_module(name)
         out.write(answer(Job.from_bytes(sys.stdin.buffer.read())).to_bytes())
 
 

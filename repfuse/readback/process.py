@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,16 +10,19 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
-from repfuse.readback.messages import Answer, Job
-from repfuse.readback.reading import answer
 from repfuse.wording import LINE
+
+if TYPE_CHECKING:  # the process is to start before this one imports torch
+    from torch import nn
+
+    from repfuse.readback.messages import Answer, Job
 
 # A fresh Python process that reads a file again, and what becomes of one that does not answer.
 
@@ -31,8 +35,9 @@ Output = tuple[bytes, bytes]
 class FreshProcess:
     """Starts at once, so that it has imported what it needs when there is a job; ends with the block that it is for.
 
-    It shares the environment, the working directory and the import path of this process, and nothing else. There is no
-    shell and no temporary file that a killed process would leave. Raises OSError where it cannot be started.
+    ``prepare`` names more to import, which this process has imported; then comes the job. It shares the environment,
+    the working directory and the import path of this process, and nothing else. There is no shell and no temporary file
+    that a killed process would leave. Raises OSError where it cannot be started.
     """
 
     def __init__(self) -> None:
@@ -43,12 +48,13 @@ class FreshProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._said,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},  # noqa: PTH109
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(_path())},
             )
         except OSError:
             self._said.close()
             raise
         self._thread = ThreadPoolExecutor(1)
+        self._prepared = False
 
     def __enter__(self) -> FreshProcess:
         return self
@@ -61,8 +67,21 @@ class FreshProcess:
             assert pipe is not None
             pipe.close()
 
+    def prepare(self, modules: list[str]) -> None:
+        """Have it import Python modules before there is a job, from where this process finds them now.
+
+        What it cannot import, it will say when there is a job for which it matters.
+        """
+        assert self._process.stdin is not None
+        self._prepared = True
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"path": _path(), "modules": modules}).encode() + b"\n")
+            self._process.stdin.flush()
+
     def ask(self, job: Job) -> Future[Output]:
         """Send the job. This process goes on with its own work."""
+        if not self._prepared:
+            self.prepare([])
         return self._thread.submit(self._process.communicate, job.to_bytes())
 
     def answer(self, asked: Future[Output], seconds: float) -> Answer:
@@ -73,6 +92,8 @@ class FreshProcess:
             raise self._failed(f"It did not answer within {seconds:.0f} s.") from error
         if code := self._process.returncode:
             raise self._failed(_died(code))
+        from repfuse.readback.messages import Answer
+
         try:
             return Answer.from_bytes(data)
         except Exception as error:  # it is not what was agreed on, in whatever way
@@ -88,6 +109,10 @@ class FreshProcess:
             ADVICE,
             exit_code=EXIT_FAILED_CHECK,
         )
+
+
+def _path() -> list[str]:
+    return [path or os.getcwd() for path in sys.path]  # noqa: PTH109
 
 
 def _died(code: int) -> str:
@@ -110,6 +135,12 @@ class Place:
         self._process = process
         self._asked: Future[Output] | Job | None = None
         self.name = f"this process, because {why}" if why else FRESH
+
+    def prepare(self, network: nn.Module) -> None:
+        """Let a process of its own import what defines a network like this one, while this process works."""
+        if self._process:
+            modules = {type(part).__module__ for part in network.modules()}
+            self._process.prepare(sorted(filter(_importable, modules)))
 
     def ask(self, job: Job) -> None:
         """Give it the job. A process of its own begins at once; this one, where the job needs what no other has."""
@@ -135,10 +166,13 @@ class Place:
         return found
 
     def _answer(self, seconds: float) -> Answer:
-        if isinstance(self._asked, Job):
-            return answer(self._asked)
-        assert self._process is not None and self._asked is not None
-        return self._process.answer(self._asked, seconds)
+        if isinstance(self._asked, Future):
+            assert self._process is not None
+            return self._process.answer(self._asked, seconds)
+        from repfuse.readback.reading import answer
+
+        assert self._asked is not None
+        return answer(self._asked)
 
 
 @contextmanager
