@@ -36,7 +36,7 @@ class Asked:
     """
 
     def __init__(self, place, fused):
-        self.place, self.before = place, place.before()
+        self.place, self.before = place, place.before
         layer = convolution_at(fused, place.path)
         shapes = [place.planner.recording.shape_of[source] for source in place.sources]
         self.last = isinstance(layer, nn.Linear)

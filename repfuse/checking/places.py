@@ -5,11 +5,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from repfuse.algebra.evaluation import Tensors, constant, evaluate
@@ -56,17 +56,18 @@ class Place:
         """The nodes that it takes its inputs from, each once."""
         return list(dict.fromkeys(group.source for group in self.region.groups))
 
-    def before(self) -> fx.GraphModule:
-        """Return what computes the region's root from its sources, over the tensors of ``module``."""
+    @cached_property
+    def before(self) -> nn.Module:
+        """What computes the region's root from its sources, over the tensors of ``module``."""
         graph = fx.Graph()
         env = {source: graph.placeholder(source.name) for source in self.sources}
         needed = _needed(self.region.root, set(env), self.planner.origin)
         for node in (node for node in self.planner.recording.nodes if node in needed):
             env[node] = graph.node_copy(node, lambda used: env[used if used in env else self.planner.origin(used)])
         graph.output(env[self.region.root])
-        return fx.GraphModule(self.module, graph)
+        return _Computed(self.module, graph)
 
-    def after(self, fused: nn.Module, factor: Callable[[float], float] = lambda by: by) -> fx.GraphModule:
+    def after(self, fused: nn.Module, factor: Callable[[float], float] = lambda by: by) -> nn.Module:
         """Return the convolutions of the network ``fused`` that replace the region, over its tensors.
 
         A source that is only added up, times a number, is multiplied by ``factor`` of it.
@@ -83,7 +84,23 @@ class Place:
                 value = graph.call_function(operator.mul, (value, factor(group.of_source)))
             total = value if total is None else graph.call_function(operator.add, (total, value))
         graph.output(total)
-        return fx.GraphModule(root, graph)
+        return _Computed(root, graph)
+
+
+class _Computed(nn.Module):
+    """What a graph over the modules and tensors of ``root`` computes, as a plain module: copying a GraphModule compiles
+    it again, and each place is copied several times.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__()
+        made = fx.GraphModule(root, graph)
+        vars(self).update({table: vars(made)[table] for table in ("_parameters", "_buffers", "_modules")})
+        self.computed = type(made).forward
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        result: Tensor = self.computed(self, *inputs)
+        return result
 
 
 def places(original: nn.Module, plan: Plan) -> Iterator[Place]:

@@ -17,8 +17,8 @@ from repfuse.checking.places import TOLERANCE, ExactWeights, Place, Weight, conv
 from repfuse.checking.proof_results import SiteDrift, SiteProof, WeightProof
 from repfuse.checking.results import Level
 from repfuse.checking.rounding import half_spacing
-from repfuse.checking.runs import Outcome, run, run_float64
-from repfuse.networks import dense, main_dtype, named_tensors
+from repfuse.checking.runs import Outcome, as_stored, copy_with, run_copy, run_float64
+from repfuse.networks import dense, main_dtype
 from repfuse.ops.meaning import Passage
 from repfuse.plans import Plan
 
@@ -66,7 +66,8 @@ def _growth(place: Place, fused: nn.Module, dtype: torch.dtype) -> float:
         return torch.finfo(dtype).max
     rounded = (1 + unit) ** (1 + len(place.region.groups))  # before the bias, and with each convolution that is added
     grown = (1 + lost / (1 - lost)) * rounded
-    return grown * (1 + _of_factors(place.module, dtype)) ** 2 - 1
+    on_cuda = any(weight.is_cuda for convolution in convolutions for weight in convolution.parameters())
+    return grown * (1 + _of_factors(dtype, on_cuda=on_cuda)) ** 2 - 1
 
 
 def _terms(convolution: nn.Module) -> int:
@@ -78,8 +79,7 @@ def _terms(convolution: nn.Module) -> int:
     return weight.numel() // max(1, outputs) + 1
 
 
-def _of_factors(module: nn.Module, dtype: torch.dtype) -> float:
-    on_cuda = any(tensor.is_cuda for _, tensor in named_tensors(module))
+def _of_factors(dtype: torch.dtype, *, on_cuda: bool) -> float:
     allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
     return TF32 if on_cuda and dtype is torch.float32 and allowed else 0.0
 
@@ -147,14 +147,13 @@ def _random(shape: Ints, seed: int) -> torch.Tensor:
 
 
 def site_drift(
-    place: Place, fused: nn.Module, trials: Sequence[Trial], expected: Sequence[Outcome]
+    place: Place, fused: nn.Module, after: nn.Module, trials: Sequence[Trial], expected: Sequence[Outcome]
 ) -> SiteDrift | None:
-    """Run a site before and after the rewrite in its stored dtype, against its outcomes in float64, ``expected``.
+    """Run a site before and ``after`` the rewrite in its stored dtype, against its outcomes in float64, ``expected``.
 
     Returns the trial that comes closest to its bound. None where that is float64, which is the proof's, or where the
     original's operations do not run in it here, or overflow.
     """
-    after = place.after(fused)
     dtype = main_dtype(after)
     if dtype in (None, torch.float64):
         return None
@@ -164,8 +163,8 @@ def site_drift(
     outcomes = zip(
         chosen,
         exact,
-        run(place.before(), chosen, cast),
-        run(after, chosen, cast),
+        run_copy(copy_with(place.before, as_stored), chosen, cast),
+        run_copy(copy_with(after, as_stored), chosen, cast),
         bounds(place, fused, chosen, dtype),
         strict=True,
     )
@@ -253,7 +252,7 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights) -> SiteProof
     answers = answers_in_float64(after, trials, expected, exact.change(after))
     comparison = tabulate(trials, expected, answers, TOLERANCE)
     weights = compared_weights(exact.at(place), exact.name_of)
-    drift = site_drift(place, fused, trials, expected) if comparison.passed else None
+    drift = site_drift(place, fused, after, trials, expected) if comparison.passed else None
     return SiteProof(place.path, comparison, weights, drift)
 
 
@@ -263,7 +262,7 @@ def _runs(place: Place, after: nn.Module) -> tuple[Sequence[Trial], list[Outcome
     Reflection needs more than the pixels it pads, an average pool over a volume more than its kernel. The inputs are
     such that the stored dtype holds them, so that the drift is the networks' own.
     """
-    before, dtype = place.before(), main_dtype(after)
+    before, dtype = place.before, main_dtype(after)
     trials = [rounded_through(trial, dtype) for trial in site_trials(place)]
     expected = run_float64(before, trials)
     if not all(outcome.error for outcome in expected):
