@@ -10,7 +10,7 @@ from torch import nn
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
 from repfuse.checking.evidence import Meter
-from repfuse.checking.inputs.trial import Effort, known_effort
+from repfuse.checking.inputs.trial import Effort, Trial, known_effort
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.proof_results import Proof
@@ -76,20 +76,31 @@ def convert(
     if not found.sites:
         return Conversion(checkpoint, found, original, None, None)
     progress("rewriting", 0.1)
-    if plan is None:
-        result = settled(original, found)
-        found, fused = result.plan, result.module
-    else:
-        fused = rewrite(original, found)
-    if not found.sites:
-        return Conversion(checkpoint, found, original, None, None)
-    variants = input_variants(example, effort=effort)
+    fused = rewrite(original, found)
+    variants = (*input_variants(example, effort=effort), *_recorded(found))
     meter = Meter(progress, sum(trial.work for trial in variants), start=0.15, end=0.3)
     meter.stage("running the original in float64")
     trials, expected = with_fallbacks(original, variants, meter.watch)
-    progress("proving", 0.3)
-    proof = prove(original, found, fused, trials, expected, progress=lambda done: progress("proving", 0.3 + 0.4 * done))
+
+    def proven() -> Proof:
+        shown = lambda done: progress("proving", 0.3 + 0.4 * done)  # noqa: E731
+        return prove(original, found, fused, trials, expected, progress=shown)
+
+    proof = proven()
+    if not proof.passed and plan is None:
+        result = settled(original, found)
+        if result.plan.sites != found.sites:
+            found, fused = result.plan, result.module
+            if not found.sites:
+                return Conversion(checkpoint, found, original, None, None)
+            proof = proven()
     progress("measuring the drift", 0.7)
     measured = drift(original, fused, trials, expected)
     progress("done", 1.0)
     return Conversion(checkpoint, found, fused, proof, measured)
+
+
+def _recorded(plan: Plan) -> list[Trial]:
+    """Return inputs of the other sizes at which the network was recorded: what the plan relies on holds there too."""
+    others = [tuple(arguments.args) for arguments in plan.live.recording.inputs[1:]]
+    return [Trial(f"recorded size {number}", each, sampled=False) for number, each in enumerate(others, 1)]

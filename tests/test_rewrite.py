@@ -7,6 +7,7 @@ import io
 import pickle
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from support.agreement import error, image, operations, randomised
 from torch import nn
 from torch.nn import functional as F
 
+from repfuse.converting import convert
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
+from repfuse.loading import Checkpoint
 from repfuse.networks import named_tensors
 from repfuse.planning.planner import plan
 from repfuse.plans import Plan
@@ -634,6 +637,7 @@ def test_what_differs_only_where_two_blocks_are_merged_is_left_alone():
     model = randomised(
         Spelled(by_both, first=pair(lambda m, x: m.a(x) + m.b(x)), second=pair(lambda m, x: m.a(x) + m.b(x)))
     )
-    result = fuse(model, (X,))
-    assert error(model, result.module, X) < 1e-12
-    assert [refusal.code for refusal in result.plan.refusals].count("differs") == 2
+    checkpoint = Checkpoint(model, (X,), "pt", Path(), "", None, "given", ())
+    for result in (fuse(model, (X,)), convert(checkpoint)):
+        assert error(model, result.module, X) < 1e-12
+        assert [refusal.code for refusal in result.plan.refusals].count("differs") == 2
