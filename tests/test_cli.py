@@ -36,6 +36,18 @@ def test_help_and_explain_import_no_torch(args: list[str]) -> None:
     assert done.stdout
 
 
+@pytest.mark.parametrize("name", ["convert", "verify", "bench", "inspect"])
+def test_no_command_loads_a_compiler(name: str, tmp_path: Path, cli: Cli) -> None:
+    """torch._dynamo and what comes with it take longer to load than torch."""
+    given = {"convert": [MODULE, tmp_path / "out.pt"], "inspect": [MODULE], "verify": [MODULE, MODULE, "--quick"]}
+    args = given.get(name, [MODULE, MODULE, "--seconds", "0.1"])
+    done = cli(name, *args, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.returncode == 0, done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "torch.nn" in loaded
+    assert not loaded & {"torch._dynamo", "torch._inductor", "torch.onnx", "sympy", "torchvision"}
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_examples_that_fits(name: str, columns: int, cli: Cli) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from repfuse.benching.clock import (
     FEWEST_ROUNDS,
@@ -48,14 +49,38 @@ def network_cost(network: nn.Module, inputs: tuple[Any, ...]) -> NetworkCost:
     )
 
 
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up floating point operations as PyTorch's FlopCounterMode does, which would load the compiler."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep PyTorch from wrapping the method below, which would import its compiler at the first operator."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operator."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if formula := flop_registry.get(func.overloadpacket):
+            self.operations += int(formula(*args, **kwargs, out_val=result))
+        return result
+
+
 @torch.no_grad()
 def _macs(network: nn.Module, inputs: tuple[Any, ...]) -> int | None:
+    counter = _Counting()
     try:
-        with FlopCounterMode(display=False) as counter:
+        with counter:
             network(*inputs)
     except Exception:  # the network runs, so it is the counter that cannot follow it: scripted, compiled, ...
         return None
-    return int(counter.get_total_flops()) // 2
+    return counter.operations // 2
 
 
 @torch.no_grad()

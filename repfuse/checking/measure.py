@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from repfuse.checking.results import Level, OutputError
@@ -85,7 +86,7 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 def _index_of_largest(tensor: torch.Tensor) -> tuple[int, ...]:
     if not tensor.numel():
         return ()
-    return tuple(int(i) for i in torch.unravel_index(tensor.argmax(), tensor.shape))
+    return tuple(map(int, np.unravel_index(int(tensor.argmax()), tensor.shape)))
 
 
 def _quantiles(difference: torch.Tensor) -> dict[str, float]:
