@@ -165,8 +165,8 @@ def test_a_stored_number_that_is_not_the_proven_one_is_named(kind: str, dtype: t
     names = random.Random(kind).sample(sorted(BLOCKS), len(BLOCKS))
     among = (subject(name, dtype) for name in names if runs(name, dtype))
     wrongs = ((each, wrong) for each in among for wrong in each.mistakes([kind]))
-    checked = [check_stored(each, wrong) for each, wrong in islice(wrongs, 1)]
-    assert any(checked) or kind in UNSTORED[dtype]
+    found = any(check_stored(each, wrong) for each, wrong in islice(wrongs, FEW))  # of a single weight some are void
+    assert found or kind in UNSTORED[dtype]
 
 
 @pytest.mark.slow

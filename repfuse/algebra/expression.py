@@ -187,6 +187,21 @@ def relaid(expression: Expression, channels: int, ndim: int) -> Expression:
             return expression
 
 
+def of_channels_alone(expression: Expression) -> Expression | None:
+    """Return an expression that acts on the channels of each pixel alone as one without spatial axes; else None.
+
+    Linear layers are such, and what scales and shifts channels.
+    """
+    match expression:
+        case Identity(channels):
+            return Identity(channels, 0)
+        case Scaled(inner):
+            plain = of_channels_alone(inner)
+            return None if plain is None else replace(expression, input=plain)
+        case _:
+            return None if expression.geometry.ndim else expression
+
+
 def multiple_of_source(expression: Expression) -> float | None:
     """Return the number that an expression multiplies its source by, if it does nothing else."""
     match expression:

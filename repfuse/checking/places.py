@@ -23,7 +23,7 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
 from repfuse.planning.edits import Fused
 from repfuse.planning.planner import Planner
-from repfuse.planning.region import Region
+from repfuse.planning.region import Piece, Region, pieces
 from repfuse.planning.replaying import replay
 from repfuse.plans import AGAIN, Plan
 from repfuse.recording.constants import lookup
@@ -51,6 +51,11 @@ class Place:
         """Where its first convolution is after the rewrite."""
         return next(iter(self.path_of.values()))
 
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """The parts of the region; several where values are put elsewhere in between."""
+        return pieces(self.region, self.planner.meanings, self.planner.recording.order)
+
     @property
     def sources(self) -> list[fx.Node]:
         """The nodes that it takes its inputs from, each once."""
@@ -74,6 +79,11 @@ class Place:
         """
         root, graph = nn.Module(), fx.Graph()
         inputs = {source: graph.placeholder(source.name) for source in self.sources}
+        if self.pieces[0].is_rearranged:
+            (path,) = self.path_of.values()
+            root.add_module("part", fused.get_submodule(path))
+            graph.output(self._around(graph, inputs))
+            return _Computed(root, graph)
         total: fx.Node | None = None
         for number, group in enumerate(self.region.groups):
             value = inputs[group.source]
@@ -85,6 +95,24 @@ class Place:
             total = value if total is None else graph.call_function(operator.add, (total, value))
         graph.output(total)
         return _Computed(root, graph)
+
+    def _around(self, graph: fx.Graph, env: dict[fx.Node, fx.Node]) -> fx.Node:
+        """Write what puts values elsewhere as it is, and ``part`` for the piece that became a convolution."""
+        origin = self.planner.origin
+        needed = _needed(self.region.root, set(env), origin)
+        of_root = {piece.root: piece for piece in self.pieces}
+        within = frozenset[fx.Node]().union(*(piece.nodes for piece in self.pieces))
+
+        def known(node: fx.Node) -> fx.Node:
+            return env[node if node in env else origin(node)]
+
+        for node in (node for node in self.planner.recording.nodes if node in needed):
+            if node in of_root:
+                value = known(of_root[node].source)
+                env[node] = graph.call_module("part", (value,)) if of_root[node].layered else value
+            elif node not in within and not self.planner.recording.constants.is_constant(node):
+                env[node] = graph.node_copy(node, known)
+        return env[self.region.root]
 
 
 class _Computed(nn.Module):

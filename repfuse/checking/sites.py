@@ -102,7 +102,9 @@ def site_trials(place: Place) -> Iterator[Trial]:
         yield at_the_example(place)
     if len(sources) > 1:
         return
-    for number, shape in enumerate(_shapes(example, place.region.groups[0].expression.geometry)):
+    geometry = place.region.groups[0].expression.geometry
+    recorded = place.planner.recording.shapes(sources[0]) if place.pieces[0].is_rearranged else None
+    for number, shape in enumerate(recorded or _shapes(example, geometry)):
         label = f"input {'x'.join(map(str, shape))}"
         yield Trial(label, (_random(shape, number),))
         if number == 0:

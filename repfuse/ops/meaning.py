@@ -23,6 +23,17 @@ class Same:
 
 
 @dataclass(frozen=True)
+class Rearranged:
+    """The node holds the values of ``input`` elsewhere, or means of them, alike for every channel (see ``ops.rows``).
+
+    ``moves`` are pairs of an axis that may hold the channels, and where they then are in the node.
+    """
+
+    input: fx.Node
+    moves: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class Passage:
     """The node only hands its inputs on to a reader that names them itself: the list that ``chunk`` returns, the stack
     before its sum, the views of a channel shuffle. By itself it is nothing to merge.
@@ -43,7 +54,15 @@ Combination = Sum[fx.Node | Scaled[fx.Node]]
 """A sum of nodes and of multiples of nodes."""
 
 Meaning = (
-    Through[fx.Node] | Scaled[fx.Node] | Selected[fx.Node] | Joined[fx.Node] | Combination | Same | Passage | Unfusible
+    Through[fx.Node]
+    | Scaled[fx.Node]
+    | Selected[fx.Node]
+    | Joined[fx.Node]
+    | Combination
+    | Same
+    | Rearranged
+    | Passage
+    | Unfusible
 )
 
 
@@ -70,7 +89,7 @@ def convolves(meaning: Meaning | None) -> bool:
 def inputs_of(meaning: Meaning | None) -> tuple[fx.Node, ...]:
     """Return the nodes that a meaning reads as data; a passage hands on, and reads nothing itself."""
     match meaning:
-        case Same(node):
+        case Same(node) | Rearranged(node):
             return (node,)
         case Sum():
             return tuple(node for node, _ in terms_of(meaning))

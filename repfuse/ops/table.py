@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from repfuse.ops import border, channels, convolution, filters, indexing, norms, sums
+from repfuse.ops import border, channels, convolution, filters, indexing, norms, rows, sums
 from repfuse.ops.call import Call, is_data
 from repfuse.ops.meaning import Meaning, Same
 from repfuse.ops.spelling import spelled
@@ -58,6 +58,21 @@ def _copy(call: Call, recording: Recording) -> Meaning | None:
     return channels.passing(call, recording) or same(call, recording)
 
 
+def _turned(call: Call, recording: Recording) -> Meaning | None:
+    """Axes in another order, which may be a step of a channel shuffle."""
+    return channels.passing(call, recording) or rows.permuted(call, recording)
+
+
+def _reshaped(call: Call, recording: Recording) -> Meaning | None:
+    """Another shape, which may be a step of a channel shuffle."""
+    return channels.reshaped(call, recording) or rows.viewed(call, recording)
+
+
+def _mean(call: Call, recording: Recording) -> Meaning | None:
+    """A mean over an axis of a stack, or over others."""
+    return sums.total(call, recording) or rows.mean(call, recording)
+
+
 _NATIVE_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training")
 _DROPOUTS = "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout"
 _CASTS = "to type_as float double half bfloat16 cpu cuda"
@@ -80,7 +95,7 @@ ROWS: dict[str, Row] = {
     "lerp": sums.lerp,
     "stack": sums.stack,
     "sum": sums.total,
-    "mean": sums.total,
+    "mean": _mean,
     "pad": border.filled_pad,
     "constant_pad_nd": border.filled_pad,
     "assigned": border.assigned,
@@ -94,10 +109,12 @@ ROWS: dict[str, Row] = {
     "cat": channels.cat,
     **dict.fromkeys(channels.PIECES, channels.pieces),
     "channel_shuffle": channels.shuffle,
-    "view": channels.reshaped,
-    "flatten": channels.reshaped,
-    "transpose": channels.passing,
-    "permute": channels.passing,
+    "view": _reshaped,
+    "flatten": _reshaped,
+    **dict.fromkeys(("view_as", "squeeze", "unsqueeze"), rows.viewed),
+    "transpose": _turned,
+    "permute": _turned,
+    **{f"adaptive_avg_pool{ndim}d": partial(rows.adaptive_pool, ndim=ndim) for ndim in (1, 2, 3)},
     "clone": _copy,
     "contiguous": _copy,
     "detach": same,

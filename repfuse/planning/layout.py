@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import fx, nn
 
@@ -23,7 +23,7 @@ from repfuse.planning.bystanders import Bystanders
 from repfuse.planning.edits import Block, Candidate, Fused, Layout, owner_of, place_of
 from repfuse.planning.folding import Folding, Uses, call_signature
 from repfuse.planning.local import Part, Replacement, local_graph, vanishing
-from repfuse.planning.region import Region
+from repfuse.planning.region import Region, pieces
 from repfuse.recording.recording import Recording
 from repfuse.recording.run import Call
 from repfuse.recording.stock import hooks_of, is_stock
@@ -247,7 +247,7 @@ class _LayingOut:
         fused = [(candidate, group) for candidate in candidates for group in candidate.groups]
         names = fused_names(self.recording.modules[call.path], len(fused))
         name_of = {id(group): name for (_, group), name in zip(fused, names, strict=True)}
-        replacements = [self._replacement(call, candidate.region, name_of) for candidate in candidates]
+        replacements = [each for member in candidates for each in self._replacements(call, member.region, name_of)]
         for path in {inner.path for r in replacements for n in r.nodes for inner in self._above(n, call)}:
             self._check_hooks(path)
         graph = local_graph(self.recording, call, replacements, self.bystanders, self._origin)
@@ -273,11 +273,19 @@ class _LayingOut:
         """Whether a module of this class that gets a new body goes on being one."""
         return issubclass(kind, fx.GraphModule) or (form == "chain" and kind is nn.Sequential)
 
-    def _replacement(self, call: Call, region: Region, name_of: dict[int, str]) -> Replacement:
-        parts = tuple(Part(g.source, name_of.get(id(g)), g.of_source or 1.0) for g in region.groups)
-        nodes = nodes_in(self.recording, call, region)
-        after = self._after(call, region.root, nodes)
-        return Replacement(region.root, parts, frozenset((*nodes, *after)), tuple(after))
+    def _replacements(self, call: Call, region: Region, name_of: dict[int, str]) -> Iterator[Replacement]:
+        """Yield what stands for the region; one piece after the other where values are put elsewhere in between."""
+        inside, after = nodes_in(self.recording, call, region), list[fx.Node]()
+        for piece in pieces(region, self.meanings, self.recording.order):
+            if piece.is_rearranged:
+                name = name_of[id(region.groups[0])] if piece.layered else None
+                parts: tuple[Part, ...] = (Part(piece.source, name),)
+            else:
+                parts = tuple(Part(g.source, name_of.get(id(g)), g.of_source or 1.0) for g in region.groups)
+            if piece.root is region.root:
+                after = self._after(call, region.root, inside)
+            nodes = frozenset((*piece.nodes.intersection(inside), *after))
+            yield Replacement(piece.root, parts, nodes, tuple(after))
 
     def _after(self, call: Call, root: fx.Node, nodes: list[fx.Node]) -> list[fx.Node]:
         """Return the no-ops after ``root`` that are operations (``x + 0``), with the modules among them.

@@ -17,7 +17,7 @@ from repfuse.globs import ROOT
 from repfuse.memory import collecting_later
 from repfuse.networks import device_of
 from repfuse.ops import Meaning, meaning_of
-from repfuse.ops.meaning import Passage, Same, Unfusible, inputs_of, origin
+from repfuse.ops.meaning import Passage, Rearranged, Same, Unfusible, inputs_of, origin
 from repfuse.planning.bystanders import bystanders, find_dead
 from repfuse.planning.cost import WORTH_THE_CLASS
 from repfuse.planning.edits import Candidate, Fused, Layout
@@ -127,6 +127,7 @@ class Planner:
         self.meanings = {node: None if node in dead else meaning_of(node, recording) for node in recording.nodes}
         for node in recording.nodes:
             self._drop_unusable(node)
+            self._drop_idle(node)
         self.bystanders = bystanders(recording, self.meanings, dead)
         self.estimate = Estimate(recording, self.meanings, self.policy)
         self.borders = Borders(recording, self.matching_borders)
@@ -227,6 +228,15 @@ class Planner:
         elif node in self.recording.run.writes and self.recording.memory.seen_later(node):
             self._reject(node, "in-place", "what is overwritten here is read again later")
 
+    def _drop_idle(self, node: fx.Node) -> None:
+        """Make a node opaque that rearranges what no map of channels made: nothing could be moved across it."""
+        meaning = self.meanings[node]
+        if isinstance(meaning, Rearranged):
+            made = self.meanings[self.origin(meaning.input)]
+            linear = isinstance(made, Through) and not made.layer.geometry.ndim
+            if not (linear or isinstance(made, Scaled | Sum | Rearranged)):
+                self.meanings[node] = None
+
     def _drop_conversion(self, node: fx.Node) -> None:
         """Make a node opaque that computes in another dtype than it is given: ``uint8 * 1.0`` is float."""
         if isinstance(self.meanings[node], Through):
@@ -234,7 +244,8 @@ class Planner:
         self.meanings[node] = None
 
     def _reject(self, node: fx.Node, code: str, reason: str) -> None:
-        if self._has_affine_neighbour(node, also=() if code == "broadcast" else (Sum,)):
+        looks_fusible = not isinstance(self.meanings[node], Rearranged)
+        if looks_fusible and self._has_affine_neighbour(node, also=() if code == "broadcast" else (Sum,)):
             self.refuse(NotAffine(code, reason), node)
         self.meanings[node] = None
 
@@ -248,7 +259,7 @@ class Planner:
         """Whether there is something to gain: several operations in one, or a weight that is computed each time."""
         if not group.convolves or not self.recording.constants.floating_leaves(tensor_names(group.expression)):
             return False  # of numbers alone, nothing says in which dtype the result is to be stored
-        several = sum(not isinstance(self.meanings[node], Same) for node in group.nodes) > 1
+        several = sum(not isinstance(self.meanings[node], Same | Rearranged) for node in group.nodes) > 1
         return several or self.estimate.is_computed(group.expression)
 
     def _fits(self, candidate: Candidate, ranges: Ranges) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -18,14 +18,23 @@ from repfuse.algebra.expression import (
     Through,
     joined,
     layers,
+    of_channels_alone,
     relaid,
     selected,
     through,
 )
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Channelwise, Factor, Layer, Normalisation, Offset, mixes
-from repfuse.ops.meaning import Meaning, Same, terms_of
+from repfuse.ops.meaning import Meaning, Rearranged, Same, origin, terms_of
 from repfuse.planning.terms import Group, Term
+
+
+class Ends(NotAffine):
+    """A region ends here, where nobody would expect it to go on."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("channel-mismatch", reason)
+
 
 Reach = Callable[[fx.Node], tuple[Term, ...]]
 CheckBorders = Callable[[Expression, Layer, fx.Node], None]
@@ -56,20 +65,28 @@ class Reader:
         shape = self.shape_of[node]
         return Term(node, Identity(shape[1] if len(shape) > 1 else 1, max(len(shape) - 2, 0)), frozenset(), node)
 
-    def terms(self, node: fx.Node, reach: Reach) -> tuple[Term, ...]:
+    def terms(self, node: fx.Node, reach: Reach) -> tuple[Term, ...]:  # noqa: PLR0911 - one for each kind
         """Return the terms of ``node``. Raises NotAffine where its operands have to be values of their own."""
         match self.meanings[node]:
             case Through(x, layer):
                 return (self._applied(node, self._one(reach(x), node), layer),)
             case Scaled(x, by, axis):
                 return tuple(self._rescaled(node, reach(x), by, axis))
+            case Rearranged(x, moves):
+                if len({term.source for term in reach(x)}) > 1:
+                    raise Ends("a sum of maps of several sources")
+                return (self._rearranged(node, self._one(reach(x), node), x, moves),)
             case Sum() as combined:
-                return self._combined(node, [(reach(x), factor) for x, factor in terms_of(combined)])
+                operands = [(reach(x), factor) for x, factor in terms_of(combined)]
+                _check_as_they_were(term for terms, _ in operands for term in terms)
+                return self._combined(node, operands)
             case Selected(x, indices, axis):
+                _check_as_they_were(reach(x))
                 along = [self._along(axis, term) for term in reach(x)]
                 _check_one_source_or_convolved(along)
                 return tuple(_grown(term, node, selected(term.expression, indices)) for term in along)
             case Joined(inputs, axis):
+                _check_as_they_were(term for x in inputs for term in reach(x))
                 return (self._stacked(node, [self._one(reach(x), node) for x in inputs], axis),)
             case Same(x):
                 terms = reach(x)
@@ -90,6 +107,10 @@ class Reader:
 
     def _applied(self, node: fx.Node, term: Term, layer: Layer) -> Term:
         geometry = layer.geometry
+        if term.axis is not None:
+            if geometry.ndim or term.axis != len(self.shape_of[node]) - 1:
+                raise Ends("the channels are elsewhere")
+            term = replace(term, axis=None)
         inner = relaid(term.expression, geometry.in_channels, geometry.ndim)
         expression = through(inner, layer)
         self.check_borders(inner, layer, node)
@@ -105,6 +126,16 @@ class Reader:
         for index, term in enumerate(terms):
             own = by if index == shifted else unshifted(by)
             yield _grown(term, node, term.expression if own is None else Scaled(term.expression, own))
+
+    def _rearranged(self, node: fx.Node, term: Term, x: fx.Node, moves: tuple[tuple[int, int], ...]) -> Term:
+        """Take a map of channels alone to where the node has them: ``P (X W^T + 1 b^T) = (P X) W^T + 1 b^T``."""
+        made = self.meanings[origin(x, self.meanings)]
+        at = made.axis if isinstance(made, Scaled) else len(self.shape_of[x]) - 1
+        axis = dict(moves).get(at if term.axis is None else term.axis) if at is not None else None
+        expression = of_channels_alone(term.expression)
+        if axis is None or expression is None or term.of_source is not None:
+            raise Ends("not a map of channels alone")
+        return replace(_grown(term, node, expression), axis=axis)
 
     def _combined(self, node: fx.Node, operands: Sequence[tuple[tuple[Term, ...], float]]) -> tuple[Term, ...]:
         alone = len(operands) == 1 and len(operands[0][0]) == 1
@@ -128,7 +159,9 @@ class Reader:
 
     def _along(self, axis: int | None, term: Term) -> Term:
         """Return the term as one whose channels lie along ``axis``. Raises NotAffine where they do not."""
-        if axis is None:
+        if term.axis is not None and axis not in (None, term.axis):
+            raise Ends("the channels are elsewhere")
+        if axis is None or term.axis is not None:
             return term
         shape = self.shape_of[term.source]
         last = axis == len(shape) - 1 and axis > 1
@@ -167,6 +200,11 @@ def _agreeing(terms: Sequence[Term], shape_of: dict[fx.Node, tuple[int, ...]]) -
         else term
         for term in terms
     ]
+
+
+def _check_as_they_were(terms: Iterable[Term]) -> None:
+    if any(term.axis is not None for term in terms):
+        raise Ends("a branch has its rows elsewhere")
 
 
 def _check_one_source(terms: Sequence[Term]) -> None:

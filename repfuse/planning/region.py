@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
 
 from torch import fx
 
+from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import NotAffine
-from repfuse.ops.meaning import Same
+from repfuse.ops.meaning import Meaning, Rearranged, Same
 from repfuse.planning.cost import elementwise_cost
 from repfuse.planning.estimate import Estimate
 from repfuse.planning.terms import Group, Nodes, Term
@@ -103,7 +104,11 @@ class _Merging:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """``root`` is the sum of the groups. ``working`` are the nodes that compute, ``passing`` the no-ops among them."""
+    """``root`` is the sum of the groups.
+
+    ``working`` are the nodes that compute, ``passing`` those among them that do not act on channels: no-ops, and what
+    only puts values elsewhere, which stays where it is (``ops.rows``).
+    """
 
     root: fx.Node
     groups: tuple[Group, ...]
@@ -121,12 +126,48 @@ class Region:
         return all(group.of_source is not None or group.convolves for group in self.groups)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A part of a region between nodes that put values elsewhere, and stay: what computes ``root`` from ``source``.
+
+    The one that is ``layered`` becomes the convolution of the region, the others what they are given.
+    """
+
+    source: fx.Node
+    root: fx.Node
+    nodes: Nodes
+    layered: bool
+    is_rearranged: bool
+
+
+def pieces(region: Region, meanings: Mapping[fx.Node, Meaning | None], order: Mapping[fx.Node, int]) -> list[Piece]:
+    """Return the pieces of a region, in order: nearly always one.
+
+    What rearranges has one source, so all that comes before it in the graph is before it, and all else behind it.
+    """
+    nodes = sorted(region.nodes, key=order.__getitem__)
+    ends = [node for node in nodes if isinstance(meanings[node], Rearranged)]
+    if not ends:
+        return [Piece(region.groups[0].source, region.root, region.nodes, layered=True, is_rearranged=False)]
+    found, source = [], region.groups[0].source
+    for end in (*ends, None):
+        place = order[end] if end is not None else len(order)
+        within = [node for node in nodes if order[node] < place]
+        nodes = nodes[len(within) + 1 :]
+        if within:
+            layered = any(isinstance(meanings[node], Through) for node in within)
+            found.append(Piece(source, within[-1], frozenset(within), layered, is_rearranged=True))
+        source = end if end is not None else source
+    last = max(index for index, piece in enumerate(found) if piece.layered)
+    return [replace(piece, layered=index == last) for index, piece in enumerate(found)]
+
+
 def region_of(root: fx.Node, terms: Sequence[Term], estimate: Estimate, refuse: Refuse) -> Region:
     """Return the region of these terms, without the no-ops at its end: they stay, after the one convolution."""
     groups = grouped(terms, root, estimate, refuse)
     nodes = frozenset(chain.from_iterable(group.nodes for group in groups))
-    while isinstance(meaning := estimate.meanings[root], Same) and meaning.input in nodes:
+    while isinstance(meaning := estimate.meanings[root], Same | Rearranged) and meaning.input in nodes:
         nodes -= {root}
         root = meaning.input
-    passing = frozenset(node for node in nodes if isinstance(estimate.meanings[node], Same))
+    passing = frozenset(node for node in nodes if isinstance(estimate.meanings[node], Same | Rearranged))
     return Region(root, groups, nodes - passing, passing)

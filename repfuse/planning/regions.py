@@ -18,9 +18,10 @@ from torch import fx
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import NotAffine
 from repfuse.ops.meaning import Passage, Same, convolves, inputs_of, origin
+from repfuse.ops.rows import only_measures
 from repfuse.planning.bystanders import Bystanders
 from repfuse.planning.estimate import Estimate
-from repfuse.planning.reader import Reader
+from repfuse.planning.reader import Ends, Reader
 from repfuse.planning.region import Refuse, Region, region_of
 from repfuse.planning.terms import Term
 from repfuse.plans import Cost
@@ -170,7 +171,7 @@ class Regions:
         for user in node.users:
             if isinstance(self.meanings.get(user), Passage):
                 yield from self._readers(user)
-            elif not self.bystanders.reads_nothing(user):
+            elif not self.bystanders.reads_nothing(user) and not only_measures(user, node):
                 yield user
 
     def _root_of_reader(self, node: fx.Node, user: fx.Node) -> fx.Node | None:
@@ -198,7 +199,7 @@ class Regions:
                 below or layered or any(convolves(self.meanings.get(user)) for user in self._readers(node))
             )  # a pad stands before a layer
             # A layer on a residual sum is no place where anybody looks for a merge.
-            if near and not (layered and error.code == "several-sources"):
+            if near and not isinstance(error, Ends) and not (layered and error.code == "several-sources"):
                 self.refuse(error, node, None, None)
             self._take_apart(node)
         try:

@@ -20,12 +20,17 @@ Nodes = frozenset[fx.Node]
 
 @dataclass(frozen=True)
 class Term:
-    """One branch: ``expression`` of ``source``, made by ``nodes``; ``top`` is the last node that holds it alone."""
+    """One branch: ``expression`` of ``source``, made by ``nodes``; ``top`` is the last node that holds it alone.
+
+    Where it was rearranged on the way (``ops.rows``), ``axis`` is where its channels are now: it is a map of channels
+    alone, and of rows that are others than those of its source.
+    """
 
     source: fx.Node
     expression: Expression
     nodes: Nodes
     top: fx.Node
+    axis: int | None = None
 
     @cached_property
     def of_source(self) -> float | None:

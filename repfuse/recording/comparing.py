@@ -7,13 +7,13 @@ that decides by a size always the same way is told by that it asked.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import fx
 
 from repfuse.recording.run import Call, Run, Step
-from repfuse.recording.sizes import Decision
+from repfuse.recording.sizes import SIZE, Decision
 
 Mark = tuple[str, str]
 """Why the own operations of a call are left alone: a code of ``repfuse.refusals`` and a reason."""
@@ -42,6 +42,8 @@ class Comparison:
         """Tensors from nowhere that other runs met, too: nothing that ran made them."""
         self._asked: dict[Key, list[Decision]] = defaultdict(list)
         self._failed: dict[Key, list[Decision]] = defaultdict(list)
+        self._sizes: dict[Step, set[fx.Node]] = {}
+        """For sizes in runs of another rank, the sizes of the same tensor along the same axis."""
         self._hear(first, self._asked)
 
     def add(self, other: Run) -> None:
@@ -56,9 +58,13 @@ class Comparison:
         self._hear(other, self._asked)
 
     def add_rank(self, other: Run) -> None:
-        """Compare a run on inputs of another number of axes."""
+        """Compare a run on inputs of another number of axes, where a forward may ask for more sizes or for fewer."""
         match: dict[Any, fx.Node] = {}
-        self._align(self.first.root, other.root, match)
+        self._align(self.first.root, other.root, match, measuring={*self.first.size_of, *other.size_of})
+        for step in other.size_of:
+            measured = _measured(step, other, match)
+            alike = (node for node in self.first.size_of if measured & _measured(node, self.first, {}))
+            self._sizes[step] = set(alike)
         self._compare_operands(match, other)
         self._hear(other, self._asked)
 
@@ -90,13 +96,16 @@ class Comparison:
         for calls in run.calls.values():
             yield from calls
 
-    def _align(self, mine: Call, other: Call, match: dict[Any, fx.Node]) -> None:
-        """Match what one call did with what it did in another run, and the calls that it made."""
-        if list(map(_kind, mine.own)) == list(map(_kind, other.own)):
-            for one, another in zip(mine.own, other.own, strict=True):
+    def _align(
+        self, mine: Call, other: Call, match: dict[Any, fx.Node], measuring: Collection[fx.Node | Call] = ()
+    ) -> None:
+        """Match what one call did, except for ``measuring``, with what it did in another run, and the calls it made."""
+        own, others = ([item for item in call.own if item not in measuring] for call in (mine, other))
+        if list(map(_kind, own)) == list(map(_kind, others)):
+            for one, another in zip(own, others, strict=True):
                 if isinstance(one, Call):
                     assert isinstance(another, Call)
-                    self._align(one, another, match)
+                    self._align(one, another, match, measuring)
                 else:
                     assert isinstance(another, Step)
                     match[another] = one
@@ -113,7 +122,7 @@ class Comparison:
             if known:
                 place = min(seen[call.path], len(known) - 1)
                 seen[call.path] += 1
-                self._align(known[place], call, match)
+                self._align(known[place], call, match, measuring)
 
     def _compare_operands(self, match: dict[Any, fx.Node], other: Run) -> None:
         for node, mine in match.items():
@@ -133,7 +142,8 @@ class Comparison:
 
     def _compare(self, node: fx.Node, mine: Any, other: Any, match: dict[Any, fx.Node]) -> None:
         if isinstance(mine, fx.Node):
-            if not isinstance(other, Step) or match.get(other) is not mine:
+            same = isinstance(other, Step) and (match.get(other) is mine or mine in self._sizes.get(other, ()))
+            if not same:
                 self.foreign[node].add(mine)
         elif isinstance(mine, tuple | list) and isinstance(other, tuple | list) and len(mine) == len(other):
             for one, another in zip(mine, other, strict=True):
@@ -157,6 +167,14 @@ class Comparison:
                 continue
             if node in other.escaping or any(user not in match and user.op != "output" for user in node.users):
                 self.first.escaping.add(mine)
+
+
+def _measured(node: Any, run: Run, match: dict[Any, fx.Node]) -> set[tuple[fx.Node, int]]:
+    """Return of which tensor a node is a size, and along which axis, counted from the first and from the last."""
+    if node.target != SIZE or len(node.args) != 2 or node.args[0] not in run.shape_of:
+        return set()
+    x, axis = node.args
+    return {(match.get(x, x), axis), (match.get(x, x), axis - len(run.shape_of[x]))}
 
 
 def _kind(item: fx.Node | Step | Call) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blocks import asymmetric, basic, channels, costly, diverse, edges, large, linears, mixers, norms, weights
+from blocks import asymmetric, basic, channels, costly, diverse, edges, large, linears, mixers, norms, rows, weights
 from blocks.basic import RepVGG, TracedNorm
 from blocks.building import (
     Branches,
@@ -19,7 +19,7 @@ from blocks.building import (
     triple,
 )
 
-_FAMILIES = (basic, asymmetric, diverse, large, mixers, edges, weights, channels, linears, norms, costly)
+_FAMILIES = (basic, asymmetric, diverse, large, mixers, edges, weights, channels, linears, norms, rows, costly)
 
 CASES: list[Case] = [case for family in _FAMILIES for case in family.CASES]
 TWINS: list[Twin] = [twin for family in _FAMILIES for twin in getattr(family, "TWINS", [])]

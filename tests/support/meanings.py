@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.nn import functional as F
 
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
@@ -15,7 +16,7 @@ from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.ops import meaning_of
-from repfuse.ops.meaning import Meaning, Passage, Same, Unfusible, terms_of
+from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same, Unfusible, terms_of
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.constants import lookup
 from repfuse.recording.recording import Recording, record
@@ -155,9 +156,30 @@ def check(found: Read, x: Tensor, y: Tensor) -> None:
             assert said.code in REFUSALS
         if said is None or isinstance(said, Passage | Unfusible):
             continue
+        if isinstance(said, Rearranged):
+            check_rearranged(node, said, values)
+            continue
         computed, wanted = evaluate(said, values, tensor), values[node]
         counts = not wanted.is_floating_point()  # how often a normalisation was updated
         torch.testing.assert_close(computed, wanted, rtol=1e-12, atol=1e-12, check_dtype=not counts)
+
+
+def check_rearranged(node: fx.Node, said: Rearranged, values: dict[fx.Node, Any]) -> None:
+    """A map of channels before the node is the same map after it, for every place that they may be in."""
+
+    def run(x: Tensor) -> Tensor:
+        given = values | {said.input: x}
+        args, kwargs = map_arg((node.args, node.kwargs), given.__getitem__)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)
+
+    x, y = values[said.input], values[node]
+    for axis, place in said.moves:
+        channels = x.shape[axis]
+        weight, bias = torch.randn(channels, channels, dtype=x.dtype), torch.randn(channels, dtype=x.dtype)
+        before, after = (F.linear(z.movedim(at, -1), weight, bias).movedim(-1, at) for z, at in ((x, axis), (y, place)))
+        torch.testing.assert_close(run(before.contiguous()), after, rtol=1e-12, atol=1e-12)
 
 
 def named(value: Any) -> Any:

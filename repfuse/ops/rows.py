@@ -1,0 +1,90 @@
+"""What puts values elsewhere, or averages them, alike for every channel: flatten, transpose, mean over space.
+
+Write a tensor as rows of C channels, ``X [R, C]``. These operators compute ``P X`` with a matrix P over rows, each of
+whose own rows sums to 1: permutations, and means. What acts on channels, ``X -> X W^T + b``, commutes with that:
+``P (X W^T + 1 b^T) = (P X) W^T + 1 b^T``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from repfuse.ops.call import Call, axis_of, contains_node, is_channel_axis, is_data
+from repfuse.ops.indexing import is_integer
+from repfuse.ops.meaning import Meaning, Rearranged
+from repfuse.ops.spelling import spelled
+
+if TYPE_CHECKING:
+    from repfuse.recording.recording import Recording
+
+
+def viewed(call: Call, recording: Recording) -> Meaning | None:
+    """The same numbers in the same order, in another shape that keeps the last axis, or the first two."""
+    x, y = call.input, call.node
+    if not is_data(x, recording) or recording.dtype_of.get(y) is not recording.dtype_of[x]:
+        return None
+    before, after = recording.shapes(x), recording.shapes(y)
+    if len(before) != len(after) or min(len(before[0]), len(after[0])) < 2:
+        return None
+    last = len(before[0]) - 1, len(after[0]) - 1
+    moves = {}
+    if recording.is_fixed(x, 1) and all(a[:2] == b[:2] for a, b in zip(before, after, strict=True)):
+        moves[1] = 1
+    if recording.is_fixed(x, last[0]) and all(a[-1] == b[-1] for a, b in zip(before, after, strict=True)):
+        moves[last[0]] = last[1]
+    return _moved(x, moves)
+
+
+def permuted(call: Call, recording: Recording) -> Meaning | None:
+    """Axes in another order."""
+    x = call.input
+    if not is_data(x, recording):
+        return None
+    rank = len(recording.shape_of[x])
+    order: list[int | None] = list(range(rank))
+    if call.operator == "permute":
+        given = call.get("dims", ())
+        order = [axis_of(dim, rank) for dim in given] if isinstance(given, list | tuple) else []
+    else:
+        one, other = axis_of(call.get("dim0"), rank), axis_of(call.get("dim1"), rank)
+        if one is None or other is None:
+            return None
+        order[one], order[other] = other, one
+    return _moved(x, {axis: place for place, axis in enumerate(order) if is_channel_axis(axis, rank)})
+
+
+def mean(call: Call, recording: Recording) -> Meaning | None:
+    """A mean over some axes."""
+    x, dims = call.input, call.get("dim")
+    dims = [dims] if is_integer(dims) else dims
+    keeps = call.get("keepdim", False)
+    if not is_data(x, recording) or not isinstance(dims, list | tuple) or contains_node(dims) or not dims:
+        return None
+    if call.get("dtype") is not None or not isinstance(keeps, bool):
+        return None
+    rank = len(recording.shape_of[x])
+    gone = {axis_of(dim, rank) for dim in dims}
+    kept = [axis for axis in range(rank) if keeps or axis not in gone]
+    stay = (axis for axis in kept if is_channel_axis(axis, rank) and axis not in gone)
+    return None if None in gone else _moved(x, {axis: kept.index(axis) for axis in stay})
+
+
+def adaptive_pool(call: Call, recording: Recording, ndim: int) -> Meaning | None:
+    """Means over windows that share the image out."""
+    x = call.input
+    if not is_data(x, recording) or len(recording.shape_of[x]) != ndim + 2:
+        return None
+    return _moved(x, {1: 1})
+
+
+def _moved(x: fx.Node, moves: dict[int, int]) -> Rearranged | None:
+    found = tuple((axis, place) for axis, place in moves.items() if place > 0)
+    return Rearranged(x, found) if found else None
+
+
+def only_measures(user: fx.Node, node: fx.Node) -> bool:
+    """Whether ``user`` takes no more of ``node`` than its shape or its dtype: ``x.reshape_as(node)``."""
+    call = spelled(user) if len(user.all_input_nodes) > 1 else None
+    return call is not None and call.operator in ("view_as", "expand_as", "type_as") and call.input is not node

@@ -1,0 +1,87 @@
+"""What acts on channels, with the rows put elsewhere or averaged in between.
+
+Graham et al., "LeViT" (arXiv 2104.01136): a linear layer on tokens and a normalisation of their rows, flattened for it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blocks.building import C, Case, Spelled, norm, scale
+
+N = 16
+TOKENS = {"convolutions": 0, "linears": 1, "axes": 1, "channels": N, "last": True}
+
+
+def rows(forward, outputs: int = 12) -> Spelled:
+    """A linear layer ``a`` and a normalisation ``n`` of rows."""
+    return Spelled(forward, a=nn.Linear(N, outputs, bias=False), n=nn.BatchNorm1d(outputs))
+
+
+def flattened(m: Spelled, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.n(y.flatten(0, 1)).reshape_as(y)
+
+
+def parted_again(m: Spelled, x: Tensor) -> Tensor:
+    batch, tokens, _ = x.shape
+    return m.n(m.a(x).view(batch * tokens, 12)).view(batch, tokens, 12)
+
+
+def turned(m: Spelled, x: Tensor) -> Tensor:
+    return m.n(m.a(x).transpose(1, 2)).transpose(1, 2)
+
+
+def of_a_sum(m: Spelled, x: Tensor) -> Tensor:
+    return m.n((m.a(x) + m.b(x)).flatten(0, 1))
+
+
+def pooled(between) -> Spelled:
+    """A normalised map, pooled, into a linear layer."""
+    return Spelled(lambda m, x: m.a(between(m.n(x.abs()))), n=norm(), a=nn.Linear(C, 5))
+
+
+pool = F.adaptive_avg_pool2d
+
+
+def kept_mean(x: Tensor) -> Tensor:
+    return x.mean((-2, -1), keepdim=True).flatten(1)
+
+
+IMAGE = {"convolutions": 0, "linears": 1}
+
+CASES = [
+    Case("rows, flattened", lambda: rows(flattened), "fold", **TOKENS),
+    Case("rows, joined and parted by numbers", lambda: rows(parted_again), "fold", **TOKENS),
+    Case("rows, turned", lambda: rows(turned), "fold", **TOKENS),
+    Case("rows, turned and left so", lambda: rows(lambda m, x: m.n(m.a(x).permute(0, 2, 1))), "fold", **TOKENS),
+    Case(
+        "rows of a sum",
+        lambda: Spelled(of_a_sum, a=nn.Linear(N, 12), b=nn.Linear(N, 12), n=nn.BatchNorm1d(12)),
+        "graph",
+        **TOKENS,
+        less_in=("decomposed",),
+    ),
+    Case(
+        "a norm of rows before a layer",
+        lambda: Spelled(
+            lambda m, x: m.a(m.n(x.flatten(0, 1)).view(x.size(0), x.size(1), N)), a=nn.Linear(N, 4), n=nn.BatchNorm1d(N)
+        ),
+        "fold",
+        **TOKENS,
+    ),
+    Case(
+        "a scale of tokens, averaged, into a layer",
+        lambda: Spelled(lambda m, x: m.a((x.sin() * m.s).mean(1)), a=nn.Linear(N, 4), s=scale(N)),
+        "graph",
+        **TOKENS,
+    ),
+    Case("norm, mean, linear", lambda: pooled(lambda x: x.mean((2, 3))), "fold", **IMAGE),
+    Case("norm, mean that stays, linear", lambda: pooled(kept_mean), "fold", **IMAGE),
+    Case("norm, adaptive pool, linear", lambda: pooled(lambda x: pool(x, 1).flatten(1)), "fold", **IMAGE),
+    Case(
+        "norm, pool, squeezed, linear", lambda: pooled(lambda x: pool(x, (1, 1)).squeeze(3).squeeze(2)), "fold", **IMAGE
+    ),
+    Case("norm, pixels as tokens, linear", lambda: pooled(lambda x: x.flatten(2).transpose(1, 2)), "fold", **IMAGE),
+]

@@ -1,0 +1,111 @@
+"""What puts rows elsewhere, or averages them: which operators do, and which only look like it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from blocks import C, Spelled, norm
+from support.agreement import error, image, operations, randomised
+from support.meanings import meaning_at
+from torch import nn
+from torch.nn import functional as F
+
+from repfuse.fusing import fuse
+from repfuse.ops.meaning import Rearranged
+
+TOKENS, IMAGES = [(2, 5, 4), (3, 7, 4), (1, 1, 4)], [(2, 4, 6, 7), (1, 4, 3, 5)]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "function", "moves"),
+    [
+        (TOKENS, lambda m, x, y: x.flatten(0, 1), ((2, 1),)),
+        (TOKENS, lambda m, x, y: x.view(-1, 4), ((2, 1),)),
+        (TOKENS, lambda m, x, y: x.reshape(-1, x.shape[-1]), ((2, 1),)),
+        (TOKENS, lambda m, x, y: x.view_as(y), ((2, 2),)),
+        (TOKENS, lambda m, x, y: x.transpose(1, 2), ((1, 2), (2, 1))),
+        (TOKENS, lambda m, x, y: x.permute(1, 0, 2), ((2, 2),)),
+        (TOKENS, lambda m, x, y: x.mean(1), ((2, 1),)),
+        (TOKENS, lambda m, x, y: x.mean(1, keepdim=True), ((2, 2),)),
+        (TOKENS, lambda m, x, y: x.mean([0, 1], keepdim=True), ((2, 2),)),
+        (IMAGES, lambda m, x, y: x.flatten(2), ((1, 1),)),
+        (IMAGES, lambda m, x, y: x.mean((2, 3)), ((1, 1),)),
+        (IMAGES, lambda m, x, y: x.mean((-1, -2), True), ((1, 1),)),
+        (IMAGES, lambda m, x, y: x.mean(3), ((1, 1),)),
+        (IMAGES, lambda m, x, y: x.permute(0, 2, 3, 1), ((1, 3), (3, 2))),
+        (IMAGES, lambda m, x, y: x.unsqueeze(-1), ((1, 1),)),
+        (IMAGES, lambda m, x, y: F.adaptive_avg_pool2d(x, 1), ((1, 1),)),
+        (IMAGES, lambda m, x, y: F.adaptive_avg_pool2d(x, (2, None)), ((1, 1),)),
+        (IMAGES, lambda m, x, y: F.adaptive_avg_pool2d(x, 1).flatten(1), ((1, 1),)),
+        (IMAGES, lambda m, x, y: F.adaptive_avg_pool2d(x, 1).squeeze(3).squeeze(2), ((1, 1),)),
+    ],
+)
+def test_rows_elsewhere(shapes, function, moves):
+    """Whatever acts on the channels before acts on them after: the numbers are checked by a random matrix."""
+    found = meaning_at(function, shapes)
+    assert isinstance(found, Rearranged) and set(found.moves) == set(moves)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "function"),
+    [
+        (TOKENS, lambda m, x, y: x.flatten(1)),
+        (TOKENS, lambda m, x, y: x.view(x.size(0), -1)),
+        (TOKENS, lambda m, x, y: x.view(torch.int64)),
+        (TOKENS, lambda m, x, y: x.sum(1)),
+        (TOKENS, lambda m, x, y: x.amax(1)),
+        (TOKENS, lambda m, x, y: x.mean(1, dtype=torch.float32)),
+        (TOKENS, lambda m, x, y: x.mean()),
+        (IMAGES, lambda m, x, y: x.flatten(1)),
+        (IMAGES, lambda m, x, y: F.adaptive_max_pool2d(x, 1)),
+        ([(2, 4, 4)], lambda m, x, y: x.reshape(4, 2, 4).flatten(1)),
+    ],
+)
+def test_no_rows(shapes, function):
+    assert not isinstance(meaning_at(function, shapes), Rearranged)
+
+
+X, T = image(2, C, 6, 7), image(2, 5, 8)
+
+
+def tokens(forward) -> tuple[nn.Module, torch.Tensor]:
+    return Spelled(forward, a=nn.Linear(8, 8), n=nn.BatchNorm1d(8), b=nn.BatchNorm1d(5)), T
+
+
+def read_twice(m, x):
+    y = m.a(x).flatten(0, 1)
+    return m.n(y) * y.sin()
+
+
+def pooled(pool) -> tuple[nn.Module, torch.Tensor]:
+    return Spelled(lambda m, x: m.a(pool(m.n(x.abs()))), n=norm(), a=nn.Linear(C, 5)), X
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: pooled(lambda x: F.adaptive_max_pool2d(x, 1).flatten(1)),
+        lambda: pooled(lambda x: x.sum((2, 3))),
+        lambda: pooled(lambda x: x.mean((2, 3)).relu()),
+        lambda: tokens(lambda m, x: m.b(m.a(x))),  # it normalises places and not channels
+        lambda: tokens(read_twice),
+    ],
+)
+def test_a_norm_that_acts_on_something_else_stays(made):
+    network, x = made()
+    network = randomised(network)
+    fused = fuse(network, (x,)).module
+    assert operations(fused, x)["batch_norm"] == 1
+    assert error(network, fused, x) < 1e-12
+
+
+def test_a_value_that_is_measured_alone_is_no_obstacle():
+    def forward(m, x):
+        y = m.a(x)
+        return m.n(y.flatten(0, 1)).reshape_as(y).type_as(y)
+
+    network = randomised(Spelled(forward, a=nn.Linear(8, 8), n=nn.BatchNorm1d(8)))
+    fused = fuse(network, (T,)).module
+    assert operations(fused, T)["batch_norm"] == 0
+    for x in (T, image(3, 9, 8), image(1, 1, 8)):
+        assert error(network, fused, x) < 1e-12
