@@ -70,7 +70,7 @@ def test_inspect_edit_convert_verify(cli: Cli, tmp_path: Path) -> None:
         ("excluded", "blocks.3.fused"),
     }
     assert report["chosen"] == {"plan": str(plan), "include": [], "exclude": []}
-    assert report["proof"]["passed"] and report == json.loads((tmp_path / "fused.report.json").read_text())
+    assert report["proof"]["passed"] and report == json.loads((tmp_path / "fused.pt.report.json").read_text())
     verified = cli("verify", DIGITS, out, "--data", SAMPLES / "digits_heldout.safetensors", "--json")
     assert verified.returncode == 0 and json.loads(verified.stdout)["verdict"] == "same"
     fused = torch.load(out, weights_only=False)
@@ -99,7 +99,7 @@ def test_what_inspect_prints_and_the_report_of_a_conversion_are_plans_too(tmp_pa
     printed.write_text(repfuse("inspect", DIGITS, "--json", "--exclude", "blocks.0").stdout)
     done = repfuse("convert", DIGITS, tmp_path / "a.pt", "--plan", printed, "--exclude", "*.4", "--quiet")
     assert done.exit_code == 0, done.output
-    again = repfuse("convert", DIGITS, tmp_path / "b.pt", "--plan", tmp_path / "a.report.json", "--json")
+    again = repfuse("convert", DIGITS, tmp_path / "b.pt", "--plan", tmp_path / "a.pt.report.json", "--json")
     report = json.loads(again.stdout)
     assert [site["path"] for site in report["plan"]["sites"]] == [f"blocks.{i}.fused" for i in (1, 2, 3)]
     why = {refusal["where"]: refusal["reason"] for refusal in report["plan"]["refusals"]}
@@ -117,7 +117,7 @@ def test_globs_choose_sites_and_the_report_says_so(cli: Cli, tmp_path: Path) -> 
     assert (done.returncode, done.stderr) == (0, "")
     assert "chosen --include blocks.[0-2] --exclude blocks.1.*" in " ".join(done.stdout.split())
     assert "it is left out by 'blocks.1.*'" in done.stdout and "Converted and proven." in done.stdout
-    report = json.loads((tmp_path / "fused.report.json").read_text())
+    report = json.loads((tmp_path / "fused.pt.report.json").read_text())
     assert report["chosen"] == {"plan": None, "include": ["blocks.[0-2]"], "exclude": ["blocks.1.*"]}
     assert [site["path"] for site in report["plan"]["sites"]] == ["blocks.0.fused", "blocks.2.fused"]
 

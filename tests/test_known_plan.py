@@ -54,14 +54,14 @@ def test_the_report_beside_a_file_says_what_was_merged(folder: Path, cli: Cli) -
 
 
 def test_so_does_the_file_itself_where_its_network_is_built_again(folder: Path, cli: Cli) -> None:
-    (folder / "state.report.json").unlink()
+    (folder / "state.safetensors.report.json").unlink()
     found, _ = verified(cli, STATE, folder / "state.safetensors", "--model", MODEL, code=0)
     assert len(found["proof"]["sites"]) == 5
 
 
 def test_a_change_that_hides_in_the_rounding_of_the_rest_is_found(folder: Path, cli: Cli) -> None:
     """The least bit of one weight: the outputs cannot show it."""
-    (folder / "state.report.json").unlink()
+    (folder / "state.safetensors.report.json").unlink()
     path = folder / "state.safetensors"
     wrong, clean = folder / "wrong.safetensors", load_file(path)
     clean[LAYER].view(torch.int32)[0, 0, 1, 1] ^= 2
@@ -87,7 +87,7 @@ def test_a_file_that_its_report_is_not_of_is_said(folder: Path, cli: Cli) -> Non
         network.blocks[1].fused.bias[3] *= 1.0001
     torch.save(network, folder / "fused.pt")
     found, said = verified(cli, MODULE, folder / "fused.pt", code=1)
-    assert "it is not the file that fused.report.json is of" in said
+    assert "it is not the file that fused.pt.report.json is of" in said
     assert "blocks.1.fused.bias" in found["reason"]
 
 
@@ -99,22 +99,22 @@ def test_a_report_of_another_original_does_not_count(folder: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{", '{"kind": "repfuse.conversion", "schema": 1}', "[]"])
 def test_a_damaged_report_is_said_and_left_alone(folder: Path, cli: Cli, content: str) -> None:
-    (folder / "fused.report.json").write_text(content, encoding="utf-8")
+    (folder / "fused.pt.report.json").write_text(content, encoding="utf-8")
     found, said = verified(cli, MODULE, folder / "fused.pt", code=0)
-    assert "the report fused.report.json beside it cannot be used" in said and found["proof"] is None
+    assert "the report fused.pt.report.json beside it cannot be used" in said and found["proof"] is None
 
 
 def test_a_plan_may_be_given(folder: Path, cli: Cli) -> None:
-    (folder / "fused.report.json").rename(folder / "plan.json")
+    (folder / "fused.pt.report.json").rename(folder / "plan.json")
     assert verified(cli, MODULE, folder / "fused.pt", code=0)[0]["proof"] is None
     found, _ = verified(cli, MODULE, folder / "fused.pt", "--plan", folder / "plan.json", code=0)
     assert len(found["proof"]["sites"]) == 5
 
 
 def test_a_plan_of_another_network_is_bad_input(folder: Path, cli: Cli) -> None:
-    done = cli("verify", MODULE, MODULE, "--plan", folder / "fused.report.json")
+    done = cli("verify", MODULE, MODULE, "--plan", folder / "fused.pt.report.json")
     assert done.returncode == 2 and "no convolution at 'blocks.0.fused'" in done.stderr
-    done = cli("verify", SAMPLES / "notebook_block.pt", MODULE, "--plan", folder / "fused.report.json")
+    done = cli("verify", SAMPLES / "notebook_block.pt", MODULE, "--plan", folder / "fused.pt.report.json")
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 

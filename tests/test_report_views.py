@@ -136,7 +136,7 @@ def squeezed_words(shown: str) -> str:
 
 
 VIEWS = {
-    "convert": lambda: convert_view(report(), "models/out.report.json"),
+    "convert": lambda: convert_view(report(), "models/out.pt.report.json"),
     "refused": lambda: plan_view(plan(*(Refusal(CODE, f"{LONG}.{index}", "a reason") for index in range(9)))),
     "verify": lambda: verify_view(
         verification(first_difference=FirstDifference("a", "b", "t", Level(1, 1), Level(0, 0)))
@@ -164,7 +164,7 @@ def test_long_module_paths_stay_whole_across_lines(width: int) -> None:
 
 
 def test_a_conversion_says_all_it_found() -> None:
-    shown = squeezed(text(convert_view(report(), "models/out.report.json"), 120))
+    shown = squeezed(text(convert_view(report(), "models/out.pt.report.json"), 120))
     for part in (
         "models/in.pt(pt,sha256:" + "1" * 12,
         "models/out.pt(pt,sha256:" + "2" * 12,
@@ -174,7 +174,7 @@ def test_a_conversion_says_all_it_found() -> None:
         "1inputleftoutthatnotbothnetworksarefor",
         "drift,float32thewholenetworktheexample2.0e-071.0e-071.0e-06passed",
         "2.00x(1.90to2.10)",
-        "models/out.report.json",
+        "models/out.pt.report.json",
         "note:input1x3x8x8isaguess",
         "Convertedandproven.",
     ):

@@ -79,7 +79,7 @@ def convert(
 ) -> None:
     """Fuse the branches of a checkpoint, prove the result and write it.
 
-    Beside OUT goes its report: fused.pt, fused.report.json. IN is never changed.
+    Beside OUT goes its report: fused.pt, fused.pt.report.json. IN is never changed.
 
     \b
     Examples:

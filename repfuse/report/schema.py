@@ -116,8 +116,8 @@ class Report:
 
 
 def report_path(out: Path) -> Path:
-    """Return where the report of ``out`` goes: fused.pt -> fused.report.json."""
-    return out.with_suffix(".report.json")
+    """Return where the report of ``out`` goes: fused.pt -> fused.pt.report.json, so that each file has its own."""
+    return out.with_name(f"{out.name}.report.json")
 
 
 def envelope(kind: str, data: dict[str, Any]) -> dict[str, Any]:
