@@ -92,29 +92,36 @@ def read_plan_file(path: Path) -> PlanFile:
 def known_plan(original: Checkpoint, fused: Checkpoint, given: Path | None = None) -> KnownPlan:
     """Return the plan in the file ``given``, else that in the file of ``fused``, else that in the report beside it.
 
-    A report counts where it is of this original; that the fused file is still what it was then is for the proof to
-    find. Raises RepfuseError where the file that was given is no plan.
+    A document counts where it is of these very files, as far as it says of which it is: by another plan a right file
+    would be judged wrong. Raises RepfuseError where the file that was given is no plan, or one of other files.
     """
     if given is not None:
-        return KnownPlan(read_plan_file(given).plan)
+        file = read_plan_file(given)
+        if other := _of_others(file.origin, original, fused):
+            hint = "Leave --plan out: what repfuse wrote has its plan with it, in the file or in the report beside it."
+            raise RepfuseError(f"The plan {given} is not of these files.", f"It is of {other}.", hint)
+        return KnownPlan(file.plan)
     if fused.plan is not None and fused.plans[:-1] == original.plans:
         return KnownPlan(fused.plan)
     path = report_path(fused.path)
     if not path.is_file() or fused.program is not None:  # a program holds its layers in another form
         return KnownPlan(None)
     try:
-        return _of_report(read_plan_file(path), original, fused)
+        report = read_plan_file(path)
     except RepfuseError as error:
         return KnownPlan(None, (f"the report {path.name} beside it cannot be used: {error.why}",))
+    if other := _of_others(report.origin, original, fused):
+        return KnownPlan(None, (f"the report {path.name} beside it is not used: it is of {other}",))
+    return KnownPlan(report.plan if report.origin.input and report.plan.sites else None)
 
 
-def _of_report(report: PlanFile, original: Checkpoint, fused: Checkpoint) -> KnownPlan:
-    source, made = report.origin.input, report.origin.output
-    if source is None or source.digest != original.digest or not report.plan.sites:
-        return KnownPlan(None)
-    if made is None or made.digest != fused.digest:
-        return KnownPlan(report.plan, (f"it is not the file that {report.path.name} is of: one of them was changed",))
-    return KnownPlan(report.plan)
+def _of_others(origin: Origin, original: Checkpoint, fused: Checkpoint) -> str:
+    """Say of which other file than these two a document is; nothing where it is of these, or does not tell."""
+    if origin.input is not None and origin.input.digest != original.digest:
+        return f"another original than {original.path}: {origin.input.path} as it was then"
+    if origin.output is not None and origin.output.digest != fused.digest:
+        return f"another file than {fused.path} is now"
+    return ""
 
 
 def _content(path: Path) -> Any:
