@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repfuse.checkpoint.atomic import replacing
 from repfuse.checkpoint.json_file import read_json
+from repfuse.checkpoint.source import Said, model_source
 from repfuse.errors import RepfuseError
 from repfuse.jsonready import json_ready
 from repfuse.plans import Plan, Text, read_as
@@ -54,15 +55,42 @@ class PlanFile:
     origin: Origin
 
     @property
-    def example(self) -> str | None:
-        """The shapes of the input as --input takes them, None where its user did not give them."""
+    def said(self) -> Said | None:
+        """What it says of the checkpoint that it was made for."""
         source = self.origin.input
-        if source is None or source.input_origin != "given":
+        if source is None:
             return None
-        return ",".join(
-            "x".join(map(str, sizes)) + ("" if "float" in dtype else f":{dtype}")  # floats follow the network
-            for sizes, dtype in zip(source.shapes, source.dtypes, strict=True)
-        )
+        built = model_source(source.model, source.model_args) if source.model else None
+        return Said("the plan", built, _as_given(source) if source.input_origin == "given" else None)
+
+
+def _as_given(source: Input) -> str:
+    """Return the shapes of the input as --input takes them."""
+    return ",".join(
+        "x".join(map(str, sizes)) + ("" if "float" in dtype else f":{dtype}")  # floats follow the network
+        for sizes, dtype in zip(source.shapes, source.dtypes, strict=True)
+    )
+
+
+def said_beside(path: Path, of: Path | None = None) -> Said | None:
+    """Return what the report beside the checkpoint at ``path`` says of it, or of the one that it was made from: ``of``.
+
+    It counts where the digest is that of the file. One that cannot be read says nothing.
+    """
+    from repfuse.checkpoint.opening import digest_of  # it imports torch
+
+    subject, report = of or path, report_path(path)
+    if not report.is_file() or not subject.is_file():
+        return None
+    try:
+        file = read_plan_file(report)
+        said = file.said
+    except RepfuseError:
+        return None
+    known = file.origin.input if of else file.origin.output
+    if said is None or known is None or known.digest != digest_of(subject):
+        return None
+    return replace(said, by=report.name, source=said.source if of else None)  # which builds no fused network
 
 
 @dataclass(frozen=True)

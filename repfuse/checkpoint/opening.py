@@ -37,6 +37,11 @@ class Opened:
     program: ExportedProgram | None = None
     files: tuple[Path, ...] = ()
 
+    @property
+    def needs_source(self) -> bool:
+        """Whether it holds weights, and does not say what network they belong to."""
+        return self.contents.state is not None and self.recipe is None
+
 
 def open_checkpoint(
     path: Path, weights: str = "auto", *, trust: bool = False, shapes: Sequence[Shape] | None = None

@@ -13,6 +13,7 @@ from repfuse.checkpoint.formats import format_for
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
+from repfuse.plan_file import said_beside
 from repfuse.planning.choosing import choose
 from repfuse.plans import Plan
 from repfuse.report.build import environment, input_of, output_of
@@ -73,11 +74,10 @@ def _saved(report: Report, checkpoint: Checkpoint, module: nn.Module, out: Path,
 
 
 def _loaded(job: Job) -> Checkpoint:
-    """Load the checkpoint, with the input that was given for the plan; notes say what the plan was made for."""
+    """Load the checkpoint, with the input and the model that were given for the plan; notes say what that is of."""
     file = job.wanted.file
-    given = file.example if file and job.loading["input"] is None else None
-    checkpoint = load(job.source, **job.loading | ({"input": given} if given else {}))
-    notes = [f"the input {given} is that of the plan"] if given else []
+    checkpoint = load(job.source, **job.loading, said=file.said if file else said_beside(job.source))
+    notes = []
     made_for = file.origin.input if file else None
     if made_for and made_for.digest != checkpoint.digest:
         notes.append(f"the plan was made for another file, {made_for.path}: its sites are merged with these weights")

@@ -12,6 +12,7 @@ from repfuse.cli.options import NETWORK, for_load
 from repfuse.cli.output import notes
 
 if TYPE_CHECKING:
+    from repfuse.checkpoint.source import Said
     from repfuse.loading import Checkpoint
 
 FusedModel = Annotated[
@@ -60,13 +61,28 @@ def load_pair(
     trust: bool,
     quiet: bool,
 ) -> Pair:
-    """Load both; FUSED by ``source`` where it has no source of its own. Notes go to standard error."""
-    from repfuse.loading import load
+    """Load both; FUSED by ``source`` where it has no source of its own. Notes go to standard error.
 
-    sources = (source, fused_source if fused_source.model else source._replace(weights=fused_source.weights))
-    loaded = [
-        load(path, **for_load(*each, example, allow, trust=trust)) for path, each in zip(paths, sources, strict=True)
-    ]
-    for checkpoint in loaded:
+    What neither an option nor ORIGINAL itself says of it, the report beside FUSED may, or FUSED itself.
+    """
+    from repfuse.loading import load
+    from repfuse.plan_file import said_beside
+
+    original, fused = paths
+    fused_source = fused_source if fused_source.model else source._replace(weights=fused_source.weights)
+    second = load(fused, **for_load(*fused_source, example, allow, trust=trust), said=said_beside(fused))
+    said = said_beside(fused, original) or _said_by(second)
+    first = load(original, **for_load(*source, example, allow, trust=trust), said=said)
+    for checkpoint in (first, second):
         notes(checkpoint.path, checkpoint.notes, quiet=quiet)
-    return Pair(*loaded)
+    return Pair(first, second)
+
+
+def _said_by(fused: Checkpoint) -> Said:
+    """Return what FUSED says of its original: the network, and the input where it holds one."""
+    from repfuse.checkpoint.example import render, shapes_of
+    from repfuse.checkpoint.source import Said
+
+    known = fused.input_origin == "checkpoint" and fused.plans
+    shapes = render(shapes_of(fused.example_inputs, fused.module)) if known else None
+    return Said(fused.path.name, fused.source, shapes)

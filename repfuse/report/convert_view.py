@@ -41,7 +41,7 @@ def convert_view(report: Report, report_path: str = "", plan_path: str = "") -> 
         [
             ("input", file_line(report.input.path, report.input.format, report.input.digest)),
             ("example", example_line(report.input)),
-            ("model", report.input.model or ""),
+            ("model", model_line(report.input)),
             ("chosen", chosen_line(report.chosen) if report.chosen else ""),
             ("plan", summary(report.plan)),
             ("timing", timing_line(report.timing) if report.timing else ""),
@@ -71,6 +71,11 @@ def example_line(source: Input) -> str:
     tensors = (f"{shape(sizes)} {dtype}" for sizes, dtype in zip(source.shapes, source.dtypes, strict=True))
     origin = {"given": "given", "guess": "a guess"}.get(source.input_origin, f"from the {source.input_origin}")
     return f"{', '.join(tensors)} ({origin})"
+
+
+def model_line(source: Input) -> str:
+    """Return how the network was built: ``timm:repvgg_a0, num_classes=10``; nothing where the file holds it."""
+    return ", ".join([source.model, *source.model_args]) if source.model else ""
 
 
 def chosen_line(chosen: Chosen) -> str:

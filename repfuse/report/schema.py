@@ -37,7 +37,8 @@ class Environment:
 
 @dataclass(frozen=True)
 class Input:
-    """The checkpoint read. ``model`` is how the network was built, None where the file holds the module itself.
+    """The checkpoint read. ``model`` is how the network was built, None where the file holds the module itself, with
+    ``model_args`` as --model-arg takes them.
 
     ``shapes`` and ``dtypes`` are those of the example inputs, ``input_origin`` says where they come from. Raises
     ValueError where there are not as many of one as of the other.
@@ -50,6 +51,7 @@ class Input:
     shapes: Several[Several[Count]]
     dtypes: Several[Text]
     input_origin: str
+    model_args: Several[Text] = ()
 
     def __post_init__(self) -> None:
         if len(self.shapes) != len(self.dtypes):
