@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import nn
 
 from repfuse.checking.agreement import Data, agreement, data_trial
 from repfuse.checking.evidence import MEASURED, Evidence, gather
-from repfuse.checking.inputs.trial import Effort, Shape, Trial, known_effort, rounded_through
-from repfuse.checking.inputs.variants import input_variants, shaped
+from repfuse.checking.inputs.trial import Effort, Trial, known_effort, rounded_through
+from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.locate import first_difference
 from repfuse.checking.measure import level
 from repfuse.checking.proof import prove
@@ -117,7 +118,6 @@ def _text(level: Level) -> str:
 
 # Parts of the whole that are done after what is gathered, the real data, and the sites.
 DATA, SITES = 0.85, 0.95
-SEEDS = (0, 1)  # of inputs of given shapes
 
 
 def verify(
@@ -126,7 +126,7 @@ def verify(
     example_inputs: Sequence[Any],
     *,
     plan: Plan | None = None,
-    shapes: Sequence[Shape] | None = None,
+    further_examples: Sequence[Sequence[Any]] = (),
     seeds: Sequence[int] | None = None,
     effort: Effort | str = Effort.DEFAULT,
     rtol: float | None = None,
@@ -140,22 +140,25 @@ def verify(
     Both run in eval mode, without gradients, on copies: first in float64 with the weights as they are stored,
     where only the rounding of the weights may show (see ``repfuse.checking.rounding``), then in their own
     dtype, where their operations round too (see ``repfuse.checking.drift``). The inputs are those of
-    ``input_variants``, as many as the ``effort`` says, or random ones of the ``shapes`` given for the first input, a
-    set per seed; and ``data``, real inputs (a batch, or several that can be walked more than once), with one integer
+    ``input_variants``, as many as the ``effort`` says, around ``example_inputs`` and each of the ``further_examples``;
+    and ``data``, real inputs (a batch, or several that can be walked more than once), with one integer
     class per sample in ``labels``. ``rtol`` and ``atol`` overrule what rounding explains (see
     ``repfuse.checking.tolerances``). ``progress`` is called with a stage and the fraction done.
 
     With the ``plan`` that made ``fused``, each site is proven by itself in float64 and each stored weight is held
     against the one computed again from the original: far smaller mistakes show than in the outputs.
 
-    Raises RepfuseError where the original cannot run the example, the data or labels do not fit, a tolerance is no
+    Raises RepfuseError where the original cannot run an example, the data or labels do not fit, a tolerance is no
     sound number, a network cannot be copied, or the plan is of other networks.
     """
     given, effort = tolerances(rtol, atol), known_effort(effort)
     for network in (original, fused):
         check_runnable(network)
     report = progress or (lambda _stage, _fraction: None)
-    trials = _trials(tuple(example_inputs), shapes, seeds, effort, data)
+    trials = [*input_variants(example_inputs, seeds=seeds, effort=effort)]
+    for example in further_examples:
+        trials += _around(original, example, seeds, effort)
+    trials += [data_trial(data)] if data is not None else []
     trials = [rounded_through(trial, main_dtype(fused)) for trial in trials]
     dtypes = _name(main_dtype(original)), _name(main_dtype(fused))
     try:
@@ -202,18 +205,15 @@ def verify(
     )
 
 
-def _trials(
-    example: tuple[Any, ...],
-    shapes: Sequence[Shape] | None,
-    seeds: Sequence[int] | None,
-    effort: Effort,
-    data: Data | None,
-) -> list[Trial]:
-    if shapes is None:
-        chosen = input_variants(example, seeds=seeds, effort=effort)
-    else:
-        chosen = shaped(example, shapes, seeds or SEEDS)
-    return [*chosen, *([data_trial(data)] if data is not None else [])]
+def _around(
+    original: nn.Module, example: Sequence[Any], seeds: Sequence[int] | None, effort: Effort
+) -> Iterator[Trial]:
+    """Yield the trials around another example, which they name. Raises RepfuseError where the original refuses it."""
+    shapes = ", ".join("x".join(map(str, shape)) for shape in Trial("", tuple(example)).shapes)
+    for number, trial in enumerate(input_variants(example, seeds=seeds, effort=effort)):
+        if number == 0 and (error := run(original, [trial], {})[0].error):
+            raise RepfuseError(f"The original does not take the input {shapes}.", f"{error}.", "Give another shape.")
+        yield replace(trial, label=f"{trial.label} around {shapes}")
 
 
 def _confirm(

@@ -42,8 +42,8 @@ def verify(
         typer.Option(
             "--input",
             metavar="SHAPE",
-            help="Compare on random inputs of this shape, as 1x3x224x224; repeat it. Without it: several around the "
-            "example that the checkpoint or the model source knows.",
+            help="An example input, as 1x3x224x224: many kinds and sizes around it are tried; repeat it. Without it: "
+            "what the checkpoint, its report or the model source knows.",
             rich_help_panel=NETWORK,
         ),
     ] = None,
@@ -98,7 +98,7 @@ def verify(
     effort = effort_of(quick=quick, thorough=thorough)
     from repfuse.checking.tolerances import tolerances
     from repfuse.checking.verification import verify as compare
-    from repfuse.checkpoint.example import parse_shapes
+    from repfuse.checkpoint.example import make_inputs, parse_shapes
     from repfuse.data import prepare, read_data
     from repfuse.memory import keep_little
     from repfuse.plan_file import known_plan
@@ -106,7 +106,7 @@ def verify(
 
     keep_little()
     tolerances(rtol, atol)  # whether they are sound is said before the files are read
-    sizes = [parse_shapes(shape)[0].sizes for shape in shapes or ()]
+    sizes = [parse_shapes(shape) for shape in shapes or ()]  # said before the files are read, too
     wishes = wishes_of(data, mean, std, limit)
     found = read_data(data) if data else None
     sources = Source(model, model_arg, weights), Source(fused_model, fused_model_arg, fused_weights)
@@ -122,7 +122,7 @@ def verify(
             pair.fused.module,
             pair.original.example_inputs,
             plan=known.plan,
-            shapes=sizes or None,
+            further_examples=[make_inputs(each, pair.original.module) for each in sizes[1:]],
             seeds=seed or None,
             effort=effort,
             rtol=rtol,
