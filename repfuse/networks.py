@@ -108,6 +108,16 @@ def set_eval(network: nn.Module) -> None:
             module.training = False
 
 
+def in_training(network: nn.Module) -> list[str]:
+    """Return the paths of the modules that are in training mode; of those below one another the uppermost alone."""
+    found: list[str] = []
+    for path, module in named_modules(network):
+        above = any(not upper or path.startswith(f"{upper}.") for upper in found)
+        if not above and getattr(module, "training", False):  # a frozen script has no mode
+            found.append(path)
+    return found
+
+
 def dense(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor with all its numbers stored: sparse ones cannot be compared element by element."""
     return tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()

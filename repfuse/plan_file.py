@@ -128,19 +128,26 @@ def known_plan(original: Checkpoint, fused: Checkpoint, given: Path | None = Non
         if other := _of_others(file.origin, original, fused):
             hint = "Leave --plan out: what repfuse wrote has its plan with it, in the file or in the report beside it."
             raise RepfuseError(f"The plan {given} is not of these files.", f"It is of {other}.", hint)
-        return KnownPlan(file.plan)
+        said = () if file.plan.sites else (f"the plan {given} has no sites: there is nothing to prove by it",)
+        return KnownPlan(file.plan, said)
     if fused.plan is not None and fused.plans[:-1] == original.plans:
         return KnownPlan(fused.plan)
     path = report_path(fused.path)
     if not path.is_file() or fused.program is not None:  # a program holds its layers in another form
         return KnownPlan(None)
     try:
-        report = read_plan_file(path)
+        return _of_report(read_plan_file(path), original, fused)
     except RepfuseError as error:
         return KnownPlan(None, (f"the report {path.name} beside it cannot be used: {error.why}",))
+
+
+def _of_report(report: PlanFile, original: Checkpoint, fused: Checkpoint) -> KnownPlan:
+    name = report.path.name
     if other := _of_others(report.origin, original, fused):
-        return KnownPlan(None, (f"the report {path.name} beside it is not used: it is of {other}",))
-    return KnownPlan(report.plan if report.origin.input and report.plan.sites else None)
+        return KnownPlan(None, (f"the report {name} beside it is not used: it is of {other}",))
+    if not report.plan.sites:
+        return KnownPlan(None, (f"by the report {name} beside it nothing was fused: there are no sites to prove",))
+    return KnownPlan(report.plan if report.origin.input else None)
 
 
 def _of_others(origin: Origin, original: Checkpoint, fused: Checkpoint) -> str:

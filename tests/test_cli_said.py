@@ -122,3 +122,21 @@ def test_a_plan_says_the_model_that_it_was_made_with(cli: Cli, tmp_path: Path) -
     done = cli("convert", source, tmp_path / "fused.safetensors", "--plan", tmp_path / "plan.json", "--json")
     assert done.returncode == 0, done.stderr
     assert any("as the plan says" in note for note in json.loads(done.stdout)["notes"])
+
+
+def test_an_effort_that_makes_no_difference_is_said(cli: Cli, tmp_path: Path) -> None:
+    dry = cli("convert", SAMPLES / "repvgg_digits.pt", "--dry-run", "--thorough", columns=200)
+    assert dry.returncode == 0 and "--thorough makes no difference here" in dry.stdout
+    torch.save(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval(), tmp_path / "in.pt")
+    options = ("--input", "1x1x8x8", "--force")
+    nothing = cli("convert", tmp_path / "in.pt", tmp_path / "out.pt", *options, "--quick", columns=200)
+    assert nothing.returncode == 0 and "--quick makes no difference here" in nothing.stdout
+    assert "leave --quick out" not in nothing.stdout
+    done = cli("verify", tmp_path / "in.pt", tmp_path / "out.pt", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "by the report out.pt.report.json beside it nothing was fused" in done.stderr
+
+
+def test_arguments_of_no_network_are_an_error(cli: Cli) -> None:
+    done = cli("verify", SAMPLES / "repvgg_digits.pt", SAMPLES / "repvgg_digits.pt", "--fused-model-arg", "width=3")
+    assert done.returncode == 2 and "no --fused-model" in done.stderr

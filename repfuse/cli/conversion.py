@@ -52,7 +52,7 @@ def run(job: Job, progress: Progress) -> Report:
     progress("reading", 0.0)
     checkpoint = _loaded(job)
     if job.out is None:
-        return _planned(checkpoint, job.wanted)
+        return _planned(checkpoint, job)
     format_for(job.out, job.format, checkpoint.format)  # to say what cannot be written before the work is done
     report, module = _proven(checkpoint, job, progress)
     if report.status == "failed" or (report.status == "nothing-to-fuse" and not job.force):
@@ -84,11 +84,12 @@ def _loaded(job: Job) -> Checkpoint:
     return replace(checkpoint, notes=(*checkpoint.notes, *notes))
 
 
-def _planned(checkpoint: Checkpoint, wanted: Wanted) -> Report:
+def _planned(checkpoint: Checkpoint, job: Job) -> Report:
     started = time.perf_counter()
-    found = choose(checkpoint.module, checkpoint.example_inputs, wanted.choice)
+    found = choose(checkpoint.module, checkpoint.example_inputs, job.wanted.choice)
     status: Status = "planned" if found.sites else "nothing-to-fuse"
-    return _report(status, checkpoint, found, wanted, time.perf_counter() - started)
+    report = _report(status, checkpoint, found, job.wanted, time.perf_counter() - started)
+    return replace(report, notes=(*report.notes, *_effort_notes(job.effort, checked=False)))
 
 
 def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Report, nn.Module]:
@@ -102,12 +103,19 @@ def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Repor
     done: Status = "converted" if conversion.plan.sites else "nothing-to-fuse"
     status: Status = done if conversion.passed else "failed"
     report = _report(status, checkpoint, conversion.plan, job.wanted, time.perf_counter() - started)
-    notes = (*report.notes, *class_notes(checkpoint.module, conversion.module), *_quick_notes(job.effort))
+    notes = (
+        *report.notes,
+        *class_notes(checkpoint.module, conversion.module),
+        *_effort_notes(job.effort, checked=conversion.proof is not None),
+    )
     report = replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes)
     return report, conversion.module
 
 
-def _quick_notes(effort: str) -> tuple[str, ...]:
+def _effort_notes(effort: str, *, checked: bool) -> tuple[str, ...]:
+    if not checked:
+        why = "--{} makes no difference here: a check is only done of what is fused and written"
+        return () if effort == "default" else (why.format(effort),)
     return ("proven on few and small inputs: leave --quick out before you rely on it",) if effort == "quick" else ()
 
 

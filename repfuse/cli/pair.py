@@ -10,6 +10,7 @@ import typer
 
 from repfuse.cli.options import NETWORK, for_load
 from repfuse.cli.output import notes
+from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
     from repfuse.checkpoint.source import Said
@@ -68,6 +69,9 @@ def load_pair(
     from repfuse.loading import load
     from repfuse.plan_file import said_beside
 
+    if fused_source.arguments and not fused_source.model:
+        what = "There are arguments of --fused-model-arg, but no --fused-model."
+        raise RepfuseError(what, "", "Say which network they are for: --fused-model timm:NAME, ...")
     original, fused = paths
     fused_source = fused_source if fused_source.model else source._replace(weights=fused_source.weights)
     second = load(fused, **for_load(*fused_source, example, allow, trust=trust), said=said_beside(fused))
