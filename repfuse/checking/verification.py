@@ -17,7 +17,7 @@ from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.locate import first_difference
 from repfuse.checking.measure import level
 from repfuse.checking.proof import prove
-from repfuse.checking.results import FirstDifference, Level, Proven, RealData, Verdict, Verification
+from repfuse.checking.results import FirstDifference, Proven, RealData, Verdict, Verification
 from repfuse.checking.rounding import Key
 from repfuse.checking.runs import run, run_float64
 from repfuse.checking.tolerances import checked, ruling, tolerances
@@ -27,6 +27,7 @@ from repfuse.networks import main_dtype
 from repfuse.plans import Plan
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
+from repfuse.wording import small
 
 # From evidence to a verdict: ``same``, ``different`` or ``could-not-tell``, in one sentence.
 
@@ -92,9 +93,11 @@ def _decide_drift(evidence: Evidence) -> Ruling:
     worst = drift.worst
     if worst is None:
         return "different", f"As stored, on {drift.problem}."
+    error, limit = worst.fused.against(worst.allowed)
+    own = small(worst.numbers[1])
     return "different", (
-        f"In {worst.dtype}, on {worst.trial}, {worst.name} is off by {_text(worst.fused)}, the original by "
-        f"{_text(worst.own)}; rounding explains {_text(worst.allowed)}."
+        f"In {worst.dtype}, on {worst.trial}, {worst.name} is off by {error}, the original by {own}; rounding explains "
+        f"{limit}."
     )
 
 
@@ -108,12 +111,8 @@ def _blind(evidence: Evidence) -> Key | None:
 def _numbers(evidence: Evidence, key: Key | None = None) -> str:
     """Say how far off the output at ``key`` is, or the worst one."""
     position, name = key = key or evidence.worst
-    error, limit = _text(evidence.errors[key]), _text(evidence.limits[key])
+    error, limit = evidence.errors[key].against(evidence.limits[key])
     return f"on {evidence.trials[position].label}, {name} differs by {error}; rounding explains {limit}"
-
-
-def _text(level: Level) -> str:
-    return f"{level.rms:.1e} (at most {level.max:.1e})"
 
 
 # Parts of the whole that are done after what is gathered, the real data, and the sites.

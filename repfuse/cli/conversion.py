@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from repfuse.benching import bench
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
+from repfuse.cli import STARTED
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
@@ -68,7 +69,8 @@ def _saved(report: Report, checkpoint: Checkpoint, module: nn.Module, out: Path,
     options: dict[str, Any] = {"format": job.format, "force": job.force, "keep_metadata": job.keep_metadata}
     with together():
         saved = save(checkpoint, module, out, plan=report.plan, **options)
-        report = replace(report, output=output_of(saved), notes=(*report.notes, *saved.notes))
+        notes = (*report.notes, *saved.notes)
+        report = replace(report, output=output_of(saved), notes=notes, seconds=time.perf_counter() - STARTED)
         _write(report, report_path(out))
     return report
 
@@ -85,15 +87,13 @@ def _loaded(job: Job) -> Checkpoint:
 
 
 def _planned(checkpoint: Checkpoint, job: Job) -> Report:
-    started = time.perf_counter()
     found = choose(checkpoint.module, checkpoint.example_inputs, job.wanted.choice)
     status: Status = "planned" if found.sites else "nothing-to-fuse"
-    report = _report(status, checkpoint, found, job.wanted, time.perf_counter() - started)
+    report = _report(status, checkpoint, found, job.wanted)
     return replace(report, notes=(*report.notes, *_effort_notes(job.effort, checked=False)))
 
 
 def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Report, nn.Module]:
-    started = time.perf_counter()
     conversion = convert(
         checkpoint,
         progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),
@@ -102,7 +102,7 @@ def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Repor
     )
     done: Status = "converted" if conversion.plan.sites else "nothing-to-fuse"
     status: Status = done if conversion.passed else "failed"
-    report = _report(status, checkpoint, conversion.plan, job.wanted, time.perf_counter() - started)
+    report = _report(status, checkpoint, conversion.plan, job.wanted)
     notes = (
         *report.notes,
         *class_notes(checkpoint.module, conversion.module),
@@ -128,13 +128,13 @@ def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
     return (f"the outermost forward was rewritten: the network is a {kind} now, without the methods of its class",)
 
 
-def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted, seconds: float) -> Report:
+def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted) -> Report:
     return Report(
         status,
         environment(),
         input_of(checkpoint),
         found,
-        seconds,
+        time.perf_counter() - STARTED,
         notes=(*checkpoint.notes, *_earlier(checkpoint, found)),
         health=examine(checkpoint.module),
         chosen=wanted.chosen,

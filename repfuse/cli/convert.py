@@ -21,6 +21,7 @@ from repfuse.cli.options import (
     Quiet,
     Thorough,
     Trust,
+    Verbose,
     Weights,
     effort_of,
     for_load,
@@ -75,6 +76,7 @@ def convert(
     thorough: Thorough = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     as_json: Json = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Fuse the branches of a checkpoint, prove the result and write it.
@@ -114,5 +116,6 @@ def convert(
     if as_json:
         show_json("conversion", report.to_dict())
     elif not quiet:
-        show(convert_view(report, str(report_path(target)) if target and report.output else ""))
+        beside = str(report_path(target)) if target and report.output else ""
+        show(convert_view(report, beside, verbose=verbose))
     raise typer.Exit(EXIT_FAILED_CHECK if report.status == "failed" else 0)

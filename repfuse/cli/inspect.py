@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from repfuse.cli.choosing import Exclude, Include, KeepClass, Merging, wanted
-from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust, Weights, for_load
+from repfuse.cli.options import (
+    OUTPUT,
+    Allow,
+    Checkpoint,
+    Input,
+    Json,
+    Model,
+    ModelArg,
+    Quiet,
+    Trust,
+    Verbose,
+    Weights,
+    for_load,
+)
 from repfuse.cli.output import check_targets, progress, show, show_json
 
 
@@ -36,6 +49,7 @@ def inspect(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the plan FILE.", rich_help_panel=OUTPUT)] = False,
     as_json: Json = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """List what can be fused in a checkpoint, and what not and why.
@@ -63,4 +77,4 @@ def inspect(
     if as_json:
         show_json("inspection", report.to_dict())
     elif not quiet:
-        show(convert_view(report, plan_path=str(plan or "")))
+        show(convert_view(report, plan_path=str(plan or ""), verbose=verbose))

@@ -90,6 +90,10 @@ Json = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and JSON).", rich_help_panel=OUTPUT)
 ]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Print the details too: each site, each check.", rich_help_panel=OUTPUT),
+]
 
 
 def for_load(

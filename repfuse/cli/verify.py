@@ -25,6 +25,7 @@ from repfuse.cli.options import (
     Std,
     Thorough,
     Trust,
+    Verbose,
     Weights,
     effort_of,
     wishes_of,
@@ -74,6 +75,7 @@ def verify(
     allow: Allow = None,
     trust: Trust = False,
     as_json: Json = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Say whether two checkpoints compute the same, and how far apart they are.
@@ -134,5 +136,5 @@ def verify(
     if as_json:
         show_json("verification", result.to_dict())
     elif not quiet:
-        show(verify_view(result))
+        show(verify_view(result, verbose=verbose))
     raise typer.Exit(result.exit_code)

@@ -82,9 +82,10 @@ class Report:
     """One conversion.
 
     ``status`` is ``planned`` where only a plan was asked for, ``failed`` where proof or drift did not pass: then
-    nothing was written. ``seconds`` is the time from the loaded checkpoint to the proven result. ``timing`` is
-    short: `repfuse bench` measures properly. ``notes`` are what the user must be told, ``health`` is what looks wrong
-    in the weights that were read. ``chosen`` is None where nothing was left out on demand.
+    nothing was written. ``seconds`` is the time since the command began, as a clock at the terminal shows it: to the
+    written file, where there is one. ``timing`` is short: `repfuse bench` measures properly. ``notes`` are what the
+    user must be told, ``health`` is what looks wrong in the weights that were read. ``chosen`` is None where nothing
+    was left out on demand.
     """
 
     status: Status
