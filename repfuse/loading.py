@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.deploy import mode
-from repfuse.checkpoint.example import Shape, guessed_shape, known_shape, make_inputs, parse_shapes, render
+from repfuse.checkpoint.example import guessed_shape, known_shape, make_inputs
 from repfuse.checkpoint.network import Network, network_of
 from repfuse.checkpoint.opening import Opened, open_checkpoint
 from repfuse.checkpoint.recipe import check_buildable
 from repfuse.checkpoint.recognise import damaged
+from repfuse.checkpoint.shapes import Shape, parse_shapes, render
 from repfuse.checkpoint.snapshot import fetch, is_hub_name, is_snapshot, open_snapshot
 from repfuse.checkpoint.source import ModelSource, Said, model_source
 from repfuse.errors import RepfuseError

@@ -23,7 +23,7 @@ from repfuse.checking.runs import run, run_float64
 from repfuse.checking.tolerances import checked, ruling, tolerances
 from repfuse.errors import RepfuseError
 from repfuse.memory import give_back
-from repfuse.networks import main_dtype
+from repfuse.networks import main_dtype, why_refused
 from repfuse.plans import Plan
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
@@ -211,7 +211,8 @@ def _around(
     shapes = ", ".join("x".join(map(str, shape)) for shape in Trial("", tuple(example)).shapes)
     for number, trial in enumerate(input_variants(example, seeds=seeds, effort=effort)):
         if number == 0 and (error := run(original, [trial], {})[0].error):
-            raise RepfuseError(f"The original does not take the input {shapes}.", f"{error}.", "Give another shape.")
+            refused = why_refused(original, example, error)
+            raise RepfuseError(f"The original does not take the input {shapes}.", *refused)
         yield replace(trial, label=f"{trial.label} around {shapes}")
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
-    from repfuse.checkpoint.example import Shape
+    from repfuse.checkpoint.shapes import Shape
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def run(job: Job, progress: Progress) -> Report:
     progress("reading", 0.0)
     checkpoint = _loaded(job)
     if job.out is None:
+        progress("looking for what can be fused", 0.3)
         return _planned(checkpoint, job)
     format_for(job.out, job.format, checkpoint.format)  # to say what cannot be written before the work is done
     report, module = _proven(checkpoint, job, progress)

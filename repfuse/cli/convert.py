@@ -26,7 +26,7 @@ from repfuse.cli.options import (
     effort_of,
     for_load,
 )
-from repfuse.cli.output import check_targets, progress, show, show_json
+from repfuse.cli.output import check_sources, check_targets, progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK
 from repfuse.report.schema import report_path
 
@@ -105,13 +105,14 @@ def convert(
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
-    from repfuse.cli.conversion import Job, run
-    from repfuse.report.convert_view import convert_view
-
+    check_sources((source,))
     loading = for_load(model, model_arg, weights, example, allow, trust=trust)
-    chosen = wanted(policy, plan, include, exclude, keep_class)
-    job = Job(source, target, loading, chosen, file_format, force, keep_metadata, effort)
     with progress(quiet=quiet) as update:
+        chosen = wanted(policy, plan, include, exclude, keep_class)
+        from repfuse.cli.conversion import Job, run
+        from repfuse.report.convert_view import convert_view
+
+        job = Job(source, target, loading, chosen, file_format, force, keep_metadata, effort)
         report = run(job, update)
     if as_json:
         show_json("conversion", report.to_dict())

@@ -22,7 +22,7 @@ from repfuse.cli.options import (
     Weights,
     for_load,
 )
-from repfuse.cli.output import check_targets, progress, show, show_json
+from repfuse.cli.output import check_sources, check_targets, progress, show, show_json
 
 
 def inspect(
@@ -64,13 +64,14 @@ def inspect(
     """
     if plan:
         check_targets((plan,), (source,), force=force)
-    from repfuse.cli.conversion import Job, run
-    from repfuse.plan_file import write_plan
-    from repfuse.report.convert_view import convert_view
-
+    check_sources((source,))
     loading = for_load(model, model_arg, weights, example, allow, trust=trust)
-    chosen = wanted(policy, None, include, exclude, keep_class)
     with progress(quiet=quiet) as update:
+        chosen = wanted(policy, None, include, exclude, keep_class)
+        from repfuse.cli.conversion import Job, run
+        from repfuse.plan_file import write_plan
+        from repfuse.report.convert_view import convert_view
+
         report = run(Job(source, None, loading, chosen, None, force=False), update)
     if plan:
         write_plan(report, plan)
