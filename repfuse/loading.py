@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.deploy import mode
-from repfuse.checkpoint.example import guessed_shape, known_shape, make_inputs
+from repfuse.checkpoint.example import guessed_shape, known_shape, make_inputs, shapes_of
 from repfuse.checkpoint.network import Network, network_of
 from repfuse.checkpoint.opening import Opened, open_checkpoint
 from repfuse.checkpoint.recipe import check_buildable
@@ -170,11 +170,12 @@ def _inputs_of(
 
     Raises RepfuseError where nobody asked for their size, and it is out of all proportion.
     """
-    if given is None and opened.program is not None and (said is None or not said.input):
+    if given is None and opened.program is not None:
         from repfuse.checkpoint.exported.network import flat_inputs  # torch.export takes a second to import
 
         inputs = placed(flat_inputs(opened.program), device_of(module), {})
-        return inputs, "checkpoint", ()
+        if said is None or said.input in (None, render(shapes_of(inputs, module))):
+            return inputs, "checkpoint", ()
     shapes, origin, told = _shapes(given, said, opened, network)
     return make_inputs(shapes, module), origin, told
 

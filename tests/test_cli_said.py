@@ -84,6 +84,7 @@ def test_the_model_is_that_of_the_file_or_of_its_report(fused: str, folder: Path
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["verdict"] == "same"
     assert "the network is repfuse.samples:DigitsRepVGG(width=8), as" in done.stderr
+    assert "the input" not in done.stderr
 
 
 def test_what_a_file_says_without_a_report_counts_too(folder: Path, cli: Cli, tmp_path: Path) -> None:

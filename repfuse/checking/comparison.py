@@ -79,7 +79,8 @@ def _outside(trial: Trial, expected: Outcome, found: Outcome) -> TrialComparison
     """
     if expected.error or not found.error.startswith(GUARD):
         return None
-    return TrialComparison(trial.label, trial.shapes, skipped=f"the fused program is not for it: {found.error}")
+    broken = found.error.removeprefix(GUARD)
+    return TrialComparison(trial.label, trial.shapes, skipped=f"the fused program does not take it, by {broken}")
 
 
 def _row(trial: Trial, expected: Outcome, found: Outcome) -> TrialComparison:
