@@ -60,7 +60,8 @@ class PlanFile:
         source = self.origin.input
         if source is None:
             return None
-        built = model_source(source.model, source.model_args) if source.model else None
+        sayable = source.model if source.model_args is not None else None
+        built = model_source(sayable, source.model_args) if sayable else None
         return Said("the plan", built, _as_given(source) if source.input_origin == "given" else None)
 
 

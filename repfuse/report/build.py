@@ -33,8 +33,13 @@ def input_of(checkpoint: Checkpoint) -> Input:
         shapes=tuple(tuple(example.shape) for example in examples),
         dtypes=tuple(str(example.dtype).removeprefix("torch.") for example in examples),
         input_origin=checkpoint.input_origin,
-        model_args=tuple((as_texts(checkpoint.source) if checkpoint.source else None) or ()),
+        model_args=_arguments(checkpoint),
     )
+
+
+def _arguments(checkpoint: Checkpoint) -> tuple[str, ...] | None:
+    texts = as_texts(checkpoint.source) if checkpoint.source else []
+    return None if texts is None else tuple(texts)
 
 
 def output_of(saved: Saved) -> Output:

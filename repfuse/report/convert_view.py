@@ -139,7 +139,7 @@ def example_line(source: Input) -> str:
 
 def model_line(source: Input) -> str:
     """Return how the network was built: ``timm:repvgg_a0, num_classes=10``; nothing where the file holds it."""
-    return ", ".join([source.model, *source.model_args]) if source.model else ""
+    return ", ".join([source.model, *(source.model_args or ())]) if source.model else ""
 
 
 def chosen_line(chosen: Chosen) -> str:

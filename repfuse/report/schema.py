@@ -38,7 +38,7 @@ class Environment:
 @dataclass(frozen=True)
 class Input:
     """The checkpoint read. ``model`` is how the network was built, None where the file holds the module itself, with
-    ``model_args`` as --model-arg takes them.
+    ``model_args`` as --model-arg takes them: None where they have no such form.
 
     ``shapes`` and ``dtypes`` are those of the example inputs, ``input_origin`` says where they come from. Raises
     ValueError where there are not as many of one as of the other.
@@ -51,7 +51,7 @@ class Input:
     shapes: Several[Several[Count]]
     dtypes: Several[Text]
     input_origin: str
-    model_args: Several[Text] = ()
+    model_args: Several[Text] | None = ()
 
     def __post_init__(self) -> None:
         if len(self.shapes) != len(self.dtypes):
