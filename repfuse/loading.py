@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.deploy import mode
-from repfuse.checkpoint.example import Shape, guessed_shape, known_shape, make_inputs, parse_shapes, render
+from repfuse.checkpoint.example import guessed_shape, known_shape, make_inputs, shapes_of
 from repfuse.checkpoint.network import Network, network_of
 from repfuse.checkpoint.opening import Opened, open_checkpoint
+from repfuse.checkpoint.recipe import check_buildable
 from repfuse.checkpoint.recognise import damaged
+from repfuse.checkpoint.shapes import Shape, parse_shapes, render
 from repfuse.checkpoint.snapshot import fetch, is_hub_name, is_snapshot, open_snapshot
-from repfuse.checkpoint.source import ModelSource, model_source
+from repfuse.checkpoint.source import ModelSource, Said, model_source
 from repfuse.errors import RepfuseError
 from repfuse.networks import device_of, placed
 from repfuse.plans import Plan
@@ -91,6 +93,7 @@ def load(
     allow: Collection[str] = (),
     trust: bool = False,
     device: str = "cpu",
+    said: Said | None = None,
 ) -> Checkpoint:
     """Return the checkpoint at ``path``, whose format is recognised by its content.
 
@@ -99,7 +102,8 @@ def load(
     ``package.module:callable``, ``path/to/file.py:callable``), ``model_args`` its arguments. ``input`` is an example's
     shape (``1x3x224x224``). ``weights`` picks one of several networks in a file: ``ema`` (averaged), ``model``
     (trained), a dotted key, or ``auto``: the averaged one where there is one. No code of the file runs: it may name
-    networks of torch, torchvision, timm and the packages in ``allow``; ``trust`` lets it run anything.
+    networks of torch, torchvision, timm and the packages in ``allow``; ``trust`` lets it run anything. ``said`` is what
+    a report or a plan says of the file, for what is neither given nor in the file.
     Raises RepfuseError with what is wrong and what to do.
     """
     given = list(model_args.items() if isinstance(model_args, Mapping) else model_args or ())
@@ -107,13 +111,19 @@ def load(
         raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
     shapes = parse_shapes(input) if input is not None else None
     source = model_source(model, model_args) if model is not None else None
+    other = parse_shapes(said.input) if said is not None and said.input else None
     try:
-        opened, found = _opened(path, weights, shapes, trust=trust, built=source is not None)
+        opened, found = _opened(path, weights, shapes or other, trust=trust, built=source is not None)
+        if source is None and said is not None and said.source is not None and opened.needs_source:
+            source = said.source
+            if not trust:
+                check_buildable(source, said.by, allow)
+            found = (*found, f"the network is {source}, as {said.by} says")
         network = network_of(opened, source, allow, partial(rewrite, weights=False), trust=trust)
     except RecursionError as error:
         raise damaged(Path(path), "its objects or modules hold each other without end") from error
     module = _on(network.module, device)
-    inputs, origin, said = _inputs_of(opened, network, shapes, module)
+    inputs, origin, told = _inputs_of(opened, network, shapes, said, module)
     return Checkpoint(
         module=module,
         example_inputs=inputs,
@@ -122,7 +132,7 @@ def load(
         digest=opened.digest,
         source=network.source,
         input_origin=origin,
-        notes=(*found, *opened.contents.notes, *network.notes, *said),
+        notes=(*found, *opened.contents.notes, *network.notes, *told),
         plans=network.plans,
         around=replace(opened.contents.around, naming=network.naming),
         metadata={name: text for name, text in opened.metadata.items() if name != RECIPE},
@@ -154,7 +164,7 @@ def _on(module: nn.Module, device: str) -> nn.Module:
 
 
 def _inputs_of(
-    opened: Opened, network: Network, given: Shapes | None, module: nn.Module
+    opened: Opened, network: Network, given: Shapes | None, said: Said | None, module: nn.Module
 ) -> tuple[tuple[Tensor, ...], str, tuple[str, ...]]:
     """Return inputs for ``module``, the network where it runs now, where they are from, and what to say of that.
 
@@ -164,25 +174,39 @@ def _inputs_of(
         from repfuse.checkpoint.exported.network import flat_inputs  # torch.export takes a second to import
 
         inputs = placed(flat_inputs(opened.program), device_of(module), {})
-        return inputs, "checkpoint", ()
-    shapes, origin, said = _shapes(given, opened, network)
-    return make_inputs(shapes, module), origin, said
+        if said is None or said.input in (None, render(shapes_of(inputs, module))):
+            return inputs, "checkpoint", ()
+    shapes, origin, told = _shapes(given, said, opened, network)
+    return make_inputs(shapes, module), origin, told
 
 
-def _shapes(given: Shapes | None, opened: Opened, network: Network) -> tuple[Shapes, str, tuple[str, ...]]:
+def _shapes(
+    given: Shapes | None, said: Said | None, opened: Opened, network: Network
+) -> tuple[Shapes, str, tuple[str, ...]]:
     if given is not None:
         return given, "given", ()
-    shapes, origin, said = _shapes_of(opened, network)
+    shapes, origin, told = _shapes_of(said, opened, network)
     if sum(prod(shape.sizes) for shape in shapes) > UNASKED:
         what = f"The input of {opened.path} would be {render(shapes)}, which is very large."
         raise RepfuseError(what, f"That shape is from the {origin}.", "If it is right, say so with --input.")
-    return shapes, origin, said
+    return shapes, origin, told
 
 
-def _shapes_of(opened: Opened, network: Network) -> tuple[Shapes, str, tuple[str, ...]]:
-    if opened.recipe is not None and opened.recipe.input:
-        return parse_shapes(opened.recipe.input), "checkpoint", ()
-    if known := known_shape(network.module, network.source.arguments if network.source else {}):
-        return (known,), "model source" if network.source else "checkpoint", ()
+def _shapes_of(said: Said | None, opened: Opened, network: Network) -> tuple[Shapes, str, tuple[str, ...]]:
+    known, origin = _known(opened, network)
+    if said is not None and said.input and said.input != render(known):
+        return parse_shapes(said.input), "given", (f"the input {said.input} is that of {said.by}",)
+    if known:
+        return known, origin, ()
     guess = guessed_shape(network.module)
     return (guess,), "guess", (f"the input {guess} is a guess; --input says what it really is",)
+
+
+def _known(opened: Opened, network: Network) -> tuple[Shapes, str]:
+    """Return the shapes that the file says itself, or what builds its network, and which of them; none where neither
+    does.
+    """
+    if opened.recipe is not None and opened.recipe.input:
+        return parse_shapes(opened.recipe.input), "checkpoint"
+    known = known_shape(network.module, network.source.arguments if network.source else {})
+    return (known,) if known else (), "model source" if network.source else "checkpoint"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 
@@ -108,6 +110,16 @@ def set_eval(network: nn.Module) -> None:
             module.training = False
 
 
+def in_training(network: nn.Module) -> list[str]:
+    """Return the paths of the modules that are in training mode; of those below one another the uppermost alone."""
+    found: list[str] = []
+    for path, module in named_modules(network):
+        above = any(not upper or path.startswith(f"{upper}.") for upper in found)
+        if not above and getattr(module, "training", False):  # a frozen script has no mode
+            found.append(path)
+    return found
+
+
 def dense(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor with all its numbers stored: sparse ones cannot be compared element by element."""
     return tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
@@ -131,6 +143,31 @@ def between(original: nn.Module, fused: nn.Module) -> dict[torch.dtype, torch.dt
 def device_of(network: nn.Module) -> torch.device:
     """Return where the network's first tensor lies; the CPU where it has none."""
     return next((tensor.device for _, tensor in named_tensors(network)), torch.device("cpu"))
+
+
+USUAL_SIZE = 224
+
+
+def why_refused(network: nn.Module, inputs: Sequence[Any], error: str) -> tuple[str, str]:
+    """Return why a network may not take its inputs, and which it may take, as far as its first layer tells of channels
+    and axes; else why is ``error``.
+    """
+    shape = next((tuple(x.shape) for x in tensors_of(tuple(inputs)) if x.is_floating_point() and x.dim() > 1), None)
+    layers = ((path, layer) for path, layer in named_modules(network) if isinstance(layer, _ConvNd | nn.Linear))
+    path, layer = next(layers, ("", None))
+    if shape is None or layer is None or not isinstance(layer.weight, torch.Tensor) or is_lazy(layer.weight):
+        return f"{error}.", "Give inputs of the shape and dtype that the network takes."
+    axes, fitting, found = layer.weight.dim() - 2, list(shape), ""
+    channels, at = (layer.in_features, -1) if isinstance(layer, nn.Linear) else (layer.in_channels, 1)
+    if axes and len(shape) != axes + 2:
+        found, fitting = f"{len(shape)} axes, not {axes + 2}", [1, channels, *[USUAL_SIZE] * axes]
+    elif shape[at] != channels:
+        found, fitting[at] = str(shape[at]), channels
+    else:
+        fitting[2:] = [USUAL_SIZE] * axes if axes else fitting[2:]
+    takes = f"Its first layer, {path or 'itself'}, takes {channels} channel{'s' * (channels != 1)}"
+    why = f"{takes}, and the input has {found}." if found else f"{error}."
+    return why, f"Give the shape that the network takes: --input {'x'.join(map(str, fitting))}, say."
 
 
 def draw_alike(network: nn.Module, seed: int) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repfuse.checkpoint.atomic import replacing
 from repfuse.checkpoint.json_file import read_json
+from repfuse.checkpoint.source import Said, model_source
 from repfuse.errors import RepfuseError
 from repfuse.jsonready import json_ready
 from repfuse.plans import Plan, Text, read_as
@@ -54,15 +55,43 @@ class PlanFile:
     origin: Origin
 
     @property
-    def example(self) -> str | None:
-        """The shapes of the input as --input takes them, None where its user did not give them."""
+    def said(self) -> Said | None:
+        """What it says of the checkpoint that it was made for."""
         source = self.origin.input
-        if source is None or source.input_origin != "given":
+        if source is None:
             return None
-        return ",".join(
-            "x".join(map(str, sizes)) + ("" if "float" in dtype else f":{dtype}")  # floats follow the network
-            for sizes, dtype in zip(source.shapes, source.dtypes, strict=True)
-        )
+        sayable = source.model if source.model_args is not None else None
+        built = model_source(sayable, source.model_args) if sayable else None
+        return Said("the plan", built, _as_given(source) if source.input_origin == "given" else None)
+
+
+def _as_given(source: Input) -> str:
+    """Return the shapes of the input as --input takes them."""
+    return ",".join(
+        "x".join(map(str, sizes)) + ("" if "float" in dtype else f":{dtype}")  # floats follow the network
+        for sizes, dtype in zip(source.shapes, source.dtypes, strict=True)
+    )
+
+
+def said_beside(path: Path, of: Path | None = None) -> Said | None:
+    """Return what the report beside the checkpoint at ``path`` says of it, or of the one that it was made from: ``of``.
+
+    It counts where the digest is that of the file. One that cannot be read says nothing.
+    """
+    from repfuse.checkpoint.opening import digest_of  # it imports torch
+
+    subject, report = of or path, report_path(path)
+    if not report.is_file() or not subject.is_file():
+        return None
+    try:
+        file = read_plan_file(report)
+        said = file.said
+    except RepfuseError:
+        return None
+    known = file.origin.input if of else file.origin.output
+    if said is None or known is None or known.digest != digest_of(subject):
+        return None
+    return replace(said, by=report.name, source=said.source if of else None)  # which builds no fused network
 
 
 @dataclass(frozen=True)
@@ -92,11 +121,16 @@ def read_plan_file(path: Path) -> PlanFile:
 def known_plan(original: Checkpoint, fused: Checkpoint, given: Path | None = None) -> KnownPlan:
     """Return the plan in the file ``given``, else that in the file of ``fused``, else that in the report beside it.
 
-    A report counts where it is of this original; that the fused file is still what it was then is for the proof to
-    find. Raises RepfuseError where the file that was given is no plan.
+    A document counts where it is of these very files, as far as it says of which it is: by another plan a right file
+    would be judged wrong. Raises RepfuseError where the file that was given is no plan, or one of other files.
     """
     if given is not None:
-        return KnownPlan(read_plan_file(given).plan)
+        file = read_plan_file(given)
+        if other := _of_others(file.origin, original, fused):
+            hint = "Leave --plan out: what repfuse wrote has its plan with it, in the file or in the report beside it."
+            raise RepfuseError(f"The plan {given} is not of these files.", f"It is of {other}.", hint)
+        said = () if file.plan.sites else (f"the plan {given} has no sites: there is nothing to prove by it",)
+        return KnownPlan(file.plan, said)
     if fused.plan is not None and fused.plans[:-1] == original.plans:
         return KnownPlan(fused.plan)
     path = report_path(fused.path)
@@ -109,12 +143,21 @@ def known_plan(original: Checkpoint, fused: Checkpoint, given: Path | None = Non
 
 
 def _of_report(report: PlanFile, original: Checkpoint, fused: Checkpoint) -> KnownPlan:
-    source, made = report.origin.input, report.origin.output
-    if source is None or source.digest != original.digest or not report.plan.sites:
-        return KnownPlan(None)
-    if made is None or made.digest != fused.digest:
-        return KnownPlan(report.plan, (f"it is not the file that {report.path.name} is of: one of them was changed",))
-    return KnownPlan(report.plan)
+    name = report.path.name
+    if other := _of_others(report.origin, original, fused):
+        return KnownPlan(None, (f"the report {name} beside it is not used: it is of {other}",))
+    if not report.plan.sites:
+        return KnownPlan(None, (f"by the report {name} beside it nothing was fused: there are no sites to prove",))
+    return KnownPlan(report.plan if report.origin.input else None)
+
+
+def _of_others(origin: Origin, original: Checkpoint, fused: Checkpoint) -> str:
+    """Say of which other file than these two a document is; nothing where it is of these, or does not tell."""
+    if origin.input is not None and origin.input.digest != original.digest:
+        return f"another original than {original.path}: {origin.input.path} as it was then"
+    if origin.output is not None and origin.output.digest != fused.digest:
+        return f"another file than {fused.path} is now"
+    return ""
 
 
 def _content(path: Path) -> Any:

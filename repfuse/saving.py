@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from repfuse.checking.results import Verified
-from repfuse.checkpoint import atomic, example
+from repfuse.checkpoint import atomic, example, shapes
 from repfuse.checkpoint.allow import Need, names_refused
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.contents import RECIPE
@@ -180,9 +180,9 @@ def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> str
         return None
     if plan is None and module is not checkpoint.module:
         plan = make_plan(checkpoint.module, checkpoint.example_inputs)
-    shapes = example.shapes_of(checkpoint.example_inputs, checkpoint.module)
+    known = example.shapes_of(checkpoint.example_inputs, checkpoint.module)
     plans = (*checkpoint.plans, plan) if plan and plan.sites else checkpoint.plans
-    return Recipe(checkpoint.source, example.render(shapes), plans).to_text()
+    return Recipe(checkpoint.source, shapes.render(known), plans).to_text()
 
 
 def _trust_note(refused: Sequence[Need]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 SHOWN = 6
 LINE = 200
@@ -13,6 +13,19 @@ def listed(names: Iterable[object], most: int = SHOWN) -> str:
     known = list(map(str, names))
     more = f", and {len(known) - most} more" if len(known) > most else ""
     return ", ".join(known[:most]) + more
+
+
+def small(number: float) -> str:
+    """Return an error with two digits: 0, 4.2e-16."""
+    return "0" if number == 0 else f"{number:.1e}"
+
+
+def apart(error: float, limit: float, text: Callable[[float], str] = small) -> tuple[str, str]:
+    """Return an error and its limit as text, with more digits where it is larger and would read the same."""
+    digits, told = 2, (text(error), text(limit))
+    while error > limit and told[0] == told[1]:
+        told, digits = (f"{error:.{digits}e}", f"{limit:.{digits}e}"), digits + 1
+    return told
 
 
 def first_line(error: BaseException) -> str:

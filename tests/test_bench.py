@@ -8,6 +8,7 @@ import statistics
 
 import pytest
 import torch
+from conftest import SAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
 from support.folded import example, folded, network
@@ -18,6 +19,8 @@ from repfuse.benching.benchmark import judge
 from repfuse.benching.clock import FEWEST_ROUNDS, SHORTEST, Rounds, batched, time_rounds
 from repfuse.benching.statistics import outliers, ratio_of_medians
 from repfuse.errors import RepfuseError
+from repfuse.fusing import fuse
+from repfuse.loading import load
 
 times = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=30)
 pairs = st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3)), min_size=2, max_size=30)
@@ -317,3 +320,13 @@ def test_progress_ends_at_one():
         progress=lambda _stage, fraction: report(fraction),
     )
     assert seen == sorted(seen) and seen[-1] == 1.0
+
+
+def test_the_plan_and_the_benchmark_count_multiply_accumulates_alike():
+    """Of a network that is sites alone, with normalisations, sums and skips: what no convolution does is no count."""
+    checkpoint = load(SAMPLES / "notebook_block.pt")
+    result = fuse(checkpoint.module, checkpoint.example_inputs)
+    found = bench(checkpoint.module, result.module, checkpoint.example_inputs, seconds=0.0, rounds=FEWEST_ROUNDS)
+    before, after = (sum(getattr(site, side).macs for site in result.plan.sites) for side in ("before", "after"))
+    assert before > after > 0
+    assert (found.before.macs, found.after.macs) == (before, after)

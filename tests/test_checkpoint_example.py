@@ -9,18 +9,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from repfuse.checkpoint.example import (
-    Shape,
     guessed_shape,
     known_shape,
     make_inputs,
-    parse_shapes,
-    render,
     shapes_of,
 )
+from repfuse.checkpoint.shapes import DTYPES as KNOWN_DTYPES
+from repfuse.checkpoint.shapes import Shape, parse_shapes, render
 from repfuse.errors import RepfuseError
 from repfuse.samples import DigitsRepVGG
 
-DTYPES = (None, torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool)
+DTYPES = (None, "float32", "float16", "bfloat16", "float64", "int64", "bool")
 SHAPES = st.builds(Shape, st.lists(st.integers(1, 9), min_size=2, max_size=5).map(tuple), st.sampled_from(DTYPES))
 
 
@@ -34,7 +33,7 @@ def test_inputs_have_the_shapes_asked_for(shapes: tuple[Shape, ...]) -> None:
     network = nn.Linear(1, 1)
     inputs = make_inputs(shapes, network)
     assert [tuple(x.shape) for x in inputs] == [shape.sizes for shape in shapes]
-    assert [x.dtype for x in inputs] == [shape.dtype or torch.float32 for shape in shapes]
+    assert [x.dtype for x in inputs] == [getattr(torch, shape.dtype or "float32") for shape in shapes]
     again = make_inputs(shapes_of(inputs, network), network)
     assert all(torch.equal(one, other) for one, other in zip(inputs, again, strict=True))
 
@@ -66,7 +65,7 @@ def test_other_texts_are_refused_with_the_form(text: str) -> None:
 
 
 def test_torch_is_allowed_before_the_dtype_and_spaces_after_commas() -> None:
-    assert parse_shapes("1x3:torch.float16, 2:int64") == (Shape((1, 3), torch.float16), Shape((2,), torch.int64))
+    assert parse_shapes("1x3:torch.float16, 2:int64") == (Shape((1, 3), "float16"), Shape((2,), "int64"))
 
 
 def test_an_input_too_large_for_the_memory_is_an_error() -> None:
@@ -128,3 +127,7 @@ def test_timm_knows_its_input(name: str, arguments: dict[str, int], sizes: tuple
     assert known_shape(network, arguments) == Shape(sizes)
     if arguments != {"in_chans": 6}:
         assert known_shape(network, {}) == Shape(sizes)
+
+
+def test_every_dtype_that_is_known_is_one_of_torch() -> None:
+    assert all(isinstance(getattr(torch, name), torch.dtype) for name in KNOWN_DTYPES)

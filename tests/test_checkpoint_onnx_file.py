@@ -53,7 +53,7 @@ def test_a_network_becomes_onnx_with_dynamic_axes_that_is_verified(cli: Cli, sam
     assert verified["refused"] == []
     assert verified["shapes"] == ["d0x1xd1xd2"]
     assert verified["error"] <= verified["allowed"] <= 1e-4
-    assert {path.name for path in tmp_path.iterdir()} == {"fused.onnx", "fused.report.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"fused.onnx", "fused.onnx.report.json"}
     convolutions = [node for node in onnx.load(out).graph.node if node.op_type == "Conv"]
     assert len(convolutions) == 5
     run, network = session(out), repfuse.load(source).module

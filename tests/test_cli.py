@@ -151,3 +151,23 @@ def test_a_failed_check_writes_nothing_and_is_1(tmp_path: Path, monkeypatch: pyt
     assert "The network is not what the plan makes of the original: blocks.1" in " ".join(done.stdout.split())
     assert "nothing was written" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("", {"convert", "verify", "bench", "inspect", "explain"}),
+        ("explain cost", {"cost"}),
+        ("convert --pol", {"--policy"}),
+    ],
+)
+def test_the_shell_completes_commands_options_and_codes_without_torch(
+    typed: str, offered: set[str], cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    paths = f"{tmp_path}:{SUPPORT.parents[1]}"
+    line = f"repfuse {typed}"
+    asked = {"_REPFUSE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    done = cli(env=asked | {"PYTHONPATH": paths})
+    assert offered <= set(done.stdout.split()), done.stderr
+    assert "torch was imported" not in done.stderr

@@ -66,16 +66,33 @@ CASES = {
         convert(STATE, "--model", "repfuse.samples:DigitsRepVGG", "--model-arg", "width"), ("name=value",)
     ),
     "bad shape": Case(convert(MODULE, "--input", "1x3xbig"), ("1x3x224x224",)),
-    "wrong shape": Case(convert(MODULE, "--input", "1x3x8x8"), ("1x3x8x8",)),
+    "wrong shape": Case(
+        convert(MODULE, "--input", "1x3x8x8"), ("takes 1 channel, and the input has 3", "--input 1x1x8x8, say")
+    ),
+    "too few axes": Case(convert(MODULE, "--input", "1x8"), ("2 axes, not 4", "--input 1x1x224x224")),
+    "wrong shape of two": Case(
+        lambda _: ("bench", MODULE, MODULE, "--input", "1x3x8x8"), ("takes 1 channel", "--input 1x1x8x8, say")
+    ),
+    "bad dtype": Case(convert(MODULE, "--input", "1x1x8x8:flot16"), ("flot16", "float16")),
     "target folder": Case(lambda folder: ("convert", MODULE, folder), ("folder",)),
     "no such folder": Case(lambda folder: ("convert", MODULE, folder / "no" / "out.pt"), ("mkdir",)),
     "format": Case(convert(MODULE, "--format", "keras"), ("safetensors",)),
     "unknown code": Case(lambda _: ("explain", "training-nrom"), ("training-norm",)),
-    "unknown command": Case(lambda _: ("fuse",), ("fuse",)),
+    "unknown command": Case(lambda _: ("convrt",), ("no command convrt", "Did you mean convert?")),
+    "unknown option": Case(convert(MODULE, "--polcy", "cost"), ("no option --polcy", "--policy")),
+    "no value": Case(lambda _: ("convert", MODULE, "out.pt", "--model"), ("--model needs a value",)),
+    "no argument": Case(lambda _: ("verify", MODULE), ("FUSED is missing", "repfuse verify ORIGINAL FUSED")),
+    "too many arguments": Case(convert(MODULE, "b.pt"), ("what is",)),
+    "no number": Case(lambda _: ("verify", MODULE, MODULE, "--rtol", "x"), ("--rtol takes a number",)),
+    "no whole number": Case(lambda _: ("bench", MODULE, MODULE, "--rounds", "1.5"), ("--rounds takes a whole number",)),
+    "no choice": Case(convert(MODULE, "--policy", "fast"), ("--policy takes one of cost, always, never-compose",)),
+    "both": Case(convert(MODULE, "--quick", "--thorough"), ("--quick or --thorough",)),
     "data missing": Case(lambda folder: ("verify", MODULE, MODULE, "--data", folder / "none.npz"), ("none.npz",)),
     "data without inputs": Case(data({"pixels": torch.ones(2, 1, 8, 8)}), ("pixels", "inputs")),
     "data of the wrong shape": Case(data({"x": torch.ones(2, 3, 8, 8)}), ("2x3x8x8",)),
-    "batch size": Case(lambda _: ("bench", MODULE, MODULE, "--batch-size", "0"), ("batch size",)),
+    "batch size": Case(
+        lambda _: ("bench", MODULE, MODULE, "--batch-size", "0"), ("--batch-size takes a number that is at least 1",)
+    ),
 }
 
 
@@ -91,7 +108,9 @@ def test_bad_input_is_one_message_and_nothing_is_lost(name: str, cli: Cli, tmp_p
     message = " ".join(done.stderr.replace("│", " ").split())
     for words in CASES[name].said:
         assert words in message
-    assert message.count("error:") == 1 or message.startswith("Usage:")
+    assert message.count("error:") == 1 and message.startswith("error:")
+    for words in ("Usage:", "Value error", "Invalid value", "Input should", "Given groups", "pydantic"):
+        assert words not in message
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -158,3 +177,34 @@ def test_what_a_file_says_cannot_command_the_terminal(tmp_path: Path, cli: Cli) 
     assert done.returncode == 2
     assert "\x1b" not in done.stderr and "\x07" not in done.stderr
     assert r"weight\x1b]0;owned\x07" in done.stderr
+
+
+QUICK = (
+    ("convert", "none.pt", "out.pt"),
+    ("convert", MODULE, "out.pt", "--input", "1x3xbig"),
+    ("convert", MODULE, "out.pt", "--input", "1x1x8x8:flot16"),
+    ("convert", MODULE, "out.pt", "--model", "timm"),
+    ("convert", MODULE, "out.pt", "--model-arg", "a=1"),
+    ("convert", MODULE, "out.pt", "--plan", "none.json"),
+    ("convert", MODULE, "no/out.pt"),
+    ("convert", SAMPLES / "README.md", "out.pt"),
+    ("inspect", "none.pt"),
+    ("inspect", MODULE, "--plan", "no/plan.json"),
+    ("verify", MODULE, "none.pt"),
+    ("verify", MODULE, MODULE, "--input", "1x3xbig"),
+    ("verify", MODULE, MODULE, "--data", "none.npz"),
+    ("verify", MODULE, MODULE, "--mean", "0.5"),
+    ("bench", "none.pt", MODULE),
+    ("bench", MODULE, MODULE, "--batch-size", "0"),
+    ("bench", MODULE, MODULE, "--fused-model-arg", "a=1"),
+)
+
+
+@pytest.mark.parametrize("args", QUICK, ids=lambda args: " ".join(Path(str(arg)).name for arg in args))
+def test_a_mistake_in_the_arguments_is_said_before_torch_is_imported(
+    args: tuple[object, ...], cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    done = cli(*args, cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"})
+    assert done.returncode == 2 and done.stderr.startswith("error:"), done.stderr
+    assert "torch was imported" not in done.stderr + done.stdout

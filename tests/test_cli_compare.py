@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SAMPLES, Cli
+from torch import nn
 
 from repfuse.samples import DigitsRepVGG
 
@@ -35,14 +36,28 @@ def test_a_damaged_checkpoint_is_different_and_the_place_is_named(damaged: Path,
     assert "at blocks.2.conv3.0" in " ".join(done.stdout.split())
 
 
-def test_shapes_and_seeds_are_those_asked_for(cli: Cli) -> None:
-    done = cli("verify", STATE, MODULE, *MODEL, "--input", "1x1x8x8", "--input", "3x1x11x7", "--seed", "5", "--json")
+def test_the_whole_battery_is_tried_around_every_shape_that_is_asked_for(cli: Cli) -> None:
+    shapes = ("--input", "1x1x8x8", "--input", "3x1x11x7")
+    done = cli("verify", STATE, MODULE, *MODEL, *shapes, "--seed", "5", "--seed", "6", "--json")
     assert done.returncode == 0, done.stderr
-    trials = json.loads(done.stdout)["trials"]
-    assert [(trial["label"], trial["shapes"]) for trial in trials] == [
-        ("1x1x8x8, seed 5", [[1, 1, 8, 8]]),
-        ("3x1x11x7, seed 5", [[3, 1, 11, 7]]),
-    ]
+    found = {trial["label"]: trial["shapes"] for trial in json.loads(done.stdout)["trials"]}
+    plain, around = (
+        {label.partition(" ")[0] for label in found if (" around " in label) == further} for further in (False, True)
+    )
+    assert plain == around == {"the", "random,", "size", "large", "nearly", "impulses", "frame", "natural", "batch"}
+    assert found["the example"] == [[1, 1, 8, 8]] and found["the example around 3x1x11x7"] == [[3, 1, 11, 7]]
+    assert found["random, seed 6 around 3x1x11x7"] == [[3, 1, 11, 7]]
+    refused = cli("verify", MODULE, MODULE, "--input", "1x1x8x8", "--input", "1x3x8x8")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "The original does not take the input 1x3x8x8." in refused.stderr
+
+
+def test_a_relu_and_a_relu6_differ_whatever_shape_is_asked_for(cli: Cli, tmp_path: Path) -> None:
+    for name, activation in (("a.pt", nn.ReLU()), ("b.pt", nn.ReLU6())):
+        torch.manual_seed(0)
+        torch.save(nn.Sequential(nn.Conv2d(3, 4, 3), activation, nn.Conv2d(4, 2, 1)).eval(), tmp_path / name)
+    done = cli("verify", tmp_path / "a.pt", tmp_path / "b.pt", "--input", "1x3x16x16")
+    assert done.returncode == 1 and "Different." in done.stdout, done.stderr
 
 
 def test_the_other_side_may_be_built_otherwise(cli: Cli, tmp_path: Path) -> None:

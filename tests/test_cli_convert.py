@@ -39,14 +39,14 @@ def test_each_layout_of_the_digits_converts_and_agrees_on_real_images(
     done = cli("convert", samples / name, tmp_path / target, *options, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report == json.loads((tmp_path / "fused.report.json").read_text())
+    assert report == json.loads((tmp_path / f"{target}.report.json").read_text())
     assert (report["status"], report["input"]["format"], report["output"]["format"]) == ("converted", layout, layout)
     assert len(report["plan"]["sites"]) == 5
     assert report["plan"]["refusals"] == []
     assert report["proof"]["error"] <= 1e-12
     assert report["output"]["digest"] == digest(tmp_path / target)
     assert report["input"]["digest"] == before == digest(samples / name)
-    assert {path.name for path in tmp_path.iterdir()} == {target, "fused.report.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {target, f"{target}.report.json"}
 
     fused = repfuse.load(tmp_path / target).module
     original = repfuse.load(samples / name, model=options[1] if options else None).module
@@ -108,13 +108,13 @@ def test_nothing_to_fuse_writes_nothing_unless_forced(cli: Cli, tmp_path: Path) 
     torch.save(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), source)
     done = cli("convert", source, out, "--input", "1x1x8x8")
     assert done.returncode == 0, done.stderr
-    assert "Nothing to fuse. Nothing was written" in done.stdout
-    assert "out.report.json" not in done.stdout
+    assert "nothing to fuse, nothing was written" in done.stdout
+    assert "out.pt.report.json" not in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"in.pt"}
     forced = cli("convert", source, out, "--input", "1x1x8x8", "--force", "--json")
     assert forced.returncode == 0, forced.stderr
     assert json.loads(forced.stdout)["status"] == "nothing-to-fuse"
-    assert {path.name for path in tmp_path.iterdir()} == {"in.pt", "out.pt", "out.report.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"in.pt", "out.pt", "out.pt.report.json"}
 
 
 def test_quiet_prints_nothing_and_a_training_model_is_said(cli: Cli, samples: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_quiet_prints_nothing_and_a_training_model_is_said(cli: Cli, samples: Pa
     assert "training mode" in " ".join(loud.stdout.split())
 
 
-@pytest.mark.parametrize("existing", ["out.pt", "out.report.json"])
+@pytest.mark.parametrize("existing", ["out.pt", "out.pt.report.json"])
 def test_an_existing_file_is_replaced_only_with_force(existing: str, cli: Cli, samples: Path, tmp_path: Path) -> None:
     (tmp_path / existing).write_text("precious")
     refused = cli("convert", samples / "notebook_block.pt", tmp_path / "out.pt")
@@ -137,9 +137,9 @@ def test_an_existing_file_is_replaced_only_with_force(existing: str, cli: Cli, s
 
 
 def test_force_replaces_both_files(cli: Cli, samples: Path, tmp_path: Path) -> None:
-    for name in ("out.pt", "out.report.json"):
+    for name in ("out.pt", "out.pt.report.json"):
         (tmp_path / name).write_text("old")
     forced = cli("convert", samples / "notebook_block.pt", tmp_path / "out.pt", "--force", "--quiet")
     assert forced.returncode == 0, forced.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"out.pt", "out.report.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out.pt", "out.pt.report.json"}
     assert all(path.read_bytes() != b"old" for path in tmp_path.iterdir())

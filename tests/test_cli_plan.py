@@ -59,7 +59,7 @@ def test_inspect_edit_convert_verify(cli: Cli, tmp_path: Path) -> None:
     plan, out = tmp_path / "plan.json", tmp_path / "fused.pt"
     inspected = cli("inspect", DIGITS, "--plan", plan)
     assert (inspected.returncode, inspected.stderr) == (0, "")
-    assert "The plan was written" in inspected.stdout and "plan.json" in inspected.stdout
+    assert "the plan was written to" in inspected.stdout and "plan.json" in inspected.stdout
     edit(plan, drop("blocks.1.fused", "blocks.3.fused"))
     converted = cli("convert", DIGITS, out, "--plan", plan, "--json")
     assert (converted.returncode, converted.stderr) == (0, "")
@@ -70,7 +70,7 @@ def test_inspect_edit_convert_verify(cli: Cli, tmp_path: Path) -> None:
         ("excluded", "blocks.3.fused"),
     }
     assert report["chosen"] == {"plan": str(plan), "include": [], "exclude": []}
-    assert report["proof"]["passed"] and report == json.loads((tmp_path / "fused.report.json").read_text())
+    assert report["proof"]["passed"] and report == json.loads((tmp_path / "fused.pt.report.json").read_text())
     verified = cli("verify", DIGITS, out, "--data", SAMPLES / "digits_heldout.safetensors", "--json")
     assert verified.returncode == 0 and json.loads(verified.stdout)["verdict"] == "same"
     fused = torch.load(out, weights_only=False)
@@ -99,7 +99,7 @@ def test_what_inspect_prints_and_the_report_of_a_conversion_are_plans_too(tmp_pa
     printed.write_text(repfuse("inspect", DIGITS, "--json", "--exclude", "blocks.0").stdout)
     done = repfuse("convert", DIGITS, tmp_path / "a.pt", "--plan", printed, "--exclude", "*.4", "--quiet")
     assert done.exit_code == 0, done.output
-    again = repfuse("convert", DIGITS, tmp_path / "b.pt", "--plan", tmp_path / "a.report.json", "--json")
+    again = repfuse("convert", DIGITS, tmp_path / "b.pt", "--plan", tmp_path / "a.pt.report.json", "--json")
     report = json.loads(again.stdout)
     assert [site["path"] for site in report["plan"]["sites"]] == [f"blocks.{i}.fused" for i in (1, 2, 3)]
     why = {refusal["where"]: refusal["reason"] for refusal in report["plan"]["refusals"]}
@@ -116,8 +116,9 @@ def test_globs_choose_sites_and_the_report_says_so(cli: Cli, tmp_path: Path) -> 
     done = cli("convert", DIGITS, tmp_path / "fused.pt", *options, columns=200)
     assert (done.returncode, done.stderr) == (0, "")
     assert "chosen --include blocks.[0-2] --exclude blocks.1.*" in " ".join(done.stdout.split())
-    assert "it is left out by 'blocks.1.*'" in done.stdout and "Converted and proven." in done.stdout
-    report = json.loads((tmp_path / "fused.report.json").read_text())
+    assert "not fused excluded (3)" in " ".join(done.stdout.split())
+    assert "repvgg_digits: 10 → 2 operators, exact to" in done.stdout.splitlines()[-1]
+    report = json.loads((tmp_path / "fused.pt.report.json").read_text())
     assert report["chosen"] == {"plan": None, "include": ["blocks.[0-2]"], "exclude": ["blocks.1.*"]}
     assert [site["path"] for site in report["plan"]["sites"]] == ["blocks.0.fused", "blocks.2.fused"]
 
@@ -125,13 +126,13 @@ def test_globs_choose_sites_and_the_report_says_so(cli: Cli, tmp_path: Path) -> 
 def test_where_all_is_left_out_nothing_is_written(tmp_path: Path) -> None:
     done = repfuse("convert", NOTEBOOK, tmp_path / "out.pt", "--exclude", "*")
     assert done.exit_code == 0, done.output
-    assert "Nothing to fuse. Nothing was written." in done.stdout and "excluded" in done.stdout
+    assert "nothing to fuse, nothing was written" in done.stdout and "excluded" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_choice_nothing_is_said_of_one(tmp_path: Path) -> None:
     done = repfuse("inspect", NOTEBOOK)
-    assert "chosen" not in done.stdout and "Nothing was written." in done.stdout
+    assert "chosen" not in done.stdout and "nothing was written" in done.stdout
     assert json.loads(repfuse("inspect", NOTEBOOK, "--json").stdout)["chosen"] is None
 
 

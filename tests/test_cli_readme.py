@@ -1,4 +1,4 @@
-"""What the README shows works: its Python runs, and its commands have the options that it uses."""
+"""What the README shows works: its Python runs, and its commands do, typed from top to bottom."""
 
 from __future__ import annotations
 
@@ -9,12 +9,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT, SAMPLES, Cli
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from repfuse.samples import DigitsRepVGG
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
 COMMANDS = sorted(set(re.findall(r"^repfuse .*$", SHELL, re.MULTILINE)))
+
+SECTIONS = dict(enumerate(re.findall(r"^\*\*\d\. .*?```sh\n(.*?)```", README, re.DOTALL | re.MULTILINE), start=1))
+NETWORK = """from repfuse.samples import DigitsRepVGG
+
+
+def build(num_classes: int) -> DigitsRepVGG:
+    assert num_classes == 10
+    return DigitsRepVGG()
+"""
 
 
 def python_block(containing: str) -> str:
@@ -42,3 +57,40 @@ def test_every_make_target_of_the_readme_exists() -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     mentioned = set(re.findall(r"make ([a-z]+)", README))
     assert {"demo", "test"} <= mentioned <= set(targets)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A folder with every file that the README's commands read."""
+    model, example = torch.load(SAMPLES / "repvgg_digits.pt", weights_only=False).eval(), torch.zeros(1, 1, 8, 8)
+    held_out = load_file(SAMPLES / "digits_heldout.safetensors")
+    shutil.copy(SAMPLES / "repvgg_digits.pt", tmp_path / "model.pt")
+    torch.export.save(torch.export.export(model, (example,)), tmp_path / "model.pt2")
+    np.savez(tmp_path / "batch.npz", **{name: tensor.numpy() for name, tensor in held_out.items()})
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    (tmp_path / "path" / "to" / "net.py").write_text(NETWORK)
+    weights = model.state_dict()
+    torch.save({"state_dict": DigitsRepVGG().state_dict(), "state_dict_ema": weights}, tmp_path / "last.ckpt")
+    for number, (image, label) in enumerate(zip(held_out["inputs"][:20], held_out["labels"][:20], strict=True)):
+        folder = tmp_path / "val" / str(int(label))
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = (image[0] - image.min()) / (image.max() - image.min()) * 255
+        Image.fromarray(pixels.round().to(torch.uint8).numpy(), "L").save(folder / f"{number}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", [1, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 3, 4, 5))])
+def test_each_section_works_typed_from_top_to_bottom(number: int, desk: Path, cli: Cli) -> None:
+    commands = [part for line in SECTIONS[number].splitlines() for part in line.split(" #")[0].split("&&")]
+    if number == 2:
+        import timm
+
+        save_file(timm.create_model("repvgg_a0").state_dict(), desk / "weights.safetensors")
+    elif number > 2:  # what the first section left
+        assert cli("convert", "model.pt", "fused.pt", "--quiet", cwd=desk).returncode == 0
+    for command in commands:
+        program, *args = shlex.split(command)
+        assert program == "repfuse"
+        if not any(arg.startswith("hf-hub:") for arg in args):
+            done = cli(*args, cwd=desk)
+            assert done.returncode == 0, (command, done.stderr, done.stdout)

@@ -19,6 +19,8 @@ def test_convert_and_verify(cli: Cli, tmp_path: Path) -> None:
     shown = cli("convert", "sample_checkpoints/repvgg_digits.pt", out, cwd=SAMPLES.parent, columns=WIDE, env=fresh)
     assert shown.stderr == ""
     check("convert", masked(shown.stdout, tmp_path))
+    again = ("convert", "sample_checkpoints/repvgg_digits.pt", out, "--force", "-v")
+    check("convert_verbose", masked(cli(*again, cwd=SAMPLES.parent, columns=WIDE, env=fresh).stdout, tmp_path))
     shown = cli("verify", DIGITS, out, "--data", SAMPLES / "digits_heldout.safetensors", columns=WIDE)
     assert shown.stderr == ""
     check("verify", masked(shown.stdout, tmp_path))

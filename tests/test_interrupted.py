@@ -59,7 +59,7 @@ def old(folder: Path) -> Files:
     """Put files there that will be replaced: a whole result with its report."""
     torch.save({"old": torch.ones(3)}, folder / "out.pt")
     said = {"output": {"digest": digest((folder / "out.pt").read_bytes())}}
-    (folder / "out.report.json").write_text(json.dumps(said))
+    (folder / "out.pt.report.json").write_text(json.dumps(said))
     return files(folder)
 
 
@@ -105,10 +105,10 @@ def suicide() -> None:
 
 
 def check_whole(found: Files, before: Files, clean: Files) -> None:
-    assert set(found) <= {"out.pt", "out.report.json"}
+    assert set(found) <= {"out.pt", "out.pt.report.json"}
     assert found.get("out.pt") in (before.get("out.pt"), clean["out.pt"])
-    if "out.report.json" in found:  # it is of the very file beside it
-        assert json.loads(found["out.report.json"])["output"]["digest"] == digest(found["out.pt"])
+    if "out.pt.report.json" in found:  # it is of the very file beside it
+        assert json.loads(found["out.pt.report.json"])["output"]["digest"] == digest(found["out.pt"])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -135,7 +135,7 @@ def test_killed_at_each_point_the_files_are_whole_or_absent(
         states += found.get("out.pt") == clean["out.pt"]
         left += any(path.name.endswith(".part") for path in folder.iterdir())
         write(folder, force=True)  # and the next run puts all in order
-        assert {path.name for path in folder.iterdir()} == {"out.pt", "out.report.json"}
+        assert {path.name for path in folder.iterdir()} == {"out.pt", "out.pt.report.json"}
     assert 0 < states < points  # some were killed before the result was there, some after
     assert left
     assert digest((samples / "notebook_block.pt").read_bytes()) == source
@@ -168,7 +168,7 @@ def test_an_error_at_each_point_leaves_all_as_it_was(
                 check_whole(files(folder), before, files(tmp_path / "clean"))
             else:
                 fine += 1  # the call only tidied up
-                assert set(files(folder)) == {"out.pt", "out.report.json"}
+                assert set(files(folder)) == {"out.pt", "out.pt.report.json"}
     assert fine <= points / 3
 
 

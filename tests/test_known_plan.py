@@ -54,14 +54,14 @@ def test_the_report_beside_a_file_says_what_was_merged(folder: Path, cli: Cli) -
 
 
 def test_so_does_the_file_itself_where_its_network_is_built_again(folder: Path, cli: Cli) -> None:
-    (folder / "state.report.json").unlink()
+    (folder / "state.safetensors.report.json").unlink()
     found, _ = verified(cli, STATE, folder / "state.safetensors", "--model", MODEL, code=0)
     assert len(found["proof"]["sites"]) == 5
 
 
 def test_a_change_that_hides_in_the_rounding_of_the_rest_is_found(folder: Path, cli: Cli) -> None:
     """The least bit of one weight: the outputs cannot show it."""
-    (folder / "state.report.json").unlink()
+    (folder / "state.safetensors.report.json").unlink()
     path = folder / "state.safetensors"
     wrong, clean = folder / "wrong.safetensors", load_file(path)
     clean[LAYER].view(torch.int32)[0, 0, 1, 1] ^= 2
@@ -81,41 +81,67 @@ def with_metadata(like: Path, path: Path, state: dict[str, torch.Tensor]) -> Non
         save_file(state, path, file.metadata())
 
 
-def test_a_file_that_its_report_is_not_of_is_said(folder: Path, cli: Cli) -> None:
+def test_a_report_of_another_file_never_judges_this_one(folder: Path, cli: Cli) -> None:
+    """Converted again by other means, and put in the place of the first: the file is right, and so is the verdict."""
+    options = ("--exclude", "blocks.1.fused", "--quiet")
+    assert cli("convert", MODULE, folder / "again.pt", *options).returncode == 0
+    (folder / "again.pt").replace(folder / "fused.pt")
+    found, said = verified(cli, MODULE, folder / "fused.pt", code=0)
+    assert found["verdict"] == "same" and found["proof"] is None
+    assert "the report fused.pt.report.json beside it is not used: it is of another file than" in said
+
+
+def test_a_file_that_was_changed_since_is_judged_by_what_it_computes(folder: Path, cli: Cli) -> None:
     network = torch.load(folder / "fused.pt", weights_only=False)
     with torch.no_grad():
-        network.blocks[1].fused.bias[3] *= 1.0001
+        network.blocks[1].fused.bias[3] *= 1.01
     torch.save(network, folder / "fused.pt")
     found, said = verified(cli, MODULE, folder / "fused.pt", code=1)
-    assert "it is not the file that fused.report.json is of" in said
-    assert "blocks.1.fused.bias" in found["reason"]
+    assert found["proof"] is None and "is not used" in said
+
+
+def test_each_file_has_its_own_report(folder: Path, cli: Cli) -> None:
+    """What was written to fused.pth, of fewer sites, says nothing of the fused.pt beside it."""
+    assert cli("convert", MODULE, folder / "fused.pth", "--include", "blocks.0", "--quiet").returncode == 0
+    for name, sites in (("fused.pt", 5), ("fused.pth", 1)):
+        found, said = verified(cli, MODULE, folder / name, code=0)
+        assert len(found["proof"]["sites"]) == sites and said == ""
 
 
 def test_a_report_of_another_original_does_not_count(folder: Path) -> None:
     fused = load(folder / "fused.pt")
     assert known_plan(load(MODULE), fused).plan is not None
-    assert known_plan(load(STATE, model=MODEL), fused).plan is None
+    known = known_plan(load(STATE, model=MODEL), fused)
+    assert known.plan is None and "another original" in known.notes[0]
+
+
+def test_a_plan_of_other_files_is_bad_input(folder: Path, cli: Cli) -> None:
+    assert cli("inspect", STATE, "--model", MODEL, "--plan", folder / "plan.json", "-q").returncode == 0
+    for plan, other in (("plan.json", "another original"), ("fused.pt.report.json", "another file")):
+        (folder / "copy.pt").write_bytes((folder / "fused.pt").read_bytes() + b"\0" * (plan != "plan.json"))
+        done = cli("verify", MODULE, folder / "copy.pt", "--plan", folder / plan)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "is not of these files" in done.stderr and other in done.stderr and "Leave --plan out" in done.stderr
 
 
 @pytest.mark.parametrize("content", ["{", '{"kind": "repfuse.conversion", "schema": 1}', "[]"])
 def test_a_damaged_report_is_said_and_left_alone(folder: Path, cli: Cli, content: str) -> None:
-    (folder / "fused.report.json").write_text(content, encoding="utf-8")
+    (folder / "fused.pt.report.json").write_text(content, encoding="utf-8")
     found, said = verified(cli, MODULE, folder / "fused.pt", code=0)
-    assert "the report fused.report.json beside it cannot be used" in said and found["proof"] is None
+    assert "the report fused.pt.report.json beside it cannot be used" in said and found["proof"] is None
 
 
 def test_a_plan_may_be_given(folder: Path, cli: Cli) -> None:
-    (folder / "fused.report.json").rename(folder / "plan.json")
+    (folder / "fused.pt.report.json").rename(folder / "plan.json")
     assert verified(cli, MODULE, folder / "fused.pt", code=0)[0]["proof"] is None
     found, _ = verified(cli, MODULE, folder / "fused.pt", "--plan", folder / "plan.json", code=0)
     assert len(found["proof"]["sites"]) == 5
 
 
 def test_a_plan_of_another_network_is_bad_input(folder: Path, cli: Cli) -> None:
-    done = cli("verify", MODULE, MODULE, "--plan", folder / "fused.report.json")
+    assert cli("inspect", MODULE, "--plan", folder / "plan.json", "-q").returncode == 0
+    done = cli("verify", MODULE, MODULE, "--plan", folder / "plan.json")
     assert done.returncode == 2 and "no convolution at 'blocks.0.fused'" in done.stderr
-    done = cli("verify", SAMPLES / "notebook_block.pt", MODULE, "--plan", folder / "fused.report.json")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
 def test_the_same_from_python() -> None:

@@ -41,6 +41,13 @@ def prefixed(prefix: str) -> dict[str, Tensor]:
     return NETWORK.state_dict(prefix=prefix)
 
 
+class NeverEval(nn.BatchNorm2d):
+    """Stays in training mode, as some detectors' normalisations do."""
+
+    def train(self, mode: bool = True) -> NeverEval:
+        return super().train(True)
+
+
 def training(**more: Any) -> dict[str, Any]:
     optimizer = torch.optim.SGD(NETWORK.parameters(), lr=0.1)
     return {"epoch": 7, "state_dict": NETWORK.state_dict(), "optimizer": optimizer.state_dict(), **more}
@@ -122,6 +129,25 @@ def test_training_mode_is_said_of_a_module_and_of_nothing_else(tmp_path: Path) -
     assert not any(part.training for part in checkpoint.module.modules())
     for layout in ("module", "state dict"):
         assert not opened(written(layout, tmp_path / "y.pt")).notes[1 if layout == "module" else 0 :]
+
+
+def test_a_child_that_was_left_in_training_mode_is_named(tmp_path: Path) -> None:
+    network = digits().eval()
+    network.blocks[1].train()
+    network.blocks[3].conv3[1].train()
+    torch.save(network, tmp_path / "x.pt")
+    checkpoint = load(tmp_path / "x.pt")
+    assert checkpoint.notes[0] == (
+        "blocks.1, blocks.3.conv3.1 were in training mode: all of the network is used in eval mode"
+    )
+    assert not any(part.training for part in checkpoint.module.modules())
+
+
+def test_a_module_that_stays_in_training_mode_is_named(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), NeverEval(2)).eval()
+    torch.save(network, tmp_path / "x.pt")
+    checkpoint = load(tmp_path / "x.pt", allow=[__name__], input="1x1x8x8")
+    assert checkpoint.notes == ("in training mode, and staying in it after eval(): 1",)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -27,7 +27,7 @@ def converted(request, tmp_path_factory, cli):
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, source)
     done = cli("convert", source, fused, "--model", f"timm:{name}")
     assert done.returncode == 0, done.stderr
-    return name, network, fused, json.loads((folder / "fused.report.json").read_text())
+    return name, network, fused, json.loads((folder / "fused.safetensors.report.json").read_text())
 
 
 def backbone_nodes(network: nn.Module) -> list[tuple[fx.Node, nn.Module | None]]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from repfuse.checkpoint.source import Said
 from repfuse.errors import RepfuseError
 from repfuse.plan_file import LARGEST, Origin, read_plan_file, write_plan
 from repfuse.plans import Cost, Plan, Refusal, Site
@@ -45,10 +46,10 @@ def test_what_is_written_reads_back(tmp_path):
     text = written(path)
     back = read_plan_file(path)
     assert back.plan == PLAN
-    assert back.origin.input == report().input and back.example == "1x1x8x8,1x5:int64"
+    assert back.origin.input == report().input and back.said == Said("the plan", None, "1x1x8x8,1x5:int64")
     assert text == written(path) and "größe" in text
     written(path, input_origin="guess")
-    assert read_plan_file(path).example is None
+    assert read_plan_file(path).said == Said("the plan")
 
 
 def test_a_site_is_a_few_lines_and_begins_with_what_people_read(tmp_path):
@@ -76,7 +77,7 @@ def test_what_the_commands_print_can_be_given_too(tmp_path, kind):
 def test_a_bare_plan_can_be_given_too(tmp_path):
     (tmp_path / "plan.json").write_text(PLAN.to_json())
     back = read_plan_file(tmp_path / "plan.json")
-    assert back.plan == PLAN and back.origin == Origin() and back.example is None
+    assert back.plan == PLAN and back.origin == Origin() and back.said is None
 
 
 def places(value: object, path: tuple[object, ...] = ()):

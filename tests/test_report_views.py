@@ -30,7 +30,7 @@ from repfuse.checking.results import (
 from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.refusals import REFUSALS
 from repfuse.report.bench_view import bench_view
-from repfuse.report.convert_view import convert_view
+from repfuse.report.convert_view import convert_view, name_of
 from repfuse.report.explain_view import codes_view, explain_view
 from repfuse.report.plan_view import merged, plan_view
 from repfuse.report.schema import Environment, Input, Output, Report, envelope, to_json
@@ -136,7 +136,8 @@ def squeezed_words(shown: str) -> str:
 
 
 VIEWS = {
-    "convert": lambda: convert_view(report(), "models/out.report.json"),
+    "convert": lambda: convert_view(report(), "models/out.pt.report.json"),
+    "convert -v": lambda: convert_view(report(), "models/out.pt.report.json", verbose=True),
     "refused": lambda: plan_view(plan(*(Refusal(CODE, f"{LONG}.{index}", "a reason") for index in range(9)))),
     "verify": lambda: verify_view(
         verification(first_difference=FirstDifference("a", "b", "t", Level(1, 1), Level(0, 0)))
@@ -156,29 +157,60 @@ def test_nothing_is_cut_off_and_no_line_is_too_long(name: str, width: int) -> No
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_long_module_paths_stay_whole_across_lines(width: int) -> None:
-    lines = text(plan_view(plan()), width).splitlines()
-    column = "".join(line[2 : lines[2].index("What")].strip() for line in lines[3:])
-    assert f"{LONG}.0" in column
-    assert f"{LONG}.1" in column
+def test_long_module_paths_are_never_broken(width: int) -> None:
+    lines = [line.rstrip() for line in text(plan_view(plan(), verbose=True), width).splitlines()]
+    assert f"  {LONG}.0" in lines and f"  {LONG}.1" in lines
 
 
-def test_a_conversion_says_all_it_found() -> None:
-    shown = squeezed(text(convert_view(report(), "models/out.report.json"), 120))
-    for part in (
+def test_a_conversion_says_what_matters_and_the_rest_on_demand() -> None:
+    brief, full = (text(convert_view(report(), "models/out.pt.report.json", verbose=all), 80) for all in (False, True))
+    in_both = (
+        "thewholenetworkon1input3.0e-161.0e-12passed",
+        "1inputleftoutthatnotbothnetworksarefor",
+        "drift,float32thewholenetwork2.0e-071.0e-06passed",
+        "models/out.pt(pt",
+        "parameters1.00M",
+        "models/out.pt.report.json",
+        "note:input1x3x8x8isaguess",
+        "took500ms",
+    )
+    in_full = (
         "models/in.pt(pt,sha256:" + "1" * 12,
         "models/out.pt(pt,sha256:" + "2" * 12,
         "1x3x8x8float32(aguess)",
         "2sites,10→2operators",
-        "thewholenetworkon1inputtheexample3.0e-161.0e-12passed",
-        "1inputleftoutthatnotbothnetworksarefor",
-        "drift,float32thewholenetworktheexample2.0e-071.0e-071.0e-06passed",
+        "worst:theexample;theoriginal'sownerrorthereis1.0e-07",
         "2.00x(1.90to2.10)",
-        "models/out.report.json",
-        "note:input1x3x8x8isaguess",
-        "Convertedandproven.",
-    ):
-        assert part in shown, part
+        "10→2operators,2.60M→2.20Mmultiply-accumulates",
+    )
+    for part in in_both:
+        assert part in squeezed(brief) and part in squeezed(full), part
+    for part in in_full:
+        assert part in squeezed(full) and part not in squeezed(brief), part
+    last = "in: 10 → 2 operators, exact to 3.0e-16, 2.0x faster (1.9 to 2.1) at batch 1"
+    assert brief.splitlines()[-1] == full.splitlines()[-1] == last
+    assert len(brief.splitlines()) < 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "plan_path", "last"),
+    [
+        ({"status": "failed", "output": None}, "", "in: not converted: the check failed, and nothing was written"),
+        ({"status": "nothing-to-fuse", "output": None}, "", "in: nothing to fuse, nothing was written"),
+        ({"status": "nothing-to-fuse"}, "", "in: nothing to fuse, written as it is"),
+        ({"status": "planned", "output": None}, "", "in: 2 sites, 10 → 2 operators; nothing was written"),
+        ({"status": "planned"}, "p.json", "in: 2 sites, 10 → 2 operators; the plan was written to p.json"),
+    ],
+)
+def test_the_last_line_is_what_was_done(changes: dict[str, object], plan_path: str, last: str) -> None:
+    assert text(convert_view(report(**changes), plan_path=plan_path)).splitlines()[-1] == last
+
+
+def test_a_network_is_called_as_its_source_calls_it() -> None:
+    source = report().input
+    assert name_of(source) == "in"
+    assert name_of(replace(source, model="timm:mobileone_s0")) == "mobileone_s0"
+    assert name_of(replace(source, model="models/net.py:build")) == "in"
 
 
 def test_a_block_that_is_the_whole_network_has_a_name() -> None:
@@ -189,7 +221,7 @@ def test_a_failed_proof_is_said_and_not_dressed_up() -> None:
     shown = text(convert_view(report(status="failed", proof=proof(1e-3), output=None, timing=None)))
     assert "note: In float64 the largest error is 1.0e-03" in shown
     assert "nothing was written" in shown
-    assert "1.0e-03             1.0e-12   FAILED" in shown
+    assert "1.0e-03   1.0e-12   FAILED" in shown and "the whole network on 1 input: worst: the example" in shown
 
 
 def test_a_mismatch_and_an_unmeasured_drift_are_said() -> None:
@@ -214,7 +246,7 @@ def test_refusals_of_one_kind_are_said_once_with_their_number() -> None:
 
 def test_a_declined_refusal_shows_both_costs() -> None:
     declined = Refusal(CODE, "here", "slower", Cost(macs=1000, launches=3), Cost(macs=9000, launches=1))
-    assert "1.00 k → 9.00 k multiply-accumulates, 3 → 1 operators" in text(plan_view(plan(declined)))
+    assert "3 → 1 operators, 1.00 k → 9.00 k multiply-accumulates" in text(plan_view(plan(declined)))
 
 
 def test_equal_branches_are_counted() -> None:
@@ -223,18 +255,28 @@ def test_equal_branches_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "speed", "sentence"),
+    ("low", "high", "factor", "told"),
     [
-        (1.9, 2.1, 2.0, "the fused network is 2.00 times faster"),
-        (0.4, 0.6, 0.5, "the fused network is 2.00 times slower"),
-        (0.9, 1.2, 1.1, "no difference that this measurement can see"),
+        (1.9, 2.1, 2.0, "2.0x faster (1.9 to 2.1) at batch 1, 2 threads"),
+        (1.4, 1.5, 1.45, "1.45x faster (1.40 to 1.50) at batch 1, 2 threads"),
+        (0.4, 0.6, 0.5, "2.0x slower (1.7 to 2.5) at batch 1, 2 threads"),
+        (0.9, 1.2, 1.1, "no difference in speed (0.90 to 1.20) at batch 1, 2 threads"),
     ],
 )
-def test_a_benchmark_says_its_verdict(low: float, high: float, speed: float, sentence: str) -> None:
-    shown = text(bench_view(benchmark(measurement(low, high, speed))))
-    assert sentence in shown
+def test_a_benchmark_says_its_verdict(low: float, high: float, factor: float, told: str) -> None:
+    shown = text(bench_view(benchmark(measurement(low, high, factor))))
+    assert shown.splitlines()[-1] == told
     assert f"({low:.2f} to {high:.2f})" in shown
     assert "use more --rounds" in shown
+
+
+def test_timing_that_is_too_noisy_to_say_anything_says_only_that() -> None:
+    noisy = measurement(0.4, 3.0, 1.7)
+    shown = text(bench_view(benchmark(noisy)))
+    assert shown.splitlines()[-1] == "timing too noisy to say anything at batch 1, 2 threads"
+    assert not any(word in shown for word in ("1.7", "0.40", "3.00", "faster", "difference", "note:"))
+    last = text(convert_view(report(timing=benchmark(noisy)))).splitlines()[-1]
+    assert last == "in: 10 → 2 operators, exact to 3.0e-16, timing too noisy to say anything"
 
 
 def test_the_notebooks_method_is_labelled() -> None:
@@ -251,8 +293,8 @@ def test_a_verification_reports_real_data_and_what_was_refused() -> None:
 
 
 def test_a_verification_shows_the_proof_where_there_is_one() -> None:
-    shown = squeezed(text(verify_view(verification(proof=proof())), 120))
-    assert "proof,float64thewholenetworkon1inputtheexample3.0e-161.0e-12passed" in shown
+    shown = squeezed(text(verify_view(verification(proof=proof()), verbose=True), 120))
+    assert "proof,float64thewholenetworkon1input3.0e-161.0e-12passed" in shown
     assert "float64weightsasstored" in shown
     assert "drift,float32thewholenetwork" in shown
     assert "outagreeswithinatol3.0e-16,ofnumbersupto1" in shown
@@ -273,10 +315,14 @@ def test_each_kind_of_check_can_fail() -> None:
     failed = proof(sites=sites, unproven=("c",))
     shown = squeezed(text(verify_view(verification(proof=failed)), 120))
     for part in (
-        "2sites,eachaloneb,theexample1.0e-031.0e-12FAILED",
-        "1storedtensora.weight,2wrong7.5ulp0.5ulpFAILED",
-        "therestofthenetworkc-equalFAILED",
-        "1site,eachaloneb,input1x11.0e-031.0e-071.0e-05FAILED",
+        "2sites,eachalone1.0e-031.0e-12FAILED",
+        "2sites,eachalone:worst:b,theexample",
+        "1storedtensor7.5ulp0.5ulpFAILED",
+        "1storedtensor:worst:a.weight,2wrong",
+        "therestofthenetwork-equalFAILED",
+        "therestofthenetwork:worst:c",
+        "1site,eachalone801xboundFAILED",
+        "1site,eachalone:worst:b,input1x1",
     ):
         assert part in shown, part
     assert failed.place.path == "a" and failed.place.error.max == 7.5 and failed.place.after == ""
@@ -351,7 +397,7 @@ def test_what_is_not_json_is_never_written() -> None:
 def test_a_speed_up_that_is_only_known_within_a_wide_range_gets_no_number() -> None:
     shown = squeezed_words(text(bench_view(benchmark(measurement(5.21, 235.6, 215.4)))))
     assert "unsteady (5.21 to 235.60)" in shown
-    assert "faster; how much, this measurement is too unsteady to say" in shown
+    assert "faster, unsteady (5.2 to 235.6) at batch 1" in shown
     assert "215" not in shown
 
 
@@ -365,7 +411,7 @@ def test_what_was_run_of_the_file_is_said() -> None:
         where="a fresh process",
     )
     made = report(output=Output("out.onnx", "sha256:" + "2" * 64, "onnx", found))
-    shown = squeezed(text(convert_view(made), 120))
+    shown = squeezed(text(convert_view(made, verbose=True), 120))
     for part in (
         "inafreshprocess;ONNXRuntime1.32on2inputs:relativeerror2.0e-07",
         "(theoriginal'sown1.0e-07,allowed1.0e-06)",
@@ -380,9 +426,12 @@ def test_a_file_that_was_read_again_is_said_with_where_and_how_much_of_it() -> N
     found = Verified(
         "PyTorch 2.13", (), ("the example",), (), where=where, tensors=12, identical=True, alone=True, seconds=2.0
     )
-    shown = squeezed_words(text(convert_view(report(output=Output("o.pt", "sha256:" + "2" * 64, "pt", found))), 300))
+    made = report(output=Output("o.pt", "sha256:" + "2" * 64, "pt", found))
+    assert f"o.pt (pt, read again in {where})" in squeezed_words(text(convert_view(made), 300))
+    shown = squeezed_words(text(convert_view(made, verbose=True), 300))
     assert (
         f"verified in {where}; 12 tensors the same bit by bit; PyTorch 2.13 on 1 input: the outputs are those of the "
         "proven network, bit by bit; torch.load needs no repfuse; took 2.00 s"
     ) in shown
-    assert "not run" in text(convert_view(report(output=Output("o", "s" * 19, "pt", replace(found, compared=())))))
+    unrun = report(output=Output("o", "s" * 19, "pt", replace(found, compared=())))
+    assert "not run" in text(convert_view(unrun, verbose=True))

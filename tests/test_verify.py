@@ -354,7 +354,11 @@ def test_progress_ends_at_one():
     assert seen == sorted(seen) and seen[-1] == 1.0
 
 
-def test_given_shapes_and_seeds_are_the_inputs():
-    original = network(1)
-    verification = verify(original, original, example(), shapes=[(2, 3, 5, 6), (1, 3, 4, 4)], seeds=(3, 4))
-    assert [trial.shapes for trial in verification.trials] == [((2, 3, 5, 6),)] * 2 + [((1, 3, 4, 4),)] * 2
+def test_the_same_is_tried_around_every_further_example():
+    original, other = network(1), (torch.randn(2, 3, 5, 6),)
+    found = verify(original, original, example(), further_examples=[other], seeds=(3, 4)).trials
+    alone = verify(original, original, other, seeds=(3, 4)).trials
+    assert [row.shapes for row in found[-len(alone) :]] == [row.shapes for row in alone]
+    assert [row.label for row in found[-len(alone) :]] == [f"{row.label} around 2x3x5x6" for row in alone]
+    with pytest.raises(RepfuseError, match="does not take the input 1x7x5x5"):
+        verify(original, original, example(), further_examples=[(torch.randn(1, 7, 5, 5),)])

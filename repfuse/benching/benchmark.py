@@ -30,9 +30,10 @@ from repfuse.benching.clock import (
 from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
 from repfuse.benching.statistics import outliers, ratio_of_medians
 from repfuse.errors import RepfuseError
-from repfuse.networks import between, device_of, main_dtype, placed, using_threads
+from repfuse.networks import between, device_of, main_dtype, placed, using_threads, why_refused
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
+from repfuse.wording import described
 
 # What a network stores and computes.
 
@@ -231,10 +232,10 @@ class Contestant:
         try:
             self.call()
         except Exception as error:
+            why, hint = why_refused(self.network, self.inputs, described(error))
+            name = type(self.network).__name__
             raise RepfuseError(
-                f"The network {type(self.network).__name__} cannot run on the inputs.",
-                f"{type(error).__name__}: {error}.",
-                "Give an input of the shape and dtype that the network takes, or another batch size.",
+                f"The network {name} cannot run on the inputs.", why, f"{hint} Or give another batch size."
             ) from error
         return clock() - start
 

@@ -64,6 +64,11 @@ class Measurement:
         return self.high <= 2 * self.low
 
     @property
+    def says_nothing(self) -> bool:
+        """Whether it is too noisy to tell either network from the other, or to say that they are alike."""
+        return self.verdict == "no difference" and not self.steady
+
+    @property
     def verdict(self) -> SpeedVerdict:
         """``no difference`` where the interval holds 1."""
         if self.low <= 1 <= self.high:

@@ -15,7 +15,7 @@ from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import Flips, RealData
 from repfuse.checking.runs import Outcome, as_stored, copy_with, run, run_copy
 from repfuse.errors import RepfuseError
-from repfuse.networks import between
+from repfuse.networks import between, why_refused
 from repfuse.progress import Progress
 
 # Real inputs in batches that are made when they are asked for: a folder of 50,000 images never lies in memory.
@@ -226,7 +226,7 @@ def _outcome(network: nn.Module, inputs: tuple[Any, ...], cast: Cast) -> Outcome
         shape = "x".join(map(str, inputs[0].shape))
         raise RepfuseError(
             f"A network cannot run on the data (a batch of it is {shape}).",
-            f"{outcome.error}.",
+            why_refused(network, inputs, outcome.error)[0],
             "Give data of the shape and dtype that the network takes.",
         )
     return outcome

@@ -11,6 +11,7 @@ from repfuse.checking.measure import mismatch, output_error
 from repfuse.checking.results import Comparison, TrialComparison
 from repfuse.checking.runs import Change, Outcome, Watch, in_float64, run_float64, unwatched
 from repfuse.errors import RepfuseError
+from repfuse.networks import why_refused
 
 # Both networks in float64 on the same inputs: the proof.
 
@@ -40,12 +41,10 @@ def reference(original: nn.Module, trials: Sequence[Trial], watch: Watch = unwat
     outcomes = run_float64(original, trials, watch=watch)
     if outcomes[0].error:
         shapes = ", ".join("x".join(map(str, shape)) for shape in trials[0].shapes)
-        raise RepfuseError(
-            f"The original network cannot run in float64 on {trials[0].label} ({shapes}).",
-            f"{outcomes[0].error}.",
-            "Give an input of the shape and dtype that the network takes. A network that fixes a dtype inside "
-            "its forward cannot be run in float64.",
-        )
+        what = f"The original network cannot run in float64 on {trials[0].label} ({shapes})."
+        why, hint = why_refused(original, trials[0].inputs, outcomes[0].error)
+        fixed = " A network that fixes a dtype inside its forward cannot be run in float64."
+        raise RepfuseError(what, why, hint + fixed * (outcomes[0].error in why))
     return outcomes
 
 
@@ -80,7 +79,8 @@ def _outside(trial: Trial, expected: Outcome, found: Outcome) -> TrialComparison
     """
     if expected.error or not found.error.startswith(GUARD):
         return None
-    return TrialComparison(trial.label, trial.shapes, skipped=f"the fused program is not for it: {found.error}")
+    broken = found.error.removeprefix(GUARD)
+    return TrialComparison(trial.label, trial.shapes, skipped=f"the fused program does not take it, by {broken}")
 
 
 def _row(trial: Trial, expected: Outcome, found: Outcome) -> TrialComparison:

@@ -103,7 +103,10 @@ class SiteProof:
         if wrong:
             off, half = Level(wrong.spacings, wrong.spacings), Level(0.5, 0.5)
             return FirstDifference(self.path, after, wrong.name, off, half, "difference in units in the last place")
-        return FirstDifference(self.path, after, drift.trial, drift.fused, drift.bound) if drift else None
+        if drift:
+            off, one = Level(drift.of_bound, drift.of_bound), Level(1.0, 1.0)
+            return FirstDifference(self.path, after, drift.trial, off, one, "error in units of its bound")
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data, without the trials."""

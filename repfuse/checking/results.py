@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from repfuse.jsonready import json_ready
+from repfuse.wording import apart
 
 # Differences between two networks' outputs, as plain data. No torch here.
 #
@@ -33,6 +34,15 @@ class Level:
     def over(self, allowed: Level) -> float:
         """Return the larger of the two quotients self / allowed (0 where both are 0)."""
         return max(_quotient(self.rms, allowed.rms), _quotient(self.max, allowed.max))
+
+    def norm(self, allowed: Level) -> str:
+        """Return which of the two norms decides, as the larger quotient: people are shown that one alone."""
+        return "rms" if _quotient(self.rms, allowed.rms) > _quotient(self.max, allowed.max) else "max"
+
+    def against(self, allowed: Level) -> tuple[str, str]:
+        """Return this and what is allowed in the norm that decides, as text from which one sees which is larger."""
+        norm = self.norm(allowed)
+        return apart(getattr(self, norm), getattr(allowed, norm))
 
 
 @dataclass(frozen=True)
@@ -131,9 +141,10 @@ class Comparison:
             return "Nothing could be compared."
         trial, output = self.worst
         side = "within" if self.passed else "above"
+        error, tolerance = apart(output.relative.max, self.tolerance)
         return (
-            f"In float64 the largest error is {output.relative.max:.1e} of the output's scale "
-            f"({trial.label}, {output.name}), {side} {self.tolerance:.0e}."
+            f"In float64 the largest error is {error} of the output's scale ({trial.label}, {output.name}), {side} "
+            f"{tolerance}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,6 +202,13 @@ class OutputDrift:
     def ratio(self) -> float | None:
         """The fused network's rms error in units of the original's; None where the original has none."""
         return self.fused.rms / self.own.rms if self.own.rms else None
+
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        """The error, the original's own, and what is allowed, in the norm that decides."""
+        norm = self.fused.norm(self.allowed)
+        error, own, allowed = (getattr(level, norm) for level in (self.fused, self.own, self.allowed))
+        return error, own, allowed
 
     @property
     def passed(self) -> bool:

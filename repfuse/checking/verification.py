@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,21 +12,22 @@ from torch import nn
 
 from repfuse.checking.agreement import Data, agreement, data_trial
 from repfuse.checking.evidence import MEASURED, Evidence, gather
-from repfuse.checking.inputs.trial import Effort, Shape, Trial, known_effort, rounded_through
-from repfuse.checking.inputs.variants import input_variants, shaped
+from repfuse.checking.inputs.trial import Effort, Trial, known_effort, rounded_through
+from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.locate import first_difference
 from repfuse.checking.measure import level
 from repfuse.checking.proof import prove
-from repfuse.checking.results import FirstDifference, Level, Proven, RealData, Verdict, Verification
+from repfuse.checking.results import FirstDifference, Proven, RealData, Verdict, Verification
 from repfuse.checking.rounding import Key
 from repfuse.checking.runs import run, run_float64
 from repfuse.checking.tolerances import checked, ruling, tolerances
 from repfuse.errors import RepfuseError
 from repfuse.memory import give_back
-from repfuse.networks import main_dtype
+from repfuse.networks import main_dtype, why_refused
 from repfuse.plans import Plan
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
+from repfuse.wording import small
 
 # From evidence to a verdict: ``same``, ``different`` or ``could-not-tell``, in one sentence.
 
@@ -91,9 +93,11 @@ def _decide_drift(evidence: Evidence) -> Ruling:
     worst = drift.worst
     if worst is None:
         return "different", f"As stored, on {drift.problem}."
+    error, limit = worst.fused.against(worst.allowed)
+    own = small(worst.numbers[1])
     return "different", (
-        f"In {worst.dtype}, on {worst.trial}, {worst.name} is off by {_text(worst.fused)}, the original by "
-        f"{_text(worst.own)}; rounding explains {_text(worst.allowed)}."
+        f"In {worst.dtype}, on {worst.trial}, {worst.name} is off by {error}, the original by {own}; rounding explains "
+        f"{limit}."
     )
 
 
@@ -107,17 +111,12 @@ def _blind(evidence: Evidence) -> Key | None:
 def _numbers(evidence: Evidence, key: Key | None = None) -> str:
     """Say how far off the output at ``key`` is, or the worst one."""
     position, name = key = key or evidence.worst
-    error, limit = _text(evidence.errors[key]), _text(evidence.limits[key])
+    error, limit = evidence.errors[key].against(evidence.limits[key])
     return f"on {evidence.trials[position].label}, {name} differs by {error}; rounding explains {limit}"
-
-
-def _text(level: Level) -> str:
-    return f"{level.rms:.1e} (at most {level.max:.1e})"
 
 
 # Parts of the whole that are done after what is gathered, the real data, and the sites.
 DATA, SITES = 0.85, 0.95
-SEEDS = (0, 1)  # of inputs of given shapes
 
 
 def verify(
@@ -126,7 +125,7 @@ def verify(
     example_inputs: Sequence[Any],
     *,
     plan: Plan | None = None,
-    shapes: Sequence[Shape] | None = None,
+    further_examples: Sequence[Sequence[Any]] = (),
     seeds: Sequence[int] | None = None,
     effort: Effort | str = Effort.DEFAULT,
     rtol: float | None = None,
@@ -140,22 +139,25 @@ def verify(
     Both run in eval mode, without gradients, on copies: first in float64 with the weights as they are stored,
     where only the rounding of the weights may show (see ``repfuse.checking.rounding``), then in their own
     dtype, where their operations round too (see ``repfuse.checking.drift``). The inputs are those of
-    ``input_variants``, as many as the ``effort`` says, or random ones of the ``shapes`` given for the first input, a
-    set per seed; and ``data``, real inputs (a batch, or several that can be walked more than once), with one integer
+    ``input_variants``, as many as the ``effort`` says, around ``example_inputs`` and each of the ``further_examples``;
+    and ``data``, real inputs (a batch, or several that can be walked more than once), with one integer
     class per sample in ``labels``. ``rtol`` and ``atol`` overrule what rounding explains (see
     ``repfuse.checking.tolerances``). ``progress`` is called with a stage and the fraction done.
 
     With the ``plan`` that made ``fused``, each site is proven by itself in float64 and each stored weight is held
     against the one computed again from the original: far smaller mistakes show than in the outputs.
 
-    Raises RepfuseError where the original cannot run the example, the data or labels do not fit, a tolerance is no
+    Raises RepfuseError where the original cannot run an example, the data or labels do not fit, a tolerance is no
     sound number, a network cannot be copied, or the plan is of other networks.
     """
     given, effort = tolerances(rtol, atol), known_effort(effort)
     for network in (original, fused):
         check_runnable(network)
     report = progress or (lambda _stage, _fraction: None)
-    trials = _trials(tuple(example_inputs), shapes, seeds, effort, data)
+    trials = [*input_variants(example_inputs, seeds=seeds, effort=effort)]
+    for example in further_examples:
+        trials += _around(original, example, seeds, effort)
+    trials += [data_trial(data)] if data is not None else []
     trials = [rounded_through(trial, main_dtype(fused)) for trial in trials]
     dtypes = _name(main_dtype(original)), _name(main_dtype(fused))
     try:
@@ -202,18 +204,16 @@ def verify(
     )
 
 
-def _trials(
-    example: tuple[Any, ...],
-    shapes: Sequence[Shape] | None,
-    seeds: Sequence[int] | None,
-    effort: Effort,
-    data: Data | None,
-) -> list[Trial]:
-    if shapes is None:
-        chosen = input_variants(example, seeds=seeds, effort=effort)
-    else:
-        chosen = shaped(example, shapes, seeds or SEEDS)
-    return [*chosen, *([data_trial(data)] if data is not None else [])]
+def _around(
+    original: nn.Module, example: Sequence[Any], seeds: Sequence[int] | None, effort: Effort
+) -> Iterator[Trial]:
+    """Yield the trials around another example, which they name. Raises RepfuseError where the original refuses it."""
+    shapes = ", ".join("x".join(map(str, shape)) for shape in Trial("", tuple(example)).shapes)
+    for number, trial in enumerate(input_variants(example, seeds=seeds, effort=effort)):
+        if number == 0 and (error := run(original, [trial], {})[0].error):
+            refused = why_refused(original, example, error)
+            raise RepfuseError(f"The original does not take the input {shapes}.", *refused)
+        yield replace(trial, label=f"{trial.label} around {shapes}")
 
 
 def _confirm(

@@ -96,15 +96,12 @@ def _verified(measured: Drift, found: _Found) -> Verified:
             "Choose another --format. If repfuse verify finds the networks equal, please report it.",
             exit_code=EXIT_FAILED_CHECK,
         )
-    numbers = worst.fused.rms, worst.own.rms, worst.allowed.rms
-    return Verified(found.runtime, found.shapes, found.compared, found.refused, *numbers)
+    return Verified(found.runtime, found.shapes, found.compared, found.refused, *worst.numbers)
 
 
 def _why(measured: Drift) -> str:
     worst = measured.worst
     if measured.problem or worst is None:
         return f"{measured.problem}."
-    return (
-        f"On {worst.trial}, {worst.name} has a relative error of {worst.fused.rms:.1e}, where arithmetic explains "
-        f"{worst.allowed.rms:.1e}."
-    )
+    error, limit = worst.fused.against(worst.allowed)
+    return f"On {worst.trial}, {worst.name} has a relative error of {error}, where arithmetic explains {limit}."

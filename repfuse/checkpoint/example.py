@@ -1,73 +1,39 @@
-"""Example inputs: their shapes as text, what a network knows of its own, and the guess where nothing is known."""
+"""Example inputs: tensors of given shapes, what a network knows of its own, and the guess where nothing is known."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from repfuse.checkpoint.shapes import FORM, Shape
 from repfuse.errors import RepfuseError
 from repfuse.wording import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-FORM = (
-    "Write it as 1x3x224x224, with a dtype after a colon where it matters (1x3x224x224:float16), several with commas."
-)
 GUESSED_SIZE = {1: 224, 2: 224, 3: 32}  # by the number of spatial axes
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """One input: its sizes with the batch first, and its dtype where it is given."""
-
-    sizes: tuple[int, ...]
-    dtype: torch.dtype | None = None
-
-    def __str__(self) -> str:
-        dtype = f":{str(self.dtype).removeprefix('torch.')}" if self.dtype else ""
-        return "x".join(map(str, self.sizes)) + dtype
-
-
-def parse_shapes(text: str) -> tuple[Shape, ...]:
-    """Return the inputs that ``text`` describes, such as ``1x3x224x224`` or ``1x3x64x64:float16,1x10:int64``."""
-    shapes = tuple(_parse(part.strip()) for part in text.split(","))
-    if len(shapes) > 1 and all(len(shape.sizes) == 1 for shape in shapes):
-        raise RepfuseError(f"{text!r} is not an input shape.", "A comma separates inputs, x the sizes of one.", FORM)
-    return shapes
-
-
-def _parse(part: str) -> Shape:
-    match = re.fullmatch(r"([1-9]\d{0,17}(?:x[1-9]\d{0,17})*)(?::(?:torch\.)?(\w+))?", part)
-    if not match:
-        raise RepfuseError(f"{part!r} is not an input shape.", "Sizes are positive whole numbers.", FORM)
-    dtype = getattr(torch, match[2], None) if match[2] else None
-    if match[2] and not isinstance(dtype, torch.dtype):
-        raise RepfuseError(f"{match[2]!r} is not a dtype of torch.", "", "Use float32, float16, bfloat16, int64, ...")
-    return Shape(tuple(int(size) for size in match[1].split("x")), dtype)
-
-
-def render(shapes: Iterable[Shape]) -> str:
-    """Return the text that ``parse_shapes`` reads."""
-    return ",".join(map(str, shapes))
-
-
-def make_inputs(shapes: Iterable[Shape], network: nn.Module) -> tuple[Tensor, ...]:
+def make_inputs(shapes: Sequence[Shape], network: nn.Module) -> tuple[Tensor, ...]:
     """Return one tensor of repeatable random values for each shape, where ``network`` lives and in its dtype."""
     like = _like(network)
     generator = torch.Generator().manual_seed(0)
-    return tuple(_tensor(shape, shape.dtype or like.dtype, generator).to(like.device) for shape in shapes)
+    dtypes = (getattr(torch, shape.dtype) if shape.dtype else like.dtype for shape in shapes)
+    return tuple(_tensor(*each, generator).to(like.device) for each in zip(shapes, dtypes, strict=True))
 
 
 def shapes_of(inputs: Iterable[Tensor], network: nn.Module) -> tuple[Shape, ...]:
     """Return the shapes that ``make_inputs`` would turn into tensors like ``inputs``."""
     usual = _like(network).dtype
-    return tuple(Shape(tuple(x.shape), None if x.dtype == usual else x.dtype) for x in inputs)
+    return tuple(Shape(tuple(x.shape), None if x.dtype == usual else _name(x.dtype)) for x in inputs)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _like(network: nn.Module) -> Tensor:

@@ -18,11 +18,12 @@ from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.revive import revive
 from repfuse.checkpoint.source import FORMS, ModelSource
 from repfuse.errors import RepfuseError
-from repfuse.networks import set_eval
+from repfuse.networks import in_training, set_eval
+from repfuse.wording import listed
 
 if TYPE_CHECKING:
     from collections import OrderedDict
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from torch import Tensor
 
@@ -90,10 +91,18 @@ def _in_eval(opened: Opened, module: Any, notes: tuple[str, ...]) -> Network:
         raise no_network(opened.path, f"It holds one object of type {type(module).__name__}.")
     if any(name.count(".") > NESTED for name, _ in module.named_modules()):
         raise damaged(opened.path, "its modules hold each other without end")
-    if any(part.training for part in module.modules()):
-        notes = (*notes, "the network was in training mode: it is used in eval mode")
+    before = in_training(module)
     set_eval(module)
-    return Network(module, notes=notes)
+    return Network(module, notes=(*notes, *_mode_notes(before, in_training(module))))
+
+
+def _mode_notes(before: list[str], still: list[str]) -> Iterator[str]:
+    """Say which modules were in training mode when they were saved, and which are in it whatever they are told."""
+    if turned := [name or "the network" for name in before if name not in still]:
+        was = f"{listed(turned)} {'was' if len(turned) == 1 else 'were'}"
+        yield f"{was} in training mode: all of the network is used in eval mode"
+    if still:
+        yield f"in training mode, and staying in it after eval(): {listed([name or 'the network' for name in still])}"
 
 
 def _filled(

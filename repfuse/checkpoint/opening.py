@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
-    from repfuse.checkpoint.example import Shape
+    from repfuse.checkpoint.shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Opened:
     metadata: dict[str, str] = field(default_factory=dict)
     program: ExportedProgram | None = None
     files: tuple[Path, ...] = ()
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether it holds weights, and does not say what network they belong to."""
+        return self.contents.state is not None and self.recipe is None
 
 
 def open_checkpoint(

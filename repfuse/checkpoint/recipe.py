@@ -71,8 +71,8 @@ def read_recipe(text: Any, path: Path) -> Recipe:
         ) from error
 
 
-def check_buildable(source: ModelSource, path: Path, allow: Collection[str]) -> None:
-    """Raise RepfuseError where building ``source`` would run code merely because the file names it.
+def check_buildable(source: ModelSource, path: Path | str, allow: Collection[str]) -> None:
+    """Raise RepfuseError where building ``source`` would run code merely because a file, at ``path``, names it.
 
     The model libraries build by name alone; of the packages that may give classes, a class of networks will do.
     """
@@ -87,5 +87,5 @@ def check_buildable(source: ModelSource, path: Path, allow: Collection[str]) -> 
     raise RepfuseError(
         f"{path} says that {source} builds its network, which means running that code.",
         "repfuse runs no code because a file names it.",
-        f"If that is the right code, say so: --model {source.spec}",
+        f"If that is the right code, say so: {source.options}",
     )

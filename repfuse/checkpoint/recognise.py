@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEAD = 512
+HUB = "hf-hub:"  # how the name of what the Hugging Face hub holds begins
+CONFIG = "config.json"  # what makes a folder a snapshot of it
 TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save wrote first before torch 1.6
 
 

@@ -18,12 +18,12 @@ from repfuse.checkpoint.build import timm_defaults
 from repfuse.checkpoint.json_file import read_json
 from repfuse.checkpoint.opening import Opened, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
+from repfuse.checkpoint.recognise import CONFIG, HUB
 from repfuse.checkpoint.sharded import weight_map
 from repfuse.checkpoint.source import ModelSource
 from repfuse.errors import RepfuseError
 from repfuse.wording import described, first_line
 
-CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")  # the safe format first
 LARGEST_FILE = 4 << 20  # bytes
@@ -32,7 +32,6 @@ LARGEST = 1_000_000  # a number of classes, channels or pixels beyond this is a 
 ARGUMENT = 100_000  # other numbers count blocks and channels
 DEEPEST = 4  # lists in the arguments
 RESERVED = {*FETCHING, "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only", "model_name"}
-HUB = "hf-hub:"
 HUB_NAME = re.compile(r"hf-hub:(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 

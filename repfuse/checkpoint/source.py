@@ -36,9 +36,25 @@ class ModelSource:
         where, _, name = self.spec.partition(":") if _is_zoo(self.spec) else self.spec.rpartition(":")
         return where, name
 
+    @property
+    def options(self) -> str:
+        """What says so on the command line: ``--model net.py:build --model-arg n=3``."""
+        return " ".join([f"--model {self.spec}", *(f"--model-arg {text}" for text in as_texts(self) or ())])
+
     def __str__(self) -> str:
         listed = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
         return f"{self.spec}({listed})" if listed else self.spec
+
+
+@dataclass(frozen=True)
+class Said:
+    """What somebody else says of a checkpoint that does not say it itself: how its network is built, and its input as
+    --input takes it. ``by`` is who says so.
+    """
+
+    by: str
+    source: ModelSource | None = None
+    input: str | None = None
 
 
 def model_source(spec: str, arguments: Mapping[str, Any] | Iterable[str] | None = None) -> ModelSource:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TextIO, cast
 
-from repfuse.cli.app import app
+STARTED = time.perf_counter()  # before what takes long to import: the times that are printed are those of a clock
+
+from repfuse.cli.app import app  # noqa: E402
 
 __all__ = ["app", "main"]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from repfuse.cli import bench, convert, explain, inspect, verify
 from repfuse.cli.output import say, say_error
@@ -45,6 +48,77 @@ class Command(TyperCommand):
             raise typer.Exit(EXIT_BAD_INPUT) from None
 
 
+UsageError: Any = typer.BadParameter.__mro__[1]  # typer has no name of its own for it
+
+
+class Commands(TyperGroup):
+    """All commands. How they are to be used is said as every other error is."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run what the arguments say, and end the process."""
+        try:
+            code = super().main(*args, **options | {"standalone_mode": False})
+        except UsageError as error:
+            say_error(_usage(error))
+            code = EXIT_BAD_INPUT
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Any) -> RepfuseError:
+    """Return in repfuse's words what is wrong with the arguments."""
+    context, kind, message = error.ctx, type(error).__name__, str(error.message)
+    command = context.command_path if context else "repfuse"
+    option = getattr(error, "option_name", None) or _name_of(getattr(error, "param", None))
+    what, hint = f"{message[:1].upper()}{message[1:]}", f"`{command} --help` shows how to use it."
+    if kind == "MissingParameter":
+        what, hint = f"{option} is missing.", f"Write: {command} {_arguments(context.command)} [OPTIONS]"
+    elif kind == "NoSuchOption":
+        known = [name for param in context.command.params for name in param.opts] if context else []
+        what, hint = f"{command} has no option {option}.", _close(str(option), known) + hint
+    elif kind == "BadOptionUsage":
+        what = f"{option} needs a value."
+    elif found := re.search(r"No such command '(.*?)'", message):
+        known = context.command.list_commands(context)
+        what, hint = f"There is no command {found[1]}.", _close(found[1], known) + hint
+    elif found := re.search(r"unexpected extra argument\S* \((.*)\)", message):
+        what = f"{command} takes fewer arguments: what is {found[1]}?"
+    elif option:
+        what = f"{option} {_wanted(message)}."
+    return RepfuseError(what, "", hint)
+
+
+WANTED = (
+    (r"valid integer", "takes a whole number"),
+    (r"valid (number|float)", "takes a number"),
+    (r"(?:greater than or equal to|x>=) ?(\S+?)\.?$", r"takes a number that is at least \1"),
+    (r"is not one of (.*?)\.?$", r"takes one of \1"),
+)
+"""What the message says of a value that an option does not take, and what it does take."""
+
+
+def _wanted(message: str) -> str:
+    for pattern, text in WANTED:
+        if found := re.search(pattern, message):
+            return found.expand(text).replace("'", "")
+    return f"does not take this: {message.rstrip('.')}"
+
+
+def _name_of(param: Any) -> str:
+    if param is None:
+        return ""
+    return str(param.opts[0] if param.param_type_name == "option" else param.metavar or param.name)
+
+
+def _arguments(command: Any) -> str:
+    names = ((param, _name_of(param)) for param in command.params if param.param_type_name == "argument")
+    return " ".join(name if param.required else f"[{name}]" for param, name in names)
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, known, n=2)
+    return f"Did you mean {' or '.join(close)}? " if close else ""
+
+
 def _unexpected(error: Exception) -> RepfuseError:
     return RepfuseError(
         "Something happened that repfuse does not expect. This is a mistake in repfuse.",
@@ -77,7 +151,7 @@ could not tell, 130 interrupted.
 app = typer.Typer(
     help=HELP,
     no_args_is_help=True,
-    add_completion=False,
+    cls=Commands,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

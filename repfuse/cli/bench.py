@@ -8,7 +8,7 @@ import typer
 
 from repfuse.cli.options import Allow, Fused, Input, Json, Model, ModelArg, Original, Quiet, Trust, Weights
 from repfuse.cli.output import progress, show, show_json
-from repfuse.cli.pair import FusedModel, FusedModelArg, FusedWeights, Source, load_pair
+from repfuse.cli.pair import FusedModel, FusedModelArg, FusedWeights, Source, load_pair, sides
 
 
 def bench(
@@ -16,14 +16,16 @@ def bench(
     fused: Fused,
     *,
     batch_size: Annotated[
-        list[int] | None, typer.Option("--batch-size", help="Samples per call; repeat it. Without it: the example's.")
+        list[int] | None,
+        typer.Option("--batch-size", min=1, help="Samples per call; repeat it. Without it: the example's."),
     ] = None,
     threads: Annotated[
-        list[int] | None, typer.Option("--threads", help="Threads of torch; repeat it. Without it: torch's choice.")
+        list[int] | None,
+        typer.Option("--threads", min=1, help="Threads of torch; repeat it. Without it: torch's choice."),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", help="Rounds in which both are timed.")] = 40,
+    rounds: Annotated[int, typer.Option("--rounds", min=4, help="Rounds in which both are timed.")] = 40,
     seconds: Annotated[
-        float, typer.Option("--seconds", help="At most this long for each batch size and thread count.")
+        float, typer.Option("--seconds", min=0, help="At most this long for each batch size and thread count.")
     ] = 10.0,
     cold: Annotated[
         bool, typer.Option("--cold", help="Also show the notebook's method: one cold call each, no measurement.")
@@ -50,11 +52,15 @@ def bench(
       repfuse bench model.pt fused.pt
       repfuse bench model.pt fused.pt --batch-size 1 --batch-size 32 --threads 1
     """
-    from repfuse.benching import bench as measure
-    from repfuse.report.bench_view import bench_view
-
     sources = Source(model, model_arg, weights), Source(fused_model, fused_model_arg, fused_weights)
-    pair = load_pair((original, fused), *sources, example=example, allow=allow, trust=trust, quiet=quiet)
+    both = sides((original, fused), *sources, example=example, allow=allow, trust=trust)
+    with progress(quiet=quiet) as update:
+        update("reading", 0.0)
+        from repfuse.benching import bench as measure
+        from repfuse.report.bench_view import bench_view
+
+        pair = load_pair(both)
+    pair.notes(quiet=quiet)
     with progress(quiet=quiet) as update:
         result = measure(
             pair.original.module,

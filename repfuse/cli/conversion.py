@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from repfuse.benching import bench
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
+from repfuse.cli import STARTED
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
+from repfuse.plan_file import said_beside
 from repfuse.planning.choosing import choose
 from repfuse.plans import Plan
 from repfuse.report.build import environment, input_of, output_of
@@ -54,7 +56,8 @@ def run(job: Job, progress: Progress, reader: Place | None = None) -> Report:
     if reader:
         reader.prepare(checkpoint.module)
     if job.out is None:
-        return _planned(checkpoint, job.wanted)
+        progress("looking for what can be fused", 0.3)
+        return _planned(checkpoint, job)
     format_for(job.out, job.format, checkpoint.format)  # to say what cannot be written before the work is done
     report, module = _proven(checkpoint, job, progress)
     if report.status == "failed" or (report.status == "nothing-to-fuse" and not job.force):
@@ -72,32 +75,31 @@ def _saved(report: Report, checkpoint: Checkpoint, module: nn.Module, job: Job, 
     options: dict[str, Any] = {"format": job.format, "force": job.force, "keep_metadata": job.keep_metadata}
     with together():
         saved = save_read_in(reader, checkpoint, module, out, plan=report.plan, **options)
-        report = replace(report, output=output_of(saved), notes=(*report.notes, *saved.notes))
+        notes = (*report.notes, *saved.notes)
+        report = replace(report, output=output_of(saved), notes=notes, seconds=time.perf_counter() - STARTED)
         _write(report, report_path(out))
     return report
 
 
 def _loaded(job: Job) -> Checkpoint:
-    """Load the checkpoint, with the input that was given for the plan; notes say what the plan was made for."""
+    """Load the checkpoint, with the input and the model that were given for the plan; notes say what that is of."""
     file = job.wanted.file
-    given = file.example if file and job.loading["input"] is None else None
-    checkpoint = load(job.source, **job.loading | ({"input": given} if given else {}))
-    notes = [f"the input {given} is that of the plan"] if given else []
+    checkpoint = load(job.source, **job.loading, said=file.said if file else said_beside(job.source))
+    notes = []
     made_for = file.origin.input if file else None
     if made_for and made_for.digest != checkpoint.digest:
         notes.append(f"the plan was made for another file, {made_for.path}: its sites are merged with these weights")
     return replace(checkpoint, notes=(*checkpoint.notes, *notes))
 
 
-def _planned(checkpoint: Checkpoint, wanted: Wanted) -> Report:
-    started = time.perf_counter()
-    found = choose(checkpoint.module, checkpoint.example_inputs, wanted.choice)
+def _planned(checkpoint: Checkpoint, job: Job) -> Report:
+    found = choose(checkpoint.module, checkpoint.example_inputs, job.wanted.choice)
     status: Status = "planned" if found.sites else "nothing-to-fuse"
-    return _report(status, checkpoint, found, wanted, time.perf_counter() - started)
+    report = _report(status, checkpoint, found, job.wanted)
+    return replace(report, notes=(*report.notes, *_effort_notes(job.effort, checked=False)))
 
 
 def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Report, nn.Module]:
-    started = time.perf_counter()
     conversion = convert(
         checkpoint,
         progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),
@@ -106,13 +108,20 @@ def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Repor
     )
     done: Status = "converted" if conversion.plan.sites else "nothing-to-fuse"
     status: Status = done if conversion.passed else "failed"
-    report = _report(status, checkpoint, conversion.plan, job.wanted, time.perf_counter() - started)
-    notes = (*report.notes, *class_notes(checkpoint.module, conversion.module), *_quick_notes(job.effort))
+    report = _report(status, checkpoint, conversion.plan, job.wanted)
+    notes = (
+        *report.notes,
+        *class_notes(checkpoint.module, conversion.module),
+        *_effort_notes(job.effort, checked=conversion.proof is not None),
+    )
     report = replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes)
     return report, conversion.module
 
 
-def _quick_notes(effort: str) -> tuple[str, ...]:
+def _effort_notes(effort: str, *, checked: bool) -> tuple[str, ...]:
+    if not checked:
+        why = "--{} makes no difference here: a check is only done of what is fused and written"
+        return () if effort == "default" else (why.format(effort),)
     return ("proven on few and small inputs: leave --quick out before you rely on it",) if effort == "quick" else ()
 
 
@@ -125,13 +134,13 @@ def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
     return (f"the outermost forward was rewritten: the network is a {kind} now, without the methods of its class",)
 
 
-def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted, seconds: float) -> Report:
+def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted) -> Report:
     return Report(
         status,
         environment(),
         input_of(checkpoint),
         found,
-        seconds,
+        time.perf_counter() - STARTED,
         notes=(*checkpoint.notes, *_earlier(checkpoint, found)),
         health=examine(checkpoint.module),
         chosen=wanted.chosen,

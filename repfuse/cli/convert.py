@@ -22,11 +22,12 @@ from repfuse.cli.options import (
     Quiet,
     Thorough,
     Trust,
+    Verbose,
     Weights,
     effort_of,
     for_load,
 )
-from repfuse.cli.output import check_targets, progress, show, show_json
+from repfuse.cli.output import check_sources, check_targets, progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK
 from repfuse.readback.process import place
 from repfuse.report.schema import report_path
@@ -77,11 +78,12 @@ def convert(
     thorough: Thorough = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     as_json: Json = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Fuse the branches of a checkpoint, prove the result and write it.
 
-    Beside OUT goes its report: fused.pt, fused.report.json. IN is never changed.
+    Beside OUT goes its report: fused.pt, fused.pt.report.json. IN is never changed.
 
     \b
     Examples:
@@ -105,18 +107,18 @@ def convert(
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
-    with place() if target else nullcontext() as reader:  # before this process imports torch, too
-        from repfuse.cli.conversion import Job, run
-
-        loading = for_load(model, model_arg, weights, example, allow, trust=trust)
+    check_sources((source,))
+    loading = for_load(model, model_arg, weights, example, allow, trust=trust)
+    with place() if target else nullcontext() as reader, progress(quiet=quiet) as update:
         chosen = wanted(policy, plan, include, exclude, keep_class)
-        job = Job(source, target, loading, chosen, file_format, force, keep_metadata, effort)
-        with progress(quiet=quiet) as update:
-            report = run(job, update, reader)
-    from repfuse.report.convert_view import convert_view
+        from repfuse.cli.conversion import Job, run  # the reader imports torch by now, too
+        from repfuse.report.convert_view import convert_view
 
+        job = Job(source, target, loading, chosen, file_format, force, keep_metadata, effort)
+        report = run(job, update, reader)
     if as_json:
         show_json("conversion", report.to_dict())
     elif not quiet:
-        show(convert_view(report, str(report_path(target)) if target and report.output else ""))
+        beside = str(report_path(target)) if target and report.output else ""
+        show(convert_view(report, beside, verbose=verbose))
     raise typer.Exit(EXIT_FAILED_CHECK if report.status == "failed" else 0)

@@ -13,9 +13,16 @@ from repfuse.errors import RepfuseError
 from repfuse.refusals import REFUSALS, Explanation
 
 
+def _codes(begun: str) -> list[str]:
+    return [code for code in sorted(REFUSALS) if code.startswith(begun)]
+
+
 def explain(
     code: Annotated[
-        str | None, typer.Argument(metavar="CODE", help="A refusal's code. Without it: the list of all codes.")
+        str | None,
+        typer.Argument(
+            metavar="CODE", help="A refusal's code. Without it: the list of all codes.", autocompletion=_codes
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -8,8 +8,21 @@ from typing import Annotated
 import typer
 
 from repfuse.cli.choosing import Exclude, Include, KeepClass, Merging, wanted
-from repfuse.cli.options import OUTPUT, Allow, Checkpoint, Input, Json, Model, ModelArg, Quiet, Trust, Weights, for_load
-from repfuse.cli.output import check_targets, progress, show, show_json
+from repfuse.cli.options import (
+    OUTPUT,
+    Allow,
+    Checkpoint,
+    Input,
+    Json,
+    Model,
+    ModelArg,
+    Quiet,
+    Trust,
+    Verbose,
+    Weights,
+    for_load,
+)
+from repfuse.cli.output import check_sources, check_targets, progress, show, show_json
 
 
 def inspect(
@@ -36,6 +49,7 @@ def inspect(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the plan FILE.", rich_help_panel=OUTPUT)] = False,
     as_json: Json = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """List what can be fused in a checkpoint, and what not and why.
@@ -50,17 +64,18 @@ def inspect(
     """
     if plan:
         check_targets((plan,), (source,), force=force)
-    from repfuse.cli.conversion import Job, run
-    from repfuse.plan_file import write_plan
-    from repfuse.report.convert_view import convert_view
-
+    check_sources((source,))
     loading = for_load(model, model_arg, weights, example, allow, trust=trust)
-    chosen = wanted(policy, None, include, exclude, keep_class)
     with progress(quiet=quiet) as update:
+        chosen = wanted(policy, None, include, exclude, keep_class)
+        from repfuse.cli.conversion import Job, run
+        from repfuse.plan_file import write_plan
+        from repfuse.report.convert_view import convert_view
+
         report = run(Job(source, None, loading, chosen, None, force=False), update)
     if plan:
         write_plan(report, plan)
     if as_json:
         show_json("inspection", report.to_dict())
     elif not quiet:
-        show(convert_view(report, plan_path=str(plan or "")))
+        show(convert_view(report, plan_path=str(plan or ""), verbose=verbose))

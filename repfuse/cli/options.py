@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from repfuse.checkpoint.shapes import parse_shapes
+from repfuse.checkpoint.source import model_source
+from repfuse.errors import RepfuseError
+
 if TYPE_CHECKING:
     from repfuse.data import Wishes
 
@@ -90,6 +94,10 @@ Json = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and JSON).", rich_help_panel=OUTPUT)
 ]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Print the details too: each site, each check.", rich_help_panel=OUTPUT),
+]
 
 
 def for_load(
@@ -101,7 +109,13 @@ def for_load(
     *,
     trust: bool,
 ) -> dict[str, Any]:
-    """Return what these options say as repfuse.load takes it."""
+    """Return what these options say as repfuse.load takes it. Raises RepfuseError where one of them makes no sense."""
+    if model is not None:
+        model_source(model, model_arg)
+    elif model_arg:
+        raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
+    if example is not None:
+        parse_shapes(example)
     network = {"model": model, "model_args": model_arg, "weights": weights, "input": example}
     return {**network, "allow": allow or (), "trust": trust}
 
@@ -192,15 +206,22 @@ Std = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option("--limit", metavar="N", help="Take only N of the samples, evenly spaced.", rich_help_panel=DATA),
+    typer.Option(
+        "--limit", metavar="N", min=1, help="Take only N of the samples, evenly spaced.", rich_help_panel=DATA
+    ),
 ]
 
 
-def wishes_of(data: Path | None, mean: str | None, std: str | None, limit: int | None) -> Wishes:
-    """Return what the options ask for. Raises RepfuseError where they make no sense, or there is no data."""
-    from repfuse.data import Wishes, parse_numbers
-    from repfuse.errors import RepfuseError
-
+def check_real(data: Path | None, mean: str | None, std: str | None, limit: int | None) -> None:
+    """Raise RepfuseError where there is no data, or nothing that it could be prepared for. torch is not imported."""
     if data is None and (mean, std, limit) != (None, None, None):
         raise RepfuseError("--mean, --std and --limit are about real data.", "There is none.", "Give --data too.")
+    if data is not None and not data.exists():
+        raise RepfuseError(f"There is no data at {data}.", "", f"Check the path; you are in {Path.cwd()}.")
+
+
+def wishes_of(mean: str | None, std: str | None, limit: int | None) -> Wishes:
+    """Return what the options ask for. Raises RepfuseError where they make no sense."""
+    from repfuse.data import Wishes, parse_numbers
+
     return Wishes(parse_numbers(mean), parse_numbers(std), limit)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from repfuse.checkpoint.atomic import check_target
+from repfuse.checkpoint.recognise import CONFIG, HUB, recognise
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ def check_targets(targets: Sequence[Path], sources: Sequence[Path], *, force: bo
     except OSError as error:
         what = f"Nothing can be written to the folder {folder}."
         raise RepfuseError(what, error.strerror or str(error), "Give a folder that you may write to.") from error
+
+
+def check_sources(sources: Sequence[Path]) -> None:
+    """Raise RepfuseError where what is to be read is no checkpoint. What is fetched, or a snapshot, is not opened."""
+    for source in sources:
+        if not str(source).startswith(HUB) and not (source.is_dir() and (source / CONFIG).is_file()):
+            recognise(source)
 
 
 def show(view: Iterable[RenderableType]) -> None:

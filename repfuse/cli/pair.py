@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from repfuse.cli.options import NETWORK, for_load
-from repfuse.cli.output import notes
+from repfuse.cli.output import check_sources, notes
+from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
+    from repfuse.checkpoint.source import Said
     from repfuse.loading import Checkpoint
 
 FusedModel = Annotated[
@@ -41,6 +44,11 @@ class Pair(NamedTuple):
     original: Checkpoint
     fused: Checkpoint
 
+    def notes(self, *, quiet: bool) -> None:
+        """Print what the user must be told of both on standard error."""
+        for checkpoint in self:
+            notes(checkpoint.path, checkpoint.notes, quiet=quiet)
+
 
 class Source(NamedTuple):
     """How one side's network is built, by a spec and its arguments, and which weights of the file it has."""
@@ -50,7 +58,15 @@ class Source(NamedTuple):
     weights: str
 
 
-def load_pair(
+@dataclass(frozen=True)
+class Sides:
+    """Both files and how each is loaded, as the options say."""
+
+    paths: tuple[Path, Path]
+    loading: tuple[dict[str, Any], dict[str, Any]]
+
+
+def sides(
     paths: tuple[Path, Path],
     source: Source,
     fused_source: Source,
@@ -58,15 +74,37 @@ def load_pair(
     example: str | None,
     allow: Sequence[str] | None,
     trust: bool,
-    quiet: bool,
-) -> Pair:
-    """Load both; FUSED by ``source`` where it has no source of its own. Notes go to standard error."""
-    from repfuse.loading import load
+) -> Sides:
+    """Return what the options say of both; FUSED is built by ``source`` where it has no source of its own.
 
-    sources = (source, fused_source if fused_source.model else source._replace(weights=fused_source.weights))
-    loaded = [
-        load(path, **for_load(*each, example, allow, trust=trust)) for path, each in zip(paths, sources, strict=True)
-    ]
-    for checkpoint in loaded:
-        notes(checkpoint.path, checkpoint.notes, quiet=quiet)
-    return Pair(*loaded)
+    Raises RepfuseError where an option makes no sense, or a file is no checkpoint. torch is not imported.
+    """
+    if fused_source.arguments and not fused_source.model:
+        what = "There are arguments of --fused-model-arg, but no --fused-model."
+        raise RepfuseError(what, "", "Say which network they are for: --fused-model timm:NAME, ...")
+    check_sources(paths)
+    fused_source = fused_source if fused_source.model else source._replace(weights=fused_source.weights)
+    first, second = (for_load(*each, example, allow, trust=trust) for each in (source, fused_source))
+    return Sides(paths, (first, second))
+
+
+def load_pair(both: Sides) -> Pair:
+    """Load both. What neither an option nor ORIGINAL says of itself, the report beside FUSED may, or FUSED itself."""
+    from repfuse.loading import load
+    from repfuse.plan_file import said_beside
+
+    original, fused = both.paths
+    second = load(fused, **both.loading[1], said=said_beside(fused))
+    said = said_beside(fused, original) or _said_by(second)
+    return Pair(load(original, **both.loading[0], said=said), second)
+
+
+def _said_by(fused: Checkpoint) -> Said:
+    """Return what FUSED says of its original: the network, and the input where it holds one."""
+    from repfuse.checkpoint.example import shapes_of
+    from repfuse.checkpoint.shapes import render
+    from repfuse.checkpoint.source import Said
+
+    known = fused.input_origin == "checkpoint" and fused.plans
+    shapes = render(shapes_of(fused.example_inputs, fused.module)) if known else None
+    return Said(fused.path.name, fused.source, shapes)

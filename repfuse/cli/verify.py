@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from repfuse.checkpoint.shapes import parse_shapes
 from repfuse.cli.options import (
     NETWORK,
     Allow,
@@ -25,12 +26,14 @@ from repfuse.cli.options import (
     Std,
     Thorough,
     Trust,
+    Verbose,
     Weights,
+    check_real,
     effort_of,
     wishes_of,
 )
 from repfuse.cli.output import notes, progress, show, show_json
-from repfuse.cli.pair import FusedModel, FusedModelArg, FusedWeights, Source, load_pair
+from repfuse.cli.pair import FusedModel, FusedModelArg, FusedWeights, Source, load_pair, sides
 
 
 def verify(
@@ -42,8 +45,8 @@ def verify(
         typer.Option(
             "--input",
             metavar="SHAPE",
-            help="Compare on random inputs of this shape, as 1x3x224x224; repeat it. Without it: several around the "
-            "example that the checkpoint or the model source knows.",
+            help="An example input, as 1x3x224x224: many kinds and sizes around it are tried; repeat it. Without it: "
+            "what the checkpoint, its report or the model source knows.",
             rich_help_panel=NETWORK,
         ),
     ] = None,
@@ -74,6 +77,7 @@ def verify(
     allow: Allow = None,
     trust: Trust = False,
     as_json: Json = False,
+    verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Say whether two checkpoints compute the same, and how far apart they are.
@@ -96,25 +100,30 @@ def verify(
     Exit codes: 0 same, 1 different, 2 could not tell.
     """
     effort = effort_of(quick=quick, thorough=thorough)
-    from repfuse.checking.tolerances import tolerances
-    from repfuse.checking.verification import verify as compare
-    from repfuse.checkpoint.example import parse_shapes
-    from repfuse.data import prepare, read_data
-    from repfuse.memory import keep_little
-    from repfuse.plan_file import known_plan
-    from repfuse.report.verify_view import verify_view
-
-    keep_little()
-    tolerances(rtol, atol)  # whether they are sound is said before the files are read
-    sizes = [parse_shapes(shape)[0].sizes for shape in shapes or ()]
-    wishes = wishes_of(data, mean, std, limit)
-    found = read_data(data) if data else None
+    wanted = [parse_shapes(shape) for shape in shapes or ()]
+    check_real(data, mean, std, limit)
     sources = Source(model, model_arg, weights), Source(fused_model, fused_model_arg, fused_weights)
     example = shapes[0] if shapes else None
-    pair = load_pair((original, fused), *sources, example=example, allow=allow, trust=trust, quiet=quiet)
-    known = known_plan(*pair, plan)
+    both = sides((original, fused), *sources, example=example, allow=allow, trust=trust)
+    with progress(quiet=quiet) as update:
+        update("reading", 0.0)
+        from repfuse.checking.tolerances import tolerances
+        from repfuse.checking.verification import verify as compare
+        from repfuse.checkpoint.example import make_inputs
+        from repfuse.data import prepare, read_data
+        from repfuse.memory import keep_little
+        from repfuse.plan_file import known_plan
+        from repfuse.report.verify_view import verify_view
+
+        keep_little()
+        tolerances(rtol, atol)  # whether they are sound is said before the files are read
+        wishes = wishes_of(mean, std, limit)
+        found = read_data(data) if data else None
+        pair = load_pair(both)
+        known = known_plan(*pair, plan)
+        samples, labels = prepare(found, pair.original, wishes) if found else (None, None)
+    pair.notes(quiet=quiet)
     notes(fused, known.notes, quiet=quiet)
-    samples, labels = prepare(found, pair.original, wishes) if found else (None, None)
     notes(data, samples.notes if samples else (), quiet=quiet)
     with progress(quiet=quiet) as update:
         result = compare(
@@ -122,7 +131,7 @@ def verify(
             pair.fused.module,
             pair.original.example_inputs,
             plan=known.plan,
-            shapes=sizes or None,
+            further_examples=[make_inputs(each, pair.original.module) for each in wanted[1:]],
             seeds=seed or None,
             effort=effort,
             rtol=rtol,
@@ -134,5 +143,5 @@ def verify(
     if as_json:
         show_json("verification", result.to_dict())
     elif not quiet:
-        show(verify_view(result))
+        show(verify_view(result, verbose=verbose))
     raise typer.Exit(result.exit_code)

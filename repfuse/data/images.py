@@ -19,7 +19,8 @@ import torch
 
 from repfuse.checkpoint.build import library
 from repfuse.checkpoint.json_file import read_json
-from repfuse.checkpoint.snapshot import CONFIG, LARGEST_FILE, WEIGHTS
+from repfuse.checkpoint.recognise import CONFIG
+from repfuse.checkpoint.snapshot import LARGEST_FILE, WEIGHTS
 from repfuse.errors import RepfuseError
 from repfuse.wording import described
 

@@ -40,7 +40,7 @@ def filter_cost(geometry: Geometry, output: Ints, source: Ints, item: int) -> Co
     """Cost of a fixed filter: of a pool, of the copy that a pad makes; a crop and a step are views and cost nothing."""
     if prod(geometry.kernel) == 1 and not any(amount > 0 for pair in geometry.padding for amount in pair):
         return Cost()
-    return Cost(prod(output) * prod(geometry.kernel), item * (prod(source) + prod(output)), 1)
+    return Cost(0, item * (prod(source) + prod(output)), 1)
 
 
 def needs_separate_pad(geometry: Geometry) -> bool:
@@ -50,7 +50,7 @@ def needs_separate_pad(geometry: Geometry) -> bool:
 
 def elementwise_cost(output: Ints, inputs: int, item: int, parameters: int = 0) -> Cost:
     """Cost of an operation that reads ``inputs`` tensors of shape ``output`` and writes one."""
-    return Cost(prod(output), item * ((inputs + 1) * prod(output) + parameters), 1, parameters)
+    return Cost(0, item * ((inputs + 1) * prod(output) + parameters), 1, parameters)
 
 
 def price(cost: Cost, policy: Policy = Policy.COST) -> float:

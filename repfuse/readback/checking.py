@@ -124,7 +124,8 @@ def _judged(
     if all(_identical(expected[position], given[position]) for position in taken):
         return replace(found, compared=compared, identical=bool(taken))
     worst = _worst(written, {trials[position].label: given[position] for position in taken})
-    return replace(found, compared=compared, error=worst.fused.rms, own=worst.own.rms, allowed=worst.allowed.rms)
+    error, own, allowed = worst.numbers
+    return replace(found, compared=compared, error=error, own=own, allowed=allowed)
 
 
 def _identical(one: Outcome, other: Outcome) -> bool:
@@ -142,10 +143,9 @@ def _worst(written: Written, given: dict[str, Outcome]) -> OutputDrift:
             f"its outputs, and no rounding explains it: {measured.problem or 'there is nothing to judge by'}"
         )
     if not worst.passed:
-        raise not_the_same(
-            f"{worst.name} on {worst.trial}: its relative error is {worst.fused.rms:.1e}, where arithmetic explains "
-            f"{worst.allowed.rms:.1e}"
-        )
+        error, limit = worst.fused.against(worst.allowed)
+        told = f"its relative error is {error}, where arithmetic explains {limit}"
+        raise not_the_same(f"{worst.name} on {worst.trial}: {told}")
     return worst
 
 

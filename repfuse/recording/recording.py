@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from repfuse.errors import RepfuseError
-from repfuse.networks import join, named_tensors, same_randomness, stored_tensors
+from repfuse.networks import join, named_tensors, same_randomness, stored_tensors, why_refused
 from repfuse.preconditions import check_rewritable
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.comparing import Comparison, Mark
@@ -266,7 +266,7 @@ def record(module: nn.Module, arguments: Arguments) -> Recording:
     except RepfuseError:
         raise
     except Exception as error:
-        raise _does_not_run(arguments, error) from error
+        raise _does_not_run(module, arguments, error) from error
     comparison, inputs = Comparison(first), [arguments]
     spent = 0.0
 
@@ -370,13 +370,10 @@ def _has_number(value: Any) -> bool:
     return any(isinstance(leaf, int | float) and not isinstance(leaf, bool) for leaf in leaves)
 
 
-def _does_not_run(arguments: Arguments, error: Exception) -> RepfuseError:
+def _does_not_run(module: nn.Module, arguments: Arguments, error: Exception) -> RepfuseError:
     shapes = ", ".join("x".join(map(str, getattr(x, "shape", ()))) or repr(x) for x in arguments.args)
-    return RepfuseError(
-        f"The model does not run on the example input {shapes}.",
-        described(error),
-        "Give the shape that the model expects with --input, for example --input 1x3x224x224.",
-    )
+    refused = why_refused(module, arguments.args, described(error))
+    return RepfuseError(f"The model does not run on the example input {shapes}.", *refused)
 
 
 def _named(call: Call) -> Iterator[tuple[fx.Node, str]]:

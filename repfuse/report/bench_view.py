@@ -19,6 +19,7 @@ from repfuse.report.tables import (
     facts,
     heading,
     notes,
+    plural,
     shape,
     size,
     table,
@@ -27,6 +28,7 @@ from repfuse.report.tables import (
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark, ColdCalls, Measurement
 
+FEW = 2  # times: below, a second decimal says something
 STYLES = {"faster": GOOD, "slower": BAD, "no difference": UNSURE}
 
 
@@ -41,17 +43,34 @@ def bench_view(benchmark: Benchmark) -> Iterator[RenderableType]:
     if benchmark.cold:
         yield from _cold(benchmark.cold)
     yield Text()
-    yield from notes(f"{_where(entry)}: {text}" for entry in benchmark.measurements for text in entry.warnings)
+    telling = (entry for entry in benchmark.measurements if not entry.says_nothing)
+    yield from notes(f"{_where(entry)}: {text}" for entry in telling for text in entry.warnings)
     for measurement in benchmark.measurements:
-        yield Text(_sentence(measurement), style=STYLES[measurement.verdict])
+        yield Text(f"{speed(measurement)} at {_where(measurement)}", style=STYLES[measurement.verdict])
 
 
 def speedup(measurement: Measurement) -> str:
-    """Return ``2.31x faster (2.20 to 2.40)``, or that there is no difference, always with the interval."""
+    """Return ``2.31x (2.20 to 2.40)`` for a table: always the interval, and a number where one can stand for it."""
+    if measurement.says_nothing:
+        return "too noisy"
     interval = f"({measurement.low:.2f} to {measurement.high:.2f})"
     if measurement.verdict == "no difference":
         return f"no difference {interval}"
     return f"{measurement.speedup:.2f}x {interval}" if measurement.steady else f"unsteady {interval}"
+
+
+def speed(entry: Measurement) -> str:
+    """Return ``5.0x faster (4.9 to 5.1)``, or what else the timing says; where that is nothing, this alone."""
+    if entry.says_nothing:
+        return "timing too noisy to say anything"
+    if entry.verdict == "no difference":
+        return f"no difference in speed ({entry.low:.2f} to {entry.high:.2f})"
+    times = (entry.speedup, entry.low, entry.high)
+    factor, low, high = times if entry.verdict == "faster" else (1 / each for each in (times[0], times[2], times[1]))
+    digits = 2 if factor < FEW else 1
+    interval = f"({low:.{digits}f} to {high:.{digits}f})"
+    known = f"{factor:.{digits}f}x {entry.verdict}" if entry.steady else f"{entry.verdict}, unsteady"
+    return f"{known} {interval}"
 
 
 def _costs(benchmark: Benchmark) -> RenderableType:
@@ -76,15 +95,5 @@ def _cold(cold: ColdCalls) -> Iterator[RenderableType]:
     yield facts([("original", duration(cold.original)), ("fused", duration(cold.fused)), ("note", cold.note)])
 
 
-def _sentence(entry: Measurement) -> str:
-    where = _where(entry).capitalize()
-    if entry.verdict == "no difference":
-        return f"{where}: no difference that this measurement can see."
-    if not entry.steady:
-        return f"{where}: the fused network is {entry.verdict}; how much, this measurement is too unsteady to say."
-    factor = entry.speedup if entry.verdict == "faster" else 1 / entry.speedup
-    return f"{where}: the fused network is {factor:.2f} times {entry.verdict}."
-
-
 def _where(entry: Measurement) -> str:
-    return f"batch {entry.batch_size}, threads {entry.threads}"
+    return f"batch {entry.batch_size}, {plural(entry.threads, 'thread')}"

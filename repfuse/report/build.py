@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from typing import TYPE_CHECKING
 
+from repfuse.checkpoint.source import as_texts
 from repfuse.report.schema import Environment, Input, Output
 from repfuse.version import __version__
 
@@ -28,11 +29,17 @@ def input_of(checkpoint: Checkpoint) -> Input:
         path=str(checkpoint.path),
         digest=checkpoint.digest,
         format=checkpoint.format,
-        model=str(checkpoint.source) if checkpoint.source else None,
+        model=checkpoint.source.spec if checkpoint.source else None,
         shapes=tuple(tuple(example.shape) for example in examples),
         dtypes=tuple(str(example.dtype).removeprefix("torch.") for example in examples),
         input_origin=checkpoint.input_origin,
+        model_args=_arguments(checkpoint),
     )
+
+
+def _arguments(checkpoint: Checkpoint) -> tuple[str, ...] | None:
+    texts = as_texts(checkpoint.source) if checkpoint.source else []
+    return None if texts is None else tuple(texts)
 
 
 def output_of(saved: Saved) -> Output:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
-from repfuse.report.tables import NOTHING, NUMBER, error, plural, table
+from repfuse.report.tables import NOTHING, NUMBER, heading, plural, table
+from repfuse.wording import apart, small
 
 if TYPE_CHECKING:
-    from repfuse.checking.proof_results import Proof, SiteDrift, SiteProof, WeightProof
-    from repfuse.checking.results import Comparison, Drift, Level, OutputDrift, OutputVerdict
+    from repfuse.checking.proof_results import Proof, SiteProof, WeightProof
+    from repfuse.checking.results import Comparison, Drift, OutputDrift, OutputVerdict
 
 T = TypeVar("T")
 OUTPUTS_SHOWN = 4
 PASSED, FAILED = "passed", "FAILED"
-COLUMNS = ("Check", "Of what", "Worst at", ("Error", NUMBER), ("Own", NUMBER), ("Allowed", NUMBER), "")
+COLUMNS = ("Check", "Of what", ("Error", NUMBER), ("Allowed", NUMBER), "")
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,22 @@ class Check:
     def cells(self) -> tuple[str, ...]:
         """The line of the table."""
         verdict = PASSED if self.passed else FAILED
-        return self.level, self.what, self.worst, self.error, self.own, self.allowed, verdict
+        return self.level, self.what, self.error, self.allowed, verdict
+
+    @property
+    def detail(self) -> str:
+        """Where it was worst, and the original's own error."""
+        own = f"; the original's own error there is {self.own}" if self.own else ""
+        return f"worst: {self.worst}{own}" if self.worst else ""
 
 
-def checks_table(checks: Iterable[Check]) -> RenderableType:
-    """Return the checks as a table; what fails is said in words, too."""
-    return table(COLUMNS, [check.cells for check in checks])
+def checks_view(checks: Sequence[Check], *, verbose: bool) -> Iterator[RenderableType]:
+    """Yield the checks as a table, and where each was worst: of those that fail, or of all."""
+    yield heading("Checks")
+    yield table(COLUMNS, [check.cells for check in checks])
+    told = [check for check in checks if check.detail and (verbose or not check.passed)]
+    for check in told:
+        yield Padding(Text(f"{check.level}, {check.what}: {check.detail}"), (0, 0, 0, 2))
 
 
 def of_proof(proof: Proof) -> Iterator[Check]:
@@ -61,7 +74,9 @@ def of_site_drift(proof: Proof) -> Iterator[Check]:
         path, worst = max(drifts, key=lambda entry: entry[1].of_bound)
         passed = all(drift.passed for _, drift in drifts)
         what = f"{plural(len(drifts), 'site')}, each alone"
-        yield Check(f"drift, {worst.dtype}", what, f"{path}, {worst.trial}", *_levels(worst, worst.bound), passed)
+        reached, bound = apart(worst.of_bound, 1.0, "{:.2g}".format)
+        place = f"{path}, {worst.trial}"
+        yield Check(f"drift, {worst.dtype}", what, place, reached, "", f"{bound} x bound", passed)
 
 
 def of_drift(drift: Drift) -> Iterator[Check]:
@@ -75,20 +90,22 @@ def of_drift(drift: Drift) -> Iterator[Check]:
     ]
     for output in _shown(sorted(worst, key=lambda row: -row.fused.over(row.allowed))):
         of_what = _of_output(output.name, len(names), "the whole network")
-        yield Check(f"drift, {output.dtype}", of_what, output.trial, *_levels(output, output.allowed), output.passed)
+        yield Check(f"drift, {output.dtype}", of_what, output.trial, *_levels(output), output.passed)
 
 
 def of_stored(outputs: tuple[OutputVerdict, ...]) -> Iterator[Check]:
     """Yield the comparison in float64 of two networks with their weights as they are stored, a line per output."""
     ordered = sorted(outputs, key=lambda row: -row.error.relative.over(row.allowed))
     for output in _shown(ordered):
-        numbers = error(output.error.relative.max), "", error(output.allowed.max)
+        reached, allowed = output.error.relative.against(output.allowed)
+        numbers = reached, "", allowed
         of_what = _of_output(output.name, len(outputs), "weights as stored")
         yield Check("float64", of_what, output.trial, *numbers, not output.error.relative.exceeds(output.allowed))
 
 
-def _levels(drift: SiteDrift | OutputDrift, allowed: Level) -> tuple[str, str, str]:
-    return error(drift.fused.max), error(drift.own.max), error(allowed.max)
+def _levels(drift: OutputDrift) -> tuple[str, str, str]:
+    reached, limit = drift.fused.against(drift.allowed)
+    return reached, small(drift.numbers[1]), limit
 
 
 def _sites(sites: tuple[SiteProof, ...]) -> Check:
@@ -96,7 +113,10 @@ def _sites(sites: tuple[SiteProof, ...]) -> Check:
     found = worst.comparison.worst
     place = f"{worst.path}, {found[0].label}" if found else worst.path
     passed = all(site.comparison.passed for site in sites)
-    numbers = error(worst.comparison.error), "", error(worst.comparison.tolerance)
+    reached, allowed = apart(worst.comparison.error or 0.0, worst.comparison.tolerance)
+    if worst.comparison.error is None:
+        reached = NOTHING
+    numbers = reached, "", allowed
     return Check("proof, float64", f"{plural(len(sites), 'site')}, each alone", place, *numbers, passed)
 
 
@@ -105,7 +125,7 @@ def _weights(weights: list[WeightProof]) -> Iterator[Check]:
         return
     worst = max(weights, key=lambda weight: (weight.wrong > 0, weight.spacings))
     wrong = sum(weight.wrong for weight in weights)
-    place = f"{worst.name}, {wrong} wrong" if wrong else "equal to the last bit"
+    place = f"{worst.name}, {wrong} wrong" if wrong else ""
     what = plural(len(weights), "stored tensor")
     yield Check("proof, float64", what, place, f"{worst.spacings:.2g} ulp", "", "0.5 ulp", not wrong)
 
@@ -116,7 +136,8 @@ def _network(network: Comparison) -> Iterator[Check]:
     whole = f"the whole network on {plural(len(network.compared), 'input')}"
     ordered = sorted(network.by_output, key=lambda entry: -entry[1].relative.max)
     for trial, output in _shown(ordered):
-        numbers = error(output.relative.max), "", error(network.tolerance)
+        reached, allowed = apart(output.relative.max, network.tolerance)
+        numbers = reached, "", allowed
         passed = output.relative.max <= network.tolerance
         of_what = _of_output(output.name, len(ordered), whole)
         yield Check("proof, float64", of_what, trial.label, *numbers, passed)

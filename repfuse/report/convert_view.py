@@ -1,18 +1,32 @@
-"""A conversion for people: the plan, then the facts, with the verdict last where the eye is."""
+"""A conversion for people: what was found, the facts, and last, where the eye is, the line that matters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from repfuse.report.bench_view import speedup
-from repfuse.report.checks_view import checks_table, of_drift, of_proof, of_site_drift
-from repfuse.report.plan_view import health_view, plan_view, summary
+from repfuse.report.bench_view import speed, speedup
+from repfuse.report.checks_view import checks_view, of_drift, of_proof, of_site_drift
+from repfuse.report.plan_view import health_view, operators, plan_view, refusals_line, summary
 from repfuse.report.schema import Chosen, Input, Report, Status
-from repfuse.report.tables import BAD, GOOD, UNSURE, change, duration, error, facts, heading, notes, plural, shape
+from repfuse.report.tables import (
+    BAD,
+    GOOD,
+    UNSURE,
+    change,
+    count,
+    duration,
+    error,
+    facts,
+    heading,
+    notes,
+    plural,
+    shape,
+)
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
@@ -20,45 +34,95 @@ if TYPE_CHECKING:
     from repfuse.checking.results import Drift, Verified
 
 DIGEST_SHOWN = len("sha256:") + 12
-VERDICTS: dict[Status, tuple[str, str]] = {
-    "converted": ("Converted and proven.", GOOD),
-    "failed": ("Not converted: the check failed, and nothing was written.", BAD),
-    "nothing-to-fuse": ("Nothing to fuse.", UNSURE),
-    "planned": ("Nothing was written.", UNSURE),
-}
+STYLES: dict[Status, str] = {"converted": GOOD, "failed": BAD, "nothing-to-fuse": UNSURE, "planned": UNSURE}
 
 
-def convert_view(report: Report, report_path: str = "", plan_path: str = "") -> Iterator[RenderableType]:
-    """Yield the whole report; ``report_path`` is where it was saved as JSON, ``plan_path`` where its plan was."""
-    yield from plan_view(report.plan)
+def convert_view(
+    report: Report, report_path: str = "", plan_path: str = "", *, verbose: bool = False
+) -> Iterator[RenderableType]:
+    """Yield what matters of a report, or all of it; ``report_path`` is where it was saved as JSON, ``plan_path`` where
+    its plan was. What was found and not done is told in full.
+    """
+    done = report.status == "converted"
+    if verbose or not done:
+        yield from plan_view(report.plan, verbose=verbose)
     yield from health_view(report.health)
     if report.proof and report.drift:
-        yield heading("Checks")
-        yield checks_table([*of_proof(report.proof), *of_site_drift(report.proof), *of_drift(report.drift)])
+        checks = [*of_proof(report.proof), *of_site_drift(report.proof), *of_drift(report.drift)]
+        yield from checks_view(checks, verbose=verbose)
         yield from notes(check_notes(report.proof, report.drift))
     yield heading("Result")
-    yield facts(
-        [
-            ("input", file_line(report.input.path, report.input.format, report.input.digest)),
-            ("example", example_line(report.input)),
-            ("model", report.input.model or ""),
-            ("chosen", chosen_line(report.chosen) if report.chosen else ""),
-            ("plan", summary(report.plan)),
-            ("timing", timing_line(report.timing) if report.timing else ""),
-            ("output", file_line(*_output(report)) if report.output else ""),
-            ("verified", verified_line(report.output.verified) if report.output and report.output.verified else ""),
-            ("report", report_path if report.output else ""),
-            ("written", plan_path),
-            ("with", environment_line(report)),
-        ]
-    )
+    details = _details(report) if verbose else _facts(report)
+    places = [("report", report_path if report.output else ""), ("plan", plan_path)]
+    yield facts([*details, *places, ("took", duration(report.seconds))])
     yield from notes(report.notes)
-    verdict, style = VERDICTS[report.status]
-    if plan_path:
-        verdict = f"The plan was written; `repfuse convert --plan {plan_path}` applies it."
-    elif report.status == "nothing-to-fuse" and not report.output:
-        verdict = f"{verdict} Nothing was written."
-    yield Text(f"\n{verdict}", style=style)
+    yield Text(f"\n{last_line(report, plan_path)}", style=STYLES[report.status])
+
+
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    """Yield what one looks for after a conversion, or before it."""
+    if report.status != "converted":
+        yield "example", example_line(report.input)
+    yield "chosen", chosen_line(report.chosen) if report.chosen else ""
+    if report.status == "converted" and report.plan.refusals:
+        yield "not fused", f"{refusals_line(report.plan.refusals)}; -v says where and why"
+    yield from cost_lines(report.timing) if report.timing else ()
+    if report.output:
+        checked = f", read again {where}" if (where := _where_verified(report.output.verified)) else ""
+        yield "output", f"{report.output.path} ({report.output.format}{checked})"
+
+
+def _details(report: Report) -> Iterator[tuple[str, str]]:
+    yield "input", file_line(report.input.path, report.input.format, report.input.digest)
+    yield "example", example_line(report.input)
+    yield "model", model_line(report.input)
+    yield "chosen", chosen_line(report.chosen) if report.chosen else ""
+    yield "sites", summary(report.plan)
+    if report.timing:
+        yield from cost_lines(report.timing)
+        yield "timing", timing_line(report.timing)
+    if report.output:
+        yield "output", file_line(report.output.path, report.output.format, report.output.digest)
+        yield "verified", verified_line(report.output.verified) if report.output.verified else ""
+    yield "with", environment_line(report)
+
+
+def _where_verified(verified: Verified | None) -> str:
+    if verified is None:
+        return ""
+    return f"in {verified.where}" if verified.where else f"by {verified.runtime}"
+
+
+def last_line(report: Report, plan_path: str = "") -> str:
+    """Return what changed, how exact it is, and how much faster."""
+    name = name_of(report.input)
+    if report.status == "failed":
+        return f"{name}: not converted: the check failed, and nothing was written"
+    written = f"the plan was written to {plan_path}" if plan_path else "nothing was written"
+    if report.status == "nothing-to-fuse":
+        return f"{name}: nothing to fuse, {'written as it is' if report.output else written}"
+    if report.status == "planned":
+        return f"{name}: {plural(len(report.plan.sites), 'site')}, {operators(report.plan)}; {written}"
+    exact = f", exact to {error(report.proof.error)}" if report.proof else ""
+    if not report.timing:
+        return f"{name}: {operators(report.plan)}{exact}"
+    first = report.timing.measurements[0]
+    where = "" if first.says_nothing else f" at batch {first.batch_size}"
+    return f"{name}: {operators(report.plan)}{exact}, {speed(first)}{where}"
+
+
+def name_of(source: Input) -> str:
+    """Return what to call the network: as its model source does, else as its file."""
+    zoo, _, name = (source.model or "").partition(":")
+    return name if zoo in ("timm", "torchvision") else Path(source.path).name.partition(".")[0]
+
+
+def cost_lines(timing: Benchmark) -> Iterator[tuple[str, str]]:
+    """Yield what the whole network stores and computes, counted as `repfuse bench` does."""
+    before, after = timing.before, timing.after
+    yield "parameters", change(count(before.parameters), count(after.parameters))
+    if before.macs is not None and after.macs is not None:
+        yield "computes", f"{change(count(before.macs), count(after.macs))} multiply-accumulates"
 
 
 def file_line(path: str, kind: str, digest: str) -> str:
@@ -71,6 +135,11 @@ def example_line(source: Input) -> str:
     tensors = (f"{shape(sizes)} {dtype}" for sizes, dtype in zip(source.shapes, source.dtypes, strict=True))
     origin = {"given": "given", "guess": "a guess"}.get(source.input_origin, f"from the {source.input_origin}")
     return f"{', '.join(tensors)} ({origin})"
+
+
+def model_line(source: Input) -> str:
+    """Return how the network was built: ``timm:repvgg_a0, num_classes=10``; nothing where the file holds it."""
+    return ", ".join([source.model, *(source.model_args or ())]) if source.model else ""
 
 
 def chosen_line(chosen: Chosen) -> str:
@@ -124,14 +193,6 @@ def timing_line(timing: Benchmark) -> str:
 
 
 def environment_line(report: Report) -> str:
-    """Return the versions, and how long the conversion took."""
+    """Return the versions."""
     versions = report.environment
-    return (
-        f"repfuse {versions.repfuse}, torch {versions.torch}, Python {versions.python}, {versions.platform}; "
-        f"took {duration(report.seconds)}"
-    )
-
-
-def _output(report: Report) -> tuple[str, str, str]:
-    assert report.output is not None
-    return report.output.path, report.output.format, report.output.digest
+    return f"repfuse {versions.repfuse}, torch {versions.torch}, Python {versions.python}, {versions.platform}"

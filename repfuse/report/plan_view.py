@@ -13,7 +13,7 @@ from rich.text import Text
 from repfuse.globs import ROOT
 from repfuse.health import MEANINGS, Ailment, Finding
 from repfuse.plans import Cost, Plan, Policy, Refusal, Site
-from repfuse.report.tables import NUMBER, change, count, facts, heading, places, plural, table
+from repfuse.report.tables import change, count, facts, heading, places, plural
 
 # Weights that look wrong, for people: each kind once.
 
@@ -35,34 +35,34 @@ def _line(finding: Finding) -> str:
     return f"{finding.name} ({finding.count} of {finding.of})"
 
 
-def plan_view(plan: Plan) -> Iterator[RenderableType]:
+def plan_view(plan: Plan, *, verbose: bool = False) -> Iterator[RenderableType]:
     """Yield the sites with their costs, and the refusals by code."""
-    yield from sites_view(plan.sites)
+    yield from sites_view(plan.sites, verbose=verbose)
     yield from refusals_view(plan.refusals)
 
 
 def summary(plan: Plan) -> str:
-    """Return one line: ``5 sites, 31 → 5 operators, 1.2 M → 1.0 M multiply-accumulates; 2 refusals``."""
-    before, after = _total(site.before for site in plan.sites), _total(site.after for site in plan.sites)
-    parts = [plural(len(plan.sites), "site")]
-    if plan.sites:
-        parts.append(f"{change(count(before.launches), count(after.launches))} operators")
-        parts.append(f"{change(count(before.macs), count(after.macs))} multiply-accumulates")
+    """Return one line: ``5 sites, 31 → 5 operators; 2 refusals``."""
+    found = f"{plural(len(plan.sites), 'site')}, {operators(plan)}" if plan.sites else "no site"
     policy = "" if plan.policy == Policy.COST else f", policy {plan.policy}"
-    return ", ".join(parts) + f"; {plural(len(plan.refusals), 'refusal')}{policy}"
+    return f"{found}; {plural(len(plan.refusals), 'refusal')}{policy}"
 
 
-def sites_view(sites: Sequence[Site]) -> Iterator[RenderableType]:
-    """Yield the table of sites; with more than one, its last row is their sum."""
+def operators(plan: Plan) -> str:
+    """Return how many operators the sites come to, before and after: ``31 → 5 operators``."""
+    return _operators(*_totals(plan.sites))
+
+
+def sites_view(sites: Sequence[Site], *, verbose: bool) -> Iterator[RenderableType]:
+    """Yield the sites, each path on a line of its own, so that no terminal breaks it; of several, their sum last."""
     if not sites:
         return
-    rows = [(site.path or ROOT, merged(site), *_costs(site.before, site.after)) for site in sites]
-    if len(sites) > 1:
-        totals = (_total(site.before for site in sites), _total(site.after for site in sites))
-        rows.append((plural(len(sites), "site"), "", *_costs(*totals)))
     yield heading("Sites")
-    columns = ("Where", "What becomes one convolution", ("MACs", NUMBER), ("Operators", NUMBER))
-    yield table(columns, rows, total=len(sites) > 1)
+    for site in sites:
+        yield Padding(Text(site.path or ROOT), (0, 0, 0, 2))
+        yield Padding(Text(f"{merged(site)}; {_costs(site.before, site.after, macs=verbose)}"), (0, 0, 0, 4))
+    if len(sites) > 1:
+        yield Padding(Text(f"{plural(len(sites), 'site')}: {_costs(*_totals(sites))}", style="bold"), (0, 0, 0, 2))
 
 
 def merged(site: Site) -> str:
@@ -94,13 +94,25 @@ def _declined(refusals: Sequence[Refusal]) -> str:
     known = [(refusal.before, refusal.after) for refusal in refusals if refusal.before and refusal.after]
     if not known:
         return ""
-    macs, operators = _costs(_total(before for before, _ in known), _total(after for _, after in known))
-    return f"{macs} multiply-accumulates, {operators} operators"
+    return _costs(_total(before for before, _ in known), _total(after for _, after in known))
 
 
-def _costs(before: Cost, after: Cost) -> tuple[str, str]:
-    macs = change(count(before.macs), count(after.macs))
-    return macs, change(count(before.launches), count(after.launches))
+def refusals_line(refusals: Sequence[Refusal]) -> str:
+    """Return how many places were refused for what: ``cost (2), shift-before-padding (1)``."""
+    return ", ".join(f"{code} ({times})" for code, times in Counter(refusal.code for refusal in refusals).most_common())
+
+
+def _costs(before: Cost, after: Cost, *, macs: bool = True) -> str:
+    of_macs = f", {change(count(before.macs), count(after.macs))} multiply-accumulates" if macs else ""
+    return _operators(before, after) + of_macs
+
+
+def _operators(before: Cost, after: Cost) -> str:
+    return f"{change(count(before.launches), count(after.launches))} operators"
+
+
+def _totals(sites: Sequence[Site]) -> tuple[Cost, Cost]:
+    return _total(site.before for site in sites), _total(site.after for site in sites)
 
 
 def _total(costs: Iterable[Cost]) -> Cost:

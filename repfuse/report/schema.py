@@ -37,7 +37,8 @@ class Environment:
 
 @dataclass(frozen=True)
 class Input:
-    """The checkpoint read. ``model`` is how the network was built, None where the file holds the module itself.
+    """The checkpoint read. ``model`` is how the network was built, None where the file holds the module itself, with
+    ``model_args`` as --model-arg takes them: None where they have no such form.
 
     ``shapes`` and ``dtypes`` are those of the example inputs, ``input_origin`` says where they come from. Raises
     ValueError where there are not as many of one as of the other.
@@ -50,6 +51,7 @@ class Input:
     shapes: Several[Several[Count]]
     dtypes: Several[Text]
     input_origin: str
+    model_args: Several[Text] | None = ()
 
     def __post_init__(self) -> None:
         if len(self.shapes) != len(self.dtypes):
@@ -80,9 +82,10 @@ class Report:
     """One conversion.
 
     ``status`` is ``planned`` where only a plan was asked for, ``failed`` where proof or drift did not pass: then
-    nothing was written. ``seconds`` is the time from the loaded checkpoint to the proven result. ``timing`` is
-    short: `repfuse bench` measures properly. ``notes`` are what the user must be told, ``health`` is what looks wrong
-    in the weights that were read. ``chosen`` is None where nothing was left out on demand.
+    nothing was written. ``seconds`` is the time since the command began, as a clock at the terminal shows it: to the
+    written file, where there is one. ``timing`` is short: `repfuse bench` measures properly. ``notes`` are what the
+    user must be told, ``health`` is what looks wrong in the weights that were read. ``chosen`` is None where nothing
+    was left out on demand.
     """
 
     status: Status
@@ -116,8 +119,8 @@ class Report:
 
 
 def report_path(out: Path) -> Path:
-    """Return where the report of ``out`` goes: fused.pt -> fused.report.json."""
-    return out.with_suffix(".report.json")
+    """Return where the report of ``out`` goes: fused.pt -> fused.pt.report.json, so that each file has its own."""
+    return out.with_name(f"{out.name}.report.json")
 
 
 def envelope(kind: str, data: dict[str, Any]) -> dict[str, Any]:

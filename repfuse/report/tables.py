@@ -11,6 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from repfuse.wording import small
+
 # Numbers as people read them: 1.23 M, 151 KiB, 2.31 ms, 4.2e-16.
 
 
@@ -46,7 +48,7 @@ def error(number: float | None) -> str:
     """Return an error with two digits: 0, 4.2e-16; ``-`` for None."""
     if number is None:
         return NOTHING
-    return "0" if number == 0 else f"{number:.1e}"
+    return small(number)
 
 
 def percent(fraction: float | None) -> str:
@@ -96,11 +98,8 @@ def heading(text: str, style: str = "bold") -> Text:
     return Text(f"\n{text}", style=style)
 
 
-def table(columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str]], *, total: bool = False) -> Padding:
-    """Return a table. A column is a title, or a title and ``NUMBER``: those are aligned right and never broken.
-
-    ``total`` sets the last row apart.
-    """
+def table(columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str]]) -> Padding:
+    """Return a table. A column is a title, or a title and ``NUMBER``: those are aligned right and never broken."""
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", padding=(0, 1))
     for column in columns:
         title, kind = (column, "") if isinstance(column, str) else column
@@ -108,9 +107,8 @@ def table(columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str]
             made.add_column(title, justify="right", no_wrap=True)
         else:
             made.add_column(title, overflow="fold")
-    body = list(rows)
-    for index, row in enumerate(body):
-        made.add_row(*map(Text, row), end_section=total and index == len(body) - 2)
+    for row in rows:
+        made.add_row(*map(Text, row))
     return Padding(made, (0, 0, 0, 2))
 
 

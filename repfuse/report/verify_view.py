@@ -8,25 +8,23 @@ from typing import TYPE_CHECKING, cast
 from rich.console import RenderableType
 from rich.text import Text
 
-from repfuse.report.checks_view import Check, checks_table, of_drift, of_proof, of_site_drift, of_stored
+from repfuse.report.checks_view import Check, checks_view, of_drift, of_proof, of_site_drift, of_stored
 from repfuse.report.tables import BAD, GOOD, UNSURE, error, facts, heading, notes, percent, plural, shape
 
 if TYPE_CHECKING:
     from repfuse.checking.proof_results import Proof
     from repfuse.checking.results import FirstDifference, Flips, OutputError, RealData, Verification
 
-SHOWN = 12  # shapes of inputs
 VERDICTS = {"same": ("Same.", GOOD), "different": ("Different.", BAD), "could-not-tell": ("Could not tell.", UNSURE)}
 
 
-def verify_view(verification: Verification) -> Iterator[RenderableType]:
-    """Yield all of it."""
+def verify_view(verification: Verification, *, verbose: bool = False) -> Iterator[RenderableType]:
+    """Yield what matters, or all of it."""
     checks = list(_checks(verification))
     if checks:
-        yield heading("Checks")
-        yield checks_table(checks)
+        yield from checks_view(checks, verbose=verbose)
     yield heading("Compared")
-    yield facts(_compared(verification))
+    yield facts(_compared(verification, verbose=verbose))
     yield from notes(verification.notes)
     word, style = VERDICTS[verification.verdict]
     yield Text.assemble("\n", (word, style), f" {verification.reason}")
@@ -44,19 +42,21 @@ def _checks(verification: Verification) -> Iterator[Check]:
         yield from of_drift(verification.drift)
 
 
-def _compared(verification: Verification) -> Iterator[tuple[str, RenderableType]]:
+def _compared(verification: Verification, *, verbose: bool) -> Iterator[tuple[str, RenderableType]]:
     original, fused = verification.dtypes
-    yield "dtypes", original if original == fused else f"{original} and {fused}"
+    if verbose or original != fused:
+        yield "dtypes", original if original == fused else f"{original} and {fused}"
     compared = [trial for trial in verification.trials if not trial.skipped]
     shapes = dict.fromkeys(", ".join(map(shape, trial.shapes)) for trial in compared)
-    yield "inputs", f"{plural(len(compared), 'input')}: {_listed(list(shapes))}" if compared else "none"
+    sizes = f": {'; '.join(shapes)}" if verbose else f" of {plural(len(shapes), 'shape')}"
+    yield "inputs", f"{plural(len(compared), 'input')}{sizes}" if compared else "none"
     skipped = [trial for trial in verification.trials if trial.skipped]
     if skipped:
         yield "refused", f"{plural(len(skipped), 'input')} that not both networks are for ({skipped[0].skipped})"
     for trial in compared:
         if trial.mismatch:
             yield "mismatch", f"{trial.label}: {trial.mismatch}"
-    for output in verification.outputs:
+    for output in verification.outputs if verbose else ():
         yield "tolerances", _tolerances(output.error)
     if verification.data:
         yield from _data(verification.data)
@@ -68,11 +68,6 @@ def _tolerances(output: OutputError) -> str:
     """Return the smallest tolerances, one of them alone, that would pass in float64."""
     relative = "" if output.smallest_rtol is None else f" or rtol {error(output.smallest_rtol)}"
     return f"{output.name} agrees within atol {error(output.max_abs)}{relative}, of numbers up to {output.scale:.3g}"
-
-
-def _listed(shapes: list[str]) -> str:
-    more = f"; and {len(shapes) - SHOWN} more sizes" if len(shapes) > SHOWN else ""
-    return "; ".join(shapes[:SHOWN]) + more
 
 
 def _data(data: RealData) -> Iterator[tuple[str, RenderableType]]:
@@ -102,8 +97,8 @@ def _flips(flips: Flips) -> str:
 
 
 def _parting(difference: FirstDifference) -> str:
+    found, allowed = difference.error.against(difference.allowed)
     after = f", after {difference.after}, which still agrees" if difference.after else ""
     return (
-        f"at {difference.path or 'the root'}{after}: {difference.unit} {error(difference.error.max)} "
-        f"(allowed {error(difference.allowed.max)}, {difference.trial})"
+        f"at {difference.path or 'the root'}{after}: {difference.unit} {found} (allowed {allowed}, {difference.trial})"
     )

@@ -132,11 +132,6 @@ class Example:
                 yield places
 
 
-def random_like(x: torch.Tensor, shape: Shape, seed: int) -> torch.Tensor:
-    """Return noise of this shape in the dtype of ``x``, or the samples of ``x`` where these are not floating."""
-    return _made(x, noise, shape, (), seed) if x.is_floating_point() else _repeated(x, shape[0])
-
-
 def _made(like: torch.Tensor, kind: Kind, shape: Shape, axes: Shape, seed: int) -> torch.Tensor:
     """Return a tensor of this kind; what has no such axes can only be noise."""
     generator = torch.Generator().manual_seed(seed)

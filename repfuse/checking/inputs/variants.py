@@ -1,4 +1,4 @@
-"""The trials around an example, by effort; and those of the shapes that somebody asks for."""
+"""The trials around an example, by effort."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from repfuse.checking.inputs.example import Example, Place, is_spatial, random_like
+from repfuse.checking.inputs.example import Example, Place, is_spatial
 from repfuse.checking.inputs.kinds import KINDS, OF_FEATURES, Kind, noise
-from repfuse.checking.inputs.trial import Effort, Scope, Shape, Trial, is_floating, mapped, scope_of
+from repfuse.checking.inputs.trial import Effort, Scope, Trial, is_floating, mapped, scope_of
 
 # By the number of spatial axes: a kind has room from so many pixels along each, and a smaller example is tried at its
 # own size, which costs little.
@@ -50,22 +50,6 @@ def input_variants(
     return tuple(
         mapped(replace(trial, sampled=any(trial is one for one in marked)), example.rebuilt) for trial in unique
     )
-
-
-def shaped(example_inputs: Sequence[Any], shapes: Sequence[Shape], seeds: Sequence[int]) -> tuple[Trial, ...]:
-    """Return random trials with the first input of each given shape; the other inputs follow its batch."""
-    example = Example(example_inputs)
-    trials = [
-        Trial(f"{'x'.join(map(str, shape))}, seed {seed}", _of_shape(example, shape, seed))
-        for shape in shapes
-        for seed in seeds
-    ]
-    return tuple(mapped(trial, example.rebuilt) for trial in trials)
-
-
-def _of_shape(example: Example, shape: Shape, seed: int) -> tuple[Any, ...]:
-    _, *rest = example.inputs(noise, Place(()), seed, batch=shape[0])
-    return (random_like(example.leaves[0], shape, seed), *rest)
 
 
 def _sizes(example: Example, sizes: Iterable[list[Place]], seed: int, *, sampled: bool = True) -> Iterator[Trial]:

@@ -22,6 +22,7 @@ from repfuse.checkpoint import example
 from repfuse.checkpoint.exported.exporting import doubled
 from repfuse.checkpoint.exported.network import network_of
 from repfuse.checkpoint.recognise import damaged
+from repfuse.checkpoint.shapes import Shape
 from repfuse.errors import RepfuseError
 from repfuse.quiet import quietly
 from repfuse.wording import described, first_line
@@ -32,7 +33,7 @@ ADVICE = (
 )
 
 
-def read(path: Path, shapes: Sequence[example.Shape] | None, *, trust: bool) -> ExportedProgram:
+def read(path: Path, shapes: Sequence[Shape] | None, *, trust: bool) -> ExportedProgram:
     """Return the network of the archive as an exported program; ``shapes`` are those of its inputs.
 
     Raises RepfuseError where it is not trusted or damaged, where the shapes are not given, or where the converter
