@@ -20,6 +20,7 @@ from repfuse.checkpoint.opening import Opened, open_checkpoint
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.snapshot import fetch, is_hub_name, is_snapshot, open_snapshot
 from repfuse.checkpoint.source import ModelSource, model_source
+from repfuse.checkpoint.user_code import Named, named
 from repfuse.errors import RepfuseError
 from repfuse.networks import device_of, placed
 from repfuse.plans import Plan
@@ -60,6 +61,11 @@ class Checkpoint:
     trust: bool = False
     program: ExportedProgram | None = None
     files: tuple[Path, ...] = ()
+
+    @property
+    def code(self) -> Named:
+        """What of the code that the file names may run."""
+        return named(self.allow, self.path)
 
     def without_metadata(self) -> Checkpoint:
         """The same without what the file holds beside the network; the keys that lead to the network stay."""
@@ -107,9 +113,10 @@ def load(
         raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
     shapes = parse_shapes(input) if input is not None else None
     source = model_source(model, model_args) if model is not None else None
+    code = named(allow, Path(path))
     try:
-        opened, found = _opened(path, weights, shapes, trust=trust, built=source is not None)
-        network = network_of(opened, source, allow, partial(rewrite, weights=False), trust=trust)
+        opened, found = _opened(path, weights, shapes, trust=code if trust else None, built=source is not None)
+        network = network_of(opened, source, code, partial(rewrite, weights=False), trust=trust)
     except RecursionError as error:
         raise damaged(Path(path), "its objects or modules hold each other without end") from error
     module = _on(network.module, device)
@@ -134,7 +141,7 @@ def load(
 
 
 def _opened(
-    path: str | Path, weights: str, shapes: Shapes | None, *, trust: bool, built: bool
+    path: str | Path, weights: str, shapes: Shapes | None, *, trust: Named | None, built: bool
 ) -> tuple[Opened, tuple[str, ...]]:
     """Return what is at ``path``, and what to say of where it was found."""
     if not is_hub_name(path) and not is_snapshot(Path(path)):

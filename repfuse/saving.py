@@ -106,8 +106,8 @@ def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tup
     around = checkpoint.around
     unguarded = ["the file does not check its inputs as the .pt2 did"] if checkpoint.program else []
     with _marked(module, fused=module is not checkpoint.module):
-        written = write_torch(module, around, path, trust=checkpoint.trust)
-    refused = [] if checkpoint.trust else names_refused(origins(written), checkpoint.allow)
+        written = write_torch(module, around, path, trust=checkpoint.code if checkpoint.trust else None)
+    refused = [] if checkpoint.trust else names_refused(origins(written), checkpoint.code)
     job = network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
     notes = around.said() + _texts_lost(checkpoint) + unguarded + _trust_note(refused)
     return notes, partial(check_read, _written(checkpoint, module), job)
@@ -119,7 +119,7 @@ def _write_weights(
     around, recipe = checkpoint.around, _recipe(checkpoint, module, plan)
     state = state_of(module, around, recipe)
     if form == "state-dict":
-        write_torch(state, around, path, trust=False)
+        write_torch(state, around, path)
         notes = around.said() + _texts_lost(checkpoint)
     else:
         write_safetensors(state, {**checkpoint.metadata, **({RECIPE: recipe} if recipe else {})}, path)

@@ -21,8 +21,9 @@ from repfuse.plans import Plan
 from repfuse.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from pathlib import Path
+
+    from repfuse.checkpoint.user_code import Named
 
 SCHEMA = 1
 
@@ -71,7 +72,7 @@ def read_recipe(text: Any, path: Path) -> Recipe:
         ) from error
 
 
-def check_buildable(source: ModelSource, path: Path, allow: Collection[str]) -> None:
+def check_buildable(source: ModelSource, path: Path, named: Named) -> None:
     """Raise RepfuseError where building ``source`` would run code merely because the file names it.
 
     The model libraries build by name alone; of the packages that may give classes, a class of networks will do.
@@ -80,7 +81,7 @@ def check_buildable(source: ModelSource, path: Path, allow: Collection[str]) -> 
     if source.kind in ("timm", "torchvision"):
         return
     try:
-        if source.kind == "import" and issubclass(resolve(GlobalName(where, name), allow), nn.Module):
+        if source.kind == "import" and issubclass(resolve(GlobalName(where, name), named), nn.Module):
             return
     except NotAllowedError:
         pass
