@@ -83,8 +83,6 @@ def _restored(opened: Opened, source: ModelSource | None, named: Named, replay: 
 
 
 def _in_eval(opened: Opened, module: Any, notes: tuple[str, ...]) -> Network:
-    if isinstance(module, nn.DataParallel):
-        module, notes = module.module, (*notes, "took the network out of its DataParallel wrapper")
     if not isinstance(module, nn.Module):
         raise no_network(opened.path, f"It holds one object of type {type(module).__name__}.")
     if any(name.count(".") > NESTED for name, _ in module.named_modules()):

@@ -123,8 +123,9 @@ def _path(path: Path) -> Path:
     if path.suffix == ".ipynb":
         hint = f"Make it one: jupyter nbconvert --to script {path}. Then --allow {path.with_suffix('.py')}."
         raise RepfuseError(f"{path} is a notebook, and not a Python file.", "", hint)
-    if not path.exists():
-        raise RepfuseError(f"{path} does not exist.", f"You are in {Path.cwd()}.", "Give the path of a Python file.")
+    if not path.is_file() and not path.is_dir():
+        what = "is no regular file" if path.exists() else "does not exist"
+        raise RepfuseError(f"{path} {what}.", f"You are in {Path.cwd()}.", "Give the path of a Python file.")
     try:
         if path.is_file():
             script(path.resolve())
