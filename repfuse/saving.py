@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from repfuse import usage
 from repfuse.checking.results import Verified
 from repfuse.checkpoint import atomic, example
 from repfuse.checkpoint.allow import Need, names_refused
@@ -19,6 +20,7 @@ from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.inert import origins
 from repfuse.checkpoint.opening import digest_of
 from repfuse.checkpoint.recipe import Recipe
+from repfuse.checkpoint.source import as_texts
 from repfuse.checkpoint.writing import state_of, write_safetensors, write_torch
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
@@ -27,18 +29,22 @@ from repfuse.readback.checking import Check, Written, bare_job, check_read, netw
 from repfuse.readback.process import place
 from repfuse.version import __version__
 
+Paths = tuple[Path, Path]
+
 
 @dataclass(frozen=True)
 class Saved:
     """A file that was written: its path, digest and format, and what the user must be told of it.
 
-    ``verified`` says how the file was read again and run before it took its place, None where that was left out.
+    ``use`` are the lines of Python that use it. ``verified`` says how the file was read again and run before it took
+    its place, None where that was left out.
     """
 
     path: Path
     digest: str
     format: str
     notes: tuple[str, ...] = ()
+    use: tuple[str, ...] = ()
     verified: Verified | None = None
 
 
@@ -76,59 +82,65 @@ def save(
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
     with place() if verify else nullcontext() as reader, atomic.replacing(out) as temporary:
-        notes, check = _write(checkpoint, module, plan, form, temporary)
+        notes, use, check = _write(checkpoint, module, plan, form, (temporary, out))
         verified = check(reader) if reader else None
         digest = digest_of(temporary)
-    return Saved(out, digest, form, (*notes, *dropped), verified)
+    return Saved(out, digest, form, (*notes, *dropped), use, verified)
 
 
 def _write(
-    checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path
-) -> tuple[list[str], Check]:
-    """Write the file at ``path``, and return what the user must be told of it, and what reads it again."""
+    checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, paths: Paths
+) -> tuple[list[str], usage.Lines, Check]:
+    """Write the file at the first of ``paths``, which takes the second when it is whole.
+
+    Return what the user must be told of it, the lines that use it, and what reads it again.
+    """
     if form == "pt":
-        return _write_network(checkpoint, module, path)
+        return _write_network(checkpoint, module, paths)
     if form not in ("pt2", "onnx"):
-        return _write_weights(checkpoint, module, plan, form, path)
+        return _write_weights(checkpoint, module, plan, form, paths)
     from repfuse.checkpoint.exported import writing  # torch.export takes a second to import
     from repfuse.readback.programs import WrittenProgram, check_program, program_job
 
+    path, out = paths
     networks, example = (checkpoint.module, module), checkpoint.example_inputs
     write = writing.write_onnx if form == "onnx" else writing.write_pt2
     program, notes = write(writing.Source(*networks, example, checkpoint.program), path)
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
     written = WrittenProgram(networks, example, program)
     check = partial(check_program, written, program_job(written, path, onnx=form == "onnx"))
-    return (alone if checkpoint.around.keys else []) + notes, check
+    use = usage.of_onnx(program, example, out) if form == "onnx" else usage.of_pt2(out)
+    return (alone if checkpoint.around.keys else []) + notes, use, check
 
 
-def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tuple[list[str], Check]:
-    around = checkpoint.around
+def _write_network(checkpoint: Checkpoint, module: nn.Module, paths: Paths) -> tuple[list[str], usage.Lines, Check]:
+    around, (path, out) = checkpoint.around, paths
     unguarded = ["the file does not check its inputs as the .pt2 did"] if checkpoint.program else []
     with _marked(module, fused=module is not checkpoint.module):
         written = write_torch(module, around, path, trust=checkpoint.code if checkpoint.trust else None)
     refused = [] if checkpoint.trust else names_refused(origins(written), checkpoint.code)
     job = network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
     notes = around.said() + _texts_lost(checkpoint) + unguarded + _trust_note(refused)
-    return notes, partial(check_read, _written(checkpoint, module), job)
+    return notes, usage.of_network(module, around.keys, out), partial(check_read, _written(checkpoint, module), job)
 
 
 def _write_weights(
-    checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path
-) -> tuple[list[str], Check]:
-    around, recipe = checkpoint.around, _recipe(checkpoint, module, plan)
-    state = state_of(module, around, recipe)
+    checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, paths: Paths
+) -> tuple[list[str], usage.Lines, Check]:
+    around, recipe, (path, out) = checkpoint.around, _recipe(checkpoint, module, plan), paths
+    state = state_of(module, around, recipe.to_text())
     if form == "state-dict":
         write_torch(state, around, path)
         notes = around.said() + _texts_lost(checkpoint)
     else:
-        write_safetensors(state, {**checkpoint.metadata, **({RECIPE: recipe} if recipe else {})}, path)
+        write_safetensors(state, {**checkpoint.metadata, RECIPE: recipe.to_text()}, path)
         notes, around = _rest_lost(around), Around()
     written = replace(_written(checkpoint, module), around=around)
-    if recipe:
-        return notes, partial(check_read, written, weights_job(checkpoint, path, around.keys))
-    notes.append("the file does not say how its network is built: load_state_dict takes it")
-    return notes, partial(check_read, replace(written, state=state), bare_job(path, around.keys))
+    use = usage.of_weights(recipe, checkpoint.module, out)
+    if recipe.source:
+        return notes, use, partial(check_read, written, weights_job(checkpoint, path, around.keys))
+    notes.append("the file does not say how its network is built: that is to be said where it is loaded")
+    return notes, use, partial(check_read, replace(written, state=state), bare_job(path, around.keys))
 
 
 def _written(checkpoint: Checkpoint, module: nn.Module) -> Written:
@@ -158,14 +170,13 @@ def _texts_lost(checkpoint: Checkpoint, why: str = "only safetensors holds it") 
     return [f"left out of the metadata: {', '.join(lost)} ({why})"] if lost else []
 
 
-def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> str | None:
-    if checkpoint.source is None:
-        return None
+def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> Recipe:
     if plan is None and module is not checkpoint.module:
         plan = make_plan(checkpoint.module, checkpoint.example_inputs)
     shapes = example.shapes_of(checkpoint.example_inputs, checkpoint.module)
     plans = (*checkpoint.plans, plan) if plan and plan.sites else checkpoint.plans
-    return Recipe(checkpoint.source, example.render(shapes), plans).to_text()
+    source = checkpoint.source if checkpoint.source and as_texts(checkpoint.source) is not None else None
+    return Recipe(source, example.render(shapes), plans, usage.made_of(checkpoint))
 
 
 def _trust_note(refused: Sequence[Need]) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from repfuse.checkpoint import user_code
+from repfuse.checkpoint.script import script
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _from_torchvision(source: ModelSource, _file: Path | None) -> Callable[..., 
 
 
 def _from_import(source: ModelSource, file: Path | None) -> Callable[..., Any]:
-    where, name = source.parts
+    where = source.parts[0]
     named = user_code.Named((where,), file=file)
     if not named.finds(where):
         raise RepfuseError(
@@ -87,7 +88,7 @@ def _from_import(source: ModelSource, file: Path | None) -> Callable[..., Any]:
             "Install the package, go to the folder that it is in, or name the file: --model path/to/file.py:callable.",
         )
     with user_code.explained(where):
-        return _callable(named.load(where), name, source)
+        return _member(named.load(where), source)
 
 
 def _from_file(source: ModelSource, _file: Path | None) -> Callable[..., Any]:
@@ -95,20 +96,28 @@ def _from_file(source: ModelSource, _file: Path | None) -> Callable[..., Any]:
     path = Path(where).resolve()
     if not path.is_file():
         raise RepfuseError(f"{where} does not exist.", "", "Give the path of the Python file that builds the network.")
-    return _callable(user_code.load_file(path), name, source)
+    with user_code.explained(path):
+        if script(path).works:  # to run all of it would train again
+            found = user_code.Named(paths=(path,)).of_script(name)
+            return _callable(found, script(path).names, source)
+        return _member(user_code.load_file(path), source)
 
 
 _BUILDERS = {"timm": _from_timm, "torchvision": _from_torchvision, "import": _from_import, "file": _from_file}
 
 
-def _callable(module: ModuleType, name: str, source: ModelSource) -> Callable[..., Any]:
-    found = getattr(module, name, None)
+def _member(module: ModuleType, source: ModelSource) -> Callable[..., Any]:
+    own = [key for key, value in vars(module).items() if callable(value)]
+    return _callable(getattr(module, source.parts[1], None), own, source)
+
+
+def _callable(found: Any, names: Iterable[str], source: ModelSource) -> Callable[..., Any]:
+    where, name = source.parts
     if callable(found):
         return found  # type: ignore[no-any-return]
     if found is not None:
         raise RepfuseError(f"{source.spec} is not callable.", "", "Name a class, or a function that gives the network.")
-    own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    raise _unknown(source.parts[0], name, own)
+    raise _unknown(where, name, (each for each in names if not each.startswith("_")))
 
 
 def library(name: str) -> Any:

@@ -118,12 +118,13 @@ def _fits(weights: OrderedDict[str, Tensor], source: ModelSource, opened: Opened
 
 
 def _source_of(opened: Opened, recipe: Recipe | None, named: Named, *, trust: bool) -> ModelSource:
-    if recipe is None:
+    if recipe is None or recipe.source is None:
         names = list(opened.contents.state or ())
+        made_of = recipe.made_of if recipe else ""
         raise RepfuseError(
             f"{opened.path} holds weights, and not the network that they belong to.",
             f"It is a state dict with {len(names)} entries: {', '.join(names[:4])}, ...",
-            f"Say how to build the network: --model {FORMS}.",
+            f"Say how to build the network: --model {made_of or FORMS}.",
         )
     if not trust:
         check_buildable(recipe.source, opened.path, named)

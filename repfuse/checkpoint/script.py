@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAIN = "__main__"
+WORK = frozenset({"save", "backward", "step", "fit"})  # methods that only a script calls outside of functions
 
 
 class Script:
@@ -34,9 +35,19 @@ class Script:
         self._done: set[int] = set()
         self._space: dict[str, Any] = {"__name__": MAIN, "__file__": str(path), "__builtins__": builtins}
 
+    @property
+    def names(self) -> set[str]:
+        """The names that the script gives a meaning."""
+        return set[str]().union(*(part.binds for part in self._parts))
+
     def defines(self, name: str) -> bool:
         """Whether the script gives ``name`` a meaning; nothing runs."""
-        return any(name in part.binds for part in self._parts)
+        return name in self.names
+
+    @property
+    def works(self) -> bool:
+        """Whether the script trains or saves as soon as it is imported."""
+        return not self._guarded and any(part.methods & WORK for part in self._parts)
 
     def get(self, name: str) -> Any:
         """Return what ``name`` is, having run what that takes, each statement once. It may raise anything."""
@@ -75,6 +86,7 @@ class _Part:
         self.uses = {symbol.get_name() for symbol in own if symbol.is_referenced()} | _globals_of(table)
         places = list(_places(statement))
         self.changes = {place.id for place in map(_root, places) if isinstance(place, ast.Name)}
+        self.methods = {place.attr for place in places if isinstance(place, ast.Attribute)}
         self.changes_path = any(ast.unparse(place).startswith("sys.path") for place in places)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from repfuse.report.bench_view import speedup
@@ -53,6 +54,9 @@ def convert_view(report: Report, report_path: str = "", plan_path: str = "") -> 
         ]
     )
     yield from notes(report.notes)
+    if report.output and report.output.use:
+        yield heading("To use it")
+        yield Padding(Text("\n".join(report.output.use)), (0, 0, 0, 2))
     verdict, style = VERDICTS[report.status]
     if plan_path:
         verdict = f"The plan was written; `repfuse convert --plan {plan_path}` applies it."
