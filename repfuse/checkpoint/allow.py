@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from repfuse.checkpoint.inert import GlobalName
 from repfuse.checkpoint.script import MAIN
-from repfuse.checkpoint.user_code import PIP, explained, installed_only, is_found
+from repfuse.checkpoint.user_code import PIP, explained, installed_only, is_found, is_found_in
 from repfuse.errors import RepfuseError
 from repfuse.wording import described, listed
 
@@ -178,8 +178,11 @@ def _not_found(name: GlobalName, named: Named) -> Need:
     if named.finds(package):
         return Need(name, f"{package} has no module {name.module} in the version found here", f"path/to/{package}")
     places = " or ".join(map(str, _places(named)))
-    path = f"path/to/{package}" + ("" if "." in name.module else ".py")
-    return Need(name, f"{package} is not installed, and not in {places}", path)
+    why = f"{package} is not installed, and not in {places}"
+    suffix = "" if "." in name.module else ".py"
+    below = (inner for place in _places(named) for inner in sorted(place.iterdir()) if inner.is_dir())
+    folder = next((os.path.relpath(inner) for inner in below if is_found_in(name.module, inner)), "path/to")
+    return Need(name, why, f"{folder}/{package}{suffix}")
 
 
 def _script_with(name: str, named: Named) -> str:
@@ -189,10 +192,11 @@ def _script_with(name: str, named: Named) -> str:
     name of the file stands.
     """
     pattern = re.compile(rf"^class {re.escape(name)}\b".encode(), re.MULTILINE)
-    paths = [path for place in _places(named) for path in sorted(place.glob("*.py")) if path.is_file()]
-    found = {path: text for path in paths if pattern.search(text := path.read_bytes())}
-    saving = [path for path, text in found.items() if named.file and named.file.name.encode() in text]
-    scripts = saving if saving else list(found)
+    found = (sorted([*place.glob("*.py"), *place.glob("*/*.py")]) for place in _places(named))
+    paths = [path for each in found for path in each if path.is_file()]
+    known = {path: text for path in paths if pattern.search(text := path.read_bytes())}
+    saving = [path for path, text in known.items() if named.file and named.file.name.encode() in text]
+    scripts = saving or list(known)
     return os.path.relpath(scripts[0]) if len(scripts) == 1 else "path/to/the_script.py"
 
 

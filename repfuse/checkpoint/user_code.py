@@ -139,18 +139,19 @@ def find(module: str, beside: Path | None) -> Path | None:
 
     Nothing runs.
     """
-    if module in sys.modules or _is_in(module, None):
+    if module in sys.modules or is_found_in(module, None):
         return None
     places = (Path.cwd(), *([beside] if beside else []))
-    return next((place for place in places if _is_in(module, place)), None)
+    return next((place for place in places if is_found_in(module, place)), None)
 
 
 def is_found(module: str, beside: Path | None) -> bool:
     """Whether Python would find the module there; nothing runs."""
-    return module in sys.modules or _is_in(module, None) or find(module, beside) is not None
+    return module in sys.modules or is_found_in(module, None) or find(module, beside) is not None
 
 
-def _is_in(module: str, place: Path | None) -> bool:
+def is_found_in(module: str, place: Path | None) -> bool:
+    """Whether the module is in the folder ``place``, or else on the import path; nothing runs."""
     top, *rest = module.split(".")
     try:
         spec = PathFinder.find_spec(top, [str(place)]) if place else importlib.util.find_spec(top)
@@ -263,7 +264,7 @@ def explained(path: Path | str) -> Iterator[None]:
 def _failed(path: Path | str, error: BaseException) -> RepfuseError:
     if isinstance(error, SystemExit):
         hint = 'Put what it does when it is started under `if __name__ == "__main__":`.'
-        return RepfuseError(f"{path} ends the program when it is imported.", _where(error, path), hint)
+        return RepfuseError(f"{path} ends the program when it is imported{_line(error, path)}.", "", hint)
     if isinstance(error, ModuleNotFoundError) and error.name:
         return RepfuseError(f"{path} imports {error.name}, which Python does not find.", "", _get(error.name, path))
     return RepfuseError(f"{path} does not run.", _where(error, path), "Mend it first.")
@@ -279,7 +280,7 @@ def _get(module: str, path: Path | str) -> str:
     if top in PIP:
         return f"Install it: pip install {PIP[top]}."
     parents = Path(path).resolve().parents if str(path) else ()
-    root = next((folder for folder in parents if _is_in(module, folder)), None)
+    root = next((folder for folder in parents if is_found_in(module, folder)), None)
     if root is not None:
         return f"It is in {root}: run repfuse from there."
     return f"Install it (pip install {top}), or run repfuse from the folder in which Python finds it."
@@ -289,5 +290,9 @@ def _where(error: BaseException, path: Path | str) -> str:
     """Return the error, and the line of the user's file that it comes from."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
+    return described(error) + _line(error, path)
+
+
+def _line(error: BaseException, path: Path | str) -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    return described(error) + (f" (line {lines[-1]})" if lines else "")
+    return f" (line {lines[-1]})" if lines else ""
