@@ -105,7 +105,9 @@ def load(
     ``package.module:callable``, ``path/to/file.py:callable``), ``model_args`` its arguments. ``input`` is an example's
     shape (``1x3x224x224``). ``weights`` picks one of several networks in a file: ``ema`` (averaged), ``model``
     (trained), a dotted key, or ``auto``: the averaged one where there is one. No code of the file runs: it may name
-    networks of torch, torchvision, timm and the packages in ``allow``; ``trust`` lets it run anything.
+    networks of torch, torchvision, timm and of the code in ``allow``: packages, modules that are found where the
+    process runs or beside the file, and paths of Python files, also of the script that saved it; ``trust`` lets it run
+    anything.
     Raises RepfuseError with what is wrong and what to do.
     """
     given = list(model_args.items() if isinstance(model_args, Mapping) else model_args or ())

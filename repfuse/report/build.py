@@ -37,4 +37,4 @@ def input_of(checkpoint: Checkpoint) -> Input:
 
 def output_of(saved: Saved) -> Output:
     """Return what the report says of a checkpoint that was written."""
-    return Output(str(saved.path), saved.digest, saved.format, saved.use, saved.verified)
+    return Output(str(saved.path), saved.digest, saved.format, saved.verified, saved.use)

@@ -66,8 +66,8 @@ class Output:
     path: str
     digest: str
     format: str
-    use: tuple[str, ...] = ()
     verified: Verified | None = None
+    use: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
