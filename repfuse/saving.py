@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +29,7 @@ from repfuse.readback.checking import Check, Written, bare_job, check_read, netw
 from repfuse.readback.process import place
 from repfuse.version import __version__
 
-Paths = tuple[Path, Path]
+Use = Callable[[Path], usage.Lines]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Saved:
     digest: str
     format: str
     notes: tuple[str, ...] = ()
-    use: tuple[str, ...] = ()
     verified: Verified | None = None
+    use: tuple[str, ...] = ()
 
 
 def save(
@@ -82,52 +82,51 @@ def save(
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
     with place() if verify else nullcontext() as reader, atomic.replacing(out) as temporary:
-        notes, use, check = _write(checkpoint, module, plan, form, (temporary, out))
+        notes, use, check = _write(checkpoint, module, plan, form, temporary)
         verified = check(reader) if reader else None
         digest = digest_of(temporary)
-    return Saved(out, digest, form, (*notes, *dropped), use, verified)
+    return Saved(out, digest, form, (*notes, *dropped), verified, use(out))
 
 
 def _write(
-    checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, paths: Paths
-) -> tuple[list[str], usage.Lines, Check]:
-    """Write the file at the first of ``paths``, which takes the second when it is whole.
+    checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path
+) -> tuple[list[str], Use, Check]:
+    """Write the file at ``path``.
 
-    Return what the user must be told of it, the lines that use it, and what reads it again.
+    Return what the user must be told of it, what gives the lines that use it, and what reads it again.
     """
     if form == "pt":
-        return _write_network(checkpoint, module, paths)
+        return _write_network(checkpoint, module, path)
     if form not in ("pt2", "onnx"):
-        return _write_weights(checkpoint, module, plan, form, paths)
+        return _write_weights(checkpoint, module, plan, form, path)
     from repfuse.checkpoint.exported import writing  # torch.export takes a second to import
     from repfuse.readback.programs import WrittenProgram, check_program, program_job
 
-    path, out = paths
     networks, example = (checkpoint.module, module), checkpoint.example_inputs
     write = writing.write_onnx if form == "onnx" else writing.write_pt2
     program, notes = write(writing.Source(*networks, example, checkpoint.program), path)
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
     written = WrittenProgram(networks, example, program)
     check = partial(check_program, written, program_job(written, path, onnx=form == "onnx"))
-    use = usage.of_onnx(program, example, out) if form == "onnx" else usage.of_pt2(out)
+    use = partial(usage.of_onnx, program, example) if form == "onnx" else usage.of_pt2
     return (alone if checkpoint.around.keys else []) + notes, use, check
 
 
-def _write_network(checkpoint: Checkpoint, module: nn.Module, paths: Paths) -> tuple[list[str], usage.Lines, Check]:
-    around, (path, out) = checkpoint.around, paths
+def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tuple[list[str], Use, Check]:
+    around = checkpoint.around
     unguarded = ["the file does not check its inputs as the .pt2 did"] if checkpoint.program else []
     with _marked(module, fused=module is not checkpoint.module):
         written = write_torch(module, around, path, trust=checkpoint.code if checkpoint.trust else None)
     refused = [] if checkpoint.trust else names_refused(origins(written), checkpoint.code)
     job = network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
     notes = around.said() + _texts_lost(checkpoint) + unguarded + _trust_note(refused)
-    return notes, usage.of_network(module, around.keys, out), partial(check_read, _written(checkpoint, module), job)
+    return notes, partial(usage.of_network, module, around.keys), partial(check_read, _written(checkpoint, module), job)
 
 
 def _write_weights(
-    checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, paths: Paths
-) -> tuple[list[str], usage.Lines, Check]:
-    around, recipe, (path, out) = checkpoint.around, _recipe(checkpoint, module, plan), paths
+    checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path
+) -> tuple[list[str], Use, Check]:
+    around, recipe = checkpoint.around, _recipe(checkpoint, module, plan)
     state = state_of(module, around, recipe.to_text())
     if form == "state-dict":
         write_torch(state, around, path)
@@ -136,7 +135,7 @@ def _write_weights(
         write_safetensors(state, {**checkpoint.metadata, RECIPE: recipe.to_text()}, path)
         notes, around = _rest_lost(around), Around()
     written = replace(_written(checkpoint, module), around=around)
-    use = usage.of_weights(recipe, checkpoint.module, out)
+    use = partial(usage.of_weights, recipe, checkpoint.module)
     if recipe.source:
         return notes, use, partial(check_read, written, weights_job(checkpoint, path, around.keys))
     notes.append("the file does not say how its network is built: that is to be said where it is loaded")

@@ -180,7 +180,7 @@ def _not_found(name: GlobalName, named: Named) -> Need:
     places = " or ".join(map(str, _places(named)))
     why = f"{package} is not installed, and not in {places}"
     suffix = "" if "." in name.module else ".py"
-    below = (inner for place in _places(named) for inner in sorted(place.iterdir()) if inner.is_dir())
+    below = (inner for place in _places(named) for inner in sorted(place.glob("*/")))
     folder = next((os.path.relpath(inner) for inner in below if is_found_in(name.module, inner)), "path/to")
     return Need(name, why, f"{folder}/{package}{suffix}")
 
@@ -193,7 +193,7 @@ def _script_with(name: str, named: Named) -> str:
     """
     pattern = re.compile(rf"^class {re.escape(name)}\b".encode(), re.MULTILINE)
     found = (sorted([*place.glob("*.py"), *place.glob("*/*.py")]) for place in _places(named))
-    paths = [path for each in found for path in each if path.is_file()]
+    paths = [path for each in found for path in each if path.is_file() and os.access(path, os.R_OK)]
     known = {path: text for path in paths if pattern.search(text := path.read_bytes())}
     saving = [path for path, text in known.items() if named.file and named.file.name.encode() in text]
     scripts = saving or list(known)

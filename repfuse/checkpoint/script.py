@@ -36,6 +36,11 @@ class Script:
         self._space: dict[str, Any] = {"__name__": MAIN, "__file__": str(path), "__builtins__": builtins}
 
     @property
+    def ran(self) -> bool:
+        """Whether any of it ran."""
+        return bool(self._done)
+
+    @property
     def names(self) -> set[str]:
         """The names that the script gives a meaning."""
         return set[str]().union(*(part.binds for part in self._parts))
@@ -151,8 +156,8 @@ def script(path: Path) -> Script:
 
 
 def is_known() -> bool:
-    """Whether there are classes of scripts."""
-    return bool(_MAIN.scripts)
+    """Whether a script gave a class."""
+    return any(each.ran for each in _MAIN.scripts.values())
 
 
 @contextmanager
