@@ -22,6 +22,7 @@ from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.shapes import Shape, parse_shapes, render
 from repfuse.checkpoint.snapshot import fetch, is_hub_name, is_snapshot, open_snapshot
 from repfuse.checkpoint.source import ModelSource, Said, model_source
+from repfuse.checkpoint.user_code import Named, named
 from repfuse.errors import RepfuseError
 from repfuse.networks import device_of, placed
 from repfuse.plans import Plan
@@ -63,6 +64,11 @@ class Checkpoint:
     program: ExportedProgram | None = None
     files: tuple[Path, ...] = ()
 
+    @property
+    def code(self) -> Named:
+        """What of the code that the file names may run."""
+        return named(self.allow, self.path)
+
     def without_metadata(self) -> Checkpoint:
         """The same without what the file holds beside the network; the keys that lead to the network stay."""
         return replace(self, around=self.around.without_metadata(), metadata={})
@@ -102,8 +108,9 @@ def load(
     ``package.module:callable``, ``path/to/file.py:callable``), ``model_args`` its arguments. ``input`` is an example's
     shape (``1x3x224x224``). ``weights`` picks one of several networks in a file: ``ema`` (averaged), ``model``
     (trained), a dotted key, or ``auto``: the averaged one where there is one. No code of the file runs: it may name
-    networks of torch, torchvision, timm and the packages in ``allow``; ``trust`` lets it run anything. ``said`` is what
-    a report or a plan says of the file, for what is neither given nor in the file.
+    networks of torch, torchvision, timm and of the code in ``allow``: packages, modules that are found where the
+    process runs or beside the file, and paths of Python files, also of the script that saved it; ``trust`` lets it run
+    anything. ``said`` is what a report or a plan says of the file, for what is neither given nor in the file.
     Raises RepfuseError with what is wrong and what to do.
     """
     given = list(model_args.items() if isinstance(model_args, Mapping) else model_args or ())
@@ -111,15 +118,16 @@ def load(
         raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
     shapes = parse_shapes(input) if input is not None else None
     source = model_source(model, model_args) if model is not None else None
+    code = named(allow, Path(path))
     other = parse_shapes(said.input) if said is not None and said.input else None
     try:
-        opened, found = _opened(path, weights, shapes or other, trust=trust, built=source is not None)
+        opened, found = _opened(path, weights, shapes or other, trust=code if trust else None, built=source is not None)
         if source is None and said is not None and said.source is not None and opened.needs_source:
             source = said.source
             if not trust:
-                check_buildable(source, said.by, allow)
+                check_buildable(source, said.by, code)
             found = (*found, f"the network is {source}, as {said.by} says")
-        network = network_of(opened, source, allow, partial(rewrite, weights=False), trust=trust)
+        network = network_of(opened, source, code, partial(rewrite, weights=False), trust=trust)
     except RecursionError as error:
         raise damaged(Path(path), "its objects or modules hold each other without end") from error
     module = _on(network.module, device)
@@ -144,7 +152,7 @@ def load(
 
 
 def _opened(
-    path: str | Path, weights: str, shapes: Shapes | None, *, trust: bool, built: bool
+    path: str | Path, weights: str, shapes: Shapes | None, *, trust: Named | None, built: bool
 ) -> tuple[Opened, tuple[str, ...]]:
     """Return what is at ``path``, and what to say of where it was found."""
     if not is_hub_name(path) and not is_snapshot(Path(path)):

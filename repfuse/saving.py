@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from repfuse import usage
 from repfuse.checking.results import Verified
 from repfuse.checkpoint import atomic, example, shapes
 from repfuse.checkpoint.allow import Need, names_refused
@@ -19,6 +20,7 @@ from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.inert import origins
 from repfuse.checkpoint.opening import digest_of
 from repfuse.checkpoint.recipe import Recipe
+from repfuse.checkpoint.source import as_texts
 from repfuse.checkpoint.writing import state_of, write_safetensors, write_torch
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
@@ -27,12 +29,15 @@ from repfuse.readback.checking import Check, Written, bare_job, check_read, netw
 from repfuse.readback.process import Place, place
 from repfuse.version import __version__
 
+Use = Callable[[Path], usage.Lines]
+
 
 @dataclass(frozen=True)
 class Saved:
     """A file that was written: its path, digest and format, and what the user must be told of it.
 
-    ``verified`` says how the file was read again and run before it took its place, None where that was left out.
+    ``use`` are the lines of Python that use it. ``verified`` says how the file was read again and run before it took
+    its place, None where that was left out.
     """
 
     path: Path
@@ -40,6 +45,7 @@ class Saved:
     format: str
     notes: tuple[str, ...] = ()
     verified: Verified | None = None
+    use: tuple[str, ...] = ()
 
 
 def save(
@@ -93,16 +99,19 @@ def save_read_in(
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
     with atomic.replacing(out) as temporary:
-        notes, check = _write(checkpoint, module, plan, form, temporary)
+        notes, use, check = _write(checkpoint, module, plan, form, temporary)
         verified = check(reader) if reader else None
         digest = digest_of(temporary)
-    return Saved(out, digest, form, (*notes, *dropped), verified)
+    return Saved(out, digest, form, (*notes, *dropped), verified, use(out))
 
 
 def _write(
     checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path
-) -> tuple[list[str], Check]:
-    """Write the file at ``path``, and return what the user must be told of it, and what reads it again."""
+) -> tuple[list[str], Use, Check]:
+    """Write the file at ``path``.
+
+    Return what the user must be told of it, what gives the lines that use it, and what reads it again.
+    """
     if form == "pt":
         return _write_network(checkpoint, module, path)
     if form not in ("pt2", "onnx"):
@@ -116,36 +125,38 @@ def _write(
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
     written = WrittenProgram(networks, example, program)
     check = partial(check_program, written, program_job(written, path, onnx=form == "onnx"))
-    return (alone if checkpoint.around.keys else []) + notes, check
+    use = partial(usage.of_onnx, program, example) if form == "onnx" else usage.of_pt2
+    return (alone if checkpoint.around.keys else []) + notes, use, check
 
 
-def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tuple[list[str], Check]:
+def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tuple[list[str], Use, Check]:
     around = checkpoint.around
     unguarded = ["the file does not check its inputs as the .pt2 did"] if checkpoint.program else []
     with _marked(module, fused=module is not checkpoint.module):
-        written = write_torch(module, around, path, trust=checkpoint.trust)
-    refused = [] if checkpoint.trust else names_refused(origins(written), checkpoint.allow)
+        written = write_torch(module, around, path, trust=checkpoint.code if checkpoint.trust else None)
+    refused = [] if checkpoint.trust else names_refused(origins(written), checkpoint.code)
     job = network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
     notes = around.said() + _texts_lost(checkpoint) + unguarded + _trust_note(refused)
-    return notes, partial(check_read, _written(checkpoint, module), job)
+    return notes, partial(usage.of_network, module, around.keys), partial(check_read, _written(checkpoint, module), job)
 
 
 def _write_weights(
     checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path
-) -> tuple[list[str], Check]:
+) -> tuple[list[str], Use, Check]:
     around, recipe = checkpoint.around, _recipe(checkpoint, module, plan)
-    state = state_of(module, around, recipe)
+    state = state_of(module, around, recipe.to_text())
     if form == "state-dict":
-        write_torch(state, around, path, trust=False)
+        write_torch(state, around, path)
         notes = around.said() + _texts_lost(checkpoint)
     else:
-        write_safetensors(state, {**checkpoint.metadata, **({RECIPE: recipe} if recipe else {})}, path)
+        write_safetensors(state, {**checkpoint.metadata, RECIPE: recipe.to_text()}, path)
         notes, around = _rest_lost(around), Around()
     written = replace(_written(checkpoint, module), around=around)
-    if recipe:
-        return notes, partial(check_read, written, weights_job(checkpoint, path, around.keys))
-    notes.append("the file does not say how its network is built: load_state_dict takes it")
-    return notes, partial(check_read, replace(written, state=state), bare_job(path, around.keys))
+    use = partial(usage.of_weights, recipe, checkpoint.module)
+    if recipe.source:
+        return notes, use, partial(check_read, written, weights_job(checkpoint, path, around.keys))
+    notes.append("the file does not say how its network is built: that is to be said where it is loaded")
+    return notes, use, partial(check_read, replace(written, state=state), bare_job(path, around.keys))
 
 
 def _written(checkpoint: Checkpoint, module: nn.Module) -> Written:
@@ -175,14 +186,13 @@ def _texts_lost(checkpoint: Checkpoint, why: str = "only safetensors holds it") 
     return [f"left out of the metadata: {', '.join(lost)} ({why})"] if lost else []
 
 
-def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> str | None:
-    if checkpoint.source is None:
-        return None
+def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> Recipe:
     if plan is None and module is not checkpoint.module:
         plan = make_plan(checkpoint.module, checkpoint.example_inputs)
     known = example.shapes_of(checkpoint.example_inputs, checkpoint.module)
     plans = (*checkpoint.plans, plan) if plan and plan.sites else checkpoint.plans
-    return Recipe(checkpoint.source, shapes.render(known), plans).to_text()
+    source = checkpoint.source if checkpoint.source and as_texts(checkpoint.source) is not None else None
+    return Recipe(source, shapes.render(known), plans, usage.made_of(checkpoint))
 
 
 def _trust_note(refused: Sequence[Need]) -> list[str]:

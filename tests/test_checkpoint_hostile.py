@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+from repfuse.checkpoint import allow as allow_list
 from repfuse.checkpoint.inert import Record
 from repfuse.checkpoint.recognise import Container
 from repfuse.checkpoint.torch_pickle import read
@@ -255,3 +256,27 @@ def test_nothing_outside_the_allowed_packages_is_imported(tmp_path: Path, monkey
     message = refused(path)
     assert "--allow landmine" in message
     refused(with_pickle(tmp_path / "y.pt", b"\x80\x02ctorch.__main__\nNet\n)\x81."), allow=["torch"])
+
+
+def test_folders_of_the_users_code_give_no_known_library(mark: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """A library that is not installed must not be found beside a file, also after other code was found there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(allow_list, "KNOWN", (*allow_list.KNOWN, "not_installed.models"))
+    (tmp_path / "mine_beside.py").write_text("from torch import nn\nclass Net(nn.ReLU): pass\n")
+    (tmp_path / "not_installed").mkdir()
+    (tmp_path / "not_installed" / "models.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    mine = with_pickle(tmp_path / "x.pt", instance("mine_beside.Net"))
+    load(mine, allow=["mine_beside"], input="1x3")
+    known = with_pickle(tmp_path / "y.pt", instance("not_installed.models.Net"))
+    for options in ({}, {"allow": ["mine_beside"]}):
+        refused(known, **options)
+    assert not mark.exists()
+    refused(known, allow=["not_installed"])  # for it has no Net
+    assert mark.exists()
+
+
+def test_a_wrapper_in_itself_is_no_network(tmp_path: Path) -> None:
+    body = b"\x80\x02ctorch.nn.parallel.data_parallel\nDataParallel\n)\x81q\x01"
+    body += b"}(X\x08\x00\x00\x00_modules}X\x06\x00\x00\x00moduleh\x01sub."
+    refused(with_pickle(tmp_path / "x.pt", body))

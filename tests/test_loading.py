@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from support.networks import digits
 from torch import Tensor, nn
 
+from repfuse.checkpoint import allow as allow_list
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.errors import RepfuseError
 from repfuse.loading import Checkpoint, load
@@ -237,6 +239,13 @@ def test_an_unknown_class_needs_its_package_allowed_or_trust(package: Any, tmp_p
     assert "--model" in error.value.hint
     for options in ({"allow": ["some_package"]}, {"trust": True}):
         assert type(load(tmp_path / "x.pt", **options).module) is package.Net
+
+
+def test_a_known_library_that_is_missing_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(torchvision.models.resnet18(), tmp_path / "x.pt")
+    monkeypatch.setattr(allow_list, "_is_installed", lambda package: package != "torchvision")
+    hint = bad(tmp_path / "x.pt").hint
+    assert hint.startswith("Install what is missing: pip install torchvision.") and "--trust" not in hint
 
 
 def test_a_class_that_is_gone_gives_its_weights_to_a_network_of_the_user(package: Any, tmp_path: Path) -> None:

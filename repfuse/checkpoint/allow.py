@@ -1,27 +1,32 @@
 """Which classes a file may name without being trusted, and what to say of the others.
 
 The rule: only classes, never functions; only nn.Module subclasses and enumerations; only from the packages below and
-those that the user allows; and each must really be defined there. Nothing outside these packages is imported.
+the code that the user named; and each must really be defined there. Nothing else is imported.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import os
+import re
 import sys
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import fx, nn
 
 from repfuse.checkpoint.inert import GlobalName
+from repfuse.checkpoint.script import MAIN
+from repfuse.checkpoint.user_code import PIP, explained, installed_only, is_found, is_found_in
 from repfuse.errors import RepfuseError
-from repfuse.wording import listed
+from repfuse.wording import described, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-    from pathlib import Path
+    from collections.abc import Iterable
+
+    from repfuse.checkpoint.user_code import Named
 
 KNOWN = (
     "torch.nn.modules",
@@ -35,14 +40,17 @@ KNOWN = (
 NEVER = (torch.jit.ScriptModule, fx.GraphModule)  # they rebuild themselves from source text in the file
 PARTIAL = GlobalName("functools", "partial")  # held to a rule of its own where it is built
 NOT_DATA = "not a class of networks that can be restored from data alone"
+OF_SCRIPT = "of the notebook or script that saved it"
+MAINS = (MAIN, "__mp_main__")
 
 
 class Need(NamedTuple):
-    """A name that the file may not use: why, and which packages to allow (None where only trust helps)."""
+    """A name that the file may not use: why, what to allow, and what pip would install; neither where trust helps."""
 
     name: GlobalName
     why: str
-    allow: str | None = None
+    allow: str = ""
+    install: str = ""
 
 
 class NotAllowedError(Exception):
@@ -53,88 +61,149 @@ class NotAllowedError(Exception):
         self.need = need
 
 
-def resolve(name: GlobalName, allow: Collection[str]) -> type:
-    """Return the class that ``name`` names. Raises NotAllowedError where the rule forbids it."""
-    if not _inside(name.module, (*KNOWN, *allow)):
-        raise NotAllowedError(_outside(name))
-    try:
-        found = vars(importlib.import_module(name.module)).get(name.name)
-    except Exception as error:  # a package may fail to import in any way
-        detail = f"{name.module} does not import: {type(error).__name__}: {error}"
-        raise NotAllowedError(Need(name, detail)) from error
-    if found is None:
-        raise NotAllowedError(Need(name, f"{name.module} has no {name.name} in the version installed here"))
-    if not _is_plain_class(found, allow):
+def resolve(name: GlobalName, named: Named) -> type:
+    """Return the class that ``name`` names. Raises NotAllowedError where the rule forbids it.
+
+    Raises RepfuseError where code that the user named does not run.
+    """
+    found = _of_script(name, named) if name.module in MAINS else _of_module(name, named)
+    if not _is_plain_class(found, name, named):
         raise NotAllowedError(Need(name, NOT_DATA))
     return found  # type: ignore[no-any-return]
 
 
-def check_all(path: Path, names: Iterable[GlobalName], allow: Collection[str]) -> dict[GlobalName, type]:
+def check_all(path: Path, names: Iterable[GlobalName], named: Named) -> dict[GlobalName, type]:
     """Return the class of each name. Raises one RepfuseError that lists every name that is not allowed."""
     names = set(names) - {PARTIAL}
-    if needs := names_refused(names, allow):
+    if needs := names_refused(names, named):
         raise refusal(path, needs)
-    return {name: resolve(name, allow) for name in names}
+    return {name: resolve(name, named) for name in names}
 
 
-def names_refused(names: Iterable[GlobalName], allow: Collection[str]) -> list[Need]:
+def names_refused(names: Iterable[GlobalName], named: Named) -> list[Need]:
     """Return what is not allowed among ``names``."""
     needs = []
     for name in sorted(set(names) - {PARTIAL}):
         try:
-            resolve(name, allow)
+            resolve(name, named)
         except NotAllowedError as refused:
             needs.append(refused.need)
     return needs
 
 
 def refusal(path: Path, needs: list[Need]) -> RepfuseError:
-    """Return the error that lists what the file needs, and says which option would let it in."""
+    """Return the error that lists what the file needs, and says what would let it in."""
     by_reason: dict[str, list[str]] = {}
     for need in needs:
         by_reason.setdefault(need.why, []).append(str(need.name))
-    packages = {need.allow for need in needs}
-    if None in packages:
-        hint = "If you trust whoever made the file, --trust loads it all the same."
-    else:
-        options = " ".join(f"--allow {package}" for package in sorted(filter(None, packages)))
-        hint = f"If you trust the package, install it where it is missing, and use {options}."
     return RepfuseError(
         f"{path} needs more than repfuse lets a file do.",
         "It names " + "; ".join(f"{listed(names)} ({why})" for why, names in by_reason.items()) + ".",
-        hint,
+        advice(needs),
     )
 
 
-def _inside(module: str, packages: Iterable[str]) -> bool:
-    if "__main__" in module.split("."):
+def advice(needs: list[Need]) -> str:
+    """Return what lets all of it in; nothing where there is nothing to let in."""
+    trust = "" if all(need.allow or need.install for need in needs) else "--trust"
+    options = " ".join(filter(None, [trust, *sorted({f"--allow {need.allow}" for need in needs if need.allow})]))
+    install = " ".join(sorted({need.install for need in needs if need.install}))
+    first = f"Install what is missing: pip install {install}." if install else ""
+    whom = "whoever made the file" if trust else "that code"
+    then = f"If you trust {whom}, add {options}." if options else ""
+    return " ".join(filter(None, [first, then]))
+
+
+def _of_module(name: GlobalName, named: Named) -> Any:
+    by_user = named.covers(*name)
+    if not (by_user or _is_inside(name.module, KNOWN)) or MAIN in name.module.split("."):
+        raise NotAllowedError(_outside(name, named))
+    if not (named.finds(name.module) if by_user else _is_installed(name.package)):
+        raise NotAllowedError(_not_found(name, named))
+    if by_user:
+        with explained(name.module):
+            module = named.load(name.module)
+    else:
+        try:
+            with installed_only():
+                module = importlib.import_module(name.module)
+        except Exception as error:  # a package may fail to import in any way
+            detail = f"{name.module} does not import: {described(error)}"
+            raise NotAllowedError(Need(name, detail)) from error
+    return _there(vars(module).get(name.name), name, name.module)
+
+
+def _of_script(name: GlobalName, named: Named) -> Any:
+    with explained(listed(named.paths)):
+        found = named.of_script(name.name)
+    if found is None:
+        raise NotAllowedError(Need(name, OF_SCRIPT, _script_with(name.name, named)))
+    return found
+
+
+def _there(found: Any, name: GlobalName, where: str) -> Any:
+    if found is None:
+        raise NotAllowedError(Need(name, f"{where} has no {name.name} in the version installed here"))
+    return found
+
+
+def _is_inside(module: str, packages: Iterable[str]) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
+def _is_plain_class(found: object, name: GlobalName, named: Named) -> bool:
+    if not isinstance(found, type) or not issubclass(found, (nn.Module, Enum)) or issubclass(found, NEVER):
         return False
-    return any(module == package or module.startswith(package + ".") for package in packages)
+    own = found.__module__
+    return _is_inside(own, KNOWN) or named.covers(own, found.__name__) or (own == MAIN and name.module in MAINS)
 
 
-def _is_plain_class(found: object, allow: Collection[str]) -> bool:
-    return (
-        isinstance(found, type)
-        and issubclass(found, (nn.Module, Enum))
-        and not issubclass(found, NEVER)
-        and _inside(found.__module__, (*KNOWN, *allow))
-    )
-
-
-def _outside(name: GlobalName) -> Need:
-    if name.package in ("__main__", "__mp_main__"):
-        return Need(name, "of the notebook or script that saved it")
+def _outside(name: GlobalName, named: Named) -> Need:
     if name.module.startswith("torch.fx."):
         return Need(name, "source text of a network that torch.fx wrote, which is code")
     if name.package == "torch" or name.package in sys.stdlib_module_names:
         return Need(name, NOT_DATA)
-    if not _is_installed(name.package):
-        return Need(name, f"of the package {name.package}, which is not installed", name.package)
-    return Need(name, f"of the package {name.package}", name.package)
+    if named.finds(name.module):
+        return Need(name, f"of the package {name.package}", name.package)
+    return _not_found(name, named)
+
+
+def _not_found(name: GlobalName, named: Named) -> Need:
+    """Say how to get at what nobody finds: with pip, or by the path of the user's own file or folder."""
+    package = name.package
+    if package in PIP:
+        known = any(package == each.partition(".")[0] for each in KNOWN)
+        why = f"of the package {package}, which is not installed"
+        return Need(name, why, "" if known else package, PIP[package])
+    if named.finds(package):
+        return Need(name, f"{package} has no module {name.module} in the version found here", f"path/to/{package}")
+    places = " or ".join(map(str, _places(named)))
+    why = f"{package} is not installed, and not in {places}"
+    suffix = "" if "." in name.module else ".py"
+    below = (inner for place in _places(named) for inner in sorted(place.glob("*/")))
+    folder = next((os.path.relpath(inner) for inner in below if is_found_in(name.module, inner)), "path/to")
+    return Need(name, why, f"{folder}/{package}{suffix}")
+
+
+def _script_with(name: str, named: Named) -> str:
+    """Return the path of the script that defines the class ``name``, where only one can be meant.
+
+    The scripts where the user stands and beside the file are read, and not run. Of several, it is the one in which the
+    name of the file stands.
+    """
+    pattern = re.compile(rf"^class {re.escape(name)}\b".encode(), re.MULTILINE)
+    found = (sorted([*place.glob("*.py"), *place.glob("*/*.py")]) for place in _places(named))
+    paths = [path for each in found for path in each if path.is_file() and os.access(path, os.R_OK)]
+    known = {path: text for path in paths if pattern.search(text := path.read_bytes())}
+    saving = [path for path, text in known.items() if named.file and named.file.name.encode() in text]
+    scripts = saving or list(known)
+    return os.path.relpath(scripts[0]) if len(scripts) == 1 else "path/to/the_script.py"
+
+
+def _places(named: Named) -> list[Path]:
+    return list(dict.fromkeys((Path.cwd(), named.beside or Path.cwd())))
 
 
 def _is_installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):  # no name that a package can have
-        return False
+    with installed_only():
+        return is_found(package, None)

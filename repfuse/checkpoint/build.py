@@ -6,13 +6,14 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from repfuse.checkpoint import user_code
+from repfuse.checkpoint.script import script
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
@@ -24,21 +25,20 @@ if TYPE_CHECKING:
 WEIGHTS = ("pretrained", "checkpoint_path", "weights", "weights_backbone")  # arguments that would fetch weights
 
 
-def build(source: ModelSource) -> nn.Module:
+def build(source: ModelSource, file: Path | None = None) -> nn.Module:
     """Return the network with fresh weights; the state of the random generator is left as it was.
+
+    A module of the user's is looked for where he stands, and beside the checkpoint ``file``.
 
     Raises RepfuseError where the name is unknown, or where building it fails.
     """
-    make = _BUILDERS[source.kind](source)
+    make = _BUILDERS[source.kind](source, file)
     try:
         with torch.random.fork_rng(devices=[]):
             network = make(**source.arguments)
     except Exception as error:  # code that is not ours, with arguments of the user
-        raise RepfuseError(
-            f"{source} could not be built.",
-            f"{type(error).__name__}: {error}",
-            "Check its arguments (--model-arg name=value).",
-        ) from error
+        hint = user_code.missing(error) or "Check its arguments (--model-arg name=value)."
+        raise RepfuseError(f"{source} could not be built.", f"{type(error).__name__}: {error}", hint) from error
     if not isinstance(network, nn.Module):
         raise RepfuseError(
             f"{source} gave a {type(network).__name__}, not a network.",
@@ -60,14 +60,14 @@ def _timm(name: str) -> Any:
     return timm
 
 
-def _from_timm(source: ModelSource) -> Callable[..., Any]:
+def _from_timm(source: ModelSource, _file: Path | None) -> Callable[..., Any]:
     name = source.parts[1]
     timm = _timm(name)
     _refuse_weights(source)
     return lambda **arguments: timm.create_model(name, **(arguments | {"pretrained": False}))
 
 
-def _from_torchvision(source: ModelSource) -> Callable[..., Any]:
+def _from_torchvision(source: ModelSource, _file: Path | None) -> Callable[..., Any]:
     models = library("torchvision").models
     name = source.parts[1]
     if name not in models.list_models():
@@ -78,53 +78,46 @@ def _from_torchvision(source: ModelSource) -> Callable[..., Any]:
     return lambda **arguments: builder(**(arguments | fixed))
 
 
-def _from_import(source: ModelSource) -> Callable[..., Any]:
-    where, name = source.parts
-    try:
-        module = importlib.import_module(where)
-    except Exception as error:  # a package may fail to import in any way
-        hint = "Install the package, or name the file itself: path/to/file.py:callable."
-        raise RepfuseError(f"{where} cannot be imported.", f"{type(error).__name__}: {error}", hint) from error
-    return _callable(module, name, source)
+def _from_import(source: ModelSource, file: Path | None) -> Callable[..., Any]:
+    where = source.parts[0]
+    named = user_code.Named((where,), file=file)
+    if not named.finds(where):
+        raise RepfuseError(
+            f"{where} cannot be imported.",
+            f"Python finds no such module: it is not installed, and not in {Path.cwd()}.",
+            "Install the package, go to the folder that it is in, or name the file: --model path/to/file.py:callable.",
+        )
+    with user_code.explained(where):
+        return _member(named.load(where), source)
 
 
-def _from_file(source: ModelSource) -> Callable[..., Any]:
+def _from_file(source: ModelSource, _file: Path | None) -> Callable[..., Any]:
     where, name = source.parts
     path = Path(where).resolve()
     if not path.is_file():
         raise RepfuseError(f"{where} does not exist.", "", "Give the path of the Python file that builds the network.")
-    return _callable(_run(path), name, source)
+    with user_code.explained(path):
+        if script(path).works:  # to run all of it would train again
+            found = user_code.Named(paths=(path,)).of_script(name)
+            return _callable(found, script(path).names, source)
+        return _member(user_code.load_file(path), source)
 
 
 _BUILDERS = {"timm": _from_timm, "torchvision": _from_torchvision, "import": _from_import, "file": _from_file}
 
 
-def _run(path: Path) -> ModuleType:
-    """Import ``path`` under its own name, as Python would from its folder, so that its neighbours import too."""
-    known = sys.modules.get(path.stem)
-    taken = known is not None and getattr(known, "__file__", None) != str(path)
-    spec = importlib.util.spec_from_file_location(f"repfuse_model_{path.stem}" if taken else path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code
-        del sys.modules[spec.name]
-        raise RepfuseError(f"{path} does not run.", f"{type(error).__name__}: {error}", "Mend it first.") from error
-    return module
+def _member(module: ModuleType, source: ModelSource) -> Callable[..., Any]:
+    own = [key for key, value in vars(module).items() if callable(value)]
+    return _callable(getattr(module, source.parts[1], None), own, source)
 
 
-def _callable(module: ModuleType, name: str, source: ModelSource) -> Callable[..., Any]:
-    found = getattr(module, name, None)
+def _callable(found: Any, names: Iterable[str], source: ModelSource) -> Callable[..., Any]:
+    where, name = source.parts
     if callable(found):
         return found  # type: ignore[no-any-return]
     if found is not None:
         raise RepfuseError(f"{source.spec} is not callable.", "", "Name a class, or a function that gives the network.")
-    own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    raise _unknown(source.parts[0], name, own)
+    raise _unknown(where, name, (each for each in names if not each.startswith("_")))
 
 
 def library(name: str) -> Any:

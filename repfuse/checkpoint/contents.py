@@ -11,6 +11,7 @@ from torch import Tensor
 from repfuse.checkpoint.around import Around, around_of
 from repfuse.checkpoint.choice import BARE, KINDS, Chosen, all_ways, choose, is_network, is_state_dict, ways
 from repfuse.checkpoint.inert import Record
+from repfuse.checkpoint.wrappers import unwrapped
 from repfuse.errors import RepfuseError
 from repfuse.wording import listed
 
@@ -41,14 +42,15 @@ def find(tree: Any, path: Path, weights: str = "auto") -> Contents:
 
     Raises RepfuseError where there is none, or not that one.
     """
+    tree, notes = unwrapped(tree)
     if is_network(tree) or isinstance(tree, Record):
-        return _contents(tree, tree, _of_bare(tree, weights, path), ())
+        return _contents(tree, tree, _of_bare(tree, weights, path), notes)
     if not isinstance(tree, dict):
         raise no_network(path, f"It holds one object of type {type(tree).__name__}.")
     chosen = choose(tree, weights)
     if chosen is None:
         raise _not_there(tree, path, weights)
-    return _contents(_at(tree, chosen.way), tree, chosen, _notes(tree, chosen))
+    return _contents(_at(tree, chosen.way), tree, chosen, (*notes, *_notes(tree, chosen)))
 
 
 def _contents(value: Any, tree: Any, chosen: Chosen, notes: tuple[str, ...]) -> Contents:

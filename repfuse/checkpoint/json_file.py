@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 def read_json(path: Path, largest: int) -> Any:
     """Return the JSON in a file of at most ``largest`` bytes. Raises ValueError where it is none, OSError of a disk."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")  # a pipe would wait
     with path.open("rb") as file:
         content = file.read(largest + 1)
     if len(content) > largest:

@@ -23,11 +23,12 @@ from repfuse.wording import listed
 
 if TYPE_CHECKING:
     from collections import OrderedDict
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
     from repfuse.checkpoint.opening import Opened
+    from repfuse.checkpoint.user_code import Named
     from repfuse.plans import Plan
 
     Replay = Callable[[nn.Module, Plan], nn.Module]
@@ -50,9 +51,7 @@ class Network:
     naming: Naming = Naming()  # noqa: RUF009 - it is frozen
 
 
-def network_of(
-    opened: Opened, source: ModelSource | None, allow: Collection[str], replay: Replay, *, trust: bool
-) -> Network:
+def network_of(opened: Opened, source: ModelSource | None, named: Named, replay: Replay, *, trust: bool) -> Network:
     """Return the network of the file.
 
     ``replay`` applies a plan to a network: a fused one is built by its source, and then fused as it was before.
@@ -60,15 +59,15 @@ def network_of(
     """
     state = opened.contents.state
     if state is None:
-        return _restored(opened, source, allow, replay)
+        return _restored(opened, source, named, replay)
     recipe = opened.recipe
     plans = recipe.plans if recipe else ()
-    return _filled(opened, state, source or _source_of(opened, recipe, allow, trust=trust), replay, plans)
+    return _filled(opened, state, source or _source_of(opened, recipe, named, trust=trust), replay, plans)
 
 
-def _restored(opened: Opened, source: ModelSource | None, allow: Collection[str], replay: Replay) -> Network:
+def _restored(opened: Opened, source: ModelSource | None, named: Named, replay: Replay) -> Network:
     try:
-        module = revive(opened.contents.module, opened.path, allow)
+        module = revive(opened.contents.module, opened.path, named)
     except RepfuseError as refused:
         if source is None:
             if module_state(opened.contents.module) is not None:
@@ -85,8 +84,6 @@ def _restored(opened: Opened, source: ModelSource | None, allow: Collection[str]
 
 
 def _in_eval(opened: Opened, module: Any, notes: tuple[str, ...]) -> Network:
-    if isinstance(module, nn.DataParallel):
-        module, notes = module.module, (*notes, "took the network out of its DataParallel wrapper")
     if not isinstance(module, nn.Module):
         raise no_network(opened.path, f"It holds one object of type {type(module).__name__}.")
     if any(name.count(".") > NESTED for name, _ in module.named_modules()):
@@ -109,34 +106,35 @@ def _filled(
     opened: Opened, state: OrderedDict[str, Tensor], source: ModelSource, replay: Replay, plans: tuple[Plan, ...] = ()
 ) -> Network:
     """Build the network, fuse it as it was fused before, and only then load the weights."""
-    module = build(source)
+    module = build(source, opened.path)
     set_eval(module)
     match_dtype(module, state)
     for plan in plans:
         module = replay(module, plan)
     naming = fit(state, module, opened.contents.chosen, f"{opened.path} holds")
     weights = naming.of_network(state)
-    deploy.check(weights, module.state_dict(), source, str(opened.path), lambda other: _fits(weights, other))
+    deploy.check(weights, module.state_dict(), source, str(opened.path), lambda other: _fits(weights, other, opened))
     match_dtype(module, weights)
     notes = load_weights(module, weights, opened.path, str(source))
     return Network(module, source, plans, (*naming.notes(), *notes), naming)
 
 
-def _fits(weights: OrderedDict[str, Tensor], source: ModelSource) -> bool:
+def _fits(weights: OrderedDict[str, Tensor], source: ModelSource, opened: Opened) -> bool:
     try:
-        return expected_of(build(source)).fits(weights)
+        return expected_of(build(source, opened.path)).fits(weights)
     except RepfuseError:
         return False
 
 
-def _source_of(opened: Opened, recipe: Recipe | None, allow: Collection[str], *, trust: bool) -> ModelSource:
-    if recipe is None:
+def _source_of(opened: Opened, recipe: Recipe | None, named: Named, *, trust: bool) -> ModelSource:
+    if recipe is None or recipe.source is None:
         names = list(opened.contents.state or ())
+        made_of = recipe.made_of if recipe else ""
         raise RepfuseError(
             f"{opened.path} holds weights, and not the network that they belong to.",
             f"It is a state dict with {len(names)} entries: {', '.join(names[:4])}, ...",
-            f"Say how to build the network: --model {FORMS}.",
+            f"Say how to build the network: --model {made_of or FORMS}.",
         )
     if not trust:
-        check_buildable(recipe.source, opened.path, allow)
+        check_buildable(recipe.source, opened.path, named)
     return recipe.source

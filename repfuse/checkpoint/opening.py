@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from repfuse.checkpoint.shapes import Shape
+    from repfuse.checkpoint.user_code import Named
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,12 @@ class Opened:
 
 
 def open_checkpoint(
-    path: Path, weights: str = "auto", *, trust: bool = False, shapes: Sequence[Shape] | None = None
+    path: Path, weights: str = "auto", *, trust: Named | None = None, shapes: Sequence[Shape] | None = None
 ) -> Opened:
     """Read the file at ``path``, and find the network in it that ``weights`` asks for (see contents.find).
 
-    Without ``trust``, none of the file's code runs and modules stay records. ``shapes`` are those of the inputs, where
-    they are known: TorchScript is read by running it.
+    Without ``trust``, none of the file's code runs and modules stay records; with it, it says what the user named
+    besides. ``shapes`` are those of the inputs, where they are known: TorchScript is read by running it.
     """
     container = recognise(path)
     if container is Container.SHARDED:
@@ -63,10 +64,10 @@ def open_checkpoint(
         contents, text = find(OrderedDict(tensors), path, weights), metadata.get(RECIPE)
         return Opened(path, "safetensors", digest, contents, _recipe(text, path), metadata)
     if container is Container.EXPORTED:
-        return _exported(path, digest, trust=trust)
+        return _exported(path, digest, trust=bool(trust))
     if container is Container.TORCHSCRIPT:
-        return _torchscript(path, digest, shapes, trust=trust)
-    tree: Any = torch_pickle.read_trusted(path) if trust else torch_pickle.read(path, container)
+        return _torchscript(path, digest, shapes, trust=bool(trust))
+    tree: Any = torch_pickle.read_trusted(path, trust) if trust else torch_pickle.read(path, container)
     contents = find(tree, path, weights)
     form = "state-dict" if contents.module is None else "pt"
     return Opened(path, form, digest, contents, _recipe(contents.recipe, path))

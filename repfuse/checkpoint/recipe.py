@@ -21,30 +21,34 @@ from repfuse.plans import Plan
 from repfuse.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from pathlib import Path
+
+    from repfuse.checkpoint.user_code import Named
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Build ``source``, apply each of ``plans`` in turn, load the weights; ``input`` is an example's shape."""
+    """Build ``source``, apply each of ``plans`` in turn, load the weights; ``input`` is an example's shape.
 
-    source: ModelSource
+    Where no source is known that the file could name, its user says how the network is built; ``made_of`` is the spec
+    of the class that it had.
+    """
+
+    source: ModelSource | None
     input: str
     plans: tuple[Plan, ...]
+    made_of: str = ""
 
-    def to_text(self) -> str | None:
-        """Return the recipe as JSON, or None where an argument of the source has no literal form."""
-        arguments = as_texts(self.source)
-        if arguments is None:
-            return None
+    def to_text(self) -> str:
+        """Return the recipe as JSON."""
         data = {
             "repfuse": __version__,
             "schema": SCHEMA,
-            "model": self.source.spec,
-            "model_args": arguments,
+            "model": self.source.spec if self.source else None,
+            "model_args": as_texts(self.source) if self.source else [],
+            "made_of": self.made_of,
             "input": self.input,
             "plans": [replace(plan, refusals=()).to_dict() for plan in self.plans],
         }
@@ -61,8 +65,10 @@ def read_recipe(text: Any, path: Path) -> Recipe:
                 f"It has schema {data['schema']}, not {SCHEMA}.",
                 "Install that version of repfuse, or convert the original checkpoint again.",
             )
-        source = model_source(str(data["model"]), [str(argument) for argument in data["model_args"]])
-        return Recipe(source, str(data["input"]), tuple(Plan.from_dict(plan) for plan in data["plans"]))
+        arguments = [str(argument) for argument in data["model_args"]]
+        source = None if data["model"] is None else model_source(str(data["model"]), arguments)
+        plans = tuple(Plan.from_dict(plan) for plan in data["plans"])
+        return Recipe(source, str(data["input"]), plans, str(data.get("made_of", "")))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RepfuseError(
             f"{path} has a damaged recipe for its network.",
@@ -71,7 +77,7 @@ def read_recipe(text: Any, path: Path) -> Recipe:
         ) from error
 
 
-def check_buildable(source: ModelSource, path: Path | str, allow: Collection[str]) -> None:
+def check_buildable(source: ModelSource, path: Path | str, named: Named) -> None:
     """Raise RepfuseError where building ``source`` would run code merely because a file, at ``path``, names it.
 
     The model libraries build by name alone; of the packages that may give classes, a class of networks will do.
@@ -80,7 +86,7 @@ def check_buildable(source: ModelSource, path: Path | str, allow: Collection[str
     if source.kind in ("timm", "torchvision"):
         return
     try:
-        if source.kind == "import" and issubclass(resolve(GlobalName(where, name), allow), nn.Module):
+        if source.kind == "import" and issubclass(resolve(GlobalName(where, name), named), nn.Module):
             return
     except NotAllowedError:
         pass

@@ -91,6 +91,12 @@ def _head(path: Path) -> tuple[bytes, int]:
             "It holds no index of sharded weights (model.safetensors.index.json).",
             "Give the .pt, .pth or .safetensors file in it.",
         )
+    if path.exists() and not path.is_file():
+        raise RepfuseError(
+            f"{path} is no regular file.",
+            "It is a pipe, a socket or a device, which can be read once only, or without end.",
+            "Write what comes out of it into a file, and give that.",
+        )
     try:
         with path.open("rb") as file:
             head, size = file.read(HEAD), os.fstat(file.fileno()).st_size

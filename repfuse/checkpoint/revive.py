@@ -18,8 +18,9 @@ from repfuse.checkpoint.inert import GlobalName, Record, is_plain, is_reference,
 from repfuse.checkpoint.recognise import damaged
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from pathlib import Path
+
+    from repfuse.checkpoint.user_code import Named
 
 HELD = {"_parameters": nn.Parameter, "_buffers": Tensor, "_modules": nn.Module}  # what a module's tables may hold
 
@@ -32,12 +33,12 @@ class _NotBuildableError(Exception):
         self.need = Need(origin, why)
 
 
-def revive(root: Any, path: Path, allow: Collection[str]) -> Any:
+def revive(root: Any, path: Path, named: Named) -> Any:
     """Return ``root`` with every record replaced by the object that it describes; ``root`` itself is used up.
 
     Raises RepfuseError with the list of what the file needs and may not have.
     """
-    classes = allow_list.check_all(path, origins(root), allow)
+    classes = allow_list.check_all(path, origins(root), named)
     try:
         return _Reviver(classes).revive(root)
     except _NotBuildableError as error:

@@ -21,6 +21,7 @@ from repfuse.checkpoint.recipe import Recipe
 from repfuse.checkpoint.recognise import CONFIG, HUB
 from repfuse.checkpoint.sharded import weight_map
 from repfuse.checkpoint.source import ModelSource
+from repfuse.checkpoint.user_code import Named
 from repfuse.errors import RepfuseError
 from repfuse.wording import described, first_line
 
@@ -40,7 +41,7 @@ def is_snapshot(path: Path) -> bool:
     return path.is_dir() and (path / CONFIG).is_file()
 
 
-def open_snapshot(folder: Path, weights: str = "auto", *, trust: bool = False, built: bool = False) -> Opened:
+def open_snapshot(folder: Path, weights: str = "auto", *, trust: Named | None = None, built: bool = False) -> Opened:
     """Read the weights in ``folder``, with the recipe that its configuration gives; ``built``: by --model instead.
 
     Raises RepfuseError where the configuration is none of timm's, or where there are no weights.

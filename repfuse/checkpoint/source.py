@@ -65,7 +65,9 @@ def model_source(spec: str, arguments: Mapping[str, Any] | Iterable[str] | None 
     source = ModelSource(spec, _arguments(arguments or {}))
     where, name = source.parts
     if not where or not name or (source.kind == "import" and not _is_dotted(where)):
-        raise RepfuseError(f"{spec!r} does not say how to build a network.", "", f"Use {FORMS}.")
+        named = f"Name what in it builds the network, a function or a class: {spec}:NAME."
+        hint = named if spec.endswith(".py") else f"Use {FORMS}."
+        raise RepfuseError(f"{spec!r} does not say how to build a network.", "", hint)
     return source
 
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
+from repfuse.checkpoint.allow import advice, names_refused
 from repfuse.checkpoint.inert import ORIGIN, GlobalName, StandIn, stand_in, tidied, walk
-from repfuse.checkpoint.recognise import Container, damaged
+from repfuse.checkpoint.recognise import Container, damaged, recognise
+from repfuse.checkpoint.script import playing_main
 from repfuse.errors import RepfuseError
 from repfuse.quiet import quietly
 from repfuse.wording import described, first_line, listed
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from typing import IO
+
+    from repfuse.checkpoint.user_code import Named
 
 LEGACY_PICKLES = 4  # magic number, protocol version, system, and the object itself
 PROTOCOL = 2  # the one that torch.save writes and that its restricted unpickler reads
@@ -90,17 +94,22 @@ def check_unpacked(file: Path | IO[bytes], most: int) -> None:
         raise ValueError(f"its members would unpack to {unpacked:,} bytes, which is out of proportion")
 
 
-def read_trusted(path: Path) -> Any:
+def read_trusted(path: Path, named: Named) -> Any:
     """Return what the file holds, running whatever code it asks for: only for files that the user trusts."""
     try:
-        with path.open("rb") as file, quietly():
+        with path.open("rb") as file, quietly(), named.importable():
             return torch.load(file, map_location="cpu", weights_only=False, mmap=False)
     except Exception as error:  # the file's own code can fail in any way
         raise RepfuseError(
-            f"{path} does not load, although it was trusted.",
-            described(error),
-            "Make the code that it needs importable (install its package, or set PYTHONPATH).",
+            f"{path} does not load, although it was trusted.", described(error), _get_code(path, named)
         ) from error
+
+
+def _get_code(path: Path, named: Named) -> str:
+    """Return what to do so that the code is found which a trusted file needs."""
+    names = _said(path, recognise(path)).names
+    needs = [need for need in names_refused(names, named) if need.allow or need.install]
+    return advice(needs) or "Install what it needs in the versions that it was saved with."
 
 
 def write(data: Any, path: Path) -> None:
@@ -109,7 +118,7 @@ def write(data: Any, path: Path) -> None:
     Raises RepfuseError where it cannot be pickled, OSError where the disk fails.
     """
     try:
-        with path.open("wb") as file:
+        with path.open("wb") as file, playing_main():
             torch.save(data, file)
     except (PicklingError, AttributeError, TypeError, RecursionError) as error:
         raise RepfuseError(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from repfuse.checkpoint.around import Around
+    from repfuse.checkpoint.user_code import Named
 
 
 def state_of(network: nn.Module, around: Around, recipe: str | None) -> dict[str, Any]:
@@ -30,13 +31,13 @@ def state_of(network: nn.Module, around: Around, recipe: str | None) -> dict[str
     return full
 
 
-def write_torch(network: Any, around: Around, path: Path, *, trust: bool) -> Any:
+def write_torch(network: Any, around: Around, path: Path, *, trust: Named | None = None) -> Any:
     """Write ``network`` (a module or state dict) in what was around it, read it back, and return what was read.
 
     Raises RepfuseError where it cannot be pickled, or where a tensor does not come back bit by bit.
     """
     torch_pickle.write(around.put(network), path)
-    back = torch_pickle.read_trusted(path) if trust else torch_pickle.read(path, Container.TORCH_ZIP)
+    back = torch_pickle.read_trusted(path, trust) if trust else torch_pickle.read(path, Container.TORCH_ZIP)
     compare(_tensors(network), _tensors(around.take(back)))
     return around.take(back)
 

@@ -75,8 +75,9 @@ Allow = Annotated[
     list[str] | None,
     typer.Option(
         "--allow",
-        metavar="PACKAGE",
-        help="Also build classes of this installed package from the file; repeat it.",
+        metavar="CODE",
+        help="Also build classes of this code from the file, and run it for that: an installed package, a module that "
+        "is found where you stand or beside the checkpoint, or path/to/script.py; repeat it.",
         rich_help_panel=TRUST,
     ),
 ]

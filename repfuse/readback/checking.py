@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.recipe import check_buildable
 from repfuse.checkpoint.source import ModelSource, as_texts
+from repfuse.checkpoint.user_code import Named
 from repfuse.checkpoint.writing import not_the_same, same_bits
 from repfuse.errors import RepfuseError
 from repfuse.loading import Checkpoint
@@ -192,7 +193,7 @@ def weights_job(checkpoint: Checkpoint, path: Path, keys: tuple[str, ...]) -> Jo
     """
     source = checkpoint.source
     assert source is not None
-    said = {} if _builds(source, path, checkpoint.allow) else {"model": source.spec, "model_args": as_texts(source)}
+    said = {} if _builds(source, path, checkpoint.code) else {"model": source.spec, "model_args": as_texts(source)}
     needs = (source.parts[0],) if source.kind == "import" else ()
     loading = _loading(checkpoint, keys) | said
     return Job("network", str(path.resolve()), torch.get_num_threads(), loading=loading, keys=keys, needs=needs)
@@ -209,10 +210,10 @@ def _loading(checkpoint: Checkpoint, keys: tuple[str, ...]) -> dict[str, Any]:
     return {"weights": weights, "allow": list(checkpoint.allow), "device": device}
 
 
-def _builds(source: ModelSource, path: Path, allow: Collection[str]) -> bool:
+def _builds(source: ModelSource, path: Path, named: Named) -> bool:
     """Whether a file may name what builds its network without being trusted."""
     try:
-        check_buildable(source, path, allow)
+        check_buildable(source, path, named)
     except RepfuseError:
         return False
     return True

@@ -118,7 +118,8 @@ class Job:
     ``kind`` says how it is read: as a ``network`` by repfuse.load with the arguments ``loading``, as bare ``weights``
     whose network nobody knows, or in the runtime of its format. ``keys`` lead to the network in the file, ``alone``
     asks for torch.load without repfuse as well, ``outputs`` are the names of what an ONNX file gives. ``module`` says
-    whether the file holds the modules themselves, ``needs`` names the Python modules that reading it imports.
+    whether the file holds the modules themselves, ``needs`` names the Python modules that reading it imports, and in
+    ``folders`` lies code that the user named.
     """
 
     kind: Kind
@@ -130,6 +131,7 @@ class Job:
     module: bool = False
     outputs: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
     inputs: tuple[Inputs, ...] = ()
 
     def to_bytes(self) -> bytes:
@@ -140,7 +142,7 @@ class Job:
     def from_bytes(cls, data: bytes) -> Job:
         """Return the job that was sent."""
         said, inputs = _unpacked(data)
-        tuples = {name: tuple(said[name]) for name in ("keys", "outputs", "needs")}
+        tuples = {name: tuple(said[name]) for name in ("keys", "outputs", "needs", "folders")}
         return cls(**said | tuples | {"inputs": tuple(inputs)})
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
+from repfuse.checkpoint import script
+from repfuse.checkpoint.user_code import folders
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.wording import LINE
 
@@ -147,7 +149,8 @@ class Place:
         lost = sorted(name for name in set(job.needs) if not _importable(name)) if self._process else []
         if lost:
             self._process, self.name = None, f"this process, because {lost[0]} exists in no other"
-        self._asked = self._process.ask(job) if self._process else replace(job, alone=False)
+        here = replace(job, alone=False)
+        self._asked = self._process.ask(replace(job, folders=tuple(folders))) if self._process else here
 
     def answer(self, seconds: float) -> Answer:
         """Return the answer; one from a process of its own may take so many seconds more.
@@ -196,9 +199,12 @@ def _why_not_fresh() -> str:
 
 
 def _importable(name: str) -> bool:
-    """Whether another process finds the package of the module ``name``: what is loaded already does not count."""
+    """Whether another process finds the package of the module ``name``: what is loaded already does not count.
+
+    It finds ``__main__`` where that is a script that the user named.
+    """
     package = name.partition(".")[0]
     if package in ("__main__", "__mp_main__"):
-        return False
+        return script.is_known()
     finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
     return any(find is not None and find(package, None) is not None for find in finders)

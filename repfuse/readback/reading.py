@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from repfuse.checking.runs import Outcome, call
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.recognise import Container, recognise
+from repfuse.checkpoint.user_code import named, running
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
 from repfuse.networks import device_of, placed, set_eval, using_threads
@@ -67,11 +68,20 @@ ANY = "1"  # an example that is not used: the inputs come with the job
 
 def answer(job: Job) -> Answer:
     """Do the job. What cannot be read becomes part of the answer."""
-    with using_threads(job.threads):  # another number may add in another order
+    with using_threads(job.threads), _finding(job):  # another number of threads may add in another order
         try:
             return _READERS[job.kind](job)
         except RepfuseError as error:
             return Answer(refused=(error.what, error.why, error.hint))
+
+
+@contextmanager
+def _finding(job: Job) -> Iterator[None]:
+    """Let Python find the code that the user named, as it would in his program."""
+    with ExitStack() as stack:
+        for folder in job.folders:
+            stack.enter_context(running(Path(folder)))
+        yield
 
 
 def _network(job: Job) -> Answer:
@@ -97,7 +107,7 @@ def rest_of(around: Around) -> dict[str, str]:
 def _alone(job: Job) -> tuple[Fingerprint | None, bool]:
     """Return what torch.load makes of the file by itself, and whether that asked for repfuse."""
     try:
-        with without_repfuse() as hidden, quietly():
+        with without_repfuse() as hidden, named(job.loading.get("allow", ())).importable(), quietly():
             network = torch.load(job.path, map_location="cpu", weights_only=False)
     except Exception as error:  # loading runs the code of the network's classes
         if hidden.wanted:

@@ -44,4 +44,4 @@ def _arguments(checkpoint: Checkpoint) -> tuple[str, ...] | None:
 
 def output_of(saved: Saved) -> Output:
     """Return what the report says of a checkpoint that was written."""
-    return Output(str(saved.path), saved.digest, saved.format, saved.verified)
+    return Output(str(saved.path), saved.digest, saved.format, saved.verified, saved.use)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from repfuse.report.bench_view import speed, speedup
@@ -56,6 +57,9 @@ def convert_view(
     places = [("report", report_path if report.output else ""), ("plan", plan_path)]
     yield facts([*details, *places, ("took", duration(report.seconds))])
     yield from notes(report.notes)
+    if report.output and report.output.use:
+        yield heading("To use it")
+        yield Padding(Text("\n".join(report.output.use)), (0, 0, 0, 2))
     yield Text(f"\n{last_line(report, plan_path)}", style=STYLES[report.status])
 
 

@@ -60,12 +60,16 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """The checkpoint written; ``verified`` says how the file was read again and run before it took its place."""
+    """The checkpoint written, and the lines of Python that ``use`` it.
+
+    ``verified`` says how the file was read again and run before it took its place.
+    """
 
     path: str
     digest: str
     format: str
     verified: Verified | None = None
+    use: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

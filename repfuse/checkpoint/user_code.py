@@ -1,0 +1,298 @@
+"""Code that the user named: what the names cover, where Python finds it, and running it once per process.
+
+A name is looked for on the import path, then where the user stands, then beside the checkpoint; a path is what it says.
+Nothing is looked for in these folders, and nothing runs, that was not named.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repfuse.checkpoint.script import MAIN, playing_main, script
+from repfuse.errors import RepfuseError
+from repfuse.wording import described
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+PIP = {  # libraries of networks, by what is imported: what pip calls them
+    **{name: name for name in ("timm", "torchvision", "ultralytics", "transformers", "mmengine", "mmcv", "mmdet")},
+    **{name: name for name in ("mmpretrain", "mmsegmentation", "mmpose", "kornia", "monai", "lightning", "einops")},
+    **{name: name for name in ("fastai", "torchaudio", "effdet", "pretrainedmodels", "diffusers", "peft", "thop")},
+    "mmseg": "mmsegmentation",
+    "pytorch_lightning": "pytorch-lightning",
+    "segmentation_models_pytorch": "segmentation-models-pytorch",
+    "efficientnet_pytorch": "efficientnet-pytorch",
+    "facenet_pytorch": "facenet-pytorch",
+    "open_clip": "open_clip_torch",
+    "torch_geometric": "torch-geometric",
+    "sentence_transformers": "sentence-transformers",
+}
+folders: list[str] = []
+"""Where code was found that the user named; they stand at the end of the import path."""
+_files: dict[Path, tuple[bytes, ModuleType]] = {}
+
+
+@dataclass(frozen=True)
+class Named:
+    """The ``names`` of packages, modules and classes, and the ``paths`` of files and folders, whose code may run.
+
+    ``file`` is the checkpoint that may name them; what the user named is looked for beside it, too.
+    """
+
+    names: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()
+    file: Path | None = None
+
+    @property
+    def beside(self) -> Path | None:
+        """The folder of the checkpoint."""
+        return self.file.resolve().parent if self.file else None
+
+    def covers(self, module: str, name: str = "") -> bool:
+        """Whether the user named the module, what it lies in, or its class ``name``."""
+        dotted = f"{module}.{name}"
+        return any(f"{dotted}.".startswith(f"{each}.") for each in self.names) or self._root(module) is not None
+
+    def finds(self, module: str) -> bool:
+        """Whether Python would find the module, here or where it was named; nothing runs."""
+        return self._root(module) is not None or is_found(module, self.beside)
+
+    def load(self, module: str) -> ModuleType:
+        """Return the module, which ``covers`` says was named. It raises whatever its code raises."""
+        root = self._root(module) or find(module, self.beside)
+        with running(root):
+            return importlib.import_module(module)
+
+    def of_script(self, name: str) -> Any:
+        """Return what a script that was named calls ``name``; None where none of them does."""
+        for path in self.paths:
+            if path.is_file() and script(path).defines(name):
+                with running(path.parent, path):
+                    return script(path).get(name)
+        return getattr(sys.modules[MAIN], name, None) if MAIN in self.names else None
+
+    @contextmanager
+    def importable(self) -> Iterator[None]:
+        """Let a file that is trusted import what was named, by itself."""
+        places = [Path.cwd(), *([self.beside] if self.beside else [])] if self.names else []
+        with ExitStack() as stack:
+            for place in (*reversed(places), *(path.parent for path in self.paths)):
+                stack.enter_context(running(place))
+            for path in self.paths:
+                if path.is_file():
+                    script(path)
+            stack.enter_context(playing_main())
+            yield
+
+    def _root(self, module: str) -> Path | None:
+        """Return the folder from which a path that was named gives ``module``."""
+        parts = module.split(".")
+        for path in self.paths:
+            own = path.parts if path.is_dir() else (*path.parts[:-1], path.stem)
+            for count in range(1, len(parts) + 1 if path.is_dir() else 0):
+                if own[-count:] == tuple(parts[:count]):
+                    return Path(*own[:-count])
+            if own[-len(parts) :] == tuple(parts):
+                return Path(*own[: -len(parts)])
+        return None
+
+
+def named(said: Collection[str], file: Path | None = None) -> Named:
+    """Return what ``--allow`` says. Raises RepfuseError where a path leads nowhere, or to no Python."""
+    paths = tuple(_path(Path(each)) for each in said if _is_path(each))
+    return Named(tuple(each for each in said if not _is_path(each)), paths, file)
+
+
+def _is_path(text: str) -> bool:
+    return text.endswith((".py", ".ipynb")) or any(separator in text for separator in ("/", os.sep))
+
+
+def _path(path: Path) -> Path:
+    if path.suffix == ".ipynb":
+        hint = f"Make it one: jupyter nbconvert --to script {path}. Then --allow {path.with_suffix('.py')}."
+        raise RepfuseError(f"{path} is a notebook, and not a Python file.", "", hint)
+    if not path.is_file() and not path.is_dir():
+        what = "is no regular file" if path.exists() else "does not exist"
+        raise RepfuseError(f"{path} {what}.", f"You are in {Path.cwd()}.", "Give the path of a Python file.")
+    try:
+        if path.is_file():
+            script(path.resolve())
+    except (SyntaxError, ValueError) as error:
+        raise RepfuseError(f"{path} is no Python file.", _where(error, path), "Give the path of one.") from error
+    return path.resolve()
+
+
+def find(module: str, beside: Path | None) -> Path | None:
+    """Return the folder that holds ``module``: where the user stands, or ``beside``; None for the import path.
+
+    Nothing runs.
+    """
+    if module in sys.modules or is_found_in(module, None):
+        return None
+    places = (Path.cwd(), *([beside] if beside else []))
+    return next((place for place in places if is_found_in(module, place)), None)
+
+
+def is_found(module: str, beside: Path | None) -> bool:
+    """Whether Python would find the module there; nothing runs."""
+    return module in sys.modules or is_found_in(module, None) or find(module, beside) is not None
+
+
+def is_found_in(module: str, place: Path | None) -> bool:
+    """Whether the module is in the folder ``place``, or else on the import path; nothing runs."""
+    top, *rest = module.split(".")
+    try:
+        spec = PathFinder.find_spec(top, [str(place)]) if place else importlib.util.find_spec(top)
+        for count, _ in enumerate(rest, start=2):
+            if spec is None or spec.submodule_search_locations is None:
+                return False
+            spec = PathFinder.find_spec(".".join([top, *rest][:count]), list(spec.submodule_search_locations))
+    except (ImportError, ValueError):  # no name that a module can have
+        return False
+    return spec is not None and bool(spec.origin)  # a folder without __init__.py holds modules and is none
+
+
+@contextmanager
+def running(root: Path | None, path: Path | None = None) -> Iterator[None]:
+    """Let code import as Python does that was started in ``root``, and see itself called without arguments.
+
+    Afterwards ``root`` stays at the end of the import path, for what is imported late, and hides nothing.
+    """
+    before = sys.argv
+    if root is not None:
+        sys.path.insert(0, str(root))
+    sys.argv = [str(path or root or "")]
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if root is not None:
+            with suppress(ValueError):
+                sys.path.remove(str(root))
+            if str(root) not in sys.path:
+                sys.path.append(str(root))
+                folders.append(str(root))
+
+
+@contextmanager
+def installed_only() -> Iterator[None]:
+    """Find nothing where code was found that the user named: for what a file names without being asked."""
+    before = list(sys.path)
+    sys.path[:] = [entry for entry in before if entry not in folders]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def load_file(path: Path) -> ModuleType:
+    """Return the module of the Python file at ``path``, run once; again where the file has changed since.
+
+    It gets the name that Python would import it by, so that its neighbours, its package and its folder are found.
+    Raises RepfuseError where it does not run.
+    """
+    path, text = path.resolve(), path.read_bytes()
+    if path in _files and _files[path][0] == text:
+        return _files[path][1]
+    known = next((held for held in list(sys.modules.values()) if getattr(held, "__file__", None) == str(path)), None)
+    if known is not None and path not in _files:
+        return known
+    root, name = _name_of(path)
+    if known is not None:
+        del sys.modules[known.__name__]
+    with running(path.parent), running(root, path), explained(path):
+        module = _import(name, path)
+    _files[path] = text, module
+    return module
+
+
+def _import(name: str, path: Path) -> ModuleType:
+    importlib.invalidate_caches()
+    spec = _own_spec(name, path) or importlib.util.spec_from_file_location(f"repfuse_model_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(spec.name, None)
+        raise
+    return module
+
+
+def _own_spec(name: str, path: Path) -> ModuleSpec | None:
+    """Return how Python would import ``path`` as ``name``; None where it would find another file."""
+    if name in sys.modules:
+        return None
+    spec = importlib.util.find_spec(name)  # which runs the packages that it lies in
+    return spec if spec is not None and spec.origin == str(path) else None
+
+
+def _name_of(path: Path) -> tuple[Path, str]:
+    """Return the folder in which Python would be started to import ``path``, and the name that it would have."""
+    root = path.parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    if root == path.parent and path.is_relative_to(Path.cwd()):
+        root = Path.cwd()
+    parts = path.relative_to(root).with_suffix("").parts
+    return (root, ".".join(parts)) if all(map(str.isidentifier, parts)) else (path.parent, path.stem)
+
+
+@contextmanager
+def explained(path: Path | str) -> Iterator[None]:
+    """Make one clear message of whatever the user's code raises while it is run."""
+    try:
+        yield
+    except RepfuseError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's code
+        raise _failed(path, error) from error
+
+
+def _failed(path: Path | str, error: BaseException) -> RepfuseError:
+    if isinstance(error, SystemExit):
+        hint = 'Put what it does when it is started under `if __name__ == "__main__":`.'
+        return RepfuseError(f"{path} ends the program when it is imported{_line(error, path)}.", "", hint)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return RepfuseError(f"{path} imports {error.name}, which Python does not find.", "", _get(error.name, path))
+    return RepfuseError(f"{path} does not run.", _where(error, path), "Mend it first.")
+
+
+def missing(error: BaseException) -> str:
+    """Return what to do about a module that the user's code did not find; empty where that is not the trouble."""
+    return _get(error.name, "") if isinstance(error, ModuleNotFoundError) and error.name else ""
+
+
+def _get(module: str, path: Path | str) -> str:
+    top = module.partition(".")[0]
+    if top in PIP:
+        return f"Install it: pip install {PIP[top]}."
+    parents = Path(path).resolve().parents if str(path) else ()
+    root = next((folder for folder in parents if is_found_in(module, folder)), None)
+    if root is not None:
+        return f"It is in {root}: run repfuse from there."
+    return f"Install it (pip install {top}), or run repfuse from the folder in which Python finds it."
+
+
+def _where(error: BaseException, path: Path | str) -> str:
+    """Return the error, and the line of the user's file that it comes from."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
+    return described(error) + _line(error, path)
+
+
+def _line(error: BaseException, path: Path | str) -> str:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f" (line {lines[-1]})" if lines else ""
