@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +20,7 @@ from repfuse.checkpoint.inert import origins
 from repfuse.checkpoint.opening import digest_of
 from repfuse.checkpoint.recipe import Recipe
 from repfuse.checkpoint.writing import state_of, write_safetensors, write_torch
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
@@ -75,11 +76,22 @@ def save(
     form = format_for(out, format, checkpoint.format)
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
-    with place() if verify else nullcontext() as reader, atomic.replacing(out) as temporary:
-        notes, check = _write(checkpoint, module, plan, form, temporary)
-        verified = check(reader) if reader else None
+    with atomic.replacing(out) as temporary:
+        try:
+            notes, verified = _checked(partial(_write, checkpoint, module, plan, form, temporary), verify=verify)
+        except RepfuseError as error:
+            if form != "onnx" or error.exit_code != EXIT_FAILED_CHECK:
+                raise
+            notes, verified = _checked(partial(_write_program, checkpoint, module, form, temporary, sizes=False))
         digest = digest_of(temporary)
     return Saved(out, digest, form, (*notes, *dropped), verified)
+
+
+def _checked(write: Callable[[], tuple[list[str], Check]], *, verify: bool = True) -> tuple[list[str], Verified | None]:
+    """Write a file; return what the user must be told of it, and what a process found that has read it again."""
+    with place() if verify else nullcontext() as reader:
+        notes, check = write()
+        return notes, check(reader) if reader else None
 
 
 def _write(
@@ -90,11 +102,18 @@ def _write(
         return _write_network(checkpoint, module, path)
     if form not in ("pt2", "onnx"):
         return _write_weights(checkpoint, module, plan, form, path)
+    return _write_program(checkpoint, module, form, path)
+
+
+def _write_program(
+    checkpoint: Checkpoint, module: nn.Module, form: str, path: Path, *, sizes: bool = True
+) -> tuple[list[str], Check]:
+    """As ``_write``; without ``sizes`` the file takes those of the example alone."""
     from repfuse.checkpoint.exported import writing  # torch.export takes a second to import
     from repfuse.readback.programs import WrittenProgram, check_program, program_job
 
     networks, example = (checkpoint.module, module), checkpoint.example_inputs
-    write = writing.write_onnx if form == "onnx" else writing.write_pt2
+    write = partial(writing.write_onnx, sizes=sizes) if form == "onnx" else writing.write_pt2
     program, notes = write(writing.Source(*networks, example, checkpoint.program), path)
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
     written = WrittenProgram(networks, example, program)
