@@ -69,10 +69,11 @@ def test_what_onnx_writes_for_one_size_takes_that_alone_and_says_so(cli: Cli, tm
     given = ("--allow", "support", "--input", INPUT, "--json")
     done = cli("convert", "in.pt", "out.onnx", *given, cwd=tmp_path, env=FOUND)
     assert done.returncode == 0, done.stderr
-    output = json.loads(done.stdout)["output"]
+    report = json.loads(done.stdout)
+    output = report["output"]
     assert output["verified"]["shapes"] == ["d0x4x12x12"]
     assert {"batch 2", "large"} <= set(output["verified"]["compared"])
-    assert any("the size of the example alone" in note for note in output["notes"])
+    assert any("the size of the example alone" in note for note in report["notes"])
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -43,8 +43,7 @@ def reference(original: nn.Module, trials: Sequence[Trial], watch: Watch = unwat
         raise RepfuseError(
             f"The original network cannot run in float64 on {trials[0].label} ({shapes}).",
             f"{outcomes[0].error}.",
-            "Give an input of the shape and dtype that the network takes. A network that fixes a dtype inside "
-            "its forward cannot be run in float64.",
+            "Give an input of the shape and dtype that the network takes.",
         )
     return outcomes
 
