@@ -36,7 +36,9 @@ def write_torch(network: Any, around: Around, path: Path, *, trust: bool) -> Any
     Raises RepfuseError where it cannot be pickled, or where a tensor does not come back bit by bit.
     """
     torch_pickle.write(around.put(network), path)
-    back = torch_pickle.read_trusted(path) if trust else torch_pickle.read(path, Container.TORCH_ZIP)
+    back = (
+        torch_pickle.read_trusted(path, Container.TORCH_ZIP) if trust else torch_pickle.read(path, Container.TORCH_ZIP)
+    )
     compare(_tensors(network), _tensors(around.take(back)))
     return around.take(back)
 
