@@ -28,7 +28,7 @@ lint: $(VENV)/.dev  ## Ruff (lint and format) and mypy --strict
 figures: $(VENV)/.dev  ## What a newcomer has to read: files, lines, imports, circles, modules loaded
 	$(BIN)/python tests/figures.py
 
-peers: $(VENV)/.dev  ## Whole networks against other tools
+peers: $(VENV)/.peers  ## Whole networks against other tools, and in the libraries that made them
 	$(BIN)/pytest -m peers
 
 slow: $(VENV)/.dev  ## The exhaustive suites
@@ -64,6 +64,10 @@ $(VENV)/.package: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.package
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+$(VENV)/.peers: $(VENV)/.dev
+	$(PIP) --editable '.[peers]'
 	touch $@
 
 $(VENV)/.mutants: $(VENV)/.dev

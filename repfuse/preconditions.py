@@ -9,6 +9,23 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import join, named_tensors
 
 Done = set[nn.Module]
+AWARE = ("torch.ao.quantization.fake_quantize", "torch.ao.quantization.observer")
+INT8 = ("torch.ao.nn.quantized.modules.conv", "torch.ao.nn.intrinsic.quantized")
+
+
+def quantised(what: str, *, aware: bool) -> RepfuseError:
+    """Return the error for a network whose training or calibration for int8 has begun (``aware``), or that is int8."""
+    if aware:
+        return RepfuseError(
+            f"{what} is quantisation-aware: it is trained or calibrated for int8, branch by branch.",
+            "Each branch has a range of its own, which the merged convolution has no use for.",
+            "Merge first: convert the float checkpoint, then prepare the result and train or calibrate it.",
+        )
+    return RepfuseError(
+        f"{what} is quantised to int8 already.",
+        "Its weights are integers with a scale each: merging them would round anew, and could not be exact.",
+        "Convert the float checkpoint that it was made from, and quantise the result.",
+    )
 
 
 def check_runnable(network: nn.Module) -> None:
@@ -45,6 +62,10 @@ def check_rewritable(network: nn.Module) -> None:
             "Its forward is compiled, and has no Python code left.",
             "Convert the network that it was made from, and script the result.",
         )
+    kinds = {type(module).__module__ for module in network.modules()}
+    for names, aware in ((AWARE, True), (INT8, False)):
+        if any(kind.startswith(names) for kind in kinds):
+            raise quantised(f"This {type(network).__name__}", aware=aware)
     if type(network).__name__ == "OptimizedModule":  # telling it by its class would import the compiler
         raise RepfuseError(
             "A compiled network cannot be rewritten.",

@@ -72,7 +72,10 @@ def test_a_torchscript_network_is_judged():
     assert verify(original, script, example()).verdict == verify(script, script, example()).verdict == "same"
     assert verify(original, other, example()).verdict == "different"
     frozen = torch.jit.freeze(torch.jit.script(original))
-    assert verify(original, frozen, example()).verdict == "could-not-tell"  # its numbers stay in float32
+    found = verify(original, frozen, example())  # its numbers stay in float32
+    assert found.verdict == "same" and any("no float64" in note for note in found.notes)
+    wrong = torch.jit.freeze(torch.jit.script(network(2, seed=1)))
+    assert verify(original, wrong, example()).verdict == "different"
 
 
 def test_a_network_that_was_built_for_inference_alone_is_judged():
@@ -250,11 +253,9 @@ class FixesFloat32(nn.Module):
         return nn.functional.conv2d(x, torch.ones(2, 3, 1, 1))
 
 
-def test_a_network_that_cannot_run_in_float64_tells_nothing():
-    for original, fused in ((FixesFloat32(), network(1)), (Returns(lambda y: y[:, :2]), FixesFloat32())):
-        verification = verify(original, fused, example())
-        assert verification.verdict == "could-not-tell"
-        assert "float64" in verification.reason or "stored" in verification.reason
+def test_a_network_that_fixes_its_dtype_is_judged():
+    assert verify(FixesFloat32(), network(1), example()).verdict == "different"
+    assert verify(Returns(lambda y: y[:, :2]), FixesFloat32(), example()).verdict == "same"
 
 
 def test_a_network_too_sensitive_to_tell():

@@ -42,9 +42,7 @@ def reference(original: nn.Module, trials: Sequence[Trial], watch: Watch = unwat
     if outcomes[0].error:
         shapes = ", ".join("x".join(map(str, shape)) for shape in trials[0].shapes)
         what = f"The original network cannot run in float64 on {trials[0].label} ({shapes})."
-        why, hint = why_refused(original, trials[0].inputs, outcomes[0].error)
-        fixed = " A network that fixes a dtype inside its forward cannot be run in float64."
-        raise RepfuseError(what, why, hint + fixed * (outcomes[0].error in why))
+        raise RepfuseError(what, *why_refused(original, trials[0].inputs, outcomes[0].error))
     return outcomes
 
 

@@ -86,6 +86,11 @@ class Evidence:
         return excess(self.errors[key], self.limits[key])
 
     @property
+    def narrow(self) -> list[str]:
+        """The modules of either network that have no float64, and ran in their own dtype."""
+        return list(dict.fromkeys(path for outcome in (*self.outcomes, *self.answers) for path in outcome.narrow))
+
+    @property
     def mismatched(self) -> TrialComparison | None:
         """The first trial on which something differs that is no number."""
         return next((row for row in self.table if row.mismatch), None)

@@ -6,6 +6,7 @@ whole output.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -84,12 +85,22 @@ class TrialComparison:
     skipped: str = ""
 
 
+def without_float64(paths: Sequence[str]) -> str:
+    """Say which modules ran in their own dtype: those at ``paths``, or all of the network."""
+    who = ", ".join(paths) if all(paths) else "the network"
+    return f"{who} ran in the stored dtype, having no float64"
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Both networks in float64 on several trials, against one relative ``tolerance`` on the max norm."""
+    """Both networks in float64 on several trials, against one relative ``tolerance`` on the max norm.
+
+    ``narrow`` are the paths of modules that have no float64, and ran in their own dtype ("" for all of the network).
+    """
 
     trials: tuple[TrialComparison, ...]
     tolerance: float
+    narrow: tuple[str, ...] = ()
 
     @property
     def worst(self) -> tuple[TrialComparison, OutputError] | None:
@@ -133,6 +144,22 @@ class Comparison:
         return not self.mismatches and self.error is not None and self.error <= self.tolerance
 
     @property
+    def where(self) -> str:
+        """In which arithmetic this was found."""
+        if not self.narrow:
+            return "In float64"
+        return f"In float64, but for {', '.join(self.narrow)}," if all(self.narrow) else "In the stored dtype"
+
+    @property
+    def limits(self) -> str:
+        """What is not compared in float64, and how far the whole agrees; "" where all of it is."""
+        if not self.narrow:
+            return ""
+        return (
+            f"{without_float64(self.narrow)}: the whole network is held to {self.tolerance:.0e}, each site to float64"
+        )
+
+    @property
     def reason(self) -> str:
         """One sentence: what decided ``passed``."""
         if self.mismatches:
@@ -143,7 +170,7 @@ class Comparison:
         side = "within" if self.passed else "above"
         error, tolerance = apart(output.relative.max, self.tolerance)
         return (
-            f"In float64 the largest error is {error} of the output's scale ({trial.label}, {output.name}), {side} "
+            f"{self.where} the largest error is {error} of the output's scale ({trial.label}, {output.name}), {side} "
             f"{tolerance}."
         )
 

@@ -6,13 +6,15 @@ that is called carries that away with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from traceback import walk_tb
 from typing import Any
 
 import torch
 from torch import Tensor, jit, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from repfuse.checking.inputs.trial import Trial
@@ -22,6 +24,7 @@ from repfuse.networks import (
     device_of,
     draw_alike,
     join,
+    main_dtype,
     named_modules,
     named_tensors,
     own_tensors,
@@ -108,6 +111,7 @@ class Widening(TorchFunctionMode):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        self.resting = False
         self._constant = WeakTensorKeyDictionary()
         self._remember(x for _, x in named_tensors(network))
 
@@ -116,6 +120,8 @@ class Widening(TorchFunctionMode):
     ) -> Any:
         """Call one function of torch."""
         kwargs = kwargs or {}
+        if self.resting:
+            return func(*args, **kwargs)
         tensors = tensors_of((args, kwargs))
         if all(x in self._constant for x in tensors):
             result = func(*args, **kwargs)
@@ -171,10 +177,16 @@ def unwatched(_copy: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one call gave: its output tensors by name (on the CPU), or else why it failed."""
+    """What one call gave: its output tensors by name (on the CPU), or else why it failed.
+
+    ``at`` is the path of the innermost module in which it did. ``narrow`` are those that have no float64, and ran in
+    their own dtype in a run in float64.
+    """
 
     outputs: dict[str, torch.Tensor]
     error: str = ""
+    at: str = ""
+    narrow: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -247,17 +259,87 @@ def run_float64(
 ) -> list[Outcome]:
     """Call a copy of the network in float64 on each trial, inputs widened too; its tensors are as ``change`` says.
 
-    ``watch`` is shown the copy before it is called. Raises RepfuseError where the network cannot be copied.
+    ``watch`` is shown the copy before it is called. A module that fails for want of float64 runs in its own dtype,
+    which the outcomes say. Raises RepfuseError where the network cannot be copied.
     """
-    copy = copy_with(network, change)
-    watch(copy)
-    device, widening = device_of(copy), Widening(copy)
-    outcomes = []
-    for trial in trials:
-        inputs = placed(trial.inputs, device, WIDE)
-        with widening:
-            outcomes.append(call(copy, inputs))
+    trials = list(trials)
+    wide = _Wide(network, change, watch)
+    outcomes = wide.run(trials)
+    if all(outcome.error for outcome in outcomes):
+        takes = [trial for trial in trials[:1] if not run(network, [trial], {})[0].error]
+        while takes and all(outcome.error for outcome in outcomes) and wide.spares(outcomes[0].at):
+            outcomes = wide.run(trials)
     return outcomes
+
+
+class _Wide:
+    """Runs copies of a network in float64, but for the modules in it that have none."""
+
+    def __init__(self, network: nn.Module, change: Change, watch: Watch) -> None:
+        self._network, self._change, self._watch = network, change, watch
+        self._given: Mapping[torch.dtype, torch.dtype] = WIDE
+        self._narrow: tuple[str, ...] = ()
+
+    def spares(self, path: str) -> bool:
+        """Leave the module at ``path`` in its own dtype from now on. False where it is already, or lies in such a one.
+
+        The outermost module first gets its inputs as they are: what it does with them is widened all the same.
+        """
+        if not path and self._given:
+            self._given = {}
+            return True
+        if any(within(path, narrow) for narrow in self._narrow):
+            return False
+        self._narrow = (*self._narrow, path)
+        return True
+
+    def run(self, trials: Sequence[Trial]) -> list[Outcome]:
+        """Call a new copy on each trial."""
+        copy = copy_with(self._network, self._changed)
+        device, widening = device_of(copy), Widening(copy)
+        for path in self._narrow:
+            part = self._network.get_submodule(path)
+            dtype = main_dtype(part) or main_dtype(self._network)
+            if dtype is not None:
+                _in_own_dtype(copy.get_submodule(path), dtype, widening)
+        self._watch(copy)
+        compiled = not self._given and any(isinstance(part, jit.ScriptModule) for part in copy.modules())
+        outcomes = []
+        for trial in trials:
+            inputs = placed(trial.inputs, device, self._given)
+            with widening:
+                outcome = call(copy, inputs)
+            outcomes.append(replace(outcome, narrow=("",) if compiled else self._narrow))
+        return outcomes
+
+    def _changed(self, name: str, tensor: Tensor) -> Tensor:
+        changed = self._change(name, tensor)
+        return changed.to(tensor.dtype) if any(within(name, path) for path in self._narrow) else changed
+
+
+def within(path: str, outer: str) -> bool:
+    """Whether the module or tensor at ``path`` is, or is in, the module at ``outer``."""
+    return not outer or path == outer or path.startswith(f"{outer}.")
+
+
+def _in_own_dtype(module: nn.Module, dtype: torch.dtype, widening: Widening) -> None:
+    """Let one of our copies get its inputs in ``dtype``, and what it gives be widened."""
+    forward = module.forward
+
+    def narrowed(*args: Any, **kwargs: Any) -> Any:
+        widening.resting = True
+        try:
+            args, kwargs = tree_map(lambda x: x.to(dtype) if _is_wide(x) else x, (args, kwargs))
+            output = forward(*args, **kwargs)
+            return tree_map(lambda x: _widened(x) if isinstance(x, Tensor) else x, output)
+        finally:
+            widening.resting = False
+
+    vars(module)["forward"] = narrowed
+
+
+def _is_wide(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dtype is torch.float64
 
 
 @torch.no_grad()
@@ -268,5 +350,16 @@ def call(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
         try:
             output = network(*inputs)
         except Exception as error:  # whatever a forward may raise
-            return Outcome({}, described(error))
+            return Outcome({}, described(error), _raised_in(network, error))
     return Outcome({name: leaf.to("cpu", copy=True) for name, leaf in leaves(output).items()})
+
+
+def _raised_in(network: nn.Module, error: Exception) -> str:
+    """Return the path of the innermost module that was being called when ``error`` was raised."""
+    path_of = {id(module): path for path, module in named_modules(network)}
+    inside = ""
+    for frame, _ in walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and not isinstance(module, jit.ScriptModule):
+            inside = path_of.get(id(module), inside)
+    return inside

@@ -17,7 +17,7 @@ from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.locate import first_difference
 from repfuse.checking.measure import level
 from repfuse.checking.proof import prove
-from repfuse.checking.results import FirstDifference, Proven, RealData, Verdict, Verification
+from repfuse.checking.results import FirstDifference, Proven, RealData, Verdict, Verification, without_float64
 from repfuse.checking.rounding import Key
 from repfuse.checking.runs import run, run_float64
 from repfuse.checking.tolerances import checked, ruling, tolerances
@@ -43,6 +43,8 @@ def decide(evidence: Evidence) -> Ruling:
     if not evidence.informative:
         return "could-not-tell", "The outputs are empty, 0 or not finite on every input that was tried."
     if evidence.excess(evidence.worst) > 1:
+        if evidence.narrow and evidence.drift and evidence.drift.measured:  # what rounds there is in the drift alone
+            return _decide_drift(evidence)
         return "different", f"In float64, {_numbers(evidence)}."
     if blind := _blind(evidence):
         return "could-not-tell", f"The networks amplify rounding too much: {_numbers(evidence, blind)}."
@@ -77,6 +79,8 @@ def notes(evidence: Evidence, dtypes: tuple[str, str], real: RealData | None, ef
         yield f"Nothing can be said of {', '.join(evidence.vacuous)}: empty, 0 or not finite on every input."
     if dtypes[0] != dtypes[1]:
         yield f"The original is stored in {dtypes[0]}, the fused network in {dtypes[1]}."
+    if evidence.narrow:
+        yield f"Not all is compared in float64: {without_float64(evidence.narrow)}."
     if evidence.drift and not evidence.drift.measured:
         yield f"Only compared in float64: {evidence.drift.problem}."
     shared = sum(output.non_finite for row in evidence.table for output in row.outputs)

@@ -2,8 +2,8 @@
 
 It is allowed what ``repfuse.checking.drift`` allows the fused network in memory: the original's own error, the effect
 of rounding the weights, and the last rounding of the output. Inputs that its declared shapes allow have to run and to
-agree. Those that they exclude are tried as well: a format without guards may take them, and they count where they
-agree; where not, they are listed.
+agree; of what they exclude, every kind of input is tried at a size that they allow. What they exclude is tried as well:
+a format without guards may take it, and it counts where it agrees; where not, it is listed.
 """
 
 from __future__ import annotations
@@ -52,9 +52,12 @@ def check_written(
     """
     gate, declared = shapes
     trials, expected = with_fallbacks(networks[0], input_variants(example))
+    others = [index for index, outcome in enumerate(expected) if index and not outcome.error]
+    excluded = {index for index in others if call(gate, trials[index].inputs).error}
+    instead = [fit for index in sorted(excluded) if (fit := _fitting(gate, trials[index]))]
+    trials, expected = trials + instead, expected + run_float64(networks[0], instead)
     runtime, found = run(trials)
     taken = [index for index, outcome in enumerate(expected) if not outcome.error]
-    excluded = {index for index in taken[1:] if call(gate, trials[index].inputs).error}
     kept = [index for index in taken if index not in excluded or _alike(expected[index], found[index])]
     chosen = [trials[index] for index in kept]
     measured = _drift(networks, chosen, ([expected[index] for index in kept], [found[index] for index in kept]))
@@ -63,6 +66,11 @@ def check_written(
     compared = tuple(trial.label for trial in chosen if trial.label not in wrong)
     refused = tuple(label for label in (trials[index].label for index in taken) if label not in compared)
     return _verified(measured, _Found(runtime, declared, compared, refused))
+
+
+def _fitting(gate: nn.Module, trial: Trial) -> Trial | None:
+    """Return the first of what may stand in the place of a trial that the file's shapes allow."""
+    return next((other for other in trial.otherwise() if not call(gate, other.inputs).error), None)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def open_checkpoint(
         return _exported(path, digest, trust=bool(trust))
     if container is Container.TORCHSCRIPT:
         return _torchscript(path, digest, shapes, trust=bool(trust))
-    tree: Any = torch_pickle.read_trusted(path, trust) if trust else torch_pickle.read(path, container)
+    tree: Any = torch_pickle.read_trusted(path, container, trust) if trust else torch_pickle.read(path, container)
     contents = find(tree, path, weights)
     form = "state-dict" if contents.module is None else "pt"
     return Opened(path, form, digest, contents, _recipe(contents.recipe, path))

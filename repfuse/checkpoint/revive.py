@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from repfuse.checkpoint.user_code import Named
 
 HELD = {"_parameters": nn.Parameter, "_buffers": Tensor, "_modules": nn.Module}  # what a module's tables may hold
+TEXTS = {"type"}  # names of methods that libraries hide behind a text: the class of a layer, by ultralytics and YOLOv5
 
 
 class _NotBuildableError(Exception):
@@ -130,7 +131,8 @@ def _check_state(origin: GlobalName, cls: type, state: dict[Any, Any]) -> None:
     torch.fx writes them unescaped into the source of a traced network, and would run what stands after a quote.
     """
     for key, value in state.items():
-        if not _is_harmless(key) or callable(getattr(cls, key, None)):
+        text = key in TEXTS and type(value) is str
+        if not _is_harmless(key) or (callable(getattr(cls, key, None)) and not text):
             raise _NotBuildableError(origin, f"the file replaces its {key!r}")
         if key.endswith("_hooks") and value:
             raise _NotBuildableError(origin, f"the file hooks code into it: {key}")

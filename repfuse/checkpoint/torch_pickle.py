@@ -20,6 +20,7 @@ from repfuse.checkpoint.inert import ORIGIN, GlobalName, StandIn, stand_in, tidi
 from repfuse.checkpoint.recognise import Container, damaged, recognise
 from repfuse.checkpoint.script import playing_main
 from repfuse.errors import RepfuseError
+from repfuse.preconditions import quantised
 from repfuse.quiet import quietly
 from repfuse.wording import described, first_line, listed
 
@@ -42,11 +43,23 @@ BYTES_OF_BYTE = 8  # what a byte of the file may stand for: repeated numbers tak
 DICTIONARIES = frozenset({"AttributeDict", "ConfigDict", "CfgNode", "EasyDict", "Munch", "defaultdict", "addict.Dict"})
 
 
+QUANTISED = GlobalName("torch._utils", "_rebuild_qtensor")
+DYNAMIC = "torch.ao.nn.quantized.dynamic"  # which leaves all but some linear layers as they are
+AWARE = re.compile(r"\.fake_quant_enabled$|(^|\.)activation_post_process(_\d+)?\.")  # in names of a state dict
+
+
 class Said(NamedTuple):
-    """What a pickle says of itself: the names that it uses, and its protocol."""
+    """What a pickle says of itself: the names that it uses, its protocol, and whether it was prepared for int8."""
 
     names: frozenset[GlobalName]
     protocol: int
+    aware: bool = False
+
+    def check_floating(self, path: Path) -> None:
+        """Raise RepfuseError where the network is one of int8, or on its way there."""
+        dynamic = any(name.module.startswith(DYNAMIC) for name in self.names)
+        if self.aware or (QUANTISED in self.names and not dynamic):
+            raise quantised(str(path), aware=self.aware)
 
 
 def read(path: Path, container: Container) -> Any:
@@ -56,6 +69,7 @@ def read(path: Path, container: Container) -> Any:
     it needs what torch's restricted unpickler does not do.
     """
     said = _said(path, container)
+    said.check_floating(path)
     try:
         with path.open("rb") as file, _stand_ins_for(said.names):
             return tidied(read_plain(file, path.stat().st_size))
@@ -94,8 +108,9 @@ def check_unpacked(file: Path | IO[bytes], most: int) -> None:
         raise ValueError(f"its members would unpack to {unpacked:,} bytes, which is out of proportion")
 
 
-def read_trusted(path: Path, named: Named) -> Any:
+def read_trusted(path: Path, container: Container, named: Named) -> Any:
     """Return what the file holds, running whatever code it asks for: only for files that the user trusts."""
+    _said(path, container).check_floating(path)
     try:
         with path.open("rb") as file, quietly(), named.importable():
             return torch.load(file, map_location="cpu", weights_only=False, mmap=False)
@@ -141,16 +156,18 @@ def modules_named(path: Path) -> set[str]:
 
 
 def _said(path: Path, container: Container) -> Said:
-    names, protocol = set(), 0
+    names, protocol, aware = set(), 0, False
     try:
         for opcode, argument, _ in _instructions(path, container):
             if opcode.name == "PROTO":
                 protocol = max(protocol, int(argument))
             elif opcode.name in ("GLOBAL", "INST"):
                 names.add(_name(str(argument)))
+            elif opcode.name in ("BINUNICODE", "SHORT_BINUNICODE"):
+                aware = aware or AWARE.search(argument) is not None
     except Exception as error:  # likewise
         raise damaged(path, first_line(error)) from error
-    return Said(frozenset(names), protocol)
+    return Said(frozenset(names), protocol, aware)
 
 
 def _name(argument: str) -> GlobalName:

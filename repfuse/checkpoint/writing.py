@@ -37,7 +37,8 @@ def write_torch(network: Any, around: Around, path: Path, *, trust: Named | None
     Raises RepfuseError where it cannot be pickled, or where a tensor does not come back bit by bit.
     """
     torch_pickle.write(around.put(network), path)
-    back = torch_pickle.read_trusted(path, trust) if trust else torch_pickle.read(path, Container.TORCH_ZIP)
+    zipped = Container.TORCH_ZIP
+    back = torch_pickle.read_trusted(path, zipped, trust) if trust else torch_pickle.read(path, zipped)
     compare(_tensors(network), _tensors(around.take(back)))
     return around.take(back)
 

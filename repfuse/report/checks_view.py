@@ -131,8 +131,9 @@ def _weights(weights: list[WeightProof]) -> Iterator[Check]:
 
 
 def _network(network: Comparison) -> Iterator[Check]:
+    level = "proof, float64" if not network.narrow else "mixed dtypes" if all(network.narrow) else "as stored"
     for row in network.mismatches[:1]:
-        yield Check("proof, float64", "the whole network", f"{row.label}: {row.mismatch}", NOTHING, "", "", False)
+        yield Check(level, "the whole network", f"{row.label}: {row.mismatch}", NOTHING, "", "", False)
     whole = f"the whole network on {plural(len(network.compared), 'input')}"
     ordered = sorted(network.by_output, key=lambda entry: -entry[1].relative.max)
     for trial, output in _shown(ordered):
@@ -140,7 +141,7 @@ def _network(network: Comparison) -> Iterator[Check]:
         numbers = reached, "", allowed
         passed = output.relative.max <= network.tolerance
         of_what = _of_output(output.name, len(ordered), whole)
-        yield Check("proof, float64", of_what, trial.label, *numbers, passed)
+        yield Check(level, of_what, trial.label, *numbers, passed)
 
 
 def _of_output(name: str, outputs: int, whole: str) -> str:

@@ -159,6 +159,8 @@ def check_notes(proof: Proof, drift: Drift) -> Iterator[str]:
         yield proof.reason
     if not proof.informative:
         yield "the network's outputs are 0 or not finite on every input: only its sites tell"
+    if proof.network.limits:
+        yield proof.network.limits
     if proof.network.skipped:
         yield f"{plural(len(proof.network.skipped), 'input')} left out that not both networks are for"
     if not drift.measured:

@@ -88,6 +88,26 @@ def without_padding(module: nn.Module) -> nn.Module:
     return module.get_submodule("conv") if padded else module
 
 
+FOLDED_BY_HOST = ("forward_fuse", "fuseforward")
+"""The forward without ``bn`` of layers that their library folds itself, whatever ``bn`` is: ultralytics and YOLOv5 and
+6; YOLOX and YOLOv7."""
+
+
+def folded_norm(mean: Tensor | None, owners: Iterable[nn.Module]) -> nn.Module:
+    """Return what takes the place of a folded normalisation with this running mean: nothing to do.
+
+    Some libraries fold what is left once more before they run or export a network, by its numbers and not by its class:
+    for them it has numbers that change nothing, which are no part of the state dict.
+    """
+    nothing: Any = nn.Identity()
+    folds = any(hasattr(owner, method) for owner in owners for method in FOLDED_BY_HOST)
+    if mean is not None and folds:
+        nothing.eps = 0.0
+        for name, value in (("running_mean", 0), ("running_var", 1), ("weight", 1), ("bias", 0)):
+            nothing.register_buffer(name, torch.full_like(mean, value), persistent=False)
+    return nothing  # type: ignore[no-any-return]
+
+
 def write_weights(convolution: nn.Module, expression: Expression, tensors: Tensors, like: Tensor) -> None:
     """Give ``convolution`` the weight and bias of the map, with dtype, device and memory format of the weight ``like``.
 

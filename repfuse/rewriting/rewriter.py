@@ -21,6 +21,7 @@ from repfuse.recording.constants import lookup
 from repfuse.recording.copies import copy_with, like
 from repfuse.rewriting.emit import (
     convolution_module,
+    folded_norm,
     graph_module,
     keep_plain_attributes,
     leave_unset,
@@ -87,7 +88,8 @@ class _Rewriting:
         for fused in layout.folds:
             self._write(self.result.get_submodule(fused.path), fused)
         for path in layout.identities:
-            self._replace(path, nn.Identity())
+            owners = [owner for owner, _ in self.holders[self.result.get_submodule(path)]]
+            self._replace(path, folded_norm(self.edits.tensors.get(f"{path}.running_mean"), owners))
         for block in sorted(layout.blocks, key=lambda block: _depth(block.path), reverse=True):
             self._replace(block.path, self._body(block, self.result.get_submodule(block.path)))
         self._replace_unregistered()

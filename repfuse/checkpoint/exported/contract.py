@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,11 @@ class Contract:
         shapes = ", ".join("x".join(map(str, axes)) for axes in self.axes)
         ranges = ", ".join(f"{name} from {low} to {high or 'any'}" for name, low, high in self.ranges)
         return f"{shapes} ({ranges})" if ranges else shapes
+
+    def admits(self, shapes: Sequence[Sequence[int]]) -> bool:
+        """Whether the axes that are fixed have the sizes of these ``shapes``."""
+        pairs = (zip(axes, shape, strict=True) for axes, shape in zip(self.axes, shapes, strict=True))
+        return all(axis == size for pair in pairs for axis, size in pair if isinstance(axis, int))
 
 
 def contract_of(program: ExportedProgram) -> Contract:
@@ -63,7 +68,7 @@ def automatic(program: ExportedProgram) -> tuple[dict[int, Any], ...]:
 
 def _automatic(program: ExportedProgram, size: torch.SymInt) -> Any:
     low, high = range_of(program, size.node.expr)
-    return Dim.AUTO(min=low if low and low > 1 else None, max=high)
+    return Dim.AUTO(min=low or None, max=high)
 
 
 def range_of(program: ExportedProgram, symbol: Any) -> tuple[int | None, int | None]:
@@ -87,7 +92,7 @@ def _dim(program: ExportedProgram, size: torch.SymInt, dims: dict[Any, Any]) -> 
     (symbol,) = expression.free_symbols
     if symbol not in dims:
         low, high = range_of(program, symbol)
-        dims[symbol] = Dim(f"d{len(dims)}", min=low if low and low > 1 else None, max=high)
+        dims[symbol] = Dim(f"d{len(dims)}", min=low or None, max=high)
     offset = int(expression.subs(symbol, 0))
     factor = int(expression.subs(symbol, 1)) - offset
     if expression != factor * symbol + offset:

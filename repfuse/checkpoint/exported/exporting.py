@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -43,16 +44,22 @@ def program_like(original: ExportedProgram, network: nn.Module) -> ExportedProgr
     return program
 
 
-def program_of(network: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
-    """Export ``network`` with its batch and spatial axes dynamic, as far as its operators take other sizes.
+def program_of(network: nn.Module, example: Sequence[Tensor], *, sizes: bool = True) -> ExportedProgram:
+    """Export ``network`` with its batch and its spatial axes dynamic, as far as its operators take other sizes.
 
-    Raises RepfuseError where it cannot be exported.
+    Without ``sizes`` the batch alone is. Raises RepfuseError where it cannot be exported.
     """
-    inputs = doubled(example)
-    try:
-        return _export(network, inputs, tuple(_axes(tensor, inputs[0].shape[:1]) for tensor in inputs))
-    except RepfuseError:
-        return _export(network, tuple(example), None)
+    batch = example[0].shape[:1]
+    ways = [(doubled(example), True), (tuple(example), False)]  # a forward may hold its batch as a number
+    for inputs, batched in ways:
+        axes = tuple(
+            _axes(x, y.shape[:1] == batch and batched, sizes=sizes) for x, y in zip(inputs, example, strict=True)
+        )
+        with suppress(RepfuseError):
+            program = _export(network, inputs, axes)
+            if contract_of(program).admits([x.shape for x in example]):
+                return program
+    return _export(network, tuple(example), None)
 
 
 def _without_ones(tensor: Tensor, axes: Iterable[int]) -> Tensor:
@@ -80,9 +87,9 @@ def doubled(example: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(torch.cat([x, x]) if batch == (1,) and x.shape[:1] == batch else x for x in example)
 
 
-def _axes(tensor: Tensor, batch: tuple[int, ...]) -> dict[int, Any]:
-    axes = {0: Dim.AUTO} if tensor.shape[:1] == batch else {}
-    if tensor.is_floating_point() and 3 <= tensor.dim() <= 5:
+def _axes(tensor: Tensor, batched: bool, *, sizes: bool) -> dict[int, Any]:
+    axes = {0: Dim.AUTO} if batched else {}
+    if sizes and tensor.is_floating_point() and 3 <= tensor.dim() <= 5:
         axes |= dict.fromkeys(range(2, tensor.dim()), Dim.AUTO)
     return axes
 

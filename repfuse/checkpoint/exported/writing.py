@@ -16,6 +16,8 @@ from repfuse.checkpoint.exported.exporting import program_like, program_of
 from repfuse.checkpoint.writing import compare, not_the_same
 from repfuse.errors import RepfuseError
 
+ONE_SIZE = "the file takes the size of the example alone: at others, ONNX would not compute what the network does"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -41,11 +43,15 @@ def write_pt2(source: Source, path: Path) -> tuple[ExportedProgram, list[str]]:
     return program, _notes(source, program, path)
 
 
-def write_onnx(source: Source, path: Path) -> tuple[ExportedProgram, list[str]]:
-    """Write ``source`` as ONNX; return what ``write_pt2`` does. Raises as it does."""
-    program = _program(source)
+def write_onnx(source: Source, path: Path, *, sizes: bool = True) -> tuple[ExportedProgram, list[str]]:
+    """Write ``source`` as ONNX; return what ``write_pt2`` does. Raises as it does.
+
+    Without ``sizes`` it takes the sizes of the example alone, in any batch: the exporter writes some operators for the
+    size that it sees, and says so nowhere.
+    """
+    program = _program(source) if sizes else program_of(source.fused, source.example, sizes=False)
     onnx_file.write(program, path)
-    return program, []
+    return program, [] if sizes else [ONE_SIZE]
 
 
 def _program(source: Source) -> ExportedProgram:
