@@ -102,7 +102,7 @@ def convert(
     was written; 2 bad input.
     """
     if out is None and not dry_run:
-        raise typer.BadParameter("give the file to write, or --dry-run.", param_hint="OUT")
+        raise typer.BadParameter("give OUT, the file to write, or --dry-run.", param_hint="OUT")
     effort = effort_of(quick=quick, thorough=thorough)
     target = None if dry_run else out
     if target:

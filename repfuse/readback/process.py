@@ -67,7 +67,8 @@ class FreshProcess:
         self._thread.shutdown()
         for pipe in (self._process.stdin, self._process.stdout, self._said):
             assert pipe is not None
-            pipe.close()
+            with suppress(BrokenPipeError):  # of what was not read
+                pipe.close()
 
     def prepare(self, modules: list[str]) -> None:
         """Have it import Python modules before there is a job, from where this process finds them now.
