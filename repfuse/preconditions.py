@@ -9,7 +9,9 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import join, named_tensors
 
 Done = set[nn.Module]
-AWARE = ("torch.ao.quantization.fake_quantize", "torch.ao.quantization.observer")
+AWARE = ("activation_post_process", "weight_fake_quant")
+"""How PyTorch calls what it puts into a network that it prepares; an observer of one's own is a module like others."""
+ROUNDING = "torch.ao.quantization.fake_quantize"
 INT8 = ("torch.ao.nn.quantized.modules.conv", "torch.ao.nn.intrinsic.quantized")
 
 
@@ -62,9 +64,10 @@ def check_rewritable(network: nn.Module) -> None:
             "Its forward is compiled, and has no Python code left.",
             "Convert the network that it was made from, and script the result.",
         )
-    kinds = {type(module).__module__ for module in network.modules()}
-    for names, aware in ((AWARE, True), (INT8, False)):
-        if any(kind.startswith(names) for kind in kinds):
+    for module in network.modules():
+        kind = type(module).__module__
+        aware = kind != ROUNDING and any(name.startswith(AWARE) for name, _ in module.named_children())
+        if aware or kind.startswith(INT8):
             raise quantised(f"This {type(network).__name__}", aware=aware)
     if type(network).__name__ == "OptimizedModule":  # telling it by its class would import the compiler
         raise RepfuseError(

@@ -99,6 +99,31 @@ def test_a_norm_that_acts_on_something_else_stays(made):
     assert error(network, fused, x) < 1e-12
 
 
+def test_a_forward_may_ask_for_as_many_sizes_as_there_are():
+    """It takes tokens with a batch axis and without one: the views there get other numbers of sizes."""
+
+    def forward(m, x):
+        y = m.a(x)
+        return m.n(y.view(-1, y.shape[-1])).view(y.shape)
+
+    network = randomised(Spelled(forward, a=nn.Linear(8, 8), n=nn.BatchNorm1d(8)))
+    fused = fuse(network, (T,)).module
+    assert operations(fused, T)["batch_norm"] == 0
+    for x in (T, image(3, 9, 8), image(6, 8), image(2, 3, 4, 8)):
+        assert error(network, fused, x) < 1e-12
+
+
+def test_a_view_that_is_another_one_at_another_rank_is_left_alone():
+    def forward(m, x):
+        y = m.a(x)
+        return m.n(y.reshape(-1, 8)) if x.dim() == 3 else m.n(y.reshape(8, -1).t())
+
+    network = randomised(Spelled(forward, a=nn.Linear(8, 8), n=nn.BatchNorm1d(8)))
+    fused = fuse(network, (T,)).module
+    for x in (T, image(3, 9, 8), image(6, 8)):
+        assert error(network, fused, x) < 1e-12
+
+
 def test_a_value_that_is_measured_alone_is_no_obstacle():
     def forward(m, x):
         y = m.a(x)

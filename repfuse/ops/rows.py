@@ -25,8 +25,8 @@ def viewed(call: Call, recording: Recording) -> Meaning | None:
     x, y = call.input, call.node
     if not is_data(x, recording) or recording.dtype_of.get(y) is not recording.dtype_of[x]:
         return None
-    before, after = recording.shapes(x), recording.shapes(y)
-    if len(before) != len(after) or min(len(before[0]), len(after[0])) < 2:
+    before, after = (recording.shapes(z) + recording.shapes_at_other_ranks(z) for z in (x, y))
+    if len(before) != len(after) or min(map(len, (*before, *after))) < 2:
         return None
     last = len(before[0]) - 1, len(after[0]) - 1
     moves = {}

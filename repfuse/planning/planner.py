@@ -208,7 +208,7 @@ class Planner:
         """Make a node opaque that only looks like an affine map, or of which one cannot be certain."""
         meaning = self.meanings[node]
         tensors = (node, *inputs_of(meaning))
-        mark = self.recording.mark_of(node)
+        mark = self.recording.mark_of(node, any_rank=not isinstance(meaning, Rearranged))
         if isinstance(meaning, Unfusible):
             self._reject(node, meaning.code, meaning.reason)
         elif meaning is None:

@@ -27,8 +27,8 @@ class Comparison:
 
     ``alike`` are, for each of its nodes, those of other runs that are the same operation. ``marks`` are the calls that
     did other things at other sizes; ``uneven`` nodes were given other numbers there, and in the place of their
-    ``foreign`` operands others;
-    ``elsewhere`` are tensors of the network that something else reads there.
+    ``foreign`` operands others. ``at_other_ranks`` and ``uneven_by_rank`` are the same for inputs of another number of
+    axes. ``elsewhere`` are tensors of the network that something else reads there.
     """
 
     def __init__(self, first: Run) -> None:
@@ -36,6 +36,8 @@ class Comparison:
         self.alike: dict[fx.Node, list[tuple[Run, Step]]] = defaultdict(list)
         self.marks: dict[Call, Mark] = {}
         self.uneven: set[fx.Node] = set()
+        self.uneven_by_rank: set[fx.Node] = set()
+        self.at_other_ranks: dict[fx.Node, list[tuple[Run, Step]]] = defaultdict(list)
         self.foreign: dict[fx.Node, set[fx.Node]] = defaultdict(set)
         self.elsewhere: set[str] = set()
         self.outside: set[int] = set()
@@ -65,7 +67,12 @@ class Comparison:
             measured = _measured(step, other, match)
             alike = (node for node in self.first.size_of if measured & _measured(node, self.first, {}))
             self._sizes[step] = set(alike)
+        before = set(self.uneven)
         self._compare_operands(match, other)
+        self.uneven_by_rank |= self.uneven - before
+        self.uneven = before
+        for step, mine in match.items():
+            self.at_other_ranks[mine].append((other, step))
         self._hear(other, self._asked)
 
     def add_failed(self, failed: Run) -> None:

@@ -35,7 +35,8 @@ class Recording:
     left alone, and why: their own operations, and what goes from one call to another through them. Calls that are
     ``leaking`` compute with numbers that they made of sizes: their own operations are left alone; so are those of
     ``unwritable`` ones, which cannot be written down anew. Nothing merges across the borders of ``closed`` modules.
-    ``uneven`` nodes are given other numbers at other sizes, and in the place of their ``foreign`` operands others.
+    ``uneven`` nodes are given other numbers at other sizes, ``uneven_by_rank`` where the inputs have another number of
+    axes; in the place of their ``foreign`` operands they are given others.
     ``escaping`` values are read unseen, tensors of the network ``elsewhere`` at other sizes.
     """
 
@@ -48,6 +49,7 @@ class Recording:
         self.shape_of, self.dtype_of = run.shape_of, run.dtype_of
         self.escaping, self.elsewhere = run.escaping, frozenset(comparison.elsewhere)
         self.uneven, self.foreign = comparison.uneven, dict(comparison.foreign)
+        self.uneven_by_rank = comparison.uneven_by_rank
         self._comparison = comparison
         self.memory = Memory(run)
         self.sizes = self._settle_sizes()
@@ -94,6 +96,11 @@ class Recording:
         """Return the shapes that a value had, at the example and at the other sizes."""
         others = (run.shape_of[other] for run, other in self._comparison.alike.get(node, ()) if other in run.shape_of)
         return [self.shape_of[node], *others]
+
+    def shapes_at_other_ranks(self, node: fx.Node) -> list[tuple[int, ...]]:
+        """Return the shapes that a value had for inputs of another number of axes, as far as the network takes any."""
+        others = self._comparison.at_other_ranks.get(node, ())
+        return [run.shape_of[other] for run, other in others if other in run.shape_of]
 
     def operand_shapes(self, node: fx.Node) -> list[list[tuple[int, ...]]]:
         """Return the shapes of the tensors that a node was given, at the example and at the other sizes."""
@@ -142,11 +149,15 @@ class Recording:
         self._trusted.clear()
         self.constants.settle()
 
-    def mark_of(self, node: fx.Node) -> Mark | None:
-        """Return why an operation itself is left alone; None where it is not."""
+    def mark_of(self, node: fx.Node, *, any_rank: bool = True) -> Mark | None:
+        """Return why an operation itself is left alone; None where it is not.
+
+        Unless it is to be so at ``any_rank``, it may be given other numbers where the inputs have another number of
+        axes.
+        """
         if self.run.autocast_of.get(node) != self.call_of[node].autocast and node.op != "placeholder":
             return _AUTOCAST
-        if node in self.uneven:
+        if node in self.uneven or (any_rank and node in self.uneven_by_rank):
             return "changes-with-size", "it is given other numbers at other sizes"
         call = self.call_of[node]
         if call in self.leaking and node.op not in ("placeholder", "get_attr") and not self._is_of_module(node, call):
