@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from repfuse.cli.app import Command, app
 from repfuse.errors import RepfuseError
 from repfuse.refusals import REFUSALS
+from repfuse.topics import TOPICS
 from repfuse.version import __version__
 
 COMMANDS = ["convert", "verify", "bench", "inspect", "explain"]
@@ -63,13 +64,18 @@ def test_the_version_is_the_packages(cli: Cli) -> None:
     assert cli("--version").stdout == f"repfuse {__version__}\n"
 
 
-def test_explain_lists_every_code_and_gives_each_as_json(cli: Cli) -> None:
+def test_explain_lists_every_topic_and_code_and_gives_each_as_json(cli: Cli) -> None:
     listed = cli("explain").stdout
-    assert all(code in listed for code in REFUSALS)
-    codes = json.loads(cli("explain", "--json").stdout)["codes"]
-    assert set(codes) == set(REFUSALS)
-    code = next(iter(REFUSALS))
-    assert json.loads(cli("explain", code, "--json").stdout)["codes"][code]["hint"] == REFUSALS[code].hint
+    assert all(name in listed for name in (*TOPICS, *REFUSALS))
+    document = json.loads(cli("explain", "--json").stdout)
+    assert set(document["codes"]) == set(REFUSALS) and set(document["topics"]) == set(TOPICS)
+    code, topic = next(iter(REFUSALS)), next(iter(TOPICS))
+    assert json.loads(cli("explain", code, "--json").stdout)["codes"] == {code: vars(REFUSALS[code])}
+    assert json.loads(cli("explain", topic, "--json").stdout)["topics"] == {topic: vars(TOPICS[topic])}
+
+
+def test_topics_and_codes_have_names_of_their_own() -> None:
+    assert not set(TOPICS) & set(REFUSALS)
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
@@ -158,6 +164,7 @@ def test_a_failed_check_writes_nothing_and_is_1(tmp_path: Path, monkeypatch: pyt
     [
         ("", {"convert", "verify", "bench", "inspect", "explain"}),
         ("explain cost", {"cost"}),
+        ("explain verd", {"verdicts"}),
         ("convert --pol", {"--policy"}),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -12,17 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SAMPLES, Cli
+from conftest import ROOT, SAMPLES, SUPPORT, Cli
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.snapshots import FOLDER as SNAPSHOTS
 
 from repfuse.samples import DigitsRepVGG
+from repfuse.topics import TOPICS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
 COMMANDS = sorted(set(re.findall(r"^repfuse .*$", SHELL, re.MULTILINE)))
 
-SECTIONS = dict(enumerate(re.findall(r"^\*\*\d\. .*?```sh\n(.*?)```", README, re.DOTALL | re.MULTILINE), start=1))
+SECTIONS = {
+    int(number): lines for number, lines in re.findall(r"^# (\d)\. .*\n((?:repfuse .*\n)+)", SHELL, re.MULTILINE)
+}
+USED = re.findall(r"^\| `([\w.]+)`.* \| `([^`]*)`.* \|$", README, re.MULTILINE)
+IMPORTS = "import numpy, onnxruntime, repfuse, torch; x = numpy.zeros((1, 1, 8, 8), 'float32'); "
 NETWORK = """from repfuse.samples import DigitsRepVGG
 
 
@@ -30,18 +37,62 @@ def build(num_classes: int) -> DigitsRepVGG:
     assert num_classes == 10
     return DigitsRepVGG()
 """
+MINE = """from repfuse.samples import DigitsRepVGG
 
 
-def python_block(containing: str) -> str:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    return next(block for block in blocks if containing in block)
+class Net(DigitsRepVGG):
+    pass
+"""
+TRAINING = """import torch
+from mynet import Net
+
+
+class Trained(Net):
+    pass
+
+
+torch.save(Net().eval(), "mine.pt")
+torch.save(Net().state_dict(), "mine.pth")
+torch.save(Trained().eval(), "trained.pt")
+"""
+
+
+def python(*args: str, cwd: Path) -> None:
+    paths = (cwd, ROOT, SUPPORT)  # the user's classes, and this tree
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+    done = subprocess.run(
+        [sys.executable, *args], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     shutil.copy(SAMPLES / "repvgg_digits.pt", tmp_path / "model.pt")
-    program = python_block("repfuse.load") + "\nassert repfuse.load('fused.pt').module is not None\n"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    python("-c", program + "\nassert repfuse.load('fused.pt').module is not None\n", cwd=tmp_path)
+
+
+def test_the_result_that_the_readme_names_is_that_of_the_demo() -> None:
+    """But for what the machine decides: the snapshots are of the demo's commands."""
+    shown = [(SNAPSHOTS / f"{name}.txt").read_text(encoding="utf-8") for name in ("convert", "verify")]
+    words = " ".join(README.split())
+    for pattern, printed in zip(
+        (r"\d+ → \d+ operators, exact to", r"original [\d.]+ %, fused [\d.]+ %"), shown, strict=True
+    ):
+        (named,) = re.findall(pattern, words)
+        assert named in printed
+
+
+@pytest.mark.parametrize("topic", re.findall(r"`repfuse explain (\w+)`", README))
+def test_every_topic_of_the_readme_exists(topic: str) -> None:
+    assert topic in TOPICS
+
+
+def test_every_file_of_the_readme_exists() -> None:
+    """What the development section names in the package, and in the tests."""
+    named = re.findall(r"`((?:\w+/)+[\w*]*(?:\.py)?|\w+\.py)`", README.partition("## Development")[2])
+    assert len(named) > 20
+    assert [name for name in named if not any([*ROOT.glob(name), *ROOT.glob(f"repfuse/{name}")])] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -69,6 +120,9 @@ def desk(tmp_path: Path) -> Path:
     np.savez(tmp_path / "batch.npz", **{name: tensor.numpy() for name, tensor in held_out.items()})
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "net.py").write_text(NETWORK)
+    (tmp_path / "path" / "to" / "train.py").write_text(TRAINING)
+    (tmp_path / "mynet.py").write_text(MINE)
+    python("path/to/train.py", cwd=tmp_path)
     weights = model.state_dict()
     torch.save({"state_dict": DigitsRepVGG().state_dict(), "state_dict_ema": weights}, tmp_path / "last.ckpt")
     for number, (image, label) in enumerate(zip(held_out["inputs"][:20], held_out["labels"][:20], strict=True)):
@@ -94,3 +148,7 @@ def test_each_section_works_typed_from_top_to_bottom(number: int, desk: Path, cl
         if not any(arg.startswith("hf-hub:") for arg in args):
             done = cli(*args, cwd=desk)
             assert done.returncode == 0, (command, done.stderr, done.stdout)
+    lines = [line for name, line in USED if (desk / name).is_file()]
+    assert len(lines) == {1: 3, 2: 2}.get(number, 1)
+    for line in lines:
+        python("-c", IMPORTS + line, cwd=desk)

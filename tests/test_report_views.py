@@ -31,10 +31,11 @@ from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.refusals import REFUSALS
 from repfuse.report.bench_view import bench_view
 from repfuse.report.convert_view import convert_view, name_of
-from repfuse.report.explain_view import codes_view, explain_view
+from repfuse.report.explain_view import explain_view, list_view, topic_view
 from repfuse.report.plan_view import merged, plan_view
 from repfuse.report.schema import Environment, Input, Output, Report, envelope, to_json
 from repfuse.report.verify_view import verify_view
+from repfuse.topics import TOPICS
 
 LONG = "backbone.stages.2.blocks.13.token_mixer.reparam_conv_with_a_long_name"
 WIDTHS = [60, 80, 120, 200]
@@ -144,7 +145,8 @@ VIEWS = {
     ),
     "bench": lambda: bench_view(benchmark(measurement(1.9, 2.1, 2.0), cold=ColdCalls(1.0, 0.5))),
     "explain": lambda: explain_view(CODE, REFUSALS[CODE]),
-    "codes": lambda: codes_view(REFUSALS),
+    "topic": lambda: topic_view("limits", TOPICS["limits"]),
+    "topics and codes": lambda: list_view(TOPICS, REFUSALS),
 }
 
 
@@ -365,7 +367,15 @@ def test_explanations_are_complete() -> None:
         assert explanation.title in shown
         assert squeezed(explanation.meaning) in squeezed(shown)
         assert squeezed(explanation.hint) in squeezed(shown)
-        assert code in text(codes_view(REFUSALS))
+        assert code in text(list_view(TOPICS, REFUSALS))
+
+
+@pytest.mark.parametrize("name", TOPICS)
+def test_topics_are_shown_whole(name: str) -> None:
+    topic = TOPICS[name]
+    shown = squeezed(text(topic_view(name, topic), 80))
+    assert all(squeezed(part) in shown for part in (topic.title, topic.opening, *topic.points.values()))
+    assert f"{name} {topic.title}" in squeezed_words(text(list_view(TOPICS, REFUSALS), 80))  # on one line
 
 
 def strict(document: str) -> dict[str, object]:

@@ -3,50 +3,57 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from repfuse.cli.options import Json
 from repfuse.cli.output import show, show_json
 from repfuse.errors import RepfuseError
-from repfuse.refusals import REFUSALS, Explanation
+from repfuse.refusals import REFUSALS
+from repfuse.topics import TOPICS
 
 
-def _codes(begun: str) -> list[str]:
-    return [code for code in sorted(REFUSALS) if code.startswith(begun)]
+def _names(begun: str) -> list[str]:
+    return [name for name in (*TOPICS, *sorted(REFUSALS)) if name.startswith(begun)]
 
 
 def explain(
-    code: Annotated[
+    name: Annotated[
         str | None,
         typer.Argument(
-            metavar="CODE", help="A refusal's code. Without it: the list of all codes.", autocompletion=_codes
+            metavar="NAME",
+            help="A topic, or a refusal's code. Without it: the list of all.",
+            autocompletion=_names,
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a refusal means and what to do about it.
+    """Say what a refusal means and what to do about it, or all about a topic.
 
     \b
     Examples:
       repfuse explain
       repfuse explain training-norm
+      repfuse explain verdicts
     """
-    from repfuse.report.explain_view import codes_view, explain_view
+    from repfuse.report.explain_view import explain_view, list_view, topic_view
 
-    chosen = {code: _explanation(code)} if code else REFUSALS
+    topics = {key: topic for key, topic in TOPICS.items() if name in (None, key)}
+    codes = {key: refusal for key, refusal in REFUSALS.items() if name in (None, key)}
+    if not topics and not codes:
+        close = get_close_matches(str(name), [*TOPICS, *REFUSALS])
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
+        raise RepfuseError(f"There is no refusal code or topic {name!r}.", "", f"{hint}`repfuse explain` lists all.")
     if as_json:
-        show_json("refusals", {"codes": {name: vars(entry) for name, entry in chosen.items()}})
-    elif code:
-        show(explain_view(code, chosen[code]))
+        told: dict[str, dict[str, Any]] = {
+            "topics": {key: vars(topic) for key, topic in topics.items()},
+            "codes": {key: vars(refusal) for key, refusal in codes.items()},
+        }
+        show_json("explanations", told)
+    elif name is None:
+        show(list_view(topics, codes))
+    elif name in topics:
+        show(topic_view(name, topics[name]))
     else:
-        show(codes_view(chosen))
-
-
-def _explanation(code: str) -> Explanation:
-    if code in REFUSALS:
-        return REFUSALS[code]
-    close = get_close_matches(code, REFUSALS)
-    hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    raise RepfuseError(f"There is no refusal code {code!r}.", "", f"{hint}`repfuse explain` lists all codes.")
+        show(explain_view(name, codes[name]))

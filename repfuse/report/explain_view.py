@@ -1,4 +1,4 @@
-"""What a refusal code means, and the list of codes."""
+"""What a topic tells, what a refusal code means, and the list of both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from repfuse.refusals import Explanation
-from repfuse.report.tables import facts
+from repfuse.report.tables import facts, heading
+from repfuse.topics import Topic
 
 
 def explain_view(code: str, explanation: Explanation) -> Iterator[RenderableType]:
@@ -18,6 +19,16 @@ def explain_view(code: str, explanation: Explanation) -> Iterator[RenderableType
     yield Padding(facts([("meaning", explanation.meaning), ("do", explanation.hint)]), (1, 0, 0, 0))
 
 
-def codes_view(table: Mapping[str, Explanation]) -> Iterator[RenderableType]:
-    """Yield every code with its title."""
-    yield facts((code, table[code].title) for code in sorted(table))
+def topic_view(name: str, topic: Topic) -> Iterator[RenderableType]:
+    """Yield what one topic tells."""
+    yield Text.assemble((name, "bold yellow"), f": {topic.title}")
+    yield Padding(Text(topic.opening), (1, 0))
+    yield facts(topic.points.items())
+
+
+def list_view(topics: Mapping[str, Topic], codes: Mapping[str, Explanation]) -> Iterator[RenderableType]:
+    """Yield every topic and every code with its title."""
+    yield heading("Topics")
+    yield facts((name, topics[name].title) for name in topics)
+    yield heading("Refusals")
+    yield facts((code, codes[code].title) for code in sorted(codes))
