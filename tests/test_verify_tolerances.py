@@ -153,7 +153,8 @@ def test_a_quick_conversion_says_so_and_tries_less(cli: Cli, tmp_path):
         (("--quick", "--thorough"), "not both"),
     ],
 )
-def test_the_command_refuses_what_makes_no_sense(cli: Cli, options, said):
-    done = cli("verify", "none.pt", "none.pt", *options)
+def test_the_command_refuses_what_makes_no_sense(cli: Cli, samples, options, said):
+    file = samples / "notebook_block.pt"
+    done = cli("verify", file, file, *options)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert said in " ".join(done.stderr.split())

@@ -110,7 +110,7 @@ def check_unpacked(file: Path | IO[bytes], most: int) -> None:
 
 def read_trusted(path: Path, container: Container, named: Named) -> Any:
     """Return what the file holds, running whatever code it asks for: only for files that the user trusts."""
-    _said(path, container).check_floating(path)
+    _said_if_any(path, container).check_floating(path)
     try:
         with path.open("rb") as file, quietly(), named.importable():
             return torch.load(file, map_location="cpu", weights_only=False, mmap=False)
@@ -122,7 +122,7 @@ def read_trusted(path: Path, container: Container, named: Named) -> Any:
 
 def _get_code(path: Path, named: Named) -> str:
     """Return what to do so that the code is found which a trusted file needs."""
-    names = _said(path, recognise(path)).names
+    names = _said_if_any(path, recognise(path)).names
     needs = [need for need in names_refused(names, named) if need.allow or need.install]
     return advice(needs) or "Install what it needs in the versions that it was saved with."
 
@@ -153,6 +153,14 @@ def modules_named(path: Path) -> set[str]:
     opcodes = _instructions(path, Container.TORCH_ZIP)
     names = {str(argument).partition(" ")[0] for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"}
     return names - IMPORT_MAPPING.keys()
+
+
+def _said_if_any(path: Path, container: Container) -> Said:
+    """Return what a file says of itself, of which torch may make more than can be read without it."""
+    try:
+        return _said(path, container)
+    except RepfuseError:
+        return Said(frozenset(), 0)
 
 
 def _said(path: Path, container: Container) -> Said:

@@ -310,6 +310,7 @@ class Runs:
         )
         self.sketches = not any(isinstance(part, jit.ScriptModule) for part in module.modules())
         self.subject: Subject | None = None
+        self.may_hold_more = True  # after a run that failed: nothing says yet that it keeps nothing of what it does
 
     def run(self, arguments: Arguments, *, with_graph: bool = True) -> Run:
         """Run the network once. Raises what it raises."""
@@ -323,8 +324,10 @@ class Runs:
                 except OverwritesItself:
                     self.shares, self.subject = False, None
                 except AsksForValues:
-                    self.sketches = False
+                    self.sketches, self.subject = False, None
                 except Exception as error:
+                    if self.may_hold_more:
+                        self.subject = None
                     if not self.sketches or not (with_graph or _may_be_of_numbers(error)):
                         raise
                     self.sketches = False
@@ -332,8 +335,9 @@ class Runs:
                     if subject.guard.wrong:
                         self.shares, self.subject = False, None
                     elif self.sketches and run.meets_errors:
-                        self.sketches = False
+                        self.sketches, self.subject = False, None
                     else:
+                        self.may_hold_more = run.changes_state
                         self.subject = None if run.changes_state else subject
                         return run
 
