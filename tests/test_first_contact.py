@@ -144,10 +144,8 @@ CONTACTS = {
     "to a program": Contact(beside(), "convert model.pt fused.pt2"),
     "to ONNX": Contact(beside(), "convert model.pt fused.onnx"),
 }
-MORE = (  # contacts that differ little from others
-    *("a class in a file, by its name", "a class in one of two scripts", "a file that is trusted"),
-    *("weights and a module", "to weights"),
-)
+FEW = ("a class in a file", "a class in the script", "compiled", "weights and a file", "to weights")
+"""What every run plays; each takes a script and up to three commands, and each of these imports torch."""
 
 
 def python(name: str, folder: Path, *path: Path) -> str:
@@ -205,7 +203,7 @@ def used(out: Path, contact: Contact, folder: Path) -> float:
 
 
 def marked(name: str) -> object:
-    return pytest.param(name, marks=[pytest.mark.slow] if name in MORE else [])
+    return pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow])
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in CONTACTS])
