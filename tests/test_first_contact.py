@@ -144,7 +144,7 @@ CONTACTS = {
     "to a program": Contact(beside(), "convert model.pt fused.pt2"),
     "to ONNX": Contact(beside(), "convert model.pt fused.onnx"),
 }
-FEW = ("a class in the script", "weights and a file")
+FEW = ("a class in the script",)
 """What every run plays; each takes a script and up to three commands, and each of these imports torch."""
 
 
@@ -245,6 +245,7 @@ def test_a_model_file_runs_once_in_each_process(cli: Cli, tmp_path: Path) -> Non
         assert not done.returncode, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "spec", "said"),
     [
