@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +16,10 @@ from repfuse.algebra.evaluation import Tensors, constant, evaluate
 from repfuse.algebra.expression import Expression
 from repfuse.checking.comparison import answers_in_float64, tabulate
 from repfuse.checking.inputs.trial import Trial
+from repfuse.checking.measure import half_the_digits
 from repfuse.checking.results import Comparison, TrialComparison
 from repfuse.checking.rounding import allowed, on, summation
-from repfuse.checking.runs import Change, Outcome, in_float64
+from repfuse.checking.runs import Change, Outcome, in_float64, narrow_in
 from repfuse.errors import RepfuseError
 from repfuse.networks import main_dtype, named_tensors
 from repfuse.planning.edits import Fused
@@ -54,7 +54,7 @@ class Place:
 
     @cached_property
     def pieces(self) -> list[Piece]:
-        """The parts of the region; several where values are put elsewhere in between."""
+        """The parts of the region, where values are put elsewhere in between; else none."""
         return pieces(self.region, self.planner.meanings, self.planner.recording.order)
 
     @property
@@ -87,7 +87,7 @@ class Place:
         """
         root, graph = nn.Module(), fx.Graph()
         inputs = {source: graph.placeholder(source.name) for source in self.sources}
-        if self.pieces[0].is_rearranged:
+        if self.pieces:
             (path,) = self.path_of.values()
             root.add_module("part", fused.get_submodule(path))
             graph.output(self._around(graph, inputs))
@@ -252,10 +252,9 @@ def compare_exact(
     change = exact.change(fused)
     found = answers_in_float64(fused, trials, expected, change)
     network = tabulate(trials, expected, found, TOLERANCE)
-    narrow = tuple(dict.fromkeys(path for outcome in (*expected, *found) for path in outcome.narrow))
-    dtype = main_dtype(fused)
+    narrow, dtype = narrow_in((*expected, *found)), main_dtype(fused)
     if narrow and dtype:
-        return replace(network, tolerance=math.sqrt(torch.finfo(dtype).eps), narrow=narrow)
+        return replace(network, tolerance=half_the_digits(dtype), narrow=narrow)
     if not network.passed and not network.mismatches and sound:
         network = replace(network, tolerance=_explained(fused, change, trials, expected, network))
     return network
