@@ -80,6 +80,17 @@ def test_what_is_given_goes_before_what_the_report_says(folder: Path, cli: Cli) 
     assert "report.json" not in done.stderr
 
 
+def test_a_block_that_has_become_a_convolution_has_its_input_from_the_report(
+    samples: Path, cli: Cli, tmp_path: Path
+) -> None:
+    """The sample says its input itself; what is written of it cannot."""
+    source = samples / "notebook_block.pt"
+    assert cli("convert", source, "fused.pt", "--quick", "-q", cwd=tmp_path).returncode == 0
+    done = cli("inspect", "fused.pt", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["input"]["shapes"] == [[1, 16, 32, 32]]
+    assert "guess" not in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fused", ["fused.safetensors", "fused.pt2"])
 def test_the_model_is_that_of_the_file_or_of_its_report(fused: str, folder: Path, cli: Cli) -> None:
