@@ -218,22 +218,6 @@ def test_opaque_modules(module):
     assert meaning(lambda m, x, y: m.child(x), SHAPE, child=module) is None
 
 
-@pytest.mark.parametrize(
-    "matrix",
-    [
-        lambda m: m.matrix,
-        lambda m: m.matrix * 2,
-        lambda m: m.matrix.transpose(0, -2),
-        lambda m: m.matrix.transpose(1, 1),
-        lambda m: m.matrix.permute(0, 1),
-        lambda m: m.matrix.data,
-        lambda m: m.kernel1[:5, :, 0],
-    ],
-)
-def test_a_product_with_a_matrix_that_is_not_written_as_a_transpose_is_opaque(matrix):
-    assert meaning(lambda m, x, y: x @ matrix(m), (2, 5)) is None
-
-
 def test_a_product_with_a_rounded_matrix_is_refused():
     def rounded(m):
         return torch.fake_quantize_per_tensor_affine(m.matrix, 0.5, 0, -128, 127).t()

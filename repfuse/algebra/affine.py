@@ -223,9 +223,9 @@ class AffineConv:
 
     @staticmethod
     def convolution(geometry: Geometry, weight: Tensor, bias: Tensor | None = None) -> AffineConv:
-        """Return the map of a convolution with these weights, as PyTorch stores them, in any floating dtype."""
+        """Return the map of a convolution with these weights, in any floating dtype."""
         zeros = torch.zeros(geometry.out_channels, dtype=torch.float64, device=weight.device)
-        return AffineConv(geometry, swap_layout(geometry, weight.double()), zeros if bias is None else bias.double())
+        return AffineConv(geometry, weight.double(), zeros if bias is None else bias.double())
 
     def like(self, geometry: Geometry) -> AffineConv:
         """Return the same map as one of the kind that it is beside one of this geometry."""

@@ -89,7 +89,7 @@ def _layer_constant(layer: Layer, inside: Tensor | None, tensors: Tensors) -> Te
         return own
     if isinstance(layer, Filter):
         return inside * (layer.value * prod(layer.geometry.kernel))
-    answer = response(layer.geometry, swap_layout(layer.geometry, tensors(layer.weight).double()), inside)
+    answer = response(layer.geometry, _weight(layer, tensors).double(), inside)
     return answer if own is None else answer + own
 
 
@@ -124,8 +124,8 @@ def _addends(expression: Expression, tensors: Tensors, scale: Tensor | None, dev
         case Identity():
             ones = torch.ones(expression.geometry.weight_shape, dtype=torch.float64, device=device)
             yield Addend(expression.geometry, ones, scale)
-        case Through(Identity(), Convolution(geometry, weight)):
-            yield Addend(geometry, swap_layout(geometry, tensors(weight)), scale)
+        case Through(Identity(), Convolution() as layer):
+            yield Addend(layer.geometry, _weight(layer, tensors), scale)
         case Scaled(inner, by):
             own, _ = scale_and_shift(by, tensors)
             if own is not None:
@@ -186,4 +186,12 @@ def _layer_map(layer: Layer, tensors: Tensors, device: torch.device) -> AffineCo
     if isinstance(layer, Filter):
         return AffineConv.filter(layer.geometry, layer.value, device)
     bias = None if layer.bias is None else tensors(layer.bias)
-    return AffineConv.convolution(layer.geometry, tensors(layer.weight), bias)
+    return AffineConv.convolution(layer.geometry, _weight(layer, tensors), bias)
+
+
+def _weight(layer: Convolution, tensors: Tensors) -> Tensor:
+    """Return the weight of the layer, ``geometry.weight_shape``, in its own dtype."""
+    weight = tensors(layer.weight)
+    if layer.order:
+        return weight.permute(layer.order).reshape(layer.geometry.weight_shape)
+    return swap_layout(layer.geometry, weight)

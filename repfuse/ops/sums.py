@@ -96,7 +96,7 @@ def mul(call: Call, recording: Recording) -> Meaning | None:
     factor, tensor = number(by), constant(by, recording)
     if factor is not None:
         return _multiple(x, factor, recording)
-    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name), recording)
+    return None if tensor is None else by_constant(x, tensor, Factor(tensor.name), recording)
 
 
 def div(call: Call, recording: Recording) -> Meaning | None:
@@ -107,7 +107,7 @@ def div(call: Call, recording: Recording) -> Meaning | None:
     divisor, tensor = number(by), constant(by, recording)
     if divisor is not None:
         return None if divisor == 0 else _multiple(x, 1.0 / divisor, recording)
-    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name, True), recording)
+    return None if tensor is None else by_constant(x, tensor, Factor(tensor.name, True), recording)
 
 
 def stack(call: Call, recording: Recording) -> Meaning | None:
@@ -166,11 +166,16 @@ def _combination(
         shift = amount * y_factor
         return Scaled(x, Offset(shift, scale=factor)) if shift else _multiple(x, factor, recording)
     tensor = constant(y, recording)
-    return None if tensor is None else _by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording)
+    return None if tensor is None else by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording)
 
 
-def _by_constant(x: fx.Node, tensor: Constant, by: Factor | Offset, recording: Recording) -> Meaning:
-    channels = channels_of(tensor.shape, recording.shape_of[x])
+def by_constant(
+    x: fx.Node, tensor: Constant, by: Factor | Offset, recording: Recording, axis: int | None = None
+) -> Meaning:
+    """Return ``x`` scaled or shifted by a constant, which is broadcast, or has one number per place of ``axis``."""
+    shape = recording.shape_of[x]
+    along = tensor.shape if axis is None else (*tensor.shape, *(1,) * (len(shape) - 1 - axis))
+    channels = channels_of(along, shape)
     if isinstance(channels, Channels) and channels.axis is not None and not recording.is_fixed(x, channels.axis):
         return Unfusible("broadcast", "a constant of one number per place of an axis that other inputs have longer")
     return Scaled(x, by, channels.axis) if isinstance(channels, Channels) else channels

@@ -76,6 +76,7 @@ def _through(x: Tensor, layer: Convolution | Filter, tensors: Mapping[str, Tenso
         weight, bias = torch.full(shape.weight_shape, layer.value, dtype=x.dtype), None
         return _convolved(F.pad(x - fill, _amounts(shape)) + fill, shape, weight, bias)
     weight, bias = tensors[layer.weight].double(), None if layer.bias is None else tensors[layer.bias].double()
+    weight = weight.permute(layer.order).reshape(shape.weight_shape) if layer.order else weight
     if isinstance(shape, TransposedGeometry):
         convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[shape.ndim - 1]
         padding = [before for before, _ in shape.padding]
@@ -146,8 +147,10 @@ def _convolution(draw, inputs: int, tensors: Tensors, outputs: int | None = None
     outputs = outputs or draw(st.sampled_from([2, 4, 6]))
     groups = draw(st.sampled_from([n for n in (1, 2, 3, 4, 6) if inputs % n == outputs % n == 0]))
     shape = square(inputs, outputs, draw(st.sampled_from([1, 1, 3])), groups, draw(st.integers(1, 2)))
-    bias = draw(st.booleans())
-    return Convolution(shape, tensors.new(*shape.weight_shape), tensors.new(outputs) if bias else None)
+    bias = tensors.new(outputs) if draw(st.booleans()) else None
+    if shape.kernel == (1, 1) and draw(st.booleans()):  # a matrix, as products have it
+        return Convolution(shape, tensors.new(1, inputs // groups, outputs), bias, (0, 2, 1))
+    return Convolution(shape, tensors.new(*shape.weight_shape), bias)
 
 
 @st.composite

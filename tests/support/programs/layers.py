@@ -75,8 +75,32 @@ def linear(pick: Pick, x: Tensor) -> Made:
         lambda m, x: x @ m.weight.t(),
         lambda m, x: torch.matmul(x, m.weight.T),
         lambda m, x: F.linear(x, m.weight * 0.5),
+        lambda m, x: torch.einsum("...i,oi->...o", x, m.weight),
+        lambda m, x: torch.einsum("oi,...i->...o", m.weight * 2, x),
+        lambda m, x: x @ m.weight.view(m.weight.shape[1], -1),
     )
     return Made(pick.of(spellings), module)
+
+
+def product(pick: Pick, x: Tensor) -> Made:
+    """A product of the channels, in axis 1, with a matrix."""
+    ndim, channels = axes_of(x), x.shape[1]
+    out = pick.of((channels, 4, 2, 6))
+    holder, axes = Holder(buffers=pick.of((False, True)), w=(out, channels), g=(channels,)), "uvw"[:ndim]
+    spellings: tuple[Any, ...] = (
+        lambda m, x: torch.einsum(f"bc{axes},kc->bk{axes}", x, m.w),
+        lambda m, x: torch.einsum(f"ck,zc{axes}->zk{axes}", [m.w.t(), x]),
+        lambda m, x: torch.einsum("bc...,c->bc...", x, m.g),
+        lambda m, x: aten.einsum.default(f"ay{axes},xy->ax{axes}", [x, m.w]),
+        lambda m, x: torch.einsum(f"bc{axes},kc->b{axes}k", x, m.w),
+    )
+    flat: tuple[Any, ...] = (
+        lambda m, x: m.w @ x,
+        lambda m, x: torch.bmm(m.w.expand(x.size(0), -1, -1), x),
+        lambda m, x: torch.bmm(x.transpose(1, 2), m.w.t().expand(x.size(0), -1, -1)).transpose(1, 2),
+        lambda m, x: torch.matmul(m.w[None], x),
+    )
+    return Made(pick.of(spellings + flat * (ndim == 1)), holder)
 
 
 def lora(pick: Pick, x: Tensor) -> Made:
