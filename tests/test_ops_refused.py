@@ -151,6 +151,14 @@ def test_fake_quantising_modules_are_refused_as_values_and_as_weights(observes):
 
 OPAQUE = [
     lambda m, x, y: x * y,
+    lambda m, x, y: torch.addcmul(x, x, y),
+    lambda m, x, y: torch.addcmul(x, y, m.image, value=2),
+    lambda m, x, y: torch.addcmul(x, m.image, m.column),
+    lambda m, x, y: x.index_select(1, (x.mean((0, 2, 3)) > 9).long()),
+    lambda m, x, y: x[:, (x.mean((0, 2, 3)) > 9).long()],
+    lambda m, x, y: x.repeat_interleave(2, 2),
+    lambda m, x, y: x.repeat_interleave(2),
+    lambda m, x, y: x.repeat_interleave(torch.tensor([1, 0, 2, 1]), 1),
     lambda m, x, y: y / x,
     lambda m, x, y: 1 / x,
     lambda m, x, y: x / 0,

@@ -123,6 +123,11 @@ def test_an_einsum_without_a_sum_is_a_scale(equation, axis):
     assert said is None or said == Scaled("x", Factor("m.w"), axis) or isinstance(said, Unfusible)
 
 
+def test_another_weight_in_each_row_is_refused():
+    said = meaning(lambda m, x, y: torch.einsum("bchw,khc->bkhw", x, m.m.w), (2, 4, 3, 5), m=Matrix(6, 3, 4))
+    assert isinstance(said, Unfusible) and said.code == "broadcast"
+
+
 ELSE = [
     ("bchw,c->bhw", (4,)),
     ("bchw,c->bch", (4,)),

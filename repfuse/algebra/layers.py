@@ -141,11 +141,11 @@ class Factor:
 
 @dataclass(frozen=True)
 class Offset:
-    """``y = scale * x + factor * by``, where ``by`` is a number, or the name of a tensor of 1 or C numbers."""
+    """``y = scale * x + factor * by``; ``by`` and ``scale`` are numbers, or names of tensors of 1 or C numbers."""
 
     by: float | str
     factor: float = 1.0
-    scale: float = 1.0
+    scale: float | str = 1.0
 
 
 Channelwise = Normalisation | Factor | Offset

@@ -51,6 +51,7 @@ SIGNATURES: dict[str, str] = {
     "div": "input other rounding_mode",
     "neg": "input",
     "lerp": "input end weight",
+    "addcmul": "input tensor1 tensor2 value",
     "stack": "tensors dim",
     "sum": "input dim keepdim dtype",
     "mean": "input dim keepdim dtype",
@@ -161,7 +162,9 @@ RENAMED = {
 }
 """Other names of arguments, used where the signature has the new name and not the old one."""
 
-IN_PLACE = frozenset({"add", "sub", "mul", "div", "neg", "lerp", "dropout", "feature_dropout", "alpha_dropout"})
+IN_PLACE = frozenset(
+    {"add", "sub", "mul", "div", "neg", "lerp", "addcmul", "dropout", "feature_dropout", "alpha_dropout"}
+)
 
 FUNCTIONS: dict[Any, str] = {
     operator.add: "add",

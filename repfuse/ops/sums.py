@@ -10,12 +10,12 @@ Everything here is ``a * one + b * other`` with numbers a and b; what the operan
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from repfuse.algebra.expression import Scaled
+from repfuse.algebra.expression import Scaled, Sum
 from repfuse.algebra.layers import Factor, Offset
 from repfuse.ops.call import Call, Constant, axis_of, constant, is_channel_axis, is_data, number
 from repfuse.ops.meaning import Meaning, Passage, Same, Unfusible, combination
@@ -79,6 +79,28 @@ def lerp(call: Call, recording: Recording) -> Meaning | None:
     if weight is None:
         return None
     return _combination(((call.input, 1 - weight), (end, weight)), recording, call.in_place)
+
+
+def addcmul(call: Call, recording: Recording) -> Meaning | None:
+    """``input + tensor1 * tensor2``, one of the factors a constant: a scale, and a sum or a shift."""
+    x, other, scale = call.input, call.get("tensor1"), call.get("tensor2")
+    if not is_data(other, recording):
+        other, scale = scale, other
+    factor, shift = constant(scale, recording), constant(x, recording)
+    if factor is None or not is_data(other, recording) or number(call.get("value", 1)) != 1:
+        return None
+    scaled = by_constant(other, factor, Factor(factor.name), recording)
+    if not isinstance(scaled, Scaled):
+        return scaled
+    if is_data(x, recording):
+        fits = recording.shape_of[x] == recording.shape_of[other]
+        return Sum((x, scaled)) if fits else Unfusible("broadcast", "a sum of tensors of different shapes")
+    if shift is None or call.in_place:
+        return None
+    shifted = by_constant(other, shift, Offset(shift.name, scale=factor.name), recording)
+    if isinstance(shifted, Scaled) and len({scaled.axis, shifted.axis} - {None}) == 2:
+        return Unfusible("broadcast", "a scale along one axis and a shift along another")
+    return replace(shifted, axis=scaled.axis) if isinstance(shifted, Scaled) and shifted.axis is None else shifted
 
 
 def neg(call: Call, recording: Recording) -> Meaning | None:

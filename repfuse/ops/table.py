@@ -94,6 +94,7 @@ ROWS: dict[str, Row] = {
     "div": sums.div,
     "neg": sums.neg,
     "lerp": sums.lerp,
+    "addcmul": sums.addcmul,
     "stack": sums.stack,
     "sum": sums.total,
     "mean": _mean,

@@ -107,7 +107,7 @@ def _scaled(x: Tensor, by: Normalisation | Factor | Offset, tensors: Mapping[str
         case Factor(value, inverse):
             return x / _along(value, x, tensors) if inverse else x * _along(value, x, tensors)
         case Offset(value, factor, scale):
-            return scale * x + factor * _along(value, x, tensors)
+            return _along(scale, x, tensors) * x + factor * _along(value, x, tensors)
 
 
 def square(inputs: int, outputs: int, kernel: int, groups: int = 1, dilation: int = 1) -> Geometry:
@@ -176,5 +176,6 @@ def channelwise(draw, channels: int, tensors: Tensors) -> Normalisation | Factor
             st.builds(Factor, st.sampled_from([0.5, -2.0]), st.booleans()),
             st.builds(lambda factor, scale: Offset(some(), factor, scale), *[st.sampled_from([1.0, 2.0])] * 2),
             st.builds(lambda scale: Offset(3.0, -1.0, scale), st.sampled_from([1.0, 0.5])),
+            st.builds(lambda factor: Offset(some(), factor, some()), st.sampled_from([1.0, 2.0])),
         )
     )

@@ -210,7 +210,7 @@ def evaluate(said: Meaning, values: dict[fx.Node, Any], tensor: Callable[[str], 
         case Scaled(x, by, axis):
             return _rescaled(values[x], by, axis, tensor)
         case Sum():
-            return torch.stack([values[x] * factor for x, factor in terms_of(said)]).sum(0)
+            return torch.stack([_rescaled(values[t.input], t.by, t.axis, tensor) for t in terms_of(said)]).sum(0)
         case Selected(x, indices, axis):
             return values[x].index_select(axis, torch.tensor(indices))
         case Joined(inputs, axis):
@@ -235,7 +235,7 @@ def _rescaled(x: Tensor, by: Any, axis: int | None, tensor: Callable[[str], Tens
         case Factor(factor, inverse):
             return x / along(factor) if inverse else x * along(factor)
         case Offset(shift, factor, scale):
-            return scale * x + factor * along(shift)
+            return along(scale) * x + factor * along(shift)
     raise AssertionError(by)
 
 
