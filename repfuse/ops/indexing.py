@@ -40,6 +40,11 @@ def channels_last(reader: fx.Node, x: fx.Node, recording: Recording) -> bool:
     return any(_is_linear(spelled(user)) for user in reader.users) or _from_linear(x, recording)
 
 
+def has_fixed_last(x: fx.Node, recording: Recording) -> bool:
+    """Whether a linear layer made ``x``, or reads it, which takes one size of its last axis alone."""
+    return any(_is_linear(spelled(user)) for user in x.users) or _from_linear(x, recording)
+
+
 def _from_linear(x: fx.Node, recording: Recording) -> bool:
     node: fx.Node | None = x
     while node is not None:
@@ -109,8 +114,7 @@ def _written(index: Any, recording: Recording) -> Any:
     name = recording.constants.name_of(index)
     if name is None or recording.dtype_of.get(index) not in (torch.int64, torch.int32):
         return index
-    held = recording.constants.evaluate(name, recording.constants.tensors.__getitem__)
-    return held.tolist()
+    return recording.constants.numbers(name)
 
 
 def sliced(call: Call, recording: Recording) -> Meaning | None:

@@ -13,6 +13,7 @@ from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.algebra.layers import Convolution, Factor
 from repfuse.ops.call import Call, Constant, constant, is_channel_axis, is_data, number
 from repfuse.ops.convolution import layer_tensors, refused_as_fake
+from repfuse.ops.indexing import has_fixed_last
 from repfuse.ops.meaning import Meaning, Unfusible
 from repfuse.ops.spelling import spelled
 from repfuse.ops.sums import by_constant
@@ -32,7 +33,7 @@ def linear(call: Call, recording: Recording) -> Meaning | None:
 def product(call: Call, recording: Recording) -> Meaning | None:
     """``x @ W.T`` is the linear layer of W along the last axis, and ``W @ x`` one along the axis before it."""
     x, other = call.input, call.get("other")
-    if (matrix := _matrix(x, recording)) is None:
+    if (matrix := _matrix(x, other, recording)) is None:
         return _times(x, other, None, recording) if is_data(x, recording) else None
     rank = len(recording.shape_of[other]) if is_data(other, recording) else 0
     usable = rank > 2 and len(matrix.shape) <= rank
@@ -72,8 +73,10 @@ def einsum(call: Call, recording: Recording) -> Meaning | None:
     if set(letters.constant) != {old, new}:
         return Unfusible("broadcast", "the weight is another one from place to place")
     order = (letters.constant.index(new), letters.constant.index(old))
-    same = matrix.shape[order[1]] == recording.shape_of[x][axis]  # a single number would do for all
-    return refused_as_fake(other) or (_mixed(x, matrix, axis, order, recording) if same else None)
+    # An axis of size 1, of either, would do for all places of the other's: a layer does not take that.
+    same = matrix.shape[order[1]] == recording.shape_of[x][axis] and recording.is_fixed(x, axis)
+    sure = same and (axis == 1 or has_fixed_last(x, recording))
+    return refused_as_fake(other) or (_mixed(x, matrix, axis, order, recording) if sure else None)
 
 
 def _operands(call: Call, recording: Recording) -> tuple[fx.Node, Any, _Letters] | None:
@@ -120,7 +123,7 @@ def _times(x: fx.Node, other: Any, bias: Constant | None, recording: Recording) 
     """``x @ other + bias``; where ``other`` is written as a transpose, the weight is what it is the transpose of."""
     if (weight := _transposed(other, recording)) is not None:
         return refused_as_fake(other) or _linear(x, weight, bias)
-    matrix = _matrix(other, recording)
+    matrix = _matrix(other, x, recording)
     if matrix is None or len(matrix.shape) > len(recording.shape_of[x]):
         return None
     return refused_as_fake(other) or _linear(x, matrix, bias, (-1, -2))
@@ -157,13 +160,16 @@ def _whole(order: Ints, weight: Constant) -> Ints:
     return (*range(rank - 2), *(axis % rank for axis in order)) if order else ()
 
 
-def _matrix(value: Any, recording: Recording) -> Constant | None:
-    """Return the constant matrix that ``value`` is, or holds once for each of a batch: ``W.expand(n, -1, -1)``."""
+def _matrix(value: Any, other: Any, recording: Recording) -> Constant | None:
+    """Return the constant matrix that ``value`` is, or holds once for each of a batch: ``W.expand(n, -1, -1)``.
+
+    The size n is that of ``other``, the tensor that it is multiplied with.
+    """
     call = spelled(value) if isinstance(value, fx.Node) else None
     if call is not None and call.operator == "expand":
-        sizes, before = call.get("size", ()), constant(call.input, recording)
-        same = before is not None and recording.shape_of[value][-2:] == before.shape[-2:]
-        matrix = before if same and isinstance(sizes, list | tuple) else None
+        before = constant(call.input, recording)
+        same = before is not None and recording.shape_of[call.node][-2:] == before.shape[-2:]
+        matrix = before if same and _measured(call.node, recording) <= {call.input, other} else None
     else:
         matrix = constant(value, recording)
     usable = matrix is not None and len(matrix.shape) >= 2 and math.prod(matrix.shape[:-2]) == 1
@@ -188,3 +194,11 @@ def _transposed(value: Any, recording: Recording) -> Constant | None:
         case _:
             swaps = False
     return matrix if swaps else None
+
+
+def _measured(node: fx.Node, recording: Recording) -> set[fx.Node]:
+    """Return the tensors that a node is given, and those whose sizes it is given."""
+    found: set[fx.Node] = set()
+    for x in node.all_input_nodes:
+        found |= {x} if x in recording.shape_of else _measured(x, recording)
+    return found

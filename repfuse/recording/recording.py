@@ -78,8 +78,9 @@ class Recording:
 
     @property
     def depends_on_weights(self) -> bool:
-        """Whether some forward asked what numbers a tensor holds: with other weights it may do something else."""
-        return any(call.questions for calls in self.calls.values() for call in calls)
+        """Whether what was seen holds for these weights alone: some forward, or the reader, asked for their numbers."""
+        asked = any(call.questions for calls in self.calls.values() for call in calls)
+        return asked or bool(self.constants.asked)
 
     @cached_property
     def names(self) -> dict[fx.Node, str]:
