@@ -203,9 +203,10 @@ REFUSALS: dict[str, Explanation] = {
         "Call model.eval(), or train with track_running_stats=True.",
     ),
     "transposed-convolution": Explanation(
-        "a transposed convolution in a sum, or with another layer before or after it",
-        "A transposed convolution spreads each pixel over the output, at another place of its kernel for each place of "
-        "the stride. Only what multiplies its output channels, a normalisation or a scale, goes into its weight.",
+        "a transposed convolution in a row with a convolution that has a stride",
+        "A transposed convolution of stride 2 writes two pixels for each that it reads, and a convolution of stride 2 "
+        "writes one for two. In a row they may read or write at other places of their kernels from pixel to pixel. "
+        "Sums of transposed convolutions, and layers of stride 1 before and after one, do merge.",
         "Nothing to do: the result is right as it is.",
     ),
     "unseen-operation": Explanation(

@@ -187,7 +187,7 @@ PRODUCERS = [
     of("structured-arguments", "own result", lambda: Spelled(lambda m, x: torch.sin(m.block(x)["x"]), block=Mapped())),
     of("training-norm", "training", lambda: nn.Sequential(conv(), AlwaysTraining(4))),
     of("training-norm", "no statistics", lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, track_running_stats=False))),
-    of("transposed-convolution", "in a sum", lambda: pair(_transposed)),
+    of("transposed-convolution", "and a stride", lambda: pair(_transposed)),
     of("autocast", "a region", lambda: pair(_in_autocast)),
     of("changes-with-size", "another function", lambda: pair(_windowed)),
     of("decides-by-size", "a threshold", lambda: pair(_large_ones_apart)),
@@ -262,7 +262,7 @@ def _escaping_once(m, x):
 
 
 def _transposed(m, x):
-    return F.conv_transpose2d(x, m.b.weight) + m.b(x)
+    return F.conv2d(F.conv_transpose2d(x, m.b.weight, stride=2), m.b.weight, stride=2) + m.b(x)
 
 
 def _uncounted(m, x):

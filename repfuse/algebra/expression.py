@@ -281,8 +281,10 @@ def tensor_names(expression: Expression) -> Iterator[str]:
             names = (fill,)
         case Scaled(_, Normalisation(mean, var, weight, bias)):
             names = (mean, var, weight, bias)
-        case Scaled(_, Factor(by) | Offset(by)):
+        case Scaled(_, Factor(by)):
             names = (by,)
+        case Scaled(_, Offset(by, _, scale)):
+            names = (by, scale)
         case _:
             names = ()
     yield from (name for name in names if isinstance(name, str))

@@ -37,6 +37,8 @@ SIGNATURES: dict[str, str] = {
     **{f"conv_transpose{n}d": "input weight bias stride padding output_padding groups dilation" for n in (1, 2, 3)},
     "linear": "input weight bias",
     "matmul": "input other",
+    "einsum": "equation operands* path",
+    "expand": "input size*",
     "addmm": "input mat1 mat2 beta alpha",
     "batch_norm": _NORM,
     "native_batch_norm": "input weight bias running_mean running_var training momentum eps",
@@ -49,6 +51,7 @@ SIGNATURES: dict[str, str] = {
     "div": "input other rounding_mode",
     "neg": "input",
     "lerp": "input end weight",
+    "addcmul": "input tensor1 tensor2 value",
     "stack": "tensors dim",
     "sum": "input dim keepdim dtype",
     "mean": "input dim keepdim dtype",
@@ -67,6 +70,9 @@ SIGNATURES: dict[str, str] = {
     "slice": "input dim start end step",
     "narrow": "input dim start length",
     "flip": "input dims*",
+    "index": "input indices",
+    "index_select": "input dim index",
+    "repeat_interleave": "input repeats dim output_size",
     "cat": "tensors dim",
     "chunk": "input chunks dim",
     "split": "input sizes dim",
@@ -117,6 +123,7 @@ ALIASES = {
     "true_divide": "div",
     "negative": "neg",
     "mm": "matmul",
+    "bmm": "matmul",
     "concat": "cat",
     "concatenate": "cat",
     "split_with_sizes": "split",
@@ -139,6 +146,7 @@ RENAMED = {
     "self": "input",
     "tensor": "input",
     "mat2": "other",
+    "tensors": "operands",
     "train": "training",
     "shape": "size",
     "padding": "pad",
@@ -154,7 +162,9 @@ RENAMED = {
 }
 """Other names of arguments, used where the signature has the new name and not the old one."""
 
-IN_PLACE = frozenset({"add", "sub", "mul", "div", "neg", "lerp", "dropout", "feature_dropout", "alpha_dropout"})
+IN_PLACE = frozenset(
+    {"add", "sub", "mul", "div", "neg", "lerp", "addcmul", "dropout", "feature_dropout", "alpha_dropout"}
+)
 
 FUNCTIONS: dict[Any, str] = {
     operator.add: "add",

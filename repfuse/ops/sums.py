@@ -10,12 +10,12 @@ Everything here is ``a * one + b * other`` with numbers a and b; what the operan
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from repfuse.algebra.expression import Scaled
+from repfuse.algebra.expression import Scaled, Sum
 from repfuse.algebra.layers import Factor, Offset
 from repfuse.ops.call import Call, Constant, axis_of, constant, is_channel_axis, is_data, number
 from repfuse.ops.meaning import Meaning, Passage, Same, Unfusible, combination
@@ -81,6 +81,28 @@ def lerp(call: Call, recording: Recording) -> Meaning | None:
     return _combination(((call.input, 1 - weight), (end, weight)), recording, call.in_place)
 
 
+def addcmul(call: Call, recording: Recording) -> Meaning | None:
+    """``input + tensor1 * tensor2``, one of the factors a constant: a scale, and a sum or a shift."""
+    x, other, scale = call.input, call.get("tensor1"), call.get("tensor2")
+    if not is_data(other, recording):
+        other, scale = scale, other
+    factor, shift = constant(scale, recording), constant(x, recording)
+    if factor is None or not is_data(other, recording) or number(call.get("value", 1)) != 1:
+        return None
+    scaled = by_constant(other, factor, Factor(factor.name), recording)
+    if not isinstance(scaled, Scaled):
+        return scaled
+    if is_data(x, recording):
+        fits = recording.shape_of[x] == recording.shape_of[other]
+        return Sum((x, scaled)) if fits else Unfusible("broadcast", "a sum of tensors of different shapes")
+    if shift is None or call.in_place:
+        return None
+    shifted = by_constant(other, shift, Offset(shift.name, scale=factor.name), recording)
+    if isinstance(shifted, Scaled) and len({scaled.axis, shifted.axis} - {None}) == 2:
+        return Unfusible("broadcast", "a scale along one axis and a shift along another")
+    return replace(shifted, axis=scaled.axis) if isinstance(shifted, Scaled) and shifted.axis is None else shifted
+
+
 def neg(call: Call, recording: Recording) -> Meaning | None:
     """``-input``."""
     return _multiple(call.input, -1.0, recording)
@@ -96,7 +118,7 @@ def mul(call: Call, recording: Recording) -> Meaning | None:
     factor, tensor = number(by), constant(by, recording)
     if factor is not None:
         return _multiple(x, factor, recording)
-    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name), recording)
+    return None if tensor is None else by_constant(x, tensor, Factor(tensor.name), recording)
 
 
 def div(call: Call, recording: Recording) -> Meaning | None:
@@ -107,7 +129,7 @@ def div(call: Call, recording: Recording) -> Meaning | None:
     divisor, tensor = number(by), constant(by, recording)
     if divisor is not None:
         return None if divisor == 0 else _multiple(x, 1.0 / divisor, recording)
-    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name, True), recording)
+    return None if tensor is None else by_constant(x, tensor, Factor(tensor.name, True), recording)
 
 
 def stack(call: Call, recording: Recording) -> Meaning | None:
@@ -166,11 +188,16 @@ def _combination(
         shift = amount * y_factor
         return Scaled(x, Offset(shift, scale=factor)) if shift else _multiple(x, factor, recording)
     tensor = constant(y, recording)
-    return None if tensor is None else _by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording)
+    return None if tensor is None else by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording)
 
 
-def _by_constant(x: fx.Node, tensor: Constant, by: Factor | Offset, recording: Recording) -> Meaning:
-    channels = channels_of(tensor.shape, recording.shape_of[x])
+def by_constant(
+    x: fx.Node, tensor: Constant, by: Factor | Offset, recording: Recording, axis: int | None = None
+) -> Meaning:
+    """Return ``x`` scaled or shifted by a constant, which is broadcast, or has one number per place of ``axis``."""
+    shape = recording.shape_of[x]
+    along = tensor.shape if axis is None else (*tensor.shape, *(1,) * (len(shape) - 1 - axis))
+    channels = channels_of(along, shape)
     if isinstance(channels, Channels) and channels.axis is not None and not recording.is_fixed(x, channels.axis):
         return Unfusible("broadcast", "a constant of one number per place of an axis that other inputs have longer")
     return Scaled(x, by, channels.axis) if isinstance(channels, Channels) else channels

@@ -77,7 +77,7 @@ class Reader:
                     raise Ends("a sum of maps of several sources")
                 return (self._rearranged(node, self._one(reach(x), node), x, moves),)
             case Sum() as combined:
-                operands = [(reach(x), factor) for x, factor in terms_of(combined)]
+                operands = [(reach(term.input), term) for term in terms_of(combined)]
                 _check_as_they_were(term for terms, _ in operands for term in terms)
                 return self._combined(node, operands)
             case Selected(x, indices, axis):
@@ -137,17 +137,19 @@ class Reader:
             raise Ends("not a map of channels alone")
         return replace(_grown(term, node, expression), axis=axis)
 
-    def _combined(self, node: fx.Node, operands: Sequence[tuple[tuple[Term, ...], float]]) -> tuple[Term, ...]:
+    def _combined(
+        self, node: fx.Node, operands: Sequence[tuple[tuple[Term, ...], Scaled[fx.Node]]]
+    ) -> tuple[Term, ...]:
         alone = len(operands) == 1 and len(operands[0][0]) == 1
         terms = [
             replace(
-                term,
-                expression=term.expression if factor == 1 else Scaled(term.expression, Factor(factor)),
-                nodes=term.nodes | {node},
-                top=node if alone else term.top,
+                along,
+                expression=along.expression if by == Factor(1.0) else Scaled(along.expression, by),
+                nodes=along.nodes | {node},
+                top=node if alone else along.top,
             )
-            for terms, factor in operands
-            for term in terms
+            for terms, (by, axis) in ((terms, (scaled.by, scaled.axis)) for terms, scaled in operands)
+            for along in (self._along(axis, term) for term in terms)
         ]
         return tuple(_agreeing(terms, self.shape_of))
 

@@ -10,7 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.building import NOT_IN_ATEN, NOT_MERGED, C, Case, Spelled, SpelledOfTwo, Twin, conv, conv_norm, norm, pair
+from blocks.building import (
+    NOT_IN_ATEN,
+    NOT_MERGED,
+    C,
+    Case,
+    Spelled,
+    SpelledOfTwo,
+    Twin,
+    conv,
+    conv_norm,
+    norm,
+    pair,
+    scale,
+)
 
 HALF = C // 2
 
@@ -51,6 +64,28 @@ def repghost(m: Spelled, x: Tensor) -> Tensor:
     return F.relu(m.cheap(x) + m.skip(x))
 
 
+class Ordered(Spelled):
+    """Three channels of ``a``, in an order that a buffer holds, and ``b``."""
+
+    def __init__(self, forward) -> None:
+        super().__init__(forward, a=conv(3), b=conv(1, outputs=3))
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+
+
+def repeated(m: Spelled, x: Tensor) -> Tensor:
+    return m.a(x).repeat_interleave(2, dim=1) + m.b(x)
+
+
+def affine(m: Spelled, x: Tensor) -> Tensor:
+    """A scale per channel and a shift in one, and a layer scale in one with its sum."""
+    return torch.addcmul(torch.addcmul(m.shift, m.scale, m.a(x)), m.b(x), m.gamma)
+
+
+def scales(**members: nn.Module) -> Spelled:
+    names = {name: nn.Parameter(torch.empty(C, 1, 1)) for name in ("shift", "scale", "gamma")}
+    return Spelled(affine, **members, **names)
+
+
 def read_again(m: Spelled, x: Tensor) -> Tensor:
     y = m.a(x)
     return m.b(x) + y + torch.sin(y)
@@ -85,12 +120,33 @@ CASES = [
     Case(
         "chosen channels",
         lambda: Spelled(lambda m, x: m.a(x)[:, [2, 0, 1]] + m.b(x), a=conv(3), b=conv(1, outputs=3)),
-        less_in=NOT_IN_ATEN,
     ),
+    Case("channels in the order of a buffer", lambda: Ordered(lambda m, x: m.a(x).index_select(1, m.order) + m.b(x))),
+    Case("the same by an index", lambda: Ordered(lambda m, x: m.a(x)[:, m.order] + m.b(x))),
+    Case("channels repeated", lambda: Spelled(repeated, a=conv(3, outputs=2), b=conv(1)), less_in=("decomposed",)),
+    Case(
+        "addcmul before a kernel without padding",
+        lambda: Spelled(
+            lambda m, x: m.a(torch.addcmul(m.shift, m.scale, x)),
+            a=conv(3, padding=0),
+            shift=scale(C, 1, 1),
+            scale=scale(C, 1, 1),
+        ),
+        least=3,
+    ),
+    Case("addcmul", lambda: scales(a=conv(3), b=conv(1))),
     Case("every other channel", lambda: Spelled(lambda m, x: m.a(x)[:, ::2] + m.b(x), a=conv(3), b=conv(1, outputs=2))),
 ]
 
 TWINS = [
+    Twin(
+        "addcmul before a padded kernel",
+        "shift-before-padding",
+        lambda: Spelled(
+            lambda m, x: m.a(torch.addcmul(m.shift, m.scale, x)), a=conv(3), shift=scale(C, 1, 1), scale=scale(C, 1, 1)
+        ),
+        1,
+    ),
     Twin(
         "RMNet of two sources",
         "several-sources",
