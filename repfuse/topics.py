@@ -44,7 +44,7 @@ TOPICS: dict[str, Topic] = {
             "rewritten": "The smallest module that holds the place: new weights in the convolution that is there, or a "
             "stock convolution for a block. Only where a block does more than a row of modules does its forward become "
             "a GraphModule.",
-            "never": "Across an activation; approximately. A bias or a shift before a transposed convolution stays there, "
+            "never": "Across an activation; approximately. A bias or a shift before a transposed convolution stays, "
             "since zeros come between the pixels.",
         },
     ),
