@@ -77,6 +77,7 @@ def test_inspect_edit_convert_verify(cli: Cli, tmp_path: Path) -> None:
     assert operations(fused, torch.zeros(1, 1, 8, 8))["batch_norm"] == 6  # of the two that stay, three branches each
 
 
+@pytest.mark.slow
 def test_the_same_plan_is_the_same_file_in_every_process(cli: Cli, tmp_path: Path) -> None:
     for seed in "12":
         done = cli("inspect", DIGITS, "--plan", tmp_path / seed, "-q", env={"PYTHONHASHSEED": seed})

@@ -125,6 +125,7 @@ def test_a_plan_says_the_model_that_it_was_made_with(cli: Cli, tmp_path: Path) -
     assert any("as the plan says" in note for note in json.loads(done.stdout)["notes"])
 
 
+@pytest.mark.slow
 def test_an_effort_that_makes_no_difference_is_said(cli: Cli, tmp_path: Path) -> None:
     dry = cli("convert", SAMPLES / "repvgg_digits.pt", "--dry-run", "--thorough", columns=200)
     assert dry.returncode == 0 and "--thorough makes no difference here" in dry.stdout

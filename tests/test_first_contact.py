@@ -144,7 +144,7 @@ CONTACTS = {
     "to a program": Contact(beside(), "convert model.pt fused.pt2"),
     "to ONNX": Contact(beside(), "convert model.pt fused.onnx"),
 }
-FEW = ("a class in a file", "a class in the script", "compiled", "weights and a file", "to weights")
+FEW = ("a class in a file", "a class in the script", "weights and a file")
 """What every run plays; each takes a script and up to three commands, and each of these imports torch."""
 
 

@@ -62,6 +62,7 @@ def test_no_attack_succeeds(tmp_path: Path) -> None:
     assert not [complaint for name in CORPUS for complaint in complaints(found[name])]
 
 
+@pytest.mark.slow
 def test_the_attacks_are_real_and_the_harness_sees_them(tmp_path: Path) -> None:
     """The control: where the files are trusted, each touches its canary, and other harm is seen as well."""
     executes = [name for name, attack in CORPUS.items() if attack.executes and not name.startswith("recipe")]

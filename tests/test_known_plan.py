@@ -53,6 +53,7 @@ def test_the_report_beside_a_file_says_what_was_merged(folder: Path, cli: Cli) -
     assert all(site["drift"]["of_bound"] <= 1 for site in sites)
 
 
+@pytest.mark.slow
 def test_so_does_the_file_itself_where_its_network_is_built_again(folder: Path, cli: Cli) -> None:
     (folder / "state.safetensors.report.json").unlink()
     found, _ = verified(cli, STATE, folder / "state.safetensors", "--model", MODEL, code=0)
@@ -131,6 +132,7 @@ def test_a_damaged_report_is_said_and_left_alone(folder: Path, cli: Cli, content
     assert "the report fused.pt.report.json beside it cannot be used" in said and found["proof"] is None
 
 
+@pytest.mark.slow
 def test_a_plan_may_be_given(folder: Path, cli: Cli) -> None:
     (folder / "fused.pt.report.json").rename(folder / "plan.json")
     assert verified(cli, MODULE, folder / "fused.pt", code=0)[0]["proof"] is None

@@ -71,8 +71,8 @@ def caught(among: Subject, wrong: Wrong) -> bool:
 # --- sites in float64 --------------------------------------------------------------------------------------------
 
 
-SEARCHED = {"dilation"}
-"""Kinds for which so many blocks are looked through that it takes half a minute."""
+SEARCHED = {"dilation", "branch undilated", "shift, axis 2, -1", "skip in groups"}
+"""Kinds for which many blocks are looked through, which takes up to half a minute."""
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,12 @@ def made(network: type[nn.Module]) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("network", "where"), [(narrow.Kernel, ["kernel"]), (narrow.Asserts, []), (narrow.AssertsWithin, [""])]
+    ("network", "where"),
+    [
+        (narrow.Kernel, ["kernel"]),
+        pytest.param(narrow.Asserts, [], marks=pytest.mark.slow),
+        pytest.param(narrow.AssertsWithin, [""], marks=pytest.mark.slow),
+    ],
 )
 def test_the_sites_are_proven_and_the_report_says_what_ran_in_its_own_dtype(
     network: type[nn.Module], where: list[str], cli: Cli, tmp_path: Path
