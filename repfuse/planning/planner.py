@@ -157,14 +157,15 @@ class Planner:
     def candidates(self) -> list[Candidate]:
         """Return every region with the groups of it that are worth one convolution each."""
         composes = self.policy is not Policy.NEVER_COMPOSE
-        reader = Reader(self.meanings, self.recording.shape_of, self.borders.check, composes)
+        recording = self.recording
+        reader = Reader(self.meanings, recording.shape_of, recording.between, self.borders.check, composes)
         search = Regions(self.bystanders, reader, self.estimate, self.refuse)
         regions = search.find()
         for node in search.escaping():
             self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
         found = [Candidate(region, tuple(filter(self._is_site, region.groups))) for region in regions]
         there = [candidate for candidate in found if candidate.groups and self._holds(candidate.region)]
-        ranges = Ranges(self.recording.constants)
+        ranges = Ranges(recording.constants)
         return there if self.replays else [candidate for candidate in there if self._fits(candidate, ranges)]
 
     def lay_out(self, candidates: list[Candidate]) -> Layout:
