@@ -184,7 +184,8 @@ class Cutting:
         if key not in self._cost:
             region = region_of(root, terms, self.estimate, _ignore)
             costs = [self.estimate.of_nodes(region.working)]
-            if region.is_writable and root not in {term.source for term in terms}:  # which is then none of them
+            opaque = root in {term.source for term in terms}
+            if region.is_writable and not opaque and any(group.convolves for group in region.groups):
                 costs.append(self.estimate.of_groups(region.groups, region.root))
             self._cost[key] = min(costs, key=self.estimate.price)
         return self._cost[key]
