@@ -45,7 +45,8 @@ def bystanders(
     constants = {node for node in recording.nodes if recording.constants.is_constant(node) or makes_zeros(node)}
     memory = recording.memory
     written = {node: frozenset(memory.members(node)) for node in constants if memory.writes(node)}
-    return Bystanders(dead, frozenset(sizes), frozenset(sizes | passages | constants), written)
+    measures = {node for node in recording.nodes if _measures(node, recording)}
+    return Bystanders(dead, frozenset(sizes), frozenset(measures | passages | constants), written)
 
 
 def find_dead(recording: Recording) -> frozenset[fx.Node]:
