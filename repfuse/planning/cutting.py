@@ -79,6 +79,8 @@ class Cutting:
         places = list(self.places())
         if before is not None and len(places) > MOST_PLACES:
             places = [place for place in places if self.nodes.index(place) < self.nodes.index(before)][-MOST_PLACES:]
+        if not places:
+            return self.parts(())
         sizes = range(len(places) + 1) if len(places) <= MOST_PLACES else range(2)
         choices = chain.from_iterable(combinations(places, size) for size in sizes)
         price = {parts: self.estimate.price(parts.cost) for parts in map(self.parts, choices)}
@@ -153,7 +155,7 @@ class Cutting:
             try:
                 return self._read_from(node, given)
             except NotAffine as error:
-                forced = {origin(x, self.meanings) for x in values} | ({node} if given is values else set())
+                forced = {self.estimate.computing(x) for x in values} | ({node} if given is values else set())
                 if not cuts.issuperset(forced := forced.intersection(self.nodes[:-1])):
                     failures.append(Failure(node, error, any(term.convolves for x in given.values() for term in x)))
                     cuts |= forced

@@ -82,6 +82,12 @@ class Estimate:
         call = spelled(node) if isinstance(self.meanings[node], Same) else None
         return call is not None and call.operator in ARITHMETIC
 
+    def computing(self, node: fx.Node) -> fx.Node:
+        """Return the node that computes the value of ``node``, be it in vain."""
+        while isinstance(meaning := self.meanings.get(node), Same) and not self.is_wasted(node):
+            node = meaning.input
+        return node
+
     def _computed(self, names: Iterable[str], item: int) -> Cost:
         constants: Constants = self.recording.constants
         computed = filter(constants.is_computed, names)

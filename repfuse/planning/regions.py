@@ -19,7 +19,7 @@ from repfuse.algebra.geometry import NotAffine
 from repfuse.ops.meaning import Passage, Same, convolves, inputs_of, origin
 from repfuse.ops.rows import only_measures
 from repfuse.planning.bystanders import Bystanders
-from repfuse.planning.cutting import Cutting
+from repfuse.planning.cutting import Cutting, Parts
 from repfuse.planning.estimate import Estimate
 from repfuse.planning.reader import Ends, Reader
 from repfuse.planning.region import Refuse, Region, region_of
@@ -55,6 +55,7 @@ class Regions:
         self._cuts: set[fx.Node] = set()
         self._members: dict[fx.Node, list[fx.Node]] = {}  # the nodes of each root, in order
         self._parted: set[fx.Node] = set()  # the roots of what this pass takes apart
+        self._best_of: dict[tuple[fx.Node, ...], Parts] = {}
         self._searched: set[fx.Node] = set()  # those among them whose cuts were searched for
         self._changed = True
         self._doubted: set[fx.Node] = set()
@@ -96,7 +97,7 @@ class Regions:
                     yield value
 
     def _cut(self, node: fx.Node) -> None:
-        computing = origin(node, self.meanings)
+        computing = self.estimate.computing(node)
         if computing not in self._cuts and inputs_of(self.meanings.get(computing)):
             self._cuts.add(computing)
             self._changed = True
@@ -163,7 +164,7 @@ class Regions:
         elif root not in self._parted:
             self._searched.add(root)
             self._say_why(node, error, below=below)
-            parts = self._cutting(root).best(before=node)
+            parts = self._best(root, before=node)
             for failure in parts.failures:
                 self._say_why(failure.node, failure.error, below=failure.below)
             for cut in parts.cuts:
@@ -182,6 +183,13 @@ class Regions:
         # A layer on a residual sum is no place where anybody looks for a merge.
         if near and not isinstance(error, Ends) and not (layered and error.code == "several-sources"):
             self.refuse(error, node, None, None)
+
+    def _best(self, root: fx.Node, before: fx.Node | None = None) -> Parts:
+        """Return how a region is best taken apart, as ``Cutting.best`` finds it: once, in however many passes."""
+        nodes = tuple(self._members[root])
+        if nodes not in self._best_of:
+            self._best_of[nodes] = self._cutting(root).best(before)
+        return self._best_of[nodes]
 
     def _cutting(self, root: fx.Node) -> Cutting:
         return Cutting(self._members[root], self.reader, self.estimate, self._readers)
@@ -223,6 +231,8 @@ class Regions:
     def _holds_together(self, root: fx.Node, region: Region) -> bool:
         """Cut off the branches that merge with no other; return whether what is left needs this root to merge."""
         meaning = self.meanings[root]
+        if any(map(self.estimate.is_wasted, region.nodes)):
+            return True  # what is added in vain goes with the sum
         for group in region.groups:
             others = frozenset(chain.from_iterable(other.nodes for other in region.groups if other is not group))
             if len(group.terms) == 1 and group.of_source is None and group.terms[0].top not in others:
@@ -243,12 +253,11 @@ class Regions:
             return
         before = self.estimate.of_nodes(region.working)
         after = self.estimate.of_groups(region.groups, region.root)
-        cutting = self._cutting(self._roots[region.root])
-        better = cutting.best() if any(cutting.places()) else None
-        if better and better.cuts and self._price(better.cost) < min(self._price(before), self._price(after)):
+        better = self._best(self._roots[region.root])
+        if better.cuts and self._price(better.cost) < min(self._price(before), self._price(after)):
             reason = NotAffine("cost", "as one layer these are predicted to be slower")
             for cut in sorted(better.cuts, key=self.recording.order.__getitem__):
-                self.refuse(reason, cutting.readers[cut][0], better.cost, after)
+                self.refuse(reason, next(self._readers(cut)), better.cost, after)
                 self._cut(cut)
         elif self._price(after) >= self._price(before):
             reason = NotAffine("cost", "one convolution is predicted to be slower here")
