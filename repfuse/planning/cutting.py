@@ -156,9 +156,10 @@ class Cutting:
                 return self._read_from(node, given)
             except NotAffine as error:
                 forced = {self.estimate.computing(x) for x in values} | ({node} if given is values else set())
-                if not cuts.issuperset(forced := forced.intersection(self.nodes[:-1])):
+                forced = forced.intersection(self.nodes[:-1])
+                if given is operands and not cuts.issuperset(forced):
                     failures.append(Failure(node, error, any(term.convolves for x in given.values() for term in x)))
-                    cuts |= forced
+                cuts |= forced
         return (replace(self.reader.source(node), nodes=frozenset({node})),)
 
     def _source(self, x: fx.Node) -> Terms:
