@@ -156,10 +156,9 @@ class Cutting:
                 return self._read_from(node, given)
             except NotAffine as error:
                 forced = {self.estimate.computing(x) for x in values} | ({node} if given is values else set())
-                forced = forced.intersection(self.nodes[:-1])
-                if given is operands and not cuts.issuperset(forced):
+                if not cuts.issuperset(forced := forced.intersection(self.nodes[:-1])):
                     failures.append(Failure(node, error, any(term.convolves for x in given.values() for term in x)))
-                cuts |= forced
+                    cuts |= forced
         return (replace(self.reader.source(node), nodes=frozenset({node})),)
 
     def _source(self, x: fx.Node) -> Terms:
