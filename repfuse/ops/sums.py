@@ -17,7 +17,7 @@ from torch import fx
 
 from repfuse.algebra.expression import Scaled, Sum
 from repfuse.algebra.layers import Factor, Offset
-from repfuse.ops.call import Call, Constant, axis_of, constant, is_channel_axis, is_data, number
+from repfuse.ops.call import Call, Constant, axis_of, constant, is_channel_axis, is_data, makes_zeros, number
 from repfuse.ops.meaning import Meaning, Passage, Same, Unfusible, combination
 from repfuse.ops.spelling import spelled
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 
 Shape = tuple[int, ...]
+
+ARITHMETIC = frozenset({"add", "sub", "rsub", "mul", "div"})
+"""Operators that compute a new tensor even where a 0 or a 1 makes no difference to its numbers."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def lerp(call: Call, recording: Recording) -> Meaning | None:
     weight, end = number(call.get("weight")), call.get("end")
     if weight is None:
         return None
-    return _combination(((call.input, 1 - weight), (end, weight)), recording, call.in_place)
+    return _combination(((call.input, 1 - weight), (end, weight)), recording, call)
 
 
 def addcmul(call: Call, recording: Recording) -> Meaning | None:
@@ -168,19 +171,22 @@ def _reduces(call: Call, producer: Call, recording: Recording) -> bool:
 def _two(call: Call, recording: Recording, one: float | None, other: float | None) -> Meaning | None:
     if one is None or other is None:
         return None
-    return _combination(((call.input, one), (call.get("other"), other)), recording, call.in_place)
+    return _combination(((call.input, one), (call.get("other"), other)), recording, call)
 
 
 def _combination(
-    terms: tuple[tuple[Any, float], tuple[Any, float]], recording: Recording, in_place: bool
+    terms: tuple[tuple[Any, float], tuple[Any, float]], recording: Recording, call: Call
 ) -> Meaning | None:
     (x, factor), (y, y_factor) = terms
+    for zeros, other, by in ((y, x, factor), (x, y, y_factor)):
+        if isinstance(zeros, fx.Node) and is_data(other, recording) and _adds_nothing(zeros, other, call, recording):
+            return _multiple(other, by, recording)
     if is_data(x, recording) and is_data(y, recording):
         if recording.shape_of[x] != recording.shape_of[y]:
             return Unfusible("broadcast", "a sum of tensors of different shapes")
         return combination((x, factor), (y, y_factor))
     if not is_data(x, recording):
-        if in_place or not is_data(y, recording):
+        if call.in_place or not is_data(y, recording):
             return None
         (x, factor), (y, y_factor) = (y, y_factor), (x, factor)
     amount = number(y)
@@ -189,6 +195,13 @@ def _combination(
         return Scaled(x, Offset(shift, scale=factor)) if shift else _multiple(x, factor, recording)
     tensor = constant(y, recording)
     return None if tensor is None else by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording)
+
+
+def _adds_nothing(zeros: fx.Node, other: fx.Node, call: Call, recording: Recording) -> bool:
+    """Whether ``zeros`` is made of zeros, which are still there, and no larger than ``other``."""
+    order = recording.order
+    kept = all(order[writer] >= order[call.node] for writer in recording.memory.writers(zeros))
+    return makes_zeros(zeros) and kept and recording.shapes(call.node) == recording.shapes(other)
 
 
 def by_constant(

@@ -22,6 +22,9 @@ WORTH_THE_CLASS = 0.05
 than machines differ from one day to the next.
 """
 
+TOLD_APART = 0.05
+"""By which share two predicted times have to differ before they say which of two ways is faster."""
+
 
 def convolution_cost(geometry: Geometry, output: Ints, source: Ints, item: int) -> Cost:
     """Cost of one convolution with bias from shape ``source`` to shape ``output``, ``item`` bytes a number."""

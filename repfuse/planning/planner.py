@@ -17,7 +17,7 @@ from repfuse.globs import ROOT
 from repfuse.memory import collecting_later
 from repfuse.networks import device_of
 from repfuse.ops import Meaning, meaning_of
-from repfuse.ops.meaning import Passage, Rearranged, Same, Unfusible, inputs_of, origin
+from repfuse.ops.meaning import Passage, Rearranged, Unfusible, inputs_of, origin
 from repfuse.planning.bystanders import bystanders, find_dead
 from repfuse.planning.cost import WORTH_THE_CLASS
 from repfuse.planning.edits import Candidate, Fused, Layout
@@ -156,9 +156,7 @@ class Planner:
     @cached_property
     def candidates(self) -> list[Candidate]:
         """Return every region with the groups of it that are worth one convolution each."""
-        composes = self.policy is not Policy.NEVER_COMPOSE
-        reader = Reader(self.meanings, self.recording.shape_of, self.borders.check, composes)
-        search = Regions(self.bystanders, reader, self.estimate, self.refuse)
+        search = self.search()
         regions = search.find()
         for node in search.escaping():
             self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
@@ -166,6 +164,12 @@ class Planner:
         there = [candidate for candidate in found if candidate.groups and self._holds(candidate.region)]
         ranges = Ranges(self.recording.constants)
         return there if self.replays else [candidate for candidate in there if self._fits(candidate, ranges)]
+
+    def search(self) -> Regions:
+        """Return what finds the regions."""
+        recording, composes = self.recording, self.policy is not Policy.NEVER_COMPOSE
+        reader = Reader(self.meanings, recording.shape_of, recording.between, self.borders.check, composes)
+        return Regions(self.bystanders, reader, self.estimate, self.refuse)
 
     def lay_out(self, candidates: list[Candidate]) -> Layout:
         """Decide where each of the candidates is written; the answer to the last question is kept."""
@@ -259,7 +263,7 @@ class Planner:
         """Whether there is something to gain: several operations in one, or a weight that is computed each time."""
         if not group.convolves or not self.recording.constants.floating_leaves(tensor_names(group.expression)):
             return False  # of numbers alone, nothing says in which dtype the result is to be stored
-        several = sum(not isinstance(self.meanings[node], Same | Rearranged) for node in group.nodes) > 1
+        several = sum(not self.estimate.passes(node) for node in group.nodes) > 1
         return several or self.estimate.is_computed(group.expression)
 
     def _fits(self, candidate: Candidate, ranges: Ranges) -> bool:

@@ -11,7 +11,7 @@ from torch import fx
 
 from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import NotAffine
-from repfuse.ops.meaning import Meaning, Rearranged, Same
+from repfuse.ops.meaning import Meaning, Rearranged, inputs_of
 from repfuse.planning.cost import elementwise_cost
 from repfuse.planning.estimate import Estimate
 from repfuse.planning.terms import Group, Nodes, Term
@@ -166,8 +166,7 @@ def region_of(root: fx.Node, terms: Sequence[Term], estimate: Estimate, refuse: 
     """Return the region of these terms, without the no-ops at its end: they stay, after the one convolution."""
     groups = grouped(terms, root, estimate, refuse)
     nodes = frozenset(chain.from_iterable(group.nodes for group in groups))
-    while isinstance(meaning := estimate.meanings[root], Same | Rearranged) and meaning.input in nodes:
-        nodes -= {root}
-        root = meaning.input
-    passing = frozenset(node for node in nodes if isinstance(estimate.meanings[node], Same | Rearranged))
+    passing = frozenset(filter(estimate.passes, nodes))
+    while root in passing and (value := inputs_of(estimate.meanings[root])[0]) in nodes:
+        nodes, passing, root = nodes - {root}, passing - {root}, value
     return Region(root, groups, nodes - passing, passing)

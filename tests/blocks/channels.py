@@ -54,6 +54,21 @@ def kept_beside(m: Spelled, x: Tensor) -> Tensor:
     return torch.cat((kept, m.a(mixed) + mixed), dim=1)
 
 
+def partly_convolved(m: Spelled, x: Tensor) -> Tensor:
+    """A sum of joined parts, one of which is not affine: the others merge into a map of the whole."""
+    mixed, kept = torch.split(x, [HALF, HALF], dim=1)
+    y = torch.cat((m.a(mixed), kept), 1) + torch.cat((m.b(mixed), kept), 1)
+    return y + torch.cat((m.c(mixed).abs(), kept), 1)
+
+
+def of_other_parts(m: Spelled, x: Tensor) -> Tensor:
+    """The same, where the parts are of two tensors."""
+    mixed, _ = torch.split(x, [HALF, HALF], dim=1)
+    _, kept = torch.split(x.relu(), [HALF, HALF], dim=1)
+    y = torch.cat((m.a(mixed), kept), 1) + torch.cat((m.b(mixed), kept), 1)
+    return y + torch.cat((mixed.abs(), kept), 1)
+
+
 def halves_added(m: Spelled, x: Tensor) -> Tensor:
     one, other = m.a(x).chunk(2, 1)
     return one + other
@@ -94,6 +109,12 @@ def read_again(m: Spelled, x: Tensor) -> Tensor:
 CASES = [
     *(Case(f"RMNet, {axes}-d", lambda axes=axes: passed(axes), axes=axes) for axes in (1, 2, 3)),
     Case("partial convolution beside its skip", lambda: Spelled(kept_beside, a=half(3)), convolutions=1),
+    Case(
+        "parts joined and added, one of them not affine",
+        lambda: Spelled(partly_convolved, a=half(3), b=half(1), c=half(3)),
+        "graph",
+        convolutions=2,
+    ),
     *(
         Case(
             f"shuffle, then 1x1, {axes}-d",
@@ -157,6 +178,12 @@ TWINS = [
             last=conv(1),
         ),
         inputs=2,
+        wrong=NOT_MERGED,
+    ),
+    Twin(
+        "parts of two tensors joined and added",
+        "several-sources",
+        lambda: Spelled(of_other_parts, a=half(3), b=half(1)),
         wrong=NOT_MERGED,
     ),
     Twin(

@@ -50,6 +50,20 @@ def dense_net() -> Spelled:
     return Spelled(forward, a=wide(3, outputs=16), b=wide(1, inputs=WIDE + 16, outputs=16))
 
 
+def inception() -> Spelled:
+    """InceptionNeXt: parts convolved depthwise, joined, normalised; with the 1x1 as one kernel they would be dense."""
+
+    def forward(m: Spelled, x: Tensor) -> Tensor:
+        rest, a, b, c = torch.split(x, [WIDE - 24, 8, 8, 8], 1)
+        return m.up(m.norm(torch.cat((rest, m.a(a), m.b(b), m.c(c)), 1)))
+
+    parts = {
+        name: nn.Conv2d(8, 8, kernel, padding=(kernel[0] // 2, kernel[1] // 2), groups=8)
+        for name, kernel in (("a", (3, 3)), ("b", (1, 11)), ("c", (11, 1)))
+    }
+    return Spelled(forward, **parts, norm=norm(WIDE), up=wide(1, outputs=4 * WIDE))
+
+
 DECLINED = [
     ("separable", separable, 2),
     ("bottleneck", bottleneck, 3),
@@ -66,6 +80,7 @@ CASES = [
     _at("grouped and dense, always", grouped_and_dense),
     _at("RepVGG, always", lambda: total(conv_norm(3), conv_norm(1), norm()), channels=4),
     Case("separable, its norms folded", separable_normed, "fold", convolutions=2, sites=2, channels=WIDE, side=14),
+    Case("InceptionNeXt, its norm into the 1x1", inception, "fold", convolutions=4, channels=WIDE, side=24),
     Case("RepVGG, never composed", RepVGG, "graph", policy=Policy.NEVER_COMPOSE),
     Case("SPAN, always", span, policy=Policy.ALWAYS),
     Case("SESR, always", sesr, policy=Policy.ALWAYS),

@@ -84,7 +84,7 @@ def _empties(original: nn.Module, inputs: Sequence[Tensor]) -> bool:
     The convolution that crops itself refuses what is smaller than its kernel: nobody has a use for such a size.
     """
     with torch.no_grad(), _Empties() as mode:
-        with suppress(RuntimeError):
+        with suppress(RuntimeError, IndexError, ValueError):
             copy.deepcopy(original)(*inputs)
         return mode.found
 
