@@ -26,7 +26,7 @@ TOPICS: dict[str, Topic] = {
             "(x[:, :, 1:-1]).",
             "norms": "With frozen statistics: after a branch, on the skip, after the sum, before what does not pad; "
             "layer scales, shifts, frozen arithmetic.",
-            "neutral": "0 + x, x - 0, x * 1 and zeros made in forward go, where they stand beside something that merges.",
+            "neutral": "0 + x, x - 0, x * 1 and zeros made in forward go where they stand beside a merge.",
             "in a row": "1x1, 3x3, 1x1; pads, average pools and frozen filters, where the border allows it and it is "
             "predicted to be faster.",
             "transposed": "Transposed convolutions: sums of one stride; norms, scales, 1x1 and crops after them, "
