@@ -10,12 +10,12 @@ from torch import nn
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
 from repfuse.checking.evidence import Meter
-from repfuse.checking.inputs.trial import Effort, Trial, known_effort
+from repfuse.checking.inputs.trial import Effort, known_effort
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.proof_results import Proof
 from repfuse.checking.results import Drift
-from repfuse.fusing import settled
+from repfuse.fusing import recorded, settled
 from repfuse.loading import Checkpoint
 from repfuse.planning.choosing import Choice, choose
 from repfuse.plans import Plan, Policy
@@ -77,7 +77,7 @@ def convert(
         return Conversion(checkpoint, found, original, None, None)
     progress("rewriting", 0.1)
     fused = rewrite(original, found)
-    variants = (*input_variants(example, effort=effort), *_recorded(found))
+    variants = (*input_variants(example, effort=effort), *recorded(found)[1:])
     meter = Meter(progress, sum(trial.work for trial in variants), start=0.15, end=0.3)
     meter.stage("running the original in float64")
     trials, expected = with_fallbacks(original, variants, meter.watch)
@@ -98,9 +98,3 @@ def convert(
     measured = drift(original, fused, trials, expected)
     progress("done", 1.0)
     return Conversion(checkpoint, found, fused, proof, measured)
-
-
-def _recorded(plan: Plan) -> list[Trial]:
-    """Return inputs of the other sizes at which the network was recorded: what the plan relies on holds there too."""
-    others = [tuple(arguments.args) for arguments in plan.live.recording.inputs[1:]]
-    return [Trial(f"recorded size {number}", each, sampled=False) for number, each in enumerate(others, 1)]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from repfuse.errors import RepfuseError
@@ -17,6 +15,7 @@ from repfuse.plans import Plan, Policy, Site
 from repfuse.rewriting import rewrite
 
 if TYPE_CHECKING:
+    from repfuse.checking.inputs.trial import Trial
     from repfuse.checking.runs import Outcome
 
 
@@ -71,16 +70,22 @@ def _together(sites: Iterable[Site]) -> list[list[Site]]:
     return list(found.values())
 
 
+def recorded(plan: Plan) -> list[Trial]:
+    """Return the inputs that the network was recorded at, the example first: what the plan relies on holds there."""
+    from repfuse.checking.inputs.trial import Trial  # what checks is not needed to rewrite
+
+    inputs = (arguments.args for arguments in plan.live.recording.inputs)
+    return [Trial(f"recorded size {number}", each, sampled=False) for number, each in enumerate(inputs)]
+
+
 class _Check:
     """Holds fused networks against the original at the sizes that it was recorded at."""
 
     def __init__(self, module: nn.Module, made: Plan) -> None:
         from repfuse.checking.comparison import reference  # what checks is not needed to rewrite
-        from repfuse.checking.inputs.trial import Trial
 
         self.module = module
-        inputs = (arguments.args for arguments in made.live.recording.inputs)
-        self.trials = [Trial(f"input {number}", each) for number, each in enumerate(inputs)]
+        self.trials = recorded(made)
         self.expected: list[Outcome] | None = None
         with suppress(RepfuseError):  # it does not run in float64
             self.expected = reference(module, self.trials)
@@ -96,7 +101,7 @@ class _Check:
 
     def _passes_as_stored(self, fused: nn.Module) -> bool:
         """Whether the outputs agree to half the digits of their dtype, which wrong algebra does not."""
-        from repfuse.checking.measure import level
+        from repfuse.checking.measure import half_the_digits, level
         from repfuse.checking.runs import run
 
         before, after = run(self.module, self.trials, {}), run(fused, self.trials, {})
@@ -107,8 +112,7 @@ class _Check:
                 return False
             for name, a in one.outputs.items():
                 b = other.outputs[name]
-                eps = torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
-                if a.shape != b.shape or a.dtype != b.dtype or not level(a, b).max <= math.sqrt(eps):
+                if a.shape != b.shape or a.dtype != b.dtype or not level(a, b).max <= half_the_digits(a.dtype):
                     return False
         return True
 

@@ -182,7 +182,7 @@ def _inputs_of(
         from repfuse.checkpoint.exported.network import flat_inputs  # torch.export takes a second to import
 
         inputs = placed(flat_inputs(opened.program), device_of(module), {})
-        if said is None or said.input in (None, render(shapes_of(inputs, module))):
+        if said is None or not said.asked or said.input in (None, render(shapes_of(inputs, module))):
             return inputs, "checkpoint", ()
     shapes, origin, told = _shapes(given, said, opened, network)
     return make_inputs(shapes, module), origin, told
@@ -202,7 +202,7 @@ def _shapes(
 
 def _shapes_of(said: Said | None, opened: Opened, network: Network) -> tuple[Shapes, str, tuple[str, ...]]:
     known, origin = _known(opened, network)
-    if said is not None and said.input and said.input != render(known):
+    if said is not None and said.input and (said.asked or not known) and said.input != render(known):
         return parse_shapes(said.input), "given", (f"the input {said.input} is that of {said.by}",)
     if known:
         return known, origin, ()

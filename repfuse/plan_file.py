@@ -62,7 +62,9 @@ class PlanFile:
             return None
         sayable = source.model if source.model_args is not None else None
         built = model_source(sayable, source.model_args) if sayable else None
-        return Said("the plan", built, _as_given(source) if source.input_origin == "given" else None)
+        if source.input_origin == "guess":
+            return Said("the plan", built)
+        return Said("the plan", built, _as_given(source), asked=source.input_origin == "given")
 
 
 def _as_given(source: Input) -> str:

@@ -76,6 +76,7 @@ def test_what_onnx_writes_for_one_size_takes_that_alone_and_says_so(cli: Cli, tm
     assert any("the size of the example alone" in note for note in report["notes"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_static_program_is_converted_by_the_command(form: str, cli: Cli, tmp_path: Path) -> None:
     program = torch.export.export(made(one_size.Positions), (torch.randn(one_size.SHAPE),))

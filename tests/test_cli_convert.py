@@ -68,6 +68,7 @@ def test_the_commands_of_the_readme_work_without_options(cli: Cli, samples: Path
     assert found["data"]["accuracy_original"] == found["data"]["accuracy_fused"] >= 0.98
 
 
+@pytest.mark.slow
 def test_a_fused_state_dict_is_plain_tensors_and_says_how_to_build_its_network(
     cli: Cli, samples: Path, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_fused_state_dict_is_plain_tensors_and_says_how_to_build_its_network(
     assert json.loads(again.stdout)["plan"]["sites"] == []
 
 
+@pytest.mark.slow
 def test_the_suffix_of_out_and_format_choose_the_layout(cli: Cli, samples: Path, tmp_path: Path) -> None:
     source = samples / "repvgg_digits_state_dict.pth"
     assert cli("convert", source, tmp_path / "a.safetensors", *MODEL, "--quiet").returncode == 0

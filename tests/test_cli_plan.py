@@ -55,6 +55,7 @@ def drop(*paths: str) -> Callable[[dict], object]:
     return change
 
 
+@pytest.mark.slow
 def test_inspect_edit_convert_verify(cli: Cli, tmp_path: Path) -> None:
     plan, out = tmp_path / "plan.json", tmp_path / "fused.pt"
     inspected = cli("inspect", DIGITS, "--plan", plan)

@@ -66,6 +66,7 @@ def python(*args: str, cwd: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     shutil.copy(SAMPLES / "repvgg_digits.pt", tmp_path / "model.pt")
     (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -59,6 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
 HERE = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}:{Path(__file__).parent / 'support'}"}
 
 
+@pytest.mark.slow
 def test_the_input_is_that_of_the_report(folder: Path, cli: Cli) -> None:
     done = cli("verify", "net.pt", "fused.pt", "--trust", "--json", cwd=folder, env=HERE)
     assert done.returncode == 0, done.stderr
@@ -72,12 +73,25 @@ def test_the_input_is_that_of_the_report(folder: Path, cli: Cli) -> None:
     assert done.returncode == 0 and json.loads(done.stdout)["input"]["shapes"] == [[2, 4, 9, 7]]
 
 
+@pytest.mark.slow
 def test_what_is_given_goes_before_what_the_report_says(folder: Path, cli: Cli) -> None:
     done = cli("verify", "net.pt", "fused.pt", "--trust", "--json", "--input", "1x4x9x7", cwd=folder, env=HERE)
     assert json.loads(done.stdout)["trials"][0]["shapes"] == [[1, 4, 9, 7]]
     assert "report.json" not in done.stderr
 
 
+def test_a_block_that_has_become_a_convolution_has_its_input_from_the_report(
+    samples: Path, cli: Cli, tmp_path: Path
+) -> None:
+    """The sample says its input itself; what is written of it cannot."""
+    source = samples / "notebook_block.pt"
+    assert cli("convert", source, "fused.pt", "--quick", "-q", cwd=tmp_path).returncode == 0
+    done = cli("inspect", "fused.pt", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["input"]["shapes"] == [[1, 16, 32, 32]]
+    assert "guess" not in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", ["fused.safetensors", "fused.pt2"])
 def test_the_model_is_that_of_the_file_or_of_its_report(fused: str, folder: Path, cli: Cli) -> None:
     done = cli("verify", "weights.safetensors", fused, "--json", cwd=folder)
@@ -87,6 +101,7 @@ def test_the_model_is_that_of_the_file_or_of_its_report(fused: str, folder: Path
     assert "the input" not in done.stderr
 
 
+@pytest.mark.slow
 def test_what_a_file_says_without_a_report_counts_too(folder: Path, cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "fused.safetensors").write_bytes((folder / "fused.safetensors").read_bytes())
     done = cli("verify", folder / "weights.safetensors", "fused.safetensors", "--json", cwd=tmp_path)
@@ -94,6 +109,7 @@ def test_what_a_file_says_without_a_report_counts_too(folder: Path, cli: Cli, tm
     assert "as fused.safetensors says" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_report_of_another_original_says_nothing_of_this_one(folder: Path, cli: Cli) -> None:
     other = folder / "other.safetensors"
     save_file(randomised(DigitsRepVGG(width=8), 1, torch.float32).state_dict(), other)
@@ -102,6 +118,7 @@ def test_a_report_of_another_original_says_nothing_of_this_one(folder: Path, cli
     assert "holds weights, and not the network" in done.stderr
 
 
+@pytest.mark.slow
 def test_code_that_a_report_names_does_not_run(folder: Path, cli: Cli, tmp_path: Path) -> None:
     """The message says the one line that works."""
     (tmp_path / "net.py").write_text(NET)
@@ -116,6 +133,7 @@ def test_code_that_a_report_names_does_not_run(folder: Path, cli: Cli, tmp_path:
     assert cli("verify", source, "fused.pt2", *options, cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_plan_says_the_model_that_it_was_made_with(cli: Cli, tmp_path: Path) -> None:
     source = SAMPLES / "repvgg_digits.safetensors"
     model = ("--model", "repfuse.samples:DigitsRepVGG")

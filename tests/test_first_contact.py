@@ -144,7 +144,7 @@ CONTACTS = {
     "to a program": Contact(beside(), "convert model.pt fused.pt2"),
     "to ONNX": Contact(beside(), "convert model.pt fused.onnx"),
 }
-FEW = ("a class in a file", "a class in the script", "weights and a file")
+FEW = ("a class in the script",)
 """What every run plays; each takes a script and up to three commands, and each of these imports torch."""
 
 
@@ -245,6 +245,7 @@ def test_a_model_file_runs_once_in_each_process(cli: Cli, tmp_path: Path) -> Non
         assert not done.returncode, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "spec", "said"),
     [
@@ -277,6 +278,7 @@ def test_a_command_line_of_the_users_script_is_not_that_of_repfuse(cli: Cli, tmp
     assert not typed(cli, "inspect weights.pth --model net.py:build --input 1x3x4x4", tmp_path).returncode
 
 
+@pytest.mark.slow
 def test_a_known_library_that_is_missing_is_installed_and_never_trusted(cli: Cli, tmp_path: Path) -> None:
     pickled_as(tmp_path / "model.pt", "ultralytics.nn.tasks")
     for options in ("", "--allow ultralytics"):

@@ -101,6 +101,7 @@ def test_every_kind_is_shown_with_its_places():
     assert list(health_view(())) == []
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it_in_words_and_in_json(cli, tmp_path):
     model = nn.Sequential(conv(), norm(), nn.ReLU(), conv(1)).eval()
     with torch.no_grad():

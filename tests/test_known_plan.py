@@ -60,6 +60,7 @@ def test_so_does_the_file_itself_where_its_network_is_built_again(folder: Path, 
     assert len(found["proof"]["sites"]) == 5
 
 
+@pytest.mark.slow
 def test_a_change_that_hides_in_the_rounding_of_the_rest_is_found(folder: Path, cli: Cli) -> None:
     """The least bit of one weight: the outputs cannot show it."""
     (folder / "state.safetensors.report.json").unlink()
@@ -101,6 +102,7 @@ def test_a_file_that_was_changed_since_is_judged_by_what_it_computes(folder: Pat
     assert found["proof"] is None and "is not used" in said
 
 
+@pytest.mark.slow
 def test_each_file_has_its_own_report(folder: Path, cli: Cli) -> None:
     """What was written to fused.pth, of fewer sites, says nothing of the fused.pt beside it."""
     assert cli("convert", MODULE, folder / "fused.pth", "--include", "blocks.0", "--quiet").returncode == 0
@@ -116,6 +118,7 @@ def test_a_report_of_another_original_does_not_count(folder: Path) -> None:
     assert known.plan is None and "another original" in known.notes[0]
 
 
+@pytest.mark.slow
 def test_a_plan_of_other_files_is_bad_input(folder: Path, cli: Cli) -> None:
     assert cli("inspect", STATE, "--model", MODEL, "--plan", folder / "plan.json", "-q").returncode == 0
     for plan, other in (("plan.json", "another original"), ("fused.pt.report.json", "another file")):
@@ -125,6 +128,7 @@ def test_a_plan_of_other_files_is_bad_input(folder: Path, cli: Cli) -> None:
         assert "is not of these files" in done.stderr and other in done.stderr and "Leave --plan out" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["{", '{"kind": "repfuse.conversion", "schema": 1}', "[]"])
 def test_a_damaged_report_is_said_and_left_alone(folder: Path, cli: Cli, content: str) -> None:
     (folder / "fused.pt.report.json").write_text(content, encoding="utf-8")

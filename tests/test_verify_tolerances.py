@@ -135,6 +135,7 @@ def test_the_command_takes_tolerances_and_an_effort(cli: Cli, tmp_path):
     assert found["tolerances"]["stored"]["excess"] == 0
 
 
+@pytest.mark.slow
 def test_a_quick_conversion_says_so_and_tries_less(cli: Cli, tmp_path):
     found = {}
     for name, options in (("quick", ("--quick",)), ("usual", ())):

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -33,6 +32,7 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import between, device_of, main_dtype, placed, using_threads, why_refused
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
+from repfuse.recording.read_only import OperatorMode
 from repfuse.wording import described
 
 # What a network stores and computes.
@@ -50,17 +50,12 @@ def network_cost(network: nn.Module, inputs: tuple[Any, ...]) -> NetworkCost:
     )
 
 
-class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Counting(OperatorMode):  # type: ignore[no-untyped-call]
     """Adds up floating point operations as PyTorch's FlopCounterMode does, which would load the compiler."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.operations = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Keep PyTorch from wrapping the method below, which would import its compiler at the first operator."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 
 from repfuse.checking.comparison import reference
 from repfuse.checking.inputs.trial import Trial, is_floating, mapped
-from repfuse.checking.measure import level
+from repfuse.checking.measure import half_the_digits, level
 from repfuse.checking.results import Drift, Level, OutputDrift
 from repfuse.checking.rounding import SAMPLES, Levels, RoundingEffects, allowed, keys_of, rms
 from repfuse.checking.runs import Outcome, run, run_float64
@@ -140,7 +140,8 @@ def _drift(trials: Sequence[Trial], outcomes: Outcomes, own: Levels, effect: Lev
     last = {key: _last_rounding(after[key[0]].outputs[key[1]]) for key in own}
     limits = allowed([own, effect, last])
     if any("" in outcome.narrow for outcome in exact):  # its own error is not to be had: half the digits have to agree
-        limits = {key: _half_the_digits(after[key[0]].outputs[key[1]]) for key in own}
+        half = {key: half_the_digits(after[key[0]].outputs[key[1]].dtype) for key in own}
+        limits = {key: Level(each, each) for key, each in half.items()}
     rows = (
         OutputDrift(
             trial=trials[key[0]].label,
@@ -165,11 +166,6 @@ def _last_rounding(output: torch.Tensor) -> Level:
     """Return the level of rounding an output once: uniform within half a spacing."""
     eps = torch.finfo(output.dtype).eps if output.is_floating_point() else 0.0
     return Level(eps / 2 / math.sqrt(3), eps / 2)
-
-
-def _half_the_digits(output: torch.Tensor) -> Level:
-    half = math.sqrt(torch.finfo(output.dtype).eps) if output.is_floating_point() else 0.0
-    return Level(half, half)
 
 
 def _sound(exact: Sequence[Outcome], before: Sequence[Outcome], key: tuple[int, str]) -> bool:

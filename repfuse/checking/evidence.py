@@ -14,7 +14,7 @@ from repfuse.checking.inputs.trial import Trial, elements
 from repfuse.checking.measure import informative, level
 from repfuse.checking.results import Drift, OutputError, OutputVerdict, TrialComparison
 from repfuse.checking.rounding import FLOAT64_NOISE, SAMPLES, Explained, Key, Levels, RoundingEffects, excess
-from repfuse.checking.runs import Outcome
+from repfuse.checking.runs import Outcome, narrow_in
 from repfuse.memory import give_back
 from repfuse.progress import Progress
 
@@ -86,9 +86,9 @@ class Evidence:
         return excess(self.errors[key], self.limits[key])
 
     @property
-    def narrow(self) -> list[str]:
+    def narrow(self) -> tuple[str, ...]:
         """The modules of either network that have no float64, and ran in their own dtype."""
-        return list(dict.fromkeys(path for outcome in (*self.outcomes, *self.answers) for path in outcome.narrow))
+        return narrow_in((*self.outcomes, *self.answers))
 
     @property
     def mismatched(self) -> TrialComparison | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -21,6 +23,11 @@ def level(reference: torch.Tensor, other: torch.Tensor) -> Level:
         return Level(float("inf"), float("inf"))
     difference = (a - b).abs()
     return Level(_ratio(_norm(difference), _norm(a)), _ratio(_largest(difference), _largest(a)))
+
+
+def half_the_digits(dtype: torch.dtype) -> float:
+    """Return the relative error that half of the digits of a dtype allow, and wrong algebra exceeds: sqrt(eps)."""
+    return math.sqrt(torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
 
 
 def output_error(name: str, reference: torch.Tensor, other: torch.Tensor) -> OutputError:

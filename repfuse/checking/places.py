@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,9 +16,10 @@ from repfuse.algebra.evaluation import Tensors, constant, evaluate
 from repfuse.algebra.expression import Expression
 from repfuse.checking.comparison import answers_in_float64, tabulate
 from repfuse.checking.inputs.trial import Trial
+from repfuse.checking.measure import half_the_digits
 from repfuse.checking.results import Comparison, TrialComparison
 from repfuse.checking.rounding import allowed, on, summation
-from repfuse.checking.runs import Change, Outcome, in_float64
+from repfuse.checking.runs import Change, Outcome, in_float64, narrow_in
 from repfuse.errors import RepfuseError
 from repfuse.networks import main_dtype, named_tensors
 from repfuse.planning.edits import Fused
@@ -54,7 +54,7 @@ class Place:
 
     @cached_property
     def pieces(self) -> list[Piece]:
-        """The parts of the region; several where values are put elsewhere in between."""
+        """The parts of the region, where values are put elsewhere in between; else none."""
         return pieces(self.region, self.planner.meanings, self.planner.recording.order)
 
     @property
@@ -63,10 +63,17 @@ class Place:
         return list(dict.fromkeys(group.source for group in self.region.groups))
 
     @cached_property
+    def _sizes(self) -> dict[fx.Node, int]:
+        """The sizes of the example as numbers, where the region takes some of tensors that are not its own."""
+        needed = _needed(self.region.root, set(self.sources), self.planner.origin)
+        return self.planner.recording.run.size_of if any(node.op == "placeholder" for node in needed) else {}
+
+    @cached_property
     def before(self) -> nn.Module:
         """What computes the region's root from its sources, over the tensors of ``module``."""
         graph = fx.Graph()
-        env = {source: graph.placeholder(source.name) for source in self.sources}
+        env: dict[fx.Node, Any] = {source: graph.placeholder(source.name) for source in self.sources}
+        env |= self._sizes
         needed = _needed(self.region.root, set(env), self.planner.origin)
         for node in (node for node in self.planner.recording.nodes if node in needed):
             env[node] = graph.node_copy(node, lambda used: env[used if used in env else self.planner.origin(used)])
@@ -80,7 +87,7 @@ class Place:
         """
         root, graph = nn.Module(), fx.Graph()
         inputs = {source: graph.placeholder(source.name) for source in self.sources}
-        if self.pieces[0].is_rearranged:
+        if self.pieces:
             (path,) = self.path_of.values()
             root.add_module("part", fused.get_submodule(path))
             graph.output(self._around(graph, inputs))
@@ -97,14 +104,15 @@ class Place:
         graph.output(total)
         return _Computed(root, graph)
 
-    def _around(self, graph: fx.Graph, env: dict[fx.Node, fx.Node]) -> fx.Node:
+    def _around(self, graph: fx.Graph, env: dict[fx.Node, Any]) -> fx.Node:
         """Write what puts values elsewhere as it is, and ``part`` for the piece that became a convolution."""
         origin = self.planner.origin
+        env = env | self._sizes
         needed = _needed(self.region.root, set(env), origin)
         of_root = {piece.root: piece for piece in self.pieces}
         within = frozenset[fx.Node]().union(*(piece.nodes for piece in self.pieces))
 
-        def known(node: fx.Node) -> fx.Node:
+        def known(node: fx.Node) -> Any:
             return env[node if node in env else origin(node)]
 
         for node in (node for node in self.planner.recording.nodes if node in needed):
@@ -113,7 +121,8 @@ class Place:
                 env[node] = graph.call_module("part", (value,)) if of_root[node].layered else value
             elif node not in within and not self.planner.recording.constants.is_constant(node):
                 env[node] = graph.node_copy(node, known)
-        return env[self.region.root]
+        result: fx.Node = env[self.region.root]
+        return result
 
 
 class _Computed(nn.Module):
@@ -243,10 +252,9 @@ def compare_exact(
     change = exact.change(fused)
     found = answers_in_float64(fused, trials, expected, change)
     network = tabulate(trials, expected, found, TOLERANCE)
-    narrow = tuple(dict.fromkeys(path for outcome in (*expected, *found) for path in outcome.narrow))
-    dtype = main_dtype(fused)
+    narrow, dtype = narrow_in((*expected, *found)), main_dtype(fused)
     if narrow and dtype:
-        return replace(network, tolerance=math.sqrt(torch.finfo(dtype).eps), narrow=narrow)
+        return replace(network, tolerance=half_the_digits(dtype), narrow=narrow)
     if not network.passed and not network.mismatches and sound:
         network = replace(network, tolerance=_explained(fused, change, trials, expected, network))
     return network

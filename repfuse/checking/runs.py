@@ -194,6 +194,11 @@ class Outcome:
         return not any(output.numel() for output in self.outputs.values())
 
 
+def narrow_in(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
+    """Return the modules that had no float64 in any of the outcomes."""
+    return tuple(dict.fromkeys(path for outcome in outcomes for path in outcome.narrow))
+
+
 def in_float64(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Widen a floating tensor, exactly; leave integers, booleans and complex numbers."""
     return widened(tensor) if tensor.is_floating_point() else tensor.clone()

@@ -103,7 +103,7 @@ def site_trials(place: Place) -> Iterator[Trial]:
     if len(sources) > 1:
         return
     geometry = place.region.groups[0].expression.geometry
-    recorded = place.planner.recording.shapes(sources[0]) if place.pieces[0].is_rearranged else None
+    recorded = place.planner.recording.shapes(sources[0]) if place.pieces else None
     for number, shape in enumerate(recorded or _shapes(example, geometry)):
         label = f"input {'x'.join(map(str, shape))}"
         yield Trial(label, (_random(shape, number),))

@@ -49,12 +49,13 @@ class ModelSource:
 @dataclass(frozen=True)
 class Said:
     """What somebody else says of a checkpoint that does not say it itself: how its network is built, and its input as
-    --input takes it. ``by`` is who says so.
+    --input takes it. ``by`` is who says so. An input that nobody ``asked`` for is better than a guess, and no more.
     """
 
     by: str
     source: ModelSource | None = None
     input: str | None = None
+    asked: bool = True
 
 
 def model_source(spec: str, arguments: Mapping[str, Any] | Iterable[str] | None = None) -> ModelSource:

@@ -14,7 +14,6 @@ from torch import fx
 from repfuse.ops.call import Call, axis_of, contains_node, is_channel_axis, is_data
 from repfuse.ops.indexing import is_integer
 from repfuse.ops.meaning import Meaning, Rearranged
-from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:
     from repfuse.recording.recording import Recording
@@ -84,7 +83,10 @@ def _moved(x: fx.Node, moves: dict[int, int]) -> Rearranged | None:
     return Rearranged(x, found) if found else None
 
 
+_MEASURING = frozenset({"view_as", "reshape_as", "expand_as", "type_as"})
+
+
 def only_measures(user: fx.Node, node: fx.Node) -> bool:
     """Whether ``user`` takes no more of ``node`` than its shape or its dtype: ``x.reshape_as(node)``."""
-    call = spelled(user) if len(user.all_input_nodes) > 1 else None
-    return call is not None and call.operator in ("view_as", "expand_as", "type_as") and call.input is not node
+    name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+    return name.partition(".")[0] in _MEASURING and user.args[0] is not node

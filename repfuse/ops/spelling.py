@@ -83,7 +83,6 @@ SIGNATURES: dict[str, str] = {
     "permute": "input dims*",
     "flatten": "input start_dim end_dim",
     "view_as": "input other",
-    "expand_as": "input other",
     "squeeze": "input dim*",
     "unsqueeze": "input dim",
     **{f"adaptive_avg_pool{n}d": "input output_size" for n in (1, 2, 3)},

@@ -275,17 +275,17 @@ class _LayingOut:
 
     def _replacements(self, call: Call, region: Region, name_of: dict[int, str]) -> Iterator[Replacement]:
         """Yield what stands for the region; one piece after the other where values are put elsewhere in between."""
-        inside, after = nodes_in(self.recording, call, region), list[fx.Node]()
-        for piece in pieces(region, self.meanings, self.recording.order):
-            if piece.is_rearranged:
-                name = name_of[id(region.groups[0])] if piece.layered else None
-                parts: tuple[Part, ...] = (Part(piece.source, name),)
-            else:
-                parts = tuple(Part(g.source, name_of.get(id(g)), g.of_source or 1.0) for g in region.groups)
-            if piece.root is region.root:
-                after = self._after(call, region.root, inside)
-            nodes = frozenset((*piece.nodes.intersection(inside), *after))
-            yield Replacement(piece.root, parts, nodes, tuple(after))
+        inside = nodes_in(self.recording, call, region)
+        after = self._after(call, region.root, inside)
+        found = pieces(region, self.meanings, self.recording.order)
+        for piece in found:
+            name = name_of[id(region.groups[0])] if piece.layered else None
+            last = after if piece is found[-1] else []
+            nodes = frozenset((*piece.nodes.intersection(inside), *last))
+            yield Replacement(piece.root, (Part(piece.source, name),), nodes, tuple(last))
+        if not found:
+            parts = tuple(Part(g.source, name_of.get(id(g)), g.of_source or 1.0) for g in region.groups)
+            yield Replacement(region.root, parts, frozenset((*inside, *after)), tuple(after))
 
     def _after(self, call: Call, root: fx.Node, nodes: list[fx.Node]) -> list[fx.Node]:
         """Return the no-ops after ``root`` that are operations (``x + 0``), with the modules among them.

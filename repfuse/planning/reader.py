@@ -77,9 +77,10 @@ class Reader:
             case Scaled(x, by, axis):
                 return tuple(self._rescaled(node, reach(x), by, axis))
             case Rearranged(x, moves):
-                if len({term.source for term in reach(x)}) > 1:
+                terms = reach(x)
+                if len({term.source for term in terms}) > 1:
                     raise Ends("a sum of maps of several sources")
-                return (self._rearranged(node, self._one(reach(x), node), x, moves),)
+                return (self._rearranged(node, self._one(terms, node), x, moves),)
             case Sum() as combined:
                 operands = [(reach(term.input), term) for term in terms_of(combined)]
                 _check_as_they_were(term for terms, _ in operands for term in terms)

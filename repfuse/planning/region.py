@@ -137,18 +137,17 @@ class Piece:
     root: fx.Node
     nodes: Nodes
     layered: bool
-    is_rearranged: bool
 
 
 def pieces(region: Region, meanings: Mapping[fx.Node, Meaning | None], order: Mapping[fx.Node, int]) -> list[Piece]:
-    """Return the pieces of a region, in order: nearly always one.
+    """Return the pieces of a region in which something puts values elsewhere, in order; nearly always there are none.
 
     What rearranges has one source, so all that comes before it in the graph is before it, and all else behind it.
     """
     nodes = sorted(region.nodes, key=order.__getitem__)
     ends = [node for node in nodes if isinstance(meanings[node], Rearranged)]
     if not ends:
-        return [Piece(region.groups[0].source, region.root, region.nodes, layered=True, is_rearranged=False)]
+        return []
     found, source = [], region.groups[0].source
     for end in (*ends, None):
         place = order[end] if end is not None else len(order)
@@ -156,7 +155,7 @@ def pieces(region: Region, meanings: Mapping[fx.Node, Meaning | None], order: Ma
         nodes = nodes[len(within) + 1 :]
         if within:
             layered = any(isinstance(meanings[node], Through) for node in within)
-            found.append(Piece(source, within[-1], frozenset(within), layered, is_rearranged=True))
+            found.append(Piece(source, within[-1], frozenset(within), layered))
         source = end if end is not None else source
     last = max(index for index, piece in enumerate(found) if piece.layered)
     return [replace(piece, layered=index == last) for index, piece in enumerate(found)]

@@ -63,10 +63,12 @@ class Comparison:
         """Compare a run on inputs of another number of axes, where a forward may ask for more sizes or for fewer."""
         match: dict[Any, fx.Node] = {}
         self._align(self.first.root, other.root, match, measuring={*self.first.size_of, *other.size_of})
+        known: dict[tuple[fx.Node, int], set[fx.Node]] = defaultdict(set)
+        for node in self.first.size_of:
+            for key in _measured(node, self.first, {}):
+                known[key].add(node)
         for step in other.size_of:
-            measured = _measured(step, other, match)
-            alike = (node for node in self.first.size_of if measured & _measured(node, self.first, {}))
-            self._sizes[step] = set(alike)
+            self._sizes[step] = set().union(*(known[key] for key in _measured(step, other, match) if key in known))
         before = set(self.uneven)
         self._compare_operands(match, other)
         self.uneven_by_rank |= self.uneven - before

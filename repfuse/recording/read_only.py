@@ -13,7 +13,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from repfuse.networks import tensors_of
 
 
-class ReadOnly(TorchDispatchMode):
+class OperatorMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Its ``__torch_dispatch__`` is not wrapped by PyTorch, which would import its compiler at the first operator."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class ReadOnly(OperatorMode):  # type: ignore[no-untyped-call]
     """While it is on, no operator writes into the tensors ``stored``: the forward that tries to ends there.
 
     Where they are not ``shared`` with anybody it may. ``wrong`` says that it did. Since ``forget``: ``draws`` that an
@@ -22,7 +33,7 @@ class ReadOnly(TorchDispatchMode):
     """
 
     def __init__(self, stored: Mapping[str, torch.Tensor], *, shared: bool = True) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.stored = list(stored.values())  # alive, so that nothing else comes to lie where they do
         self._storages = {_storage(x) for x in self.stored} - {None} if shared else set()
         self.wrong = False
@@ -32,11 +43,6 @@ class ReadOnly(TorchDispatchMode):
         """Forget what was noted of the operators so far."""
         self.draws = self.counts = False
         self.wrote: list[torch.Tensor] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Keep PyTorch from wrapping the method below, which would import its compiler at the first operator."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
