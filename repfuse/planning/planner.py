@@ -38,9 +38,10 @@ from repfuse.recording.stock import is_stock
 
 
 class Borders:
-    """Answers from the weights of the model, or from the answers of an earlier plan, ``known``, by name of the layer.
+    """Answers from the weights of the model, or from the answers of an earlier plan, ``known``.
 
-    ``matching`` collects the layers for which it depends on the weights, and holds.
+    ``matching`` collects the names of the sources and of the layers for which it depends on the weights, and holds: a
+    search tries one layer behind several maps.
     """
 
     def __init__(self, recording: Recording, known: Collection[str] | None = None) -> None:
@@ -50,15 +51,18 @@ class Borders:
         self.known = known
         self.matching: set[str] = set()
 
-    def check(self, inner: Expression, layer: Layer, node: fx.Node) -> None:
-        """Raise NotAffine where ``layer``, at ``node``, pads ``inner`` with something else than what it is there."""
+    def check(self, inner: Expression, layer: Layer, source: fx.Node, node: fx.Node) -> None:
+        """Raise NotAffine where ``layer``, at ``node``, pads ``inner``, which ``source`` becomes before it, with
+        something else than what it is there.
+        """
         if not border_takes_weights(inner, layer):
             return
+        link = f"{self.names[source]} -> {self.names[node]}"
         if self.known is None:
             check_borders(inner, layer, self.tensors, self.device)
-        elif self.names[node] not in self.known:
+        elif link not in self.known:
             raise NotAffine("shift-before-padding", "a layer that adds a constant, before one that pads with another")
-        self.matching.add(self.names[node])
+        self.matching.add(link)
 
 
 def plan(
@@ -84,8 +88,8 @@ def plan(
 class Planner:
     """Plans one recorded network, by ``policy``.
 
-    ``matching_borders`` are the layers that another plan found to pad with what lies beyond the border; without it, the
-    weights are asked. For ``keep_class`` see ``plan``.
+    ``matching_borders`` says for which layers another plan found that they pad with what lies beyond the border;
+    without it, the weights are asked. For ``keep_class`` see ``plan``.
     """
 
     def __init__(

@@ -39,14 +39,15 @@ class Ends(NotAffine):
 
 Reach = Callable[[fx.Node], tuple[Term, ...]]
 Between = Callable[[fx.Node, fx.Node], object]
-CheckBorders = Callable[[Expression, Layer, fx.Node], None]
+CheckBorders = Callable[[Expression, Layer, fx.Node, fx.Node], None]
 
 
 class Reader:
     """Reads terms off nodes, given those of their operands.
 
     ``shape_of`` are the shapes at the example; ``between`` says why one node may not always read another, if so;
-    ``check_borders`` raises NotAffine where a layer pads with something else than what lies beyond the border;
+    ``check_borders`` raises NotAffine where a layer pads what is computed from a source with something else than what
+    lies beyond the border;
     ``composes`` says whether layers in a row may become one.
     """
 
@@ -117,7 +118,7 @@ class Reader:
             term = replace(term, axis=None)
         inner = relaid(term.expression, geometry.in_channels, geometry.ndim)
         expression = through(inner, layer)
-        self.check_borders(inner, layer, node)
+        self.check_borders(inner, layer, term.source, node)
         if not self.composes and mixes(layer) and any(map(mixes, layers(inner))):
             raise NotAffine("policy", "layers in a row, which are to stay that")
         return _grown(term, node, expression)

@@ -62,6 +62,8 @@ def check_in(dtype: torch.dtype, steps: Sequence[Step], shapes: Shapes, policy: 
     trials = [trial for trial in input_variants(examples) if not _empties(original, trial.inputs)]
     expected = reference(original, trials)
     proof = prove(original, found, fused, trials, expected)
+    if not proof.informative:  # a random sum may be x - x, and a proof is relative to what is computed
+        return
     assert proof.passed, proof.reason
     measured = drift(original, fused, trials, expected)
     assert measured.passed or not measured.measured, measured
