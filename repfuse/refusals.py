@@ -53,10 +53,11 @@ REFUSALS: dict[str, Explanation] = {
         "Nothing to do where that is the idea (dynamic convolution). Else compute the weight from parameters alone.",
     ),
     "cost": Explanation(
-        "exact, but predicted to be slower",
+        "exact, but predicted to gain nothing",
         "The layers or branches can be merged, but the one kernel would need more multiply-accumulates and memory "
         "traffic than they do: a grouped and a dense branch become one dense kernel, a depthwise 3x3 and a 1x1 a dense "
-        "3x3, a bottleneck a wide one.",
+        "3x3, a bottleneck a wide one. Or they save no operator, or need more of one for less of the other and gain "
+        "less than machines differ by.",
         "Nothing to do: the report shows both estimates. --policy always merges all the same.",
     ),
     "decides-by-size": Explanation(

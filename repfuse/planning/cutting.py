@@ -3,7 +3,7 @@
 A region may be left in parts because it is one map and no cheaper than they are, or because it is none: a layer then
 reads a value that another region makes. Which values these are is searched for. Of up to ``MOST_PLACES`` places where a
 cut can be worth anything every choice is tried, which finds the best; of more the best one, and the parts are searched
-again. Of choices that the estimate cannot tell apart, the one that leaves the fewest operators is taken.
+again. Of choices that the estimate cannot tell apart, the one of the least arithmetic and fewest operators is taken.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import fx
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import NotAffine
 from repfuse.ops.meaning import Same, convolves, inputs_of, origin
-from repfuse.planning.cost import TOLD_APART
 from repfuse.planning.estimate import Estimate
 from repfuse.planning.reader import Reader
 from repfuse.planning.region import region_of
 from repfuse.planning.terms import Term
 from repfuse.plans import Cost
+from repfuse.recording.stock import is_stock
 
 Terms = tuple[Term, ...]
 
@@ -85,15 +85,14 @@ class Cutting:
         choices = chain.from_iterable(combinations(places, size) for size in sizes)
         price = {parts: self.estimate.price(parts.cost) for parts in map(self.parts, choices)}
         least = min(price, key=lambda parts: (price[parts], len(parts.cuts)))
-        if not least.cuts:
-            return least
-        alike = (parts for parts in price if parts.cuts and price[parts] <= (1 + TOLD_APART) * price[least])
-        return min(alike, key=lambda parts: (parts.cost.launches, price[parts], len(parts.cuts)))
+        alike = (parts for parts in price if parts.cuts and not self.estimate.is_better(least.cost, parts.cost))
+        return min(alike, key=lambda parts: (parts.cost.macs, parts.cost.launches, price[parts]), default=least)
 
     def places(self) -> Iterator[fx.Node]:
         """Yield the nodes at which a cut may be worth anything: between layers.
 
-        What scales or shifts a convolution costs nothing in it, and branches of a sum are told apart without a cut.
+        What scales or shifts a convolution costs nothing in it, branches of a sum are told apart without a cut, and a
+        module of PyTorch's that pads and convolves goes on as one.
         """
         inside = set(self.nodes)
         below, above = set[fx.Node](), set[fx.Node]()
@@ -111,7 +110,14 @@ class Cutting:
         meaning, readers = self.meanings[node], [self.meanings[reader] for reader in self.readers[node]]
         scaled = all(isinstance(reader, Scaled | Same) for reader in readers)
         added = all(isinstance(reader, Sum) for reader in readers)
-        return isinstance(meaning, Same) or added or (scaled and (convolves(meaning) or isinstance(meaning, Scaled)))
+        pointless = added or (scaled and (convolves(meaning) or isinstance(meaning, Scaled)))
+        return isinstance(meaning, Same) or pointless or self._is_within_stock(node)
+
+    def _is_within_stock(self, node: fx.Node) -> bool:
+        recording = self.estimate.recording
+        call = recording.call_of[node]
+        together = all(recording.call_of[reader] is call for reader in self.readers[node])
+        return together and bool(call.path) and is_stock(recording.modules[call.path])
 
     def parts(self, cuts: Iterable[fx.Node]) -> Parts:
         """Return what these cuts leave."""
@@ -185,11 +191,12 @@ class Cutting:
         key = root, _Known(terms)
         if key not in self._cost:
             region = region_of(root, terms, self.estimate, _ignore)
-            costs = [self.estimate.of_nodes(region.working)]
+            least = self.estimate.of_nodes(region.working)
             opaque = root in {term.source for term in terms}
             if region.is_writable and not opaque and any(group.convolves for group in region.groups):
-                costs.append(self.estimate.of_groups(region.groups, region.root))
-            self._cost[key] = min(costs, key=self.estimate.price)
+                merged = self.estimate.of_groups(region.groups, region.root)
+                least = merged if self.estimate.is_better(merged, least) else least
+            self._cost[key] = least
         return self._cost[key]
 
 

@@ -11,7 +11,7 @@ from repfuse.algebra.layers import Convolution
 from repfuse.ops.meaning import Meaning, Rearranged, Same
 from repfuse.ops.spelling import spelled
 from repfuse.ops.sums import ARITHMETIC
-from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, price
+from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, is_better, price
 from repfuse.planning.terms import Group
 from repfuse.plans import Cost, Policy
 from repfuse.recording.constants import Constants
@@ -29,6 +29,10 @@ class Estimate:
     def price(self, cost: Cost) -> float:
         """Return what the policy compares."""
         return price(cost, self.policy)
+
+    def is_better(self, after: Cost, before: Cost) -> bool:
+        """Whether the policy prefers ``after`` by enough to replace ``before`` by it."""
+        return is_better(after, before, self.policy)
 
     def of_nodes(self, nodes: Iterable[fx.Node]) -> Cost:
         """Cost of the nodes as they are, computed weights included."""

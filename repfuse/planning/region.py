@@ -83,12 +83,16 @@ class _Merging:
         merged = self._merge(one, other)
         if isinstance(merged, NotAffine):
             return -1.0
-        return self._price(one) + self._price(other) + self.estimate.price(self.add) - self._price(merged)
+        apart, after = self._cost(one) + self._cost(other) + self.add, self._cost(merged)
+        better = self.estimate.is_better(after, apart)
+        return self.estimate.price(apart) - self.estimate.price(after) if better else -1.0
 
     def _price(self, group: Group) -> float:
-        return 0.0 if group.of_source is not None else self.estimate.price(self._cost(group))
+        return self.estimate.price(self._cost(group))
 
     def _cost(self, group: Group) -> Cost:
+        if group.of_source is not None:
+            return Cost()
         return self.estimate.of_map(group.expression, group.source, self.shape)
 
     def _explain(self, one: Group, other: Group) -> None:
@@ -97,7 +101,7 @@ class _Merging:
         if isinstance(merged, NotAffine):
             self.refuse(merged, self.root, None, None)
         elif one.convolves and other.convolves:
-            error = NotAffine("cost", "as one convolution these branches are predicted to be slower")
+            error = NotAffine("cost", "as one convolution these branches are predicted to gain nothing")
             apart = self.estimate.of_groups((one, other), self.root)
             self.refuse(error, self.root, apart, self._cost(merged))
 

@@ -254,18 +254,15 @@ class Regions:
         before = self.estimate.of_nodes(region.working)
         after = self.estimate.of_groups(region.groups, region.root)
         better = self._best(self._roots[region.root])
-        if better.cuts and self._price(better.cost) < min(self._price(before), self._price(after)):
-            reason = NotAffine("cost", "as one layer these are predicted to be slower")
+        if better.cuts and self.estimate.is_better(better.cost, before):
+            reason = NotAffine("cost", "as one layer these are predicted to gain nothing")
             for cut in sorted(better.cuts, key=self.recording.order.__getitem__):
                 self.refuse(reason, next(self._readers(cut)), better.cost, after)
                 self._cut(cut)
-        elif self._price(after) >= self._price(before):
-            reason = NotAffine("cost", "one convolution is predicted to be slower here")
+        elif not self.estimate.is_better(after, before):
+            reason = NotAffine("cost", "one convolution is predicted to gain nothing here")
             self.refuse(reason, region.root, before, after)
             self._take_apart(region.root)
-
-    def _price(self, cost: Cost) -> float:
-        return self.estimate.price(cost)
 
     def _take_apart(self, root: fx.Node) -> None:
         for operand in inputs_of(self.meanings[root]):

@@ -45,8 +45,8 @@ def check_module(original: nn.Module, examples: Sequence[Tensor], policy: Policy
     _replays(original, result.module, result.plan)
     rounding = _rounding(pristine, examples)
     for site in prove_sites(original, result.module, result.plan):
-        site = replace(site, comparison=_but_for(rounding, site.comparison))
-        assert site.passed, f"{site.path}: {site.comparison}"
+        proven = replace(site, comparison=_but_for(rounding, site.comparison))
+        assert proven.passed, f"{site.path}: {site.comparison}"
     return Counter(site.form for site in result.plan.sites)
 
 
