@@ -261,7 +261,8 @@ class Regions:
                 self._cut(cut)
         elif not self.estimate.is_better(after, before):
             reason = NotAffine("cost", "one convolution is predicted to gain nothing here")
-            self.refuse(reason, region.root, before, after)
+            if before.launches > 1:  # nobody looks for a merge where one operator is all that costs something
+                self.refuse(reason, region.root, before, after)
             self._take_apart(region.root)
 
     def _take_apart(self, root: fx.Node) -> None:
