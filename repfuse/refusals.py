@@ -78,6 +78,12 @@ REFUSALS: dict[str, Explanation] = {
         "ask for the modules or settings that it had. It is left alone.",
         "Nothing to do: the result is right as it is. Please report it, with the forward that is around the place.",
     ),
+    "embedding": Explanation(
+        "an embedding next to a layer",
+        "An embedding takes rows of a table by number. The product of its table and the weight of the linear layer "
+        "after it would be another table, with as many rows; repfuse merges maps of what a tensor holds, not tables.",
+        "Nothing to do. If that table is small, compute it once yourself: embedding.weight @ linear.weight.T.",
+    ),
     "excluded": Explanation(
         "a place that you left out",
         "The place could be merged, and stays as it is because --include or --exclude says so, or because the plan "
@@ -101,6 +107,12 @@ REFUSALS: dict[str, Explanation] = {
         "An operation in place changes a tensor that this place, or something after it, reads. Computing the sum at "
         "once would read the tensor before or after the change, and not as the model does.",
         "Write the operation out of place: x = x + y instead of x += y, ReLU(inplace=False).",
+    ),
+    "input-statistics": Explanation(
+        "a normalisation by the statistics of its own input, next to a layer",
+        "LayerNorm, RMSNorm and GroupNorm divide by a number that they compute from each input, so they are no affine "
+        "map. Their own weight and bias could go into the layer after them, which saves no operator.",
+        "Nothing to do: the result is right as it is. Only a BatchNorm with frozen statistics goes into a weight.",
     ),
     "no-convolution": Explanation(
         "a sum of skips and normalisations alone",

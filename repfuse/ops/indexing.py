@@ -183,6 +183,11 @@ def _chosen(node: fx.Node, x: fx.Node, entries: list[Entry], recording: Recordin
     return _cropped(x, entries[2:], recording) if min(axes) >= 2 and rank <= 5 else None
 
 
+def embedding(_call: Call, _recording: Recording) -> Meaning | None:
+    """``y = W[x]``: no map of a tensor of numbers."""
+    return Unfusible("embedding", "its input says which rows of the table to take")
+
+
 def _selected(x: fx.Node, axis: int, entry: Entry, recording: Recording) -> Meaning | None:
     if not recording.is_fixed(x, axis):
         return Unfusible("changes-with-size", "what the slice takes depends on the size of the input")

@@ -44,6 +44,10 @@ SIGNATURES: dict[str, str] = {
     "native_batch_norm": "input weight bias running_mean running_var training momentum eps",
     "_native_batch_norm_legit_no_training": "input weight bias running_mean running_var momentum eps",
     "instance_norm": "input weight bias running_mean running_var use_input_stats momentum eps cudnn_enabled",
+    "layer_norm": "input normalized_shape weight bias eps cudnn_enable",
+    "rms_norm": "input normalized_shape weight eps",
+    "group_norm": "input num_groups weight bias eps cudnn_enabled",
+    "embedding": "weight indices padding_idx scale_grad_by_freq sparse",
     "add": "input other alpha",
     "sub": "input other alpha",
     "rsub": "input other alpha",
@@ -195,6 +199,7 @@ FOREIGN = {
 
 # Functions whose arguments stand in another order than those of the torch function of their name.
 OWN_SIGNATURES: dict[Any, str] = {
+    F.embedding: "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse",
     F.batch_norm: "input running_mean running_var weight bias training momentum eps",
     F.instance_norm: "input running_mean running_var weight bias use_input_stats momentum eps",
 }

@@ -87,6 +87,8 @@ ROWS: dict[str, Row] = {
     "batch_norm": norms.batch_norm,
     "instance_norm": norms.instance_norm,
     **dict.fromkeys(_NATIVE_NORMS, norms.native_batch_norm),
+    **dict.fromkeys(("layer_norm", "rms_norm", "group_norm"), norms.by_input),
+    "embedding": indexing.embedding,
     "add": sums.add,
     "sub": sums.sub,
     "rsub": sums.rsub,

@@ -252,8 +252,9 @@ class Planner:
         self.meanings[node] = None
 
     def _reject(self, node: fx.Node, code: str, reason: str) -> None:
-        looks_fusible = not isinstance(self.meanings[node], Rearranged)
-        if looks_fusible and self._has_affine_neighbour(node, also=() if code == "broadcast" else (Sum,)):
+        layers_alone = code in ("broadcast", "embedding", "input-statistics")
+        beside = self._has_affine_neighbour(node, also=() if layers_alone else (Sum,)) or code == "computed-weight"
+        if beside and not isinstance(self.meanings[node], Rearranged):
             self.refuse(NotAffine(code, reason), node)
         self.meanings[node] = None
 
