@@ -246,9 +246,9 @@ class Plan:
     """Sites and refusals of one model.
 
     ``policy`` is what was to be merged. ``fingerprint`` identifies the modules that the sites refer to, ``arguments``
-    describe what it was made with. ``matching_borders`` are the layers that pad with what lies beyond the border, as
-    far as that depends on the weights. ``keep_class`` says that the outermost module gets no new forward. ``live``
-    saves ``rewrite`` a second recording in the same process and is never serialised.
+    describe what it was made with. ``matching_borders`` are the layers, each behind its source, that pad with what lies
+    beyond the border, as far as that depends on the weights. ``keep_class`` says that the outermost module gets no new
+    forward. ``live`` saves ``rewrite`` a second recording in the same process and is never serialised.
     """
 
     sites: Annotated[tuple[Whole[Site], ...], Checked(_once, fail_fast=True)]

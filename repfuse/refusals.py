@@ -53,10 +53,11 @@ REFUSALS: dict[str, Explanation] = {
         "Nothing to do where that is the idea (dynamic convolution). Else compute the weight from parameters alone.",
     ),
     "cost": Explanation(
-        "exact, but predicted to be slower",
+        "exact, but predicted to gain nothing",
         "The layers or branches can be merged, but the one kernel would need more multiply-accumulates and memory "
         "traffic than they do: a grouped and a dense branch become one dense kernel, a depthwise 3x3 and a 1x1 a dense "
-        "3x3, a bottleneck a wide one.",
+        "3x3, a bottleneck a wide one. Or they save no operator, or need more of one for less of the other and gain "
+        "less than machines differ by.",
         "Nothing to do: the report shows both estimates. --policy always merges all the same.",
     ),
     "decides-by-size": Explanation(
@@ -76,6 +77,12 @@ REFUSALS: dict[str, Explanation] = {
         "Merged, this place gave another result on the example or at another size, or an error: code outside of it may "
         "ask for the modules or settings that it had. It is left alone.",
         "Nothing to do: the result is right as it is. Please report it, with the forward that is around the place.",
+    ),
+    "embedding": Explanation(
+        "an embedding next to a layer",
+        "An embedding takes rows of a table by number. The product of its table and the weight of the linear layer "
+        "after it would be another table, with as many rows; repfuse merges maps of what a tensor holds, not tables.",
+        "Nothing to do. If that table is small, compute it once yourself: embedding.weight @ linear.weight.T.",
     ),
     "excluded": Explanation(
         "a place that you left out",
@@ -100,6 +107,12 @@ REFUSALS: dict[str, Explanation] = {
         "An operation in place changes a tensor that this place, or something after it, reads. Computing the sum at "
         "once would read the tensor before or after the change, and not as the model does.",
         "Write the operation out of place: x = x + y instead of x += y, ReLU(inplace=False).",
+    ),
+    "input-statistics": Explanation(
+        "a normalisation by the statistics of its own input, next to a layer",
+        "LayerNorm, RMSNorm and GroupNorm divide by a number that they compute from each input, so they are no affine "
+        "map. Their own weight and bias could go into the layer after them, which saves no operator.",
+        "Nothing to do: the result is right as it is. Only a BatchNorm with frozen statistics goes into a weight.",
     ),
     "no-convolution": Explanation(
         "a sum of skips and normalisations alone",
@@ -203,9 +216,10 @@ REFUSALS: dict[str, Explanation] = {
         "Call model.eval(), or train with track_running_stats=True.",
     ),
     "transposed-convolution": Explanation(
-        "a transposed convolution in a sum, or with another layer before or after it",
-        "A transposed convolution spreads each pixel over the output, at another place of its kernel for each place of "
-        "the stride. Only what multiplies its output channels, a normalisation or a scale, goes into its weight.",
+        "a transposed convolution in a row with a convolution that has a stride",
+        "A transposed convolution of stride 2 writes two pixels for each that it reads, and a convolution of stride 2 "
+        "writes one for two. In a row they may read or write at other places of their kernels from pixel to pixel. "
+        "Sums of transposed convolutions, and layers of stride 1 before and after one, do merge.",
         "Nothing to do: the result is right as it is.",
     ),
     "unseen-operation": Explanation(

@@ -26,22 +26,28 @@ TOPICS: dict[str, Topic] = {
             "(x[:, :, 1:-1]).",
             "norms": "With frozen statistics: after a branch, on the skip, after the sum, before what does not pad; "
             "layer scales, shifts, frozen arithmetic.",
+            "neutral": "0 + x, x - 0, x * 1 and zeros made in forward go where they stand beside a merge.",
             "in a row": "1x1, 3x3, 1x1; pads, average pools and frozen filters, where the border allows it and it is "
             "predicted to be faster.",
-            "channels": "cat, chunk, split, slices and shuffles between layers.",
+            "transposed": "Transposed convolutions: sums of one stride; norms, scales, 1x1 and crops after them, "
+            "scales and 1x1 without bias before them.",
+            "channels": "cat, chunk, split, slices, index_select, repeat_interleave and shuffles between layers.",
             "rows": "Norms and layers across flatten, view, transpose, and means over space or tokens.",
             "weights": "Computed in forward from parameters alone: weight norm, masks, re-parameterised products. They "
             "become plain weights.",
-            "linear": "Parallel (LoRA), in a row, averaged heads, with BatchNorm1d.",
+            "linear": "Parallel (LoRA), in a row, averaged heads, with BatchNorm1d; matmul, bmm, einsum with a "
+            "constant.",
             "exactness": "Comes first. Zero-padding a value in between is exact only where that value is zero beyond "
             "its border, so a shift before a padded convolution, or two padded convolutions in a row, are refused.",
             "cost": "Comes second. Merging a depthwise 3x3 and a 1x1 is exact and slower, so it is declined with both "
-            "estimates. --policy always overrules the estimate, --policy never-compose leaves layers in a row alone. "
-            "The estimate is a model of arithmetic, memory and launches: `repfuse bench` measures.",
+            "estimates; so is what saves no operator, or buys less than 5 % with more arithmetic. --policy always "
+            "overrules the estimate, --policy never-compose leaves layers in a row alone. The estimate is a model of "
+            "arithmetic, memory and launches: `repfuse bench` measures.",
             "rewritten": "The smallest module that holds the place: new weights in the convolution that is there, or a "
             "stock convolution for a block. Only where a block does more than a row of modules does its forward become "
             "a GraphModule.",
-            "never": "Across an activation; approximately. Transposed convolutions take norms and scales alone.",
+            "never": "Across an activation; approximately. A bias or a shift before a transposed convolution stays, "
+            "since zeros come between the pixels.",
         },
     ),
     "verdicts": Topic(

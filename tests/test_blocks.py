@@ -12,7 +12,7 @@ from support.spellings import exported, in_functions
 from torch import nn
 
 from repfuse.fusing import fuse
-from repfuse.planning.cost import price
+from repfuse.planning.cost import TOLD_APART, price
 from repfuse.plans import Policy
 
 
@@ -50,7 +50,8 @@ def test_block(row):
     before, after = operations(original, *example), operations(result.module, *example)
     assert layers(result.module, example) == expected(row)
     assert after.total() < before.total()
-    assert all(after[kind] <= before[kind] for kind in ("convolution", "batch_norm", "add"))
+    assert all(after[kind] <= before[kind] for kind in ("batch_norm", "add"))
+    assert after["convolution"] <= before["convolution"] + before["bmm"]
     assert [site.form for site in result.plan.sites] == [row.form] * row.sites
     check_sizes(row, original, result.module)
 
@@ -144,9 +145,9 @@ def test_what_is_declined_shows_both_estimates(row):
     plan = fuse(made(row), row.at(row.side)).plan
     (refusal, *_) = [refusal for refusal in plan.refusals if refusal.code == "cost"]
     assert refusal.before is not None and refusal.after is not None
-    assert price(refusal.before) < price(refusal.after)
-    assert refusal.after.launches < refusal.before.launches
+    assert price(refusal.after) > (1 - TOLD_APART) * price(refusal.before)
     always = fuse(made(row), row.at(row.side), Policy.ALWAYS)
+    assert bool(always.plan.sites) == (refusal.after.launches < refusal.before.launches)
     assert sum(layers(always.module, row.at(row.side)).values()) == 1
 
 

@@ -354,6 +354,13 @@ CONSTANTS = [
     (lambda m, x, y: x * m.gamma.reshape(1, -1, 1, 1), times("%reshape")),
     (lambda m, x, y: x * (m.gamma * (m.var + 1e-5).rsqrt()).view(1, 4, 1, 1), times("%view")),
     (lambda m, x, y: torch.lerp(x, m.image, 0.25), shift("image", 0.25, 0.75, axis=1)),
+    (lambda m, x, y: torch.addcmul(m.image, x, m.column), shift("image", 1.0, "column", axis=1)),
+    (lambda m, x, y: torch.addcmul(m.scalar, m.column, x), shift("scalar", 1.0, "column", axis=1)),
+    (lambda m, x, y: m.image.addcmul(x, m.single, value=1), shift("image", 1.0, "single", axis=1)),
+    (lambda m, x, y: aten.addcmul.default(m.scalar, m.single, x), shift("scalar", 1.0, "single")),
+    (lambda m, x, y: torch.addcmul(x, y, m.image), Sum(("x", Scaled("y", Factor("image"), 1)))),
+    (lambda m, x, y: x.addcmul(m.scalar, y), Sum(("x", Scaled("y", Factor("scalar"))))),
+    (lambda m, x, y: x.addcmul_(y, m.column), Sum(("x", Scaled("y", Factor("column"), 1)))),
 ]
 
 

@@ -32,6 +32,18 @@ EMPTIED = (
 """A crop that leaves nothing of the smallest input, of which the convolution that crops itself takes no notice."""
 UNREAD = (*EMPTIED[:8], Step("block", inner=(*EMPTIED[8].inner, Step("conv", reads=(2, 0, 0)))))
 """The same crop, which nothing reads."""
+BEHIND_SEVERAL = (
+    *(Step("conv") for _ in range(7)),
+    Step("branches", reads=(1, 0, 0), inner=(Step("number", digits=(0, 0, 69, *(0,) * 11)), Step("filled"))),
+)
+"""A layer that pads with the bias before it, tried behind several maps."""
+VANISHING = (
+    Step("conv"),
+    Step("transposed", digits=(*(0,) * 13, 2)),
+    Step("broadcast", digits=(1, *(0,) * 13)),
+    Step("conv"),
+)
+"""x - x, of terms whose rounding does not cancel, and a layer on that."""
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 POLICIES = pytest.mark.parametrize("policy", [Policy.COST, Policy.ALWAYS])
 
@@ -40,6 +52,7 @@ POLICIES = pytest.mark.parametrize("policy", [Policy.COST, Policy.ALWAYS])
 @QUICK
 @given(STEPS, SHAPES, ALSO)
 @example(TORN, IMAGE, [])
+@example(BEHIND_SEVERAL, IMAGE, [])
 def test_random_networks(policy, steps, shapes, also):
     event(str(dict(check(steps, shapes, also, policy))))
 
@@ -57,6 +70,7 @@ def test_many_random_networks(policy, steps, shapes, also):
 @given(STEPS, SHAPES, st.sampled_from(Policy))
 @example(EMPTIED, IMAGE, Policy.COST)
 @example(UNREAD, IMAGE, Policy.COST)
+@example(VANISHING, IMAGE, Policy.COST)
 def test_random_conversions(dtype, steps, shapes, policy):
     check_in(dtype, steps, shapes, policy)
 

@@ -19,6 +19,7 @@ from repfuse.plans import Policy
 from repfuse.refusals import REFUSALS
 
 INPUTS = (image(2, 4, 6, 7), image(2, 4, 6, 7, seed=1))
+ROWS, INDICES = image(2, 5, 4), torch.arange(10).view(2, 5) % 9
 
 
 class Variadic(RepVGG):
@@ -142,11 +143,18 @@ PRODUCERS = [
     of("padding-between", "two padded convolutions", lambda: nn.Sequential(conv(3, bias=False), conv(3))),
     of("padding-between", "a cropped map", lambda: pair(lambda m, x: m.a(m.b(x)[:, :, 1:-1]))),
     of("computed-weight", "functional", lambda: pair(lambda m, x: F.conv2d(x, m.b.weight * x.mean()) + m.b(x))),
+    of("computed-weight", "a dynamic kernel alone", lambda: pair(_dynamic)),
     of("computed-weight", "random", lambda: pair(_random_weight)),
     of("computed-weight", "norm", lambda: Spelled(_computed_norm, a=conv(), n=norm())),
     of("cost", "grouped and dense", cost_trap, image(1, 64, 16, 16)),
     of("differs", "its class is asked", lambda: Spelled(_by_class, block=pair(_sum))),
     of("fake-quantised", "an activation", lambda: nn.Sequential(conv(), FakeQuantize(), norm())),
+    of("embedding", "a table, linear", lambda: nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3)), INDICES),
+    *(
+        of("input-statistics", f"{name}, linear", lambda kind=kind: nn.Sequential(kind(4), nn.Linear(4, 3)), ROWS)
+        for name, kind in (("LayerNorm", nn.LayerNorm), ("RMSNorm", nn.RMSNorm))
+    ),
+    of("input-statistics", "GroupNorm, 1x1", lambda: nn.Sequential(nn.GroupNorm(2, 4), conv(1))),
     of("hooks", "on a norm", hooked),
     of("hooks", "on a block", hooked_block),
     of("in-place", "a source", lambda: pair(_written_between)),
@@ -187,7 +195,7 @@ PRODUCERS = [
     of("structured-arguments", "own result", lambda: Spelled(lambda m, x: torch.sin(m.block(x)["x"]), block=Mapped())),
     of("training-norm", "training", lambda: nn.Sequential(conv(), AlwaysTraining(4))),
     of("training-norm", "no statistics", lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, track_running_stats=False))),
-    of("transposed-convolution", "in a sum", lambda: pair(_transposed)),
+    of("transposed-convolution", "and a stride", lambda: pair(_transposed)),
     of("autocast", "a region", lambda: pair(_in_autocast)),
     of("changes-with-size", "another function", lambda: pair(_windowed)),
     of("decides-by-size", "a threshold", lambda: pair(_large_ones_apart)),
@@ -262,11 +270,17 @@ def _escaping_once(m, x):
 
 
 def _transposed(m, x):
-    return F.conv_transpose2d(x, m.b.weight) + m.b(x)
+    return F.conv2d(F.conv_transpose2d(x, m.b.weight, stride=2), m.b.weight, stride=2) + m.b(x)
 
 
 def _uncounted(m, x):
     return m.a(x) + F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+
+def _dynamic(m, x):
+    kernels = m.a.weight * torch.sigmoid(x.mean((2, 3))).view(len(x), 1, 4, 1, 1)
+    of_all = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), groups=len(x))
+    return torch.sin(of_all.view(len(x), -1, *of_all.shape[2:]))
 
 
 def _random_weight(m, x):
@@ -298,6 +312,19 @@ def test_refused(code, make, inputs):
     result = fuse(model, inputs, Policy.NEVER_COMPOSE if code == "policy" else Policy.COST)
     assert code in {refusal.code for refusal in result.plan.refusals}
     assert error(model, result.module, *inputs) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("make", "x"),
+    [
+        (lambda: nn.Sequential(nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 3)), ROWS),
+        (lambda: nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4)), INDICES),
+        (lambda: Spelled(lambda m, x: m.e(x) + m.f(x), e=nn.Embedding(9, 4), f=nn.Embedding(9, 4)), INDICES),
+        (lambda: Spelled(lambda m, x: (x @ x.mT).softmax(-1) @ x), ROWS),
+    ],
+)
+def test_what_stands_beside_no_layer_is_no_refusal(make, x):
+    assert not fuse(randomised(make()), [x]).plan.refusals
 
 
 def test_every_code_is_tested():

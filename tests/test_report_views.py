@@ -194,12 +194,15 @@ def test_a_conversion_says_what_matters_and_the_rest_on_demand() -> None:
     assert len(brief.splitlines()) < 20
 
 
+NOTHING = "nothing to fuse (no layer is next to another that it could merge with)"
+
+
 @pytest.mark.parametrize(
     ("changes", "plan_path", "last"),
     [
         ({"status": "failed", "output": None}, "", "in: not converted: the check failed, and nothing was written"),
-        ({"status": "nothing-to-fuse", "output": None}, "", "in: nothing to fuse, nothing was written"),
-        ({"status": "nothing-to-fuse"}, "", "in: nothing to fuse, written as it is"),
+        ({"status": "nothing-to-fuse", "output": None}, "", f"in: {NOTHING}, nothing was written"),
+        ({"status": "nothing-to-fuse"}, "", f"in: {NOTHING}, written as it is"),
         ({"status": "planned", "output": None}, "", "in: 2 sites, 10 → 2 operators; nothing was written"),
         ({"status": "planned"}, "p.json", "in: 2 sites, 10 → 2 operators; the plan was written to p.json"),
     ],

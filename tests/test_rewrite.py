@@ -382,6 +382,27 @@ def test_a_plan_from_json_serves_other_weights_and_dtypes(net):
     assert error(half, rewrite(half, Plan.from_dict(saved)), X.float()) < 1e-4
 
 
+class Ordered(nn.Module):
+    """Channels in an order that a buffer holds."""
+
+    def __init__(self, *order: int):
+        super().__init__()
+        self.a, self.b = conv(3), conv(1)
+        self.register_buffer("order", torch.tensor(order))
+
+    def forward(self, x):
+        return torch.sin(self.a(x).index_select(1, self.order) + self.b(x))
+
+
+def test_a_plan_takes_an_order_of_channels_from_the_network_at_hand():
+    one, other = randomised(Ordered(3, 1, 2, 0)), randomised(Ordered(0, 2, 2, 1), seed=1)
+    made = plan(one, [X])
+    for given in (made, Plan.from_dict(made.to_dict())):
+        assert len(given.sites) == 1
+        assert error(one, rewrite(one, given), X) < 1e-12
+        assert error(other, rewrite(other, given), X) < 1e-12
+
+
 def test_a_plan_from_json_serves_a_model_that_holds_buffers_alone():
     bare = Spelled(lambda m, x: F.batch_norm(x, m.bn.running_mean, m.bn.running_var), bn=nn.BatchNorm2d(C))
     bare.bn.weight = bare.bn.bias = None

@@ -25,6 +25,27 @@ from torch.nn import functional as F
 
 from repfuse.algebra.geometry import Geometry, NotAffine, window
 from repfuse.algebra.layers import Numbers, Windows
+from repfuse.algebra.transposed import TransposedGeometry
+
+# How weights are laid out.
+
+
+def swap_layout(geometry: Geometry, weight: Tensor) -> Tensor:
+    """Return a weight as PyTorch stores it as one of this algebra, ``geometry.weight_shape``, or the other way around.
+
+    They differ for transposed convolutions: in each of their groups PyTorch has the input channels first.
+    """
+    if not isinstance(geometry, TransposedGeometry):
+        return weight
+    by_group: Tensor = weight.unflatten(0, (geometry.groups, -1))  # type: ignore[no-untyped-call]
+    return by_group.transpose(1, 2).flatten(0, 1)
+
+
+def _like(geometry: Geometry, weight: Tensor, other: Geometry) -> tuple[Geometry, Tensor]:
+    """Return a map as one of the kind that it is beside ``other``: the other kind has its kernel turned around."""
+    own, _ = geometry.alike(other)
+    return own, weight if own is geometry else weight.flip(tuple(range(2, weight.dim())))
+
 
 # A sum of weights on their common taps and groups, in float64 and rounded once, in little memory.
 
@@ -41,6 +62,10 @@ class Addend:
     weight: Tensor
     scale: Tensor | None = None
 
+    def like(self, geometry: Geometry) -> Addend:
+        """Return this addend of a sum of this geometry as one of the same kind."""
+        return Addend(*_like(self.geometry, self.weight, geometry), self.scale)
+
     def rows(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Return these rows of the scaled weight in float64, in ``out`` if given."""
         rows = self.weight[start:stop]
@@ -56,6 +81,7 @@ def sum_weights(geometry: Geometry, addends: Sequence[Addend], into: Tensor) -> 
 
     Goes by blocks of output channels, so that float64 never takes more memory than one block.
     """
+    addends = [addend.like(geometry) for addend in addends]
     # Rows of a kernel of more groups than the sum come in blocks that must not be torn apart.
     apart = [a.geometry.groups for a in addends if a.geometry.groups != geometry.groups]
     unit = math.lcm(1, *(geometry.out_channels // groups for groups in apart))
@@ -139,7 +165,7 @@ def composed_weight(
     """Return the weight of ``outer`` after ``inner`` on their ``geometry``.
 
     ``(V ⋆ (W ⋆ x))[q] = sum over u, t of V[u] W[t] x[stride (step q + u) + t]``: the product of the matrices of two
-    taps u and t is added at tap ``t + stride * u``.
+    taps u and t is added at tap ``t + stride * u``, of transposed ones at ``step * t + u``. Both are of one kind.
     """
     if not outer.depthwise:
         outer_weight = regrouped(outer_weight, outer, geometry.groups)
@@ -147,9 +173,8 @@ def composed_weight(
     weight = inner_weight.new_zeros(geometry.weight_shape)
     matrices = outer_weight.reshape(*outer_weight.shape[:2], -1).unbind(2)
     for offsets, matrix in zip(itertools.product(*outer.taps), matrices, strict=True):
-        by = (stride * u for stride, u in zip(inner.stride, offsets, strict=True))
-        moved = (range(t.start + b, t.stop + b, t.step) for t, b in zip(inner.taps, by, strict=True))
-        weight[(slice(None), slice(None), *map(window, moved, geometry.taps))] += times_inner(matrix)
+        place = map(window, inner.behind(offsets, outer), geometry.taps)
+        weight[(slice(None), slice(None), *place)] += times_inner(matrix)
     return weight
 
 
@@ -171,6 +196,7 @@ def _products(geometry: Geometry, inner: Geometry, inner_weight: Tensor, outer: 
 
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 ROUNDING = 1e-12
 """Relative difference of two numbers that are the same in exact arithmetic, computed in float64."""
@@ -201,6 +227,10 @@ class AffineConv:
         zeros = torch.zeros(geometry.out_channels, dtype=torch.float64, device=weight.device)
         return AffineConv(geometry, weight.double(), zeros if bias is None else bias.double())
 
+    def like(self, geometry: Geometry) -> AffineConv:
+        """Return the same map as one of the kind that it is beside one of this geometry."""
+        return AffineConv(*_like(self.geometry, self.weight, geometry), self.bias)
+
     def add(self, other: AffineConv) -> AffineConv:
         """Return ``x -> self(x) + other(x)``. Raises NotAffine where no single convolution equals it."""
         geometry = self.geometry.add(other.geometry)
@@ -223,7 +253,8 @@ class AffineConv:
         geometry = self.geometry.then(outer.geometry)
         if self.geometry.borders_show(outer.geometry):
             check_beyond(self.bias, fill)
-        weight = composed_weight(geometry, self.geometry, self.weight, outer.geometry, outer.weight)
+        inner, last = self.like(outer.geometry), outer.like(self.geometry)
+        weight = composed_weight(geometry, inner.geometry, inner.weight, last.geometry, last.weight)
         bias = outer.bias + response(outer.geometry, outer.weight, self.bias)
         return AffineConv(geometry, weight, bias)
 
@@ -258,7 +289,7 @@ class AffineConv:
         weight = parts[0][0].weight.new_zeros((geometry.out_channels, width + 1, *geometry.kernel))
         onto = torch.as_tensor(Windows.of(geometry).starts)
         start = 0
-        for part, channels in parts:
+        for part, channels in ((part.like(geometry), channels) for part, channels in parts):
             rows = torch.arange(start, start + part.geometry.out_channels)[:, None]
             read = torch.as_tensor(Windows.of(part.geometry).starts)[:, None] + torch.arange(part.weight.shape[1])
             columns = torch.as_tensor(channels)[read] - onto[rows]
@@ -286,6 +317,11 @@ class AffineConv:
             inputs = x.reshape(*x.shape[:-1], geometry.groups, weight.shape[1])
             blocks = weight.reshape(geometry.groups, -1, weight.shape[1])
             return torch.einsum("...gi,goi->...go", inputs, blocks).flatten(-2) + bias
+        if isinstance(geometry, TransposedGeometry):
+            padding = [before for before, _ in geometry.padding]
+            stored, spread = swap_layout(geometry, weight), _TRANSPOSED[geometry.ndim]
+            extra, groups = geometry.output_padding, geometry.groups
+            return spread(x, stored, bias, geometry.stride, padding, extra, groups, geometry.dilation)
         convolve = _CONVOLUTIONS[geometry.ndim]
         padded = pad_explicitly(x, geometry)
         return convolve(padded, weight, bias, geometry.stride, 0, geometry.dilation, geometry.groups)

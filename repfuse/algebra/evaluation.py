@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from repfuse.algebra.affine import Addend, AffineConv, check_beyond, response, sum_weights
+from repfuse.algebra.affine import Addend, AffineConv, check_beyond, response, sum_weights, swap_layout
 from repfuse.algebra.expression import (
     Expression,
     Identity,
@@ -23,7 +23,6 @@ from repfuse.algebra.expression import (
     of_channels_read,
 )
 from repfuse.algebra.layers import Channelwise, Convolution, Factor, Filter, Layer, Normalisation, Offset
-from repfuse.algebra.transposed import TransposedGeometry, scaled_outputs
 
 Tensors = Callable[[str], Tensor]
 
@@ -33,13 +32,10 @@ def evaluate(expression: Expression, tensors: Tensors, like: Tensor) -> tuple[Te
 
     Raises NotAffine where a layer pads with another number than the constant of what is before it.
     """
-    addends = list(_addends(expression, tensors, None, like.device))
-    if isinstance(expression.geometry, TransposedGeometry):
-        (addend,) = addends
-        weight = scaled_outputs(addend).to(like.dtype)
-    else:
-        weight = torch.empty(expression.geometry.weight_shape, dtype=like.dtype, device=like.device)
-        sum_weights(expression.geometry, addends, weight)
+    addends, geometry = list(_addends(expression, tensors, None, like.device)), expression.geometry
+    laid = torch.empty(geometry.weight_shape, dtype=like.dtype, device=like.device)
+    sum_weights(geometry, addends, laid)
+    weight = swap_layout(geometry, laid).contiguous()
     return weight, constant(expression, tensors, like.device).to(like.dtype, copy=True)
 
 
@@ -93,7 +89,7 @@ def _layer_constant(layer: Layer, inside: Tensor | None, tensors: Tensors) -> Te
         return own
     if isinstance(layer, Filter):
         return inside * (layer.value * prod(layer.geometry.kernel))
-    answer = response(layer.geometry, tensors(layer.weight).double(), inside)
+    answer = response(layer.geometry, _weight(layer, tensors).double(), inside)
     return answer if own is None else answer + own
 
 
@@ -128,8 +124,8 @@ def _addends(expression: Expression, tensors: Tensors, scale: Tensor | None, dev
         case Identity():
             ones = torch.ones(expression.geometry.weight_shape, dtype=torch.float64, device=device)
             yield Addend(expression.geometry, ones, scale)
-        case Through(Identity(), Convolution(geometry, weight)):
-            yield Addend(geometry, tensors(weight), scale)
+        case Through(Identity(), Convolution() as layer):
+            yield Addend(layer.geometry, _weight(layer, tensors), scale)
         case Scaled(inner, by):
             own, _ = scale_and_shift(by, tensors)
             if own is not None:
@@ -190,4 +186,12 @@ def _layer_map(layer: Layer, tensors: Tensors, device: torch.device) -> AffineCo
     if isinstance(layer, Filter):
         return AffineConv.filter(layer.geometry, layer.value, device)
     bias = None if layer.bias is None else tensors(layer.bias)
-    return AffineConv.convolution(layer.geometry, tensors(layer.weight), bias)
+    return AffineConv.convolution(layer.geometry, _weight(layer, tensors), bias)
+
+
+def _weight(layer: Convolution, tensors: Tensors) -> Tensor:
+    """Return the weight of the layer, ``geometry.weight_shape``, in its own dtype."""
+    weight = tensors(layer.weight)
+    if layer.order:
+        return weight.permute(layer.order).reshape(layer.geometry.weight_shape)
+    return swap_layout(layer.geometry, weight)

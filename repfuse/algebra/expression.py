@@ -246,6 +246,26 @@ def of_channels_read(expression: Expression) -> Expression:
             raise AssertionError("the expression chooses no channels")
 
 
+def of_whole(expression: Expression, channels: int, indices: Ints) -> Expression:
+    """Return the expression of a part of a tensor of ``channels``, its channels ``indices``, as one of that tensor.
+
+    Raises NotAffine where that is no single convolution.
+    """
+    match expression:
+        case Identity(_, ndim):
+            return Selected(Identity(channels, ndim), indices)
+        case Through(inner, layer):
+            return through(of_whole(inner, channels, indices), layer)
+        case Scaled(inner):
+            return replace(expression, input=of_whole(inner, channels, indices))
+        case Selected(inner, chosen):
+            return selected(of_whole(inner, channels, indices), chosen)
+        case Joined(parts):
+            return joined(tuple(of_whole(part, channels, indices) for part in parts))
+        case Sum(terms):
+            return sum_of(tuple(of_whole(term, channels, indices) for term in terms))
+
+
 def layers(expression: Expression) -> Iterator[Layer]:
     """Yield the layers in the expression."""
     for inner in operands(expression):
@@ -281,8 +301,10 @@ def tensor_names(expression: Expression) -> Iterator[str]:
             names = (fill,)
         case Scaled(_, Normalisation(mean, var, weight, bias)):
             names = (mean, var, weight, bias)
-        case Scaled(_, Factor(by) | Offset(by)):
+        case Scaled(_, Factor(by)):
             names = (by,)
+        case Scaled(_, Offset(by, _, scale)):
+            names = (by, scale)
         case _:
             names = ()
     yield from (name for name in names if isinstance(name, str))

@@ -133,7 +133,7 @@ class Geometry:
 
     @property
     def weight_shape(self) -> Ints:
-        """Shape of the weight, ``[out_channels, in_channels / groups, *kernel]``."""
+        """Shape of the weight in this algebra, ``[out_channels, in_channels / groups, *kernel]``."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel)
 
     @property
@@ -189,8 +189,12 @@ class Geometry:
         """Multiply-accumulates from shape ``source`` to shape ``output``, batch and channels included."""
         return math.prod(output) * math.prod(self.weight_shape[1:])
 
-    def check_equivariant(self) -> None:
-        """Raise NotAffine where the map does not add up or compose with others."""
+    def alike(self, other: Geometry) -> tuple[Geometry, Geometry]:
+        """Return both as maps of one kind: where one of them is transposed, it says how. Raises NotAffine."""
+        if type(other) is Geometry:
+            return self, other
+        theirs, own = other.alike(self)
+        return own, theirs
 
     def add(self, other: Geometry) -> Geometry:
         """Geometry of the sum of two maps of one source: the union of the taps, the gcd of the groups.
@@ -200,9 +204,9 @@ class Geometry:
         """
         if (self.ndim, self.in_channels, self.out_channels) != (other.ndim, other.in_channels, other.out_channels):
             raise NotAffine("channel-mismatch", f"{self.ends} beside {other.ends}")
-        self._check_beside(other)
-        axes = [spread((*mine, *its)) for mine, its in zip(self.taps, other.taps, strict=True)]
-        return replace(self._on(axes, self.slack), groups=math.gcd(self.groups, other.groups))
+        one, other = self._beside(other)
+        axes = [spread((*mine, *its)) for mine, its in zip(one.taps, other.taps, strict=True)]
+        return replace(one._on(axes, one.slack), groups=math.gcd(one.groups, other.groups))
 
     def then(self, outer: Geometry) -> Geometry:
         """Geometry of ``x -> outer(self(x))``.
@@ -216,10 +220,13 @@ class Geometry:
         Exact where ``outer`` reads nothing beyond the output of ``self`` or meets a constant there; see
         ``borders_show`` for which. Raises NotAffine: "channel-mismatch", "padding-mode", "padding-between".
         """
-        self.check_equivariant()
-        outer.check_equivariant()
         if (self.ndim, self.out_channels) != (outer.ndim, outer.in_channels):
             raise NotAffine("channel-mismatch", f"{self.ends} before {outer.ends}")
+        inner, outer = self.alike(outer)
+        return inner._then(outer)
+
+    def _then(self, outer: Geometry) -> Geometry:
+        """Return the geometry of ``then``, of two maps of one kind."""
         mode = common_mode(self, outer)
         if mode is None:
             raise NotAffine("padding-mode", f"{outer.describe()} after {self.describe()}")
@@ -241,11 +248,16 @@ class Geometry:
 
         Where ``then`` allows it, ``self`` is its bias out there; so the bias has to be what ``outer`` pads with.
         """
+        _, outer = self.alike(outer)
         return outer.padding_mode == "zeros" and outer.pads
+
+    def behind(self, offsets: Ints, outer: Geometry) -> tuple[range, ...]:  # noqa: ARG002
+        """Return the taps of ``self`` as those of the composition, behind the one tap ``offsets`` of ``outer``."""
+        by = (stride * u for stride, u in zip(self.stride, offsets, strict=True))
+        return tuple(range(t.start + b, t.stop + b, t.step) for t, b in zip(self.taps, by, strict=True))
 
     def select(self, indices: Sequence[int]) -> Geometry:
         """Geometry of the output channels ``indices``, in that order; without groups, which are not in order then."""
-        self.check_equivariant()
         return replace(self, out_channels=len(indices), groups=1)
 
     @staticmethod
@@ -258,7 +270,8 @@ class Geometry:
         for part in rest:
             if (first.ndim, first.in_channels) != (part.ndim, part.in_channels):
                 raise NotAffine("channel-mismatch", f"{first.ends} beside {part.ends}")
-            first._check_beside(part)
+            first, _ = first._beside(part)
+        parts = [part.alike(first)[0] for part in parts]
         axes = [spread(tap for part in axis for tap in part) for axis in zip(*(p.taps for p in parts), strict=True)]
         return replace(first._on(axes, first.slack), out_channels=sum(part.out_channels for part in parts), groups=1)
 
@@ -271,19 +284,20 @@ class Geometry:
             dilation=tuple(axis.step for axis in axes),
         )
 
-    def _check_beside(self, other: Geometry) -> None:
-        self.check_equivariant()
-        other.check_equivariant()
-        if self.stride != other.stride:
-            raise NotAffine("stride-mismatch", f"stride {self.stride} beside stride {other.stride}")
-        if self.slack != other.slack:
+    def _beside(self, other: Geometry) -> tuple[Geometry, Geometry]:
+        """Return both as maps of one kind, which may be added. Raises NotAffine where they may not."""
+        one, two = self.alike(other)
+        if one.stride != two.stride:
+            raise NotAffine("stride-mismatch", f"stride {one.stride} beside stride {two.stride}")
+        if one.slack != two.slack:
             raise NotAffine(
                 "size-mismatch",
                 f"{self.describe()} beside {other.describe()}: equal output sizes for some input sizes at most",
             )
-        for mode in (self.padding_mode, other.padding_mode):
+        for mode in (one.padding_mode, two.padding_mode):
             if mode != "zeros":
                 raise NotAffine("padding-mode", f"padding_mode={mode!r} in a sum")
+        return one, two
 
     @property
     def ends(self) -> str:

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from repfuse.algebra.geometry import Geometry
+from repfuse.algebra.geometry import Geometry, Ints
 
 # Which input channels each output channel of a map reads: what decides how many groups it really has.
 
@@ -83,11 +83,16 @@ class Windows:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A layer: a convolution, or, without spatial axes, a linear layer; ``weight`` and ``bias`` are names."""
+    """A layer: a convolution, or, without spatial axes, a linear layer; ``weight`` and ``bias`` are names.
+
+    ``order`` are the axes of the tensor ``weight`` in the order of the layer's, where its own is another; axes of size
+    1 it need not have: the matrix of a product is that of a 1x1.
+    """
 
     geometry: Geometry
     weight: str
     bias: str | None
+    order: Ints = ()
 
 
 @dataclass(frozen=True)
@@ -136,11 +141,11 @@ class Factor:
 
 @dataclass(frozen=True)
 class Offset:
-    """``y = scale * x + factor * by``, where ``by`` is a number, or the name of a tensor of 1 or C numbers."""
+    """``y = scale * x + factor * by``; ``by`` and ``scale`` are numbers, or names of tensors of 1 or C numbers."""
 
     by: float | str
     factor: float = 1.0
-    scale: float = 1.0
+    scale: float | str = 1.0
 
 
 Channelwise = Normalisation | Factor | Offset

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch import fx
 
+from repfuse.recording.constants import called
+
 if TYPE_CHECKING:
     from repfuse.recording.recording import Recording
 
@@ -55,6 +57,11 @@ def number(value: Any) -> float | None:
     """Return a finite number that is written in the code, or None."""
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if usable else None
+
+
+def makes_zeros(node: fx.Node) -> bool:
+    """Whether a node returns a new tensor of zeros."""
+    return called(node) in ("zeros", "zeros_like", "new_zeros")
 
 
 def contains_node(value: Any) -> bool:

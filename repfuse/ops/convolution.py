@@ -1,4 +1,4 @@
-"""Convolutions and linear layers: how their arguments, in any spelling, become a geometry and two names."""
+"""Convolutions: how their arguments, in any spelling, become a geometry and two names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import Geometry, Ints, Padding
 from repfuse.algebra.layers import Convolution
 from repfuse.algebra.transposed import TransposedGeometry
-from repfuse.ops.call import Call, Constant, constant, contains_node, is_data, number
+from repfuse.ops.call import Call, Constant, constant, contains_node, is_data
 from repfuse.ops.meaning import Meaning, Unfusible
 from repfuse.ops.spelling import spelled
 
@@ -67,7 +67,7 @@ def _convolved(call: Call, recording: Recording, shape: Callable[..., Geometry])
     x = call.input
     if not is_data(x, recording):
         return None
-    tensors = _tensors(call, recording)
+    tensors = layer_tensors(call, recording)
     if isinstance(tensors, Unfusible):
         return tensors
     usual = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
@@ -81,65 +81,9 @@ def _convolved(call: Call, recording: Recording, shape: Callable[..., Geometry])
     return Through(x, Convolution(bent, weight.name, None if bias is None else bias.name))
 
 
-def linear(call: Call, recording: Recording) -> Meaning | None:
-    """``y = x W^T + b`` along the last axis, with W of shape ``[C_out, C_in]``, a constant."""
-    if not is_data(call.input, recording):
-        return None
-    tensors = _tensors(call, recording)
-    return tensors if isinstance(tensors, Unfusible) else _linear(call.input, *tensors)
-
-
-def product(call: Call, recording: Recording) -> Meaning | None:
-    """``x @ W.T`` is the linear layer of W; a constant that is not written as a transpose has no weight to name."""
-    x, other = call.input, call.get("other")
-    weight = _transposed(other, recording)
-    if weight is None or not is_data(x, recording):
-        return None
-    return _fake(other) or _linear(x, weight, None)
-
-
-def biased_product(call: Call, recording: Recording) -> Meaning | None:
-    """``b + x @ W.T``, as exported graphs write a linear layer."""
-    x, other, bias = call.get("mat1"), call.get("mat2"), constant(call.input, recording)
-    weight = _transposed(other, recording)
-    plain = number(call.get("beta", 1)) == number(call.get("alpha", 1)) == 1
-    if weight is None or bias is None or not plain or not is_data(x, recording):
-        return None
-    return _fake(other) or _linear(x, weight, bias)
-
-
-def _linear(x: fx.Node, weight: Constant, bias: Constant | None) -> Meaning | None:
-    if len(weight.shape) != 2:
-        return None
-    if bias is not None and bias.shape != weight.shape[:1]:
-        return Unfusible("broadcast", "the bias of a linear layer is not one number per channel")
-    shape = Geometry(weight.shape[1], weight.shape[0], (), (), (), ())
-    return Through(x, Convolution(shape, weight.name, None if bias is None else bias.name))
-
-
-def _transposed(value: Any, recording: Recording) -> Constant | None:
-    """Return the constant matrix whose transpose ``value`` is."""
-    call = spelled(value) if isinstance(value, fx.Node) else None
-    matrix = None if call is None else constant(call.input, recording)
-    if call is None or matrix is None or len(matrix.shape) != 2:
-        return None
-    match call.operator:
-        case "t":
-            swaps = True
-        case "transpose":
-            swaps = (call.get("dim0"), call.get("dim1")) in ((0, 1), (1, 0), (-1, -2), (-2, -1))
-        case "permute":
-            swaps = tuple(call.get("dims", ())) == (1, 0)
-        case "getattr":
-            swaps = call.get("attribute") in ("T", "mT")
-        case _:
-            swaps = False
-    return matrix if swaps else None
-
-
-def _tensors(call: Call, recording: Recording) -> tuple[Constant, Constant | None] | Unfusible:
+def layer_tensors(call: Call, recording: Recording) -> tuple[Constant, Constant | None] | Unfusible:
     """Return the weight and the bias of a layer; why they are no constants, if so."""
-    if (refusal := _fake(call.get("weight"))) is not None:
+    if (refusal := refused_as_fake(call.get("weight"))) is not None:
         return refusal
     weight, bias = (constant(call.get(name), recording) for name in ("weight", "bias"))
     if weight is None or (bias is None and call.get("bias") is not None):
@@ -147,7 +91,8 @@ def _tensors(call: Call, recording: Recording) -> tuple[Constant, Constant | Non
     return weight, bias
 
 
-def _fake(weight: Any) -> Unfusible | None:
+def refused_as_fake(weight: Any) -> Unfusible | None:
+    """Refuse a weight that went through fake quantisation."""
     if is_fake_quantised(weight):
         return Unfusible("fake-quantised", "the weight is rounded as a quantised one would be")
     return None

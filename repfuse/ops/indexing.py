@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx
 
 from repfuse.algebra.expression import Selected
@@ -39,6 +40,11 @@ def channels_last(reader: fx.Node, x: fx.Node, recording: Recording) -> bool:
     return any(_is_linear(spelled(user)) for user in reader.users) or _from_linear(x, recording)
 
 
+def has_fixed_last(x: fx.Node, recording: Recording) -> bool:
+    """Whether a linear layer made ``x``, or reads it, which takes one size of its last axis alone."""
+    return any(_is_linear(spelled(user)) for user in x.users) or _from_linear(x, recording)
+
+
 def _from_linear(x: fx.Node, recording: Recording) -> bool:
     node: fx.Node | None = x
     while node is not None:
@@ -67,10 +73,48 @@ _ALL = slice(None)
 
 
 def indexed(call: Call, recording: Recording) -> Meaning | None:
-    """``x[index]``."""
-    x = call.input
-    entries = entries_of(call.get("index"), len(recording.shape_of[x])) if is_data(x, recording) else None
+    """``x[index]``; a list in it may be a tensor of numbers that no input changes."""
+    x, index = call.input, call.get("index")
+    if not is_data(x, recording):
+        return None
+    written = [_written(entry, recording) for entry in (index if isinstance(index, tuple) else (index,))]
+    entries = entries_of(tuple(written), len(recording.shape_of[x]))
     return None if entries is None else _chosen(call.node, x, entries, recording)
+
+
+def picked(call: Call, recording: Recording) -> Meaning | None:
+    """ATen's ``x[index]`` of tensors: an index along one axis."""
+    x, indices = call.input, call.get("indices")
+    if not is_data(x, recording) or not isinstance(indices, list | tuple):
+        return None
+    written = [_ALL if index is None else _written(index, recording) for index in indices]
+    entries = entries_of(tuple(written), len(recording.shape_of[x]))
+    return None if entries is None else _chosen(call.node, x, entries, recording)
+
+
+def index_selected(call: Call, recording: Recording) -> Meaning | None:
+    """``x.index_select(dim, index) = x[..., index, ...]`` with numbers that no input changes."""
+    x, index = call.input, _written(call.get("index"), recording)
+    axis = axis_of(call.get("dim"), len(recording.shape_of[x])) if is_data(x, recording) else None
+    return _along(call.node, x, axis, index, recording) if axis is not None and _is_list(index) else None
+
+
+def repeated(call: Call, recording: Recording) -> Meaning | None:
+    """``x.repeat_interleave(n, dim)``: each channel n times in a row."""
+    x, times = call.input, call.get("repeats")
+    axis = axis_of(call.get("dim"), len(recording.shape_of[x])) if is_data(x, recording) else None
+    if not is_integer(times) or not is_channel_axis(axis, len(recording.shape_of[x])):
+        return None
+    channels = range(recording.shape_of[x][axis])
+    return _along(call.node, x, axis, [channel for channel in channels for _ in range(times)], recording)
+
+
+def _written(index: Any, recording: Recording) -> Any:
+    """Return the list of numbers that a tensor holds, where no input changes it; anything else as it is."""
+    name = recording.constants.name_of(index)
+    if name is None or recording.dtype_of.get(index) not in (torch.int64, torch.int32):
+        return index
+    return recording.constants.numbers(name)
 
 
 def sliced(call: Call, recording: Recording) -> Meaning | None:
@@ -123,7 +167,7 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _along(node: fx.Node, x: fx.Node, axis: int, entry: slice, recording: Recording) -> Meaning | None:
+def _along(node: fx.Node, x: fx.Node, axis: int, entry: Entry, recording: Recording) -> Meaning | None:
     entries: list[Entry] = [_ALL] * len(recording.shape_of[x])
     entries[axis] = entry
     return _chosen(node, x, entries, recording)
@@ -137,6 +181,11 @@ def _chosen(node: fx.Node, x: fx.Node, entries: list[Entry], recording: Recordin
     if axes == [1] or (axes == [rank - 1] and rank > 2 and channels_last(node, x, recording)):
         return _selected(x, axes[0], entries[axes[0]], recording)
     return _cropped(x, entries[2:], recording) if min(axes) >= 2 and rank <= 5 else None
+
+
+def embedding(_call: Call, _recording: Recording) -> Meaning | None:
+    """``y = W[x]``: no map of a tensor of numbers."""
+    return Unfusible("embedding", "its input says which rows of the table to take")
 
 
 def _selected(x: fx.Node, axis: int, entry: Entry, recording: Recording) -> Meaning | None:

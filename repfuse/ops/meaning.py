@@ -51,7 +51,7 @@ class Unfusible:
 
 
 Combination = Sum[fx.Node | Scaled[fx.Node]]
-"""A sum of nodes and of multiples of nodes."""
+"""A sum of nodes and of multiples of nodes: by a number, or by one per channel."""
 
 Meaning = (
     Through[fx.Node]
@@ -71,14 +71,10 @@ def combination(*terms: tuple[fx.Node, float]) -> Combination:
     return Sum(tuple(node if factor == 1 else Scaled(node, Factor(factor)) for node, factor in terms))
 
 
-def terms_of(combined: Combination) -> Iterator[tuple[fx.Node, float]]:
-    """Yield the nodes of a combination, each with its number."""
+def terms_of(combined: Combination) -> Iterator[Scaled[fx.Node]]:
+    """Yield the nodes of a combination, each with its factor."""
     for term in combined.inputs:
-        if isinstance(term, Scaled):
-            assert isinstance(term.by, Factor) and not isinstance(term.by.by, str)
-            yield term.input, term.by.by
-        else:
-            yield term, 1.0
+        yield term if isinstance(term, Scaled) else Scaled(term, Factor(1.0))
 
 
 def convolves(meaning: Meaning | None) -> bool:
@@ -92,7 +88,7 @@ def inputs_of(meaning: Meaning | None) -> tuple[fx.Node, ...]:
         case Same(node) | Rearranged(node):
             return (node,)
         case Sum():
-            return tuple(node for node, _ in terms_of(meaning))
+            return tuple(term.input for term in terms_of(meaning))
         case _:
             return operands(meaning)
 

@@ -32,6 +32,11 @@ def instance_norm(call: Call, recording: Recording) -> Meaning | None:
     return _normalisation(call, recording, by_batch=call.get("use_input_stats", True))
 
 
+def by_input(_call: Call, _recording: Recording) -> Meaning | None:
+    """LayerNorm, RMSNorm, GroupNorm: ``(x - mean(x)) / std(x)`` is no affine map of x."""
+    return Unfusible("input-statistics", "the normalisation uses the statistics of what it is given")
+
+
 def native_batch_norm(call: Call, recording: Recording) -> Meaning | None:
     """ATen's normalisation, which returns its result with the statistics; ``normalised_part`` is the result."""
     meaning = batch_norm(call, recording)

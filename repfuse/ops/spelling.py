@@ -37,11 +37,17 @@ SIGNATURES: dict[str, str] = {
     **{f"conv_transpose{n}d": "input weight bias stride padding output_padding groups dilation" for n in (1, 2, 3)},
     "linear": "input weight bias",
     "matmul": "input other",
+    "einsum": "equation operands* path",
+    "expand": "input size*",
     "addmm": "input mat1 mat2 beta alpha",
     "batch_norm": _NORM,
     "native_batch_norm": "input weight bias running_mean running_var training momentum eps",
     "_native_batch_norm_legit_no_training": "input weight bias running_mean running_var momentum eps",
     "instance_norm": "input weight bias running_mean running_var use_input_stats momentum eps cudnn_enabled",
+    "layer_norm": "input normalized_shape weight bias eps cudnn_enable",
+    "rms_norm": "input normalized_shape weight eps",
+    "group_norm": "input num_groups weight bias eps cudnn_enabled",
+    "embedding": "weight indices padding_idx scale_grad_by_freq sparse",
     "add": "input other alpha",
     "sub": "input other alpha",
     "rsub": "input other alpha",
@@ -49,6 +55,7 @@ SIGNATURES: dict[str, str] = {
     "div": "input other rounding_mode",
     "neg": "input",
     "lerp": "input end weight",
+    "addcmul": "input tensor1 tensor2 value",
     "stack": "tensors dim",
     "sum": "input dim keepdim dtype",
     "mean": "input dim keepdim dtype",
@@ -67,6 +74,9 @@ SIGNATURES: dict[str, str] = {
     "slice": "input dim start end step",
     "narrow": "input dim start length",
     "flip": "input dims*",
+    "index": "input indices",
+    "index_select": "input dim index",
+    "repeat_interleave": "input repeats dim output_size",
     "cat": "tensors dim",
     "chunk": "input chunks dim",
     "split": "input sizes dim",
@@ -116,6 +126,7 @@ ALIASES = {
     "true_divide": "div",
     "negative": "neg",
     "mm": "matmul",
+    "bmm": "matmul",
     "concat": "cat",
     "concatenate": "cat",
     "split_with_sizes": "split",
@@ -138,6 +149,7 @@ RENAMED = {
     "self": "input",
     "tensor": "input",
     "mat2": "other",
+    "tensors": "operands",
     "train": "training",
     "shape": "size",
     "padding": "pad",
@@ -153,7 +165,9 @@ RENAMED = {
 }
 """Other names of arguments, used where the signature has the new name and not the old one."""
 
-IN_PLACE = frozenset({"add", "sub", "mul", "div", "neg", "lerp", "dropout", "feature_dropout", "alpha_dropout"})
+IN_PLACE = frozenset(
+    {"add", "sub", "mul", "div", "neg", "lerp", "addcmul", "dropout", "feature_dropout", "alpha_dropout"}
+)
 
 FUNCTIONS: dict[Any, str] = {
     operator.add: "add",
@@ -185,6 +199,7 @@ FOREIGN = {
 
 # Functions whose arguments stand in another order than those of the torch function of their name.
 OWN_SIGNATURES: dict[Any, str] = {
+    F.embedding: "input weight padding_idx max_norm norm_type scale_grad_by_freq sparse",
     F.batch_norm: "input running_mean running_var weight bias training momentum eps",
     F.instance_norm: "input running_mean running_var weight bias use_input_stats momentum eps",
 }

@@ -10,14 +10,14 @@ Everything here is ``a * one + b * other`` with numbers a and b; what the operan
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from repfuse.algebra.expression import Scaled
+from repfuse.algebra.expression import Scaled, Sum
 from repfuse.algebra.layers import Factor, Offset
-from repfuse.ops.call import Call, Constant, axis_of, constant, is_channel_axis, is_data, number
+from repfuse.ops.call import Call, Constant, axis_of, constant, is_channel_axis, is_data, makes_zeros, number
 from repfuse.ops.meaning import Meaning, Passage, Same, Unfusible, combination
 from repfuse.ops.spelling import spelled
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 
 Shape = tuple[int, ...]
+
+ARITHMETIC = frozenset({"add", "sub", "rsub", "mul", "div"})
+"""Operators that compute a new tensor even where a 0 or a 1 makes no difference to its numbers."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,29 @@ def lerp(call: Call, recording: Recording) -> Meaning | None:
     weight, end = number(call.get("weight")), call.get("end")
     if weight is None:
         return None
-    return _combination(((call.input, 1 - weight), (end, weight)), recording, call.in_place)
+    return _combination(((call.input, 1 - weight), (end, weight)), recording, call)
+
+
+def addcmul(call: Call, recording: Recording) -> Meaning | None:
+    """``input + tensor1 * tensor2``, one of the factors a constant: a scale, and a sum or a shift."""
+    x, other, scale = call.input, call.get("tensor1"), call.get("tensor2")
+    if not is_data(other, recording):
+        other, scale = scale, other
+    factor, shift = constant(scale, recording), constant(x, recording)
+    if factor is None or not is_data(other, recording) or number(call.get("value", 1)) != 1:
+        return None
+    scaled = by_constant(other, factor, Factor(factor.name), recording)
+    if not isinstance(scaled, Scaled):
+        return scaled
+    if is_data(x, recording):
+        fits = recording.shape_of[x] == recording.shape_of[other]
+        return Sum((x, scaled)) if fits else Unfusible("broadcast", "a sum of tensors of different shapes")
+    if shift is None or call.in_place:
+        return None
+    shifted = by_constant(other, shift, Offset(shift.name, scale=factor.name), recording)
+    if isinstance(shifted, Scaled) and len({scaled.axis, shifted.axis} - {None}) == 2:
+        return Unfusible("broadcast", "a scale along one axis and a shift along another")
+    return replace(shifted, axis=scaled.axis) if isinstance(shifted, Scaled) and shifted.axis is None else shifted
 
 
 def neg(call: Call, recording: Recording) -> Meaning | None:
@@ -96,7 +121,7 @@ def mul(call: Call, recording: Recording) -> Meaning | None:
     factor, tensor = number(by), constant(by, recording)
     if factor is not None:
         return _multiple(x, factor, recording)
-    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name), recording)
+    return None if tensor is None else by_constant(x, tensor, Factor(tensor.name), recording)
 
 
 def div(call: Call, recording: Recording) -> Meaning | None:
@@ -107,7 +132,7 @@ def div(call: Call, recording: Recording) -> Meaning | None:
     divisor, tensor = number(by), constant(by, recording)
     if divisor is not None:
         return None if divisor == 0 else _multiple(x, 1.0 / divisor, recording)
-    return None if tensor is None else _by_constant(x, tensor, Factor(tensor.name, True), recording)
+    return None if tensor is None else by_constant(x, tensor, Factor(tensor.name, True), recording)
 
 
 def stack(call: Call, recording: Recording) -> Meaning | None:
@@ -146,19 +171,22 @@ def _reduces(call: Call, producer: Call, recording: Recording) -> bool:
 def _two(call: Call, recording: Recording, one: float | None, other: float | None) -> Meaning | None:
     if one is None or other is None:
         return None
-    return _combination(((call.input, one), (call.get("other"), other)), recording, call.in_place)
+    return _combination(((call.input, one), (call.get("other"), other)), recording, call)
 
 
 def _combination(
-    terms: tuple[tuple[Any, float], tuple[Any, float]], recording: Recording, in_place: bool
+    terms: tuple[tuple[Any, float], tuple[Any, float]], recording: Recording, call: Call
 ) -> Meaning | None:
     (x, factor), (y, y_factor) = terms
+    for zeros, other, by in ((y, x, factor), (x, y, y_factor)):
+        if isinstance(zeros, fx.Node) and is_data(other, recording) and _adds_nothing(zeros, other, call, recording):
+            return _multiple(other, by, recording)
     if is_data(x, recording) and is_data(y, recording):
         if recording.shape_of[x] != recording.shape_of[y]:
             return Unfusible("broadcast", "a sum of tensors of different shapes")
         return combination((x, factor), (y, y_factor))
     if not is_data(x, recording):
-        if in_place or not is_data(y, recording):
+        if call.in_place or not is_data(y, recording):
             return None
         (x, factor), (y, y_factor) = (y, y_factor), (x, factor)
     amount = number(y)
@@ -166,11 +194,23 @@ def _combination(
         shift = amount * y_factor
         return Scaled(x, Offset(shift, scale=factor)) if shift else _multiple(x, factor, recording)
     tensor = constant(y, recording)
-    return None if tensor is None else _by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording)
+    return None if tensor is None else by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording)
 
 
-def _by_constant(x: fx.Node, tensor: Constant, by: Factor | Offset, recording: Recording) -> Meaning:
-    channels = channels_of(tensor.shape, recording.shape_of[x])
+def _adds_nothing(zeros: fx.Node, other: fx.Node, call: Call, recording: Recording) -> bool:
+    """Whether ``zeros`` is made of zeros, which are still there, and no larger than ``other``."""
+    order = recording.order
+    kept = all(order[writer] >= order[call.node] for writer in recording.memory.writers(zeros))
+    return makes_zeros(zeros) and kept and recording.shapes(call.node) == recording.shapes(other)
+
+
+def by_constant(
+    x: fx.Node, tensor: Constant, by: Factor | Offset, recording: Recording, axis: int | None = None
+) -> Meaning:
+    """Return ``x`` scaled or shifted by a constant, which is broadcast, or has one number per place of ``axis``."""
+    shape = recording.shape_of[x]
+    along = tensor.shape if axis is None else (*tensor.shape, *(1,) * (len(shape) - 1 - axis))
+    channels = channels_of(along, shape)
     if isinstance(channels, Channels) and channels.axis is not None and not recording.is_fixed(x, channels.axis):
         return Unfusible("broadcast", "a constant of one number per place of an axis that other inputs have longer")
     return Scaled(x, by, channels.axis) if isinstance(channels, Channels) else channels

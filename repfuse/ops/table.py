@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from repfuse.ops import border, channels, convolution, filters, indexing, norms, rows, sums
+from repfuse.ops import border, channels, convolution, filters, indexing, norms, products, rows, sums
 from repfuse.ops.call import Call, is_data
 from repfuse.ops.meaning import Meaning, Same
 from repfuse.ops.spelling import spelled
@@ -80,12 +80,15 @@ _CASTS = "to type_as float double half bfloat16 cpu cuda"
 ROWS: dict[str, Row] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), convolution.convolution),
     **{f"conv_transpose{ndim}d": convolution.transposed for ndim in (1, 2, 3)},
-    "linear": convolution.linear,
-    "matmul": convolution.product,
-    "addmm": convolution.biased_product,
+    "linear": products.linear,
+    "matmul": products.product,
+    "einsum": products.einsum,
+    "addmm": products.biased_product,
     "batch_norm": norms.batch_norm,
     "instance_norm": norms.instance_norm,
     **dict.fromkeys(_NATIVE_NORMS, norms.native_batch_norm),
+    **dict.fromkeys(("layer_norm", "rms_norm", "group_norm"), norms.by_input),
+    "embedding": indexing.embedding,
     "add": sums.add,
     "sub": sums.sub,
     "rsub": sums.rsub,
@@ -93,6 +96,7 @@ ROWS: dict[str, Row] = {
     "div": sums.div,
     "neg": sums.neg,
     "lerp": sums.lerp,
+    "addcmul": sums.addcmul,
     "stack": sums.stack,
     "sum": sums.total,
     "mean": _mean,
@@ -106,6 +110,9 @@ ROWS: dict[str, Row] = {
     "slice": indexing.sliced,
     "narrow": indexing.narrowed,
     "flip": indexing.flipped,
+    "index": indexing.picked,
+    "index_select": indexing.index_selected,
+    "repeat_interleave": indexing.repeated,
     "cat": channels.cat,
     **dict.fromkeys(channels.PIECES, channels.pieces),
     "channel_shuffle": channels.shuffle,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from repfuse.ops import Meaning
+from repfuse.ops.call import makes_zeros
 from repfuse.ops.meaning import Passage
 from repfuse.recording.recording import Recording
 
@@ -41,10 +42,11 @@ def bystanders(
         if _measures(node, recording) and all(known):
             sizes.add(node)
     passages = {node for node in recording.nodes if isinstance(meanings.get(node), Passage)}
-    constants = {node for node in recording.nodes if recording.constants.is_constant(node)}
+    constants = {node for node in recording.nodes if recording.constants.is_constant(node) or makes_zeros(node)}
     memory = recording.memory
     written = {node: frozenset(memory.members(node)) for node in constants if memory.writes(node)}
-    return Bystanders(dead, frozenset(sizes), frozenset(sizes | passages | constants), written)
+    measures = {node for node in recording.nodes if _measures(node, recording)}
+    return Bystanders(dead, frozenset(sizes), frozenset(measures | passages | constants), written)
 
 
 def find_dead(recording: Recording) -> frozenset[fx.Node]:

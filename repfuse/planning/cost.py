@@ -22,18 +22,21 @@ WORTH_THE_CLASS = 0.05
 than machines differ from one day to the next.
 """
 
+TOLD_APART = 0.05
+"""By which share two predicted times have to differ before they say which of two ways is faster."""
+
 
 def convolution_cost(geometry: Geometry, output: Ints, source: Ints, item: int) -> Cost:
     """Cost of one convolution with bias from shape ``source`` to shape ``output``, ``item`` bytes a number."""
     weights = prod(geometry.weight_shape) + geometry.out_channels
-    separate_pad = needs_separate_pad(geometry)
-    padded = 2 * prod(source) if separate_pad else 0
-    return Cost(
-        geometry.macs(source, output),
-        item * (prod(source) + prod(output) + weights + padded),
-        1 + separate_pad,
-        weights,
-    )
+    apart, read = Cost(), source
+    for amounts in filter(any, geometry.pad_then_crop if needs_separate_pad(geometry) else ()):
+        pairs = zip(reversed(amounts[::2]), reversed(amounts[1::2]), strict=True)
+        spatial = (n + sum(pair) for n, pair in zip(read[-geometry.ndim :], pairs, strict=True))
+        padded = (*read[: -geometry.ndim], *spatial)
+        apart, read = apart + Cost(0, item * (prod(read) + prod(padded)), 1), padded
+    moved = item * (prod(read) + prod(output) + weights)
+    return apart + Cost(geometry.macs(source, output), moved, 1, weights)
 
 
 def filter_cost(geometry: Geometry, output: Ints, source: Ints, item: int) -> Cost:
@@ -60,3 +63,12 @@ def price(cost: Cost, policy: Policy = Policy.COST) -> float:
 
 
 _MORE_THAN_ANY_TIME = 1e15
+
+
+def is_better(after: Cost, before: Cost, policy: Policy = Policy.COST) -> bool:
+    """Whether it is predicted to be faster; by a cost that is a trade, more of one thing for less of another, so much
+    faster that it shows.
+    """
+    trades = after.macs > before.macs or after.bytes > before.bytes or after.launches > before.launches
+    least = 1 - TOLD_APART if trades and policy is not Policy.ALWAYS else 1
+    return price(after, policy) < least * price(before, policy)

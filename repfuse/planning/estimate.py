@@ -8,8 +8,10 @@ from torch import fx
 
 from repfuse.algebra.expression import Expression, Joined, Scaled, Selected, Sum, Through, tensor_names
 from repfuse.algebra.layers import Convolution
-from repfuse.ops.meaning import Meaning
-from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, price
+from repfuse.ops.meaning import Meaning, Rearranged, Same
+from repfuse.ops.spelling import spelled
+from repfuse.ops.sums import ARITHMETIC
+from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, is_better, price
 from repfuse.planning.terms import Group
 from repfuse.plans import Cost, Policy
 from repfuse.recording.constants import Constants
@@ -27,6 +29,10 @@ class Estimate:
     def price(self, cost: Cost) -> float:
         """Return what the policy compares."""
         return price(cost, self.policy)
+
+    def is_better(self, after: Cost, before: Cost) -> bool:
+        """Whether the policy prefers ``after`` by enough to replace ``before`` by it."""
+        return is_better(after, before, self.policy)
 
     def of_nodes(self, nodes: Iterable[fx.Node]) -> Cost:
         """Cost of the nodes as they are, computed weights included."""
@@ -64,10 +70,27 @@ class Estimate:
             case Selected(_, indices):
                 contiguous = indices == tuple(range(indices[0], indices[0] + len(indices))) if indices else True
                 return Cost() if contiguous else elementwise_cost(shape, 1, item)
+            case Same() if self.is_wasted(node):
+                return elementwise_cost(shape, 1, item)
             case None:  # at least as much as to read and to write
                 return elementwise_cost(shape, 1, item)
             case _:
                 return Cost()
+
+    def passes(self, node: fx.Node) -> bool:
+        """Whether the node only passes on what it is given, as it is or elsewhere, at no cost that could be saved."""
+        return isinstance(self.meanings[node], Same | Rearranged) and not self.is_wasted(node)
+
+    def is_wasted(self, node: fx.Node) -> bool:
+        """Whether the node computes what it is given, number by number: adds 0, multiplies by 1."""
+        call = spelled(node) if isinstance(self.meanings[node], Same) else None
+        return call is not None and call.operator in ARITHMETIC
+
+    def computing(self, node: fx.Node) -> fx.Node:
+        """Return the node that computes the value of ``node``, be it in vain."""
+        while isinstance(meaning := self.meanings.get(node), Same) and not self.is_wasted(node):
+            node = meaning.input
+        return node
 
     def _computed(self, names: Iterable[str], item: int) -> Cost:
         constants: Constants = self.recording.constants

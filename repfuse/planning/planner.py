@@ -17,7 +17,7 @@ from repfuse.globs import ROOT
 from repfuse.memory import collecting_later
 from repfuse.networks import device_of, using_threads
 from repfuse.ops import Meaning, meaning_of
-from repfuse.ops.meaning import Passage, Rearranged, Same, Unfusible, inputs_of, origin
+from repfuse.ops.meaning import Passage, Rearranged, Unfusible, inputs_of, origin
 from repfuse.planning.bystanders import bystanders, find_dead
 from repfuse.planning.cost import WORTH_THE_CLASS
 from repfuse.planning.edits import Candidate, Fused, Layout
@@ -38,9 +38,10 @@ from repfuse.recording.stock import is_stock
 
 
 class Borders:
-    """Answers from the weights of the model, or from the answers of an earlier plan, ``known``, by name of the layer.
+    """Answers from the weights of the model, or from the answers of an earlier plan, ``known``.
 
-    ``matching`` collects the layers for which it depends on the weights, and holds.
+    ``matching`` collects the names of the sources and of the layers for which it depends on the weights, and holds: a
+    search tries one layer behind several maps.
     """
 
     def __init__(self, recording: Recording, known: Collection[str] | None = None) -> None:
@@ -50,15 +51,18 @@ class Borders:
         self.known = known
         self.matching: set[str] = set()
 
-    def check(self, inner: Expression, layer: Layer, node: fx.Node) -> None:
-        """Raise NotAffine where ``layer``, at ``node``, pads ``inner`` with something else than what it is there."""
+    def check(self, inner: Expression, layer: Layer, source: fx.Node, node: fx.Node) -> None:
+        """Raise NotAffine where ``layer``, at ``node``, pads ``inner``, which ``source`` becomes before it, with
+        something else than what it is there.
+        """
         if not border_takes_weights(inner, layer):
             return
+        link = f"{self.names[source]} -> {self.names[node]}"
         if self.known is None:
             check_borders(inner, layer, self.tensors, self.device)
-        elif self.names[node] not in self.known:
+        elif link not in self.known:
             raise NotAffine("shift-before-padding", "a layer that adds a constant, before one that pads with another")
-        self.matching.add(self.names[node])
+        self.matching.add(link)
 
 
 def plan(
@@ -84,8 +88,8 @@ def plan(
 class Planner:
     """Plans one recorded network, by ``policy``.
 
-    ``matching_borders`` are the layers that another plan found to pad with what lies beyond the border; without it, the
-    weights are asked. For ``keep_class`` see ``plan``.
+    ``matching_borders`` says for which layers another plan found that they pad with what lies beyond the border;
+    without it, the weights are asked. For ``keep_class`` see ``plan``.
     """
 
     def __init__(
@@ -156,9 +160,7 @@ class Planner:
     @cached_property
     def candidates(self) -> list[Candidate]:
         """Return every region with the groups of it that are worth one convolution each."""
-        composes = self.policy is not Policy.NEVER_COMPOSE
-        reader = Reader(self.meanings, self.recording.shape_of, self.borders.check, composes)
-        search = Regions(self.bystanders, reader, self.estimate, self.refuse)
+        search = self.search()
         regions = search.find()
         for node in search.escaping():
             self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
@@ -166,6 +168,12 @@ class Planner:
         there = [candidate for candidate in found if candidate.groups and self._holds(candidate.region)]
         ranges = Ranges(self.recording.constants)
         return there if self.replays else [candidate for candidate in there if self._fits(candidate, ranges)]
+
+    def search(self) -> Regions:
+        """Return what finds the regions."""
+        recording, composes = self.recording, self.policy is not Policy.NEVER_COMPOSE
+        reader = Reader(self.meanings, recording.shape_of, recording.between, self.borders.check, composes)
+        return Regions(self.bystanders, reader, self.estimate, self.refuse)
 
     def lay_out(self, candidates: list[Candidate]) -> Layout:
         """Decide where each of the candidates is written; the answer to the last question is kept."""
@@ -244,8 +252,9 @@ class Planner:
         self.meanings[node] = None
 
     def _reject(self, node: fx.Node, code: str, reason: str) -> None:
-        looks_fusible = not isinstance(self.meanings[node], Rearranged)
-        if looks_fusible and self._has_affine_neighbour(node, also=() if code == "broadcast" else (Sum,)):
+        layers_alone = code in ("broadcast", "embedding", "input-statistics")
+        beside = self._has_affine_neighbour(node, also=() if layers_alone else (Sum,)) or code == "computed-weight"
+        if beside and not isinstance(self.meanings[node], Rearranged):
             self.refuse(NotAffine(code, reason), node)
         self.meanings[node] = None
 
@@ -259,7 +268,7 @@ class Planner:
         """Whether there is something to gain: several operations in one, or a weight that is computed each time."""
         if not group.convolves or not self.recording.constants.floating_leaves(tensor_names(group.expression)):
             return False  # of numbers alone, nothing says in which dtype the result is to be stored
-        several = sum(not isinstance(self.meanings[node], Same | Rearranged) for node in group.nodes) > 1
+        several = sum(not self.estimate.passes(node) for node in group.nodes) > 1
         return several or self.estimate.is_computed(group.expression)
 
     def _fits(self, candidate: Candidate, ranges: Ranges) -> bool:

@@ -19,13 +19,14 @@ from repfuse.algebra.expression import (
     joined,
     layers,
     of_channels_alone,
+    of_whole,
     relaid,
     selected,
     through,
 )
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Channelwise, Factor, Layer, Normalisation, Offset, mixes
-from repfuse.ops.meaning import Meaning, Rearranged, Same, origin, terms_of
+from repfuse.ops.meaning import Meaning, Rearranged, Same, inputs_of, origin, terms_of
 from repfuse.planning.terms import Group, Term
 
 
@@ -37,26 +38,30 @@ class Ends(NotAffine):
 
 
 Reach = Callable[[fx.Node], tuple[Term, ...]]
-CheckBorders = Callable[[Expression, Layer, fx.Node], None]
+Between = Callable[[fx.Node, fx.Node], object]
+CheckBorders = Callable[[Expression, Layer, fx.Node, fx.Node], None]
 
 
 class Reader:
     """Reads terms off nodes, given those of their operands.
 
-    ``shape_of`` are the shapes at the example; ``check_borders`` raises NotAffine where a layer pads with something
-    else than what lies beyond the border (``planning.borders``); ``composes`` says whether layers in a row may
-    become one.
+    ``shape_of`` are the shapes at the example; ``between`` says why one node may not always read another, if so;
+    ``check_borders`` raises NotAffine where a layer pads what is computed from a source with something else than what
+    lies beyond the border;
+    ``composes`` says whether layers in a row may become one.
     """
 
     def __init__(
         self,
         meanings: dict[fx.Node, Meaning | None],
         shape_of: dict[fx.Node, tuple[int, ...]],
+        between: Between,
         check_borders: CheckBorders,
         composes: bool,
     ) -> None:
         self.meanings = meanings
         self.shape_of = shape_of
+        self.between = between
         self.check_borders = check_borders
         self.composes = composes
 
@@ -78,7 +83,7 @@ class Reader:
                     raise Ends("a sum of maps of several sources")
                 return (self._rearranged(node, self._one(terms, node), x, moves),)
             case Sum() as combined:
-                operands = [(reach(x), factor) for x, factor in terms_of(combined)]
+                operands = [(reach(term.input), term) for term in terms_of(combined)]
                 _check_as_they_were(term for terms, _ in operands for term in terms)
                 return self._combined(node, operands)
             case Selected(x, indices, axis):
@@ -102,8 +107,7 @@ class Reader:
         """Return terms as one. Raises NotAffine where they are not one map of one source."""
         if len(terms) == 1:
             return terms[0]
-        _check_one_source(terms)
-        group = Group(tuple(_agreeing(terms, self.shape_of)))
+        group = Group(tuple(_agreeing(self._of_one_source(terms, node), self.shape_of)))
         return Term(group.source, group.expression, group.nodes, node)
 
     def _applied(self, node: fx.Node, term: Term, layer: Layer) -> Term:
@@ -114,7 +118,7 @@ class Reader:
             term = replace(term, axis=None)
         inner = relaid(term.expression, geometry.in_channels, geometry.ndim)
         expression = through(inner, layer)
-        self.check_borders(inner, layer, node)
+        self.check_borders(inner, layer, term.source, node)
         if not self.composes and mixes(layer) and any(map(mixes, layers(inner))):
             raise NotAffine("policy", "layers in a row, which are to stay that")
         return _grown(term, node, expression)
@@ -138,25 +142,62 @@ class Reader:
             raise Ends("not a map of channels alone")
         return replace(_grown(term, node, expression), axis=axis)
 
-    def _combined(self, node: fx.Node, operands: Sequence[tuple[tuple[Term, ...], float]]) -> tuple[Term, ...]:
+    def _combined(
+        self, node: fx.Node, operands: Sequence[tuple[tuple[Term, ...], Scaled[fx.Node]]]
+    ) -> tuple[Term, ...]:
         alone = len(operands) == 1 and len(operands[0][0]) == 1
         terms = [
             replace(
-                term,
-                expression=term.expression if factor == 1 else Scaled(term.expression, Factor(factor)),
-                nodes=term.nodes | {node},
-                top=node if alone else term.top,
+                along,
+                expression=along.expression if by == Factor(1.0) else Scaled(along.expression, by),
+                nodes=along.nodes | {node},
+                top=node if alone else along.top,
             )
-            for terms, factor in operands
-            for term in terms
+            for terms, (by, axis) in ((terms, (scaled.by, scaled.axis)) for terms, scaled in operands)
+            for along in (self._along(axis, term) for term in terms)
         ]
         return tuple(_agreeing(terms, self.shape_of))
 
     def _stacked(self, node: fx.Node, parts: Sequence[Term], axis: int | None) -> Term:
-        _check_one_source(parts)
-        along = [self._along(axis, part) for part in parts]
+        along = [self._along(axis, part) for part in self._of_one_source(parts, node)]
         nodes = frozenset(chain.from_iterable(part.nodes for part in parts)) | {node}
-        return Term(parts[0].source, joined(tuple(part.expression for part in along)), nodes, node)
+        return Term(along[0].source, joined(tuple(part.expression for part in along)), nodes, node)
+
+    def _of_one_source(self, terms: Sequence[Term], node: fx.Node) -> list[Term]:
+        """Return terms, which ``node`` reads, as those of one tensor: where their sources are parts of one, of that.
+
+        Raises NotAffine where they are not.
+        """
+        if len({term.source for term in terms}) == 1:
+            return list(terms)
+        by_source = [{each.source: each for each in self._of_wholes(term, node)} for term in terms]
+        common = next((source for source in by_source[0] if all(source in other for other in by_source)), None)
+        if common is None:
+            raise _several_sources()
+        return [each[common] for each in by_source]
+
+    def _of_wholes(self, term: Term, node: fx.Node) -> Iterator[Term]:
+        """Yield the term, and where its source is some channels of a tensor, the term as one of that, and so on.
+
+        What chooses the channels is not replaced: others read it too.
+        """
+        yield term
+        part = self.meanings.get(term.source)
+        if not isinstance(part, Selected) or part.axis is None or term.axis is not None:
+            return
+        readers = (each for each in {*term.nodes, node} if self._reads(each, term.source))
+        links = [(part.input, term.source), *((term.source, reader) for reader in readers)]
+        if any(self.between(*link) is not None for link in links):
+            return
+        try:
+            inner = self._along(part.axis, term).expression
+            whole = of_whole(inner, self.shape_of[part.input][part.axis], part.indices)
+        except NotAffine:
+            return
+        yield from self._of_wholes(replace(term, source=origin(part.input, self.meanings), expression=whole), node)
+
+    def _reads(self, node: fx.Node, value: fx.Node) -> bool:
+        return any(origin(x, self.meanings) is value for x in inputs_of(self.meanings[node]))
 
     def _along(self, axis: int | None, term: Term) -> Term:
         """Return the term as one whose channels lie along ``axis``. Raises NotAffine where they do not."""
@@ -208,11 +249,10 @@ def _check_as_they_were(terms: Iterable[Term]) -> None:
         raise Ends("a branch has its rows elsewhere")
 
 
-def _check_one_source(terms: Sequence[Term]) -> None:
-    if len({term.source for term in terms}) > 1:
-        raise NotAffine("several-sources", "what it reads joins maps of several sources")
+def _several_sources() -> NotAffine:
+    return NotAffine("several-sources", "what it reads joins maps of several sources")
 
 
 def _check_one_source_or_convolved(terms: Sequence[Term]) -> None:
-    if not all(term.convolves for term in terms):
-        _check_one_source(terms)
+    if len({term.source for term in terms}) > 1 and not all(term.convolves for term in terms):
+        raise _several_sources()

@@ -11,7 +11,7 @@ from torch import fx
 
 from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import NotAffine
-from repfuse.ops.meaning import Meaning, Rearranged, Same
+from repfuse.ops.meaning import Meaning, Rearranged, inputs_of
 from repfuse.planning.cost import elementwise_cost
 from repfuse.planning.estimate import Estimate
 from repfuse.planning.terms import Group, Nodes, Term
@@ -83,12 +83,16 @@ class _Merging:
         merged = self._merge(one, other)
         if isinstance(merged, NotAffine):
             return -1.0
-        return self._price(one) + self._price(other) + self.estimate.price(self.add) - self._price(merged)
+        apart, after = self._cost(one) + self._cost(other) + self.add, self._cost(merged)
+        better = self.estimate.is_better(after, apart)
+        return self.estimate.price(apart) - self.estimate.price(after) if better else -1.0
 
     def _price(self, group: Group) -> float:
-        return 0.0 if group.of_source is not None else self.estimate.price(self._cost(group))
+        return self.estimate.price(self._cost(group))
 
     def _cost(self, group: Group) -> Cost:
+        if group.of_source is not None:
+            return Cost()
         return self.estimate.of_map(group.expression, group.source, self.shape)
 
     def _explain(self, one: Group, other: Group) -> None:
@@ -97,7 +101,7 @@ class _Merging:
         if isinstance(merged, NotAffine):
             self.refuse(merged, self.root, None, None)
         elif one.convolves and other.convolves:
-            error = NotAffine("cost", "as one convolution these branches are predicted to be slower")
+            error = NotAffine("cost", "as one convolution these branches are predicted to gain nothing")
             apart = self.estimate.of_groups((one, other), self.root)
             self.refuse(error, self.root, apart, self._cost(merged))
 
@@ -165,8 +169,7 @@ def region_of(root: fx.Node, terms: Sequence[Term], estimate: Estimate, refuse: 
     """Return the region of these terms, without the no-ops at its end: they stay, after the one convolution."""
     groups = grouped(terms, root, estimate, refuse)
     nodes = frozenset(chain.from_iterable(group.nodes for group in groups))
-    while isinstance(meaning := estimate.meanings[root], Same | Rearranged) and meaning.input in nodes:
-        nodes -= {root}
-        root = meaning.input
-    passing = frozenset(node for node in nodes if isinstance(estimate.meanings[node], Same | Rearranged))
+    passing = frozenset(filter(estimate.passes, nodes))
+    while root in passing and (value := inputs_of(estimate.meanings[root])[0]) in nodes:
+        nodes, passing, root = nodes - {root}, passing - {root}, value
     return Region(root, groups, nodes - passing, passing)

@@ -8,82 +8,23 @@ nothing is cut any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator
 from itertools import chain
 
 from torch import fx
 
-from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
+from repfuse.algebra.expression import Scaled, Sum
 from repfuse.algebra.geometry import NotAffine
 from repfuse.ops.meaning import Passage, Same, convolves, inputs_of, origin
 from repfuse.ops.rows import only_measures
 from repfuse.planning.bystanders import Bystanders
+from repfuse.planning.cutting import Cutting, Parts
 from repfuse.planning.estimate import Estimate
 from repfuse.planning.reader import Ends, Reader
 from repfuse.planning.region import Refuse, Region, region_of
 from repfuse.planning.terms import Term
 from repfuse.plans import Cost
-
-# Where to cut a region that is exact as a whole: between which layers in a row, so that the parts are least work.
-
-
-Terms = tuple[Term, ...]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Ending a region at ``node``, which ``reader`` reads, and what the two parts then cost."""
-
-    node: fx.Node
-    reader: fx.Node
-    cost: Cost
-
-
-class Cutting:
-    """Tries cuts. ``reach`` gives the terms of an operand of a node, as the whole region has them."""
-
-    def __init__(self, reader: Reader, estimate: Estimate, reach: Callable[[fx.Node, fx.Node], Terms]) -> None:
-        self.reader = reader
-        self.estimate = estimate
-        self.meanings = estimate.meanings
-        self.order = estimate.recording.order
-        self.reach = reach
-
-    def best(self, region: Region, terms: Mapping[fx.Node, Terms]) -> Cut | None:
-        """Return the one cut that leaves the least work; None where the region has no layers in a row."""
-        cuts = []
-        for reader in sorted(region.working, key=self.order.__getitem__):  # in order: of equal cuts always the first
-            if isinstance(meaning := self.meanings[reader], Through | Selected | Joined):
-                inner = dict.fromkeys(origin(x, self.meanings) for x in inputs_of(meaning))
-                for node in (node for node in inner if node in region.working):
-                    with suppress(NotAffine):  # what is left needs more cuts
-                        cuts.append(Cut(node, reader, self._cost(region, node, terms[node])))
-        return min(cuts, key=lambda cut: self.estimate.price(cut.cost), default=None)
-
-    def _cost(self, region: Region, cut: fx.Node, of_cut: Terms) -> Cost:
-        """Return the cost of the region and of its node ``cut``, each for itself."""
-        terms: dict[fx.Node, Terms] = {cut: (self.reader.source(cut),)}
-        for node in sorted(region.nodes, key=self.order.__getitem__):
-            inputs = inputs_of(self.meanings[node])
-            if node is not cut and any(x in terms for x in inputs):
-                known = {x: terms.get(x) or self.reach(x, node) for x in inputs}
-                terms[node] = self.reader.terms(node, known.__getitem__)
-        return self._least(cut, of_cut) + self._least(region.root, terms[region.root])
-
-    def _least(self, root: fx.Node, terms: Terms) -> Cost:
-        """Return the cost of these terms as they are, or as groups, whichever is less."""
-        region = region_of(root, terms, self.estimate, _ignore)
-        costs = [self.estimate.of_nodes(region.working)]
-        if region.is_writable:
-            costs.append(self.estimate.of_groups(region.groups, region.root))
-        return min(costs, key=self.estimate.price)
-
-
-def _ignore(_error: NotAffine, _node: fx.Node, _before: Cost | None, _after: Cost | None) -> None:
-    """Refuse nothing: the question was hypothetical."""
-
 
 _Note = tuple[NotAffine, fx.Node, Cost | None, Cost | None]
 
@@ -112,6 +53,10 @@ class Regions:
         self._terms: dict[fx.Node, tuple[Term, ...]] = {}
         self._operand_of: dict[fx.Node, list[int]] = {}  # for each term of a sum, the place of its operand
         self._cuts: set[fx.Node] = set()
+        self._members: dict[fx.Node, list[fx.Node]] = {}  # the nodes of each root, in order
+        self._parted: set[fx.Node] = set()  # the roots of what this pass takes apart
+        self._best_of: dict[tuple[fx.Node, ...], Parts] = {}
+        self._searched: set[fx.Node] = set()  # those among them whose cuts were searched for
         self._changed = True
         self._doubted: set[fx.Node] = set()
         self._doubts: list[_Note] = []
@@ -122,12 +67,15 @@ class Regions:
         regions: list[Region] = []
         while self._changed:
             self._changed, self._notes = False, {}
+            self._parted.clear()
+            self._searched.clear()
             self._partition()
             self._terms = {}
             for node in self.recording.nodes:
                 if node in self._roots:
                     self._terms[node] = self._read(node)
-            regions = [self._judge(node) for node, root in self._roots.items() if root is node]
+            roots = self._members.keys() - self._parted
+            regions = [self._judge(node) for node in self._roots if node in roots]
         for root in self._notes:
             self._say(root)
         for note in self._doubts:
@@ -149,7 +97,7 @@ class Regions:
                     yield value
 
     def _cut(self, node: fx.Node) -> None:
-        computing = origin(node, self.meanings)
+        computing = self.estimate.computing(node)
         if computing not in self._cuts and inputs_of(self.meanings.get(computing)):
             self._cuts.add(computing)
             self._changed = True
@@ -165,6 +113,9 @@ class Regions:
                 roots.add(None)
             root = roots.pop() if len(roots) == 1 else None
             self._roots[node] = node if root is None or node in self._cuts else root
+        self._members = defaultdict(list)
+        for node in reversed(self._roots):
+            self._members[self._roots[node]].append(node)
 
     def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
         """Yield who reads the value of ``node``, through what only hands it on."""
@@ -188,26 +139,60 @@ class Regions:
         return mark is None
 
     def _read(self, node: fx.Node) -> tuple[Term, ...]:
-        """Return the terms of a node; operands that cannot be looked through end their regions here."""
+        """Return the terms of a node; where its operands cannot be looked through, its region is taken apart."""
+        inputs = inputs_of(self.meanings[node])
         try:
-            return self._read_from(node, {x: self._reach(x, node) for x in inputs_of(self.meanings[node])})
+            return self._read_from(node, self._operands(node))
         except NotAffine as error:
-            meaning = self.meanings[node]
-            below = any(term.convolves for x in inputs_of(meaning) for term in self._reach(x, node))
-            layered = convolves(meaning)
-            near = (
-                below or layered or any(convolves(self.meanings.get(user)) for user in self._readers(node))
-            )  # a pad stands before a layer
-            # A layer on a residual sum is no place where anybody looks for a merge.
-            if near and not isinstance(error, Ends) and not (layered and error.code == "several-sources"):
-                self.refuse(error, node, None, None)
-            self._take_apart(node)
+            self._part(node, error)
         try:
-            return self._read_from(node, {x: (self._source(x),) for x in inputs_of(self.meanings[node])})
+            return self._read_from(node, {x: (self._source(x),) for x in inputs})
         except NotAffine:
-            self.meanings[node] = None
-            self._changed = True
-            return (self._source(node),)
+            if not any(self._is_within(x, node) for x in inputs):
+                self.meanings[node] = None
+                self._changed = True
+            return (self.reader.source(node),)
+
+    def _part(self, node: fx.Node, error: NotAffine) -> None:
+        """Take the region of ``node`` apart, which cannot be read as one with its operands."""
+        root, below = self._roots[node], any(x.convolves for xs in self._operands(node).values() for x in xs)
+        if root in self._searched:
+            return  # what failed before it is read otherwise in the next pass
+        if error.code == "several-sources" or isinstance(error, Ends):  # no cut before what it reads would help
+            self._say_why(node, error, below=below)
+            self._take_apart(node)
+        elif root not in self._parted:
+            self._searched.add(root)
+            self._say_why(node, error, below=below)
+            parts = self._best(root, before=node)
+            for failure in parts.failures:
+                self._say_why(failure.node, failure.error, below=failure.below)
+            for cut in parts.cuts:
+                self._cut(cut)
+        self._parted.add(root)
+
+    def _operands(self, node: fx.Node) -> dict[fx.Node, tuple[Term, ...]]:
+        return {x: self._reach(x, node) for x in inputs_of(self.meanings[node])}
+
+    def _say_why(self, node: fx.Node, error: NotAffine, *, below: bool) -> None:
+        """Record why a node ends its operands' regions, where a layer is near that one might have hoped to merge."""
+        layered = convolves(self.meanings[node])
+        near = (
+            below or layered or any(convolves(self.meanings.get(user)) for user in self._readers(node))
+        )  # a pad stands before a layer
+        # A layer on a residual sum is no place where anybody looks for a merge.
+        if near and not isinstance(error, Ends) and not (layered and error.code == "several-sources"):
+            self.refuse(error, node, None, None)
+
+    def _best(self, root: fx.Node, before: fx.Node | None = None) -> Parts:
+        """Return how a region is best taken apart, as ``Cutting.best`` finds it: once, in however many passes."""
+        nodes = tuple(self._members[root])
+        if nodes not in self._best_of:
+            self._best_of[nodes] = self._cutting(root).best(before)
+        return self._best_of[nodes]
+
+    def _cutting(self, root: fx.Node) -> Cutting:
+        return Cutting(self._members[root], self.reader, self.estimate, self._readers)
 
     def _read_from(self, node: fx.Node, operands: dict[fx.Node, tuple[Term, ...]]) -> tuple[Term, ...]:
         terms = self.reader.terms(node, operands.__getitem__)
@@ -217,8 +202,12 @@ class Regions:
 
     def _reach(self, x: fx.Node, node: fx.Node) -> tuple[Term, ...]:
         """Return the terms of an operand of ``node``: looked through within the region, the value itself outside."""
-        known = x in self._terms and self._roots[x] is self._roots[node] and origin(x, self.meanings) not in self._cuts
-        return self._terms[x] if known else (self._source(x),)
+        return self._terms[x] if self._is_within(x, node) else (self._source(x),)
+
+    def _is_within(self, x: fx.Node, node: fx.Node) -> bool:
+        """Whether an operand of ``node`` is of the same region."""
+        alike = x in self._terms and self._roots[x] is self._roots[node]
+        return alike and origin(x, self.meanings) not in self._cuts
 
     def _source(self, x: fx.Node) -> Term:
         return self.reader.source(origin(x, self.meanings))
@@ -242,6 +231,8 @@ class Regions:
     def _holds_together(self, root: fx.Node, region: Region) -> bool:
         """Cut off the branches that merge with no other; return whether what is left needs this root to merge."""
         meaning = self.meanings[root]
+        if any(map(self.estimate.is_wasted, region.nodes)):
+            return True  # what is added in vain goes with the sum
         for group in region.groups:
             others = frozenset(chain.from_iterable(other.nodes for other in region.groups if other is not group))
             if len(group.terms) == 1 and group.of_source is None and group.terms[0].top not in others:
@@ -262,18 +253,17 @@ class Regions:
             return
         before = self.estimate.of_nodes(region.working)
         after = self.estimate.of_groups(region.groups, region.root)
-        better = Cutting(self.reader, self.estimate, self._reach).best(region, self._terms)
-        if better and self._price(better.cost) < min(self._price(before), self._price(after)):
-            reason = NotAffine("cost", "as one layer these are predicted to be slower")
-            self.refuse(reason, better.reader, better.cost, after)
-            self._cut(better.node)
-        elif self._price(after) >= self._price(before):
-            reason = NotAffine("cost", "one convolution is predicted to be slower here")
-            self.refuse(reason, region.root, before, after)
+        better = self._best(self._roots[region.root])
+        if better.cuts and self.estimate.is_better(better.cost, before):
+            reason = NotAffine("cost", "as one layer these are predicted to gain nothing")
+            for cut in sorted(better.cuts, key=self.recording.order.__getitem__):
+                self.refuse(reason, next(self._readers(cut)), better.cost, after)
+                self._cut(cut)
+        elif not self.estimate.is_better(after, before):
+            reason = NotAffine("cost", "one convolution is predicted to gain nothing here")
+            if before.launches > 1:  # nobody looks for a merge where one operator is all that costs something
+                self.refuse(reason, region.root, before, after)
             self._take_apart(region.root)
-
-    def _price(self, cost: Cost) -> float:
-        return self.estimate.price(cost)
 
     def _take_apart(self, root: fx.Node) -> None:
         for operand in inputs_of(self.meanings[root]):

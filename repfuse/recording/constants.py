@@ -107,6 +107,7 @@ class Constants:
         self._pure: set[fx.Node] = set()
         self._by_name: dict[str, fx.Node] = {}
         self._names: dict[fx.Node, str | None] = {}
+        self.asked: set[str] = set()
 
     def settle(self) -> None:
         """Find the constants anew, by the marks that the recording has now."""
@@ -176,6 +177,11 @@ class Constants:
         with torch.no_grad():
             value = _run(self._steps(node, node), lambda leaf: widened(tensors(leaf)), self.recording.run.attribute_of)
             return torch.as_tensor(value[node])
+
+    def numbers(self, name: str) -> Any:
+        """Return the integers that a value holds, as lists: what is made of them holds for these weights alone."""
+        self.asked.add(name)
+        return self.evaluate(name, self.tensors.__getitem__).tolist()
 
     def _name(self, node: fx.Node) -> str | None:
         if node not in self.recording.shape_of or not self._is_steady(node):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -79,8 +80,9 @@ class Recording:
 
     @property
     def depends_on_weights(self) -> bool:
-        """Whether some forward asked what numbers a tensor holds: with other weights it may do something else."""
-        return any(call.questions for calls in self.calls.values() for call in calls)
+        """Whether what was seen holds for these weights alone: some forward, or the reader, asked for their numbers."""
+        asked = any(call.questions for calls in self.calls.values() for call in calls)
+        return asked or bool(self.constants.asked)
 
     @cached_property
     def names(self) -> dict[fx.Node, str]:
@@ -103,9 +105,15 @@ class Recording:
         return [run.shape_of[other] for run, other in others if other in run.shape_of]
 
     def operand_shapes(self, node: fx.Node) -> list[list[tuple[int, ...]]]:
-        """Return the shapes of the tensors that a node was given, at the example and at the other sizes."""
+        """Return the shapes of the tensors that a node was given, at the example and at the other sizes.
+
+        Without those of constants, where it was given as many tensors there.
+        """
         runs = [(self.run, node), *self._comparison.alike.get(node, ())]
-        return [[run.shape_of[x] for x in other.all_input_nodes if x in run.shape_of] for run, other in runs]
+        given = [x for x in node.all_input_nodes if x in self.run.shape_of]
+        varies = [self.constants.name_of(x) is None for x in given]
+        found = [[run.shape_of[x] for x in other.all_input_nodes if x in run.shape_of] for run, other in runs]
+        return [list(compress(shapes, varies)) if len(shapes) == len(varies) else shapes for shapes in found]
 
     def is_fixed(self, node: fx.Node, axis: int) -> bool:
         """Whether an axis of a value has the same size at all sizes of the input."""

@@ -104,7 +104,8 @@ def last_line(report: Report, plan_path: str = "") -> str:
         return f"{name}: not converted: the check failed, and nothing was written"
     written = f"the plan was written to {plan_path}" if plan_path else "nothing was written"
     if report.status == "nothing-to-fuse":
-        return f"{name}: nothing to fuse, {'written as it is' if report.output else written}"
+        why = "" if report.plan.refusals else " (no layer is next to another that it could merge with)"
+        return f"{name}: nothing to fuse{why}, {'written as it is' if report.output else written}"
     if report.status == "planned":
         return f"{name}: {plural(len(report.plan.sites), 'site')}, {operators(report.plan)}; {written}"
     exact = f", exact to {error(report.proof.error)}" if report.proof else ""

@@ -126,7 +126,8 @@ def write_weights(convolution: nn.Module, expression: Expression, tensors: Tenso
 
 def leave_unset(convolution: nn.Module, geometry: Geometry, like: Tensor) -> None:
     """Give ``convolution`` a weight and a bias of the right shapes whose numbers mean nothing yet."""
-    weight = torch.empty(geometry.weight_shape, dtype=like.dtype, device=like.device)
+    assert isinstance(convolution.weight, Tensor)
+    weight = torch.empty(convolution.weight.shape, dtype=like.dtype, device=like.device)
     _set_parameters(convolution, weight, weight.new_empty(geometry.out_channels), like)
 
 

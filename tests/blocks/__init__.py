@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from blocks import asymmetric, basic, channels, costly, diverse, edges, large, linears, mixers, norms, rows, weights
+from blocks import (
+    asymmetric,
+    basic,
+    channels,
+    costly,
+    diverse,
+    edges,
+    large,
+    linears,
+    mixers,
+    norms,
+    rows,
+    transposed,
+    weights,
+)
 from blocks.basic import RepVGG, TracedNorm
 from blocks.building import (
     Branches,
@@ -19,7 +33,21 @@ from blocks.building import (
     triple,
 )
 
-_FAMILIES = (basic, asymmetric, diverse, large, mixers, edges, weights, channels, linears, norms, rows, costly)
+_FAMILIES = (
+    basic,
+    asymmetric,
+    diverse,
+    large,
+    mixers,
+    edges,
+    weights,
+    channels,
+    linears,
+    norms,
+    rows,
+    transposed,
+    costly,
+)
 
 CASES: list[Case] = [case for family in _FAMILIES for case in family.CASES]
 TWINS: list[Twin] = [twin for family in _FAMILIES for twin in getattr(family, "TWINS", [])]

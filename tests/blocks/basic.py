@@ -75,6 +75,13 @@ def _added_to_itself(m: Spelled, x: Tensor) -> Tensor:
     return y + y + m.b(x)
 
 
+def _gathered(m: Spelled, x: Tensor) -> Tensor:
+    total = x.new_zeros(x.shape)
+    total += m.a(x)
+    total += m.b(x)
+    return total
+
+
 def _added_in_place(m: Spelled, x: Tensor) -> Tensor:
     y = m.a(x)
     y += m.b(x)
@@ -173,6 +180,17 @@ CASES = [
     Case("negation", lambda: pair(lambda m, x: -m.a(x) + m.b(x).neg())),
     Case("sum of a list", lambda: pair(lambda m, x: sum([m.a(x), m.b(x), x]))),
     Case("zero added", lambda: pair(lambda m, x: (m.a(x + 0) + 0) + (0 + m.b(x)))),
+    *(
+        Case(f"neutral after a norm, {name}", lambda forward=forward: Spelled(forward, a=conv_norm(3)))
+        for name, forward in (
+            ("0 + y + 0", lambda m, x: 0 + m.a(x) + 0),
+            ("y - 0", lambda m, x: m.a(x) - 0),
+            ("y * 1", lambda m, x: m.a(x) * 1.0),
+            ("x / 1 before", lambda m, x: m.a(x / 1)),
+            ("zeros_like", lambda m, x: torch.zeros_like(x) + m.a(x)),
+        )
+    ),
+    Case("zeros that branches are added to in place", lambda: pair(_gathered)),
     Case("scales", lambda: pair(lambda m, x: 0.5 * m.a(x) + m.b(x) * 3 + x / 4)),
     Case("scaled sum", lambda: pair(lambda m, x: (m.a(x) + x) * 0.1 + m.b(x))),
     Case("a value twice", lambda: pair(_added_to_itself)),

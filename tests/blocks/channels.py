@@ -10,7 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.building import NOT_IN_ATEN, NOT_MERGED, C, Case, Spelled, SpelledOfTwo, Twin, conv, conv_norm, norm, pair
+from blocks.building import (
+    NOT_IN_ATEN,
+    NOT_MERGED,
+    C,
+    Case,
+    Spelled,
+    SpelledOfTwo,
+    Twin,
+    conv,
+    conv_norm,
+    norm,
+    pair,
+    scale,
+)
 
 HALF = C // 2
 
@@ -41,6 +54,21 @@ def kept_beside(m: Spelled, x: Tensor) -> Tensor:
     return torch.cat((kept, m.a(mixed) + mixed), dim=1)
 
 
+def partly_convolved(m: Spelled, x: Tensor) -> Tensor:
+    """A sum of joined parts, one of which is not affine: the others merge into a map of the whole."""
+    mixed, kept = torch.split(x, [HALF, HALF], dim=1)
+    y = torch.cat((m.a(mixed), kept), 1) + torch.cat((m.b(mixed), kept), 1)
+    return y + torch.cat((m.c(mixed).abs(), kept), 1)
+
+
+def of_other_parts(m: Spelled, x: Tensor) -> Tensor:
+    """The same, where the parts are of two tensors."""
+    mixed, _ = torch.split(x, [HALF, HALF], dim=1)
+    _, kept = torch.split(x.relu(), [HALF, HALF], dim=1)
+    y = torch.cat((m.a(mixed), kept), 1) + torch.cat((m.b(mixed), kept), 1)
+    return y + torch.cat((mixed.abs(), kept), 1)
+
+
 def halves_added(m: Spelled, x: Tensor) -> Tensor:
     one, other = m.a(x).chunk(2, 1)
     return one + other
@@ -51,6 +79,28 @@ def repghost(m: Spelled, x: Tensor) -> Tensor:
     return F.relu(m.cheap(x) + m.skip(x))
 
 
+class Ordered(Spelled):
+    """Three channels of ``a``, in an order that a buffer holds, and ``b``."""
+
+    def __init__(self, forward) -> None:
+        super().__init__(forward, a=conv(3), b=conv(1, outputs=3))
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+
+
+def repeated(m: Spelled, x: Tensor) -> Tensor:
+    return m.a(x).repeat_interleave(2, dim=1) + m.b(x)
+
+
+def affine(m: Spelled, x: Tensor) -> Tensor:
+    """A scale per channel and a shift in one, and a layer scale in one with its sum."""
+    return torch.addcmul(torch.addcmul(m.shift, m.scale, m.a(x)), m.b(x), m.gamma)
+
+
+def scales(**members: nn.Module) -> Spelled:
+    names = {name: nn.Parameter(torch.empty(C, 1, 1)) for name in ("shift", "scale", "gamma")}
+    return Spelled(affine, **members, **names)
+
+
 def read_again(m: Spelled, x: Tensor) -> Tensor:
     y = m.a(x)
     return m.b(x) + y + torch.sin(y)
@@ -59,6 +109,12 @@ def read_again(m: Spelled, x: Tensor) -> Tensor:
 CASES = [
     *(Case(f"RMNet, {axes}-d", lambda axes=axes: passed(axes), axes=axes) for axes in (1, 2, 3)),
     Case("partial convolution beside its skip", lambda: Spelled(kept_beside, a=half(3)), convolutions=1),
+    Case(
+        "parts joined and added, one of them not affine",
+        lambda: Spelled(partly_convolved, a=half(3), b=half(1), c=half(3)),
+        "graph",
+        convolutions=2,
+    ),
     *(
         Case(
             f"shuffle, then 1x1, {axes}-d",
@@ -85,12 +141,33 @@ CASES = [
     Case(
         "chosen channels",
         lambda: Spelled(lambda m, x: m.a(x)[:, [2, 0, 1]] + m.b(x), a=conv(3), b=conv(1, outputs=3)),
-        less_in=NOT_IN_ATEN,
     ),
+    Case("channels in the order of a buffer", lambda: Ordered(lambda m, x: m.a(x).index_select(1, m.order) + m.b(x))),
+    Case("the same by an index", lambda: Ordered(lambda m, x: m.a(x)[:, m.order] + m.b(x))),
+    Case("channels repeated", lambda: Spelled(repeated, a=conv(3, outputs=2), b=conv(1)), less_in=("decomposed",)),
+    Case(
+        "addcmul before a kernel without padding",
+        lambda: Spelled(
+            lambda m, x: m.a(torch.addcmul(m.shift, m.scale, x)),
+            a=conv(3, padding=0),
+            shift=scale(C, 1, 1),
+            scale=scale(C, 1, 1),
+        ),
+        least=3,
+    ),
+    Case("addcmul", lambda: scales(a=conv(3), b=conv(1))),
     Case("every other channel", lambda: Spelled(lambda m, x: m.a(x)[:, ::2] + m.b(x), a=conv(3), b=conv(1, outputs=2))),
 ]
 
 TWINS = [
+    Twin(
+        "addcmul before a padded kernel",
+        "shift-before-padding",
+        lambda: Spelled(
+            lambda m, x: m.a(torch.addcmul(m.shift, m.scale, x)), a=conv(3), shift=scale(C, 1, 1), scale=scale(C, 1, 1)
+        ),
+        1,
+    ),
     Twin(
         "RMNet of two sources",
         "several-sources",
@@ -101,6 +178,12 @@ TWINS = [
             last=conv(1),
         ),
         inputs=2,
+        wrong=NOT_MERGED,
+    ),
+    Twin(
+        "parts of two tensors joined and added",
+        "several-sources",
+        lambda: Spelled(of_other_parts, a=half(3), b=half(1)),
         wrong=NOT_MERGED,
     ),
     Twin(

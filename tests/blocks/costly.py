@@ -50,6 +50,30 @@ def dense_net() -> Spelled:
     return Spelled(forward, a=wide(3, outputs=16), b=wide(1, inputs=WIDE + 16, outputs=16))
 
 
+def inception() -> Spelled:
+    """InceptionNeXt: parts convolved depthwise, joined, normalised; with the 1x1 as one kernel they would be dense."""
+
+    def forward(m: Spelled, x: Tensor) -> Tensor:
+        rest, a, b, c = torch.split(x, [WIDE - 24, 8, 8, 8], 1)
+        return m.up(m.norm(torch.cat((rest, m.a(a), m.b(b), m.c(c)), 1)))
+
+    parts = {
+        name: nn.Conv2d(8, 8, kernel, padding=(kernel[0] // 2, kernel[1] // 2), groups=8)
+        for name, kernel in (("a", (3, 3)), ("b", (1, 11)), ("c", (11, 1)))
+    }
+    return Spelled(forward, **parts, norm=norm(WIDE), up=wide(1, outputs=4 * WIDE))
+
+
+def narrowed(between: int) -> nn.Sequential:
+    """Two 1x1 in a row, of fewer channels between: the fewer, the more arithmetic it takes to merge them."""
+    return nn.Sequential(wide(1, outputs=between), wide(1, inputs=between, outputs=96))
+
+
+def padded(*after: nn.Module) -> nn.Sequential:
+    """A pad that no convolution can do: it stays an operator of its own, as TensorFlow's strided layers have it."""
+    return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), conv(3, padding=0, stride=2), *after)
+
+
 DECLINED = [
     ("separable", separable, 2),
     ("bottleneck", bottleneck, 3),
@@ -65,7 +89,10 @@ CASES = [
     _at("bottleneck, always", bottleneck, "swap", least=3),
     _at("grouped and dense, always", grouped_and_dense),
     _at("RepVGG, always", lambda: total(conv_norm(3), conv_norm(1), norm()), channels=4),
+    Case("narrowed, enough gained", partial(narrowed, 32), "swap", channels=WIDE, side=28),
+    Case("padded, its norm folded", lambda: padded(norm()), "fold", least=2),
     Case("separable, its norms folded", separable_normed, "fold", convolutions=2, sites=2, channels=WIDE, side=14),
+    Case("InceptionNeXt, its norm into the 1x1", inception, "fold", convolutions=4, channels=WIDE, side=24),
     Case("RepVGG, never composed", RepVGG, "graph", policy=Policy.NEVER_COMPOSE),
     Case("SPAN, always", span, policy=Policy.ALWAYS),
     Case("SESR, always", sesr, policy=Policy.ALWAYS),
@@ -76,6 +103,8 @@ TWINS = [
         Twin(name, "cost", make, convolutions, channels=WIDE, side=14, least=3, wrong=NOT_MERGED)
         for name, make, convolutions in DECLINED
     ),
+    Twin("narrowed, too little gained", "cost", partial(narrowed, 23), 2, channels=WIDE, side=28, wrong=NOT_MERGED),
+    Twin("padded, nothing gained", "cost", padded, 1, least=2, wrong=NOT_MERGED),
     Twin("SESR, never composed", "policy", sesr, 2, policy=Policy.NEVER_COMPOSE, wrong=NOT_MERGED),
     Twin("SPAN, never composed", "policy", span, 4, policy=Policy.NEVER_COMPOSE, wrong=NOT_MERGED),
     Twin(

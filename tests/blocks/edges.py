@@ -151,6 +151,7 @@ CASES = [
     ),
     Case("ECBSR's row beside a kernel", lambda: total(conv(3), wide_row()), less_in=NOT_IN_ATEN),
     Case("RRRB", rrrb, less_in=NOT_IN_ATEN),
+    Case("RRRB after a 3x3", lambda: nn.Sequential(conv(3), rrrb()), convolutions=2, less_in=NOT_IN_ATEN),
     Case("SPAN", span),
     *(
         Case(f"blur then kernel, {axes}-d", lambda axes=axes: blur(axes, padded=False), axes=axes, least=5)
@@ -176,6 +177,7 @@ TWINS = [
         3,
     ),
     Twin("RRRB with another frame", "shift-before-padding", lambda: rrrb(1.0), 3),
+    Twin("RRRB with another frame, after a 3x3", "shift-before-padding", lambda: nn.Sequential(conv(3), rrrb(1.0)), 4),
     Twin("SPAN padded inside", "shift-before-padding", lambda: span(padded_first=False), 3),
     *(
         Twin(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.building import NOT_MERGED, Case, Spelled, SpelledOfTwo, Twin, scale, total
+from blocks.building import NOT_MERGED, C, Case, Spelled, SpelledOfTwo, Twin, scale, total
 
 N = 16
 
@@ -55,7 +55,48 @@ def flat_twin(name: str, code: str, make, linears: int, wrong: str, **settings) 
     )
 
 
+def of_tables(m: Spelled, x: Tensor) -> Tensor:
+    """Products with tables of embeddings, in letters and in a batch."""
+    return torch.einsum("bchw,kc->bkhw", m.n(x.abs()), m.w)
+
+
+def in_a_batch(m: Spelled, x: Tensor) -> Tensor:
+    y = torch.bmm(m.w.expand(x.size(0), -1, -1), x)
+    return y + m.v @ x + m.a(x)
+
+
+def rows_in_a_batch(m: Spelled, x: Tensor) -> Tensor:
+    return torch.matmul(x, m.w) + torch.einsum("btc,ck->btk", x, m.v) + m.a(x)
+
+
+def elsewhere(m: Spelled, x: Tensor) -> Tensor:
+    return torch.einsum("bchw,kc->bhwk", m.n(x.abs()), m.w)
+
+
 CASES = [
+    Case(
+        "a table in letters",
+        lambda: Spelled(of_tables, n=nn.BatchNorm2d(C), w=scale(5, C)),
+        "graph",
+        less_in=("decomposed",),
+    ),
+    Case(
+        "tables in a batch",
+        lambda: Spelled(in_a_batch, w=scale(6, C), v=scale(6, C), a=nn.Conv1d(C, 6, 1)),
+        "graph",
+        axes=1,
+        less_in=("decomposed",),
+    ),
+    Case(
+        "tables of rows",
+        lambda: Spelled(rows_in_a_batch, w=scale(N, 6), v=scale(N, 6), a=nn.Linear(N, 6)),
+        convolutions=0,
+        linears=1,
+        axes=1,
+        channels=N,
+        last=True,
+        less_in=("decomposed",),
+    ),
     flat("LoRA", lora),
     flat("LoRA of tokens", lora, axes=1, less_in=("decomposed",)),
     flat("LoRA of windows of tokens", lora, axes=2, less_in=("decomposed",)),
@@ -90,6 +131,14 @@ CASES = [
 ]
 
 TWINS = [
+    Twin(
+        "a table whose answers are elsewhere",
+        "channel-mismatch",
+        lambda: Spelled(elsewhere, n=nn.BatchNorm2d(C), w=scale(5, C)),
+        0,
+        1,
+        wrong=NOT_MERGED,
+    ),
     flat_twin("a head normalised by the batch", "training-norm", lambda: heads(tracked=False), 2, NOT_MERGED, norms=1),
     flat_twin(
         "LoRA of the data",

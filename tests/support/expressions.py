@@ -76,6 +76,7 @@ def _through(x: Tensor, layer: Convolution | Filter, tensors: Mapping[str, Tenso
         weight, bias = torch.full(shape.weight_shape, layer.value, dtype=x.dtype), None
         return _convolved(F.pad(x - fill, _amounts(shape)) + fill, shape, weight, bias)
     weight, bias = tensors[layer.weight].double(), None if layer.bias is None else tensors[layer.bias].double()
+    weight = weight.permute(layer.order).reshape(shape.weight_shape) if layer.order else weight
     if isinstance(shape, TransposedGeometry):
         convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[shape.ndim - 1]
         padding = [before for before, _ in shape.padding]
@@ -106,7 +107,7 @@ def _scaled(x: Tensor, by: Normalisation | Factor | Offset, tensors: Mapping[str
         case Factor(value, inverse):
             return x / _along(value, x, tensors) if inverse else x * _along(value, x, tensors)
         case Offset(value, factor, scale):
-            return scale * x + factor * _along(value, x, tensors)
+            return _along(scale, x, tensors) * x + factor * _along(value, x, tensors)
 
 
 def square(inputs: int, outputs: int, kernel: int, groups: int = 1, dilation: int = 1) -> Geometry:
@@ -146,8 +147,10 @@ def _convolution(draw, inputs: int, tensors: Tensors, outputs: int | None = None
     outputs = outputs or draw(st.sampled_from([2, 4, 6]))
     groups = draw(st.sampled_from([n for n in (1, 2, 3, 4, 6) if inputs % n == outputs % n == 0]))
     shape = square(inputs, outputs, draw(st.sampled_from([1, 1, 3])), groups, draw(st.integers(1, 2)))
-    bias = draw(st.booleans())
-    return Convolution(shape, tensors.new(*shape.weight_shape), tensors.new(outputs) if bias else None)
+    bias = tensors.new(outputs) if draw(st.booleans()) else None
+    if shape.kernel == (1, 1) and draw(st.booleans()):  # a matrix, as products have it
+        return Convolution(shape, tensors.new(1, inputs // groups, outputs), bias, (0, 2, 1))
+    return Convolution(shape, tensors.new(*shape.weight_shape), bias)
 
 
 @st.composite
@@ -173,5 +176,6 @@ def channelwise(draw, channels: int, tensors: Tensors) -> Normalisation | Factor
             st.builds(Factor, st.sampled_from([0.5, -2.0]), st.booleans()),
             st.builds(lambda factor, scale: Offset(some(), factor, scale), *[st.sampled_from([1.0, 2.0])] * 2),
             st.builds(lambda scale: Offset(3.0, -1.0, scale), st.sampled_from([1.0, 0.5])),
+            st.builds(lambda factor: Offset(some(), factor, some()), st.sampled_from([1.0, 2.0])),
         )
     )

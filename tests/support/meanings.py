@@ -198,8 +198,9 @@ def named(value: Any) -> Any:
 def evaluate(said: Meaning, values: dict[fx.Node, Any], tensor: Callable[[str], Tensor]) -> Tensor:
     """Compute what a meaning says."""
     match said:
-        case Through(x, Convolution(geometry, weight, bias)):
-            return _convolved(values[x], geometry, tensor(weight), None if bias is None else tensor(bias))
+        case Through(x, Convolution(geometry, weight, bias, order)):
+            matrix = tensor(weight).permute(order).reshape(geometry.weight_shape) if order else tensor(weight)
+            return _convolved(values[x], geometry, matrix, None if bias is None else tensor(bias))
         case Through(x, Filter(geometry, value, fill)):
             amount = tensor(fill).view(-1, *[1] * geometry.ndim) if isinstance(fill, str) else fill
             moved = values[x] - amount if geometry.padding_mode == "zeros" else values[x]
@@ -209,7 +210,7 @@ def evaluate(said: Meaning, values: dict[fx.Node, Any], tensor: Callable[[str], 
         case Scaled(x, by, axis):
             return _rescaled(values[x], by, axis, tensor)
         case Sum():
-            return torch.stack([values[x] * factor for x, factor in terms_of(said)]).sum(0)
+            return torch.stack([_rescaled(values[t.input], t.by, t.axis, tensor) for t in terms_of(said)]).sum(0)
         case Selected(x, indices, axis):
             return values[x].index_select(axis, torch.tensor(indices))
         case Joined(inputs, axis):
@@ -234,7 +235,7 @@ def _rescaled(x: Tensor, by: Any, axis: int | None, tensor: Callable[[str], Tens
         case Factor(factor, inverse):
             return x / along(factor) if inverse else x * along(factor)
         case Offset(shift, factor, scale):
-            return scale * x + factor * along(shift)
+            return along(scale) * x + factor * along(shift)
     raise AssertionError(by)
 
 

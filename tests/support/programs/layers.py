@@ -33,15 +33,33 @@ def kept(pick: Pick, x: Tensor) -> Made:
 
 
 def transposed(pick: Pick, x: Tensor) -> Made:
-    """A transposed convolution and a normalisation."""
+    """A transposed convolution with what may merge with it: others beside it, norms, points and crops around it."""
     ndim, channels = axes_of(x), x.shape[1]
-    groups = pick.of([1, channels, math.gcd(2, channels)])
     out = pick.of((channels, 2 * channels))
-    stride, padding = pick.of((2, 1)), pick.of((0, 1))
-    convolution = getattr(nn, f"ConvTranspose{ndim}d")(
-        channels, out, pick.of((2, 3)), stride, padding, groups=groups, bias=pick.of((True, False))
+    strides, padding = pick.of(((2,) * ndim, (1,) * ndim, (3, 2, 1)[:ndim])), pick.of((0, 1))
+    kind = getattr(nn, f"ConvTranspose{ndim}d")
+
+    def spread(kernel: int, padding: int, dilation: int = 1) -> Any:
+        groups = pick.of([1, channels, math.gcd(2, channels)])
+        biased = pick.of((True, False))
+        return kind(channels, out, kernel, strides, padding, 0, groups, bias=biased, dilation=dilation)
+
+    alone = spread(pick.of((2, 3)), padding)
+    wider, dilated = spread(alone.kernel_size[0] + 2, padding + 1), spread(2, padding, alone.kernel_size[0] - 1)
+    point, norm = getattr(nn, f"Conv{ndim}d"), getattr(nn, f"BatchNorm{ndim}d")
+    before, after = point(channels, channels, 1, bias=pick.of((False, True))), point(out, 3, pick.of((1, 2)))
+    spellings = (
+        lambda m, x: m["n"](m["a"](x)),
+        lambda m, x: m["a"](x) + m["b"](x),
+        lambda m, x: m["n"](m["a"](x) + m["b"](x) - m["c"](x)),
+        lambda m, x: m["a"](m["before"](x)),
+        lambda m, x: m["after"](m["n"](m["a"](x))),
+        lambda m, x: torch.cat([m["a"](x), m["c"](x)], 1),
+        lambda m, x: m["n"](m["a"](x)[:, :, 1:]),
+        lambda m, x: m["n"](m["a"](F.pad(x, (1, 0)))),
     )
-    return called(nn.Sequential(convolution, getattr(nn, f"BatchNorm{ndim}d")(out)))
+    parts = {"a": alone, "b": wider, "c": dilated, "n": norm(out), "before": before, "after": after}
+    return Made(pick.of(spellings), nn.ModuleDict(parts))
 
 
 def linear(pick: Pick, x: Tensor) -> Made:
@@ -57,8 +75,32 @@ def linear(pick: Pick, x: Tensor) -> Made:
         lambda m, x: x @ m.weight.t(),
         lambda m, x: torch.matmul(x, m.weight.T),
         lambda m, x: F.linear(x, m.weight * 0.5),
+        lambda m, x: torch.einsum("...i,oi->...o", x, m.weight),
+        lambda m, x: torch.einsum("oi,...i->...o", m.weight * 2, x),
+        lambda m, x: x @ m.weight.view(m.weight.shape[1], -1),
     )
     return Made(pick.of(spellings), module)
+
+
+def product(pick: Pick, x: Tensor) -> Made:
+    """A product of the channels, in axis 1, with a matrix."""
+    ndim, channels = axes_of(x), x.shape[1]
+    out = pick.of((channels, 4, 2, 6))
+    holder, axes = Holder(buffers=pick.of((False, True)), w=(out, channels), g=(channels,)), "uvw"[:ndim]
+    spellings: tuple[Any, ...] = (
+        lambda m, x: torch.einsum(f"bc{axes},kc->bk{axes}", x, m.w),
+        lambda m, x: torch.einsum(f"ck,zc{axes}->zk{axes}", [m.w.t(), x]),
+        lambda m, x: torch.einsum("bc...,c->bc...", x, m.g),
+        lambda m, x: aten.einsum.default(f"ay{axes},xy->ax{axes}", [x, m.w]),
+        lambda m, x: torch.einsum(f"bc{axes},kc->b{axes}k", x, m.w),
+    )
+    flat: tuple[Any, ...] = (
+        lambda m, x: m.w @ x,
+        lambda m, x: torch.bmm(m.w.expand(x.size(0), -1, -1), x),
+        lambda m, x: torch.bmm(x.transpose(1, 2), m.w.t().expand(x.size(0), -1, -1)).transpose(1, 2),
+        lambda m, x: torch.matmul(m.w[None], x),
+    )
+    return Made(pick.of(spellings + flat * (ndim == 1)), holder)
 
 
 def lora(pick: Pick, x: Tensor) -> Made:

@@ -77,8 +77,19 @@ def choose(pick: Pick, x: Tensor) -> Made:
             function(lambda x: aten.slice.Tensor(x, axis, 1, channels)),
             function(lambda x: aten.split.Tensor(x, half, axis)[index]),
             function(lambda x: x[(*before, slice(-1, None))]),
+            function(lambda x: x.repeat_interleave(2, axis)),
+            Made(lambda m, x: x.index_select(axis, m.order), _Order(order)),
+            Made(lambda m, x: x[(*before, m.order)], _Order(order)),
         )
     )
+
+
+class _Order(nn.Module):
+    """Holds an order of channels in a buffer."""
+
+    def __init__(self, order: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.tensor(order))
 
 
 def shuffle(pick: Pick, x: Tensor) -> Made:

@@ -51,6 +51,7 @@ UNARY: dict[str, Builder] = {
     "kept": layers.kept,
     "transposed": layers.transposed,
     "linear": layers.linear,
+    "product": layers.product,
     "lora": layers.lora,
     "fixed": layers.fixed,
     "pool": layers.pool,

@@ -76,6 +76,8 @@ def constant(pick: Pick, x: Tensor) -> Made:
         lambda m, x: aten.div_.Tensor(x, m.value.exp()),
         lambda m, x: x.mul(m.value.detach() * 2).add(m.value),
         lambda m, x: torch.sub(m.value, x, alpha=0.5),
+        lambda m, x: torch.addcmul(m.value, x, m.value * 2),
+        lambda m, x: x.addcmul_(x * 2, m.value),
     )
     return Made(pick.of(spellings), holder)
 

@@ -16,7 +16,21 @@ EXAMPLES: tuple[tuple[tuple[int, ...], ...], ...] = (
 )
 """Shapes of the inputs: images, two images, sequences, volumes, vectors, tokens."""
 
-_MIXING = ["conv", "conv", "conv", "kept", "kept", "norm", "norm", "linear", "pool", "fixed", "filled", "split"]
+_MIXING = [
+    "conv",
+    "conv",
+    "conv",
+    "kept",
+    "kept",
+    "norm",
+    "norm",
+    "linear",
+    "product",
+    "pool",
+    "fixed",
+    "filled",
+    "split",
+]
 _SCALING = ["constant", "number", "nothing"]
 _MOVING = ["pad", "pad", "crop", "choose", "shuffle", "cat"]
 _SUMS = ["add", "add", "add", "total"]

@@ -1,0 +1,204 @@
+"""Linear layers and other products with a constant matrix: layers without space, along one axis."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from repfuse.algebra.expression import Through
+from repfuse.algebra.geometry import Geometry, Ints
+from repfuse.algebra.layers import Convolution, Factor
+from repfuse.ops.call import Call, Constant, constant, is_channel_axis, is_data, number
+from repfuse.ops.convolution import layer_tensors, refused_as_fake
+from repfuse.ops.indexing import has_fixed_last
+from repfuse.ops.meaning import Meaning, Unfusible
+from repfuse.ops.spelling import spelled
+from repfuse.ops.sums import by_constant
+
+if TYPE_CHECKING:
+    from repfuse.recording.recording import Recording
+
+
+def linear(call: Call, recording: Recording) -> Meaning | None:
+    """``y = x W^T + b`` along the last axis, with W of shape ``[C_out, C_in]``, a constant."""
+    if not is_data(call.input, recording):
+        return None
+    tensors = layer_tensors(call, recording)
+    return tensors if isinstance(tensors, Unfusible) else _linear(call.input, *tensors)
+
+
+def product(call: Call, recording: Recording) -> Meaning | None:
+    """``x @ W.T`` is the linear layer of W along the last axis, and ``W @ x`` one along the axis before it."""
+    x, other = call.input, call.get("other")
+    if (matrix := _matrix(x, other, recording)) is None:
+        return _times(x, other, None, recording) if is_data(x, recording) else None
+    rank = len(recording.shape_of[other]) if is_data(other, recording) else 0
+    usable = rank > 2 and len(matrix.shape) <= rank
+    return refused_as_fake(x) or (_mixed(other, matrix, rank - 2, (-2, -1), recording) if usable else None)
+
+
+def biased_product(call: Call, recording: Recording) -> Meaning | None:
+    """``b + x @ W.T``, as exported graphs write a linear layer."""
+    bias = constant(call.input, recording)
+    plain = number(call.get("beta", 1)) == number(call.get("alpha", 1)) == 1
+    x = call.get("mat1")
+    if bias is None or not plain or not is_data(x, recording):
+        return None
+    return _times(x, call.get("mat2"), bias, recording)
+
+
+def einsum(call: Call, recording: Recording) -> Meaning | None:
+    """``einsum`` of a tensor and a constant that takes a sum over one letter and puts another into its place: a layer.
+
+    ``bchw,kc->bkhw`` is a 1x1, whatever the letters are; ``bchw,c->bchw`` takes no sum and is a scale per channel.
+    """
+    given = _operands(call, recording)
+    if given is None:
+        return None
+    x, other, letters = given
+    matrix = constant(other, recording)
+    assert matrix is not None
+    if letters.result == letters.data and len(letters.constant) == 1:
+        return by_constant(x, matrix, Factor(matrix.name), recording, letters.data.index(letters.constant))
+    lost, found = set(letters.data) - set(letters.result), set(letters.result) - set(letters.data)
+    if len(lost) != 1 or len(found) != 1 or not lost <= set(letters.constant):
+        return None
+    old, new = *lost, *found
+    axis = letters.data.index(old)
+    if letters.result != letters.data.replace(old, new):
+        return Unfusible("channel-mismatch", "the channels of the result are along another axis")
+    if set(letters.constant) != {old, new}:
+        return Unfusible("broadcast", "the weight is another one from place to place")
+    order = (letters.constant.index(new), letters.constant.index(old))
+    # An axis of size 1, of either, would do for all places of the other's: a layer does not take that.
+    same = matrix.shape[order[1]] == recording.shape_of[x][axis] and recording.is_fixed(x, axis)
+    sure = same and (axis == 1 or has_fixed_last(x, recording))
+    return refused_as_fake(other) or (_mixed(x, matrix, axis, order, recording) if sure else None)
+
+
+def _operands(call: Call, recording: Recording) -> tuple[fx.Node, Any, _Letters] | None:
+    """Return the tensor and the constant of an ``einsum`` of two, and the letters of both."""
+    operands = call.get("operands")
+    if not isinstance(operands, list | tuple) or len(operands) != 2:
+        return None
+    place = 1 if constant(operands[0], recording) is not None else 0
+    x, matrix = operands[place], constant(operands[1 - place], recording)
+    if not is_data(x, recording) or matrix is None:
+        return None
+    letters = _letters(call.get("equation"), len(recording.shape_of[x]), place)
+    fits = letters is not None and len(letters.constant) == len(matrix.shape)
+    return (x, operands[1 - place], letters) if letters is not None and fits else None
+
+
+@dataclass(frozen=True)
+class _Letters:
+    """A letter for each axis, none twice in one of them."""
+
+    data: str
+    constant: str
+    result: str
+
+
+def _letters(equation: Any, rank: int, data: int) -> _Letters | None:
+    """Return the letters of an equation of two operands, the one at ``data`` of this rank; digits for an ellipsis."""
+    if not isinstance(equation, str):
+        return None
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if len(terms) != 2:
+        return None
+    hidden = "0123456789"[: max(rank - len(terms[data].replace("...", "")), 0)]
+    if not arrow:  # all letters that stand once, in the order of the alphabet, after the ellipsis
+        once = sorted(letter for letter in set(inputs) - set(".,") if inputs.count(letter) == 1)
+        result = "..." * ("..." in inputs) + "".join(once)
+    found = [term.replace("...", hidden) for term in (terms[data], terms[1 - data], result)]
+    plain = all(len(set(term)) == len(term) for term in found) and "..." not in terms[1 - data]
+    return _Letters(*found) if plain and len(found[0]) == rank else None
+
+
+def _times(x: fx.Node, other: Any, bias: Constant | None, recording: Recording) -> Meaning | None:
+    """``x @ other + bias``; where ``other`` is written as a transpose, the weight is what it is the transpose of."""
+    if (weight := _transposed(other, recording)) is not None:
+        return refused_as_fake(other) or _linear(x, weight, bias)
+    matrix = _matrix(other, x, recording)
+    if matrix is None or len(matrix.shape) > len(recording.shape_of[x]):
+        return None
+    return refused_as_fake(other) or _linear(x, matrix, bias, (-1, -2))
+
+
+def _linear(x: fx.Node, weight: Constant, bias: Constant | None, order: Ints = ()) -> Meaning | None:
+    if not order and len(weight.shape) != 2:
+        return None
+    outputs, inputs = (weight.shape[axis] for axis in order or (0, 1))
+    if bias is not None and bias.shape != (outputs,):
+        return Unfusible("broadcast", "the bias of a linear layer is not one number per channel")
+    shape = Geometry(inputs, outputs, (), (), (), ())
+    return Through(x, Convolution(shape, weight.name, None if bias is None else bias.name, _whole(order, weight)))
+
+
+def _mixed(x: fx.Node, weight: Constant, axis: int, order: Ints, recording: Recording) -> Meaning | None:
+    """A layer along ``axis``: a 1x1, or where the channels are last, a linear layer."""
+    rank = len(recording.shape_of[x])
+    if not is_channel_axis(axis, rank):
+        return None
+    if axis == rank - 1:
+        return _linear(x, weight, None, order)
+    if rank > 5:
+        return None
+    ones = (1,) * (rank - 2)
+    outputs, inputs = (weight.shape[place] for place in order)
+    point = Geometry(inputs, outputs, ones, ones, ((0, 0),) * len(ones), ones)
+    return Through(x, Convolution(point, weight.name, None, _whole(order, weight)))
+
+
+def _whole(order: Ints, weight: Constant) -> Ints:
+    """Return the order with the leading axes of size 1 of the tensor."""
+    rank = len(weight.shape)
+    return (*range(rank - 2), *(axis % rank for axis in order)) if order else ()
+
+
+def _matrix(value: Any, other: Any, recording: Recording) -> Constant | None:
+    """Return the constant matrix that ``value`` is, or holds once for each of a batch: ``W.expand(n, -1, -1)``.
+
+    The size n is that of ``other``, the tensor that it is multiplied with.
+    """
+    call = spelled(value) if isinstance(value, fx.Node) else None
+    if call is not None and call.operator == "expand":
+        before = constant(call.input, recording)
+        same = before is not None and recording.shape_of[call.node][-2:] == before.shape[-2:]
+        matrix = before if same and _measured(call.node, recording) <= {call.input, other} else None
+    else:
+        matrix = constant(value, recording)
+    usable = matrix is not None and len(matrix.shape) >= 2 and math.prod(matrix.shape[:-2]) == 1
+    return matrix if usable else None
+
+
+def _transposed(value: Any, recording: Recording) -> Constant | None:
+    """Return the constant matrix whose transpose ``value`` is."""
+    call = spelled(value) if isinstance(value, fx.Node) else None
+    matrix = None if call is None else constant(call.input, recording)
+    if call is None or matrix is None or len(matrix.shape) != 2:
+        return None
+    match call.operator:
+        case "t":
+            swaps = True
+        case "transpose":
+            swaps = (call.get("dim0"), call.get("dim1")) in ((0, 1), (1, 0), (-1, -2), (-2, -1))
+        case "permute":
+            swaps = tuple(call.get("dims", ())) == (1, 0)
+        case "getattr":
+            swaps = call.get("attribute") in ("T", "mT")
+        case _:
+            swaps = False
+    return matrix if swaps else None
+
+
+def _measured(node: fx.Node, recording: Recording) -> set[fx.Node]:
+    """Return the tensors that a node is given, and those whose sizes it is given."""
+    found: set[fx.Node] = set()
+    for x in node.all_input_nodes:
+        found |= {x} if x in recording.shape_of else _measured(x, recording)
+    return found

@@ -1,0 +1,217 @@
+"""region -> cuts: where to end regions within one, so that all parts together are least work.
+
+A region may be left in parts because it is one map and no cheaper than they are, or because it is none: a layer then
+reads a value that another region makes. Which values these are is searched for. Of up to ``MOST_PLACES`` places where a
+cut can be worth anything every choice is tried, which finds the best; of more the best one, and the parts are searched
+again. Of choices that the estimate cannot tell apart, the one of the least arithmetic and fewest operators is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import chain, combinations
+
+from torch import fx
+
+from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
+from repfuse.algebra.geometry import NotAffine
+from repfuse.ops.meaning import Same, convolves, inputs_of, origin
+from repfuse.planning.estimate import Estimate
+from repfuse.planning.reader import Reader
+from repfuse.planning.region import region_of
+from repfuse.planning.terms import Term
+from repfuse.plans import Cost
+from repfuse.recording.stock import is_stock
+
+Terms = tuple[Term, ...]
+
+MOST_PLACES = 4
+"""Of how many places every choice is tried: a block of three layers in a row with a skip has four."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A node that cannot be read through its operands; ``below`` says whether there is a convolution in these."""
+
+    node: fx.Node
+    error: NotAffine
+    below: bool
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is left of a region after ``cuts``, those included that ``failures`` make necessary, and what it costs."""
+
+    cuts: frozenset[fx.Node]
+    cost: Cost
+    failures: tuple[Failure, ...]
+
+
+class Cutting:
+    """Tries cuts of one region: ``nodes``, in order, of which the last is the root.
+
+    ``readers`` gives the nodes that read the value of a node.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[fx.Node],
+        reader: Reader,
+        estimate: Estimate,
+        readers: Callable[[fx.Node], Iterable[fx.Node]],
+    ) -> None:
+        self.nodes = nodes
+        self.reader = reader
+        self.estimate = estimate
+        self.meanings = estimate.meanings
+        self.readers = {node: list(readers(node)) for node in nodes[:-1]}
+        self.inputs = {node: inputs_of(self.meanings[node]) for node in nodes}
+        self._sources: dict[fx.Node, Terms] = {}
+        self._read: dict[tuple[fx.Node, tuple[_Known, ...]], Terms | NotAffine] = {}
+        self._cost: dict[tuple[fx.Node, _Known], Cost] = {}
+
+    def best(self, before: fx.Node | None = None) -> Parts:
+        """Return the parts that are least work.
+
+        Of too many places, those nearest ``before`` a node are tried, if it is given.
+        """
+        places = list(self.places())
+        if before is not None and len(places) > MOST_PLACES:
+            places = [place for place in places if self.nodes.index(place) < self.nodes.index(before)][-MOST_PLACES:]
+        if not places:
+            return self.parts(())
+        sizes = range(len(places) + 1) if len(places) <= MOST_PLACES else range(2)
+        choices = chain.from_iterable(combinations(places, size) for size in sizes)
+        price = {parts: self.estimate.price(parts.cost) for parts in map(self.parts, choices)}
+        least = min(price, key=lambda parts: (price[parts], len(parts.cuts)))
+        alike = (parts for parts in price if parts.cuts and not self.estimate.is_better(least.cost, parts.cost))
+        return min(alike, key=lambda parts: (parts.cost.macs, parts.cost.launches, price[parts]), default=least)
+
+    def places(self) -> Iterator[fx.Node]:
+        """Yield the nodes at which a cut may be worth anything: between layers.
+
+        What scales or shifts a convolution costs nothing in it, branches of a sum are told apart without a cut, and a
+        module of PyTorch's that pads and convolves goes on as one.
+        """
+        inside = set(self.nodes)
+        below, above = set[fx.Node](), set[fx.Node]()
+        for node in self.nodes:
+            if isinstance(self.meanings[node], Through) or not below.isdisjoint(self.inputs[node]):
+                below.add(node)
+        for node in reversed(self.nodes):
+            if node in above or isinstance(self.meanings[node], Through | Selected | Joined):
+                above.update(inside.intersection(self.inputs[node]))
+        for node in self.nodes[:-1]:
+            if node in below and node in above and not self._goes_with_its_readers(node):
+                yield node
+
+    def _goes_with_its_readers(self, node: fx.Node) -> bool:
+        meaning, readers = self.meanings[node], [self.meanings[reader] for reader in self.readers[node]]
+        scaled = all(isinstance(reader, Scaled | Same) for reader in readers)
+        added = all(isinstance(reader, Sum) for reader in readers)
+        pointless = added or (scaled and (convolves(meaning) or isinstance(meaning, Scaled)))
+        return isinstance(meaning, Same) or pointless or self._is_within_stock(node)
+
+    def _is_within_stock(self, node: fx.Node) -> bool:
+        recording = self.estimate.recording
+        call = recording.call_of[node]
+        together = all(recording.call_of[reader] is call for reader in self.readers[node])
+        return together and bool(call.path) and is_stock(recording.modules[call.path])
+
+    def parts(self, cuts: Iterable[fx.Node]) -> Parts:
+        """Return what these cuts leave."""
+        made, failures = set(cuts), list[Failure]()
+        while True:
+            roots, known = self._roots(made), len(made)
+            terms: dict[fx.Node, Terms] = {}
+            for node in self.nodes:
+                terms[node] = self._terms(node, terms, roots, made, failures)
+            if len(made) == known:
+                break
+        costs = (self._least(node, terms[node]) for node in self.nodes if roots[node] is node)
+        return Parts(frozenset(made), sum(costs, Cost()), tuple(failures))
+
+    def _roots(self, cuts: Set[fx.Node]) -> dict[fx.Node, fx.Node]:
+        """Return the root of the part that each node belongs to: that of its readers if they agree, else itself."""
+        roots = {self.nodes[-1]: self.nodes[-1]}
+        for node in reversed(self.nodes[:-1]):
+            of_readers = {roots[reader] for reader in self.readers[node]}
+            roots[node] = node if node in cuts or len(of_readers) > 1 else of_readers.pop()
+        return roots
+
+    def _terms(
+        self,
+        node: fx.Node,
+        terms: dict[fx.Node, Terms],
+        roots: dict[fx.Node, fx.Node],
+        cuts: set[fx.Node],
+        failures: list[Failure],
+    ) -> Terms:
+        """Return the terms of a node: from the values of its operands, and as a value itself, where it has to be.
+
+        The cuts that this makes are added to ``cuts``.
+        """
+        operands = {}
+        for x in self.inputs[node]:
+            within = x in terms and roots[x] is roots[node] and origin(x, self.meanings) not in cuts
+            operands[x] = terms[x] if within else self._source(x)
+        values = {x: self._source(x) for x in self.inputs[node]}
+        for given in (operands, values):
+            try:
+                return self._read_from(node, given)
+            except NotAffine as error:
+                forced = {self.estimate.computing(x) for x in values} | ({node} if given is values else set())
+                if not cuts.issuperset(forced := forced.intersection(self.nodes[:-1])):
+                    failures.append(Failure(node, error, any(term.convolves for x in given.values() for term in x)))
+                    cuts |= forced
+        return (replace(self.reader.source(node), nodes=frozenset({node})),)
+
+    def _source(self, x: fx.Node) -> Terms:
+        value = origin(x, self.meanings)
+        if value not in self._sources:
+            self._sources[value] = (self.reader.source(value),)
+        return self._sources[value]
+
+    def _read_from(self, node: fx.Node, operands: dict[fx.Node, Terms]) -> Terms:
+        """Read a node, once for the same operands."""
+        key = node, tuple(map(_Known, operands.values()))
+        if key not in self._read:
+            try:
+                self._read[key] = self.reader.terms(node, operands.__getitem__)
+            except NotAffine as error:
+                self._read[key] = error
+        found = self._read[key]
+        if isinstance(found, NotAffine):
+            raise found
+        return found
+
+    def _least(self, root: fx.Node, terms: Terms) -> Cost:
+        """Return the cost of these terms as they are, or as groups, whichever is less."""
+        key = root, _Known(terms)
+        if key not in self._cost:
+            region = region_of(root, terms, self.estimate, _ignore)
+            least = self.estimate.of_nodes(region.working)
+            opaque = root in {term.source for term in terms}
+            if region.is_writable and not opaque and any(group.convolves for group in region.groups):
+                merged = self.estimate.of_groups(region.groups, region.root)
+                least = merged if self.estimate.is_better(merged, least) else least
+            self._cost[key] = least
+        return self._cost[key]
+
+
+class _Known:
+    """Terms that equal themselves alone: comparing what they hold would take as long as reading them."""
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Known) and other.terms is self.terms
+
+    def __hash__(self) -> int:
+        return id(self.terms)
+
+
+def _ignore(_error: NotAffine, _node: fx.Node, _before: Cost | None, _after: Cost | None) -> None:
+    """Refuse nothing: the question was hypothetical."""

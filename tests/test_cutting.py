@@ -1,0 +1,123 @@
+"""What the search leaves of a small region is no more work than the best way to cut it, as far as that can be told."""
+
+from __future__ import annotations
+
+from itertools import chain, combinations
+
+import pytest
+import torch
+from blocks import CASES, TWINS
+from blocks.building import Case, Spelled, conv, norm
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.agreement import image, randomised
+from support.programs import EXAMPLES, STEPS, program
+from torch import nn
+
+from repfuse.planning.cost import TOLD_APART
+from repfuse.planning.cutting import MOST_PLACES, Cutting
+from repfuse.planning.planner import Planner
+from repfuse.plans import Policy
+from repfuse.recording.arguments import Arguments
+from repfuse.recording.recording import record
+
+MOST_NODES = 9
+"""Of regions with no more nodes every set of cuts is tried: 256 of them."""
+
+
+def searched(module: nn.Module, inputs: list[torch.Tensor], *, everywhere: bool) -> list[tuple[Cutting, float, float]]:
+    """Each region that may be taken apart, with the price of what the search leaves of it, and of the best there is.
+
+    Cut between layers alone, or ``everywhere``.
+    """
+    planner = Planner(record(module, Arguments(tuple(inputs))), Policy.COST)
+    planner._read()
+    before = planner.search()
+    before._partition()
+    planner._read()
+    after = planner.search()
+    after.find()
+    found = []
+    for root, nodes in before._members.items():
+        cutting = before._cutting(root)
+        if 1 < len(nodes) <= MOST_NODES and len(list(cutting.places())) <= MOST_PLACES:
+            left = price(cutting, after._cuts.intersection(nodes[:-1]))
+            within = nodes[:-1] if everywhere else list(cutting.places())
+            best = min(price(cutting, cuts) for cuts in subsets(within))
+            found.append((cutting, left, best))
+    return found
+
+
+def price(cutting: Cutting, cuts) -> float:
+    return cutting.estimate.price(cutting.parts(cuts).cost)
+
+
+def subsets(nodes):
+    return chain.from_iterable(combinations(nodes, size) for size in range(len(nodes) + 1))
+
+
+def check(module: nn.Module, inputs: list[torch.Tensor], *, everywhere: bool = True) -> None:
+    for cutting, left, best in searched(module, inputs, everywhere=everywhere):
+        assert left <= (1 + TOLD_APART) * best, cutting.nodes
+
+
+def widths(*channels: int, kernels: tuple[int, ...], groups: tuple[int, ...] = (), normed: bool = False) -> nn.Module:
+    """Layers in a row that pad nothing."""
+    steps: list[nn.Module] = []
+    for number, kernel in enumerate(kernels):
+        inputs, outputs = channels[number : number + 2]
+        by = groups[number] if groups else 1
+        steps += [conv(kernel, inputs=inputs, outputs=outputs, padding=0, groups=by), *[norm(outputs)] * normed]
+    return nn.Sequential(*steps)
+
+
+def beside(wide: int) -> nn.Module:
+    """Parts that are convolved for themselves, joined, normalised, mixed."""
+
+    def forward(m: Spelled, x: torch.Tensor) -> torch.Tensor:
+        one, other = x.chunk(2, 1)
+        return m.up(m.norm(torch.cat([m.a(one), m.b(other)], 1)))
+
+    half = wide // 2
+    a, b = (conv(kernel, inputs=half, outputs=half, groups=half) for kernel in (3, 5))
+    return Spelled(forward, a=a, b=b, norm=norm(wide), up=conv(1, inputs=wide, outputs=2 * wide))
+
+
+ROWS = [
+    ("bottleneck", widths(64, 8, 8, 64, kernels=(1, 3, 1)), 64),
+    ("inverted bottleneck", widths(8, 64, 64, 8, kernels=(1, 3, 1)), 8),
+    ("separable", widths(32, 32, 32, 32, 32, kernels=(3, 1, 3, 1), groups=(32, 1, 32, 1)), 32),
+    ("narrow, wide, narrow", widths(4, 32, 4, 32, 4, kernels=(1, 3, 3, 1)), 4),
+    ("normed", widths(16, 16, 16, 16, kernels=(3, 1, 3), groups=(16, 1, 16), normed=True), 16),
+    ("parts, narrow", beside(8), 8),
+    ("parts, wide", beside(96), 96),
+]
+
+
+@pytest.mark.parametrize(("module", "channels"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize("side", [8, 28])
+def test_no_way_to_cut_a_row_is_better(module, channels, side):
+    check(randomised(module), [image(1, channels, side, side)])
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in (*CASES, *TWINS)][::3])
+def test_no_way_to_cut_a_block_is_better(row: Case):
+    check(randomised(row.make()), row.at(max(row.side, row.least)))
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@given(STEPS, st.sampled_from(EXAMPLES))
+def test_no_way_to_cut_a_random_network_is_better(steps, shapes):
+    examples = [image(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    check(randomised(program(steps, examples)), examples, everywhere=False)
+
+
+def test_the_first_choice_is_not_always_the_best():
+    """Without the search some of these were more work: merged as a whole, or not at all."""
+    gained = 0
+    for _, module, channels in ROWS:
+        for cutting, left, _ in searched(randomised(module), [image(1, channels, 28, 28)], everywhere=True):
+            whole = price(cutting, ())
+            every = price(cutting, cutting.nodes[:-1])
+            gained += left < min(whole, every)
+    assert gained >= 3
