@@ -16,6 +16,7 @@ from repfuse.algebra import affine
 from repfuse.algebra import geometry as geometry_module
 from repfuse.algebra.affine import AffineConv, pad_explicitly
 from repfuse.algebra.geometry import Geometry, NotAffine
+from repfuse.algebra.layers import Phases
 
 SETTINGS = settings(
     deadline=None, max_examples=min(80, settings().max_examples), suppress_health_check=[HealthCheck.filter_too_much]
@@ -379,3 +380,47 @@ def refuses(compute, code: str) -> None:
     with pytest.raises(NotAffine) as caught:
         compute()
     assert caught.value.code == code
+
+
+# Space to depth
+
+
+AXIS = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(0, 4), st.integers(1, 2))
+"""Kernel, stride, padding, dilation along one axis."""
+
+
+@SETTINGS
+@given(st.integers(1, 3), st.lists(AXIS, min_size=2, max_size=2), st.integers(2, 4), st.integers(1, 4))
+def test_a_layer_after_space_to_depth_is_one_of_its_input(channels, axes, factor, side):
+    """At every size that fits, with the plainest padding; a constant before it stays one where nothing is padded."""
+    kernel, stride, padding, dilation = zip(*axes, strict=True)
+    blocks = AffineConv.phases(Phases.of(channels, (factor, factor)).geometry)
+    both_sides = tuple((amount, amount) for amount in padding)
+    outer = random_map(Geometry(blocks.geometry.out_channels, 2, kernel, stride, both_sides, dilation))
+    both = attempt(lambda: blocks.then(outer))
+    assert all(not fit.takes(side * factor + 1) for fits in both.geometry.fits for fit in fits)
+    x = torch.randn(2, channels, side * factor, (side + 1) * factor, dtype=torch.float64)
+    assume(min(outer.geometry.output_size((side, side + 1))) > 0)
+    plainest = dataclasses.replace(both, geometry=both.geometry.plainest)
+    expected = outer.apply(F.pixel_unshuffle(x, factor))
+    assert same(plainest.apply(x), expected) and same(both.apply(x), expected)
+
+
+@SETTINGS
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(2, 4), st.integers(1, 5), st.data())
+def test_joined_slices_are_one_map_at_the_sizes_at_which_they_can_be_joined(channels, count, step, side, data):
+    """One tap of stride ``step`` each, from ``start`` on: ``x[..., start::step]``."""
+    starts = data.draw(st.lists(st.integers(0, step - 1), min_size=count, max_size=count))
+    ones = (1,)
+    maps = [
+        AffineConv.filter(Geometry(channels, channels, ones, (step,), ((-start, 0),), ones, channels), 1.0)
+        for start in starts
+    ]
+    both = attempt(lambda: AffineConv.stack(maps))
+    for n in range(max(starts) + 1, side * step + step):
+        x = torch.randn(1, channels, n, dtype=torch.float64)
+        parts = [x[..., start::step] for start in starts]
+        fits = all(fit.takes(n) for fits in both.geometry.fits for fit in fits)
+        assert fits == (len({part.shape for part in parts}) == 1)
+        if fits:
+            assert same(both.apply(x), torch.cat(parts, 1))

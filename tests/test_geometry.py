@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from repfuse.algebra.geometry import Geometry, NotAffine
+from repfuse.algebra.geometry import Fit, Geometry, NotAffine, agreeing, equal_slacks
 from repfuse.ops.convolution import geometry
 
 AXIS = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(0, 4), st.integers(1, 3))
@@ -359,3 +359,35 @@ def refuses(compute, code: str) -> None:
     with pytest.raises(NotAffine) as caught:
         compute()
     assert caught.value.code == code
+
+
+# --- sizes that fit ----------------------------------------------------------------------------------------------
+
+FIT = st.builds(Fit, st.integers(-4, 4), st.integers(2, 5), st.integers(1, 3))
+STRIDE, SLACK, SIZES = st.integers(1, 4), st.integers(-6, 4), range(61)
+
+
+@given(FIT, STRIDE, SLACK)
+def test_what_fits_before_a_map_is_what_it_makes_fit(fit, stride, slack):
+    for n in SIZES:
+        assert fit.behind(stride, slack).takes(n) == fit.takes((n + slack) // stride + 1)
+
+
+@given(STRIDE, SLACK, SLACK)
+def test_sizes_fit_two_maps_where_their_outputs_are_of_one_size(stride, one, other):
+    agree = [n for n in SIZES if (n + one) // stride == (n + other) // stride]
+    fits = agreeing(stride, one, other)
+    assert bool(fits) == bool(agree)
+    assert not fits or [n for n in SIZES if all(fit.takes(n) for fit in fits)] == agree
+
+
+@given(STRIDE, SLACK, st.frozensets(FIT, max_size=2))
+def test_slacks_are_equal_where_no_size_that_fits_tells_them_apart(stride, slack, fits):
+    period = 4 * math.lcm(stride, *(fit.modulus for fit in fits))
+    sizes = [n for n in range(period) if all(fit.takes(n) for fit in fits)]
+    if not sizes:
+        with pytest.raises(NotAffine, match="no size"):
+            equal_slacks(stride, slack, fits)
+        return
+    equal = [a for a in range(slack - 12, slack + 13) if all((n + a) // stride == (n + slack) // stride for n in sizes)]
+    assert [*equal_slacks(stride, slack, fits)] == equal

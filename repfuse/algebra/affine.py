@@ -222,6 +222,13 @@ class AffineConv:
         return AffineConv.convolution(geometry, weight)
 
     @staticmethod
+    def phases(geometry: Geometry, device: torch.device | None = None) -> AffineConv:
+        """Return the map whose output channels are the taps of each channel, one by one."""
+        taps = math.prod(geometry.kernel)
+        one = torch.eye(taps, dtype=torch.float64, device=device).view(taps, 1, *geometry.kernel)
+        return AffineConv.convolution(geometry, one.repeat(geometry.in_channels, *[1] * (geometry.ndim + 1)))
+
+    @staticmethod
     def convolution(geometry: Geometry, weight: Tensor, bias: Tensor | None = None) -> AffineConv:
         """Return the map of a convolution with these weights, in any floating dtype."""
         zeros = torch.zeros(geometry.out_channels, dtype=torch.float64, device=weight.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from repfuse.algebra.expression import Expression, Identity, Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import Geometry
-from repfuse.algebra.layers import Channelwise, Convolution, Factor, Layer, Normalisation, Offset
+from repfuse.algebra.layers import Channelwise, Convolution, Factor, Layer, Normalisation, Offset, Phases
 
 
 def branches(expression: Expression) -> tuple[str, ...]:
@@ -57,6 +57,8 @@ def _layer(layer: Layer) -> str:
     geometry = layer.geometry
     if isinstance(layer, Convolution):
         return f"conv {geometry.describe()}" if geometry.ndim else "linear"
+    if isinstance(layer, Phases):
+        return f"unshuffle {_size(geometry)}"
     if any(kernel > 1 for kernel in geometry.kernel):
         return f"avg {_size(geometry)}"
     if any(amount > 0 for pair in geometry.padding for amount in pair):

@@ -22,7 +22,7 @@ from repfuse.algebra.expression import (
     is_unshifted,
     of_channels_read,
 )
-from repfuse.algebra.layers import Channelwise, Convolution, Factor, Filter, Layer, Normalisation, Offset
+from repfuse.algebra.layers import Channelwise, Convolution, Factor, Filter, Layer, Normalisation, Offset, Phases
 
 Tensors = Callable[[str], Tensor]
 
@@ -78,7 +78,7 @@ def check_borders(inner: Expression, layer: Layer, tensors: Tensors, device: tor
 
 def _fill(layer: Layer) -> float | str:
     """Return what a layer pads with: a number, or the name of one number per channel."""
-    return 0.0 if isinstance(layer, Convolution) else layer.fill
+    return layer.fill if isinstance(layer, Filter) else 0.0
 
 
 def _layer_constant(layer: Layer, inside: Tensor | None, tensors: Tensors) -> Tensor:
@@ -89,6 +89,8 @@ def _layer_constant(layer: Layer, inside: Tensor | None, tensors: Tensors) -> Te
         return own
     if isinstance(layer, Filter):
         return inside * (layer.value * prod(layer.geometry.kernel))
+    if isinstance(layer, Phases):
+        return inside.repeat_interleave(prod(layer.geometry.kernel))
     answer = response(layer.geometry, _weight(layer, tensors).double(), inside)
     return answer if own is None else answer + own
 
@@ -185,6 +187,8 @@ def _scaled_map(made: AffineConv, scale: Tensor | None, shift: Tensor | None) ->
 def _layer_map(layer: Layer, tensors: Tensors, device: torch.device) -> AffineConv:
     if isinstance(layer, Filter):
         return AffineConv.filter(layer.geometry, layer.value, device)
+    if isinstance(layer, Phases):
+        return AffineConv.phases(layer.geometry, device)
     bias = None if layer.bias is None else tensors(layer.bias)
     return AffineConv.convolution(layer.geometry, _weight(layer, tensors), bias)
 

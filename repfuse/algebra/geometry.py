@@ -9,8 +9,10 @@ lines. Negative padding is a crop: the first tap is then right of the output pos
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 # The law of borders: what a map that pads meets beyond the output of the map before it.
 #
@@ -36,9 +38,10 @@ def common_mode(inner: Geometry, outer: Geometry) -> str | None:
 def constant_around(inner: Geometry, outer: Geometry) -> bool:
     """Whether ``inner``, its input continued by zeros, is constant wherever ``outer`` reads beyond its output."""
     return all(
-        (before <= 0 or constant_before(own, stride, outer_taps, step)) and (after <= 0 or constant_after(own, slack))
-        for own, stride, slack, outer_taps, step, (before, after) in zip(
-            inner.taps, inner.stride, inner.slack, outer.taps, outer.stride, outer.padding, strict=True
+        (before <= 0 or constant_before(own, stride, outer_taps, step))
+        and (after <= 0 or constant_after(own, slacks[-1]))
+        for own, stride, slacks, outer_taps, step, (before, after) in zip(
+            inner.taps, inner.stride, inner.equal_slacks, outer.taps, outer.stride, outer.padding, strict=True
         )
     )
 
@@ -57,7 +60,8 @@ def constant_after(inner: range, slack: int) -> bool:
 
     With n inputs, m = floor((n + slack) / stride) + 1, so ``stride * m >= n + slack + 1``, with equality for one n in
     each ``stride``. All taps at m are after the input, ``stride * m + first tap >= n``, for every n exactly where
-    ``slack + 1 + first tap >= 0``. Whatever the stride of an outer map that pads here, it reads m for some n.
+    ``slack + 1 + first tap >= 0``. Whatever the stride of an outer map that pads here, it reads m for some n. Where not
+    every size fits, it is the largest of the equal slacks that some n reaches.
     """
     return slack + 1 + inner[0] >= 0
 
@@ -93,6 +97,61 @@ def window(own: range, among: range) -> slice:
 Ints = tuple[int, ...]
 Padding = tuple[tuple[int, int], ...]
 
+# Sizes that a map does not take: an operator before a convolution refuses sizes that a convolution would take.
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Which sizes n fit along an axis: those with ``(n + offset) % modulus < width``."""
+
+    offset: int
+    modulus: int
+    width: int = 1
+
+    def takes(self, size: int) -> bool:
+        """Whether a size fits."""
+        return (size + self.offset) % self.modulus < self.width
+
+    def describe(self) -> str:
+        """Return the sizes that fit in words."""
+        taken = [n for n in range(self.modulus) if self.takes(n)]
+        if taken == [0]:
+            return f"a size that is a multiple of {self.modulus}"
+        return f"a size that leaves {' or '.join(map(str, taken))} divided by {self.modulus}"
+
+    def behind(self, stride: int, slack: int) -> Fit:
+        """Return which sizes n fit that a map of this stride and slack makes to ones that do.
+
+        It makes them ``m = floor((n + slack) / stride) + 1``, and ``floor(u / s) mod k < w`` where
+        ``u mod (s k) < s w``.
+        """
+        return Fit(slack + stride * (1 + self.offset), stride * self.modulus, stride * self.width)
+
+
+Fits = frozenset[Fit]
+
+
+def agreeing(stride: int, one: int, other: int) -> Fits:
+    """Return which sizes fit, where maps of these slacks are to have outputs of one size; nothing where none does.
+
+    ``floor((n + a) / s) = floor((n + b) / s)`` for a <= b where ``(n + a) mod s + b - a < s``.
+    """
+    width = stride - abs(one - other)
+    return frozenset({Fit(min(one, other), stride, width)} if width > 0 else ())
+
+
+@cache
+def equal_slacks(stride: int, slack: int, fits: Fits) -> range:
+    """Return the slacks for which the output is as large as for this one, at every size that fits.
+
+    Raises NotAffine where no size fits.
+    """
+    sizes = range(math.lcm(stride, *(fit.modulus for fit in fits)))
+    starts = [stride * ((n + slack) // stride) - n for n in sizes if all(fit.takes(n) for fit in fits)]
+    if not starts:
+        raise NotAffine("size-mismatch", "no size of the input fits all of it")
+    return range(max(starts), min(starts) + stride)
+
 
 class NotAffine(Exception):
     """Two maps cannot be one. ``code`` is a key of ``repfuse.refusals.REFUSALS``."""
@@ -109,6 +168,7 @@ class Geometry:
 
     ``padding`` is (before, after) per axis, negative where it crops; ``padding_mode`` is that of ``torch.nn.Conv2d``.
     Without spatial axes, kernel ``()``, it is a linear layer, and the channels are the last axis of its tensors.
+    ``fits`` says per axis which sizes the map takes, () that it takes all.
     """
 
     in_channels: int
@@ -119,6 +179,7 @@ class Geometry:
     dilation: Ints
     groups: int = 1
     padding_mode: str = "zeros"
+    fits: tuple[Fits, ...] = ()
 
     @staticmethod
     def identity(channels: int, ndim: int) -> Geometry:
@@ -151,6 +212,27 @@ class Geometry:
             before + after - dilation * (kernel - 1) - 1
             for (before, after), dilation, kernel in zip(self.padding, self.dilation, self.kernel, strict=True)
         )
+
+    @property
+    def equal_slacks(self) -> tuple[range, ...]:
+        """The slacks that give the output the size that it has, at all sizes that fit, per axis."""
+        return tuple(map(equal_slacks, self.stride, self.slack, self._fits))
+
+    @property
+    def _fits(self) -> tuple[Fits, ...]:
+        return self.fits or (frozenset(),) * self.ndim
+
+    @property
+    def plainest(self) -> Geometry:
+        """The same map, at all sizes that fit, with padding that is as even as can be before and after the input."""
+        if not self.fits:
+            return self
+        axes = zip(self.padding, self.slack, self.equal_slacks, strict=True)
+        even = tuple(
+            (before, after + min(max(slack + before - after, slacks[0]), slacks[-1]) - slack)
+            for (before, after), slack, slacks in axes
+        )
+        return replace(self, padding=even)
 
     @property
     def pads(self) -> bool:
@@ -199,8 +281,8 @@ class Geometry:
     def add(self, other: Geometry) -> Geometry:
         """Geometry of the sum of two maps of one source: the union of the taps, the gcd of the groups.
 
-        Exact where the strides agree and, for every input size n, ``floor((n + a) / s) = floor((n + b) / s)``, that is
-        a = b. Raises NotAffine where it is not.
+        Exact where the strides agree and, for every input size n that fits both, ``floor((n + a) / s) =
+        floor((n + b) / s)``: where all sizes do, that is a = b. Raises NotAffine where it is not.
         """
         if (self.ndim, self.in_channels, self.out_channels) != (other.ndim, other.in_channels, other.out_channels):
             raise NotAffine("channel-mismatch", f"{self.ends} beside {other.ends}")
@@ -241,7 +323,15 @@ class Geometry:
             stride=tuple(s * t for s, t in zip(self.stride, outer.stride, strict=True)),
             groups=math.gcd(self.groups, outer.groups),
             padding_mode=mode,
+            fits=self._fits_before(outer),
         )
+
+    def _fits_before(self, outer: Geometry) -> tuple[Fits, ...]:
+        """Return the sizes that fit this map and, by what it makes of them, ``outer``."""
+        if not outer.fits:
+            return self.fits
+        axes = zip(self._fits, outer.fits, self.stride, self.slack, strict=True)
+        return tuple(own | {fit.behind(s, a) for fit in theirs} for own, theirs, s, a in axes)
 
     def borders_show(self, outer: Geometry) -> bool:
         """Whether ``outer`` pads the output of ``self`` with numbers of its own.
@@ -264,13 +354,14 @@ class Geometry:
     def stacked(parts: Sequence[Geometry]) -> Geometry:
         """Geometry of the output channels of all parts, one after the other; without groups.
 
-        Raises NotAffine where strides, sizes or padding modes do not allow it, as ``add`` does.
+        Sizes for which the outputs would not be of one size do not fit: what joins them refuses these. Raises NotAffine
+        where strides, sizes or padding modes do not allow it, as ``add`` does.
         """
         first, *rest = parts
         for part in rest:
             if (first.ndim, first.in_channels) != (part.ndim, part.in_channels):
                 raise NotAffine("channel-mismatch", f"{first.ends} beside {part.ends}")
-            first, _ = first._beside(part)
+            first, _ = first._beside(part, joined=True)
         parts = [part.alike(first)[0] for part in parts]
         axes = [spread(tap for part in axis for tap in part) for axis in zip(*(p.taps for p in parts), strict=True)]
         return replace(first._on(axes, first.slack), out_channels=sum(part.out_channels for part in parts), groups=1)
@@ -284,12 +375,17 @@ class Geometry:
             dilation=tuple(axis.step for axis in axes),
         )
 
-    def _beside(self, other: Geometry) -> tuple[Geometry, Geometry]:
-        """Return both as maps of one kind, which may be added. Raises NotAffine where they may not."""
+    def _beside(self, other: Geometry, *, joined: bool = False) -> tuple[Geometry, Geometry]:
+        """Return both as maps of one kind, which may be added, or ``joined``: the first takes what fits both.
+
+        Raises NotAffine where they may not.
+        """
         one, two = self.alike(other)
         if one.stride != two.stride:
             raise NotAffine("stride-mismatch", f"stride {one.stride} beside stride {two.stride}")
-        if one.slack != two.slack:
+        fits = one._fits_beside(two, joined=joined)
+        one = one if fits == one.fits else replace(one, fits=fits)
+        if not all(map(operator.contains, one.equal_slacks, two.slack)):
             raise NotAffine(
                 "size-mismatch",
                 f"{self.describe()} beside {other.describe()}: equal output sizes for some input sizes at most",
@@ -298,6 +394,14 @@ class Geometry:
             if mode != "zeros":
                 raise NotAffine("padding-mode", f"padding_mode={mode!r} in a sum")
         return one, two
+
+    def _fits_beside(self, other: Geometry, *, joined: bool) -> tuple[Fits, ...]:
+        """Return the sizes that fit both; where they are ``joined``, those alone at which the outputs are of one."""
+        fits = [one | two for one, two in zip(self._fits, other._fits, strict=True)]
+        if joined:
+            axes = zip(fits, self.stride, self.slack, other.slack, strict=True)
+            fits = [f if b in equal_slacks(s, a, f) else f | agreeing(s, a, b) for f, s, a, b in axes]
+        return tuple(fits) if any(fits) else ()
 
     @property
     def ends(self) -> str:

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from repfuse.algebra.geometry import Geometry, Ints
+from repfuse.algebra.geometry import Fit, Geometry, Ints, Ints
 
 # Which input channels each output channel of a map reads: what decides how many groups it really has.
 
@@ -108,12 +108,31 @@ class Filter:
     fill: float | str = 0.0
 
 
-Layer = Convolution | Filter
+@dataclass(frozen=True)
+class Phases:
+    """A layer: channel c * T + t of its output is the t-th of the T taps of channel c: space to depth.
+
+    Source: Shi et al., "Real-Time Single Image and Video Super-Resolution", arXiv 1609.05158, the inverse of its
+    periodic shuffling.
+    """
+
+    geometry: Geometry
+
+    @staticmethod
+    def of(channels: int, factors: Ints) -> Phases:
+        """Return the taps of blocks of ``factors`` pixels, in which the input is cut up."""
+        outputs, none = channels * prod(factors), ((0, 0),) * len(factors)
+        whole = tuple(frozenset({Fit(0, factor)} if factor > 1 else ()) for factor in factors)
+        ones = (1,) * len(factors)
+        return Phases(Geometry(channels, outputs, factors, factors, none, ones, channels, fits=whole))
+
+
+Layer = Convolution | Filter | Phases
 
 
 def mixes(layer: Layer) -> bool:
     """Whether the layer computes: a convolution or a pool, and not only a pad, a crop or a step."""
-    return isinstance(layer, Convolution) or prod(layer.geometry.kernel) > 1
+    return isinstance(layer, Convolution) or (isinstance(layer, Filter) and prod(layer.geometry.kernel) > 1)
 
 
 @dataclass(frozen=True)

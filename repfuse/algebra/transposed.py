@@ -25,7 +25,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from repfuse.algebra.geometry import Geometry, Ints, NotAffine, spread
+from repfuse.algebra.geometry import Fits, Geometry, Ints, NotAffine, spread
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,10 @@ class TransposedGeometry(Geometry):
             groups=math.gcd(self.groups, outer.groups),
         )
         return whole._on([spread(t * u + v for u in own for v in outers) for own, t, outers in axes], growth)
+
+    def _fits_beside(self, other: Geometry, *, joined: bool) -> tuple[Fits, ...]:  # noqa: ARG002
+        """Return nothing: outputs of two sizes at one size of the input are so at all."""
+        return ()
 
     def _is_zero_around(self, outer: TransposedGeometry) -> bool:
         """Whether no tap writes to one of the positions beyond the output that ``outer`` would write into its own.

@@ -82,6 +82,7 @@ SIGNATURES: dict[str, str] = {
     "split": "input sizes dim",
     "tensor_split": "input sizes dim",
     "channel_shuffle": "input groups",
+    "pixel_unshuffle": "input downscale_factor",
     "view": "input size*",
     "transpose": "input dim0 dim1",
     "permute": "input dims*",

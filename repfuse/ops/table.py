@@ -116,6 +116,7 @@ ROWS: dict[str, Row] = {
     "cat": channels.cat,
     **dict.fromkeys(channels.PIECES, channels.pieces),
     "channel_shuffle": channels.shuffle,
+    "pixel_unshuffle": filters.unshuffled,
     "view": _reshaped,
     "flatten": _reshaped,
     **dict.fromkeys(("view_as", "squeeze", "unsqueeze"), rows.viewed),

@@ -40,8 +40,9 @@ class Estimate:
 
     def of_map(self, expression: Expression, source: fx.Node, output: Sequence[int]) -> Cost:
         """Cost of an expression as one convolution from the value of ``source`` to a map of shape ``output``."""
-        shape = (*output[:1], expression.geometry.out_channels, *output[2:]) if expression.geometry.ndim else output
-        return convolution_cost(expression.geometry, tuple(shape), self.recording.shape_of[source], self._item(source))
+        geometry = expression.geometry.plainest
+        shape = (*output[:1], geometry.out_channels, *output[2:]) if geometry.ndim else output
+        return convolution_cost(geometry, tuple(shape), self.recording.shape_of[source], self._item(source))
 
     def of_groups(self, groups: Sequence[Group], root: fx.Node) -> Cost:
         """Cost of the sum of ``groups``, one convolution each."""

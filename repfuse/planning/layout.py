@@ -200,7 +200,7 @@ class _LayingOut:
     def _fold(self, call: Call, candidate: Candidate) -> bool:
         """Lay a region out as a fold or a swap, if it is modules in a row that nothing else uses."""
         row = self.folding.row(candidate, call)
-        if row is None:
+        if row is None or any(group.expression.geometry.fits for group in candidate.groups):
             return False
         for path in {
             inner.path for node in candidate.region.nodes for inner in self.recording.call_of[node].up_to(call)
@@ -282,9 +282,13 @@ class _LayingOut:
             name = name_of[id(region.groups[0])] if piece.layered else None
             last = after if piece is found[-1] else []
             nodes = frozenset((*piece.nodes.intersection(inside), *last))
-            yield Replacement(piece.root, (Part(piece.source, name),), nodes, tuple(last))
+            fits = region.groups[0].expression.geometry.fits if piece.layered else ()
+            yield Replacement(piece.root, (Part(piece.source, name, 1.0, fits),), nodes, tuple(last))
         if not found:
-            parts = tuple(Part(g.source, name_of.get(id(g)), g.of_source or 1.0) for g in region.groups)
+            parts = tuple(
+                Part(g.source, name_of.get(id(g)), g.of_source or 1.0, g.expression.geometry.fits)
+                for g in region.groups
+            )
             yield Replacement(region.root, parts, frozenset((*inside, *after)), tuple(after))
 
     def _after(self, call: Call, root: fx.Node, nodes: list[fx.Node]) -> list[fx.Node]:

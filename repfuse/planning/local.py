@@ -19,7 +19,7 @@ from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
 from torch.utils._pytree import tree_map_only
 
-from repfuse.algebra.geometry import NotAffine
+from repfuse.algebra.geometry import Fit, Fits, NotAffine
 from repfuse.planning.bystanders import Bystanders
 from repfuse.recording.recording import Recording
 from repfuse.recording.run import Call, assigned, lower, set_data, unknown
@@ -28,11 +28,15 @@ from repfuse.recording.stock import hooks_of
 
 @dataclass(frozen=True)
 class Part:
-    """One addend of a replacement: ``factor`` times a value, or, with ``module``, that module's answer to the value."""
+    """One addend of a replacement: ``factor`` times a value, or, with ``module``, that module's answer to the value.
+
+    Other sizes than those that ``fits`` names per axis are refused, as they were.
+    """
 
     source: fx.Node
     module: str | None
     factor: float = 1.0
+    fits: tuple[Fits, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,19 @@ class _Builder:
 
     def _value(self, part: Part) -> fx.Node:
         source = self._known(part.source)
+        for axis, fits in enumerate(part.fits):
+            for fit in sorted(fits, key=repr):
+                self._insist(source, axis - len(part.fits), fit)
         return source if part.module is None else self.graph.call_module(part.module, (source,))
+
+    def _insist(self, value: fx.Node, axis: int, fit: Fit) -> None:
+        """Let the graph refuse sizes that do not fit."""
+        size: Any = self.graph.call_method("size", (value, axis))
+        if fit.offset % fit.modulus:
+            size = self.graph.call_function(operator.add, (size, fit.offset % fit.modulus))
+        rest = self.graph.call_function(operator.mod, (size, fit.modulus))
+        fine = self.graph.call_function(operator.lt, (rest, fit.width))
+        self.graph.call_function(torch._assert, (fine, f"axis {axis} of the input has to have {fit.describe()}"))
 
     def _scaled(self, value: fx.Node, factor: float) -> fx.Node:
         return value if factor == 1 else self.graph.call_function(operator.mul, (value, factor))

@@ -143,7 +143,7 @@ class _Rewriting:
         return body
 
     def _convolution(self, fused: Fused) -> nn.Module:
-        geometry = fused.expression.geometry
+        geometry = fused.expression.geometry.plainest
         convolution = convolution_module(geometry)
         self._write(convolution, fused)
         return with_padding(convolution, geometry).train(self.result.get_submodule(fused.owner).training)

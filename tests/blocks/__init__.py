@@ -14,6 +14,7 @@ from blocks import (
     mixers,
     norms,
     rows,
+    space,
     transposed,
     weights,
 )
@@ -45,6 +46,7 @@ _FAMILIES = (
     linears,
     norms,
     rows,
+    space,
     transposed,
     costly,
 )

@@ -107,7 +107,7 @@ class Inputs:
     """What a block is called with: ``inputs`` maps of ``channels`` channels and ``axes`` spatial axes.
 
     ``least`` is the smallest side that it takes, ``side`` that of the example; unless ``square``, every other side is
-    one more. A linear layer takes its channels ``last``.
+    one more. Where it takes ``multiple``s alone, it is the next one. A linear layer takes its channels ``last``.
     """
 
     inputs: int = 1
@@ -116,6 +116,7 @@ class Inputs:
     least: int = 1
     side: int = 6
     square: bool = False
+    multiple: int = 1
     last: bool = False
 
     @property
@@ -126,6 +127,7 @@ class Inputs:
     def at(self, side: int, seed: int = 0, batch: int = 2) -> list[Tensor]:
         """Inputs of sides of about ``side``, seeded."""
         sides = [side + (axis % 2 and not self.square) for axis in range(self.axes)]
+        sides = [-(-n // self.multiple) * self.multiple for n in sides]
         shape = (batch, *sides, self.channels) if self.last else (batch, self.channels, *sides)
         return [image(*shape, seed=seed + number) for number in range(self.inputs)]
 

@@ -1,0 +1,93 @@
+"""Space to depth before a layer, by an operator or by slices.
+
+YOLOv5's Focus, https://github.com/ultralytics/yolov5; Shi et al., "Real-Time Single Image and Video Super-Resolution"
+(arXiv 1609.05158), for the shuffling of pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blocks.building import BORDER, ELSEWHERE, C, Case, Spelled, Twin, conv, norm
+
+EVEN = {"multiple": 2, "least": 2}
+
+
+def focus(x: Tensor) -> Tensor:
+    return torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
+
+
+def halves(x: Tensor) -> Tensor:
+    return torch.cat((x[..., ::2], x[..., 1::2]), 1)
+
+
+def unshuffled(x: Tensor) -> Tensor:
+    return F.pixel_unshuffle(x, 2)
+
+
+CASES = [
+    Case("unshuffle, 3x3", lambda: Spelled(lambda m, x: m.a(unshuffled(x)), a=conv(3, inputs=4 * C)), "graph", **EVEN),
+    Case(
+        "unshuffle, 3x3 of a stride",
+        lambda: Spelled(lambda m, x: m.a(unshuffled(x)), a=conv(3, inputs=4 * C, stride=2)),
+        "graph",
+        **EVEN,
+    ),
+    Case(
+        "focus, 3x3, norm",
+        lambda: Spelled(lambda m, x: m.n(m.a(focus(x))), a=conv(3, inputs=4 * C), n=norm()),
+        "graph",
+        **EVEN,
+    ),
+    Case(
+        "norm, unshuffle, 1x1",
+        lambda: Spelled(lambda m, x: m.a(unshuffled(m.n(x))), a=conv(1, inputs=4 * C), n=norm()),
+        "graph",
+        **EVEN,
+    ),
+    Case(
+        "unshuffle, 1x1 beside a 3x3 of stride 2",
+        lambda: Spelled(lambda m, x: m.a(unshuffled(x)) + m.b(x), a=conv(1, inputs=4 * C), b=conv(3, stride=2)),
+        "graph",
+        **EVEN,
+    ),
+    Case(
+        "every second sample, joined, into a layer",
+        lambda: Spelled(lambda m, x: m.a(halves(x)), a=conv(3, inputs=2 * C, axes=1)),
+        "graph",
+        axes=1,
+        **EVEN,
+    ),
+    Case(
+        "every third, joined, into a layer",
+        lambda: Spelled(
+            lambda m, x: m.a(torch.cat([x[..., start::3] for start in range(3)], 1)), a=conv(3, inputs=3 * C, axes=1)
+        ),
+        "graph",
+        axes=1,
+        multiple=3,
+        least=3,
+    ),
+]
+
+TWINS = [
+    Twin(
+        "every second sample, added",
+        "size-mismatch",
+        lambda: Spelled(lambda m, x: m.a(x[..., ::2]) + m.b(x[..., 1::2]), a=conv(3, axes=1), b=conv(1, axes=1)),
+        axes=1,
+        wrong=ELSEWHERE,
+    ),
+    Twin(
+        "norm, unshuffle, padded 3x3",
+        "shift-before-padding",
+        lambda: Spelled(lambda m, x: m.a(F.pixel_unshuffle(m.n(x), 3)), a=conv(3, inputs=9 * C), n=norm()),
+        convolutions=1,
+        norms=1,
+        wrong=BORDER,
+        multiple=3,
+        least=3,
+    ),
+]
