@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from repfuse.algebra.geometry import Fit, Geometry, Ints, Ints
+from repfuse.algebra.geometry import Fit, Geometry, Ints
 
 # Which input channels each output channel of a map reads: what decides how many groups it really has.
 
