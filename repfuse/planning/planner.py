@@ -253,8 +253,10 @@ class Planner:
 
     def _reject(self, node: fx.Node, code: str, reason: str) -> None:
         layers_alone = code in ("broadcast", "embedding", "input-statistics")
-        beside = self._has_affine_neighbour(node, also=() if layers_alone else (Sum,)) or code == "computed-weight"
-        if beside and not isinstance(self.meanings[node], Rearranged):
+        meaning = self.meanings[node]
+        dynamic = isinstance(meaning, Unfusible) and meaning.code == "computed-weight"
+        beside = self._has_affine_neighbour(node, also=() if layers_alone else (Sum,))
+        if dynamic or (beside and not isinstance(meaning, Rearranged)):
             self.refuse(NotAffine(code, reason), node)
         self.meanings[node] = None
 
