@@ -32,7 +32,8 @@ TOPICS: dict[str, Topic] = {
             "transposed": "Transposed convolutions: sums of one stride; norms, scales, 1x1 and crops after them, "
             "scales and 1x1 without bias before them.",
             "channels": "cat, chunk, split, slices, index_select, repeat_interleave and shuffles between layers.",
-            "rows": "Norms and layers across flatten, view, transpose, and means over space or tokens.",
+            "rows": "Norms, 1x1 and linear layers across flatten, view, transpose, one pixel or token, and means over "
+            "space or tokens, global or in windows.",
             "weights": "Computed in forward from parameters alone: weight norm, masks, re-parameterised products. They "
             "become plain weights.",
             "linear": "Parallel (LoRA), in a row, averaged heads, with BatchNorm1d; matmul, bmm, einsum with a "

@@ -278,9 +278,10 @@ def _uncounted(m, x):
 
 
 def _dynamic(m, x):
-    kernels = m.a.weight * torch.sigmoid(x.mean((2, 3))).view(len(x), 1, 4, 1, 1)
-    of_all = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), groups=len(x))
-    return torch.sin(of_all.view(len(x), -1, *of_all.shape[2:]))
+    batch = x.size(0)
+    kernels = m.a.weight * torch.sigmoid(x.mean((2, 3))).view(batch, 1, 4, 1, 1)
+    of_all = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), groups=batch)
+    return torch.sin(of_all.view(batch, -1, *of_all.shape[2:]))
 
 
 def _random_weight(m, x):

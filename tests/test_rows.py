@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from blocks import C, Spelled, norm
+from blocks import C, Spelled, conv, norm
 from support.agreement import error, image, operations, randomised
 from support.meanings import meaning_at
 from torch import nn
@@ -28,6 +28,12 @@ TOKENS, IMAGES = [(2, 5, 4), (3, 7, 4), (1, 1, 4)], [(2, 4, 6, 7), (1, 4, 3, 5)]
         (TOKENS, lambda m, x, y: x.mean(1), ((2, 1),)),
         (TOKENS, lambda m, x, y: x.mean(1, keepdim=True), ((2, 2),)),
         (TOKENS, lambda m, x, y: x.mean([0, 1], keepdim=True), ((2, 2),)),
+        (TOKENS, lambda m, x, y: x[:, 0], ((2, 1),)),
+        (TOKENS, lambda m, x, y: x[-1], ((2, 1),)),
+        (TOKENS, lambda m, x, y: x.select(1, -1), ((2, 1),)),
+        (IMAGES, lambda m, x, y: x[:, :, 0, 0], ((1, 1),)),
+        (IMAGES, lambda m, x, y: x[..., 0, :], ((1, 1), (3, 2))),
+        (IMAGES, lambda m, x, y: x.select(3, 1), ((1, 1),)),
         (IMAGES, lambda m, x, y: x.flatten(2), ((1, 1),)),
         (IMAGES, lambda m, x, y: x.mean((2, 3)), ((1, 1),)),
         (IMAGES, lambda m, x, y: x.mean((-1, -2), True), ((1, 1),)),
@@ -49,6 +55,10 @@ def test_rows_elsewhere(shapes, function, moves):
 @pytest.mark.parametrize(
     ("shapes", "function"),
     [
+        (TOKENS, lambda m, x, y: x[:, [0]]),
+        (TOKENS, lambda m, x, y: x[:, 0, 1]),
+        (TOKENS, lambda m, x, y: x[:, None, 0]),
+        (TOKENS, lambda m, x, y: x.select(1, x.size(1) - 1)),
         (TOKENS, lambda m, x, y: x.flatten(1)),
         (TOKENS, lambda m, x, y: x.view(x.size(0), -1)),
         (TOKENS, lambda m, x, y: x.view(torch.int64)),
@@ -97,6 +107,23 @@ def test_a_norm_that_acts_on_something_else_stays(made):
     fused = fuse(network, (x,)).module
     assert operations(fused, x)["batch_norm"] == 1
     assert error(network, fused, x) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        (conv(3), nn.Linear(C, 5)),
+        (conv(1, stride=2), nn.Linear(C, 5)),
+        (conv(1, padding=1), nn.Linear(C, 5)),
+        (conv(1, groups=2), nn.Linear(C, 5)),
+        (nn.AvgPool2d(3, 1, 1), nn.Linear(C, 5)),
+        (nn.Sequential(conv(1), nn.ReLU()), nn.Linear(C, 5)),
+    ],
+)
+def test_a_layer_that_does_not_act_on_single_pixels_stays(first, last):
+    network = randomised(Spelled(lambda m, x: m.last(m.first(x).mean((2, 3))), first=first, last=last))
+    result = fuse(network, (X,))
+    assert not result.plan.sites and error(network, result.module, X) == 0
 
 
 def test_a_forward_may_ask_for_as_many_sizes_as_there_are():

@@ -187,19 +187,36 @@ def relaid(expression: Expression, channels: int, ndim: int) -> Expression:
             return expression
 
 
-def of_channels_alone(expression: Expression) -> Expression | None:
-    """Return an expression that acts on the channels of each pixel alone as one without spatial axes; else None.
+def of_channels_alone(expression: Expression, ndim: int) -> Expression | None:
+    """Return an expression that acts on the channels of each pixel alone as one of ``ndim`` spatial axes; else None.
 
-    Linear layers are such, and what scales and shifts channels.
+    Linear layers and 1x1 are such, and what scales and shifts channels.
     """
     match expression:
         case Identity(channels):
-            return Identity(channels, 0)
+            return Identity(channels, ndim)
         case Scaled(inner):
-            plain = of_channels_alone(inner)
+            plain = of_channels_alone(inner, ndim)
             return None if plain is None else replace(expression, input=plain)
+        case Through(inner, Convolution(geometry) as layer) if geometry.is_pointwise:
+            plain = of_channels_alone(inner, ndim)
+            return None if plain is None else through(plain, _on_axes(layer, ndim))
+        case Sum(terms):
+            found = [of_channels_alone(term, ndim) for term in terms]
+            whole = tuple(term for term in found if term is not None)
+            return sum_of(whole) if len(whole) == len(terms) else None
         case _:
-            return None if expression.geometry.ndim else expression
+            return None if ndim or expression.geometry.ndim else expression
+
+
+def _on_axes(layer: Convolution, ndim: int) -> Convolution:
+    """Return a layer of single pixels as one of ``ndim`` spatial axes."""
+    geometry = layer.geometry
+    if geometry.ndim == ndim:
+        return layer
+    ones = (1,) * ndim
+    point = Geometry(geometry.in_channels, geometry.out_channels, ones, ones, ((0, 0),) * ndim, ones)
+    return replace(layer, geometry=point, order=layer.order or tuple(range(2 + geometry.ndim)))
 
 
 def multiple_of_source(expression: Expression) -> float | None:

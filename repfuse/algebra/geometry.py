@@ -245,6 +245,13 @@ class Geometry:
         return not any(before or after for before, after in self.padding)
 
     @property
+    def is_pointwise(self) -> bool:
+        """Whether the map is one matrix for the channels of every pixel: a 1x1, or a linear layer."""
+        return (
+            type(self) is Geometry and self.groups == 1 and self.keeps_edges and set(self.kernel + self.stride) <= {1}
+        )
+
+    @property
     def pad_then_crop(self) -> tuple[Ints, Ints]:
         """The amounts to pad and then to crop by, as ``F.pad`` takes them: from the last axis to the first.
 

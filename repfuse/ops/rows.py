@@ -1,7 +1,7 @@
 """What puts values elsewhere, or averages them, alike for every channel: flatten, transpose, mean over space.
 
 Write a tensor as rows of C channels, ``X [R, C]``. These operators compute ``P X`` with a matrix P over rows, each of
-whose own rows sums to 1: permutations, and means. What acts on channels, ``X -> X W^T + b``, commutes with that:
+whose own rows sums to 1: permutations, choices, means. What acts on channels, ``X -> X W^T + b``, commutes with that:
 ``P (X W^T + 1 b^T) = (P X) W^T + 1 b^T``.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from repfuse.ops.call import Call, axis_of, contains_node, is_channel_axis, is_data
-from repfuse.ops.indexing import is_integer
+from repfuse.ops.indexing import entries_of, is_integer, is_whole
 from repfuse.ops.meaning import Meaning, Rearranged
 
 if TYPE_CHECKING:
@@ -64,10 +64,29 @@ def mean(call: Call, recording: Recording) -> Meaning | None:
     if call.get("dtype") is not None or not isinstance(keeps, bool):
         return None
     rank = len(recording.shape_of[x])
-    gone = {axis_of(dim, rank) for dim in dims}
-    kept = [axis for axis in range(rank) if keeps or axis not in gone]
-    stay = (axis for axis in kept if is_channel_axis(axis, rank) and axis not in gone)
-    return None if None in gone else _moved(x, {axis: kept.index(axis) for axis in stay})
+    return _without(x, {axis_of(dim, rank) for dim in dims}, rank, keeps=keeps)
+
+
+def picked(call: Call, recording: Recording) -> Meaning | None:
+    """One place along some axes: ``x[:, :, 0, 0]``."""
+    x, index = call.input, call.get("index")
+    given = index if isinstance(index, tuple) else (index,)
+    if not is_data(x, recording) or any(isinstance(entry, list) for entry in given):
+        return None
+    rank = len(recording.shape_of[x])
+    entries = entries_of(tuple([entry] if is_integer(entry) else entry for entry in given), rank)
+    if entries is None or not all(isinstance(entry, list) or is_whole(entry) for entry in entries):
+        return None
+    return _without(x, {axis for axis, entry in enumerate(entries) if isinstance(entry, list)}, rank)
+
+
+def selected(call: Call, recording: Recording) -> Meaning | None:
+    """``x.select(dim, index)``: one place along an axis."""
+    x = call.input
+    if not is_data(x, recording) or not is_integer(call.get("index")):
+        return None
+    rank = len(recording.shape_of[x])
+    return _without(x, {axis_of(call.get("dim"), rank)}, rank)
 
 
 def adaptive_pool(call: Call, recording: Recording, ndim: int) -> Meaning | None:
@@ -76,6 +95,13 @@ def adaptive_pool(call: Call, recording: Recording, ndim: int) -> Meaning | None
     if not is_data(x, recording) or len(recording.shape_of[x]) != ndim + 2:
         return None
     return _moved(x, {1: 1})
+
+
+def _without(x: fx.Node, gone: set[int | None], rank: int, *, keeps: bool = False) -> Rearranged | None:
+    """Axes that are reduced, and gone unless one ``keeps`` them."""
+    kept = [axis for axis in range(rank) if keeps or axis not in gone]
+    stay = (axis for axis in kept if is_channel_axis(axis, rank) and axis not in gone)
+    return None if None in gone else _moved(x, {axis: kept.index(axis) for axis in stay})
 
 
 def _moved(x: fx.Node, moves: dict[int, int]) -> Rearranged | None:

@@ -76,6 +76,7 @@ SIGNATURES: dict[str, str] = {
     "flip": "input dims*",
     "index": "input indices",
     "index_select": "input dim index",
+    "select": "input dim index",
     "repeat_interleave": "input repeats dim output_size",
     "cat": "tensors dim",
     "chunk": "input chunks dim",

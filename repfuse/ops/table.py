@@ -50,7 +50,7 @@ def _item(call: Call, recording: Recording) -> Meaning | None:
         return channels.piece(call, producer, recording)
     if producer is not None and producer.operator in _NATIVE_NORMS:
         return norms.normalised_part(call, producer, recording)
-    return indexing.indexed(call, recording)
+    return indexing.indexed(call, recording) or rows.picked(call, recording)
 
 
 def _copy(call: Call, recording: Recording) -> Meaning | None:
@@ -112,6 +112,7 @@ ROWS: dict[str, Row] = {
     "flip": indexing.flipped,
     "index": indexing.picked,
     "index_select": indexing.index_selected,
+    "select": rows.selected,
     "repeat_interleave": indexing.repeated,
     "cat": channels.cat,
     **dict.fromkeys(channels.PIECES, channels.pieces),

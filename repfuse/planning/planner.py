@@ -218,7 +218,8 @@ class Planner:
         tensors = (node, *inputs_of(meaning))
         mark = self.recording.mark_of(node, any_rank=not isinstance(meaning, Rearranged))
         if isinstance(meaning, Unfusible):
-            self._reject(node, meaning.code, meaning.reason)
+            uncertain = mark if meaning.code == "computed-weight" else None  # then no weight there counts as constant
+            self._reject(node, *(uncertain or (meaning.code, meaning.reason)))
         elif meaning is None:
             return
         elif mark is not None:
@@ -237,12 +238,11 @@ class Planner:
             self._reject(node, "in-place", "what is overwritten here is read again later")
 
     def _drop_idle(self, node: fx.Node) -> None:
-        """Make a node opaque that rearranges what no map of channels made: nothing could be moved across it."""
+        """Make a node opaque that rearranges what no map made: nothing could be moved across it."""
         meaning = self.meanings[node]
         if isinstance(meaning, Rearranged):
             made = self.meanings[self.origin(meaning.input)]
-            linear = isinstance(made, Through) and not made.layer.geometry.ndim
-            if not (linear or isinstance(made, Scaled | Sum | Rearranged)):
+            if not isinstance(made, Through | Scaled | Sum | Rearranged):
                 self.meanings[node] = None
 
     def _drop_conversion(self, node: fx.Node) -> None:
@@ -253,8 +253,10 @@ class Planner:
 
     def _reject(self, node: fx.Node, code: str, reason: str) -> None:
         layers_alone = code in ("broadcast", "embedding", "input-statistics")
-        beside = self._has_affine_neighbour(node, also=() if layers_alone else (Sum,)) or code == "computed-weight"
-        if beside and not isinstance(self.meanings[node], Rearranged):
+        meaning = self.meanings[node]
+        dynamic = isinstance(meaning, Unfusible) and meaning.code == "computed-weight"
+        beside = self._has_affine_neighbour(node, also=() if layers_alone else (Sum,))
+        if dynamic or (beside and not isinstance(meaning, Rearranged)):
             self.refuse(NotAffine(code, reason), node)
         self.meanings[node] = None
 

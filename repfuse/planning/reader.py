@@ -113,9 +113,10 @@ class Reader:
     def _applied(self, node: fx.Node, term: Term, layer: Layer) -> Term:
         geometry = layer.geometry
         if term.axis is not None:
-            if geometry.ndim or term.axis != len(self.shape_of[node]) - 1:
+            inside = of_channels_alone(term.expression, geometry.ndim)
+            if inside is None or term.axis != (1 if geometry.ndim else len(self.shape_of[node]) - 1):
                 raise Ends("the channels are elsewhere")
-            term = replace(term, axis=None)
+            term = replace(term, expression=inside, axis=None)
         inner = relaid(term.expression, geometry.in_channels, geometry.ndim)
         expression = through(inner, layer)
         self.check_borders(inner, layer, term.source, node)
@@ -133,14 +134,20 @@ class Reader:
             yield _grown(term, node, term.expression if own is None else Scaled(term.expression, own))
 
     def _rearranged(self, node: fx.Node, term: Term, x: fx.Node, moves: tuple[tuple[int, int], ...]) -> Term:
-        """Take a map of channels alone to where the node has them: ``P (X W^T + 1 b^T) = (P X) W^T + 1 b^T``."""
+        """Take a map to where the node has its channels; what scales and shifts these goes on merging with it.
+
+        Where it is one of channels alone, so do layers: ``P (X W^T + 1 b^T) = (P X) W^T + 1 b^T``.
+        """
         made = self.meanings[origin(x, self.meanings)]
-        at = made.axis if isinstance(made, Scaled) else len(self.shape_of[x]) - 1
-        axis = dict(moves).get(at if term.axis is None else term.axis) if at is not None else None
-        expression = of_channels_alone(term.expression)
-        if axis is None or expression is None or term.of_source is not None:
-            raise Ends("not a map of channels alone")
-        return replace(_grown(term, node, expression), axis=axis)
+        at = term.axis
+        if at is None and any(layers(term.expression)):
+            at = 1 if term.expression.geometry.ndim else len(self.shape_of[x]) - 1
+        elif at is None and isinstance(made, Scaled):
+            at = made.axis
+        axis = None if at is None else dict(moves).get(at)
+        if axis is None or term.of_source is not None:
+            raise Ends("the channels are elsewhere")
+        return replace(_grown(term, node, term.expression), axis=axis)
 
     def _combined(
         self, node: fx.Node, operands: Sequence[tuple[tuple[Term, ...], Scaled[fx.Node]]]

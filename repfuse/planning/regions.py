@@ -233,13 +233,14 @@ class Regions:
         meaning = self.meanings[root]
         if any(map(self.estimate.is_wasted, region.nodes)):
             return True  # what is added in vain goes with the sum
+        scales = isinstance(meaning, Sum) and len(set(inputs_of(meaning))) == 1 and region.is_writable
+        if scales or not isinstance(meaning, Sum | Same):
+            return True  # each branch takes its part of a factor
         for group in region.groups:
             others = frozenset(chain.from_iterable(other.nodes for other in region.groups if other is not group))
             if len(group.terms) == 1 and group.of_source is None and group.terms[0].top not in others:
                 self._say(root)
                 self._cut(group.terms[0].top)
-        if not isinstance(meaning, Sum | Same):
-            return True
         place = {id(term): operand for term, operand in zip(self._terms[root], self._operand_of[root], strict=True)}
         return any(len({place[id(term)] for term in group.terms}) > 1 for group in region.groups)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.building import C, Case, Spelled, norm, scale
+from blocks.building import C, Case, Spelled, conv, norm, scale, total
 
 N = 16
 TOKENS = {"convolutions": 0, "linears": 1, "axes": 1, "channels": N, "last": True}
@@ -49,6 +49,22 @@ def kept_mean(x: Tensor) -> Tensor:
     return x.mean((-2, -1), keepdim=True).flatten(1)
 
 
+def in_a_row(*steps) -> nn.Sequential:
+    """Layers with what stands between them in functions."""
+    return nn.Sequential(
+        *(step if isinstance(step, nn.Module) else Spelled(lambda m, x, f=step: f(x)) for step in steps)
+    )
+
+
+def windows(x: Tensor) -> Tensor:
+    return pool(x, 2)
+
+
+def onto_an_image(m: Spelled, x: Tensor) -> Tensor:
+    """Tokens of a linear layer, as an image of one row, into a convolution."""
+    return m.b(m.a(x).transpose(1, 2).unsqueeze(2))
+
+
 IMAGE = {"convolutions": 0, "linears": 1}
 
 CASES = [
@@ -82,6 +98,31 @@ CASES = [
     Case("norm, adaptive pool, linear", lambda: pooled(lambda x: pool(x, 1).flatten(1)), "fold", **IMAGE),
     Case(
         "norm, pool, squeezed, linear", lambda: pooled(lambda x: pool(x, (1, 1)).squeeze(3).squeeze(2)), "fold", **IMAGE
+    ),
+    Case("norm, pool, one pixel, linear", lambda: pooled(lambda x: pool(x, 1)[:, :, 0, 0]), "fold", **IMAGE),
+    Case("norm, windows, 1x1", lambda: in_a_row(norm(), windows, conv(1)), "fold"),
+    Case("norm, windows, 2x2", lambda: in_a_row(norm(), windows, conv(2, padding=0)), "fold"),
+    Case("1x1, windows, norm", lambda: in_a_row(conv(1), windows, norm()), "fold"),
+    Case("3x3, windows, norm", lambda: in_a_row(conv(3), windows, norm()), "fold"),
+    Case("1x1, norm, windows, 1x1", lambda: in_a_row(conv(1), norm(), windows, conv(1)), "swap"),
+    Case("1x1, mean, linear", lambda: in_a_row(conv(1), kept_mean, nn.Linear(C, 5)), "swap", **IMAGE),
+    Case(
+        "1x1 and 1x1, mean, linear",
+        lambda: in_a_row(total(conv(1), conv(1)), kept_mean, nn.Linear(C, 5)),
+        "chain",
+        **IMAGE,
+    ),
+    Case(
+        "linear, one token, linear",
+        lambda: in_a_row(nn.Linear(N, 12), lambda x: x[:, 0], nn.Linear(12, 5)),
+        "swap",
+        **TOKENS,
+    ),
+    Case(
+        "linear, as an image, 1x1",
+        lambda: Spelled(onto_an_image, a=nn.Linear(N, 12), b=nn.Conv2d(12, 5, 1)),
+        "swap",
+        **TOKENS | {"convolutions": 1, "linears": 0},
     ),
     Case("norm, pixels as tokens, linear", lambda: pooled(lambda x: x.flatten(2).transpose(1, 2)), "fold", **IMAGE),
 ]
