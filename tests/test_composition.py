@@ -394,7 +394,7 @@ AXIS = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(0, 4), st.int
 def test_a_layer_after_space_to_depth_is_one_of_its_input(channels, axes, factor, side):
     """At every size that fits, with the plainest padding; a constant before it stays one where nothing is padded."""
     kernel, stride, padding, dilation = zip(*axes, strict=True)
-    blocks = AffineConv.phases(Phases.of(channels, (factor, factor)).geometry)
+    blocks = AffineConv.phases(Phases.of(channels, (factor, factor)))
     both_sides = tuple((amount, amount) for amount in padding)
     outer = random_map(Geometry(blocks.geometry.out_channels, 2, kernel, stride, both_sides, dilation))
     both = attempt(lambda: blocks.then(outer))

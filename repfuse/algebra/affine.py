@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from repfuse.algebra.geometry import Geometry, NotAffine, window
-from repfuse.algebra.layers import Numbers, Windows
+from repfuse.algebra.layers import Numbers, Phases, Windows
 from repfuse.algebra.transposed import TransposedGeometry
 
 # How weights are laid out.
@@ -222,11 +222,13 @@ class AffineConv:
         return AffineConv.convolution(geometry, weight)
 
     @staticmethod
-    def phases(geometry: Geometry, device: torch.device | None = None) -> AffineConv:
+    def phases(layer: Phases, device: torch.device | None = None) -> AffineConv:
         """Return the map whose output channels are the taps of each channel, one by one."""
-        taps = math.prod(geometry.kernel)
-        one = torch.eye(taps, dtype=torch.float64, device=device).view(taps, 1, *geometry.kernel)
-        return AffineConv.convolution(geometry, one.repeat(geometry.in_channels, *[1] * (geometry.ndim + 1)))
+        geometry = layer.geometry
+        each = geometry.in_channels // geometry.groups * math.prod(geometry.kernel)
+        one = torch.eye(each, dtype=torch.float64, device=device)
+        rows = one[list(layer.order)] if layer.order else one.repeat(geometry.groups, 1)
+        return AffineConv.convolution(geometry, rows.view(geometry.weight_shape))
 
     @staticmethod
     def convolution(geometry: Geometry, weight: Tensor, bias: Tensor | None = None) -> AffineConv:

@@ -46,8 +46,8 @@ def constant(expression: Expression, tensors: Tensors, device: torch.device) -> 
     match expression:
         case Through(inner, layer):
             return _layer_constant(layer, None if is_unshifted(inner) else constant(inner, tensors, device), tensors)
-        case Scaled(inner, by):
-            scale, shift = scale_and_shift(by, tensors)
+        case Scaled(inner):
+            scale, shift = scale_and_shift(expression, tensors)
             value = constant(inner, tensors, device)
             value = value if scale is None else value * scale
             return value if shift is None else value + shift
@@ -90,13 +90,21 @@ def _layer_constant(layer: Layer, inside: Tensor | None, tensors: Tensors) -> Te
     if isinstance(layer, Filter):
         return inside * (layer.value * prod(layer.geometry.kernel))
     if isinstance(layer, Phases):
-        return inside.repeat_interleave(prod(layer.geometry.kernel))
+        taps = inside.repeat_interleave(prod(layer.geometry.kernel))
+        return taps[list(layer.order)] if layer.order else taps
     answer = response(layer.geometry, _weight(layer, tensors).double(), inside)
     return answer if own is None else answer + own
 
 
-def scale_and_shift(by: Channelwise, tensors: Tensors) -> tuple[Tensor | None, Tensor | None]:
-    """Return ``s`` and ``t`` of ``y = s x + t``, float64 of C numbers or of one; None for 1 and for 0.
+def scale_and_shift(scaled: Scaled[Expression], tensors: Tensors) -> tuple[Tensor | None, Tensor | None]:
+    """Return ``s`` and ``t`` of ``y = s x + t``, float64 of C numbers or of one; None for 1 and for 0."""
+    numbers, picks = _scale_and_shift(scaled.by, tensors), list(scaled.picks)
+    scale, shift = (x if x is None or not picks or x.numel() == 1 else x[picks] for x in numbers)
+    return scale, shift
+
+
+def _scale_and_shift(by: Channelwise, tensors: Tensors) -> tuple[Tensor | None, Tensor | None]:
+    """Return the same for the channels that ``by`` has numbers for.
 
     A normalisation is ``s = weight / sqrt(var + eps)``, ``t = bias - mean * s``.
     """
@@ -128,8 +136,8 @@ def _addends(expression: Expression, tensors: Tensors, scale: Tensor | None, dev
             yield Addend(expression.geometry, ones, scale)
         case Through(Identity(), Convolution() as layer):
             yield Addend(layer.geometry, _weight(layer, tensors), scale)
-        case Scaled(inner, by):
-            own, _ = scale_and_shift(by, tensors)
+        case Scaled(inner):
+            own, _ = scale_and_shift(expression, tensors)
             if own is not None:
                 own = own.to(device).expand(expression.geometry.out_channels)
             yield from _addends(inner, tensors, _times(scale, own), device)
@@ -154,8 +162,8 @@ def exact(expression: Expression, tensors: Tensors, device: torch.device) -> Aff
             return AffineConv.identity(channels, ndim, device)
         case Through(Identity(), layer):
             return _layer_map(layer, tensors, device)
-        case Scaled(inner, by):
-            return _scaled_map(exact(inner, tensors, device), *scale_and_shift(by, tensors))
+        case Scaled(inner):
+            return _scaled_map(exact(inner, tensors, device), *scale_and_shift(expression, tensors))
         case Joined(parts):
             return AffineConv.stack_on(expression.geometry, [_of_channels(part, tensors, device) for part in parts])
         case Through() | Sum() | Selected() if channels_read(expression) is not None:
@@ -188,7 +196,7 @@ def _layer_map(layer: Layer, tensors: Tensors, device: torch.device) -> AffineCo
     if isinstance(layer, Filter):
         return AffineConv.filter(layer.geometry, layer.value, device)
     if isinstance(layer, Phases):
-        return AffineConv.phases(layer.geometry, device)
+        return AffineConv.phases(layer, device)
     bias = None if layer.bias is None else tensors(layer.bias)
     return AffineConv.convolution(layer.geometry, _weight(layer, tensors), bias)
 

@@ -56,11 +56,15 @@ class Through(Operation[Operand]):
 
 @dataclass(frozen=True)
 class Scaled(Operation[Operand]):
-    """Each channel of ``input`` times a number, plus a number: a normalisation, a layer scale."""
+    """Each channel of ``input`` times a number, plus a number: a normalisation, a layer scale.
+
+    Where there are ``picks``, the number of channel c is the ``picks[c]``-th.
+    """
 
     input: Operand
     by: Channelwise
     axis: int | None = None
+    picks: Ints = ()
 
 
 @dataclass(frozen=True)

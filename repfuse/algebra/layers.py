@@ -110,21 +110,24 @@ class Filter:
 
 @dataclass(frozen=True)
 class Phases:
-    """A layer: channel c * T + t of its output is the t-th of the T taps of channel c: space to depth.
+    """A layer: the taps of each channel, as channels of their own: space to depth.
 
+    Of T taps, the t-th of channel c is number ``c * T + t``; the output has them in this ``order``, or in their own.
     Source: Shi et al., "Real-Time Single Image and Video Super-Resolution", arXiv 1609.05158, the inverse of its
     periodic shuffling.
     """
 
     geometry: Geometry
+    order: Ints = ()
 
     @staticmethod
-    def of(channels: int, factors: Ints) -> Phases:
-        """Return the taps of blocks of ``factors`` pixels, in which the input is cut up."""
-        outputs, none = channels * prod(factors), ((0, 0),) * len(factors)
-        whole = tuple(frozenset({Fit(0, factor)} if factor > 1 else ()) for factor in factors)
-        ones = (1,) * len(factors)
-        return Phases(Geometry(channels, outputs, factors, factors, none, ones, channels, fits=whole))
+    def of(channels: int, blocks: Ints, order: Ints = ()) -> Phases:
+        """Return the layer that takes each block of this many pixels apart."""
+        outputs, none, ones = channels * prod(blocks), ((0, 0),) * len(blocks), (1,) * len(blocks)
+        whole = tuple(frozenset({Fit(0, side)} if side > 1 else ()) for side in blocks)
+        order = () if order == tuple(range(outputs)) else order
+        groups = 1 if order else channels
+        return Phases(Geometry(channels, outputs, blocks, blocks, none, ones, groups, fits=whole), order)
 
 
 Layer = Convolution | Filter | Phases

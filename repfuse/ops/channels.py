@@ -1,18 +1,23 @@
-"""Parts, concatenations and shuffles of channels."""
+"""Parts, concatenations and shuffles of channels; space to depth and back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from math import prod
+from operator import mul
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import fx
 
-from repfuse.algebra.expression import Joined, Selected
+from repfuse.algebra.expression import Joined, Selected, Through
+from repfuse.algebra.layers import Phases
 from repfuse.ops.call import Call, axis_of, contains_node, is_channel_axis, is_data
 from repfuse.ops.indexing import is_integer
-from repfuse.ops.meaning import Meaning, Passage, Same
+from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same
 from repfuse.ops.spelling import spelled
 
 if TYPE_CHECKING:
@@ -72,31 +77,36 @@ def _parts(call: Call, recording: Recording) -> tuple[int, Sequence[Sequence[int
     return axis, [part.tolist() for part in rule(torch.arange(shape[axis]), how)]
 
 
-# Channel shuffle: one operator, or a view, a transpose and a view.
+# Axes taken apart and put together: by one operator, or by a view, a transpose and a view.
 #
-# ``x.view(N, g, c, H, W).transpose(1, 2).reshape(N, C, H, W)`` puts channel ``i * c + j`` at ``j * g + i``. The sizes
-# in the views must be those of x for every input: g and c numbers (the channels do not change), the others read from x,
-# or one of them -1, which can then be nothing else.
-#
-# Source: Zhang et al., "ShuffleNet", arXiv 1707.01083, section 3.1.
+# A view parts an axis into factors, the outermost first, and joins factors that lie side by side. What the three views
+# do together is the same at every size of the input if it is at those that were recorded: a factor is either fixed, or
+# what is left of the axis. Where no factor of the channels goes elsewhere, the channels are put in another order
+# (Zhang et al., "ShuffleNet", arXiv 1707.01083, section 3.1), and the inner factors of the other axes join them: space
+# to depth. Where some of the channels become inner factors of other axes, it is depth to space.
 
 
 def shuffle(call: Call, recording: Recording) -> Meaning | None:
     """``channel_shuffle(x, groups)``."""
     x, groups = call.input, call.get("groups")
-    return _shuffled(x, groups, recording) if is_data(x, recording) and is_integer(groups) else None
+    if not is_data(x, recording) or not is_integer(groups) or not recording.is_fixed(x, 1):
+        return None
+    channels = recording.shape_of[x][1] if len(recording.shape_of[x]) > 2 else 0
+    if groups < 1 or channels % groups or not channels:
+        return None
+    return Selected(x, tuple(np.arange(channels).reshape(groups, -1).T.flatten().tolist()), 1)
 
 
 def reshaped(call: Call, recording: Recording) -> Meaning | None:
-    """Return what a view means: the last of a channel shuffle, or one of the steps before it."""
+    """Return what a view means: the last of three steps, or one of those before it."""
     steps = _steps(call, recording)
-    if steps is not None:
-        return _shuffled(steps.x, steps.groups, recording)
-    return passing(call, recording)
+    if steps is None:
+        return passing(call, recording)
+    return steps.to_channels() or steps.from_channels()
 
 
 def passing(call: Call, recording: Recording) -> Passage | None:
-    """Return the passage of a step before the last of a channel shuffle, which nothing else reads."""
+    """Return the passage of a step before the last, which nothing else reads."""
     node = call.node
     for _ in range(3):
         if len(node.users) != 1:
@@ -104,48 +114,112 @@ def passing(call: Call, recording: Recording) -> Passage | None:
         node = next(iter(node.users))
         last = spelled(node)
         steps = None if last is None else _steps(last, recording)
-        if steps is not None and call.node in steps.nodes:
+        if steps is not None and call.node in steps.nodes and (steps.to_channels() or steps.from_channels()):
             return Passage((call.input,))
     return None
 
 
 @dataclass(frozen=True)
-class _Steps:
-    """The steps ``nodes`` before the last of a shuffle of ``x``."""
-
-    x: fx.Node
-    groups: int
-    nodes: tuple[fx.Node, ...]
-
-
-@dataclass(frozen=True)
-class _SizeOf:
-    """The size of x along an axis, whatever it is."""
+class _Factor:
+    """A factor of an axis of x; ``size`` is 0 where it differs."""
 
     axis: int
+    size: int
 
 
-def _shuffled(x: fx.Node, groups: int, recording: Recording) -> Selected[fx.Node] | None:
-    channels = recording.shape_of[x][1] if len(recording.shape_of[x]) > 2 else 0
-    if groups < 1 or channels % groups or not channels or not recording.is_fixed(x, 1):
-        return None
-    each = channels // groups
-    return Selected(x, tuple(i * each + j for j in range(each) for i in range(groups)), 1)
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """The steps ``nodes`` before a view that has the factors ``joined`` along its axes; x has them ``parted``."""
+
+    x: fx.Node
+    nodes: tuple[fx.Node, ...]
+    parted: list[list[_Factor]]
+    joined: list[list[_Factor]]
+
+    def to_channels(self) -> Meaning | None:
+        """The channels in another order, with the inner factors of other axes among them."""
+        kept = [self.parted[0], *(factors[:1] for factors in self.parted[2:])]
+        inner = [factors[1:] for factors in self.parted[2:]]
+        if [self.joined[0], *self.joined[2:]] != kept or not self._are_fixed(self.joined[1]):
+            return None
+        canonical = [*self.parted[1], *chain(*inner)]
+        order = _places(canonical, self.joined[1])
+        blocks = tuple(prod(factor.size for factor in factors) for factors in inner)
+        if prod(blocks) == 1:
+            return Selected(self.x, order, 1)
+        return Through(self.x, Phases.of(prod(f.size for f in self.parted[1]), blocks, order))
+
+    def from_channels(self) -> Meaning | None:
+        """Pixels of several channels put side by side, as pixels of one."""
+        outer = [factors[:1] for factors in self.joined[2:]]
+        moved = [factor for factors in self.joined[2:] for factor in factors[1:]]
+        whole = self.joined[0] == self.parted[0] and outer == self.parted[2:]
+        if not whole or not self._are_fixed(self.parted[1]) or any(factor.axis != 1 for factor in moved):
+            return None
+        order = np.argsort(_places(self.parted[1], [*self.joined[1], *moved]))
+        return Rearranged(self.x, ((1, 1),), tuple((order // prod(factor.size for factor in moved)).tolist()))
+
+    @staticmethod
+    def _are_fixed(factors: Sequence[_Factor]) -> bool:
+        return all(factor.size for factor in factors)
+
+
+def _places(before: Sequence[_Factor], after: Sequence[_Factor]) -> tuple[int, ...]:
+    """Return for each place along the factors ``after`` the one that it has along the same factors ``before``."""
+    places = np.arange(prod(factor.size for factor in before)).reshape([factor.size for factor in before])
+    order = [next(index for index, each in enumerate(before) if each is factor) for factor in after]
+    return tuple(places.transpose(order).flatten().tolist())
 
 
 def _steps(last: Call, recording: Recording) -> _Steps | None:
-    """Return the shuffle whose last step is ``last``, if it is one."""
+    """Return the steps of which ``last`` is the last one, if it is one."""
     turned = _before(last, ("view", "flatten"))
     copied = turned if turned is not None and turned.operator in ("contiguous", "clone") else None
     turned = turned if copied is None else _before(copied, ("contiguous", "clone"))
     view = None if turned is None else _before(turned, ("transpose", "permute"))
     if turned is None or view is None or view.operator != "view" or not is_data(view.input, recording):
         return None
-    x, rank = view.input, len(recording.shape_of[view.input])
-    groups = _groups(view, recording)
-    if groups is None or not _turns(turned, rank + 1) or not _joins(last, x, recording):
+    x, nodes = view.input, tuple(call.node for call in (view, turned, copied) if call is not None)
+    sizes = [_sizes(node, recording) for node in (x, view.node, last.node)]
+    order = axes_turned(turned, len(sizes[1]))
+    if not all(sizes) or order is None or len(sizes[0]) != len(sizes[2]) or len(sizes[0]) < 3:
         return None
-    return _Steps(x, groups, tuple(call.node for call in (view, turned, copied) if call is not None))
+    parted = _parted(sizes[1], sizes[0])
+    if parted is None:
+        return None
+    factor_of = {
+        place: _Factor(axis, sizes[1][place][0] if len(set(sizes[1][place])) == 1 else 0)
+        for axis, places in enumerate(parted)
+        for place in places
+    }
+    joined = _parted([sizes[1][place] for place in order], sizes[2])
+    if joined is None:
+        return None
+    found = [[factor_of[order[place]] for place in places] for places in joined]
+    return _Steps(x, nodes, [[factor_of[place] for place in places] for places in parted], found)
+
+
+def _sizes(node: fx.Node, recording: Recording) -> list[tuple[int, ...]]:
+    """Return the sizes of each axis, as they were recorded; nothing where the number of axes differs."""
+    shapes = recording.shapes(node) + recording.shapes_at_other_ranks(node)
+    return [*zip(*shapes, strict=True)] if len({len(shape) for shape in shapes}) == 1 else []
+
+
+def _parted(parts: Sequence[tuple[int, ...]], axes: Sequence[tuple[int, ...]]) -> list[list[int]] | None:
+    """Return for each axis the places of the parts, side by side, whose product it is; parts of size 1 are nothing."""
+    left = [place for place, part in enumerate(parts) if set(part) != {1}]
+    found: list[list[int]] = []
+    for axis in axes:
+        if len(axis) != len(parts[0]):
+            return None
+        found.append([])
+        product = (1,) * len(axis)
+        while product != axis:
+            if not left:
+                return None
+            product = tuple(map(mul, product, parts[left[0]]))
+            found[-1].append(left.pop(0))
+    return None if left else found
 
 
 def _before(call: Call, operators: Sequence[str]) -> Call | None:
@@ -153,97 +227,17 @@ def _before(call: Call, operators: Sequence[str]) -> Call | None:
     return spelled(call.input) if usable else None
 
 
-def _groups(view: Call, recording: Recording) -> int | None:
-    """Return g of ``view(N, g, c, *axes)``."""
-    x = view.input
-    shape, sizes = recording.shape_of[x], _sizes(view, recording)
-    if len(sizes) != len(shape) + 1 or len(shape) < 3:
-        return None
-    groups, each = sizes[1], sizes[2]
-    if groups == -1 and isinstance(each, int) and each > 0:
-        groups = shape[1] // each
-    elif each == -1 and isinstance(groups, int) and groups > 0:
-        each = shape[1] // groups
-    if not isinstance(groups, int) or not isinstance(each, int) or groups * each != shape[1] or groups < 1:
-        return None
-    others = [sizes[0], *sizes[3:]]
-    return groups if _fit([*others], _axes(shape), x, recording) else None
-
-
-def _turns(call: Call, rank: int) -> bool:
-    """Whether the call swaps axes 1 and 2 of ``rank``."""
-    if call.operator == "transpose":
-        return {axis_of(call.get("dim0"), rank), axis_of(call.get("dim1"), rank)} == {1, 2}
-    dims = call.get("dims", ())
-    return [axis_of(dim, rank) for dim in dims] == [0, 2, 1, *range(3, rank)]
-
-
-def _joins(last: Call, x: fx.Node, recording: Recording) -> bool:
-    """Whether ``last`` joins axes 1 and 2 and keeps the others."""
-    shape = recording.shape_of[x]
-    if last.operator == "flatten":
-        bounds = (call_dim(last, "start_dim", 0, len(shape) + 1), call_dim(last, "end_dim", -1, len(shape) + 1))
-        return bounds == (1, 2)
-    sizes = _sizes(last, recording, x)
-    if len(sizes) != len(shape):
-        return False
-    axes = _axes(shape)
-    return _fit(sizes, [axes[0], shape[1], *axes[1:]], x, recording)
-
-
-def call_dim(call: Call, name: str, default: int, rank: int) -> int | None:
-    """Return the axis that an argument names."""
-    return axis_of(call.get(name, default), rank)
-
-
-def _axes(shape: Sequence[int]) -> list[int | _SizeOf]:
-    return [_SizeOf(axis) for axis in range(len(shape)) if axis != 1]
-
-
-def _fit(sizes: Sequence[Any], expected: Sequence[int | _SizeOf], x: fx.Node, recording: Recording) -> bool:
-    """Whether the sizes are the expected ones; one -1 is what the others leave."""
-    right = all(_is(size, wanted, x, recording) for size, wanted in zip(sizes, expected, strict=True))
-    return right and sizes.count(-1) <= 1
-
-
-def _is(size: Any, wanted: int | _SizeOf, x: fx.Node, recording: Recording) -> bool:
-    if size in (-1, wanted):
-        return True
-    return (
-        isinstance(wanted, _SizeOf)
-        and recording.is_fixed(x, wanted.axis)
-        and size == recording.shape_of[x][wanted.axis]
-    )
-
-
-def _sizes(view: Call, recording: Recording, x: fx.Node | None = None) -> list[int | _SizeOf | None]:
-    sizes = view.get("size", ())
-    of = view.input if x is None else x
-    return [_size(size, of, recording) for size in (sizes if isinstance(sizes, list | tuple) else (sizes,))]
-
-
-def _size(value: Any, x: fx.Node, recording: Recording) -> int | _SizeOf | None:
-    """Return a size as a number, if it is one for every input, or as a size of x."""
-    if is_integer(value):
-        return int(value)
-    call = spelled(value) if isinstance(value, fx.Node) else None
-    if call is None:
-        return None
-    if call.operator in ("floordiv", "mul"):
-        one, other = (_size(call.get(name), x, recording) for name in ("input", "other"))
-        if not isinstance(one, int) or not isinstance(other, int) or other == 0:
-            return None
-        return one // other if call.operator == "floordiv" else one * other
-    axis = _read_axis(call, x, len(recording.shape_of[x]))
-    return recording.shape_of[x][1] if axis == 1 else None if axis is None else _SizeOf(axis)
-
-
-def _read_axis(call: Call, x: fx.Node, rank: int) -> int | None:
-    """Return the axis whose size is read: ``x.size(0)``, ``x.size()[0]``, ``x.shape[0]``."""
-    if call.operator == "size" and call.input is x:
-        return axis_of(call.get("dim"), rank)
-    whole = spelled(call.input) if call.operator == "getitem" and isinstance(call.input, fx.Node) else None
-    if whole is None or whole.input is not x:
-        return None
-    is_shape = whole.operator == "getattr" and whole.get("attribute") == "shape"
-    return axis_of(call.get("index"), rank) if is_shape or whole.operator == "size" else None
+def axes_turned(call: Call, rank: int) -> list[int] | None:
+    """Return the axes, of ``rank``, in the order in which a transpose or a permutation puts them."""
+    if call.operator == "permute":
+        given = call.get("dims", ())
+        order = [axis_of(dim, rank) for dim in given] if isinstance(given, list | tuple) else []
+    else:
+        one, other = axis_of(call.get("dim0"), rank), axis_of(call.get("dim1"), rank)
+        order = [*range(rank)]
+        if one is not None and other is not None:
+            order[one], order[other] = other, one
+        else:
+            order = []
+    usable = [axis for axis in order if axis is not None]
+    return usable if sorted(usable) == [*range(rank)] else None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through, operands
+from repfuse.algebra.geometry import Ints
 from repfuse.algebra.layers import Convolution, Factor
 
 
@@ -26,11 +27,13 @@ class Same:
 class Rearranged:
     """The node holds the values of ``input`` elsewhere, or means of them, alike for every channel (see ``ops.rows``).
 
-    ``moves`` are pairs of an axis that may hold the channels, and where they then are in the node.
+    ``moves`` are pairs of an axis that may hold the channels, and where they then are in the node. Where pixels of
+    several channels become those of one, ``channels`` says for each which one that is.
     """
 
     input: fx.Node
     moves: tuple[tuple[int, int], ...]
+    channels: Ints = ()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from repfuse.ops.call import Call, axis_of, contains_node, is_channel_axis, is_data
+from repfuse.ops.channels import axes_turned
 from repfuse.ops.indexing import entries_of, is_integer, is_whole
 from repfuse.ops.meaning import Meaning, Rearranged
 
@@ -42,15 +43,9 @@ def permuted(call: Call, recording: Recording) -> Meaning | None:
     if not is_data(x, recording):
         return None
     rank = len(recording.shape_of[x])
-    order: list[int | None] = list(range(rank))
-    if call.operator == "permute":
-        given = call.get("dims", ())
-        order = [axis_of(dim, rank) for dim in given] if isinstance(given, list | tuple) else []
-    else:
-        one, other = axis_of(call.get("dim0"), rank), axis_of(call.get("dim1"), rank)
-        if one is None or other is None:
-            return None
-        order[one], order[other] = other, one
+    order = axes_turned(call, rank)
+    if order is None:
+        return None
     return _moved(x, {axis: place for place, axis in enumerate(order) if is_channel_axis(axis, rank)})
 
 
@@ -95,6 +90,21 @@ def adaptive_pool(call: Call, recording: Recording, ndim: int) -> Meaning | None
     if not is_data(x, recording) or len(recording.shape_of[x]) != ndim + 2:
         return None
     return _moved(x, {1: 1})
+
+
+def shuffled(call: Call, recording: Recording) -> Meaning | None:
+    """``F.pixel_shuffle(x, factor)``: ``factor ** 2`` channels in a row become pixels of one."""
+    x, factor = call.input, call.get("upscale_factor")
+    if not is_data(x, recording) or not is_integer(factor) or len(recording.shape_of[x]) != 4:
+        return None
+    if not recording.is_fixed(x, 1):
+        return None
+    return Rearranged(x, ((1, 1),), tuple(c // factor**2 for c in range(recording.shape_of[x][1])))
+
+
+def resized(call: Call, recording: Recording) -> Meaning | None:
+    """``F.interpolate(x, ...)``: each pixel is a mean of some, with weights that sum to 1."""
+    return _moved(call.input, {1: 1}) if is_data(call.input, recording) and recording.is_fixed(call.input, 1) else None
 
 
 def _without(x: fx.Node, gone: set[int | None], rank: int, *, keeps: bool = False) -> Rearranged | None:

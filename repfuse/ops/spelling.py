@@ -29,6 +29,16 @@ _NORM = "input weight bias running_mean running_var training momentum eps cudnn_
 _CAST = "dtype layout device pin_memory non_blocking copy memory_format other"
 
 # Argument names in the order of torch's own function. A name with a star takes all that follow: x.view(2, 3).
+_RESIZED = (
+    "input size scale_factor mode align_corners recompute_scale_factor antialias "
+    "output_size scale_factors scales scales_d scales_h scales_w"
+)
+RESIZING = (
+    "interpolate", "upsample", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
+    *(f"upsample_nearest{ndim}d" for ndim in (1, 2, 3)),
+)  # fmt: skip
+"""Operators whose pixels are means of pixels."""
+
 SIGNATURES: dict[str, str] = {
     "conv1d": _CONVOLUTION,
     "conv2d": _CONVOLUTION,
@@ -84,6 +94,8 @@ SIGNATURES: dict[str, str] = {
     "tensor_split": "input sizes dim",
     "channel_shuffle": "input groups",
     "pixel_unshuffle": "input downscale_factor",
+    "pixel_shuffle": "input upscale_factor",
+    **dict.fromkeys(RESIZING, _RESIZED),
     "view": "input size*",
     "transpose": "input dim0 dim1",
     "permute": "input dims*",

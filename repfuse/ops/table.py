@@ -11,7 +11,7 @@ from torch import fx
 from repfuse.ops import border, channels, convolution, filters, indexing, norms, products, rows, sums
 from repfuse.ops.call import Call, is_data
 from repfuse.ops.meaning import Meaning, Same
-from repfuse.ops.spelling import spelled
+from repfuse.ops.spelling import RESIZING, spelled
 
 if TYPE_CHECKING:
     from repfuse.recording.recording import Recording
@@ -118,6 +118,8 @@ ROWS: dict[str, Row] = {
     **dict.fromkeys(channels.PIECES, channels.pieces),
     "channel_shuffle": channels.shuffle,
     "pixel_unshuffle": filters.unshuffled,
+    "pixel_shuffle": rows.shuffled,
+    **dict.fromkeys(RESIZING, rows.resized),
     "view": _reshaped,
     "flatten": _reshaped,
     **dict.fromkeys(("view_as", "squeeze", "unsqueeze"), rows.viewed),

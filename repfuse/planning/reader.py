@@ -77,11 +77,11 @@ class Reader:
                 return (self._applied(node, self._one(reach(x), node), layer),)
             case Scaled(x, by, axis):
                 return tuple(self._rescaled(node, reach(x), by, axis))
-            case Rearranged(x, moves):
+            case Rearranged(x) as meaning:
                 terms = reach(x)
                 if len({term.source for term in terms}) > 1:
                     raise Ends("a sum of maps of several sources")
-                return (self._rearranged(node, self._one(terms, node), x, moves),)
+                return (self._rearranged(node, self._one(terms, node), meaning),)
             case Sum() as combined:
                 operands = [(reach(term.input), term) for term in terms_of(combined)]
                 _check_as_they_were(term for terms, _ in operands for term in terms)
@@ -114,7 +114,7 @@ class Reader:
         geometry = layer.geometry
         if term.axis is not None:
             inside = of_channels_alone(term.expression, geometry.ndim)
-            if inside is None or term.axis != (1 if geometry.ndim else len(self.shape_of[node]) - 1):
+            if inside is None or term.picks or term.axis != (1 if geometry.ndim else len(self.shape_of[node]) - 1):
                 raise Ends("the channels are elsewhere")
             term = replace(term, expression=inside, axis=None)
         inner = relaid(term.expression, geometry.in_channels, geometry.ndim)
@@ -131,23 +131,26 @@ class Reader:
         shifted = next((index for index, term in enumerate(terms) if term.convolves), 0)
         for index, term in enumerate(terms):
             own = by if index == shifted else unshifted(by)
-            yield _grown(term, node, term.expression if own is None else Scaled(term.expression, own))
+            scaled = term.expression if own is None else Scaled(term.expression, own, picks=term.picks)
+            yield _grown(term, node, scaled)
 
-    def _rearranged(self, node: fx.Node, term: Term, x: fx.Node, moves: tuple[tuple[int, int], ...]) -> Term:
+    def _rearranged(self, node: fx.Node, term: Term, meaning: Rearranged) -> Term:
         """Take a map to where the node has its channels; what scales and shifts these goes on merging with it.
 
         Where it is one of channels alone, so do layers: ``P (X W^T + 1 b^T) = (P X) W^T + 1 b^T``.
         """
-        made = self.meanings[origin(x, self.meanings)]
+        x, made = meaning.input, self.meanings[origin(meaning.input, self.meanings)]
         at = term.axis
         if at is None and any(layers(term.expression)):
             at = 1 if term.expression.geometry.ndim else len(self.shape_of[x]) - 1
         elif at is None and isinstance(made, Scaled):
             at = made.axis
-        axis = None if at is None else dict(moves).get(at)
+        axis = None if at is None else dict(meaning.moves).get(at)
         if axis is None or term.of_source is not None:
             raise Ends("the channels are elsewhere")
-        return replace(_grown(term, node, term.expression), axis=axis)
+        picks = tuple(meaning.channels[pick] for pick in term.picks) if term.picks else meaning.channels
+        picks = picks if meaning.channels else term.picks
+        return replace(_grown(term, node, term.expression), axis=axis, picks=picks)
 
     def _combined(
         self, node: fx.Node, operands: Sequence[tuple[tuple[Term, ...], Scaled[fx.Node]]]

@@ -14,6 +14,7 @@ from repfuse.algebra.expression import (
     multiple_of_source,
     sum_of,
 )
+from repfuse.algebra.geometry import Ints
 
 Nodes = frozenset[fx.Node]
 
@@ -23,7 +24,8 @@ class Term:
     """One branch: ``expression`` of ``source``, made by ``nodes``; ``top`` is the last node that holds it alone.
 
     Where it was rearranged on the way (``ops.rows``), ``axis`` is where its channels are now: it is a map of channels
-    alone, and of rows that are others than those of its source.
+    alone, and of rows that are others than those of its source. Where several channels became one, ``picks`` says which
+    one each of them is in.
     """
 
     source: fx.Node
@@ -31,6 +33,7 @@ class Term:
     nodes: Nodes
     top: fx.Node
     axis: int | None = None
+    picks: Ints = ()
 
     @cached_property
     def of_source(self) -> float | None:

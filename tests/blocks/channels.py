@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blocks.building import (
-    NOT_IN_ATEN,
     NOT_MERGED,
     C,
     Case,
@@ -127,7 +126,6 @@ CASES = [
     Case(
         "grouped, shuffled, grouped",
         lambda: Spelled(lambda m, x: m.b(shuffled(m.a(x))), a=conv(3, groups=2), b=conv(1, groups=2)),
-        less_in=NOT_IN_ATEN,
     ),
     Case("halves added", lambda: Spelled(halves_added, a=conv(3, outputs=2 * C))),
     Case("RepGhost", lambda: Spelled(repghost, cheap=conv_norm(3, groups=C), skip=norm()), "graph"),

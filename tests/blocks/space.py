@@ -1,4 +1,4 @@
-"""Space to depth before a layer, by an operator or by slices.
+"""Space to depth before a layer, by an operator, by slices or by views; depth to space and larger maps after one.
 
 YOLOv5's Focus, https://github.com/ultralytics/yolov5; Shi et al., "Real-Time Single Image and Video Super-Resolution"
 (arXiv 1609.05158), for the shuffling of pixels.
@@ -21,6 +21,25 @@ def focus(x: Tensor) -> Tensor:
 
 def halves(x: Tensor) -> Tensor:
     return torch.cat((x[..., ::2], x[..., 1::2]), 1)
+
+
+def viewed(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(n, 4 * c, h // 2, w // 2)
+
+
+def upsampled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def shuffled(between) -> Spelled:
+    """A layer, depth to space, a normalisation."""
+    return Spelled(lambda m, x: m.n(between(m.a(x))), a=conv(3, outputs=4 * C), n=norm())
+
+
+def by_views(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
 
 
 def unshuffled(x: Tensor) -> Tensor:
@@ -61,6 +80,20 @@ CASES = [
         **EVEN,
     ),
     Case(
+        "space to depth by views, 3x3",
+        lambda: Spelled(lambda m, x: m.a(viewed(x)), a=conv(3, inputs=4 * C)),
+        "graph",
+        **EVEN,
+    ),
+    Case("3x3, depth to space, norm", lambda: shuffled(lambda x: F.pixel_shuffle(x, 2)), "fold"),
+    Case("3x3, depth to space by views, norm", lambda: shuffled(by_views), "fold"),
+    Case("3x3, upsampled, norm", lambda: Spelled(lambda m, x: m.n(upsampled(m.a(x))), a=conv(3), n=norm()), "fold"),
+    Case(
+        "norm, upsampled, 1x1",
+        lambda: Spelled(lambda m, x: m.a(upsampled(m.n(x.sin()))), a=conv(1), n=norm()),
+        "fold",
+    ),
+    Case(
         "every third, joined, into a layer",
         lambda: Spelled(
             lambda m, x: m.a(torch.cat([x[..., start::3] for start in range(3)], 1)), a=conv(3, inputs=3 * C, axes=1)
@@ -73,6 +106,14 @@ CASES = [
 ]
 
 TWINS = [
+    Twin(
+        "norm, upsampled, padded 3x3",
+        "shift-before-padding",
+        lambda: Spelled(lambda m, x: m.a(upsampled(m.n(x))), a=conv(3), n=norm()),
+        convolutions=1,
+        norms=1,
+        wrong=BORDER,
+    ),
     Twin(
         "every second sample, added",
         "size-mismatch",

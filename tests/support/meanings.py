@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import Geometry
-from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset
+from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset, Phases
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.ops import meaning_of
 from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same, Unfusible, terms_of
@@ -168,18 +169,37 @@ def check_rearranged(node: fx.Node, said: Rearranged, values: dict[fx.Node, Any]
     """A map of channels before the node is the same map after it, for every place that they may be in."""
 
     def run(x: Tensor) -> Tensor:
-        given = values | {said.input: x}
-        args, kwargs = map_arg((node.args, node.kwargs), given.__getitem__)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)
+        known: dict[fx.Node, Any] = {said.input: x}
+
+        def again(node: fx.Node) -> Any:
+            if node not in known:
+                known[node] = _called(node, again) if node.op.startswith("call") else values[node]
+            return known[node]
+
+        return again(node)
 
     x, y = values[said.input], values[node]
     for axis, place in said.moves:
-        channels = x.shape[axis]
-        weight, bias = torch.randn(channels, channels, dtype=x.dtype), torch.randn(channels, dtype=x.dtype)
-        before, after = (F.linear(z.movedim(at, -1), weight, bias).movedim(-1, at) for z, at in ((x, axis), (y, place)))
+        if said.channels:
+            numbers = torch.randn(2, y.shape[place], dtype=x.dtype)
+            scale, shift = (n.view(-1, *[1] * (y.dim() - 1 - place)) for n in numbers)
+            after = y * scale + shift
+            scale, shift = (n[list(said.channels)].view(-1, *[1] * (x.dim() - 1 - axis)) for n in numbers)
+            before = x * scale + shift
+        else:
+            channels = x.shape[axis]
+            weight, bias = torch.randn(channels, channels, dtype=x.dtype), torch.randn(channels, dtype=x.dtype)
+            before, after = (
+                F.linear(z.movedim(at, -1), weight, bias).movedim(-1, at) for z, at in ((x, axis), (y, place))
+            )
         torch.testing.assert_close(run(before.contiguous()), after, rtol=1e-12, atol=1e-12)
+
+
+def _called(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
+    args, kwargs = map_arg((node.args, node.kwargs), value)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)
 
 
 def named(value: Any) -> Any:
@@ -207,6 +227,14 @@ def evaluate(said: Meaning, values: dict[fx.Node, Any], tensor: Callable[[str], 
             padded = _padded(moved, geometry) + (amount if geometry.padding_mode == "zeros" else 0)
             weight = torch.full(geometry.weight_shape, value, dtype=torch.float64)
             return _valid(padded, geometry, weight, None)
+        case Through(x, Phases(geometry, order)):
+            taps = itertools.product(*map(range, geometry.kernel))
+            steps = [
+                tuple(slice(start, None, step) for start, step in zip(tap, geometry.stride, strict=True))
+                for tap in taps
+            ]
+            phases = torch.stack([values[x][(..., *each)] for each in steps], 2).flatten(1, 2)
+            return phases[:, list(order)] if order else phases
         case Scaled(x, by, axis):
             return _rescaled(values[x], by, axis, tensor)
         case Sum():
