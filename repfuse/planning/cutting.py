@@ -16,6 +16,7 @@ from torch import fx
 
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import NotAffine
+from repfuse.algebra.layers import mixes
 from repfuse.ops.meaning import Same, convolves, inputs_of, origin
 from repfuse.planning.estimate import Estimate
 from repfuse.planning.reader import Reader
@@ -89,7 +90,7 @@ class Cutting:
         return min(alike, key=lambda parts: (parts.cost.macs, parts.cost.launches, price[parts]), default=least)
 
     def places(self) -> Iterator[fx.Node]:
-        """Yield the nodes at which a cut may be worth anything: between layers.
+        """Yield the nodes at which a cut may be worth anything: between layers, those that only move values included.
 
         What scales or shifts a convolution costs nothing in it, branches of a sum are told apart without a cut, and a
         module of PyTorch's that pads and convolves goes on as one.
@@ -97,7 +98,8 @@ class Cutting:
         inside = set(self.nodes)
         below, above = set[fx.Node](), set[fx.Node]()
         for node in self.nodes:
-            if isinstance(self.meanings[node], Through) or not below.isdisjoint(self.inputs[node]):
+            layered = isinstance(self.meanings[node], Through) or self._is_moved(node)
+            if layered or not below.isdisjoint(self.inputs[node]):
                 below.add(node)
         for node in reversed(self.nodes):
             if node in above or isinstance(self.meanings[node], Through | Selected | Joined):
@@ -105,6 +107,11 @@ class Cutting:
         for node in self.nodes[:-1]:
             if node in below and node in above and not self._goes_with_its_readers(node):
                 yield node
+
+    def _is_moved(self, node: fx.Node) -> bool:
+        """Whether a reader puts the value elsewhere, for a layer after that."""
+        readers = (self.meanings[reader] for reader in self.readers.get(node, ()))
+        return any(isinstance(reader, Through) and not mixes(reader.layer) for reader in readers)
 
     def _goes_with_its_readers(self, node: fx.Node) -> bool:
         meaning, readers = self.meanings[node], [self.meanings[reader] for reader in self.readers[node]]

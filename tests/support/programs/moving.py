@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,6 +117,36 @@ def shuffle(pick: Pick, x: Tensor) -> Made:
             function(lambda x: x.transpose(1, 2).transpose(1, 2)),
         )
     )
+
+
+def space(pick: Pick, x: Tensor) -> Made:
+    """Pixels become channels, or channels pixels; or there are more pixels. Only some sizes can be parted."""
+    ndim, channels = axes_of(x), x.shape[1]
+    linear = ("linear", "bilinear", "trilinear")[ndim - 1]
+    even = [amount for n in reversed(x.shape[2:]) for amount in (0, n % 2)]
+
+    def parted(x: Tensor) -> list[Tensor]:
+        slices = itertools.product(*[(slice(None, None, 2), slice(1, None, 2))] * ndim)
+        return [F.pad(x, even)[(..., *each)] for each in slices]
+
+    def viewed(x: Tensor) -> Tensor:
+        y = F.pad(x, even)
+        halves = [size for n in y.shape[2:] for size in (n // 2, 2)]
+        inner, outer = range(3, 2 + 2 * ndim, 2), range(2, 2 + 2 * ndim, 2)
+        turned = y.view(y.size(0), channels, *halves).permute(0, *inner, 1, *outer)
+        return turned.reshape(y.size(0), -1, *(n // 2 for n in y.shape[2:]))
+
+    made = [
+        function(lambda x: torch.cat(parted(x), 1)),
+        function(lambda x: torch.cat(parted(x)[::-1], 1)),
+        function(lambda x: torch.cat(parted(x)[:2], 1)),
+        function(viewed),
+        function(lambda x: F.interpolate(x, scale_factor=2)),
+        function(lambda x: F.interpolate(x, size=[n + 1 for n in x.shape[2:]], mode=linear)),
+    ]
+    if ndim == 2:
+        made += [function(lambda x: F.pixel_unshuffle(F.pad(x, even), 2)), Made(lambda m, x: m(x), nn.PixelShuffle(2))]
+    return pick.of(tuple(made))
 
 
 def branches_of_channels(pick: Pick, x: Tensor) -> Made:

@@ -63,6 +63,7 @@ UNARY: dict[str, Builder] = {
     "crop": moving.crop,
     "choose": moving.choose,
     "shuffle": moving.shuffle,
+    "space": moving.space,
     "split": moving.branches_of_channels,
     "filled": moving.filled,
     "nothing": others.nothing,

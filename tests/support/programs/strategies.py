@@ -32,7 +32,7 @@ _MIXING = [
     "split",
 ]
 _SCALING = ["constant", "number", "nothing"]
-_MOVING = ["pad", "pad", "crop", "choose", "shuffle", "cat"]
+_MOVING = ["pad", "pad", "crop", "choose", "shuffle", "space", "cat"]
 _SUMS = ["add", "add", "add", "total"]
 _RARE = ["transposed", "lora", "instance norm", "broadcast", "gate", "written", "relu", "relu", "checkpointed"]
 _INNER = [*_MIXING, *_SCALING, *_MOVING, *_SUMS, "relu"]
