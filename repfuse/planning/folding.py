@@ -200,7 +200,7 @@ class Folding:
         return self.recording.modules[path]._parameters.get(leaf)
 
     def _alone(self, call: Call, owner: Call, alike: list[Candidate], *, keeps: bool) -> bool:
-        """Whether the module runs once for each of these regions in every call of the owner, and nothing else uses it."""
+        """Whether the module runs once for each of these regions in a call of the owner, and nothing else uses it."""
         module, calls = self.recording.modules[call.path], self.recording.calls
         paths = [[self.recording.call_of[node].path for node in each.region.working] for each in alike]
         once = all(path.count(call.path) == 1 for path in paths) or len(alike) == 1
