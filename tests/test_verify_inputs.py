@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import pytest
 import torch
 from support.folded import example, folded, network
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repfuse.checking.comparison import with_fallbacks
@@ -15,9 +16,10 @@ from repfuse.checking.inputs.kinds import FAINT, KINDS, LARGE, noise
 from repfuse.checking.inputs.trial import Effort, Trial, rounded_through
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.measure import level
-from repfuse.checking.runs import run_float64
+from repfuse.checking.runs import enough_threads, run_float64
 from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
+from repfuse.networks import using_threads
 
 
 def made(kind: str, *shape: int, axes: tuple[int, ...] = (2, 3), seed: int = 0) -> torch.Tensor:
@@ -314,3 +316,34 @@ def test_every_effort_calls_a_correct_fusion_the_same():
         assert (verification.verdict, verification.effort) == ("same", effort.value)
     assert "quick" not in "".join(verification.notes).lower()
     assert any("--quick" in note for note in verify(original, original, example(), effort="quick").notes)
+
+
+# --- with how many threads ----------------------------------------------------------------------------------------
+
+
+class Waiting(nn.Module):
+    """Takes as long as its table says for the number of threads that torch may use."""
+
+    def __init__(self, seconds: dict[int, float]) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.seconds[torch.get_num_threads()])
+        return x + 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [({1: 0.02, 2: 0.4}, 1), ({1: 0.4, 2: 0.02}, 2), ({1: 0.1, 2: 0.1}, 1)],
+    ids=["they wait for each other", "they share the work", "they change nothing"],
+)
+def test_threads_are_used_where_they_make_the_network_faster(seconds: dict[int, float], wanted: int) -> None:
+    with using_threads(2):
+        assert enough_threads(Waiting(seconds), (torch.ones(1),)) == wanted
+        assert torch.get_num_threads() == 2
+
+
+def test_one_thread_is_enough_without_trying() -> None:
+    with using_threads(1):
+        assert enough_threads(Waiting({}), (torch.ones(1),)) == 1

@@ -6,6 +6,7 @@ that is called carries that away with it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from traceback import walk_tb
@@ -32,6 +33,7 @@ from repfuse.networks import (
     same_randomness,
     set_eval,
     tensors_of,
+    using_threads,
 )
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import MemoryKept, ReadOnly
@@ -254,6 +256,32 @@ def run_copy(copy: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype
     """Call one of our copies itself on each trial: the call may change it."""
     device = device_of(copy)
     return [call(copy, placed(trial.inputs, device, cast)) for trial in trials]
+
+
+def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
+    """Return how many threads of torch's the work on a network is worth: all, or one where that is about as fast.
+
+    Threads wait for each other at the end of each operation, and on a busy machine, or in a container that may use less
+    than it sees, the last one comes when the system gives it its turn, milliseconds later: with all of them a network
+    of many small operations can take ten times what it takes with one. So it is tried.
+    """
+    count = torch.get_num_threads()
+    if count == 1:
+        return 1
+    _seconds(network, inputs, 1)  # the first call prepares what later ones find
+    one, several = (_seconds(network, inputs, each) for each in (1, count))
+    return count if several < WORTH_THREADS * one else 1
+
+
+def _seconds(network: nn.Module, inputs: tuple[Any, ...], threads: int) -> float:
+    with using_threads(threads):
+        began = time.perf_counter()
+        run(network, [Trial("the example", inputs)], {})
+        return time.perf_counter() - began
+
+
+WORTH_THREADS = 0.8
+"""The part of the time with one thread that a call has to take at most, to be worth the others."""
 
 
 def run_float64(

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repfuse.benching import bench
+from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
 from repfuse.cli import STARTED
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
+from repfuse.networks import using_threads
 from repfuse.plan_file import said_beside
 from repfuse.planning.choosing import choose
 from repfuse.plans import Plan
@@ -59,13 +61,16 @@ def run(job: Job, progress: Progress, reader: Place | None = None) -> Report:
         progress("looking for what can be fused", 0.3)
         return _planned(checkpoint, job)
     format_for(job.out, job.format, checkpoint.format)  # to say what cannot be written before the work is done
-    report, module = _proven(checkpoint, job, progress)
+    threads = enough_threads(checkpoint.module, checkpoint.example_inputs)
+    with using_threads(threads):
+        report, module = _proven(checkpoint, job, progress)
     if report.status == "failed" or (report.status == "nothing-to-fuse" and not job.force):
         return report
     progress("timing", 0.7)
     timing = bench(checkpoint.module, module, checkpoint.example_inputs, seconds=TIMING_SECONDS)
     progress("writing, and reading it again", 0.9)
-    return _saved(replace(report, timing=timing), checkpoint, module, job, reader)
+    with using_threads(threads):
+        return _saved(replace(report, timing=timing), checkpoint, module, job, reader)
 
 
 def _saved(report: Report, checkpoint: Checkpoint, module: nn.Module, job: Job, reader: Place | None) -> Report:

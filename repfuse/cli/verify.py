@@ -107,11 +107,13 @@ def verify(
     both = sides((original, fused), *sources, example=example, allow=allow, trust=trust)
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
+        from repfuse.checking.runs import enough_threads
         from repfuse.checking.tolerances import tolerances
         from repfuse.checking.verification import verify as compare
         from repfuse.checkpoint.example import make_inputs
         from repfuse.data import prepare, read_data
         from repfuse.memory import keep_little
+        from repfuse.networks import using_threads
         from repfuse.plan_file import known_plan
         from repfuse.report.verify_view import verify_view
 
@@ -122,10 +124,11 @@ def verify(
         pair = load_pair(both)
         known = known_plan(*pair, plan)
         samples, labels = prepare(found, pair.original, wishes) if found else (None, None)
+        threads = enough_threads(pair.original.module, pair.original.example_inputs)
     pair.notes(quiet=quiet)
     notes(fused, known.notes, quiet=quiet)
     notes(data, samples.notes if samples else (), quiet=quiet)
-    with progress(quiet=quiet) as update:
+    with progress(quiet=quiet) as update, using_threads(threads):
         result = compare(
             pair.original.module,
             pair.fused.module,

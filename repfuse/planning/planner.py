@@ -15,7 +15,7 @@ from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Layer
 from repfuse.globs import ROOT
 from repfuse.memory import collecting_later
-from repfuse.networks import device_of
+from repfuse.networks import device_of, using_threads
 from repfuse.ops import Meaning, meaning_of
 from repfuse.ops.meaning import Passage, Rearranged, Unfusible, inputs_of, origin
 from repfuse.planning.bystanders import bystanders, find_dead
@@ -80,7 +80,7 @@ def plan(
     it does where little is to be gained. Raises RepfuseError where the model does not take the example.
     """
     arguments = Arguments(tuple(example_inputs))
-    with collecting_later():
+    with collecting_later(), using_threads(1):  # the operations are not done, and many
         planner = Planner(record(module, arguments), Policy(policy), keep_class=keep_class)
         return planner.plan(description(arguments.args))
 
