@@ -51,7 +51,7 @@ class Known(Net):
         return self.tail(self.features(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.sin(self.embed(self.forward_features(x).mean((2, 3)))))
+        return self.head(torch.sin(self.embed(torch.sin(self.forward_features(x)).mean((2, 3)))))
 
 
 class Flat(nn.Module):

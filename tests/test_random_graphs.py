@@ -37,6 +37,15 @@ BEHIND_SEVERAL = (
     Step("branches", reads=(1, 0, 0), inner=(Step("number", digits=(0, 0, 69, *(0,) * 11)), Step("filled"))),
 )
 """A layer that pads with the bias before it, tried behind several maps."""
+TAKEN_BACK = (
+    Step("branches", inner=(*[Step("kept")] * 3, Step("number", digits=(0, 0, 108, *(0,) * 11)))),
+    Step("conv"),
+    Step("conv", reads=(2, 0, 0)),
+    *[Step("conv")] * 3,
+    Step("block", inner=(Step("conv"), Step("conv"), Step("pool", digits=(0, 1, *(0,) * 12)))),
+    Step("branches", inner=(Step("kept"), Step("filled"))),
+)
+"""The same, and what it was first tried behind has no place in the end."""
 VANISHING = (
     Step("conv"),
     Step("transposed", digits=(*(0,) * 13, 2)),
@@ -53,6 +62,7 @@ POLICIES = pytest.mark.parametrize("policy", [Policy.COST, Policy.ALWAYS])
 @given(STEPS, SHAPES, ALSO)
 @example(TORN, IMAGE, [])
 @example(BEHIND_SEVERAL, IMAGE, [])
+@example(TAKEN_BACK, IMAGE, [])
 def test_random_networks(policy, steps, shapes, also):
     event(str(dict(check(steps, shapes, also, policy))))
 

@@ -48,13 +48,24 @@ class Uses:
     def _reach(self, target: str, call: Call) -> None:
         """Note that a call uses ``target``, a module or a tensor, for each module around it that is not under way."""
         inside = {each.path for each in call.chain()}
-        for name in self._names_of(target):
+        for name in self._names_for(target, call):
             for above in _above(name):
                 path = self._recording.paths(above)[0]
                 if path not in inside:
                     self.reached[path].append(path + name[len(above) :])
 
-    def _names_of(self, target: str) -> list[str]:
+    def _names_for(self, target: str, call: Call) -> list[str]:
+        """Return the names by which the call may have found ``target``: of what it holds itself, its own."""
+        names = self.names_of(target)
+        for each in call.chain():
+            within = tuple(f"{path}." for path in self._recording.paths(each.path) if path)
+            own = [name for name in names if f"{name}.".startswith(within)]
+            if own != names:
+                return own or names
+        return names
+
+    def names_of(self, target: str) -> list[str]:
+        """Return all names of a module or a tensor."""
         if target in self._recording.modules:
             return self._recording.paths(target)
         return self._other_names[self._tensors[target]]
@@ -123,21 +134,32 @@ class Folding:
         self.meanings = meanings
         self.uses = uses
 
-    def row(self, candidate: Candidate, owner: Call) -> Row | None:
-        """Return the region as a row of modules, if it is one and nothing else uses the modules."""
+    def row(self, candidate: Candidate, owner: Call, alike: list[Candidate]) -> Row | None:
+        """Return the region as a row of modules, if it is one and nothing else uses the modules.
+
+        ``alike`` are all regions of the owner's call that are the same map: those of modules that it calls in a loop.
+        """
         region = candidate.region
         layers = [node for node in region.working if isinstance(self.meanings[node], Through)]
         norms = [node for node in region.working if self._normalises(node)]
         nodes = sorted((*layers, *norms), key=self.recording.order.__getitem__)
         call_of = {node: self._call(node, owner) for node in nodes}
-        if len(region.groups) > 1 or len(nodes) != len(region.working) or not all(call_of[node] for node in layers):
+        refuses = any(group.expression.geometry.fits for group in region.groups)
+        if (
+            refuses
+            or len(region.groups) > 1
+            or len(nodes) != len(region.working)
+            or not all(call_of[node] for node in layers)
+        ):
             return None
         convolution = [node for node in nodes if convolves(self.meanings[node])][-1]
         call = call_of[convolution]
         assert call is not None
         stays = {call_of[node] for node in layers} == {call} and self._stays(convolution, call)
         units = {each: each is call and stays for each in call_of.values() if each is not None}
-        if not all(self._alone(each, owner, keeps=keeps) for each, keeps in units.items()):
+        if not all(self._alone(each, owner, alike, keeps=keeps) for each, keeps in units.items()):
+            return None
+        if not stays and len(alike) > 1:
             return None
         if not stays and not (self._is_replaceable(call, convolution, region) and self._unseen(candidate)):
             return None
@@ -183,10 +205,12 @@ class Folding:
             return None
         return self.recording.modules[path]._parameters.get(leaf)
 
-    def _alone(self, call: Call, owner: Call, *, keeps: bool) -> bool:
-        """Whether the module runs once in every call of the owner, and nothing else uses it."""
-        module = self.recording.modules[call.path]
-        once = len(self.recording.calls[call.path]) == len(self.recording.calls[owner.path])
+    def _alone(self, call: Call, owner: Call, alike: list[Candidate], *, keeps: bool) -> bool:
+        """Whether the module runs once for each of these regions in a call of the owner, and nothing else uses it."""
+        module, calls = self.recording.modules[call.path], self.recording.calls
+        paths = [[self.recording.call_of[node].path for node in each.region.working] for each in alike]
+        once = all(path.count(call.path) == 1 for path in paths) or len(alike) == 1
+        once = once and len(calls[call.path]) == len(alike) * len(calls[owner.path])
         return once and not self.uses.reads(module, call.path, keeps)
 
     def _is_replaceable(self, call: Call, node: fx.Node, region: Region) -> bool:

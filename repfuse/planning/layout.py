@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import fx, nn
 
-from repfuse.algebra.expression import Scaled
+from repfuse.algebra.expression import Expression, Scaled
 from repfuse.algebra.geometry import NotAffine
 from repfuse.networks import join, named_tensors
 from repfuse.ops.meaning import Meaning, Same, origin
@@ -154,6 +154,10 @@ def lay_out(  # noqa: PLR0917 - what the planner knows
     return _LayingOut(recording, meanings, bystanders, refuse, worth_the_class).run(list(candidates))
 
 
+def _maps(candidate: Candidate) -> tuple[Expression, ...]:
+    return tuple(group.expression for group in candidate.groups)
+
+
 class _LayingOut:
     def __init__(
         self,
@@ -178,9 +182,12 @@ class _LayingOut:
         blocks: dict[Call, list[Candidate]] = defaultdict(list)
         kept = once_per_module(self.recording, candidates, self.refuse, self.layout.unlike)
         self.touched = Counter(call for _, candidate in kept for call in self._calls(candidate.region))
+        alike: dict[tuple[Call, tuple[Expression, ...]], list[Candidate]] = defaultdict(list)
+        for call, candidate in kept:
+            alike[call, _maps(candidate)].append(candidate)
         for call, candidate in kept:
             try:
-                if not self._fold(call, candidate):
+                if not self._fold(call, candidate, alike[call, _maps(candidate)]):
                     blocks[call].append(candidate)
             except NotAffine as error:
                 self.refuse(error, candidate.region.root)
@@ -197,10 +204,13 @@ class _LayingOut:
         """Return every call in which a node of the region was made."""
         return {call for node in region.nodes for call in self.recording.call_of[node].chain()}
 
-    def _fold(self, call: Call, candidate: Candidate) -> bool:
-        """Lay a region out as a fold or a swap, if it is modules in a row that nothing else uses."""
-        row = self.folding.row(candidate, call)
-        if row is None or any(group.expression.geometry.fits for group in candidate.groups):
+    def _fold(self, call: Call, candidate: Candidate, alike: list[Candidate]) -> bool:
+        """Lay a region out as a fold or a swap, if it is modules in a row that nothing else uses.
+
+        Where modules run in a loop, that has to do for all of the regions ``alike``.
+        """
+        row, *others = (self.folding.row(each, call, alike) for each in (candidate, *alike))
+        if row is None or any(other != row for other in others):
             return False
         for path in {
             inner.path for node in candidate.region.nodes for inner in self.recording.call_of[node].up_to(call)
@@ -218,7 +228,7 @@ class _LayingOut:
             self.layout.folds.append(fused)
         else:
             self.layout.blocks.append(Block(path, fx.Graph(), ("fused",), (fused,), ("fused",)))
-        self.layout.identities += row.others
+        self.layout.identities += [path for path in row.others if path not in self.layout.identities]
         self.layout.blocks += [body for body in bodies if body is not None]
         return True
 
@@ -314,7 +324,7 @@ class _LayingOut:
         """Return the tensors in the owner that neither the old nor the new body uses."""
         used = [f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr")]
         vanished = vanishing(self.recording, call, replacements, self.bystanders)
-        read = {str(node.target) for node in vanished if node.op == "get_attr"}
+        read = {name for node in vanished if node.op == "get_attr" for name in self.uses.names_of(str(node.target))}
         holders = {name.rpartition(".")[0] for name in read} | {self._stock(node) for node in vanished}
         owner = self.recording.modules[call.path]
         return tuple(

@@ -44,12 +44,12 @@ class Borders:
     search tries one layer behind several maps.
     """
 
-    def __init__(self, recording: Recording, known: Collection[str] | None = None) -> None:
+    def __init__(self, recording: Recording, matching: set[str], known: Collection[str] | None = None) -> None:
         self.names = recording.names
         self.tensors = lookup(recording.module, recording.constants)
         self.device = device_of(recording.module)
         self.known = known
-        self.matching: set[str] = set()
+        self.matching = matching
 
     def check(self, inner: Expression, layer: Layer, source: fx.Node, node: fx.Node) -> None:
         """Raise NotAffine where ``layer``, at ``node``, pads ``inner``, which ``source`` becomes before it, with
@@ -107,6 +107,7 @@ class Planner:
         self.matching_borders = matching_borders
         self.refusals: dict[tuple[str, str], Refusal] = {}
         self._laid_out: tuple[list[Candidate], Layout] = ([], Layout())
+        self._matching: set[str] = set()
         self._read()
         while self._takes_back(self.lay_out(self.candidates)):
             self._read()
@@ -134,21 +135,20 @@ class Planner:
             self._drop_idle(node)
         self.bystanders = bystanders(recording, self.meanings, dead)
         self.estimate = Estimate(recording, self.meanings, self.policy)
-        self.borders = Borders(recording, self.matching_borders)
+        self.borders = Borders(recording, self._matching, self.matching_borders)
         self._laid_out = ([], Layout())
         self.__dict__.pop("candidates", None)
 
     def plan(self, arguments: Any) -> Plan:
         """Return the plan; ``arguments`` describe those that the network was recorded with."""
         sites = self.sites()
-        borders = tuple(sorted(self.borders.matching))
         return Plan(
             sites,
             tuple(self.refusals.values()),
             self.policy,
             self.recording.fingerprint(),
             arguments,
-            borders,
+            tuple(sorted(self._matching)),  # of readings that were taken back, too: they led to this one
             bool(self.keep_class),
             live=self,
         )

@@ -9,7 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks.building import Branches, C, Case, Spelled, SpelledOfTwo, conv, conv_norm, norm, pair, pair_of_two, triple
+from blocks.building import (
+    NOT_MERGED,
+    Branches,
+    C,
+    Case,
+    Spelled,
+    SpelledOfTwo,
+    Twin,
+    conv,
+    conv_norm,
+    norm,
+    pair,
+    pair_of_two,
+    triple,
+)
 
 
 class RepVGG(nn.Module):
@@ -58,6 +72,34 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+
+
+def of_levels(branch: Callable[[Any, int, Tensor], Tensor], **members: Any) -> Spelled:
+    """A detection head: what it makes of the levels of a pyramid."""
+
+    def forward(m: Spelled, x: Tensor) -> Tensor:
+        levels = (x, F.max_pool2d(x, 2), F.max_pool2d(x, 4))
+        return sum(F.relu(branch(m, number, level)).mean((2, 3)) for number, level in enumerate(levels))
+
+    return Spelled(forward, **members)
+
+
+def head_of_branches() -> Spelled:
+    """RTMDet's: each level has a branch with a norm of its own, and all have the first one's convolution."""
+    branches = nn.ModuleList(conv_norm() for _ in range(3))
+    for branch in branches:
+        branch[0] = branches[0][0]
+    return of_levels(lambda m, number, x: m.branches[number](x), branches=branches)
+
+
+def head_of_norms(*norms: nn.Module) -> Spelled:
+    """EfficientDet's: one convolution, and a norm per level."""
+    return of_levels(lambda m, number, x: m.norms[number](m.conv(x)), conv=conv(), norms=nn.ModuleList(norms))
+
+
+def reached_for() -> Spelled:
+    """A block whose convolution another forward takes out of it."""
+    return Spelled(lambda m, x: F.relu(m.block(x)) + F.relu(m.block[0](x.sin())), block=conv_norm())
 
 
 def functional(forward: Callable[..., Any]) -> Spelled:
@@ -248,4 +290,26 @@ CASES = [
         sites=2,
         inputs=2,
     ),
+    Case("one conv in branches, a norm each", head_of_branches, "chain", convolutions=3, sites=3, least=4, side=12),
+    Case(
+        "one conv, a norm per level",
+        lambda: head_of_norms(norm(), norm(), norm()),
+        "graph",
+        3,
+        sites=3,
+        least=4,
+        side=12,
+    ),
+    Case(
+        "one conv, a level without a norm",
+        lambda: head_of_norms(norm(), norm(), nn.Identity()),
+        "graph",
+        3,
+        sites=2,
+        least=4,
+        side=12,
+    ),
+    Case("one conv and norm, per level", lambda: head_of_norms(*[norm()] * 3), "fold", 3, sites=3, least=4, side=12),
 ]
+
+TWINS = [Twin("one conv, reached for", "outer-reference", reached_for, norms=1, wrong=NOT_MERGED)]

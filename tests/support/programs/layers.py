@@ -62,6 +62,29 @@ def transposed(pick: Pick, x: Tensor) -> Made:
     return Made(pick.of(spellings), nn.ModuleDict(parts))
 
 
+def averaged(pick: Pick, x: Tensor) -> Made:
+    """Layers and norms before and after what puts pixels elsewhere, or averages them, or chooses some."""
+    ndim, channels = axes_of(x), x.shape[1]
+    point, pool = getattr(nn, f"Conv{ndim}d"), getattr(F, f"adaptive_avg_pool{ndim}d")
+    kinds = (
+        lambda: point(channels, channels, 1, groups=pick.of((1, 1, channels))),
+        lambda: getattr(nn, f"BatchNorm{ndim}d")(channels),
+        lambda: point(channels, channels, 3, padding=pick.of((0, 1))),
+        nn.Identity,
+    )
+    ways = (
+        lambda x: pool(x, 2),
+        lambda x: x.mean(-1, keepdim=True),
+        lambda x: x.transpose(2, -1),
+        lambda x: x.select(-1, 0).unsqueeze(-1),
+        lambda x: x[..., -1].unsqueeze(2),
+        lambda x: x.amax(-1, keepdim=True),
+    )
+    parts = nn.Sequential(*(pick.of(kinds)() for _ in range(3)))
+    one, other = pick.of(ways), pick.of(ways)
+    return Made(lambda m, x: m[2](other(m[1](one(m[0](x))))), parts)
+
+
 def linear(pick: Pick, x: Tensor) -> Made:
     """A linear layer along the last axis."""
     if x.ndim > 3:

@@ -50,6 +50,7 @@ UNARY: dict[str, Builder] = {
     "conv": layers.conv,
     "kept": layers.kept,
     "transposed": layers.transposed,
+    "averaged": layers.averaged,
     "linear": layers.linear,
     "product": layers.product,
     "lora": layers.lora,

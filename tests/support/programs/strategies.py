@@ -34,7 +34,19 @@ _MIXING = [
 _SCALING = ["constant", "number", "nothing"]
 _MOVING = ["pad", "pad", "crop", "choose", "shuffle", "space", "cat"]
 _SUMS = ["add", "add", "add", "total"]
-_RARE = ["transposed", "lora", "instance norm", "broadcast", "gate", "written", "relu", "relu", "checkpointed"]
+_RARE = [
+    "transposed",
+    "averaged",
+    "averaged",
+    "lora",
+    "instance norm",
+    "broadcast",
+    "gate",
+    "written",
+    "relu",
+    "relu",
+    "checkpointed",
+]
 _INNER = [*_MIXING, *_SCALING, *_MOVING, *_SUMS, "relu"]
 _ANY = [*_MIXING, *_MIXING, *_SCALING, *_MOVING, *_SUMS, *_SUMS, *_RARE, "again", "again"]
 _BRANCH = ["kept", "kept", "kept", "norm", "nothing", "constant", "fixed", "pool", "conv", "filled", "number"]
