@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 
 import pytest
 import torch
 from blocks import Spelled
+from support.agreement import error, operations, randomised
 from support.agreement import image as noise
 from support.recordings import buffered, kernels, named, parameter, recorded, run
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
+
+from repfuse.fusing import fuse
 
 X = (2, 4, 7, 6)
 
@@ -399,3 +403,93 @@ def test_what_would_write_into_the_model_is_not_even_tried():
     before = model.e.detach().clone()
     constants, weight = constants_and_weight(model)
     assert constants.name_of(weight) is None and torch.equal(model.e, before)
+
+
+# --- weights that the forward puts where others were ---------------------------------------------------------------
+
+
+class Written(nn.Module):
+    """Every forward computes the kernel of a convolution ``e``, and ``writes`` it there.
+
+    As Bhardwaj et al., "Collapsible Linear Blocks for Super-Efficient Super Resolution" (SESR, arXiv 2103.09404), and
+    what was made after it do.
+    """
+
+    def __init__(self, writes) -> None:
+        super().__init__()
+        self.writes = writes
+        self.a, self.b, self.e = (nn.Conv2d(4, 4, kernel, padding=kernel // 2) for kernel in (3, 1, 3))
+        self.scale = nn.Parameter(torch.ones(4, 1, 1, 1))
+
+    def forward(self, x):
+        more = self.writes(self.e, self.a.weight * self.scale, x)
+        return (self.e(x) + self.b(x) + (0 if more is None else more)).relu()
+
+
+def set_as_data(e, kernel, x):
+    e.weight.data = kernel.data
+
+
+def copied_into_data(e, kernel, x):
+    e.weight.data.copy_(kernel)
+    e.bias.data.copy_(kernel.mean((1, 2, 3)))
+
+
+def copied_one_number(e, kernel, x):
+    e.weight.data.copy_(kernel.mean())
+
+
+def copied_and_read(e, kernel, x):
+    e.weight.data.copy_(kernel)
+    return e.weight.sum()
+
+
+def read_elsewhere(e, kernel, x):
+    e.weight.data.copy_(kernel)
+    return x.abs() * e.weight.sum()
+
+
+def copied_twice(e, kernel, x):
+    e.weight.data.copy_(kernel)
+    e.weight.data.copy_(2 * kernel)
+
+
+def copied_in_part(e, kernel, x):
+    e.weight.data[:, :2].copy_(kernel[:, :2])
+
+
+def added(e, kernel, x):
+    e.weight.data.copy_(e.weight + kernel)
+
+
+def of_the_image(e, kernel, x):
+    e.weight.data = kernel * x.amax()
+
+
+def read_before(e, kernel, x):
+    y = e(x)
+    e.weight.data.copy_(kernel)
+    return y
+
+
+def written(how):
+    torch.manual_seed(0)
+    return randomised(Written(how)).requires_grad_(False)
+
+
+@pytest.mark.parametrize("how", [set_as_data, copied_into_data, copied_one_number, copied_and_read])
+def test_a_kernel_that_every_forward_writes_becomes_a_plain_weight(how):
+    original, x = written(how), noise(*X)
+    result = fuse(copy.deepcopy(original), (x,))
+    assert operations(result.module, x) == {"convolution": 1, "relu": 1, "clone": 1}
+    for seed, shape in enumerate([X, (1, 4, 9, 5), (3, 4, 1, 2)]):
+        assert error(original, result.module, noise(*shape, seed=seed)) < 1e-12
+
+
+@pytest.mark.parametrize("how", [copied_twice, copied_in_part, added, of_the_image, read_before, read_elsewhere])
+def test_a_kernel_that_is_another_one_elsewhere_or_later_is_left_as_it_is(how):
+    original, x = written(how), noise(*X)
+    result = fuse(copy.deepcopy(original), (x,))
+    assert operations(copy.deepcopy(result.module), x)["copy"] == operations(copy.deepcopy(original), x)["copy"]
+    for seed, shape in enumerate([X, (1, 4, 9, 5), X]):
+        assert error(original, result.module, noise(*shape, seed=seed)) < 1e-12

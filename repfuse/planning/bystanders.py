@@ -42,7 +42,8 @@ def bystanders(
         if _measures(node, recording) and all(known):
             sizes.add(node)
     passages = {node for node in recording.nodes if isinstance(meanings.get(node), Passage)}
-    constants = {node for node in recording.nodes if recording.constants.is_constant(node) or makes_zeros(node)}
+    plain = {node for node in recording.nodes if node.op == "get_attr" or node.target is getattr or makes_zeros(node)}
+    constants = plain.union(filter(recording.constants.is_constant, recording.nodes))
     memory = recording.memory
     written = {node: frozenset(memory.members(node)) for node in constants if memory.writes(node)}
     measures = {node for node in recording.nodes if _measures(node, recording)}

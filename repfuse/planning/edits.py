@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from repfuse.algebra.expression import Expression
+from repfuse.algebra.expression import Expression, tensor_names
 from repfuse.planning.region import Region
 from repfuse.planning.terms import Group
 from repfuse.recording.recording import Recording
@@ -72,8 +72,10 @@ class Candidate:
 
 
 def owner_of(recording: Recording, region: Region) -> Call:
-    """Return the innermost call in which all the nodes of a region were made."""
-    chains = [list(recording.call_of[node].chain()) for node in region.working]
+    """Return the innermost call in which all the nodes of a region were made, and weights put where it reads them."""
+    names = (name for group in region.groups for name in tensor_names(group.expression))
+    nodes = (*region.working, *recording.constants.put(names))
+    chains = [list(recording.call_of[node].chain()) for node in nodes]
     return next(call for call in chains[0] if all(call in chain for chain in chains))
 
 

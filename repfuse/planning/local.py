@@ -345,7 +345,7 @@ def _unread(inside: list[fx.Node], gone: set[fx.Node], bystanders: Bystanders, s
 
 def _unseen(writer: fx.Node, gone: set[fx.Node], bystanders: Bystanders) -> bool:
     """Whether nothing that stays reads the memory that the writer changes."""
-    return all(member.op != "get_attr" and gone.issuperset(member.users) for member in bystanders.written[writer])
+    return all(gone.issuperset(member.users) for member in bystanders.written[writer])
 
 
 def _holds_nodes(value: Any) -> bool:

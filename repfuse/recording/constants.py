@@ -8,7 +8,7 @@ neither is what draws random numbers: that was watched while it ran, not guessed
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from repfuse.networks import named_tensors
-from repfuse.recording.run import Run, unknown
+from repfuse.recording.run import Run, set_data, unknown
 
 if TYPE_CHECKING:
     from repfuse.recording.recording import Recording
@@ -33,6 +33,7 @@ class Memory:
         self._order = {node: index for index, node in enumerate(run.nodes)}
         self._storage_of = run.storage_of
         self._writes = run.writes
+        self._shape_of = run.shape_of
         self._members: dict[int, list[fx.Node]] = defaultdict(list)
         self._writers: dict[int, list[fx.Node]] = defaultdict(list)
         for node in run.nodes:
@@ -59,8 +60,29 @@ class Memory:
         return node in self._writes
 
     def is_rewritten(self, node: fx.Node) -> bool:
-        """Whether a tensor of the model lies there and is overwritten: its value differs from call to call."""
-        return bool(self.writers(node)) and any(member.op == "get_attr" for member in self.members(node))
+        """Whether a tensor of the model lies there and is overwritten: its value differs from call to call.
+
+        Unless it was overwritten as a whole before, and never after that.
+        """
+        written = bool(self.writers(node)) and any(member.op == "get_attr" for member in self.members(node))
+        return written and self.put(node) is None
+
+    def put(self, node: fx.Node) -> fx.Node | None:
+        """Return the node that put its second argument where a tensor of the model was, if it is the value of ``node``:
+        ``x.data = value``, ``x.copy_(value)``.
+        """
+        if node.target is set_data:
+            return node
+        if [called(writer) for writer in self.writers(node)] != ["copy_"]:
+            return None
+        (writer,) = self.writers(node)
+        whole = len(writer.args) == 2 and self._shape_of[writer] == self._shape_of.get(node)
+        return writer if whole and self._order[writer] <= self._order[node] else None
+
+    def read_by(self, node: fx.Node) -> list[fx.Node]:
+        """Return the nodes that the value of a node depends on."""
+        put = self.put(node)
+        return node.all_input_nodes if put is None else [x for x in put.all_input_nodes if x is put.args[1]]
 
     def seen_later(self, writer: fx.Node) -> bool:
         """Whether what ``writer`` overwrites is read again, other than through its result, or belongs to the caller."""
@@ -126,7 +148,7 @@ class Constants:
             return False
         if node in self.recording.run.random:
             return False
-        inputs = node.all_input_nodes
+        inputs = self._memory.read_by(node)
         if not self._pure.issuperset(inputs) or self.recording.mark_of(node) is not None:
             return False
         return all(self.recording.between(x, node) is None for x in inputs)
@@ -153,7 +175,7 @@ class Constants:
         node = self._by_name.get(name)
         if node is None:
             return (name,)
-        return tuple(dict.fromkeys(str(step.target) for step in self._steps(node, node) if step.op == "get_attr"))
+        return tuple(dict.fromkeys(str(step.target) for step in self._steps(node, node) if self._is_stored(step)))
 
     def floating_leaves(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return which parameters and buffers of floating dtype the values are computed from."""
@@ -163,7 +185,13 @@ class Constants:
     def is_computed(self, name: str) -> bool:
         """Whether the value is computed in every forward, and no parameter or buffer as it is."""
         node = self._by_name.get(name)
-        return node is not None and node.op != "get_attr"
+        return node is not None and not self._is_stored(node)
+
+    def put(self, names: Iterable[str]) -> Iterator[fx.Node]:
+        """Yield the nodes that put one of these values where a tensor of the model was."""
+        nodes = (self._by_name.get(name) for name in names)
+        found = (self._memory.put(node) for node in nodes if node is not None)
+        return (node for node in found if node is not None)
 
     def evaluate(self, name: str, tensors: Callable[[str], Tensor]) -> Tensor:
         """Return the value, computed in float64 from the parameters and buffers that ``tensors`` gives by name.
@@ -175,7 +203,7 @@ class Constants:
         if node is None:
             return widened(tensors(name))
         with torch.no_grad():
-            value = _run(self._steps(node, node), lambda leaf: widened(tensors(leaf)), self.recording.run.attribute_of)
+            value = self._run(self._steps(node, node), lambda leaf: widened(tensors(leaf)))
             return torch.as_tensor(value[node])
 
     def numbers(self, name: str) -> Any:
@@ -186,7 +214,7 @@ class Constants:
     def _name(self, node: fx.Node) -> str | None:
         if node not in self.recording.shape_of or not self._is_steady(node):
             return None
-        name = str(node.target) if node.op == "get_attr" else f"%{node.name}"
+        name = str(node.target) if self._is_stored(node) else f"%{node.name}"
         self._by_name[name] = node
         return name
 
@@ -216,9 +244,32 @@ class Constants:
             found.add(step)
             if step in self.recording.run.attribute_of:
                 continue
-            pending += step.all_input_nodes
-            pending += [writer for writer in self._memory.writers(step) if order[writer] <= end]
+            pending += self._memory.read_by(step)
+            if self._memory.put(step) is None:
+                pending += [writer for writer in self._memory.writers(step) if order[writer] <= end]
         return sorted(found, key=order.__getitem__)
+
+    def _is_stored(self, node: fx.Node) -> bool:
+        return node.op == "get_attr" and self._memory.put(node) is None
+
+    def _run(self, steps: Iterable[fx.Node], read: Callable[[str], Any]) -> dict[fx.Node, Any]:
+        """Run nodes of a graph, in order, and return their values; ``read`` gives the tensors of the model by name.
+
+        Floating dtypes that forward read off tensors are float64, as the tensors are.
+        """
+        values: dict[fx.Node, Any] = {}
+        attributes = self.recording.run.attribute_of
+        for step in steps:
+            if self._memory.put(step) is not None:
+                (value,) = map(values.__getitem__, self._memory.read_by(step))
+                values[step] = value.expand(self.recording.shape_of[step])
+            elif step in attributes:
+                kind = attributes[step]
+                floating = isinstance(kind, torch.dtype) and kind.is_floating_point
+                values[step] = torch.float64 if floating else kind
+            else:
+                values[step] = _result(step, values, read)
+        return values
 
     def _stored(self, name: str) -> Any:
         return self.tensors[name]
@@ -251,22 +302,6 @@ def lookup(module: nn.Module, constants: Constants) -> Callable[[str], Tensor]:
         return (constants.evaluate(name, stored.__getitem__) if found is None else found).detach()
 
     return tensor
-
-
-def _run(steps: Iterable[fx.Node], read: Callable[[str], Any], attributes: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
-    """Run nodes of a graph, in order, and return their values; ``read`` gives the tensors of the model by name.
-
-    Floating dtypes among the ``attributes`` that forward read off tensors are float64, as the tensors are.
-    """
-    values: dict[fx.Node, Any] = {}
-    for step in steps:
-        if step in attributes:
-            kind = attributes[step]
-            floating = isinstance(kind, torch.dtype) and kind.is_floating_point
-            values[step] = torch.float64 if floating else kind
-        else:
-            values[step] = _result(step, values, read)
-    return values
 
 
 def _result(step: fx.Node, values: dict[fx.Node, Any], read: Callable[[str], Any]) -> Any:
