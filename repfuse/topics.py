@@ -34,8 +34,10 @@ TOPICS: dict[str, Topic] = {
             "channels": "cat, chunk, split, slices, index_select, repeat_interleave and shuffles between layers.",
             "rows": "Norms, 1x1 and linear layers across flatten, view, transpose, one pixel or token, and means over "
             "space or tokens, global or in windows.",
-            "weights": "Computed in forward from parameters alone: weight norm, masks, re-parameterised products. They "
-            "become plain weights.",
+            "space": "Space to depth before a layer (pixel_unshuffle, slices joined, views), which refuses the sizes "
+            "that it refused; norms across pixel_shuffle and interpolate.",
+            "weights": "Computed in forward from parameters alone: weight norm, masks, re-parameterised products, also "
+            "written to .data or by copy_. They become plain weights.",
             "linear": "Parallel (LoRA), in a row, averaged heads, with BatchNorm1d; matmul, bmm, einsum with a "
             "constant.",
             "exactness": "Comes first. Zero-padding a value in between is exact only where that value is zero beyond "
