@@ -109,7 +109,7 @@ def two_heads():
     """A network that averages two heads in its own forward."""
     return Spelled(
         lambda m, x: _averaged(m, m.body(x).mean((2, 3))),
-        body=nn.Sequential(RepVGG(), RepVGG(), RepVGG()),
+        body=nn.Sequential(*[RepVGG() for _ in range(9)]),
         one=nn.Linear(4, 3),
         other=nn.Linear(4, 3),
     )

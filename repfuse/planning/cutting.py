@@ -42,11 +42,19 @@ class Failure:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is left of a region after ``cuts``, those included that ``failures`` make necessary, and what it costs."""
+    """What is left of a region after ``cuts``, those included that ``failures`` make necessary.
+
+    ``costs`` are what the parts cost, each with its root.
+    """
 
     cuts: frozenset[fx.Node]
-    cost: Cost
+    costs: frozenset[tuple[fx.Node, Cost]]
     failures: tuple[Failure, ...]
+
+    @property
+    def cost(self) -> Cost:
+        """What all parts cost."""
+        return _total(self.costs)
 
 
 class Cutting:
@@ -86,8 +94,12 @@ class Cutting:
         choices = chain.from_iterable(combinations(places, size) for size in sizes)
         price = {parts: self.estimate.price(parts.cost) for parts in map(self.parts, choices)}
         least = min(price, key=lambda parts: (price[parts], len(parts.cuts)))
-        alike = (parts for parts in price if parts.cuts and not self.estimate.is_better(least.cost, parts.cost))
+        alike = (parts for parts in price if parts.cuts and not self._beats(least, parts))
         return min(alike, key=lambda parts: (parts.cost.macs, parts.cost.launches, price[parts]), default=least)
+
+    def _beats(self, one: Parts, other: Parts) -> bool:
+        """Whether one choice is better in that in which they differ."""
+        return self.estimate.is_better(_total(one.costs - other.costs), _total(other.costs - one.costs))
 
     def places(self) -> Iterator[fx.Node]:
         """Yield the nodes at which a cut may be worth anything: between layers, those that only move values included.
@@ -136,8 +148,8 @@ class Cutting:
                 terms[node] = self._terms(node, terms, roots, made, failures)
             if len(made) == known:
                 break
-        costs = (self._least(node, terms[node]) for node in self.nodes if roots[node] is node)
-        return Parts(frozenset(made), sum(costs, Cost()), tuple(failures))
+        costs = frozenset((node, self._least(node, terms[node])) for node in self.nodes if roots[node] is node)
+        return Parts(frozenset(made), costs, tuple(failures))
 
     def _roots(self, cuts: Set[fx.Node]) -> dict[fx.Node, fx.Node]:
         """Return the root of the part that each node belongs to: that of its readers if they agree, else itself."""
@@ -205,6 +217,10 @@ class Cutting:
                 least = merged if self.estimate.is_better(merged, least) else least
             self._cost[key] = least
         return self._cost[key]
+
+
+def _total(costs: Iterable[tuple[fx.Node, Cost]]) -> Cost:
+    return sum((cost for _, cost in costs), Cost())
 
 
 class _Known:
