@@ -10,7 +10,7 @@ from torch.fx.node import map_arg
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.measure import informative
 from repfuse.checking.places import ExactWeights, compare_exact, places
-from repfuse.checking.proof_results import Proof
+from repfuse.checking.results import Proof
 from repfuse.checking.runs import Outcome
 from repfuse.checking.sites import prove_site, same
 from repfuse.memory import give_back

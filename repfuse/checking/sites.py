@@ -14,8 +14,7 @@ from repfuse.checking.comparison import answers_in_float64, reference, tabulate
 from repfuse.checking.inputs.trial import Trial, rounded_through
 from repfuse.checking.measure import level
 from repfuse.checking.places import TOLERANCE, ExactWeights, Place, Weight, convolution_at, places
-from repfuse.checking.proof_results import SiteDrift, SiteProof, WeightProof
-from repfuse.checking.results import Level
+from repfuse.checking.results import Level, SiteDrift, SiteProof, WeightProof
 from repfuse.checking.rounding import half_spacing
 from repfuse.checking.runs import Outcome, as_stored, copy_with, run_copy, run_float64
 from repfuse.networks import dense, main_dtype

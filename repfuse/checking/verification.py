@@ -17,7 +17,7 @@ from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.locate import first_difference
 from repfuse.checking.measure import level
 from repfuse.checking.proof import prove
-from repfuse.checking.results import FirstDifference, Proven, RealData, Verdict, Verification, without_float64
+from repfuse.checking.results import FirstDifference, Proof, RealData, Verdict, Verification, without_float64
 from repfuse.checking.rounding import Key
 from repfuse.checking.runs import run, run_float64
 from repfuse.checking.tolerances import checked, ruling, tolerances
@@ -51,7 +51,7 @@ def decide(evidence: Evidence) -> Ruling:
     return _decide_drift(evidence)
 
 
-def with_proof(ruling: Ruling, proof: Proven, evidence: Evidence) -> Ruling:
+def with_proof(ruling: Ruling, proof: Proof, evidence: Evidence) -> Ruling:
     """Return the verdict where the plan is known that made one network from the other, and was proven or not.
 
     What is proven in float64, weight by weight, differs by the rounding of these weights alone, however large the

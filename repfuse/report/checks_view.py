@@ -14,8 +14,7 @@ from repfuse.report.tables import NOTHING, NUMBER, heading, plural, table
 from repfuse.wording import apart, small
 
 if TYPE_CHECKING:
-    from repfuse.checking.proof_results import Proof, SiteProof, WeightProof
-    from repfuse.checking.results import Comparison, Drift, OutputDrift, OutputVerdict
+    from repfuse.checking.results import Comparison, Drift, OutputDrift, OutputVerdict, Proof, SiteProof, WeightProof
 
 T = TypeVar("T")
 OUTPUTS_SHOWN = 4

@@ -31,8 +31,7 @@ from repfuse.report.tables import (
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
-    from repfuse.checking.proof_results import Proof
-    from repfuse.checking.results import Drift, Verified
+    from repfuse.checking.results import Drift, Proof, Verified
 
 DIGEST_SHOWN = len("sha256:") + 12
 STYLES: dict[Status, str] = {"converted": GOOD, "failed": BAD, "nothing-to-fuse": UNSURE, "planned": UNSURE}

@@ -17,8 +17,7 @@ from repfuse.plans import Count, Plan, Several, Text
 
 if TYPE_CHECKING:  # their packages import torch
     from repfuse.benching.results import Benchmark
-    from repfuse.checking.proof_results import Proof
-    from repfuse.checking.results import Drift, Verified
+    from repfuse.checking.results import Drift, Proof, Verified
 
 SCHEMA = 1
 
