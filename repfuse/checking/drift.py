@@ -26,7 +26,7 @@ from repfuse.checking.comparison import reference
 from repfuse.checking.inputs.trial import Trial, is_floating, mapped
 from repfuse.checking.measure import half_the_digits, level
 from repfuse.checking.results import Drift, Level, OutputDrift
-from repfuse.checking.rounding import SAMPLES, Levels, RoundingEffects, allowed, keys_of, rms
+from repfuse.checking.rounding import SAMPLES, Levels, RoundingEffects, allowed, keys_of, rms, settle
 from repfuse.checking.runs import Outcome, run, run_float64
 from repfuse.networks import between, main_dtype
 
@@ -64,85 +64,57 @@ def _moved(trial: Trial, seed: int) -> Trial:
     return mapped(trial, lambda inputs: tree_map(move, inputs))
 
 
-Outcomes = tuple[Sequence[Outcome], Sequence[Outcome], Sequence[Outcome]]
-"""Of the original in float64, of the original as stored, and of the fused network as stored."""
-
-
 def drift(
     original: nn.Module,
     fused: nn.Module,
     trials: Sequence[Trial],
-    expected: Sequence[Outcome] | None = None,
+    exact: Sequence[Outcome] | None = None,
+    *,
+    found: Sequence[Outcome] | None = None,
+    effect: RoundingEffects | None = None,
 ) -> Drift:
     """Measure both networks in the dtype they are stored in against the original in float64.
 
-    ``fused`` is expected to hold weights computed in float64 and rounded once. ``expected`` are the original's
-    outcomes in float64 on ``trials``, where they are known already. Neither network is changed. Raises
-    RepfuseError where the original cannot run the first trial in float64.
+    ``fused`` is expected to hold weights computed in float64 and rounded once; what that does to its outputs is the
+    ``effect``. ``exact`` are the original's outcomes in float64 on ``trials``, ``found`` those of ``fused`` as it is
+    stored, in whatever runtime. Each is computed where it is not given. Where a drift exceeds what borrowed effects and
+    one draw of the original's own error explain, both are measured on that very trial. Neither network is changed.
+    Raises RepfuseError where the original cannot run the first trial in float64.
     """
-    exact = reference(original, trials) if expected is None else expected
-    effect = RoundingEffects(fused, original, trials, run_float64(fused, trials), scale=exact)
-    return drift_from(original, fused, trials, exact, effect)
-
-
-def drift_from(
-    original: nn.Module, fused: nn.Module, trials: Sequence[Trial], exact: Sequence[Outcome], effect: RoundingEffects
-) -> Drift:
-    """As ``drift``, from the original's outcomes in float64 and the effect of rounding the fused network's weights."""
-    after = run(fused, trials, between(original, fused))
-    return drift_of(original, trials, (exact, after), effect, alike=main_dtype(original) == main_dtype(fused))
-
-
-def drift_of(
-    original: nn.Module,
-    trials: Sequence[Trial],
-    outcomes: tuple[Sequence[Outcome], Sequence[Outcome]],
-    effect: RoundingEffects,
-    *,
-    alike: bool,
-) -> Drift:
-    """As ``drift_from``, of a fused network that has run already, in whatever runtime.
-
-    ``outcomes`` are the original's in float64 and the fused network's; ``alike`` says whether the dtypes of the two
-    networks' outputs have to agree. Where a drift exceeds what borrowed effects and one draw of the original's own
-    error explain, both are measured on that very trial.
-    """
-    exact, after = outcomes
+    exact = reference(original, trials) if exact is None else exact
+    effect = effect or RoundingEffects(fused, original, trials, run_float64(fused, trials), scale=exact)
+    after = run(fused, trials, between(original, fused)) if found is None else found
     before = run(original, trials, {})
     keys = [key for key in keys_of(exact) if _sound(exact, before, key)]
     if not keys:
         return Drift((), measured=False, problem=_why_unmeasured(before, main_dtype(original)))
-    if problem := _problem(trials, keys, before, after, alike=alike):
+    if problem := _problem(trials, keys, before, after, alike=main_dtype(original) == main_dtype(fused)):
         return Drift((), problem=problem)
     effect.measure_usual()
-    return _settled(original, trials, (exact, before, after), {key: _level(exact, before, key) for key in keys}, effect)
+    own = {key: _level(exact, before, key) for key in keys}
 
+    def excessive() -> set[int]:
+        rows = _rows(trials, exact, after, own, effect.levels(own))
+        return {position for (position, _), row in zip(own, rows, strict=True) if not row.passed}
 
-def _settled(
-    original: nn.Module, trials: Sequence[Trial], outcomes: Outcomes, own: Levels, effect: RoundingEffects
-) -> Drift:
-    """Return the drift; where it exceeds what is known to be explained, measure that there, until one stands."""
-    settled: set[int] = set()
-    while True:
-        found = _drift(trials, outcomes, own, effect.levels(own))
-        wrong = {position for (position, _), row in zip(own, found.outputs, strict=True) if not row.passed}
-        if not wrong or not wrong.isdisjoint(settled):
-            return found
-        position = effect.cheapest(wrong)
+    def measure(position: int) -> None:
         effect.measure([position])
         again = drawn_again(original, trials[position], {name: own[at, name] for at, name in own if at == position})
-        own = own | {(position, name): error for name, error in again.items()}
-        settled.add(position)
+        own.update({(position, name): error for name, error in again.items()})
+
+    settle(excessive, measure, effect.cheapest)
+    return Drift(_rows(trials, exact, after, own, effect.levels(own)))
 
 
-def _drift(trials: Sequence[Trial], outcomes: Outcomes, own: Levels, effect: Levels) -> Drift:
-    exact, _, after = outcomes
+def _rows(
+    trials: Sequence[Trial], exact: Sequence[Outcome], after: Sequence[Outcome], own: Levels, effect: Levels
+) -> tuple[OutputDrift, ...]:
     last = {key: _last_rounding(after[key[0]].outputs[key[1]]) for key in own}
     limits = allowed([own, effect, last])
     if any("" in outcome.narrow for outcome in exact):  # its own error is not to be had: half the digits have to agree
         half = {key: half_the_digits(after[key[0]].outputs[key[1]].dtype) for key in own}
         limits = {key: Level(each, each) for key, each in half.items()}
-    rows = (
+    return tuple(
         OutputDrift(
             trial=trials[key[0]].label,
             name=key[1],
@@ -154,7 +126,6 @@ def _drift(trials: Sequence[Trial], outcomes: Outcomes, own: Levels, effect: Lev
         )
         for key in own
     )
-    return Drift(tuple(rows))
 
 
 def _level(exact: Sequence[Outcome], found: Sequence[Outcome], key: tuple[int, str]) -> Level:

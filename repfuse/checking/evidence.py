@@ -9,11 +9,21 @@ from typing import Any, TypeVar
 from torch import jit, nn
 
 from repfuse.checking.comparison import answers_in_float64, tabulate, with_fallbacks
-from repfuse.checking.drift import drift_from
+from repfuse.checking.drift import drift
 from repfuse.checking.inputs.trial import Trial, elements
 from repfuse.checking.measure import informative, level
 from repfuse.checking.results import Drift, OutputError, OutputVerdict, TrialComparison
-from repfuse.checking.rounding import FLOAT64_NOISE, SAMPLES, Explained, Key, Levels, RoundingEffects, excess
+from repfuse.checking.rounding import (
+    FLOAT64_NOISE,
+    SAMPLES,
+    Key,
+    Levels,
+    RoundingEffects,
+    allowed,
+    combined,
+    excess,
+    explained,
+)
 from repfuse.checking.runs import Outcome, narrow_in
 from repfuse.memory import give_back
 from repfuse.progress import Progress
@@ -155,21 +165,20 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
     meter.stage("what rounding explains")
     before = RoundingEffects(original, fused, trials, expected, watch=meter.watch)
     after = RoundingEffects(fused, original, trials, found, watch=meter.watch, scale=expected)
-    explained = Explained(before, after, errors)
-    explained.measure()
+    effects, settled = explained(before, after, errors)
     give_back(original)
     meter.stage("drift")
-    drift = drift_from(original, fused, trials, expected, after)
+    measured = drift(original, fused, trials, expected, effect=after)
     return Evidence(
         table,
         tuple(trials),
         tuple(expected),
         tuple(found),
         errors,
-        explained.effect(),
-        explained.limits(),
-        drift,
-        frozenset(explained.settled),
+        combined(effects),
+        allowed(effects),
+        measured,
+        frozenset(settled),
         tried,
     )
 

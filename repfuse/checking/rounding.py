@@ -172,19 +172,31 @@ _BITS = {torch.float32: (torch.int32, 0x7F80_0000), torch.float64: (torch.int64,
 
 def allowed(effects: Sequence[Levels]) -> Levels:
     """Return what independent effects, adding as squares, explain per trial and output (see this module)."""
-    total = {key: combine([effect[key] for effect in effects]) for key in effects[0]}
+    total = combined(effects)
     typical = {name: _median([total[key] for key in total if key[1] == name]) for _, name in total}
-    return {key: _allowed(value, typical[key[1]]) for key, value in total.items()}
+    return {key: _each_norm(_limit, [value, typical[key[1]]]) for key, value in total.items()}
 
 
-def combine(levels: Sequence[Level]) -> Level:
-    """Return the level of a sum of independent errors."""
-    return Level(math.hypot(*(x.rms for x in levels)), math.hypot(*(x.max for x in levels)))
+def combined(effects: Sequence[Levels]) -> Levels:
+    """Return the levels of sums of independent errors."""
+    return {key: _each_norm(lambda norms: math.hypot(*norms), [each[key] for each in effects]) for key in effects[0]}
 
 
-def _allowed(value: Level, typical: Level) -> Level:
-    rms, largest = max(value.rms, typical.rms), max(value.max, typical.max)
-    return Level(SAFETY * rms + FLOAT64_NOISE, SAFETY * largest + FLOAT64_NOISE)
+def rms(levels: Sequence[Level]) -> Level:
+    """Return the root mean square of several draws of the same error."""
+    return _each_norm(lambda norms: math.hypot(*norms) / math.sqrt(len(norms)), levels)
+
+
+def _median(levels: Sequence[Level]) -> Level:
+    return _each_norm(statistics.median, levels)
+
+
+def _limit(explained: Sequence[float]) -> float:
+    return SAFETY * max(explained) + FLOAT64_NOISE
+
+
+def _each_norm(function: Callable[[list[float]], float], levels: Sequence[Level]) -> Level:
+    return Level(function([level.rms for level in levels]), function([level.max for level in levels]))
 
 
 def _change(
@@ -204,16 +216,6 @@ def _change(
 def keys_of(outcomes: Sequence[Outcome]) -> list[tuple[int, str]]:
     """Return the position of each outcome with the name of each of its outputs."""
     return [(position, name) for position, outcome in enumerate(outcomes) for name in outcome.outputs]
-
-
-def rms(levels: Sequence[Level]) -> Level:
-    """Return the root mean square of several draws of the same error."""
-    total = combine(levels)
-    return Level(total.rms / math.sqrt(len(levels)), total.max / math.sqrt(len(levels)))
-
-
-def _median(levels: Sequence[Level]) -> Level:
-    return Level(statistics.median(x.rms for x in levels), statistics.median(x.max for x in levels))
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -292,7 +294,7 @@ class RoundingEffects:
 
     def _borrowed(self, name: str) -> Level:
         levels = [level for (_, other), level in self._lent if other == name] or [level for _, level in self._lent]
-        return Level(statistics.median(x.rms for x in levels), statistics.median(x.max for x in levels))
+        return _median(levels)
 
 
 # Errors in float64 against what rounding explains of them, measured where few sampled inputs do not settle it.
@@ -304,50 +306,41 @@ class RoundingEffects:
 NONE = Level(0.0, 0.0)
 
 
-class Explained:
-    """The ``errors`` of a network that should compute what another does, against what rounding explains of them.
+def explained(original: RoundingEffects, fused: RoundingEffects, errors: Levels) -> tuple[list[Levels], set[int]]:
+    """Return the effects that explain the ``errors`` of ``fused``, and the trials on which all of them are measured."""
+    order = dict.fromkeys(errors, NONE)
 
-    ``original`` and ``fused`` are the effects of rounding on both.
+    def effects() -> list[Levels]:
+        return [original.levels(errors), fused.levels(errors), order]
+
+    def excessive() -> set[int]:
+        limits = allowed(effects())
+        return {key[0] for key, error in errors.items() if excess(error, limits[key]) > 1}
+
+    def measure(position: int) -> None:
+        original.measure([position])
+        fused.measure([position])
+        order.update(fused.order(position))
+
+    original.measure_usual()
+    fused.measure_usual()
+    settled = settle(excessive, measure, fused.cheapest)
+    return effects(), settled
+
+
+def settle(
+    excessive: Callable[[], set[int]], measure: Callable[[int], None], cheapest: Callable[[set[int]], int]
+) -> set[int]:
+    """Measure on the cheapest of the trials whose errors are excessive, until none is, or one stands that was measured.
+
+    Returns the trials that were.
     """
-
-    def __init__(self, original: RoundingEffects, fused: RoundingEffects, errors: Levels) -> None:
-        self.original, self.fused, self.errors = original, fused, errors
-        self.settled: set[int] = set()
-        self._order: Levels = {}
-
-    def measure(self) -> None:
-        """Measure on the sampled inputs, then wherever an error is above what is explained so far."""
-        for side in (self.original, self.fused):
-            side.measure_usual()
-        while doubtful := {position for position, _ in self.excessive()}:
-            if not doubtful.isdisjoint(self.settled):
-                return
-            self.settle(self.fused.cheapest(doubtful))
-
-    def settle(self, position: int) -> None:
-        """Measure all there is on one trial."""
-        for side in (self.original, self.fused):
-            side.measure([position])
-        self._order |= self.fused.order(position)
-        self.settled.add(position)
-
-    def excessive(self) -> list[Key]:
-        """Return where an error is above what is explained so far."""
-        limits = self.limits()
-        return [key for key in self.errors if excess(self.errors[key], limits[key]) > 1]
-
-    def limits(self) -> Levels:
-        """Return what is allowed, by what was measured so far."""
-        return allowed(self._effects())
-
-    def effect(self) -> Levels:
-        """Return the effect of rounding by what was measured so far."""
-        effects = self._effects()
-        return {key: combine([each[key] for each in effects]) for key in self.errors}
-
-    def _effects(self) -> list[Levels]:
-        order = {key: self._order.get(key, NONE) for key in self.errors}
-        return [self.original.levels(self.errors), self.fused.levels(self.errors), order]
+    settled: set[int] = set()
+    while (doubtful := excessive()) and doubtful.isdisjoint(settled):
+        position = cheapest(doubtful)
+        measure(position)
+        settled.add(position)
+    return settled
 
 
 def excess(error: Level, limit: Level) -> float:

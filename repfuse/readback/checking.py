@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from repfuse.checking.comparison import with_fallbacks
-from repfuse.checking.drift import drift_of
+from repfuse.checking.drift import drift
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.inputs.variants import input_variants
-from repfuse.checking.results import Drift, OutputDrift, Verified
-from repfuse.checking.rounding import RoundingEffects
-from repfuse.checking.runs import Outcome, run, run_float64
+from repfuse.checking.results import OutputDrift, Verified
+from repfuse.checking.runs import Outcome, run
 from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.recipe import check_buildable
@@ -26,7 +25,7 @@ from repfuse.checkpoint.user_code import Named
 from repfuse.checkpoint.writing import not_the_same, same_bits
 from repfuse.errors import RepfuseError
 from repfuse.loading import Checkpoint
-from repfuse.networks import device_of, main_dtype
+from repfuse.networks import device_of
 from repfuse.readback.messages import Answer, Fingerprint, Job, digests, fingerprint_of
 from repfuse.readback.process import Place
 from repfuse.readback.reading import rest_of
@@ -136,7 +135,10 @@ def _identical(one: Outcome, other: Outcome) -> bool:
 
 def _worst(written: Written, given: dict[str, Outcome]) -> OutputDrift:
     """Return the worst of the file's outputs: allowed is what is allowed the network in memory on all inputs."""
-    measured = _drift(written, given)
+    trials, exact = with_fallbacks(written.original, input_variants(written.example))
+    own = run(written.module, trials, {})
+    found = [given.get(trial.label) or outcome for trial, outcome in zip(trials, own, strict=True)]
+    measured = drift(written.original, written.module, trials, exact, found=found)
     rows = [row for row in measured.outputs if row.trial in given]
     worst = max(rows, key=lambda row: row.fused.over(row.allowed), default=None)
     if measured.problem or worst is None:
@@ -148,18 +150,6 @@ def _worst(written: Written, given: dict[str, Outcome]) -> OutputDrift:
         told = f"its relative error is {error}, where arithmetic explains {limit}"
         raise not_the_same(f"{worst.name} on {worst.trial}: {told}")
     return worst
-
-
-def _drift(written: Written, given: dict[str, Outcome]) -> Drift:
-    original, module = written.original, written.module
-    trials, exact = with_fallbacks(original, input_variants(written.example))
-    after = [given.get(trial.label) or own for trial, own in zip(trials, _runs(module, trials), strict=True)]
-    effect = RoundingEffects(module, original, trials, run_float64(module, trials), scale=exact)
-    return drift_of(original, trials, (exact, after), effect, alike=main_dtype(original) == main_dtype(module))
-
-
-def _runs(module: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
-    return run(module, trials, {})
 
 
 PACKAGE = "repfuse"

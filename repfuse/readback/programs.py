@@ -14,8 +14,8 @@ from torch.export import ExportedProgram
 
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import Verified
-from repfuse.checking.runs import as_stored, call, copy_with
-from repfuse.checking.written import Ran, check_written
+from repfuse.checking.runs import Outcome, as_stored, call, copy_with
+from repfuse.checking.written import check_written
 from repfuse.checkpoint.exported.contract import contract_of
 from repfuse.checkpoint.exported.network import complete, network_of
 from repfuse.checkpoint.writing import not_the_same
@@ -48,16 +48,16 @@ def check_program(written: WrittenProgram, job: Job, place: Place) -> Verified:
     started = time.perf_counter()
     tensors = digests(written.program.state_dict) if job.kind == "pt2" else {}
 
-    def run(trials: Sequence[Trial]) -> Ran:
+    def run(trials: Sequence[Trial]) -> tuple[str, Sequence[Outcome]]:
         place.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
         answer = place.answer(patience(Path(job.path), time.perf_counter() - started))
         if job.kind == "pt2":
             _compare(answer, tensors, written.program)
-        return Ran(answer.runtime, answer.outcomes)
+        return answer.runtime, answer.outcomes
 
     gate = network_of(complete(written.program, Path()))
     shapes = tuple("x".join(map(str, axes)) for axes in contract_of(written.program).axes)
-    found = check_written(written.networks, written.example, run, shapes=(gate, shapes))
+    found = check_written(*written.networks, written.example, run, gate=gate, shapes=shapes)
     return replace(found, where=place.name, tensors=len(tensors), seconds=time.perf_counter() - started)
 
 
