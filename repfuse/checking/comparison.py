@@ -1,4 +1,7 @@
-"""Inputs that the original refuses, tried at another size: a network that takes one size only sees every kind too."""
+"""Both networks in float64 on the same inputs.
+
+Inputs that the original refuses are tried at another size: a network that takes one size only sees every kind too.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,8 @@ from repfuse.checking.runs import Change, Outcome, Watch, in_float64, run_float6
 from repfuse.errors import RepfuseError
 from repfuse.networks import why_refused
 
-# Both networks in float64 on the same inputs: the proof.
-
-
 GUARD = "AssertionError: Guard failed: "
 """How the error of an exported program begins whose input is outside of what it was made for."""
-
-
-def compare(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], tolerance: float = 1e-12) -> Comparison:
-    """Run both networks, widened to float64, on ``trials`` and hold every output against ``tolerance``.
-
-    ``tolerance`` is relative to each output's largest magnitude; 1e-12 separates wrong algebra (1e-3) from
-    float64 rounding (1e-15) where ``fused`` holds its weights in float64. One network at a time is widened.
-    Neither is changed. A trial that the original refuses is skipped and recorded; one that only the fused
-    network refuses is a mismatch. Raises RepfuseError where the original cannot run the first trial, or a
-    network cannot be copied.
-    """
-    expected = reference(original, trials)
-    return tabulate(trials, expected, answers_in_float64(fused, trials, expected), tolerance)
 
 
 def reference(original: nn.Module, trials: Sequence[Trial], watch: Watch = unwatched) -> list[Outcome]:

@@ -16,6 +16,13 @@ from repfuse.jsonready import json_ready
 from repfuse.wording import apart
 
 
+def quotient(value: float, allowed: float) -> float:
+    """Return value / allowed, which is infinite where nothing is allowed, and 0 for nothing."""
+    if value == 0:
+        return 0.0
+    return value / allowed if allowed else float("inf")
+
+
 @dataclass(frozen=True)
 class Level:
     """A relative difference of one output, in the two norms of this module: ``rms`` and ``max``."""
@@ -29,11 +36,11 @@ class Level:
 
     def over(self, allowed: Level) -> float:
         """Return the larger of the two quotients self / allowed (0 where both are 0)."""
-        return max(_quotient(self.rms, allowed.rms), _quotient(self.max, allowed.max))
+        return max(quotient(self.rms, allowed.rms), quotient(self.max, allowed.max))
 
     def norm(self, allowed: Level) -> str:
         """Return which of the two norms decides, as the larger quotient: people are shown that one alone."""
-        return "rms" if _quotient(self.rms, allowed.rms) > _quotient(self.max, allowed.max) else "max"
+        return "rms" if quotient(self.rms, allowed.rms) > quotient(self.max, allowed.max) else "max"
 
     def against(self, allowed: Level) -> tuple[str, str]:
         """Return this and what is allowed in the norm that decides, as text from which one sees which is larger."""
@@ -173,12 +180,6 @@ class Comparison:
         """Return JSON-ready data."""
         facts = {"passed": self.passed, "error": self.error, "reason": self.reason}
         return dict(json_ready(facts) | json_ready(self))
-
-
-def _quotient(value: float, allowed: float) -> float:
-    if value == 0:
-        return 0.0
-    return value / allowed if allowed else float("inf")
 
 
 Verdict = Literal["same", "different", "could-not-tell"]
@@ -401,7 +402,7 @@ class SiteDrift:
     """A site in its stored dtype against the original in float64, on the input that comes closest to its bound.
 
     ``own`` is the error of the original's operations, ``fused`` that of the fused convolution; ``bound`` the a-priori
-    bound of the arithmetic (see ``repfuse.checking.sites``) as a level. ``of_bound`` is the largest quotient of an
+    bound of the arithmetic (see ``repfuse.checking.proof``) as a level. ``of_bound`` is the largest quotient of an
     element's error and its own bound.
     """
 
