@@ -29,6 +29,7 @@ from repfuse.checking.results import Drift, Level, OutputDrift
 from repfuse.checking.rounding import SAMPLES, Levels, RoundingEffects, allowed, keys_of, rms, settle
 from repfuse.checking.runs import Outcome, run, run_float64
 from repfuse.networks import between, main_dtype
+from repfuse.wording import dtype_name
 
 # The original's own error in its stored dtype, drawn again where one draw does not settle a drift.
 #
@@ -118,7 +119,7 @@ def _rows(
         OutputDrift(
             trial=trials[key[0]].label,
             name=key[1],
-            dtype=str(after[key[0]].outputs[key[1]].dtype).removeprefix("torch."),
+            dtype=dtype_name(after[key[0]].outputs[key[1]].dtype),
             own=own[key],
             fused=_level(exact, after, key),
             rounding=effect[key],
@@ -149,7 +150,7 @@ def _sound(exact: Sequence[Outcome], before: Sequence[Outcome], key: tuple[int, 
 
 
 def _why_unmeasured(before: Sequence[Outcome], dtype: torch.dtype | None) -> str:
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     return f"the original cannot run in {name} here ({before[0].error or 'its outputs overflow'})"
 
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import torch
 
-from repfuse.checking.results import Level, OutputError
+from repfuse.checking.results import Level, OutputError, quotient
+from repfuse.wording import dtype_name
 
 QUANTILES = (50, 90, 99, 100)
 
@@ -22,7 +23,7 @@ def level(reference: torch.Tensor, other: torch.Tensor) -> Level:
     if not alike:
         return Level(float("inf"), float("inf"))
     difference = (a - b).abs()
-    return Level(_ratio(_norm(difference), _norm(a)), _ratio(_largest(difference), _largest(a)))
+    return Level(quotient(_norm(difference), _norm(a)), quotient(_largest(difference), _largest(a)))
 
 
 def half_the_digits(dtype: torch.dtype) -> float:
@@ -39,7 +40,7 @@ def output_error(name: str, reference: torch.Tensor, other: torch.Tensor) -> Out
     return OutputError(
         name=name,
         shape=tuple(reference.shape),
-        dtype=str(reference.dtype).removeprefix("torch."),
+        dtype=dtype_name(reference.dtype),
         relative=level(reference, other),
         max_abs=_largest(difference),
         scale=_largest(a),
@@ -116,12 +117,6 @@ def _norm(tensor: torch.Tensor) -> float:
 
 def _largest(tensor: torch.Tensor) -> float:
     return float(tensor.abs().max()) if tensor.numel() else 0.0
-
-
-def _ratio(difference: float, scale: float) -> float:
-    if difference == 0:
-        return 0.0
-    return difference / scale if scale else float("inf")
 
 
 def _number(tensor: torch.Tensor, index: tuple[int, ...]) -> float:

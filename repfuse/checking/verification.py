@@ -27,7 +27,7 @@ from repfuse.networks import main_dtype, why_refused
 from repfuse.plans import Plan
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
-from repfuse.wording import small
+from repfuse.wording import dtype_name, small
 
 # From evidence to a verdict: ``same``, ``different`` or ``could-not-tell``, in one sentence.
 
@@ -256,4 +256,4 @@ def _part_of(report: Progress, start: float, end: float) -> Progress:
 
 
 def _name(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.") if dtype else "no floating dtype"
+    return dtype_name(dtype) if dtype else "no floating dtype"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from repfuse.checkpoint.shapes import FORM, Shape
 from repfuse.errors import RepfuseError
-from repfuse.wording import first_line
+from repfuse.wording import dtype_name, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -29,11 +29,7 @@ def make_inputs(shapes: Sequence[Shape], network: nn.Module) -> tuple[Tensor, ..
 def shapes_of(inputs: Iterable[Tensor], network: nn.Module) -> tuple[Shape, ...]:
     """Return the shapes that ``make_inputs`` would turn into tensors like ``inputs``."""
     usual = _like(network).dtype
-    return tuple(Shape(tuple(x.shape), None if x.dtype == usual else _name(x.dtype)) for x in inputs)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return tuple(Shape(tuple(x.shape), None if x.dtype == usual else dtype_name(x.dtype)) for x in inputs)
 
 
 def _like(network: nn.Module) -> Tensor:

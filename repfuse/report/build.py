@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from repfuse.checkpoint.source import as_texts
 from repfuse.report.schema import Environment, Input, Output
 from repfuse.version import __version__
+from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:
     from repfuse.loading import Checkpoint
@@ -31,7 +32,7 @@ def input_of(checkpoint: Checkpoint) -> Input:
         format=checkpoint.format,
         model=checkpoint.source.spec if checkpoint.source else None,
         shapes=tuple(tuple(example.shape) for example in examples),
-        dtypes=tuple(str(example.dtype).removeprefix("torch.") for example in examples),
+        dtypes=tuple(dtype_name(example.dtype) for example in examples),
         input_origin=checkpoint.input_origin,
         model_args=_arguments(checkpoint),
     )
