@@ -27,7 +27,7 @@ from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
 from repfuse.readback.checking import Check, Written, bare_job, check_read, network_job, weights_job
-from repfuse.readback.process import Place, place
+from repfuse.readback.process import Reader
 from repfuse.version import __version__
 
 Use = Callable[[Path], usage.Lines]
@@ -76,14 +76,14 @@ def save(
     Raises RepfuseError where ``out`` is the input, exists (without ``force``) or cannot be written, and where the file
     is not what was to be written: then there is none.
     """
-    with place() if verify else nullcontext() as reader:
+    with Reader() if verify else nullcontext() as reader:
         return save_read_in(
             reader, checkpoint, module, Path(out), plan=plan, format=format, force=force, keep_metadata=keep_metadata
         )
 
 
 def save_read_in(
-    reader: Place | None,
+    reader: Reader | None,
     checkpoint: Checkpoint,
     module: nn.Module,
     out: Path,
@@ -93,7 +93,7 @@ def save_read_in(
     force: bool,
     keep_metadata: bool,
 ) -> Saved:
-    """As ``save``, with the place where the file is read again; None leaves that out."""
+    """As ``save``, with what reads the file again; None leaves that out."""
     for source in (checkpoint.path, *checkpoint.files):
         atomic.check_target(out, source, force=force)
     form = format_for(out, format, checkpoint.format)
@@ -106,7 +106,7 @@ def save_read_in(
         except RepfuseError as error:
             if form != "onnx" or error.exit_code != EXIT_FAILED_CHECK:
                 raise
-            with place() if reader else nullcontext() as another:
+            with Reader() if reader else nullcontext() as another:
                 notes, use, check = _write_program(checkpoint, module, form, temporary, sizes=False)
                 verified = check(another) if another else None
         digest = digest_of(temporary)

@@ -27,7 +27,7 @@ from repfuse.cli.choosing import wanted
 from repfuse.cli.conversion import Job, _proven, _saved
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
-from repfuse.readback.process import place
+from repfuse.readback.process import Reader
 
 POINTS = ("open", "fsync", "chmod", "link", "unlink", "replace", "rename")  # of os: where the disk is changed
 ALL = wanted(None, None, None, None, None)
@@ -51,7 +51,7 @@ def write(samples: Path) -> Callable[..., None]:
 
     def run(folder: Path, name: str = "out.pt", *, force: bool = False) -> None:
         out = folder / name
-        with place() as reader:
+        with Reader() as reader:
             _saved(report, checkpoint, module, Job(source, out, {}, ALL, None, force), reader)
 
     return run

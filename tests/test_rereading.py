@@ -28,7 +28,7 @@ from repfuse.checking.runs import Outcome
 from repfuse.errors import RepfuseError
 from repfuse.readback import checking, process, reading
 from repfuse.readback.messages import Job, fingerprint_of
-from repfuse.readback.process import SAME_PROCESS, FreshProcess, place
+from repfuse.readback.process import SAME_PROCESS, Reader
 
 MODEL = "repfuse.samples:DigitsRepVGG"
 Change = Callable[[Path], None]
@@ -283,11 +283,11 @@ def test_a_process_that_does_not_answer_fails_closed(
     assert time.monotonic() - started < 30
 
 
-def test_the_process_ends_with_what_it_is_for_however_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_ends_with_what_it_is_for_however_that_ends(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     monkeypatch.setattr(process, "COMMAND", program("import time; time.sleep(60)"))
     for error in (KeyboardInterrupt, None):
         try:
-            with FreshProcess() as started:
+            with Reader() as started:
                 running = started._process
                 assert running.poll() is None
                 if error:
@@ -298,11 +298,11 @@ def test_the_process_ends_with_what_it_is_for_however_that_ends(monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_it_ends_with_a_parent_that_is_killed() -> None:
+def test_it_ends_with_a_parent_that_is_killed(fresh: None) -> None:
     parent = textwrap.dedent("""
         import time
-        from repfuse.readback.process import FreshProcess
-        with FreshProcess() as started:
+        from repfuse.readback.process import Reader
+        with Reader() as started:
             print(started._process.pid, flush=True)
             time.sleep(60)
     """)
@@ -346,7 +346,7 @@ def test_a_process_finds_what_was_found_after_it_was_started(
 ) -> None:
     (tmp_path / "found_later.py").write_text("import pathlib\n" + textwrap.dedent(NET))
     marked = tmp_path / "imported"
-    with place() as started:
+    with Reader() as started:
         monkeypatch.syspath_prepend(tmp_path)
         network = __import__("found_later").Net().eval()
         with (tmp_path / "found_later.py").open("a") as file:
@@ -373,7 +373,7 @@ def test_where_no_process_can_be_started_it_is_said(
         monkeypatch.setattr(subprocess, "Popen", refuse)
     else:
         monkeypatch.setattr(sys, *(("frozen", True) if way == "frozen" else ("executable", "/opt/app")), raising=False)
-    with place() as found:
+    with Reader() as found:
         assert found.name.startswith("this process, because ")
     checked = converted(samples / "notebook_block.pt", tmp_path / "out.pt", input="1x16x8x8").verified
     assert checked and checked.where == found.name

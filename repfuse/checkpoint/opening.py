@@ -63,30 +63,20 @@ def open_checkpoint(
         tensors, metadata = safetensors_file.read(path)
         contents, text = find(OrderedDict(tensors), path, weights), metadata.get(RECIPE)
         return Opened(path, "safetensors", digest, contents, _recipe(text, path), metadata)
-    if container is Container.EXPORTED:
-        return _exported(path, digest, trust=bool(trust))
-    if container is Container.TORCHSCRIPT:
-        return _torchscript(path, digest, shapes, trust=bool(trust))
+    if container in (Container.EXPORTED, Container.TORCHSCRIPT):
+        from repfuse.checkpoint.exported import archive, torchscript  # torch.export takes a second to import
+        from repfuse.checkpoint.exported.network import opened
+
+        if exported := container is Container.EXPORTED:
+            program = archive.read(path, trust=bool(trust))
+        else:
+            program = torchscript.read(path, shapes, trust=bool(trust))
+        contents, form = Contents(module=opened(program, path)), "pt2" if exported else "torchscript"
+        return Opened(path, form, digest, contents, None, program=program)
     tree: Any = torch_pickle.read_trusted(path, container, trust) if trust else torch_pickle.read(path, container)
     contents = find(tree, path, weights)
     form = "state-dict" if contents.module is None else "pt"
     return Opened(path, form, digest, contents, _recipe(contents.recipe, path))
-
-
-def _exported(path: Path, digest: str, *, trust: bool) -> Opened:
-    from repfuse.checkpoint.exported import archive  # torch.export takes a second to import
-    from repfuse.checkpoint.exported.network import opened
-
-    program, network = opened(archive.read(path, trust=trust), path)
-    return Opened(path, "pt2", digest, Contents(module=network), None, program=program)
-
-
-def _torchscript(path: Path, digest: str, shapes: Sequence[Shape] | None, *, trust: bool) -> Opened:
-    from repfuse.checkpoint.exported import torchscript
-    from repfuse.checkpoint.exported.network import opened
-
-    program, network = opened(torchscript.read(path, shapes, trust=trust), path)
-    return Opened(path, "torchscript", digest, Contents(module=network), None, program=program)
 
 
 def digest_of(path: Path) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from repfuse.cli.choosing import Wanted
     from repfuse.progress import Progress
-    from repfuse.readback.process import Place
+    from repfuse.readback.process import Reader
 
 TIMING_SECONDS = 1.0
 
@@ -49,7 +49,7 @@ class Job:
     effort: str = "default"
 
 
-def run(job: Job, progress: Progress, reader: Place | None = None) -> Report:
+def run(job: Job, progress: Progress, reader: Reader | None = None) -> Report:
     """Do all of it, and return the report, which is also written beside the result; ``reader`` reads that again."""
     progress("reading", 0.0)
     checkpoint = _loaded(job)
@@ -68,7 +68,7 @@ def run(job: Job, progress: Progress, reader: Place | None = None) -> Report:
     return _saved(replace(report, timing=timing), checkpoint, module, job, reader)
 
 
-def _saved(report: Report, checkpoint: Checkpoint, module: nn.Module, job: Job, reader: Place | None) -> Report:
+def _saved(report: Report, checkpoint: Checkpoint, module: nn.Module, job: Job, reader: Reader | None) -> Report:
     """Write the result and its report: both or neither."""
     out = job.out
     assert out is not None

@@ -29,7 +29,7 @@ from repfuse.cli.options import (
 )
 from repfuse.cli.output import check_sources, check_targets, progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK
-from repfuse.readback.process import place
+from repfuse.readback.process import Reader
 from repfuse.report.schema import report_path
 
 
@@ -109,7 +109,7 @@ def convert(
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
     check_sources((source,))
     loading = for_load(model, model_arg, weights, example, allow, trust=trust)
-    with place() if target else nullcontext() as reader, progress(quiet=quiet) as update:
+    with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
         chosen = wanted(policy, plan, include, exclude, keep_class)
         from repfuse.cli.conversion import Job, run  # the reader imports torch by now, too
         from repfuse.report.convert_view import convert_view

@@ -19,15 +19,13 @@ from repfuse.checking.results import OutputDrift, Verified
 from repfuse.checking.runs import Outcome, run
 from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.around import Around
-from repfuse.checkpoint.recipe import check_buildable
-from repfuse.checkpoint.source import ModelSource, as_texts
-from repfuse.checkpoint.user_code import Named
+from repfuse.checkpoint.recipe import is_buildable
+from repfuse.checkpoint.source import as_texts
 from repfuse.checkpoint.writing import not_the_same, same_bits
-from repfuse.errors import RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.networks import device_of
 from repfuse.readback.messages import Answer, Fingerprint, Job, digests, fingerprint_of
-from repfuse.readback.process import Place
+from repfuse.readback.process import Reader
 from repfuse.readback.reading import rest_of
 
 # A file of a network or of weights, held against the network in memory that was written into it.
@@ -38,7 +36,7 @@ from repfuse.readback.reading import rest_of
 # another order: then the file's outputs are judged like those of any fused network, see ``repfuse.checking.drift``.
 
 
-Check = Callable[[Place], Verified]
+Check = Callable[[Reader], Verified]
 PATIENCE = 120.0  # seconds for the fresh process to import torch and a library of models from a slow disk
 BYTES_A_SECOND = 2e6  # that it reads at least
 SLOWER = 20  # times longer than here it may compute
@@ -63,20 +61,20 @@ def patience(path: Path, seconds: float) -> float:
     return PATIENCE + path.stat().st_size / BYTES_A_SECOND + SLOWER * seconds
 
 
-def check_read(written: Written, job: Job, place: Place) -> Verified:
-    """Have the file read in ``place`` and return what was found.
+def check_read(written: Written, job: Job, reader: Reader) -> Verified:
+    """Have the file read by ``reader`` and return what was found.
 
     Raises RepfuseError, with the exit code of a failed check, where it is not what was written.
     """
     started = time.perf_counter()
     trials = () if written.state is not None else telling(written.example)
-    place.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
+    reader.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
     expected = run(written.module, trials, {})
     computed = time.perf_counter() - started
     own = _fingerprint(written, job)
-    answer = place.answer(patience(Path(job.path), computed))
+    answer = reader.answer(patience(Path(job.path), computed))
     _compare(own, answer, job, written.around)
-    found = Verified(answer.runtime, (), (), (), where=place.name, tensors=len(own.tensors), alone=_alone(job, answer))
+    found = Verified(answer.runtime, (), (), (), where=reader.name, tensors=len(own.tensors), alone=_alone(job, answer))
     found = _judged(found, written, trials, (expected, list(answer.outcomes)))
     return replace(found, seconds=time.perf_counter() - started)
 
@@ -170,7 +168,7 @@ def network_job(checkpoint: Checkpoint, path: Path, *, trust: bool) -> Job:
         torch.get_num_threads(),
         loading=_loading(checkpoint, keys) | {"trust": trust},
         keys=keys,
-        alone=not any(_package(name) == PACKAGE for name in named),
+        alone=not any(name.partition(".")[0] == PACKAGE for name in named),
         module=True,
         needs=tuple(named),
     )
@@ -183,7 +181,7 @@ def weights_job(checkpoint: Checkpoint, path: Path, keys: tuple[str, ...]) -> Jo
     """
     source = checkpoint.source
     assert source is not None
-    said = {} if _builds(source, path, checkpoint.code) else {"model": source.spec, "model_args": as_texts(source)}
+    said = {} if is_buildable(source, path, checkpoint.code) else {"model": source.spec, "model_args": as_texts(source)}
     needs = (source.parts[0],) if source.kind == "import" else ()
     loading = _loading(checkpoint, keys) | said
     return Job("network", str(path.resolve()), torch.get_num_threads(), loading=loading, keys=keys, needs=needs)
@@ -198,16 +196,3 @@ def _loading(checkpoint: Checkpoint, keys: tuple[str, ...]) -> dict[str, Any]:
     weights = ".".join(keys) or "auto"
     device = str(device_of(checkpoint.module))
     return {"weights": weights, "allow": list(checkpoint.allow), "device": device}
-
-
-def _builds(source: ModelSource, path: Path, named: Named) -> bool:
-    """Whether a file may name what builds its network without being trusted."""
-    try:
-        check_buildable(source, path, named)
-    except RepfuseError:
-        return False
-    return True
-
-
-def _package(name: str) -> str:
-    return name.partition(".")[0]

@@ -1,10 +1,9 @@
-"""What goes to the process that reads a file again, and what comes back: a line of JSON, then tensors."""
+"""What goes to the process that reads a file again, and what comes back."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -136,14 +135,12 @@ class Job:
 
     def to_bytes(self) -> bytes:
         """Return the job as it is sent."""
-        return _packed({**vars(self), "inputs": None}, list(self.inputs))
+        return _packed(vars(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Job:
         """Return the job that was sent."""
-        said, inputs = _unpacked(data)
-        tuples = {name: tuple(said[name]) for name in ("keys", "outputs", "needs", "folders")}
-        return cls(**said | tuples | {"inputs": tuple(inputs)})
+        return cls(**_unpacked(data))
 
 
 @dataclass(frozen=True)
@@ -168,27 +165,22 @@ class Answer:
     def to_bytes(self) -> bytes:
         """Return the answer as it is sent."""
         prints = {name: held and vars(held) for name, held in (("network", self.network), ("alone", self.alone))}
-        errors = {"outcomes": None, "errors": [outcome.error for outcome in self.outcomes]}
-        return _packed(vars(self) | prints | errors, [outcome.outputs for outcome in self.outcomes])
+        return _packed(vars(self) | prints | {"outcomes": [vars(outcome) for outcome in self.outcomes]})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Answer:
         """Return the answer that was sent. Raises any exception where ``data`` is none."""
-        said, outputs = _unpacked(data)
-        errors = said.pop("errors")
+        said = _unpacked(data)
         prints = {name: Fingerprint(**said[name]) if said[name] else None for name in ("network", "alone")}
-        outcomes = tuple(Outcome(dict(held), str(error)) for held, error in zip(outputs, errors, strict=True))
-        return cls(**said | prints | {"refused": tuple(said["refused"]), "outcomes": outcomes})
+        return cls(**said | prints | {"outcomes": tuple(Outcome(**outcome) for outcome in said["outcomes"])})
 
 
-def _packed(said: dict[str, Any], tensors: Any) -> bytes:
+def _packed(said: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    buffer.write(json.dumps(said).encode() + b"\n")
-    held = io.BytesIO()
-    torch.save(tensors, held)
-    return buffer.getvalue() + held.getvalue()
+    torch.save(said, buffer)
+    return buffer.getvalue()
 
 
-def _unpacked(data: bytes) -> tuple[dict[str, Any], Any]:
-    said, _, held = data.partition(b"\n")
-    return json.loads(said), torch.load(io.BytesIO(held), map_location="cpu", weights_only=True)
+def _unpacked(data: bytes) -> dict[str, Any]:
+    said: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return said

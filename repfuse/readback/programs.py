@@ -21,7 +21,7 @@ from repfuse.checkpoint.exported.network import complete, network_of
 from repfuse.checkpoint.writing import not_the_same
 from repfuse.readback.checking import patience
 from repfuse.readback.messages import Answer, Job, Kind, digests
-from repfuse.readback.process import Place
+from repfuse.readback.process import Reader
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def program_job(written: WrittenProgram, path: Path, *, onnx: bool) -> Job:
     return Job(kind, str(path.resolve()), torch.get_num_threads(), outputs=tuple(outputs))
 
 
-def check_program(written: WrittenProgram, job: Job, place: Place) -> Verified:
-    """Have the file run in ``place`` and return what was found.
+def check_program(written: WrittenProgram, job: Job, reader: Reader) -> Verified:
+    """Have the file run by ``reader`` and return what was found.
 
     Raises RepfuseError, with the exit code of a failed check, where it does not compute what the original does.
     """
@@ -49,8 +49,8 @@ def check_program(written: WrittenProgram, job: Job, place: Place) -> Verified:
     tensors = digests(written.program.state_dict) if job.kind == "pt2" else {}
 
     def run(trials: Sequence[Trial]) -> tuple[str, Sequence[Outcome]]:
-        place.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
-        answer = place.answer(patience(Path(job.path), time.perf_counter() - started))
+        reader.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
+        answer = reader.answer(patience(Path(job.path), time.perf_counter() - started))
         if job.kind == "pt2":
             _compare(answer, tensors, written.program)
         return answer.runtime, answer.outcomes
@@ -58,7 +58,7 @@ def check_program(written: WrittenProgram, job: Job, place: Place) -> Verified:
     gate = network_of(complete(written.program, Path()))
     shapes = tuple("x".join(map(str, axes)) for axes in contract_of(written.program).axes)
     found = check_written(*written.networks, written.example, run, gate=gate, shapes=shapes)
-    return replace(found, where=place.name, tensors=len(tensors), seconds=time.perf_counter() - started)
+    return replace(found, where=reader.name, tensors=len(tensors), seconds=time.perf_counter() - started)
 
 
 def _compare(answer: Answer, tensors: dict[str, str], program: ExportedProgram) -> None:

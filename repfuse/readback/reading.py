@@ -136,7 +136,8 @@ def _program(job: Job) -> Answer:
     from repfuse.checkpoint.exported.contract import contract_of
     from repfuse.checkpoint.exported.network import opened
 
-    program, network = opened(archive.read(Path(job.path), trust=True), Path(job.path))  # repfuse wrote it just now
+    program = archive.read(Path(job.path), trust=True)  # repfuse wrote it just now
+    network = opened(program, Path(job.path))
     found = Fingerprint(digests(program.state_dict))
     contract = contract_of(program).describe()
     return Answer(f"torch.export, {TORCH}", found, contract=contract, outcomes=_run(network, job.inputs))

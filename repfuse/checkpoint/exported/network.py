@@ -19,14 +19,13 @@ from repfuse.wording import described
 LARGEST = 1 << 26  # numbers that inputs may have without being asked for
 
 
-def opened(program: ExportedProgram, path: Path) -> tuple[ExportedProgram, fx.GraphModule]:
-    """Return the program of the file at ``path``, with an example, and its network.
+def opened(program: ExportedProgram, path: Path) -> fx.GraphModule:
+    """Return the network of the program in the file at ``path``, which gets an example where it has none.
 
     Raises RepfuseError where its parts do not fit each other, or where it takes more than tensors.
     """
     try:
-        complete(program, path)
-        return program, network_of(program)
+        return network_of(complete(program, path))
     except RepfuseError:
         raise
     except Exception as error:  # torch makes code of what the file says, and runs it: anything may be wrong with it
