@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import nn
 
 from repfuse import usage
 from repfuse.checking.results import Verified
-from repfuse.checkpoint import atomic, example, shapes
+from repfuse.checkpoint import atomic, example, onnx_file, shapes
 from repfuse.checkpoint.allow import Need, names_refused
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.contents import RECIPE
@@ -30,6 +30,7 @@ from repfuse.readback.checking import Check, Written, bare_job, check_read, netw
 from repfuse.readback.process import Reader
 from repfuse.version import __version__
 
+ONE_SIZE = "the file takes the size of the example alone: at others, ONNX would not compute what the network does"
 Use = Callable[[Path], usage.Lines]
 
 
@@ -59,6 +60,7 @@ def save(
     force: bool = False,
     keep_metadata: bool = True,
     verify: bool = True,
+    reader: Reader | None = None,
 ) -> Saved:
     """Write ``module``, which was made from ``checkpoint``, to ``out``: as a whole or not at all.
 
@@ -71,44 +73,30 @@ def save(
     once its outputs are those of ``module`` (for .pt2 and ONNX: those of the checkpoint's network, as near as
     arithmetic explains). ``verify=False`` leaves the fresh process and the runs out: the file is read back only. The
     environment variable REPFUSE_SAME_PROCESS=1 has this process do all that, which ``Saved.verified`` then says, as it
-    does where no other process could read the file: its classes are of a notebook, say.
+    does where no other process could read the file: its classes are of a notebook, say. ``reader`` is what reads it,
+    where that was started before.
 
     Raises RepfuseError where ``out`` is the input, exists (without ``force``) or cannot be written, and where the file
     is not what was to be written: then there is none.
     """
-    with Reader() if verify else nullcontext() as reader:
-        return save_read_in(
-            reader, checkpoint, module, Path(out), plan=plan, format=format, force=force, keep_metadata=keep_metadata
-        )
-
-
-def save_read_in(
-    reader: Reader | None,
-    checkpoint: Checkpoint,
-    module: nn.Module,
-    out: Path,
-    *,
-    plan: Plan | None,
-    format: str | None,
-    force: bool,
-    keep_metadata: bool,
-) -> Saved:
-    """As ``save``, with what reads the file again; None leaves that out."""
+    out = Path(out)
     for source in (checkpoint.path, *checkpoint.files):
         atomic.check_target(out, source, force=force)
     form = format_for(out, format, checkpoint.format)
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
-    with atomic.replacing(out) as temporary:
+    with ExitStack() as stack, atomic.replacing(out) as temporary:
+        if verify and reader is None:
+            reader = stack.enter_context(Reader())
         try:
             notes, use, check = _write(checkpoint, module, plan, form, temporary)
             verified = check(reader) if reader else None
         except RepfuseError as error:
             if form != "onnx" or error.exit_code != EXIT_FAILED_CHECK:
                 raise
-            with Reader() if reader else nullcontext() as another:
-                notes, use, check = _write_program(checkpoint, module, form, temporary, sizes=False)
-                verified = check(another) if another else None
+            another = stack.enter_context(Reader()) if reader else None
+            notes, use, check = _write_program(checkpoint, module, form, temporary, sizes=False)
+            verified = check(another) if another else None
         digest = digest_of(temporary)
     return Saved(out, digest, form, (*notes, *dropped), verified, use(out))
 
@@ -130,17 +118,23 @@ def _write(
 def _write_program(
     checkpoint: Checkpoint, module: nn.Module, form: str, path: Path, *, sizes: bool = True
 ) -> tuple[list[str], Use, Check]:
-    """As ``_write``; without ``sizes`` the file takes those of the example alone."""
-    from repfuse.checkpoint.exported import writing  # torch.export takes a second to import
-    from repfuse.readback.programs import WrittenProgram, check_program, program_job
+    """As ``_write``; without ``sizes`` the file takes those of the example alone.
 
-    networks, example = (checkpoint.module, module), checkpoint.example_inputs
-    write = partial(writing.write_onnx, sizes=sizes) if form == "onnx" else writing.write_pt2
-    program, notes = write(writing.Source(*networks, example, checkpoint.program), path)
+    ONNX's exporter writes some operators for the size that it sees, and says so nowhere.
+    """
+    from repfuse.checkpoint.exported.writing import exported, write_pt2  # torch.export takes a second to import
+    from repfuse.readback.programs import check_program, program_job
+
+    written, before = _written(checkpoint, module), checkpoint.program
+    program = exported(checkpoint.module, module, written.example, before, sizes=sizes)
+    if form == "onnx":
+        onnx_file.write(program, path)
+        notes = [] if sizes else [ONE_SIZE]
+    else:
+        notes = write_pt2(program, before, path)
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
-    written = WrittenProgram(networks, example, program)
-    check = partial(check_program, written, program_job(written, path, onnx=form == "onnx"))
-    use = partial(usage.of_onnx, program, example) if form == "onnx" else usage.of_pt2
+    check = partial(check_program, written, program, program_job(written, path, onnx=form == "onnx"))
+    use = partial(usage.of_onnx, program, written.example) if form == "onnx" else usage.of_pt2
     return (alone if checkpoint.around.keys else []) + notes, use, check
 
 

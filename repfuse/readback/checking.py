@@ -138,7 +138,7 @@ def _worst(written: Written, given: dict[str, Outcome]) -> OutputDrift:
     found = [given.get(trial.label) or outcome for trial, outcome in zip(trials, own, strict=True)]
     measured = drift(written.original, written.module, trials, exact, found=found)
     rows = [row for row in measured.outputs if row.trial in given]
-    worst = max(rows, key=lambda row: row.fused.over(row.allowed), default=None)
+    worst = max(rows, key=lambda row: row.used, default=None)
     if measured.problem or worst is None:
         raise not_the_same(
             f"its outputs, and no rounding explains it: {measured.problem or 'there is nothing to judge by'}"

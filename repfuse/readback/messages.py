@@ -106,7 +106,7 @@ def _pieces(value: Any) -> Iterable[Any]:
         yield f"{type(value).__name__} {value!r}".encode()
 
 
-Kind = Literal["network", "weights", "pt2", "onnx"]
+FileKind = Literal["network", "weights", "pt2", "onnx"]
 Inputs = tuple[Any, ...]
 
 
@@ -121,7 +121,7 @@ class Job:
     ``folders`` lies code that the user named.
     """
 
-    kind: Kind
+    kind: FileKind
     path: str
     threads: int
     loading: dict[str, Any] = field(default_factory=dict)

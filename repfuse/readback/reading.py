@@ -22,7 +22,7 @@ from repfuse.errors import RepfuseError
 from repfuse.loading import load
 from repfuse.networks import device_of, placed, set_eval, using_threads
 from repfuse.quiet import quietly
-from repfuse.readback.messages import Answer, Fingerprint, Inputs, Job, Kind, digest_of, digests, fingerprint_of
+from repfuse.readback.messages import Answer, FileKind, Fingerprint, Inputs, Job, digest_of, digests, fingerprint_of
 from repfuse.wording import described
 
 # torch.load with repfuse out of reach: the promise that a network which was written needs no repfuse.
@@ -113,8 +113,7 @@ def _alone(job: Job) -> tuple[Fingerprint | None, bool]:
         if hidden.wanted:
             return None, True
         raise RepfuseError("torch.load does not read it without repfuse.", described(error)) from error
-    for key in job.keys:
-        network = network[key]
+    network = Around(job.keys).take(network)
     if not isinstance(network, nn.Module):
         raise RepfuseError("torch.load gives no network without repfuse.", f"It gives a {type(network).__name__}.")
     return fingerprint_of(network, module=True), hidden.wanted
@@ -126,15 +125,12 @@ def _weights(job: Job) -> Answer:
         state: Any = safetensors_file.read(path)[0]
     else:
         state = torch_pickle.read(path, container)
-    for key in job.keys:
-        state = state[key]
-    return Answer(TORCH, Fingerprint(digests(state)))
+    return Answer(TORCH, Fingerprint(digests(Around(job.keys).take(state))))
 
 
 def _program(job: Job) -> Answer:
     from repfuse.checkpoint.exported import archive  # torch.export takes a second to import
-    from repfuse.checkpoint.exported.contract import contract_of
-    from repfuse.checkpoint.exported.network import opened
+    from repfuse.checkpoint.exported.program import contract_of, opened
 
     program = archive.read(Path(job.path), trust=True)  # repfuse wrote it just now
     network = opened(program, Path(job.path))
@@ -150,7 +146,7 @@ def _onnx(job: Job) -> Answer:
     return Answer(onnx_file.runtime_name(), outcomes=tuple(run(inputs) for inputs in job.inputs))
 
 
-_READERS: dict[Kind, Callable[[Job], Answer]] = {
+_READERS: dict[FileKind, Callable[[Job], Answer]] = {
     "network": _network,
     "weights": _weights,
     "pt2": _program,

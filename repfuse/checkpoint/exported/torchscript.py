@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from repfuse.checking.runs import call
 from repfuse.checking.written import check_written
 from repfuse.checkpoint import example
-from repfuse.checkpoint.exported.network import network_of
+from repfuse.checkpoint.exported.program import network_of
 from repfuse.checkpoint.exported.writing import doubled
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.shapes import Shape
