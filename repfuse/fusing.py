@@ -102,11 +102,10 @@ class _Check:
 
     def _passes_as_stored(self, fused: nn.Module) -> bool:
         """Whether the outputs agree to half the digits of their dtype, which wrong algebra does not."""
-        from repfuse.checking.comparison import tabulate
-        from repfuse.checking.measure import half_the_digits
+        from repfuse.checking.comparison import half_the_digits, tabulate
         from repfuse.checking.runs import run
 
-        table = tabulate(self.trials, run(self.module, self.trials, {}), run(fused, self.trials, {}), 0.0)
+        table = tabulate(self.trials, run(self.module, self.trials, {}), run(fused, self.trials, {}))
         errors = [(each.relative.max, getattr(torch, each.dtype)) for _, each in table.by_output]
         return not table.mismatches and all(error <= half_the_digits(dtype) for error, dtype in errors)
 

@@ -17,11 +17,10 @@ from support.proving import compare
 from torch import nn
 
 from repfuse.checking.agreement import agreement
-from repfuse.checking.comparison import reference
+from repfuse.checking.comparison import level, mismatch, output_error, reference
 from repfuse.checking.drift import drift
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.inputs.variants import input_variants
-from repfuse.checking.measure import level, mismatch, output_error
 from repfuse.checking.results import Comparison, Level
 from repfuse.checking.rounding import (
     SAFETY,

@@ -197,11 +197,6 @@ def class_count(network: nn.Module, inputs: Sequence[Any]) -> int | None:
     return found.classes if found else None
 
 
-def takes(network: nn.Module, inputs: Sequence[Any]) -> bool:
-    """Return whether the network, as it is stored, runs on ``inputs``."""
-    return not run(network, [Trial("the example", tuple(inputs))], {})[0].error
-
-
 def _rankings(
     original: nn.Module, fused: nn.Module, data: Data, progress: Progress
 ) -> tuple[int, Ranking | None, Ranking | None]:

@@ -8,21 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from repfuse.algebra.expression import Selected
 from repfuse.algebra.geometry import Geometry, Ints
-from repfuse.checking.comparison import answers_in_float64, reference, tabulate
+from repfuse.checking.comparison import TOLERANCE, answers_in_float64, informative, level, reference, tabulate
 from repfuse.checking.inputs.trial import Trial, rounded_through
-from repfuse.checking.measure import informative, level
-from repfuse.checking.places import TOLERANCE, ExactWeights, Place, compare_exact, convolution_at, places
+from repfuse.checking.places import ExactWeights, Place, compare_exact, convolution_at, places
 from repfuse.checking.results import Level, Proof, SiteDrift, SiteProof, WeightProof
 from repfuse.checking.rounding import half_spacing
 from repfuse.checking.runs import Outcome, as_stored, copy_with, run_copy, run_float64
 from repfuse.memory import give_back
-from repfuse.networks import dense, main_dtype, stored_tensors
+from repfuse.networks import equal, main_dtype, stored_tensors
 from repfuse.ops.meaning import Passage
 from repfuse.plans import Plan
 from repfuse.recording.stock import is_stock
@@ -206,8 +205,6 @@ def _finite(outcome: Outcome) -> bool:
 NEAR_HALF = 0.5 + 2.0**-16
 """Spacings between a number and its rounding. Another machine sums in another order, which moves a number in float64 by
 1e-15 of itself: 1e-7 spacings of float32. On its way to bfloat16 it is rounded to float32 first: 2^-17 spacings."""
-NOISE = 1e-12
-"""Of the largest weight: by so much may two computations in float64 differ, where that is what is stored."""
 
 
 def _compared(name: str, stored: torch.Tensor, exact: torch.Tensor) -> WeightProof:
@@ -228,15 +225,9 @@ def _wrong(stored: torch.Tensor, exact: torch.Tensor, largest: float) -> tuple[i
         return 0, 0.0
     difference = (stored.double() - exact).abs()
     spacing = 2 * half_spacing(stored)
-    allowed = spacing * NEAR_HALF if stored.dtype is not torch.float64 else torch.full_like(spacing, NOISE * largest)
+    allowed = TOLERANCE * largest if stored.dtype is torch.float64 else spacing * NEAR_HALF
     wrong = int((~(difference <= allowed)).sum())
     return wrong, float((difference / spacing).nan_to_num(nan=float("inf")).max())
-
-
-def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are equal element by element; what is not a number equals itself."""
-    one, other = dense(one), dense(other)
-    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def prove_site(place: Place, fused: nn.Module, exact: ExactWeights) -> SiteProof:
@@ -248,7 +239,7 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights) -> SiteProof
     after = place.after(fused)
     trials, expected = _runs(place, after)
     answers = answers_in_float64(after, trials, expected, exact.change(after))
-    comparison = tabulate(trials, expected, answers, TOLERANCE)
+    comparison = tabulate(trials, expected, answers)
     weights = tuple(_compared(exact.name_of[id(each.stored)], each.stored, each.exact()) for each in exact.at(place))
     drift = site_drift(place, fused, after, trials, expected) if comparison.passed else None
     return SiteProof(place.path, comparison, weights, drift)
@@ -282,13 +273,10 @@ def differing(wanted: nn.Module, fused: nn.Module, exact: ExactWeights) -> Itera
     right, stored = dict(stored_tensors(wanted)), dict(stored_tensors(fused))
     yield from right.keys() ^ stored.keys()
     for name in right.keys() & stored.keys():
-        copied = stored[name] not in exact
-        if not _alike(right[name], stored[name]) or (copied and not same(right[name], stored[name])):
+        wanted_one, one = right[name], stored[name]
+        alike = wanted_one.dtype == one.dtype and wanted_one.shape == one.shape
+        if not (alike if one in exact else equal(wanted_one, one)):
             yield name
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape
 
 
 def _settings(network: nn.Module) -> dict[str, str]:

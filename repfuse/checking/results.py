@@ -208,6 +208,11 @@ class OutputDrift:
         return self.fused.rms / self.own.rms if self.own.rms else None
 
     @property
+    def used(self) -> float:
+        """The error in units of what is allowed."""
+        return self.fused.over(self.allowed)
+
+    @property
     def numbers(self) -> tuple[float, float, float]:
         """The error, the original's own, and what is allowed, in the norm that decides."""
         norm = self.fused.norm(self.allowed)
@@ -234,7 +239,16 @@ class Drift:
     @property
     def worst(self) -> OutputDrift | None:
         """The output that comes closest to what is allowed, or furthest above."""
-        return max(self.outputs, key=lambda output: output.fused.over(output.allowed), default=None)
+        return max(self.outputs, key=lambda output: output.used, default=None)
+
+    @property
+    def by_output(self) -> dict[str, OutputDrift]:
+        """Of each output the trial on which it comes closest, or furthest above."""
+        names = dict.fromkeys(output.name for output in self.outputs)
+        return {
+            name: max((output for output in self.outputs if output.name == name), key=lambda output: output.used)
+            for name in names
+        }
 
     @property
     def passed(self) -> bool:

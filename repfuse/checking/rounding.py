@@ -27,23 +27,21 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
+from repfuse.checking.comparison import TOLERANCE, level
 from repfuse.checking.inputs.trial import Trial
-from repfuse.checking.measure import level
 from repfuse.checking.results import Level
-from repfuse.checking.runs import Change, Outcome, Watch, in_float64, run_float64, unwatched, widened
-from repfuse.networks import dense, named_tensors
+from repfuse.checking.runs import Change, Key, Outcome, Watch, by_key, in_float64, run_float64, unwatched, widened
+from repfuse.networks import equal, named_tensors
 
 SAMPLES = 4
 SAFETY = 6.0
-# Two orders of summing the same n float64 numbers differ by about sqrt(n) 2^-53 of the scale per layer: for sums
-# of a million products in a hundred layers in a row, that comes to 1e-12 at most.
-FLOAT64_NOISE = 1e-12
 # Small enough that its effect is proportional, 2^-33 of each number; large enough for float64 to hold it.
 DRAWN = 2.0**20
 BLOCK = 1 << 18  # numbers that are moved at a time, so that what is needed for it stays small
 
 Run = Callable[[nn.Module, Change], list[Outcome]]
-Levels = dict[tuple[int, str], Level]  # by position of the trial and name of the output
+Levels = dict[Key, Level]
+NONE = Level(0.0, 0.0)
 
 
 def unchanged(a: nn.Module, b: nn.Module) -> frozenset[str]:
@@ -52,7 +50,7 @@ def unchanged(a: nn.Module, b: nn.Module) -> frozenset[str]:
     Nothing rounded them on the way from one network to the other.
     """
     others = dict(named_tensors(b))
-    return frozenset(name for name, x in named_tensors(a) if name in others and _equal(x, others[name]))
+    return frozenset(name for name, x in named_tensors(a) if name in others and equal(x, others[name]))
 
 
 def rounding(
@@ -70,7 +68,7 @@ def rounding(
     does not, any change would be infinite.
     """
     if all(name in exact for name, _ in named_tensors(network)):
-        return {key: Level(0.0, 0.0) for key in keys_of(outcomes)}
+        return dict.fromkeys(by_key(outcomes), NONE)
     return _effect(network, run, outcomes, lambda seed: rounded_once(seed, exact), scale)
 
 
@@ -94,11 +92,11 @@ def _effect(
     change: Callable[[int], Change],
     scale: Sequence[Outcome] | None = None,
 ) -> Levels:
-    samples = []
+    outputs, references, samples = by_key(outcomes), by_key(scale or outcomes), []
     for seed in range(SAMPLES):
-        changed = run(network, change(seed))
-        samples.append({key: _change(outcomes, changed, scale or outcomes, key) for key in keys_of(outcomes)})
-    return {key: rms([sample[key] for sample in samples]) for key in keys_of(outcomes)}
+        changed = by_key(run(network, change(seed)))
+        samples.append({key: _change(x, changed.get(key), references.get(key)) for key, x in outputs.items()})
+    return {key: rms([sample[key] for sample in samples]) for key in outputs}
 
 
 def on(trials: Sequence[Trial], watch: Watch = unwatched) -> Run:
@@ -192,19 +190,14 @@ def _median(levels: Sequence[Level]) -> Level:
 
 
 def _limit(explained: Sequence[float]) -> float:
-    return SAFETY * max(explained) + FLOAT64_NOISE
+    return SAFETY * max(explained) + TOLERANCE
 
 
 def _each_norm(function: Callable[[list[float]], float], levels: Sequence[Level]) -> Level:
     return Level(function([level.rms for level in levels]), function([level.max for level in levels]))
 
 
-def _change(
-    outcomes: Sequence[Outcome], rounded: Sequence[Outcome], scale: Sequence[Outcome], key: tuple[int, str]
-) -> Level:
-    position, name = key
-    before, after = outcomes[position].outputs[name], rounded[position].outputs.get(name)
-    reference = scale[position].outputs.get(name)
+def _change(before: torch.Tensor, after: torch.Tensor | None, reference: torch.Tensor | None) -> Level:
     if after is None or after.shape != before.shape:  # the number of detections, say, may hang on a rounding
         return Level(math.inf, math.inf)
     if reference is None or reference is before or reference.shape != before.shape:
@@ -213,23 +206,10 @@ def _change(
     return level(reference, reference + torch.where(before == after, 0.0, after - before))
 
 
-def keys_of(outcomes: Sequence[Outcome]) -> list[tuple[int, str]]:
-    """Return the position of each outcome with the name of each of its outputs."""
-    return [(position, name) for position, outcome in enumerate(outcomes) for name in outcome.outputs]
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    alike = a.dtype == b.dtype and a.shape == b.shape
-    return alike and bool((dense(a).cpu() == dense(b).cpu()).all())  # torch.equal knows no float8
-
-
 # The effect of rounding, measured on few trials.
 #
 # Measuring takes several runs of a network, so it is done on few and small inputs, which are ``sampled``. The other
 # trials borrow the median of what was measured there, until somebody asks for more.
-
-
-Key = tuple[int, str]
 
 
 class RoundingEffects:
@@ -302,8 +282,6 @@ class RoundingEffects:
 # Where an error exceeds what its trial borrowed, the effect of rounding is measured on that very trial before anything
 # is judged, and that of the order of summation with it; the cheapest first, until one error stands. So a correct
 # network is never flagged by another input's sample, and a wrong one never excused by the largest.
-
-NONE = Level(0.0, 0.0)
 
 
 def explained(original: RoundingEffects, fused: RoundingEffects, errors: Levels) -> tuple[list[Levels], set[int]]:

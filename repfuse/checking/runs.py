@@ -194,6 +194,16 @@ class Outcome:
         return not any(output.numel() for output in self.outputs.values())
 
 
+Key = tuple[int, str]
+"""The position of a trial, and the name of an output."""
+Outputs = dict[Key, torch.Tensor]
+
+
+def by_key(outcomes: Iterable[Outcome]) -> Outputs:
+    """Return the outputs of several calls by position and name."""
+    return {(position, name): x for position, outcome in enumerate(outcomes) for name, x in outcome.outputs.items()}
+
+
 def narrow_in(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
     """Return the modules that had no float64 in any of the outcomes."""
     return tuple(dict.fromkeys(path for outcome in outcomes for path in outcome.narrow))
@@ -250,6 +260,11 @@ def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, 
     return run_copy(copy_with(network, as_stored), trials, cast) if alone else outcomes
 
 
+def takes(network: nn.Module, inputs: Sequence[Any]) -> bool:
+    """Whether the network, as it is stored, runs on ``inputs``."""
+    return not run(network, [Trial("", tuple(inputs))], {})[0].error
+
+
 def run_copy(copy: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, torch.dtype]) -> list[Outcome]:
     """Call one of our copies itself on each trial: the call may change it."""
     device = device_of(copy)
@@ -271,8 +286,8 @@ def run_float64(
     wide = _Wide(network, change, watch)
     outcomes = wide.run(trials)
     if all(outcome.error for outcome in outcomes):
-        takes = [trial for trial in trials[:1] if not run(network, [trial], {})[0].error]
-        while takes and all(outcome.error for outcome in outcomes) and wide.spares(outcomes[0].at):
+        runs = takes(network, trials[0].inputs) if trials else False
+        while runs and all(outcome.error for outcome in outcomes) and wide.spares(outcomes[0].at):
             outcomes = wide.run(trials)
     return outcomes
 
@@ -331,20 +346,19 @@ def _in_own_dtype(module: nn.Module, dtype: torch.dtype, widening: Widening) -> 
     """Let one of our copies get its inputs in ``dtype``, and what it gives be widened."""
     forward = module.forward
 
+    def narrow(x: Any) -> Any:
+        return x.to(dtype) if isinstance(x, Tensor) and x.dtype is torch.float64 else x
+
     def narrowed(*args: Any, **kwargs: Any) -> Any:
         widening.resting = True
         try:
-            args, kwargs = tree_map(lambda x: x.to(dtype) if _is_wide(x) else x, (args, kwargs))
+            args, kwargs = tree_map(narrow, (args, kwargs))
             output = forward(*args, **kwargs)
             return tree_map(lambda x: _widened(x) if isinstance(x, Tensor) else x, output)
         finally:
             widening.resting = False
 
     vars(module)["forward"] = narrowed
-
-
-def _is_wide(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dtype is torch.float64
 
 
 @torch.no_grad()
