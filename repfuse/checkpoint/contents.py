@@ -9,21 +9,17 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from repfuse.checkpoint.around import Around, around_of
-from repfuse.checkpoint.choice import BARE, KINDS, Chosen, all_ways, choose, is_network, is_state_dict, ways
-from repfuse.checkpoint.inert import Record
+from repfuse.checkpoint.choice import BARE, KINDS, ChosenWeights, all_ways, choose, is_network, is_state_dict, ways
+from repfuse.checkpoint.inert import Record, module_state
 from repfuse.errors import RepfuseError
+from repfuse.networks import join
 from repfuse.wording import listed
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-from torch import nn
-
-from repfuse.checkpoint.inert import module_state
-from repfuse.networks import join
 
 RECIPE = "repfuse"  # the attribute, or the metadata key, that holds the recipe
 
@@ -40,7 +36,7 @@ class Contents:
     state: OrderedDict[str, Tensor] | None = None
     recipe: Any = None
     around: Around = Around()  # noqa: RUF009 - it is frozen
-    chosen: Chosen = BARE
+    chosen: ChosenWeights = BARE
     notes: tuple[str, ...] = ()
 
 
@@ -57,10 +53,10 @@ def find(tree: Any, path: Path, weights: str = "auto") -> Contents:
     chosen = choose(tree, weights)
     if chosen is None:
         raise _not_there(tree, path, weights)
-    return _contents(_at(tree, chosen.way), tree, chosen, (*notes, *_notes(tree, chosen)))
+    return _contents(Around(chosen.way).take(tree), tree, chosen, (*notes, *_notes(tree, chosen)))
 
 
-def _contents(value: Any, tree: Any, chosen: Chosen, notes: tuple[str, ...]) -> Contents:
+def _contents(value: Any, tree: Any, chosen: ChosenWeights, notes: tuple[str, ...]) -> Contents:
     around = around_of(tree, chosen.way) if chosen.way else Around()
     if not isinstance(value, dict):
         return Contents(module=value, around=around, chosen=chosen, notes=notes)
@@ -69,15 +65,15 @@ def _contents(value: Any, tree: Any, chosen: Chosen, notes: tuple[str, ...]) -> 
     return Contents(None, state, getattr(value, RECIPE, None), around, chosen, notes)
 
 
-def _of_bare(network: Any, weights: str, path: Path) -> Chosen:
+def _of_bare(network: Any, weights: str, path: Path) -> ChosenWeights:
     if weights == "auto" or (weights in KINDS and is_state_dict(network)):
-        return Chosen((), kind=weights)
+        return ChosenWeights((), kind=weights)
     if is_state_dict(network) and any(name.startswith(f"{weights}.") for name in network):
-        return Chosen((), f"{weights}.")
+        return ChosenWeights((), f"{weights}.")
     raise RepfuseError(f"{path} holds one network, and no choice of weights.", "", "Leave out --weights.")
 
 
-def _notes(tree: dict[Any, Any], chosen: Chosen) -> tuple[str, ...]:
+def _notes(tree: dict[Any, Any], chosen: ChosenWeights) -> tuple[str, ...]:
     """Say which network was taken, where there is another to choose."""
     averaged, trained = ways(tree)
     others = [".".join(way) for way in (*averaged, *trained) if way != chosen.way]
@@ -102,12 +98,6 @@ def _not_there(tree: dict[Any, Any], path: Path, weights: str) -> RepfuseError:
             f"It has networks under {listed(found)}: choose one, as --weights {found[0]}.",
         )
     return error
-
-
-def _at(tree: Any, keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        tree = tree[key]
-    return tree
 
 
 def no_network(path: Path, why: str) -> RepfuseError:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from repfuse.checkpoint.shapes import FORM, Shape
 from repfuse.errors import RepfuseError
+from repfuse.networks import USUAL_SIZE, first_layer
 from repfuse.wording import dtype_name, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-GUESSED_SIZE = {1: 224, 2: 224, 3: 32}  # by the number of spatial axes
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -76,12 +76,9 @@ def _channels(network: nn.Module, configured: int) -> int:
 
 def guessed_shape(network: nn.Module) -> Shape:
     """Guess an input from the first convolution or linear layer. Raises RepfuseError where there is neither."""
-    for layer in network.modules():
-        if isinstance(layer, (*CONVOLUTIONS, nn.Linear)) and isinstance(layer.weight, Tensor):
-            axes = layer.weight.dim() - 2
-            channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-            if shape := _shape_of((1, channels, *[GUESSED_SIZE.get(axes, 0)] * axes)):
-                return shape
+    if first := first_layer(network):
+        _, channels, axes = first
+        return Shape((1, channels, *[USUAL_SIZE[axes]] * axes))
     raise RepfuseError(
         "The input of this network is not known, and cannot be guessed.",
         "It has no convolution and no linear layer.",

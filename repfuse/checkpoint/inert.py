@@ -128,7 +128,7 @@ def module_state(value: Any) -> dict[str, Any] | None:
     return None
 
 
-def tensors_of(value: Any, prefix: str = "") -> tuple[OrderedDict[str, torch.Tensor], set[str]]:
+def tensors_of_record(value: Any, prefix: str = "") -> tuple[OrderedDict[str, torch.Tensor], set[str]]:
     """Return the parameters and buffers of a record that looks like an nn.Module, by name, without its class.
 
     Also returns which of them are non-persistent, and so no part of its state dict.
@@ -141,7 +141,7 @@ def tensors_of(value: Any, prefix: str = "") -> tuple[OrderedDict[str, torch.Ten
             if isinstance(tensor, torch.Tensor):
                 found[f"{prefix}{name}"] = tensor
     for name, child in state["_modules"].items() if state else ():
-        inner, inner_hidden = tensors_of(child, f"{prefix}{name}.")
+        inner, inner_hidden = tensors_of_record(child, f"{prefix}{name}.")
         found.update(inner)
         hidden |= inner_hidden
     return found, hidden
@@ -156,7 +156,7 @@ def tidied(root: Any) -> Any:
     """
     for value in walk(root):
         if isinstance(value, OrderedDict):
-            attributes = {key: kept for key, kept in vars(value).items() if key in KEPT and is_plain(kept)}
+            attributes = {key: kept for key, kept in vars(value).items() if key in KEPT and is_plain_data(kept)}
             if not _are_versions(attributes.get("_metadata", {})):
                 raise UnpicklingError("the file gives a state dict versions that are none")
             vars(value).clear()
@@ -171,6 +171,6 @@ def _are_versions(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, dict) for k, v in value.items())
 
 
-def is_plain(root: Any) -> bool:
+def is_plain_data(root: Any) -> bool:
     """Say whether ``root`` is nothing but numbers, text, tensors and the standard containers of these."""
     return all(value is None or type(value) in PLAIN for value in walk(root))

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from repfuse.checkpoint import safetensors_file, sharded, torch_pickle
+from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.contents import RECIPE, Contents, find
 from repfuse.checkpoint.recipe import Recipe, read_recipe
 from repfuse.checkpoint.recognise import Container, recognise
@@ -38,11 +38,6 @@ class Opened:
     program: ExportedProgram | None = None
     files: tuple[Path, ...] = ()
 
-    @property
-    def needs_source(self) -> bool:
-        """Whether it holds weights, and does not say what network they belong to."""
-        return self.contents.state is not None and self.recipe is None
-
 
 def open_checkpoint(
     path: Path, weights: str = "auto", *, trust: Named | None = None, shapes: Sequence[Shape] | None = None
@@ -54,10 +49,9 @@ def open_checkpoint(
     """
     container = recognise(path)
     if container is Container.SHARDED:
-        tensors, files = sharded.read(path)
-        return Opened(
-            path, "safetensors", sharded.digest_of(files), find(OrderedDict(tensors), path, weights), None, files=files
-        )
+        tensors, files = safetensors_file.read_shards(path)
+        contents = find(OrderedDict(tensors), path, weights)
+        return Opened(path, "safetensors", digest_of(*files), contents, None, files=files)
     digest = digest_of(path)
     if container is Container.SAFETENSORS:
         tensors, metadata = safetensors_file.read(path)
@@ -65,7 +59,7 @@ def open_checkpoint(
         return Opened(path, "safetensors", digest, contents, _recipe(text, path), metadata)
     if container in (Container.EXPORTED, Container.TORCHSCRIPT):
         from repfuse.checkpoint.exported import archive, torchscript  # torch.export takes a second to import
-        from repfuse.checkpoint.exported.network import opened
+        from repfuse.checkpoint.exported.program import opened
 
         if exported := container is Container.EXPORTED:
             program = archive.read(path, trust=bool(trust))
@@ -79,10 +73,14 @@ def open_checkpoint(
     return Opened(path, form, digest, contents, _recipe(contents.recipe, path))
 
 
-def digest_of(path: Path) -> str:
-    """Return ``sha256:`` and the digest of the file in hexadecimal."""
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+def digest_of(*paths: Path) -> str:
+    """Return ``sha256:`` and the digest of the file in hexadecimal; of several, the digest of their digests."""
+    digests = []
+    for path in paths:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256"))
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(each.digest() for each in digests))
+    return f"sha256:{whole.hexdigest()}"
 
 
 def _recipe(text: Any, path: Path) -> Recipe | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from repfuse.checkpoint import allow as allow_list
 from repfuse.checkpoint.allow import PARTIAL, Need
-from repfuse.checkpoint.inert import GlobalName, Record, is_plain, is_reference, origins
+from repfuse.checkpoint.inert import GlobalName, Record, is_plain_data, is_reference, origins
 from repfuse.checkpoint.recognise import damaged
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class _Reviver:
         """Return a partial of one of torch's own layers with plain arguments, and of nothing else."""
         match record.state:
             case (made, (*args,), dict() | None as keywords, None) if is_reference(made):
-                if made.origin.module.startswith("torch.nn.modules.") and is_plain([args, keywords]):
+                if made.origin.module.startswith("torch.nn.modules.") and is_plain_data([args, keywords]):
                     return functools.partial(self._class(made.origin), *args, **(keywords or {}))
         raise _NotBuildableError(record.origin, "of something else than a layer of torch.nn with plain arguments")
 

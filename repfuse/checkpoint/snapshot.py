@@ -13,20 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from repfuse.checkpoint.build import WEIGHTS as FETCHING
-from repfuse.checkpoint.build import timm_defaults
+from repfuse.checkpoint.build import FETCHING, timm_defaults
 from repfuse.checkpoint.json_file import read_json
 from repfuse.checkpoint.opening import Opened, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
-from repfuse.checkpoint.recognise import CONFIG, HUB
-from repfuse.checkpoint.sharded import weight_map
+from repfuse.checkpoint.recognise import CONFIG
+from repfuse.checkpoint.safetensors_file import weight_map
 from repfuse.checkpoint.source import ModelSource
 from repfuse.checkpoint.user_code import Named
 from repfuse.errors import RepfuseError
 from repfuse.wording import described, first_line
 
 INDEX = "model.safetensors.index.json"
-WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")  # the safe format first
+WEIGHT_FILES = ("model.safetensors", INDEX, "pytorch_model.bin")  # the safe format first
 LARGEST_FILE = 4 << 20  # bytes
 ARCHITECTURE = re.compile(r"\w{1,100}(\.\w{1,100})?")
 LARGEST = 1_000_000  # a number of classes, channels or pixels beyond this is a mistake or an attack
@@ -36,29 +35,26 @@ RESERVED = {*FETCHING, "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", 
 HUB_NAME = re.compile(r"hf-hub:(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
-def is_snapshot(path: Path) -> bool:
-    """Say whether ``path`` is a folder with a configuration in it."""
-    return path.is_dir() and (path / CONFIG).is_file()
-
-
 def open_snapshot(folder: Path, weights: str = "auto", *, trust: Named | None = None, built: bool = False) -> Opened:
     """Read the weights in ``folder``, with the recipe that its configuration gives; ``built``: by --model instead.
 
     Raises RepfuseError where the configuration is none of timm's, or where there are no weights.
     """
     recipe = None if built else recipe_of(folder / CONFIG)
-    for name in WEIGHTS:
+    for name in WEIGHT_FILES:
         if (folder / name).is_file():
             opened = open_checkpoint(folder / name, weights, trust=trust)
             return opened if built or opened.recipe else replace(opened, recipe=recipe)
     raise RepfuseError(
-        f"{folder} has a {CONFIG} and no weights.", f"It has none of {', '.join(WEIGHTS)}.", "Give the file itself."
+        f"{folder} has a {CONFIG} and no weights.",
+        f"It has none of {', '.join(WEIGHT_FILES)}.",
+        "Give the file itself.",
     )
 
 
 def recipe_of(path: Path) -> Recipe:
     """Return how the network of the configuration at ``path`` is built. Raises RepfuseError where that is not said."""
-    config = _read(path)
+    config = configuration(path)
     name = config.get("architecture")
     if not isinstance(name, str) or not ARCHITECTURE.fullmatch(name):
         kind = config.get("model_type") or config.get("architectures") or "nothing"
@@ -109,7 +105,8 @@ def _input_size(path: Path, pretrained: dict[str, Any], arguments: dict[str, Any
     return (_number(path, "in_chans", arguments.get("in_chans", channels)), *pixels)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def configuration(path: Path) -> dict[str, Any]:
+    """Return what a config.json says. Raises RepfuseError where it is none."""
     try:
         config = read_json(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
@@ -155,11 +152,6 @@ def _odd(path: Path, name: str, value: Any) -> RepfuseError:
     )
 
 
-def is_hub_name(path: Path | str) -> bool:
-    """Say whether ``path`` names a repository of the hub."""
-    return str(path).startswith(HUB)
-
-
 def fetch(name: str) -> tuple[Path, str]:
     """Return the folder that holds the snapshot ``name``, and its revision: from the cache, else fetched.
 
@@ -173,13 +165,13 @@ def fetch(name: str) -> tuple[Path, str]:
     get = _Getter(name, match["repo"], match["revision"])
     folder = get(CONFIG, f"{name} has no {CONFIG}").parent
     get.revision = folder.name  # all files of one revision
-    for weights in WEIGHTS:
+    for weights in WEIGHT_FILES:
         found = get.maybe(weights)
         if found is not None:
             for shard in sorted(set(weight_map(found).values())) if weights == INDEX else ():
                 get(shard, f"{name} lacks {shard}, which its index names")
             return folder, folder.name
-    raise get.error(f"{name} has none of {', '.join(WEIGHTS)}")
+    raise get.error(f"{name} has none of {', '.join(WEIGHT_FILES)}")
 
 
 class _Getter:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.contents import RECIPE
-from repfuse.checkpoint.inert import tensors_of
+from repfuse.checkpoint.inert import tensors_of_record
 from repfuse.checkpoint.recognise import Container
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 
@@ -39,7 +39,7 @@ def write_torch(network: Any, around: Around, path: Path, *, trust: Named | None
     torch_pickle.write(around.put(network), path)
     zipped = Container.TORCH_ZIP
     back = torch_pickle.read_trusted(path, zipped, trust) if trust else torch_pickle.read(path, zipped)
-    compare(_tensors(network), _tensors(around.take(back)))
+    check_same(_tensors(network), _tensors(around.take(back)))
     return around.take(back)
 
 
@@ -47,7 +47,7 @@ def write_safetensors(state: Mapping[str, Any], metadata: Mapping[str, str], pat
     """Write ``state`` and read it back, with the same promise as ``write_torch``."""
     safetensors_file.write(state, metadata, path)
     back, text = safetensors_file.read(path)
-    compare(state, back)
+    check_same(state, back)
     if any(text.get(key) != value for key, value in metadata.items()):
         raise not_the_same("its metadata")
 
@@ -56,10 +56,10 @@ def _tensors(network: Any) -> Mapping[str, Any]:
     if isinstance(network, nn.Module):
         parameters = network.named_parameters(remove_duplicate=False)
         return dict([*parameters, *network.named_buffers(remove_duplicate=False)])
-    return network if isinstance(network, dict) else tensors_of(network)[0]
+    return network if isinstance(network, dict) else tensors_of_record(network)[0]
 
 
-def compare(written: Mapping[str, Any], read: Mapping[str, Any]) -> None:
+def check_same(written: Mapping[str, Any], read: Mapping[str, Any]) -> None:
     """Raise RepfuseError where a tensor of ``written`` is not the same, bit by bit, in ``read``."""
     if written.keys() != read.keys():
         raise not_the_same(", ".join(sorted(written.keys() ^ read.keys())))

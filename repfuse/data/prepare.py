@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from repfuse.checking.agreement import CHUNK, Samples, class_count, takes
+from repfuse.checking.agreement import CHUNK, Samples, class_count
+from repfuse.checking.runs import takes
 from repfuse.data.arrays import Arrays
 from repfuse.data.folder import Folder, numbering
 from repfuse.data.images import MODES, Numbers, Preset, by_pillow, known, normalised, read_image

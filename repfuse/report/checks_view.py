@@ -82,13 +82,9 @@ def of_drift(drift: Drift) -> Iterator[Check]:
     """Yield the drift of the whole network, a line per output."""
     if drift.problem and drift.measured:
         yield Check("drift", "the whole network", drift.problem, NOTHING, "", "", False)
-    names = list(dict.fromkeys(output.name for output in drift.outputs))
-    worst = [
-        max((output for output in drift.outputs if output.name == name), key=lambda row: row.fused.over(row.allowed))
-        for name in names
-    ]
-    for output in _shown(sorted(worst, key=lambda row: -row.fused.over(row.allowed))):
-        of_what = _of_output(output.name, len(names), "the whole network")
+    worst = sorted(drift.by_output.values(), key=lambda output: -output.used)
+    for output in _shown(worst):
+        of_what = _of_output(output.name, len(worst), "the whole network")
         yield Check(f"drift, {output.dtype}", of_what, output.trial, *_levels(output), output.passed)
 
 
