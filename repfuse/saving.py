@@ -7,12 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from repfuse import usage
 from repfuse.checking.results import Verified
-from repfuse.checkpoint import atomic, example, onnx_file, shapes
+from repfuse.checkpoint import atomic, example, onnx_file, safetensors_file, shapes, torch_pickle
 from repfuse.checkpoint.allow import Need, names_refused
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.contents import RECIPE
@@ -20,8 +21,8 @@ from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.inert import origins
 from repfuse.checkpoint.opening import digest_of
 from repfuse.checkpoint.recipe import Recipe
+from repfuse.checkpoint.recognise import Container
 from repfuse.checkpoint.source import as_texts
-from repfuse.checkpoint.writing import state_of, write_safetensors, write_torch
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
@@ -86,19 +87,17 @@ def save(
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
     with ExitStack() as stack, atomic.replacing(out) as temporary:
-        if verify and reader is None:
-            reader = stack.enter_context(Reader())
+        reader = reader or stack.enter_context(Reader(fresh=verify))  # a process gets ready while the file is written
         try:
             notes, use, check = _write(checkpoint, module, plan, form, temporary)
-            verified = check(reader) if reader else None
+            verified = check(reader, runs=verify)
         except RepfuseError as error:
             if form != "onnx" or error.exit_code != EXIT_FAILED_CHECK:
                 raise
-            another = stack.enter_context(Reader()) if reader else None
             notes, use, check = _write_program(checkpoint, module, form, temporary, sizes=False)
-            verified = check(another) if another else None
+            verified = check(stack.enter_context(Reader(fresh=verify)), runs=verify)
         digest = digest_of(temporary)
-    return Saved(out, digest, form, (*notes, *dropped), verified, use(out))
+    return Saved(out, digest, form, (*notes, *dropped), verified if verify else None, use(out))
 
 
 def _write(
@@ -142,8 +141,10 @@ def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tup
     around = checkpoint.around
     unguarded = ["the file does not check its inputs as the .pt2 did"] if checkpoint.program else []
     with _marked(module, fused=module is not checkpoint.module):
-        written = write_torch(module, around, path, trust=checkpoint.code if checkpoint.trust else None)
-    refused = [] if checkpoint.trust else names_refused(origins(written), checkpoint.code)
+        torch_pickle.write(around.put(module), path)
+    refused: list[Need] = []
+    if not checkpoint.trust:
+        refused = names_refused(origins(around.take(torch_pickle.read(path, Container.TORCH_ZIP))), checkpoint.code)
     job = network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
     notes = around.said() + _texts_lost(checkpoint) + unguarded + _trust_note(refused)
     return notes, partial(usage.of_network, module, around.keys), partial(check_read, _written(checkpoint, module), job)
@@ -153,14 +154,18 @@ def _write_weights(
     checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path
 ) -> tuple[list[str], Use, Check]:
     around, recipe = checkpoint.around, _recipe(checkpoint, module, plan)
-    state = state_of(module, around, recipe.to_text())
+    state: dict[str, Any] = around.naming.of_file(module.state_dict())
+    state.update({name: value.detach().cpu() for name, value in state.items() if isinstance(value, Tensor)})
+    metadata: dict[str, str] = {}
     if form == "state-dict":
-        write_torch(state, around, path)
+        vars(state)[RECIPE] = recipe.to_text()
+        torch_pickle.write(around.put(state), path)
         notes = around.said() + _texts_lost(checkpoint)
     else:
-        write_safetensors(state, {**checkpoint.metadata, RECIPE: recipe.to_text()}, path)
-        notes, around = _rest_lost(around), Around()
-    written = replace(_written(checkpoint, module), around=around)
+        metadata = {"format": "pt", **checkpoint.metadata}
+        safetensors_file.write(state, {**metadata, RECIPE: recipe.to_text()}, path)
+        notes, around = _rest_lost(around), Around(naming=around.naming)
+    written = replace(_written(checkpoint, module), around=around, metadata=metadata)
     use = partial(usage.of_weights, recipe, checkpoint.module)
     if recipe.source:
         return notes, use, partial(check_read, written, weights_job(checkpoint, path, around.keys))

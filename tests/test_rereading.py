@@ -212,6 +212,19 @@ def test_a_file_that_is_not_what_was_written_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("fault", ["pt: a bit", "training: a bit", "safetensors: a dtype", "safetensors: a key"])
+def test_without_verify_wrong_tensors_are_not_kept_either(
+    fault: str, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target, change, said = FAULTS[fault]
+    checkpoint = repfuse.load(samples / source, model=MODEL)
+    corrupted(change, monkeypatch)
+    with pytest.raises(RepfuseError, match="nothing was kept") as raised:
+        repfuse.save(checkpoint, checkpoint.module, tmp_path / target, verify=False)
+    assert said in raised.value.why
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("target", ["out.pt", "out.safetensors"])
 def test_outputs_that_are_not_the_same_bits_are_judged_as_drift(
     target: str, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.recipe import is_buildable
 from repfuse.checkpoint.source import as_texts
-from repfuse.checkpoint.writing import not_the_same, same_bits
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.networks import device_of
 from repfuse.readback.messages import Answer, Fingerprint, Job, digests, fingerprint_of
@@ -36,7 +36,7 @@ from repfuse.readback.reading import rest_of
 # another order: then the file's outputs are judged like those of any fused network, see ``repfuse.checking.drift``.
 
 
-Check = Callable[[Reader], Verified]
+Check = Callable[..., Verified]  # of a Reader, and whether it runs the file
 PATIENCE = 120.0  # seconds for the fresh process to import torch and a library of models from a slow disk
 BYTES_A_SECOND = 2e6  # that it reads at least
 SLOWER = 20  # times longer than here it may compute
@@ -46,14 +46,16 @@ SLOWER = 20  # times longer than here it may compute
 class Written:
     """What was written: the networks ``original`` and ``module``, and what is ``around`` it in the file.
 
-    ``state`` is given where the file holds these tensors and nobody knows their network.
+    ``metadata`` are the texts beside the weights. ``state`` is given where the file holds these tensors and nobody
+    knows their network.
     """
 
     original: nn.Module
     module: nn.Module
     example: Sequence[Any]
     around: Around = Around()  # noqa: RUF009 - it is frozen
-    state: dict[str, Any] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    state: Mapping[str, Any] | None = None
 
 
 def patience(path: Path, seconds: float) -> float:
@@ -61,19 +63,19 @@ def patience(path: Path, seconds: float) -> float:
     return PATIENCE + path.stat().st_size / BYTES_A_SECOND + SLOWER * seconds
 
 
-def check_read(written: Written, job: Job, reader: Reader) -> Verified:
-    """Have the file read by ``reader`` and return what was found.
+def check_read(written: Written, job: Job, reader: Reader, *, runs: bool) -> Verified:
+    """Have the file read by ``reader`` and return what was found; unless it ``runs``, its tensors alone count.
 
     Raises RepfuseError, with the exit code of a failed check, where it is not what was written.
     """
     started = time.perf_counter()
-    trials = () if written.state is not None else telling(written.example)
+    trials = telling(written.example) if runs and written.state is None else ()
     reader.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
     expected = run(written.module, trials, {})
     computed = time.perf_counter() - started
     own = _fingerprint(written, job)
     answer = reader.answer(patience(Path(job.path), computed))
-    _compare(own, answer, job, written.around)
+    _compare(own, answer, job, written, modules=runs)
     found = Verified(answer.runtime, (), (), (), where=reader.name, tensors=len(own.tensors), alone=_alone(job, answer))
     found = _judged(found, written, trials, (expected, list(answer.outcomes)))
     return replace(found, seconds=time.perf_counter() - started)
@@ -92,14 +94,15 @@ def _fingerprint(written: Written, job: Job) -> Fingerprint:
     return fingerprint_of(written.module, module=job.module)
 
 
-def _compare(own: Fingerprint, answer: Answer, job: Job, around: Around) -> None:
+def _compare(own: Fingerprint, answer: Answer, job: Job, written: Written, *, modules: bool) -> None:
     if answer.network is None:
         raise not_the_same("the network is missing")
-    if what := own.differs(answer.network, mode=False):
+    if what := own.differs(answer.network, mode=False, modules=modules):
         raise not_the_same(what)
     if answer.alone is not None and (what := own.differs(answer.alone)):
         raise not_the_same(f"what torch.load gives without repfuse, {what}")
-    if job.kind == "network" and (lost := rest_of(around).items() ^ answer.rest.items()):
+    rest = rest_of(written.around if job.kind == "network" else Around(), written.metadata)
+    if lost := rest.items() ^ answer.rest.items():
         raise not_the_same(f"what stands around the network, {min(key for key, _ in lost).partition('.')[2]}")
 
 
@@ -127,8 +130,7 @@ def _judged(
 
 
 def _identical(one: Outcome, other: Outcome) -> bool:
-    names = one.outputs.keys()
-    return names == other.outputs.keys() and all(same_bits(one.outputs[name], other.outputs[name]) for name in names)
+    return digests(one.outputs) == digests(other.outputs)
 
 
 def _worst(written: Written, given: dict[str, Outcome]) -> OutputDrift:
@@ -148,6 +150,16 @@ def _worst(written: Written, given: dict[str, Outcome]) -> OutputDrift:
         told = f"its relative error is {error}, where arithmetic explains {limit}"
         raise not_the_same(f"{worst.name} on {worst.trial}: {told}")
     return worst
+
+
+def not_the_same(what: str) -> RepfuseError:
+    """Return the error for a file that does not read as it was written."""
+    return RepfuseError(
+        "What was read back is not what was written; nothing was kept.",
+        f"It differs in {what}.",
+        "Try again, and on another disk. If it stays so, please report it.",
+        exit_code=EXIT_FAILED_CHECK,
+    )
 
 
 PACKAGE = "repfuse"

@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 
 from repfuse.checking.runs import Outcome
 from repfuse.checkpoint.contents import RECIPE
-from repfuse.checkpoint.writing import bits_of
 from repfuse.networks import is_plain, named_tensors, stored_tensors
 from repfuse.wording import listed
 
@@ -34,15 +33,18 @@ class Fingerprint:
     tensors: dict[str, str] = field(default_factory=dict)
     modules: dict[str, Settings] = field(default_factory=dict)
 
-    def differs(self, other: Fingerprint, *, mode: bool = True) -> str:
-        """Say in what ``other`` differs, or return "". Without ``mode`` it may be in training or not."""
+    def differs(self, other: Fingerprint, *, mode: bool = True, modules: bool = True) -> str:
+        """Say in what ``other`` differs, or return "". Without ``mode`` it may be in training or not.
+
+        Without ``modules`` the tensors alone count.
+        """
         if self.tensors.keys() != other.tensors.keys():
             return f"which tensors there are: {listed(sorted(self.tensors.keys() ^ other.tensors.keys()))}"
         if wrong := [name for name, digest in self.tensors.items() if other.tensors[name] != digest]:
             return f"the tensors {listed(wrong)}"
-        if self.modules.keys() != other.modules.keys():
+        if modules and self.modules.keys() != other.modules.keys():
             return f"which modules there are: {listed(sorted(self.modules.keys() ^ other.modules.keys()))}"
-        for path, settings in self.modules.items():
+        for path, settings in self.modules.items() if modules else ():
             for name in sorted(settings.keys() | other.modules[path].keys()):
                 one, two = settings.get(name, "nothing"), other.modules[path].get(name, "nothing")
                 if one != two and (mode or name != MODE):
@@ -104,6 +106,12 @@ def _pieces(value: Any) -> Iterable[Any]:
         yield repr(sorted(map(repr, value))).encode()
     else:
         yield f"{type(value).__name__} {value!r}".encode()
+
+
+def bits_of(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor in the order of its elements, on the CPU."""
+    flat = tensor.detach().cpu().to_dense().contiguous().flatten()
+    return flat.view(torch.uint8) if flat.numel() else flat
 
 
 FileKind = Literal["network", "weights", "pt2", "onnx"]

@@ -29,7 +29,7 @@ ADVICE = "Try again. If it stays so, please report it; repfuse.save(..., verify=
 COMMAND = ("-P", "-m", "repfuse.readback")  # -P: the folder of the program is in the path that it is given
 SAME_PROCESS = "REPFUSE_SAME_PROCESS"
 """The environment variable that, set to 1, leaves out the fresh process. The check stays, and says where it was."""
-FRESH = "a fresh process"
+FRESH, ASKED = "a fresh process", "that was asked for"
 
 
 class Reader:
@@ -41,13 +41,13 @@ class Reader:
     temporary file that a killed process would leave.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, fresh: bool = True) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._prepared = False
         self._asked: Future[tuple[bytes, bytes]] | Job | None = None
         self._thread = ThreadPoolExecutor(1)
         self._said: IO[bytes] = io.BytesIO()
-        self.name = f"this process, because {why}" if (why := self._started()) else FRESH
+        self.name = f"this process, because {why}" if (why := self._started() if fresh else ASKED) else FRESH
 
     def _started(self) -> str:
         """Start the process, or return why there is none."""

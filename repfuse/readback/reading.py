@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import nn
 from repfuse.checking.runs import Outcome, call
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.around import Around
+from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.recognise import Container, recognise
 from repfuse.checkpoint.user_code import named, running
 from repfuse.errors import RepfuseError
@@ -68,20 +69,14 @@ ANY = "1"  # an example that is not used: the inputs come with the job
 
 def answer(job: Job) -> Answer:
     """Do the job. What cannot be read becomes part of the answer."""
-    with using_threads(job.threads), _finding(job):  # another number of threads may add in another order
+    with ExitStack() as stack:
+        stack.enter_context(using_threads(job.threads))  # another number of them may add in another order
+        for folder in job.folders:  # of code that the user named, which Python would find in his program
+            stack.enter_context(running(Path(folder)))
         try:
             return _READERS[job.kind](job)
         except RepfuseError as error:
             return Answer(refused=(error.what, error.why, error.hint))
-
-
-@contextmanager
-def _finding(job: Job) -> Iterator[None]:
-    """Let Python find the code that the user named, as it would in his program."""
-    with ExitStack() as stack:
-        for folder in job.folders:
-            stack.enter_context(running(Path(folder)))
-        yield
 
 
 def _network(job: Job) -> Answer:
@@ -89,19 +84,21 @@ def _network(job: Job) -> Answer:
     checkpoint = load(job.path, **job.loading, input=ANY)
     network = checkpoint.module
     found = fingerprint_of(network, module=job.module)  # before a run, in which some networks change
-    rest = rest_of(checkpoint.around)
+    rest = rest_of(checkpoint.around, checkpoint.metadata)
     return Answer(TORCH, found, alone, wanted, rest, outcomes=_run(network, job.inputs))
 
 
-def rest_of(around: Around) -> dict[str, str]:
+def rest_of(around: Around, metadata: Mapping[str, str]) -> dict[str, str]:
     """Return digests of what stands around a network in its file, by the depth and the key."""
     levels = enumerate(zip(around.keys, around.others, strict=True))
-    return {
+    beside = {
         f"{depth}.{key}": digest_of(value)
         for depth, (taken, others) in levels
         for key, value in others.items()
         if key != taken
     }
+    more = {**around.naming.extras, **metadata}
+    return beside | {f"beside the weights.{name}": digest_of(value) for name, value in more.items()}
 
 
 def _alone(job: Job) -> tuple[Fingerprint | None, bool]:
@@ -121,11 +118,14 @@ def _alone(job: Job) -> tuple[Fingerprint | None, bool]:
 
 def _weights(job: Job) -> Answer:
     path = Path(job.path)
+    state: Any
+    texts: dict[str, str] = {}
     if (container := recognise(path)) is Container.SAFETENSORS:
-        state: Any = safetensors_file.read(path)[0]
+        state, texts = safetensors_file.read(path)
+        texts.pop(RECIPE, None)
     else:
         state = torch_pickle.read(path, container)
-    return Answer(TORCH, Fingerprint(digests(Around(job.keys).take(state))))
+    return Answer(TORCH, Fingerprint(digests(Around(job.keys).take(state))), rest=rest_of(Around(), texts))
 
 
 def _program(job: Job) -> Answer:
