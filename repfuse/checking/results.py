@@ -9,10 +9,10 @@ equal and infinite where a is 0 everywhere and b is not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from repfuse.jsonready import json_ready
+from repfuse.jsonready import by_field, json_ready
 from repfuse.wording import apart
 
 
@@ -178,8 +178,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        facts = {"passed": self.passed, "error": self.error, "reason": self.reason}
-        return dict(json_ready(facts) | json_ready(self))
+        facts = {"passed": self.passed, "error": json_ready(self.error), "reason": self.reason}
+        return facts | by_field(self)
 
 
 Verdict = Literal["same", "different", "could-not-tell"]
@@ -257,7 +257,7 @@ class Drift:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        return dict(json_ready({"passed": self.passed, "worst": self.worst}) | json_ready(self))
+        return {"passed": self.passed, "worst": json_ready(self.worst)} | by_field(self)
 
 
 @dataclass(frozen=True)
@@ -552,9 +552,10 @@ class Proof:
             "reason": self.reason,
             "unproven": self.unproven,
             "informative": self.informative,
+            "sites": self.sites,
+            "network": self.network,
         }
-        sites = [site.to_dict() for site in self.sites]
-        return dict(json_ready(facts)) | {"sites": sites, "network": self.network.to_dict()}
+        return dict(json_ready(facts))
 
 
 @dataclass(frozen=True)
@@ -587,7 +588,4 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        parts = {
-            name: part.to_dict() if part else None for name, part in (("proof", self.proof), ("drift", self.drift))
-        }
-        return dict(json_ready(replace(self, proof=None, drift=None)) | parts)
+        return by_field(self)

@@ -106,19 +106,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        parts = {name: getattr(self, name) for name in ("plan", "proof", "drift", "timing")}
-        plain = {name: part.to_dict() if part else None for name, part in parts.items()}
-        rest = {
-            "status": self.status,
-            "environment": self.environment,
-            "input": self.input,
-            "output": self.output,
-            "chosen": self.chosen,
-            "seconds": self.seconds,
-            "notes": self.notes,
-            "health": self.health,
-        }
-        return dict(json_ready(rest)) | plain
+        first = ("status", "environment", "input", "output", "chosen", "seconds", "notes", "health")
+        names = (*first, "plan", "proof", "drift", "timing")
+        return {name: json_ready(getattr(self, name)) for name in names}
 
 
 def report_path(out: Path) -> Path:
