@@ -174,7 +174,7 @@ def agreement(
     """Run both networks, as they are stored, over all of ``data``: some pieces at a time, those through both in turn.
 
     ``labels`` holds one class index per sample. Classes are told where the first output is ``[samples, classes]``
-    with at least two classes (see ``repfuse.checking.agreement``). ``progress`` is told the fraction of the samples.
+    with at least two classes. ``progress`` is told the fraction of the samples.
     Raises RepfuseError where a network refuses the data or the labels do not fit.
     """
     samples, before, after = _rankings(original, fused, data, progress)

@@ -38,11 +38,16 @@ def _like(network: nn.Module) -> Tensor:
 
 def _tensor(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     try:
-        if dtype.is_floating_point or dtype.is_complex:
-            return torch.randn(shape.sizes, generator=generator).to(dtype)
-        return torch.randint(0, 2, shape.sizes, generator=generator).to(dtype)
+        return random_tensor(shape.sizes, dtype, generator)
     except (RuntimeError, MemoryError, OverflowError) as error:
         raise RepfuseError(f"An input of {shape} cannot be made.", first_line(error), FORM) from error
+
+
+def random_tensor(sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Return standard normal numbers; of a dtype that holds none, zeros and ones."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(sizes, generator=generator).to(dtype)
+    return torch.randint(0, 2, sizes, generator=generator).to(dtype)
 
 
 def known_shape(network: nn.Module, arguments: Mapping[str, Any]) -> Shape | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
@@ -39,12 +39,13 @@ class GlobalName(NamedTuple):
 
 
 class StandIn(type):
-    """The type of the stand-ins. A pickle that calls one gets a record of the call."""
+    """The type of the stand-ins. A pickle that calls one gets what stands for the result: a record says so."""
 
     def __call__(cls, *args: Any) -> Any:  # noqa: D102
-        record = Record.__new__(cls, *args)  # type: ignore[arg-type]
-        record.called = True
-        return record
+        made: Any = cls.__new__(cls, *args)  # type: ignore[arg-type]
+        if isinstance(made, Record):
+            made.called = True
+        return made
 
 
 class Record(metaclass=StandIn):
@@ -69,9 +70,23 @@ class Record(metaclass=StandIn):
         self.state = state
 
 
-def stand_in(origin: GlobalName) -> type[Record]:
+class PlayedDict(metaclass=StandIn):
+    """A dictionary of another library, as an OrderedDict that remembers its class: all that torch's unpickler fills.
+
+    As data it is a dictionary, as a part of a network it is still refused, for the class is not there.
+    """
+
+    origin: ClassVar[GlobalName]
+
+    def __new__(cls, *_args: Any) -> Any:  # noqa: D102
+        played: OrderedDict[Any, Any] = OrderedDict()
+        vars(played)[ORIGIN] = str(cls.origin)
+        return played
+
+
+def stand_in(origin: GlobalName, base: type = Record) -> type:
     """Return a new stand-in for the class or function named ``origin``."""
-    return cast("type[Record]", StandIn("StandIn", (Record,), {"origin": origin}))
+    return StandIn("StandIn", (base,), {"origin": origin})
 
 
 def is_reference(value: object) -> bool:

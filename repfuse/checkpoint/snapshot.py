@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,53 +163,38 @@ def fetch(name: str) -> tuple[Path, str]:
         raise RepfuseError(
             f"{name!r} is no name of the hub.", "", "Write hf-hub:USER/NAME or hf-hub:USER/NAME@REVISION."
         )
-    get = _Getter(name, match["repo"], match["revision"])
-    folder = get(CONFIG, f"{name} has no {CONFIG}").parent
-    get.revision = folder.name  # all files of one revision
-    for weights in WEIGHT_FILES:
-        found = get.maybe(weights)
-        if found is not None:
-            for shard in sorted(set(weight_map(found).values())) if weights == INDEX else ():
-                get(shard, f"{name} lacks {shard}, which its index names")
-            return folder, folder.name
-    raise get.error(f"{name} has none of {', '.join(WEIGHT_FILES)}")
+    library, revision = _hub_library(), match["revision"]
+    absent = library.errors.EntryNotFoundError
+    lacking = f"has no {CONFIG}"
 
+    def get(file: str) -> Path:
+        return Path(library.hf_hub_download(match["repo"], file, revision=revision))
 
-class _Getter:
-    """Fetches files of one repository, or finds them in the cache."""
-
-    def __init__(self, name: str, repo: str, revision: str | None) -> None:
-        self.name, self.repo, self.revision = name, repo, revision
-        self.library = _hub_library()
-        self.last: Exception | None = None
-
-    def maybe(self, file: str) -> Path | None:
-        """Return the file, or None where the repository (or the cache, offline) does not have it."""
-        try:
-            return Path(self.library.hf_hub_download(self.repo, file, revision=self.revision))
-        except self.library.errors.EntryNotFoundError as error:
-            self.last = error
-            return None
-        except Exception as error:  # a network fails in many ways
-            self.last = error
-            raise self.error(f"{self.name} cannot be fetched") from error
-
-    def __call__(self, file: str, otherwise: str) -> Path:
-        """Return the file. Raises RepfuseError, which begins with ``otherwise``, where it is not there."""
-        found = self.maybe(file)
-        if found is None:
-            raise self.error(otherwise) from self.last
-        return found
-
-    def error(self, what: str) -> RepfuseError:
-        offline = isinstance(self.last, self.library.errors.LocalEntryNotFoundError)
-        why = "The hub cannot be reached, or offline mode is on, and the file is not in the cache." if offline else ""
-        return RepfuseError(
-            f"{what}.",
-            why or (described(self.last) if self.last else ""),
+    try:
+        folder = get(CONFIG).parent
+        revision = folder.name  # all files of one revision
+        lacking = f"has none of {', '.join(WEIGHT_FILES)}"
+        for weights in WEIGHT_FILES[:-1]:
+            with suppress(absent):
+                found = get(weights)
+                break
+        else:
+            found = get(WEIGHT_FILES[-1])
+        for shard in sorted(set(weight_map(found).values())) if found.name == INDEX else ():
+            lacking = f"lacks {shard}, which its index names"
+            get(shard)
+    except RepfuseError:
+        raise
+    except Exception as error:  # a network fails in many ways
+        offline = isinstance(error, library.errors.LocalEntryNotFoundError)
+        why = "The hub cannot be reached, or offline mode is on, and the file is not in the cache."
+        raise RepfuseError(
+            f"{name} {lacking if isinstance(error, absent) else 'cannot be fetched'}.",
+            why if offline else described(error),
             "Check the name and the network (for private models: `hf auth login`), or download the model's folder "
             "elsewhere and give that folder.",
-        )
+        ) from error
+    return folder, folder.name
 
 
 def _hub_library() -> Any:

@@ -6,17 +6,16 @@ import pickletools
 import re
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import OrderedDict
 from contextlib import contextmanager
 from pickle import PicklingError, UnpicklingError
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from repfuse.checkpoint.allow import advice, names_refused
-from repfuse.checkpoint.inert import ORIGIN, GlobalName, StandIn, stand_in, tidied, walk
+from repfuse.checkpoint.inert import GlobalName, PlayedDict, Record, stand_in, tidied, walk
 from repfuse.checkpoint.recognise import Container, damaged, recognise
 from repfuse.checkpoint.script import playing_main
 from repfuse.errors import RepfuseError
@@ -203,7 +202,7 @@ def _stand_ins_for(names: frozenset[GlobalName]) -> Iterator[None]:
     """Let torch's unpickler see a stand-in for each name, and nothing that other code has added for itself."""
     others = get_safe_globals()
     clear_safe_globals()
-    add_safe_globals([(_dict_stand_in(name) if _is_dict(name) else stand_in(name), str(name)) for name in names])
+    add_safe_globals([(stand_in(name, PlayedDict if _is_dict(name) else Record), str(name)) for name in names])
     try:
         yield
     finally:
@@ -214,29 +213,6 @@ def _stand_ins_for(names: frozenset[GlobalName]) -> Iterator[None]:
 def _is_dict(origin: GlobalName) -> bool:
     """Say whether the class of this name is known to be a dictionary: a configuration of Lightning, MMEngine, ..."""
     return origin.name in DICTIONARIES or f"{origin.package}.{origin.name}" in DICTIONARIES
-
-
-def _dict_stand_in(origin: GlobalName) -> type:
-    return _PlayedType("StandIn", (_Played,), {"origin": origin})
-
-
-class _PlayedType(StandIn):
-    def __call__(cls, *args: Any) -> Any:
-        return _Played.__new__(cls, *args)  # type: ignore[arg-type]
-
-
-class _Played(metaclass=_PlayedType):
-    """A dictionary of another library, as an OrderedDict that remembers its class: all that torch's unpickler fills.
-
-    As data it is a dictionary, as a part of a network it is still refused, for the class is not there.
-    """
-
-    origin: ClassVar[GlobalName]
-
-    def __new__(cls, *_args: Any) -> Any:
-        played: OrderedDict[Any, Any] = OrderedDict()
-        vars(played)[ORIGIN] = str(cls.origin)
-        return played
 
 
 def _unreadable(path: Path, container: Container, said: PickleSummary, error: Exception) -> RepfuseError:

@@ -51,7 +51,7 @@ def bench(
       repfuse bench model.pt fused.pt
       repfuse bench model.pt fused.pt --batch-size 1 --batch-size 32 --threads 1
     """
-    sources = pair.Source(model, model_arg, weights), pair.Source(fused_model, fused_model_arg, fused_weights)
+    sources = (model, model_arg, weights), (fused_model, fused_model_arg, fused_weights)
     both = pair.sides((original, fused), *sources, example=example, allow=allow, trust=trust)
     with progress(quiet=quiet) as update:
         update("reading", 0.0)

@@ -49,14 +49,8 @@ class Pair(NamedTuple):
             notes(checkpoint.path, checkpoint.notes, quiet=quiet)
 
 
-class Source(NamedTuple):
-    """How one side's network is built, by a spec and its arguments, and which weights of the file it has."""
-
-    model: str | None
-    arguments: Sequence[str] | None
-    weights: str
-
-
+Source = tuple[str | None, Sequence[str] | None, str]
+"""How one side's network is built, by a spec and its arguments, and which weights of the file it has."""
 Side = tuple[Path, dict[str, Any]]
 """A file, and how it is loaded."""
 
@@ -74,11 +68,12 @@ def sides(
 
     Raises RepfuseError where an option makes no sense, or a file is no checkpoint. torch is not imported.
     """
-    if fused_source.arguments and not fused_source.model:
+    model, arguments, weights = fused_source
+    if arguments and not model:
         what = "There are arguments of --fused-model-arg, but no --fused-model."
         raise RepfuseError(what, "", "Say which network they are for: --fused-model timm:NAME, ...")
     check_sources(paths)
-    fused_source = fused_source if fused_source.model else source._replace(weights=fused_source.weights)
+    fused_source = fused_source if model else (*source[:2], weights)
     loading = (for_load(*each, example, allow, trust=trust) for each in (source, fused_source))
     original, fused = zip(paths, loading, strict=True)
     return original, fused

@@ -78,7 +78,7 @@ def verify(
     effort = options.effort_of(quick=quick, thorough=thorough)
     wanted = [parse_shapes(shape) for shape in shapes or ()]
     options.check_real(data, mean, std, limit)
-    sources = pair.Source(model, model_arg, weights), pair.Source(fused_model, fused_model_arg, fused_weights)
+    sources = (model, model_arg, weights), (fused_model, fused_model_arg, fused_weights)
     example = shapes[0] if shapes else None
     both = pair.sides((original, fused), *sources, example=example, allow=allow, trust=trust)
     with progress(quiet=quiet) as update:

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
+from repfuse.checkpoint.example import random_tensor
 from repfuse.checkpoint.recognise import damaged
 from repfuse.errors import RepfuseError
 from repfuse.wording import described
@@ -180,7 +181,8 @@ def complete(program: ExportedProgram, path: Path) -> ExportedProgram:
         if sum(math.prod(_sizes(value)) for value in values) > LARGEST:
             what = f"{path} has no sample inputs, and the inputs that it describes would be very large."
             raise RepfuseError(what, "", "Export it again from a smaller example.")
-        made = [_example(value, seed) for seed, value in enumerate(values)]
+        seeds = (torch.Generator().manual_seed(number) for number in range(len(values)))
+        made = [random_tensor(_sizes(value), value.dtype, seed) for value, seed in zip(values, seeds, strict=True)]
         program.example_inputs = pytree.tree_unflatten(made, program.call_spec.in_spec)
     return program
 
@@ -190,16 +192,8 @@ def flat_inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
     return tuple(pytree.tree_leaves(program.example_inputs))
 
 
-def _example(value: Tensor, seed: int) -> Tensor:
-    """Return random values in the shape of a fake tensor; a dynamic axis gets the size it was exported with, or 2."""
-    sizes = _sizes(value)
-    generator = torch.Generator().manual_seed(seed)
-    if value.dtype.is_floating_point or value.dtype.is_complex:
-        return torch.randn(sizes, generator=generator).to(value.dtype)
-    return torch.randint(0, 2, sizes, generator=generator).to(value.dtype)
-
-
 def _sizes(value: Tensor) -> list[int]:
+    """Return the shape of a fake tensor; a dynamic axis has the size it was exported with, or 2."""
     return [_size(size) for size in value.shape]
 
 
