@@ -94,11 +94,7 @@ def _member(name: str, key: Any) -> str:
 Change = Callable[[str, Tensor], Tensor]
 """Name and tensor -> the tensor, changed: in float64, where it is floating."""
 
-WIDE = {
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.float32: torch.float64,
-}
+WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
 _ALSO = {**WIDE, torch.complex64: torch.complex128}
 """What widened values meet; complex inputs and weights by themselves stay as they are."""
 
@@ -126,14 +122,14 @@ class Widening(TorchFunctionMode):
         if all(x in self._constant for x in tensors):
             result = func(*args, **kwargs)
             if not tensors:
-                result = _mapped(_widened, result)
+                result = _all_wide(result)
             self._remember(tensors_of(result))
             return result
         name = getattr(func, "__name__", "")
         if name in _NARROWING and args[0].is_floating_point():
-            return _widened(args[0])
+            return _all_wide(args[0])
         written = args[:1] if name in _WRITING or (name.endswith("_") and not name.endswith("__")) else ()
-        return func(*written, *(_mapped(_widened, x) for x in args[len(written) :]), **_mapped(_widened, kwargs))
+        return func(*written, *(_all_wide(x) for x in args[len(written) :]), **_all_wide(kwargs))
 
     def _remember(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
@@ -145,23 +141,19 @@ _WRITING = frozenset({"__setitem__", "__set__", "__get__"})
 """Whose first argument has to stay the object that it is; so has that of every function whose name ends with _."""
 
 
-def _widened(value: Any) -> Any:
+def _all_wide(value: Any) -> Any:
+    """Widen the tensors and dtypes in a value."""
+    if isinstance(value, Tensor):
+        wide = _ALSO.get(value.dtype)
+        return value if wide is None else value.to(wide)
     if isinstance(value, torch.dtype):
         return WIDE.get(value, value)
-    wide = _ALSO.get(value.dtype)
-    return value if wide is None else value.to(wide)
-
-
-def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """Apply a function to the tensors and dtypes in a value."""
-    if isinstance(value, Tensor | torch.dtype):
-        return function(value)
     if isinstance(value, list):  # or torch.fx's kind of it
-        return [_mapped(function, item) for item in value]
+        return [_all_wide(item) for item in value]
     if type(value) is tuple:
-        return tuple(_mapped(function, item) for item in value)
+        return tuple(_all_wide(item) for item in value)
     if isinstance(value, dict):
-        return {name: _mapped(function, item) for name, item in value.items()}
+        return {name: _all_wide(item) for name, item in value.items()}
     return value
 
 
@@ -354,7 +346,7 @@ def _in_own_dtype(module: nn.Module, dtype: torch.dtype, widening: Widening) -> 
         try:
             args, kwargs = tree_map(narrow, (args, kwargs))
             output = forward(*args, **kwargs)
-            return tree_map(lambda x: _widened(x) if isinstance(x, Tensor) else x, output)
+            return tree_map(_all_wide, output)
         finally:
             widening.resting = False
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from repfuse.checkpoint.choice import ChosenWeights
 from repfuse.checkpoint.naming import WRAPPERS, Naming, without, wrapped_in
 from repfuse.errors import RepfuseError
-from repfuse.networks import equal
+from repfuse.networks import equal, stored_tensors
 from repfuse.wording import listed
 
 if TYPE_CHECKING:
@@ -164,8 +164,9 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], path: Path, built
         network.load_state_dict(state, strict=True, assign=True)
     except (RuntimeError, AttributeError, TypeError, KeyError) as error:
         raise _mismatch(network, state, path, built_by, error) from error
+    held = dict(stored_tensors(network))
     for names in groups:
-        notes += _tie(network, names)
+        notes += _tie(network, names, [held[name] for name in names])
     return notes
 
 
@@ -173,10 +174,9 @@ def ties(network: nn.Module) -> list[list[str]]:
     """Return the groups of names under which the network holds one and the same parameter or buffer."""
     names: defaultdict[int, list[str]] = defaultdict(list)
     persistent = network.state_dict().keys()
-    for found in (network.named_parameters, network.named_buffers):
-        for name, tensor in found(remove_duplicate=False):
-            if name in persistent:
-                names[id(tensor)].append(name)
+    for name, tensor in stored_tensors(network):
+        if name in persistent:
+            names[id(tensor)].append(name)
     return [group for group in names.values() if len(group) > 1]
 
 
@@ -192,19 +192,13 @@ def _fill_ties(state: dict[str, Tensor], ties: list[list[str]]) -> tuple[str, ..
     return (f"the file leaves out {', '.join(filled)}, which the network shares with other names",) if filled else ()
 
 
-def _tie(network: nn.Module, names: list[str]) -> tuple[str, ...]:
-    tensors = [_get(network, name) for name in names]
+def _tie(network: nn.Module, names: list[str], tensors: list[Tensor]) -> tuple[str, ...]:
     if not all(equal(tensors[0], tensor) for tensor in tensors[1:]):
         return (f"{' and '.join(names)} are one tensor in the network, but differ in the file: they are kept apart",)
     for name in names[1:]:
         owner, _, attribute = name.rpartition(".")
         setattr(network.get_submodule(owner), attribute, tensors[0])
     return ()
-
-
-def _get(network: nn.Module, name: str) -> Any:
-    owner, _, attribute = name.rpartition(".")
-    return getattr(network.get_submodule(owner), attribute)
 
 
 def _mismatch(

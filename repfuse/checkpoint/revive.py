@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from repfuse.checkpoint import allow as allow_list
-from repfuse.checkpoint.allow import PARTIAL, Need
+from repfuse.checkpoint.allow import PARTIAL, Need, names_refused, refusal, resolve
 from repfuse.checkpoint.inert import GlobalName, Record, is_plain_data, is_reference, origins
 from repfuse.checkpoint.recognise import damaged
 
@@ -39,11 +38,14 @@ def revive(root: Any, path: Path, named: Named) -> Any:
 
     Raises RepfuseError with the list of what the file needs and may not have.
     """
-    classes = allow_list.check_all(path, origins(root), named)
+    names = origins(root)
+    if needs := names_refused(names, named):
+        raise refusal(path, needs)
+    classes = {name: resolve(name, named) for name in names - {PARTIAL}}
     try:
         return _Reviver(classes).revive(root)
     except _NotBuildableError as error:
-        raise allow_list.refusal(path, [error.need]) from error
+        raise refusal(path, [error.need]) from error
     except RecursionError as error:
         raise damaged(path, "its objects are nested without end") from error
 

@@ -21,12 +21,13 @@ from torch import nn
 
 LONGEST = 20_000  # characters of one text; torch's own have a few hundred
 LARGEST = 1 << 63
+POWER = 8
 SYMBOL = re.compile(r"(s|u|zf|zuf)\d{1,5}")
 NUMBER = re.compile(r"-?\d{1,30}(\.\d{0,40})?(e[+-]?\d{1,3})?")
 WORDS = re.compile(r"[\w .,:/+-]*", re.ASCII)
 ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
 SYMBOLIC = {  # what sympy's srepr writes, and torch's own functions of sizes
-    *("Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Mod", "Max", "Min", "Abs", "floor", "ceiling"),
+    *("Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Mod", "Max", "Min", "Abs", "floor", "ceiling"),
     *("Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan"),
     *("Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not"),
     *("FloorDiv", "ModularIndexing", "Where", "PythonMod", "CleanDiv", "CeilToInt", "FloorToInt", "CeilDiv"),
@@ -64,6 +65,8 @@ def _is_symbolic(node: ast.AST) -> bool:
             return bool(SYMBOL.fullmatch(name)) and _are_flags(keywords)
         case ast.Call(ast.Name("Float"), [ast.Constant(str() as number)], [] | [ast.keyword("precision")] as options):
             return bool(NUMBER.fullmatch(number)) and all(_is_number(option.value, 1 << 10) for option in options)
+        case ast.Call(ast.Name("Pow"), [base, ast.Call(ast.Name("Integer"), [exponent], [])], []):  # no 9**9**9
+            return _is_symbolic(base) and _is_number(getattr(exponent, "operand", exponent), POWER)
         case ast.Call(ast.Name(function), args, []) if function in SYMBOLIC:
             return all(map(_is_symbolic, args))
         case ast.Name(name):
