@@ -296,6 +296,16 @@ def test_a_process_that_does_not_answer_fails_closed(
     assert time.monotonic() - started < 30
 
 
+def test_a_process_that_died_before_it_was_asked_is_said(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    monkeypatch.setattr(process, "COMMAND", program("import os; os.kill(os.getpid(), 9)"))
+    with Reader() as reader:
+        assert reader._process is not None
+        os.waitid(os.P_PID, reader._process.pid, os.WEXITED | os.WNOWAIT)
+        reader.ask(Job("weights", "nothing", 1))
+        with pytest.raises(RepfuseError, match="killed by SIGKILL"):
+            reader.answer(60)
+
+
 def test_the_process_ends_with_what_it_is_for_however_that_ends(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     monkeypatch.setattr(process, "COMMAND", program("import time; time.sleep(60)"))
     for error in (KeyboardInterrupt, None):

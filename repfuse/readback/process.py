@@ -59,6 +59,7 @@ class Reader:
             self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit; a pipe could fill up
             self._process = subprocess.Popen(
                 [sys.executable, *COMMAND],
+                bufsize=0,  # what a process that died did not take would be written again as its pipe is closed
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._said,
@@ -93,7 +94,6 @@ class Reader:
             assert self._process.stdin is not None
             with suppress(BrokenPipeError):
                 self._process.stdin.write(json.dumps({"path": _path(), "modules": modules}).encode() + b"\n")
-                self._process.stdin.flush()
 
     def ask(self, job: Job) -> None:
         """Give it the job. A process of its own begins at once; this one, where the job needs what no other has."""
