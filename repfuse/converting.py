@@ -13,8 +13,7 @@ from repfuse.checking.evidence import Meter
 from repfuse.checking.inputs.trial import Effort, known_effort
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.proof import prove
-from repfuse.checking.proof_results import Proof
-from repfuse.checking.results import Drift
+from repfuse.checking.results import Drift, Proof
 from repfuse.fusing import recorded, settled
 from repfuse.loading import Checkpoint
 from repfuse.planning.choosing import Choice, choose

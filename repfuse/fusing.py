@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from repfuse.errors import RepfuseError
@@ -101,20 +102,12 @@ class _Check:
 
     def _passes_as_stored(self, fused: nn.Module) -> bool:
         """Whether the outputs agree to half the digits of their dtype, which wrong algebra does not."""
-        from repfuse.checking.measure import half_the_digits, level
+        from repfuse.checking.comparison import half_the_digits, tabulate
         from repfuse.checking.runs import run
 
-        before, after = run(self.module, self.trials, {}), run(fused, self.trials, {})
-        for one, other in zip(before, after, strict=True):
-            if one.is_empty:  # it fails, or nothing is left of so small an input
-                continue
-            if one.outputs.keys() != other.outputs.keys():
-                return False
-            for name, a in one.outputs.items():
-                b = other.outputs[name]
-                if a.shape != b.shape or a.dtype != b.dtype or not level(a, b).max <= half_the_digits(a.dtype):
-                    return False
-        return True
+        table = tabulate(self.trials, run(self.module, self.trials, {}), run(fused, self.trials, {}))
+        errors = [(each.relative.max, getattr(torch, each.dtype)) for _, each in table.by_output]
+        return not table.mismatches and all(error <= half_the_digits(dtype) for error, dtype in errors)
 
     def wrong(self, made: Plan, groups: list[list[Site]]) -> list[Site]:
         """Return the sites that make a difference, of groups that make one together: by halves, so that one is found in

@@ -46,10 +46,15 @@ def examine(network: nn.Module) -> tuple[Finding, ...]:
 
 
 def _not_finite(name: str, tensor: Tensor) -> Iterator[Finding]:
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return
-    what: tuple[tuple[Ailment, Tensor], ...] = (("nan", tensor.isnan()), ("infinite", tensor.isinf()))
-    yield from (Finding(name, kind, int(bad.sum()), bad.numel()) for kind, bad in what if bool(bad.any()))
+    if tensor.is_floating_point() or tensor.is_complex():
+        yield from _counted(name, {"nan": tensor.isnan(), "infinite": tensor.isinf()})
+
+
+def _counted(name: str, wrong: dict[Ailment, Tensor]) -> Iterator[Finding]:
+    """Yield what some of the numbers of a tensor suffer from, by where they do."""
+    for what, where in wrong.items():
+        if count := int(where.sum()):
+            yield Finding(name, what, count, where.numel())
 
 
 def _of_module(path: str, module: nn.Module) -> Iterator[Finding]:
@@ -66,9 +71,5 @@ def _of_module(path: str, module: nn.Module) -> Iterator[Finding]:
     if weight is not None and weight.numel() and not bool(weight.any()):
         yield Finding(join(path, "weight"), "all-zero", weight.numel(), weight.numel())
     if variance is not None and isinstance(module, _NormBase):
-        bad: tuple[tuple[Ailment, Tensor], ...] = (
-            ("negative-variance", variance < 0),
-            ("small-variance", (variance >= 0) & (variance < module.eps)),
-        )
-        name = join(path, "running_var")
-        yield from (Finding(name, kind, int(which.sum()), which.numel()) for kind, which in bad if bool(which.any()))
+        small = (variance >= 0) & (variance < module.eps)
+        yield from _counted(join(path, "running_var"), {"negative-variance": variance < 0, "small-variance": small})

@@ -10,11 +10,11 @@ from typing import Any
 def json_ready(value: Any) -> Any:
     """Return ``value`` as dicts, lists, strings, numbers, booleans and None.
 
-    JSON has no number for infinity or "not a number": they become the strings ``"inf"``, ``"-inf"`` and
-    ``"nan"``.
+    A dataclass says by ``to_dict`` what it becomes, and without one it is its fields. JSON has no number for infinity
+    or "not a number": they become the strings ``"inf"``, ``"-inf"`` and ``"nan"``.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: json_ready(getattr(value, field.name)) for field in fields(value)}
+        return value.to_dict() if hasattr(value, "to_dict") else by_field(value)
     if isinstance(value, dict):
         return {str(key): json_ready(entry) for key, entry in value.items()}
     if isinstance(value, (tuple, list)):
@@ -22,3 +22,8 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def by_field(value: Any) -> dict[str, Any]:
+    """Return a dataclass as what its fields become."""
+    return {field.name: json_ready(getattr(value, field.name)) for field in fields(value)}

@@ -15,12 +15,12 @@ from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.deploy import mode
 from repfuse.checkpoint.example import guessed_shape, known_shape, make_inputs, shapes_of
-from repfuse.checkpoint.network import Network, network_of
+from repfuse.checkpoint.network import Network, built
 from repfuse.checkpoint.opening import Opened, open_checkpoint
 from repfuse.checkpoint.recipe import check_buildable
-from repfuse.checkpoint.recognise import damaged
+from repfuse.checkpoint.recognise import damaged, is_hub_name, is_snapshot
 from repfuse.checkpoint.shapes import Shape, parse_shapes, render
-from repfuse.checkpoint.snapshot import fetch, is_hub_name, is_snapshot, open_snapshot
+from repfuse.checkpoint.snapshot import fetch, open_snapshot
 from repfuse.checkpoint.source import ModelSource, Said, model_source
 from repfuse.checkpoint.user_code import Named, named
 from repfuse.errors import RepfuseError
@@ -122,12 +122,13 @@ def load(
     other = parse_shapes(said.input) if said is not None and said.input else None
     try:
         opened, found = _opened(path, weights, shapes or other, trust=code if trust else None, built=source is not None)
-        if source is None and said is not None and said.source is not None and opened.needs_source:
+        weights_alone = opened.contents.state is not None and opened.recipe is None
+        if source is None and said is not None and said.source is not None and weights_alone:
             source = said.source
             if not trust:
                 check_buildable(source, said.by, code)
             found = (*found, f"the network is {source}, as {said.by} says")
-        network = network_of(opened, source, code, partial(rewrite, weights=False), trust=trust)
+        network = built(opened, source, code, partial(rewrite, weights=False), trust=trust)
     except RecursionError as error:
         raise damaged(Path(path), "its objects or modules hold each other without end") from error
     module = _on(network.module, device)
@@ -179,7 +180,7 @@ def _inputs_of(
     Raises RepfuseError where nobody asked for their size, and it is out of all proportion.
     """
     if given is None and opened.program is not None:
-        from repfuse.checkpoint.exported.network import flat_inputs  # torch.export takes a second to import
+        from repfuse.checkpoint.exported.program import flat_inputs  # torch.export takes a second to import
 
         inputs = placed(flat_inputs(opened.program), device_of(module), {})
         if said is None or not said.asked or said.input in (None, render(shapes_of(inputs, module))):
@@ -193,21 +194,18 @@ def _shapes(
 ) -> tuple[Shapes, str, tuple[str, ...]]:
     if given is not None:
         return given, "given", ()
-    shapes, origin, told = _shapes_of(said, opened, network)
-    if sum(prod(shape.sizes) for shape in shapes) > UNASKED:
-        what = f"The input of {opened.path} would be {render(shapes)}, which is very large."
-        raise RepfuseError(what, f"That shape is from the {origin}.", "If it is right, say so with --input.")
-    return shapes, origin, told
-
-
-def _shapes_of(said: Said | None, opened: Opened, network: Network) -> tuple[Shapes, str, tuple[str, ...]]:
     known, origin = _known(opened, network)
+    told: tuple[str, ...] = ()
     if said is not None and said.input and (said.asked or not known) and said.input != render(known):
-        return parse_shapes(said.input), "given", (f"the input {said.input} is that of {said.by}",)
-    if known:
-        return known, origin, ()
-    guess = guessed_shape(network.module)
-    return (guess,), "guess", (f"the input {guess} is a guess; --input says what it really is",)
+        known, origin = parse_shapes(said.input), "given"
+        told = (f"the input {said.input} is that of {said.by}",)
+    elif not known:
+        known, origin = (guessed_shape(network.module),), "guess"
+        told = (f"the input {known[0]} is a guess; --input says what it really is",)
+    if sum(prod(shape.sizes) for shape in known) > UNASKED:
+        what = f"The input of {opened.path} would be {render(known)}, which is very large."
+        raise RepfuseError(what, f"That shape is from the {origin}.", "If it is right, say so with --input.")
+    return known, origin, told
 
 
 def _known(opened: Opened, network: Network) -> tuple[Shapes, str]:

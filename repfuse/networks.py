@@ -125,6 +125,15 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
 
 
+def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have one dtype and shape and equal numbers; what is not a number equals itself."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    a, b = dense(one).cpu(), dense(other).cpu()
+    same = a == b  # torch.equal knows no float8
+    return bool(same.all()) or (not a.is_quantized and bool((same | (a.isnan() & b.isnan())).all()))
+
+
 def main_dtype(network: nn.Module) -> torch.dtype | None:
     """Return the floating dtype in which most of the network's numbers are stored; None where it has none."""
     counts: dict[torch.dtype, int] = {}
@@ -145,7 +154,19 @@ def device_of(network: nn.Module) -> torch.device:
     return next((tensor.device for _, tensor in named_tensors(network)), torch.device("cpu"))
 
 
-USUAL_SIZE = 224
+USUAL_SIZE = {0: 1, 1: 224, 2: 224, 3: 32}
+"""By the number of spatial axes: the size of an input where nothing is known of it."""
+
+
+def first_layer(network: nn.Module) -> tuple[str, int, int] | None:
+    """Return the path of the first convolution or linear layer, its input channels and how many spatial axes it has."""
+    for path, layer in named_modules(network):
+        if isinstance(layer, _ConvNd | nn.Linear) and isinstance(layer.weight, torch.Tensor):
+            channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+            axes = 0 if is_lazy(layer.weight) else layer.weight.dim() - 2
+            if type(channels) is int and channels > 0 and axes in USUAL_SIZE:  # a file may say anything
+                return path, channels, axes
+    return None
 
 
 def why_refused(network: nn.Module, inputs: Sequence[Any], error: str) -> tuple[str, str]:
@@ -153,18 +174,17 @@ def why_refused(network: nn.Module, inputs: Sequence[Any], error: str) -> tuple[
     and axes; else why is ``error``.
     """
     shape = next((tuple(x.shape) for x in tensors_of(tuple(inputs)) if x.is_floating_point() and x.dim() > 1), None)
-    layers = ((path, layer) for path, layer in named_modules(network) if isinstance(layer, _ConvNd | nn.Linear))
-    path, layer = next(layers, ("", None))
-    if shape is None or layer is None or not isinstance(layer.weight, torch.Tensor) or is_lazy(layer.weight):
+    first = first_layer(network)
+    if shape is None or first is None:
         return f"{error}.", "Give inputs of the shape and dtype that the network takes."
-    axes, fitting, found = layer.weight.dim() - 2, list(shape), ""
-    channels, at = (layer.in_features, -1) if isinstance(layer, nn.Linear) else (layer.in_channels, 1)
+    (path, channels, axes), fitting, found = first, list(shape), ""
+    size, at = [USUAL_SIZE[axes]] * axes, 1 if axes else -1
     if axes and len(shape) != axes + 2:
-        found, fitting = f"{len(shape)} axes, not {axes + 2}", [1, channels, *[USUAL_SIZE] * axes]
+        found, fitting = f"{len(shape)} axes, not {axes + 2}", [1, channels, *size]
     elif shape[at] != channels:
         found, fitting[at] = str(shape[at]), channels
-    else:
-        fitting[2:] = [USUAL_SIZE] * axes if axes else fitting[2:]
+    elif axes:
+        fitting[2:] = size
     takes = f"Its first layer, {path or 'itself'}, takes {channels} channel{'s' * (channels != 1)}"
     why = f"{takes}, and the input has {found}." if found else f"{error}."
     return why, f"Give the shape that the network takes: --input {'x'.join(map(str, fitting))}, say."

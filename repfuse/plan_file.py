@@ -106,7 +106,7 @@ class KnownPlan:
 
 def write_plan(report: Report, path: Path) -> None:
     """Write the plan of a report to ``path``, as a whole or not at all. The same plan gives the same bytes."""
-    parts = {"environment": report.environment, "input": report.input, "plan": report.plan.to_dict()}
+    parts = {"environment": report.environment, "input": report.input, "plan": report.plan}
     with replacing(path) as temporary:
         temporary.write_text(_laid_out(envelope("plan", json_ready(parts))) + "\n", encoding="utf-8")
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from repfuse import usage
 from repfuse.checking.results import Verified
-from repfuse.checkpoint import atomic, example, shapes
+from repfuse.checkpoint import atomic, example, onnx_file, safetensors_file, shapes, torch_pickle
 from repfuse.checkpoint.allow import Need, names_refused
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.contents import RECIPE
@@ -20,16 +21,17 @@ from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.inert import origins
 from repfuse.checkpoint.opening import digest_of
 from repfuse.checkpoint.recipe import Recipe
+from repfuse.checkpoint.recognise import Container
 from repfuse.checkpoint.source import as_texts
-from repfuse.checkpoint.writing import state_of, write_safetensors, write_torch
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
 from repfuse.readback.checking import Check, Written, bare_job, check_read, network_job, weights_job
-from repfuse.readback.process import Place, place
+from repfuse.readback.process import Reader
 from repfuse.version import __version__
 
+ONE_SIZE = "the file takes the size of the example alone: at others, ONNX would not compute what the network does"
 Use = Callable[[Path], usage.Lines]
 
 
@@ -59,6 +61,7 @@ def save(
     force: bool = False,
     keep_metadata: bool = True,
     verify: bool = True,
+    reader: Reader | None = None,
 ) -> Saved:
     """Write ``module``, which was made from ``checkpoint``, to ``out``: as a whole or not at all.
 
@@ -71,46 +74,30 @@ def save(
     once its outputs are those of ``module`` (for .pt2 and ONNX: those of the checkpoint's network, as near as
     arithmetic explains). ``verify=False`` leaves the fresh process and the runs out: the file is read back only. The
     environment variable REPFUSE_SAME_PROCESS=1 has this process do all that, which ``Saved.verified`` then says, as it
-    does where no other process could read the file: its classes are of a notebook, say.
+    does where no other process could read the file: its classes are of a notebook, say. ``reader`` is what reads it,
+    where that was started before.
 
     Raises RepfuseError where ``out`` is the input, exists (without ``force``) or cannot be written, and where the file
     is not what was to be written: then there is none.
     """
-    with place() if verify else nullcontext() as reader:
-        return save_read_in(
-            reader, checkpoint, module, Path(out), plan=plan, format=format, force=force, keep_metadata=keep_metadata
-        )
-
-
-def save_read_in(
-    reader: Place | None,
-    checkpoint: Checkpoint,
-    module: nn.Module,
-    out: Path,
-    *,
-    plan: Plan | None,
-    format: str | None,
-    force: bool,
-    keep_metadata: bool,
-) -> Saved:
-    """As ``save``, with the place where the file is read again; None leaves that out."""
+    out = Path(out)
     for source in (checkpoint.path, *checkpoint.files):
         atomic.check_target(out, source, force=force)
     form = format_for(out, format, checkpoint.format)
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
-    with atomic.replacing(out) as temporary:
+    with ExitStack() as stack, atomic.replacing(out) as temporary:
+        reader = reader or stack.enter_context(Reader(fresh=verify))  # a process gets ready while the file is written
         try:
             notes, use, check = _write(checkpoint, module, plan, form, temporary)
-            verified = check(reader) if reader else None
+            verified = check(reader, runs=verify)
         except RepfuseError as error:
             if form != "onnx" or error.exit_code != EXIT_FAILED_CHECK:
                 raise
-            with place() if reader else nullcontext() as another:
-                notes, use, check = _write_program(checkpoint, module, form, temporary, sizes=False)
-                verified = check(another) if another else None
+            notes, use, check = _write_program(checkpoint, module, form, temporary, sizes=False)
+            verified = check(stack.enter_context(Reader(fresh=verify)), runs=verify)
         digest = digest_of(temporary)
-    return Saved(out, digest, form, (*notes, *dropped), verified, use(out))
+    return Saved(out, digest, form, (*notes, *dropped), verified if verify else None, use(out))
 
 
 def _write(
@@ -130,17 +117,23 @@ def _write(
 def _write_program(
     checkpoint: Checkpoint, module: nn.Module, form: str, path: Path, *, sizes: bool = True
 ) -> tuple[list[str], Use, Check]:
-    """As ``_write``; without ``sizes`` the file takes those of the example alone."""
-    from repfuse.checkpoint.exported import writing  # torch.export takes a second to import
-    from repfuse.readback.programs import WrittenProgram, check_program, program_job
+    """As ``_write``; without ``sizes`` the file takes those of the example alone.
 
-    networks, example = (checkpoint.module, module), checkpoint.example_inputs
-    write = partial(writing.write_onnx, sizes=sizes) if form == "onnx" else writing.write_pt2
-    program, notes = write(writing.Source(*networks, example, checkpoint.program), path)
+    ONNX's exporter writes some operators for the size that it sees, and says so nowhere.
+    """
+    from repfuse.checkpoint.exported.writing import exported, write_pt2  # torch.export takes a second to import
+    from repfuse.readback.programs import check_program, program_job
+
+    written, before = _written(checkpoint, module), checkpoint.program
+    program = exported(checkpoint.module, module, written.example, before, sizes=sizes)
+    if form == "onnx":
+        onnx_file.write(program, path)
+        notes = [] if sizes else [ONE_SIZE]
+    else:
+        notes = write_pt2(program, before, path)
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
-    written = WrittenProgram(networks, example, program)
-    check = partial(check_program, written, program_job(written, path, onnx=form == "onnx"))
-    use = partial(usage.of_onnx, program, example) if form == "onnx" else usage.of_pt2
+    check = partial(check_program, written, program, program_job(written, path, onnx=form == "onnx"))
+    use = partial(usage.of_onnx, program, written.example) if form == "onnx" else usage.of_pt2
     return (alone if checkpoint.around.keys else []) + notes, use, check
 
 
@@ -148,8 +141,10 @@ def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tup
     around = checkpoint.around
     unguarded = ["the file does not check its inputs as the .pt2 did"] if checkpoint.program else []
     with _marked(module, fused=module is not checkpoint.module):
-        written = write_torch(module, around, path, trust=checkpoint.code if checkpoint.trust else None)
-    refused = [] if checkpoint.trust else names_refused(origins(written), checkpoint.code)
+        torch_pickle.write(around.put(module), path)
+    refused: list[Need] = []
+    if not checkpoint.trust:
+        refused = names_refused(origins(around.take(torch_pickle.read(path, Container.TORCH_ZIP))), checkpoint.code)
     job = network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
     notes = around.said() + _texts_lost(checkpoint) + unguarded + _trust_note(refused)
     return notes, partial(usage.of_network, module, around.keys), partial(check_read, _written(checkpoint, module), job)
@@ -159,14 +154,18 @@ def _write_weights(
     checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path
 ) -> tuple[list[str], Use, Check]:
     around, recipe = checkpoint.around, _recipe(checkpoint, module, plan)
-    state = state_of(module, around, recipe.to_text())
+    state: dict[str, Any] = around.naming.of_file(module.state_dict())
+    state.update({name: value.detach().cpu() for name, value in state.items() if isinstance(value, Tensor)})
+    metadata: dict[str, str] = {}
     if form == "state-dict":
-        write_torch(state, around, path)
+        vars(state)[RECIPE] = recipe.to_text()
+        torch_pickle.write(around.put(state), path)
         notes = around.said() + _texts_lost(checkpoint)
     else:
-        write_safetensors(state, {**checkpoint.metadata, RECIPE: recipe.to_text()}, path)
-        notes, around = _rest_lost(around), Around()
-    written = replace(_written(checkpoint, module), around=around)
+        metadata = {"format": "pt", **checkpoint.metadata}
+        safetensors_file.write(state, {**metadata, RECIPE: recipe.to_text()}, path)
+        notes, around = _rest_lost(around), Around(naming=around.naming)
+    written = replace(_written(checkpoint, module), around=around, metadata=metadata)
     use = partial(usage.of_weights, recipe, checkpoint.module)
     if recipe.source:
         return notes, use, partial(check_read, written, weights_job(checkpoint, path, around.keys))

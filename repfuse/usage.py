@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor, fx, nn
 
 from repfuse.checkpoint.allow import MAINS
-from repfuse.checkpoint.recipe import Recipe, check_buildable
+from repfuse.checkpoint.recipe import Recipe, is_buildable
 from repfuse.checkpoint.script import script
 from repfuse.checkpoint.user_code import Named
-from repfuse.errors import RepfuseError
+from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from repfuse.checkpoint.source import ModelSource
     from repfuse.loading import Checkpoint
 
 LIBRARIES = ("torch", "torchvision", "timm")
@@ -42,7 +41,7 @@ def of_weights(recipe: Recipe, original: nn.Module, out: Path) -> Lines:
     """Return how the network of a file of weights is built again, and filled; ``original`` is the one before."""
     said, about = [_text(out)], list[str]()
     if recipe.source is not None:
-        if not _builds(recipe.source, out):
+        if not is_buildable(recipe.source, out, Named()):
             said.append(f'model="{recipe.source.spec}"')
             said += [f"model_args={recipe.source.arguments!r}"] if recipe.source.arguments else []
     elif recipe.made_of:
@@ -64,7 +63,7 @@ def of_pt2(out: Path) -> Lines:
 def of_onnx(program: ExportedProgram, example: Iterable[Tensor], out: Path) -> Lines:
     """Return how an ONNX file is run; its inputs are NumPy arrays."""
     names = program.graph_signature.user_inputs
-    shapes = [f"{'x'.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}" for x in example]
+    shapes = [f"{'x'.join(map(str, x.shape))} {dtype_name(x.dtype)}" for x in example]
     arrays = [f"{name} of {shape}" for name, shape in zip(names, shapes, strict=True)]
     return (
         "import onnxruntime",
@@ -94,15 +93,6 @@ def _parameters(cls: type) -> tuple[list[str], list[str]]:
     named = [each for each in taken if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     required = [each.name for each in named if each.default is each.empty]
     return required, [each.name for each in named if each.name not in required]
-
-
-def _builds(source: ModelSource, out: Path) -> bool:
-    """Whether the file may name what builds its network, and is not to be told."""
-    try:
-        check_buildable(source, out, Named())
-    except RepfuseError:
-        return False
-    return True
 
 
 def _call(start: str, arguments: list[str], end: str) -> list[str]:

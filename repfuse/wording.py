@@ -15,6 +15,11 @@ def listed(names: Iterable[object], most: int = SHOWN) -> str:
     return ", ".join(known[:most]) + more
 
 
+def dtype_name(dtype: object) -> str:
+    """Return the name of one of torch's dtypes: float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 def small(number: float) -> str:
     """Return an error with two digits: 0, 4.2e-16."""
     return "0" if number == 0 else f"{number:.1e}"

@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 import repfuse
 from repfuse.checkpoint.exported import archive
-from repfuse.checkpoint.exported.contract import contract_of
+from repfuse.checkpoint.exported.program import contract_of
 from repfuse.checkpoint.formats import format_for
 from repfuse.errors import RepfuseError
 

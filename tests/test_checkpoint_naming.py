@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from repfuse.checkpoint.choice import BARE, Chosen
+from repfuse.checkpoint.choice import BARE, ChosenWeights
 from repfuse.checkpoint.fitting import fit
 from repfuse.checkpoint.naming import Naming, wrapped_in
 from repfuse.errors import RepfuseError
@@ -30,7 +30,7 @@ def prefixed(prefix: str, state: Any = STATE) -> OrderedDict[str, Tensor]:
     return OrderedDict((prefix + name, tensor) for name, tensor in state.items())
 
 
-def fitted(state: dict[str, Any], chosen: Chosen = BARE) -> Naming:
+def fitted(state: dict[str, Any], chosen: ChosenWeights = BARE) -> Naming:
     return fit(state, network(), chosen, ABOUT)
 
 
@@ -123,9 +123,9 @@ def test_what_does_not_fit_exactly_is_told_of_the_nearest_reading() -> None:
 def test_of_two_networks_that_fit_none_is_guessed() -> None:
     state = prefixed("student.") | prefixed("teacher.")
     with pytest.raises(RepfuseError, match="several networks") as error:
-        fitted(state, Chosen(("state_dict",)))
+        fitted(state, ChosenWeights(("state_dict",)))
     assert "--weights state_dict.student or --weights state_dict.teacher" in error.value.hint
-    naming = fitted(state, Chosen((), "teacher."))
+    naming = fitted(state, ChosenWeights((), "teacher."))
     assert naming.in_file("") == "teacher."
     assert naming.copies == ("student.",)
     assert not naming.extras  # a copy that is not fused would not fit any more
@@ -148,7 +148,7 @@ def test_a_network_of_other_shapes_or_a_missing_tie_is_told_apart() -> None:
 
 def test_a_prefix_that_is_not_there_is_answered_with_those_that_are() -> None:
     with pytest.raises(RepfuseError, match="no weights for names") as error:
-        fitted(prefixed("model.") | {"ema.loss": torch.ones(1)}, Chosen((), "ema."))
+        fitted(prefixed("model.") | {"ema.loss": torch.ones(1)}, ChosenWeights((), "ema."))
     assert "'model.'" in error.value.why
     assert "--weights model" in error.value.hint
 
@@ -156,18 +156,18 @@ def test_a_prefix_that_is_not_there_is_answered_with_those_that_are() -> None:
 @pytest.mark.parametrize("prefix", ["ema.", "model_ema.module.", "averaged_model."])
 def test_an_average_beside_the_trained_weights_is_chosen_by_kind(prefix: str) -> None:
     state = prefixed("model.") | prefixed(prefix)
-    assert fitted(state, Chosen((), kind="ema")).in_file("") == prefix
-    assert fitted(state, Chosen((), kind="model")).in_file("") == "model."
+    assert fitted(state, ChosenWeights((), kind="ema")).in_file("") == prefix
+    assert fitted(state, ChosenWeights((), kind="model")).in_file("") == "model."
 
 
 def test_averaged_weights_that_are_not_there_are_not_made_up() -> None:
     for state in (STATE, prefixed("model."), prefixed("schema."), {"other": torch.ones(1)}):
         with pytest.raises(RepfuseError, match="no weights for --weights ema"):
-            fitted(state, Chosen((), kind="ema"))
+            fitted(state, ChosenWeights((), kind="ema"))
     counted = prefixed("module.") | {"n_averaged": torch.tensor(3)}
-    assert fitted(counted, Chosen((), kind="ema")).extras.keys() == {"n_averaged"}
+    assert fitted(counted, ChosenWeights((), kind="ema")).extras.keys() == {"n_averaged"}
     with pytest.raises(RepfuseError, match="no weights for --weights model"):
-        fitted(counted, Chosen((), kind="model"))
+        fitted(counted, ChosenWeights((), kind="model"))
 
 
 def test_a_tied_weight_may_be_missing_under_a_prefix() -> None:

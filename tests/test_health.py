@@ -11,13 +11,13 @@ import torch
 from blocks import conv, norm
 from rich.console import Console
 from support.agreement import randomised
+from support.proving import prove_sites
 from support.small_nets import SITES, Net, X
 from torch import nn
 
 from repfuse.checking.comparison import reference
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.proof import prove
-from repfuse.checking.sites import prove_sites
 from repfuse.fusing import fuse
 from repfuse.health import MEANINGS, Finding, examine
 from repfuse.report.plan_view import health_view

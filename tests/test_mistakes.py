@@ -17,12 +17,12 @@ from mistakes.damage import STORED
 from mistakes.subjects import BLOCKS, CHECKPOINTS, KINDS, Subject, Wrong, block, sample
 from support.agreement import randomised
 from support.interior import SIDES, Interior
+from support.proving import compare, prove_sites
 from torch import Tensor, nn
 
-from repfuse.checking.comparison import compare, reference
+from repfuse.checking.comparison import reference
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.proof import prove
-from repfuse.checking.sites import prove_sites
 from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
 

@@ -9,18 +9,18 @@ import pytest
 import torch
 from blocks import Branches, C, RepVGG, Spelled, SpelledOfTwo, conv, norm
 from support.agreement import image, randomised
+from support.proving import compare, prove_sites
 from torch import nn
 
 from repfuse.algebra import evaluation
 from repfuse.algebra.expression import Identity
 from repfuse.algebra.geometry import Geometry
-from repfuse.checking.comparison import compare, reference, tabulate
+from repfuse.checking.comparison import reference, tabulate
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.places import _explained
 from repfuse.checking.proof import prove
 from repfuse.checking.runs import in_float64
-from repfuse.checking.sites import prove_sites
 from repfuse.ops import convolution
 from repfuse.planning.planner import plan
 from repfuse.plans import Policy

@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
-from repfuse.checking.proof_results import Proof, SiteDrift, SiteProof, WeightProof
 from repfuse.checking.results import (
     Comparison,
     Drift,
@@ -22,10 +21,14 @@ from repfuse.checking.results import (
     OutputDrift,
     OutputError,
     OutputVerdict,
+    Proof,
     RealData,
+    SiteDrift,
+    SiteProof,
     TrialComparison,
     Verification,
     Verified,
+    WeightProof,
 )
 from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.refusals import REFUSALS

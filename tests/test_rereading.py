@@ -28,7 +28,7 @@ from repfuse.checking.runs import Outcome
 from repfuse.errors import RepfuseError
 from repfuse.readback import checking, process, reading
 from repfuse.readback.messages import Job, fingerprint_of
-from repfuse.readback.process import SAME_PROCESS, FreshProcess, place
+from repfuse.readback.process import SAME_PROCESS, Reader
 
 MODEL = "repfuse.samples:DigitsRepVGG"
 Change = Callable[[Path], None]
@@ -212,6 +212,19 @@ def test_a_file_that_is_not_what_was_written_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("fault", ["pt: a bit", "training: a bit", "safetensors: a dtype", "safetensors: a key"])
+def test_without_verify_wrong_tensors_are_not_kept_either(
+    fault: str, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target, change, said = FAULTS[fault]
+    checkpoint = repfuse.load(samples / source, model=MODEL)
+    corrupted(change, monkeypatch)
+    with pytest.raises(RepfuseError, match="nothing was kept") as raised:
+        repfuse.save(checkpoint, checkpoint.module, tmp_path / target, verify=False)
+    assert said in raised.value.why
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("target", ["out.pt", "out.safetensors"])
 def test_outputs_that_are_not_the_same_bits_are_judged_as_drift(
     target: str, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -283,11 +296,21 @@ def test_a_process_that_does_not_answer_fails_closed(
     assert time.monotonic() - started < 30
 
 
-def test_the_process_ends_with_what_it_is_for_however_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_died_before_it_was_asked_is_said(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    monkeypatch.setattr(process, "COMMAND", program("import os; os.kill(os.getpid(), 9)"))
+    with Reader() as reader:
+        assert reader._process is not None
+        os.waitid(os.P_PID, reader._process.pid, os.WEXITED | os.WNOWAIT)
+        reader.ask(Job("weights", "nothing", 1))
+        with pytest.raises(RepfuseError, match="killed by SIGKILL"):
+            reader.answer(60)
+
+
+def test_the_process_ends_with_what_it_is_for_however_that_ends(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     monkeypatch.setattr(process, "COMMAND", program("import time; time.sleep(60)"))
     for error in (KeyboardInterrupt, None):
         try:
-            with FreshProcess() as started:
+            with Reader() as started:
                 running = started._process
                 assert running.poll() is None
                 if error:
@@ -298,11 +321,11 @@ def test_the_process_ends_with_what_it_is_for_however_that_ends(monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_it_ends_with_a_parent_that_is_killed() -> None:
+def test_it_ends_with_a_parent_that_is_killed(fresh: None) -> None:
     parent = textwrap.dedent("""
         import time
-        from repfuse.readback.process import FreshProcess
-        with FreshProcess() as started:
+        from repfuse.readback.process import Reader
+        with Reader() as started:
             print(started._process.pid, flush=True)
             time.sleep(60)
     """)
@@ -346,7 +369,7 @@ def test_a_process_finds_what_was_found_after_it_was_started(
 ) -> None:
     (tmp_path / "found_later.py").write_text("import pathlib\n" + textwrap.dedent(NET))
     marked = tmp_path / "imported"
-    with place() as started:
+    with Reader() as started:
         monkeypatch.syspath_prepend(tmp_path)
         network = __import__("found_later").Net().eval()
         with (tmp_path / "found_later.py").open("a") as file:
@@ -373,7 +396,7 @@ def test_where_no_process_can_be_started_it_is_said(
         monkeypatch.setattr(subprocess, "Popen", refuse)
     else:
         monkeypatch.setattr(sys, *(("frozen", True) if way == "frozen" else ("executable", "/opt/app")), raising=False)
-    with place() as found:
+    with Reader() as found:
         assert found.name.startswith("this process, because ")
     checked = converted(samples / "notebook_block.pt", tmp_path / "out.pt", input="1x16x8x8").verified
     assert checked and checked.where == found.name

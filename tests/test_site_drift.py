@@ -10,10 +10,10 @@ from blocks import Branches, C, Spelled, conv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.agreement import image, randomised
+from support.proving import prove_sites
 from torch import nn
 
-from repfuse.checking import sites
-from repfuse.checking.sites import prove_sites
+from repfuse.checking import proof as proving
 from repfuse.planning.planner import plan
 from repfuse.plans import Policy
 from repfuse.rewriting import rewrite
@@ -97,7 +97,7 @@ def test_weights_that_were_rounded_twice_are_no_rounding(dtype, coarse):
 
 
 def test_arithmetic_that_loses_more_than_it_may_fails(monkeypatch):
-    right = sites.run_copy
+    right = proving.run_copy
 
     def lossy(*given):
         outcomes = right(*given)
@@ -105,7 +105,7 @@ def test_arithmetic_that_loses_more_than_it_may_fails(monkeypatch):
             outcome.outputs["out"].mul_(1 + 1e-3)
         return outcomes
 
-    monkeypatch.setattr(sites, "run_copy", lossy)
+    monkeypatch.setattr(proving, "run_copy", lossy)
     (proof,) = proofs(
         randomised(Branches(conv(), conv(1)), dtype=torch.float32), (image(1, C, 9, 8, dtype=torch.float32),)
     )

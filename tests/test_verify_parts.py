@@ -13,14 +13,14 @@ from blocks import Spelled
 from hypothesis import given
 from hypothesis import strategies as st
 from support.folded import DTYPES, example, folded, network
+from support.proving import compare
 from torch import nn
 
 from repfuse.checking.agreement import agreement
-from repfuse.checking.comparison import compare, reference
-from repfuse.checking.drift import drift, drift_from
+from repfuse.checking.comparison import level, mismatch, output_error, reference
+from repfuse.checking.drift import drift
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.inputs.variants import input_variants
-from repfuse.checking.measure import level, mismatch, output_error
 from repfuse.checking.results import Comparison, Level
 from repfuse.checking.rounding import (
     SAFETY,
@@ -351,16 +351,16 @@ class Known(RoundingEffects):
 def test_what_rounding_the_weights_explains_is_allowed():
     original, trials = network(2), input_variants(example())
     fused, exact = AsStored(original, lower), reference(original, trials)
-    assert drift_from(original, fused, trials, exact, Known(Level(1e-2, 1e-2))).passed
-    assert not drift_from(original, fused, trials, exact, Known(Level(1e-6, 1e-6))).passed
+    assert drift(original, fused, trials, exact, effect=Known(Level(1e-2, 1e-2))).passed
+    assert not drift(original, fused, trials, exact, effect=Known(Level(1e-6, 1e-6))).passed
 
 
 def test_a_drift_above_a_borrowed_effect_is_judged_by_its_own():
     original, trials = network(2), input_variants(example())
     fused, exact = AsStored(original, lower), reference(original, trials)
     low, high = Level(1e-6, 1e-6), Level(1e-2, 1e-2)
-    assert drift_from(original, fused, trials, exact, Known(low, there=high)).passed
-    assert not drift_from(original, fused, trials, exact, Known(low, there=low)).passed
+    assert drift(original, fused, trials, exact, effect=Known(low, there=high)).passed
+    assert not drift(original, fused, trials, exact, effect=Known(low, there=low)).passed
 
 
 class LuckyFirst(nn.Module):

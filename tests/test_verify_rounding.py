@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from repfuse.checking.evidence import gather
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.results import Level
-from repfuse.checking.rounding import Explained, RoundingEffects, excess
+from repfuse.checking.rounding import RoundingEffects, allowed, excess, explained
 from repfuse.checking.verification import verify
 from repfuse.converting import convert
 from repfuse.loading import Checkpoint
@@ -185,9 +185,9 @@ class Ordered(RoundingEffects):
 
 @pytest.mark.parametrize(("order", "stands"), [(1e-9, False), (1e-12, True)])
 def test_the_order_of_summation_counts_where_it_is_amplified(order, stands):
-    explained = Explained(Ordered(0), Ordered(order), {(0, "out"): Level(1e-10, 1e-10)})
-    explained.measure()
-    assert explained.settled == {0} and bool(explained.excessive()) is stands
+    error = {(0, "out"): Level(1e-10, 1e-10)}
+    effects, settled = explained(Ordered(0), Ordered(order), error)
+    assert settled == {0} and error[0, "out"].exceeds(allowed(effects)[0, "out"]) is stands
 
 
 def test_an_error_without_a_limit_is_not_too_much():

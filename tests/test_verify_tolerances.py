@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from support.folded import example, folded, network
 from torch import nn
 
-from repfuse.checking.tolerances import Tolerances
-from repfuse.checking.verification import verify
+from repfuse.checking.verification import Tolerances, verify
 from repfuse.errors import RepfuseError
 
 numbers = st.one_of(st.floats(-1e3, 1e3), st.sampled_from([0.0, math.inf, -math.inf, math.nan]))

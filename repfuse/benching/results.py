@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from repfuse.jsonready import json_ready
+from repfuse.jsonready import by_field
 
 SpeedVerdict = Literal["faster", "slower", "no difference"]
 COLD_NOTE = (
@@ -102,7 +102,7 @@ class Benchmark:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        ready = json_ready(self)
+        ready = by_field(self)
         for entry, measurement in zip(ready["measurements"], self.measurements, strict=True):
             entry["verdict"] = measurement.verdict
         return dict(ready)

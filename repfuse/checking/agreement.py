@@ -174,7 +174,7 @@ def agreement(
     """Run both networks, as they are stored, over all of ``data``: some pieces at a time, those through both in turn.
 
     ``labels`` holds one class index per sample. Classes are told where the first output is ``[samples, classes]``
-    with at least two classes (see ``repfuse.checking.agreement``). ``progress`` is told the fraction of the samples.
+    with at least two classes. ``progress`` is told the fraction of the samples.
     Raises RepfuseError where a network refuses the data or the labels do not fit.
     """
     samples, before, after = _rankings(original, fused, data, progress)
@@ -195,11 +195,6 @@ def class_count(network: nn.Module, inputs: Sequence[Any]) -> int | None:
     """Return the number of classes that the network tells apart on ``inputs``; None where it tells none."""
     found = ranking(_first(run(network, [Trial("the example", tuple(inputs))], {})[0]))
     return found.classes if found else None
-
-
-def takes(network: nn.Module, inputs: Sequence[Any]) -> bool:
-    """Return whether the network, as it is stored, runs on ``inputs``."""
-    return not run(network, [Trial("the example", tuple(inputs))], {})[0].error
 
 
 def _rankings(

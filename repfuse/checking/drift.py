@@ -22,13 +22,13 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from repfuse.checking.comparison import reference
+from repfuse.checking.comparison import half_the_digits, level, reference
 from repfuse.checking.inputs.trial import Trial, is_floating, mapped
-from repfuse.checking.measure import half_the_digits, level
 from repfuse.checking.results import Drift, Level, OutputDrift
-from repfuse.checking.rounding import SAMPLES, Levels, RoundingEffects, allowed, keys_of, rms
-from repfuse.checking.runs import Outcome, run, run_float64
+from repfuse.checking.rounding import SAMPLES, RoundingEffects, allowed, rms, settle
+from repfuse.checking.runs import Key, Outcome, by_key, run, run_float64
 from repfuse.networks import between, main_dtype
+from repfuse.wording import dtype_name
 
 # The original's own error in its stored dtype, drawn again where one draw does not settle a drift.
 #
@@ -64,102 +64,69 @@ def _moved(trial: Trial, seed: int) -> Trial:
     return mapped(trial, lambda inputs: tree_map(move, inputs))
 
 
-Outcomes = tuple[Sequence[Outcome], Sequence[Outcome], Sequence[Outcome]]
-"""Of the original in float64, of the original as stored, and of the fused network as stored."""
-
-
 def drift(
     original: nn.Module,
     fused: nn.Module,
     trials: Sequence[Trial],
-    expected: Sequence[Outcome] | None = None,
+    exact: Sequence[Outcome] | None = None,
+    *,
+    found: Sequence[Outcome] | None = None,
+    effect: RoundingEffects | None = None,
 ) -> Drift:
     """Measure both networks in the dtype they are stored in against the original in float64.
 
-    ``fused`` is expected to hold weights computed in float64 and rounded once. ``expected`` are the original's
-    outcomes in float64 on ``trials``, where they are known already. Neither network is changed. Raises
-    RepfuseError where the original cannot run the first trial in float64.
+    ``fused`` is expected to hold weights computed in float64 and rounded once; what that does to its outputs is the
+    ``effect``. ``exact`` are the original's outcomes in float64 on ``trials``, ``found`` those of ``fused`` as it is
+    stored, in whatever runtime. Each is computed where it is not given. Where a drift exceeds what borrowed effects and
+    one draw of the original's own error explain, both are measured on that very trial. Neither network is changed.
+    Raises RepfuseError where the original cannot run the first trial in float64.
     """
-    exact = reference(original, trials) if expected is None else expected
-    effect = RoundingEffects(fused, original, trials, run_float64(fused, trials), scale=exact)
-    return drift_from(original, fused, trials, exact, effect)
-
-
-def drift_from(
-    original: nn.Module, fused: nn.Module, trials: Sequence[Trial], exact: Sequence[Outcome], effect: RoundingEffects
-) -> Drift:
-    """As ``drift``, from the original's outcomes in float64 and the effect of rounding the fused network's weights."""
-    after = run(fused, trials, between(original, fused))
-    return drift_of(original, trials, (exact, after), effect, alike=main_dtype(original) == main_dtype(fused))
-
-
-def drift_of(
-    original: nn.Module,
-    trials: Sequence[Trial],
-    outcomes: tuple[Sequence[Outcome], Sequence[Outcome]],
-    effect: RoundingEffects,
-    *,
-    alike: bool,
-) -> Drift:
-    """As ``drift_from``, of a fused network that has run already, in whatever runtime.
-
-    ``outcomes`` are the original's in float64 and the fused network's; ``alike`` says whether the dtypes of the two
-    networks' outputs have to agree. Where a drift exceeds what borrowed effects and one draw of the original's own
-    error explain, both are measured on that very trial.
-    """
-    exact, after = outcomes
+    exact = reference(original, trials) if exact is None else exact
+    effect = effect or RoundingEffects(fused, original, trials, run_float64(fused, trials), scale=exact)
+    after = run(fused, trials, between(original, fused)) if found is None else found
     before = run(original, trials, {})
-    keys = [key for key in keys_of(exact) if _sound(exact, before, key)]
-    if not keys:
-        return Drift((), measured=False, problem=_why_unmeasured(before, main_dtype(original)))
-    if problem := _problem(trials, keys, before, after, alike=alike):
-        return Drift((), problem=problem)
+    wide, wanted, given = by_key(exact), by_key(before), by_key(after)
+    wide = {key: x for key, x in wide.items() if _sound(x, wanted.get(key))}
+    if not wide:
+        why = before[0].error or "its outputs overflow"
+        problem = f"the original cannot run in {dtype_name(main_dtype(original))} here ({why})"
+        return Drift((), measured=False, problem=problem)
+    alike = main_dtype(original) == main_dtype(fused)
+    for key in wide:
+        if problem := _problem(key[1], wanted[key], given.get(key), after[key[0]].error, alike=alike):
+            return Drift((), problem=f"{trials[key[0]].label}: {problem}")
     effect.measure_usual()
-    return _settled(original, trials, (exact, before, after), {key: _level(exact, before, key) for key in keys}, effect)
+    own = {key: level(x, wanted[key]) for key, x in wide.items()}
+    errors = {key: level(x, given[key]) for key, x in wide.items()}
+    last = {key: _last_rounding(given[key]) for key in wide}
+    without = any("" in outcome.narrow for outcome in exact)  # then its own error is not to be had
 
+    def rows() -> dict[Key, OutputDrift]:
+        explained = effect.levels(own)
+        limits = {key: _half(given[key]) for key in own} if without else allowed([own, explained, last])
+        return {
+            key: OutputDrift(
+                trial=trials[key[0]].label,
+                name=key[1],
+                dtype=dtype_name(given[key].dtype),
+                own=own[key],
+                fused=errors[key],
+                rounding=explained[key],
+                allowed=limits[key],
+            )
+            for key in own
+        }
 
-def _settled(
-    original: nn.Module, trials: Sequence[Trial], outcomes: Outcomes, own: Levels, effect: RoundingEffects
-) -> Drift:
-    """Return the drift; where it exceeds what is known to be explained, measure that there, until one stands."""
-    settled: set[int] = set()
-    while True:
-        found = _drift(trials, outcomes, own, effect.levels(own))
-        wrong = {position for (position, _), row in zip(own, found.outputs, strict=True) if not row.passed}
-        if not wrong or not wrong.isdisjoint(settled):
-            return found
-        position = effect.cheapest(wrong)
+    def excessive() -> set[int]:
+        return {position for (position, _), row in rows().items() if not row.passed}
+
+    def measure(position: int) -> None:
         effect.measure([position])
         again = drawn_again(original, trials[position], {name: own[at, name] for at, name in own if at == position})
-        own = own | {(position, name): error for name, error in again.items()}
-        settled.add(position)
+        own.update({(position, name): error for name, error in again.items()})
 
-
-def _drift(trials: Sequence[Trial], outcomes: Outcomes, own: Levels, effect: Levels) -> Drift:
-    exact, _, after = outcomes
-    last = {key: _last_rounding(after[key[0]].outputs[key[1]]) for key in own}
-    limits = allowed([own, effect, last])
-    if any("" in outcome.narrow for outcome in exact):  # its own error is not to be had: half the digits have to agree
-        half = {key: half_the_digits(after[key[0]].outputs[key[1]].dtype) for key in own}
-        limits = {key: Level(each, each) for key, each in half.items()}
-    rows = (
-        OutputDrift(
-            trial=trials[key[0]].label,
-            name=key[1],
-            dtype=str(after[key[0]].outputs[key[1]].dtype).removeprefix("torch."),
-            own=own[key],
-            fused=_level(exact, after, key),
-            rounding=effect[key],
-            allowed=limits[key],
-        )
-        for key in own
-    )
-    return Drift(tuple(rows))
-
-
-def _level(exact: Sequence[Outcome], found: Sequence[Outcome], key: tuple[int, str]) -> Level:
-    position, name = key
-    return level(exact[position].outputs[name], found[position].outputs[name])
+    settle(excessive, measure, effect.cheapest)
+    return Drift(tuple(rows().values()))
 
 
 def _last_rounding(output: torch.Tensor) -> Level:
@@ -168,37 +135,26 @@ def _last_rounding(output: torch.Tensor) -> Level:
     return Level(eps / 2 / math.sqrt(3), eps / 2)
 
 
-def _sound(exact: Sequence[Outcome], before: Sequence[Outcome], key: tuple[int, str]) -> bool:
+def _half(output: torch.Tensor) -> Level:
+    """Return what half of the digits of an output's dtype allow."""
+    return Level(half_the_digits(output.dtype), half_the_digits(output.dtype))
+
+
+def _sound(wide: torch.Tensor, stored: torch.Tensor | None) -> bool:
     """Whether the original in its own dtype gives a number wherever it does in float64."""
-    position, name = key
-    a, b = exact[position].outputs.get(name), before[position].outputs.get(name)
-    if a is None or b is None or a.shape != b.shape:
+    if stored is None or stored.shape != wide.shape:
         return False
-    return a.numel() > 0 and math.isfinite(level(a, b).max)
+    return wide.numel() > 0 and math.isfinite(level(wide, stored).max)
 
 
-def _why_unmeasured(before: Sequence[Outcome], dtype: torch.dtype | None) -> str:
-    name = str(dtype).removeprefix("torch.")
-    return f"the original cannot run in {name} here ({before[0].error or 'its outputs overflow'})"
-
-
-def _problem(
-    trials: Sequence[Trial],
-    keys: Sequence[tuple[int, str]],
-    before: Sequence[Outcome],
-    after: Sequence[Outcome],
-    *,
-    alike: bool,
-) -> str:
-    for position, name in keys:
-        label, expected = trials[position].label, before[position].outputs[name]
-        found = after[position].outputs.get(name)
-        if found is None:
-            return f"{label}: only the original runs ({after[position].error or f'{name} is missing'})"
-        if found.shape != expected.shape or (alike and found.dtype != expected.dtype):
-            return f"{label}: {name} is {_form(found)}, in the original {_form(expected)}"
+def _problem(name: str, expected: torch.Tensor, found: torch.Tensor | None, error: str, *, alike: bool) -> str:
+    """Say what is wrong with an output that is no number; ``alike`` says whether the dtypes have to agree."""
+    if found is None:
+        return f"only the original runs ({error or f'{name} is missing'})"
+    if found.shape != expected.shape or (alike and found.dtype != expected.dtype):
+        return f"{name} is {_form(found)}, in the original {_form(expected)}"
     return ""
 
 
 def _form(tensor: torch.Tensor) -> str:
-    return f"{'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{'x'.join(map(str, tensor.shape))} {dtype_name(tensor.dtype)}"

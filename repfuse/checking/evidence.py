@@ -8,13 +8,20 @@ from typing import Any, TypeVar
 
 from torch import jit, nn
 
-from repfuse.checking.comparison import answers_in_float64, tabulate, with_fallbacks
-from repfuse.checking.drift import drift_from
+from repfuse.checking.comparison import answers_in_float64, informative, level, tabulate, with_fallbacks
+from repfuse.checking.drift import drift
 from repfuse.checking.inputs.trial import Trial, elements
-from repfuse.checking.measure import informative, level
 from repfuse.checking.results import Drift, OutputError, OutputVerdict, TrialComparison
-from repfuse.checking.rounding import FLOAT64_NOISE, SAMPLES, Explained, Key, Levels, RoundingEffects, excess
-from repfuse.checking.runs import Outcome, narrow_in
+from repfuse.checking.rounding import (
+    SAMPLES,
+    Levels,
+    RoundingEffects,
+    allowed,
+    combined,
+    excess,
+    explained,
+)
+from repfuse.checking.runs import Key, Outcome, by_key, narrow_in
 from repfuse.memory import give_back
 from repfuse.progress import Progress
 
@@ -99,7 +106,7 @@ class Evidence:
     def vacuous(self) -> list[str]:
         """The outputs that have no finite number other than 0 on any trial: to agree in these says nothing."""
         names = dict.fromkeys(name for _, name in self.errors)
-        telling = {name for position, name in self.errors if informative(self.outcomes[position].outputs[name])}
+        telling = {name for (_, name), output in by_key(self.outcomes).items() if informative(output)}
         return [name for name in names if name not in telling]
 
     @property
@@ -119,8 +126,7 @@ class Evidence:
     def _row(self, name: str) -> OutputVerdict:
         key = max((key for key in self.errors if key[1] == name), key=self._rank)
         label = self.trials[key[0]].label
-        drifts = [row for row in self.drift.outputs if row.name == name] if self.drift else []
-        worst = max(drifts, key=lambda row: row.fused.over(row.allowed), default=None)
+        worst = self.drift.by_output.get(name) if self.drift else None
         return OutputVerdict(name, label, self._error(label, name), self.rounding[key], self.limits[key], worst)
 
     def _error(self, label: str, name: str) -> OutputError:
@@ -140,36 +146,32 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
     give_back(original)
     meter.stage("the fused network in float64")
     found = answers_in_float64(fused, trials, expected, watch=meter.watch)
-    table = tabulate(trials, expected, found, FLOAT64_NOISE).trials
+    table = tabulate(trials, expected, found).trials
     tried = tuple(zip(trials, expected, strict=True))
     kept = [position for position, row in enumerate(table) if not row.skipped and not row.mismatch]
     trials, expected, found = _at(trials, kept), _at(expected, kept), _at(found, kept)
-    errors = {
-        (position, name): level(tensor, found[position].outputs[name])
-        for position, outcome in enumerate(expected)
-        for name, tensor in outcome.outputs.items()
-    }
+    answers = by_key(found)
+    errors = {key: level(x, answers[key]) for key, x in by_key(expected).items()}
     if not errors:
         return Evidence(table, (), (), (), {}, {}, {}, None, tried=tried)
     give_back(original)
     meter.stage("what rounding explains")
     before = RoundingEffects(original, fused, trials, expected, watch=meter.watch)
     after = RoundingEffects(fused, original, trials, found, watch=meter.watch, scale=expected)
-    explained = Explained(before, after, errors)
-    explained.measure()
+    effects, settled = explained(before, after, errors)
     give_back(original)
     meter.stage("drift")
-    drift = drift_from(original, fused, trials, expected, after)
+    measured = drift(original, fused, trials, expected, effect=after)
     return Evidence(
         table,
         tuple(trials),
         tuple(expected),
         tuple(found),
         errors,
-        explained.effect(),
-        explained.limits(),
-        drift,
-        frozenset(explained.settled),
+        combined(effects),
+        allowed(effects),
+        measured,
+        frozenset(settled),
         tried,
     )
 

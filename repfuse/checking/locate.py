@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import jit, nn
 
+from repfuse.checking.comparison import level
 from repfuse.checking.inputs.trial import Trial
-from repfuse.checking.measure import level
 from repfuse.checking.results import FirstDifference, Level
 from repfuse.checking.rounding import allowed, rounding, unchanged
 from repfuse.checking.runs import Change, Outcome, in_float64, leaves, run_float64

@@ -14,9 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from repfuse.algebra.evaluation import Tensors, constant, evaluate
 from repfuse.algebra.expression import Expression
-from repfuse.checking.comparison import answers_in_float64, tabulate
+from repfuse.checking.comparison import TOLERANCE, answers_in_float64, half_the_digits, tabulate
 from repfuse.checking.inputs.trial import Trial
-from repfuse.checking.measure import half_the_digits
 from repfuse.checking.results import Comparison, TrialComparison
 from repfuse.checking.rounding import allowed, on, summation
 from repfuse.checking.runs import Change, Outcome, in_float64, narrow_in
@@ -236,10 +235,6 @@ def _misfit(path: str) -> RepfuseError:
     return RepfuseError("The plan does not fit the fused network.", f"It has no convolution at {path!r}.", AGAIN)
 
 
-TOLERANCE = 1e-12
-"""Relative error that separates wrong algebra (1e-3) from float64 rounding (1e-15)."""
-
-
 def compare_exact(
     fused: nn.Module, exact: ExactWeights, trials: Sequence[Trial], expected: Sequence[Outcome], *, sound: bool = True
 ) -> Comparison:
@@ -251,7 +246,7 @@ def compare_exact(
     """
     change = exact.change(fused)
     found = answers_in_float64(fused, trials, expected, change)
-    network = tabulate(trials, expected, found, TOLERANCE)
+    network = tabulate(trials, expected, found)
     narrow, dtype = narrow_in((*expected, *found)), main_dtype(fused)
     if narrow and dtype:
         return replace(network, tolerance=half_the_digits(dtype), narrow=narrow)

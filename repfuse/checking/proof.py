@@ -1,23 +1,264 @@
-"""The whole network, and the weights that are written."""
+"""The proof of a fused network: each site against the part of the graph that it replaces, then all of it.
+
+Of a site its algebra, its stored weights and its drift; then the whole network, and what it holds beside its sites.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from torch import Tensor, fx, nn
+import torch
+from torch import fx, nn
 from torch.fx.node import map_arg
+from torch.nn.modules.conv import _ConvTransposeNd
 
-from repfuse.checking.inputs.trial import Trial
-from repfuse.checking.measure import informative
-from repfuse.checking.places import ExactWeights, compare_exact, places
-from repfuse.checking.proof_results import Proof
-from repfuse.checking.runs import Outcome
-from repfuse.checking.sites import prove_site, same
+from repfuse.algebra.expression import Selected
+from repfuse.algebra.geometry import Geometry, Ints
+from repfuse.checking.comparison import TOLERANCE, answers_in_float64, informative, level, reference, tabulate
+from repfuse.checking.inputs.trial import Trial, rounded_through
+from repfuse.checking.places import ExactWeights, Place, compare_exact, convolution_at, places
+from repfuse.checking.results import Level, Proof, SiteDrift, SiteProof, WeightProof
+from repfuse.checking.rounding import half_spacing
+from repfuse.checking.runs import Outcome, as_stored, copy_with, run_copy, run_float64
 from repfuse.memory import give_back
-from repfuse.networks import stored_tensors
+from repfuse.networks import equal, main_dtype, stored_tensors
+from repfuse.ops.meaning import Passage
 from repfuse.plans import Plan
 from repfuse.recording.stock import is_stock
 from repfuse.rewriting import rewrite
+from repfuse.wording import dtype_name
+
+# How far a fused convolution in its stored dtype may be from itself in exact arithmetic: an a-priori bound.
+#
+# A sum of n products in arithmetic of unit roundoff u, in whatever order, is computed with an error of at most
+# ``g(n) sum |w_i| |x_i|``, with ``g(n) = n u / (1 - n u)`` (Higham, Accuracy and Stability of Numerical Algorithms,
+# 2nd ed., sections 3.1 and 4.2). A stored weight is off by at most half a spacing e of its dtype. The result is rounded
+# before its bias is added, at worst, and then m times, for m convolutions that add up. So, element by element,
+#
+# |y' - y| <= (e + k (|W| + e)) * |x|,    k = (1 + g(n)) (1 + u)^(1 + m) - 1.
+#
+# This is a convolution itself: of |x|, with the weights ``e + k (|W| + e)``.
+
+
+TF32 = 2.0**-11
+"""Unit roundoff of the factors of a product, where the device rounds float32 to TF32 for it."""
+
+
+def bounds(place: Place, fused: nn.Module, trials: Iterable[Trial], dtype: torch.dtype) -> list[torch.Tensor | None]:
+    """Return, per trial, the largest error of each output element; None for a trial that does not run."""
+    growth = _growth(place, fused, dtype)
+
+    def bounding(_name: str, tensor: torch.Tensor) -> torch.Tensor:
+        half = half_spacing(tensor)
+        return tensor.double().abs().add_(half).mul_(growth).add_(half)
+
+    bounded = place.after(fused, lambda factor: growth * abs(factor))
+    magnitudes = [Trial(trial.label, tuple(x.abs() for x in trial.inputs)) for trial in trials]
+    outcomes = run_float64(bounded, magnitudes, bounding)
+    return [None if outcome.error else outcome.outputs["out"] + _least(dtype) for outcome in outcomes]
+
+
+def _growth(place: Place, fused: nn.Module, dtype: torch.dtype) -> float:
+    """Return k. PyTorch sums products of half precision in float32, those of a transposed convolution in half.
+
+    Of a sum with n u >= 1 nothing is known beforehand: then k is as large as the format's numbers.
+    """
+    unit = torch.finfo(dtype).eps / 2
+    convolutions = [convolution_at(fused, path) for path in place.path_of.values()]
+    in_half = any(isinstance(convolution, _ConvTransposeNd) for convolution in convolutions)
+    summing = unit if in_half else min(unit, torch.finfo(torch.float32).eps / 2)
+    lost = summing * (sum(map(_terms, convolutions)) + 2 * len(place.region.groups))
+    if lost >= 1:
+        return torch.finfo(dtype).max
+    rounded = (1 + unit) ** (1 + len(place.region.groups))  # before the bias, and with each convolution that is added
+    grown = (1 + lost / (1 - lost)) * rounded
+    on_cuda = any(weight.is_cuda for convolution in convolutions for weight in convolution.parameters())
+    return grown * (1 + _of_factors(dtype, on_cuda=on_cuda)) ** 2 - 1
+
+
+def _terms(convolution: nn.Module) -> int:
+    """Return how many products a sum has at most, the bias counted."""
+    weight = convolution.weight
+    assert isinstance(weight, torch.Tensor)
+    linear = isinstance(convolution, nn.Linear)
+    outputs: int = getattr(convolution, "out_features" if linear else "out_channels")
+    return weight.numel() // max(1, outputs) + 1
+
+
+def _of_factors(dtype: torch.dtype, *, on_cuda: bool) -> float:
+    allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    return TF32 if on_cuda and dtype is torch.float32 and allowed else 0.0
+
+
+def _least(dtype: torch.dtype) -> float:
+    """Return half the spacing of the smallest numbers, which no relative bound covers."""
+    return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2
+
+
+# Inputs for one site: small enough that every output lies at a border.
+
+
+def site_trials(place: Place) -> Iterator[Trial]:
+    """Yield inputs from one pixel to just beyond the kernel's reach, even and odd, not all square, one nearly constant.
+
+    Of a constant, kernels whose weights sum to 0 (standardised ones, a Laplacian) would leave nothing but rounding.
+    """
+    sources, example = place.sources, place.planner.recording.shape_of[place.sources[0]]
+    if len(sources) > 1 or _has_fixed_sizes(place):  # their sizes depend on each other: the example's fit
+        yield at_the_example(place)
+    if len(sources) > 1:
+        return
+    geometry = place.region.groups[0].expression.geometry
+    recorded = place.planner.recording.shapes(sources[0]) if place.pieces else None
+    for number, shape in enumerate(recorded or _shapes(example, geometry)):
+        label = f"input {'x'.join(map(str, shape))}"
+        yield Trial(label, (_random(shape, number),))
+        if number == 0:
+            yield Trial(f"{label}, nearly constant", (1 + _random(shape, number) / 4,))
+
+
+def at_the_example(place: Place) -> Trial:
+    """Return random inputs of the sizes that the sources have for the network's example."""
+    shapes = [place.planner.recording.shape_of[source] for source in place.sources]
+    return Trial("the example's size", tuple(_random(shape, seed) for seed, shape in enumerate(shapes)))
+
+
+def _has_fixed_sizes(place: Place) -> bool:
+    """Whether an operation of the region may hold sizes as numbers, so that no other size runs."""
+    return any(isinstance(place.planner.meanings[node], Selected | Passage) for node in place.region.nodes)
+
+
+def _shapes(example: Ints, geometry: Geometry) -> Iterator[Ints]:
+    """Yield shapes of the source: of a linear layer with other leading axes, of a convolution with other sizes."""
+    if not geometry.ndim:
+        for number in range(4):
+            yield (*(1 + (number + axis) % 3 for axis in range(len(example) - 1)), geometry.in_channels)
+        return
+    for number, size in enumerate(_sizes(geometry)):
+        batch = (1 + number % 2,) if len(example) == geometry.ndim + 2 else ()
+        yield (*batch, geometry.in_channels, *size)
+
+
+def _sizes(geometry: Geometry) -> list[Ints]:
+    """Return input sizes counted from the smallest that has an output."""
+    least = geometry.smallest_input
+    reach = max(taps[-1] - taps[0] + 1 for taps in geometry.taps)
+    steps = [[1, 2], [0, 0], [2, 0], [reach, reach + 1]]
+    return [tuple(low + step[axis % 2] for axis, low in enumerate(least)) for step in steps]
+
+
+def _random(shape: Ints, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# The drift of one site: what rounding did to it in its stored dtype, against what arithmetic allows.
+
+
+def site_drift(
+    place: Place, fused: nn.Module, after: nn.Module, trials: Sequence[Trial], expected: Sequence[Outcome]
+) -> SiteDrift | None:
+    """Run a site before and ``after`` the rewrite in its stored dtype, against its outcomes in float64, ``expected``.
+
+    Returns the trial that comes closest to its bound. None where that is float64, which is the proof's, or where the
+    original's operations do not run in it here, or overflow.
+    """
+    dtype = main_dtype(after)
+    if dtype in (None, torch.float64):
+        return None
+    taken = [position for position, outcome in enumerate(expected) if not outcome.error]
+    chosen, exact = [trials[position] for position in taken], [expected[position] for position in taken]
+    cast = {torch.float64: dtype}
+    outcomes = zip(
+        chosen,
+        exact,
+        run_copy(copy_with(place.before, as_stored), chosen, cast),
+        run_copy(copy_with(after, as_stored), chosen, cast),
+        bounds(place, fused, chosen, dtype),
+        strict=True,
+    )
+    drifts = [_drift(*each) for each in outcomes if not each[2].error and _finite(each[2])]
+    return max(drifts, key=lambda drift: drift.of_bound, default=None)
+
+
+def _drift(trial: Trial, exact: Outcome, own: Outcome, found: Outcome, bound: torch.Tensor | None) -> SiteDrift:
+    wanted, original = exact.outputs["out"], own.outputs["out"]
+    dtype = dtype_name(original.dtype)
+    if found.error or bound is None:
+        return SiteDrift(trial.label, dtype, level(wanted, original), WORST, WORST, WORST.max)
+    fused = found.outputs["out"]
+    error = (fused.double() - wanted).abs()
+    over = float((error / bound).nan_to_num(nan=float("inf")).max()) if error.numel() else 0.0
+    allowed = level(wanted, wanted + bound)
+    return SiteDrift(trial.label, dtype, level(wanted, original), level(wanted, fused), allowed, over)
+
+
+WORST = Level(float("inf"), float("inf"))
+
+
+def _finite(outcome: Outcome) -> bool:
+    return all(bool(output.isfinite().all()) for output in outcome.outputs.values())
+
+
+# Each stored weight against the one computed in float64: it has to be that, rounded once.
+
+
+NEAR_HALF = 0.5 + 2.0**-16
+"""Spacings between a number and its rounding. Another machine sums in another order, which moves a number in float64 by
+1e-15 of itself: 1e-7 spacings of float32. On its way to bfloat16 it is rounded to float32 first: 2^-17 spacings."""
+
+
+def _compared(name: str, stored: torch.Tensor, exact: torch.Tensor) -> WeightProof:
+    """Compare a stored tensor of a site with what it was computed to be."""
+    stored = stored.detach()
+    dtype, shape = dtype_name(stored.dtype), tuple(stored.shape)
+    if stored.shape != exact.shape:
+        return WeightProof(name, dtype, shape, stored.numel(), float("inf"))
+    rounded = exact.to(stored.dtype)
+    unequal = ~((stored == rounded) | (stored.isnan() & rounded.isnan()))
+    wrong, spacings = _wrong(stored[unequal], exact[unequal], float(exact.abs().max()) if exact.numel() else 0.0)
+    return WeightProof(name, dtype, shape, wrong, max(0.5, spacings))
+
+
+def _wrong(stored: torch.Tensor, exact: torch.Tensor, largest: float) -> tuple[int, float]:
+    """Return how many numbers are no rounding of the exact ones, and the largest difference in spacings."""
+    if not stored.numel():
+        return 0, 0.0
+    difference = (stored.double() - exact).abs()
+    spacing = 2 * half_spacing(stored)
+    allowed = TOLERANCE * largest if stored.dtype is torch.float64 else spacing * NEAR_HALF
+    wrong = int((~(difference <= allowed)).sum())
+    return wrong, float((difference / spacing).nan_to_num(nan=float("inf")).max())
+
+
+def prove_site(place: Place, fused: nn.Module, exact: ExactWeights) -> SiteProof:
+    """Compare one site of ``fused`` with the nodes of the original's graph that it replaces.
+
+    In float64 with the weights before they were rounded, which is the proof; each stored weight with that; and in the
+    stored dtype, which is the drift.
+    """
+    after = place.after(fused)
+    trials, expected = _runs(place, after)
+    answers = answers_in_float64(after, trials, expected, exact.change(after))
+    comparison = tabulate(trials, expected, answers)
+    weights = tuple(_compared(exact.name_of[id(each.stored)], each.stored, each.exact()) for each in exact.at(place))
+    drift = site_drift(place, fused, after, trials, expected) if comparison.passed else None
+    return SiteProof(place.path, comparison, weights, drift)
+
+
+def _runs(place: Place, after: nn.Module) -> tuple[Sequence[Trial], list[Outcome]]:
+    """Return trials that the original's operations take, and what they give; at the example's size if need be.
+
+    Reflection needs more than the pixels it pads, an average pool over a volume more than its kernel. The inputs are
+    such that the stored dtype holds them, so that the drift is the networks' own.
+    """
+    before, dtype = place.before, main_dtype(after)
+    trials = [rounded_through(trial, dtype) for trial in site_trials(place)]
+    expected = run_float64(before, trials)
+    if not all(outcome.error for outcome in expected):
+        return trials, expected
+    trials = [rounded_through(at_the_example(place), dtype)]
+    return trials, reference(before, trials)
+
 
 # What two networks hold beside their fused weights: modules with their settings, and the other tensors.
 
@@ -32,13 +273,10 @@ def differing(wanted: nn.Module, fused: nn.Module, exact: ExactWeights) -> Itera
     right, stored = dict(stored_tensors(wanted)), dict(stored_tensors(fused))
     yield from right.keys() ^ stored.keys()
     for name in right.keys() & stored.keys():
-        copied = stored[name] not in exact
-        if not _alike(right[name], stored[name]) or (copied and not same(right[name], stored[name])):
+        wanted_one, one = right[name], stored[name]
+        alike = wanted_one.dtype == one.dtype and wanted_one.shape == one.shape
+        if not (alike if one in exact else equal(wanted_one, one)):
             yield name
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape
 
 
 def _settings(network: nn.Module) -> dict[str, str]:

@@ -1,24 +1,26 @@
 """What was found about two networks, as plain data. No torch here.
 
-The errors are those of ``repfuse.checking.results``: of the fused network against the original, relative to the
-whole output.
+``original`` is the reference, ``fused`` the network that should compute the same. All errors are of ``fused``
+against ``original``. Per output: ``max`` is max|a - b| / max|a|, ``rms`` is ||a - b|| / ||a|| (Euclidean).
+Both divide by a property of the whole output, so elements near 0 do no harm; both are 0 where a and b are
+equal and infinite where a is 0 everywhere and b is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from repfuse.jsonready import json_ready
+from repfuse.jsonready import by_field, json_ready
 from repfuse.wording import apart
 
-# Differences between two networks' outputs, as plain data. No torch here.
-#
-# ``original`` is the reference, ``fused`` the network that should compute the same. All errors are of ``fused``
-# against ``original``. Per output: ``max`` is max|a - b| / max|a|, ``rms`` is ||a - b|| / ||a|| (Euclidean).
-# Both divide by a property of the whole output, so elements near 0 do no harm; both are 0 where a and b are
-# equal and infinite where a is 0 everywhere and b is not.
+
+def quotient(value: float, allowed: float) -> float:
+    """Return value / allowed, which is infinite where nothing is allowed, and 0 for nothing."""
+    if value == 0:
+        return 0.0
+    return value / allowed if allowed else float("inf")
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,11 @@ class Level:
 
     def over(self, allowed: Level) -> float:
         """Return the larger of the two quotients self / allowed (0 where both are 0)."""
-        return max(_quotient(self.rms, allowed.rms), _quotient(self.max, allowed.max))
+        return max(quotient(self.rms, allowed.rms), quotient(self.max, allowed.max))
 
     def norm(self, allowed: Level) -> str:
         """Return which of the two norms decides, as the larger quotient: people are shown that one alone."""
-        return "rms" if _quotient(self.rms, allowed.rms) > _quotient(self.max, allowed.max) else "max"
+        return "rms" if quotient(self.rms, allowed.rms) > quotient(self.max, allowed.max) else "max"
 
     def against(self, allowed: Level) -> tuple[str, str]:
         """Return this and what is allowed in the norm that decides, as text from which one sees which is larger."""
@@ -176,34 +178,9 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        facts = {"passed": self.passed, "error": self.error, "reason": self.reason}
-        return dict(json_ready(facts) | json_ready(self))
+        facts = {"passed": self.passed, "error": json_ready(self.error), "reason": self.reason}
+        return facts | by_field(self)
 
-
-def _quotient(value: float, allowed: float) -> float:
-    if value == 0:
-        return 0.0
-    return value / allowed if allowed else float("inf")
-
-
-__all__ = [
-    "Comparison",
-    "Drift",
-    "FirstDifference",
-    "Flips",
-    "Level",
-    "OutputDrift",
-    "OutputError",
-    "OutputVerdict",
-    "Proven",
-    "RealData",
-    "ToleranceCheck",
-    "TrialComparison",
-    "Verdict",
-    "Verification",
-    "Verified",
-    "Worst",
-]
 
 Verdict = Literal["same", "different", "could-not-tell"]
 EXIT_CODES: dict[Verdict, int] = {"same": 0, "different": 1, "could-not-tell": 2}
@@ -229,6 +206,11 @@ class OutputDrift:
     def ratio(self) -> float | None:
         """The fused network's rms error in units of the original's; None where the original has none."""
         return self.fused.rms / self.own.rms if self.own.rms else None
+
+    @property
+    def used(self) -> float:
+        """The error in units of what is allowed."""
+        return self.fused.over(self.allowed)
 
     @property
     def numbers(self) -> tuple[float, float, float]:
@@ -257,7 +239,16 @@ class Drift:
     @property
     def worst(self) -> OutputDrift | None:
         """The output that comes closest to what is allowed, or furthest above."""
-        return max(self.outputs, key=lambda output: output.fused.over(output.allowed), default=None)
+        return max(self.outputs, key=lambda output: output.used, default=None)
+
+    @property
+    def by_output(self) -> dict[str, OutputDrift]:
+        """Of each output the trial on which it comes closest, or furthest above."""
+        names = dict.fromkeys(output.name for output in self.outputs)
+        return {
+            name: max((output for output in self.outputs if output.name == name), key=lambda output: output.used)
+            for name in names
+        }
 
     @property
     def passed(self) -> bool:
@@ -266,7 +257,7 @@ class Drift:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        return dict(json_ready({"passed": self.passed, "worst": self.worst}) | json_ready(self))
+        return {"passed": self.passed, "worst": json_ready(self.worst)} | by_field(self)
 
 
 @dataclass(frozen=True)
@@ -392,23 +383,179 @@ class ToleranceCheck:
         return all(worst is None or worst.excess <= 1 for worst in (self.float64, self.stored))
 
 
-class Proven(Protocol):
-    """What a proof of the plan that made one network from the other found; see ``repfuse.checking.proof``."""
+@dataclass(frozen=True)
+class WeightProof:
+    """A stored tensor against the one computed in float64 from the original's and rounded once to its dtype.
+
+    ``wrong`` elements are not equal to that; ``spacings`` is the largest difference in units in the last place, from
+    the number in float64: at most a half where all are equal.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    wrong: int
+    spacings: float
 
     @property
     def passed(self) -> bool:
-        """Whether every part holds."""
+        """Whether every element is equal to the rounding of the last bit."""
+        return not self.wrong
+
+    @property
+    def reason(self) -> str:
+        """One sentence: what differs."""
+        return (
+            f"{self.name}: {self.wrong} of the stored numbers are not those that were computed, rounded once "
+            f"({self.spacings:.2g} units in the last place)."
+        )
+
+
+@dataclass(frozen=True)
+class SiteDrift:
+    """A site in its stored dtype against the original in float64, on the input that comes closest to its bound.
+
+    ``own`` is the error of the original's operations, ``fused`` that of the fused convolution; ``bound`` the a-priori
+    bound of the arithmetic (see ``repfuse.checking.proof``) as a level. ``of_bound`` is the largest quotient of an
+    element's error and its own bound.
+    """
+
+    trial: str
+    dtype: str
+    own: Level
+    fused: Level
+    bound: Level
+    of_bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every element is within its bound."""
+        return self.of_bound <= 1
+
+
+@dataclass(frozen=True)
+class SiteProof:
+    """One site against the operations that it replaces, on small inputs of several sizes.
+
+    ``comparison`` is the proof: both in float64, with weights that are not rounded yet. ``weights`` compares those with
+    what is stored. ``drift`` is None where the stored dtype is float64, or does not run here.
+    """
+
+    path: str
+    comparison: Comparison
+    weights: tuple[WeightProof, ...] = ()
+    drift: SiteDrift | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the site computes what it replaces, its stored weights are right, and its drift is explained."""
+        right = self.comparison.passed and all(weight.passed for weight in self.weights)
+        return right and (self.drift is None or self.drift.passed)
 
     @property
     def reason(self) -> str:
         """One sentence: what decided."""
+        if not self.comparison.passed:
+            return f"{self.path}: {self.comparison.reason}"
+        for weight in self.weights:
+            if not weight.passed:
+                return weight.reason
+        if self.drift and not self.drift.passed:
+            return (
+                f"{self.path}: in {self.drift.dtype}, on {self.drift.trial}, an element is off by "
+                f"{self.drift.of_bound:.1e} times what the arithmetic can explain."
+            )
+        return f"{self.path}: {self.comparison.reason}"
+
+    def departure(self, after: str) -> FirstDifference | None:
+        """Return where it departs most and by how much; ``after`` is the path of the site before it."""
+        wrong = next((weight for weight in self.weights if not weight.passed), None)
+        worst, drift = self.comparison.worst, self.drift
+        if not self.comparison.passed and worst:
+            allowed = Level(self.comparison.tolerance, self.comparison.tolerance)
+            return FirstDifference(self.path, after, worst[0].label, worst[1].relative, allowed)
+        if wrong:
+            off, half = Level(wrong.spacings, wrong.spacings), Level(0.5, 0.5)
+            return FirstDifference(self.path, after, wrong.name, off, half, "difference in units in the last place")
+        if drift:
+            off, one = Level(drift.of_bound, drift.of_bound), Level(1.0, 1.0)
+            return FirstDifference(self.path, after, drift.trial, off, one, "error in units of its bound")
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data, without the trials."""
+        comparison = self.comparison
+        facts = {
+            "path": self.path,
+            "passed": self.passed,
+            "error": comparison.error,
+            "tolerance": comparison.tolerance,
+            "reason": self.reason,
+            "trials": len(comparison.compared),
+            "weights": self.weights,
+            "drift": self.drift,
+        }
+        return dict(json_ready(facts))
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Every site, the whole network, and the names of what beside the sites is not what the plan makes.
+
+    ``informative`` is False where the network's outputs are 0 or not finite on every input: then only the sites tell.
+    """
+
+    sites: tuple[SiteProof, ...]
+    network: Comparison
+    unproven: tuple[str, ...]
+    informative: bool = True
+
+    @property
+    def passed(self) -> bool:
+        """Whether every part holds."""
+        return self.network.passed and not self.unproven and all(site.passed for site in self.sites)
+
+    @property
+    def first(self) -> SiteProof | None:
+        """The first site that fails."""
+        return next((site for site in self.sites if not site.passed), None)
 
     @property
     def place(self) -> FirstDifference | None:
-        """The first site that fails."""
+        """Where that is, with the error there: in float64, or as stored where it is the stored weights that fail."""
+        if self.first is None:
+            return None
+        paths = [site.path for site in self.sites]
+        before = paths.index(self.first.path)
+        return self.first.departure(paths[before - 1] if before else "")
+
+    @property
+    def error(self) -> float | None:
+        """The largest relative error in float64 of the network and of any site."""
+        errors = [part.error for part in (self.network, *(site.comparison for site in self.sites))]
+        return max((error for error in errors if error is not None), default=None)
+
+    @property
+    def reason(self) -> str:
+        """One sentence: what decided."""
+        if self.first:
+            return self.first.reason
+        if self.unproven:
+            return f"The network is not what the plan makes of the original: {', '.join(self.unproven[:3])}."
+        return self.network.reason
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
+        facts = {
+            "passed": self.passed,
+            "error": self.error,
+            "reason": self.reason,
+            "unproven": self.unproven,
+            "informative": self.informative,
+            "sites": self.sites,
+            "network": self.network,
+        }
+        return dict(json_ready(facts))
 
 
 @dataclass(frozen=True)
@@ -432,7 +579,7 @@ class Verification:
     notes: tuple[str, ...] = ()
     tolerances: ToleranceCheck | None = None
     effort: str = "default"
-    proof: Proven | None = None
+    proof: Proof | None = None
 
     @property
     def exit_code(self) -> int:
@@ -441,7 +588,4 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        parts = {
-            name: part.to_dict() if part else None for name, part in (("proof", self.proof), ("drift", self.drift))
-        }
-        return dict(json_ready(replace(self, proof=None, drift=None)) | parts)
+        return by_field(self)

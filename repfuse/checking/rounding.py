@@ -27,23 +27,21 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
+from repfuse.checking.comparison import TOLERANCE, level
 from repfuse.checking.inputs.trial import Trial
-from repfuse.checking.measure import level
 from repfuse.checking.results import Level
-from repfuse.checking.runs import Change, Outcome, Watch, in_float64, run_float64, unwatched, widened
-from repfuse.networks import dense, named_tensors
+from repfuse.checking.runs import Change, Key, Outcome, Watch, by_key, in_float64, run_float64, unwatched, widened
+from repfuse.networks import equal, named_tensors
 
 SAMPLES = 4
 SAFETY = 6.0
-# Two orders of summing the same n float64 numbers differ by about sqrt(n) 2^-53 of the scale per layer: for sums
-# of a million products in a hundred layers in a row, that comes to 1e-12 at most.
-FLOAT64_NOISE = 1e-12
 # Small enough that its effect is proportional, 2^-33 of each number; large enough for float64 to hold it.
 DRAWN = 2.0**20
 BLOCK = 1 << 18  # numbers that are moved at a time, so that what is needed for it stays small
 
 Run = Callable[[nn.Module, Change], list[Outcome]]
-Levels = dict[tuple[int, str], Level]  # by position of the trial and name of the output
+Levels = dict[Key, Level]
+NONE = Level(0.0, 0.0)
 
 
 def unchanged(a: nn.Module, b: nn.Module) -> frozenset[str]:
@@ -52,7 +50,7 @@ def unchanged(a: nn.Module, b: nn.Module) -> frozenset[str]:
     Nothing rounded them on the way from one network to the other.
     """
     others = dict(named_tensors(b))
-    return frozenset(name for name, x in named_tensors(a) if name in others and _equal(x, others[name]))
+    return frozenset(name for name, x in named_tensors(a) if name in others and equal(x, others[name]))
 
 
 def rounding(
@@ -70,7 +68,7 @@ def rounding(
     does not, any change would be infinite.
     """
     if all(name in exact for name, _ in named_tensors(network)):
-        return {key: Level(0.0, 0.0) for key in keys_of(outcomes)}
+        return dict.fromkeys(by_key(outcomes), NONE)
     return _effect(network, run, outcomes, lambda seed: rounded_once(seed, exact), scale)
 
 
@@ -94,11 +92,11 @@ def _effect(
     change: Callable[[int], Change],
     scale: Sequence[Outcome] | None = None,
 ) -> Levels:
-    samples = []
+    outputs, references, samples = by_key(outcomes), by_key(scale or outcomes), []
     for seed in range(SAMPLES):
-        changed = run(network, change(seed))
-        samples.append({key: _change(outcomes, changed, scale or outcomes, key) for key in keys_of(outcomes)})
-    return {key: rms([sample[key] for sample in samples]) for key in keys_of(outcomes)}
+        changed = by_key(run(network, change(seed)))
+        samples.append({key: _change(x, changed.get(key), references.get(key)) for key, x in outputs.items()})
+    return {key: rms([sample[key] for sample in samples]) for key in outputs}
 
 
 def on(trials: Sequence[Trial], watch: Watch = unwatched) -> Run:
@@ -172,27 +170,34 @@ _BITS = {torch.float32: (torch.int32, 0x7F80_0000), torch.float64: (torch.int64,
 
 def allowed(effects: Sequence[Levels]) -> Levels:
     """Return what independent effects, adding as squares, explain per trial and output (see this module)."""
-    total = {key: combine([effect[key] for effect in effects]) for key in effects[0]}
+    total = combined(effects)
     typical = {name: _median([total[key] for key in total if key[1] == name]) for _, name in total}
-    return {key: _allowed(value, typical[key[1]]) for key, value in total.items()}
+    return {key: _each_norm(_limit, [value, typical[key[1]]]) for key, value in total.items()}
 
 
-def combine(levels: Sequence[Level]) -> Level:
-    """Return the level of a sum of independent errors."""
-    return Level(math.hypot(*(x.rms for x in levels)), math.hypot(*(x.max for x in levels)))
+def combined(effects: Sequence[Levels]) -> Levels:
+    """Return the levels of sums of independent errors."""
+    return {key: _each_norm(lambda norms: math.hypot(*norms), [each[key] for each in effects]) for key in effects[0]}
 
 
-def _allowed(value: Level, typical: Level) -> Level:
-    rms, largest = max(value.rms, typical.rms), max(value.max, typical.max)
-    return Level(SAFETY * rms + FLOAT64_NOISE, SAFETY * largest + FLOAT64_NOISE)
+def rms(levels: Sequence[Level]) -> Level:
+    """Return the root mean square of several draws of the same error."""
+    return _each_norm(lambda norms: math.hypot(*norms) / math.sqrt(len(norms)), levels)
 
 
-def _change(
-    outcomes: Sequence[Outcome], rounded: Sequence[Outcome], scale: Sequence[Outcome], key: tuple[int, str]
-) -> Level:
-    position, name = key
-    before, after = outcomes[position].outputs[name], rounded[position].outputs.get(name)
-    reference = scale[position].outputs.get(name)
+def _median(levels: Sequence[Level]) -> Level:
+    return _each_norm(statistics.median, levels)
+
+
+def _limit(explained: Sequence[float]) -> float:
+    return SAFETY * max(explained) + TOLERANCE
+
+
+def _each_norm(function: Callable[[list[float]], float], levels: Sequence[Level]) -> Level:
+    return Level(function([level.rms for level in levels]), function([level.max for level in levels]))
+
+
+def _change(before: torch.Tensor, after: torch.Tensor | None, reference: torch.Tensor | None) -> Level:
     if after is None or after.shape != before.shape:  # the number of detections, say, may hang on a rounding
         return Level(math.inf, math.inf)
     if reference is None or reference is before or reference.shape != before.shape:
@@ -201,33 +206,10 @@ def _change(
     return level(reference, reference + torch.where(before == after, 0.0, after - before))
 
 
-def keys_of(outcomes: Sequence[Outcome]) -> list[tuple[int, str]]:
-    """Return the position of each outcome with the name of each of its outputs."""
-    return [(position, name) for position, outcome in enumerate(outcomes) for name in outcome.outputs]
-
-
-def rms(levels: Sequence[Level]) -> Level:
-    """Return the root mean square of several draws of the same error."""
-    total = combine(levels)
-    return Level(total.rms / math.sqrt(len(levels)), total.max / math.sqrt(len(levels)))
-
-
-def _median(levels: Sequence[Level]) -> Level:
-    return Level(statistics.median(x.rms for x in levels), statistics.median(x.max for x in levels))
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    alike = a.dtype == b.dtype and a.shape == b.shape
-    return alike and bool((dense(a).cpu() == dense(b).cpu()).all())  # torch.equal knows no float8
-
-
 # The effect of rounding, measured on few trials.
 #
 # Measuring takes several runs of a network, so it is done on few and small inputs, which are ``sampled``. The other
 # trials borrow the median of what was measured there, until somebody asks for more.
-
-
-Key = tuple[int, str]
 
 
 class RoundingEffects:
@@ -292,7 +274,7 @@ class RoundingEffects:
 
     def _borrowed(self, name: str) -> Level:
         levels = [level for (_, other), level in self._lent if other == name] or [level for _, level in self._lent]
-        return Level(statistics.median(x.rms for x in levels), statistics.median(x.max for x in levels))
+        return _median(levels)
 
 
 # Errors in float64 against what rounding explains of them, measured where few sampled inputs do not settle it.
@@ -301,53 +283,42 @@ class RoundingEffects:
 # is judged, and that of the order of summation with it; the cheapest first, until one error stands. So a correct
 # network is never flagged by another input's sample, and a wrong one never excused by the largest.
 
-NONE = Level(0.0, 0.0)
+
+def explained(original: RoundingEffects, fused: RoundingEffects, errors: Levels) -> tuple[list[Levels], set[int]]:
+    """Return the effects that explain the ``errors`` of ``fused``, and the trials on which all of them are measured."""
+    order = dict.fromkeys(errors, NONE)
+
+    def effects() -> list[Levels]:
+        return [original.levels(errors), fused.levels(errors), order]
+
+    def excessive() -> set[int]:
+        limits = allowed(effects())
+        return {key[0] for key, error in errors.items() if excess(error, limits[key]) > 1}
+
+    def measure(position: int) -> None:
+        original.measure([position])
+        fused.measure([position])
+        order.update(fused.order(position))
+
+    original.measure_usual()
+    fused.measure_usual()
+    settled = settle(excessive, measure, fused.cheapest)
+    return effects(), settled
 
 
-class Explained:
-    """The ``errors`` of a network that should compute what another does, against what rounding explains of them.
+def settle(
+    excessive: Callable[[], set[int]], measure: Callable[[int], None], cheapest: Callable[[set[int]], int]
+) -> set[int]:
+    """Measure on the cheapest of the trials whose errors are excessive, until none is, or one stands that was measured.
 
-    ``original`` and ``fused`` are the effects of rounding on both.
+    Returns the trials that were.
     """
-
-    def __init__(self, original: RoundingEffects, fused: RoundingEffects, errors: Levels) -> None:
-        self.original, self.fused, self.errors = original, fused, errors
-        self.settled: set[int] = set()
-        self._order: Levels = {}
-
-    def measure(self) -> None:
-        """Measure on the sampled inputs, then wherever an error is above what is explained so far."""
-        for side in (self.original, self.fused):
-            side.measure_usual()
-        while doubtful := {position for position, _ in self.excessive()}:
-            if not doubtful.isdisjoint(self.settled):
-                return
-            self.settle(self.fused.cheapest(doubtful))
-
-    def settle(self, position: int) -> None:
-        """Measure all there is on one trial."""
-        for side in (self.original, self.fused):
-            side.measure([position])
-        self._order |= self.fused.order(position)
-        self.settled.add(position)
-
-    def excessive(self) -> list[Key]:
-        """Return where an error is above what is explained so far."""
-        limits = self.limits()
-        return [key for key in self.errors if excess(self.errors[key], limits[key]) > 1]
-
-    def limits(self) -> Levels:
-        """Return what is allowed, by what was measured so far."""
-        return allowed(self._effects())
-
-    def effect(self) -> Levels:
-        """Return the effect of rounding by what was measured so far."""
-        effects = self._effects()
-        return {key: combine([each[key] for each in effects]) for key in self.errors}
-
-    def _effects(self) -> list[Levels]:
-        order = {key: self._order.get(key, NONE) for key in self.errors}
-        return [self.original.levels(self.errors), self.fused.levels(self.errors), order]
+    settled: set[int] = set()
+    while (doubtful := excessive()) and doubtful.isdisjoint(settled):
+        position = cheapest(doubtful)
+        measure(position)
+        settled.add(position)
+    return settled
 
 
 def excess(error: Level, limit: Level) -> float:

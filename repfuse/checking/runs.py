@@ -96,11 +96,7 @@ def _member(name: str, key: Any) -> str:
 Change = Callable[[str, Tensor], Tensor]
 """Name and tensor -> the tensor, changed: in float64, where it is floating."""
 
-WIDE = {
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.float32: torch.float64,
-}
+WIDE = dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
 _ALSO = {**WIDE, torch.complex64: torch.complex128}
 """What widened values meet; complex inputs and weights by themselves stay as they are."""
 
@@ -128,14 +124,14 @@ class Widening(TorchFunctionMode):
         if all(x in self._constant for x in tensors):
             result = func(*args, **kwargs)
             if not tensors:
-                result = _mapped(_widened, result)
+                result = _all_wide(result)
             self._remember(tensors_of(result))
             return result
         name = getattr(func, "__name__", "")
         if name in _NARROWING and args[0].is_floating_point():
-            return _widened(args[0])
+            return _all_wide(args[0])
         written = args[:1] if name in _WRITING or (name.endswith("_") and not name.endswith("__")) else ()
-        return func(*written, *(_mapped(_widened, x) for x in args[len(written) :]), **_mapped(_widened, kwargs))
+        return func(*written, *(_all_wide(x) for x in args[len(written) :]), **_all_wide(kwargs))
 
     def _remember(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
@@ -147,23 +143,19 @@ _WRITING = frozenset({"__setitem__", "__set__", "__get__"})
 """Whose first argument has to stay the object that it is; so has that of every function whose name ends with _."""
 
 
-def _widened(value: Any) -> Any:
+def _all_wide(value: Any) -> Any:
+    """Widen the tensors and dtypes in a value."""
+    if isinstance(value, Tensor):
+        wide = _ALSO.get(value.dtype)
+        return value if wide is None else value.to(wide)
     if isinstance(value, torch.dtype):
         return WIDE.get(value, value)
-    wide = _ALSO.get(value.dtype)
-    return value if wide is None else value.to(wide)
-
-
-def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """Apply a function to the tensors and dtypes in a value."""
-    if isinstance(value, Tensor | torch.dtype):
-        return function(value)
     if isinstance(value, list):  # or torch.fx's kind of it
-        return [_mapped(function, item) for item in value]
+        return [_all_wide(item) for item in value]
     if type(value) is tuple:
-        return tuple(_mapped(function, item) for item in value)
+        return tuple(_all_wide(item) for item in value)
     if isinstance(value, dict):
-        return {name: _mapped(function, item) for name, item in value.items()}
+        return {name: _all_wide(item) for name, item in value.items()}
     return value
 
 
@@ -194,6 +186,16 @@ class Outcome:
     def is_empty(self) -> bool:
         """Whether it gave no number at all: a crop may leave nothing, where a convolution refuses to go on."""
         return not any(output.numel() for output in self.outputs.values())
+
+
+Key = tuple[int, str]
+"""The position of a trial, and the name of an output."""
+Outputs = dict[Key, torch.Tensor]
+
+
+def by_key(outcomes: Iterable[Outcome]) -> Outputs:
+    """Return the outputs of several calls by position and name."""
+    return {(position, name): x for position, outcome in enumerate(outcomes) for name, x in outcome.outputs.items()}
 
 
 def narrow_in(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
@@ -252,6 +254,11 @@ def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, 
     return run_copy(copy_with(network, as_stored), trials, cast) if alone else outcomes
 
 
+def takes(network: nn.Module, inputs: Sequence[Any]) -> bool:
+    """Whether the network, as it is stored, runs on ``inputs``."""
+    return not run(network, [Trial("", tuple(inputs))], {})[0].error
+
+
 def run_copy(copy: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, torch.dtype]) -> list[Outcome]:
     """Call one of our copies itself on each trial: the call may change it."""
     device = device_of(copy)
@@ -299,8 +306,8 @@ def run_float64(
     wide = _Wide(network, change, watch)
     outcomes = wide.run(trials)
     if all(outcome.error for outcome in outcomes):
-        takes = [trial for trial in trials[:1] if not run(network, [trial], {})[0].error]
-        while takes and all(outcome.error for outcome in outcomes) and wide.spares(outcomes[0].at):
+        runs = takes(network, trials[0].inputs) if trials else False
+        while runs and all(outcome.error for outcome in outcomes) and wide.spares(outcomes[0].at):
             outcomes = wide.run(trials)
     return outcomes
 
@@ -359,20 +366,19 @@ def _in_own_dtype(module: nn.Module, dtype: torch.dtype, widening: Widening) -> 
     """Let one of our copies get its inputs in ``dtype``, and what it gives be widened."""
     forward = module.forward
 
+    def narrow(x: Any) -> Any:
+        return x.to(dtype) if isinstance(x, Tensor) and x.dtype is torch.float64 else x
+
     def narrowed(*args: Any, **kwargs: Any) -> Any:
         widening.resting = True
         try:
-            args, kwargs = tree_map(lambda x: x.to(dtype) if _is_wide(x) else x, (args, kwargs))
+            args, kwargs = tree_map(narrow, (args, kwargs))
             output = forward(*args, **kwargs)
-            return tree_map(lambda x: _widened(x) if isinstance(x, Tensor) else x, output)
+            return tree_map(_all_wide, output)
         finally:
             widening.resting = False
 
     vars(module)["forward"] = narrowed
-
-
-def _is_wide(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dtype is torch.float64
 
 
 @torch.no_grad()

@@ -1,33 +1,122 @@
-"""Whether two networks compute the same."""
+"""Whether two networks compute the same: the verdict, and the tolerances that a user may give for it.
+
+The rule of these is that of torch.testing.assert_close: two outputs agree where |a - b| <= atol + rtol * |a| for each
+element, with a the original's. What is not finite agrees where it is the same in both. It has to hold twice: in
+float64, and for what both networks give in the dtypes they are stored in.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from repfuse.checking.agreement import Data, agreement, data_trial
+from repfuse.checking.comparison import level
 from repfuse.checking.evidence import MEASURED, Evidence, gather
 from repfuse.checking.inputs.trial import Effort, Trial, known_effort, rounded_through
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.locate import first_difference
-from repfuse.checking.measure import level
 from repfuse.checking.proof import prove
-from repfuse.checking.results import FirstDifference, Proven, RealData, Verdict, Verification, without_float64
-from repfuse.checking.rounding import Key
-from repfuse.checking.runs import run, run_float64
-from repfuse.checking.tolerances import checked, ruling, tolerances
+from repfuse.checking.results import (
+    FirstDifference,
+    Proof,
+    RealData,
+    ToleranceCheck,
+    Verdict,
+    Verification,
+    Worst,
+    without_float64,
+)
+from repfuse.checking.runs import Key, Outputs, by_key, run, run_float64, takes
 from repfuse.errors import RepfuseError
 from repfuse.memory import give_back
-from repfuse.networks import main_dtype, why_refused
+from repfuse.networks import between, main_dtype, why_refused
 from repfuse.plans import Plan
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
-from repfuse.wording import small
+from repfuse.wording import dtype_name, small
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """How far an element may be off: |a - b| <= atol + rtol * |a|."""
+
+    rtol: float
+    atol: float
+
+    def excess(self, a: torch.Tensor, b: torch.Tensor | None) -> float:
+        """Return the largest |a - b| in units of what is allowed; infinite where b is missing or of another shape."""
+        if b is None or a.shape != b.shape:
+            return math.inf
+        a, b = a.to(torch.float64), b.to(torch.float64)
+        same = (a == b) | (a.isnan() & b.isnan())
+        times = (a - b).abs() / (self.atol + self.rtol * a.abs())
+        times = times.nan_to_num(math.inf, math.inf).masked_fill(same, 0)  # inf / inf: only one of both is infinite
+        return float(times.max()) if times.numel() else 0.0
+
+
+def tolerances(rtol: float | None, atol: float | None) -> Tolerances | None:
+    """Return the tolerances, one that is not given being 0; None where neither is given.
+
+    Raises RepfuseError for a number that is negative, infinite or no number.
+    """
+    if rtol is None and atol is None:
+        return None
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None and not (value >= 0 and math.isfinite(value)):
+            raise RepfuseError(f"{name} is {value}.", "", "A tolerance is a finite number and not negative, as 1e-3.")
+    return Tolerances(rtol or 0.0, atol or 0.0)
+
+
+def checked(
+    given: Tolerances,
+    networks: tuple[nn.Module, nn.Module],
+    evidence: Evidence,
+    arithmetic: tuple[Verdict, str],
+) -> ToleranceCheck:
+    """Hold what both networks give in float64, and as they are stored, against the tolerances.
+
+    As stored, outputs are left out that the original does not have there (its dtype does not run on this device, or
+    overflows). ``arithmetic`` is the verdict without tolerances, and its reason.
+    """
+    (original, fused), trials, exact = networks, evidence.trials, by_key(evidence.outcomes)
+    before = by_key(run(original, trials, {}))
+    after = by_key(run(fused, trials, between(original, fused)))
+    sound = {key: x for key, x in before.items() if key in exact and _finite_alike(exact[key], x)}
+    in_float64 = _worst(given, trials, exact, by_key(evidence.answers))
+    stored = _worst(given, trials, sound, after)
+    return ToleranceCheck(given.rtol, given.atol, in_float64, stored, *arithmetic)
+
+
+def by_tolerances(check: ToleranceCheck) -> Ruling:
+    """Return the verdict by the tolerances alone, and why."""
+    measured = [
+        f"{worst.excess:.3g} times what they allow {where} (on {worst.trial}, {worst.name})"
+        for where, worst in (("in float64", check.float64), ("as stored", check.stored))
+        if worst is not None
+    ]
+    verdict: Verdict = "same" if check.passed else "different"
+    told = f"The tolerances given decide (rtol {check.rtol:g}, atol {check.atol:g}): at most {', '.join(measured)}."
+    return verdict, f"{told} Arithmetic alone says {check.arithmetic}: {check.reason}"
+
+
+def _worst(given: Tolerances, trials: Sequence[Trial], before: Outputs, after: Outputs) -> Worst | None:
+    """Return the output that is furthest off; None where there is none."""
+    found = [
+        Worst(trials[position].label, name, given.excess(x, after.get((position, name))))
+        for (position, name), x in before.items()
+    ]
+    return max(found, key=lambda worst: worst.excess, default=None)
+
+
+def _finite_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(torch.isfinite(a), torch.isfinite(b))
+
 
 # From evidence to a verdict: ``same``, ``different`` or ``could-not-tell``, in one sentence.
 
@@ -51,7 +140,7 @@ def decide(evidence: Evidence) -> Ruling:
     return _decide_drift(evidence)
 
 
-def with_proof(ruling: Ruling, proof: Proven, evidence: Evidence) -> Ruling:
+def with_proof(ruling: Ruling, proof: Proof, evidence: Evidence) -> Ruling:
     """Return the verdict where the plan is known that made one network from the other, and was proven or not.
 
     What is proven in float64, weight by weight, differs by the rounding of these weights alone, however large the
@@ -145,8 +234,8 @@ def verify(
     dtype, where their operations round too (see ``repfuse.checking.drift``). The inputs are those of
     ``input_variants``, as many as the ``effort`` says, around ``example_inputs`` and each of the ``further_examples``;
     and ``data``, real inputs (a batch, or several that can be walked more than once), with one integer
-    class per sample in ``labels``. ``rtol`` and ``atol`` overrule what rounding explains (see
-    ``repfuse.checking.tolerances``). ``progress`` is called with a stage and the fraction done.
+    class per sample in ``labels``. ``rtol`` and ``atol`` overrule what rounding explains. ``progress`` is called with a
+    stage and the fraction done.
 
     With the ``plan`` that made ``fused``, each site is proven by itself in float64 and each stored weight is held
     against the one computed again from the original: far smaller mistakes show than in the outputs.
@@ -167,7 +256,7 @@ def verify(
     try:
         evidence = gather(original, fused, trials, report)
     except RepfuseError as error:
-        if not _runs_as_stored(original, trials[0]):
+        if not takes(original, trials[0].inputs):
             raise
         return Verification("could-not-tell", f"{error.what} {error.why}", dtypes, (), (), None, effort=str(effort))
     real = agreement(original, fused, data, labels, _part_of(report, MEASURED, DATA)) if data is not None else None
@@ -182,7 +271,7 @@ def verify(
     check = None
     if given and evidence.informative and not evidence.mismatched:
         check = checked(given, (original, fused), evidence, (verdict, reason))
-        verdict, reason = ruling(check)
+        verdict, reason = by_tolerances(check)
     place = None
     if verdict == "different":
         report("where they first differ", SITES)
@@ -225,11 +314,11 @@ def _confirm(
 ) -> tuple[Verdict, str]:
     """Look for another cause of a difference than the fused network's algebra."""
     row = evidence.table[0]
-    if row.mismatch and run_float64(fused, [first])[0].error and _runs_as_stored(fused, first):
+    if row.mismatch and run_float64(fused, [first])[0].error and takes(fused, first.inputs):
         return "could-not-tell", f"In float64, on {row.label}, {row.mismatch}; as it is stored, it does."
-    again = run_float64(original, evidence.trials)
+    outputs, again = by_key(evidence.outcomes), by_key(run_float64(original, evidence.trials))
     for (position, name), limit in evidence.limits.items():
-        before, after = evidence.outcomes[position].outputs[name], again[position].outputs.get(name)
+        before, after = outputs[position, name], again.get((position, name))
         if after is None or after.shape != before.shape or level(before, after).exceeds(limit):
             label = evidence.trials[position].label
             return "could-not-tell", f"The original does not repeat itself: on {label}, {name} comes out anew."
@@ -247,13 +336,9 @@ def _size(trial: Trial) -> int:
     return sum(math.prod(shape) for shape in trial.shapes)
 
 
-def _runs_as_stored(network: nn.Module, trial: Trial) -> bool:
-    return not run(network, [trial], {})[0].error
-
-
 def _part_of(report: Progress, start: float, end: float) -> Progress:
     return lambda stage, fraction: report(stage, start + (end - start) * fraction)
 
 
 def _name(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.") if dtype else "no floating dtype"
+    return dtype_name(dtype) if dtype else "no floating dtype"

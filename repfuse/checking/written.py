@@ -9,102 +9,73 @@ a format without guards may take it, and it counts where it agrees; where not, i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from itertools import islice
+from typing import Any
 
 from torch import nn
 
 from repfuse.checking.comparison import with_fallbacks
-from repfuse.checking.drift import drift_of
+from repfuse.checking.drift import drift
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.results import Drift, Verified
-from repfuse.checking.rounding import RoundingEffects
 from repfuse.checking.runs import Outcome, call, run_float64
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
-from repfuse.networks import main_dtype
 
-Networks = tuple[nn.Module, nn.Module]
-
-
-class Ran(NamedTuple):
-    """What a file gave on some trials, and in which runtime."""
-
-    runtime: str
-    outcomes: Sequence[Outcome]
-
-
-Run = Callable[[Sequence[Trial]], Ran]
+Run = Callable[[Sequence[Trial]], tuple[str, Sequence[Outcome]]]
+"""Runs a file on some trials: in which runtime, and what it gave."""
 
 
 def check_written(
-    networks: Networks,
+    original: nn.Module,
+    fused: nn.Module,
     example: Sequence[Any],
     run: Run,
     *,
-    shapes: tuple[nn.Module, tuple[str, ...]],
+    gate: nn.Module,
+    shapes: tuple[str, ...] = (),
 ) -> Verified:
-    """Run the file on the inputs of ``input_variants`` and return what was found.
+    """Run the file that ``fused`` was written to on the inputs of ``input_variants`` and return what was found.
 
-    ``networks`` are the original and the one that was written, ``run`` runs the file on all trials. ``shapes`` are a
-    network that refuses what the file's shapes exclude, and these shapes as text. Raises RepfuseError, with the exit
-    code of a failed check, where the file does not compute what the original does, or where that cannot be told.
+    ``gate`` is a network that refuses what the file's shapes exclude, and ``shapes`` are these as text. Raises
+    RepfuseError, with the exit code of a failed check, where the file does not compute what the original does, or where
+    that cannot be told.
     """
-    gate, declared = shapes
-    trials, expected = with_fallbacks(networks[0], input_variants(example))
+    trials, expected = with_fallbacks(original, input_variants(example))
     others = [index for index, outcome in enumerate(expected) if index and not outcome.error]
     excluded = {index for index in others if call(gate, trials[index].inputs).error}
-    instead = [fit for index in sorted(excluded) if (fit := _fitting(gate, trials[index]))]
-    trials, expected = trials + instead, expected + run_float64(networks[0], instead)
+    instead: list[Trial] = []
+    for index in sorted(excluded):  # the first of what may stand in its place that the shapes allow
+        fitting = (other for other in trials[index].otherwise() if not call(gate, other.inputs).error)
+        instead += islice(fitting, 1)
+    trials, expected = trials + instead, expected + run_float64(original, instead)
     runtime, found = run(trials)
     taken = [index for index, outcome in enumerate(expected) if not outcome.error]
     kept = [index for index in taken if index not in excluded or _alike(expected[index], found[index])]
     chosen = [trials[index] for index in kept]
-    measured = _drift(networks, chosen, ([expected[index] for index in kept], [found[index] for index in kept]))
+    measured = drift(
+        original, fused, chosen, [expected[index] for index in kept], found=[found[index] for index in kept]
+    )
     wrong = {row.trial for row in measured.outputs if not row.passed} & {trials[index].label for index in excluded}
     measured = replace(measured, outputs=tuple(row for row in measured.outputs if row.trial not in wrong))
+    worst = measured.worst
+    if not measured.passed or worst is None:
+        raise RepfuseError(
+            f"What was written does not compute what the original does in {runtime}; nothing was kept.",
+            _why(measured),
+            "Choose another --format. If repfuse verify finds the networks equal, please report it.",
+            exit_code=EXIT_FAILED_CHECK,
+        )
     compared = tuple(trial.label for trial in chosen if trial.label not in wrong)
     refused = tuple(label for label in (trials[index].label for index in taken) if label not in compared)
-    return _verified(measured, _Found(runtime, declared, compared, refused))
-
-
-def _fitting(gate: nn.Module, trial: Trial) -> Trial | None:
-    """Return the first of what may stand in the place of a trial that the file's shapes allow."""
-    return next((other for other in trial.otherwise() if not call(gate, other.inputs).error), None)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The fields of ``Verified`` without its numbers."""
-
-    runtime: str
-    shapes: tuple[str, ...]
-    compared: tuple[str, ...]
-    refused: tuple[str, ...]
-
-
-def _drift(networks: Networks, trials: Sequence[Trial], outcomes: tuple[list[Outcome], list[Outcome]]) -> Drift:
-    original, fused = networks
-    effect = RoundingEffects(fused, original, trials, run_float64(fused, trials), scale=outcomes[0])
-    return drift_of(original, trials, outcomes, effect, alike=main_dtype(original) == main_dtype(fused))
+    return Verified(runtime, shapes, compared, refused, *worst.numbers)
 
 
 def _alike(expected: Outcome, found: Outcome) -> bool:
     """Whether both give outputs of the same names and shapes."""
     shapes = {name: tensor.shape for name, tensor in expected.outputs.items()}
     return shapes == {name: tensor.shape for name, tensor in found.outputs.items()}
-
-
-def _verified(measured: Drift, found: _Found) -> Verified:
-    worst = measured.worst
-    if not measured.passed or worst is None:
-        raise RepfuseError(
-            f"What was written does not compute what the original does in {found.runtime}; nothing was kept.",
-            _why(measured),
-            "Choose another --format. If repfuse verify finds the networks equal, please report it.",
-            exit_code=EXIT_FAILED_CHECK,
-        )
-    return Verified(found.runtime, found.shapes, found.compared, found.refused, *worst.numbers)
 
 
 def _why(measured: Drift) -> str:

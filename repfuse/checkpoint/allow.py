@@ -72,14 +72,6 @@ def resolve(name: GlobalName, named: Named) -> type:
     return found  # type: ignore[no-any-return]
 
 
-def check_all(path: Path, names: Iterable[GlobalName], named: Named) -> dict[GlobalName, type]:
-    """Return the class of each name. Raises one RepfuseError that lists every name that is not allowed."""
-    names = set(names) - {PARTIAL}
-    if needs := names_refused(names, named):
-        raise refusal(path, needs)
-    return {name: resolve(name, named) for name in names}
-
-
 def names_refused(names: Iterable[GlobalName], named: Named) -> list[Need]:
     """Return what is not allowed among ``names``."""
     needs = []
@@ -130,7 +122,10 @@ def _of_module(name: GlobalName, named: Named) -> Any:
         except Exception as error:  # a package may fail to import in any way
             detail = f"{name.module} does not import: {described(error)}"
             raise NotAllowedError(Need(name, detail)) from error
-    return _there(vars(module).get(name.name), name, name.module)
+    found = vars(module).get(name.name)
+    if found is None:
+        raise NotAllowedError(Need(name, f"{name.module} has no {name.name} in the version installed here"))
+    return found
 
 
 def _of_script(name: GlobalName, named: Named) -> Any:
@@ -138,12 +133,6 @@ def _of_script(name: GlobalName, named: Named) -> Any:
         found = named.of_script(name.name)
     if found is None:
         raise NotAllowedError(Need(name, OF_SCRIPT, _script_with(name.name, named)))
-    return found
-
-
-def _there(found: Any, name: GlobalName, where: str) -> Any:
-    if found is None:
-        raise NotAllowedError(Need(name, f"{where} has no {name.name} in the version installed here"))
     return found
 
 

@@ -12,7 +12,7 @@ import pathlib
 import re
 from argparse import Namespace
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 from torch import nn
 
 from repfuse.checkpoint.choice import KEYS, is_network, is_state_dict
-from repfuse.checkpoint.inert import PLAIN, Record, is_reference, origin_of_dict, tensors_of
+from repfuse.checkpoint.inert import PLAIN, Record, is_reference, origin_of_dict, tensors_of_record
 from repfuse.checkpoint.naming import WRAPPERS, Naming, without
 
 TRAINING = ("optim", "scaler", "scaling", "scheduler")  # parts of the keys of training state
@@ -94,28 +94,24 @@ def around_of(tree: dict[Any, Any], keys: tuple[str, ...]) -> Around:
     for key in keys[:-1]:
         levels.append(levels[-1][key])
     names = _names(levels[-1][keys[-1]])
-    around = Around(keys)
+    kept: list[dict[Any, Any]] = []
+    left_out: dict[str, str] = {}
+    notes: list[str] = []
     for depth, (level, taken) in enumerate(zip(levels, keys, strict=True)):
-        around = _with_level(around, level, taken, ".".join((*keys[:depth], "")), names)
-    return around
-
-
-def _with_level(around: Around, level: Mapping[Any, Any], taken: str, before: str, names: set[str]) -> Around:
-    others: dict[Any, Any] = {}
-    left_out, notes = dict(around.left_out), list(around.notes)
-    for key, value in level.items():
-        if key == taken:
-            others[key] = None  # holds the place of the network
-        elif why := _stale(key, value, names):
-            left_out[f"{before}{key}"] = why
-        else:
-            plain = Plain()
-            try:
-                others[key] = plain.of(value)
-            except NotPlainError as error:
-                left_out[f"{before}{key}"] = f"it holds {error}, which is no plain data"
-            notes += [f"{before}{key} holds {kind}, kept as a plain dictionary" for kind in sorted(plain.changed)]
-    return replace(around, others=(*around.others, others), left_out=left_out, notes=tuple(notes))
+        kept.append({})
+        for key, value in level.items():
+            name, plain = ".".join((*keys[:depth], str(key))), Plain()
+            if key == taken:
+                kept[-1][key] = None  # holds the place of the network
+            elif why := _stale(key, value, names):
+                left_out[name] = why
+            else:
+                try:
+                    kept[-1][key] = plain.of(value)
+                except NotPlainError as error:
+                    left_out[name] = f"it holds {error}, which is no plain data"
+                notes += [f"{name} holds {kind}, kept as a plain dictionary" for kind in sorted(plain.changed)]
+    return Around(keys, tuple(kept), left_out, tuple(notes))
 
 
 def _stale(key: Any, value: Any, names: set[str]) -> str:
@@ -150,7 +146,7 @@ def _names(network: Any) -> set[str]:
         names = network.state_dict()
     else:
         try:
-            names = tensors_of(network)[0]
+            names = tensors_of_record(network)[0]
         except RecursionError:  # modules that hold each other: the reason to refuse them comes later
             names = ()
     return {without(name, WRAPPERS) for name in names}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from repfuse.checkpoint.source import ModelSource
 
-WEIGHTS = ("pretrained", "checkpoint_path", "weights", "weights_backbone")  # arguments that would fetch weights
+FETCHING = ("pretrained", "checkpoint_path", "weights", "weights_backbone")  # arguments that would fetch weights
 
 
 def build(source: ModelSource, file: Path | None = None) -> nn.Module:
@@ -141,7 +141,7 @@ def _broken(name: str, error: Exception) -> RepfuseError:
 
 
 def _refuse_weights(source: ModelSource) -> None:
-    for name in WEIGHTS:
+    for name in FETCHING:
         if source.arguments.get(name):
             raise RepfuseError(
                 f"The model argument {name} is not allowed.",

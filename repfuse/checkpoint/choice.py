@@ -18,7 +18,7 @@ KINDS = ("auto", "ema", "model")
 Way = tuple[str, ...]
 
 
-class Chosen(NamedTuple):
+class ChosenWeights(NamedTuple):
     """``way`` are the keys to the network; ``prefix`` is what its names must begin with, and ``kind`` says which of
     several networks in one state dict is meant: ``ema``, ``model``, or ``auto``.
     """
@@ -28,18 +28,18 @@ class Chosen(NamedTuple):
     kind: str = "auto"
 
 
-BARE = Chosen()
+BARE = ChosenWeights()
 
 
-def choose(tree: dict[Any, Any], weights: str) -> Chosen | None:
+def choose(tree: dict[Any, Any], weights: str) -> ChosenWeights | None:
     """Return the network that ``weights`` asks for: ``auto``, ``ema``, ``model`` or a dotted key. None: not there."""
     if named := _named(tree, weights):
         return named
     averaged, trained = ways(tree)
     wanted = {"auto": (*averaged, *trained), "ema": averaged, "model": trained}.get(weights, ())
     if wanted:
-        return Chosen(wanted[0], kind="auto" if wanted[0] in averaged else weights)
-    return Chosen(trained[0], kind="ema") if weights == "ema" and trained else None
+        return ChosenWeights(wanted[0], kind="auto" if wanted[0] in averaged else weights)
+    return ChosenWeights(trained[0], kind="ema") if weights == "ema" and trained else None
 
 
 def ways(tree: dict[Any, Any]) -> tuple[tuple[Way, ...], tuple[Way, ...]]:
@@ -68,17 +68,17 @@ def _ways(tree: dict[Any, Any], names: Way) -> Iterator[Way]:
             yield from [(name, inner) for inner in KEYS if is_network(value.get(inner))][:1]
 
 
-def _named(tree: Any, key: str) -> Chosen | None:
+def _named(tree: Any, key: str) -> ChosenWeights | None:
     """Return the network at a dotted key, which may go on into the names of its weights: ``state_dict.student``."""
     if is_state_dict(tree):
         prefix = f"{key}." if key else ""
-        return Chosen((), prefix) if any(name.startswith(prefix) for name in tree) else None
+        return ChosenWeights((), prefix) if any(name.startswith(prefix) for name in tree) else None
     if is_network(tree):
-        return None if key else Chosen(())
+        return None if key else ChosenWeights(())
     if not isinstance(tree, dict):
         return None
     if not key:
-        return next((Chosen((inner,)) for inner in KEYS if is_network(tree.get(inner))), None)
+        return next((ChosenWeights((inner,)) for inner in KEYS if is_network(tree.get(inner))), None)
     parts = key.split(".")
     for cut in range(len(parts), 0, -1):  # a key may hold dots itself
         first, rest = ".".join(parts[:cut]), ".".join(parts[cut:])
@@ -98,12 +98,7 @@ def all_ways(tree: Any, depth: int = DEPTH) -> Iterator[str]:
 
 def is_network(value: Any) -> bool:
     """Say whether ``value`` is a module (real, or a record) or a state dict."""
-    return is_module(value) or is_state_dict(value)
-
-
-def is_module(value: Any) -> bool:
-    """Say whether ``value`` is a module, or a record of one."""
-    return isinstance(value, nn.Module) or module_state(value) is not None
+    return isinstance(value, nn.Module) or module_state(value) is not None or is_state_dict(value)
 
 
 def is_state_dict(value: Any) -> bool:

@@ -1,4 +1,7 @@
-"""Where in a file the network is: a module, a bare state dict, or one of these inside a training checkpoint."""
+"""Where in a file the network is: a module, a bare state dict, or one of these inside a training checkpoint.
+
+It is taken out of what a program put around it and its modules, and pickled with them: torch.compile, DataParallel, ...
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from repfuse.checkpoint.around import Around, around_of
-from repfuse.checkpoint.choice import BARE, KINDS, Chosen, all_ways, choose, is_network, is_state_dict, ways
-from repfuse.checkpoint.inert import Record
-from repfuse.checkpoint.wrappers import unwrapped
+from repfuse.checkpoint.choice import BARE, KINDS, ChosenWeights, all_ways, choose, is_network, is_state_dict, ways
+from repfuse.checkpoint.inert import Record, module_state
 from repfuse.errors import RepfuseError
+from repfuse.networks import join
 from repfuse.wording import listed
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ class Contents:
     state: OrderedDict[str, Tensor] | None = None
     recipe: Any = None
     around: Around = Around()  # noqa: RUF009 - it is frozen
-    chosen: Chosen = BARE
+    chosen: ChosenWeights = BARE
     notes: tuple[str, ...] = ()
 
 
@@ -50,10 +53,10 @@ def find(tree: Any, path: Path, weights: str = "auto") -> Contents:
     chosen = choose(tree, weights)
     if chosen is None:
         raise _not_there(tree, path, weights)
-    return _contents(_at(tree, chosen.way), tree, chosen, (*notes, *_notes(tree, chosen)))
+    return _contents(Around(chosen.way).take(tree), tree, chosen, (*notes, *_notes(tree, chosen)))
 
 
-def _contents(value: Any, tree: Any, chosen: Chosen, notes: tuple[str, ...]) -> Contents:
+def _contents(value: Any, tree: Any, chosen: ChosenWeights, notes: tuple[str, ...]) -> Contents:
     around = around_of(tree, chosen.way) if chosen.way else Around()
     if not isinstance(value, dict):
         return Contents(module=value, around=around, chosen=chosen, notes=notes)
@@ -62,15 +65,15 @@ def _contents(value: Any, tree: Any, chosen: Chosen, notes: tuple[str, ...]) -> 
     return Contents(None, state, getattr(value, RECIPE, None), around, chosen, notes)
 
 
-def _of_bare(network: Any, weights: str, path: Path) -> Chosen:
+def _of_bare(network: Any, weights: str, path: Path) -> ChosenWeights:
     if weights == "auto" or (weights in KINDS and is_state_dict(network)):
-        return Chosen((), kind=weights)
+        return ChosenWeights((), kind=weights)
     if is_state_dict(network) and any(name.startswith(f"{weights}.") for name in network):
-        return Chosen((), f"{weights}.")
+        return ChosenWeights((), f"{weights}.")
     raise RepfuseError(f"{path} holds one network, and no choice of weights.", "", "Leave out --weights.")
 
 
-def _notes(tree: dict[Any, Any], chosen: Chosen) -> tuple[str, ...]:
+def _notes(tree: dict[Any, Any], chosen: ChosenWeights) -> tuple[str, ...]:
     """Say which network was taken, where there is another to choose."""
     averaged, trained = ways(tree)
     others = [".".join(way) for way in (*averaged, *trained) if way != chosen.way]
@@ -97,12 +100,6 @@ def _not_there(tree: dict[Any, Any], path: Path, weights: str) -> RepfuseError:
     return error
 
 
-def _at(tree: Any, keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        tree = tree[key]
-    return tree
-
-
 def no_network(path: Path, why: str) -> RepfuseError:
     """Return the error for a file that loads and has nothing in it for repfuse."""
     return RepfuseError(
@@ -110,3 +107,67 @@ def no_network(path: Path, why: str) -> RepfuseError:
         why,
         "Give a network, a state dict, or a training checkpoint that has one under 'state_dict', 'model' or the like.",
     )
+
+
+WRAPPERS = {  # what to call it, and the child that is the network
+    "torch.nn.parallel.data_parallel.DataParallel": ("DataParallel", "module"),
+    "torch.nn.parallel.distributed.DistributedDataParallel": ("DistributedDataParallel", "module"),
+    "torch._dynamo.eval_frame.OptimizedModule": ("torch.compile", "_orig_mod"),
+    "torch.optim.swa_utils.AveragedModel": ("AveragedModel", "module"),
+}
+
+
+def unwrapped(tree: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return ``tree`` with each network in it, real or a record, taken out of its wrappers, and what to say of that."""
+    root, seen = {"": tree}, set[int]()
+    whole, parts = set[str](), dict[str, list[str]]()
+    tables = [("", root, False)]
+    while tables:
+        path, table, within = tables.pop()
+        if id(table) in seen:
+            continue
+        seen.add(id(table))
+        for name in table:
+            where, (table[name], kinds) = join(path, str(name)), _bare(table[name])
+            for kind in kinds:
+                parts.setdefault(kind, []).append(where) if within else whole.add(kind)
+            tables.append((where, _children(table[name]), within or not isinstance(table[name], dict)))
+    notes = [f"took the network out of its {kind} wrapper" for kind in sorted(whole)]
+    return root[""], (*notes, *(f"took the {kind} wrapper off {listed(paths)}" for kind, paths in parts.items()))
+
+
+def _bare(value: Any) -> tuple[Any, list[str]]:
+    """Return what is in the wrappers around ``value``, and what they are called."""
+    kinds: list[str] = []
+    worn = set[int]()  # a file may put a wrapper into itself
+    while id(value) not in worn and (known := WRAPPERS.get(_class_of(value))):
+        worn.add(id(value))
+        kind, child = known
+        inner = _children(value).get(child) or _called_with(value)
+        if inner is None:
+            break
+        value = inner
+        kinds.append(kind)
+    return value, kinds
+
+
+def _called_with(value: Any) -> Record | None:
+    """Return the record that a file would call a class with, as torch.compile's wrapper is pickled."""
+    if isinstance(value, Record) and value.args and isinstance(value.args[0], Record):
+        return value.args[0]
+    return None
+
+
+def _class_of(network: Any) -> str:
+    if isinstance(network, Record):
+        return str(network.origin)
+    return f"{type(network).__module__}.{type(network).__qualname__}"
+
+
+def _children(value: Any) -> dict[Any, Any]:
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, nn.Module):
+        return value._modules
+    state = module_state(value)
+    return dict.get(state, "_modules", {}) if state else {}

@@ -83,14 +83,10 @@ def check(
 
 def _is_fused_form(plain: list[str], branches: list[str]) -> bool:
     """Say whether ``plain`` are weights that stand where ``branches`` stood."""
-    if not plain or not any(_is_statistic(name) for name in branches):
+    if not plain or not any(name.endswith(STATISTICS) for name in branches):
         return False
     blocks = {path for name in branches for path in _ancestors(name)}
     return all(name.endswith((".weight", ".bias")) and _block(name) & blocks for name in plain)
-
-
-def _is_statistic(name: str) -> bool:
-    return name.endswith(STATISTICS)
 
 
 def _ancestors(name: str) -> list[str]:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from repfuse.checkpoint.shapes import FORM, Shape
 from repfuse.errors import RepfuseError
-from repfuse.wording import first_line
+from repfuse.networks import USUAL_SIZE, first_layer
+from repfuse.wording import dtype_name, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-GUESSED_SIZE = {1: 224, 2: 224, 3: 32}  # by the number of spatial axes
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -29,11 +29,7 @@ def make_inputs(shapes: Sequence[Shape], network: nn.Module) -> tuple[Tensor, ..
 def shapes_of(inputs: Iterable[Tensor], network: nn.Module) -> tuple[Shape, ...]:
     """Return the shapes that ``make_inputs`` would turn into tensors like ``inputs``."""
     usual = _like(network).dtype
-    return tuple(Shape(tuple(x.shape), None if x.dtype == usual else _name(x.dtype)) for x in inputs)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return tuple(Shape(tuple(x.shape), None if x.dtype == usual else dtype_name(x.dtype)) for x in inputs)
 
 
 def _like(network: nn.Module) -> Tensor:
@@ -42,11 +38,16 @@ def _like(network: nn.Module) -> Tensor:
 
 def _tensor(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     try:
-        if dtype.is_floating_point or dtype.is_complex:
-            return torch.randn(shape.sizes, generator=generator).to(dtype)
-        return torch.randint(0, 2, shape.sizes, generator=generator).to(dtype)
+        return random_tensor(shape.sizes, dtype, generator)
     except (RuntimeError, MemoryError, OverflowError) as error:
         raise RepfuseError(f"An input of {shape} cannot be made.", first_line(error), FORM) from error
+
+
+def random_tensor(sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Return standard normal numbers; of a dtype that holds none, zeros and ones."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(sizes, generator=generator).to(dtype)
+    return torch.randint(0, 2, sizes, generator=generator).to(dtype)
 
 
 def known_shape(network: nn.Module, arguments: Mapping[str, Any]) -> Shape | None:
@@ -80,12 +81,9 @@ def _channels(network: nn.Module, configured: int) -> int:
 
 def guessed_shape(network: nn.Module) -> Shape:
     """Guess an input from the first convolution or linear layer. Raises RepfuseError where there is neither."""
-    for layer in network.modules():
-        if isinstance(layer, (*CONVOLUTIONS, nn.Linear)) and isinstance(layer.weight, Tensor):
-            axes = layer.weight.dim() - 2
-            channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-            if shape := _shape_of((1, channels, *[GUESSED_SIZE.get(axes, 0)] * axes)):
-                return shape
+    if first := first_layer(network):
+        _, channels, axes = first
+        return Shape((1, channels, *[USUAL_SIZE[axes]] * axes))
     raise RepfuseError(
         "The input of this network is not known, and cannot be guessed.",
         "It has no convolution and no linear layer.",

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from repfuse.checkpoint.choice import Chosen
+from repfuse.checkpoint.choice import ChosenWeights
 from repfuse.checkpoint.naming import WRAPPERS, Naming, without, wrapped_in
 from repfuse.errors import RepfuseError
+from repfuse.networks import equal, stored_tensors
 from repfuse.wording import listed
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def expected_of(network: nn.Module) -> Expected:
     return Expected({name: _shape(value) for name, value in network.state_dict().items()}, ties(network))
 
 
-def fit(state: Mapping[str, Any], network: nn.Module, chosen: Chosen, about: str) -> Naming:
+def fit(state: Mapping[str, Any], network: nn.Module, chosen: ChosenWeights, about: str) -> Naming:
     """Return how ``state`` names the weights of ``network``; where nothing fits exactly, the nearest reading.
 
     Raises RepfuseError, which begins with ``about``, where several of its networks fit, and where ``chosen`` asks for
@@ -90,7 +90,7 @@ def _prefixes(names: list[str], expected: Expected) -> list[str]:
     return ["", *sorted(prefix for prefix, _ in found.most_common(PREFIXES))]
 
 
-def _is_wanted(naming: Naming, state: Mapping[str, Any], chosen: Chosen) -> bool:
+def _is_wanted(naming: Naming, state: Mapping[str, Any], chosen: ChosenWeights) -> bool:
     before = naming.in_file("")
     if chosen.kind == "auto":
         return before.startswith(chosen.prefix)
@@ -107,7 +107,7 @@ def _with_rest(naming: Naming, state: Mapping[str, Any], fitting: list[Naming]) 
     return replace(naming, extras=rest, copies=copies)
 
 
-def _nearest(state: Mapping[str, Any], expected: Expected, chosen: Chosen, about: str) -> Naming:
+def _nearest(state: Mapping[str, Any], expected: Expected, chosen: ChosenWeights, about: str) -> Naming:
     readings = [naming for wrappers in LEVELS for naming in _readings(state, expected, wrappers)]
     wanted = [naming for naming in readings if _is_wanted(naming, state, chosen)]
     if not wanted:
@@ -116,7 +116,7 @@ def _nearest(state: Mapping[str, Any], expected: Expected, chosen: Chosen, about
     return _with_rest(best, state, [])
 
 
-def _ambiguous(fitting: list[Naming], chosen: Chosen, about: str) -> RepfuseError:
+def _ambiguous(fitting: list[Naming], chosen: ChosenWeights, about: str) -> RepfuseError:
     return RepfuseError(
         f"{about} several networks that fit.",
         f"Their names begin with {' and '.join(repr(naming.in_file('')) for naming in fitting)}.",
@@ -124,7 +124,7 @@ def _ambiguous(fitting: list[Naming], chosen: Chosen, about: str) -> RepfuseErro
     )
 
 
-def _not_there(fitting: list[Naming], chosen: Chosen, about: str) -> RepfuseError:
+def _not_there(fitting: list[Naming], chosen: ChosenWeights, about: str) -> RepfuseError:
     asked = f"names that begin with {chosen.prefix!r}" if chosen.kind == "auto" else f"--weights {chosen.kind}"
     found = " or ".join(repr(naming.in_file("")) for naming in fitting)
     why = f"What fits the network has names that begin with {found}." if fitting else ""
@@ -133,7 +133,7 @@ def _not_there(fitting: list[Naming], chosen: Chosen, about: str) -> RepfuseErro
     )
 
 
-def _options(fitting: list[Naming], chosen: Chosen) -> str:
+def _options(fitting: list[Naming], chosen: ChosenWeights) -> str:
     keys = (".".join((*chosen.way, naming.in_file("")[:-1])) for naming in fitting)
     return " or ".join(f"--weights {key}" for key in keys if key) or "--weights auto"
 
@@ -164,8 +164,9 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], path: Path, built
         network.load_state_dict(state, strict=True, assign=True)
     except (RuntimeError, AttributeError, TypeError, KeyError) as error:
         raise _mismatch(network, state, path, built_by, error) from error
+    held = dict(stored_tensors(network))
     for names in groups:
-        notes += _tie(network, names)
+        notes += _tie(network, names, [held[name] for name in names])
     return notes
 
 
@@ -173,10 +174,9 @@ def ties(network: nn.Module) -> list[list[str]]:
     """Return the groups of names under which the network holds one and the same parameter or buffer."""
     names: defaultdict[int, list[str]] = defaultdict(list)
     persistent = network.state_dict().keys()
-    for found in (network.named_parameters, network.named_buffers):
-        for name, tensor in found(remove_duplicate=False):
-            if name in persistent:
-                names[id(tensor)].append(name)
+    for name, tensor in stored_tensors(network):
+        if name in persistent:
+            names[id(tensor)].append(name)
     return [group for group in names.values() if len(group) > 1]
 
 
@@ -192,23 +192,13 @@ def _fill_ties(state: dict[str, Tensor], ties: list[list[str]]) -> tuple[str, ..
     return (f"the file leaves out {', '.join(filled)}, which the network shares with other names",) if filled else ()
 
 
-def _tie(network: nn.Module, names: list[str]) -> tuple[str, ...]:
-    tensors = [_get(network, name) for name in names]
-    if not all(_same(tensors[0], tensor) for tensor in tensors[1:]):
+def _tie(network: nn.Module, names: list[str], tensors: list[Tensor]) -> tuple[str, ...]:
+    if not all(equal(tensors[0], tensor) for tensor in tensors[1:]):
         return (f"{' and '.join(names)} are one tensor in the network, but differ in the file: they are kept apart",)
     for name in names[1:]:
         owner, _, attribute = name.rpartition(".")
         setattr(network.get_submodule(owner), attribute, tensors[0])
     return ()
-
-
-def _get(network: nn.Module, name: str) -> Any:
-    owner, _, attribute = name.rpartition(".")
-    return getattr(network.get_submodule(owner), attribute)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _mismatch(

@@ -27,7 +27,7 @@ SUFFIXES = {
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), TORCH),
 }
 GRAPHS = ("pt2", "torchscript")  # inputs that hold a graph, which no source builds anew
-WEIGHTS = ("state-dict", "safetensors")
+WEIGHTS_ALONE = ("state-dict", "safetensors")
 
 
 def format_for(out: Path, asked: str | None, of_input: str) -> str:
@@ -38,7 +38,7 @@ def format_for(out: Path, asked: str | None, of_input: str) -> str:
     if asked is not None and asked not in [*Format]:
         raise RepfuseError(f"{asked!r} is not a format.", "", f"Use one of {', '.join(Format)}.")
     form = asked or _by_suffix(out, of_input)
-    if form in WEIGHTS and of_input in GRAPHS:
+    if form in WEIGHTS_ALONE and of_input in GRAPHS:
         raise RepfuseError(
             f"A {of_input} file cannot become a file of weights alone ({form}).",
             "It holds its network as a graph: nothing else could build the network that the weights belong to.",
@@ -56,4 +56,4 @@ def _by_suffix(out: Path, of_input: str) -> str:
     said = SUFFIXES.get(out.suffix.lower(), (usual,))
     if usual in said:
         return usual
-    return "state-dict" if said == TORCH and of_input in WEIGHTS else said[0]
+    return "state-dict" if said == TORCH and of_input in WEIGHTS_ALONE else said[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
@@ -39,12 +39,13 @@ class GlobalName(NamedTuple):
 
 
 class StandIn(type):
-    """The type of the stand-ins. A pickle that calls one gets a record of the call."""
+    """The type of the stand-ins. A pickle that calls one gets what stands for the result: a record says so."""
 
     def __call__(cls, *args: Any) -> Any:  # noqa: D102
-        record = Record.__new__(cls, *args)  # type: ignore[arg-type]
-        record.called = True
-        return record
+        made: Any = cls.__new__(cls, *args)  # type: ignore[arg-type]
+        if isinstance(made, Record):
+            made.called = True
+        return made
 
 
 class Record(metaclass=StandIn):
@@ -69,9 +70,23 @@ class Record(metaclass=StandIn):
         self.state = state
 
 
-def stand_in(origin: GlobalName) -> type[Record]:
+class PlayedDict(metaclass=StandIn):
+    """A dictionary of another library, as an OrderedDict that remembers its class: all that torch's unpickler fills.
+
+    As data it is a dictionary, as a part of a network it is still refused, for the class is not there.
+    """
+
+    origin: ClassVar[GlobalName]
+
+    def __new__(cls, *_args: Any) -> Any:  # noqa: D102
+        played: OrderedDict[Any, Any] = OrderedDict()
+        vars(played)[ORIGIN] = str(cls.origin)
+        return played
+
+
+def stand_in(origin: GlobalName, base: type = Record) -> type:
     """Return a new stand-in for the class or function named ``origin``."""
-    return cast("type[Record]", StandIn("StandIn", (Record,), {"origin": origin}))
+    return StandIn("StandIn", (base,), {"origin": origin})
 
 
 def is_reference(value: object) -> bool:
@@ -128,7 +143,7 @@ def module_state(value: Any) -> dict[str, Any] | None:
     return None
 
 
-def tensors_of(value: Any, prefix: str = "") -> tuple[OrderedDict[str, torch.Tensor], set[str]]:
+def tensors_of_record(value: Any, prefix: str = "") -> tuple[OrderedDict[str, torch.Tensor], set[str]]:
     """Return the parameters and buffers of a record that looks like an nn.Module, by name, without its class.
 
     Also returns which of them are non-persistent, and so no part of its state dict.
@@ -141,7 +156,7 @@ def tensors_of(value: Any, prefix: str = "") -> tuple[OrderedDict[str, torch.Ten
             if isinstance(tensor, torch.Tensor):
                 found[f"{prefix}{name}"] = tensor
     for name, child in state["_modules"].items() if state else ():
-        inner, inner_hidden = tensors_of(child, f"{prefix}{name}.")
+        inner, inner_hidden = tensors_of_record(child, f"{prefix}{name}.")
         found.update(inner)
         hidden |= inner_hidden
     return found, hidden
@@ -156,7 +171,7 @@ def tidied(root: Any) -> Any:
     """
     for value in walk(root):
         if isinstance(value, OrderedDict):
-            attributes = {key: kept for key, kept in vars(value).items() if key in KEPT and is_plain(kept)}
+            attributes = {key: kept for key, kept in vars(value).items() if key in KEPT and is_plain_data(kept)}
             if not _are_versions(attributes.get("_metadata", {})):
                 raise UnpicklingError("the file gives a state dict versions that are none")
             vars(value).clear()
@@ -171,6 +186,6 @@ def _are_versions(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, dict) for k, v in value.items())
 
 
-def is_plain(root: Any) -> bool:
+def is_plain_data(root: Any) -> bool:
     """Say whether ``root`` is nothing but numbers, text, tensors and the standard containers of these."""
     return all(value is None or type(value) in PLAIN for value in walk(root))

@@ -11,7 +11,7 @@ from repfuse.checkpoint import deploy
 from repfuse.checkpoint.build import build
 from repfuse.checkpoint.contents import no_network
 from repfuse.checkpoint.fitting import expected_of, fit, load_weights, match_dtype
-from repfuse.checkpoint.inert import module_state, tensors_of
+from repfuse.checkpoint.inert import module_state, tensors_of_record
 from repfuse.checkpoint.naming import Naming
 from repfuse.checkpoint.recipe import Recipe, check_buildable
 from repfuse.checkpoint.recognise import damaged
@@ -51,7 +51,7 @@ class Network:
     naming: Naming = Naming()  # noqa: RUF009 - it is frozen
 
 
-def network_of(opened: Opened, source: ModelSource | None, named: Named, replay: Replay, *, trust: bool) -> Network:
+def built(opened: Opened, source: ModelSource | None, named: Named, replay: Replay, *, trust: bool) -> Network:
     """Return the network of the file.
 
     ``replay`` applies a plan to a network: a fused one is built by its source, and then fused as it was before.
@@ -73,7 +73,7 @@ def _restored(opened: Opened, source: ModelSource | None, named: Named, replay: 
             if module_state(opened.contents.module) is not None:
                 refused.hint += " Or give --model: then only the weights are taken from the file."
             raise
-        tensors, hidden = tensors_of(opened.contents.module)
+        tensors, hidden = tensors_of_record(opened.contents.module)
         for name in hidden:
             del tensors[name]
         note = f"only the weights are taken from the file, the network is {source}: {refused.why}"

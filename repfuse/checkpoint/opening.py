@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from repfuse.checkpoint import safetensors_file, sharded, torch_pickle
+from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.contents import RECIPE, Contents, find
 from repfuse.checkpoint.recipe import Recipe, read_recipe
 from repfuse.checkpoint.recognise import Container, recognise
@@ -38,11 +38,6 @@ class Opened:
     program: ExportedProgram | None = None
     files: tuple[Path, ...] = ()
 
-    @property
-    def needs_source(self) -> bool:
-        """Whether it holds weights, and does not say what network they belong to."""
-        return self.contents.state is not None and self.recipe is None
-
 
 def open_checkpoint(
     path: Path, weights: str = "auto", *, trust: Named | None = None, shapes: Sequence[Shape] | None = None
@@ -54,45 +49,38 @@ def open_checkpoint(
     """
     container = recognise(path)
     if container is Container.SHARDED:
-        tensors, files = sharded.read(path)
-        return Opened(
-            path, "safetensors", sharded.digest_of(files), find(OrderedDict(tensors), path, weights), None, files=files
-        )
+        tensors, files = safetensors_file.read_shards(path)
+        contents = find(OrderedDict(tensors), path, weights)
+        return Opened(path, "safetensors", digest_of(*files), contents, None, files=files)
     digest = digest_of(path)
     if container is Container.SAFETENSORS:
         tensors, metadata = safetensors_file.read(path)
         contents, text = find(OrderedDict(tensors), path, weights), metadata.get(RECIPE)
         return Opened(path, "safetensors", digest, contents, _recipe(text, path), metadata)
-    if container is Container.EXPORTED:
-        return _exported(path, digest, trust=bool(trust))
-    if container is Container.TORCHSCRIPT:
-        return _torchscript(path, digest, shapes, trust=bool(trust))
+    if container in (Container.EXPORTED, Container.TORCHSCRIPT):
+        from repfuse.checkpoint.exported import archive, torchscript  # torch.export takes a second to import
+        from repfuse.checkpoint.exported.program import opened
+
+        if exported := container is Container.EXPORTED:
+            program = archive.read(path, trust=bool(trust))
+        else:
+            program = torchscript.read(path, shapes, trust=bool(trust))
+        contents, form = Contents(module=opened(program, path)), "pt2" if exported else "torchscript"
+        return Opened(path, form, digest, contents, None, program=program)
     tree: Any = torch_pickle.read_trusted(path, container, trust) if trust else torch_pickle.read(path, container)
     contents = find(tree, path, weights)
     form = "state-dict" if contents.module is None else "pt"
     return Opened(path, form, digest, contents, _recipe(contents.recipe, path))
 
 
-def _exported(path: Path, digest: str, *, trust: bool) -> Opened:
-    from repfuse.checkpoint.exported import archive  # torch.export takes a second to import
-    from repfuse.checkpoint.exported.network import opened
-
-    program, network = opened(archive.read(path, trust=trust), path)
-    return Opened(path, "pt2", digest, Contents(module=network), None, program=program)
-
-
-def _torchscript(path: Path, digest: str, shapes: Sequence[Shape] | None, *, trust: bool) -> Opened:
-    from repfuse.checkpoint.exported import torchscript
-    from repfuse.checkpoint.exported.network import opened
-
-    program, network = opened(torchscript.read(path, shapes, trust=trust), path)
-    return Opened(path, "torchscript", digest, Contents(module=network), None, program=program)
-
-
-def digest_of(path: Path) -> str:
-    """Return ``sha256:`` and the digest of the file in hexadecimal."""
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+def digest_of(*paths: Path) -> str:
+    """Return ``sha256:`` and the digest of the file in hexadecimal; of several, the digest of their digests."""
+    digests = []
+    for path in paths:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256"))
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(each.digest() for each in digests))
+    return f"sha256:{whole.hexdigest()}"
 
 
 def _recipe(text: Any, path: Path) -> Recipe | None:

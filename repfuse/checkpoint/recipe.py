@@ -95,3 +95,12 @@ def check_buildable(source: ModelSource, path: Path | str, named: Named) -> None
         "repfuse runs no code because a file names it.",
         f"If that is the right code, say so: {source.options}",
     )
+
+
+def is_buildable(source: ModelSource, path: Path | str, named: Named) -> bool:
+    """Whether a file may name what builds its network without being trusted."""
+    try:
+        check_buildable(source, path, named)
+    except RepfuseError:
+        return False
+    return True

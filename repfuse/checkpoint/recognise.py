@@ -78,6 +78,16 @@ def recognise(path: Path) -> Container:
     raise _not_a_checkpoint(path, head)
 
 
+def is_snapshot(path: Path) -> bool:
+    """Say whether ``path`` is a folder with a configuration in it."""
+    return path.is_dir() and (path / CONFIG).is_file()
+
+
+def is_hub_name(path: Path | str) -> bool:
+    """Say whether ``path`` names a repository of the hub."""
+    return str(path).startswith(HUB)
+
+
 def index_in(folder: Path) -> Path | None:
     """Return the index of the sharded weights that a folder holds, or None; several are as good as none."""
     found = sorted(folder.glob(INDEX)) if folder.is_dir() else []

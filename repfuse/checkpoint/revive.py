@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from repfuse.checkpoint import allow as allow_list
-from repfuse.checkpoint.allow import PARTIAL, Need
-from repfuse.checkpoint.inert import GlobalName, Record, is_plain, is_reference, origins
+from repfuse.checkpoint.allow import PARTIAL, Need, names_refused, refusal, resolve
+from repfuse.checkpoint.inert import GlobalName, Record, is_plain_data, is_reference, origins
 from repfuse.checkpoint.recognise import damaged
 
 if TYPE_CHECKING:
@@ -39,11 +38,14 @@ def revive(root: Any, path: Path, named: Named) -> Any:
 
     Raises RepfuseError with the list of what the file needs and may not have.
     """
-    classes = allow_list.check_all(path, origins(root), named)
+    names = origins(root)
+    if needs := names_refused(names, named):
+        raise refusal(path, needs)
+    classes = {name: resolve(name, named) for name in names - {PARTIAL}}
     try:
         return _Reviver(classes).revive(root)
     except _NotBuildableError as error:
-        raise allow_list.refusal(path, [error.need]) from error
+        raise refusal(path, [error.need]) from error
     except RecursionError as error:
         raise damaged(path, "its objects are nested without end") from error
 
@@ -111,7 +113,7 @@ class _Reviver:
         """Return a partial of one of torch's own layers with plain arguments, and of nothing else."""
         match record.state:
             case (made, (*args,), dict() | None as keywords, None) if is_reference(made):
-                if made.origin.module.startswith("torch.nn.modules.") and is_plain([args, keywords]):
+                if made.origin.module.startswith("torch.nn.modules.") and is_plain_data([args, keywords]):
                     return functools.partial(self._class(made.origin), *args, **(keywords or {}))
         raise _NotBuildableError(record.origin, "of something else than a layer of torch.nn with plain arguments")
 

@@ -1,24 +1,25 @@
-"""Reading and writing safetensors files: tensors by name, and text beside them."""
+"""Reading and writing safetensors files: tensors by name, and text beside them; also in shards with their index."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from repfuse.checkpoint.json_file import parse_json
-from repfuse.checkpoint.recognise import damaged
+from repfuse.checkpoint.json_file import parse_json, read_json
+from repfuse.checkpoint.recognise import Container, damaged, index_in, recognise
 from repfuse.errors import RepfuseError
-from repfuse.wording import described, first_line
+from repfuse.wording import described, first_line, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
+
+    from torch import Tensor
 
 
-def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors, on the CPU and in the order of the file, and the text metadata.
 
     The tensors are copies: none of them goes on reading the file, which may be overwritten later.
@@ -38,7 +39,7 @@ def _check_names(path: Path) -> None:
         parse_json(file.read(int.from_bytes(file.read(8), "little")))
 
 
-def write(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path: Path) -> None:
+def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
     """Write ``tensors`` and text ``metadata``. Values and dtypes are kept; strides are not, the format has none.
 
     A tensor that shares its memory with others is written in full under each name, so that every reader finds
@@ -56,8 +57,8 @@ def write(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], path
         raise OSError(first_line(error)) from error
 
 
-def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    apart: dict[str, torch.Tensor] = {}
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    apart: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
         own = tensor.detach().cpu().contiguous()
@@ -65,3 +66,84 @@ def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         apart[name] = own.clone() if memory in seen else own
         seen.add(memory)
     return apart
+
+
+LARGEST_INDEX = 100 << 20  # bytes of an index: a million names
+
+
+def read_shards(path: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
+    """Return the tensors of all shards in the order of the index, and the files they are from, the index first.
+
+    ``path`` is the index, or the folder that holds it. Every name must be in exactly the shard that the index says, and
+    every shard a file beside the index. Raises RepfuseError where that is not so.
+    """
+    index = index_in(path) if path.is_dir() else path
+    assert index is not None
+    places = weight_map(index)
+    shards = {name: index.parent / name for name in dict.fromkeys(places.values())}
+    if absent := [name for name, shard in shards.items() if not _is_file(shard)]:
+        raise RepfuseError(
+            f"{len(absent)} of the {len(shards)} shards of {index} are missing.",
+            f"There is no {listed(absent)} beside it.",
+            "Download all of them into that folder.",
+        )
+    held: dict[str, dict[str, Tensor]] = {}
+    seen: set[str] = set()
+    for name, shard in shards.items():
+        held[name] = _read_shard(shard)
+        if twice := sorted(seen & held[name].keys()):  # before the next one is read: links can make one file many
+            raise _misfit(index, twice, "in more than one shard")
+        seen |= held[name].keys()
+    _check_shards(index, places, held)
+    return {name: held[shard][name] for name, shard in places.items()}, (index, *shards.values())
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Return the shard of each name. Raises RepfuseError where the file is no index, or leads out of its own folder."""
+    try:
+        places: Any = read_json(index, LARGEST_INDEX)["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(index, f"it is no index of shards ({described(error)})") from error
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise damaged(index, "its weight_map is not a table of names")
+    for name in places.values():
+        if Path(name).name != name or name == ".." or "\\" in name or "\0" in name:
+            what = f"{index} names a shard outside its own folder."
+            raise RepfuseError(what, f"It names {name!r}.", "Get the index again from where the weights are from.")
+    return places
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its name is longer than any that the system takes
+        return False
+
+
+def _read_shard(shard: Path) -> dict[str, Tensor]:
+    if recognise(shard) is not Container.SAFETENSORS:
+        raise RepfuseError(
+            f"The shard {shard} is not a safetensors file.",
+            "repfuse joins shards of this format alone.",
+            "Save the weights again: model.save_pretrained(folder, safe_serialization=True).",
+        )
+    return read(shard)[0]
+
+
+def _check_shards(index: Path, places: dict[str, str], held: dict[str, dict[str, Tensor]]) -> None:
+    missing = [name for name, shard in places.items() if name not in held[shard]]
+    unknown = [name for tensors in held.values() for name in tensors if name not in places]
+    for names, what in (
+        (missing, "not in the shard that the index says"),
+        (unknown, "in a shard, and not in the index"),
+    ):
+        if names:
+            raise _misfit(index, names, what)
+
+
+def _misfit(index: Path, names: list[str], what: str) -> RepfuseError:
+    return RepfuseError(
+        f"The shards do not fit {index}.",
+        f"{len(names)} {what}: {listed(names)}.",
+        "Get the index and all its shards again, from one place.",
+    )

@@ -14,29 +14,10 @@ if TYPE_CHECKING:
 FORM = (
     "Write it as 1x3x224x224, with a dtype after a colon where it matters (1x3x224x224:float16), several with commas."
 )
-DTYPES = frozenset(
-    {
-        "float64",
-        "double",
-        "float32",
-        "float",
-        "float16",
-        "half",
-        "bfloat16",
-        "int64",
-        "long",
-        "int32",
-        "int",
-        "int16",
-        "short",
-        "int8",
-        "uint8",
-        "bool",
-        "complex32",
-        "complex64",
-        "complex128",
-    }
-)
+DTYPES = {
+    *("float64", "double", "float32", "float", "float16", "half", "bfloat16", "complex32", "complex64", "complex128"),
+    *("int64", "long", "int32", "int", "int16", "short", "int8", "uint8", "bool"),
+}
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import importlib
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from repfuse.checkpoint.build import WEIGHTS as FETCHING
-from repfuse.checkpoint.build import timm_defaults
+from repfuse.checkpoint.build import FETCHING, timm_defaults
 from repfuse.checkpoint.json_file import read_json
 from repfuse.checkpoint.opening import Opened, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
-from repfuse.checkpoint.recognise import CONFIG, HUB
-from repfuse.checkpoint.sharded import weight_map
+from repfuse.checkpoint.recognise import CONFIG
+from repfuse.checkpoint.safetensors_file import weight_map
 from repfuse.checkpoint.source import ModelSource
 from repfuse.checkpoint.user_code import Named
 from repfuse.errors import RepfuseError
 from repfuse.wording import described, first_line
 
 INDEX = "model.safetensors.index.json"
-WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")  # the safe format first
+WEIGHT_FILES = ("model.safetensors", INDEX, "pytorch_model.bin")  # the safe format first
 LARGEST_FILE = 4 << 20  # bytes
 ARCHITECTURE = re.compile(r"\w{1,100}(\.\w{1,100})?")
 LARGEST = 1_000_000  # a number of classes, channels or pixels beyond this is a mistake or an attack
@@ -36,29 +36,26 @@ RESERVED = {*FETCHING, "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", 
 HUB_NAME = re.compile(r"hf-hub:(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
-def is_snapshot(path: Path) -> bool:
-    """Say whether ``path`` is a folder with a configuration in it."""
-    return path.is_dir() and (path / CONFIG).is_file()
-
-
 def open_snapshot(folder: Path, weights: str = "auto", *, trust: Named | None = None, built: bool = False) -> Opened:
     """Read the weights in ``folder``, with the recipe that its configuration gives; ``built``: by --model instead.
 
     Raises RepfuseError where the configuration is none of timm's, or where there are no weights.
     """
     recipe = None if built else recipe_of(folder / CONFIG)
-    for name in WEIGHTS:
+    for name in WEIGHT_FILES:
         if (folder / name).is_file():
             opened = open_checkpoint(folder / name, weights, trust=trust)
             return opened if built or opened.recipe else replace(opened, recipe=recipe)
     raise RepfuseError(
-        f"{folder} has a {CONFIG} and no weights.", f"It has none of {', '.join(WEIGHTS)}.", "Give the file itself."
+        f"{folder} has a {CONFIG} and no weights.",
+        f"It has none of {', '.join(WEIGHT_FILES)}.",
+        "Give the file itself.",
     )
 
 
 def recipe_of(path: Path) -> Recipe:
     """Return how the network of the configuration at ``path`` is built. Raises RepfuseError where that is not said."""
-    config = _read(path)
+    config = configuration(path)
     name = config.get("architecture")
     if not isinstance(name, str) or not ARCHITECTURE.fullmatch(name):
         kind = config.get("model_type") or config.get("architectures") or "nothing"
@@ -109,7 +106,8 @@ def _input_size(path: Path, pretrained: dict[str, Any], arguments: dict[str, Any
     return (_number(path, "in_chans", arguments.get("in_chans", channels)), *pixels)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def configuration(path: Path) -> dict[str, Any]:
+    """Return what a config.json says. Raises RepfuseError where it is none."""
     try:
         config = read_json(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
@@ -155,11 +153,6 @@ def _odd(path: Path, name: str, value: Any) -> RepfuseError:
     )
 
 
-def is_hub_name(path: Path | str) -> bool:
-    """Say whether ``path`` names a repository of the hub."""
-    return str(path).startswith(HUB)
-
-
 def fetch(name: str) -> tuple[Path, str]:
     """Return the folder that holds the snapshot ``name``, and its revision: from the cache, else fetched.
 
@@ -170,53 +163,38 @@ def fetch(name: str) -> tuple[Path, str]:
         raise RepfuseError(
             f"{name!r} is no name of the hub.", "", "Write hf-hub:USER/NAME or hf-hub:USER/NAME@REVISION."
         )
-    get = _Getter(name, match["repo"], match["revision"])
-    folder = get(CONFIG, f"{name} has no {CONFIG}").parent
-    get.revision = folder.name  # all files of one revision
-    for weights in WEIGHTS:
-        found = get.maybe(weights)
-        if found is not None:
-            for shard in sorted(set(weight_map(found).values())) if weights == INDEX else ():
-                get(shard, f"{name} lacks {shard}, which its index names")
-            return folder, folder.name
-    raise get.error(f"{name} has none of {', '.join(WEIGHTS)}")
+    library, revision = _hub_library(), match["revision"]
+    absent = library.errors.EntryNotFoundError
+    lacking = f"has no {CONFIG}"
 
+    def get(file: str) -> Path:
+        return Path(library.hf_hub_download(match["repo"], file, revision=revision))
 
-class _Getter:
-    """Fetches files of one repository, or finds them in the cache."""
-
-    def __init__(self, name: str, repo: str, revision: str | None) -> None:
-        self.name, self.repo, self.revision = name, repo, revision
-        self.library = _hub_library()
-        self.last: Exception | None = None
-
-    def maybe(self, file: str) -> Path | None:
-        """Return the file, or None where the repository (or the cache, offline) does not have it."""
-        try:
-            return Path(self.library.hf_hub_download(self.repo, file, revision=self.revision))
-        except self.library.errors.EntryNotFoundError as error:
-            self.last = error
-            return None
-        except Exception as error:  # a network fails in many ways
-            self.last = error
-            raise self.error(f"{self.name} cannot be fetched") from error
-
-    def __call__(self, file: str, otherwise: str) -> Path:
-        """Return the file. Raises RepfuseError, which begins with ``otherwise``, where it is not there."""
-        found = self.maybe(file)
-        if found is None:
-            raise self.error(otherwise) from self.last
-        return found
-
-    def error(self, what: str) -> RepfuseError:
-        offline = isinstance(self.last, self.library.errors.LocalEntryNotFoundError)
-        why = "The hub cannot be reached, or offline mode is on, and the file is not in the cache." if offline else ""
-        return RepfuseError(
-            f"{what}.",
-            why or (described(self.last) if self.last else ""),
+    try:
+        folder = get(CONFIG).parent
+        revision = folder.name  # all files of one revision
+        lacking = f"has none of {', '.join(WEIGHT_FILES)}"
+        for weights in WEIGHT_FILES[:-1]:
+            with suppress(absent):
+                found = get(weights)
+                break
+        else:
+            found = get(WEIGHT_FILES[-1])
+        for shard in sorted(set(weight_map(found).values())) if found.name == INDEX else ():
+            lacking = f"lacks {shard}, which its index names"
+            get(shard)
+    except RepfuseError:
+        raise
+    except Exception as error:  # a network fails in many ways
+        offline = isinstance(error, library.errors.LocalEntryNotFoundError)
+        why = "The hub cannot be reached, or offline mode is on, and the file is not in the cache."
+        raise RepfuseError(
+            f"{name} {lacking if isinstance(error, absent) else 'cannot be fetched'}.",
+            why if offline else described(error),
             "Check the name and the network (for private models: `hf auth login`), or download the model's folder "
             "elsewhere and give that folder.",
-        )
+        ) from error
+    return folder, folder.name
 
 
 def _hub_library() -> Any:

@@ -6,17 +6,16 @@ import pickletools
 import re
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import OrderedDict
 from contextlib import contextmanager
 from pickle import PicklingError, UnpicklingError
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from repfuse.checkpoint.allow import advice, names_refused
-from repfuse.checkpoint.inert import ORIGIN, GlobalName, StandIn, stand_in, tidied, walk
+from repfuse.checkpoint.inert import GlobalName, PlayedDict, Record, stand_in, tidied, walk
 from repfuse.checkpoint.recognise import Container, damaged, recognise
 from repfuse.checkpoint.script import playing_main
 from repfuse.errors import RepfuseError
@@ -48,7 +47,7 @@ DYNAMIC = "torch.ao.nn.quantized.dynamic"  # which leaves all but some linear la
 AWARE = re.compile(r"\.fake_quant_enabled$|(^|\.)activation_post_process(_\d+)?\.")  # in names of a state dict
 
 
-class Said(NamedTuple):
+class PickleSummary(NamedTuple):
     """What a pickle says of itself: the names that it uses, its protocol, and whether it was prepared for int8."""
 
     names: frozenset[GlobalName]
@@ -68,7 +67,7 @@ def read(path: Path, container: Container) -> Any:
     No code of the file runs. All tensors come to the CPU. Raises RepfuseError where the file is damaged, or where
     it needs what torch's restricted unpickler does not do.
     """
-    said = _said(path, container)
+    said = _summary(path, container)
     said.check_floating(path)
     try:
         with path.open("rb") as file, _stand_ins_for(said.names):
@@ -110,7 +109,7 @@ def check_unpacked(file: Path | IO[bytes], most: int) -> None:
 
 def read_trusted(path: Path, container: Container, named: Named) -> Any:
     """Return what the file holds, running whatever code it asks for: only for files that the user trusts."""
-    _said_if_any(path, container).check_floating(path)
+    _summary_if_any(path, container).check_floating(path)
     try:
         with path.open("rb") as file, quietly(), named.importable():
             return torch.load(file, map_location="cpu", weights_only=False, mmap=False)
@@ -122,7 +121,7 @@ def read_trusted(path: Path, container: Container, named: Named) -> Any:
 
 def _get_code(path: Path, named: Named) -> str:
     """Return what to do so that the code is found which a trusted file needs."""
-    names = _said_if_any(path, recognise(path)).names
+    names = _summary_if_any(path, recognise(path)).names
     needs = [need for need in names_refused(names, named) if need.allow or need.install]
     return advice(needs) or "Install what it needs in the versions that it was saved with."
 
@@ -155,15 +154,15 @@ def modules_named(path: Path) -> set[str]:
     return names - IMPORT_MAPPING.keys()
 
 
-def _said_if_any(path: Path, container: Container) -> Said:
+def _summary_if_any(path: Path, container: Container) -> PickleSummary:
     """Return what a file says of itself, of which torch may make more than can be read without it."""
     try:
-        return _said(path, container)
+        return _summary(path, container)
     except RepfuseError:
-        return Said(frozenset(), 0)
+        return PickleSummary(frozenset(), 0)
 
 
-def _said(path: Path, container: Container) -> Said:
+def _summary(path: Path, container: Container) -> PickleSummary:
     names, protocol, aware = set(), 0, False
     try:
         for opcode, argument, _ in _instructions(path, container):
@@ -175,7 +174,7 @@ def _said(path: Path, container: Container) -> Said:
                 aware = aware or AWARE.search(argument) is not None
     except Exception as error:  # likewise
         raise damaged(path, first_line(error)) from error
-    return Said(frozenset(names), protocol, aware)
+    return PickleSummary(frozenset(names), protocol, aware)
 
 
 def _name(argument: str) -> GlobalName:
@@ -203,7 +202,7 @@ def _stand_ins_for(names: frozenset[GlobalName]) -> Iterator[None]:
     """Let torch's unpickler see a stand-in for each name, and nothing that other code has added for itself."""
     others = get_safe_globals()
     clear_safe_globals()
-    add_safe_globals([(_dict_stand_in(name) if _is_dict(name) else stand_in(name), str(name)) for name in names])
+    add_safe_globals([(stand_in(name, PlayedDict if _is_dict(name) else Record), str(name)) for name in names])
     try:
         yield
     finally:
@@ -216,30 +215,7 @@ def _is_dict(origin: GlobalName) -> bool:
     return origin.name in DICTIONARIES or f"{origin.package}.{origin.name}" in DICTIONARIES
 
 
-def _dict_stand_in(origin: GlobalName) -> type:
-    return _PlayedType("StandIn", (_Played,), {"origin": origin})
-
-
-class _PlayedType(StandIn):
-    def __call__(cls, *args: Any) -> Any:
-        return _Played.__new__(cls, *args)  # type: ignore[arg-type]
-
-
-class _Played(metaclass=_PlayedType):
-    """A dictionary of another library, as an OrderedDict that remembers its class: all that torch's unpickler fills.
-
-    As data it is a dictionary, as a part of a network it is still refused, for the class is not there.
-    """
-
-    origin: ClassVar[GlobalName]
-
-    def __new__(cls, *_args: Any) -> Any:
-        played: OrderedDict[Any, Any] = OrderedDict()
-        vars(played)[ORIGIN] = str(cls.origin)
-        return played
-
-
-def _unreadable(path: Path, container: Container, said: Said, error: Exception) -> RepfuseError:
+def _unreadable(path: Path, container: Container, said: PickleSummary, error: Exception) -> RepfuseError:
     foreign = sorted(str(name) for name in said.names - CALLED if name.package not in ("torch", "collections"))
     cause = _cause(error)
     if said.protocol > PROTOCOL:

@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-from repfuse.cli.options import Allow, Fused, Input, Json, Model, ModelArg, Original, Quiet, Trust, Weights
+from repfuse.cli import options, pair
 from repfuse.cli.output import progress, show, show_json
-from repfuse.cli.pair import FusedModel, FusedModelArg, FusedWeights, Source, load_pair, sides
 
 
 def bench(
-    original: Original,
-    fused: Fused,
+    original: options.Original,
+    fused: options.Fused,
     *,
     batch_size: Annotated[
         list[int] | None,
@@ -30,17 +29,17 @@ def bench(
     cold: Annotated[
         bool, typer.Option("--cold", help="Also show the notebook's method: one cold call each, no measurement.")
     ] = False,
-    model: Model = None,
-    model_arg: ModelArg = None,
-    fused_model: FusedModel = None,
-    fused_model_arg: FusedModelArg = None,
-    weights: Weights = "auto",
-    fused_weights: FusedWeights = "auto",
-    example: Input = None,
-    allow: Allow = None,
-    trust: Trust = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    model: options.Model = None,
+    model_arg: options.ModelArg = None,
+    fused_model: pair.FusedModel = None,
+    fused_model_arg: pair.FusedModelArg = None,
+    weights: options.Weights = "auto",
+    fused_weights: pair.FusedWeights = "auto",
+    example: options.Input = None,
+    allow: options.Allow = None,
+    trust: options.Trust = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Time two checkpoints in one process, warm and interleaved.
 
@@ -52,20 +51,20 @@ def bench(
       repfuse bench model.pt fused.pt
       repfuse bench model.pt fused.pt --batch-size 1 --batch-size 32 --threads 1
     """
-    sources = Source(model, model_arg, weights), Source(fused_model, fused_model_arg, fused_weights)
-    both = sides((original, fused), *sources, example=example, allow=allow, trust=trust)
+    sources = (model, model_arg, weights), (fused_model, fused_model_arg, fused_weights)
+    both = pair.sides((original, fused), *sources, example=example, allow=allow, trust=trust)
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
         from repfuse.benching import bench as measure
         from repfuse.report.bench_view import bench_view
 
-        pair = load_pair(both)
-    pair.notes(quiet=quiet)
+        loaded = pair.load_pair(*both)
+    loaded.notes(quiet=quiet)
     with progress(quiet=quiet) as update:
         result = measure(
-            pair.original.module,
-            pair.fused.module,
-            pair.original.example_inputs,
+            loaded.original.module,
+            loaded.fused.module,
+            loaded.original.example_inputs,
             batch_sizes=batch_size,
             threads=threads,
             rounds=rounds,

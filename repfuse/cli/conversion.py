@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from repfuse.benching import bench
 from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
+from repfuse.checkpoint.source import as_texts
 from repfuse.cli import STARTED
 from repfuse.converting import convert
 from repfuse.health import examine
@@ -19,22 +21,23 @@ from repfuse.networks import using_threads
 from repfuse.plan_file import said_beside
 from repfuse.planning.choosing import choose
 from repfuse.plans import Plan
-from repfuse.report.build import environment, input_of, output_of
-from repfuse.report.schema import Report, Status, envelope, report_path, to_json
-from repfuse.saving import save_read_in
+from repfuse.report.schema import Environment, Input, Output, Report, Status, envelope, report_path, to_json
+from repfuse.saving import Saved, save
+from repfuse.version import __version__
+from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:
     from torch import nn
 
     from repfuse.cli.choosing import Wanted
     from repfuse.progress import Progress
-    from repfuse.readback.process import Place
+    from repfuse.readback.process import Reader
 
 TIMING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Job:
+class Request:
     """What to convert and where to; ``loading`` is for repfuse.load. ``out`` is None in a dry run.
 
     ``keep_metadata`` says whether the rest of a training checkpoint is written too, ``effort`` how much is tried to
@@ -51,45 +54,47 @@ class Job:
     effort: str = "default"
 
 
-def run(job: Job, progress: Progress, reader: Place | None = None) -> Report:
+def run(request: Request, progress: Progress, reader: Reader | None = None) -> Report:
     """Do all of it, and return the report, which is also written beside the result; ``reader`` reads that again."""
     progress("reading", 0.0)
-    checkpoint = _loaded(job)
+    checkpoint = _loaded(request)
     if reader:
         reader.prepare(checkpoint.module)
-    if job.out is None:
+    if request.out is None:
         progress("looking for what can be fused", 0.3)
-        return _planned(checkpoint, job)
-    format_for(job.out, job.format, checkpoint.format)  # to say what cannot be written before the work is done
+        return _planned(checkpoint, request)
+    format_for(request.out, request.format, checkpoint.format)  # to say what cannot be written before the work is done
     threads = enough_threads(checkpoint.module, checkpoint.example_inputs)
     with using_threads(threads):
-        report, module = _proven(checkpoint, job, progress)
-    if report.status == "failed" or (report.status == "nothing-to-fuse" and not job.force):
+        report, module = _proven(checkpoint, request, progress)
+    if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
         return report
     progress("timing", 0.7)
     timing = bench(checkpoint.module, module, checkpoint.example_inputs, seconds=TIMING_SECONDS)
     progress("writing, and reading it again", 0.9)
     with using_threads(threads):
-        return _saved(replace(report, timing=timing), checkpoint, module, job, reader)
+        return _saved(replace(report, timing=timing), checkpoint, module, request, reader)
 
 
-def _saved(report: Report, checkpoint: Checkpoint, module: nn.Module, job: Job, reader: Place | None) -> Report:
+def _saved(
+    report: Report, checkpoint: Checkpoint, module: nn.Module, request: Request, reader: Reader | None
+) -> Report:
     """Write the result and its report: both or neither."""
-    out = job.out
+    out = request.out
     assert out is not None
-    options: dict[str, Any] = {"format": job.format, "force": job.force, "keep_metadata": job.keep_metadata}
+    options: dict[str, Any] = {"format": request.format, "force": request.force, "keep_metadata": request.keep_metadata}
     with together():
-        saved = save_read_in(reader, checkpoint, module, out, plan=report.plan, **options)
+        saved = save(checkpoint, module, out, plan=report.plan, reader=reader, **options)
         notes = (*report.notes, *saved.notes)
         report = replace(report, output=output_of(saved), notes=notes, seconds=time.perf_counter() - STARTED)
         _write(report, report_path(out))
     return report
 
 
-def _loaded(job: Job) -> Checkpoint:
+def _loaded(request: Request) -> Checkpoint:
     """Load the checkpoint, with the input and the model that were given for the plan; notes say what that is of."""
-    file = job.wanted.file
-    checkpoint = load(job.source, **job.loading, said=file.said if file else said_beside(job.source))
+    file = request.wanted.file
+    checkpoint = load(request.source, **request.loading, said=file.said if file else said_beside(request.source))
     notes = []
     made_for = file.origin.input if file else None
     if made_for and made_for.digest != checkpoint.digest:
@@ -97,27 +102,27 @@ def _loaded(job: Job) -> Checkpoint:
     return replace(checkpoint, notes=(*checkpoint.notes, *notes))
 
 
-def _planned(checkpoint: Checkpoint, job: Job) -> Report:
-    found = choose(checkpoint.module, checkpoint.example_inputs, job.wanted.choice)
+def _planned(checkpoint: Checkpoint, request: Request) -> Report:
+    found = choose(checkpoint.module, checkpoint.example_inputs, request.wanted.choice)
     status: Status = "planned" if found.sites else "nothing-to-fuse"
-    report = _report(status, checkpoint, found, job.wanted)
-    return replace(report, notes=(*report.notes, *_effort_notes(job.effort, checked=False)))
+    report = _report(status, checkpoint, found, request.wanted)
+    return replace(report, notes=(*report.notes, *_effort_notes(request.effort, checked=False)))
 
 
-def _proven(checkpoint: Checkpoint, job: Job, progress: Progress) -> tuple[Report, nn.Module]:
+def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tuple[Report, nn.Module]:
     conversion = convert(
         checkpoint,
         progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),
-        effort=job.effort,
-        **vars(job.wanted.choice),
+        effort=request.effort,
+        **vars(request.wanted.choice),
     )
     done: Status = "converted" if conversion.plan.sites else "nothing-to-fuse"
     status: Status = done if conversion.passed else "failed"
-    report = _report(status, checkpoint, conversion.plan, job.wanted)
+    report = _report(status, checkpoint, conversion.plan, request.wanted)
     notes = (
         *report.notes,
         *class_notes(checkpoint.module, conversion.module),
-        *_effort_notes(job.effort, checked=conversion.proof is not None),
+        *_effort_notes(request.effort, checked=conversion.proof is not None),
     )
     report = replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes)
     return report, conversion.module
@@ -161,3 +166,36 @@ def _earlier(checkpoint: Checkpoint, found: Plan) -> list[str]:
 def _write(report: Report, path: Path) -> None:
     with replacing(path) as temporary:
         temporary.write_text(to_json(envelope("conversion", report.to_dict())), encoding="utf-8")
+
+
+def environment() -> Environment:
+    """Return the versions of this process."""
+    import torch
+
+    system = f"{platform.system()} {platform.machine()}"
+    return Environment(__version__, torch.__version__, platform.python_version(), system)
+
+
+def input_of(checkpoint: Checkpoint) -> Input:
+    """Return what the report says of a loaded checkpoint."""
+    examples = checkpoint.example_inputs
+    return Input(
+        path=str(checkpoint.path),
+        digest=checkpoint.digest,
+        format=checkpoint.format,
+        model=checkpoint.source.spec if checkpoint.source else None,
+        shapes=tuple(tuple(example.shape) for example in examples),
+        dtypes=tuple(dtype_name(example.dtype) for example in examples),
+        input_origin=checkpoint.input_origin,
+        model_args=_arguments(checkpoint),
+    )
+
+
+def _arguments(checkpoint: Checkpoint) -> tuple[str, ...] | None:
+    texts = as_texts(checkpoint.source) if checkpoint.source else []
+    return None if texts is None else tuple(texts)
+
+
+def output_of(saved: Saved) -> Output:
+    """Return what the report says of a checkpoint that was written."""
+    return Output(str(saved.path), saved.digest, saved.format, saved.verified, saved.use)

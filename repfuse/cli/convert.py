@@ -9,48 +9,31 @@ from typing import Annotated
 import typer
 
 from repfuse.checkpoint.formats import Format
-from repfuse.cli.choosing import Exclude, Include, KeepClass, Merging, PlanIn, wanted
-from repfuse.cli.options import (
-    OUTPUT,
-    Allow,
-    Checkpoint,
-    Input,
-    Json,
-    Model,
-    ModelArg,
-    Quick,
-    Quiet,
-    Thorough,
-    Trust,
-    Verbose,
-    Weights,
-    effort_of,
-    for_load,
-)
+from repfuse.cli import choosing, options
 from repfuse.cli.output import check_sources, check_targets, progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK
-from repfuse.readback.process import place
+from repfuse.readback.process import Reader
 from repfuse.report.schema import report_path
 
 
 def convert(
-    source: Checkpoint,
+    source: options.Checkpoint,
     out: Annotated[
         Path | None,
         typer.Argument(metavar="OUT", help="The file to write; --dry-run needs none.", show_default=False),
     ] = None,
     *,
-    model: Model = None,
-    model_arg: ModelArg = None,
-    weights: Weights = "auto",
-    example: Input = None,
-    policy: Merging = None,
-    plan: PlanIn = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    keep_class: KeepClass = None,
-    allow: Allow = None,
-    trust: Trust = False,
+    model: options.Model = None,
+    model_arg: options.ModelArg = None,
+    weights: options.Weights = "auto",
+    example: options.Input = None,
+    policy: choosing.Merging = None,
+    plan: choosing.PlanIn = None,
+    include: choosing.Include = None,
+    exclude: choosing.Exclude = None,
+    keep_class: choosing.KeepClass = None,
+    allow: options.Allow = None,
+    trust: options.Trust = False,
     file_format: Annotated[
         Format | None,
         typer.Option(
@@ -58,7 +41,7 @@ def convert(
             metavar="FORMAT",
             help="pt (the network, pickled), pt2 (torch.export), safetensors, state-dict (weights alone) or onnx. "
             "Without it: as OUT's suffix says, else as IN is.",
-            rich_help_panel=OUTPUT,
+            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
     keep_metadata: Annotated[
@@ -67,19 +50,21 @@ def convert(
             "--keep-metadata/--drop-metadata",
             help="Keep what a training checkpoint holds beside the network (epochs, settings, metrics), or write the "
             "network alone. The optimizer's state never fits a fused network, and goes. The notes name it all.",
-            rich_help_panel=OUTPUT,
+            rich_help_panel=options.OUTPUT,
         ),
     ] = True,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace OUT, and write it even if nothing was fused.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--force", help="Replace OUT, and write it even if nothing was fused.", rich_help_panel=options.OUTPUT
+        ),
     ] = False,
-    quick: Quick = False,
-    thorough: Thorough = False,
+    quick: options.Quick = False,
+    thorough: options.Thorough = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fuse the branches of a checkpoint, prove the result and write it.
 
@@ -103,19 +88,19 @@ def convert(
     """
     if out is None and not dry_run:
         raise typer.BadParameter("give OUT, the file to write, or --dry-run.", param_hint="OUT")
-    effort = effort_of(quick=quick, thorough=thorough)
+    effort = options.effort_of(quick=quick, thorough=thorough)
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
     check_sources((source,))
-    loading = for_load(model, model_arg, weights, example, allow, trust=trust)
-    with place() if target else nullcontext() as reader, progress(quiet=quiet) as update:
-        chosen = wanted(policy, plan, include, exclude, keep_class)
-        from repfuse.cli.conversion import Job, run  # the reader imports torch by now, too
+    loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
+    with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
+        chosen = choosing.wanted(policy, plan, include, exclude, keep_class)
+        from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
         from repfuse.report.convert_view import convert_view
 
-        job = Job(source, target, loading, chosen, file_format, force, keep_metadata, effort)
-        report = run(job, update, reader)
+        request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort)
+        report = run(request, update, reader)
     if as_json:
         show_json("conversion", report.to_dict())
     elif not quiet:

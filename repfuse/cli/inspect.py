@@ -7,50 +7,38 @@ from typing import Annotated
 
 import typer
 
-from repfuse.cli.choosing import Exclude, Include, KeepClass, Merging, wanted
-from repfuse.cli.options import (
-    OUTPUT,
-    Allow,
-    Checkpoint,
-    Input,
-    Json,
-    Model,
-    ModelArg,
-    Quiet,
-    Trust,
-    Verbose,
-    Weights,
-    for_load,
-)
+from repfuse.cli import choosing, options
 from repfuse.cli.output import check_sources, check_targets, progress, show, show_json
 
 
 def inspect(
-    source: Checkpoint,
+    source: options.Checkpoint,
     *,
-    model: Model = None,
-    model_arg: ModelArg = None,
-    weights: Weights = "auto",
-    example: Input = None,
-    policy: Merging = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    keep_class: KeepClass = None,
-    allow: Allow = None,
-    trust: Trust = False,
+    model: options.Model = None,
+    model_arg: options.ModelArg = None,
+    weights: options.Weights = "auto",
+    example: options.Input = None,
+    policy: choosing.Merging = None,
+    include: choosing.Include = None,
+    exclude: choosing.Exclude = None,
+    keep_class: choosing.KeepClass = None,
+    allow: options.Allow = None,
+    trust: options.Trust = False,
     plan: Annotated[
         Path | None,
         typer.Option(
             "--plan",
             metavar="FILE",
             help="Write the plan here too: drop sites from it as you like, then `repfuse convert --plan FILE`.",
-            rich_help_panel=OUTPUT,
+            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the plan FILE.", rich_help_panel=OUTPUT)] = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the plan FILE.", rich_help_panel=options.OUTPUT)
+    ] = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """List what can be fused in a checkpoint, and what not and why.
 
@@ -65,14 +53,14 @@ def inspect(
     if plan:
         check_targets((plan,), (source,), force=force)
     check_sources((source,))
-    loading = for_load(model, model_arg, weights, example, allow, trust=trust)
+    loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
     with progress(quiet=quiet) as update:
-        chosen = wanted(policy, None, include, exclude, keep_class)
-        from repfuse.cli.conversion import Job, run
+        chosen = choosing.wanted(policy, None, include, exclude, keep_class)
+        from repfuse.cli.conversion import Request, run
         from repfuse.plan_file import write_plan
         from repfuse.report.convert_view import convert_view
 
-        report = run(Job(source, None, loading, chosen, None, force=False), update)
+        report = run(Request(source, None, loading, chosen, None, force=False), update)
     if plan:
         write_plan(report, plan)
     if as_json:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from repfuse.checkpoint.atomic import check_target
-from repfuse.checkpoint.recognise import CONFIG, HUB, recognise
+from repfuse.checkpoint.recognise import is_hub_name, is_snapshot, recognise
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def check_targets(targets: Sequence[Path], sources: Sequence[Path], *, force: bo
 def check_sources(sources: Sequence[Path]) -> None:
     """Raise RepfuseError where what is to be read is no checkpoint. What is fetched, or a snapshot, is not opened."""
     for source in sources:
-        if not str(source).startswith(HUB) and not (source.is_dir() and (source / CONFIG).is_file()):
+        if not is_hub_name(source) and not is_snapshot(source):
             recognise(source)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -50,20 +49,10 @@ class Pair(NamedTuple):
             notes(checkpoint.path, checkpoint.notes, quiet=quiet)
 
 
-class Source(NamedTuple):
-    """How one side's network is built, by a spec and its arguments, and which weights of the file it has."""
-
-    model: str | None
-    arguments: Sequence[str] | None
-    weights: str
-
-
-@dataclass(frozen=True)
-class Sides:
-    """Both files and how each is loaded, as the options say."""
-
-    paths: tuple[Path, Path]
-    loading: tuple[dict[str, Any], dict[str, Any]]
+Source = tuple[str | None, Sequence[str] | None, str]
+"""How one side's network is built, by a spec and its arguments, and which weights of the file it has."""
+Side = tuple[Path, dict[str, Any]]
+"""A file, and how it is loaded."""
 
 
 def sides(
@@ -74,29 +63,30 @@ def sides(
     example: str | None,
     allow: Sequence[str] | None,
     trust: bool,
-) -> Sides:
+) -> tuple[Side, Side]:
     """Return what the options say of both; FUSED is built by ``source`` where it has no source of its own.
 
     Raises RepfuseError where an option makes no sense, or a file is no checkpoint. torch is not imported.
     """
-    if fused_source.arguments and not fused_source.model:
+    model, arguments, weights = fused_source
+    if arguments and not model:
         what = "There are arguments of --fused-model-arg, but no --fused-model."
         raise RepfuseError(what, "", "Say which network they are for: --fused-model timm:NAME, ...")
     check_sources(paths)
-    fused_source = fused_source if fused_source.model else source._replace(weights=fused_source.weights)
-    first, second = (for_load(*each, example, allow, trust=trust) for each in (source, fused_source))
-    return Sides(paths, (first, second))
+    fused_source = fused_source if model else (*source[:2], weights)
+    loading = (for_load(*each, example, allow, trust=trust) for each in (source, fused_source))
+    original, fused = zip(paths, loading, strict=True)
+    return original, fused
 
 
-def load_pair(both: Sides) -> Pair:
+def load_pair(original: Side, fused: Side) -> Pair:
     """Load both. What neither an option nor ORIGINAL says of itself, the report beside FUSED may, or FUSED itself."""
     from repfuse.loading import load
     from repfuse.plan_file import said_beside
 
-    original, fused = both.paths
-    second = load(fused, **both.loading[1], said=said_beside(fused))
-    said = said_beside(fused, original) or _said_by(second)
-    return Pair(load(original, **both.loading[0], said=said), second)
+    (path, loading), (fused_path, fused_loading) = original, fused
+    second = load(fused_path, **fused_loading, said=said_beside(fused_path))
+    return Pair(load(path, **loading, said=said_beside(fused_path, path) or _said_by(second)), second)
 
 
 def _said_by(fused: Checkpoint) -> Said:

@@ -8,37 +8,13 @@ from typing import Annotated
 import typer
 
 from repfuse.checkpoint.shapes import parse_shapes
-from repfuse.cli.options import (
-    NETWORK,
-    Allow,
-    Atol,
-    DataPath,
-    Fused,
-    Json,
-    Limit,
-    Mean,
-    Model,
-    ModelArg,
-    Original,
-    Quick,
-    Quiet,
-    Rtol,
-    Std,
-    Thorough,
-    Trust,
-    Verbose,
-    Weights,
-    check_real,
-    effort_of,
-    wishes_of,
-)
+from repfuse.cli import options, pair
 from repfuse.cli.output import notes, progress, show, show_json
-from repfuse.cli.pair import FusedModel, FusedModelArg, FusedWeights, Source, load_pair, sides
 
 
 def verify(
-    original: Original,
-    fused: Fused,
+    original: options.Original,
+    fused: options.Fused,
     *,
     shapes: Annotated[
         list[str] | None,
@@ -47,18 +23,18 @@ def verify(
             metavar="SHAPE",
             help="An example input, as 1x3x224x224: many kinds and sizes around it are tried; repeat it. Without it: "
             "what the checkpoint, its report or the model source knows.",
-            rich_help_panel=NETWORK,
+            rich_help_panel=options.NETWORK,
         ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option("--seed", help="A seed of the random inputs; repeat it.")] = None,
-    data: DataPath = None,
-    mean: Mean = None,
-    std: Std = None,
-    limit: Limit = None,
-    quick: Quick = False,
-    thorough: Thorough = False,
-    rtol: Rtol = None,
-    atol: Atol = None,
+    data: options.DataPath = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    limit: options.Limit = None,
+    quick: options.Quick = False,
+    thorough: options.Thorough = False,
+    rtol: options.Rtol = None,
+    atol: options.Atol = None,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -68,17 +44,17 @@ def verify(
             "the one in FUSED or in the report beside it, if they have one.",
         ),
     ] = None,
-    model: Model = None,
-    model_arg: ModelArg = None,
-    fused_model: FusedModel = None,
-    fused_model_arg: FusedModelArg = None,
-    weights: Weights = "auto",
-    fused_weights: FusedWeights = "auto",
-    allow: Allow = None,
-    trust: Trust = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    model: options.Model = None,
+    model_arg: options.ModelArg = None,
+    fused_model: pair.FusedModel = None,
+    fused_model_arg: pair.FusedModelArg = None,
+    weights: options.Weights = "auto",
+    fused_weights: pair.FusedWeights = "auto",
+    allow: options.Allow = None,
+    trust: options.Trust = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Say whether two checkpoints compute the same, and how far apart they are.
 
@@ -99,16 +75,16 @@ def verify(
 
     Exit codes: 0 same, 1 different, 2 could not tell.
     """
-    effort = effort_of(quick=quick, thorough=thorough)
+    effort = options.effort_of(quick=quick, thorough=thorough)
     wanted = [parse_shapes(shape) for shape in shapes or ()]
-    check_real(data, mean, std, limit)
-    sources = Source(model, model_arg, weights), Source(fused_model, fused_model_arg, fused_weights)
+    options.check_real(data, mean, std, limit)
+    sources = (model, model_arg, weights), (fused_model, fused_model_arg, fused_weights)
     example = shapes[0] if shapes else None
-    both = sides((original, fused), *sources, example=example, allow=allow, trust=trust)
+    both = pair.sides((original, fused), *sources, example=example, allow=allow, trust=trust)
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
         from repfuse.checking.runs import enough_threads
-        from repfuse.checking.tolerances import tolerances
+        from repfuse.checking.verification import tolerances
         from repfuse.checking.verification import verify as compare
         from repfuse.checkpoint.example import make_inputs
         from repfuse.data import prepare, read_data
@@ -119,22 +95,22 @@ def verify(
 
         keep_little()
         tolerances(rtol, atol)  # whether they are sound is said before the files are read
-        wishes = wishes_of(mean, std, limit)
+        wishes = options.wishes_of(mean, std, limit)
         found = read_data(data) if data else None
-        pair = load_pair(both)
-        known = known_plan(*pair, plan)
-        samples, labels = prepare(found, pair.original, wishes) if found else (None, None)
-        threads = enough_threads(pair.original.module, pair.original.example_inputs)
-    pair.notes(quiet=quiet)
+        loaded = pair.load_pair(*both)
+        known = known_plan(*loaded, plan)
+        samples, labels = prepare(found, loaded.original, wishes) if found else (None, None)
+        threads = enough_threads(loaded.original.module, loaded.original.example_inputs)
+    loaded.notes(quiet=quiet)
     notes(fused, known.notes, quiet=quiet)
     notes(data, samples.notes if samples else (), quiet=quiet)
     with progress(quiet=quiet) as update, using_threads(threads):
         result = compare(
-            pair.original.module,
-            pair.fused.module,
-            pair.original.example_inputs,
+            loaded.original.module,
+            loaded.fused.module,
+            loaded.original.example_inputs,
             plan=known.plan,
-            further_examples=[make_inputs(each, pair.original.module) for each in wanted[1:]],
+            further_examples=[make_inputs(each, loaded.original.module) for each in wanted[1:]],
             seeds=seed or None,
             effort=effort,
             rtol=rtol,

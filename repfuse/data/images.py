@@ -9,6 +9,7 @@ import importlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,8 @@ import numpy as np
 import torch
 
 from repfuse.checkpoint.build import library
-from repfuse.checkpoint.json_file import read_json
 from repfuse.checkpoint.recognise import CONFIG
-from repfuse.checkpoint.snapshot import LARGEST_FILE, WEIGHTS
+from repfuse.checkpoint.snapshot import WEIGHT_FILES, configuration
 from repfuse.errors import RepfuseError
 from repfuse.wording import described
 
@@ -186,20 +186,13 @@ def known(checkpoint: Checkpoint) -> Preset | None:
 
 
 def _candidates(checkpoint: Checkpoint) -> Iterator[Preset | None]:
-    if checkpoint.path.name in WEIGHTS:
-        config = _json(checkpoint.path.with_name(CONFIG))
-        yield of_timm(config.get("pretrained_cfg", config), CONFIG)
+    if checkpoint.path.name in WEIGHT_FILES:
+        with suppress(RepfuseError):
+            config = configuration(checkpoint.path.with_name(CONFIG))
+            yield of_timm(config.get("pretrained_cfg", config), CONFIG)
     yield of_timm(vars(checkpoint.module).get("pretrained_cfg"), "timm's configuration of the network")
     if checkpoint.source is not None and checkpoint.source.kind == "torchvision":
         yield of_torchvision(checkpoint.source.parts[1])
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path, LARGEST_FILE)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _numbers(values: Any) -> bool:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from repfuse.checking.agreement import CHUNK, Samples, class_count, takes
+from repfuse.checking.agreement import CHUNK, Samples, class_count
+from repfuse.checking.runs import takes
 from repfuse.data.arrays import Arrays
 from repfuse.data.folder import Folder, numbering
 from repfuse.data.images import MODES, Numbers, Preset, by_pillow, known, normalised, read_image
 from repfuse.errors import RepfuseError
+from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:
     from repfuse.loading import Checkpoint
@@ -113,11 +115,11 @@ def _conversion(
         notes = [f"the data is uint8, {lies}: {said}"]
         return (lambda part: normalised(permute(part), mean, std, example.dtype)), notes
     if wishes.mean or wishes.std:
-        what = f"--mean and --std are for images and uint8, and the data is {_name(inputs.dtype)}."
+        what = f"--mean and --std are for images and uint8, and the data is {dtype_name(inputs.dtype)}."
         raise RepfuseError(what, "It is taken as the network's input as it is.", "Leave them out.")
     if inputs.dtype == example.dtype or not (inputs.is_floating_point() and example.is_floating_point()):
         return (lambda part: part), []
-    names = f"the data is {_name(inputs.dtype)} and the network takes {_name(example.dtype)}: it was cast"
+    names = f"the data is {dtype_name(inputs.dtype)} and the network takes {dtype_name(example.dtype)}: it was cast"
     return (lambda part: part.to(example.dtype)), [names]
 
 
@@ -190,7 +192,3 @@ def _chosen(count: int, limit: int | None) -> tuple[list[int], list[str]]:
     if limit is None or limit >= count:
         return list(range(count)), []
     return [index * count // limit for index in range(limit)], [f"{limit} of {count} samples, evenly spaced"]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,20 @@ import torch
 from torch import nn
 
 from repfuse.checking.comparison import with_fallbacks
-from repfuse.checking.drift import drift_of
+from repfuse.checking.drift import drift
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.inputs.variants import input_variants
-from repfuse.checking.results import Drift, OutputDrift, Verified
-from repfuse.checking.rounding import RoundingEffects
-from repfuse.checking.runs import Outcome, run, run_float64
+from repfuse.checking.results import OutputDrift, Verified
+from repfuse.checking.runs import Outcome, run
 from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.around import Around
-from repfuse.checkpoint.recipe import check_buildable
-from repfuse.checkpoint.source import ModelSource, as_texts
-from repfuse.checkpoint.user_code import Named
-from repfuse.checkpoint.writing import not_the_same, same_bits
-from repfuse.errors import RepfuseError
+from repfuse.checkpoint.recipe import is_buildable
+from repfuse.checkpoint.source import as_texts
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
-from repfuse.networks import device_of, main_dtype
+from repfuse.networks import device_of
 from repfuse.readback.messages import Answer, Fingerprint, Job, digests, fingerprint_of
-from repfuse.readback.process import Place
+from repfuse.readback.process import Reader
 from repfuse.readback.reading import rest_of
 
 # A file of a network or of weights, held against the network in memory that was written into it.
@@ -39,7 +36,7 @@ from repfuse.readback.reading import rest_of
 # another order: then the file's outputs are judged like those of any fused network, see ``repfuse.checking.drift``.
 
 
-Check = Callable[[Place], Verified]
+Check = Callable[..., Verified]  # of a Reader, and whether it runs the file
 PATIENCE = 120.0  # seconds for the fresh process to import torch and a library of models from a slow disk
 BYTES_A_SECOND = 2e6  # that it reads at least
 SLOWER = 20  # times longer than here it may compute
@@ -49,14 +46,16 @@ SLOWER = 20  # times longer than here it may compute
 class Written:
     """What was written: the networks ``original`` and ``module``, and what is ``around`` it in the file.
 
-    ``state`` is given where the file holds these tensors and nobody knows their network.
+    ``metadata`` are the texts beside the weights. ``state`` is given where the file holds these tensors and nobody
+    knows their network.
     """
 
     original: nn.Module
     module: nn.Module
     example: Sequence[Any]
     around: Around = Around()  # noqa: RUF009 - it is frozen
-    state: dict[str, Any] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    state: Mapping[str, Any] | None = None
 
 
 def patience(path: Path, seconds: float) -> float:
@@ -64,20 +63,20 @@ def patience(path: Path, seconds: float) -> float:
     return PATIENCE + path.stat().st_size / BYTES_A_SECOND + SLOWER * seconds
 
 
-def check_read(written: Written, job: Job, place: Place) -> Verified:
-    """Have the file read in ``place`` and return what was found.
+def check_read(written: Written, job: Job, reader: Reader, *, runs: bool) -> Verified:
+    """Have the file read by ``reader`` and return what was found; unless it ``runs``, its tensors alone count.
 
     Raises RepfuseError, with the exit code of a failed check, where it is not what was written.
     """
     started = time.perf_counter()
-    trials = () if written.state is not None else telling(written.example)
-    place.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
+    trials = telling(written.example) if runs and written.state is None else ()
+    reader.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
     expected = run(written.module, trials, {})
     computed = time.perf_counter() - started
     own = _fingerprint(written, job)
-    answer = place.answer(patience(Path(job.path), computed))
-    _compare(own, answer, job, written.around)
-    found = Verified(answer.runtime, (), (), (), where=place.name, tensors=len(own.tensors), alone=_alone(job, answer))
+    answer = reader.answer(patience(Path(job.path), computed))
+    _compare(own, answer, job, written, modules=runs)
+    found = Verified(answer.runtime, (), (), (), where=reader.name, tensors=len(own.tensors), alone=_alone(job, answer))
     found = _judged(found, written, trials, (expected, list(answer.outcomes)))
     return replace(found, seconds=time.perf_counter() - started)
 
@@ -95,14 +94,15 @@ def _fingerprint(written: Written, job: Job) -> Fingerprint:
     return fingerprint_of(written.module, module=job.module)
 
 
-def _compare(own: Fingerprint, answer: Answer, job: Job, around: Around) -> None:
+def _compare(own: Fingerprint, answer: Answer, job: Job, written: Written, *, modules: bool) -> None:
     if answer.network is None:
         raise not_the_same("the network is missing")
-    if what := own.differs(answer.network, mode=False):
+    if what := own.differs(answer.network, mode=False, modules=modules):
         raise not_the_same(what)
     if answer.alone is not None and (what := own.differs(answer.alone)):
         raise not_the_same(f"what torch.load gives without repfuse, {what}")
-    if job.kind == "network" and (lost := rest_of(around).items() ^ answer.rest.items()):
+    rest = rest_of(written.around if job.kind == "network" else Around(), written.metadata)
+    if lost := rest.items() ^ answer.rest.items():
         raise not_the_same(f"what stands around the network, {min(key for key, _ in lost).partition('.')[2]}")
 
 
@@ -130,15 +130,17 @@ def _judged(
 
 
 def _identical(one: Outcome, other: Outcome) -> bool:
-    names = one.outputs.keys()
-    return names == other.outputs.keys() and all(same_bits(one.outputs[name], other.outputs[name]) for name in names)
+    return digests(one.outputs) == digests(other.outputs)
 
 
 def _worst(written: Written, given: dict[str, Outcome]) -> OutputDrift:
     """Return the worst of the file's outputs: allowed is what is allowed the network in memory on all inputs."""
-    measured = _drift(written, given)
+    trials, exact = with_fallbacks(written.original, input_variants(written.example))
+    own = run(written.module, trials, {})
+    found = [given.get(trial.label) or outcome for trial, outcome in zip(trials, own, strict=True)]
+    measured = drift(written.original, written.module, trials, exact, found=found)
     rows = [row for row in measured.outputs if row.trial in given]
-    worst = max(rows, key=lambda row: row.fused.over(row.allowed), default=None)
+    worst = max(rows, key=lambda row: row.used, default=None)
     if measured.problem or worst is None:
         raise not_the_same(
             f"its outputs, and no rounding explains it: {measured.problem or 'there is nothing to judge by'}"
@@ -150,16 +152,14 @@ def _worst(written: Written, given: dict[str, Outcome]) -> OutputDrift:
     return worst
 
 
-def _drift(written: Written, given: dict[str, Outcome]) -> Drift:
-    original, module = written.original, written.module
-    trials, exact = with_fallbacks(original, input_variants(written.example))
-    after = [given.get(trial.label) or own for trial, own in zip(trials, _runs(module, trials), strict=True)]
-    effect = RoundingEffects(module, original, trials, run_float64(module, trials), scale=exact)
-    return drift_of(original, trials, (exact, after), effect, alike=main_dtype(original) == main_dtype(module))
-
-
-def _runs(module: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
-    return run(module, trials, {})
+def not_the_same(what: str) -> RepfuseError:
+    """Return the error for a file that does not read as it was written."""
+    return RepfuseError(
+        "What was read back is not what was written; nothing was kept.",
+        f"It differs in {what}.",
+        "Try again, and on another disk. If it stays so, please report it.",
+        exit_code=EXIT_FAILED_CHECK,
+    )
 
 
 PACKAGE = "repfuse"
@@ -180,7 +180,7 @@ def network_job(checkpoint: Checkpoint, path: Path, *, trust: bool) -> Job:
         torch.get_num_threads(),
         loading=_loading(checkpoint, keys) | {"trust": trust},
         keys=keys,
-        alone=not any(_package(name) == PACKAGE for name in named),
+        alone=not any(name.partition(".")[0] == PACKAGE for name in named),
         module=True,
         needs=tuple(named),
     )
@@ -193,7 +193,7 @@ def weights_job(checkpoint: Checkpoint, path: Path, keys: tuple[str, ...]) -> Jo
     """
     source = checkpoint.source
     assert source is not None
-    said = {} if _builds(source, path, checkpoint.code) else {"model": source.spec, "model_args": as_texts(source)}
+    said = {} if is_buildable(source, path, checkpoint.code) else {"model": source.spec, "model_args": as_texts(source)}
     needs = (source.parts[0],) if source.kind == "import" else ()
     loading = _loading(checkpoint, keys) | said
     return Job("network", str(path.resolve()), torch.get_num_threads(), loading=loading, keys=keys, needs=needs)
@@ -208,16 +208,3 @@ def _loading(checkpoint: Checkpoint, keys: tuple[str, ...]) -> dict[str, Any]:
     weights = ".".join(keys) or "auto"
     device = str(device_of(checkpoint.module))
     return {"weights": weights, "allow": list(checkpoint.allow), "device": device}
-
-
-def _builds(source: ModelSource, path: Path, named: Named) -> bool:
-    """Whether a file may name what builds its network without being trusted."""
-    try:
-        check_buildable(source, path, named)
-    except RepfuseError:
-        return False
-    return True
-
-
-def _package(name: str) -> str:
-    return name.partition(".")[0]

@@ -1,10 +1,9 @@
-"""What goes to the process that reads a file again, and what comes back: a line of JSON, then tensors."""
+"""What goes to the process that reads a file again, and what comes back."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,7 +13,6 @@ from torch import Tensor, fx, nn
 
 from repfuse.checking.runs import Outcome
 from repfuse.checkpoint.contents import RECIPE
-from repfuse.checkpoint.writing import bits_of
 from repfuse.networks import is_plain, named_tensors, stored_tensors
 from repfuse.wording import listed
 
@@ -35,15 +33,18 @@ class Fingerprint:
     tensors: dict[str, str] = field(default_factory=dict)
     modules: dict[str, Settings] = field(default_factory=dict)
 
-    def differs(self, other: Fingerprint, *, mode: bool = True) -> str:
-        """Say in what ``other`` differs, or return "". Without ``mode`` it may be in training or not."""
+    def differs(self, other: Fingerprint, *, mode: bool = True, modules: bool = True) -> str:
+        """Say in what ``other`` differs, or return "". Without ``mode`` it may be in training or not.
+
+        Without ``modules`` the tensors alone count.
+        """
         if self.tensors.keys() != other.tensors.keys():
             return f"which tensors there are: {listed(sorted(self.tensors.keys() ^ other.tensors.keys()))}"
         if wrong := [name for name, digest in self.tensors.items() if other.tensors[name] != digest]:
             return f"the tensors {listed(wrong)}"
-        if self.modules.keys() != other.modules.keys():
+        if modules and self.modules.keys() != other.modules.keys():
             return f"which modules there are: {listed(sorted(self.modules.keys() ^ other.modules.keys()))}"
-        for path, settings in self.modules.items():
+        for path, settings in self.modules.items() if modules else ():
             for name in sorted(settings.keys() | other.modules[path].keys()):
                 one, two = settings.get(name, "nothing"), other.modules[path].get(name, "nothing")
                 if one != two and (mode or name != MODE):
@@ -107,7 +108,13 @@ def _pieces(value: Any) -> Iterable[Any]:
         yield f"{type(value).__name__} {value!r}".encode()
 
 
-Kind = Literal["network", "weights", "pt2", "onnx"]
+def bits_of(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor in the order of its elements, on the CPU."""
+    flat = tensor.detach().cpu().to_dense().contiguous().flatten()
+    return flat.view(torch.uint8) if flat.numel() else flat
+
+
+FileKind = Literal["network", "weights", "pt2", "onnx"]
 Inputs = tuple[Any, ...]
 
 
@@ -122,7 +129,7 @@ class Job:
     ``folders`` lies code that the user named.
     """
 
-    kind: Kind
+    kind: FileKind
     path: str
     threads: int
     loading: dict[str, Any] = field(default_factory=dict)
@@ -136,14 +143,12 @@ class Job:
 
     def to_bytes(self) -> bytes:
         """Return the job as it is sent."""
-        return _packed({**vars(self), "inputs": None}, list(self.inputs))
+        return _packed(vars(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Job:
         """Return the job that was sent."""
-        said, inputs = _unpacked(data)
-        tuples = {name: tuple(said[name]) for name in ("keys", "outputs", "needs", "folders")}
-        return cls(**said | tuples | {"inputs": tuple(inputs)})
+        return cls(**_unpacked(data))
 
 
 @dataclass(frozen=True)
@@ -168,27 +173,22 @@ class Answer:
     def to_bytes(self) -> bytes:
         """Return the answer as it is sent."""
         prints = {name: held and vars(held) for name, held in (("network", self.network), ("alone", self.alone))}
-        errors = {"outcomes": None, "errors": [outcome.error for outcome in self.outcomes]}
-        return _packed(vars(self) | prints | errors, [outcome.outputs for outcome in self.outcomes])
+        return _packed(vars(self) | prints | {"outcomes": [vars(outcome) for outcome in self.outcomes]})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Answer:
         """Return the answer that was sent. Raises any exception where ``data`` is none."""
-        said, outputs = _unpacked(data)
-        errors = said.pop("errors")
+        said = _unpacked(data)
         prints = {name: Fingerprint(**said[name]) if said[name] else None for name in ("network", "alone")}
-        outcomes = tuple(Outcome(dict(held), str(error)) for held, error in zip(outputs, errors, strict=True))
-        return cls(**said | prints | {"refused": tuple(said["refused"]), "outcomes": outcomes})
+        return cls(**said | prints | {"outcomes": tuple(Outcome(**outcome) for outcome in said["outcomes"])})
 
 
-def _packed(said: dict[str, Any], tensors: Any) -> bytes:
+def _packed(said: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    buffer.write(json.dumps(said).encode() + b"\n")
-    held = io.BytesIO()
-    torch.save(tensors, held)
-    return buffer.getvalue() + held.getvalue()
+    torch.save(said, buffer)
+    return buffer.getvalue()
 
 
-def _unpacked(data: bytes) -> tuple[dict[str, Any], Any]:
-    said, _, held = data.partition(b"\n")
-    return json.loads(said), torch.load(io.BytesIO(held), map_location="cpu", weights_only=True)
+def _unpacked(data: bytes) -> dict[str, Any]:
+    said: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return said

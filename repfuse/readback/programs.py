@@ -4,61 +4,50 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 from torch.export import ExportedProgram
 
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import Verified
-from repfuse.checking.runs import as_stored, call, copy_with
-from repfuse.checking.written import Ran, check_written
-from repfuse.checkpoint.exported.contract import contract_of
-from repfuse.checkpoint.exported.network import complete, network_of
-from repfuse.checkpoint.writing import not_the_same
-from repfuse.readback.checking import patience
-from repfuse.readback.messages import Answer, Job, Kind, digests
-from repfuse.readback.process import Place
+from repfuse.checking.runs import Outcome, as_stored, call, copy_with
+from repfuse.checking.written import check_written
+from repfuse.checkpoint.exported.program import complete, contract_of, network_of
+from repfuse.readback.checking import Written, not_the_same, patience
+from repfuse.readback.messages import Answer, FileKind, Job, digests
+from repfuse.readback.process import Reader
 
 
-@dataclass(frozen=True)
-class WrittenProgram:
-    """What was written: the networks before and after, and the program that was made of the second."""
-
-    networks: tuple[nn.Module, nn.Module]
-    example: Sequence[Any]
-    program: ExportedProgram
-
-
-def program_job(written: WrittenProgram, path: Path, *, onnx: bool) -> Job:
+def program_job(written: Written, path: Path, *, onnx: bool) -> Job:
     """Return the job of running the file at ``path``. ONNX names no outputs: they are those of the original."""
-    kind: Kind = "onnx" if onnx else "pt2"
-    outputs = call(copy_with(written.networks[0], as_stored), tuple(written.example)).outputs if onnx else {}
+    kind: FileKind = "onnx" if onnx else "pt2"
+    outputs = call(copy_with(written.original, as_stored), tuple(written.example)).outputs if onnx else {}
     return Job(kind, str(path.resolve()), torch.get_num_threads(), outputs=tuple(outputs))
 
 
-def check_program(written: WrittenProgram, job: Job, place: Place) -> Verified:
-    """Have the file run in ``place`` and return what was found.
+def check_program(written: Written, program: ExportedProgram, job: Job, reader: Reader, *, runs: bool) -> Verified:
+    """Have the file of ``program`` read by ``reader``, and where it ``runs`` run, and return what was found.
 
     Raises RepfuseError, with the exit code of a failed check, where it does not compute what the original does.
     """
     started = time.perf_counter()
-    tensors = digests(written.program.state_dict) if job.kind == "pt2" else {}
+    tensors = digests(program.state_dict) if job.kind == "pt2" else {}
 
-    def run(trials: Sequence[Trial]) -> Ran:
-        place.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
-        answer = place.answer(patience(Path(job.path), time.perf_counter() - started))
+    def run(trials: Sequence[Trial]) -> tuple[str, Sequence[Outcome]]:
+        reader.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
+        answer = reader.answer(patience(Path(job.path), time.perf_counter() - started))
         if job.kind == "pt2":
-            _compare(answer, tensors, written.program)
-        return Ran(answer.runtime, answer.outcomes)
+            _compare(answer, tensors, program)
+        return answer.runtime, answer.outcomes
 
-    gate = network_of(complete(written.program, Path()))
-    shapes = tuple("x".join(map(str, axes)) for axes in contract_of(written.program).axes)
-    found = check_written(written.networks, written.example, run, shapes=(gate, shapes))
-    return replace(found, where=place.name, tensors=len(tensors), seconds=time.perf_counter() - started)
+    if not runs:
+        return Verified(run(())[0], (), (), ())
+    gate = network_of(complete(program, Path()))
+    shapes = tuple("x".join(map(str, axes)) for axes in contract_of(program).axes)
+    found = check_written(written.original, written.module, written.example, run, gate=gate, shapes=shapes)
+    return replace(found, where=reader.name, tensors=len(tensors), seconds=time.perf_counter() - started)
 
 
 def _compare(answer: Answer, tensors: dict[str, str], program: ExportedProgram) -> None:

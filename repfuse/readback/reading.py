@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -16,13 +16,14 @@ from torch import nn
 from repfuse.checking.runs import Outcome, call
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.around import Around
+from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.recognise import Container, recognise
 from repfuse.checkpoint.user_code import named, running
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
 from repfuse.networks import device_of, placed, set_eval, using_threads
 from repfuse.quiet import quietly
-from repfuse.readback.messages import Answer, Fingerprint, Inputs, Job, Kind, digest_of, digests, fingerprint_of
+from repfuse.readback.messages import Answer, FileKind, Fingerprint, Inputs, Job, digest_of, digests, fingerprint_of
 from repfuse.wording import described
 
 # torch.load with repfuse out of reach: the promise that a network which was written needs no repfuse.
@@ -68,20 +69,14 @@ ANY = "1"  # an example that is not used: the inputs come with the job
 
 def answer(job: Job) -> Answer:
     """Do the job. What cannot be read becomes part of the answer."""
-    with using_threads(job.threads), _finding(job):  # another number of threads may add in another order
+    with ExitStack() as stack:
+        stack.enter_context(using_threads(job.threads))  # another number of them may add in another order
+        for folder in job.folders:  # of code that the user named, which Python would find in his program
+            stack.enter_context(running(Path(folder)))
         try:
             return _READERS[job.kind](job)
         except RepfuseError as error:
             return Answer(refused=(error.what, error.why, error.hint))
-
-
-@contextmanager
-def _finding(job: Job) -> Iterator[None]:
-    """Let Python find the code that the user named, as it would in his program."""
-    with ExitStack() as stack:
-        for folder in job.folders:
-            stack.enter_context(running(Path(folder)))
-        yield
 
 
 def _network(job: Job) -> Answer:
@@ -89,19 +84,21 @@ def _network(job: Job) -> Answer:
     checkpoint = load(job.path, **job.loading, input=ANY)
     network = checkpoint.module
     found = fingerprint_of(network, module=job.module)  # before a run, in which some networks change
-    rest = rest_of(checkpoint.around)
+    rest = rest_of(checkpoint.around, checkpoint.metadata)
     return Answer(TORCH, found, alone, wanted, rest, outcomes=_run(network, job.inputs))
 
 
-def rest_of(around: Around) -> dict[str, str]:
+def rest_of(around: Around, metadata: Mapping[str, str]) -> dict[str, str]:
     """Return digests of what stands around a network in its file, by the depth and the key."""
     levels = enumerate(zip(around.keys, around.others, strict=True))
-    return {
+    beside = {
         f"{depth}.{key}": digest_of(value)
         for depth, (taken, others) in levels
         for key, value in others.items()
         if key != taken
     }
+    more = {**around.naming.extras, **metadata}
+    return beside | {f"beside the weights.{name}": digest_of(value) for name, value in more.items()}
 
 
 def _alone(job: Job) -> tuple[Fingerprint | None, bool]:
@@ -113,8 +110,7 @@ def _alone(job: Job) -> tuple[Fingerprint | None, bool]:
         if hidden.wanted:
             return None, True
         raise RepfuseError("torch.load does not read it without repfuse.", described(error)) from error
-    for key in job.keys:
-        network = network[key]
+    network = Around(job.keys).take(network)
     if not isinstance(network, nn.Module):
         raise RepfuseError("torch.load gives no network without repfuse.", f"It gives a {type(network).__name__}.")
     return fingerprint_of(network, module=True), hidden.wanted
@@ -122,21 +118,22 @@ def _alone(job: Job) -> tuple[Fingerprint | None, bool]:
 
 def _weights(job: Job) -> Answer:
     path = Path(job.path)
+    state: Any
+    texts: dict[str, str] = {}
     if (container := recognise(path)) is Container.SAFETENSORS:
-        state: Any = safetensors_file.read(path)[0]
+        state, texts = safetensors_file.read(path)
+        texts.pop(RECIPE, None)
     else:
         state = torch_pickle.read(path, container)
-    for key in job.keys:
-        state = state[key]
-    return Answer(TORCH, Fingerprint(digests(state)))
+    return Answer(TORCH, Fingerprint(digests(Around(job.keys).take(state))), rest=rest_of(Around(), texts))
 
 
 def _program(job: Job) -> Answer:
     from repfuse.checkpoint.exported import archive  # torch.export takes a second to import
-    from repfuse.checkpoint.exported.contract import contract_of
-    from repfuse.checkpoint.exported.network import opened
+    from repfuse.checkpoint.exported.program import contract_of, opened
 
-    program, network = opened(archive.read(Path(job.path), trust=True), Path(job.path))  # repfuse wrote it just now
+    program = archive.read(Path(job.path), trust=True)  # repfuse wrote it just now
+    network = opened(program, Path(job.path))
     found = Fingerprint(digests(program.state_dict))
     contract = contract_of(program).describe()
     return Answer(f"torch.export, {TORCH}", found, contract=contract, outcomes=_run(network, job.inputs))
@@ -149,7 +146,7 @@ def _onnx(job: Job) -> Answer:
     return Answer(onnx_file.runtime_name(), outcomes=tuple(run(inputs) for inputs in job.inputs))
 
 
-_READERS: dict[Kind, Callable[[Job], Answer]] = {
+_READERS: dict[FileKind, Callable[[Job], Answer]] = {
     "network": _network,
     "weights": _weights,
     "pt2": _program,

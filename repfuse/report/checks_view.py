@@ -14,8 +14,7 @@ from repfuse.report.tables import NOTHING, NUMBER, heading, plural, table
 from repfuse.wording import apart, small
 
 if TYPE_CHECKING:
-    from repfuse.checking.proof_results import Proof, SiteProof, WeightProof
-    from repfuse.checking.results import Comparison, Drift, OutputDrift, OutputVerdict
+    from repfuse.checking.results import Comparison, Drift, OutputVerdict, Proof, SiteProof, WeightProof
 
 T = TypeVar("T")
 OUTPUTS_SHOWN = 4
@@ -31,9 +30,9 @@ class Check:
     what: str
     worst: str
     error: str
-    own: str
     allowed: str
     passed: bool
+    own: str = ""
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -64,7 +63,7 @@ def of_proof(proof: Proof) -> Iterator[Check]:
         yield from _weights([weight for site in proof.sites for weight in site.weights])
     yield from _network(proof.network)
     if proof.unproven:
-        yield Check("proof", "the rest of the network", ", ".join(proof.unproven[:3]), NOTHING, "", "equal", False)
+        yield Check("proof", "the rest of the network", ", ".join(proof.unproven[:3]), NOTHING, "equal", False)
 
 
 def of_site_drift(proof: Proof) -> Iterator[Check]:
@@ -76,36 +75,27 @@ def of_site_drift(proof: Proof) -> Iterator[Check]:
         what = f"{plural(len(drifts), 'site')}, each alone"
         reached, bound = apart(worst.of_bound, 1.0, "{:.2g}".format)
         place = f"{path}, {worst.trial}"
-        yield Check(f"drift, {worst.dtype}", what, place, reached, "", f"{bound} x bound", passed)
+        yield Check(f"drift, {worst.dtype}", what, place, reached, f"{bound} x bound", passed)
 
 
 def of_drift(drift: Drift) -> Iterator[Check]:
     """Yield the drift of the whole network, a line per output."""
     if drift.problem and drift.measured:
-        yield Check("drift", "the whole network", drift.problem, NOTHING, "", "", False)
-    names = list(dict.fromkeys(output.name for output in drift.outputs))
-    worst = [
-        max((output for output in drift.outputs if output.name == name), key=lambda row: row.fused.over(row.allowed))
-        for name in names
-    ]
-    for output in _shown(sorted(worst, key=lambda row: -row.fused.over(row.allowed))):
-        of_what = _of_output(output.name, len(names), "the whole network")
-        yield Check(f"drift, {output.dtype}", of_what, output.trial, *_levels(output), output.passed)
+        yield Check("drift", "the whole network", drift.problem, NOTHING, "", False)
+    worst = sorted(drift.by_output.values(), key=lambda output: -output.used)
+    for output in _shown(worst):
+        of_what = _of_output(output.name, len(worst), "the whole network")
+        numbers, own = output.fused.against(output.allowed), small(output.numbers[1])
+        yield Check(f"drift, {output.dtype}", of_what, output.trial, *numbers, output.passed, own)
 
 
 def of_stored(outputs: tuple[OutputVerdict, ...]) -> Iterator[Check]:
     """Yield the comparison in float64 of two networks with their weights as they are stored, a line per output."""
     ordered = sorted(outputs, key=lambda row: -row.error.relative.over(row.allowed))
     for output in _shown(ordered):
-        reached, allowed = output.error.relative.against(output.allowed)
-        numbers = reached, "", allowed
+        numbers = output.error.relative.against(output.allowed)
         of_what = _of_output(output.name, len(outputs), "weights as stored")
         yield Check("float64", of_what, output.trial, *numbers, not output.error.relative.exceeds(output.allowed))
-
-
-def _levels(drift: OutputDrift) -> tuple[str, str, str]:
-    reached, limit = drift.fused.against(drift.allowed)
-    return reached, small(drift.numbers[1]), limit
 
 
 def _sites(sites: tuple[SiteProof, ...]) -> Check:
@@ -116,8 +106,7 @@ def _sites(sites: tuple[SiteProof, ...]) -> Check:
     reached, allowed = apart(worst.comparison.error or 0.0, worst.comparison.tolerance)
     if worst.comparison.error is None:
         reached = NOTHING
-    numbers = reached, "", allowed
-    return Check("proof, float64", f"{plural(len(sites), 'site')}, each alone", place, *numbers, passed)
+    return Check("proof, float64", f"{plural(len(sites), 'site')}, each alone", place, reached, allowed, passed)
 
 
 def _weights(weights: list[WeightProof]) -> Iterator[Check]:
@@ -127,18 +116,17 @@ def _weights(weights: list[WeightProof]) -> Iterator[Check]:
     wrong = sum(weight.wrong for weight in weights)
     place = f"{worst.name}, {wrong} wrong" if wrong else ""
     what = plural(len(weights), "stored tensor")
-    yield Check("proof, float64", what, place, f"{worst.spacings:.2g} ulp", "", "0.5 ulp", not wrong)
+    yield Check("proof, float64", what, place, f"{worst.spacings:.2g} ulp", "0.5 ulp", not wrong)
 
 
 def _network(network: Comparison) -> Iterator[Check]:
     level = "proof, float64" if not network.narrow else "mixed dtypes" if all(network.narrow) else "as stored"
     for row in network.mismatches[:1]:
-        yield Check(level, "the whole network", f"{row.label}: {row.mismatch}", NOTHING, "", "", False)
+        yield Check(level, "the whole network", f"{row.label}: {row.mismatch}", NOTHING, "", False)
     whole = f"the whole network on {plural(len(network.compared), 'input')}"
     ordered = sorted(network.by_output, key=lambda entry: -entry[1].relative.max)
     for trial, output in _shown(ordered):
-        reached, allowed = apart(output.relative.max, network.tolerance)
-        numbers = reached, "", allowed
+        numbers = apart(output.relative.max, network.tolerance)
         passed = output.relative.max <= network.tolerance
         of_what = _of_output(output.name, len(ordered), whole)
         yield Check(level, of_what, trial.label, *numbers, passed)

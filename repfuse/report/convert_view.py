@@ -31,8 +31,7 @@ from repfuse.report.tables import (
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
-    from repfuse.checking.proof_results import Proof
-    from repfuse.checking.results import Drift, Verified
+    from repfuse.checking.results import Drift, Proof, Verified
 
 DIGEST_SHOWN = len("sha256:") + 12
 STYLES: dict[Status, str] = {"converted": GOOD, "failed": BAD, "nothing-to-fuse": UNSURE, "planned": UNSURE}
@@ -79,7 +78,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
 def _details(report: Report) -> Iterator[tuple[str, str]]:
     yield "input", file_line(report.input.path, report.input.format, report.input.digest)
     yield "example", example_line(report.input)
-    yield "model", model_line(report.input)
+    model, arguments = report.input.model, report.input.model_args or ()
+    yield "model", ", ".join([model, *arguments]) if model else ""  # nothing where the file holds it
     yield "chosen", chosen_line(report.chosen) if report.chosen else ""
     yield "sites", summary(report.plan)
     if report.timing:
@@ -88,7 +88,9 @@ def _details(report: Report) -> Iterator[tuple[str, str]]:
     if report.output:
         yield "output", file_line(report.output.path, report.output.format, report.output.digest)
         yield "verified", verified_line(report.output.verified) if report.output.verified else ""
-    yield "with", environment_line(report)
+    versions = report.environment
+    said = f"repfuse {versions.repfuse}, torch {versions.torch}, Python {versions.python}, {versions.platform}"
+    yield "with", said
 
 
 def _where_verified(verified: Verified | None) -> str:
@@ -142,11 +144,6 @@ def example_line(source: Input) -> str:
     return f"{', '.join(tensors)} ({origin})"
 
 
-def model_line(source: Input) -> str:
-    """Return how the network was built: ``timm:repvgg_a0, num_classes=10``; nothing where the file holds it."""
-    return ", ".join([source.model, *(source.model_args or ())]) if source.model else ""
-
-
 def chosen_line(chosen: Chosen) -> str:
     """Return what was chosen, as the options that say it."""
     plan = [f"--plan {chosen.plan}"] if chosen.plan else []
@@ -197,9 +194,3 @@ def timing_line(timing: Benchmark) -> str:
     times = change(duration(first.original.median), duration(first.fused.median))
     where = f"batch {first.batch_size}, {plural(first.threads, 'thread')}, {timing.device}"
     return f"{times} a call: {speedup(first)} ({where}; `repfuse bench` measures longer)"
-
-
-def environment_line(report: Report) -> str:
-    """Return the versions."""
-    versions = report.environment
-    return f"repfuse {versions.repfuse}, torch {versions.torch}, Python {versions.python}, {versions.platform}"

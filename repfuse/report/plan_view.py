@@ -13,7 +13,7 @@ from rich.text import Text
 from repfuse.globs import ROOT
 from repfuse.health import MEANINGS, Ailment, Finding
 from repfuse.plans import Cost, Plan, Policy, Refusal, Site
-from repfuse.report.tables import change, count, facts, heading, places, plural
+from repfuse.report.tables import change, count, facts, first, heading, plural
 
 # Weights that look wrong, for people: each kind once.
 
@@ -28,7 +28,7 @@ def health_view(findings: Sequence[Finding]) -> Iterator[RenderableType]:
     yield heading("Weights that look wrong")
     ordered = sorted(findings, key=lambda finding: ORDER.index(finding.what))
     kinds = groupby(ordered, key=lambda finding: finding.what)
-    yield facts([(kind, f"{MEANINGS[kind]}; {places([_line(finding) for finding in group])}") for kind, group in kinds])
+    yield facts([(kind, f"{MEANINGS[kind]}; {first([_line(finding) for finding in group])}") for kind, group in kinds])
 
 
 def _line(finding: Finding) -> str:
@@ -83,7 +83,7 @@ def refusals_view(refusals: Sequence[Refusal]) -> Iterator[RenderableType]:
         yield Padding(title, (0, 0, 0, 2))
         rows = [
             ("why", reason),
-            ("where", places([refusal.where for refusal in same])),
+            ("where", first([refusal.where for refusal in same])),
             ("cost", _declined(same)),
             ("do", same[0].hint),
         ]
@@ -98,7 +98,7 @@ def _declined(refusals: Sequence[Refusal]) -> str:
 
 
 def refusals_line(refusals: Sequence[Refusal]) -> str:
-    """Return how many places were refused for what: ``cost (2), shift-before-padding (1)``."""
+    """Return how many first_of were refused for what: ``cost (2), shift-before-padding (1)``."""
     return ", ".join(f"{code} ({times})" for code, times in Counter(refusal.code for refusal in refusals).most_common())
 
 

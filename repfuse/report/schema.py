@@ -17,8 +17,7 @@ from repfuse.plans import Count, Plan, Several, Text
 
 if TYPE_CHECKING:  # their packages import torch
     from repfuse.benching.results import Benchmark
-    from repfuse.checking.proof_results import Proof
-    from repfuse.checking.results import Drift, Verified
+    from repfuse.checking.results import Drift, Proof, Verified
 
 SCHEMA = 1
 
@@ -107,19 +106,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        parts = {name: getattr(self, name) for name in ("plan", "proof", "drift", "timing")}
-        plain = {name: part.to_dict() if part else None for name, part in parts.items()}
-        rest = {
-            "status": self.status,
-            "environment": self.environment,
-            "input": self.input,
-            "output": self.output,
-            "chosen": self.chosen,
-            "seconds": self.seconds,
-            "notes": self.notes,
-            "health": self.health,
-        }
-        return dict(json_ready(rest)) | plain
+        first = ("status", "environment", "input", "output", "chosen", "seconds", "notes", "health")
+        names = (*first, "plan", "proof", "drift", "timing")
+        return {name: json_ready(getattr(self, name)) for name in names}
 
 
 def report_path(out: Path) -> Path:

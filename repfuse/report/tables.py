@@ -123,7 +123,7 @@ def facts(pairs: Iterable[tuple[str, RenderableType]]) -> Padding:
     return Padding(grid, (0, 0, 0, 2))
 
 
-def places(names: Sequence[str]) -> str:
+def first(names: Sequence[str]) -> str:
     """Return the first of the names, and where all of them are."""
     more = len(names) - PLACES_SHOWN
     return ", ".join(names[:PLACES_SHOWN]) + (f" and {more} more (--json lists all)" if more > 0 else "")

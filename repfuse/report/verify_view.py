@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -12,7 +12,6 @@ from repfuse.report.checks_view import Check, checks_view, of_drift, of_proof, o
 from repfuse.report.tables import BAD, GOOD, UNSURE, error, facts, heading, notes, percent, plural, shape
 
 if TYPE_CHECKING:
-    from repfuse.checking.proof_results import Proof
     from repfuse.checking.results import FirstDifference, Flips, OutputError, RealData, Verification
 
 VERDICTS = {"same": ("Same.", GOOD), "different": ("Different.", BAD), "could-not-tell": ("Could not tell.", UNSURE)}
@@ -32,7 +31,7 @@ def verify_view(verification: Verification, *, verbose: bool = False) -> Iterato
 
 def _checks(verification: Verification) -> Iterator[Check]:
     """Yield the proof where there is one, then both networks as they are stored, and the drift."""
-    proof = cast("Proof | None", verification.proof)
+    proof = verification.proof
     if proof:
         yield from of_proof(proof)
     yield from of_stored(verification.outputs)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from support.agreement import image, outputs, peak, randomised
 from support.programs import Step, program
+from support.proving import prove_sites
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -20,7 +21,6 @@ from repfuse.checking.drift import drift
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.results import Comparison
-from repfuse.checking.sites import prove_sites
 from repfuse.fusing import fuse
 from repfuse.planning.planner import plan
 from repfuse.plans import Plan, Policy

@@ -21,7 +21,7 @@ from operator import or_
 
 import torch
 
-from repfuse.checking.inputs.trial import Shape
+from repfuse.checking.inputs.trial import Sizes
 
 # Images like photographs: neighbouring pixels and channels are alike, and there are edges.
 #
@@ -33,21 +33,21 @@ SHARED = 0.9  # part of a pixel's standard deviation that all channels have in c
 DARKEST, BRIGHTEST = -2.1, 2.6  # black and white after the normalisation by the statistics of ImageNet
 
 
-def natural(shape: Shape, axes: Shape, generator: torch.Generator) -> torch.Tensor:
+def natural(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
     """Return images in float64, in the range that normalised photographs have; ``axes`` are the spatial ones."""
     common = tuple(n if axis in (0, *axes) else 1 for axis, n in enumerate(shape))
     shared, own = _scene(common, axes, generator), _scene(shape, axes, generator)
     return (SHARED * shared + math.sqrt(1 - SHARED**2) * own).clamp(DARKEST, BRIGHTEST)
 
 
-def _scene(shape: Shape, axes: Shape, generator: torch.Generator) -> torch.Tensor:
+def _scene(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
     """Return a background with an object before it, of mean 0 and standard deviation 1 per image."""
     back, front = (_clouds(shape, axes, generator) for _ in range(2))
     brighter = torch.randn([1 if axis in axes else n for axis, n in enumerate(shape)], generator=generator).double()
     return _standardised(torch.where(_object(shape, axes), front + 2 * brighter, back), axes)
 
 
-def _clouds(shape: Shape, axes: Shape, generator: torch.Generator) -> torch.Tensor:
+def _clouds(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     squares = torch.zeros([1] * len(shape), dtype=torch.float64)
     for axis in axes:
@@ -58,7 +58,7 @@ def _clouds(shape: Shape, axes: Shape, generator: torch.Generator) -> torch.Tens
     return _standardised(torch.fft.ifftn(spectrum, dim=axes).real, axes)
 
 
-def _object(shape: Shape, axes: Shape) -> torch.Tensor:
+def _object(shape: Sizes, axes: Sizes) -> torch.Tensor:
     """Return where a box lies that is off the centre and reaches no border."""
     inside = torch.ones([1] * len(shape), dtype=torch.bool)
     for axis in axes:
@@ -69,7 +69,7 @@ def _object(shape: Shape, axes: Shape) -> torch.Tensor:
     return inside
 
 
-def _standardised(x: torch.Tensor, axes: Shape) -> torch.Tensor:
+def _standardised(x: torch.Tensor, axes: Sizes) -> torch.Tensor:
     x = x - x.mean(dim=axes, keepdim=True)
     return x / x.square().mean(dim=axes, keepdim=True).sqrt().clamp_min(1e-9)
 
@@ -77,27 +77,27 @@ def _standardised(x: torch.Tensor, axes: Shape) -> torch.Tensor:
 LARGE = 10  # times the usual inputs
 FAINT = 1 / 64  # times the usual inputs: what lies where a kind has nothing to show
 
-Kind = Callable[[Shape, Shape, torch.Generator], torch.Tensor]
+Kind = Callable[[Sizes, Sizes, torch.Generator], torch.Tensor]
 """Makes a tensor of a shape, whose spatial axes are given, in float64."""
 
 
-def noise(shape: Shape, _axes: Shape, generator: torch.Generator) -> torch.Tensor:
+def noise(shape: Sizes, _axes: Sizes, generator: torch.Generator) -> torch.Tensor:
     """Return standard normal numbers."""
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def large(shape: Shape, axes: Shape, generator: torch.Generator) -> torch.Tensor:
+def large(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
     """Return noise that is LARGE times larger."""
     return LARGE * noise(shape, axes, generator)
 
 
-def nearly_constant(shape: Shape, axes: Shape, generator: torch.Generator) -> torch.Tensor:
+def nearly_constant(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
     """Return a level per sample and channel, between 1/2 and 3/2 and of either sign, and faint noise."""
     levels = noise(tuple(1 if axis in axes else n for axis, n in enumerate(shape)), axes, generator)
     return levels.sign() * (0.5 + levels.abs().frac()) + FAINT * noise(shape, axes, generator)
 
 
-def impulses(shape: Shape, axes: Shape, generator: torch.Generator) -> torch.Tensor:
+def impulses(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
     """Return large numbers at the pixels of a grid, four along each axis, and faint noise between them."""
     here = torch.ones([1] * len(shape), dtype=torch.bool)
     for axis in axes:
@@ -105,19 +105,19 @@ def impulses(shape: Shape, axes: Shape, generator: torch.Generator) -> torch.Ten
     return torch.where(here, LARGE, FAINT) * noise(shape, axes, generator)
 
 
-def frame(shape: Shape, axes: Shape, generator: torch.Generator) -> torch.Tensor:
+def frame(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
     """Return noise in the outermost pixels, and faint noise within."""
     outermost = reduce(or_, (_along(shape, axis, (0, shape[axis] - 1)) for axis in axes))
     return torch.where(outermost, 1, FAINT) * noise(shape, axes, generator)
 
 
-def _apart(n: int) -> Shape:
+def _apart(n: int) -> Sizes:
     """Return both ends, and between them an odd and an even position, as far apart as they fit."""
     first, second = n // 3, 2 * n // 3
     return (0, first, second + (second - first + 1) % 2, n - 1)
 
 
-def _along(shape: Shape, axis: int, positions: Iterable[int]) -> torch.Tensor:
+def _along(shape: Sizes, axis: int, positions: Iterable[int]) -> torch.Tensor:
     """Return where the index along ``axis`` is one of these, to be broadcast."""
     index = torch.arange(shape[axis])
     found = reduce(or_, (index == position for position in positions))

@@ -15,7 +15,7 @@ from repfuse.errors import RepfuseError
 # One set of inputs for a call of both networks.
 
 
-Shape = tuple[int, ...]
+Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Trial:
     otherwise: Callable[[], Iterable[Trial]] = tuple
 
     @property
-    def shapes(self) -> tuple[Shape, ...]:
+    def shapes(self) -> tuple[Sizes, ...]:
         """The shape of each tensor input."""
         return tuple(tuple(x.shape) for x in tree_leaves(self.inputs) if isinstance(x, torch.Tensor))
 
@@ -111,8 +111,3 @@ def known_effort(effort: Effort | str) -> Effort:
     if effort not in SCOPES:
         raise RepfuseError(f"There is no effort {str(effort)!r}.", "", f"Choose one of {', '.join(SCOPES)}.")
     return Effort(effort)
-
-
-def scope_of(effort: Effort | str) -> Scope:
-    """Return what an effort comes to. Raises RepfuseError where there is none of this name."""
-    return SCOPES[known_effort(effort)]

@@ -1,15 +1,148 @@
-"""The trials around an example, by effort."""
+"""The trials around an example, by effort: inputs like it, with other values, batches and sizes.
+
+The network says nowhere which axes are spatial. Channels come first in most networks (``[B, C, H, W]``), last in some
+and in sequences of tokens (``[B, N, C]``): both readings are tried, and the network refuses the wrong one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
-from repfuse.checking.inputs.example import Example, Place, is_spatial
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
 from repfuse.checking.inputs.kinds import KINDS, OF_FEATURES, Kind, noise
-from repfuse.checking.inputs.trial import Effort, Scope, Trial, is_floating, mapped, scope_of
+from repfuse.checking.inputs.trial import SCOPES, Effort, Scope, Sizes, Trial, is_floating, known_effort, mapped
+
+MULTIPLE = 32  # the total stride of many networks, some of which take its multiples only
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where and how large: the spatial axes, and the size along them (none: the example's own)."""
+
+    axes: Sizes
+    size: Sizes = ()
+
+    @property
+    def name(self) -> str:
+        """The size as text."""
+        return "x".join(map(str, self.size))
+
+
+class Example:
+    """The example's inputs out of their tuples, lists and dicts; ``rebuilt`` puts others in."""
+
+    def __init__(self, inputs: Sequence[Any]) -> None:
+        leaves, self._structure = tree_flatten(tuple(inputs))
+        self.leaves: tuple[Any, ...] = tuple(leaves)
+
+    def rebuilt(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
+        """Return the inputs with these leaves."""
+        return tuple(tree_unflatten(list(leaves), self._structure))
+
+    @cached_property
+    def batch(self) -> int | None:
+        """The batch of the first tensor that has one."""
+        return next((x.shape[0] for x in self.leaves if isinstance(x, torch.Tensor) and x.dim()), None)
+
+    @cached_property
+    def floating(self) -> bool:
+        """Whether any input is of floating numbers."""
+        return any(is_floating(x) for x in self.leaves)
+
+    @cached_property
+    def main(self) -> Sizes:
+        """The shape of the first floating input with spatial axes, else of one with features, or ()."""
+        shapes = [tuple(x.shape) for x in self.leaves if is_floating(x)]
+        spatial = (shape for shape in shapes if is_spatial(shape))
+        return next(spatial, next((shape for shape in shapes if len(shape) == 2), ()))
+
+    @cached_property
+    def readings(self) -> tuple[Sizes, ...]:
+        """The spatial axes, as channels come first and as they come last."""
+        ndim = len(self.main)
+        return (tuple(range(2, ndim)), tuple(range(1, ndim - 1))) if is_spatial(self.main) else ()
+
+    def size(self, axes: Sizes) -> Sizes:
+        """Return the example's size along these axes."""
+        return tuple(self.main[axis] for axis in axes)
+
+    def reduced(self, part: int, least: int = 1) -> list[Extent]:
+        """Return extents of about a ``part``-th of the size, not square, odd and even, then multiples of MULTIPLE.
+
+        Those that are smaller than ``least`` along an axis are left out.
+        """
+        extents = []
+        for axes in self.readings:
+            own = self.size(axes)
+            extents.append(Extent(axes, tuple(max(1, n // part + number % 2) for number, n in enumerate(own))))
+            whole = tuple((n // part // MULTIPLE + (number + 1) % 2) * MULTIPLE for number, n in enumerate(own))
+            if all(0 < new < n for new, n in zip(whole, own, strict=True)):
+                extents.append(Extent(axes, whole))
+        return [extent for extent in dict.fromkeys(extents) if min(extent.size) >= least]
+
+    def larger(self) -> Iterator[list[Extent]]:
+        """Yield, for each spatial axis, extents where it is larger than in the example and the others an eighth.
+
+        Odd steps first, then the next multiple of MULTIPLE, then twice the size.
+        """
+        for number in range(len(self.readings[0]) if self.readings else 0):
+            extents = []
+            for axes in self.readings:
+                own = self.size(axes)
+                for more in (own[number] + 5, (own[number] // MULTIPLE + 1) * MULTIPLE, 2 * own[number]):
+                    least = MULTIPLE if more % MULTIPLE == 0 else 1
+                    others = (max(n // 8 // least * least, min(n, least)) for n in own)
+                    size = tuple(more if axis == number else n for axis, n in enumerate(others))
+                    extents += [Extent(axes, size), Extent(axes, (*own[:number], more, *own[number + 1 :]))]
+            yield list(dict.fromkeys(extents))
+
+    def inputs(self, kind: Kind, extent: Extent, seed: int, batch: int | None = None) -> tuple[Any, ...]:
+        """Return new inputs: floating ones of this kind and size, others with their values; all of this batch."""
+        return tuple(self._leaf(x, kind, extent, seed + 1000 * number, batch) for number, x in enumerate(self.leaves))
+
+    def _leaf(self, x: Any, kind: Kind, extent: Extent, seed: int, batch: int | None) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        shape = list(x.shape)
+        if extent.size and self._follows(x, extent.axes):
+            for axis, n in zip(extent.axes, extent.size, strict=True):
+                shape[axis] = n
+        if batch is not None and shape[:1] == [self.batch]:
+            shape[0] = batch
+        if not x.is_floating_point():
+            return x[torch.arange(shape[0]) % len(x)] if shape else x  # over again where there are too few
+        axes = extent.axes if len(shape) > max(extent.axes, default=0) else (1,)
+        return _made(x, kind, tuple(shape), axes, seed)
+
+    def _follows(self, x: torch.Tensor, axes: Sizes) -> bool:
+        """Whether an input has the size that is changed."""
+        same_rank = is_floating(x) and x.dim() == len(self.main)
+        return same_rank and all(x.shape[axis] == self.main[axis] for axis in axes)
+
+    def small(self, sizes: Sequence[int]) -> Iterator[list[Extent]]:
+        """Yield these sizes along every axis, as far as they are smaller than the example, in each reading."""
+        for n in sizes:
+            extents = [Extent(axes, (n,) * len(axes)) for axes in self.readings if n < min(self.size(axes))]
+            if extents:
+                yield extents
+
+
+def _made(like: torch.Tensor, kind: Kind, shape: Sizes, axes: Sizes, seed: int) -> torch.Tensor:
+    """Return a tensor of this kind; what has no such axes can only be noise."""
+    generator = torch.Generator().manual_seed(seed)
+    sound = bool(axes) and max(axes) < len(shape) and all(shape)
+    return (kind if sound else noise)(shape, axes, generator).to(dtype=like.dtype, device=like.device)
+
+
+def is_spatial(shape: Sizes) -> bool:
+    """Whether a shape has a batch, channels, and one to three spatial axes."""
+    return 3 <= len(shape) <= 5
+
 
 # By the number of spatial axes: a kind has room from so many pixels along each, and a smaller example is tried at its
 # own size, which costs little.
@@ -33,11 +166,11 @@ def input_variants(
     Which trials a network accepts is for it to say, see ``repfuse.checking.comparison``. A kind that it does not take
     at the reduced size is there at other sizes, the example's at last, in ``Trial.otherwise``.
     """
-    example, scope = Example(example_inputs), scope_of(effort)
+    example, scope = Example(example_inputs), SCOPES[known_effort(effort)]
     first, *others = seeds or scope.seeds
     trials = [Trial("the example", example.leaves, sampled=False)]
     if example.floating:
-        own = Place(example.readings[0] if example.readings else ())
+        own = Extent(example.readings[0] if example.readings else ())
         trials += [_one(example, f"random, seed {seed}", noise, own, seed) for seed in others]
     trials += _sizes(example, map(example.reduced, scope.parts), first)
     trials += _sizes(example, example.larger(), first, sampled=False)
@@ -52,10 +185,10 @@ def input_variants(
     )
 
 
-def _sizes(example: Example, sizes: Iterable[list[Place]], seed: int, *, sampled: bool = True) -> Iterator[Trial]:
+def _sizes(example: Example, sizes: Iterable[list[Extent]], seed: int, *, sampled: bool = True) -> Iterator[Trial]:
     """Yield noise of other sizes, each in the first reading that is taken."""
-    for places in filter(None, sizes):
-        trial = _first_of(partial(_one, example, "size", noise, place, seed + 10) for place in places)
+    for extents in filter(None, sizes):
+        trial = _first_of(partial(_one, example, "size", noise, extent, seed + 10) for extent in extents)
         yield replace(trial, sampled=sampled)
 
 
@@ -69,7 +202,7 @@ def _in_a_row(example: Example, count: int, seed: int) -> Iterator[Trial]:
     for number in range(count):
         steps = (number, count - 1 - number, (number + count // 2) % count)
         size = tuple(max(1, n // 4) + step for n, step in zip(example.size(axes), steps, strict=False))
-        yield _one(example, "size", noise, Place(axes, size), seed + 10)
+        yield _one(example, "size", noise, Extent(axes, size), seed + 10)
 
 
 def _kinds(example: Example, part: int, seed: int) -> Iterator[Trial]:
@@ -77,15 +210,15 @@ def _kinds(example: Example, part: int, seed: int) -> Iterator[Trial]:
     names = KINDS if is_spatial(example.main) else OF_FEATURES if example.floating else ()
     for number, name in enumerate(names):
         makers = [
-            partial(_one, example, name, KINDS[name], place, seed + 20 + number) for place in _places(example, part)
+            partial(_one, example, name, KINDS[name], extent, seed + 20 + number) for extent in _extents(example, part)
         ]
         yield replace(_first_of(makers), sampled=name == "large")
 
 
-def _places(example: Example, part: int) -> list[Place]:
+def _extents(example: Example, part: int) -> list[Extent]:
     """Return where to try an input that may have any size: reduced, and at last the example's own size."""
     axes = example.readings[0] if example.readings else (1,) if example.main else ()
-    return [*example.reduced(part, KIND_FROM.get(len(axes), 1)), Place(axes)]
+    return [*example.reduced(part, KIND_FROM.get(len(axes), 1)), Extent(axes)]
 
 
 def _batches(example: Example, scope: Scope, seed: int) -> Iterator[Trial]:
@@ -95,20 +228,20 @@ def _batches(example: Example, scope: Scope, seed: int) -> Iterator[Trial]:
         return
     for count in dict.fromkeys([*(batch + more for more in scope.batches), 1]):
         if count != batch:
-            places = _places(example, scope.parts[-1])
-            yield _first_of(partial(_batch_of, example, count, place, seed + 30) for place in places)
+            extents = _extents(example, scope.parts[-1])
+            yield _first_of(partial(_batch_of, example, count, extent, seed + 30) for extent in extents)
 
 
-def _batch_of(example: Example, count: int, place: Place, seed: int) -> Trial:
-    inputs = example.inputs(noise, place, seed, batch=count)
+def _batch_of(example: Example, count: int, extent: Extent, seed: int) -> Trial:
+    inputs = example.inputs(noise, extent, seed, batch=count)
     for x in inputs if count > 1 else ():
         if is_floating(x) and is_spatial(tuple(x.shape)):
             x[-1] = 1  # a constant image: nothing but its border tells one pixel from another
     return Trial(f"batch {count}", inputs, sampled=False)
 
 
-def _one(example: Example, label: str, kind: Kind, place: Place, seed: int) -> Trial:
-    return Trial(f"{label} {place.name}".strip(), example.inputs(kind, place, seed), sampled=False)
+def _one(example: Example, label: str, kind: Kind, extent: Extent, seed: int) -> Trial:
+    return Trial(f"{label} {extent.name}".strip(), example.inputs(kind, extent, seed), sampled=False)
 
 
 def _first_of(makers: Iterable[Callable[[], Trial]]) -> Trial:

@@ -73,7 +73,7 @@ def check(path: Path, data: bytes) -> None:
     try:
         check_unpacked(io.BytesIO(data), len(data))  # torch's reader unpacks some members as soon as it is made
         with quietly():
-            reader = _reader(data)
+            reader = torch._C.PyTorchFileReader(io.BytesIO(data))  # another might see other members in it
             members = set(reader.get_all_records())
             _check_members(path, members)
             program = json.loads(reader.get_record(PROGRAM))
@@ -91,11 +91,6 @@ def check(path: Path, data: bytes) -> None:
         raise _refused(path, str(error)) from error
     except Exception as error:  # a damaged file can make torch's reader fail in any way
         raise damaged(path, first_line(error)) from error
-
-
-def _reader(data: bytes) -> Any:
-    """Return torch's own reader: another one might see other members in the same file."""
-    return torch._C.PyTorchFileReader(io.BytesIO(data))
 
 
 def _check_members(path: Path, members: set[str]) -> None:

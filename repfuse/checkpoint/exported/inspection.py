@@ -3,10 +3,13 @@
 torch turns names, guards and tree specs into Python source, and looks operators and types up by name. The rule here:
 every text at a place that torch reads as more than text must be of the plain form that torch.export writes. Operators
 it looks up in ``torch``, ``math`` and ``operator``: it would take ``torch.os.system`` as it takes a convolution.
+Symbolic sizes it hands to sympy's ``sympify``, and guards to ``exec``: both run any Python that they are given. So
+such a text is parsed first, and only arithmetic on sizes passes: an allow-list, node by node.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import keyword
 import re
@@ -16,7 +19,120 @@ from typing import Any
 import torch
 from torch import nn
 
-from repfuse.checkpoint.exported.expressions import SYMBOL, WORDS, is_guard, is_size
+LONGEST = 20_000  # characters of one text; torch's own have a few hundred
+LARGEST = 1 << 63
+POWER = 8
+SYMBOL = re.compile(r"(s|u|zf|zuf)\d{1,5}")
+NUMBER = re.compile(r"-?\d{1,30}(\.\d{0,40})?(e[+-]?\d{1,3})?")
+WORDS = re.compile(r"[\w .,:/+-]*", re.ASCII)
+ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
+SYMBOLIC = {  # what sympy's srepr writes, and torch's own functions of sizes
+    *("Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Mod", "Max", "Min", "Abs", "floor", "ceiling"),
+    *("Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan"),
+    *("Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not"),
+    *("FloorDiv", "ModularIndexing", "Where", "PythonMod", "CleanDiv", "CeilToInt", "FloorToInt", "CeilDiv"),
+    *("FloatTrueDiv", "IntTrueDiv", "TruncToFloat", "TruncToInt", "RoundToInt", "ToFloat", "Identity"),
+}
+CONSTANTS = {"true", "false", "oo", "int_oo"}
+GUARD_FUNCTIONS = {"max", "min", "abs", "float", "int"}
+MATH_FUNCTIONS = {"ceil", "floor", "trunc", "sqrt"}
+
+
+def is_size(text: str) -> bool:
+    """Whether ``text`` is an expression of sizes, such as ``Add(Symbol('s0', integer=True), Integer(1))``."""
+    tree = _parsed(text)
+    return tree is not None and _is_symbolic(tree)
+
+
+def is_guard(text: str) -> bool:
+    """Whether ``text`` is a condition on the inputs, such as ``L['x'].size()[0] % 2 == 0``."""
+    tree = _parsed(text)
+    return tree is not None and _is_guard(tree)
+
+
+def _parsed(text: str) -> ast.expr | None:
+    if len(text) > LONGEST or "\n" in text or not text.isascii():
+        return None
+    try:
+        return ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+
+
+def _is_symbolic(node: ast.AST) -> bool:
+    match node:
+        case ast.Call(ast.Name("Symbol"), [ast.Constant(str() as name)], keywords):
+            return bool(SYMBOL.fullmatch(name)) and _are_flags(keywords)
+        case ast.Call(ast.Name("Float"), [ast.Constant(str() as number)], [] | [ast.keyword("precision")] as options):
+            return bool(NUMBER.fullmatch(number)) and all(_is_number(option.value, 1 << 10) for option in options)
+        case ast.Call(ast.Name("Pow"), [base, ast.Call(ast.Name("Integer"), [exponent], [])], []):  # no 9**9**9
+            return _is_symbolic(base) and _is_number(getattr(exponent, "operand", exponent), POWER)
+        case ast.Call(ast.Name(function), args, []) if function in SYMBOLIC:
+            return all(map(_is_symbolic, args))
+        case ast.Name(name):
+            return name in CONSTANTS or bool(SYMBOL.fullmatch(name))
+    return _is_operation(node, _is_symbolic)
+
+
+def _is_guard(node: ast.AST) -> bool:
+    match node:
+        case ast.Call(ast.Attribute(tensor, "size" | "stride" | "storage_offset"), [], []):
+            return _is_input(tensor)
+        case ast.Call(function, args, []) if _is_guard_function(function):
+            return all(map(_is_guard, args))
+        case ast.Subscript(ast.Call() as sizes, ast.Constant(int())):
+            return _is_guard(sizes)
+        case ast.BoolOp(_, parts):
+            return all(map(_is_guard, parts))
+        case ast.Constant(str() as text):
+            return bool(WORDS.fullmatch(text))
+    return _is_input(node) or _is_operation(node, _is_guard)
+
+
+def _is_guard_function(node: ast.AST) -> bool:
+    match node:
+        case ast.Attribute(ast.Name("math"), name):
+            return name in MATH_FUNCTIONS
+    return isinstance(node, ast.Name) and node.id in GUARD_FUNCTIONS
+
+
+def _is_operation(node: ast.AST, is_part: Callable[[ast.AST], bool]) -> bool:
+    match node:
+        case ast.BinOp(left, operator, right):
+            return isinstance(operator, ARITHMETIC) and is_part(left) and is_part(right)
+        case ast.UnaryOp(_, operand):
+            return is_part(operand)
+        case ast.Compare(left, _, others):
+            return all(map(is_part, (left, *others)))
+        case ast.Constant(None):
+            return True
+    return _is_number(node, LARGEST)
+
+
+def _is_input(node: ast.AST) -> bool:
+    """Whether the node is ``L['x']`` or a member of it, such as ``L['x'][0]['mask']``."""
+    match node:
+        case ast.Name("L"):
+            return True
+        case ast.Subscript(value, ast.Constant(str() as key)):
+            return bool(WORDS.fullmatch(key)) and _is_input(value)
+        case ast.Subscript(value, ast.Constant(int())):
+            return _is_input(value)
+    return False
+
+
+def _is_number(node: ast.AST, largest: int) -> bool:
+    match node:
+        case ast.Constant(bool() | int() | float() as value):
+            return abs(value) <= largest
+    return False
+
+
+def _are_flags(keywords: list[ast.keyword]) -> bool:
+    return all(
+        isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, bool) for keyword in keywords
+    )
+
 
 PLAIN = re.compile(r"[\w.:+-]*", re.ASCII)
 CONTAINERS = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", "collections.deque"}
@@ -68,7 +184,9 @@ def check_program(program: Any) -> None:
         for guard in program.get("guards_code", ()):
             _require(isinstance(guard, str) and is_guard(guard), "guard", guard)
         for name, bounds in program["range_constraints"].items():
-            _require(_is_range(name) and _are_bounds(bounds), "range of sizes", name)
+            known = bool(SYMBOL.fullmatch(name)) or is_size(name)
+            numbers = all(value is None or isinstance(value, int) for value in bounds.values())
+            _require(known and numbers, "range of sizes", name)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Unsafe(f"it is not laid out as torch.export does it ({type(error).__name__}: {error})") from error
 
@@ -113,18 +231,6 @@ def _is_key(key: Any) -> bool:
     return isinstance(key, int) or (isinstance(key, str) and bool(WORDS.fullmatch(key)))
 
 
-def _is_range(name: str) -> bool:
-    return is_size(name) if SYMBOL.fullmatch(name) is None else True
-
-
-def _are_bounds(bounds: Any) -> bool:
-    return all(value is None or isinstance(value, int) for value in bounds.values())
-
-
-def _is_words(text: str) -> bool:
-    return bool(WORDS.fullmatch(text))
-
-
 def is_operator(name: str) -> bool:
     """Whether ``name`` is an operator on tensors or sizes, which reads and writes nothing but its arguments.
 
@@ -156,7 +262,7 @@ def _only_computes(schema: torch._C.FunctionSchema, base: str) -> bool:
     return (base in TEXTS or not texts) and not any(name in kind for kind in types for name in CARELESS)
 
 
-RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
+RULES: dict[str, tuple[str, Callable[[str], object]]] = {
     "target": ("operator", is_operator),
     "as_operator": ("operator", is_operator),
     "expr_str": ("symbolic size", is_size),
@@ -170,7 +276,7 @@ RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "buffer_name": ("name", is_path),
     "tensor_constant_name": ("name", is_path),
     "fqn": ("name", _is_path_or_root),
-    "as_string": ("text among the inputs", _is_words),
+    "as_string": ("text among the inputs", WORDS.fullmatch),
 }
 ELSEWHERE = {"verifiers", "guards_code", "range_constraints"}  # checked apart
 HELD = {"metadata", "treespec_namedtuple_fields", "torch_version"}  # texts that torch keeps as they are
@@ -201,6 +307,6 @@ def _check_fields(fields: dict[str, Any], *, free: bool, is_map: bool) -> None:
         _check(value, free=free or name == "nodes", field="" if is_map else name)
 
 
-def _require(holds: bool, what: str, found: Any) -> None:
+def _require(holds: object, what: str, found: Any) -> None:
     if not holds:
         raise Unsafe(f"its {what} {str(found)[:80]!r} is not one that a network needs")

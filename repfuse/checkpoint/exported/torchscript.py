@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from repfuse.checking.runs import call
-from repfuse.checking.written import Ran, check_written
+from repfuse.checking.written import check_written
 from repfuse.checkpoint import example
-from repfuse.checkpoint.exported.exporting import doubled
-from repfuse.checkpoint.exported.network import network_of
+from repfuse.checkpoint.exported.program import network_of
+from repfuse.checkpoint.exported.writing import doubled
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.shapes import Shape
 from repfuse.errors import RepfuseError
@@ -78,14 +78,9 @@ def _convert(path: Path, script: torch.jit.ScriptModule, inputs: tuple[Tensor, .
 
 def _check(path: Path, script: nn.Module, program: ExportedProgram, inputs: tuple[Any, ...]) -> None:
     network = network_of(program)
-    shapes = network, ("?",)
     try:
-        check_written(
-            (network, network),
-            inputs,
-            lambda trials: Ran("TorchScript", [call(script, trial.inputs) for trial in trials]),
-            shapes=shapes,
-        )
+        run = lambda trials: ("", [call(script, trial.inputs) for trial in trials])  # noqa: E731
+        check_written(network, network, inputs, run, gate=network)
     except RepfuseError as error:
         what = f"PyTorch's converter does not give the network of {path}."
         raise RepfuseError(what, error.why, ADVICE) from error

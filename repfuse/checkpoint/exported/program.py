@@ -1,13 +1,26 @@
-"""What an exported program promises of its inputs: which axes are dynamic, in which range, and which are alike."""
+"""An exported program: what it promises of its inputs, and its network, which is called with plain tensors.
+
+The promise is which axes are dynamic, in which range, and which are alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from repfuse.checkpoint.example import random_tensor
+from repfuse.checkpoint.recognise import damaged
+from repfuse.errors import RepfuseError
+from repfuse.wording import described
 
 Axis = int | str  # a fixed size, or an expression of dynamic sizes
 
@@ -52,23 +65,24 @@ def dims_of(program: ExportedProgram) -> tuple[dict[int, Any], ...]:
     An axis is a Dim, or k * Dim + c where the program says so. Raises ValueError where it is no such expression.
     """
     dims: dict[Any, Any] = {}
-    return tuple(
-        {axis: _dim(program, size, dims) for axis, size in enumerate(shape) if isinstance(size, torch.SymInt)}
-        for shape in _shapes(program)
-    )
+    return _dynamic(program, lambda size: _dim(program, size, dims))
 
 
 def automatic(program: ExportedProgram) -> tuple[dict[int, Any], ...]:
     """As ``dims_of``, with sizes that torch.export relates to each other by itself."""
+    return _dynamic(program, lambda size: Dim.AUTO(**_range(program, size.node.expr)))
+
+
+def _dynamic(program: ExportedProgram, dim: Callable[[torch.SymInt], Any]) -> tuple[dict[int, Any], ...]:
     return tuple(
-        {axis: _automatic(program, size) for axis, size in enumerate(shape) if isinstance(size, torch.SymInt)}
+        {axis: dim(size) for axis, size in enumerate(shape) if isinstance(size, torch.SymInt)}
         for shape in _shapes(program)
     )
 
 
-def _automatic(program: ExportedProgram, size: torch.SymInt) -> Any:
-    low, high = range_of(program, size.node.expr)
-    return Dim.AUTO(min=low or None, max=high)
+def _range(program: ExportedProgram, symbol: Any) -> dict[str, int | None]:
+    low, high = range_of(program, symbol)
+    return {"min": low or None, "max": high}
 
 
 def range_of(program: ExportedProgram, symbol: Any) -> tuple[int | None, int | None]:
@@ -91,8 +105,7 @@ def _dim(program: ExportedProgram, size: torch.SymInt, dims: dict[Any, Any]) -> 
     expression = size.node.expr
     (symbol,) = expression.free_symbols
     if symbol not in dims:
-        low, high = range_of(program, symbol)
-        dims[symbol] = Dim(f"d{len(dims)}", min=low or None, max=high)
+        dims[symbol] = Dim(f"d{len(dims)}", **_range(program, symbol))
     offset = int(expression.subs(symbol, 0))
     factor = int(expression.subs(symbol, 1)) - offset
     if expression != factor * symbol + offset:
@@ -117,3 +130,74 @@ def _bound(value: Any) -> int | None:
         return int(value)
     except (TypeError, ValueError, OverflowError, AttributeError):  # an infinity
         return None
+
+
+LARGEST = 1 << 26  # numbers that inputs may have without being asked for
+
+
+def opened(program: ExportedProgram, path: Path) -> fx.GraphModule:
+    """Return the network of the program in the file at ``path``, which gets an example where it has none.
+
+    Raises RepfuseError where its parts do not fit each other, or where it takes more than tensors.
+    """
+    try:
+        return network_of(complete(program, path))
+    except RepfuseError:
+        raise
+    except Exception as error:  # torch makes code of what the file says, and runs it: anything may be wrong with it
+        raise damaged(path, described(error)) from error
+
+
+def network_of(program: ExportedProgram) -> fx.GraphModule:
+    """Return the program's network: its flattened inputs are its arguments, its outputs are nested as the program's.
+
+    It refuses what the program refuses: the guards are part of its graph.
+    """
+    module = program.module()
+    assert isinstance(module, fx.GraphModule)
+    graph = module.graph
+    (output,) = graph.find_nodes(op="output")
+    if program.call_spec.out_spec is not None:
+        output.args = (pytree.tree_unflatten(list(output.args[0]), program.call_spec.out_spec),)
+    graph.set_codegen(CodeGen())
+    network = fx.GraphModule(module, graph)  # without the methods and hooks that torch.export put on the other
+    return network.eval()
+
+
+def complete(program: ExportedProgram, path: Path) -> ExportedProgram:
+    """Give the program an example where its file has none, and return it.
+
+    Raises RepfuseError where an input is no tensor.
+    """
+    values = input_values(program)
+    if len(values) != len(program.graph_signature.user_inputs) or not all(isinstance(v, Tensor) for v in values):
+        raise RepfuseError(
+            f"{path} takes inputs that are no tensors.",
+            "repfuse calls a network with tensors alone.",
+            "Export it with those inputs fixed: functools.partial, or default values.",
+        )
+    if program.example_inputs is None or not pytree.tree_leaves(program.example_inputs):
+        assert program.call_spec.in_spec is not None
+        if sum(math.prod(_sizes(value)) for value in values) > LARGEST:
+            what = f"{path} has no sample inputs, and the inputs that it describes would be very large."
+            raise RepfuseError(what, "", "Export it again from a smaller example.")
+        seeds = (torch.Generator().manual_seed(number) for number in range(len(values)))
+        made = [random_tensor(_sizes(value), value.dtype, seed) for value, seed in zip(values, seeds, strict=True)]
+        program.example_inputs = pytree.tree_unflatten(made, program.call_spec.in_spec)
+    return program
+
+
+def flat_inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
+    """Return the program's example as the arguments of its network."""
+    return tuple(pytree.tree_leaves(program.example_inputs))
+
+
+def _sizes(value: Tensor) -> list[int]:
+    """Return the shape of a fake tensor; a dynamic axis has the size it was exported with, or 2."""
+    return [_size(size) for size in value.shape]
+
+
+def _size(size: int | torch.SymInt) -> int:
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else 2
