@@ -34,7 +34,8 @@ def convolution_cost(geometry: Geometry, output: Ints, source: Ints, item: int) 
     """Cost of one convolution with bias from shape ``source`` to shape ``output``, ``item`` bytes a number."""
     weights = prod(geometry.weight_shape) + geometry.out_channels
     apart, read = Cost(), source
-    for amounts in filter(any, geometry.pad_then_crop if needs_separate_pad(geometry) else ()):
+    copies = needs_separate_pad(geometry) or geometry.padding_mode != "zeros"  # as PyTorch's own module does
+    for amounts in filter(any, geometry.pad_then_crop if copies else ()):
         pairs = zip(reversed(amounts[::2]), reversed(amounts[1::2]), strict=True)
         spatial = (n + sum(pair) for n, pair in zip(read[-geometry.ndim :], pairs, strict=True))
         padded = (*read[: -geometry.ndim], *spatial)
