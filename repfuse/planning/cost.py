@@ -14,11 +14,12 @@ from repfuse.plans import Cost, Policy
 MACS_PER_BYTE = 4
 """Multiply-accumulates in the time of moving one byte: about 50 G/s against 12 GB/s on one CPU core."""
 
-BYTES_PER_LAUNCH = 131_072
-"""Bytes moved in the time of starting one operator: about 11 us at 12 GB/s.
+BYTES_PER_LAUNCH = 196_608
+"""Bytes moved in the time of starting one operator: about 16 us at 12 GB/s.
 
-Both measured by ``tests/bench_cost.py`` on 300 pairs. Rank correlation of predicted and measured gain: 0.91 in PyTorch
-and 0.85 in ONNX Runtime; time lost by mistakes: 0.4 and 2.6 %. (With 8 and 32,768: 0.89, 0.85; 0.9, 3.9 %.)
+Both measured by ``tests/bench_cost.py`` on 300 pairs. Rank correlation of predicted and measured gain: 0.92 in PyTorch
+and 0.84 in ONNX Runtime; time lost by mistakes: 0.4 and 3.8 %. (With 8 and 32,768: 0.89, 0.85; 0.9, 3.9 %. ONNX Runtime
+would have less of both, but in PyTorch networks of small depthwise kernels get slower with that.)
 """
 
 WORTH_THE_CLASS = 0.05
