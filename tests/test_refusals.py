@@ -322,10 +322,13 @@ def test_refused(code, make, inputs):
         (lambda: nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4)), INDICES),
         (lambda: Spelled(lambda m, x: m.e(x) + m.f(x), e=nn.Embedding(9, 4), f=nn.Embedding(9, 4)), INDICES),
         (lambda: Spelled(lambda m, x: (x @ x.mT).softmax(-1) @ x), ROWS),
+        (lambda: conv(padding_mode="reflect"), INPUTS[0]),
+        (lambda: nn.Sequential(conv(2, padding="same", padding_mode="circular"), nn.ReLU()), INPUTS[0]),
     ],
 )
 def test_what_stands_beside_no_layer_is_no_refusal(make, x):
-    assert not fuse(randomised(make()), [x]).plan.refusals
+    plan = fuse(randomised(make()), [x]).plan
+    assert not plan.sites and not plan.refusals
 
 
 def test_every_code_is_tested():

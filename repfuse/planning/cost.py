@@ -14,11 +14,12 @@ from repfuse.plans import Cost, Policy
 MACS_PER_BYTE = 4
 """Multiply-accumulates in the time of moving one byte: about 50 G/s against 12 GB/s on one CPU core."""
 
-BYTES_PER_LAUNCH = 131_072
-"""Bytes moved in the time of starting one operator: about 11 us at 12 GB/s.
+BYTES_PER_LAUNCH = 196_608
+"""Bytes moved in the time of starting one operator: about 16 us at 12 GB/s.
 
-Both measured by ``tests/bench_cost.py`` on 300 pairs. Rank correlation of predicted and measured gain: 0.91 in PyTorch
-and 0.85 in ONNX Runtime; time lost by mistakes: 0.4 and 2.6 %. (With 8 and 32,768: 0.89, 0.85; 0.9, 3.9 %.)
+Both measured by ``tests/bench_cost.py`` on 300 pairs. Rank correlation of predicted and measured gain: 0.92 in PyTorch
+and 0.84 in ONNX Runtime; time lost by mistakes: 0.4 and 3.8 %. (With 8 and 32,768: 0.89, 0.85; 0.9, 3.9 %. ONNX Runtime
+would have less of both, but in PyTorch networks of small depthwise kernels get slower with that.)
 """
 
 WORTH_THE_CLASS = 0.05
@@ -34,7 +35,8 @@ def convolution_cost(geometry: Geometry, output: Ints, source: Ints, item: int) 
     """Cost of one convolution with bias from shape ``source`` to shape ``output``, ``item`` bytes a number."""
     weights = prod(geometry.weight_shape) + geometry.out_channels
     apart, read = Cost(), source
-    for amounts in filter(any, geometry.pad_then_crop if needs_separate_pad(geometry) else ()):
+    copies = needs_separate_pad(geometry) or geometry.padding_mode != "zeros"  # as PyTorch's own module does
+    for amounts in filter(any, geometry.pad_then_crop if copies else ()):
         pairs = zip(reversed(amounts[::2]), reversed(amounts[1::2]), strict=True)
         spatial = (n + sum(pair) for n, pair in zip(read[-geometry.ndim :], pairs, strict=True))
         padded = (*read[: -geometry.ndim], *spatial)

@@ -233,7 +233,7 @@ class Regions:
         meaning = self.meanings[root]
         if any(map(self.estimate.is_wasted, region.nodes)):
             return True  # what is added in vain goes with the sum
-        scales = isinstance(meaning, Sum) and len(set(inputs_of(meaning))) == 1 and region.is_writable
+        scales = isinstance(meaning, Sum) and len(meaning.inputs) == 1 and region.is_writable
         if scales or not isinstance(meaning, Sum | Same):
             return True  # each branch takes its part of a factor
         for group in region.groups:
@@ -262,7 +262,8 @@ class Regions:
                 self._cut(cut)
         elif not self.estimate.is_better(after, before):
             reason = NotAffine("cost", "one convolution is predicted to gain nothing here")
-            if before.launches > 1:  # nobody looks for a merge where one operator is all that costs something
+            calls = {self.recording.call_of[node] for node in region.working}
+            if before.launches > 1 and len(calls) > 1:  # nobody looks for a merge within one operator, or one module
                 self.refuse(reason, region.root, before, after)
             self._take_apart(region.root)
 

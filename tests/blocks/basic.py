@@ -102,6 +102,11 @@ def reached_for() -> Spelled:
     return Spelled(lambda m, x: F.relu(m.block(x)) + F.relu(m.block[0](x.sin())), block=conv_norm())
 
 
+def half_of_two() -> Spelled:
+    """Half of the other source would take an operator of its own."""
+    return pair_of_two(lambda m, x, y: (m.a(x) + torch.sin(y)) / 2)
+
+
 def functional(forward: Callable[..., Any]) -> Spelled:
     """A block with a 3x3 ``w``, a 1x1 ``v``, a bias ``b`` and a module ``n``, to be written with functions."""
     parameters = {"w": torch.empty(C, C, 3, 3), "v": torch.empty(C, C, 1, 1), "b": torch.empty(C)}
@@ -290,6 +295,9 @@ CASES = [
         sites=2,
         inputs=2,
     ),
+    Case(
+        "mean of two sources", lambda: pair_of_two(lambda m, x, y: (m.a(x) + m.b(y)) / 2), "graph", 2, sites=2, inputs=2
+    ),
     Case("one conv in branches, a norm each", head_of_branches, "chain", convolutions=3, sites=3, least=4, side=12),
     Case(
         "one conv, a norm per level",
@@ -312,4 +320,7 @@ CASES = [
     Case("one conv and norm, per level", lambda: head_of_norms(*[norm()] * 3), "fold", 3, sites=3, least=4, side=12),
 ]
 
-TWINS = [Twin("one conv, reached for", "outer-reference", reached_for, norms=1, wrong=NOT_MERGED)]
+TWINS = [
+    Twin("one conv, reached for", "outer-reference", reached_for, norms=1, wrong=NOT_MERGED),
+    Twin("mean of a layer and another source", "cost", half_of_two, 1, inputs=2, wrong=NOT_MERGED),
+]
