@@ -46,6 +46,17 @@ def unshuffled(x: Tensor) -> Tensor:
     return F.pixel_unshuffle(x, 2)
 
 
+MOVED = [
+    Case("3x3, depth to space, norm", lambda: shuffled(lambda x: F.pixel_shuffle(x, 2)), "fold"),
+    Case("3x3, depth to space by views, norm", lambda: shuffled(by_views), "fold"),
+    Case("3x3, upsampled, norm", lambda: Spelled(lambda m, x: m.n(upsampled(m.a(x))), a=conv(3), n=norm()), "fold"),
+    Case(
+        "norm, upsampled, 1x1",
+        lambda: Spelled(lambda m, x: m.a(upsampled(m.n(x.sin()))), a=conv(1), n=norm()),
+        "fold",
+    ),
+]
+
 CASES = [
     Case("unshuffle, 3x3", lambda: Spelled(lambda m, x: m.a(unshuffled(x)), a=conv(3, inputs=4 * C)), "graph", **EVEN),
     Case(
@@ -85,14 +96,6 @@ CASES = [
         "graph",
         **EVEN,
     ),
-    Case("3x3, depth to space, norm", lambda: shuffled(lambda x: F.pixel_shuffle(x, 2)), "fold"),
-    Case("3x3, depth to space by views, norm", lambda: shuffled(by_views), "fold"),
-    Case("3x3, upsampled, norm", lambda: Spelled(lambda m, x: m.n(upsampled(m.a(x))), a=conv(3), n=norm()), "fold"),
-    Case(
-        "norm, upsampled, 1x1",
-        lambda: Spelled(lambda m, x: m.a(upsampled(m.n(x.sin()))), a=conv(1), n=norm()),
-        "fold",
-    ),
     Case(
         "every third, joined, into a layer",
         lambda: Spelled(
@@ -103,6 +106,7 @@ CASES = [
         multiple=3,
         least=3,
     ),
+    *MOVED,
 ]
 
 TWINS = [

@@ -102,10 +102,13 @@ def _relative(off: Tensor, whole: Tensor) -> float:
 
 
 def sizes_for(layers: Sequence[Layer]) -> list[Size]:
-    """Return input sizes: the smallest that shows every tap, one that is not square, and a single pixel."""
+    """Return input sizes: the smallest that shows every tap, one that is not square, a single pixel, and one that can be
+    cut up into blocks.
+    """
     least = tuple(max(map(_least, axes)) for axes in zip(*(layer.axes for layer in layers), strict=True))
     larger = tuple(n + 1 + axis % 2 for axis, n in enumerate(least))
-    return list(dict.fromkeys([least, larger, (1,) * len(least)]))
+    parted = tuple(-(-n // 6) * 6 for n in least)
+    return list(dict.fromkeys([least, larger, (1,) * len(least), parted]))
 
 
 def show_every_tap(layers: Sequence[Layer], size: Size) -> bool:
