@@ -57,7 +57,7 @@ class Uses:
     def _names_for(self, target: str, call: Call) -> list[str]:
         """Return the names by which the call may have found ``target``: of what it holds itself, its own."""
         names = self.names_of(target)
-        for each in call.chain():
+        for each in call.chain() if len(names) > 1 else ():
             within = tuple(f"{path}." for path in self._recording.paths(each.path) if path)
             own = [name for name in names if f"{name}.".startswith(within)]
             if own != names:

@@ -55,7 +55,7 @@ class Regions:
         self._cuts: set[fx.Node] = set()
         self._members: dict[fx.Node, list[fx.Node]] = {}  # the nodes of each root, in order
         self._parted: set[fx.Node] = set()  # the roots of what this pass takes apart
-        self._best_of: dict[tuple[fx.Node, ...], Parts] = {}
+        self._best_of: dict[tuple[fx.Node, ...], Parts | None] = {}
         self._searched: set[fx.Node] = set()  # those among them whose cuts were searched for
         self._changed = True
         self._doubted: set[fx.Node] = set()
@@ -165,6 +165,7 @@ class Regions:
             self._searched.add(root)
             self._say_why(node, error, below=below)
             parts = self._best(root, before=node)
+            assert parts is not None
             for failure in parts.failures:
                 self._say_why(failure.node, failure.error, below=failure.below)
             for cut in parts.cuts:
@@ -184,10 +185,10 @@ class Regions:
         if near and not isinstance(error, Ends) and not (layered and error.code == "several-sources"):
             self.refuse(error, node, None, None)
 
-    def _best(self, root: fx.Node, before: fx.Node | None = None) -> Parts:
+    def _best(self, root: fx.Node, before: fx.Node | None = None) -> Parts | None:
         """Return how a region is best taken apart, as ``Cutting.best`` finds it: once, in however many passes."""
         nodes = tuple(self._members[root])
-        if nodes not in self._best_of:
+        if nodes not in self._best_of or (before is not None and self._best_of[nodes] is None):
             self._best_of[nodes] = self._cutting(root).best(before)
         return self._best_of[nodes]
 
@@ -255,7 +256,7 @@ class Regions:
         before = self.estimate.of_nodes(region.working)
         after = self.estimate.of_groups(region.groups, region.root)
         better = self._best(self._roots[region.root])
-        if better.cuts and self.estimate.is_better(better.cost, before):
+        if better and better.cuts and self.estimate.is_better(better.cost, before):
             reason = NotAffine("cost", "as one layer these are predicted to gain nothing")
             for cut in sorted(better.cuts, key=self.recording.order.__getitem__):
                 self.refuse(reason, next(self._readers(cut)), better.cost, after)
