@@ -46,6 +46,23 @@ TAKEN_BACK = (
     Step("branches", inner=(Step("kept"), Step("filled"))),
 )
 """The same, and what it was first tried behind has no place in the end."""
+CLOSED_FIRST = (
+    Step(
+        "branches",
+        (0, 1, 0),
+        (49, 113, 83, 87, 8, 10, 61, 98, 114, 109, 81, 41, 107, 108),
+        (Step("kept", (1, 0, 1), (72, 24, 3, 112, 56, 21, 68, 1, 115, 95, 73, 57, 60, 4)),),
+    ),
+    Step("averaged", (2, 3, 0), (108, 23, 44, 25, 100, 73, 97, 112, 48, 104, 15, 18, 14, 94)),
+    Step("again", (3, 0, 5), (60, 10, 45, 117, 12, 21, 36, 24, 75, 26, 3, 65, 25, 100)),
+    Step(
+        "branches",
+        (0, 5, 1),
+        (33, 48, 112, 32, 68, 82, 106, 89, 18, 88, 4, 3, 68, 25),
+        (Step("constant", (1, 0, 0), (11, 11, 33, 26, 61, 16, 9, 38, 17, 52, 11, 31, 115, 69)),),
+    ),
+)
+"""A block that is called twice, not alike, and for which the network would lose its class: not planned after all."""
 VANISHING = (
     Step("conv"),
     Step("transposed", digits=(*(0,) * 13, 2)),

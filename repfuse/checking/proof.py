@@ -5,6 +5,7 @@ Of a site its algebra, its stored weights and its drift; then the whole network,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -13,7 +14,7 @@ from torch.fx.node import map_arg
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from repfuse.algebra.expression import Selected
-from repfuse.algebra.geometry import Geometry, Ints
+from repfuse.algebra.geometry import Fits, Geometry, Ints
 from repfuse.checking.comparison import TOLERANCE, answers_in_float64, informative, level, reference, tabulate
 from repfuse.checking.inputs.trial import Trial, rounded_through
 from repfuse.checking.places import ExactWeights, Place, compare_exact, convolution_at, places
@@ -103,14 +104,17 @@ def site_trials(place: Place) -> Iterator[Trial]:
 
     Of a constant, kernels whose weights sum to 0 (standardised ones, a Laplacian) would leave nothing but rounding.
     """
-    sources, example = place.sources, place.planner.recording.shape_of[place.sources[0]]
+    sources, recording = place.sources, place.planner.recording
     if len(sources) > 1 or _has_fixed_sizes(place):  # their sizes depend on each other: the example's fit
         yield at_the_example(place)
     if len(sources) > 1:
         return
     geometry = place.region.groups[0].expression.geometry
-    recorded = place.planner.recording.shapes(sources[0]) if place.pieces else None
-    for number, shape in enumerate(recorded or _shapes(example, geometry)):
+    recorded = recording.shapes(sources[0]) if place.pieces else None
+    example = recording.shape_of[sources[0]]
+    kept = [_has_fixed_sizes(place) and recording.is_fixed(sources[0], axis) for axis in range(len(example))]
+    for number, wanted in enumerate(recorded or _shapes(example, geometry)):
+        shape = tuple(n if keeps else other for n, other, keeps in zip(example, wanted, kept, strict=True))
         label = f"input {'x'.join(map(str, shape))}"
         yield Trial(label, (_random(shape, number),))
         if number == 0:
@@ -140,11 +144,15 @@ def _shapes(example: Ints, geometry: Geometry) -> Iterator[Ints]:
 
 
 def _sizes(geometry: Geometry) -> list[Ints]:
-    """Return input sizes counted from the smallest that has an output."""
-    least = geometry.smallest_input
+    """Return input sizes counted from the smallest that has an output, the next ones that fit."""
+    least, fits = geometry.smallest_input, geometry.fits or (frozenset(),) * geometry.ndim
     reach = max(taps[-1] - taps[0] + 1 for taps in geometry.taps)
     steps = [[1, 2], [0, 0], [2, 0], [reach, reach + 1]]
-    return [tuple(low + step[axis % 2] for axis, low in enumerate(least)) for step in steps]
+    return [tuple(_fitting(low + step[axis % 2], fits[axis]) for axis, low in enumerate(least)) for step in steps]
+
+
+def _fitting(size: int, fits: Fits) -> int:
+    return next(n for n in itertools.count(size) if all(fit.takes(n) for fit in fits))
 
 
 def _random(shape: Ints, seed: int) -> torch.Tensor:

@@ -115,14 +115,18 @@ class Planner:
             self.keep_class = all(block.path for block in self._laid_out[1].blocks)
 
     def _takes_back(self, layout: Layout) -> bool:
-        """Whether less is relied on than was planned with: what has no place may hide what has one."""
+        """Whether less is relied on than was planned with: what has no place may hide what has one.
+
+        First nothing merges any more across the borders of modules whose calls are not alike: what had no place because
+        of that is then not planned at all.
+        """
         recording = self.recording
         refused = {call: mark for call, mark in layout.refused.items() if call not in recording.marks}
         unlike = layout.unlike - recording.closed - {""}
-        for call, mark in refused.items():
-            recording.leave_alone(call, mark)
         for path in unlike:
             recording.close(path)
+        for call, mark in refused.items() if not unlike else ():
+            recording.leave_alone(call, mark)
         return bool(refused or unlike)
 
     def _read(self) -> None:

@@ -102,9 +102,7 @@ def _relative(off: Tensor, whole: Tensor) -> float:
 
 
 def sizes_for(layers: Sequence[Layer]) -> list[Size]:
-    """Return input sizes: the smallest that shows every tap, one that is not square, a single pixel, and one that can be
-    cut up into blocks.
-    """
+    """Return input sizes: the smallest that shows every tap, one not square, a single pixel, one that has blocks."""
     least = tuple(max(map(_least, axes)) for axes in zip(*(layer.axes for layer in layers), strict=True))
     larger = tuple(n + 1 + axis % 2 for axis, n in enumerate(least))
     parted = tuple(-(-n // 6) * 6 for n in least)
