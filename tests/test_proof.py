@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from blocks import Branches, C, RepVGG, Spelled, SpelledOfTwo, conv, norm
+from blocks import Branches, C, RepVGG, Spelled, SpelledOfTwo, conv, norm, space
 from support.agreement import image, randomised
 from support.proving import compare, prove_sites
 from torch import nn
@@ -181,6 +181,16 @@ def wrong_union(self, other):
     if made.padding == ((1, 1), (1, 1)) and made.kernel == (3, 3) and made.groups == 1:
         return Geometry(C, C, (3, 3), made.stride, ((1, 1), (1, 1)), made.dilation, 1, "replicate")
     return made
+
+
+@pytest.mark.parametrize("width", [6, 10])
+def test_a_place_that_takes_some_sizes_alone_is_proven_at_these(width):
+    """Its views hold the width that the linear layer before them fixes as numbers, which other sizes fit by chance."""
+    model = Spelled(lambda m, x: m.a(space.viewed(m.l(x).sin())), l=nn.Linear(width, width), a=conv(3, inputs=4 * C))
+    model = randomised(model)
+    found = plan(model, (image(2, C, 4, width),))
+    (proof,) = prove_sites(model, rewrite(model, found), found)
+    assert proof.passed and sum(not trial.skipped for trial in proof.comparison.trials) > 3
 
 
 RIGHT_SCALE, RIGHT_ADD = evaluation.scale_and_shift, Geometry.add

@@ -13,8 +13,9 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from repfuse.algebra.expression import Selected
+from repfuse.algebra.expression import Selected, Through
 from repfuse.algebra.geometry import Fits, Geometry, Ints
+from repfuse.algebra.layers import Phases
 from repfuse.checking.comparison import TOLERANCE, answers_in_float64, informative, level, reference, tabulate
 from repfuse.checking.inputs.trial import Trial, rounded_through
 from repfuse.checking.places import ExactWeights, Place, compare_exact, convolution_at, places
@@ -129,7 +130,9 @@ def at_the_example(place: Place) -> Trial:
 
 def _has_fixed_sizes(place: Place) -> bool:
     """Whether an operation of the region may hold sizes as numbers, so that no other size runs."""
-    return any(isinstance(place.planner.meanings[node], Selected | Passage) for node in place.region.nodes)
+    meanings = [place.planner.meanings[node] for node in place.region.nodes]
+    parted = any(isinstance(meaning, Through) and isinstance(meaning.layer, Phases) for meaning in meanings)
+    return parted or any(isinstance(meaning, Selected | Passage) for meaning in meanings)
 
 
 def _shapes(example: Ints, geometry: Geometry) -> Iterator[Ints]:
