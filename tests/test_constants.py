@@ -449,6 +449,31 @@ def read_elsewhere(e, kernel, x):
     return x.abs() * e.weight.sum()
 
 
+def copied_and_turned(e, kernel, x):
+    e.weight.data.copy_(kernel)
+    return F.conv2d(x, e.weight.transpose(0, 1), padding=1)
+
+
+def rounded(e, kernel, x):
+    e.low = torch.empty_like(kernel, dtype=torch.bfloat16) if not hasattr(e, "low") else e.low
+    e.low.copy_(kernel)
+    return F.conv2d(x, e.low.to(x.dtype), padding=1)
+
+
+def a_number_copied(e, kernel, x):
+    e.weight.data.copy_(0.5)
+
+
+def changed_afterwards(e, kernel, x):
+    e.weight.data.copy_(kernel)
+    kernel.mul_(3)
+
+
+def changed_where_it_lies(e, kernel, x):
+    e.weight.data = kernel
+    kernel.mul_(3)
+
+
 def copied_twice(e, kernel, x):
     e.weight.data.copy_(kernel)
     e.weight.data.copy_(2 * kernel)
@@ -486,7 +511,11 @@ def test_a_kernel_that_every_forward_writes_becomes_a_plain_weight(how):
         assert error(original, result.module, noise(*shape, seed=seed)) < 1e-12
 
 
-@pytest.mark.parametrize("how", [copied_twice, copied_in_part, added, of_the_image, read_before, read_elsewhere])
+OTHERS = [copied_twice, copied_in_part, added, of_the_image, read_before, read_elsewhere, copied_and_turned]
+OTHERS += [a_number_copied, changed_afterwards, changed_where_it_lies, rounded]
+
+
+@pytest.mark.parametrize("how", OTHERS)
 def test_a_kernel_that_is_another_one_elsewhere_or_later_is_left_as_it_is(how):
     original, x = written(how), noise(*X)
     result = fuse(copy.deepcopy(original), (x,))

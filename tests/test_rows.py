@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from blocks import C, Spelled, conv, norm
+from blocks.building import scale
 from support.agreement import error, image, operations, randomised
 from support.meanings import meaning_at
 from torch import nn
@@ -161,3 +162,86 @@ def test_a_value_that_is_measured_alone_is_no_obstacle():
     assert operations(fused, T)["batch_norm"] == 0
     for x in (T, image(3, 9, 8), image(1, 1, 8)):
         assert error(network, fused, x) < 1e-12
+
+
+# --- at sizes of the input that are far from the example's --------------------------------------------------------
+
+
+def windows(order, last):
+    """Windows of 7 pixels along each axis: one of them at the example, more of them at larger sizes."""
+
+    def forward(m, x):
+        b, c, h, w = (y := m.a(x)).shape
+        return m.n(y.view(b, c, h // 7, 7, w // 7, 7).permute(order).reshape(last(b, c, h, w)))
+
+    return forward
+
+
+def summed_windows(m, x):
+    b, c, h, w = (y := m.a(x).relu()).shape
+    return m.n(m.c(y.view(b, c, h // 7, 7, w // 7, 7).sum((3, 5))))
+
+
+def batch_parted(m, x):
+    y = m.a(x)
+    return m.n(y.view(len(y) // 4, 4, *y.shape[1:]).transpose(0, 1).reshape(y.shape))
+
+
+def axes_swapped(m, x):
+    n, c, h, w = x.shape
+    return m.a(x.view(n, c, w // 2, 2, h // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(n, c * 4, h // 2, w // 2))
+
+
+def shuffled_and_pooled(m, x):
+    return m.a(F.pixel_shuffle(m.b(x), 2).mean((2, 3)))
+
+
+FAR = {
+    "windows, put back": (
+        windows((0, 1, 3, 2, 5, 4), lambda b, c, h, w: (b, c, h, w)),
+        {"a": nn.Conv2d(C, C, 4, stride=4), "n": norm()},
+        (1, C, 28, 28),
+        (1, C, 56, 84),
+    ),
+    "windows, as samples": (
+        windows((0, 2, 4, 1, 3, 5), lambda b, c, h, w: (-1, c, 7, 7)),
+        {"a": nn.Conv2d(C, C, 4, stride=4), "n": norm()},
+        (1, C, 28, 28),
+        (1, C, 56, 56),
+    ),
+    "windows, summed": (
+        summed_windows,
+        {"a": nn.Conv2d(C, C, 4, stride=4), "c": nn.Conv2d(C, C, 1), "n": norm()},
+        (1, C, 28, 28),
+        (1, C, 56, 56),
+    ),
+    "the batch, parted": (batch_parted, {"a": conv(), "n": norm()}, (4, C, 6, 6), (8, C, 6, 6)),
+    "axes, swapped": (axes_swapped, {"a": conv(inputs=4 * C)}, (2, C, 8, 8), (2, C, 8, 4)),
+    "a batch of one, squeezed": (
+        lambda m, x: m.a(x).mean((2, 3), keepdim=True).squeeze() * m.s,
+        {"a": conv(), "s": scale(1, C)},
+        (4, C, 6, 6),
+        (1, C, 6, 6),
+    ),
+    "an axis that may be one, squeezed": (
+        lambda m, x: m.a(x).squeeze(2) * m.s,
+        {"a": conv(axes=1), "s": scale(C, 1)},
+        (4, C, 8),
+        (4, C, 1),
+    ),
+    "moved after depth to space": (
+        shuffled_and_pooled,
+        {"b": nn.Conv2d(C, 4 * C, 1), "a": nn.Linear(C, 3)},
+        (2, C, 8, 8),
+        (1, C, 5, 7),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_what_moves_values_moves_them_at_all_sizes(name):
+    forward, members, example, far = FAR[name]
+    model = randomised(Spelled(forward, **members))
+    fused = fuse(model, (image(*example),)).module
+    assert error(model, fused, image(*example)) < 1e-12
+    assert error(model, fused, image(*far, seed=1)) < 1e-12

@@ -273,7 +273,7 @@ def _explained(
         for position, row in enumerate(above.values())
         for output in row.outputs
     )
-    return max(limits.values()) if explained else TOLERANCE
+    return max(limits.values(), default=TOLERANCE) if explained else TOLERANCE
 
 
 def _largest(row: TrialComparison) -> float:

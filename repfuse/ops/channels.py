@@ -91,8 +91,10 @@ def shuffle(call: Call, recording: Recording) -> Meaning | None:
     x, groups = call.input, call.get("groups")
     if not is_data(x, recording) or not is_integer(groups) or not recording.is_fixed(x, 1):
         return None
-    channels = recording.shape_of[x][1] if len(recording.shape_of[x]) > 2 else 0
-    if groups < 1 or channels % groups or not channels:
+    rank = len(recording.shape_of[x])
+    channels = recording.shape_of[x][1] if rank > 2 else 0
+    elsewhere = any(len(shape) != rank for shape in recording.shapes_at_other_ranks(x))  # there it shuffles others
+    if groups < 1 or not channels or channels % groups or elsewhere:
         return None
     return Selected(x, tuple(np.arange(channels).reshape(groups, -1).T.flatten().tolist()), 1)
 

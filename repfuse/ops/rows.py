@@ -37,6 +37,17 @@ def viewed(call: Call, recording: Recording) -> Meaning | None:
     return _moved(x, moves)
 
 
+def squeezed(call: Call, recording: Recording) -> Meaning | None:
+    """Without axes that are 1 at every size: an axis that happens to be 1 goes where its size may be another."""
+    x, dims = call.input, call.get("dim")
+    dims = [dims] if is_integer(dims) else dims
+    if not is_data(x, recording) or not isinstance(dims, list | tuple):
+        return None
+    shapes = recording.shapes(x) + recording.shapes_at_other_ranks(x)
+    gone = {axis_of(dim, len(recording.shape_of[x])) for dim in dims}
+    return viewed(call, recording) if all(shape[axis or 0] == 1 for shape in shapes for axis in gone) else None
+
+
 def permuted(call: Call, recording: Recording) -> Meaning | None:
     """Axes in another order."""
     x = call.input

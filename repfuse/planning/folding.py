@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from repfuse.algebra.expression import Scaled, Through
 from repfuse.algebra.layers import Convolution, Normalisation
 from repfuse.ops import Meaning
-from repfuse.ops.meaning import convolves
+from repfuse.ops.meaning import Rearranged, convolves
 from repfuse.planning.edits import Candidate
 from repfuse.planning.region import Region
 from repfuse.recording.recording import Recording
@@ -159,7 +159,7 @@ class Folding:
         units = {each: each is call and stays for each in call_of.values() if each is not None}
         if not all(self._alone(each, owner, alike, keeps=keeps) for each, keeps in units.items()):
             return None
-        if not stays and len(alike) > 1:
+        if not stays and (len(alike) > 1 or self._is_moved_before(layers, convolution, region)):
             return None
         if not stays and not (self._is_replaceable(call, convolution, region) and self._unseen(candidate)):
             return None
@@ -172,6 +172,13 @@ class Folding:
             tuple(dict.fromkeys(each.path for each, _ in others)),
             tuple(node for node in norms if call_of[node] is None),
         )
+
+    def _is_moved_before(self, layers: list[fx.Node], convolution: fx.Node, region: Region) -> bool:
+        """Whether values are put elsewhere between the convolution and a layer after it: there the map would be."""
+        order = self.recording.order
+        last = max(map(order.__getitem__, layers))
+        moves = (node for node in region.nodes if isinstance(self.meanings[node], Rearranged))
+        return any(order[convolution] < order[node] < last for node in moves)
 
     def _call(self, node: fx.Node, owner: Call) -> Call | None:
         """Return the call of a module of PyTorch's, or of one that convolves its own way, that made the node.

@@ -148,8 +148,9 @@ class Reader:
         axis = None if at is None else dict(meaning.moves).get(at)
         if axis is None or term.of_source is not None:
             raise Ends("the channels are elsewhere")
-        picks = tuple(meaning.channels[pick] for pick in term.picks) if term.picks else meaning.channels
-        picks = picks if meaning.channels else term.picks
+        picks = term.picks
+        if meaning.channels:
+            picks = tuple(meaning.channels[pick] for pick in picks) if picks else meaning.channels
         return replace(_grown(term, node, term.expression), axis=axis, picks=picks)
 
     def _combined(

@@ -33,7 +33,7 @@ class Memory:
         self._order = {node: index for index, node in enumerate(run.nodes)}
         self._storage_of = run.storage_of
         self._writes = run.writes
-        self._shape_of = run.shape_of
+        self._dtype_of = run.dtype_of
         self._members: dict[int, list[fx.Node]] = defaultdict(list)
         self._writers: dict[int, list[fx.Node]] = defaultdict(list)
         for node in run.nodes:
@@ -71,13 +71,26 @@ class Memory:
         """Return the node that put its second argument where a tensor of the model was, if it is the value of ``node``:
         ``x.data = value``, ``x.copy_(value)``.
         """
-        if node.target is set_data:
-            return node
-        if [called(writer) for writer in self.writers(node)] != ["copy_"]:
+        put = node if node.target is set_data else self._copied(node)
+        source = None if put is None else put.args[1]
+        if put is None or not isinstance(source, fx.Node) or self._dtype_of.get(source) != self._dtype_of[put]:
             return None
-        (writer,) = self.writers(node)
-        whole = len(writer.args) == 2 and self._shape_of[writer] == self._shape_of.get(node)
-        return writer if whole and self._order[writer] <= self._order[node] else None
+        later = (self._order[writer] > self._order[put] for writer in self.writers(source))
+        return None if any(later) else put
+
+    def _copied(self, node: fx.Node) -> fx.Node | None:
+        """Return the one ``copy_`` into a whole tensor of the model that ``node`` reads after it, or is."""
+        writers = self.writers(node)
+        if [called(writer) for writer in writers] != ["copy_"] or len(writers[0].args) != 2:
+            return None
+        (writer,) = writers
+        target: Any = writer.args[0]
+        while isinstance(target, fx.Node) and (called(target) == "detach" or target.target is getattr):
+            target = target.args[0]
+        whole = isinstance(target, fx.Node) and target.op == "get_attr"
+        reads = whole and node.op == "get_attr" and node.target == target.target
+        after = reads and self._order[writer] < self._order[node]
+        return writer if after or (whole and node is writer) else None
 
     def read_by(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes that the value of a node depends on."""
@@ -146,7 +159,7 @@ class Constants:
             return True
         if not node.op.startswith("call_") or node.target is unknown or called(node) in _UNSET:
             return False
-        if node in self.recording.run.random:
+        if node in self.recording.run.random or (node.target is set_data and self._memory.put(node) is None):
             return False
         inputs = self._memory.read_by(node)
         if not self._pure.issuperset(inputs) or self.recording.mark_of(node) is not None:

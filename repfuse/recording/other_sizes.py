@@ -38,10 +38,12 @@ _LITTLE = 1 << 12
 _FAR = _Step(lambda n: n + 1029, lambda n: max(1, n // 3 + 1 - n // 3 % 2))
 """Beyond what code compares sizes with, where that is little work."""
 
+_DOUBLE = _Step(lambda n: 2 * n, lambda n: max(1, n // 2))
+
 _STEPS = (
     _Step(lambda n: n + 5, lambda n: max(1, n // 3 + 1 - n // 3 % 2)),
-    _Step(lambda n: (n // 32 + 1) * 32, lambda n: max(1, n // 64) * 32),
-    _Step(lambda n: 2 * n, lambda n: max(1, n // 2)),
+    _Step(lambda n: (n // 32 + 1) * 64, lambda n: max(1, n // 64) * 32),
+    _DOUBLE,
     _Step(lambda n: n + 1, lambda n: max(1, n - 1)),
 )
 """Odd sizes for even ones and even for odd, multiples of 32, simple ratios, and the nearest."""
@@ -147,9 +149,8 @@ def _one_by_one(arguments: Arguments, axes: list[Axis], attempt: Try) -> Mapping
         found = first(axis, (step.smaller(axis[1]) for step in steps), needed=False)
         if found is not None:
             small[axis] = found
-    for axis in axes:
-        steps = _STEPS[-1:] if axis[0] == 0 else _STEPS[::-1]
-        first(axis, (step.larger(axis[1]) for step in steps), needed=True)
+    for axis in axes:  # what is once as large in a network that divides it is told from what is the same for all
+        first(axis, (step.larger(axis[1]) for step in (_DOUBLE, *_STEPS[::-1])), needed=True)
     return small
 
 
