@@ -122,7 +122,7 @@ CASES = [
         )
         for axes in (1, 2, 3)
     ),
-    Case("nn.ChannelShuffle", lambda: nn.Sequential(nn.ChannelShuffle(2), conv(3))),
+    Case("nn.ChannelShuffle", lambda: nn.Sequential(nn.ChannelShuffle(2), conv(3), norm())),
     Case(
         "grouped, shuffled, grouped",
         lambda: Spelled(lambda m, x: m.b(shuffled(m.a(x))), a=conv(3, groups=2), b=conv(1, groups=2)),
