@@ -80,17 +80,14 @@ class Cutting:
         self._read: dict[tuple[fx.Node, tuple[_Known, ...]], Terms | NotAffine] = {}
         self._cost: dict[tuple[fx.Node, _Known], Cost] = {}
 
-    def best(self, before: fx.Node | None = None) -> Parts | None:
-        """Return the parts that are least work; None where the region is one map, and there is no place for a cut.
+    def best(self, before: fx.Node | None = None) -> Parts:
+        """Return the parts that are least work.
 
-        Of too many places, those nearest ``before`` a node are tried, if it is given: one that cannot be read as one
-        map with its operands.
+        Of too many places, those nearest ``before`` a node are tried, if it is given.
         """
         places = list(self.places())
         if before is not None and len(places) > MOST_PLACES:
             places = [place for place in places if self.nodes.index(place) < self.nodes.index(before)][-MOST_PLACES:]
-        if not places:
-            return None if before is None else self.parts(())
         sizes = range(len(places) + 1) if len(places) <= MOST_PLACES else range(2)
         choices = chain.from_iterable(combinations(places, size) for size in sizes)
         price = {parts: self.estimate.price(parts.cost) for parts in map(self.parts, choices)}

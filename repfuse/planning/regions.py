@@ -55,7 +55,7 @@ class Regions:
         self._cuts: set[fx.Node] = set()
         self._members: dict[fx.Node, list[fx.Node]] = {}  # the nodes of each root, in order
         self._parted: set[fx.Node] = set()  # the roots of what this pass takes apart
-        self._best_of: dict[tuple[fx.Node, ...], Parts | None] = {}
+        self._best_of: dict[tuple[fx.Node, ...], Parts] = {}
         self._searched: set[fx.Node] = set()  # those among them whose cuts were searched for
         self._changed = True
         self._doubted: set[fx.Node] = set()
@@ -164,8 +164,7 @@ class Regions:
         elif root not in self._parted:
             self._searched.add(root)
             self._say_why(node, error, below=below)
-            parts = self._best(root, before=node)
-            assert parts is not None
+            parts = self._best(self._cutting(root), before=node)
             for failure in parts.failures:
                 self._say_why(failure.node, failure.error, below=failure.below)
             for cut in parts.cuts:
@@ -185,11 +184,11 @@ class Regions:
         if near and not isinstance(error, Ends) and not (layered and error.code == "several-sources"):
             self.refuse(error, node, None, None)
 
-    def _best(self, root: fx.Node, before: fx.Node | None = None) -> Parts | None:
+    def _best(self, cutting: Cutting, before: fx.Node | None = None) -> Parts:
         """Return how a region is best taken apart, as ``Cutting.best`` finds it: once, in however many passes."""
-        nodes = tuple(self._members[root])
-        if nodes not in self._best_of or (before is not None and self._best_of[nodes] is None):
-            self._best_of[nodes] = self._cutting(root).best(before)
+        nodes = tuple(cutting.nodes)
+        if nodes not in self._best_of:
+            self._best_of[nodes] = cutting.best(before)
         return self._best_of[nodes]
 
     def _cutting(self, root: fx.Node) -> Cutting:
@@ -255,7 +254,8 @@ class Regions:
             return
         before = self.estimate.of_nodes(region.working)
         after = self.estimate.of_groups(region.groups, region.root)
-        better = self._best(self._roots[region.root])
+        cutting = self._cutting(self._roots[region.root])
+        better = self._best(cutting) if any(cutting.places()) else None
         if better and better.cuts and self.estimate.is_better(better.cost, before):
             reason = NotAffine("cost", "as one layer these are predicted to gain nothing")
             for cut in sorted(better.cuts, key=self.recording.order.__getitem__):
