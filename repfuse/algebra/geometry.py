@@ -8,6 +8,7 @@ lines. Negative padding is a crop: the first tap is then right of the output pos
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Iterable, Sequence
@@ -131,6 +132,10 @@ class Fit:
 Fits = frozenset[Fit]
 
 
+def _all_take(fits: Fits, size: int) -> bool:
+    return all(fit.takes(size) for fit in fits)
+
+
 def agreeing(stride: int, one: int, other: int) -> Fits:
     """Return which sizes fit, where maps of these slacks are to have outputs of one size; nothing where none does.
 
@@ -147,7 +152,7 @@ def equal_slacks(stride: int, slack: int, fits: Fits) -> range:
     Raises NotAffine where no size fits.
     """
     sizes = range(math.lcm(stride, *(fit.modulus for fit in fits)))
-    starts = [stride * ((n + slack) // stride) - n for n in sizes if all(fit.takes(n) for fit in fits)]
+    starts = [stride * ((n + slack) // stride) - n for n in sizes if _all_take(fits, n)]
     if not starts:
         raise NotAffine("size-mismatch", "no size of the input fits all of it")
     return range(max(starts), min(starts) + stride)
@@ -273,6 +278,11 @@ class Geometry:
     def smallest_input(self) -> Ints:
         """The smallest input size, at least 1, that has an output."""
         return tuple(max(1, -a) for a in self.slack)
+
+    def next_fitting(self, size: Ints) -> Ints:
+        """Return the next size, from this one on along each axis, that fits."""
+        axes = zip(size, self._fits, strict=True)
+        return tuple(next(n for n in itertools.count(start) if _all_take(fits, n)) for start, fits in axes)
 
     def macs(self, source: Ints, output: Ints) -> int:  # noqa: ARG002
         """Multiply-accumulates from shape ``source`` to shape ``output``, batch and channels included."""

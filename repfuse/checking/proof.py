@@ -5,7 +5,6 @@ Of a site its algebra, its stored weights and its drift; then the whole network,
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -14,7 +13,7 @@ from torch.fx.node import map_arg
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from repfuse.algebra.expression import Selected, Through
-from repfuse.algebra.geometry import Fits, Geometry, Ints
+from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.algebra.layers import Phases
 from repfuse.checking.comparison import TOLERANCE, answers_in_float64, informative, level, reference, tabulate
 from repfuse.checking.inputs.trial import Trial, rounded_through
@@ -24,7 +23,6 @@ from repfuse.checking.rounding import half_spacing
 from repfuse.checking.runs import Outcome, as_stored, copy_with, run_copy, run_float64
 from repfuse.memory import give_back
 from repfuse.networks import equal, main_dtype, stored_tensors
-from repfuse.ops.meaning import Passage
 from repfuse.plans import Plan
 from repfuse.recording.stock import is_stock
 from repfuse.rewriting import rewrite
@@ -132,7 +130,7 @@ def _has_fixed_sizes(place: Place) -> bool:
     """Whether an operation of the region may hold sizes as numbers, so that no other size runs."""
     meanings = [place.planner.meanings[node] for node in place.region.nodes]
     parted = any(isinstance(meaning, Through) and isinstance(meaning.layer, Phases) for meaning in meanings)
-    return parted or any(isinstance(meaning, Selected | Passage) for meaning in meanings)
+    return parted or any(isinstance(meaning, Selected) for meaning in meanings)
 
 
 def _shapes(example: Ints, geometry: Geometry) -> Iterator[Ints]:
@@ -148,14 +146,11 @@ def _shapes(example: Ints, geometry: Geometry) -> Iterator[Ints]:
 
 def _sizes(geometry: Geometry) -> list[Ints]:
     """Return input sizes counted from the smallest that has an output, the next ones that fit."""
-    least, fits = geometry.smallest_input, geometry.fits or (frozenset(),) * geometry.ndim
+    least = geometry.smallest_input
     reach = max(taps[-1] - taps[0] + 1 for taps in geometry.taps)
     steps = [[1, 2], [0, 0], [2, 0], [reach, reach + 1]]
-    return [tuple(_fitting(low + step[axis % 2], fits[axis]) for axis, low in enumerate(least)) for step in steps]
-
-
-def _fitting(size: int, fits: Fits) -> int:
-    return next(n for n in itertools.count(size) if all(fit.takes(n) for fit in fits))
+    sizes = (tuple(low + step[axis % 2] for axis, low in enumerate(least)) for step in steps)
+    return [*map(geometry.next_fitting, sizes)]
 
 
 def _random(shape: Ints, seed: int) -> torch.Tensor:
