@@ -78,3 +78,19 @@ def axis_of(dim: Any, rank: int) -> int | None:
 def is_channel_axis(axis: int | None, rank: int) -> TypeGuard[int]:
     """Whether the axis may hold the channels: axis 1 for convolutions, the last for linear layers."""
     return axis is not None and axis > 0 and axis in (1, rank - 1)
+
+
+def axes_turned(call: Call, rank: int) -> list[int] | None:
+    """Return the axes, of ``rank``, in the order in which a transpose or a permutation puts them."""
+    if call.operator == "permute":
+        given = call.get("dims", ())
+        order = [axis_of(dim, rank) for dim in given] if isinstance(given, list | tuple) else []
+    else:
+        one, other = axis_of(call.get("dim0"), rank), axis_of(call.get("dim1"), rank)
+        order = [*range(rank)]
+        if one is not None and other is not None:
+            order[one], order[other] = other, one
+        else:
+            order = []
+    usable = [axis for axis in order if axis is not None]
+    return usable if sorted(usable) == [*range(rank)] else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from operator import mul
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import fx
 
 from repfuse.algebra.expression import Joined, Selected, Through
 from repfuse.algebra.layers import Phases
-from repfuse.ops.call import Call, axis_of, contains_node, is_channel_axis, is_data
+from repfuse.ops.call import Call, axes_turned, axis_of, contains_node, is_channel_axis, is_data
 from repfuse.ops.indexing import is_integer
 from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same
 from repfuse.ops.spelling import spelled
@@ -99,12 +99,32 @@ def shuffle(call: Call, recording: Recording) -> Meaning | None:
     return Selected(x, tuple(np.arange(channels).reshape(groups, -1).T.flatten().tolist()), 1)
 
 
+def unshuffled(call: Call, recording: Recording) -> Meaning | None:
+    """``F.pixel_unshuffle(x, factor)``: a stride of ``factor`` whose channels are the taps of the blocks it leaves."""
+    x, factor = call.input, call.get("downscale_factor")
+    if not _parts_pixels(x, factor, recording):
+        return None
+    return Same(x) if factor == 1 else Through(x, Phases.of(recording.shape_of[x][1], (factor, factor)))
+
+
+def shuffled(call: Call, recording: Recording) -> Meaning | None:
+    """``F.pixel_shuffle(x, factor)``: ``factor ** 2`` channels in a row become pixels of one."""
+    x, factor = call.input, call.get("upscale_factor")
+    if not _parts_pixels(x, factor, recording):
+        return None
+    return Rearranged(x, ((1, 1),), tuple(c // factor**2 for c in range(recording.shape_of[x][1])))
+
+
+def _parts_pixels(x: Any, factor: Any, recording: Recording) -> bool:
+    """Whether ``x`` holds images of a known number of channels, and the factor is a number."""
+    known = is_data(x, recording) and len(recording.shape_of[x]) == 4 and recording.is_fixed(x, 1)
+    return known and is_integer(factor) and factor > 0
+
+
 def reshaped(call: Call, recording: Recording) -> Meaning | None:
     """Return what a view means: the last of three steps, or one of those before it."""
     steps = _steps(call, recording)
-    if steps is None:
-        return passing(call, recording)
-    return steps.to_channels() or steps.from_channels()
+    return passing(call, recording) if steps is None else steps.meaning
 
 
 def passing(call: Call, recording: Recording) -> Passage | None:
@@ -116,7 +136,7 @@ def passing(call: Call, recording: Recording) -> Passage | None:
         node = next(iter(node.users))
         last = spelled(node)
         steps = None if last is None else _steps(last, recording)
-        if steps is not None and call.node in steps.nodes and (steps.to_channels() or steps.from_channels()):
+        if steps is not None and call.node in steps.nodes and steps.meaning is not None:
             return Passage((call.input,))
     return None
 
@@ -138,7 +158,12 @@ class _Steps:
     parted: list[list[_Factor]]
     joined: list[list[_Factor]]
 
-    def to_channels(self) -> Meaning | None:
+    @property
+    def meaning(self) -> Meaning | None:
+        """What all of the steps come to."""
+        return self._to_channels() or self._from_channels()
+
+    def _to_channels(self) -> Meaning | None:
         """The channels in another order, with the inner factors of other axes among them."""
         kept = [self.parted[0], *(factors[:1] for factors in self.parted[2:])]
         inner = [factors[1:] for factors in self.parted[2:]]
@@ -151,7 +176,7 @@ class _Steps:
             return Selected(self.x, order, 1)
         return Through(self.x, Phases.of(prod(f.size for f in self.parted[1]), blocks, order))
 
-    def from_channels(self) -> Meaning | None:
+    def _from_channels(self) -> Meaning | None:
         """Pixels of several channels put side by side, as pixels of one."""
         outer = [factors[:1] for factors in self.joined[2:]]
         moved = [factor for factors in self.joined[2:] for factor in factors[1:]]
@@ -227,19 +252,3 @@ def _parted(parts: Sequence[tuple[int, ...]], axes: Sequence[tuple[int, ...]]) -
 def _before(call: Call, operators: Sequence[str]) -> Call | None:
     usable = call.operator in operators and isinstance(call.input, fx.Node)
     return spelled(call.input) if usable else None
-
-
-def axes_turned(call: Call, rank: int) -> list[int] | None:
-    """Return the axes, of ``rank``, in the order in which a transpose or a permutation puts them."""
-    if call.operator == "permute":
-        given = call.get("dims", ())
-        order = [axis_of(dim, rank) for dim in given] if isinstance(given, list | tuple) else []
-    else:
-        one, other = axis_of(call.get("dim0"), rank), axis_of(call.get("dim1"), rank)
-        order = [*range(rank)]
-        if one is not None and other is not None:
-            order[one], order[other] = other, one
-        else:
-            order = []
-    usable = [axis for axis in order if axis is not None]
-    return usable if sorted(usable) == [*range(rank)] else None

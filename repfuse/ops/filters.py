@@ -9,7 +9,7 @@ from torch import fx
 
 from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import Geometry, Ints, Padding
-from repfuse.algebra.layers import Filter, Phases
+from repfuse.algebra.layers import Filter
 from repfuse.ops.call import Call, contains_node, is_data, number
 from repfuse.ops.convolution import per_axis
 from repfuse.ops.meaning import Meaning, Same, Unfusible
@@ -88,16 +88,6 @@ def _same_rounded_up(kernel: Ints, stride: Ints, padding: Ints) -> bool:
     n + p <= n + 2p - k + 1. (PyTorch keeps p <= k / 2.)
     """
     return all(s == 1 or k <= p + 1 for k, s, p in zip(kernel, stride, padding, strict=True))
-
-
-def unshuffled(call: Call, recording: Recording) -> Meaning | None:
-    """``F.pixel_unshuffle(x, factor)``: a stride of ``factor`` whose channels are the taps of the blocks it leaves."""
-    x, factor = call.input, call.get("downscale_factor")
-    if not is_data(x, recording) or len(recording.shape_of[x]) != 4 or not isinstance(factor, int) or factor < 1:
-        return None
-    if not recording.is_fixed(x, 1):
-        return None
-    return Same(x) if factor == 1 else Through(x, Phases.of(recording.shape_of[x][1], (factor, factor)))
 
 
 def filtered(

@@ -33,16 +33,11 @@ _ALONG = frozenset(
 
 
 def channels_last(reader: fx.Node, x: fx.Node, recording: Recording) -> bool:
-    """Whether ``x`` comes from a linear layer, or what ``reader`` makes of it goes into one.
+    """Whether ``x`` comes from a linear layer, or what ``reader`` makes of it goes into one: the last axis is fixed.
 
-    A choice between two readings of a slice, each of them exact: a crop, or a choice of channels.
+    For a slice a choice between two readings, each of them exact: a crop, or a choice of channels.
     """
     return any(_is_linear(spelled(user)) for user in reader.users) or _from_linear(x, recording)
-
-
-def has_fixed_last(x: fx.Node, recording: Recording) -> bool:
-    """Whether a linear layer made ``x``, or reads it, which takes one size of its last axis alone."""
-    return any(_is_linear(spelled(user)) for user in x.users) or _from_linear(x, recording)
 
 
 def _from_linear(x: fx.Node, recording: Recording) -> bool:

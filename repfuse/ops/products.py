@@ -11,9 +11,9 @@ from torch import fx
 from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.algebra.layers import Convolution, Factor
-from repfuse.ops.call import Call, Constant, constant, is_channel_axis, is_data, number
+from repfuse.ops.call import Call, Constant, axes_turned, constant, is_channel_axis, is_data, number
 from repfuse.ops.convolution import layer_tensors, refused_as_fake
-from repfuse.ops.indexing import has_fixed_last
+from repfuse.ops.indexing import channels_last
 from repfuse.ops.meaning import Meaning, Unfusible
 from repfuse.ops.spelling import spelled
 from repfuse.ops.sums import by_constant
@@ -75,7 +75,7 @@ def einsum(call: Call, recording: Recording) -> Meaning | None:
     order = (letters.constant.index(new), letters.constant.index(old))
     # An axis of size 1, of either, would do for all places of the other's: a layer does not take that.
     same = matrix.shape[order[1]] == recording.shape_of[x][axis] and recording.is_fixed(x, axis)
-    sure = same and (axis == 1 or has_fixed_last(x, recording))
+    sure = same and (axis == 1 or channels_last(x, x, recording))
     return refused_as_fake(other) or (_mixed(x, matrix, axis, order, recording) if sure else None)
 
 
@@ -185,10 +185,8 @@ def _transposed(value: Any, recording: Recording) -> Constant | None:
     match call.operator:
         case "t":
             swaps = True
-        case "transpose":
-            swaps = (call.get("dim0"), call.get("dim1")) in ((0, 1), (1, 0), (-1, -2), (-2, -1))
-        case "permute":
-            swaps = tuple(call.get("dims", ())) == (1, 0)
+        case "transpose" | "permute":
+            swaps = axes_turned(call, 2) == [1, 0]
         case "getattr":
             swaps = call.get("attribute") in ("T", "mT")
         case _:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from repfuse.ops.call import Call, axis_of, contains_node, is_channel_axis, is_data
-from repfuse.ops.channels import axes_turned
+from repfuse.ops.call import Call, axes_turned, axis_of, contains_node, is_channel_axis, is_data
 from repfuse.ops.indexing import entries_of, is_integer, is_whole
 from repfuse.ops.meaning import Meaning, Rearranged
 
@@ -101,16 +100,6 @@ def adaptive_pool(call: Call, recording: Recording, ndim: int) -> Meaning | None
     if not is_data(x, recording) or len(recording.shape_of[x]) != ndim + 2:
         return None
     return _moved(x, {1: 1})
-
-
-def shuffled(call: Call, recording: Recording) -> Meaning | None:
-    """``F.pixel_shuffle(x, factor)``: ``factor ** 2`` channels in a row become pixels of one."""
-    x, factor = call.input, call.get("upscale_factor")
-    if not is_data(x, recording) or not is_integer(factor) or len(recording.shape_of[x]) != 4:
-        return None
-    if not recording.is_fixed(x, 1):
-        return None
-    return Rearranged(x, ((1, 1),), tuple(c // factor**2 for c in range(recording.shape_of[x][1])))
 
 
 def resized(call: Call, recording: Recording) -> Meaning | None:

@@ -28,7 +28,6 @@ _DROPOUT = "input p training inplace"
 _NORM = "input weight bias running_mean running_var training momentum eps cudnn_enabled"
 _CAST = "dtype layout device pin_memory non_blocking copy memory_format other"
 
-# Argument names in the order of torch's own function. A name with a star takes all that follow: x.view(2, 3).
 _RESIZED = (
     "input size scale_factor mode align_corners recompute_scale_factor antialias "
     "output_size scale_factors scales scales_d scales_h scales_w"
@@ -39,6 +38,7 @@ RESIZING = (
 )  # fmt: skip
 """Operators whose pixels are means of pixels."""
 
+# Argument names in the order of torch's own function. A name with a star takes all that follow: x.view(2, 3).
 SIGNATURES: dict[str, str] = {
     "conv1d": _CONVOLUTION,
     "conv2d": _CONVOLUTION,
@@ -106,8 +106,6 @@ SIGNATURES: dict[str, str] = {
     **{f"adaptive_avg_pool{n}d": "input output_size" for n in (1, 2, 3)},
     "t": "input",
     "getattr": "input attribute",
-    "size": "input dim",
-    "floordiv": "input other",
     "dropout": _DROPOUT,
     "dropout1d": _DROPOUT,
     "dropout2d": _DROPOUT,
@@ -150,8 +148,6 @@ ALIASES = {
     "reshape": "view",
     "reshape_as": "view_as",
     "_unsafe_view": "view",
-    "sym_size": "size",
-    "floor_divide": "floordiv",
     "alias": "detach",
     "lift_fresh_copy": "clone",
     "numpy_T": "t",
@@ -196,7 +192,6 @@ FUNCTIONS: dict[Any, str] = {
     operator.pos: "positive",
     operator.matmul: "matmul",
     operator.getitem: "getitem",
-    operator.floordiv: "floordiv",
     builtins.getattr: "getattr",
 }
 FUNCTIONS |= {
