@@ -200,7 +200,7 @@ class Constants:
         node = self._by_name.get(name)
         return node is not None and not self._is_stored(node)
 
-    def put(self, names: Iterable[str]) -> Iterator[fx.Node]:
+    def written(self, names: Iterable[str]) -> Iterator[fx.Node]:
         """Yield the nodes that put one of these values where a tensor of the model was."""
         nodes = (self._by_name.get(name) for name in names)
         found = (self._memory.put(node) for node in nodes if node is not None)

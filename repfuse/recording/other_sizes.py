@@ -149,7 +149,7 @@ def _one_by_one(arguments: Arguments, axes: list[Axis], attempt: Try) -> Mapping
         found = first(axis, (step.smaller(axis[1]) for step in steps), needed=False)
         if found is not None:
             small[axis] = found
-    for axis in axes:  # what is once as large in a network that divides it is told from what is the same for all
+    for axis in axes:  # twice the size first: what a network divides it by, h // 7, may go once into all others
         first(axis, (step.larger(axis[1]) for step in (_DOUBLE, *_STEPS[::-1])), needed=True)
     return small
 
