@@ -73,6 +73,6 @@ def bench(
             progress=update,
         )
     if as_json:
-        show_json("benchmark", result.to_dict())
+        show_json("benchmark", loaded.files | result.to_dict())
     elif not quiet:
         show(bench_view(result))
