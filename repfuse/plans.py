@@ -322,7 +322,9 @@ def read_as(kind: Any, data: Any) -> Any:
         wrong = error.errors(include_url=False)[0]
         place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in wrong["loc"]).lstrip(".")
         ours = wrong["type"] == "value_error"
-        said = wrong["ctx"]["error"] if ours else f"{wrong['msg']}, not {_shown(wrong['input'])}"
+        missing = wrong["type"] == "missing"
+        other = "it is missing" if missing else f"{wrong['msg']}, not {_shown(wrong['input'])}"
+        said = wrong["ctx"]["error"] if ours else other
         raise _no_plan(f"{place or 'the plan'}: {said}") from error
 
 
