@@ -10,10 +10,19 @@ import typer
 
 from repfuse.checkpoint.formats import Format
 from repfuse.cli import choosing, options
-from repfuse.cli.output import check_sources, check_targets, progress, show, show_json
+from repfuse.cli.output import (
+    check_page,
+    check_sources,
+    check_targets,
+    page_form,
+    progress,
+    show,
+    show_json,
+    write_pages,
+)
 from repfuse.errors import EXIT_FAILED_CHECK
 from repfuse.readback.process import Reader
-from repfuse.report.schema import report_path
+from repfuse.report.schema import envelope, report_path
 
 
 def convert(
@@ -59,6 +68,15 @@ def convert(
             "--force", help="Replace OUT, and write it even if nothing was fused.", rich_help_panel=options.OUTPUT
         ),
     ] = False,
+    report_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="PAGE",
+            help="Also write the report as a page: PAGE.html (extra: report), or PAGE.md for a pull request.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     quick: options.Quick = False,
     thorough: options.Thorough = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
@@ -82,6 +100,7 @@ def convert(
       repfuse convert hf-hub:timm/repvgg_a0.rvgg_in1k fused.safetensors
       repfuse convert model.pt fused.pt --exclude head --exclude 'stages.3.*'
       repfuse convert model.pt fused.pt --plan plan.json
+      repfuse convert model.pt fused.pt --report fused.html
 
     Exit codes: 0 written, or nothing to fuse; 1 the check failed and nothing
     was written; 2 bad input.
@@ -92,6 +111,9 @@ def convert(
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
+    if report_to:
+        form = page_form(report_to)
+        check_page(form, report_to, [path for path in (source, target, plan) if path], force=force)
     check_sources((source,))
     loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
     with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
@@ -101,9 +123,14 @@ def convert(
 
         request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort)
         report = run(request, update, reader)
+    if report_to:
+        from repfuse.report.reading import told
+
+        document = envelope("conversion", report.to_dict())
+        write_pages(told([("the conversion", document)]), [(form, report_to)])
     if as_json:
         show_json("conversion", report.to_dict())
     elif not quiet:
         beside = str(report_path(target)) if target and report.output else ""
-        show(convert_view(report, beside, verbose=verbose))
+        show(convert_view(report, beside, page=str(report_to or ""), verbose=verbose))
     raise typer.Exit(EXIT_FAILED_CHECK if report.status == "failed" else 0)
