@@ -30,7 +30,7 @@ function measured(frame) {
     inks: [style("body").color, style(".soft").color, style(".verdict span").color],
     chart: box(page.querySelector(".speed svg")).width,
     dots: [...page.querySelectorAll("circle")].map((dot) => box(dot).left - box(dot.closest("svg")).left),
-    bars: [...page.querySelectorAll(".speed")].map((row) => box(row.querySelector(".bar")).width),
+    bars: [...page.querySelectorAll(".speed:not(.head)")].map((row) => box(row.querySelector(".bar")).width),
   };
 }
 onload = () => {

@@ -17,13 +17,15 @@ from support.snapshots import FOLDER, check
 from test_report_views import benchmark, measurement, proof, report, site, verification
 from typer.testing import CliRunner
 
+from repfuse.benching.results import Ratio, SiteTiming
 from repfuse.checking.results import Flips, Level, RealData, SiteDrift, SiteProof
 from repfuse.cli.app import app
 from repfuse.errors import RepfuseError
 from repfuse.health import Finding
 from repfuse.plans import Cost, Plan, Refusal, Site
+from repfuse.report.chart import Chart, Speed
 from repfuse.report.markdown import as_markdown
-from repfuse.report.page import Chart, Page, Speed, as_html, layers
+from repfuse.report.page import Page, as_html, layers
 from repfuse.report.reading import read, told
 from repfuse.report.schema import Chosen, Report, envelope, to_json
 
@@ -202,7 +204,7 @@ def test_a_branch_is_drawn_as_its_layers() -> None:
 
 
 def test_a_chart_holds_all_that_it_shows() -> None:
-    rows = (Speed("eager", ("", ""), 6.1, 5.9, 6.3, 0.5), Speed("slower", ("", ""), 0.5, 0.4, 0.6, 0.001))
+    rows = (Speed("eager", ("", ""), 6.1, 5.9, 6.3, floor=0.5), Speed("slower", ("", ""), 0.5, 0.4, 0.6, floor=0.001))
     chart = Chart(rows)
     where = {ratio: float(chart.at(ratio).removesuffix("%")) for ratio in (0.4, 0.5, 1, 2, 4, 6.3, 12.2)}
     assert list(where.values()) == sorted(where.values())
@@ -248,6 +250,27 @@ def test_a_benchmark_takes_the_place_of_the_short_timing() -> None:
     assert [row.ratio for row in page.speeds] == [3.0]
 
 
+def test_a_benchmark_brings_runtimes_the_floor_and_what_each_site_gained() -> None:
+    made = large(3)
+    timed = [SiteTiming(each.path, "3x3", 5.0, 4e-3, 1e-3, Ratio(4.0, 3.9, 4.1)) for each in made.plan.sites]
+    fused = replace(measurement(1.9, 2.1, 2.0).fused, floor=1e-3)
+    eager, other = replace(measurement(1.9, 2.1, 2.0), fused=fused), replace(measurement(2.9, 3.1, 3.0), fused=fused)
+    other = replace(other, runtime="onnxruntime", over_eager=Ratio(7.0, 6.9, 7.1))
+    found = replace(benchmark(eager, other), sites=tuple(timed), left_out=("openvino: it is not installed",))
+    documents = document(made), envelope("benchmark", FILES | found.to_dict())
+    text = " ".join(Elements(page_of(*documents)).text.split())
+    for said in ("onnxruntime, batch 1, 2 threads", "50.0 %", "not timed in openvino: it is not installed", "4.00x"):
+        assert said in text, said
+    page = Page(told([("a", documents[0]), ("b", documents[1])]))
+    assert [(row.limit, row.over_eager) for row in page.speeds] == [(4.0, None), (6.0, 7.0)]
+    assert page_of(*documents).count('class="ring"') == 1 and page_of(*documents).count('class="limit"') == 2
+    comment = as_markdown(told([("a", documents[0]), ("b", documents[1])]))
+    assert len(comment.partition("\n\n<details>")[0].splitlines()) <= 10 and "| 50.0 % |" in comment
+
+
+MEASURED = document()["timing"]["measurements"][0]
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -255,7 +278,14 @@ def test_a_benchmark_takes_the_place_of_the_short_timing() -> None:
         ({"schema": 2}, "another version"),
         ({"status": "splendid"}, "status"),
         ({"environment": None}, "environment"),
-        ({"timing": {"measurements": [{"speedup": -1}]}}, "timing"),
+        (
+            {"timing": document()["timing"] | {"measurements": [MEASURED | {"speedup": -1}]}},
+            "timing.measurements[0].speedup",
+        ),
+        (
+            {"timing": document()["timing"] | {"measurements": [MEASURED | {"low": "nan"}]}},
+            "timing.measurements[0].low",
+        ),
         ({"plan": {"schema": 4}}, "another version"),
         ({"plan": None}, "schema"),
     ],
@@ -289,9 +319,10 @@ def test_a_page_is_of_one_conversion(documents: list[str], said: str) -> None:
         told([(kind, every[kind]) for kind in documents])
 
 
-def test_what_is_of_other_files_is_refused() -> None:
-    other = verified() | {"files": {"original": "sha256:" + "1" * 64, "fused": "sha256:" + "3" * 64}}
-    with pytest.raises(RepfuseError, match="is of other files"):
+@pytest.mark.parametrize("files", [{"original": "sha256:" + "1" * 64, "fused": "sha256:" + "3" * 64}, None])
+def test_what_is_of_other_files_is_refused(files: Any) -> None:
+    other = envelope("benchmark", benchmark(measurement(2.9, 3.1, 3.0)).to_dict() | {"files": files})
+    with pytest.raises(RepfuseError, match="of other files" if files else "of which files"):
         told([("a", document()), ("b", other)])
 
 

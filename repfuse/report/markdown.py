@@ -32,23 +32,28 @@ def _changes(page: Page) -> Iterator[Sequence[str]]:
     for name, before, after, changed, _ in page.amounts:
         yield name, before, after, changed
     for row in page.speeds[:TIMES_SHOWN]:
-        yield row.label, *row.times, f"{row.gain} ({row.interval})"
+        yield text(row.label), *row.times, f"{row.gain} ({row.interval})"
 
 
 def _folded(page: Page) -> Iterator[str]:
     plan = page.told.plan
     yield f"<details><summary>{plural(len(plan.sites), 'site')}, {plural(len(plan.refusals), 'refusal')}</summary>"
     yield ""
-    if page.speeds[TIMES_SHOWN:]:
-        rows = ((row.label, *row.times, f"{row.gain} ({row.interval})") for row in page.speeds)
-        yield from (*_table(("speed", "before", "after", ""), "lrrr", rows), "")
+    if page.speeds:
+        rows = ((text(row.label), *row.times, f"{row.gain} ({row.interval})", row.share) for row in page.speeds)
+        yield from (*_table(("", "before", "after", "", "of a matrix product's speed"), "lrrrr", rows), "")
     if page.kinds:
-        rows = ((str(len(kind.sites)), code(kind.formula), kind.gain, kind.worst) for kind in page.kinds)
-        yield from (*_table(("sites", "formula", "predicted", "error"), "rlrr", rows), "")
+        rows = (
+            (str(len(kind.sites)), code(kind.formula), kind.predicted, kind.measured, kind.worst) for kind in page.kinds
+        )
+        yield from (*_table(("sites", "formula", "predicted", "measured", "error"), "rlrrr", rows), "")
     if page.refused:
         refusals = ((each.code, each.places, code(each.where), text(each.hint)) for each in page.refused)
         yield from (*_table(("not merged", "", "where", "what to do"), "llll", refusals), "")
-    facts = [(text(name), text(value)) for name, value in (*page.health, *page.agreement)]
+    facts = [
+        (text(name), text(value))
+        for name, value in (*page.health, *(("timing", each) for each in page.untimed), *page.agreement)
+    ]
     made = (*page.environment, ("made by", page.told.conversion.command))
     yield from _table(("", ""), "ll", [*facts, *((name, code(value)) for name, value in made if value)])
     yield ""
@@ -56,12 +61,14 @@ def _folded(page: Page) -> Iterator[str]:
 
 
 def _table(titles: Sequence[str], sides: str, rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield _row(titles)
-    yield _row({"l": "---", "r": "---:"}[side] for side in sides)
+    """Yield a table, without the columns that have nothing in them."""
     known = list(rows)
-    yield from map(_row, known[:ROWS_SHOWN])
+    kept = [number for number in range(len(titles)) if any(row[number] for row in known)]
+    yield _row(titles[number] for number in kept)
+    yield _row({"l": "---", "r": "---:"}[sides[number]] for number in kept)
+    yield from (_row(row[number] for number in kept) for row in known[:ROWS_SHOWN])
     if len(known) > ROWS_SHOWN:
-        yield _row([f"and {len(known) - ROWS_SHOWN} more", *("" for _ in titles[1:])])
+        yield _row([f"and {len(known) - ROWS_SHOWN} more", *("" for _ in kept[1:])])
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from repfuse.globs import ROOT
 from repfuse.health import MEANINGS, Ailment
 from repfuse.planning.cost import price
 from repfuse.plans import Cost, Refusal, Site
+from repfuse.report.chart import Chart, Speed, compared, speed_of, times
 from repfuse.report.convert_view import chosen_line, example_line, name_of, verified_line
 from repfuse.report.plan_view import declined, operators
-from repfuse.report.reading import Measurement, Told
+from repfuse.report.reading import Measurement, SiteTiming, Told
 from repfuse.report.schema import Status
 from repfuse.report.tables import change, count, duration, error, percent, plural, size
 from repfuse.report.verify_view import data_lines
@@ -41,75 +41,6 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Speed:
-    """A row of the chart: how many times as fast as the original, with a 95 % interval.
-
-    ``floor`` is the share of this machine's rate, that of a plain matrix product, which the fused network reaches.
-    """
-
-    label: str
-    times: Pair
-    ratio: float
-    low: float
-    high: float
-    floor: float | None = None
-
-    @property
-    def limit(self) -> float | None:
-        """The ratio that a network has which is as fast as this machine gets."""
-        return self.ratio / self.floor if self.floor else None
-
-    @property
-    def gain(self) -> str:
-        """The ratio, where the interval does not hold 1."""
-        return "no difference" if self.low <= 1 <= self.high else times(self.ratio)
-
-    @property
-    def interval(self) -> str:
-        """The interval in words."""
-        return f"{_digits(self.low)} to {_digits(self.high)}"
-
-    @property
-    def sentence(self) -> str:
-        """How much faster or slower it is."""
-        if self.low <= 1 <= self.high:
-            return f"no difference in speed ({self.interval})"
-        interval = self.interval if self.low > 1 else f"{_digits(1 / self.high)} to {_digits(1 / self.low)}"
-        return f"{compared(self.ratio)} ({interval})"
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Ratios on a logarithmic axis: twice as fast is as far from 1 as half as fast."""
-
-    rows: tuple[Speed, ...]
-
-    @cached_property
-    def ends(self) -> tuple[float, float]:
-        """The least and the greatest ratio that the axis holds; a limit far beyond all ratios is not drawn."""
-        least, greatest = min(1.0, *(row.low for row in self.rows)), max(1.0, *(row.high for row in self.rows))
-        limits = [row.limit for row in self.rows if row.limit and row.limit < 4 * greatest]
-        return least / 1.12, max(greatest, *limits, 1.0) * 1.12
-
-    @property
-    def ticks(self) -> list[float]:
-        """Round ratios, as many as have room."""
-        span = self.ends[1] / self.ends[0]
-        steps = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if span < 3 else (1, 2, 5) if span < 300 else (1,)
-        candidates = (step * 10**power for power in range(-9, 10) for step in steps)
-        return [each for each in candidates if self.ends[0] < each < self.ends[1]]
-
-    def at(self, ratio: float) -> str:
-        """Return where a ratio stands on the axis, in percent of its width."""
-        least, greatest = self.ends
-        return f"{100 * log(ratio / least) / log(greatest / least):.2f}%"
-
-    def holds(self, ratio: float | None) -> bool:
-        """Whether the axis reaches so far."""
-        return ratio is not None and self.ends[0] < ratio < self.ends[1]
-
-
-@dataclass(frozen=True)
 class Kind:
     """The sites of one formula: its branches, each as layers with the sign before them, and what they become."""
 
@@ -117,12 +48,9 @@ class Kind:
     kernel: str
     formula: str
     sites: tuple[Site, ...]
+    predicted: str
+    measured: str
     worst: str
-
-    @property
-    def gain(self) -> str:
-        """How much faster these places are predicted to be."""
-        return predicted(*costs(self.sites))
 
 
 @dataclass(frozen=True)
@@ -186,12 +114,23 @@ class Page:
     @cached_property
     def speeds(self) -> tuple[Speed, ...]:
         """The rows of the chart."""
-        return tuple(_speed(each) for timing in self.told.timings for each in timing.measurements)
+        return tuple(row for row, _ in self._measured)
+
+    @cached_property
+    def _measured(self) -> list[tuple[Speed, Measurement]]:
+        return [(speed_of(each), each) for timing in self.told.timings for each in timing.measurements]
 
     @property
     def chart(self) -> Chart | None:
         """The chart, where something was timed."""
         return Chart(self.speeds) if self.speeds else None
+
+    @property
+    def untimed(self) -> list[str]:
+        """Which runtimes were left out, and what looked odd."""
+        left_out = [f"not timed in {why}" for timing in self.told.timings for why in timing.left_out]
+        odd = [f"{row.label}: {each}" for row, entry in self._measured for each in entry.warnings]
+        return left_out + odd
 
     @property
     def timed_on(self) -> str:
@@ -221,11 +160,32 @@ class Page:
 
     def _kind(self, branches: tuple[str, ...], kernel: str, sites: list[Site]) -> Kind:
         drawn = tuple((times, layers(branch)) for branch, times in Counter(branches).items())
-        errors = [each for site in sites if (each := self.errors.get(site.path)) is not None]
-        formula = " | ".join(
-            f"{times} of {branch}" if times > 1 else branch for branch, times in Counter(branches).items()
+        written = (f"{times} of {branch}" if times > 1 else branch for branch, times in Counter(branches).items())
+        formula = f"{' | '.join(written)} → {kernel}"
+        return Kind(
+            drawn,
+            kernel,
+            formula,
+            tuple(sites),
+            predicted(*costs(sites)),
+            self._measured_of(sites),
+            self._worst_of(sites),
         )
-        return Kind(drawn, kernel, f"{formula} → {kernel}", tuple(sites), error(max(errors, default=None)))
+
+    def _measured_of(self, sites: Sequence[Site]) -> str:
+        """Return how many times as fast these places are by themselves, where each was timed."""
+        known = [self.timed_sites.get(site.path) for site in sites]
+        timed = [each for each in known if each]
+        return times(sum(each.before for each in timed) / sum(each.after for each in timed)) if all(known) else ""
+
+    def _worst_of(self, sites: Sequence[Site]) -> str:
+        known = [each for site in sites if (each := self.errors.get(site.path)) is not None]
+        return error(max(known, default=None))
+
+    @cached_property
+    def timed_sites(self) -> dict[str, SiteTiming]:
+        """The places that were timed by themselves, by path."""
+        return {site.path: site for timing in self.told.timings for site in timing.sites}
 
     @cached_property
     def errors(self) -> dict[str, float | None]:
@@ -293,11 +253,15 @@ class Page:
         ]
         return [row for row in rows if row[1]]
 
-    def row(self, site: Site) -> tuple[str, str, str, str, str]:
-        """Return a site's row: path, operators, multiply-accumulates, predicted gain, error."""
+    def row(self, site: Site) -> tuple[str, ...]:
+        """Return a site's row: path, operators, multiply-accumulates, predicted gain, error, measured gain."""
         before, after = site.before, site.after
-        work = change(count(before.macs), count(after.macs)), change(count(before.launches), count(after.launches))
-        return site.path or ROOT, work[1], work[0], predicted(before, after), error(self.errors.get(site.path))
+        operators, macs = (
+            change(count(before.launches), count(after.launches)),
+            change(count(before.macs), count(after.macs)),
+        )
+        gains = predicted(before, after), self._measured_of([site])
+        return site.path or ROOT, operators, macs, *gains, self._worst_of([site])
 
     @property
     def totals(self) -> tuple[str, str]:
@@ -360,28 +324,8 @@ def predicted(before: Cost, after: Cost) -> str:
     return times(price(before) / price(after)) if price(after) else "-"
 
 
-def times(ratio: float) -> str:
-    """Return a ratio: 1.43x, 12.1x."""
-    return f"{_digits(ratio)}x"
-
-
-def compared(ratio: float) -> str:
-    """Return a ratio in words: 1.43x faster, 2.00x slower."""
-    return f"{times(ratio)} faster" if ratio >= 1 else f"{times(1 / ratio)} slower"
-
-
 def _changed(share: float) -> str:
     return "the same" if share == 1 else f"{100 * share - 100:+.0f} %".replace("-", "−")
-
-
-def _digits(ratio: float) -> str:
-    return f"{ratio:.2f}" if ratio < 9.995 else f"{ratio:.1f}"
-
-
-def _speed(entry: Measurement) -> Speed:
-    label = f"batch {entry.batch_size}, {plural(entry.threads, 'thread')}"
-    both = duration(entry.original.median), duration(entry.fused.median)
-    return Speed(label, both, entry.speedup, entry.low, entry.high)
 
 
 def _refused(same: list[Refusal]) -> Refused:

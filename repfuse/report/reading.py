@@ -25,8 +25,8 @@ LARGEST = 64 * 2**20
 
 HINT = "Give the report that `repfuse convert` wrote beside its result, or what --json printed."
 
-Positive = Annotated[float, Checked(gt=0, allow_inf_nan=False)]
-"""A time, or a ratio of two: it has a place in a chart."""
+Positive = Annotated[float, Checked(ge=1e-12, le=1e12)]
+"""A time in seconds, or a ratio of two: it has a place in a chart."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,45 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Median:
-    """The time of a call, in seconds."""
+class Ratio:
+    """The ratio of two times and its 95 % interval."""
+
+    value: Positive
+    low: Positive
+    high: Positive
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The time of a call, in seconds; ``floor`` is that of a matrix product of as many multiply-accumulates."""
 
     median: Positive
+    floor: Positive | None = None
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Both networks at one batch size and thread count; ``low`` and ``high`` bound the speed-up with 95 %."""
+    """Both networks in one runtime, at one batch size and thread count; ``low`` and ``high`` bound the speed-up."""
 
     batch_size: Count
     threads: Count
-    original: Median
-    fused: Median
+    original: Timing
+    fused: Timing
     speedup: Positive
     low: Positive
     high: Positive
+    warnings: Several[str] = ()
+    runtime: str = "eager"
+    over_eager: Ratio | None = None
+
+
+@dataclass(frozen=True)
+class SiteTiming:
+    """One place by itself."""
+
+    path: str
+    before: Positive
+    after: Positive
 
 
 @dataclass(frozen=True)
@@ -76,6 +98,8 @@ class Benchmark:
     after: Cost
     measurements: Several[Measurement]
     files: Files | None = None
+    left_out: Several[str] = ()
+    sites: Several[SiteTiming] = ()
 
 
 @dataclass(frozen=True)
@@ -209,9 +233,11 @@ def _said(name: str, reader: Callable[[Any], T], data: Any) -> T:
 
 
 def _check_files(name: str, files: Files | None, conversion: Conversion) -> None:
+    hint = "Give what was printed of the very files of the conversion, as they are now."
     made = conversion.output.digest if conversion.output else ""
-    if files is None or (files.original, files.fused) != (conversion.input.digest, made):
-        hint = "Give what was printed of the very files of the conversion, as they are now."
+    if files is None:
+        raise RepfuseError(f"{name} does not say of which files it is.", "", hint)
+    if (files.original, files.fused) != (conversion.input.digest, made):
         raise RepfuseError(f"{name} is of other files than the conversion.", "Their digests differ.", hint)
 
 
