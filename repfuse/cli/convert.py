@@ -61,6 +61,15 @@ def convert(
     ] = False,
     quick: options.Quick = False,
     thorough: options.Thorough = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Time the places that are predicted to gain little both ways on this machine, and leave alone those "
+            "that get slower.",
+            rich_help_panel=choosing.CHOICE,
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -99,7 +108,7 @@ def convert(
         from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
         from repfuse.report.convert_view import convert_view
 
-        request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort)
+        request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune)
         report = run(request, update, reader)
     if as_json:
         show_json("conversion", report.to_dict())
