@@ -268,8 +268,7 @@ class Verified:
     the file does not, as its shapes say. ``error`` is the worst output's rms error relative to the original in float64,
     ``own`` the original's own there, ``allowed`` what arithmetic explains; they are None where the outputs are
     ``identical``: bit by bit those of the network that was written. ``where`` is a fresh process, or this one and why.
-    ``tensors`` counts those that were compared bit by bit, ``alone`` says whether torch.load reads the file with
-    repfuse out of reach (None where that was not tried), ``seconds`` what all this took.
+    ``tensors`` counts those that were compared bit by bit, ``seconds`` is what all this took.
     """
 
     runtime: str
@@ -282,7 +281,6 @@ class Verified:
     where: str = ""
     tensors: int = 0
     identical: bool = False
-    alone: bool | None = None
     seconds: float = 0.0
 
 

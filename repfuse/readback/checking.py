@@ -76,7 +76,7 @@ def check_read(written: Written, job: Job, reader: Reader, *, runs: bool) -> Ver
     own = _fingerprint(written, job)
     answer = reader.answer(patience(Path(job.path), computed))
     _compare(own, answer, job, written, modules=runs)
-    found = Verified(answer.runtime, (), (), (), where=reader.name, tensors=len(own.tensors), alone=_alone(job, answer))
+    found = Verified(answer.runtime, (), (), (), where=reader.name, tensors=len(own.tensors))
     found = _judged(found, written, trials, (expected, list(answer.outcomes)))
     return replace(found, seconds=time.perf_counter() - started)
 
@@ -97,17 +97,11 @@ def _fingerprint(written: Written, job: Job) -> Fingerprint:
 def _compare(own: Fingerprint, answer: Answer, job: Job, written: Written, *, modules: bool) -> None:
     if answer.network is None:
         raise not_the_same("the network is missing")
-    if what := own.differs(answer.network, mode=False, modules=modules):
+    if what := own.differs(answer.network, modules=modules):
         raise not_the_same(what)
-    if answer.alone is not None and (what := own.differs(answer.alone)):
-        raise not_the_same(f"what torch.load gives without repfuse, {what}")
     rest = rest_of(written.around if job.kind == "network" else Around(), written.metadata)
     if lost := rest.items() ^ answer.rest.items():
         raise not_the_same(f"what stands around the network, {min(key for key, _ in lost).partition('.')[2]}")
-
-
-def _alone(job: Job, answer: Answer) -> bool | None:
-    return answer.alone is not None if job.alone and (answer.alone is not None or answer.wanted) else None
 
 
 def _judged(
@@ -162,17 +156,12 @@ def not_the_same(what: str) -> RepfuseError:
     )
 
 
-PACKAGE = "repfuse"
-
-
 def network_job(checkpoint: Checkpoint, path: Path, *, trust: bool) -> Job:
     """Return the job for a file that holds its network as modules, in what was around it in ``checkpoint``.
 
     It may need ``trust`` where the checkpoint did not: what it holds was pickled just now from objects that this
-    process has, and reading it runs the code of their classes, which ran here. For the same reason torch.load may read
-    it by itself, which it is to do without repfuse, unless the network's classes are repfuse's own.
+    process has, and reading it runs the code of their classes, which ran here.
     """
-    named = torch_pickle.modules_named(path)
     keys = checkpoint.around.keys
     return Job(
         "network",
@@ -180,9 +169,8 @@ def network_job(checkpoint: Checkpoint, path: Path, *, trust: bool) -> Job:
         torch.get_num_threads(),
         loading=_loading(checkpoint, keys) | {"trust": trust},
         keys=keys,
-        alone=not any(name.partition(".")[0] == PACKAGE for name in named),
         module=True,
-        needs=tuple(named),
+        needs=tuple(torch_pickle.modules_named(path)),
     )
 
 

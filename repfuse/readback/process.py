@@ -101,7 +101,7 @@ class Reader:
         if lost:
             self.name = f"this process, because {lost[0]} exists in no other"
         if lost or not self._process:
-            self._asked = replace(job, alone=False)
+            self._asked = job
             return
         if not self._prepared:
             self._prepare([])

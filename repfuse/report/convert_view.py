@@ -175,7 +175,6 @@ def verified_line(verified: Verified) -> str:
         else "not run",
         f"takes {', '.join(verified.shapes)}" if verified.shapes else "",
         f"does not take {', '.join(verified.refused)}" if verified.refused else "",
-        {True: "torch.load needs no repfuse", False: "torch.load needs repfuse", None: ""}[verified.alone],
         f"took {duration(verified.seconds)}" if verified.seconds else "",
     )
     return "; ".join(filter(None, told))
