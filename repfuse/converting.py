@@ -9,7 +9,6 @@ from torch import nn
 
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
-from repfuse.checking.evidence import Meter
 from repfuse.checking.inputs.trial import Effort, known_effort
 from repfuse.checking.inputs.variants import input_variants
 from repfuse.checking.proof import prove
@@ -77,9 +76,8 @@ def convert(
     progress("rewriting", 0.1)
     fused = rewrite(original, found)
     variants = (*input_variants(example, effort=effort), *recorded(found)[1:])
-    meter = Meter(progress, sum(trial.work for trial in variants), start=0.15, end=0.3)
-    meter.stage("running the original in float64")
-    trials, expected = with_fallbacks(original, variants, meter.watch)
+    progress("running the original in float64", 0.15)
+    trials, expected = with_fallbacks(original, variants)
 
     def proven() -> Proof:
         shown = lambda done: progress("proving", 0.3 + 0.4 * done)  # noqa: E731

@@ -14,7 +14,7 @@ from torch import nn
 
 from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import Comparison, Level, OutputError, TrialComparison, quotient
-from repfuse.checking.runs import Change, Outcome, Watch, in_float64, run_float64, unwatched
+from repfuse.checking.runs import Change, Outcome, in_float64, run_float64
 from repfuse.errors import RepfuseError
 from repfuse.networks import why_refused
 from repfuse.wording import dtype_name
@@ -150,12 +150,9 @@ GUARD = "AssertionError: Guard failed: "
 """How the error of an exported program begins whose input is outside of what it was made for."""
 
 
-def reference(original: nn.Module, trials: Sequence[Trial], watch: Watch = unwatched) -> list[Outcome]:
-    """Return the original's outcomes in float64. Raises RepfuseError where it cannot run the first trial.
-
-    ``watch`` is shown each copy before it is called.
-    """
-    outcomes = run_float64(original, trials, watch=watch)
+def reference(original: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
+    """Return the original's outcomes in float64. Raises RepfuseError where it cannot run the first trial."""
+    outcomes = run_float64(original, trials)
     if outcomes[0].error:
         shapes = ", ".join("x".join(map(str, shape)) for shape in trials[0].shapes)
         what = f"The original network cannot run in float64 on {trials[0].label} ({shapes})."
@@ -168,14 +165,13 @@ def answers_in_float64(
     trials: Sequence[Trial],
     expected: Sequence[Outcome],
     change: Change = in_float64,
-    watch: Watch = unwatched,
 ) -> list[Outcome]:
     """Run the fused network in float64, its tensors as ``change`` says, on the trials that the original took.
 
-    The others stay without outputs. ``watch`` is shown each copy before it is called.
+    The others stay without outputs.
     """
     taken = [trial for trial, outcome in zip(trials, expected, strict=True) if not outcome.error]
-    answers = iter(run_float64(fused, taken, change, watch))
+    answers = iter(run_float64(fused, taken, change))
     return [Outcome({}, "the original does not take it") if outcome.error else next(answers) for outcome in expected]
 
 
@@ -212,18 +208,16 @@ def _row(trial: Trial, expected: Outcome, found: Outcome) -> TrialComparison:
     return TrialComparison(trial.label, trial.shapes, tuple(outputs))
 
 
-def with_fallbacks(
-    original: nn.Module, trials: Sequence[Trial], watch: Watch = unwatched
-) -> tuple[list[Trial], list[Outcome]]:
+def with_fallbacks(original: nn.Module, trials: Sequence[Trial]) -> tuple[list[Trial], list[Outcome]]:
     """Return the trials, each replaced by the first of what may stand in its place that the original takes.
 
     With them come the original's outcomes in float64. A trial of which nothing is taken stays, with its error.
-    ``watch`` is shown each copy before it is called. Raises RepfuseError where the original cannot run the first trial.
+    Raises RepfuseError where the original cannot run the first trial.
     """
-    chosen, outcomes = list(trials), reference(original, trials, watch)
+    chosen, outcomes = list(trials), reference(original, trials)
     waiting = {index: iter(trials[index].otherwise()) for index, outcome in enumerate(outcomes) if outcome.error}
     while nexts := {index: trial for index, others in waiting.items() if (trial := next(others, None))}:
-        found = run_float64(original, list(nexts.values()), watch=watch)
+        found = run_float64(original, list(nexts.values()))
         for (index, trial), outcome in zip(nexts.items(), found, strict=True):
             if not outcome.error:
                 chosen[index], outcomes[index] = trial, outcome
