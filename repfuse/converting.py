@@ -9,10 +9,10 @@ from torch import nn
 
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs.trial import Effort, known_effort
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.results import Drift, Proof
+from repfuse.checking.trial import Effort, known_effort
 from repfuse.fusing import recorded, settled
 from repfuse.loading import Checkpoint
 from repfuse.planning.choosing import Choice, choose
@@ -61,7 +61,7 @@ def convert(
 
     Instead of a policy there may be a ``plan``: exactly its sites are rewritten. ``include`` and ``exclude`` are globs
     that narrow either, see Plan.select; for ``keep_class`` see ``repfuse.fuse``. ``effort`` is how much is tried to
-    find a mistake, see ``repfuse.checking.inputs.Effort``. ``progress`` is told the stage and the fraction of the
+    find a mistake, see ``repfuse.checking.trial.Effort``. ``progress`` is told the stage and the fraction of the
     work that is done.
 
     Raises RepfuseError where the model cannot be copied or run, or where the plan or a glob does not fit it.

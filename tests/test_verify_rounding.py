@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from repfuse.checking.evidence import gather
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.results import Level
 from repfuse.checking.rounding import RoundingEffects, allowed, excess, explained
 from repfuse.checking.verification import verify

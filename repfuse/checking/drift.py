@@ -23,10 +23,10 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from repfuse.checking.comparison import half_the_digits, level, reference
-from repfuse.checking.inputs.trial import Trial, is_floating, mapped
 from repfuse.checking.results import Drift, Level, OutputDrift
 from repfuse.checking.rounding import SAMPLES, RoundingEffects, allowed, rms, settle
 from repfuse.checking.runs import Key, Outcome, by_key, run, run_float64
+from repfuse.checking.trial import Trial, is_floating, mapped
 from repfuse.networks import between, main_dtype
 from repfuse.wording import dtype_name
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from repfuse.checking.comparison import answers_in_float64, informative, level, tabulate, with_fallbacks
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import Drift, OutputError, OutputVerdict, TrialComparison
 from repfuse.checking.rounding import Levels, RoundingEffects, allowed, combined, excess, explained
 from repfuse.checking.runs import Key, Outcome, by_key, narrow_in
+from repfuse.checking.trial import Trial
 from repfuse.memory import give_back
 from repfuse.progress import Progress
 

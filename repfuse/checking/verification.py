@@ -18,8 +18,7 @@ from torch import nn
 from repfuse.checking.agreement import Data, agreement, data_trial
 from repfuse.checking.comparison import level
 from repfuse.checking.evidence import MEASURED, Evidence, gather
-from repfuse.checking.inputs.trial import Effort, Trial, known_effort, rounded_through
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.locate import first_difference
 from repfuse.checking.proof import prove
 from repfuse.checking.results import (
@@ -33,6 +32,7 @@ from repfuse.checking.results import (
     without_float64,
 )
 from repfuse.checking.runs import Key, Outputs, by_key, run, run_float64, takes
+from repfuse.checking.trial import Effort, Trial, known_effort, rounded_through
 from repfuse.errors import RepfuseError
 from repfuse.memory import give_back
 from repfuse.networks import between, main_dtype, why_refused

@@ -17,10 +17,10 @@ from torch import nn
 
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs.trial import Trial
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.results import Drift, Verified
 from repfuse.checking.runs import Outcome, call, run_float64
+from repfuse.checking.trial import Trial
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 
 Run = Callable[[Sequence[Trial]], tuple[str, Sequence[Outcome]]]

@@ -13,10 +13,10 @@ from torch import nn
 
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs.trial import Trial
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.results import OutputDrift, Verified
 from repfuse.checking.runs import Outcome, run
+from repfuse.checking.trial import Trial
 from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.recipe import is_buildable

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import Verified
 from repfuse.checking.runs import Outcome, as_stored, call, copy_with
+from repfuse.checking.trial import Trial
 from repfuse.checking.written import check_written
 from repfuse.checkpoint.exported.program import complete, contract_of, network_of
 from repfuse.readback.checking import Written, not_the_same, patience
