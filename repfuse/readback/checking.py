@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,8 +15,9 @@ from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.results import OutputDrift, Verified
-from repfuse.checking.runs import Outcome, run
+from repfuse.checking.runs import Outcome, as_stored, call, copy_with, run
 from repfuse.checking.trial import Trial
+from repfuse.checking.written import check_written
 from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.recipe import is_buildable
@@ -24,9 +25,12 @@ from repfuse.checkpoint.source import as_texts
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.networks import device_of
-from repfuse.readback.messages import Answer, Fingerprint, Job, digests, fingerprint_of
+from repfuse.readback.messages import Answer, FileKind, Fingerprint, Job, digests, fingerprint_of
 from repfuse.readback.process import Reader
 from repfuse.readback.reading import rest_of
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 # A file of a network or of weights, held against the network in memory that was written into it.
 #
@@ -196,3 +200,42 @@ def _loading(checkpoint: Checkpoint, keys: tuple[str, ...]) -> dict[str, Any]:
     weights = ".".join(keys) or "auto"
     device = str(device_of(checkpoint.module))
     return {"weights": weights, "allow": list(checkpoint.allow), "device": device}
+
+
+# A file of an exported program or of ONNX, run in its own runtime and held against the original network.
+
+
+def program_job(written: Written, path: Path, *, onnx: bool) -> Job:
+    """Return the job of running the file at ``path``. ONNX names no outputs: they are those of the original."""
+    kind: FileKind = "onnx" if onnx else "pt2"
+    outputs = call(copy_with(written.original, as_stored), tuple(written.example)).outputs if onnx else {}
+    return Job(kind, str(path.resolve()), torch.get_num_threads(), outputs=tuple(outputs))
+
+
+def check_program(written: Written, program: ExportedProgram, job: Job, reader: Reader, *, runs: bool) -> Verified:
+    """Have the file of ``program`` read by ``reader``, and where it ``runs`` run, and return what was found.
+
+    Raises RepfuseError, with the exit code of a failed check, where it does not compute what the original does.
+    """
+    from repfuse.checkpoint.exported.program import complete, contract_of, network_of  # which take a second to import
+
+    started, contract = time.perf_counter(), contract_of(program)
+    tensors = digests(program.state_dict) if job.kind == "pt2" else {}
+
+    def run_file(trials: Sequence[Trial]) -> tuple[str, Sequence[Outcome]]:
+        reader.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
+        answer = reader.answer(patience(Path(job.path), time.perf_counter() - started))
+        if job.kind == "pt2":
+            read = answer.network.tensors if answer.network else {}
+            if wrong := sorted(name for name, _ in tensors.items() ^ read.items()):
+                raise not_the_same(wrong[0])
+            if answer.contract != contract.describe():
+                raise not_the_same("its dynamic shapes")
+        return answer.runtime, answer.outcomes
+
+    if not runs:
+        return Verified(run_file(())[0], (), (), ())
+    gate = network_of(complete(program, Path()))
+    shapes = tuple("x".join(map(str, axes)) for axes in contract.axes)
+    found = check_written(written.original, written.module, written.example, run_file, gate=gate, shapes=shapes)
+    return replace(found, where=reader.name, tensors=len(tensors), seconds=time.perf_counter() - started)

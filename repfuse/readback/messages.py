@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch.serialization import safe_globals
 
 from repfuse.checking.runs import Outcome
 from repfuse.checkpoint.contents import RECIPE
@@ -137,15 +138,6 @@ class Job:
     folders: tuple[str, ...] = ()
     inputs: tuple[Inputs, ...] = ()
 
-    def to_bytes(self) -> bytes:
-        """Return the job as it is sent."""
-        return _packed(vars(self))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Job:
-        """Return the job that was sent."""
-        return cls(**_unpacked(data))
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -162,25 +154,15 @@ class Answer:
     refused: tuple[str, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
 
-    def to_bytes(self) -> bytes:
-        """Return the answer as it is sent."""
-        outcomes = [vars(outcome) for outcome in self.outcomes]
-        return _packed(vars(self) | {"network": self.network and vars(self.network), "outcomes": outcomes})
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Answer:
-        """Return the answer that was sent. Raises any exception where ``data`` is none."""
-        said = _unpacked(data)
-        network = Fingerprint(**said["network"]) if said["network"] else None
-        return cls(**said | {"network": network, "outcomes": tuple(Outcome(**each) for each in said["outcomes"])})
-
-
-def _packed(said: dict[str, Any]) -> bytes:
+def packed(message: Job | Answer) -> bytes:
+    """Return a message as it is sent."""
     buffer = io.BytesIO()
-    torch.save(said, buffer)
+    torch.save(message, buffer)
     return buffer.getvalue()
 
 
-def _unpacked(data: bytes) -> dict[str, Any]:
-    said: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return said
+def unpacked(data: bytes) -> Any:
+    """Return the message that was sent. Raises any exception where ``data`` is none; no code of it runs."""
+    with safe_globals([Job, Answer, Fingerprint, Outcome]):
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
