@@ -15,9 +15,8 @@ from support.folded import example, folded, network
 from torch import nn
 
 from repfuse.benching import bench
-from repfuse.benching.benchmark import judge
+from repfuse.benching.benchmark import judge, outliers, ratio_of_medians
 from repfuse.benching.clock import FEWEST_ROUNDS, SHORTEST, Rounds, batched, time_rounds
-from repfuse.benching.statistics import outliers, ratio_of_medians
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.loading import load

@@ -23,8 +23,8 @@ from conftest import Cli
 
 import repfuse
 from repfuse.checkpoint.atomic import replacing, together
-from repfuse.cli.choosing import wanted
 from repfuse.cli.conversion import Request, _proven, _saved
+from repfuse.cli.options import wanted
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
 from repfuse.readback.process import Reader

@@ -10,9 +10,8 @@ from torch import nn
 from repfuse.checkpoint import deploy
 from repfuse.checkpoint.build import build
 from repfuse.checkpoint.contents import no_network
-from repfuse.checkpoint.fitting import fit, load_weights, match_dtype
+from repfuse.checkpoint.fitting import Naming, fit, load_weights, match_dtype
 from repfuse.checkpoint.inert import module_state, tensors_of_record
-from repfuse.checkpoint.naming import Naming
 from repfuse.checkpoint.recipe import Recipe, check_buildable
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.revive import revive

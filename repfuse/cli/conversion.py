@@ -29,7 +29,7 @@ from repfuse.wording import dtype_name
 if TYPE_CHECKING:
     from torch import nn
 
-    from repfuse.cli.choosing import Wanted
+    from repfuse.cli.options import Wanted
     from repfuse.progress import Progress
     from repfuse.readback.process import Reader
 
