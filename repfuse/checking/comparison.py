@@ -38,7 +38,10 @@ def level(reference: torch.Tensor, other: torch.Tensor) -> Level:
     if not alike:
         return Level(float("inf"), float("inf"))
     difference = (a - b).abs()
-    return Level(quotient(_norm(difference), _norm(a)), quotient(_largest(difference), _largest(a)))
+    return Level(
+        quotient(*(float(torch.linalg.vector_norm(x)) for x in (difference, a))),
+        quotient(_largest(difference), _largest(a)),
+    )
 
 
 def half_the_digits(dtype: torch.dtype) -> float:
@@ -62,7 +65,7 @@ def output_error(name: str, reference: torch.Tensor, other: torch.Tensor) -> Out
         quantiles=_quantiles((a - b).abs()),
         smallest_rtol=_smallest_rtol(a, b),
         worst=worst,
-        values=(_number(reference, worst), _number(other, worst)) if reference.numel() else (0.0, 0.0),
+        values=(float(reference[worst]), float(other[worst])) if reference.numel() else (0.0, 0.0),
         non_finite=reference.numel() - a.numel(),
     )
 
@@ -70,7 +73,8 @@ def output_error(name: str, reference: torch.Tensor, other: torch.Tensor) -> Out
 def mismatch(reference: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> str:
     """Say what differs between two networks' outputs that is no finite number, or return ""."""
     if reference.keys() != other.keys():
-        return f"the original returns {_names(reference)}, the fused network {_names(other)}"
+        names = [", ".join(outputs) or "nothing" for outputs in (reference, other)]
+        return f"the original returns {names[0]}, the fused network {names[1]}"
     for name, a in reference.items():
         b = other[name]
         if a.shape != b.shape:
@@ -126,20 +130,8 @@ def _smallest_rtol(a: torch.Tensor, b: torch.Tensor) -> float | None:
     return _largest((a[wrong] - b[wrong]).abs() / a[wrong].abs())
 
 
-def _norm(tensor: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor))
-
-
 def _largest(tensor: torch.Tensor) -> float:
     return float(tensor.abs().max()) if tensor.numel() else 0.0
-
-
-def _number(tensor: torch.Tensor, index: tuple[int, ...]) -> float:
-    return float(_wide(tensor)[index])
-
-
-def _names(outputs: dict[str, torch.Tensor]) -> str:
-    return ", ".join(outputs) or "nothing"
 
 
 def _shape(tensor: torch.Tensor) -> str:

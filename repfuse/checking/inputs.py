@@ -234,7 +234,9 @@ class Example:
         if not x.is_floating_point():
             return x[torch.arange(shape[0]) % len(x)] if shape else x  # over again where there are too few
         axes = extent.axes if len(shape) > max(extent.axes, default=0) else (1,)
-        return _made(x, kind, tuple(shape), axes, seed)
+        generator = torch.Generator().manual_seed(seed)
+        sound = bool(axes) and max(axes) < len(shape) and all(shape)  # what has no such axes can only be noise
+        return (kind if sound else noise)(tuple(shape), axes, generator).to(dtype=x.dtype, device=x.device)
 
     def _follows(self, x: torch.Tensor, axes: Sizes) -> bool:
         """Whether an input has the size that is changed."""
@@ -247,13 +249,6 @@ class Example:
             extents = [Extent(axes, (n,) * len(axes)) for axes in self.readings if n < min(self.size(axes))]
             if extents:
                 yield extents
-
-
-def _made(like: torch.Tensor, kind: Kind, shape: Sizes, axes: Sizes, seed: int) -> torch.Tensor:
-    """Return a tensor of this kind; what has no such axes can only be noise."""
-    generator = torch.Generator().manual_seed(seed)
-    sound = bool(axes) and max(axes) < len(shape) and all(shape)
-    return (kind if sound else noise)(shape, axes, generator).to(dtype=like.dtype, device=like.device)
 
 
 def is_spatial(shape: Sizes) -> bool:

@@ -255,6 +255,15 @@ class Drift:
         """Whether it was measured, and every output is explained by arithmetic."""
         return self.measured and not self.problem and all(output.passed for output in self.outputs)
 
+    @property
+    def reason(self) -> str:
+        """One sentence: what is wrong, or what comes closest to that."""
+        worst = self.worst
+        if self.problem or worst is None:
+            return f"{self.problem or 'There is nothing to judge by'}."
+        error, limit = worst.fused.against(worst.allowed)
+        return f"On {worst.trial}, {worst.name} has a relative error of {error}, where arithmetic explains {limit}."
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
         return {"passed": self.passed, "worst": json_ready(self.worst)} | by_field(self)

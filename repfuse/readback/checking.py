@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
 from repfuse.checking.inputs import input_variants
-from repfuse.checking.results import OutputDrift, Verified
+from repfuse.checking.results import Verified
 from repfuse.checking.runs import Outcome, as_stored, call, copy_with, run
 from repfuse.checking.trial import Trial
 from repfuse.checking.written import check_written
@@ -81,7 +80,7 @@ def check_read(written: Written, job: Job, reader: Reader, *, runs: bool) -> Ver
     answer = reader.answer(patience(Path(job.path), computed))
     _compare(own, answer, job, written, modules=runs)
     found = Verified(answer.runtime, (), (), (), where=reader.name, tensors=len(own.tensors))
-    found = _judged(found, written, trials, (expected, list(answer.outcomes)))
+    found = _judged(found, written, trials, expected, answer.outcomes)
     return replace(found, seconds=time.perf_counter() - started)
 
 
@@ -109,52 +108,31 @@ def _compare(own: Fingerprint, answer: Answer, job: Job, written: Written, *, mo
 
 
 def _judged(
-    found: Verified, written: Written, trials: Sequence[Trial], outcomes: tuple[list[Outcome], list[Outcome]]
+    found: Verified, written: Written, trials: Sequence[Trial], expected: Sequence[Outcome], given: Sequence[Outcome]
 ) -> Verified:
     """Add what the runs gave: on the inputs that the network in memory takes."""
-    expected, given = outcomes
-    taken = [position for position, outcome in enumerate(expected) if not outcome.error]
-    compared = tuple(trials[position].label for position in taken)
     if len(given) != len(expected):
         raise not_the_same(f"the number of its answers: {len(given)} for {len(expected)} inputs")
-    for position in taken:
-        if given[position].error:
-            raise not_the_same(f"{trials[position].label}: only the network in memory runs ({given[position].error})")
-    if all(_identical(expected[position], given[position]) for position in taken):
-        return replace(found, compared=compared, identical=bool(taken))
-    worst = _worst(written, {trials[position].label: given[position] for position in taken})
-    error, own, allowed = worst.numbers
-    return replace(found, compared=compared, error=error, own=own, allowed=allowed)
-
-
-def _identical(one: Outcome, other: Outcome) -> bool:
-    return digests(one.outputs) == digests(other.outputs)
-
-
-def _worst(written: Written, given: dict[str, Outcome]) -> OutputDrift:
-    """Return the worst of the file's outputs: allowed is what is allowed the network in memory on all inputs."""
-    trials, exact = with_fallbacks(written.original, input_variants(written.example))
-    own = run(written.module, trials, {})
-    found = [given.get(trial.label) or outcome for trial, outcome in zip(trials, own, strict=True)]
-    measured = drift(written.original, written.module, trials, exact, found=found)
-    rows = [row for row in measured.outputs if row.trial in given]
-    worst = max(rows, key=lambda row: row.used, default=None)
-    if measured.problem or worst is None:
-        raise not_the_same(
-            f"its outputs, and no rounding explains it: {measured.problem or 'there is nothing to judge by'}"
-        )
-    if not worst.passed:
-        error, limit = worst.fused.against(worst.allowed)
-        told = f"its relative error is {error}, where arithmetic explains {limit}"
-        raise not_the_same(f"{worst.name} on {worst.trial}: {told}")
-    return worst
+    taken = [each for each in zip(trials, expected, given, strict=True) if not each[1].error]
+    for trial, _, read in taken:
+        if read.error:
+            raise not_the_same(f"{trial.label}: only the network in memory runs ({read.error})")
+    found = replace(found, compared=tuple(trial.label for trial, _, _ in taken))
+    if all(digests(own.outputs) == digests(read.outputs) for _, own, read in taken):
+        return replace(found, identical=bool(taken))
+    tried, outcomes = [trial for trial, _, _ in taken], [read for _, _, read in taken]
+    measured = drift(written.original, written.module, tried, found=outcomes)
+    if measured.worst is None or not measured.passed:
+        raise not_the_same(f"its outputs, and no rounding explains it. {measured.reason}")
+    error, own, allowed = measured.worst.numbers
+    return replace(found, error=error, own=own, allowed=allowed)
 
 
 def not_the_same(what: str) -> RepfuseError:
     """Return the error for a file that does not read as it was written."""
     return RepfuseError(
         "What was read back is not what was written; nothing was kept.",
-        f"It differs in {what}.",
+        f"It differs in {what.rstrip('.')}.",
         "Try again, and on another disk. If it stays so, please report it.",
         exit_code=EXIT_FAILED_CHECK,
     )
