@@ -36,10 +36,10 @@ CALLED = {  # what torch's restricted unpickler calls, beside torch's own
     *(GlobalName("_codecs", "encode"), GlobalName("builtins", "bytearray")),
     *(GlobalName("builtins", "set"), GlobalName("builtins", "complex")),
 }
-NAME = 1000  # characters of the name of a class
 FREE_BYTES = 1 << 28
 BYTES_OF_BYTE = 8  # what a byte of the file may stand for: repeated numbers take the room of one
-DICTIONARIES = frozenset({"AttributeDict", "ConfigDict", "CfgNode", "EasyDict", "Munch", "defaultdict", "addict.Dict"})
+DICTIONARIES = {"AttributeDict", "ConfigDict", "CfgNode", "EasyDict", "Munch", "defaultdict", "addict.Dict"}
+"""Classes that are known to be dictionaries: configurations of Lightning, MMEngine, ..."""
 
 
 QUANTISED = GlobalName("torch._utils", "_rebuild_qtensor")
@@ -179,8 +179,6 @@ def _summary(path: Path, container: Container) -> PickleSummary:
 
 def _name(argument: str) -> GlobalName:
     """Return the name as Python 3 spells it; pickles of protocol 2 may use Python 2's."""
-    if len(argument) > NAME:
-        raise ValueError(f"it names something with {len(argument):,} characters")
     module, _, name = argument.partition(" ")
     return GlobalName(*NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
 
@@ -202,17 +200,14 @@ def _stand_ins_for(names: frozenset[GlobalName]) -> Iterator[None]:
     """Let torch's unpickler see a stand-in for each name, and nothing that other code has added for itself."""
     others = get_safe_globals()
     clear_safe_globals()
-    add_safe_globals([(stand_in(name, PlayedDict if _is_dict(name) else Record), str(name)) for name in names])
+    for name in names:
+        played = DICTIONARIES & {name.name, f"{name.package}.{name.name}"}
+        add_safe_globals([(stand_in(name, PlayedDict if played else Record), str(name))])
     try:
         yield
     finally:
         clear_safe_globals()
         add_safe_globals(others)
-
-
-def _is_dict(origin: GlobalName) -> bool:
-    """Say whether the class of this name is known to be a dictionary: a configuration of Lightning, MMEngine, ..."""
-    return origin.name in DICTIONARIES or f"{origin.package}.{origin.name}" in DICTIONARIES
 
 
 def _unreadable(path: Path, container: Container, said: PickleSummary, error: Exception) -> RepfuseError:
