@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -146,7 +146,10 @@ def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tup
     if not checkpoint.trust:
         refused = names_refused(origins(around.take(torch_pickle.read(path, Container.TORCH_ZIP))), checkpoint.code)
     job = checking.network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
-    notes = around.said() + _texts_lost(checkpoint) + unguarded + _trust_note(refused)
+    notes = around.said() + _texts_lost(checkpoint) + unguarded
+    if refused:
+        names = ", ".join(str(need.name) for need in refused)
+        notes.append(f"this file needs --trust where its input did not, because of {names}; .safetensors would not")
     return (
         notes,
         partial(usage.of_network, module, around.keys),
@@ -168,7 +171,9 @@ def _write_weights(
     else:
         metadata = {"format": "pt", **checkpoint.metadata}
         safetensors_file.write(state, {**metadata, RECIPE: recipe.to_text()}, path)
-        notes, around = _rest_lost(around), Around(naming=around.naming)
+        rest = [*around.kept(), *around.left_out]
+        lost = f"safetensors holds weights alone: left out of the training checkpoint: {', '.join(rest)}"
+        notes, around = [lost] if rest else [], Around(naming=around.naming)
     written = replace(_written(checkpoint, module), around=around, metadata=metadata)
     use = partial(usage.of_weights, recipe, checkpoint.module)
     if recipe.source:
@@ -179,11 +184,6 @@ def _write_weights(
 
 def _written(checkpoint: Checkpoint, module: nn.Module) -> Written:
     return Written(checkpoint.module, module, checkpoint.example_inputs, checkpoint.around)
-
-
-def _rest_lost(around: Around) -> list[str]:
-    rest = [*around.kept(), *around.left_out]
-    return [f"safetensors holds weights alone: left out of the training checkpoint: {', '.join(rest)}"] if rest else []
 
 
 @contextmanager
@@ -211,11 +211,3 @@ def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> Rec
     plans = (*checkpoint.plans, plan) if plan and plan.sites else checkpoint.plans
     source = checkpoint.source if checkpoint.source and as_texts(checkpoint.source) is not None else None
     return Recipe(source, shapes.render(known), plans, usage.made_of(checkpoint))
-
-
-def _trust_note(refused: Sequence[Need]) -> list[str]:
-    """Say so where the new file asks for more than its input did."""
-    if not refused:
-        return []
-    names = ", ".join(str(need.name) for need in refused)
-    return [f"this file needs --trust where its input did not, because of {names}; .safetensors would not"]

@@ -32,7 +32,7 @@ from repfuse.networks import between, device_of, main_dtype, placed, using_threa
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
 from repfuse.recording.read_only import OperatorMode
-from repfuse.wording import described
+from repfuse.wording import described, dtype_name
 
 # What a network stores and computes.
 
@@ -141,6 +141,7 @@ OVERHEAD = 50e-6  # seconds: a call this short is mostly Python's and torch's ow
 def judge(times: Rounds, *, batch_size: int, threads: int, rounds: int) -> Measurement:
     """Return medians, the speed-up with its interval, and warnings; ``rounds`` is the number asked for."""
     ratio = ratio_of_medians(times.first, times.second)
+    too_few = f"Only {len(times.first)} of {rounds} rounds fitted in the time: allow more for a narrower interval."
     original, fused = _timing(times.first, times.calls[0]), _timing(times.second, times.calls[1])
     return Measurement(
         batch_size=batch_size,
@@ -153,7 +154,7 @@ def judge(times: Rounds, *, batch_size: int, threads: int, rounds: int) -> Measu
         warnings=(
             *_warnings("original", original),
             *_warnings("fused network", fused),
-            *_too_few(len(times.first), rounds),
+            *((too_few,) if len(times.first) < min(rounds, 2 * FEWEST_ROUNDS) else ()),
         ),
     )
 
@@ -178,11 +179,6 @@ def _warnings(name: str, timing: Timing) -> Iterator[str]:
             f"{found} of {len(timing.times)} timings of the {name} are outliers, so something else was running: "
             "repeat this on a quiet machine."
         )
-
-
-def _too_few(done: int, rounds: int) -> Iterator[str]:
-    if done < min(rounds, 2 * FEWEST_ROUNDS):
-        yield f"Only {done} of {rounds} rounds fitted in the time: allow more for a narrower interval."
 
 
 Inputs = tuple[Any, ...]
@@ -235,7 +231,7 @@ def bench(
     shapes = tuple(tuple(x.shape) for x in tree_leaves(example) if isinstance(x, torch.Tensor))
     return Benchmark(
         device=str(device_of(fused)),
-        dtype=_dtypes(original, fused),
+        dtype=" and ".join(dict.fromkeys(dtype_name(main_dtype(each)) for each in (original, fused))),
         shapes=shapes,
         before=costs[0],
         after=costs[1],
@@ -297,8 +293,3 @@ def _stage(progress: Progress | None, name: str, done: int, of: int) -> Callable
     if progress is None:
         return lambda _fraction: None
     return lambda fraction: progress(name, (done + fraction) / of)
-
-
-def _dtypes(original: nn.Module, fused: nn.Module) -> str:
-    names = dict.fromkeys(str(main_dtype(network)).removeprefix("torch.") for network in (original, fused))
-    return " and ".join(names)

@@ -26,7 +26,7 @@ from repfuse.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark, ColdCalls, Measurement
+    from repfuse.benching.results import Benchmark, Measurement
 
 FEW = 2  # times: below, a second decimal says something
 STYLES = {"faster": GOOD, "slower": BAD, "no difference": UNSURE}
@@ -39,9 +39,20 @@ def bench_view(benchmark: Benchmark) -> Iterator[RenderableType]:
     yield _costs(benchmark)
     yield heading(f"Time of a call on {benchmark.device}")
     columns = (("Batch", NUMBER), ("Threads", NUMBER), ("Original", NUMBER), ("Fused", NUMBER), "Speed-up (95 %)")
-    yield table(columns, (_row(measurement) for measurement in benchmark.measurements))
+    rows = (
+        (
+            str(each.batch_size),
+            str(each.threads),
+            *map(duration, (each.original.median, each.fused.median)),
+            speedup(each),
+        )
+        for each in benchmark.measurements
+    )
+    yield table(columns, rows)
     if benchmark.cold:
-        yield from _cold(benchmark.cold)
+        cold = benchmark.cold
+        yield heading("The notebook's method: one cold call each")
+        yield facts([("original", duration(cold.original)), ("fused", duration(cold.fused)), ("note", cold.note)])
     yield Text()
     telling = (entry for entry in benchmark.measurements if not entry.says_nothing)
     yield from notes(f"{_where(entry)}: {text}" for entry in telling for text in entry.warnings)
@@ -83,16 +94,6 @@ def _costs(benchmark: Benchmark) -> RenderableType:
     ]
     known = (row for row in rows if row[1:] != (NOTHING, NOTHING))
     return table(("", ("Original", NUMBER), ("Fused", NUMBER)), known)
-
-
-def _row(entry: Measurement) -> tuple[str, ...]:
-    times = (duration(entry.original.median), duration(entry.fused.median))
-    return (str(entry.batch_size), str(entry.threads), *times, speedup(entry))
-
-
-def _cold(cold: ColdCalls) -> Iterator[RenderableType]:
-    yield heading("The notebook's method: one cold call each")
-    yield facts([("original", duration(cold.original)), ("fused", duration(cold.fused)), ("note", cold.note)])
 
 
 def _where(entry: Measurement) -> str:
