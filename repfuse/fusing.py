@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -56,19 +56,14 @@ def settled(module: nn.Module, made: Plan) -> FuseResult:
         if check.passes(fused, made):
             return FuseResult(fused, made)
         # Where each half of the sites makes no difference by itself, it takes sites of both: none of them is certain.
-        wrong = set(check.wrong(made, _together(made.sites))) or set(made.sites)
+        sums: dict[str, list[Site]] = {}
+        for site in made.sites:
+            sums.setdefault(site.output, []).append(site)
+        wrong = set(check.wrong(made, list(sums.values()))) or set(made.sites)
         refusals = (site.without("differs", "with it the network computes something else") for site in wrong)
         kept = tuple(site for site in made.sites if site not in wrong)
         made = replace(made, sites=kept, refusals=(*made.refusals, *refusals))
     return FuseResult(rewrite(module, made), made)
-
-
-def _together(sites: Iterable[Site]) -> list[list[Site]]:
-    """Return the sites, those of one sum together."""
-    found: dict[str, list[Site]] = {}
-    for site in sites:
-        found.setdefault(site.output, []).append(site)
-    return list(found.values())
 
 
 def recorded(plan: Plan) -> list[Trial]:

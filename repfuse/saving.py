@@ -175,7 +175,7 @@ def _write_weights(
         lost = f"safetensors holds weights alone: left out of the training checkpoint: {', '.join(rest)}"
         notes, around = [lost] if rest else [], Around(naming=around.naming)
     written = replace(_written(checkpoint, module), around=around, metadata=metadata)
-    use = partial(usage.of_weights, recipe, checkpoint.module)
+    use = partial(usage.of_weights, recipe)
     if recipe.source:
         return notes, use, partial(checking.check_read, written, checking.weights_job(checkpoint, path, around.keys))
     notes.append("the file does not say how its network is built: that is to be said where it is loaded")

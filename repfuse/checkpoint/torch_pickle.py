@@ -16,7 +16,7 @@ from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_g
 
 from repfuse.checkpoint.allow import advice, names_refused
 from repfuse.checkpoint.inert import GlobalName, PlayedDict, Record, stand_in, tidied, walk
-from repfuse.checkpoint.recognise import Container, damaged, recognise
+from repfuse.checkpoint.recognise import Container, damaged
 from repfuse.checkpoint.script import playing_main
 from repfuse.errors import RepfuseError
 from repfuse.preconditions import quantised
@@ -114,16 +114,10 @@ def read_trusted(path: Path, container: Container, named: Named) -> Any:
         with path.open("rb") as file, quietly(), named.importable():
             return torch.load(file, map_location="cpu", weights_only=False, mmap=False)
     except Exception as error:  # the file's own code can fail in any way
-        raise RepfuseError(
-            f"{path} does not load, although it was trusted.", described(error), _get_code(path, named)
-        ) from error
-
-
-def _get_code(path: Path, named: Named) -> str:
-    """Return what to do so that the code is found which a trusted file needs."""
-    names = _summary_if_any(path, recognise(path)).names
-    needs = [need for need in names_refused(names, named) if need.allow or need.install]
-    return advice(needs) or "Install what it needs in the versions that it was saved with."
+        names = _summary_if_any(path, container).names
+        hint = advice([need for need in names_refused(names, named) if need.allow or need.install])
+        hint = hint or "Install what it needs in the versions that it was saved with."
+        raise RepfuseError(f"{path} does not load, although it was trusted.", described(error), hint) from error
 
 
 def write(data: Any, path: Path) -> None:
