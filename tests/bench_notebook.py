@@ -1,8 +1,8 @@
 """The notebook that this project began with, timed as it was there and as it should be: `make bench`.
 
-Its block is ``conv3(x) + conv1(x) + x`` with ``padding="same"``; it was fused into one convolution, each was called once,
-cold, the original first, and 10.7 times as fast was claimed. Here are that number, the warm and interleaved one, and the
-same with the padding written as integers, for maps from 2x28x28 to 512x7x7.
+Its block is ``conv3(x) + conv1(x) + x`` with ``padding="same"``; it was fused into one convolution, each was called
+once, cold, the original first, and 10.7 times as fast was claimed. Here are that number, the warm and interleaved one,
+and the same with the padding written as integers, for maps from 2x28x28 to 512x7x7.
 """
 
 from __future__ import annotations

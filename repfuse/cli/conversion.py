@@ -25,14 +25,14 @@ from repfuse.planning.choosing import Choice, choose, without
 from repfuse.plans import Plan
 from repfuse.report.schema import Environment, Input, Output, Report, Status, envelope, report_path, to_json
 from repfuse.rewriting import rewrite
-from repfuse.saving import Saved, save
+from repfuse.saving import save
 from repfuse.version import __version__
 from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from repfuse.cli.choosing import Wanted
+    from repfuse.cli.options import Wanted
     from repfuse.progress import Progress
     from repfuse.readback.process import Reader
 
@@ -92,9 +92,11 @@ def _saved(
     options: dict[str, Any] = {"format": request.format, "force": request.force, "keep_metadata": request.keep_metadata}
     with together():
         saved = save(checkpoint, module, out, plan=report.plan, reader=reader, **options)
+        output = Output(str(saved.path), saved.digest, saved.format, saved.verified, saved.use)
         notes = (*report.notes, *saved.notes)
-        report = replace(report, output=output_of(saved), notes=notes, seconds=time.perf_counter() - STARTED)
-        _write(report, report_path(out))
+        report = replace(report, output=output, notes=notes, seconds=time.perf_counter() - STARTED)
+        with replacing(report_path(out)) as temporary:
+            temporary.write_text(to_json(envelope("conversion", report.to_dict())), encoding="utf-8")
     return report
 
 
@@ -174,27 +176,17 @@ def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
 
 
 def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted) -> Report:
+    earlier = [f"{'' if found.sites else 'nothing to do: '}{said}"] if (said := checkpoint.fused_already) else []
     return Report(
         status,
         environment(),
         input_of(checkpoint),
         found,
         time.perf_counter() - STARTED,
-        notes=(*checkpoint.notes, *_earlier(checkpoint, found)),
+        notes=(*checkpoint.notes, *earlier),
         health=examine(checkpoint.module),
         chosen=wanted.chosen,
     )
-
-
-def _earlier(checkpoint: Checkpoint, found: Plan) -> list[str]:
-    """Say what was fused before; where nothing is left, that there is nothing to do."""
-    earlier = checkpoint.fused_already
-    return [earlier if found.sites else f"nothing to do: {earlier}"] if earlier else []
-
-
-def _write(report: Report, path: Path) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(to_json(envelope("conversion", report.to_dict())), encoding="utf-8")
 
 
 def environment() -> Environment:
@@ -207,24 +199,15 @@ def environment() -> Environment:
 
 def input_of(checkpoint: Checkpoint) -> Input:
     """Return what the report says of a loaded checkpoint."""
-    examples = checkpoint.example_inputs
+    examples, source = checkpoint.example_inputs, checkpoint.source
+    texts = as_texts(source) if source else []
     return Input(
         path=str(checkpoint.path),
         digest=checkpoint.digest,
         format=checkpoint.format,
-        model=checkpoint.source.spec if checkpoint.source else None,
+        model=source.spec if source else None,
         shapes=tuple(tuple(example.shape) for example in examples),
         dtypes=tuple(dtype_name(example.dtype) for example in examples),
         input_origin=checkpoint.input_origin,
-        model_args=_arguments(checkpoint),
+        model_args=None if texts is None else tuple(texts),
     )
-
-
-def _arguments(checkpoint: Checkpoint) -> tuple[str, ...] | None:
-    texts = as_texts(checkpoint.source) if checkpoint.source else []
-    return None if texts is None else tuple(texts)
-
-
-def output_of(saved: Saved) -> Output:
-    """Return what the report says of a checkpoint that was written."""
-    return Output(str(saved.path), saved.digest, saved.format, saved.verified, saved.use)
