@@ -142,7 +142,7 @@ def bench(
     if save is not None:
         write_benchmark(result, save)
     if as_json:
-        show_json("benchmark", result.to_dict())
+        show_json("benchmark", loaded.files | result.to_dict())
     elif not quiet:
         show(bench_view(result))
     if then is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import shlex
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,6 +188,7 @@ def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted)
         notes=(*checkpoint.notes, *earlier),
         health=examine(checkpoint.module),
         chosen=wanted.chosen,
+        command=shlex.join(["repfuse", *sys.argv[1:]]),
     )
 
 
