@@ -115,7 +115,9 @@ def read_plan_file(path: Path) -> PlanFile:
     """Return the plan in a file. Raises RepfuseError with what is wrong with it."""
     data = _content(path)
     try:
-        return PlanFile(path, Plan.from_dict(data), read_as(Origin, data))
+        return PlanFile(
+            path, Plan.from_dict(data), read_as(Origin, {name: data.get(name) for name in ("input", "output")})
+        )
     except RepfuseError as error:
         raise RepfuseError(f"{path}: {error.what}", error.why, error.hint) from error
 

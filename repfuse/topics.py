@@ -90,8 +90,6 @@ TOPICS: dict[str, Topic] = {
             "no float64": "A module that has none (a compiled kernel, a check of the dtype) runs in its own dtype: "
             "each site is proven in float64 all the same, the whole network is held to half of the digits, and the "
             "report says so.",
-            "mistakes": "The tests make every kind of mistake in every block and sample on purpose (a weight off by "
-            "1e-4, swapped channels, a wrong eps, padding with another value): each is caught at its site.",
         },
     ),
     "files": Topic(

@@ -266,6 +266,21 @@ def test_wrong_options_are_said_before_anything_is_read(cli, options, said) -> N
     assert done.returncode == 2 and said in done.stderr
 
 
+def test_what_is_slower_merged_is_left_alone_on_demand(cli, tmp_path: Path) -> None:
+    """A depthwise 3x3 and a 1x1 as one dense 3x3: nine times the work. Two 1x1 in a row are one at half of it."""
+    torch.manual_seed(0)
+    slower = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False), nn.Conv2d(64, 64, 1))
+    model = nn.Sequential(slower, nn.ReLU(), nn.Sequential(nn.Conv2d(64, 64, 1), nn.Conv2d(64, 64, 1))).eval()
+    source, fused = tmp_path / "model.pt", tmp_path / "fused.pt"
+    torch.save(model, source)
+    done = cli("convert", source, fused, "--input", "1x64x24x24", "--policy", "always", "--tune", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    (site,), (refusal,) = report["plan"]["sites"], report["plan"]["refusals"]
+    assert site["path"].startswith("2") and refusal["code"] == "excluded" and "as fast merged" in refusal["reason"]
+    assert any("left alone" in note for note in report["notes"])
+
+
 @pytest.mark.slow  # a minute
 def test_a_network_is_no_faster_than_itself() -> None:
     """An A/A test in real time: 190 of 200 say no difference."""

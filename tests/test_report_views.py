@@ -439,15 +439,13 @@ def test_what_was_run_of_the_file_is_said() -> None:
 
 def test_a_file_that_was_read_again_is_said_with_where_and_how_much_of_it() -> None:
     where = "this process, because this program is no Python that could be started again"
-    found = Verified(
-        "PyTorch 2.13", (), ("the example",), (), where=where, tensors=12, identical=True, alone=True, seconds=2.0
-    )
+    found = Verified("PyTorch 2.13", (), ("the example",), (), where=where, tensors=12, identical=True, seconds=2.0)
     made = report(output=Output("o.pt", "sha256:" + "2" * 64, "pt", found))
     assert f"o.pt (pt, read again in {where})" in squeezed_words(text(convert_view(made), 300))
     shown = squeezed_words(text(convert_view(made, verbose=True), 300))
     assert (
         f"verified in {where}; 12 tensors the same bit by bit; PyTorch 2.13 on 1 input: the outputs are those of the "
-        "proven network, bit by bit; torch.load needs no repfuse; took 2.00 s"
+        "proven network, bit by bit; took 2.00 s"
     ) in shown
     unrun = report(output=Output("o", "s" * 19, "pt", replace(found, compared=())))
     assert "not run" in text(convert_view(unrun, verbose=True))

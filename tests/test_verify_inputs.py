@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repfuse.checking.comparison import level, with_fallbacks
-from repfuse.checking.inputs.kinds import FAINT, KINDS, LARGE, noise
-from repfuse.checking.inputs.trial import Effort, Trial, rounded_through
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import FAINT, KINDS, LARGE, input_variants, noise
 from repfuse.checking.runs import enough_threads, run_float64
+from repfuse.checking.trial import Effort, Trial, rounded_through
 from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
 from repfuse.networks import using_threads

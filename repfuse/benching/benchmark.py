@@ -38,7 +38,7 @@ from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import OperatorMode
-from repfuse.wording import described
+from repfuse.wording import described, dtype_name
 
 # What a network stores and computes.
 
@@ -230,7 +230,7 @@ def bench(
     shapes = tuple(tuple(x.shape) for x in tree_leaves(example) if isinstance(x, torch.Tensor))
     return Benchmark(
         device=str(device_of(fused)),
-        dtype=_dtypes(original, fused),
+        dtype=" and ".join(dict.fromkeys(dtype_name(main_dtype(each)) for each in (original, fused))),
         shapes=shapes,
         before=costs[0],
         after=costs[1],
@@ -372,8 +372,3 @@ def _stage(progress: Progress | None, name: str, done: int, of: int) -> Callable
     if progress is None:
         return lambda _fraction: None
     return lambda fraction: progress(name, (done + fraction) / of)
-
-
-def _dtypes(original: nn.Module, fused: nn.Module) -> str:
-    names = dict.fromkeys(str(main_dtype(network)).removeprefix("torch.") for network in (original, fused))
-    return " and ".join(names)

@@ -110,15 +110,22 @@ class Measurement:
 class SiteTiming:
     """One place of the plan by itself: the original's operations there, and the convolutions that they became.
 
-    ``predicted`` is how many times as fast the law of cost expects it to be, ``before`` and ``after`` are medians.
+    ``output`` is what sites of a plan call it, ``predicted`` is how many times as fast the law of cost expects it to
+    be, ``before`` and ``after`` are medians.
     """
 
     path: str
+    output: str
     kernel: str
     predicted: float | None
     before: float
     after: float
     speedup: Ratio
+
+    @property
+    def slower(self) -> bool:
+        """Whether it got slower, beyond the interval."""
+        return self.speedup.high < 1
 
     @property
     def gained(self) -> float:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import Flips, RealData
 from repfuse.checking.runs import Outcome, as_stored, copy_with, run, run_copy
+from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import between, why_refused
 from repfuse.progress import Progress

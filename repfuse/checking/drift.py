@@ -23,10 +23,10 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from repfuse.checking.comparison import half_the_digits, level, reference
-from repfuse.checking.inputs.trial import Trial, is_floating, mapped
 from repfuse.checking.results import Drift, Level, OutputDrift
 from repfuse.checking.rounding import SAMPLES, RoundingEffects, allowed, rms, settle
 from repfuse.checking.runs import Key, Outcome, by_key, run, run_float64
+from repfuse.checking.trial import Trial, is_floating, mapped
 from repfuse.networks import between, main_dtype
 from repfuse.wording import dtype_name
 
@@ -103,7 +103,9 @@ def drift(
 
     def rows() -> dict[Key, OutputDrift]:
         explained = effect.levels(own)
-        limits = {key: _half(given[key]) for key in own} if without else allowed([own, explained, last])
+        limits = allowed([own, explained, last])
+        if without:
+            limits = {key: Level(half, half) for key in own for half in [half_the_digits(given[key].dtype)]}
         return {
             key: OutputDrift(
                 trial=trials[key[0]].label,
@@ -133,11 +135,6 @@ def _last_rounding(output: torch.Tensor) -> Level:
     """Return the level of rounding an output once: uniform within half a spacing."""
     eps = torch.finfo(output.dtype).eps if output.is_floating_point() else 0.0
     return Level(eps / 2 / math.sqrt(3), eps / 2)
-
-
-def _half(output: torch.Tensor) -> Level:
-    """Return what half of the digits of an output's dtype allow."""
-    return Level(half_the_digits(output.dtype), half_the_digits(output.dtype))
 
 
 def _sound(wide: torch.Tensor, stored: torch.Tensor | None) -> bool:

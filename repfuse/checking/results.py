@@ -255,6 +255,15 @@ class Drift:
         """Whether it was measured, and every output is explained by arithmetic."""
         return self.measured and not self.problem and all(output.passed for output in self.outputs)
 
+    @property
+    def reason(self) -> str:
+        """One sentence: what is wrong, or what comes closest to that."""
+        worst = self.worst
+        if self.problem or worst is None:
+            return f"{self.problem or 'There is nothing to judge by'}."
+        error, limit = worst.fused.against(worst.allowed)
+        return f"On {worst.trial}, {worst.name} has a relative error of {error}, where arithmetic explains {limit}."
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
         return {"passed": self.passed, "worst": json_ready(self.worst)} | by_field(self)
@@ -268,8 +277,7 @@ class Verified:
     the file does not, as its shapes say. ``error`` is the worst output's rms error relative to the original in float64,
     ``own`` the original's own there, ``allowed`` what arithmetic explains; they are None where the outputs are
     ``identical``: bit by bit those of the network that was written. ``where`` is a fresh process, or this one and why.
-    ``tensors`` counts those that were compared bit by bit, ``alone`` says whether torch.load reads the file with
-    repfuse out of reach (None where that was not tried), ``seconds`` what all this took.
+    ``tensors`` counts those that were compared bit by bit, ``seconds`` is what all this took.
     """
 
     runtime: str
@@ -282,7 +290,6 @@ class Verified:
     where: str = ""
     tensors: int = 0
     identical: bool = False
-    alone: bool | None = None
     seconds: float = 0.0
 
 

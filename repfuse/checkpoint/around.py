@@ -21,8 +21,8 @@ import numpy as np
 from torch import nn
 
 from repfuse.checkpoint.choice import KEYS, is_network, is_state_dict
+from repfuse.checkpoint.fitting import WRAPPERS, Naming, without
 from repfuse.checkpoint.inert import PLAIN, Record, is_reference, origin_of_dict, tensors_of_record
-from repfuse.checkpoint.naming import WRAPPERS, Naming, without
 
 TRAINING = ("optim", "scaler", "scaling", "scheduler")  # parts of the keys of training state
 STALE = "it belongs to the training and no longer fits"

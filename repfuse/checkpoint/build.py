@@ -124,20 +124,14 @@ def library(name: str) -> Any:
     """Return the module ``name``. Raises RepfuseError where it is not installed or does not import."""
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except Exception as error:  # torchvision built for another torch raises RuntimeError
         if importlib.util.find_spec(name) is None:
             raise RepfuseError(f"{name} is not installed.", "", f"Install it: pip install {name}.") from error
-        raise _broken(name, error) from error
-    except Exception as error:  # torchvision built for another torch raises RuntimeError
-        raise _broken(name, error) from error
-
-
-def _broken(name: str, error: Exception) -> RepfuseError:
-    return RepfuseError(
-        f"{name} is installed but does not import.",
-        f"{type(error).__name__}: {error}",
-        f"Install versions of torch, torchvision and {name} that belong together.",
-    )
+        raise RepfuseError(
+            f"{name} is installed but does not import.",
+            f"{type(error).__name__}: {error}",
+            f"Install versions of torch, torchvision and {name} that belong together.",
+        ) from error
 
 
 def _refuse_weights(source: ModelSource) -> None:

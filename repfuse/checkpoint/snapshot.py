@@ -110,16 +110,13 @@ def configuration(path: Path) -> dict[str, Any]:
     """Return what a config.json says. Raises RepfuseError where it is none."""
     try:
         config = read_json(path, LARGEST_FILE)
+        if isinstance(config, dict):
+            return config
+        why = "it is no JSON object"
     except (OSError, ValueError) as error:
-        raise _no_configuration(path, first_line(error)) from error
-    if not isinstance(config, dict):
-        raise _no_configuration(path, "it is no JSON object")
-    return config
-
-
-def _no_configuration(path: Path, why: str) -> RepfuseError:
+        why = first_line(error)
     hint = "Fetch the folder again, or give the weights file itself, with --model."
-    return RepfuseError(f"{path} is no configuration.", f"{why}.", hint)
+    raise RepfuseError(f"{path} is no configuration.", f"{why}.", hint)
 
 
 def _number(path: Path, name: str, value: Any, least: int = 1) -> int:
@@ -163,7 +160,12 @@ def fetch(name: str) -> tuple[Path, str]:
         raise RepfuseError(
             f"{name!r} is no name of the hub.", "", "Write hf-hub:USER/NAME or hf-hub:USER/NAME@REVISION."
         )
-    library, revision = _hub_library(), match["revision"]
+    try:
+        library, revision = importlib.import_module("huggingface_hub"), match["revision"]
+        importlib.import_module("huggingface_hub.errors")
+    except ImportError as error:
+        what = "Models of the hub need huggingface_hub, which is not installed."
+        raise RepfuseError(what, str(error), "Install it: pip install 'repfuse[hub]'.") from error
     absent = library.errors.EntryNotFoundError
     lacking = f"has no {CONFIG}"
 
@@ -195,13 +197,3 @@ def fetch(name: str) -> tuple[Path, str]:
             "elsewhere and give that folder.",
         ) from error
     return folder, folder.name
-
-
-def _hub_library() -> Any:
-    try:
-        library = importlib.import_module("huggingface_hub")
-        importlib.import_module("huggingface_hub.errors")
-    except ImportError as error:
-        what = "Models of the hub need huggingface_hub, which is not installed."
-        raise RepfuseError(what, str(error), "Install it: pip install 'repfuse[hub]'.") from error
-    return library

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from repfuse.checkpoint.formats import Format
-from repfuse.cli import choosing, options
+from repfuse.cli import options
 from repfuse.cli.output import (
     check_page,
     check_sources,
@@ -36,11 +36,11 @@ def convert(
     model_arg: options.ModelArg = None,
     weights: options.Weights = "auto",
     example: options.Input = None,
-    policy: choosing.Merging = None,
-    plan: choosing.PlanIn = None,
-    include: choosing.Include = None,
-    exclude: choosing.Exclude = None,
-    keep_class: choosing.KeepClass = None,
+    policy: options.Merging = None,
+    plan: options.PlanIn = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    keep_class: options.KeepClass = None,
     allow: options.Allow = None,
     trust: options.Trust = False,
     file_format: Annotated[
@@ -79,6 +79,15 @@ def convert(
     ] = None,
     quick: options.Quick = False,
     thorough: options.Thorough = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Time the places that are predicted to gain little both ways on this machine, and leave alone those "
+            "that get slower.",
+            rich_help_panel=options.CHOICE,
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -117,11 +126,11 @@ def convert(
     check_sources((source,))
     loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
     with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
-        chosen = choosing.wanted(policy, plan, include, exclude, keep_class)
+        chosen = options.wanted(policy, plan, include, exclude, keep_class)
         from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
         from repfuse.report.convert_view import convert_view
 
-        request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort)
+        request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune)
         report = run(request, update, reader)
     if report_to:
         from repfuse.report.reading import told

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repfuse.cli import choosing, options
+from repfuse.cli import options
 from repfuse.cli.output import check_sources, check_targets, progress, show, show_json
 
 
@@ -18,10 +18,10 @@ def inspect(
     model_arg: options.ModelArg = None,
     weights: options.Weights = "auto",
     example: options.Input = None,
-    policy: choosing.Merging = None,
-    include: choosing.Include = None,
-    exclude: choosing.Exclude = None,
-    keep_class: choosing.KeepClass = None,
+    policy: options.Merging = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    keep_class: options.KeepClass = None,
     allow: options.Allow = None,
     trust: options.Trust = False,
     plan: Annotated[
@@ -55,7 +55,7 @@ def inspect(
     check_sources((source,))
     loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
     with progress(quiet=quiet) as update:
-        chosen = choosing.wanted(policy, None, include, exclude, keep_class)
+        chosen = options.wanted(policy, None, include, exclude, keep_class)
         from repfuse.cli.conversion import Request, run
         from repfuse.plan_file import write_plan
         from repfuse.report.convert_view import convert_view

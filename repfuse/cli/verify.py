@@ -87,7 +87,7 @@ def verify(
         from repfuse.checking.verification import tolerances
         from repfuse.checking.verification import verify as compare
         from repfuse.checkpoint.example import make_inputs
-        from repfuse.data import prepare, read_data
+        from repfuse.data import Wishes, parse_numbers, prepare, read_data
         from repfuse.memory import keep_little
         from repfuse.networks import using_threads
         from repfuse.plan_file import known_plan
@@ -95,7 +95,7 @@ def verify(
 
         keep_little()
         tolerances(rtol, atol)  # whether they are sound is said before the files are read
-        wishes = options.wishes_of(mean, std, limit)
+        wishes = Wishes(parse_numbers(mean), parse_numbers(std), limit)
         found = read_data(data) if data else None
         loaded = pair.load_pair(*both)
         known = known_plan(*loaded, plan)

@@ -42,10 +42,9 @@ ENLARGED = 4.0  # the largest ratio, either way, of the resized image to the cro
 
 
 class Preparing(NamedTuple):
-    """``transform`` makes ``[C, H, W]`` of an image, which it first resizes to ``scaled``; ``geometry`` says so."""
+    """``transform`` makes ``[C, H, W]`` of an image; ``geometry`` says how it is resized and cut for that."""
 
     transform: Callable[[Image], torch.Tensor]
-    scaled: Size
     geometry: str
 
 
@@ -79,7 +78,7 @@ def read_image(path: Path, channels: int, preparing: Preparing) -> torch.Tensor:
     Raises RepfuseError, which names the file, where it is damaged, none of FORMATS, or far too large.
     """
     try:
-        return preparing.transform(_decoded(path, MODES[channels], max(preparing.scaled)))
+        return preparing.transform(_decoded(path, MODES[channels]))
     except Exception as error:  # a damaged file can make its decoder fail in any way
         raise RepfuseError(
             f"The image {path} cannot be read.",
@@ -88,7 +87,7 @@ def read_image(path: Path, channels: int, preparing: Preparing) -> torch.Tensor:
         ) from error
 
 
-def _decoded(path: Path, mode: str, edge: int) -> Image:
+def _decoded(path: Path, mode: str) -> Image:
     pil = pillow().Image
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -96,8 +95,6 @@ def _decoded(path: Path, mode: str, edge: int) -> Image:
         with pil.open(path, formats=FORMATS) as image:
             if image.mode.startswith(DEEP):
                 raise ValueError(f"it has more than 8 bits per pixel (mode {image.mode}): give tensors instead")
-            if max(image.size) / min(image.size) * edge**2 > pil.MAX_IMAGE_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels would become too many, resized to {edge}")
             return image.convert(mode)  # type: ignore[no-any-return]
 
 
@@ -117,7 +114,7 @@ def by_pillow(size: Size, mean: Numbers, std: Numbers) -> Preparing:
         pixels = torch.from_numpy(np.array(fitted)).reshape(*size, len(mean)).permute(2, 0, 1)
         return normalised(pixels, mean, std, torch.float32)
 
-    return Preparing(transform, size, _geometry(COVERING, size, "bilinear", size))
+    return Preparing(transform, _geometry(COVERING, size, "bilinear", size))
 
 
 def of_timm(config: Any, origin: str) -> Preset | None:
@@ -145,7 +142,7 @@ def _by_timm(config: dict[str, Any], size: Size, mean: Numbers, std: Numbers) ->
     scaled = (math.floor(size[0] / resolved["crop_pct"]), math.floor(size[1] / resolved["crop_pct"]))
     fitting = FITTING.get(str(resolved["crop_mode"]), COVERING)
     said = _geometry(fitting, scaled, resolved["interpolation"], size)
-    return Preparing(data.create_transform(**resolved), scaled, said)
+    return Preparing(data.create_transform(**resolved), said)
 
 
 def of_torchvision(name: str) -> Preset | None:
@@ -168,8 +165,7 @@ def _by_torchvision(weights: Any, size: Size, mean: Numbers, std: Numbers) -> Pr
     told = {"mean": mean, "std": std, "resize_size": resized} | ({"crop_size": edge} if crops else {})
     transforms = library("torchvision").transforms
     whole = transforms.Compose([weights.transforms(**told), transforms.CenterCrop(size)])
-    scaled = (resized, resized)
-    return Preparing(whole, scaled, _geometry(COVERING, scaled, usual.interpolation.value, size))
+    return Preparing(whole, _geometry(COVERING, (resized, resized), usual.interpolation.value, size))
 
 
 def _geometry(fitting: str, scaled: Size, interpolation: str, size: Size) -> str:

@@ -21,7 +21,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # whatever the network's code prints is no part of the answer
-        from repfuse.readback.messages import Job  # takes its seconds while the parent writes the file
+        from repfuse.readback.messages import packed, unpacked  # takes its seconds while the parent writes the file
         from repfuse.readback.reading import answer
 
         needed = json.loads(sys.stdin.buffer.readline())
@@ -29,7 +29,7 @@ def main() -> None:
         for name in needed["modules"]:
             with suppress(Exception):  # of what is missing the job will tell
                 importlib.import_module(name)
-        out.write(answer(Job.from_bytes(sys.stdin.buffer.read())).to_bytes())
+        out.write(packed(answer(unpacked(sys.stdin.buffer.read()))))
 
 
 def _end_with(parent: int) -> None:

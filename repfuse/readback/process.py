@@ -97,15 +97,17 @@ class Reader:
 
     def ask(self, job: Job) -> None:
         """Give it the job. A process of its own begins at once; this one, where the job needs what no other has."""
+        from repfuse.readback.messages import packed
+
         lost = sorted(name for name in set(job.needs) if not _importable(name)) if self._process else []
         if lost:
             self.name = f"this process, because {lost[0]} exists in no other"
         if lost or not self._process:
-            self._asked = replace(job, alone=False)
+            self._asked = job
             return
         if not self._prepared:
             self._prepare([])
-        sent = replace(job, folders=tuple(folders)).to_bytes()
+        sent = packed(replace(job, folders=tuple(folders)))
         self._asked = self._thread.submit(self._process.communicate, sent)
 
     def answer(self, seconds: float) -> Answer:
@@ -125,7 +127,7 @@ class Reader:
         return found
 
     def _answer(self, seconds: float) -> Answer:
-        from repfuse.readback.messages import Answer
+        from repfuse.readback.messages import Answer, unpacked
         from repfuse.readback.reading import answer
 
         assert self._asked is not None
@@ -139,9 +141,12 @@ class Reader:
         if code := self._process.returncode:
             raise self._failed(_died(code))
         try:
-            return Answer.from_bytes(data)
+            found = unpacked(data)
         except Exception as error:  # it is not what was agreed on, in whatever way
             raise self._failed("What it answered is none.") from error
+        if not isinstance(found, Answer):
+            raise self._failed("What it answered is none.")
+        return found
 
     def _failed(self, why: str) -> RepfuseError:
         self._said.seek(0)

@@ -27,7 +27,7 @@ from repfuse.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark, Change, ColdCalls, Measurement, Ratio, SiteTiming
+    from repfuse.benching.results import Benchmark, Change, Measurement, Ratio, SiteTiming
 
 FEW = 2  # times: below, a second decimal says something
 STYLES = {"faster": GOOD, "slower": BAD, "no difference": UNSURE}
@@ -43,7 +43,9 @@ def bench_view(benchmark: Benchmark) -> Iterator[RenderableType]:
     if benchmark.sites:
         yield from _sites(benchmark)
     if benchmark.cold:
-        yield from _cold(benchmark.cold)
+        cold = benchmark.cold
+        yield heading("The notebook's method: one cold call each")
+        yield facts([("original", duration(cold.original)), ("fused", duration(cold.fused)), ("note", cold.note)])
     yield Text()
     yield from notes(f"not timed in {reason}" for reason in benchmark.left_out)
     telling = (entry for entry in benchmark.measurements if not entry.says_nothing)
@@ -147,11 +149,6 @@ def changes_view(changes: Sequence[Change]) -> Iterator[RenderableType]:
 
 def _interval(ratio: Ratio) -> str:
     return f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
-
-
-def _cold(cold: ColdCalls) -> Iterator[RenderableType]:
-    yield heading("The notebook's method: one cold call each")
-    yield facts([("original", duration(cold.original)), ("fused", duration(cold.fused)), ("note", cold.note)])
 
 
 def _where(entry: Measurement) -> str:

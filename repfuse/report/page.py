@@ -129,8 +129,11 @@ class Page:
     def untimed(self) -> list[str]:
         """Which runtimes were left out, and what looked odd."""
         left_out = [f"not timed in {why}" for timing in self.told.timings for why in timing.left_out]
-        odd = [f"{row.label}: {each}" for row, entry in self._measured for each in entry.warnings]
-        return left_out + odd
+        odd = defaultdict[str, list[str]](list)
+        for row, entry in self._measured:
+            for each in entry.warnings:
+                odd[each].append(row.label)
+        return left_out + [f"{'; '.join(labels)}: {warning}" for warning, labels in odd.items()]
 
     @property
     def timed_on(self) -> str:
@@ -174,7 +177,7 @@ class Page:
 
     def _measured_of(self, sites: Sequence[Site]) -> str:
         """Return how many times as fast these places are by themselves, where each was timed."""
-        known = [self.timed_sites.get(site.path) for site in sites]
+        known = [self.timed_sites.get(site.output) for site in sites]
         timed = [each for each in known if each]
         return times(sum(each.before for each in timed) / sum(each.after for each in timed)) if all(known) else ""
 
@@ -184,8 +187,8 @@ class Page:
 
     @cached_property
     def timed_sites(self) -> dict[str, SiteTiming]:
-        """The places that were timed by themselves, by path."""
-        return {site.path: site for timing in self.told.timings for site in timing.sites}
+        """The places that were timed by themselves, by what the plan calls them."""
+        return {site.output: site for timing in self.told.timings for site in timing.sites}
 
     @cached_property
     def errors(self) -> dict[str, float | None]:

@@ -28,11 +28,11 @@ def health_view(findings: Sequence[Finding]) -> Iterator[RenderableType]:
     yield heading("Weights that look wrong")
     ordered = sorted(findings, key=lambda finding: ORDER.index(finding.what))
     kinds = groupby(ordered, key=lambda finding: finding.what)
-    yield facts([(kind, f"{MEANINGS[kind]}; {first([_line(finding) for finding in group])}") for kind, group in kinds])
-
-
-def _line(finding: Finding) -> str:
-    return f"{finding.name} ({finding.count} of {finding.of})"
+    rows = []
+    for kind, group in kinds:
+        places = first([f"{finding.name} ({finding.count} of {finding.of})" for finding in group])
+        rows.append((kind, f"{MEANINGS[kind]}; {places}"))
+    yield facts(rows)
 
 
 def plan_view(plan: Plan, *, verbose: bool = False) -> Iterator[RenderableType]:

@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+from annotated_types import Ge, Le
+
 from repfuse.checking.results import Drift, RealData, Verdict
 from repfuse.checkpoint.json_file import read_json
 from repfuse.errors import RepfuseError
 from repfuse.health import Finding
-from repfuse.plans import Checked, Count, Plan, Several, read_as
+from repfuse.plans import Count, Plan, read_as
 from repfuse.report.schema import SCHEMA, Chosen, Environment, Input, Output, Status
 from repfuse.report.tables import plural
 from repfuse.wording import first_line
@@ -25,7 +27,7 @@ LARGEST = 64 * 2**20
 
 HINT = "Give the report that `repfuse convert` wrote beside its result, or what --json printed."
 
-Positive = Annotated[float, Checked(ge=1e-12, le=1e12)]
+Positive = Annotated[float, Ge(1e-12), Le(1e12)]
 """A time in seconds, or a ratio of two: it has a place in a chart."""
 
 
@@ -66,16 +68,16 @@ class Measurement:
     speedup: Positive
     low: Positive
     high: Positive
-    warnings: Several[str] = ()
+    warnings: tuple[str, ...] = ()
     runtime: str = "eager"
     over_eager: Ratio | None = None
 
 
 @dataclass(frozen=True)
 class SiteTiming:
-    """One place by itself."""
+    """One place by itself; ``output`` is what the sites of the plan call it."""
 
-    path: str
+    output: str
     before: Positive
     after: Positive
 
@@ -96,10 +98,10 @@ class Benchmark:
     dtype: str
     before: Cost
     after: Cost
-    measurements: Several[Measurement]
+    measurements: tuple[Measurement, ...]
     files: Files | None = None
-    left_out: Several[str] = ()
-    sites: Several[SiteTiming] = ()
+    left_out: tuple[str, ...] = ()
+    sites: tuple[SiteTiming, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class NetworkProof:
 
     error: float | None
     tolerance: float
-    trials: Several[Any]
+    trials: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Proof:
     passed: bool
     error: float | None
     reason: str
-    sites: Several[SiteProof]
+    sites: tuple[SiteProof, ...]
     network: NetworkProof
 
 
@@ -152,8 +154,8 @@ class Conversion:
     proof: Proof | None = None
     drift: Drift | None = None
     timing: Benchmark | None = None
-    notes: Several[str] = ()
-    health: Several[Finding] = ()
+    notes: tuple[str, ...] = ()
+    health: tuple[Finding, ...] = ()
     chosen: Chosen | None = None
     command: str = ""
 
@@ -221,7 +223,7 @@ def _read(name: str, data: Any) -> Any:
         raise _unreadable(name, f"It was written by another version of repfuse: its schema is not {SCHEMA}.")
     if data["kind"] not in KINDS:
         raise _unreadable(name, f"It is {data['kind']}.")
-    return _said(name, partial(read_as, KINDS[data["kind"]]), data)
+    return _said(name, partial(read_as, KINDS[data["kind"]], strict=False), data)
 
 
 def _said(name: str, reader: Callable[[Any], T], data: Any) -> T:

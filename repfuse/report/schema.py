@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from repfuse.checking.results import Verified
 from repfuse.health import Finding
 from repfuse.jsonready import json_ready
-from repfuse.plans import Count, Plan, Several, Text
+from repfuse.plans import Count, Plan, Text
 
 if TYPE_CHECKING:  # its package imports torch
     from repfuse.benching.results import Benchmark
@@ -48,10 +48,10 @@ class Input:
     digest: Text
     format: str
     model: str | None
-    shapes: Several[Several[Count]]
-    dtypes: Several[Text]
+    shapes: tuple[tuple[Count, ...], ...]
+    dtypes: tuple[Text, ...]
     input_origin: str
-    model_args: Several[Text] | None = ()
+    model_args: tuple[Text, ...] | None = ()
 
     def __post_init__(self) -> None:
         if len(self.shapes) != len(self.dtypes):
