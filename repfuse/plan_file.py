@@ -146,6 +146,16 @@ def known_plan(original: Checkpoint, fused: Checkpoint, given: Path | None = Non
         return KnownPlan(None, (f"the report {path.name} beside it cannot be used: {error.why}",))
 
 
+def is_of_other_bytes(fused: Checkpoint) -> bool:
+    """Whether the report beside a checkpoint is of other bytes than it has. One that cannot be read says nothing."""
+    path = report_path(fused.path)
+    try:
+        made = read_plan_file(path).origin.output if path.is_file() else None
+    except RepfuseError:
+        return False
+    return made is not None and made.digest != fused.digest
+
+
 def _of_report(report: PlanFile, original: Checkpoint, fused: Checkpoint) -> KnownPlan:
     name = report.path.name
     if other := _of_others(report.origin, original, fused):
