@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from repfuse.jsonready import by_field
+from repfuse.jsonready import Result
 
 SpeedVerdict = Literal["faster", "slower", "no difference"]
 COLD_NOTE = (
@@ -42,13 +42,14 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Result):
     """Both networks at one batch size and thread count.
 
     ``speedup`` is the original's median time over the fused network's, more than 1 where the fused one is
     faster; ``low`` and ``high`` bound its 95 % bootstrap interval.
     """
 
+    ALSO: ClassVar[tuple[str, ...]] = ("verdict",)
     batch_size: int
     threads: int
     original: Timing
@@ -86,7 +87,7 @@ class ColdCalls:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Result):
     """Costs before and after, and a measurement per batch size and thread count.
 
     ``shapes`` are those of the example inputs, to which ``before`` and ``after`` refer.
@@ -99,10 +100,3 @@ class Benchmark:
     after: NetworkCost
     measurements: tuple[Measurement, ...]
     cold: ColdCalls | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
-        ready = by_field(self)
-        for entry, measurement in zip(ready["measurements"], self.measurements, strict=True):
-            entry["verdict"] = measurement.verdict
-        return dict(ready)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from repfuse.jsonready import by_field, json_ready
+from repfuse.jsonready import Result, json_ready
 from repfuse.wording import apart
 
 
@@ -94,12 +94,13 @@ def without_float64(paths: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """Both networks in float64 on several trials, against one relative ``tolerance`` on the max norm.
 
     ``narrow`` are the paths of modules that have no float64, and ran in their own dtype ("" for all of the network).
     """
 
+    ALSO: ClassVar[tuple[str, ...]] = ("passed", "error", "reason")
     trials: tuple[TrialComparison, ...]
     tolerance: float
     narrow: tuple[str, ...] = ()
@@ -176,11 +177,6 @@ class Comparison:
             f"{tolerance}."
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
-        facts = {"passed": self.passed, "error": json_ready(self.error), "reason": self.reason}
-        return facts | by_field(self)
-
 
 Verdict = Literal["same", "different", "could-not-tell"]
 EXIT_CODES: dict[Verdict, int] = {"same": 0, "different": 1, "could-not-tell": 2}
@@ -203,11 +199,6 @@ class OutputDrift:
     allowed: Level
 
     @property
-    def ratio(self) -> float | None:
-        """The fused network's rms error in units of the original's; None where the original has none."""
-        return self.fused.rms / self.own.rms if self.own.rms else None
-
-    @property
     def used(self) -> float:
         """The error in units of what is allowed."""
         return self.fused.over(self.allowed)
@@ -226,12 +217,13 @@ class OutputDrift:
 
 
 @dataclass(frozen=True)
-class Drift:
+class Drift(Result):
     """The difference in the networks' own dtype. ``problem`` says why it failed or could not be measured, if so.
 
     ``measured`` is False where the networks cannot run in their own dtype on this device (half precision on a CPU).
     """
 
+    ALSO: ClassVar[tuple[str, ...]] = ("passed", "worst")
     outputs: tuple[OutputDrift, ...]
     measured: bool = True
     problem: str = ""
@@ -263,10 +255,6 @@ class Drift:
             return f"{self.problem or 'There is nothing to judge by'}."
         error, limit = worst.fused.against(worst.allowed)
         return f"On {worst.trial}, {worst.name} has a relative error of {error}, where arithmetic explains {limit}."
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
-        return {"passed": self.passed, "worst": json_ready(self.worst)} | by_field(self)
 
 
 @dataclass(frozen=True)
@@ -506,12 +494,13 @@ class SiteProof:
 
 
 @dataclass(frozen=True)
-class Proof:
+class Proof(Result):
     """Every site, the whole network, and the names of what beside the sites is not what the plan makes.
 
     ``informative`` is False where the network's outputs are 0 or not finite on every input: then only the sites tell.
     """
 
+    ALSO: ClassVar[tuple[str, ...]] = ("passed", "error", "reason")
     sites: tuple[SiteProof, ...]
     network: Comparison
     unproven: tuple[str, ...]
@@ -551,22 +540,9 @@ class Proof:
             return f"The network is not what the plan makes of the original: {', '.join(self.unproven[:3])}."
         return self.network.reason
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
-        facts = {
-            "passed": self.passed,
-            "error": self.error,
-            "reason": self.reason,
-            "unproven": self.unproven,
-            "informative": self.informative,
-            "sites": self.sites,
-            "network": self.network,
-        }
-        return dict(json_ready(facts))
-
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Result):
     """The verdict on two networks, in one sentence (``reason``) and in numbers.
 
     ``dtypes`` are those in which most numbers of the original and of the fused network are stored; ``trials``
@@ -592,7 +568,3 @@ class Verification:
     def exit_code(self) -> int:
         """0 same, 1 different, 2 could not tell."""
         return EXIT_CODES[self.verdict]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
-        return by_field(self)
