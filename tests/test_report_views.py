@@ -61,10 +61,7 @@ def plan(*refusals: Refusal, sites: int = 2) -> Plan:
 
 
 def output_error(error: float = 3e-16) -> OutputError:
-    quantiles = {"50": 1e-17, "90": 1e-16, "99": 2e-16, "100": error}
-    return OutputError(
-        "out", (1, 10), "float64", Level(error, error), error, 1.0, quantiles, None, (0, 3), (1.0, 1.0), 0
-    )
+    return OutputError("out", (1, 10), "float64", Level(error, error), error, 1.0, None, (0, 3), (1.0, 1.0), 0)
 
 
 def comparison(error: float = 3e-16) -> Comparison:

@@ -53,10 +53,9 @@ class OutputError:
     """The difference of one output, over its finite elements.
 
     ``max_abs`` is max|a - b|, which is also the smallest absolute tolerance that passes; ``smallest_rtol``
-    the smallest purely relative one, max(|a - b| / |a|), or None where no finite one passes; ``scale``
-    max|a|; ``quantiles`` of |a - b| by percentage ("50", "90", "99", "100"); ``worst`` the index of the
-    largest difference, ``values`` a and b there; ``non_finite`` how many elements are infinite or not a
-    number, in the same places in both.
+    the smallest purely relative one, max(|a - b| / |a|), or None where no finite one passes; ``scale`` max|a|;
+    ``worst`` the index of the largest difference, ``values`` a and b there; ``non_finite`` how many elements are
+    infinite or not a number, in the same places in both.
     """
 
     name: str
@@ -65,7 +64,6 @@ class OutputError:
     relative: Level
     max_abs: float
     scale: float
-    quantiles: dict[str, float]
     smallest_rtol: float | None
     worst: tuple[int, ...]
     values: tuple[float, float]
@@ -108,8 +106,7 @@ class Comparison(Result):
     @property
     def worst(self) -> tuple[TrialComparison, OutputError] | None:
         """The output with the largest relative error, and its trial; None where nothing could be compared."""
-        pairs = [(trial, output) for trial in self.trials for output in trial.outputs]
-        return max(pairs, key=lambda pair: pair[1].relative.max, default=None)
+        return max(self.by_output, key=lambda pair: pair[1].relative.max, default=None)
 
     @property
     def by_output(self) -> list[tuple[TrialComparison, OutputError]]:
@@ -147,13 +144,6 @@ class Comparison(Result):
         return not self.mismatches and self.error is not None and self.error <= self.tolerance
 
     @property
-    def where(self) -> str:
-        """In which arithmetic this was found."""
-        if not self.narrow:
-            return "In float64"
-        return f"In float64, but for {', '.join(self.narrow)}," if all(self.narrow) else "In the stored dtype"
-
-    @property
     def limits(self) -> str:
         """What is not compared in float64, and how far the whole agrees; "" where all of it is."""
         if not self.narrow:
@@ -172,8 +162,10 @@ class Comparison(Result):
         trial, output = self.worst
         side = "within" if self.passed else "above"
         error, tolerance = apart(output.relative.max, self.tolerance)
+        but = f", but for {', '.join(self.narrow)}," if self.narrow else ""
+        where = f"In float64{but}" if all(self.narrow) else "In the stored dtype"
         return (
-            f"{self.where} the largest error is {error} of the output's scale ({trial.label}, {output.name}), {side} "
+            f"{where} the largest error is {error} of the output's scale ({trial.label}, {output.name}), {side} "
             f"{tolerance}."
         )
 
