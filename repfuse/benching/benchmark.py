@@ -194,7 +194,7 @@ def bench(
     rounds: int = 40,
     seconds: float = 10.0,
     cold: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = lambda _stage, _fraction: None,
     clock: Clock = time.perf_counter,
 ) -> Benchmark:
     """Time both networks, warm and interleaved, at every batch size and thread count.
@@ -222,7 +222,10 @@ def bench(
     with evaluating(original, fused):
         once = ColdCalls(first.time_once(clock), second.time_once(clock)) if cold else None
         for done, (size, count) in enumerate(settings):
-            report = _stage(progress, f"batch {size}, threads {count}", done, len(settings))
+
+            def report(fraction: float, name: str = f"batch {size}, threads {count}", done: int = done) -> None:
+                progress(name, (done + fraction) / len(settings))
+
             pair = (first.at(size), second.at(size))
             with using_threads(count):
                 measured = _measure(pair, clock, report, size=size, rounds=rounds, seconds=seconds)
@@ -287,9 +290,3 @@ def _measure(
     calls = (pair[0].call, pair[1].call)
     times = time_rounds(*calls, clock, rounds=rounds, seconds=seconds, progress=report)
     return judge(times, batch_size=size, threads=torch.get_num_threads(), rounds=rounds)
-
-
-def _stage(progress: Progress | None, name: str, done: int, of: int) -> Callable[[float], None]:
-    if progress is None:
-        return lambda _fraction: None
-    return lambda fraction: progress(name, (done + fraction) / of)
