@@ -40,28 +40,24 @@ def convert(
     trust: options.Trust = False,
     file_format: Annotated[
         Format | None,
-        typer.Option(
+        options.output(
             "--format",
             metavar="FORMAT",
             help="pt (the network, pickled), pt2 (torch.export), safetensors, state-dict (weights alone) or onnx. "
             "Without it: as OUT's suffix says, else as IN is.",
-            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
     keep_metadata: Annotated[
         bool,
-        typer.Option(
+        options.output(
             "--keep-metadata/--drop-metadata",
             help="Keep what a training checkpoint holds beside the network (epochs, settings, metrics), or write the "
             "network alone. The optimizer's state never fits a fused network, and goes. The notes name it all.",
-            rich_help_panel=options.OUTPUT,
         ),
     ] = True,
     force: Annotated[
         bool,
-        typer.Option(
-            "--force", help="Replace OUT, and write it even if nothing was fused.", rich_help_panel=options.OUTPUT
-        ),
+        options.output("--force", help="Replace OUT, and write it even if nothing was fused."),
     ] = False,
     quick: options.Quick = False,
     thorough: options.Thorough = False,

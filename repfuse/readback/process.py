@@ -129,7 +129,7 @@ class Reader:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._said,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(_path())},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},  # noqa: PTH109
             )
         except OSError as error:
             return f"no other can be started: {error.strerror or error}"
@@ -155,11 +155,11 @@ class Reader:
 
     def _prepare(self, modules: list[str]) -> None:
         """Have it import modules from where this process finds them now; what it cannot, it will say of the job."""
-        self._prepared = True
+        self._prepared, path = True, [path or os.getcwd() for path in sys.path]  # noqa: PTH109
         if self._process:
             assert self._process.stdin is not None
             with suppress(BrokenPipeError):
-                self._process.stdin.write(json.dumps({"path": _path(), "modules": modules}).encode() + b"\n")
+                self._process.stdin.write(json.dumps({"path": path, "modules": modules}).encode() + b"\n")
 
     def ask(self, job: Job) -> None:
         """Give it the job. A process of its own begins at once; this one, where the job needs what no other has."""
@@ -224,10 +224,6 @@ class Reader:
             ADVICE,
             exit_code=EXIT_FAILED_CHECK,
         )
-
-
-def _path() -> list[str]:
-    return [path or os.getcwd() for path in sys.path]  # noqa: PTH109
 
 
 def _died(code: int) -> str:
