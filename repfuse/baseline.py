@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from repfuse.benching.results import Benchmark, Change, Measurement, Ratio
 from repfuse.benching.statistics import ratio_of_samples
@@ -17,10 +18,10 @@ LARGEST = 16 * 2**20
 """Bytes of such a file: the times of thousands of rounds."""
 
 
-def write_benchmark(benchmark: Benchmark, path: Path) -> None:
-    """Write a benchmark as `repfuse bench --json` prints it, as a whole or not at all."""
+def write_benchmark(benchmark: Benchmark, path: Path, of: dict[str, Any] | None = None) -> None:
+    """Write a benchmark ``of`` some files as `repfuse bench --json` prints it, as a whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(to_json(envelope("benchmark", benchmark.to_dict())), encoding="utf-8")
+        temporary.write_text(to_json(envelope("benchmark", (of or {}) | benchmark.to_dict())), encoding="utf-8")
 
 
 def read_benchmark(path: Path) -> Benchmark:

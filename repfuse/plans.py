@@ -280,12 +280,15 @@ MISTAKES = {  # what pydantic calls them, and we
 }
 
 
-def read_as(kind: Any, data: Any) -> Any:
-    """Return data as the type ``kind``. Raises RepfuseError with the first place where it is something else."""
+def read_as(kind: Any, data: Any, *, strict: bool = True) -> Any:
+    """Return data as the type ``kind``. Raises RepfuseError with the first place where it is something else.
+
+    Where it is not ``strict``, numbers may be texts, as "inf" and "nan" are in JSON.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(data, ensure_ascii=False).encode(), strict=True)
+        return TypeAdapter(kind).validate_json(json.dumps(data, ensure_ascii=False).encode(), strict=strict)
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in wrong["loc"]).lstrip(".")

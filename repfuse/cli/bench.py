@@ -140,7 +140,7 @@ def bench(
         if plan is not None:
             result = _with_sites(result, loaded, plan, seconds, update)
     if save is not None:
-        write_benchmark(result, save)
+        write_benchmark(result, save, loaded.files)
     if as_json:
         show_json("benchmark", loaded.files | result.to_dict())
     elif not quiet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,21 @@ import typer
 
 from repfuse.checkpoint.formats import Format
 from repfuse.cli import options
-from repfuse.cli.output import check_sources, check_targets, progress, show, show_json
+from repfuse.cli.output import (
+    check_page,
+    check_sources,
+    check_targets,
+    page_form,
+    progress,
+    show,
+    show_json,
+    write_pages,
+)
 from repfuse.errors import EXIT_FAILED_CHECK
 from repfuse.readback.process import Reader
-from repfuse.report.schema import report_path
+from repfuse.report.schema import envelope, report_path
 
-MANY = "Many checkpoints"
+many_option = partial(typer.Option, rich_help_panel="Many checkpoints")
 
 
 def convert(
@@ -59,52 +69,50 @@ def convert(
         bool,
         options.output("--force", help="Replace OUT, and write it even if nothing was fused."),
     ] = False,
+    report_to: Annotated[
+        Path | None,
+        options.output(
+            "--report",
+            metavar="PAGE",
+            help="Also write the report as a page: PAGE.html (extra: report), or PAGE.md for a pull request.",
+        ),
+    ] = None,
     quick: options.Quick = False,
     thorough: options.Thorough = False,
     tune: Annotated[
         bool,
-        typer.Option(
+        options.choice(
             "--tune",
             help="Time the places that are predicted to gain little both ways on this machine, and leave alone those "
             "that get slower.",
-            rich_help_panel=options.CHOICE,
         ),
     ] = False,
     into: Annotated[
         Path | None,
-        typer.Option(
+        many_option(
             "--into",
             metavar="FOLDER",
             help="Convert many: every file that IN names, a quoted pattern or several, into its place below FOLDER. "
             "What is done already is left alone.",
-            rich_help_panel=MANY,
         ),
     ] = None,
-    listed: Annotated[
-        bool, typer.Option("--from", help="IN is a text file with a path a line.", rich_help_panel=MANY)
-    ] = False,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many at once.", rich_help_panel=MANY)] = 1,
+    listed: Annotated[bool, many_option("--from", help="IN is a text file with a path a line.")] = False,
+    jobs: Annotated[int, many_option("--jobs", min=1, help="How many at once.")] = 1,
     job_memory: Annotated[
         float | None,
-        typer.Option(
-            "--job-memory",
-            metavar="GIB",
-            help="What each may take, on Linux. Without it: what is free, shared out.",
-            rich_help_panel=MANY,
+        many_option(
+            "--job-memory", metavar="GIB", help="What each may take, on Linux. Without it: what is free, shared out."
         ),
     ] = None,
     dask: Annotated[
         str | None,
-        typer.Option(
+        many_option(
             "--dask",
             metavar="ADDRESS",
             help="Let the workers of this Dask scheduler do it, as tcp://host:8786; they see the same folders.",
-            rich_help_panel=MANY,
         ),
     ] = None,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the result of many as Markdown.", rich_help_panel=MANY)
-    ] = False,
+    markdown: Annotated[bool, many_option("--markdown", help="Print the result of many as Markdown.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -127,6 +135,7 @@ def convert(
       repfuse convert model.pt fused.pt --exclude head --exclude 'stages.3.*'
       repfuse convert model.pt fused.pt --plan plan.json
       repfuse convert 'runs/*/best.pt' --into fused --jobs 2
+      repfuse convert model.pt fused.pt --report fused.html
 
     Exit codes: 0 written, or nothing to fuse; 1 the check failed and nothing
     was written; 2 bad input.
@@ -146,6 +155,9 @@ def convert(
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
+    if report_to:
+        form = page_form(report_to)
+        check_page(form, report_to, [path for path in (source, target, plan) if path], force=force)
     check_sources((source,))
     loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
     with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
@@ -155,9 +167,14 @@ def convert(
 
         request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune)
         report = run(request, update, reader)
+    if report_to:
+        from repfuse.report.reading import told
+
+        document = envelope("conversion", report.to_dict())
+        write_pages(told([("the conversion", document)]), [(form, report_to)])
     if as_json:
         show_json("conversion", report.to_dict())
     elif not quiet:
         beside = str(report_path(target)) if target and report.output else ""
-        show(convert_view(report, beside, verbose=verbose))
+        show(convert_view(report, beside, page=str(report_to or ""), verbose=verbose))
     raise typer.Exit(EXIT_FAILED_CHECK if report.status == "failed" else 0)

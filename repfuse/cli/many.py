@@ -253,8 +253,9 @@ OWN = {"into", "listed", "jobs", "job_memory", "dask", "markdown", "as_json", "q
 
 def way_of(context: typer.Context, *, jobs: int, memory: float | None, dask: str | None) -> Way:
     """Return how the command line wants all to be converted, each with the options that were typed."""
-    if context.params["dry_run"]:
-        raise RepfuseError("--dry-run is for one checkpoint.", "", "Leave it out, or --into.")
+    for name, option in (("dry_run", "--dry-run"), ("report_to", "--report")):
+        if context.params[name]:
+            raise RepfuseError(f"{option} is for one checkpoint.", "", "Leave it out, or --into.")
     own = None if memory is None else int(memory * 2**30)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     return Way(tuple(_typed(context)), jobs, threads, own or _free_memory(jobs), dask)

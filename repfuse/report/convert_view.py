@@ -38,10 +38,10 @@ STYLES: dict[Status, str] = {"converted": GOOD, "failed": BAD, "nothing-to-fuse"
 
 
 def convert_view(
-    report: Report, report_path: str = "", plan_path: str = "", *, verbose: bool = False
+    report: Report, report_path: str = "", plan_path: str = "", *, page: str = "", verbose: bool = False
 ) -> Iterator[RenderableType]:
     """Yield what matters of a report, or all of it; ``report_path`` is where it was saved as JSON, ``plan_path`` where
-    its plan was. What was found and not done is told in full.
+    its plan was, ``page`` where it is as a page. What was found and not done is told in full.
     """
     done = report.status == "converted"
     if verbose or not done:
@@ -53,7 +53,7 @@ def convert_view(
         yield from notes(check_notes(report.proof, report.drift))
     yield heading("Result")
     details = _details(report) if verbose else _facts(report)
-    places = [("report", report_path if report.output else ""), ("plan", plan_path)]
+    places = [("report", report_path if report.output else ""), ("page", page), ("plan", plan_path)]
     yield facts([*details, *places, ("took", duration(report.seconds))])
     yield from notes(report.notes)
     if report.output and report.output.use:

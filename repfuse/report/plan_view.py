@@ -86,13 +86,14 @@ def refusals_view(refusals: Sequence[Refusal]) -> Iterator[RenderableType]:
         rows = [
             ("why", reason),
             ("where", first([refusal.where for refusal in same])),
-            ("cost", _declined(same)),
+            ("cost", declined(same)),
             ("do", same[0].hint),
         ]
         yield Padding(facts(rows), (0, 0, 1, 2))
 
 
-def _declined(refusals: Sequence[Refusal]) -> str:
+def declined(refusals: Sequence[Refusal]) -> str:
+    """Return what the refused places cost as they are, and what they would cost merged, as far as that is known."""
     known = [(refusal.before, refusal.after) for refusal in refusals if refusal.before and refusal.after]
     if not known:
         return ""
