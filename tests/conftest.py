@@ -1,4 +1,4 @@
-"""What every test shares: importable torchvision, one thread, repeatable hypothesis, the CLI as a process."""
+"""What every test shares: importable torchvision, one thread, repeatable hypothesis, Python and the CLI as processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import DEVNULL, PIPE
+from typing import Any
 
 import hypothesis
 import pytest
@@ -26,7 +27,10 @@ hypothesis.settings.register_profile("dev", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
+Done = subprocess.CompletedProcess[str]
+Run = Cli = Callable[..., Done]
+READ_LATER = {"PYTHONPATH", "PYTHONSAFEPATH"}
+"""The settings of Python's start that a copy of a process can still take."""
 
 
 @pytest.fixture(scope="session")
@@ -36,53 +40,50 @@ def samples() -> Path:
 
 
 @pytest.fixture(scope="session")
-def copies() -> Iterator[subprocess.Popen[str]]:
-    """The process that commands are copies of."""
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Run ``python ARGS`` as a process of its own: python("train.py", cwd=...), python("-c", "print(1)").
+
+    Neither stdin nor stdout nor stderr is a terminal. timm and torchvision are importable in the process. It is a copy
+    of one that has imported torch, which takes longer than most of what is run; with ``fresh``, or a setting of
+    Python's start in ``env``, it is started as a shell does. ``largest`` bounds the files that a copy may write.
+    """
+    out, err = (tmp_path_factory.mktemp("streams") / name for name in ("out", "err"))
     command = [sys.executable, str(SUPPORT / "serve.py")]
-    with subprocess.Popen(command, env=_environment({}), stdin=PIPE, stdout=PIPE, text=True) as process:
-        yield process
-        process.communicate()
+    with subprocess.Popen(command, env=_environment({}), stdin=PIPE, stdout=PIPE, text=True) as original:
+        assert original.stdin and original.stdout
+        copies, codes = original.stdin, original.stdout
+
+        def run(
+            *args: object,
+            cwd: Path | None = None,
+            env: dict[str, str] | None = None,
+            timeout: float = 300,
+            fresh: bool = False,
+            largest: int | None = None,
+        ) -> Done:
+            words, environment = list(map(str, args)), _environment(env or {})
+            if fresh or any(name.startswith("PYTHON") for name in (env or {}).keys() - READ_LATER):
+                return subprocess.run(
+                    [sys.executable, *words],
+                    **{"cwd": cwd, "env": environment, "stdin": DEVNULL, "timeout": timeout},
+                    **{"capture_output": True, "text": True, "check": False},
+                )
+            out.write_text("")
+            err.write_text("")
+            job = {"args": words, "cwd": str(cwd or Path.cwd()), "env": environment, "seconds": timeout}
+            print(json.dumps(job | {"out": str(out), "err": str(err), "largest": largest}), file=copies, flush=True)
+            return Done(words, int(codes.readline()), out.read_text("utf-8"), err.read_text("utf-8"))
+
+        yield run
+        original.communicate()
 
 
 @pytest.fixture(scope="session")
-def cli(copies: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory) -> Cli:
-    """Run ``repfuse ARGS`` as a process of its own: cli("convert", path, out, cwd=..., columns=100).
+def cli(python: Run) -> Cli:
+    """Run ``repfuse ARGS`` as a process, as ``python`` does: cli("convert", path, out, cwd=..., columns=100)."""
 
-    Neither stdin nor stdout nor stderr is a terminal. timm and torchvision are importable in the process. It is a copy
-    of one that has imported torch, as that takes longer than most commands; with ``fresh``, or settings of Python's in
-    ``env``, it is started as a shell does. ``before`` runs in such a process before the command.
-    """
-    out, err = (tmp_path_factory.mktemp("streams") / name for name in ("out", "err"))
-
-    def run(
-        *args: object,
-        cwd: Path | None = None,
-        env: dict[str, str] | None = None,
-        columns: int = 100,
-        timeout: float = 300,
-        before: Callable[[], None] | None = None,
-        fresh: bool = False,
-    ) -> subprocess.CompletedProcess[str]:
-        words, environment = list(map(str, args)), _environment({"COLUMNS": str(columns)} | (env or {}))
-        if fresh or before or any(name.startswith("PYTHON") for name in env or {}):
-            return subprocess.run(
-                [sys.executable, "-m", "repfuse", *words],
-                cwd=cwd,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                check=False,
-                preexec_fn=before,
-            )
-        out.write_text("")
-        err.write_text("")
-        job = {"args": words, "cwd": str(cwd or Path.cwd()), "env": environment, "seconds": timeout}
-        assert copies.stdin and copies.stdout
-        print(json.dumps(job | {"out": str(out), "err": str(err)}), file=copies.stdin, flush=True)
-        code = int(copies.stdout.readline())
-        return subprocess.CompletedProcess(words, code, out.read_text("utf-8"), err.read_text("utf-8"))
+    def run(*args: object, env: dict[str, str] | None = None, columns: int = 100, **options: Any) -> Done:
+        return python("-m", "repfuse", *args, env={"COLUMNS": str(columns)} | (env or {}), **options)
 
     return run
 

@@ -1,8 +1,8 @@
-"""Runs `repfuse` often without loading torch as often: each command is a copy of this process, which has loaded it.
+"""Runs Python often without loading torch as often: each program is a copy of this process, which has loaded it.
 
-    python tests/support/serve.py    # and then a JSON object per line: args, cwd, env, out, err, seconds
+    python tests/support/serve.py    # and then a JSON object per line: the arguments of `run`
 
-What a command leaves in its process, and what it does to it, ends with that process, as at a shell.
+What a program leaves in its process, and what it does to it, ends with that process, as at a shell.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import gc
 import importlib
 import json
 import os
+import resource
 import runpy
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 LOADED = (
     *("rich.table", "safetensors.torch", "torch.utils.flop_counter", "typer"),
@@ -29,25 +31,30 @@ def main() -> None:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # or each copy copies what it looks through for garbage
+    own = {str(Path(__file__).parent), *os.environ["PYTHONPATH"].split(os.pathsep)}
+    sys.path[:] = [path for path in sys.path if path not in own]
     for line in sys.stdin:
         if (child := os.fork()) == 0:
-            command(**json.loads(line))
+            run(**json.loads(line))
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def command(args: list[str], cwd: str, env: dict[str, str], out: str, err: str, seconds: float) -> None:
-    """Be the command, and end."""
+def run(
+    args: list[str], cwd: str, env: dict[str, str], out: str, err: str, seconds: float, largest: int | None = None
+) -> None:
+    """Be `python ARGS`, and end. ``largest`` bounds the files that it may write, in bytes."""
     signal.alarm(round(seconds))
     for stream, path in ((0, os.devnull), (1, out), (2, err)):
         os.dup2(os.open(path, os.O_RDWR), stream)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 - they end with the process
+    if largest:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.path[0], sys.argv = os.getcwd(), ["repfuse", *args]
     code: object = 0
     try:
-        runpy.run_module("repfuse", run_name="__main__", alter_sys=True)
+        _run(*args)
     except SystemExit as ended:
         code = ended.code
     except BaseException:
@@ -56,6 +63,22 @@ def command(args: list[str], cwd: str, env: dict[str, str], out: str, err: str, 
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0)  # without taking torch down, which takes half a second
+
+
+def _run(program: str, *args: str) -> None:
+    here = os.getcwd() if program.startswith("-") else str(Path(program).parent.absolute())
+    found = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = ([] if "PYTHONSAFEPATH" in os.environ else [here]) + [
+        os.path.abspath(path) for path in found if path
+    ]  # noqa: PTH100
+    sys.argv = [program, *args]
+    if program == "-m":
+        sys.argv = list(args)
+        runpy.run_module(args[0], run_name="__main__", alter_sys=True)
+    elif program == "-c":
+        exec(args[0], {"__name__": "__main__"})
+    else:
+        runpy.run_path(program, run_name="__main__")
 
 
 if __name__ == "__main__":
