@@ -1,4 +1,4 @@
-"""What every test shares: importable torchvision, one thread, repeatable hypothesis, Python and the CLI as processes."""
+"""What every test shares: importable torchvision, one thread, repeatable hypothesis, Python as processes."""
 
 from __future__ import annotations
 
@@ -65,8 +65,13 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             if fresh or any(name.startswith("PYTHON") for name in (env or {}).keys() - READ_LATER):
                 return subprocess.run(
                     [sys.executable, *words],
-                    **{"cwd": cwd, "env": environment, "stdin": DEVNULL, "timeout": timeout},
-                    **{"capture_output": True, "text": True, "check": False},
+                    cwd=cwd,
+                    env=environment,
+                    stdin=DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    timeout=timeout,
+                    check=False,
                 )
             out.write_text("")
             err.write_text("")

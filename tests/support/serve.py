@@ -66,11 +66,10 @@ def run(
 
 
 def _run(program: str, *args: str) -> None:
-    here = os.getcwd() if program.startswith("-") else str(Path(program).parent.absolute())
-    found = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:0] = ([] if "PYTHONSAFEPATH" in os.environ else [here]) + [
-        os.path.abspath(path) for path in found if path
-    ]  # noqa: PTH100
+    here = Path.cwd() if program.startswith("-") else Path(program).parent.absolute()
+    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    first = [] if "PYTHONSAFEPATH" in os.environ else [str(here)]
+    sys.path[:0] = first + [str(Path(path).absolute()) for path in given]
     sys.argv = [program, *args]
     if program == "-m":
         sys.argv = list(args)
