@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -23,9 +24,17 @@ SAMPLES = ROOT / "sample_checkpoints"
 os.environ["REPFUSE_SAME_PROCESS"] = "1"  # for tests of other things: a fresh process per conversion takes seconds
 torchvision_schemas.install()
 torch.set_num_threads(1)  # the machine is shared by the workers of xdist
-hypothesis.settings.register_profile("dev", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("dev", deadline=None, max_examples=30)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("many", deadline=None, max_examples=300)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_collection_finish() -> None:
+    """Recording a network collects garbage, which takes long among the objects of all tests: these stay anyway."""
+    gc.collect()
+    gc.freeze()
+
 
 Done = subprocess.CompletedProcess[str]
 Run = Cli = Callable[..., Done]
