@@ -90,13 +90,12 @@ def test_every_file_of_the_readme_exists() -> None:
     assert [name for name in named if not any([*ROOT.glob(name), *ROOT.glob(f"repfuse/{name}")])] == []
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_of_the_readme_have_their_options(command: str, cli: Cli) -> None:
-    _, name, *rest = shlex.split(command, comments=True)
-    options = [word for word in rest if word.startswith("--")]
+@pytest.mark.parametrize("name", sorted({command.split()[1] for command in COMMANDS}))
+def test_the_commands_of_the_readme_have_their_options(name: str, cli: Cli) -> None:
+    shown = [word for command in COMMANDS if command.split()[1] == name for word in shlex.split(command, comments=True)]
     done = cli(name, "--help", columns=200)
     assert done.returncode == 0
-    assert all(option in done.stdout for option in options)
+    assert [word for word in shown if word.startswith("--") and word not in done.stdout] == []
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
