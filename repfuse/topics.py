@@ -65,7 +65,7 @@ TOPICS: dict[str, Topic] = {
             "proof, tensors": "Every stored weight and the one computed from the original in float64. Allowed: half a "
             "unit in the last place.",
             "proof, network": "The same in float64, on the example, odd, even, small and not square sizes, batches, "
-            "impulses, a frame, large, nearly constant and natural-like inputs. Allowed: 1e-12; more only where the "
+            "impulses, a frame, large and nearly constant inputs. Allowed: 1e-12; more only where the "
             "order of summation explains it, measured.",
             "drift, sites": "The fused convolution in its stored dtype and the original in float64, element by "
             "element. Allowed: the a-priori bound of its arithmetic, from the number of terms, the unit roundoff and "

@@ -175,6 +175,6 @@ def test_the_shell_completes_commands_options_and_codes_without_torch(
     paths = f"{tmp_path}:{SUPPORT.parents[1]}"
     line = f"repfuse {typed}"
     asked = {"_REPFUSE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
-    done = cli(env=asked | {"PYTHONPATH": paths})
+    done = cli(env=asked | {"PYTHONPATH": paths}, fresh=True)
     assert offered <= set(done.stdout.split()), done.stderr
     assert "torch was imported" not in done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import operator
 from collections import OrderedDict
 
@@ -190,15 +189,6 @@ CHANGING = {
     "spectral_norm": lambda: nn.utils.spectral_norm(conv(3)).train(),
     "random numbers": lambda: Spelled(lambda m, x: F.dropout(x, 0.5) + torch.rand(6) + torch.randn_like(x)),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_objects_to_look_through():
-    """What a forward keeps is found after a garbage collection, which takes long in a process full of tests."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def contents(module):

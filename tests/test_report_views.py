@@ -34,8 +34,7 @@ from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.refusals import REFUSALS
 from repfuse.report.bench_view import bench_view
 from repfuse.report.convert_view import convert_view, name_of
-from repfuse.report.explain_view import explain_view, list_view, topic_view
-from repfuse.report.plan_view import merged, plan_view
+from repfuse.report.plan_view import explain_view, list_view, merged, plan_view, topic_view
 from repfuse.report.schema import Environment, Input, Output, Report, envelope, to_json
 from repfuse.report.verify_view import verify_view
 from repfuse.topics import TOPICS
@@ -61,10 +60,7 @@ def plan(*refusals: Refusal, sites: int = 2) -> Plan:
 
 
 def output_error(error: float = 3e-16) -> OutputError:
-    quantiles = {"50": 1e-17, "90": 1e-16, "99": 2e-16, "100": error}
-    return OutputError(
-        "out", (1, 10), "float64", Level(error, error), error, 1.0, quantiles, None, (0, 3), (1.0, 1.0), 0
-    )
+    return OutputError("out", (1, 10), "float64", Level(error, error), error, 1.0, None, (0, 3), (1.0, 1.0), 0)
 
 
 def comparison(error: float = 3e-16) -> Comparison:

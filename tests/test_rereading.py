@@ -197,13 +197,17 @@ def corrupted(change: Change, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(saving, "_write", wrong)
 
 
+@pytest.mark.parametrize(("source", "target"), sorted({fault[:2] for fault in FAULTS.values()}))
+def test_without_a_fault_each_is_kept(source: str, target: str, samples: Path, tmp_path: Path) -> None:
+    assert converted(samples / source, tmp_path / target, model=MODEL).verified
+    assert [path.name for path in tmp_path.iterdir()] == [target]
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_file_that_is_not_what_was_written_is_not_kept(
     fault: str, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target, change, said = FAULTS[fault]
-    converted(samples / source, tmp_path / target, model=MODEL)  # without the fault it is fine
-    (tmp_path / target).unlink()
     corrupted(change, monkeypatch)
     with pytest.raises(RepfuseError) as raised:
         converted(samples / source, tmp_path / target, model=MODEL)

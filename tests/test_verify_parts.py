@@ -140,15 +140,9 @@ def test_the_numbers_of_an_output():
     b[0] += 1
     error = output_error("out", a, b)
     assert error.worst == (4, 7) and error.values == (48, 53)
-    assert error.quantiles == {"50": 0, "90": 1, "99": 1, "100": 5}
     assert error.max_abs == 5 and error.scale == 100 and error.relative.max == 0.05
     assert error.relative.rms == pytest.approx(math.sqrt(35) / float(torch.linalg.vector_norm(a)))
     assert error.smallest_rtol == 1
-
-
-def test_quantiles_are_elements_with_at_least_that_share_at_or_below():
-    a = torch.zeros(3)
-    assert output_error("out", a, torch.tensor([3.0, 1.0, 2.0])).quantiles == {"50": 2, "90": 3, "99": 3, "100": 3}
 
 
 def test_elements_that_are_not_finite():

@@ -179,7 +179,7 @@ def bench(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     channels_last: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = lambda _stage, _fraction: None,
     clock: Clock = time.perf_counter,
 ) -> Benchmark:
     """Time both networks, warm and interleaved, in each runtime at every batch size and thread count.
@@ -216,7 +216,10 @@ def bench(
         costs = (first.cost(), second.cost())
         product_of, macs = _matrix_product(original)
         for done, (size, count) in enumerate(settings):
-            report = _stage(progress, f"batch {size}, threads {count}", done, len(settings))
+
+            def report(fraction: float, name: str = f"batch {size}, threads {count}", done: int = done) -> None:
+                progress(name, (done + fraction) / len(settings))
+
             pair = (first.at(size), second.at(size))
             grown = size / (batch_of(example) or size)
             work = [None if cost.macs is None else cost.macs * grown / macs for cost in costs]
@@ -366,9 +369,3 @@ def _matrix_product(network: nn.Module) -> tuple[Call, float]:
     device, side = device_of(network), SIDES.get(device_of(network).type, 512)
     one = torch.ones(side, side, device=device, dtype=main_dtype(network) or torch.float32)
     return partial(torch.mm, one, one), float(side**3)
-
-
-def _stage(progress: Progress | None, name: str, done: int, of: int) -> Callable[[float], None]:
-    if progress is None:
-        return lambda _fraction: None
-    return lambda fraction: progress(name, (done + fraction) / of)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from repfuse.jsonready import by_field
+from repfuse.jsonready import Result
 
 SpeedVerdict = Literal["faster", "slower", "no difference"]
 COLD_NOTE = (
@@ -64,7 +64,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Result):
     """Both networks in one runtime, at one batch size and thread count.
 
     ``speedup`` is the original's median time over the fused network's, more than 1 where the fused one is
@@ -72,6 +72,7 @@ class Measurement:
     PyTorch's eager mode, in the same rounds, None where that was not timed.
     """
 
+    ALSO: ClassVar[tuple[str, ...]] = ("verdict",)
     batch_size: int
     threads: int
     original: Timing
@@ -143,7 +144,7 @@ class ColdCalls:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Result):
     """Costs before and after, and a measurement per batch size, thread count and runtime.
 
     ``shapes`` are those of the example inputs, to which ``before`` and ``after`` refer. ``left_out`` says of runtimes
@@ -159,13 +160,6 @@ class Benchmark:
     cold: ColdCalls | None = None
     left_out: tuple[str, ...] = ()
     sites: tuple[SiteTiming, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
-        ready = by_field(self)
-        for entry, measurement in zip(ready["measurements"], self.measurements, strict=True):
-            entry["verdict"] = measurement.verdict
-        return dict(ready)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import why_refused
 from repfuse.wording import dtype_name
 
-QUANTILES = (50, 90, 99, 100)
 TOLERANCE = 1e-12
 """Relative error that separates wrong algebra (1e-3) from float64 rounding (1e-15).
 
@@ -62,7 +61,6 @@ def output_error(name: str, reference: torch.Tensor, other: torch.Tensor) -> Out
         relative=level(reference, other),
         max_abs=_largest(difference),
         scale=_largest(a),
-        quantiles=_quantiles((a - b).abs()),
         smallest_rtol=_smallest_rtol(a, b),
         worst=worst,
         values=(float(reference[worst]), float(other[worst])) if reference.numel() else (0.0, 0.0),
@@ -114,13 +112,6 @@ def _index_of_largest(tensor: torch.Tensor) -> tuple[int, ...]:
     if not tensor.numel():
         return ()
     return tuple(map(int, np.unravel_index(int(tensor.argmax()), tensor.shape)))
-
-
-def _quantiles(difference: torch.Tensor) -> dict[str, float]:
-    ordered = difference.sort().values
-    if not len(ordered):
-        return {}
-    return {str(q): float(ordered[-(-q * len(ordered) // 100) - 1]) for q in QUANTILES}
 
 
 def _smallest_rtol(a: torch.Tensor, b: torch.Tensor) -> float | None:

@@ -7,11 +7,11 @@ The kinds of input, each for the mistakes that it brings out:
 
 - ``noise``: every weight takes part, so a wrong one shows, however diluted by the others.
 - ``large``: wakes units that biases keep silent, and brings weights out against biases.
-- ``nearly constant``: far from the border all is even, so wrong padding values and wrong sums of a kernel stand out.
+- ``nearly constant``: far from the border all is even, as in large parts of a photograph, so what cancels in noise adds
+  up: wrong padding values and wrong sums of a kernel stand out.
 - ``impulses``: single pixels show a kernel tap by tap: one that is shifted, or lost its dilation; one pixel for each
   phase of a stride of two, for a stride that starts elsewhere; in the corners, for a crop or padding at one end alone.
 - ``frame``: only the border is not zero, so what is wrong there is not diluted by the interior.
-- ``natural``: large even areas, edges, channels alike: what cancels in noise adds up, as it does in real use.
 
 Nothing is exactly zero or constant. On exact zeros and constants, kernels whose weights sum to 0 leave nothing but
 rounding, to which every error is relative, and scores tie, so that the rounding decides which comes first.
@@ -19,7 +19,6 @@ rounding, to which every error is relative, and scores tie, so that the rounding
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
@@ -30,52 +29,6 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from repfuse.checking.trial import SCOPES, Effort, Scope, Sizes, Trial, is_floating, known_effort, mapped
-
-# Images like photographs: neighbouring pixels and channels are alike, and there are edges.
-#
-# The power spectrum of natural images falls with the square of the frequency, so the amplitude falls as 1/f. Colour
-# channels share most of their brightness. Objects hide each other, which makes edges.
-
-
-SHARED = 0.9  # part of a pixel's standard deviation that all channels have in common
-DARKEST, BRIGHTEST = -2.1, 2.6  # black and white after the normalisation by the statistics of ImageNet
-
-
-def natural(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
-    """Return images in float64, in the range that normalised photographs have; ``axes`` are the spatial ones."""
-    common = tuple(n if axis in (0, *axes) else 1 for axis, n in enumerate(shape))
-    shared, own = _scene(common, axes, generator), _scene(shape, axes, generator)
-    return (SHARED * shared + math.sqrt(1 - SHARED**2) * own).clamp(DARKEST, BRIGHTEST)
-
-
-def _scene(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
-    """Return a background with an object before it, of mean 0 and standard deviation 1 per image."""
-    back, front = (_clouds(shape, axes, generator) for _ in range(2))
-    brighter = torch.randn([1 if axis in axes else n for axis, n in enumerate(shape)], generator=generator).double()
-    return _standardised(torch.where(_object(shape, axes), front + 2 * brighter, back), axes)
-
-
-def _clouds(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
-    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-    squares = torch.zeros([1] * len(shape), dtype=torch.float64)
-    for axis in axes:
-        along = [-1 if other == axis else 1 for other in range(len(shape))]
-        squares = squares + torch.fft.fftfreq(shape[axis], dtype=torch.float64).square().reshape(along)
-    slowest = 1 / max(shape[axis] for axis in axes)
-    spectrum = torch.fft.fftn(noise, dim=axes) / squares.sqrt().clamp_min(slowest)
-    return _standardised(torch.fft.ifftn(spectrum, dim=axes).real, axes)
-
-
-def _object(shape: Sizes, axes: Sizes) -> torch.Tensor:
-    """Return where a box lies that is off the centre and reaches no border."""
-    starts = {axis: shape[axis] // 5 + 1 for axis in axes}
-    return reduce(and_, (_along(shape, axis, range(start, start + shape[axis] // 2)) for axis, start in starts.items()))
-
-
-def _standardised(x: torch.Tensor, axes: Sizes) -> torch.Tensor:
-    x = x - x.mean(dim=axes, keepdim=True)
-    return x / x.square().mean(dim=axes, keepdim=True).sqrt().clamp_min(1e-9)
-
 
 LARGE = 10  # times the usual inputs
 FAINT = 1 / 64  # times the usual inputs: what lies where a kind has nothing to show
@@ -129,7 +82,6 @@ KINDS: dict[str, Kind] = {
     "nearly constant": nearly_constant,
     "impulses": impulses,
     "frame": frame,
-    "natural": natural,
 }
 OF_FEATURES = ("large", "impulses")
 """The kinds that make sense of plain features, ``[batch, features]``."""

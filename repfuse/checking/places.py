@@ -16,7 +16,6 @@ from repfuse.algebra.evaluation import Tensors, constant, evaluate
 from repfuse.algebra.expression import Expression
 from repfuse.checking.comparison import TOLERANCE, answers_in_float64, half_the_digits, tabulate
 from repfuse.checking.results import Comparison
-from repfuse.checking.rounding import allowed, on, summation
 from repfuse.checking.runs import Change, Outcome, in_float64, narrow_in
 from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
@@ -262,6 +261,8 @@ def _explained(
     TOLERANCE holds for layers that hand an error on as large as it is. Some networks amplify it at some inputs, by
     orders of magnitude; by how much is measured there, as ``repfuse.checking.rounding`` says.
     """
+    from repfuse.checking.rounding import allowed, on, summation  # few networks need it
+
     above = {
         index: row
         for index, row in enumerate(seen.trials)

@@ -304,23 +304,17 @@ def _mismatch(
         for name, value in expected.items()
         if isinstance(state.get(name), Tensor) and state[name].shape != value.shape
     ]
-    parts = [
-        _listed("missing from the file", [name for name in expected if name not in state]),
-        _listed("unexpected in the file", [name for name in state if name not in expected]),
-        _listed("of another shape", shapes),
-    ]
-    why = "\n".join(part for part in parts if part) or str(error).replace("\n\t", " ")
-    return RepfuseError(f"The weights of {path} do not fit {built_by}.", why, _hint(expected, shapes))
-
-
-def _hint(expected: Mapping[str, Tensor], shapes: list[str]) -> str:
+    lists = {
+        "missing from the file": [name for name in expected if name not in state],
+        "unexpected in the file": [name for name in state if name not in expected],
+        "of another shape": shapes,
+    }
+    told = (f"{len(names)} {title}: {listed(names)}" for title, names in lists.items() if names)
+    hint = "Check the name of the network, its arguments (--model-arg), and that the file is not fused already."
     if shapes and len(shapes) < len(expected) / 2:
-        return "The network is close: check its arguments, such as --model-arg num_classes=... or in_chans=..."
-    return "Check the name of the network, its arguments (--model-arg), and that the file is not fused already."
-
-
-def _listed(title: str, names: list[str]) -> str:
-    return f"{len(names)} {title}: {listed(names)}" if names else ""
+        hint = "The network is close: check its arguments, such as --model-arg num_classes=... or in_chans=..."
+    why = "\n".join(told) or str(error).replace("\n\t", " ")
+    return RepfuseError(f"The weights of {path} do not fit {built_by}.", why, hint)
 
 
 def _size(tensor: Tensor) -> str:

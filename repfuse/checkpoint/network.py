@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -79,10 +79,6 @@ def _restored(opened: Opened, source: ModelSource | None, named: Named, replay: 
         network = _filled(opened, tensors, source, replay)
         return replace(network, notes=(note, *network.notes))
     notes = (f"the file holds its network itself: {source.spec} is not used",) if source else ()
-    return _in_eval(opened, module, notes)
-
-
-def _in_eval(opened: Opened, module: Any, notes: tuple[str, ...]) -> Network:
     if not isinstance(module, nn.Module):
         raise no_network(opened.path, f"It holds one object of type {type(module).__name__}.")
     if any(name.count(".") > NESTED for name, _ in module.named_modules()):

@@ -7,14 +7,13 @@ it keeps what it fetches, and works offline from that (HF_HUB_OFFLINE=1).
 
 from __future__ import annotations
 
-import importlib
 import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from repfuse.checkpoint.build import FETCHING, timm_defaults
+from repfuse.checkpoint.build import FETCHING, library, timm_defaults
 from repfuse.checkpoint.json_file import read_json
 from repfuse.checkpoint.opening import Opened, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
@@ -160,17 +159,13 @@ def fetch(name: str) -> tuple[Path, str]:
         raise RepfuseError(
             f"{name!r} is no name of the hub.", "", "Write hf-hub:USER/NAME or hf-hub:USER/NAME@REVISION."
         )
-    try:
-        library, revision = importlib.import_module("huggingface_hub"), match["revision"]
-        importlib.import_module("huggingface_hub.errors")
-    except ImportError as error:
-        what = "Models of the hub need huggingface_hub, which is not installed."
-        raise RepfuseError(what, str(error), "Install it: pip install 'repfuse[hub]'.") from error
-    absent = library.errors.EntryNotFoundError
+    hub, revision = library("huggingface_hub", "hub"), match["revision"]
+    library("huggingface_hub.errors", "hub")
+    absent = hub.errors.EntryNotFoundError
     lacking = f"has no {CONFIG}"
 
     def get(file: str) -> Path:
-        return Path(library.hf_hub_download(match["repo"], file, revision=revision))
+        return Path(hub.hf_hub_download(match["repo"], file, revision=revision))
 
     try:
         folder = get(CONFIG).parent
@@ -188,7 +183,7 @@ def fetch(name: str) -> tuple[Path, str]:
     except RepfuseError:
         raise
     except Exception as error:  # a network fails in many ways
-        offline = isinstance(error, library.errors.LocalEntryNotFoundError)
+        offline = isinstance(error, hub.errors.LocalEntryNotFoundError)
         why = "The hub cannot be reached, or offline mode is on, and the file is not in the cache."
         raise RepfuseError(
             f"{name} {lacking if isinstance(error, absent) else 'cannot be fetched'}.",

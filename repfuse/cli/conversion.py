@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repfuse import cli
 from repfuse.benching import bench
 from repfuse.benching.results import SiteTiming
 from repfuse.benching.sites import time_sites
@@ -17,7 +18,6 @@ from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.source import as_texts
-from repfuse.cli import STARTED
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
@@ -96,7 +96,7 @@ def _saved(
         saved = save(checkpoint, module, out, plan=report.plan, reader=reader, **options)
         output = Output(str(saved.path), saved.digest, saved.format, saved.verified, saved.use)
         notes = (*report.notes, *saved.notes)
-        report = replace(report, output=output, notes=notes, seconds=time.perf_counter() - STARTED)
+        report = replace(report, output=output, notes=notes, seconds=time.perf_counter() - cli.STARTED)
         with replacing(report_path(out)) as temporary:
             temporary.write_text(to_json(envelope("conversion", report.to_dict())), encoding="utf-8")
     return report
@@ -184,7 +184,7 @@ def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted)
         environment(),
         input_of(checkpoint),
         found,
-        time.perf_counter() - STARTED,
+        time.perf_counter() - cli.STARTED,
         notes=(*checkpoint.notes, *earlier),
         health=examine(checkpoint.module),
         chosen=wanted.chosen,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from repfuse.cli import options
 from repfuse.cli.output import check_sources, check_targets, progress, show, show_json
 
@@ -26,16 +24,13 @@ def inspect(
     trust: options.Trust = False,
     plan: Annotated[
         Path | None,
-        typer.Option(
+        options.output(
             "--plan",
             metavar="FILE",
             help="Write the plan here too: drop sites from it as you like, then `repfuse convert --plan FILE`.",
-            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the plan FILE.", rich_help_panel=options.OUTPUT)
-    ] = False,
+    force: Annotated[bool, options.output("--force", help="Replace the plan FILE.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repfuse.cli.options import OUTPUT
+from repfuse.cli.options import output
 from repfuse.cli.output import Form, check_page, write_pages
 
 
@@ -24,18 +24,13 @@ def report(
     *,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="OUT", help="Write a page; - prints it.", rich_help_panel=OUTPUT),
+        output("--html", metavar="OUT", help="Write a page; - prints it."),
     ] = None,
     markdown: Annotated[
         Path | None,
-        typer.Option(
-            "--markdown",
-            metavar="OUT",
-            help="Write a comment for a pull request; - prints it.",
-            rich_help_panel=OUTPUT,
-        ),
+        output("--markdown", metavar="OUT", help="Write a comment for a pull request; - prints it."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT.", rich_help_panel=OUTPUT)] = False,
+    force: Annotated[bool, output("--force", help="Replace OUT.")] = False,
 ) -> None:
     """Make a page of a report, to be forwarded.
 

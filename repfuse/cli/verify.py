@@ -18,12 +18,11 @@ def verify(
     *,
     shapes: Annotated[
         list[str] | None,
-        typer.Option(
+        options.network(
             "--input",
             metavar="SHAPE",
             help="An example input, as 1x3x224x224: many kinds and sizes around it are tried; repeat it. Without it: "
             "what the checkpoint, its report or the model source knows.",
-            rich_help_panel=options.NETWORK,
         ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option("--seed", help="A seed of the random inputs; repeat it.")] = None,

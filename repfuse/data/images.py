@@ -5,7 +5,6 @@ Configurations may be strangers' data: every number is checked, none is believed
 
 from __future__ import annotations
 
-import importlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -63,12 +62,8 @@ class Preset:
 
 def pillow() -> Any:
     """Return the package PIL. Raises RepfuseError where Pillow is not installed."""
-    try:
-        importlib.import_module("PIL.ImageOps")
-        return importlib.import_module("PIL")
-    except ImportError as error:
-        what = "A folder of images needs Pillow, which is not installed."
-        raise RepfuseError(what, str(error), "Install it: pip install 'repfuse[images]'.") from error
+    library("PIL.ImageOps", "images")
+    return library("PIL", "images")
 
 
 def read_image(path: Path, channels: int, preparing: Preparing) -> torch.Tensor:

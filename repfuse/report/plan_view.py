@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from rich.console import RenderableType
@@ -13,7 +13,9 @@ from rich.text import Text
 from repfuse.globs import ROOT
 from repfuse.health import MEANINGS, Ailment, Finding
 from repfuse.plans import Cost, Plan, Policy, Refusal, Site
+from repfuse.refusals import Explanation
 from repfuse.report.tables import change, count, facts, first, heading, plural
+from repfuse.topics import Topic
 
 # Weights that look wrong, for people: each kind once.
 
@@ -120,3 +122,27 @@ def totals(sites: Sequence[Site]) -> tuple[Cost, Cost]:
 def total(costs: Iterable[Cost]) -> Cost:
     """Return the sum of costs."""
     return sum(costs, start=Cost())
+
+
+# What a topic tells, what a refusal code means, and the list of both.
+
+
+def explain_view(code: str, explanation: Explanation) -> Iterator[RenderableType]:
+    """Yield the meaning of one code and what to do."""
+    yield Text.assemble((code, "bold yellow"), f": {explanation.title}")
+    yield Padding(facts([("meaning", explanation.meaning), ("do", explanation.hint)]), (1, 0, 0, 0))
+
+
+def topic_view(name: str, topic: Topic) -> Iterator[RenderableType]:
+    """Yield what one topic tells."""
+    yield Text.assemble((name, "bold yellow"), f": {topic.title}")
+    yield Padding(Text(topic.opening), (1, 0))
+    yield facts(topic.points.items())
+
+
+def list_view(topics: Mapping[str, Topic], codes: Mapping[str, Explanation]) -> Iterator[RenderableType]:
+    """Yield every topic and every code with its title."""
+    yield heading("Topics")
+    yield facts((name, topics[name].title) for name in topics)
+    yield heading("Refusals")
+    yield facts((code, codes[code].title) for code in sorted(codes))
