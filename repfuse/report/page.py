@@ -281,8 +281,8 @@ def check_extra() -> None:
     try:
         import jinja2  # noqa: F401
     except ImportError as missing:
-        hint = "Install the extra: pip install 'repfuse[report]'"
-        raise RepfuseError("A page in HTML needs Jinja2, which is not installed.", "", hint) from missing
+        hint = "Install it: pip install 'repfuse[report]'."
+        raise RepfuseError("jinja2 is not installed, which a page in HTML needs.", "", hint) from missing
 
 
 def _shown(value: Any) -> Any:
