@@ -157,6 +157,16 @@ def known_plan(original: Checkpoint, fused: Checkpoint, given: Path | None = Non
     return KnownPlan(None, (note,))
 
 
+def is_of_other_bytes(fused: Checkpoint) -> bool:
+    """Whether the report beside a checkpoint is of other bytes than it has. One that cannot be read says nothing."""
+    path = report_path(fused.path)
+    try:
+        made = read_plan_file(path).origin.output if path.is_file() else None
+    except RepfuseError:
+        return False
+    return made is not None and made.digest != fused.digest
+
+
 def _of_others(origin: Origin, original: Checkpoint, fused: Checkpoint) -> str:
     """Say of which other file than these two a document is; nothing where it is of these, or does not tell."""
     if origin.input is not None and origin.input.digest != original.digest:

@@ -78,7 +78,7 @@ def test_a_model_without_finite_output_cannot_be_told(cli: Cli, tmp_path: Path) 
 
 
 def test_bench_measures_every_batch_size_and_thread_count(cli: Cli) -> None:
-    options = ("--batch-size", "1", "--batch-size", "3", "--threads", "1", "--rounds", "5", "--seconds", "0.5")
+    options = ("--batch-size", "1", "--batch-size", "3", "--threads", "1", "--rounds", "8", "--seconds", "0.5")
     done = cli("bench", MODULE, MODULE, *options, "--cold", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

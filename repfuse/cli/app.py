@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from repfuse.cli import bench, convert, explain, inspect, verify
+from repfuse.cli import bench, check, convert, explain, inspect, verify
 from repfuse.cli.output import say, say_error
 from repfuse.errors import EXIT_BAD_INPUT, RepfuseError
 from repfuse.version import __version__
@@ -152,7 +152,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (convert.convert, verify.verify, bench.bench, inspect.inspect, explain.explain):
+for command in (convert.convert, verify.verify, bench.bench, inspect.inspect, check.check, explain.explain):
     app.command(cls=Command)(command)
 
 

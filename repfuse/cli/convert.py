@@ -15,13 +15,17 @@ from repfuse.errors import EXIT_FAILED_CHECK
 from repfuse.readback.process import Reader
 from repfuse.report.schema import report_path
 
+MANY = "Many checkpoints"
+
 
 def convert(
+    context: typer.Context,
     source: options.Checkpoint,
     out: Annotated[
         Path | None,
         typer.Argument(metavar="OUT", help="The file to write; --dry-run needs none.", show_default=False),
     ] = None,
+    others: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
     model: options.Model = None,
     model_arg: options.ModelArg = None,
@@ -57,6 +61,50 @@ def convert(
     ] = False,
     quick: options.Quick = False,
     thorough: options.Thorough = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Time the places that are predicted to gain little both ways on this machine, and leave alone those "
+            "that get slower.",
+            rich_help_panel=options.CHOICE,
+        ),
+    ] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            "--into",
+            metavar="FOLDER",
+            help="Convert many: every file that IN names, a quoted pattern or several, into its place below FOLDER. "
+            "What is done already is left alone.",
+            rich_help_panel=MANY,
+        ),
+    ] = None,
+    listed: Annotated[
+        bool, typer.Option("--from", help="IN is a text file with a path a line.", rich_help_panel=MANY)
+    ] = False,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="How many at once.", rich_help_panel=MANY)] = 1,
+    job_memory: Annotated[
+        float | None,
+        typer.Option(
+            "--job-memory",
+            metavar="GIB",
+            help="What each may take, on Linux. Without it: what is free, shared out.",
+            rich_help_panel=MANY,
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            "--dask",
+            metavar="ADDRESS",
+            help="Let the workers of this Dask scheduler do it, as tcp://host:8786; they see the same folders.",
+            rich_help_panel=MANY,
+        ),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the result of many as Markdown.", rich_help_panel=MANY)
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -78,10 +126,20 @@ def convert(
       repfuse convert hf-hub:timm/repvgg_a0.rvgg_in1k fused.safetensors
       repfuse convert model.pt fused.pt --exclude head --exclude 'stages.3.*'
       repfuse convert model.pt fused.pt --plan plan.json
+      repfuse convert 'runs/*/best.pt' --into fused --jobs 2
 
     Exit codes: 0 written, or nothing to fuse; 1 the check failed and nothing
     was written; 2 bad input.
     """
+    if into is not None:
+        from repfuse.cli import many
+
+        given = [str(source), *([str(out)] if out else []), *(others or [])]
+        way = many.way_of(context, jobs=jobs, memory=job_memory, dask=dask)
+        named = many.tasks(many.listed(given) if listed else given, into, file_format)
+        many.run(named, way, as_json=as_json, as_markdown=markdown, quiet=quiet)
+    if others:
+        raise typer.BadParameter("give one IN and one OUT, or --into FOLDER for many.", param_hint="OUT")
     if out is None and not dry_run:
         raise typer.BadParameter("give OUT, the file to write, or --dry-run.", param_hint="OUT")
     effort = options.effort_of(quick=quick, thorough=thorough)
@@ -95,7 +153,7 @@ def convert(
         from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
         from repfuse.report.convert_view import convert_view
 
-        request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort)
+        request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune)
         report = run(request, update, reader)
     if as_json:
         show_json("conversion", report.to_dict())

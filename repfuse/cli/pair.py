@@ -38,6 +38,11 @@ class Pair(NamedTuple):
     original: Checkpoint
     fused: Checkpoint
 
+    @property
+    def files(self) -> dict[str, Any]:
+        """Which files a result is of, for its document."""
+        return {"files": {"original": self.original.digest, "fused": self.fused.digest}}
+
     def notes(self, *, quiet: bool) -> None:
         """Print what the user must be told of both on standard error."""
         for checkpoint in self:

@@ -119,7 +119,7 @@ def verify(
             progress=update,
         )
     if as_json:
-        show_json("verification", result.to_dict())
+        show_json("verification", loaded.files | result.to_dict())
     elif not quiet:
         show(verify_view(result, verbose=verbose))
     raise typer.Exit(result.exit_code)
