@@ -24,7 +24,7 @@ from repfuse.report.convert_view import chosen_line, example_line, name_of, veri
 from repfuse.report.plan_view import declined, operators, total, totals
 from repfuse.report.reading import Measurement, SiteTiming, Told
 from repfuse.report.schema import Status
-from repfuse.report.tables import change, count, duration, error, percent, plural, size
+from repfuse.report.tables import alone, change, count, duration, error, percent, plural, size
 from repfuse.report.verify_view import data_lines
 from repfuse.wording import listed, printable
 
@@ -215,7 +215,7 @@ class Page:
         if proof := conversion.proof:
             known = [each for each in self.errors.values() if each is not None]
             if known:
-                yield f"{plural(len(known), 'site')}, each alone", f"{error(max(known))} at most, in float64"
+                yield alone(len(known)), f"{error(max(known))} at most, in float64"
             off, allowed = error(proof.network.error), error(proof.network.tolerance)
             inputs = plural(len(proof.network.trials), "input")
             yield "the whole network", f"{off} on {inputs} in float64 ({allowed} allowed)"
