@@ -15,7 +15,7 @@ from support.programs import EXAMPLES, STEPS, program
 from torch import nn
 
 from repfuse.checking.comparison import reference
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.converting import convert
 from repfuse.errors import RepfuseError

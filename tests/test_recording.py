@@ -1005,6 +1005,12 @@ def test_where_only_the_batch_is_free_that_is_tried():
     assert not found.is_fixed(convolution, 0) and found.is_fixed(convolution, 2) and found.is_fixed(convolution, -1)
 
 
+def test_an_example_of_no_images_is_one():
+    found = recorded(conv(3), torch.randn(0, 4, 5, 7))
+    (convolution,) = named(found, "conv2d")
+    assert not found.is_fixed(convolution, 0) and not found.is_fixed(convolution, 2)
+
+
 @pytest.mark.parametrize("step", [4, 14, 32])
 def test_networks_that_take_multiples_get_multiples(step):
     def forward(m, x):
