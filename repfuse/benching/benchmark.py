@@ -28,6 +28,7 @@ from repfuse.benching.clock import (
 )
 from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
 from repfuse.benching.statistics import outliers, ratio_of_medians
+from repfuse.checkpoint.onnx_file import InRuntime
 from repfuse.errors import RepfuseError
 from repfuse.networks import between, device_of, main_dtype, placed, using_threads, why_refused
 from repfuse.preconditions import check_runnable
@@ -190,7 +191,7 @@ def bench(
             with using_threads(count):
                 measured = _measure(pair, clock, report, size=size, rounds=rounds, seconds=seconds)
             measurements.append(measured)
-        costs = [network_cost(each.network, each.inputs) for each in (first, second)]
+        costs = [network_cost(_counted(each.network), each.inputs) for each in (first, second)]
     shapes = tuple(tuple(x.shape) for x in tree_leaves(example) if isinstance(x, torch.Tensor))
     return Benchmark(
         device=str(device_of(fused)),
@@ -250,6 +251,11 @@ def _measure(
     calls = (pair[0].call, pair[1].call)
     times = time_rounds(*calls, clock, rounds=rounds, seconds=seconds, progress=report)
     return judge(times, batch_size=size, threads=torch.get_num_threads(), rounds=rounds)
+
+
+def _counted(network: nn.Module) -> nn.Module:
+    """Return the network whose operations can be counted."""
+    return network.network if isinstance(network, InRuntime) else network
 
 
 def _stage(progress: Progress | None, name: str, done: int, of: int) -> Callable[[float], None]:

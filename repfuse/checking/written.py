@@ -63,7 +63,7 @@ def check_written(
     if not measured.passed or worst is None:
         raise RepfuseError(
             f"What was written does not compute what the original does in {runtime}; nothing was kept.",
-            _why(measured),
+            why_different(measured),
             "Choose another --format. If repfuse verify finds the networks equal, please report it.",
             exit_code=EXIT_FAILED_CHECK,
         )
@@ -78,7 +78,8 @@ def _alike(expected: Outcome, found: Outcome) -> bool:
     return shapes == {name: tensor.shape for name, tensor in found.outputs.items()}
 
 
-def _why(measured: Drift) -> str:
+def why_different(measured: Drift) -> str:
+    """Say which output is how far off."""
     worst = measured.worst
     if measured.problem or worst is None:
         return f"{measured.problem}."

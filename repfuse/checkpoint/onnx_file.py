@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repfuse.checking.runs import Outcome
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
@@ -19,7 +19,7 @@ from repfuse.wording import described, first_line
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
+NEEDED = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 LARGEST = 2_000_000_000  # bytes: a protobuf message ends at 2 GiB, and the graph is part of it
 PROVIDERS = ["CPUExecutionProvider"]
 
@@ -69,16 +69,32 @@ def runtime_name() -> str:
     return f"ONNX Runtime {importlib.import_module('onnxruntime').__version__}"
 
 
+class InRuntime(nn.Module):
+    """The network in the file at ``path``, which ``network`` is, computed by ONNX Runtime, with torch's threads."""
+
+    def __init__(self, network: nn.Module, path: Path) -> None:
+        super().__init__()
+        self.network = network
+        self._path = path
+        self._sessions: dict[int, Any] = {}
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Run it."""
+        threads = torch.get_num_threads()
+        if threads not in self._sessions:
+            self._sessions[threads] = _session(self._path, threads)
+        session = self._sessions[threads]
+        fed = {slot.name: _array(x) for slot, x in zip(session.get_inputs(), inputs, strict=True)}
+        return session.run(None, fed)
+
+
 def runner(path: Path, names: Sequence[str]) -> Callable[[tuple[Any, ...]], Outcome]:
     """Return what runs the file on tensors; ``names`` are those of its outputs in the original.
 
     Raises RepfuseError where ONNX Runtime does not load the file.
     """
-    runtime = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4  # what it refuses is said once, by us
     try:
-        session = runtime.InferenceSession(str(path), options, providers=PROVIDERS)
+        session = _session(path)
     except Exception as error:  # it has an exception class per status, and no common one
         raise RepfuseError(
             "ONNX Runtime does not load what was written; nothing was kept.",
@@ -87,6 +103,14 @@ def runner(path: Path, names: Sequence[str]) -> Callable[[tuple[Any, ...]], Outc
             exit_code=EXIT_FAILED_CHECK,
         ) from error
     return lambda inputs: _run(session, inputs, names)
+
+
+def _session(path: Path, threads: int = 0) -> Any:
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what it refuses is said once, by us
+    options.intra_op_num_threads = threads
+    return runtime.InferenceSession(str(path), options, providers=PROVIDERS)
 
 
 def _run(session: Any, inputs: tuple[Any, ...], names: Sequence[str]) -> Outcome:

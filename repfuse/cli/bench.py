@@ -57,13 +57,18 @@ def bench(
         update("reading", 0.0)
         from repfuse.benching import bench as measure
         from repfuse.report.bench_view import bench_view
+        from repfuse.saving import in_runtime
 
         loaded = pair.load_pair(*both)
     loaded.notes(quiet=quiet)
-    with progress(quiet=quiet) as update:
+    with (
+        progress(quiet=quiet) as update,
+        in_runtime(loaded.original, loaded.original.module) as original_network,
+        in_runtime(loaded.fused, loaded.fused.module) as fused_network,
+    ):
         result = measure(
-            loaded.original.module,
-            loaded.fused.module,
+            original_network,
+            fused_network,
             loaded.original.example_inputs,
             batch_sizes=batch_size,
             threads=threads,

@@ -22,7 +22,7 @@ from repfuse.plan_file import said_beside
 from repfuse.planning.choosing import choose
 from repfuse.plans import Plan
 from repfuse.report.schema import Environment, Input, Output, Report, Status, envelope, report_path, to_json
-from repfuse.saving import Saved, save
+from repfuse.saving import Saved, in_runtime, save
 from repfuse.version import __version__
 from repfuse.wording import dtype_name
 
@@ -70,7 +70,8 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
     if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
         return report
     progress("timing", 0.7)
-    timing = bench(checkpoint.module, module, checkpoint.example_inputs, seconds=TIMING_SECONDS)
+    with in_runtime(checkpoint, checkpoint.module) as before, in_runtime(checkpoint, module) as after:
+        timing = bench(before, after, checkpoint.example_inputs, seconds=TIMING_SECONDS)
     progress("writing, and reading it again", 0.9)
     with using_threads(threads):
         return _saved(replace(report, timing=timing), checkpoint, module, request, reader)
@@ -121,7 +122,7 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
     report = _report(status, checkpoint, conversion.plan, request.wanted)
     notes = (
         *report.notes,
-        *class_notes(checkpoint.module, conversion.module),
+        *(class_notes(checkpoint.module, conversion.module) if checkpoint.format != "onnx" else ()),
         *_effort_notes(request.effort, checked=conversion.proof is not None),
     )
     report = replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes)

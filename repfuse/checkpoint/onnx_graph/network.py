@@ -1,0 +1,301 @@
+"""The graph of an ONNX file as a module: one call of a child for each node, which functions of torch compute.
+
+The module is an ``fx.GraphModule``, as exported programs are: what is planned and rewritten are its lines, and each
+line goes back to its node by the name of the child that it calls.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.traversal import RecursiveGraphIterator
+from torch import Tensor, fx, nn
+
+from repfuse.checkpoint.onnx_graph import opaque
+from repfuse.checkpoint.onnx_graph.operators import VALUES, Function, Known, function_of
+from repfuse.checkpoint.onnx_graph.reading import DOMAINS, LISTS_NO_WEIGHTS, inputs_of, shapes_of, version_of
+from repfuse.checkpoint.onnx_graph.tensors import tensor_of
+
+FOLDED = 1 << 10  # numbers that a constant may have to be computed when the file is read
+
+
+class Operation(nn.Module):
+    """A node, as a function of torch."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor | None) -> Any:
+        """Compute the node."""
+        return self.function(*inputs)
+
+
+class Expected(opaque.Unseen):
+    """What the file says of its inputs: names, and sizes as far as they are fixed."""
+
+    def __init__(self, wanted: Iterable[tuple[str, tuple[int | None, ...] | None]]) -> None:
+        super().__init__()
+        self.wanted = tuple(wanted)
+
+    def compute(self, *inputs: Tensor | None) -> None:
+        """Raise AssertionError where an input has another size, as an exported program does."""
+        for (name, sizes), x in zip(self.wanted, inputs, strict=True):
+            assert x is not None
+            fits = sizes is None or (
+                len(sizes) == x.dim() and all(n in (None, m) for n, m in zip(sizes, x.shape, strict=True))
+            )
+            if not fits:
+                said, given = "x".join("?" if n is None else str(n) for n in sizes or ()), "x".join(map(str, x.shape))
+                raise AssertionError(f"Guard failed: {name} is {given}, and the file takes {said}")
+
+
+class Default(opaque.Unseen):
+    """A tensor that whoever runs the file may give: the one in the file is no constant."""
+
+    def compute(self, *inputs: Tensor | None) -> Tensor:
+        """Return the one in the file."""
+        (x,) = inputs
+        assert x is not None
+        return x.clone()
+
+
+class Names:
+    """Names of children and tensors of a module, for names of ONNX: those may be any text."""
+
+    def __init__(self) -> None:
+        self.taken = set(dir(fx.GraphModule))
+
+    def __call__(self, name: str | None) -> str:
+        """Return a name that is not taken yet."""
+        base = re.sub(r"[^\w/:-]", "_", name or "node")
+        found, number = base, 0
+        while found in self.taken:
+            number += 1
+            found = f"{base}_{number}"
+        self.taken.add(found)
+        return found
+
+
+class Parts:
+    """How the lines of a module stand for the parts of a graph: nodes by the child that is called, tensors by name.
+
+    Children that are ``passing`` give a tensor as it is; ``expected`` is the one that checks the inputs.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, ir.Node] = {}
+        self.tensors: dict[str, ir.Value] = {}
+        self.inputs: dict[str, ir.Value] = {}
+        self.passing: set[str] = set()
+        self.expected = ""
+
+
+class Building:
+    """Builds the module of one model, and says which part of it is which of the model."""
+
+    def __init__(self, model: ir.Model, shapes: dict[str, tuple[int | None, ...]]) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.version = version_of(model)
+        self.root, self.graph, self.names = nn.Module(), fx.Graph(), Names()
+        self.parts = Parts()
+        self.lines: dict[ir.Value, fx.Node] = {}
+        self.constants = Constants(model, shapes)
+        self.functions = tuple(ir.to_proto(each).SerializeToString() for each in model.functions.values())
+
+    def build(self) -> fx.GraphModule:
+        """Return the module."""
+        given = inputs_of(self.model)
+        for value in given:
+            name = self.names(value.name)
+            line = self.lines[value] = self.graph.placeholder(re.sub(r"\W|^(?=\d)", "_", name))
+            self.parts.inputs[str(line.target)] = value
+        wanted = [(str(value.name), self.shapes.get(str(value.name))) for value in given]
+        self.parts.expected = self.names("inputs")
+        self.root.add_module(self.parts.expected, Expected(wanted))
+        self.graph.call_module(self.parts.expected, tuple(self.lines[value] for value in given))
+        for node in self.model.graph:
+            self._add(node)
+        outputs = {str(value.name): self._line(value) for value in self.model.graph.outputs}
+        self.graph.output(outputs if len(outputs) > 1 else next(iter(outputs.values())))
+        return fx.GraphModule(self.root, self.graph, class_name="Graph")
+
+    def _add(self, node: ir.Node) -> None:
+        taken = [*node.inputs, *captured(node)]
+        path = self.names(node.name or f"{node.op_type}_{node.outputs[0].name}")
+        constant = self.constants.made(node)
+        module = self._module(node, taken) if constant is None else Operation(_itself)
+        args = [None if value is None else self._line(value) for value in taken]
+        args += [] if constant is None else [self._held(self.names(f"{path}_value"), constant)]
+        self.parts.nodes[path] = node
+        self.root.add_module(path, module)
+        line = self.graph.call_module(path, tuple(args))
+        read = [place for place, value in enumerate(node.outputs) if value.name]
+        if len(read) == 1 and not read[0]:
+            self.lines[node.outputs[0]] = line
+            return
+        for place, at in enumerate(read):
+            self.lines[node.outputs[at]] = self.graph.call_function(operator.getitem, (line, place))
+
+    def _line(self, value: ir.Value) -> fx.Node:
+        """Return the line that computes a value: an initialiser is read where it is first used."""
+        if value not in self.lines:
+            assert value.const_value is not None
+            name = self.names(value.name)
+            line = self._held(name, value.const_value.numpy())
+            self.parts.tensors[name] = value
+            if self.constants.may_be_given(value):
+                name = self.names(f"{value.name}_given")
+                self.parts.passing.add(name)
+                self.root.add_module(name, Default())
+                line = self.graph.call_module(name, (line,))
+            self.lines[value] = line
+        return self.lines[value]
+
+    def _held(self, name: str, array: Any) -> fx.Node:
+        """Return the line that reads a tensor, which the module holds from now on."""
+        tensor = tensor_of(np.asarray(array))
+        if tensor.is_floating_point():
+            self.root.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        else:
+            self.root.register_buffer(name, tensor)
+        return self.graph.get_attr(name)
+
+    def _module(self, node: ir.Node, taken: list[ir.Value | None]) -> nn.Module:
+        plain = node.domain in DOMAINS and node.op_identifier() not in self.model.functions
+        outputs = [str(value.name) for value in node.outputs if value.name]
+        if plain and (function := function_of(node.op_type, self._known(node, len(outputs)))) is not None:
+            return Operation(function)
+        if plain and node.op_type == "Shape":
+            return opaque.Sizes(_attribute(node, "start", 0), _attribute(node, "end", None))
+        if plain and node.op_type == "Reshape" and not _attribute(node, "allowzero", 0):
+            return opaque.Reshaped()
+        proto = ir.to_proto(node).SerializeToString()
+        inputs = ["" if value is None else str(value.name) for value in taken]
+        return opaque.Node(proto, dict(self.model.opset_imports), self.functions, inputs, outputs)
+
+    def _known(self, node: ir.Node, outputs: int) -> Known:
+        values = ((place, node.inputs[place]) for place in VALUES.get(node.op_type, ()) if place < len(node.inputs))
+        found = {place: self.constants.value(value) for place, value in values if value is not None}
+        return Known(
+            {name: attribute.value for name, attribute in _plain(node)},
+            self.version,
+            outputs,
+            tuple(None if value is None else self.shapes.get(str(value.name)) for value in node.inputs),
+            {place: array.tolist() for place, array in found.items() if array is not None},
+            tuple(value is not None for value in node.inputs),
+        )
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+def _plain(node: ir.Node) -> Iterator[tuple[str, ir.Attr]]:
+    """Yield the attributes that are numbers and texts."""
+    held = (ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT, ir.AttributeType.FLOATS)
+    for name, attribute in node.attributes.items():
+        if attribute.type in (*held, ir.AttributeType.STRING, ir.AttributeType.STRINGS):
+            yield name, ir.Attr(name, attribute.type, _listed(attribute.value))
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.value
+
+
+def captured(node: ir.Node) -> list[ir.Value]:
+    """Return what the subgraphs of a node read from outside."""
+    graphs: list[Any] = []
+    for attribute in node.attributes.values():
+        graphs += [attribute.value] if attribute.type is ir.AttributeType.GRAPH else []
+        graphs += attribute.value if attribute.type is ir.AttributeType.GRAPHS else []
+    inside = [each for graph in graphs for each in RecursiveGraphIterator(graph)]
+    nested = [graph for each in inside for attribute in each.attributes.values() for graph in _graphs(attribute)]
+    own = {value for graph in (*graphs, *nested) for value in (*graph.inputs, *graph.initializers.values())}
+    own |= {value for each in inside for value in each.outputs}
+    read = [value for each in inside for value in each.inputs if value is not None]
+    read += [value for graph in (*graphs, *nested) for value in graph.outputs]
+    return [value for value in dict.fromkeys(read) if value not in own and value not in node.inputs]
+
+
+def _graphs(attribute: ir.Attr) -> list[Any]:
+    if attribute.type is ir.AttributeType.GRAPH:
+        return [attribute.value]
+    return list(attribute.value) if attribute.type is ir.AttributeType.GRAPHS else []
+
+
+class Constants:
+    """The values of a graph that no input reaches, as far as they are small: numbers that operators have to be told."""
+
+    def __init__(self, model: ir.Model, shapes: dict[str, tuple[int | None, ...]]) -> None:
+        self.model = model
+        self.shapes = shapes
+        self._known: dict[ir.Value, Any] = {}
+
+    def may_be_given(self, value: ir.Value) -> bool:
+        """Whether an initialiser is the default of an input; before version 4 of the format, all were listed there."""
+        return value.is_graph_input() and (self.model.ir_version or 0) >= LISTS_NO_WEIGHTS
+
+    def made(self, node: ir.Node) -> Any:
+        """Return the tensor that a node without inputs holds, or None."""
+        plain = node.domain in DOMAINS and node.op_type == "Constant" and not node.inputs
+        tensor = ir.convenience.get_const_tensor(node.outputs[0]) if plain else None
+        return None if tensor is None else tensor.numpy()
+
+    def value(self, value: ir.Value) -> Any:
+        """Return the array that a value always is, or None."""
+        if value not in self._known:
+            self._known[value] = None  # while it is looked for
+            self._known[value] = self._found(value)
+        return self._known[value]
+
+    def _found(self, value: ir.Value) -> Any:
+        if self.model.graph.initializers.get(str(value.name)) is value:
+            tensor = value.const_value
+            if tensor is None or tensor.size > FOLDED or self.may_be_given(value):
+                return None
+            return tensor.numpy()
+        node = value.producer()
+        if node is None or node.domain not in DOMAINS or captured(node):
+            return None
+        if node.op_type == "Constant":
+            return self.made(node)
+        if node.op_type == "Shape" and node.inputs[0] is not None:
+            sizes: tuple[int | None, ...] = self.shapes.get(str(node.inputs[0].name), (None,))
+            known: tuple[int | None, ...] = sizes[_attribute(node, "start", 0) : _attribute(node, "end", None)]
+            return None if None in known else np.array(known, np.int64)
+        return self._computed(node, value)
+
+    def _computed(self, node: ir.Node, value: ir.Value) -> Any:
+        arrays = [None if x is None else self.value(x) for x in node.inputs]
+        if not arrays or any(x is not None and array is None for x, array in zip(node.inputs, arrays, strict=True)):
+            return None
+        inputs = ["" if x is None else str(x.name) for x in node.inputs]
+        outputs = [str(x.name) for x in node.outputs if x.name]
+        run = opaque.Node(ir.to_proto(node).SerializeToString(), dict(self.model.opset_imports), (), inputs, outputs)
+        try:
+            result = run(*(None if array is None else tensor_of(array) for array in arrays))
+        except Exception:  # it takes what no such run has: nothing is known then
+            return None
+        found = result[outputs.index(str(value.name))] if isinstance(result, tuple) else result
+        return found.numpy() if found.numel() <= FOLDED else None
+
+
+def network_of(model: ir.Model, path: Path) -> tuple[fx.GraphModule, Parts]:
+    """Return the module of the model in the file at ``path``, and which part of it is which of the model."""
+    building = Building(model, shapes_of(path))
+    module = building.build()
+    module.eval()
+    return module, building.parts
