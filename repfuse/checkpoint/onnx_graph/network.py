@@ -18,11 +18,12 @@ from onnx_ir.traversal import RecursiveGraphIterator
 from torch import Tensor, fx, nn
 
 from repfuse.checkpoint.onnx_graph import opaque
-from repfuse.checkpoint.onnx_graph.operators import VALUES, Function, Known, function_of
+from repfuse.checkpoint.onnx_graph.operators import VALUES, Function, Known, Shape, function_of
 from repfuse.checkpoint.onnx_graph.reading import DOMAINS, LISTS_NO_WEIGHTS, inputs_of, shapes_of, version_of
 from repfuse.checkpoint.onnx_graph.tensors import tensor_of
 
-FOLDED = 1 << 10  # numbers that a constant may have to be computed when the file is read
+FOLDED = 1 << 10  # numbers that a constant may have to be looked for as an argument of an operator
+LARGE = 1 << 62
 
 
 class Operation(nn.Module):
@@ -40,7 +41,7 @@ class Operation(nn.Module):
 class Expected(opaque.Unseen):
     """What the file says of its inputs: names, and sizes as far as they are fixed."""
 
-    def __init__(self, wanted: Iterable[tuple[str, tuple[int | None, ...] | None]]) -> None:
+    def __init__(self, wanted: Iterable[tuple[str, Shape | None]]) -> None:
         super().__init__()
         self.wanted = tuple(wanted)
 
@@ -48,11 +49,11 @@ class Expected(opaque.Unseen):
         """Raise AssertionError where an input has another size, as an exported program does."""
         for (name, sizes), x in zip(self.wanted, inputs, strict=True):
             assert x is not None
-            fits = sizes is None or (
-                len(sizes) == x.dim() and all(n in (None, m) for n, m in zip(sizes, x.shape, strict=True))
-            )
-            if not fits:
-                said, given = "x".join("?" if n is None else str(n) for n in sizes or ()), "x".join(map(str, x.shape))
+            if sizes is None:
+                continue
+            pairs = zip(sizes, x.shape, strict=False)
+            if len(sizes) != x.dim() or any(isinstance(n, int) and n != m for n, m in pairs):
+                said, given = "x".join("?" if n is None else str(n) for n in sizes), "x".join(map(str, x.shape))
                 raise AssertionError(f"Guard failed: {name} is {given}, and the file takes {said}")
 
 
@@ -100,7 +101,7 @@ class Parts:
 class Building:
     """Builds the module of one model, and says which part of it is which of the model."""
 
-    def __init__(self, model: ir.Model, shapes: dict[str, tuple[int | None, ...]]) -> None:
+    def __init__(self, model: ir.Model, shapes: dict[str, Shape]) -> None:
         self.model = model
         self.shapes = shapes
         self.version = version_of(model)
@@ -130,8 +131,9 @@ class Building:
     def _add(self, node: ir.Node) -> None:
         taken = [*node.inputs, *captured(node)]
         path = self.names(node.name or f"{node.op_type}_{node.outputs[0].name}")
-        constant = self.constants.made(node)
-        module = self._module(node, taken) if constant is None else Operation(_itself)
+        module = self._module(node, taken)
+        constant = self.constants.made(node) if isinstance(module, opaque.Node) else None
+        module = module if constant is None else Operation(_last)
         args = [None if value is None else self._line(value) for value in taken]
         args += [] if constant is None else [self._held(self.names(f"{path}_value"), constant)]
         self.parts.nodes[path] = node
@@ -191,11 +193,12 @@ class Building:
             tuple(None if value is None else self.shapes.get(str(value.name)) for value in node.inputs),
             {place: array.tolist() for place, array in found.items() if array is not None},
             tuple(value is not None for value in node.inputs),
+            self.shapes.get(str(node.outputs[0].name)),
         )
 
 
-def _itself(x: Tensor) -> Tensor:
-    return x
+def _last(*given: Tensor) -> Tensor:
+    return given[-1]
 
 
 def _plain(node: ir.Node) -> Iterator[tuple[str, ir.Attr]]:
@@ -239,7 +242,7 @@ def _graphs(attribute: ir.Attr) -> list[Any]:
 class Constants:
     """The values of a graph that no input reaches, as far as they are small: numbers that operators have to be told."""
 
-    def __init__(self, model: ir.Model, shapes: dict[str, tuple[int | None, ...]]) -> None:
+    def __init__(self, model: ir.Model, shapes: dict[str, Shape]) -> None:
         self.model = model
         self.shapes = shapes
         self._known: dict[ir.Value, Any] = {}
@@ -249,37 +252,38 @@ class Constants:
         return value.is_graph_input() and (self.model.ir_version or 0) >= LISTS_NO_WEIGHTS
 
     def made(self, node: ir.Node) -> Any:
-        """Return the tensor that a node without inputs holds, or None."""
-        plain = node.domain in DOMAINS and node.op_type == "Constant" and not node.inputs
-        tensor = ir.convenience.get_const_tensor(node.outputs[0]) if plain else None
-        return None if tensor is None else tensor.numpy()
+        """Return the tensor that a node computes from constants alone, of whatever size, or None."""
+        return self._found(node.outputs[0], LARGE) if len(node.outputs) == 1 else None
 
-    def value(self, value: ir.Value) -> Any:
-        """Return the array that a value always is, or None."""
+    def value(self, value: ir.Value, most: int = FOLDED) -> Any:
+        """Return the array that a value always is, or None: where there is none, or of more numbers than ``most``."""
         if value not in self._known:
-            self._known[value] = None  # while it is looked for
-            self._known[value] = self._found(value)
+            found = self._found(value, most)
+            if found is None and most < LARGE:
+                return None  # a larger one may be
+            self._known[value] = found
         return self._known[value]
 
-    def _found(self, value: ir.Value) -> Any:
+    def _found(self, value: ir.Value, most: int) -> Any:
         if self.model.graph.initializers.get(str(value.name)) is value:
             tensor = value.const_value
-            if tensor is None or tensor.size > FOLDED or self.may_be_given(value):
+            if tensor is None or tensor.size > most or self.may_be_given(value):
                 return None
             return tensor.numpy()
         node = value.producer()
         if node is None or node.domain not in DOMAINS or captured(node):
             return None
-        if node.op_type == "Constant":
-            return self.made(node)
+        if node.op_type == "Constant" and not node.inputs:
+            tensor = ir.convenience.get_const_tensor(value)
+            return None if tensor is None or tensor.size > most else tensor.numpy()
         if node.op_type == "Shape" and node.inputs[0] is not None:
-            sizes: tuple[int | None, ...] = self.shapes.get(str(node.inputs[0].name), (None,))
-            known: tuple[int | None, ...] = sizes[_attribute(node, "start", 0) : _attribute(node, "end", None)]
-            return None if None in known else np.array(known, np.int64)
-        return self._computed(node, value)
+            sizes: Shape = self.shapes.get(str(node.inputs[0].name), (None,))
+            known: Shape = sizes[_attribute(node, "start", 0) : _attribute(node, "end", None)]
+            return np.array(known, np.int64) if all(isinstance(n, int) for n in known) else None
+        return self._computed(node, value, most)
 
-    def _computed(self, node: ir.Node, value: ir.Value) -> Any:
-        arrays = [None if x is None else self.value(x) for x in node.inputs]
+    def _computed(self, node: ir.Node, value: ir.Value, most: int) -> Any:
+        arrays = [None if x is None else self.value(x, most) for x in node.inputs]
         if not arrays or any(x is not None and array is None for x, array in zip(node.inputs, arrays, strict=True)):
             return None
         inputs = ["" if x is None else str(x.name) for x in node.inputs]
@@ -290,7 +294,7 @@ class Constants:
         except Exception:  # it takes what no such run has: nothing is known then
             return None
         found = result[outputs.index(str(value.name))] if isinstance(result, tuple) else result
-        return found.numpy() if found.numel() <= FOLDED else None
+        return found.numpy() if found.numel() <= most else None
 
 
 def network_of(model: ir.Model, path: Path) -> tuple[fx.GraphModule, Parts]:

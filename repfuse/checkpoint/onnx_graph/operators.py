@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Function = Callable[..., Any]
+Shape = tuple[int | str | None, ...]
+"""Sizes, as far as they are fixed; those that are not by name, where they have one."""
 Pads = list[tuple[int, int]]
 
 FAR = 2**31 - 1
@@ -32,10 +34,12 @@ class Known:
     attributes: dict[str, Any]
     version: int
     outputs: int = 1
-    shapes: tuple[tuple[int | None, ...] | None, ...] = ()
+    shapes: tuple[Shape | None, ...] = ()
     values: dict[int, Any] = field(default_factory=dict)
     given: tuple[bool, ...] = ()
     """Whether each input is there: one that is optional may be left out."""
+    gives: Shape | None = None
+    """The shape of the first output."""
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an attribute."""
@@ -57,12 +61,31 @@ class Known:
         """Whether there is an input at this place."""
         return place < len(self.given) and self.given[place]
 
-    def rank(self) -> int:
-        """Return how many axes the first input has. Raises Computed where that is not known."""
-        shape = self.shapes[0] if self.shapes else None
+    def shape(self, place: int = 0) -> Shape:
+        """Return the shape of an input. Raises Computed where it is not known."""
+        shape = self.shapes[place] if place < len(self.shapes) else None
         if shape is None:
             raise Computed
-        return len(shape)
+        return shape
+
+    def size(self, axis: int, place: int = 0) -> int:
+        """Return the size of an input along an axis. Raises Computed where it is not fixed."""
+        size = self.shape(place)[axis]
+        if not isinstance(size, int):
+            raise Computed
+        return size
+
+    def rank(self) -> int:
+        """Return how many axes the first input has. Raises Computed where that is not known."""
+        return len(self.shape())
+
+    def kernel(self) -> list[int]:
+        """Return the size of the window. Raises Computed where it is not known, or has too many axes for torch."""
+        rank = len(self.shape(1)) if "kernel_shape" not in self.attributes else 0
+        kernel = self.get("kernel_shape") or [self.size(axis, 1) for axis in range(2, rank)]
+        if not 1 <= len(kernel) <= 3:
+            raise Computed
+        return list(kernel)
 
 
 class Computed(Exception):
@@ -89,22 +112,10 @@ def _pads(known: Known, kernel: Sequence[int]) -> Pads:
     found = []
     for axis, (k, s, d) in enumerate(zip(kernel, steps, spread, strict=True)):
         reach = d * (k - 1) + 1
-        total = reach - 1 if s == 1 else max((_outputs(known, axis, s) - 1) * s + reach - _size(known, axis), 0)
+        total = reach - 1 if s == 1 else max((-(-known.size(axis + 2) // s) - 1) * s + reach - known.size(axis + 2), 0)
         small, large = total // 2, total - total // 2
         found.append((small, large) if how == "SAME_UPPER" else (large, small))
     return found
-
-
-def _size(known: Known, axis: int) -> int:
-    shape = known.shapes[0] if known.shapes else None
-    size = None if shape is None else shape[axis + 2]
-    if size is None:
-        raise Computed
-    return size
-
-
-def _outputs(known: Known, axis: int, stride: int) -> int:
-    return -(-_size(known, axis) // stride)
 
 
 def _flat(pads: Pads) -> list[int]:
@@ -118,10 +129,7 @@ def _even(pads: Pads) -> list[int] | None:
 
 
 def _conv(known: Known) -> Function | None:
-    weight = known.shapes[1] if len(known.shapes) > 1 else None
-    kernel = known.get("kernel_shape") or (list(weight[2:]) if weight else None)
-    if kernel is None or None in kernel or not 1 <= len(kernel) <= 3:
-        return None
+    kernel = known.kernel()
     convolve: Function = (torch.conv1d, torch.conv2d, torch.conv3d)[len(kernel) - 1]
     (stride, dilation), pads, groups = _window(known, kernel), _pads(known, kernel), known.get("group", 1)
     padding = _even(pads)
@@ -132,11 +140,8 @@ def _conv(known: Known) -> Function | None:
 
 
 def _conv_transpose(known: Known) -> Function | None:
-    weight = known.shapes[1] if len(known.shapes) > 1 else None
-    kernel = known.get("kernel_shape") or (list(weight[2:]) if weight else None)
-    if kernel is None or None in kernel or not 1 <= len(kernel) <= 3 or known.get("output_shape"):
-        return None
-    if known.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+    kernel = known.kernel()
+    if known.get("output_shape") or known.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
     convolve: Function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(kernel) - 1]
     (stride, dilation), pads, groups = _window(known, kernel), _pads(known, kernel), known.get("group", 1)
@@ -159,8 +164,7 @@ def _batch_norm(known: Known) -> Function | None:
 def _gemm(known: Known) -> Function | None:
     alpha, beta = known.get("alpha", 1.0), known.get("beta", 1.0)
     turns_a, turns_b = known.get("transA", 0), known.get("transB", 0)
-    bias = known.shapes[2] if len(known.shapes) > 2 else None
-    if alpha == beta == 1 and turns_b and not turns_a and (not known.has(2) or (bias is not None and len(bias) == 1)):
+    if alpha == beta == 1 and turns_b and not turns_a and (not known.has(2) or len(known.shape(2)) == 1):
         return lambda a, b, c=None: F.linear(a, b, c)
 
     def gemm(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
@@ -172,9 +176,7 @@ def _gemm(known: Known) -> Function | None:
 
 
 def _average_pool(known: Known) -> Function | None:
-    kernel = known.get("kernel_shape", [])
-    if not 1 <= len(kernel) <= 3:
-        return None
+    kernel = known.kernel()
     pool: Function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
     (stride, dilation), pads = _window(known, kernel), _pads(known, kernel)
     rounds_up, counts = bool(known.get("ceil_mode", 0)), bool(known.get("count_include_pad", 0))
@@ -196,8 +198,8 @@ def _average_pool(known: Known) -> Function | None:
 
 
 def _max_pool(known: Known) -> Function | None:
-    kernel = known.get("kernel_shape", [])
-    if not 1 <= len(kernel) <= 3 or known.outputs > 1:
+    kernel = known.kernel()
+    if known.outputs > 1:
         return None
     pool: Function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel) - 1]
     (stride, dilation), pads = _window(known, kernel), _pads(known, kernel)
@@ -254,9 +256,7 @@ def _gather(known: Known) -> Function | None:
         return None
     if min(places, default=0) >= 0:
         return lambda x, index: torch.index_select(x, axis, index)
-    size = known.shapes[0][axis] if known.shapes and known.shapes[0] else None
-    if size is None:
-        return None
+    size = known.size(axis)
     return lambda x, index: torch.index_select(x, axis, torch.remainder(index, size))
 
 
@@ -269,13 +269,16 @@ def _split(known: Known) -> Function | None:
 
 
 def _reshape(known: Known) -> Function | None:
-    wanted = known.said("shape", 1)
     kept = not known.get("allowzero", 0)
-
-    def reshape(x: Tensor, *_: Any) -> Tensor:
-        return x.reshape([x.size(axis) if n == 0 and kept else n for axis, n in enumerate(wanted)])
-
-    return reshape
+    if 1 in known.values or "shape" in known.attributes:
+        said = known.said("shape", 1)
+        wanted: list[Any] = [str(axis) if n == 0 and kept else n for axis, n in enumerate(said)]
+    else:  # computed of sizes that the input has, too
+        own, gives = known.shape(), known.gives or ()
+        wanted = [n if isinstance(n, int) else str(own.index(n)) if n is not None and n in own else -1 for n in gives]
+        if not wanted or wanted.count(-1) > 1:
+            raise Computed
+    return lambda x, *_: x.reshape([x.size(int(n)) if isinstance(n, str) else n for n in wanted])
 
 
 def _flatten(known: Known) -> Function | None:
@@ -419,11 +422,8 @@ def _gelu(known: Known) -> Function:
 
 def _layer_norm(known: Known) -> Function | None:
     axis, eps = known.get("axis", -1), known.get("epsilon", 1e-5)
-    weight = known.shapes[1] if len(known.shapes) > 1 else None
-    sizes = [n for n in weight or () if n is not None]
-    if weight is None or len(sizes) < len(weight) or known.outputs > 1:
-        return None
-    if len(weight) != (-axis if axis < 0 else known.rank() - axis):
+    sizes = [known.size(place, 1) for place in range(len(known.shape(1)))]
+    if known.outputs > 1 or len(sizes) != (-axis if axis < 0 else known.rank() - axis):
         return None
     return lambda x, w, b=None: F.layer_norm(x, sizes, w, b, eps)
 
@@ -438,17 +438,17 @@ def _concat(known: Known) -> Function:
     return lambda *parts: torch.cat(parts, axis)
 
 
-def _expand(known: Known) -> Function | None:
+def _einsum(known: Known) -> Function:
+    equation = known.get("equation")
+    return lambda *operands: torch.einsum(equation, *operands)
+
+
+def _expand(known: Known) -> Function:
     wanted = known.said("shape", 1)
-    rank = known.rank()
-    if len(wanted) < rank:
-        wanted = [1] * (rank - len(wanted)) + wanted
-    shape = known.shapes[0]
-    assert shape is not None
-    own = [1] * (len(wanted) - rank) + list(shape)
-    if any(n == 1 and size is None for n, size in zip(wanted, own, strict=True)):
-        return None
+    wanted = [1] * (known.rank() - len(wanted)) + wanted
     sizes = [-1 if n == 1 else n for n in wanted]
+    if any(n == 1 for n in wanted[: len(wanted) - known.rank()]):
+        raise Computed
     return lambda x, *_: x.expand(sizes)
 
 
@@ -497,6 +497,10 @@ ROWS: dict[str, Row] = {
     "Clip": _clip,
     "Slice": _slice,
     "Gather": _gather,
+    "ReduceL1": _reduced(lambda x, axes, keeps: x.abs().sum(axes, keepdim=keeps)),
+    "ReduceL2": _reduced(lambda x, axes, keeps: torch.linalg.vector_norm(x, dim=axes, keepdim=keeps)),
+    "ReduceSumSquare": _reduced(lambda x, axes, keeps: (x * x).sum(axes, keepdim=keeps)),
+    "Einsum": _einsum,
     "Concat": _concat,
     "Split": _split,
     "Reshape": _reshape,
@@ -536,7 +540,7 @@ ROWS: dict[str, Row] = {
 VALUES = {
     "Reshape": (1,), "Pad": (1, 2, 3), "Clip": (1, 2), "Slice": (1, 2, 3, 4), "Gather": (1,), "Split": (1,),
     "Squeeze": (1,), "Unsqueeze": (1,), "Expand": (1,), "Resize": (1, 2, 3), "Dropout": (2,),
-    **{f"Reduce{kind}": (1,) for kind in ("Mean", "Sum", "Max", "Min")},
+    **{f"Reduce{kind}": (1,) for kind in ("Mean", "Sum", "Max", "Min", "L1", "L2", "SumSquare")},
 }  # fmt: skip
 """The inputs that torch has to be told as numbers, by their places."""
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 from torch import Tensor
 
+from repfuse.checkpoint.onnx_graph import operators
 from repfuse.checkpoint.onnx_graph.operators import DTYPES
 from repfuse.checkpoint.onnx_graph.tensors import tensor_of
 from repfuse.checkpoint.recognise import damaged
@@ -96,14 +97,14 @@ def tensors_of(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
         yield name, value.const_value
 
 
-def shapes_of(path: Path) -> dict[str, tuple[int | None, ...]]:
-    """Return the shapes of all values as far as they are fixed, None for sizes that are not; by name."""
+def shapes_of(path: Path) -> dict[str, operators.Shape]:
+    """Return the shapes of all values, by name, as far as they can be told before the network runs."""
     model = ir.load(path)
     with suppress(Exception):  # what it does not know stays unknown
         ShapeInferencePass()(model)
     known = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     found = {str(value.name): value.shape for value in known if value.shape is not None}
-    sizes = {name: tuple(n if isinstance(n, int) else None for n in shape.dims) for name, shape in found.items()}
+    sizes = {name: tuple(n if isinstance(n, int) else n.value for n in shape.dims) for name, shape in found.items()}
     held = {name: tuple(map(int, tensor.shape.numpy())) for name, tensor in tensors_of(model)}
     return {**sizes, **held}
 
