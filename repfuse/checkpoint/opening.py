@@ -87,7 +87,7 @@ def _open_graph(path: Path) -> Opened:
 
     model = read(path)
     files = files_of(model, path)
-    module, _ = network_of(model, path)
+    module = network_of(model, path)
     inputs, is_open = example_of(model)
     contents = Contents(module=module, notes=notes_on(model))
     return Opened(path, "onnx", digest_of(path, *files), contents, None, files=files, inputs=inputs, open=is_open)

@@ -6,6 +6,7 @@ line goes back to its node by the name of the child that it calls.
 
 from __future__ import annotations
 
+import keyword
 import operator
 import re
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from onnx_ir.traversal import RecursiveGraphIterator
 from torch import Tensor, fx, nn
 
@@ -71,7 +73,7 @@ class Names:
     """Names of children and tensors of a module, for names of ONNX: those may be any text."""
 
     def __init__(self) -> None:
-        self.taken = set(dir(fx.GraphModule))
+        self.taken = {*dir(fx.GraphModule), *keyword.kwlist}
 
     def __call__(self, name: str | None) -> str:
         """Return a name that is not taken yet."""
@@ -99,11 +101,12 @@ class Parts:
 
 
 class Building:
-    """Builds the module of one model, and says which part of it is which of the model."""
+    """Builds the module of one model, and says which part of it is which of the model; ``bare``, it has no numbers."""
 
-    def __init__(self, model: ir.Model, shapes: dict[str, Shape]) -> None:
+    def __init__(self, model: ir.Model, shapes: dict[str, Shape], *, bare: bool) -> None:
         self.model = model
         self.shapes = shapes
+        self.bare = bare
         self.version = version_of(model)
         self.root, self.graph, self.names = nn.Module(), fx.Graph(), Names()
         self.parts = Parts()
@@ -135,7 +138,7 @@ class Building:
         constant = self.constants.made(node) if isinstance(module, opaque.Node) else None
         module = module if constant is None else Operation(_last)
         args = [None if value is None else self._line(value) for value in taken]
-        args += [] if constant is None else [self._held(self.names(f"{path}_value"), constant)]
+        args += [] if constant is None else [self._held(self.names(f"{path}_value"), ir.tensor(constant))]
         self.parts.nodes[path] = node
         self.root.add_module(path, module)
         line = self.graph.call_module(path, tuple(args))
@@ -151,7 +154,7 @@ class Building:
         if value not in self.lines:
             assert value.const_value is not None
             name = self.names(value.name)
-            line = self._held(name, value.const_value.numpy())
+            line = self._held(name, value.const_value)
             self.parts.tensors[name] = value
             if self.constants.may_be_given(value):
                 name = self.names(f"{value.name}_given")
@@ -161,9 +164,9 @@ class Building:
             self.lines[value] = line
         return self.lines[value]
 
-    def _held(self, name: str, array: Any) -> fx.Node:
+    def _held(self, name: str, held: ir.TensorProtocol) -> fx.Node:
         """Return the line that reads a tensor, which the module holds from now on."""
-        tensor = tensor_of(np.asarray(array))
+        tensor = torch.empty(0) if self.bare else tensor_of(held.numpy())
         if tensor.is_floating_point():
             self.root.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
         else:
@@ -297,9 +300,15 @@ class Constants:
         return found.numpy() if found.numel() <= most else None
 
 
-def network_of(model: ir.Model, path: Path) -> tuple[fx.GraphModule, Parts]:
-    """Return the module of the model in the file at ``path``, and which part of it is which of the model."""
-    building = Building(model, shapes_of(path))
-    module = building.build()
+def network_of(model: ir.Model, path: Path) -> fx.GraphModule:
+    """Return the module of the model in the file at ``path``."""
+    module = Building(model, shapes_of(path), bare=False).build()
     module.eval()
-    return module, building.parts
+    return module
+
+
+def parts_of(model: ir.Model, path: Path) -> Parts:
+    """Return which part of the module of this model is which of the model; its numbers are not read for that."""
+    building = Building(model, shapes_of(path), bare=True)
+    building.build()
+    return building.parts

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 
-from repfuse.checkpoint.onnx_graph.network import Parts, captured, network_of
+from repfuse.checkpoint.onnx_graph.network import Parts, captured, parts_of
 from repfuse.checkpoint.onnx_graph.reading import LISTS_NO_WEIGHTS, read, tensors_of, version_of
 from repfuse.checkpoint.onnx_graph.tensors import array_of
 
@@ -32,9 +32,8 @@ PADS_AS_INPUT = 11  # the opset from which on Pad is told its amounts by an inpu
 def edited(path: Path, module: nn.Module) -> ir.Model:
     """Return the model in the file at ``path`` as ``module`` was rewritten, which was read from it."""
     model = read(path)
-    _, parts = network_of(model, path)
     assert isinstance(module, fx.GraphModule)
-    _Editing(model, parts, module).run()
+    _Editing(model, parts_of(model, path), module).run()
     return model
 
 
@@ -243,7 +242,7 @@ def _taken(model: ir.Model) -> set[str]:
 
 
 LARGEST = 2_000_000_000  # bytes: a protobuf message ends at 2 GiB, and the graph is part of it
-SMALL = 1024  # bytes of a tensor that is not worth a place in another file
+SMALL = 256  # bytes of a tensor that is not worth a place in another file
 
 
 def write(model: ir.Model, path: Path, before: Sequence[Path]) -> tuple[Path, ...]:
