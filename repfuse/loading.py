@@ -223,7 +223,8 @@ def _known(opened: Opened, network: Network) -> tuple[Shapes, str]:
     """
     if opened.recipe is not None and opened.recipe.input:
         return parse_shapes(opened.recipe.input), "checkpoint"
-    if opened.inputs:
-        return opened.inputs, "checkpoint"
+    if opened.inputs:  # floating ones are of the dtype that the file says, as they are for any other network
+        plain = (replace(each, dtype=None) if "float" in str(each.dtype) else each for each in opened.inputs)
+        return tuple(plain), "checkpoint"
     known = known_shape(network.module, network.source.arguments if network.source else {})
     return (known,) if known else (), "model source" if network.source else "checkpoint"

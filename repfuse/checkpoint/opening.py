@@ -27,7 +27,8 @@ class Opened:
     """A file, read: ``format`` as repfuse names it, its digest, its network and recipe, and its text metadata.
 
     ``program`` is the exported program, where the file is one; ``files`` are those that were read besides. ``inputs``
-    are the shapes that the file says its network takes; where it leaves sizes ``open``, they are an example.
+    are the shapes that the file says its network takes; where it leaves sizes ``open``, other than the batch, they
+    are a guess.
     """
 
     path: Path

@@ -116,11 +116,11 @@ def files_of(model: ir.Model, path: Path) -> tuple[Path, ...]:
 
 
 def example_of(model: ir.Model) -> tuple[tuple[Shape, ...], bool]:
-    """Return an example of the shapes that a model takes, and whether any of the sizes are free."""
+    """Return an example of the shapes that a model takes, and whether sizes other than the batch are free."""
     found, is_open = [], False
     for value in inputs_of(model):
         dims = value.shape.dims if value.shape is not None else (None,) * 4
-        is_open = is_open or not all(isinstance(n, int) for n in dims)
+        is_open = is_open or not all(isinstance(n, int) for n in dims[1:])
         usual = (1, USUAL_CHANNELS, *(USUAL_SIZE.get(len(dims) - 2, 1),) * (len(dims) - 2))
         sizes = (n if isinstance(n, int) else usual[axis] for axis, n in enumerate(dims))
         assert value.dtype is not None
