@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT, SAMPLES, SUPPORT, Cli
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.onnx_models import exported
 from support.snapshots import FOLDER as SNAPSHOTS
 
 from repfuse.samples import DigitsRepVGG
@@ -118,6 +119,7 @@ def desk(tmp_path: Path) -> Path:
     held_out = load_file(SAMPLES / "digits_heldout.safetensors")
     shutil.copy(SAMPLES / "repvgg_digits.pt", tmp_path / "model.pt")
     torch.export.save(torch.export.export(model, (example,)), tmp_path / "model.pt2")
+    exported(model, [example], tmp_path / "deployed.onnx")
     np.savez(tmp_path / "batch.npz", **{name: tensor.numpy() for name, tensor in held_out.items()})
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "net.py").write_text(NETWORK)
