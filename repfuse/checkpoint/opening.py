@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.contents import RECIPE, Contents, find
 from repfuse.checkpoint.recipe import Recipe, read_recipe
-from repfuse.checkpoint.recognise import Container, recognise
+from repfuse.checkpoint.recognise import Container, damaged, recognise
+from repfuse.wording import described
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +89,10 @@ def _open_graph(path: Path) -> Opened:
 
     model = read(path)
     files = files_of(model, path)
-    module = network_of(model, path)
+    try:
+        module = network_of(model, path)
+    except Exception as error:  # its nodes may say anything, and of some that is looked at before they run
+        raise damaged(path, described(error)) from error
     inputs, is_open = example_of(model)
     contents = Contents(module=module, notes=notes_on(model))
     return Opened(path, "onnx", digest_of(path, *files), contents, None, files=files, inputs=inputs, open=is_open)

@@ -10,6 +10,7 @@ import keyword
 import operator
 import re
 from collections.abc import Iterable, Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from repfuse.checkpoint.onnx_graph.reading import DOMAINS, LISTS_NO_WEIGHTS, inp
 from repfuse.checkpoint.onnx_graph.tensors import tensor_of
 
 FOLDED = 1 << 10  # numbers that a constant may have to be looked for as an argument of an operator
-LARGE = 1 << 62
+LARGE = 1 << 26
+"""As many numbers as a constant may have to be computed at all when a file is read."""
 
 
 class Operation(nn.Module):
@@ -286,6 +288,10 @@ class Constants:
         return self._computed(node, value, most)
 
     def _computed(self, node: ir.Node, value: ir.Value, most: int) -> Any:
+        shape = self.shapes.get(str(value.name))
+        sizes = [n for n in shape or () if isinstance(n, int)]
+        if shape is None or len(sizes) < len(shape) or prod(sizes) > most:
+            return None
         arrays = [None if x is None else self.value(x, most) for x in node.inputs]
         if not arrays or any(x is not None and array is None for x, array in zip(node.inputs, arrays, strict=True)):
             return None
@@ -297,7 +303,7 @@ class Constants:
         except Exception:  # it takes what no such run has: nothing is known then
             return None
         found = result[outputs.index(str(value.name))] if isinstance(result, tuple) else result
-        return found.numpy() if found.numel() <= most else None
+        return found.numpy()
 
 
 def network_of(model: ir.Model, path: Path) -> fx.GraphModule:

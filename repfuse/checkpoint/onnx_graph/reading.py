@@ -42,7 +42,8 @@ def read(path: Path) -> ir.Model:
 
 def _check(model: ir.Model, path: Path) -> None:
     if not model.graph.outputs or not len(model.graph):
-        raise RepfuseError(f"{path} holds no network.", "Its graph has no nodes, or gives nothing.", "")
+        what, hint = f"{path} holds no network.", "Give the file that holds the whole graph."
+        raise RepfuseError(what, "Its graph has no nodes, or gives nothing.", hint)
     kinds = [node.op_type for node in model.graph]
     if any(kind.startswith(QUANTISED) for kind in kinds):
         raise quantised(str(path), aware=False)
@@ -54,13 +55,15 @@ def _check(model: ir.Model, path: Path) -> None:
         )
     for value in (*inputs_of(model), *model.graph.outputs):
         if not isinstance(value.type, ir.TensorType):
-            raise RepfuseError(f"{value.name!r} of {path} is no tensor.", "repfuse merges networks of tensors.", "")
+            what, why = f"{value.name!r} of {path} is no tensor.", "repfuse merges networks of tensors alone."
+            raise RepfuseError(what, why, "Export the network so that it takes and gives tensors.")
     for name, tensor in tensors_of(model):
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(name, tensor, path)
         if int(tensor.dtype) not in DTYPES:
             what = f"The tensor {name!r} of {path} is of {tensor.dtype.name}."
-            raise RepfuseError(what, "That has no numbers, or other ones than torch computes with.", "")
+            why = "That has no numbers, or other ones than torch computes with."
+            raise RepfuseError(what, why, "Convert the float model that it was made from.")
 
 
 def _check_external(name: str, tensor: ir.ExternalTensor, path: Path) -> None:
@@ -93,7 +96,8 @@ def tensors_of(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
     """Yield the tensors in the graph itself: its initialisers, by their names."""
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
-            raise RepfuseError(f"The tensor {name!r} has no numbers.", "The file was written without them.", "")
+            what, why = f"The tensor {name!r} has no numbers.", "The file was written without them."
+            raise RepfuseError(what, why, "Give the file that holds the weights, too.")
         yield name, value.const_value
 
 
