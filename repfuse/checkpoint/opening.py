@@ -11,6 +11,8 @@ from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.contents import RECIPE, Contents, find
 from repfuse.checkpoint.recipe import Recipe, read_recipe
 from repfuse.checkpoint.recognise import Container, damaged, recognise
+from repfuse.errors import RepfuseError
+from repfuse.quiet import quietly
 from repfuse.wording import described
 
 if TYPE_CHECKING:
@@ -87,14 +89,15 @@ def _open_graph(path: Path) -> Opened:
     from repfuse.checkpoint.onnx_graph.network import network_of  # onnx takes a second to import
     from repfuse.checkpoint.onnx_graph.reading import example_of, files_of, notes_on, read
 
-    model = read(path)
-    files = files_of(model, path)
     try:
-        module = network_of(model, path)
-    except Exception as error:  # its nodes may say anything, and of some that is looked at before they run
+        with quietly():
+            model = read(path)
+            files, (inputs, is_open) = files_of(model, path), example_of(model)
+            contents = Contents(module=network_of(model, path), notes=notes_on(model))
+    except RepfuseError:
+        raise
+    except Exception as error:  # its parts may say anything, and of some that is looked at before they run
         raise damaged(path, described(error)) from error
-    inputs, is_open = example_of(model)
-    contents = Contents(module=module, notes=notes_on(model))
     return Opened(path, "onnx", digest_of(path, *files), contents, None, files=files, inputs=inputs, open=is_open)
 
 
