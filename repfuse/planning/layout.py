@@ -186,6 +186,11 @@ class _LayingOut:
         for call, candidate in kept:
             alike[call, _maps(candidate)].append(candidate)
         for call, candidate in kept:
+            if (inside := self._inside_of_a_line(call, candidate.region.root)) is not None:
+                error = NotAffine("outer-reference", f"it is within {inside.path!r}, one line of a graph")
+                self.layout.refused[inside] = error.code, error.reason
+                self.refuse(error, candidate.region.root)
+                continue
             try:
                 if not self._fold(call, candidate, alike[call, _maps(candidate)]):
                     blocks[call].append(candidate)
@@ -199,6 +204,11 @@ class _LayingOut:
                 for candidate in members:
                     self.refuse(error, candidate.region.root)
         return self.layout
+
+    def _inside_of_a_line(self, call: Call, root: fx.Node) -> Call | None:
+        """Return the call that made a value which is none of a line of the owner's graph; None where it is one."""
+        inner = self.recording.call_of[root]
+        return None if not call.lines or inner is call or root in call.lines.values() else inner
 
     def _calls(self, region: Region) -> set[Call]:
         """Return every call in which a node of the region was made."""

@@ -412,6 +412,8 @@ def _elu(known: Known) -> Function:
 
 def _hard_sigmoid(known: Known) -> Function:
     alpha, beta = known.get("alpha", 0.2), known.get("beta", 0.5)
+    if abs(alpha - 1 / 6) < 1e-7 and beta == 0.5:  # as torch means it, and its exporters write it
+        return F.hardsigmoid
     return lambda x: torch.clamp(x * alpha + beta, 0, 1)
 
 
@@ -520,7 +522,7 @@ ROWS: dict[str, Row] = {
     "Elu": _elu,
     "Sigmoid": _one(torch.sigmoid),
     "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _one(lambda x: x * torch.clamp(x / 6 + 0.5, 0, 1)),
+    "HardSwish": _one(F.hardswish),
     "Tanh": _one(torch.tanh),
     "Softplus": _one(F.softplus),
     "Mish": _one(F.mish),
