@@ -105,6 +105,15 @@ SPELLINGS = [
         node("MatMul", "x p", "a"), node("MatMul", "x q", "c"), node("Add", "a c", "d"), node("Add", "d r", "y"),
     ], {name: MATRICES[name] for name in "pqr"}, {"MatMul": 1, "Add": 1},
         shape=("n", "t", 4), given=tensor(12, 2, 5, 4)),
+    Spelling("a norm of rows", [
+        node("MatMul", "x p", "a"), node("Shape", "a", "s"), node("Reshape", "a rows", "c"),
+        node("BatchNormalization", "c g b m v", "d"), node("Reshape", "d s", "y"),
+    ], {"p": tensor(9, 4, 4), "rows": np.array([-1, 4]), **NORM},
+        {"MatMul": 1, "BatchNormalization": 0},
+        shape=("n", "t", 4), given=tensor(12, 2, 5, 4), means=17),
+    Spelling("what ends inside of a node", [
+        *BRANCHES, node("Add", "a c", "d"), node("HardSigmoid", "d", "y", alpha=0.3, beta=0.4),
+    ], WEIGHTS, {"Conv": 1, "Add": 0, "HardSigmoid": 1}),
     Spelling("an average that counts its border", *beside([
         node("AveragePool", "x", "z", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
     ]), {"Conv": 1, "AveragePool": 0}),

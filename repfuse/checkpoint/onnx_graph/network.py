@@ -91,10 +91,12 @@ class Names:
 class Parts:
     """How the lines of a module stand for the parts of a graph: nodes by the child that is called, tensors by name.
 
-    Children that are ``passing`` give a tensor as it is; ``expected`` is the one that checks the inputs.
+    Children that are ``passing`` give a tensor as it is; ``expected`` is the one that checks the inputs. ``shapes`` are
+    those of all values, by name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: dict[str, Shape]) -> None:
+        self.shapes = shapes
         self.nodes: dict[str, ir.Node] = {}
         self.tensors: dict[str, ir.Value] = {}
         self.inputs: dict[str, ir.Value] = {}
@@ -111,7 +113,7 @@ class Building:
         self.bare = bare
         self.version = version_of(model)
         self.root, self.graph, self.names = nn.Module(), fx.Graph(), Names()
-        self.parts = Parts()
+        self.parts = Parts(shapes)
         self.lines: dict[ir.Value, fx.Node] = {}
         self.constants = Constants(model, shapes)
         self.functions = tuple(ir.to_proto(each).SerializeToString() for each in model.functions.values())

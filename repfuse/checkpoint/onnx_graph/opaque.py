@@ -36,18 +36,18 @@ class Unseen(nn.Module):
         raise NotImplementedError
 
 
-class Sizes(Unseen):
-    """``Shape``: the sizes of a tensor, as a tensor."""
+class Sizes(nn.Module):
+    """``Shape``: the sizes of a tensor, as a tensor. It reads no number of it, which a recording sees."""
 
     def __init__(self, start: int = 0, end: int | None = None) -> None:
         super().__init__()
         self.start, self.end = start, end
 
-    def compute(self, *inputs: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the sizes."""
-        (x,) = inputs
-        assert x is not None
-        return torch.tensor(x.shape[self.start : self.end], dtype=torch.int64)
+        with torch._C.DisableTorchFunction():
+            sizes = list(x.shape[self.start : self.end])
+        return torch.tensor(sizes, dtype=torch.int64)
 
 
 class Reshaped(Unseen):

@@ -213,7 +213,7 @@ class _Editing:
         return [self._tensor(f"{name}.{leaf}", held) for leaf, held in module.named_parameters()]
 
     def _linear(self, module: nn.Linear, x: ir.Value, name: str) -> ir.Value:
-        if x.shape is not None and len(x.shape) == 2:
+        if len(self.parts.shapes.get(str(x.name), ())) == 2:
             return self._node("Gemm", [x, *self._weights(module, name)], name, {"transB": 1})
         product = self._node("MatMul", [x, self._tensor(f"{name}.weight", module.weight.t())], f"{name}_product")
         return self._node("Add", [product, self._tensor(f"{name}.bias", module.bias)], name)
