@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from support.onnx_models import error, exported, fused, kinds, model, node, tensor  # noqa: E402
 
 import repfuse  # noqa: E402
+from repfuse.checkpoint.onnx_graph import operators  # noqa: E402
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError  # noqa: E402
 from repfuse.plans import Policy  # noqa: E402
 
@@ -471,8 +472,18 @@ def test_the_commands(cli: Cli, tmp_path: Path) -> None:
     done = cli("verify", path, out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Same." in done.stdout
-    done = cli("bench", path, out, "--seconds", "0.2", "--input", "1x3x16x16")
+
+
+@pytest.mark.slow
+def test_bench_and_inspect(cli: Cli, tmp_path: Path) -> None:
+    path = exported(randomised(Net(), dtype=torch.float32), [torch.randn(1, 3, 16, 16)], tmp_path / "in.onnx")
+    fused(path, tmp_path / "out.onnx")
+    done = cli("bench", path, tmp_path / "out.onnx", "--seconds", "0.5", "--threads", "1", "--json")
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["before"]["macs"] > json.loads(done.stdout)["after"]["macs"] > 0
+    done = cli("inspect", path, "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["plan"]["sites"]) == 2
     done = cli("convert", path, tmp_path / "no.pt")
     assert (done.returncode, done.stdout) == (2, "")
     assert "An ONNX file cannot become" in done.stderr
@@ -501,3 +512,15 @@ class Net(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def test_a_file_that_is_misread_is_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {name: array.astype(np.float32) for name, array in WEIGHTS.items()}
+    nodes = [*BRANCHES, node("Add", "a c", "d"), node("Relu", "d", "y")]
+    monkeypatch.setitem(operators.ROWS, "Relu", lambda _: torch.nn.functional.relu6)
+    checkpoint = repfuse.load(written(model(nodes, held, dtype=np.float32), tmp_path / "in.onnx"), input="1x4x6x5")
+    result = repfuse.fuse(checkpoint.module, checkpoint.example_inputs)
+    with pytest.raises(RepfuseError, match="was not understood") as caught:
+        repfuse.save(checkpoint, result.module, tmp_path / "out.onnx", plan=result.plan)
+    assert caught.value.exit_code == EXIT_FAILED_CHECK
+    assert {each.name for each in tmp_path.iterdir()} == {"in.onnx"}

@@ -122,7 +122,7 @@ def models(draw: Any) -> Any:
         graph.values.append(draw(st.sampled_from(KINDS))(graph))
     outputs = list(dict.fromkeys([graph.values[-1], graph.value()]))
     outputs = [name for name in outputs if name != "x"]
-    return model(graph.nodes, graph.tensors, outputs=outputs, opset=draw(st.sampled_from([13, 15, 18])))
+    return model(graph.nodes, graph.tensors, outputs=outputs, opset=draw(st.sampled_from([14, 15, 18])))
 
 
 def check(made: Any) -> None:
@@ -139,11 +139,11 @@ def check(made: Any) -> None:
         kept = {each.name: each for each in made.graph.initializer}
         assert all(each == kept[each.name] for each in result.graph.initializer if each.name in kept)
         for seed, size in enumerate(SIZES):
-            assert error(path, out, tensor(seed, *size)) < 1e-10
+            assert error(path, out, tensor(seed, *size)) < 1e-10, onnx.printer.to_text(made.graph)
 
 
 @given(models())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_random_graphs(made: Any) -> None:
     check(made)
 
