@@ -9,11 +9,10 @@ from torch import nn
 
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
-from repfuse.checking.evidence import Meter
-from repfuse.checking.inputs.trial import Effort, known_effort
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.results import Drift, Proof
+from repfuse.checking.trial import Effort, known_effort
 from repfuse.fusing import recorded, settled
 from repfuse.loading import Checkpoint
 from repfuse.planning.choosing import Choice, choose
@@ -62,7 +61,7 @@ def convert(
 
     Instead of a policy there may be a ``plan``: exactly its sites are rewritten. ``include`` and ``exclude`` are globs
     that narrow either, see Plan.select; for ``keep_class`` see ``repfuse.fuse``. ``effort`` is how much is tried to
-    find a mistake, see ``repfuse.checking.inputs.Effort``. ``progress`` is told the stage and the fraction of the
+    find a mistake, see ``repfuse.checking.trial.Effort``. ``progress`` is told the stage and the fraction of the
     work that is done.
 
     Raises RepfuseError where the model cannot be copied or run, or where the plan or a glob does not fit it.
@@ -77,9 +76,8 @@ def convert(
     progress("rewriting", 0.1)
     fused = rewrite(original, found)
     variants = (*input_variants(example, effort=effort), *recorded(found)[1:])
-    meter = Meter(progress, sum(trial.work for trial in variants), start=0.15, end=0.3)
-    meter.stage("running the original in float64")
-    trials, expected = with_fallbacks(original, variants, meter.watch)
+    progress("running the original in float64", 0.15)
+    trials, expected = with_fallbacks(original, variants)
 
     def proven() -> Proof:
         shown = lambda done: progress("proving", 0.3 + 0.4 * done)  # noqa: E731

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ from repfuse.plans import Plan, Policy, Site
 from repfuse.rewriting import rewrite
 
 if TYPE_CHECKING:
-    from repfuse.checking.inputs.trial import Trial
     from repfuse.checking.runs import Outcome
+    from repfuse.checking.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,19 @@ def settled(module: nn.Module, made: Plan) -> FuseResult:
         if check.passes(fused, made):
             return FuseResult(fused, made)
         # Where each half of the sites makes no difference by itself, it takes sites of both: none of them is certain.
-        wrong = set(check.wrong(made, _together(made.sites))) or set(made.sites)
+        sums: dict[str, list[Site]] = {}
+        for site in made.sites:
+            sums.setdefault(site.output, []).append(site)
+        wrong = set(check.wrong(made, list(sums.values()))) or set(made.sites)
         refusals = (site.without("differs", "with it the network computes something else") for site in wrong)
         kept = tuple(site for site in made.sites if site not in wrong)
         made = replace(made, sites=kept, refusals=(*made.refusals, *refusals))
     return FuseResult(rewrite(module, made), made)
 
 
-def _together(sites: Iterable[Site]) -> list[list[Site]]:
-    """Return the sites, those of one sum together."""
-    found: dict[str, list[Site]] = {}
-    for site in sites:
-        found.setdefault(site.output, []).append(site)
-    return list(found.values())
-
-
 def recorded(plan: Plan) -> list[Trial]:
     """Return the inputs that the network was recorded at, the example first: what the plan relies on holds there."""
-    from repfuse.checking.inputs.trial import Trial  # what checks is not needed to rewrite
+    from repfuse.checking.trial import Trial  # what checks is not needed to rewrite
 
     inputs = (arguments.args for arguments in plan.live.recording.inputs)
     return [Trial(f"recorded size {number}", each, sampled=False) for number, each in enumerate(inputs)]

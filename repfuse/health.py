@@ -38,16 +38,14 @@ def examine(network: nn.Module) -> tuple[Finding, ...]:
     """Return what looks wrong in the weights of a network, in its order; a shared tensor once."""
     from repfuse.networks import named_tensors
 
-    found = [finding for name, tensor in named_tensors(network) for finding in _not_finite(name, tensor)]
+    found: list[Finding] = []
+    for name, tensor in named_tensors(network):
+        if tensor.is_floating_point() or tensor.is_complex():
+            found += _counted(name, {"nan": tensor.isnan(), "infinite": tensor.isinf()})
     seen = {finding.name for finding in found}
     for path, module in network.named_modules():
         found += [finding for finding in _of_module(path, module) if finding.name not in seen]
     return tuple(found)
-
-
-def _not_finite(name: str, tensor: Tensor) -> Iterator[Finding]:
-    if tensor.is_floating_point() or tensor.is_complex():
-        yield from _counted(name, {"nan": tensor.isnan(), "infinite": tensor.isinf()})
 
 
 def _counted(name: str, wrong: dict[Ailment, Tensor]) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 
 def json_ready(value: Any) -> Any:
@@ -25,5 +25,16 @@ def json_ready(value: Any) -> Any:
 
 
 def by_field(value: Any) -> dict[str, Any]:
-    """Return a dataclass as what its fields become."""
-    return {field.name: json_ready(getattr(value, field.name)) for field in fields(value)}
+    """Return a dataclass as what its fields become, the properties in its ``ALSO`` first."""
+    names = (*getattr(value, "ALSO", ()), *(field.name for field in fields(value)))
+    return {name: json_ready(getattr(value, name)) for name in names}
+
+
+class Result:
+    """A dataclass that says what it is as JSON; ``ALSO`` names the properties that readers want beside its fields."""
+
+    ALSO: ClassVar[tuple[str, ...]] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return by_field(self)

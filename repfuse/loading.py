@@ -131,7 +131,11 @@ def load(
         network = built(opened, source, code, partial(rewrite, weights=False), trust=trust)
     except RecursionError as error:
         raise damaged(Path(path), "its objects or modules hold each other without end") from error
-    module = _on(network.module, device)
+    try:
+        module = network.module.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        what = f"The network cannot be moved to {device!r}."
+        raise RepfuseError(what, first_line(error), "Use cpu, or cuda:0, ...") from error
     inputs, origin, told = _inputs_of(opened, network, shapes, said, module)
     return Checkpoint(
         module=module,
@@ -164,14 +168,6 @@ def _opened(
     return opened, (*said, ONE_FILE)
 
 
-def _on(module: nn.Module, device: str) -> nn.Module:
-    try:
-        return module.to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        what = f"The network cannot be moved to {device!r}."
-        raise RepfuseError(what, first_line(error), "Use cpu, or cuda:0, ...") from error
-
-
 def _inputs_of(
     opened: Opened, network: Network, given: Shapes | None, said: Said | None, module: nn.Module
 ) -> tuple[tuple[Tensor, ...], str, tuple[str, ...]]:
@@ -197,7 +193,14 @@ def _shapes(
 ) -> tuple[Shapes, str, tuple[str, ...]]:
     if given is not None:
         return given, "given", ()
-    known, origin = _known(opened, network)
+    if opened.recipe is not None and opened.recipe.input:
+        known, origin = parse_shapes(opened.recipe.input), "checkpoint"
+    elif opened.inputs:  # floating ones are of the dtype that the file says, as they are for any other network
+        plain = (replace(each, dtype=None) if "float" in str(each.dtype) else each for each in opened.inputs)
+        known, origin = tuple(plain), "checkpoint"
+    else:
+        shape = known_shape(network.module, network.source.arguments if network.source else {})
+        known, origin = (shape,) if shape else (), "model source" if network.source else "checkpoint"
     told: tuple[str, ...] = ()
     if said is not None and said.input and (said.asked or not known) and said.input != render(known):
         known, origin = parse_shapes(said.input), "given"
@@ -215,16 +218,3 @@ def _shapes(
 
 def _guess(known: Shapes) -> str:
     return f"the input {render(known)} is a guess; --input says what it really is"
-
-
-def _known(opened: Opened, network: Network) -> tuple[Shapes, str]:
-    """Return the shapes that the file says itself, or what builds its network, and which of them; none where neither
-    does.
-    """
-    if opened.recipe is not None and opened.recipe.input:
-        return parse_shapes(opened.recipe.input), "checkpoint"
-    if opened.inputs:  # floating ones are of the dtype that the file says, as they are for any other network
-        plain = (replace(each, dtype=None) if "float" in str(each.dtype) else each for each in opened.inputs)
-        return tuple(plain), "checkpoint"
-    known = known_shape(network.module, network.source.arguments if network.source else {})
-    return (known,) if known else (), "model source" if network.source else "checkpoint"

@@ -64,15 +64,11 @@ class PlanFile:
         built = model_source(sayable, source.model_args) if sayable else None
         if source.input_origin == "guess":
             return Said("the plan", built)
-        return Said("the plan", built, _as_given(source), asked=source.input_origin == "given")
-
-
-def _as_given(source: Input) -> str:
-    """Return the shapes of the input as --input takes them."""
-    return ",".join(
-        "x".join(map(str, sizes)) + ("" if "float" in dtype else f":{dtype}")  # floats follow the network
-        for sizes, dtype in zip(source.shapes, source.dtypes, strict=True)
-    )
+        shapes = (
+            "x".join(map(str, sizes)) + ("" if "float" in dtype else f":{dtype}")  # floats follow the network
+            for sizes, dtype in zip(source.shapes, source.dtypes, strict=True)
+        )
+        return Said("the plan", built, ",".join(shapes), asked=source.input_origin == "given")
 
 
 def said_beside(path: Path, of: Path | None = None) -> Said | None:
@@ -113,9 +109,19 @@ def write_plan(report: Report, path: Path) -> None:
 
 def read_plan_file(path: Path) -> PlanFile:
     """Return the plan in a file. Raises RepfuseError with what is wrong with it."""
-    data = _content(path)
     try:
-        return PlanFile(path, Plan.from_dict(data), read_as(Origin, data))
+        data = read_json(path, LARGEST)
+    except OSError as error:
+        raise RepfuseError(f"The plan {path} cannot be read.", error.strerror or str(error), AGAIN) from error
+    except ValueError as error:
+        why, hint = first_line(error), AGAIN
+        if isinstance(error, json.JSONDecodeError):
+            why = f"line {error.lineno}, column {error.colno}: {error.msg}"
+            hint = f"Mend it there (no comma stands before a closing bracket). {AGAIN}"
+        raise RepfuseError(f"{path} is not a plan that repfuse can read.", f"{why}.", hint) from error
+    try:
+        plan = Plan.from_dict(data)
+        return PlanFile(path, plan, read_as(Origin, {name: data.get(name) for name in ("input", "output")}))
     except RepfuseError as error:
         raise RepfuseError(f"{path}: {error.what}", error.why, error.hint) from error
 
@@ -139,18 +145,26 @@ def known_plan(original: Checkpoint, fused: Checkpoint, given: Path | None = Non
     if not path.is_file() or fused.program is not None or fused.format == "onnx":  # they hold layers in other forms
         return KnownPlan(None)
     try:
-        return _of_report(read_plan_file(path), original, fused)
+        report = read_plan_file(path)
     except RepfuseError as error:
         return KnownPlan(None, (f"the report {path.name} beside it cannot be used: {error.why}",))
-
-
-def _of_report(report: PlanFile, original: Checkpoint, fused: Checkpoint) -> KnownPlan:
-    name = report.path.name
     if other := _of_others(report.origin, original, fused):
-        return KnownPlan(None, (f"the report {name} beside it is not used: it is of {other}",))
-    if not report.plan.sites:
-        return KnownPlan(None, (f"by the report {name} beside it nothing was fused: there are no sites to prove",))
-    return KnownPlan(report.plan if report.origin.input else None)
+        note = f"the report {path.name} beside it is not used: it is of {other}"
+    elif not report.plan.sites:
+        note = f"by the report {path.name} beside it nothing was fused: there are no sites to prove"
+    else:
+        return KnownPlan(report.plan if report.origin.input else None)
+    return KnownPlan(None, (note,))
+
+
+def is_of_other_bytes(fused: Checkpoint) -> bool:
+    """Whether the report beside a checkpoint is of other bytes than it has. One that cannot be read says nothing."""
+    path = report_path(fused.path)
+    try:
+        made = read_plan_file(path).origin.output if path.is_file() else None
+    except RepfuseError:
+        return False
+    return made is not None and made.digest != fused.digest
 
 
 def _of_others(origin: Origin, original: Checkpoint, fused: Checkpoint) -> str:
@@ -160,22 +174,6 @@ def _of_others(origin: Origin, original: Checkpoint, fused: Checkpoint) -> str:
     if origin.output is not None and origin.output.digest != fused.digest:
         return f"another file than {fused.path} is now"
     return ""
-
-
-def _content(path: Path) -> Any:
-    try:
-        return read_json(path, LARGEST)
-    except OSError as error:
-        raise RepfuseError(f"The plan {path} cannot be read.", error.strerror or str(error), AGAIN) from error
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise _damaged(path, place, "Mend it there (no comma stands before a closing bracket). ") from error
-    except ValueError as error:
-        raise _damaged(path, first_line(error)) from error
-
-
-def _damaged(path: Path, why: str, hint: str = "") -> RepfuseError:
-    return RepfuseError(f"{path} is not a plan that repfuse can read.", f"{why}.", hint + AGAIN)
 
 
 def _laid_out(value: Any, margin: str = "") -> str:

@@ -7,19 +7,21 @@ stand there; pydantic checks it, and is imported when the first plan is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from functools import cache, partial
 from itertools import chain
 from math import isfinite, prod
 from reprlib import repr as short
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar
 from unicodedata import category
+
+from annotated_types import Ge, Lt, Predicate
 
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT, as_globs, check_globs, first_match, names_of
 from repfuse.refusals import REFUSALS
+from repfuse.wording import first_line
 
 SCHEMA = 5
 AGAIN = "Make the plan again from this model."  # what to do with a plan that does not fit
@@ -30,77 +32,18 @@ DOCUMENTS = ("repfuse.plan", "repfuse.inspection", "repfuse.conversion")
 LARGEST_EXAMPLE = 2**28
 """How many numbers the example may have: it is made when the plan replays."""
 
-DEEPEST_EXAMPLE = 32
 MOST_AXES = 64
 
-T = TypeVar("T")
+
+def _can_be_shown(text: str) -> bool:
+    return not any(category(c) in ("Cc", "Cs") and c not in "\t\n" for c in text)
 
 
-class Checked:
-    """What pydantic checks of a field beside its type: ``rules`` are those of pydantic.Field, ``check`` comes last."""
-
-    def __init__(self, check: Callable[[Any], Any] | None = None, **rules: Any) -> None:
-        self.check = check
-        self.rules = rules
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        from pydantic import AfterValidator, Field
-
-        checks = [AfterValidator(self.check)] if self.check else []
-        return handler(Annotated[source, Field(**self.rules), *checks])
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """Has pydantic take a mapping for a dataclass: of all the fields that are compared, also those with a default, and
-    no others. The name ``beside`` them is written and not read.
-
-    It stands where the dataclass is used: of a class pydantic would ask it at the first use alone.
-    """
-
-    beside: str | None = None
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        from pydantic import BeforeValidator
-
-        return handler(Annotated[source, BeforeValidator(partial(self._fields, source))])
-
-    def _fields(self, kind: Any, data: Any) -> dict[str, Any]:
-        if not isinstance(data, dict):
-            raise ValueError(f"{_shown(data)} is not a mapping")  # noqa: TRY004 - pydantic tells what is a ValueError
-        names = {each.name for each in fields(kind) if each.compare}
-        if missing := names - data.keys():
-            raise ValueError(f"it has no {min(missing)!r}")
-        if unknown := data.keys() - names - {self.beside}:
-            raise ValueError(f"it has {_shown(min(map(str, unknown)))}, which does not belong there")
-        return {name: data[name] for name in names}
-
-
-def _visible(text: str) -> str:
-    if any(category(c) in ("Cc", "Cs") and c not in "\t\n" for c in text):
-        raise ValueError(f"{_shown(text)} has characters that cannot be shown")
-    return text
-
-
-def _known(code: str) -> str:
-    if code not in REFUSALS:
-        raise ValueError(f"{_shown(code)} is no refusal that this version of repfuse knows")
-    return code
-
-
-def _example(value: Any) -> Any:
-    if _numbers(value) > LARGEST_EXAMPLE:
-        raise ValueError(f"it has tensors of more than {LARGEST_EXAMPLE:,} numbers")
-    return value
-
-
-def _numbers(value: Any, depth: int = 0) -> int:
+def _numbers(value: Any) -> int:
     """Return how many numbers the tensors have that ``value`` describes; see recording/arguments.py.
 
     Raises ValueError where it describes no arguments.
     """
-    if depth > DEEPEST_EXAMPLE:
-        raise ValueError(f"it goes deeper than {DEEPEST_EXAMPLE} levels")
     match value:
         case {"shape": [*sizes]} if len(sizes) > MOST_AXES:
             raise ValueError(f"it has a tensor of more than {MOST_AXES} axes")
@@ -108,9 +51,9 @@ def _numbers(value: Any, depth: int = 0) -> int:
             if all(type(size) is int and 0 <= size < 2**63 for size in sizes):
                 return prod(sizes)
         case {"list": [*items], **rest} | {"tuple": [*items], **rest} if not rest:
-            return sum(_numbers(item, depth + 1) for item in items)
+            return sum(_numbers(item) for item in items)
         case {"dict": dict(entries), **rest} if not rest:
-            return sum(_numbers(item, depth + 1) for item in entries.values())
+            return sum(_numbers(item) for item in entries.values())
         case {"value": None | bool() | int() | str(), **rest} | {"float": "inf" | "-inf" | "nan", **rest} if not rest:
             return 0
         case {"value": float(number), **rest} if not rest and isfinite(number):
@@ -118,23 +61,14 @@ def _numbers(value: Any, depth: int = 0) -> int:
     raise ValueError(f"{_shown(value)} describes no argument")
 
 
-def _once(sites: tuple[Site, ...]) -> tuple[Site, ...]:
-    if len({site.key for site in sites}) < len(sites):
-        raise ValueError("two of its sites are the same")
-    return sites
-
-
-Text = Annotated[str, Checked(_visible, strict=True)]
+Text = Annotated[str, Predicate(_can_be_shown)]
 """A text that can be shown: one with control characters or halves of characters cannot."""
 
-Count = Annotated[int, Checked(strict=True, ge=0, lt=2**63)]
+Count = Annotated[int, Ge(0), Lt(2**63)]
 """A number of things that fits into a machine."""
 
-Whole = Annotated[T, Mapping()]
-"""A dataclass, in data a mapping of just its fields."""
-
-Several = Annotated[tuple[T, ...], Checked(fail_fast=True)]
-"""A tuple, in data a list, of which the first mistake is enough: there may be millions."""
+NO_MORE = {"extra": "forbid"}
+"""Has pydantic refuse what a mapping holds beside the fields of a dataclass."""
 
 Key = tuple[str, str, frozenset[str]]
 """The source, output and nodes of a site."""
@@ -161,6 +95,7 @@ class Cost:
     started, ``parameters`` numbers stored.
     """
 
+    __pydantic_config__: ClassVar[Any] = NO_MORE
     macs: Count = 0
     bytes: Count = 0
     launches: Count = 0
@@ -179,11 +114,12 @@ class Cost:
 class Refusal:
     """A place that looked fusible and is not. ``code`` is stable; ``where`` is a module path or a graph node."""
 
-    code: Annotated[str, Checked(_known, strict=True)]
+    __pydantic_config__: ClassVar[Any] = NO_MORE
+    code: str
     where: Text
     reason: Text
-    before: Whole[Cost] | None = None
-    after: Whole[Cost] | None = None
+    before: Cost | None = None
+    after: Cost | None = None
 
     @property
     def hint(self) -> str:
@@ -203,16 +139,17 @@ class Site:
     same model. The fields are in the order in which people read them.
     """
 
+    __pydantic_config__: ClassVar[Any] = NO_MORE
     path: Text
-    branches: Several[Text]
+    branches: tuple[Text, ...]
     kernel: Text
-    before: Whole[Cost]
-    after: Whole[Cost]
+    before: Cost
+    after: Cost
     owner: Text
     form: Text
     source: Text
     output: Text
-    nodes: Several[Text]
+    nodes: tuple[Text, ...]
 
     @property
     def key(self) -> Key:
@@ -251,13 +188,14 @@ class Plan:
     forward. ``live`` saves ``rewrite`` a second recording in the same process and is never serialised.
     """
 
-    sites: Annotated[tuple[Whole[Site], ...], Checked(_once, fail_fast=True)]
-    refusals: Several[Annotated[Refusal, Mapping("hint")]]
+    __pydantic_config__: ClassVar[Any] = NO_MORE
+    sites: tuple[Site, ...]
+    refusals: tuple[Refusal, ...]
     policy: Policy
     fingerprint: Text
-    arguments: Annotated[Any, Checked(_example)]
-    matching_borders: Several[Text] = ()
-    keep_class: Annotated[bool, Checked(strict=True)] = False
+    arguments: Any
+    matching_borders: tuple[Text, ...] = ()
+    keep_class: bool = False
     live: Any = field(default=None, repr=False, compare=False)
 
     def select(self, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()) -> Plan:
@@ -305,32 +243,66 @@ class Plan:
                 "It was written by another version of repfuse.",
                 "Make the plan again with this version, or install the version that wrote it.",
             )
-        return read_as(Annotated[Plan, Mapping("schema")], data)  # type: ignore[no-any-return]
+        fields = _without(data, "schema")
+        if missing := {"matching_borders", "keep_class"} - fields.keys():  # what a plan means hangs on these
+            raise _no_plan(f"it has no {min(missing)!r}")
+        if "live" in fields:
+            raise _no_plan("it has 'live', which does not belong there")
+        if isinstance(refusals := fields.get("refusals"), list):
+            fields["refusals"] = [_without(refusal, "hint") for refusal in refusals]
+        plan: Plan = read_as(Plan, fields)
+        plan.check()
+        return plan
+
+    def check(self) -> None:
+        """Raise RepfuseError where a plan that was read holds what none of this version does."""
+        if unknown := [refusal.code for refusal in self.refusals if refusal.code not in REFUSALS]:
+            raise _no_plan(f"{_shown(unknown[0])} is no refusal that this version of repfuse knows")
+        if len({site.key for site in self.sites}) < len(self.sites):
+            raise _no_plan("two of its sites are the same")
+        try:
+            numbers = _numbers(self.arguments)
+        except ValueError as error:
+            raise _no_plan(f"arguments: {error}") from error
+        if numbers > LARGEST_EXAMPLE:
+            raise _no_plan(f"arguments: it has tensors of more than {LARGEST_EXAMPLE:,} numbers")
 
     def to_json(self) -> str:
         """Return the plan as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
 
 
-def read_as(kind: Any, data: Any) -> Any:
-    """Return data as the type ``kind``. Raises RepfuseError with the first place where it is something else."""
-    from pydantic import ValidationError
+MISTAKES = {  # what pydantic calls them, and we
+    "unexpected_keyword_argument": "it does not belong there",
+    "missing": "it is missing",
+    "json_invalid": "it is nested too deeply",
+    "predicate_failed": "it has characters that cannot be shown",
+}
+
+
+def read_as(kind: Any, data: Any, *, strict: bool = True) -> Any:
+    """Return data as the type ``kind``. Raises RepfuseError with the first place where it is something else.
+
+    Where it is not ``strict``, numbers may be texts, as "inf" and "nan" are in JSON.
+    """
+    from pydantic import TypeAdapter, ValidationError
 
     try:
-        return _adapter(kind).validate_python(data)
+        return TypeAdapter(kind).validate_json(json.dumps(data, ensure_ascii=False).encode(), strict=strict)
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in wrong["loc"]).lstrip(".")
-        ours = wrong["type"] == "value_error"
-        said = wrong["ctx"]["error"] if ours else f"{wrong['msg']}, not {_shown(wrong['input'])}"
-        raise _no_plan(f"{place or 'the plan'}: {said}") from error
+        said = MISTAKES.get(wrong["type"], wrong["msg"])
+        raise _no_plan(f"{place or 'the plan'}: {said}, and it is {_shown(wrong['input'])}") from error
+    except UnicodeEncodeError as error:
+        raise _no_plan(MISTAKES["predicate_failed"]) from error
+    except ValueError as error:
+        raise _no_plan(first_line(error)) from error
 
 
-@cache
-def _adapter(kind: type[Any]) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
+def _without(value: Any, name: str) -> Any:
+    """Return a mapping without one of its names; anything else as it is."""
+    return {key: held for key, held in value.items() if key != name} if isinstance(value, dict) else value
 
 
 def _no_plan(why: str) -> RepfuseError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +28,8 @@ from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
-from repfuse.readback.checking import Check, Written, bare_job, check_read, network_job, weights_job
+from repfuse.readback import checking
+from repfuse.readback.checking import Check, Written
 from repfuse.readback.process import Reader
 from repfuse.version import __version__
 
@@ -104,8 +105,8 @@ def save(
 
 
 @contextmanager
-def in_runtime(checkpoint: Checkpoint, module: nn.Module) -> Iterator[nn.Module]:
-    """Give a network as its file is run: ``module``, made from ``checkpoint``, and a graph of ONNX in ONNX Runtime."""
+def of_file(checkpoint: Checkpoint, module: nn.Module) -> Iterator[nn.Module]:
+    """Give ``module``, which was made from ``checkpoint``; of a graph of ONNX with the file that a runtime is given."""
     if checkpoint.format != "onnx":
         yield module
         return
@@ -116,7 +117,7 @@ def in_runtime(checkpoint: Checkpoint, module: nn.Module) -> Iterator[nn.Module]
         if module is not checkpoint.module:
             path = Path(folder) / "model.onnx"
             write(edited(checkpoint.path, module), path, checkpoint.files)
-        yield onnx_file.InRuntime(module, path)
+        yield onnx_file.OfFile(module, path)
 
 
 def _save_graph(
@@ -128,7 +129,7 @@ def _save_graph(
     """
     from repfuse.checkpoint.onnx_graph.reading import shapes_said  # onnx takes a second to import
     from repfuse.checkpoint.onnx_graph.writing import edited, write
-    from repfuse.readback.programs import check_graph, graph_job
+    from repfuse.readback.graphs import check_graph, graph_job
 
     weights = out.with_name(f"{out.name}.data")
     with ExitStack() as stack, atomic.replacing(out) as temporary:
@@ -172,7 +173,6 @@ def _write_program(
     ONNX's exporter writes some operators for the size that it sees, and says so nowhere.
     """
     from repfuse.checkpoint.exported.writing import exported, write_pt2  # torch.export takes a second to import
-    from repfuse.readback.programs import check_program, program_job
 
     written, before = _written(checkpoint, module), checkpoint.program
     program = exported(checkpoint.module, module, written.example, before, sizes=sizes)
@@ -182,7 +182,7 @@ def _write_program(
     else:
         notes = write_pt2(program, before, path)
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
-    check = partial(check_program, written, program, program_job(written, path, onnx=form == "onnx"))
+    check = partial(checking.check_program, written, program, checking.program_job(written, path, onnx=form == "onnx"))
     use = partial(usage.of_onnx, program, written.example) if form == "onnx" else usage.of_pt2
     return (alone if checkpoint.around.keys else []) + notes, use, check
 
@@ -195,9 +195,16 @@ def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tup
     refused: list[Need] = []
     if not checkpoint.trust:
         refused = names_refused(origins(around.take(torch_pickle.read(path, Container.TORCH_ZIP))), checkpoint.code)
-    job = network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
-    notes = around.said() + _texts_lost(checkpoint) + unguarded + _trust_note(refused)
-    return notes, partial(usage.of_network, module, around.keys), partial(check_read, _written(checkpoint, module), job)
+    job = checking.network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
+    notes = around.said() + _texts_lost(checkpoint) + unguarded
+    if refused:
+        names = ", ".join(str(need.name) for need in refused)
+        notes.append(f"this file needs --trust where its input did not, because of {names}; .safetensors would not")
+    return (
+        notes,
+        partial(usage.of_network, module, around.keys),
+        partial(checking.check_read, _written(checkpoint, module), job),
+    )
 
 
 def _write_weights(
@@ -214,22 +221,19 @@ def _write_weights(
     else:
         metadata = {"format": "pt", **checkpoint.metadata}
         safetensors_file.write(state, {**metadata, RECIPE: recipe.to_text()}, path)
-        notes, around = _rest_lost(around), Around(naming=around.naming)
+        rest = [*around.kept(), *around.left_out]
+        lost = f"safetensors holds weights alone: left out of the training checkpoint: {', '.join(rest)}"
+        notes, around = [lost] if rest else [], Around(naming=around.naming)
     written = replace(_written(checkpoint, module), around=around, metadata=metadata)
-    use = partial(usage.of_weights, recipe, checkpoint.module)
+    use = partial(usage.of_weights, recipe)
     if recipe.source:
-        return notes, use, partial(check_read, written, weights_job(checkpoint, path, around.keys))
+        return notes, use, partial(checking.check_read, written, checking.weights_job(checkpoint, path, around.keys))
     notes.append("the file does not say how its network is built: that is to be said where it is loaded")
-    return notes, use, partial(check_read, replace(written, state=state), bare_job(path, around.keys))
+    return notes, use, partial(checking.check_read, replace(written, state=state), checking.bare_job(path, around.keys))
 
 
 def _written(checkpoint: Checkpoint, module: nn.Module) -> Written:
     return Written(checkpoint.module, module, checkpoint.example_inputs, checkpoint.around)
-
-
-def _rest_lost(around: Around) -> list[str]:
-    rest = [*around.kept(), *around.left_out]
-    return [f"safetensors holds weights alone: left out of the training checkpoint: {', '.join(rest)}"] if rest else []
 
 
 @contextmanager
@@ -257,11 +261,3 @@ def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> Rec
     plans = (*checkpoint.plans, plan) if plan and plan.sites else checkpoint.plans
     source = checkpoint.source if checkpoint.source and as_texts(checkpoint.source) is not None else None
     return Recipe(source, shapes.render(known), plans, usage.made_of(checkpoint))
-
-
-def _trust_note(refused: Sequence[Need]) -> list[str]:
-    """Say so where the new file asks for more than its input did."""
-    if not refused:
-        return []
-    names = ", ".join(str(need.name) for need in refused)
-    return [f"this file needs --trust where its input did not, because of {names}; .safetensors would not"]

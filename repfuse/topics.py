@@ -65,7 +65,7 @@ TOPICS: dict[str, Topic] = {
             "proof, tensors": "Every stored weight and the one computed from the original in float64. Allowed: half a "
             "unit in the last place.",
             "proof, network": "The same in float64, on the example, odd, even, small and not square sizes, batches, "
-            "impulses, a frame, large, nearly constant and natural-like inputs. Allowed: 1e-12; more only where the "
+            "impulses, a frame, large and nearly constant inputs. Allowed: 1e-12; more only where the "
             "order of summation explains it, measured.",
             "drift, sites": "The fused convolution in its stored dtype and the original in float64, element by "
             "element. Allowed: the a-priori bound of its arithmetic, from the number of terms, the unit roundoff and "
@@ -90,8 +90,6 @@ TOPICS: dict[str, Topic] = {
             "no float64": "A module that has none (a compiled kernel, a check of the dtype) runs in its own dtype: "
             "each site is proven in float64 all the same, the whole network is held to half of the digits, and the "
             "report says so.",
-            "mistakes": "The tests make every kind of mistake in every block and sample on purpose (a weight off by "
-            "1e-4, swapped channels, a wrong eps, padding with another value): each is caught at its site.",
         },
     ),
     "files": Topic(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -37,18 +36,16 @@ def of_network(network: nn.Module, keys: Iterable[str], out: Path) -> Lines:
     return (*where, "import torch", f"model = torch.load({_text(out)}, weights_only=False){taken}")
 
 
-def of_weights(recipe: Recipe, original: nn.Module, out: Path) -> Lines:
-    """Return how the network of a file of weights is built again, and filled; ``original`` is the one before."""
+def of_weights(recipe: Recipe, out: Path) -> Lines:
+    """Return how the network of a file of weights is built again, and filled."""
     said, about = [_text(out)], list[str]()
     if recipe.source is not None:
         if not is_buildable(recipe.source, out, Named()):
             said.append(f'model="{recipe.source.spec}"')
             said += [f"model_args={recipe.source.arguments!r}"] if recipe.source.arguments else []
     elif recipe.made_of:
-        required, optional = _parameters(type(original))
         said.append(f'model="{recipe.made_of}"')
-        said += [f"model_args={{{', '.join(f'{name!r}: ...' for name in required)}}}"] if required else []
-        about += [f"# if it was built with other {', '.join(optional)}: model_args={{...}}"] if optional else []
+        about.append("# with the arguments that it was built with, where there were any: model_args={...}")
     else:
         said.append('model="path/to/net.py:build"')
         about.append("# build() returns the network that was converted")
@@ -94,17 +91,6 @@ def made_of(checkpoint: Checkpoint) -> str:
         return "" if cls.__module__.startswith("torch.") else f"{cls.__module__}:{cls.__qualname__}"
     scripts = (path for path in checkpoint.code.paths if path.is_file() and script(path).defines(cls.__name__))
     return next((f"{os.path.relpath(path)}:{cls.__name__}" for path in scripts), "")
-
-
-def _parameters(cls: type) -> tuple[list[str], list[str]]:
-    """Return the names of what the class must and what it may be called with."""
-    try:
-        taken = inspect.signature(cls).parameters.values()
-    except (TypeError, ValueError):
-        return [], []
-    named = [each for each in taken if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-    required = [each.name for each in named if each.default is each.empty]
-    return required, [each.name for each in named if each.name not in required]
 
 
 def _call(start: str, arguments: list[str], end: str) -> list[str]:

@@ -20,6 +20,13 @@ def dtype_name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def printable(text: str) -> str:
+    """Return a text in which what cannot be seen is shown as its escape: control characters, or what turns the
+    direction of the text after it.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def small(number: float) -> str:
     """Return an error with two digits: 0, 4.2e-16."""
     return "0" if number == 0 else f"{number:.1e}"

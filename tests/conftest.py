@@ -1,12 +1,16 @@
-"""What every test shares: importable torchvision, one thread, repeatable hypothesis, the CLI as a process."""
+"""What every test shares: importable torchvision, one thread, repeatable hypothesis, Python as processes."""
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from typing import Any
 
 import hypothesis
 import pytest
@@ -20,11 +24,22 @@ SAMPLES = ROOT / "sample_checkpoints"
 os.environ["REPFUSE_SAME_PROCESS"] = "1"  # for tests of other things: a fresh process per conversion takes seconds
 torchvision_schemas.install()
 torch.set_num_threads(1)  # the machine is shared by the workers of xdist
-hypothesis.settings.register_profile("dev", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("dev", deadline=None, max_examples=30)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("many", deadline=None, max_examples=300)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+def pytest_collection_finish() -> None:
+    """Recording a network collects garbage, which takes long among the objects of all tests: these stay anyway."""
+    gc.collect()
+    gc.freeze()
+
+
+Done = subprocess.CompletedProcess[str]
+Run = Cli = Callable[..., Done]
+READ_LATER = {"PYTHONPATH", "PYTHONSAFEPATH"}
+"""The settings of Python's start that a copy of a process can still take."""
 
 
 @pytest.fixture(scope="session")
@@ -34,40 +49,66 @@ def samples() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cli() -> Cli:
-    """Run ``repfuse ARGS`` as a process of its own: cli("convert", path, out, cwd=..., columns=100).
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Run ``python ARGS`` as a process of its own: python("train.py", cwd=...), python("-c", "print(1)").
 
-    Neither stdin nor stdout nor stderr is a terminal. timm and torchvision are importable in the process. ``before``
-    runs in the process before the command.
+    Neither stdin nor stdout nor stderr is a terminal. timm and torchvision are importable in the process. It is a copy
+    of one that has imported torch, which takes longer than most of what is run; with ``fresh``, or a setting of
+    Python's start in ``env``, it is started as a shell does. ``largest`` bounds the files that a copy may write.
     """
+    out, err = (tmp_path_factory.mktemp("streams") / name for name in ("out", "err"))
+    command = [sys.executable, str(SUPPORT / "serve.py")]
+    with subprocess.Popen(command, env=_environment({}), stdin=PIPE, stdout=PIPE, text=True) as original:
+        assert original.stdin and original.stdout
+        copies, codes = original.stdin, original.stdout
 
-    def run(
-        *args: object,
-        cwd: Path | None = None,
-        env: dict[str, str] | None = None,
-        columns: int = 100,
-        timeout: float = 300,
-        before: Callable[[], None] | None = None,
-    ) -> subprocess.CompletedProcess[str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "REPFUSE_"))}
-        kept = {key: value for key, value in kept.items() if not key.endswith("_COLOR")}
-        fixed = {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)]),  # this tree, wherever it runs
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": str(columns),
-            "PYTHONHASHSEED": "0",
-            "REPFUSE_SAME_PROCESS": "1",
-        }
-        return subprocess.run(
-            [sys.executable, "-m", "repfuse", *map(str, args)],
-            cwd=cwd,
-            env=kept | fixed | (env or {}),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            preexec_fn=before,
-        )
+        def run(
+            *args: object,
+            cwd: Path | None = None,
+            env: dict[str, str] | None = None,
+            timeout: float = 300,
+            fresh: bool = False,
+            largest: int | None = None,
+        ) -> Done:
+            words, environment = list(map(str, args)), _environment(env or {})
+            if fresh or any(name.startswith("PYTHON") for name in (env or {}).keys() - READ_LATER):
+                return subprocess.run(
+                    [sys.executable, *words],
+                    cwd=cwd,
+                    env=environment,
+                    stdin=DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    timeout=timeout,
+                    check=False,
+                )
+            out.write_text("")
+            err.write_text("")
+            job = {"args": words, "cwd": str(cwd or Path.cwd()), "env": environment, "seconds": timeout}
+            print(json.dumps(job | {"out": str(out), "err": str(err), "largest": largest}), file=copies, flush=True)
+            return Done(words, int(codes.readline()), out.read_text("utf-8"), err.read_text("utf-8"))
+
+        yield run
+        original.communicate()
+
+
+@pytest.fixture(scope="session")
+def cli(python: Run) -> Cli:
+    """Run ``repfuse ARGS`` as a process, as ``python`` does: cli("convert", path, out, cwd=..., columns=100)."""
+
+    def run(*args: object, env: dict[str, str] | None = None, columns: int = 100, **options: Any) -> Done:
+        return python("-m", "repfuse", *args, env={"COLUMNS": str(columns)} | (env or {}), **options)
 
     return run
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "REPFUSE_"))}
+    kept = {key: value for key, value in kept.items() if not key.endswith("_COLOR")}
+    fixed = {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)]),  # this tree, wherever it runs
+        "OMP_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",
+        "REPFUSE_SAME_PROCESS": "1",
+    }
+    return kept | fixed | more

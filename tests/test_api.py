@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import Run
 
 import repfuse
 
@@ -16,7 +17,7 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_functions_stay_functions_after_every_module_was_imported():
+def test_functions_stay_functions_after_every_module_was_imported(python: Run):
     code = """
 import importlib, pkgutil, repfuse
 for found in pkgutil.walk_packages(repfuse.__path__, "repfuse."):
@@ -24,7 +25,7 @@ for found in pkgutil.walk_packages(repfuse.__path__, "repfuse."):
         importlib.import_module(found.name)
 print(*(name for name in repfuse.__all__ if type(getattr(repfuse, name)).__name__ == "function"))
 """
-    assert run(code).split() == FUNCTIONS
+    assert python("-c", code).stdout.split() == FUNCTIONS
 
 
 def test_importing_the_package_imports_no_torch():

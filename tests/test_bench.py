@@ -15,7 +15,7 @@ from support.folded import example, folded, network
 from torch import nn
 
 from repfuse.benching import bench
-from repfuse.benching.benchmark import judge
+from repfuse.benching.benchmark import judge, timing
 from repfuse.benching.clock import FEWEST_ROUNDS, SHORTEST, Rounds, batched, time_rounds
 from repfuse.benching.statistics import outliers, ratio_of_medians
 from repfuse.errors import RepfuseError
@@ -58,10 +58,8 @@ def test_the_unit_of_time_does_not_matter(rounds):
     assert (seconds.low, seconds.high) == pytest.approx((millis.low, millis.high))
 
 
-@pytest.mark.parametrize("truth", [1.0, 1.3])
-def test_the_interval_holds_the_truth_at_about_its_rate(truth):
-    draw = random.Random(0)
-    held = 0
+def test_the_interval_holds_the_truth_at_about_its_rate():
+    draw, truth, held = random.Random(0), 1.3, 0
     for _ in range(300):
         second = [draw.lognormvariate(0, 0.1) for _ in range(30)]
         ratio = ratio_of_medians([truth * draw.lognormvariate(0, 0.1) for _ in second], second)
@@ -122,27 +120,45 @@ class Machine:
 
 def _time(machine: Machine, first: float, second: float, rounds: int = 8, seconds: float = 1e9) -> Rounds:
     calls = machine.call("a", first), machine.call("b", second)
-    return time_rounds(*calls, machine.clock, rounds=rounds, seconds=seconds, progress=lambda _fraction: None)
+    return time_rounds(calls, machine.clock, rounds=rounds, seconds=seconds, progress=lambda _fraction: None)
 
 
 def test_the_times_are_those_of_the_calls():
     times = _time(Machine(), 0.5, 0.25)
-    assert times.first == pytest.approx((0.5,) * 8) and times.second == pytest.approx((0.25,) * 8)
+    assert times.times == (pytest.approx((0.5,) * 8), pytest.approx((0.25,) * 8))
     assert times.calls == (1, 1)
 
 
-def test_the_rounds_alternate_in_order_after_a_warm_up():
+def test_the_order_is_drawn_and_then_turned_around_after_a_warm_up():
     machine = Machine()
-    _time(machine, 1.0, 1.0, rounds=4)
-    warm_up, timed = machine.calls[:-8], machine.calls[-8:]
-    assert set(warm_up[:3]) == {"a"} and set(warm_up[-3:]) == {"b"}
-    assert "".join(timed) == "abbaabba"
+    names, rounds = "abcd", 40
+    calls = [machine.call(name, 1.0) for name in names]
+    time_rounds(calls, machine.clock, rounds=rounds, seconds=1e9, progress=lambda _fraction: None)
+    warm_up, timed = "".join(machine.calls[: -4 * rounds]), "".join(machine.calls[-4 * rounds :])
+    assert warm_up == "aaabbbcccddd"
+    orders = [timed[start : start + 4] for start in range(0, len(timed), 4)]
+    assert all(
+        one == other[::-1] and set(one) == set(names) for one, other in zip(orders[::2], orders[1::2], strict=True)
+    )
+    assert len(set(orders)) > 10
+
+
+def test_what_is_not_warm_yet_is_called_until_it_is():
+    machine = Machine()
+    seconds = iter([5.0, 4.0, 3.0, 2.0, 1.0])
+
+    def cold() -> None:
+        machine.calls.append("a")
+        machine.now += next(seconds, 1.0)
+
+    times = time_rounds([cold], machine.clock, rounds=8, seconds=1e9, progress=lambda _fraction: None)
+    assert times.times == ((1.0,) * 8,)
 
 
 def test_a_timing_of_short_calls_holds_as_many_as_last_long_enough():
     times = _time(Machine(), SHORTEST / 9.5, SHORTEST / 2.5)
     assert times.calls == (10, 3)
-    assert times.first == pytest.approx((SHORTEST / 9.5,) * 8)
+    assert times.times[0] == pytest.approx((SHORTEST / 9.5,) * 8)
 
 
 def test_one_slow_call_does_not_spoil_the_calibration():
@@ -154,25 +170,26 @@ def test_one_slow_call_does_not_spoil_the_calibration():
         call()
         machine.now += next(slow, 0.0)
 
-    times = time_rounds(first, first, machine.clock, rounds=4, seconds=9, progress=lambda _fraction: None)
+    times = time_rounds([first, first], machine.clock, rounds=8, seconds=9, progress=lambda _fraction: None)
     assert times.calls == (10, 10)
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, FEWEST_ROUNDS), (19.5, 8), (1e9, 40)])
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, FEWEST_ROUNDS), (27.5, 12), (1e9, 40)])
 def test_time_is_bounded_and_the_rounds_stay_balanced(seconds, rounds):
-    assert len(_time(Machine(), 1.0, 1.0, rounds=40, seconds=seconds).first) == rounds
+    assert len(_time(Machine(), 1.0, 1.0, rounds=40, seconds=seconds).times[0]) == rounds
 
 
 def test_a_clock_that_stands_still_ends_too():
-    times = _time(Machine(), 0.0, 0.0, rounds=4)
-    assert len(times.first) == 4
+    times = _time(Machine(), 0.0, 0.0, rounds=8)
+    assert len(times.times[0]) == 8
 
 
 # --- judgement ---------------------------------------------------------------------------------------------------
 
 
 def _judge(first, second, calls=(1, 1), rounds=None):
-    return judge(Rounds(tuple(first), tuple(second), calls), batch_size=1, threads=1, rounds=rounds or len(first))
+    both = [timing(tuple(times), count) for times, count in zip((first, second), calls, strict=True)]
+    return judge(*both, batch_size=1, threads=1, rounds=rounds or len(first))
 
 
 def test_the_verdict_follows_the_interval():
@@ -216,7 +233,7 @@ class Ticks:
 
 def test_costs_before_and_after():
     original = network(2, width=8)
-    result = bench(original, folded(original), example(size=9), rounds=4, clock=Ticks())
+    result = bench(original, folded(original), example(size=9), rounds=8, clock=Ticks())
     convolutions, head = 81 * 8 * 27 + 81 * 8 * 72, 80
     assert result.before.macs == result.after.macs == convolutions + head
     assert result.before.parameters == 8 * 27 + 8 * 72 + 4 * 8 + 90
@@ -237,7 +254,7 @@ def test_a_measurement_per_batch_size_and_thread_count():
             assert torch.is_inference_mode_enabled() or len(x) == 1  # the counter of costs, at the example's batch
             return x
 
-    result = bench(Watch(), Watch(), example(), batch_sizes=(1, 4), threads=(1, 2), rounds=4, clock=Ticks())
+    result = bench(Watch(), Watch(), example(), batch_sizes=(1, 4), threads=(1, 2), rounds=8, clock=Ticks())
     settings = [(entry.batch_size, entry.threads) for entry in result.measurements]
     assert settings == [(1, 1), (1, 2), (4, 1), (4, 2)]
     assert set(seen) == set(settings)
@@ -249,7 +266,7 @@ def test_the_networks_keep_their_modes_and_their_state():
     state = {name: value.clone() for name, value in pair[0].state_dict().items()}
     for each in pair:
         each[0][1].eval()
-    bench(*pair, example(), rounds=4, clock=Ticks())
+    bench(*pair, example(), rounds=8, clock=Ticks())
     for each in pair:
         assert each.training and each[0][4].training and not each[0][1].training
         assert all(torch.equal(value, state[name]) for name, value in each.state_dict().items())
@@ -267,21 +284,21 @@ def test_cold_calls_come_first_and_say_what_they_are():
             calls.append(self.name)
             return x
 
-    result = bench(Named("original"), Named("fused"), example(), rounds=4, cold=True, clock=Ticks())
+    result = bench(Named("original"), Named("fused"), example(), rounds=8, cold=True, clock=Ticks())
     assert calls[:2] == ["original", "fused"]
     assert result.cold.original == pytest.approx(0.01) and "no measurement" in result.cold.note
-    assert bench(Named("a"), Named("b"), example(), rounds=4, clock=Ticks()).cold is None
+    assert bench(Named("a"), Named("b"), example(), rounds=8, clock=Ticks()).cold is None
 
 
 def test_another_dtype_gets_inputs_of_its_own():
     original = network(1)
-    result = bench(original, network(1).to(torch.float64), example(), rounds=4, clock=Ticks())
+    result = bench(original, network(1).to(torch.float64), example(), rounds=8, clock=Ticks())
     assert result.dtype == "float32 and float64"
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"rounds": 3}, {"batch_sizes": [0]}, {"batch_sizes": []}, {"threads": [-1]}, {"threads": [2, 0]}],
+    [{"rounds": 7}, {"batch_sizes": [0]}, {"batch_sizes": []}, {"threads": [-1]}, {"threads": [2, 0]}],
 )
 def test_a_number_that_makes_no_sense_is_bad_input(wrong):
     with pytest.raises(RepfuseError, match="cannot be"):
@@ -302,7 +319,7 @@ def test_batches_repeat_or_cut_off_the_samples():
 
 
 def test_the_result_is_json():
-    result = bench(network(1), network(1), example(), rounds=4, cold=True, clock=Ticks())
+    result = bench(network(1), network(1), example(), rounds=8, cold=True, clock=Ticks())
     data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert data["measurements"][0]["verdict"] == result.measurements[0].verdict
 
@@ -315,7 +332,7 @@ def test_progress_ends_at_one():
         network(1),
         example(),
         batch_sizes=(1, 2),
-        rounds=4,
+        rounds=8,
         clock=Ticks(),
         progress=lambda _stage, fraction: report(fraction),
     )

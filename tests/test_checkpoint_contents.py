@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,7 +76,7 @@ def test_what_goes_stale_or_is_no_plain_data_is_left_out() -> None:
         "scaler": None,
         "state_dict": STATE,
         "state_dict_ema": STATE,
-        "args": SimpleNamespace(lr=1),
+        "args": Namespace(lr=1),
         "sampler": print,
     }
     layout = find(container, PATH).around

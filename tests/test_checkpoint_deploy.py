@@ -89,12 +89,12 @@ def test_a_fused_file_for_a_network_of_branches(net: tuple[str, str], tmp_path: 
     family, spec = net
     torch.save(state(spec, deploy=True), tmp_path / "x.pt")
     error = refused(tmp_path / "x.pt", spec)
-    assert "is fused already (deploy mode)" in error.what
+    known = family != "nobody's"
+    assert f"{'is' if known else 'looks'} fused already (deploy mode)" in error.what
     assert f"stages.0.{NAMES[family][0]}.weight" in error.why
     assert f"stages.0.{NAMES[family][1]}.0.weight" in error.why
-    assert "--model-arg deploy=True" in error.hint  # it was tried, and fits
+    assert "--model-arg deploy=True" in error.hint
     checkpoint = load(tmp_path / "x.pt", model=spec, model_args=["deploy=True"])
-    known = family != "nobody's"
     assert ("fused already" in checkpoint.fused_already) == known
 
 
@@ -105,7 +105,7 @@ def test_a_file_of_branches_for_a_fused_network(net: tuple[str, str], tmp_path: 
     assert "has the branches of training" in error.what
     assert NAMES[family][1] in error.why
     assert NAMES[family][0] in error.why
-    assert "Leave out --model-arg deploy" in error.hint
+    assert "without --model-arg deploy" in error.hint
     assert load(tmp_path / "x.pt", model=spec).fused_already == ""
 
 
@@ -113,7 +113,7 @@ def test_a_prefix_does_not_hide_the_mode(net: tuple[str, str], tmp_path: Path) -
     _, spec = net
     held = {f"module.{name}": tensor for name, tensor in state(spec, deploy=True).items()}
     torch.save({"state_dict": held}, tmp_path / "x.pt")
-    assert "is fused already" in refused(tmp_path / "x.pt", spec).what
+    assert "fused already" in refused(tmp_path / "x.pt", spec).what
 
 
 def test_a_file_that_is_fused_in_part_lists_both_kinds(net: tuple[str, str], tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_timm_names_and_flags(tmp_path: Path) -> None:
     torch.save(timm.utils.reparameterize_model(network).state_dict(), tmp_path / "x.pt")
     error = refused(tmp_path / "x.pt", "timm:fastvit_t8", "num_classes=3")
     assert "stem.0.reparam_conv.weight" in error.why
-    assert "--model-arg inference_mode=True" in error.hint
+    assert "inference_mode=True" in error.hint
     assert (
         "fused already"
         in load(

@@ -245,7 +245,7 @@ SIZES = {
     False: (
         *("__import__('os')", "Symbol('__import__')", "s0.func", "Integer(1).__class__", "[s0]", "lambda: 1", "f(s0)"),
         *("Pow(Integer(9), Integer(9))", "Pow(Integer(9), Integer(-9))", "Pow(s0, s1)", "9**9**9"),
-        *("Integer(1 << 99)", "Symbol('s0', a=exit())", "Float('1', precision=99999999)", "Symbol('s0')\n+1", ""),
+        *("Integer(1 << 99)", "Symbol('s0', a=exit())", "Float('exit()')", "Symbol('s0')\n+1", ""),
         *(f"{'(' * 300}s0{')' * 300}", "Integer(" * 3000 + "1" + ")" * 3000, "Eq(s0, 'x')", "1 if s0 else 2"),
     ),
 }
@@ -253,7 +253,15 @@ GUARDS = {
     True: ("L['x'].size()[0] % 4 == 0", "L['x'][0]['y'].size()[3] <= max(1, 2 * L['z'].size()[0] // 3)", "L['n'] == 3"),
     False: (
         *("L['x'].__class__", "L['x'].size().__class__", "exit()", "L[exit()]", "L['x'] == '\"'", "L['\\n'] == 1"),
-        *("math.system(1)", "torch.load('x')", "[exit() for _ in L]", "(y := 1)", "f'{exit()}'", "L['x'].item() == 1"),
+        *(
+            "math.system(1)",
+            "torch.load('x')",
+            "[exit() for _ in L]",
+            "(y := 1)",
+            "f'{exit()}'",
+            "L['x'].item() == 1",
+            "L['n'] == 3 # x",
+        ),
     ),
 }
 

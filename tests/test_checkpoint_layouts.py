@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import sys
 import zipfile
@@ -176,7 +177,7 @@ def test_kept_objects_are_equal_and_of_their_types(tmp_path: Path) -> None:
     before = plain(tmp_path / "in.pt")
     checkpoint = opened(tmp_path / "in.pt")
     after = plain(save(checkpoint, checkpoint.module, tmp_path / "out.pt").path)
-    assert (after["started"], after["options"]) == (before["started"], before["options"])
+    assert after["options"] == before["options"]
     assert np.array_equal(after["rng"][1], before["rng"][1])
     assert after["rng"][1].dtype == np.uint32
     assert after["rng"][::2] == before["rng"][::2]
@@ -252,6 +253,7 @@ def test_the_canary_is_one(tmp_path: Path) -> None:
         lambda canary: Evil(np.frombuffer, b"12345678"),
         lambda canary: np.array([touching(canary)], dtype=object),
         lambda canary: Evil(PurePosixPath, touching(canary)),
+        lambda canary: datetime.date(2026, 1, 2),
         lambda canary: OrderedDict(x=[touching(canary)]),
         lambda canary: Evil(argparse.Namespace, "not", "keywords"),
         lambda canary: looped(),

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from repfuse.checkpoint.choice import BARE, ChosenWeights
-from repfuse.checkpoint.fitting import fit
-from repfuse.checkpoint.naming import Naming, wrapped_in
+from repfuse.checkpoint.fitting import Naming, fit, wrapped_in
 from repfuse.errors import RepfuseError
 
 

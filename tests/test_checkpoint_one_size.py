@@ -34,8 +34,20 @@ def saved(source: Path, out: Path, **options: object) -> Saved:
     return repfuse.save(checkpoint, result.module, out, plan=result.plan)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("network", one_size.NETWORKS)
+SOON, FIRST = one_size.NETWORKS[0], FORMATS[0]
+"""Each format with the one network, and each network in the one format; the other pairs take longer."""
+
+PAIRS = pytest.mark.parametrize(
+    ("network", "form"),
+    [
+        pytest.param(network, form, marks=() if network is SOON or form == FIRST else pytest.mark.slow)
+        for network in one_size.NETWORKS
+        for form in FORMATS
+    ],
+)
+
+
+@PAIRS
 def test_a_network_of_one_size_is_written_and_every_kind_of_input_tried(
     network: type[nn.Module], form: str, tmp_path: Path
 ) -> None:
@@ -45,8 +57,7 @@ def test_a_network_of_one_size_is_written_and_every_kind_of_input_tried(
     assert {"large", "impulses", "frame"} <= {label.partition(" ")[0] for label in said.verified.compared}
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("network", one_size.NETWORKS)
+@PAIRS
 def test_a_static_program_is_written(network: type[nn.Module], form: str, tmp_path: Path) -> None:
     program = torch.export.export(made(network), (torch.randn(one_size.SHAPE),))
     said = saved(exported.saved(program, tmp_path / "in.pt2"), tmp_path / f"out.{form}")

@@ -77,10 +77,10 @@ def outside(folder: Path, where: str) -> None:
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing shard": (lambda folder: shard(folder, 2).unlink(), "1 of the 3 shards"),
     "name that no shard has": (lambda folder: resaved(shard(folder, 1), dict.popitem), "not in the shard"),
-    "name that the index lacks": (lambda folder: edited(folder, dict.popitem), "not in the index"),
+    "name that the index lacks": (lambda folder: edited(folder, dict.popitem), "do not fit"),
     "name in two shards": (
         lambda folder: resaved(shard(folder, 1), lambda held: held.update(load_file(shard(folder, 2)))),
-        "in more than one shard",
+        "another shard holds too",
     ),
     "parent": (lambda folder: outside(folder, "../outside.safetensors"), "outside its own folder"),
     "absolute path": (lambda folder: outside(folder, str(folder.parent / "outside.safetensors")), "outside its own"),

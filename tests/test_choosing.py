@@ -15,7 +15,7 @@ from support.programs import EXAMPLES, STEPS, program
 from torch import nn
 
 from repfuse.checking.comparison import reference
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.converting import convert
 from repfuse.errors import RepfuseError
@@ -116,14 +116,14 @@ def saved(made: Plan) -> Plan:
     return Plan.from_dict(json.loads(made.to_json()))
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["live", "saved"])
-def test_any_sites_of_a_network_can_be_left_out(given):
+def test_any_sites_of_a_network_can_be_left_out():
+    """Of the plan as it was made, and of one that was read."""
     net = randomised(Net())
     whole = plan(net, (X,))
     assert len(whole.sites) >= 3
     for bits in range(2 ** len(whole.sites)):
         kept = tuple(site for index, site in enumerate(whole.sites) if bits >> index & 1)
-        part = replace(saved(whole) if given else whole, sites=kept)
+        part = replace(saved(whole) if bits & 4 else whole, sites=kept)
         chosen = choose(net, (X,), Choice(plan=part))
         assert {site.key for site in chosen.sites} == {site.key for site in kept}
         excluded = [refusal for refusal in chosen.refusals if refusal.code == "excluded"]
@@ -170,7 +170,7 @@ def check_without_some(steps, shapes, kept, policy):
 
 
 POLICIES = st.sampled_from([Policy.COST, Policy.ALWAYS])
-QUICK = settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
+QUICK = settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
 
 
 @QUICK

@@ -20,7 +20,7 @@ from repfuse.refusals import REFUSALS
 from repfuse.topics import TOPICS
 from repfuse.version import __version__
 
-COMMANDS = ["convert", "verify", "bench", "inspect", "explain"]
+COMMANDS = ["convert", "verify", "bench", "report", "inspect", "explain"]
 MODULE = SAMPLES / "repvgg_digits.pt"
 
 
@@ -162,7 +162,7 @@ def test_a_failed_check_writes_nothing_and_is_1(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("", {"convert", "verify", "bench", "inspect", "explain"}),
+        ("", {"convert", "verify", "bench", "report", "inspect", "explain"}),
         ("explain cost", {"cost"}),
         ("explain verd", {"verdicts"}),
         ("convert --pol", {"--policy"}),
@@ -175,6 +175,6 @@ def test_the_shell_completes_commands_options_and_codes_without_torch(
     paths = f"{tmp_path}:{SUPPORT.parents[1]}"
     line = f"repfuse {typed}"
     asked = {"_REPFUSE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
-    done = cli(env=asked | {"PYTHONPATH": paths})
+    done = cli(env=asked | {"PYTHONPATH": paths}, fresh=True)
     assert offered <= set(done.stdout.split()), done.stderr
     assert "torch was imported" not in done.stderr

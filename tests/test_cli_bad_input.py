@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -134,10 +133,7 @@ def test_an_unwritable_target_is_found_before_anything_is_read(cli: Cli, tmp_pat
 
 
 def test_a_full_disk_leaves_nothing_behind(cli: Cli, tmp_path: Path) -> None:
-    def limited() -> None:  # a write beyond the limit fails as it does on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
-    done = cli("convert", MODULE, tmp_path / "out.pt", before=limited)
+    done = cli("convert", MODULE, tmp_path / "out.pt", largest=30_000)  # a write beyond it fails as on a full disk
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "out.pt could not be written" in done.stderr
@@ -205,6 +201,6 @@ def test_a_mistake_in_the_arguments_is_said_before_torch_is_imported(
     args: tuple[object, ...], cli: Cli, tmp_path: Path
 ) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    done = cli(*args, cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"})
+    done = cli(*args, cwd=tmp_path, env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}, fresh=True)
     assert done.returncode == 2 and done.stderr.startswith("error:"), done.stderr
     assert "torch was imported" not in done.stderr + done.stdout

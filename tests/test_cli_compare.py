@@ -44,7 +44,7 @@ def test_the_whole_battery_is_tried_around_every_shape_that_is_asked_for(cli: Cl
     plain, around = (
         {label.partition(" ")[0] for label in found if (" around " in label) == further} for further in (False, True)
     )
-    assert plain == around == {"the", "random,", "size", "large", "nearly", "impulses", "frame", "natural", "batch"}
+    assert plain == around == {"the", "random,", "size", "large", "nearly", "impulses", "frame", "batch"}
     assert found["the example"] == [[1, 1, 8, 8]] and found["the example around 3x1x11x7"] == [[3, 1, 11, 7]]
     assert found["random, seed 6 around 3x1x11x7"] == [[3, 1, 11, 7]]
     refused = cli("verify", MODULE, MODULE, "--input", "1x1x8x8", "--input", "1x3x8x8")
@@ -78,7 +78,7 @@ def test_a_model_without_finite_output_cannot_be_told(cli: Cli, tmp_path: Path) 
 
 
 def test_bench_measures_every_batch_size_and_thread_count(cli: Cli) -> None:
-    options = ("--batch-size", "1", "--batch-size", "3", "--threads", "1", "--rounds", "5", "--seconds", "0.5")
+    options = ("--batch-size", "1", "--batch-size", "3", "--threads", "1", "--rounds", "8", "--seconds", "0.5")
     done = cli("bench", MODULE, MODULE, *options, "--cold", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

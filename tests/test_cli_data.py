@@ -183,4 +183,4 @@ def test_without_pillow_images_are_refused(images: Path, cli: Cli, tmp_path: Pat
     (tmp_path / "PIL" / "__init__.py").write_text("raise ImportError('there is no Pillow here')")
     hidden = {"PYTHONPATH": str(tmp_path)}
     done = cli("verify", MODULE, MODULE, "--data", images, env=hidden)
-    refused(done, "needs Pillow", "pip install 'repfuse[images]'")
+    refused(done, "PIL is not installed", "pip install 'repfuse[images]'")

@@ -219,12 +219,6 @@ def written(path: Path, content: bytes) -> Path:
     return path
 
 
-def flattened(path: Path) -> Path:
-    """One pixel high and very wide: to cover 64x64 it would have to grow to a gigabyte."""
-    Image.new("L", (4_000_000, 1)).save(path)
-    return path
-
-
 HOSTILE = {
     "empty": (lambda path: written(path, b""), "cannot identify"),
     "text": (lambda path: written(path, b"hello, world\n" * 50), "cannot identify"),
@@ -236,7 +230,6 @@ HOSTILE = {
     "bomb, warned of": (lambda path: bomb(path, 10_000, 10_000), "decompression bomb"),
     "bomb, refused": (lambda path: bomb(path, 60_000, 60_000), "decompression bomb"),
     "sixteen bits": (deep, "more than 8 bits"),
-    "flattened": (flattened, "would become"),
     "postscript": (lambda path: written(path, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "cannot identify"),
 }
 

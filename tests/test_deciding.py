@@ -13,7 +13,7 @@ from support.agreement import error, image, operations, randomised
 from torch import nn
 
 from repfuse.checking.comparison import reference
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse

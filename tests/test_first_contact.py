@@ -9,18 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Cli
+from conftest import ROOT, Cli, Done, Run
 
 from repfuse.report.schema import report_path
 
-Done = subprocess.CompletedProcess[str]
 OPTION = re.compile(r"(--(?:allow|model) \S+?|--trust)(?=[.;]?(?:\s|$))")
 
 
@@ -148,20 +145,17 @@ FEW = ("a class in the script",)
 """What every run plays; each takes a script and up to three commands, and each of these imports torch."""
 
 
-def python(name: str, folder: Path, *path: Path) -> str:
-    """Run a script of the user's in ``folder``."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *path)))}
-    done = subprocess.run([sys.executable, name], cwd=folder, env=env, capture_output=True, text=True, check=False)
+def ran(done: Done) -> str:
     assert not done.returncode, done.stderr
     return done.stdout
 
 
-def made(contact: Contact, folder: Path) -> Path:
+def made(contact: Contact, folder: Path, python: Run) -> Path:
     """Write the user's files and run his script; return where he stands."""
     for name, text in contact.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    python("train.py", folder)
+    ran(python("train.py", cwd=folder))
     standing = folder / contact.standing
     standing.mkdir(exist_ok=True)
     return standing
@@ -183,7 +177,7 @@ def tries(cli: Cli, line: str, cwd: Path) -> int:
     return 2
 
 
-def used(out: Path, contact: Contact, folder: Path) -> float:
+def used(out: Path, contact: Contact, folder: Path, python: Run) -> float:
     """Run the lines that the report gives to use the file, and return how far its outputs are from the original's."""
     lines = json.loads(report_path(out).read_text())["output"]["use"]
     before, found = {
@@ -199,7 +193,7 @@ def used(out: Path, contact: Contact, folder: Path) -> float:
     ]
     text.append(f"print(float(({found} - expected).abs().max() / expected.abs().max()))")
     (out.parent / "use.py").write_text("\n".join(text))
-    return float(python("use.py", out.parent, folder))
+    return float(ran(python("use.py", cwd=out.parent, env={"PYTHONPATH": f"{ROOT}:{folder}"})))
 
 
 def marked(name: str) -> object:
@@ -207,16 +201,18 @@ def marked(name: str) -> object:
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in CONTACTS])
-def test_it_takes_one_command_or_two_where_the_first_names_the_second(name: str, cli: Cli, tmp_path: Path) -> None:
+def test_it_takes_one_command_or_two_where_the_first_names_the_second(
+    name: str, cli: Cli, python: Run, tmp_path: Path
+) -> None:
     contact = CONTACTS[name]
-    standing = made(contact, tmp_path)
+    standing = made(contact, tmp_path, python)
     assert tries(cli, f"{contact.line} --quick --input 2x3x9x7", standing) <= contact.most
     assert (tmp_path / "runs.txt").read_text() == "x"  # nothing was trained again
     out = standing / contact.line.split()[2]
     report = json.loads(report_path(out).read_text())
     assert report["plan"]["sites"]
     assert report["output"]["verified"]["where"] == "a fresh process"
-    assert used(out, contact, tmp_path) < 1e-5
+    assert used(out, contact, tmp_path, python) < 1e-5
 
 
 def state_file(folder: Path, **files: str) -> Path:

@@ -16,7 +16,7 @@ from support.small_nets import SITES, Net, X
 from torch import nn
 
 from repfuse.checking.comparison import reference
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.fusing import fuse
 from repfuse.health import MEANINGS, Finding, examine

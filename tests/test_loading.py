@@ -243,7 +243,7 @@ def test_an_unknown_class_needs_its_package_allowed_or_trust(package: Any, tmp_p
 
 def test_a_known_library_that_is_missing_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(torchvision.models.resnet18(), tmp_path / "x.pt")
-    monkeypatch.setattr(allow_list, "_is_installed", lambda package: package != "torchvision")
+    monkeypatch.setattr(allow_list, "is_found", lambda package, _: package != "torchvision")
     hint = bad(tmp_path / "x.pt").hint
     assert hint.startswith("Install what is missing: pip install torchvision.") and "--trust" not in hint
 

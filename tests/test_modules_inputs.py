@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from repfuse.benching import bench
 from repfuse.checking.comparison import reference
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.runs import leaves
 from repfuse.checking.verification import verify

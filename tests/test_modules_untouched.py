@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from repfuse.benching import bench
 from repfuse.checking.comparison import reference
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.verification import verify
 from repfuse.fusing import fuse

@@ -118,7 +118,7 @@ def test_a_wrong_type_anywhere_is_one_error(tmp_path, path):
 
 def may_stand(path, old, value) -> bool:
     """Whether a plan may have ``value`` in the place of ``old``."""
-    if path[-1] in FREE or (value is None and path[-1] in ("before", "after")):
+    if path[-1] in FREE or (value in (None, {}) and path[-1] in ("before", "after")):
         return True
     if "arguments" in path and path[-1] == "value":
         return not isinstance(value, dict | list)
@@ -151,7 +151,8 @@ def test_a_missing_or_added_field_is_one_error(tmp_path, path):
     for key in path[:-1]:
         inner = inner[key]
     kept = inner.pop(path[-1])
-    refused(tmp_path, json.dumps(data))
+    if path[-1] not in ("before", "after", "macs", "bytes", "launches", "parameters"):  # these may be left out
+        refused(tmp_path, json.dumps(data))
     inner.update({path[-1]: kept, "another": 1})
     if path[0] == "plan" and len(path) > 1:
         refused(tmp_path, json.dumps(data), "another")
@@ -201,7 +202,7 @@ def test_a_deep_example_is_one_error(tmp_path):
     deep: object = {"value": 1}
     for _ in range(200):
         deep = {"list": [deep]}
-    refused(tmp_path, json.dumps(put(document(), ("plan", "arguments"), deep)), "deeper than 32")
+    refused(tmp_path, json.dumps(put(document(), ("plan", "arguments"), deep)), "too deeply")
 
 
 def test_a_huge_file_is_not_read(tmp_path):

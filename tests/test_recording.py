@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import operator
 from collections import OrderedDict
 
@@ -190,15 +189,6 @@ CHANGING = {
     "spectral_norm": lambda: nn.utils.spectral_norm(conv(3)).train(),
     "random numbers": lambda: Spelled(lambda m, x: F.dropout(x, 0.5) + torch.rand(6) + torch.randn_like(x)),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_objects_to_look_through():
-    """What a forward keeps is found after a garbage collection, which takes long in a process full of tests."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def contents(module):
@@ -1013,6 +1003,12 @@ def test_where_only_the_batch_is_free_that_is_tried():
     (convolution,) = named(found, "conv2d")
     assert {shape[1:] for shape in found.shapes(convolution)} == {(4, 5, 7)}
     assert not found.is_fixed(convolution, 0) and found.is_fixed(convolution, 2) and found.is_fixed(convolution, -1)
+
+
+def test_an_example_of_no_images_is_one():
+    found = recorded(conv(3), torch.randn(0, 4, 5, 7))
+    (convolution,) = named(found, "conv2d")
+    assert not found.is_fixed(convolution, 0) and not found.is_fixed(convolution, 2)
 
 
 @pytest.mark.parametrize("step", [4, 14, 32])

@@ -28,7 +28,7 @@ def test_a_size_says_the_bytes_to_half_a_percent(number: int) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(12.3e-6, "12.3 µs"), (4.56e-3, "4.56 ms"), (7.891, "7.89 s"), (200, "3 min 20 s")],
+    [(12.3e-6, "12.3 µs"), (4.56e-3, "4.56 ms"), (7.891, "7.89 s"), (200, "3 min 20 s"), (math.inf, "inf s")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert tables.duration(seconds) == text

@@ -252,6 +252,28 @@ def test_fusing_again_finds_nothing(fused):
     assert fuse(fused, (X,)).plan.sites == ()
 
 
+class Scripted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = conv(1)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("calls", [True, False])
+def test_what_a_block_reads_inside_a_script_is_read_there(calls):
+    def forward(m, x):
+        y = torch.sin(m.a(x) + m.b(x)) * m.held.script.inner.weight.mean()
+        return m.held.script(y) if calls else y
+
+    block = randomised(pair(forward))
+    block.held = nn.Module()
+    block.held.script = torch.jit.script(randomised(Scripted()))
+    result = fuse(block, (X,))
+    assert len(result.plan.sites) == 1 and torch.allclose(result.module(X), block(X), rtol=1e-10)
+
+
 def test_unused_parameters_survive():
     block = pair(lambda m, x: torch.sin(m.a(x) + m.b(x)))
     block.spare, block.scale = nn.Linear(2, 2), nn.Parameter(torch.ones(3))

@@ -12,8 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.expressions import Tensors, channelwise, run
 from support.maps import of, same, shapes_of
+from torch import nn
 from torch.nn import functional as F
 
+import repfuse
+from repfuse.algebra.affine import AffineConv
 from repfuse.algebra.evaluation import constant, evaluate, scale_and_shift
 from repfuse.algebra.expression import Expression, Identity, Scaled, Through, joined, selected, sum_of, through
 from repfuse.algebra.geometry import Geometry, NotAffine
@@ -220,10 +223,13 @@ def test_the_law_of_borders_holds_exactly_where_it_should(inner, outer, seed):
         found = _matrix(inner, outer, n, seed)
         if found is None or not found.numel():
             continue
-        values: dict[int, torch.Tensor] = {}
-        for o, i in itertools.product(*map(range, found.shape)):
-            tap = o - stride * i
-            agree &= bool((values.setdefault(tap, found[o, i]) - found[o, i]).abs() < 1e-12)
+        outputs, pixels = map(torch.arange, found.shape)
+        _, taps = (outputs[:, None] - stride * pixels).flatten().unique(return_inverse=True)
+        least, most = (
+            found.new_zeros(len(taps)).scatter_reduce(0, taps, found.flatten(), way, include_self=False)
+            for way in ("amin", "amax")
+        )
+        agree &= bool((most - least).max() < 1e-12)
         if whole is not None:
             assert whole.output_size((n,)) == (len(found),)
     assert agree == (whole is not None)
@@ -269,6 +275,36 @@ def test_maps_apply_as_torch_does(shape, seed):
     x = torch.randn(2, 4, *(n + 1 for n in shape.smallest_input), dtype=torch.float64, generator=generator)
     weight = made.weight.unflatten(0, (shape.groups, -1)).transpose(1, 2).flatten(0, 1)
     assert same(made.apply(x), spread(shape, x, weight, made.bias))
+
+
+@SETTINGS
+@given(st.data(), st.integers(1, 3), st.integers(0, 10_000))
+def test_nearest_upsampling_is_a_kernel_of_ones(data, ndim, seed):
+    factors = tuple(data.draw(st.lists(st.integers(1, 5), min_size=ndim, max_size=ndim)))
+    pads, ones = ((0, 0),) * ndim, (1,) * ndim
+    shape = TransposedGeometry(3, 3, factors, factors, pads, ones, 3, output_padding=(0,) * ndim)
+    generator = torch.Generator().manual_seed(seed)
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=ndim, max_size=ndim))
+    x = torch.randn(2, 3, *sizes, dtype=torch.float64, generator=generator)
+    made = AffineConv.filter(shape, 1.0)
+    for mode in ("nearest", "nearest-exact"):
+        wanted = F.interpolate(x, scale_factor=tuple(map(float, factors)), mode=mode)
+        assert torch.equal(made.apply(x), wanted)
+
+
+@pytest.mark.parametrize(
+    ("upsampling", "layer"),
+    [
+        (nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(4, 4, 3, padding=1)),
+        (nn.Upsample(scale_factor=2.5), nn.Conv2d(4, 4, 3, padding=1)),
+        (nn.Upsample(size=12), nn.Conv2d(4, 4, 3, padding=1)),  # twice the example's size, and no multiple of others
+        (nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, padding=1, groups=4)),  # slow in other runtimes
+        (nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, stride=2)),
+        (nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")),
+    ],
+)
+def test_other_upsampling_stays(upsampling, layer):
+    assert not repfuse.plan(nn.Sequential(upsampling, layer).eval(), (torch.zeros(1, 4, 6, 6),)).sites
 
 
 def test_a_pad_before_it_and_a_crop_behind_it_are_taps():

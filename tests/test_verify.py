@@ -18,7 +18,7 @@ from repfuse.errors import RepfuseError
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("wide", [True, False], ids=["folded in float64", "folded in its own dtype"])
-@pytest.mark.parametrize(("depth", "seeds"), [(1, 4), (4, 2), (20, 1)])
+@pytest.mark.parametrize(("depth", "seeds"), [(1, 2), (4, 1), (20, 1)])
 def test_a_correct_fusion_is_the_same(dtype, wide, depth, seeds):
     for seed in range(seeds):
         original = network(depth, seed=seed, dtype=dtype)

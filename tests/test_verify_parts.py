@@ -19,8 +19,7 @@ from torch import nn
 from repfuse.checking.agreement import agreement
 from repfuse.checking.comparison import level, mismatch, output_error, reference
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs.trial import Trial
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.results import Comparison, Level
 from repfuse.checking.rounding import (
     SAFETY,
@@ -33,6 +32,7 @@ from repfuse.checking.rounding import (
     unchanged,
 )
 from repfuse.checking.runs import copy_with, in_float64, leaves, run_float64
+from repfuse.checking.trial import Trial
 from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
@@ -140,15 +140,9 @@ def test_the_numbers_of_an_output():
     b[0] += 1
     error = output_error("out", a, b)
     assert error.worst == (4, 7) and error.values == (48, 53)
-    assert error.quantiles == {"50": 0, "90": 1, "99": 1, "100": 5}
     assert error.max_abs == 5 and error.scale == 100 and error.relative.max == 0.05
     assert error.relative.rms == pytest.approx(math.sqrt(35) / float(torch.linalg.vector_norm(a)))
     assert error.smallest_rtol == 1
-
-
-def test_quantiles_are_elements_with_at_least_that_share_at_or_below():
-    a = torch.zeros(3)
-    assert output_error("out", a, torch.tensor([3.0, 1.0, 2.0])).quantiles == {"50": 2, "90": 3, "99": 3, "100": 3}
 
 
 def test_elements_that_are_not_finite():

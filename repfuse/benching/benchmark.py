@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,8 +20,8 @@ from torch.utils.flop_counter import flop_registry
 from repfuse.benching.clock import (
     FEWEST_ROUNDS,
     SHORTEST,
+    Call,
     Clock,
-    Rounds,
     at_least,
     batch_of,
     batched,
@@ -26,15 +29,16 @@ from repfuse.benching.clock import (
     evaluating,
     time_rounds,
 )
-from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
-from repfuse.benching.statistics import outliers, ratio_of_medians
-from repfuse.checkpoint.onnx_file import InRuntime
+from repfuse.benching.results import EAGER, Benchmark, ColdCalls, Measurement, NetworkCost, Timing
+from repfuse.benching.runtimes import Inputs, forget_compiled, started
+from repfuse.benching.statistics import drift, outliers, ratio_of_medians
 from repfuse.errors import RepfuseError
 from repfuse.networks import between, device_of, main_dtype, placed, using_threads, why_refused
 from repfuse.preconditions import check_runnable
 from repfuse.progress import Progress
+from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import OperatorMode
-from repfuse.wording import described
+from repfuse.wording import described, dtype_name
 
 # What a network stores and computes.
 
@@ -98,10 +102,11 @@ def _peak(network: nn.Module, inputs: tuple[Any, ...], weight_bytes: int) -> int
 OVERHEAD = 50e-6  # seconds: a call this short is mostly Python's and torch's own bookkeeping
 
 
-def judge(times: Rounds, *, batch_size: int, threads: int, rounds: int) -> Measurement:
-    """Return medians, the speed-up with its interval, and warnings; ``rounds`` is the number asked for."""
-    ratio = ratio_of_medians(times.first, times.second)
-    original, fused = _timing(times.first, times.calls[0]), _timing(times.second, times.calls[1])
+def judge(
+    original: Timing, fused: Timing, *, batch_size: int, threads: int, rounds: int, runtime: str = EAGER
+) -> Measurement:
+    """Return the speed-up with its interval, and warnings; ``rounds`` is the number asked for."""
+    ratio = ratio_of_medians(original.times, fused.times)
     return Measurement(
         batch_size=batch_size,
         threads=threads,
@@ -113,13 +118,16 @@ def judge(times: Rounds, *, batch_size: int, threads: int, rounds: int) -> Measu
         warnings=(
             *_warnings("original", original),
             *_warnings("fused network", fused),
-            *_too_few(len(times.first), rounds),
+            *_drifting(original, fused),
+            *_too_few(len(original.times), rounds),
         ),
+        runtime=runtime,
     )
 
 
-def _timing(times: tuple[float, ...], calls: int) -> Timing:
-    return Timing(statistics.median(times), min(times), max(times), calls, times)
+def timing(times: tuple[float, ...], calls: int, floor: float | None = None) -> Timing:
+    """Return what is said of times of ``calls`` calls in a row each."""
+    return Timing(statistics.median(times), min(times), max(times), calls, times, floor)
 
 
 def _warnings(name: str, timing: Timing) -> Iterator[str]:
@@ -140,12 +148,21 @@ def _warnings(name: str, timing: Timing) -> Iterator[str]:
         )
 
 
+DRIFTS = 1.1  # times as slow, or as fast, as in the first half of the rounds
+
+
+def _drifting(*timings: Timing) -> Iterator[str]:
+    """Warn where all got slower, or all faster: the ratios hold, since both were timed in each round; the times not."""
+    ratios = [drift(each.times) for each in timings]
+    if min(ratios) > DRIFTS or max(ratios) < 1 / DRIFTS:
+        change, word = (min(ratios), "slower") if min(ratios) > 1 else (max(ratios), "faster")
+        share = abs(change - 1)
+        yield f"The machine got {share:.0%} {word} during the measurement: trust the ratio more than the times."
+
+
 def _too_few(done: int, rounds: int) -> Iterator[str]:
     if done < min(rounds, 2 * FEWEST_ROUNDS):
         yield f"Only {done} of {rounds} rounds fitted in the time: allow more for a narrower interval."
-
-
-Inputs = tuple[Any, ...]
 
 
 def bench(
@@ -153,55 +170,106 @@ def bench(
     fused: nn.Module,
     example_inputs: Sequence[Any],
     *,
+    runtimes: Sequence[str] = (EAGER,),
     batch_sizes: Sequence[int] | None = None,
     threads: Sequence[int] | None = None,
     rounds: int = 40,
     seconds: float = 10.0,
     cold: bool = False,
-    progress: Progress | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    channels_last: bool = False,
+    progress: Progress = lambda _stage, _fraction: None,
     clock: Clock = time.perf_counter,
 ) -> Benchmark:
-    """Time both networks, warm and interleaved, at every batch size and thread count.
+    """Time both networks, warm and interleaved, in each runtime at every batch size and thread count.
 
-    Both run in eval and inference mode, each on the device and in the dtype it has; the inputs follow.
+    Both run in eval and inference mode, each on the device and in the dtype it has, or copies of both in ``dtype``, on
+    ``device``, with images and kernels ``channels_last``; the inputs follow. ``runtimes`` are of RUNTIMES; one that is
+    not installed or refuses a network is left out, which the result says.
     Without ``batch_sizes`` and ``threads`` the example's batch and torch's present thread count are measured.
     Each pair of them takes ``rounds`` rounds, fewer where they fill ``seconds``. On CUDA the clock waits for
     the device before the first and after the last of the calls in a row that make one timing. ``cold`` adds
     one cold call of each, before all else. ``progress`` is called with a stage and the fraction done;
     ``clock`` gives seconds.
 
-    Raises RepfuseError where a network cannot run on the inputs or a number makes no sense.
+    Raises RepfuseError where a network cannot run on the inputs, a number makes no sense or no runtime is left.
     """
     for network in (original, fused):
         check_runnable(network)
     at_least(FEWEST_ROUNDS, "The number of rounds", [rounds])
     example = tuple(example_inputs)
+    original, fused = (_changed(network, dtype, device, channels_last) for network in (original, fused))
+    if channels_last:
+        example = tuple(map(_channels_last, example))
+    cast = dict.fromkeys(_floats(example), dtype) if dtype else {}
     sizes = at_least(1, "The batch size", [batch_of(example) or 1] if batch_sizes is None else batch_sizes)
     counts = at_least(1, "The number of threads", [torch.get_num_threads()] if threads is None else threads)
-    first = Contestant(original, placed(example, device_of(original), {}))
-    second = Contestant(fused, placed(example, device_of(fused), between(original, fused)))
+    first = Contestant(original, placed(example, device_of(original), cast))
+    second = Contestant(fused, placed(example, device_of(fused), cast or between(original, fused)))
     clock = device_clock(device_clock(clock, device_of(original)), device_of(fused))
     settings = list(product(sizes, counts))
-    measurements = []
+    measurements: list[Measurement] = []
+    left_out: dict[str, str] = {}
     with evaluating(original, fused):
         once = ColdCalls(first.time_once(clock), second.time_once(clock)) if cold else None
+        costs = (first.cost(), second.cost())
+        product_of, macs = _matrix_product(original)
         for done, (size, count) in enumerate(settings):
-            report = _stage(progress, f"batch {size}, threads {count}", done, len(settings))
+
+            def report(fraction: float, name: str = f"batch {size}, threads {count}", done: int = done) -> None:
+                progress(name, (done + fraction) / len(settings))
+
             pair = (first.at(size), second.at(size))
-            with using_threads(count):
-                measured = _measure(pair, clock, report, size=size, rounds=rounds, seconds=seconds)
-            measurements.append(measured)
-        costs = [network_cost(_counted(each.network), each.inputs) for each in (first, second)]
+            grown = size / (batch_of(example) or size)
+            work = [None if cost.macs is None else cost.macs * grown / macs for cost in costs]
+            with using_threads(count), TemporaryDirectory() as folder:
+                calls = _start(pair, [name for name in runtimes if name not in left_out], Path(folder), left_out)
+                measurements += _measure(
+                    calls, work, product_of, clock, report, size=size, rounds=rounds, seconds=seconds
+                )
+                if "compile" in calls:
+                    forget_compiled()
     shapes = tuple(tuple(x.shape) for x in tree_leaves(example) if isinstance(x, torch.Tensor))
     return Benchmark(
         device=str(device_of(fused)),
-        dtype=_dtypes(original, fused),
+        dtype=" and ".join(dict.fromkeys(dtype_name(main_dtype(each)) for each in (original, fused))),
         shapes=shapes,
         before=costs[0],
         after=costs[1],
         measurements=tuple(measurements),
         cold=once,
+        left_out=tuple(f"{name}: {why}" for name, why in left_out.items()),
     )
+
+
+def _changed(
+    network: nn.Module, dtype: torch.dtype | None, device: torch.device | str | None, channels_last: bool
+) -> nn.Module:
+    """Return the network, or a copy of it that is as it was asked for."""
+    if dtype is None and device is None and not channels_last:
+        return network
+
+    def changed(_name: str, x: torch.Tensor) -> torch.Tensor:
+        x = x.detach().to(device=device, dtype=dtype if x.is_floating_point() else None)
+        return _channels_last(x) if channels_last else x
+
+    try:
+        return changed_copy(network, changed)
+    except (RuntimeError, AssertionError) as error:  # torch raises either where there is no such device
+        raise RepfuseError(
+            f"The network cannot be put on {device}.", described(error), "Leave --device out."
+        ) from error
+
+
+def _channels_last(x: Any) -> Any:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    known = isinstance(x, torch.Tensor) and x.dim() in formats
+    return x.contiguous(memory_format=formats[x.dim()]) if known else x
+
+
+def _floats(example: Inputs) -> set[torch.dtype]:
+    return {x.dtype for x in tree_leaves(example) if isinstance(x, torch.Tensor) and x.is_floating_point()}
 
 
 @dataclass(frozen=True)
@@ -217,16 +285,16 @@ class Contestant:
             return self
         return Contestant(self.network, batched(self.inputs, size))
 
-    def call(self) -> None:
-        """Call the network."""
-        self.network(*self.inputs)
+    def cost(self) -> NetworkCost:
+        """Count what the network stores, and its work in one call."""
+        return network_cost(self.network, self.inputs)
 
     @torch.inference_mode()
     def time_once(self, clock: Clock) -> float:
         """Return the seconds of one call. Raises RepfuseError where the network cannot run."""
         start = clock()
         try:
-            self.call()
+            self.network(*self.inputs)
         except Exception as error:
             why, hint = why_refused(self.network, self.inputs, described(error))
             name = type(self.network).__name__
@@ -236,34 +304,68 @@ class Contestant:
         return clock() - start
 
 
+Pair = tuple[Contestant, Contestant]
+
+
+@torch.inference_mode()
+def _start(pair: Pair, runtimes: Sequence[str], folder: Path, left_out: dict[str, str]) -> dict[str, list[Call]]:
+    """Return a call of both networks for each runtime that takes both; note for the others why they do not."""
+    found: dict[str, list[Call]] = {}
+    threads = torch.get_num_threads()
+    for each in pair:
+        each.time_once(time.perf_counter)  # whether it runs at all
+    for name in runtimes:
+        try:
+            made = [started(name, each.network, each.inputs, threads, folder) for each in pair]
+        except RepfuseError as error:
+            left_out[name] = error.what
+        else:
+            found[name] = made
+    if not found:
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise RepfuseError("There is nothing to time.", reasons, "Leave --runtime out to time PyTorch's eager mode.")
+    return found
+
+
 @torch.inference_mode()
 def _measure(
-    pair: tuple[Contestant, Contestant],
+    calls: Mapping[str, Sequence[Call]],
+    work: Sequence[float | None],
+    product_of: Call,
     clock: Clock,
     report: Callable[[float], None],
     *,
     size: int,
     rounds: int,
     seconds: float,
-) -> Measurement:
-    for each in pair:
-        each.time_once(clock)  # whether it runs at all
-    calls = (pair[0].call, pair[1].call)
-    times = time_rounds(*calls, clock, rounds=rounds, seconds=seconds, progress=report)
-    return judge(times, batch_size=size, threads=torch.get_num_threads(), rounds=rounds)
+) -> Iterator[Measurement]:
+    """Time all calls and a matrix product in the same rounds; yield what they say of each runtime.
+
+    ``work`` are the multiply-accumulates of both networks, in those of the product.
+    """
+    every = [*(call for both in calls.values() for call in both), product_of]
+    found = time_rounds(every, clock, rounds=rounds, seconds=seconds, progress=report)
+    once = statistics.median(found.times[-1])
+    floors = [None if amount is None else amount * once for amount in work]
+    pairs = zip(found.times[:-1], found.calls[:-1], floors * len(calls), strict=True)
+    timings = iter([timing(*each) for each in pairs])
+    whole: Timing | None = None
+    for runtime in calls:
+        first, second = next(timings), next(timings)
+        whole = first if runtime == EAGER else whole
+        measured = judge(
+            first, second, batch_size=size, threads=torch.get_num_threads(), rounds=rounds, runtime=runtime
+        )
+        over = None if whole is None or whole is first else ratio_of_medians(whole.times, second.times)
+        yield replace(measured, over_eager=over)
 
 
-def _counted(network: nn.Module) -> nn.Module:
-    """Return the network whose operations can be counted."""
-    return network.network if isinstance(network, InRuntime) else network
+SIDES = {"cpu": 512, "cuda": 4096}
+"""Of a matrix product that a processor does about as fast as it can."""
 
 
-def _stage(progress: Progress | None, name: str, done: int, of: int) -> Callable[[float], None]:
-    if progress is None:
-        return lambda _fraction: None
-    return lambda fraction: progress(name, (done + fraction) / of)
-
-
-def _dtypes(original: nn.Module, fused: nn.Module) -> str:
-    names = dict.fromkeys(str(main_dtype(network)).removeprefix("torch.") for network in (original, fused))
-    return " and ".join(names)
+def _matrix_product(network: nn.Module) -> tuple[Call, float]:
+    """Return a plain product of square matrices on the network's device in its dtype, and its multiply-accumulates."""
+    device, side = device_of(network), SIDES.get(device_of(network).type, 512)
+    one = torch.ones(side, side, device=device, dtype=main_dtype(network) or torch.float32)
+    return partial(torch.mm, one, one), float(side**3)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,47 +19,46 @@ from repfuse.networks import same_randomness, set_eval
 from repfuse.recording.copies import restored
 
 Clock = Callable[[], float]
-Call = Callable[[], None]
+Call = Callable[[], Any]
 
 SHORTEST = 5e-3  # seconds: one timing lasts at least this long, thousands of times the resolution of the clock
 MOST_CALLS = 10_000
 WARM_UP = 3
-FEWEST_ROUNDS = 4  # two in each order
+MOST_WARM_UP = 30
+STABLE = 0.05  # a network is warm whose last calls, by their median, are as fast as its fastest, by this much
+FEWEST_ROUNDS = 8  # with fewer, fewer than 95 % of the intervals hold the ratio
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Seconds per call of both networks, by round; ``calls`` the calls in a row of which each is the mean."""
+    """Seconds per call of each network, by round; ``calls`` the calls in a row of which each is the mean."""
 
-    first: tuple[float, ...]
-    second: tuple[float, ...]
-    calls: tuple[int, int]
+    times: tuple[tuple[float, ...], ...]
+    calls: tuple[int, ...]
 
 
 def time_rounds(
-    first: Call,
-    second: Call,
-    clock: Clock,
-    *,
-    rounds: int,
-    seconds: float,
-    progress: Callable[[float], None],
+    calls: Sequence[Call], clock: Clock, *, rounds: int, seconds: float, progress: Callable[[float], None]
 ) -> Rounds:
-    """Time both calls, warm and interleaved: each round times both, every other round in reverse order (ABBA).
+    """Time all calls, warm and interleaved: each round times each of them once.
 
-    So a drift of the machine's speed falls on both alike. Stops after ``rounds`` rounds, or after the first
+    The order is drawn anew for every other round, and turned around in the next one: so a drift of the machine's speed,
+    and what a call leaves behind in its caches, fall on all alike. Stops after ``rounds`` rounds, or after the first
     even number of rounds that fills ``seconds``, warm-up included, and no sooner than FEWEST_ROUNDS.
     """
-    end = clock() + seconds
-    calls = (_calibrate(first, clock), _calibrate(second, clock))
-    times: tuple[list[float], list[float]] = ([], [])
+    end, draw = clock() + seconds, random.Random(0)
+    counts = [_calibrate(call, clock, end) for call in calls]
+    times: list[list[float]] = [[] for _ in calls]
+    order = [*range(len(calls))]
     for number in range(rounds):
         if number >= FEWEST_ROUNDS and number % 2 == 0 and clock() >= end:
             break
-        for which in (0, 1) if number % 2 == 0 else (1, 0):
-            times[which].append(time_calls((first, second)[which], calls[which], clock))
+        if number % 2 == 0:
+            draw.shuffle(order)
+        for which in order if number % 2 == 0 else reversed(order):
+            times[which].append(time_calls(calls[which], counts[which], clock))
         progress((number + 1) / rounds)
-    return Rounds(tuple(times[0]), tuple(times[1]), calls)
+    return Rounds(tuple(map(tuple, times)), tuple(counts))
 
 
 def time_calls(call: Call, calls: int, clock: Clock) -> float:
@@ -68,10 +69,13 @@ def time_calls(call: Call, calls: int, clock: Clock) -> float:
     return (clock() - start) / calls
 
 
-def _calibrate(call: Call, clock: Clock) -> int:
-    """Warm up, and return how many calls in a row last SHORTEST, judged by the fastest of them."""
-    once = min(time_calls(call, 1, clock) for _ in range(WARM_UP))
-    return min(MOST_CALLS, math.ceil(SHORTEST / once)) if once > 0 else MOST_CALLS
+def _calibrate(call: Call, clock: Clock, end: float) -> int:
+    """Warm up until calls get no faster, and return how many in a row last SHORTEST, judged by the fastest of them."""
+    once = [time_calls(call, 1, clock) for _ in range(WARM_UP)]
+    while median(once[-WARM_UP:]) > (1 + STABLE) * min(once) and len(once) < MOST_WARM_UP and clock() < end:
+        once.append(time_calls(call, 1, clock))
+    fastest = min(once)
+    return min(MOST_CALLS, math.ceil(SHORTEST / fastest)) if fastest > 0 else MOST_CALLS
 
 
 # The conditions of a measurement: eval mode, threads, batch sizes, and a clock that waits for the device.

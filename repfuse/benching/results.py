@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from repfuse.jsonready import by_field
+from repfuse.jsonready import Result
 
 SpeedVerdict = Literal["faster", "slower", "no difference"]
 COLD_NOTE = (
     "One cold call each, original first: the first caller pays for allocation and for choosing kernels, so "
     "this order alone makes the second network look faster. It is no measurement of speed."
 )
+
+
+EAGER = "eager"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The ratio of two medians and its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -32,23 +44,35 @@ class NetworkCost:
 
 @dataclass(frozen=True)
 class Timing:
-    """The timings of one network: ``times`` one per round, each the mean of ``calls`` calls in a row."""
+    """The timings of one network: ``times`` one per round, each the mean of ``calls`` calls in a row.
+
+    ``floor`` is what a plain matrix product of as many multiply-accumulates took in the same rounds, in the same dtype
+    and with as many threads; None where these cannot be counted.
+    """
 
     median: float
     fastest: float
     slowest: float
     calls: int
     times: tuple[float, ...]
+    floor: float | None = None
+
+    @property
+    def of_machine(self) -> float | None:
+        """Which share of the speed of a plain matrix product the network reaches."""
+        return None if self.floor is None else self.floor / self.median
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Both networks at one batch size and thread count.
+class Measurement(Result):
+    """Both networks in one runtime, at one batch size and thread count.
 
     ``speedup`` is the original's median time over the fused network's, more than 1 where the fused one is
-    faster; ``low`` and ``high`` bound its 95 % bootstrap interval.
+    faster; ``low`` and ``high`` bound its 95 % bootstrap interval. ``over_eager`` is the same with the original in
+    PyTorch's eager mode, in the same rounds, None where that was not timed.
     """
 
+    ALSO: ClassVar[tuple[str, ...]] = ("verdict",)
     batch_size: int
     threads: int
     original: Timing
@@ -57,6 +81,13 @@ class Measurement:
     low: float
     high: float
     warnings: tuple[str, ...]
+    runtime: str = EAGER
+    over_eager: Ratio | None = None
+
+    @property
+    def in_eager(self) -> bool:
+        """Whether it is of PyTorch's eager mode."""
+        return self.runtime == EAGER
 
     @property
     def steady(self) -> bool:
@@ -77,6 +108,33 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class SiteTiming:
+    """One place of the plan by itself: the original's operations there, and the convolutions that they became.
+
+    ``output`` is what sites of a plan call it, ``predicted`` is how many times as fast the law of cost expects it to
+    be, ``before`` and ``after`` are medians.
+    """
+
+    path: str
+    output: str
+    kernel: str
+    predicted: float | None
+    before: float
+    after: float
+    speedup: Ratio
+
+    @property
+    def slower(self) -> bool:
+        """Whether it got slower, beyond the interval."""
+        return self.speedup.high < 1
+
+    @property
+    def gained(self) -> float:
+        """Seconds a call."""
+        return self.before - self.after
+
+
+@dataclass(frozen=True)
 class ColdCalls:
     """The notebook's method: one call of each network, unwarmed, the original first. See ``note``."""
 
@@ -86,10 +144,11 @@ class ColdCalls:
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """Costs before and after, and a measurement per batch size and thread count.
+class Benchmark(Result):
+    """Costs before and after, and a measurement per batch size, thread count and runtime.
 
-    ``shapes`` are those of the example inputs, to which ``before`` and ``after`` refer.
+    ``shapes`` are those of the example inputs, to which ``before`` and ``after`` refer. ``left_out`` says of runtimes
+    that were not timed why. ``sites`` are places of the plan by themselves, where they were asked for.
     """
 
     device: str
@@ -99,10 +158,23 @@ class Benchmark:
     after: NetworkCost
     measurements: tuple[Measurement, ...]
     cold: ColdCalls | None = None
+    left_out: tuple[str, ...] = ()
+    sites: tuple[SiteTiming, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
-        ready = by_field(self)
-        for entry, measurement in zip(ready["measurements"], self.measurements, strict=True):
-            entry["verdict"] = measurement.verdict
-        return dict(ready)
+
+@dataclass(frozen=True)
+class Change:
+    """The fused network at one setting, now and then: how many times as long a call takes, above 1 where it is slower.
+
+    ``beside_original`` is the same in the time of the original of each run, which tells a slower network from a slower
+    machine.
+    """
+
+    now: Measurement
+    ratio: Ratio
+    beside_original: Ratio
+
+    @property
+    def slower(self) -> bool:
+        """Whether it got slower, and the original not as much: beyond both intervals."""
+        return self.ratio.low > 1 and self.beside_original.low > 1

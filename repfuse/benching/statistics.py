@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+
+from repfuse.benching.results import Ratio
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SEED = 0
 OUTLIER = 1.4826 * 10  # hyperfine's: ten standard deviations, estimated by the median absolute deviation
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """The ratio of two medians and its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def ratio_of_medians(first: Sequence[float], second: Sequence[float]) -> Ratio:
@@ -33,13 +25,27 @@ def ratio_of_medians(first: Sequence[float], second: Sequence[float]) -> Ratio:
     """
     if len(first) != len(second) or len(first) < 2:
         raise ValueError("two times at least, in pairs")
-    times = torch.tensor([list(first), list(second)], dtype=torch.float64)
+    rounds = _draws(len(first), torch.Generator().manual_seed(SEED))
+    return _ratio(first, rounds, second, rounds)
+
+
+def ratio_of_samples(first: Sequence[float], second: Sequence[float]) -> Ratio:
+    """Return the same of times of two runs, which nothing pairs: each is drawn from by itself."""
+    if min(len(first), len(second)) < 2:
+        raise ValueError("two times at least, of each run")
     generator = torch.Generator().manual_seed(SEED)
-    rounds = torch.randint(len(first), (RESAMPLES, len(first)), generator=generator)
-    medians = times[:, rounds].quantile(0.5, dim=-1)
-    ratios = medians[0] / medians[1]
+    return _ratio(first, _draws(len(first), generator), second, _draws(len(second), generator))
+
+
+def _draws(length: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(length, (RESAMPLES, length), generator=generator)
+
+
+def _ratio(first: Sequence[float], of_first: torch.Tensor, second: Sequence[float], of_second: torch.Tensor) -> Ratio:
+    pairs = ((first, of_first), (second, of_second))
+    one, other = (torch.tensor(times, dtype=torch.float64)[drawn].quantile(0.5, dim=-1) for times, drawn in pairs)
     tail = (1 - CONFIDENCE) / 2
-    low, high = torch.quantile(ratios, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(one / other, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Ratio(statistics.median(first) / statistics.median(second), low, high)
 
 
@@ -48,3 +54,9 @@ def outliers(times: Sequence[float]) -> int:
     middle = statistics.median(times)
     deviation = statistics.median(abs(time - middle) for time in times)
     return sum(time - middle > OUTLIER * deviation for time in times) if deviation else 0
+
+
+def drift(times: Sequence[float]) -> float:
+    """Return how many times as slow the second half of the rounds was as the first."""
+    half = len(times) // 2
+    return statistics.median(times[-half:]) / statistics.median(times[:half]) if half else 1.0

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import Flips, RealData
 from repfuse.checking.runs import Outcome, as_stored, copy_with, run, run_copy
+from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import between, why_refused
 from repfuse.progress import Progress
@@ -69,16 +69,6 @@ def chunks(data: Data) -> Iterator[Inputs]:
             yield tuple(x[start : start + step] for x in inputs)
     if not found:
         raise RepfuseError("The data holds no samples.", "", "Give at least one input of the network's shape.")
-
-
-def total(data: Data) -> int | None:
-    """Return the number of samples where it is known without making them."""
-    if isinstance(data, Samples):
-        return data.count
-    batches = [data] if isinstance(data, torch.Tensor) else data
-    if not isinstance(batches, Sequence):
-        return None
-    return sum(len(batch[0] if isinstance(batch, tuple) else batch) for batch in batches)
 
 
 # Which classes a network gives each sample, best first, and how sure it is of the first.
@@ -203,7 +193,8 @@ def _rankings(
     """Return the number of samples and what each network says of them."""
     sides: tuple[tuple[nn.Module, Cast], ...] = ((original, {}), (fused, between(original, fused)))
     found: tuple[list[Ranking | None], list[Ranking | None]] = [], []
-    pieces, samples, count = chunks(data), 0, total(data)
+    pieces, samples = chunks(data), 0
+    count = data.count if isinstance(data, Samples) else None  # of others it is not known without making them
     while group := list(islice(pieces, GROUP)):
         for (network, cast), rankings in zip(sides, found, strict=True):
             copied = copy_with(network, as_stored)  # one copy at a time

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import Comparison, Level, OutputError, TrialComparison, quotient
-from repfuse.checking.runs import Change, Outcome, Watch, in_float64, run_float64, unwatched
+from repfuse.checking.runs import Change, Outcome, in_float64, run_float64
+from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import why_refused
 from repfuse.wording import dtype_name
 
-QUANTILES = (50, 90, 99, 100)
 TOLERANCE = 1e-12
 """Relative error that separates wrong algebra (1e-3) from float64 rounding (1e-15).
 
@@ -38,7 +37,10 @@ def level(reference: torch.Tensor, other: torch.Tensor) -> Level:
     if not alike:
         return Level(float("inf"), float("inf"))
     difference = (a - b).abs()
-    return Level(quotient(_norm(difference), _norm(a)), quotient(_largest(difference), _largest(a)))
+    return Level(
+        quotient(*(float(torch.linalg.vector_norm(x)) for x in (difference, a))),
+        quotient(_largest(difference), _largest(a)),
+    )
 
 
 def half_the_digits(dtype: torch.dtype) -> float:
@@ -59,10 +61,9 @@ def output_error(name: str, reference: torch.Tensor, other: torch.Tensor) -> Out
         relative=level(reference, other),
         max_abs=_largest(difference),
         scale=_largest(a),
-        quantiles=_quantiles((a - b).abs()),
         smallest_rtol=_smallest_rtol(a, b),
         worst=worst,
-        values=(_number(reference, worst), _number(other, worst)) if reference.numel() else (0.0, 0.0),
+        values=(float(reference[worst]), float(other[worst])) if reference.numel() else (0.0, 0.0),
         non_finite=reference.numel() - a.numel(),
     )
 
@@ -70,7 +71,8 @@ def output_error(name: str, reference: torch.Tensor, other: torch.Tensor) -> Out
 def mismatch(reference: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> str:
     """Say what differs between two networks' outputs that is no finite number, or return ""."""
     if reference.keys() != other.keys():
-        return f"the original returns {_names(reference)}, the fused network {_names(other)}"
+        names = [", ".join(outputs) or "nothing" for outputs in (reference, other)]
+        return f"the original returns {names[0]}, the fused network {names[1]}"
     for name, a in reference.items():
         b = other[name]
         if a.shape != b.shape:
@@ -112,13 +114,6 @@ def _index_of_largest(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(map(int, np.unravel_index(int(tensor.argmax()), tensor.shape)))
 
 
-def _quantiles(difference: torch.Tensor) -> dict[str, float]:
-    ordered = difference.sort().values
-    if not len(ordered):
-        return {}
-    return {str(q): float(ordered[-(-q * len(ordered) // 100) - 1]) for q in QUANTILES}
-
-
 def _smallest_rtol(a: torch.Tensor, b: torch.Tensor) -> float | None:
     wrong = a != b
     if bool((wrong & (a == 0)).any()):
@@ -126,20 +121,8 @@ def _smallest_rtol(a: torch.Tensor, b: torch.Tensor) -> float | None:
     return _largest((a[wrong] - b[wrong]).abs() / a[wrong].abs())
 
 
-def _norm(tensor: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor))
-
-
 def _largest(tensor: torch.Tensor) -> float:
     return float(tensor.abs().max()) if tensor.numel() else 0.0
-
-
-def _number(tensor: torch.Tensor, index: tuple[int, ...]) -> float:
-    return float(_wide(tensor)[index])
-
-
-def _names(outputs: dict[str, torch.Tensor]) -> str:
-    return ", ".join(outputs) or "nothing"
 
 
 def _shape(tensor: torch.Tensor) -> str:
@@ -150,12 +133,9 @@ GUARD = "AssertionError: Guard failed: "
 """How the error of an exported program begins whose input is outside of what it was made for."""
 
 
-def reference(original: nn.Module, trials: Sequence[Trial], watch: Watch = unwatched) -> list[Outcome]:
-    """Return the original's outcomes in float64. Raises RepfuseError where it cannot run the first trial.
-
-    ``watch`` is shown each copy before it is called.
-    """
-    outcomes = run_float64(original, trials, watch=watch)
+def reference(original: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
+    """Return the original's outcomes in float64. Raises RepfuseError where it cannot run the first trial."""
+    outcomes = run_float64(original, trials)
     if outcomes[0].error:
         shapes = ", ".join("x".join(map(str, shape)) for shape in trials[0].shapes)
         what = f"The original network cannot run in float64 on {trials[0].label} ({shapes})."
@@ -168,14 +148,13 @@ def answers_in_float64(
     trials: Sequence[Trial],
     expected: Sequence[Outcome],
     change: Change = in_float64,
-    watch: Watch = unwatched,
 ) -> list[Outcome]:
     """Run the fused network in float64, its tensors as ``change`` says, on the trials that the original took.
 
-    The others stay without outputs. ``watch`` is shown each copy before it is called.
+    The others stay without outputs.
     """
     taken = [trial for trial, outcome in zip(trials, expected, strict=True) if not outcome.error]
-    answers = iter(run_float64(fused, taken, change, watch))
+    answers = iter(run_float64(fused, taken, change))
     return [Outcome({}, "the original does not take it") if outcome.error else next(answers) for outcome in expected]
 
 
@@ -212,18 +191,16 @@ def _row(trial: Trial, expected: Outcome, found: Outcome) -> TrialComparison:
     return TrialComparison(trial.label, trial.shapes, tuple(outputs))
 
 
-def with_fallbacks(
-    original: nn.Module, trials: Sequence[Trial], watch: Watch = unwatched
-) -> tuple[list[Trial], list[Outcome]]:
+def with_fallbacks(original: nn.Module, trials: Sequence[Trial]) -> tuple[list[Trial], list[Outcome]]:
     """Return the trials, each replaced by the first of what may stand in its place that the original takes.
 
     With them come the original's outcomes in float64. A trial of which nothing is taken stays, with its error.
-    ``watch`` is shown each copy before it is called. Raises RepfuseError where the original cannot run the first trial.
+    Raises RepfuseError where the original cannot run the first trial.
     """
-    chosen, outcomes = list(trials), reference(original, trials, watch)
+    chosen, outcomes = list(trials), reference(original, trials)
     waiting = {index: iter(trials[index].otherwise()) for index, outcome in enumerate(outcomes) if outcome.error}
     while nexts := {index: trial for index, others in waiting.items() if (trial := next(others, None))}:
-        found = run_float64(original, list(nexts.values()), watch=watch)
+        found = run_float64(original, list(nexts.values()))
         for (index, trial), outcome in zip(nexts.items(), found, strict=True):
             if not outcome.error:
                 chosen[index], outcomes[index] = trial, outcome

@@ -22,11 +22,11 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from repfuse.checking.comparison import half_the_digits, level, reference
-from repfuse.checking.inputs.trial import Trial, is_floating, mapped
+from repfuse.checking.comparison import half_the_digits, level, mismatch, reference
 from repfuse.checking.results import Drift, Level, OutputDrift
 from repfuse.checking.rounding import SAMPLES, RoundingEffects, allowed, rms, settle
 from repfuse.checking.runs import Key, Outcome, by_key, run, run_float64
+from repfuse.checking.trial import Trial, is_floating, mapped
 from repfuse.networks import between, main_dtype
 from repfuse.wording import dtype_name
 
@@ -95,7 +95,12 @@ def drift(
         return Drift((), measured=False, problem=problem)
     alike = main_dtype(original) == main_dtype(fused)
     for key in wide:
-        if problem := _problem(key[1], wanted[key], given.get(key), after[key[0]].error, alike=alike):
+        found_here, name = given.get(key), key[1]
+        if found_here is None:
+            problem = f"only the original runs ({after[key[0]].error or f'{name} is missing'})"
+        else:
+            problem = mismatch({name: wanted[key]}, {name: found_here if alike else found_here.to(wanted[key].dtype)})
+        if problem:
             return Drift((), problem=f"{trials[key[0]].label}: {problem}")
     effect.measure_usual()
     drawn = {key: level(x, wanted[key]) for key, x in wide.items()}
@@ -105,7 +110,9 @@ def drift(
 
     def rows() -> dict[Key, OutputDrift]:
         explained = effect.levels(drawn)
-        limits = {key: _half(given[key]) for key in drawn} if without else allowed([drawn, explained, last])
+        limits = allowed([drawn, explained, last])
+        if without:
+            limits = {key: Level(half, half) for key in drawn for half in [half_the_digits(given[key].dtype)]}
         return {
             key: OutputDrift(
                 trial=trials[key[0]].label,
@@ -137,26 +144,8 @@ def _last_rounding(output: torch.Tensor) -> Level:
     return Level(eps / 2 / math.sqrt(3), eps / 2)
 
 
-def _half(output: torch.Tensor) -> Level:
-    """Return what half of the digits of an output's dtype allow."""
-    return Level(half_the_digits(output.dtype), half_the_digits(output.dtype))
-
-
 def _sound(wide: torch.Tensor, stored: torch.Tensor | None) -> bool:
     """Whether the original in its own dtype gives a number wherever it does in float64."""
     if stored is None or stored.shape != wide.shape:
         return False
     return wide.numel() > 0 and math.isfinite(level(wide, stored).max)
-
-
-def _problem(name: str, expected: torch.Tensor, found: torch.Tensor | None, error: str, *, alike: bool) -> str:
-    """Say what is wrong with an output that is no number; ``alike`` says whether the dtypes have to agree."""
-    if found is None:
-        return f"only the original runs ({error or f'{name} is missing'})"
-    if found.shape != expected.shape or (alike and found.dtype != expected.dtype):
-        return f"{name} is {_form(found)}, in the original {_form(expected)}"
-    return ""
-
-
-def _form(tensor: torch.Tensor) -> str:
-    return f"{'x'.join(map(str, tensor.shape))} {dtype_name(tensor.dtype)}"

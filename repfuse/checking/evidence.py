@@ -4,59 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from torch import jit, nn
+from torch import nn
 
 from repfuse.checking.comparison import answers_in_float64, informative, level, tabulate, with_fallbacks
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs.trial import Trial, elements
 from repfuse.checking.results import Drift, OutputError, OutputVerdict, TrialComparison
-from repfuse.checking.rounding import (
-    SAMPLES,
-    Levels,
-    RoundingEffects,
-    allowed,
-    combined,
-    excess,
-    explained,
-)
+from repfuse.checking.rounding import Levels, RoundingEffects, allowed, combined, excess, explained
 from repfuse.checking.runs import Key, Outcome, by_key, narrow_in
+from repfuse.checking.trial import Trial
 from repfuse.memory import give_back
 from repfuse.progress import Progress
-
-# How far a verification is: by the work of the calls that are done, of all that will be.
-
-
-class Meter:
-    """Tells ``progress`` the stage and the fraction done, from ``start`` to ``end``, as the networks it watches run.
-
-    ``total`` is the work of all calls, in elements of their inputs.
-    """
-
-    def __init__(self, progress: Progress, total: float, start: float = 0.0, end: float = 1.0) -> None:
-        self._progress, self._total = progress, max(total, 1.0)
-        self._start, self._end = start, end
-        self._done, self._stage = 0.0, ""
-
-    def stage(self, name: str) -> None:
-        """Say what is done now."""
-        self._stage = name
-        self._tell()
-
-    def watch(self, copy: nn.Module) -> None:
-        """Count each call of a network that it returns from; those of TorchScript, which takes no hooks, go unseen."""
-        if not isinstance(copy, jit.ScriptModule):
-            copy.register_forward_hook(self._count)
-
-    def _count(self, _module: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
-        self._done += elements(inputs)
-        self._tell()
-
-    def _tell(self) -> None:
-        part = min(1.0, self._done / self._total)
-        self._progress(self._stage, self._start + (self._end - self._start) * part)
-
 
 MEASURED = 0.75  # of the whole: real data, the sites and the place of a difference follow
 T = TypeVar("T")
@@ -139,13 +98,12 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
 
     Raises RepfuseError where the original cannot run the first trial in float64.
     """
-    meter = Meter(progress, _work(trials), end=MEASURED)
     give_back(original)
-    meter.stage("the original in float64")
-    trials, expected = with_fallbacks(original, trials, meter.watch)
+    progress("the original in float64", 0.0)
+    trials, expected = with_fallbacks(original, trials)
     give_back(original)
-    meter.stage("the fused network in float64")
-    found = answers_in_float64(fused, trials, expected, watch=meter.watch)
+    progress("the fused network in float64", 0.1)
+    found = answers_in_float64(fused, trials, expected)
     table = tabulate(trials, expected, found).trials
     tried = tuple(zip(trials, expected, strict=True))
     kept = [position for position, row in enumerate(table) if not row.skipped and not row.mismatch]
@@ -155,12 +113,12 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
     if not errors:
         return Evidence(table, (), (), (), {}, {}, {}, None, tried=tried)
     give_back(original)
-    meter.stage("what rounding explains")
-    before = RoundingEffects(original, fused, trials, expected, watch=meter.watch)
-    after = RoundingEffects(fused, original, trials, found, watch=meter.watch, scale=expected)
+    progress("what rounding explains", 0.2)
+    before = RoundingEffects(original, fused, trials, expected)
+    after = RoundingEffects(fused, original, trials, found, scale=expected)
     effects, settled = explained(before, after, errors)
     give_back(original)
-    meter.stage("drift")
+    progress("drift", 0.6)
     measured = drift(original, fused, trials, expected, effect=after)
     return Evidence(
         table,
@@ -174,11 +132,6 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
         frozenset(settled),
         tried,
     )
-
-
-def _work(trials: Sequence[Trial]) -> float:
-    """Return the work of the runs in float64: both networks on each trial, and 2 SAMPLES times on the sampled."""
-    return sum(trial.work * (2 + 2 * SAMPLES * trial.sampled) for trial in trials)
 
 
 def _at(items: Sequence[T], positions: Iterable[int]) -> list[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,10 +10,10 @@ import torch
 from torch import jit, nn
 
 from repfuse.checking.comparison import level
-from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import FirstDifference, Level
 from repfuse.checking.rounding import allowed, rounding, unchanged
 from repfuse.checking.runs import Change, Outcome, in_float64, leaves, run_float64
+from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 
 KEPT = 1 << 16  # elements kept of each module's output, drawn at random: a thousand modules' outputs stay in memory
@@ -39,10 +40,16 @@ def first_difference(original: nn.Module, fused: nn.Module, trial: Trial) -> Fir
     """
     before, after = _recorded(original, trial), _recorded(fused, trial)
     common = [key for key in before.outputs if key in after.outputs]
-    errors = {key: _error(before.outputs[key], after.outputs[key]) for key in common}
+    pairs = {key: (before.outputs[key], after.outputs[key]) for key in common}
+    errors = {key: level(a, b) if a.shape == b.shape else Level(math.inf, math.inf) for key, (a, b) in pairs.items()}
     limits = _limits(original, before, fused, after, trial)
     same = {key for key in common if not errors[key].exceeds(limits[key])}
-    wrong = next((key for key in common if key not in same and not _put_right(key, before, same)), None)
+
+    def read_right(key: str) -> bool:
+        readers = before.readers.get(key, set())
+        return bool(readers) and readers <= same
+
+    wrong = next((key for key in common if not same & {key, *_holders(key, before)} and not read_right(key)), None)
     if wrong is None:
         return None
     agreed = [key for key in common[: common.index(wrong)] if key in same]
@@ -101,15 +108,6 @@ def _limits(original: nn.Module, before: Record, fused: nn.Module, after: Record
     common = first.keys() & second.keys()
     limits = allowed([{key: effect[key] for key in common} for effect in (first, second)])
     return {name: limit for (_, name), limit in limits.items()}
-
-
-def _error(a: torch.Tensor, b: torch.Tensor) -> Level:
-    return level(a, b) if a.shape == b.shape else Level(float("inf"), float("inf"))
-
-
-def _put_right(key: str, record: Record, same: set[str]) -> bool:
-    readers = record.readers.get(key, set())
-    return bool(readers and readers <= same) or not same.isdisjoint(_holders(key, record))
 
 
 def _holders(key: str, record: Record) -> set[str]:

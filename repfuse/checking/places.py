@@ -15,10 +15,9 @@ from torch.nn.modules.conv import _ConvNd
 from repfuse.algebra.evaluation import Tensors, constant, evaluate
 from repfuse.algebra.expression import Expression
 from repfuse.checking.comparison import TOLERANCE, answers_in_float64, half_the_digits, tabulate
-from repfuse.checking.inputs.trial import Trial
-from repfuse.checking.results import Comparison, TrialComparison
-from repfuse.checking.rounding import allowed, on, summation
+from repfuse.checking.results import Comparison
 from repfuse.checking.runs import Change, Outcome, in_float64, narrow_in
+from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import main_dtype, named_tensors
 from repfuse.planning.edits import Fused
@@ -200,21 +199,20 @@ class ExactWeights:
 
 
 def _weights(fused: nn.Module, place: Place) -> Iterator[Weight]:
+    def weight(expression: Expression, tensors: Tensors, device: torch.device) -> torch.Tensor:
+        return evaluate(expression, tensors, torch.empty(0, dtype=torch.float64, device=device))[0]
+
     tensors = lookup(place.module, place.planner.recording.constants)
     for group in place.region.groups:
         if id(group) in place.path_of:
             path = place.path_of[id(group)]
             convolution = convolution_at(fused, path)
-            for name, compute in (("weight", _weight), ("bias", constant)):
+            for name, compute in (("weight", weight), ("bias", constant)):
                 if name not in convolution._parameters:  # a parametrization computes it
                     raise _misfit(path)
                 stored = convolution._parameters[name]
                 if stored is not None:  # a missing bias is not the one that was computed: what is compared shows it
                     yield Weight(stored, partial(compute, group.expression, tensors, stored.device))
-
-
-def _weight(expression: Expression, tensors: Tensors, device: torch.device) -> torch.Tensor:
-    return evaluate(expression, tensors, torch.empty(0, dtype=torch.float64, device=device))[0]
 
 
 def convolution_at(fused: nn.Module, path: str) -> nn.Module:
@@ -263,7 +261,13 @@ def _explained(
     TOLERANCE holds for layers that hand an error on as large as it is. Some networks amplify it at some inputs, by
     orders of magnitude; by how much is measured there, as ``repfuse.checking.rounding`` says.
     """
-    above = {index: row for index, row in enumerate(seen.trials) if row.outputs and _largest(row) > TOLERANCE}
+    from repfuse.checking.rounding import allowed, on, summation  # few networks need it
+
+    above = {
+        index: row
+        for index, row in enumerate(seen.trials)
+        if any(each.relative.max > TOLERANCE for each in row.outputs)
+    }
     chosen = [trials[index] for index in above]
     expected = [outcomes[index] for index in above]
     effect = summation(network, on(chosen), expected, change)
@@ -274,7 +278,3 @@ def _explained(
         for output in row.outputs
     )
     return max(limits.values(), default=TOLERANCE) if explained else TOLERANCE
-
-
-def _largest(row: TrialComparison) -> float:
-    return max(output.relative.max for output in row.outputs)

@@ -16,11 +16,11 @@ from repfuse.algebra.expression import Selected, Through
 from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.algebra.layers import Phases
 from repfuse.checking.comparison import TOLERANCE, answers_in_float64, informative, level, reference, tabulate
-from repfuse.checking.inputs.trial import Trial, rounded_through
 from repfuse.checking.places import ExactWeights, Place, compare_exact, convolution_at, places
 from repfuse.checking.results import Level, Proof, SiteDrift, SiteProof, WeightProof
 from repfuse.checking.rounding import half_spacing
 from repfuse.checking.runs import Outcome, as_stored, copy_with, run_copy, run_float64
+from repfuse.checking.trial import Trial, rounded_through
 from repfuse.memory import give_back
 from repfuse.networks import equal, main_dtype, stored_tensors
 from repfuse.plans import Plan
@@ -55,7 +55,8 @@ def bounds(place: Place, fused: nn.Module, trials: Iterable[Trial], dtype: torch
     bounded = place.after(fused, lambda factor: growth * abs(factor))
     magnitudes = [Trial(trial.label, tuple(x.abs() for x in trial.inputs)) for trial in trials]
     outcomes = run_float64(bounded, magnitudes, bounding)
-    return [None if outcome.error else outcome.outputs["out"] + _least(dtype) for outcome in outcomes]
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2  # which no relative bound covers
+    return [None if outcome.error else outcome.outputs["out"] + least for outcome in outcomes]
 
 
 def _growth(place: Place, fused: nn.Module, dtype: torch.dtype) -> float:
@@ -73,7 +74,9 @@ def _growth(place: Place, fused: nn.Module, dtype: torch.dtype) -> float:
     rounded = (1 + unit) ** (1 + len(place.region.groups))  # before the bias, and with each convolution that is added
     grown = (1 + lost / (1 - lost)) * rounded
     on_cuda = any(weight.is_cuda for convolution in convolutions for weight in convolution.parameters())
-    return grown * (1 + _of_factors(dtype, on_cuda=on_cuda)) ** 2 - 1
+    allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    of_factors = TF32 if on_cuda and dtype is torch.float32 and allowed else 0.0
+    return grown * (1 + of_factors) ** 2 - 1
 
 
 def _terms(convolution: nn.Module) -> int:
@@ -83,16 +86,6 @@ def _terms(convolution: nn.Module) -> int:
     linear = isinstance(convolution, nn.Linear)
     outputs: int = getattr(convolution, "out_features" if linear else "out_channels")
     return weight.numel() // max(1, outputs) + 1
-
-
-def _of_factors(dtype: torch.dtype, *, on_cuda: bool) -> float:
-    allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-    return TF32 if on_cuda and dtype is torch.float32 and allowed else 0.0
-
-
-def _least(dtype: torch.dtype) -> float:
-    """Return half the spacing of the smallest numbers, which no relative bound covers."""
-    return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2
 
 
 # Inputs for one site: small enough that every output lies at a border.
@@ -182,7 +175,7 @@ def site_drift(
         bounds(place, fused, chosen, dtype),
         strict=True,
     )
-    drifts = [_drift(*each) for each in outcomes if not each[2].error and _finite(each[2])]
+    drifts = [_drift(*each) for each in outcomes if not each[2].error and bool(each[2].outputs["out"].isfinite().all())]
     return max(drifts, key=lambda drift: drift.of_bound, default=None)
 
 
@@ -199,10 +192,6 @@ def _drift(trial: Trial, exact: Outcome, own: Outcome, found: Outcome, bound: to
 
 
 WORST = Level(float("inf"), float("inf"))
-
-
-def _finite(outcome: Outcome) -> bool:
-    return all(bool(output.isfinite().all()) for output in outcome.outputs.values())
 
 
 # Each stored weight against the one computed in float64: it has to be that, rounded once.
@@ -287,13 +276,13 @@ def differing(wanted: nn.Module, fused: nn.Module, exact: ExactWeights) -> Itera
 
 def _settings(network: nn.Module) -> dict[str, str]:
     """Return what each module computes, its tensors apart: class and settings, or the steps of a graph."""
-    return {name: f"{type(module).__qualname__} {_body(module)}" for name, module in network.named_modules()}
 
+    def body(module: nn.Module) -> str:
+        if isinstance(module, fx.GraphModule):
+            return _steps(module.graph)
+        return module.extra_repr() if is_stock(module) else ""
 
-def _body(module: nn.Module) -> str:
-    if isinstance(module, fx.GraphModule):
-        return _steps(module.graph)
-    return module.extra_repr() if is_stock(module) else ""
+    return {name: f"{type(module).__qualname__} {body(module)}" for name, module in network.named_modules()}
 
 
 def _steps(graph: fx.Graph) -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from repfuse.jsonready import by_field, json_ready
+from repfuse.jsonready import Result, json_ready
 from repfuse.wording import apart
 
 
@@ -53,10 +53,9 @@ class OutputError:
     """The difference of one output, over its finite elements.
 
     ``max_abs`` is max|a - b|, which is also the smallest absolute tolerance that passes; ``smallest_rtol``
-    the smallest purely relative one, max(|a - b| / |a|), or None where no finite one passes; ``scale``
-    max|a|; ``quantiles`` of |a - b| by percentage ("50", "90", "99", "100"); ``worst`` the index of the
-    largest difference, ``values`` a and b there; ``non_finite`` how many elements are infinite or not a
-    number, in the same places in both.
+    the smallest purely relative one, max(|a - b| / |a|), or None where no finite one passes; ``scale`` max|a|;
+    ``worst`` the index of the largest difference, ``values`` a and b there; ``non_finite`` how many elements are
+    infinite or not a number, in the same places in both.
     """
 
     name: str
@@ -65,7 +64,6 @@ class OutputError:
     relative: Level
     max_abs: float
     scale: float
-    quantiles: dict[str, float]
     smallest_rtol: float | None
     worst: tuple[int, ...]
     values: tuple[float, float]
@@ -94,12 +92,13 @@ def without_float64(paths: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """Both networks in float64 on several trials, against one relative ``tolerance`` on the max norm.
 
     ``narrow`` are the paths of modules that have no float64, and ran in their own dtype ("" for all of the network).
     """
 
+    ALSO: ClassVar[tuple[str, ...]] = ("passed", "error", "reason")
     trials: tuple[TrialComparison, ...]
     tolerance: float
     narrow: tuple[str, ...] = ()
@@ -107,8 +106,7 @@ class Comparison:
     @property
     def worst(self) -> tuple[TrialComparison, OutputError] | None:
         """The output with the largest relative error, and its trial; None where nothing could be compared."""
-        pairs = [(trial, output) for trial in self.trials for output in trial.outputs]
-        return max(pairs, key=lambda pair: pair[1].relative.max, default=None)
+        return max(self.by_output, key=lambda pair: pair[1].relative.max, default=None)
 
     @property
     def by_output(self) -> list[tuple[TrialComparison, OutputError]]:
@@ -146,13 +144,6 @@ class Comparison:
         return not self.mismatches and self.error is not None and self.error <= self.tolerance
 
     @property
-    def where(self) -> str:
-        """In which arithmetic this was found."""
-        if not self.narrow:
-            return "In float64"
-        return f"In float64, but for {', '.join(self.narrow)}," if all(self.narrow) else "In the stored dtype"
-
-    @property
     def limits(self) -> str:
         """What is not compared in float64, and how far the whole agrees; "" where all of it is."""
         if not self.narrow:
@@ -171,15 +162,12 @@ class Comparison:
         trial, output = self.worst
         side = "within" if self.passed else "above"
         error, tolerance = apart(output.relative.max, self.tolerance)
+        but = f", but for {', '.join(self.narrow)}," if self.narrow else ""
+        where = f"In float64{but}" if all(self.narrow) else "In the stored dtype"
         return (
-            f"{self.where} the largest error is {error} of the output's scale ({trial.label}, {output.name}), {side} "
+            f"{where} the largest error is {error} of the output's scale ({trial.label}, {output.name}), {side} "
             f"{tolerance}."
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
-        facts = {"passed": self.passed, "error": json_ready(self.error), "reason": self.reason}
-        return facts | by_field(self)
 
 
 Verdict = Literal["same", "different", "could-not-tell"]
@@ -203,11 +191,6 @@ class OutputDrift:
     allowed: Level
 
     @property
-    def ratio(self) -> float | None:
-        """The fused network's rms error in units of the original's; None where the original has none."""
-        return self.fused.rms / self.own.rms if self.own.rms else None
-
-    @property
     def used(self) -> float:
         """The error in units of what is allowed."""
         return self.fused.over(self.allowed)
@@ -226,12 +209,13 @@ class OutputDrift:
 
 
 @dataclass(frozen=True)
-class Drift:
+class Drift(Result):
     """The difference in the networks' own dtype. ``problem`` says why it failed or could not be measured, if so.
 
     ``measured`` is False where the networks cannot run in their own dtype on this device (half precision on a CPU).
     """
 
+    ALSO: ClassVar[tuple[str, ...]] = ("passed", "worst")
     outputs: tuple[OutputDrift, ...]
     measured: bool = True
     problem: str = ""
@@ -255,9 +239,14 @@ class Drift:
         """Whether it was measured, and every output is explained by arithmetic."""
         return self.measured and not self.problem and all(output.passed for output in self.outputs)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
-        return {"passed": self.passed, "worst": json_ready(self.worst)} | by_field(self)
+    @property
+    def reason(self) -> str:
+        """One sentence: what is wrong, or what comes closest to that."""
+        worst = self.worst
+        if self.problem or worst is None:
+            return f"{self.problem or 'There is nothing to judge by'}."
+        error, limit = worst.fused.against(worst.allowed)
+        return f"On {worst.trial}, {worst.name} has a relative error of {error}, where arithmetic explains {limit}."
 
 
 @dataclass(frozen=True)
@@ -268,8 +257,7 @@ class Verified:
     the file does not, as its shapes say. ``error`` is the worst output's rms error relative to the original in float64,
     ``own`` the original's own there, ``allowed`` what arithmetic explains; they are None where the outputs are
     ``identical``: bit by bit those of the network that was written. ``where`` is a fresh process, or this one and why.
-    ``tensors`` counts those that were compared bit by bit, ``alone`` says whether torch.load reads the file with
-    repfuse out of reach (None where that was not tried), ``seconds`` what all this took.
+    ``tensors`` counts those that were compared bit by bit, ``seconds`` is what all this took.
     """
 
     runtime: str
@@ -282,7 +270,6 @@ class Verified:
     where: str = ""
     tensors: int = 0
     identical: bool = False
-    alone: bool | None = None
     seconds: float = 0.0
 
 
@@ -499,12 +486,13 @@ class SiteProof:
 
 
 @dataclass(frozen=True)
-class Proof:
+class Proof(Result):
     """Every site, the whole network, and the names of what beside the sites is not what the plan makes.
 
     ``informative`` is False where the network's outputs are 0 or not finite on every input: then only the sites tell.
     """
 
+    ALSO: ClassVar[tuple[str, ...]] = ("passed", "error", "reason")
     sites: tuple[SiteProof, ...]
     network: Comparison
     unproven: tuple[str, ...]
@@ -544,22 +532,9 @@ class Proof:
             return f"The network is not what the plan makes of the original: {', '.join(self.unproven[:3])}."
         return self.network.reason
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
-        facts = {
-            "passed": self.passed,
-            "error": self.error,
-            "reason": self.reason,
-            "unproven": self.unproven,
-            "informative": self.informative,
-            "sites": self.sites,
-            "network": self.network,
-        }
-        return dict(json_ready(facts))
-
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Result):
     """The verdict on two networks, in one sentence (``reason``) and in numbers.
 
     ``dtypes`` are those in which most numbers of the original and of the fused network are stored; ``trials``
@@ -585,7 +560,3 @@ class Verification:
     def exit_code(self) -> int:
         """0 same, 1 different, 2 could not tell."""
         return EXIT_CODES[self.verdict]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
-        return by_field(self)

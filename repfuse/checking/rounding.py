@@ -28,9 +28,9 @@ import torch
 from torch import nn
 
 from repfuse.checking.comparison import TOLERANCE, level
-from repfuse.checking.inputs.trial import Trial
 from repfuse.checking.results import Level
-from repfuse.checking.runs import Change, Key, Outcome, Watch, by_key, in_float64, run_float64, unwatched, widened
+from repfuse.checking.runs import Change, Key, Outcome, by_key, in_float64, run_float64, widened
+from repfuse.checking.trial import Trial
 from repfuse.networks import equal, named_tensors
 
 SAMPLES = 4
@@ -99,9 +99,9 @@ def _effect(
     return {key: rms([sample[key] for sample in samples]) for key in outputs}
 
 
-def on(trials: Sequence[Trial], watch: Watch = unwatched) -> Run:
+def on(trials: Sequence[Trial]) -> Run:
     """Return what runs a network in float64, its tensors changed, on these trials."""
-    return lambda network, change: run_float64(network, trials, change, watch)
+    return lambda network, change: run_float64(network, trials, change)
 
 
 def rounded_once(seed: int, exact: frozenset[str]) -> Change:
@@ -227,10 +227,9 @@ class RoundingEffects:
         trials: Sequence[Trial],
         outcomes: Sequence[Outcome],
         *,
-        watch: Watch = unwatched,
         scale: Sequence[Outcome] | None = None,
     ) -> None:
-        self._network, self._trials, self._outcomes, self._watch = network, trials, outcomes, watch
+        self._network, self._trials, self._outcomes = network, trials, outcomes
         self._scale = outcomes if scale is None else scale
         self._exact = unchanged(network, other)
         self._levels: Levels = {}
@@ -250,7 +249,7 @@ class RoundingEffects:
         at = [position for position in positions if position not in self.measured]
         if not at:
             return
-        run = on([self._trials[position] for position in at], self._watch)
+        run = on([self._trials[position] for position in at])
         own, scale = ([each[position] for position in at] for each in (self._outcomes, self._scale))
         found = rounding(self._network, run, own, self._exact, scale)
         self._levels |= {(at[index], name): level for (index, name), level in found.items()}
@@ -258,7 +257,7 @@ class RoundingEffects:
 
     def order(self, position: int) -> Levels:
         """Return the effect of the order of summation on one trial."""
-        found = summation(self._network, on([self._trials[position]], self._watch), [self._outcomes[position]])
+        found = summation(self._network, on([self._trials[position]]), [self._outcomes[position]])
         return {(position, name): level for (_, name), level in found.items()}
 
     def cheapest(self, positions: Iterable[int]) -> int:

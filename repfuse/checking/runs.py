@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from repfuse.checking.inputs.trial import Trial
+from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import (
     dense,
@@ -161,13 +161,6 @@ def _all_wide(value: Any) -> Any:
 
 SEED = 0  # of networks that draw random numbers: both draw the same
 
-Watch = Callable[[nn.Module], object]
-"""Is shown a copy of a network before it is called, to hang hooks on it."""
-
-
-def unwatched(_copy: nn.Module) -> None:
-    """Look away."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -295,7 +288,7 @@ def run_float64(
     network: nn.Module,
     trials: Iterable[Trial],
     change: Change = in_float64,
-    watch: Watch = unwatched,
+    watch: Callable[[nn.Module], object] = lambda _copy: None,
 ) -> list[Outcome]:
     """Call a copy of the network in float64 on each trial, inputs widened too; its tensors are as ``change`` says.
 
@@ -315,7 +308,7 @@ def run_float64(
 class _Wide:
     """Runs copies of a network in float64, but for the modules in it that have none."""
 
-    def __init__(self, network: nn.Module, change: Change, watch: Watch) -> None:
+    def __init__(self, network: nn.Module, change: Change, watch: Callable[[nn.Module], object]) -> None:
         self._network, self._change, self._watch = network, change, watch
         self._given: Mapping[torch.dtype, torch.dtype] = WIDE
         self._narrow: tuple[str, ...] = ()

@@ -18,12 +18,10 @@ from torch import nn
 from repfuse.checking.agreement import Data, agreement, data_trial
 from repfuse.checking.comparison import level
 from repfuse.checking.evidence import MEASURED, Evidence, gather
-from repfuse.checking.inputs.trial import Effort, Trial, known_effort, rounded_through
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.locate import first_difference
 from repfuse.checking.proof import prove
 from repfuse.checking.results import (
-    FirstDifference,
     Proof,
     RealData,
     ToleranceCheck,
@@ -33,6 +31,7 @@ from repfuse.checking.results import (
     without_float64,
 )
 from repfuse.checking.runs import Key, Outputs, by_key, run, run_float64, takes
+from repfuse.checking.trial import Effort, Trial, known_effort, rounded_through
 from repfuse.errors import RepfuseError
 from repfuse.memory import give_back
 from repfuse.networks import between, main_dtype, why_refused
@@ -87,7 +86,8 @@ def checked(
     (original, fused), trials, exact = networks, evidence.trials, by_key(evidence.outcomes)
     before = by_key(run(original, trials, {}))
     after = by_key(run(fused, trials, between(original, fused)))
-    sound = {key: x for key, x in before.items() if key in exact and _finite_alike(exact[key], x)}
+    alike = {key: x for key, x in before.items() if key in exact and x.shape == exact[key].shape}
+    sound = {key: x for key, x in alike.items() if torch.equal(torch.isfinite(exact[key]), torch.isfinite(x))}
     in_float64 = _worst(given, trials, exact, by_key(evidence.answers))
     stored = _worst(given, trials, sound, after)
     return ToleranceCheck(given.rtol, given.atol, in_float64, stored, *arithmetic)
@@ -112,10 +112,6 @@ def _worst(given: Tolerances, trials: Sequence[Trial], before: Outputs, after: O
         for (position, name), x in before.items()
     ]
     return max(found, key=lambda worst: worst.excess, default=None)
-
-
-def _finite_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(torch.isfinite(a), torch.isfinite(b))
 
 
 # From evidence to a verdict: ``same``, ``different`` or ``could-not-tell``, in one sentence.
@@ -278,7 +274,9 @@ def verify(
         place = proof.place if proof else None
         if place is None:
             verdict, reason = _confirm(original, fused, evidence, trials[0], reason)
-            place = _locate(original, fused, evidence) if verdict == "different" else None
+            wrong = {key[0] for key in evidence.errors if evidence.excess(key) > 1}
+            smallest = min((evidence.trials[at] for at in wrong), key=lambda trial: trial.work, default=None)
+            place = first_difference(original, fused, smallest) if smallest and verdict == "different" else None
     report("done", 1.0)
     said = tuple(notes(evidence, dtypes, real, effort))
     return Verification(
@@ -323,17 +321,6 @@ def _confirm(
             label = evidence.trials[position].label
             return "could-not-tell", f"The original does not repeat itself: on {label}, {name} comes out anew."
     return "different", reason
-
-
-def _locate(original: nn.Module, fused: nn.Module, evidence: Evidence) -> FirstDifference | None:
-    """Look at the smallest of the trials that differ."""
-    wrong = {key[0] for key in evidence.errors if evidence.excess(key) > 1}
-    trials = sorted((evidence.trials[position] for position in wrong), key=_size)
-    return first_difference(original, fused, trials[0]) if trials else None
-
-
-def _size(trial: Trial) -> int:
-    return sum(math.prod(shape) for shape in trial.shapes)
 
 
 def _part_of(report: Progress, start: float, end: float) -> Progress:

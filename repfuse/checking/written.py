@@ -17,10 +17,10 @@ from torch import nn
 
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs.trial import Trial
-from repfuse.checking.inputs.variants import input_variants
-from repfuse.checking.results import Drift, Verified
+from repfuse.checking.inputs import input_variants
+from repfuse.checking.results import Verified
 from repfuse.checking.runs import Outcome, call, run_float64
+from repfuse.checking.trial import Trial
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 
 Run = Callable[[Sequence[Trial]], tuple[str, Sequence[Outcome]]]
@@ -63,7 +63,7 @@ def check_written(
     if not measured.passed or worst is None:
         raise RepfuseError(
             f"What was written does not compute what the original does in {runtime}; nothing was kept.",
-            why_different(measured),
+            measured.reason,
             "Choose another --format. If repfuse verify finds the networks equal, please report it.",
             exit_code=EXIT_FAILED_CHECK,
         )
@@ -76,12 +76,3 @@ def _alike(expected: Outcome, found: Outcome) -> bool:
     """Whether both give outputs of the same names and shapes."""
     shapes = {name: tensor.shape for name, tensor in expected.outputs.items()}
     return shapes == {name: tensor.shape for name, tensor in found.outputs.items()}
-
-
-def why_different(measured: Drift) -> str:
-    """Say which output is how far off."""
-    worst = measured.worst
-    if measured.problem or worst is None:
-        return f"{measured.problem}."
-    error, limit = worst.fused.against(worst.allowed)
-    return f"On {worst.trial}, {worst.name} has a relative error of {error}, where arithmetic explains {limit}."

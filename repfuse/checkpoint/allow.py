@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import sys
+from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -110,7 +111,9 @@ def _of_module(name: GlobalName, named: Named) -> Any:
     by_user = named.covers(*name)
     if not (by_user or _is_inside(name.module, KNOWN)) or MAIN in name.module.split("."):
         raise NotAllowedError(_outside(name, named))
-    if not (named.finds(name.module) if by_user else _is_installed(name.package)):
+    with nullcontext() if by_user else installed_only():
+        found = named.finds(name.module) if by_user else is_found(name.package, None)
+    if not found:
         raise NotAllowedError(_not_found(name, named))
     if by_user:
         with explained(name.module):
@@ -122,10 +125,9 @@ def _of_module(name: GlobalName, named: Named) -> Any:
         except Exception as error:  # a package may fail to import in any way
             detail = f"{name.module} does not import: {described(error)}"
             raise NotAllowedError(Need(name, detail)) from error
-    found = vars(module).get(name.name)
-    if found is None:
+    if (member := vars(module).get(name.name)) is None:
         raise NotAllowedError(Need(name, f"{name.module} has no {name.name} in the version installed here"))
-    return found
+    return member
 
 
 def _of_script(name: GlobalName, named: Named) -> Any:
@@ -191,8 +193,3 @@ def _script_with(name: str, named: Named) -> str:
 
 def _places(named: Named) -> list[Path]:
     return list(dict.fromkeys((Path.cwd(), named.beside or Path.cwd())))
-
-
-def _is_installed(package: str) -> bool:
-    with installed_only():
-        return is_found(package, None)

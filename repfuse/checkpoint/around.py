@@ -7,29 +7,26 @@ file names it, and no function of a file is called.
 
 from __future__ import annotations
 
-import datetime
-import pathlib
 import re
 from argparse import Namespace
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from repfuse.checkpoint.choice import KEYS, is_network, is_state_dict
+from repfuse.checkpoint.fitting import WRAPPERS, Naming, without
 from repfuse.checkpoint.inert import PLAIN, Record, is_reference, origin_of_dict, tensors_of_record
-from repfuse.checkpoint.naming import WRAPPERS, Naming, without
 
 TRAINING = ("optim", "scaler", "scaling", "scheduler")  # parts of the keys of training state
 STALE = "it belongs to the training and no longer fits"
 COPY = "another copy of the weights"
 ASKED = "as --drop-metadata asks"
-MOMENTS = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone)
-HARMLESS = (np.ndarray, np.generic, np.dtype, pathlib.PurePath, *MOMENTS)  # where a trusted file gave them already
+HARMLESS = (np.ndarray, np.generic, np.dtype, PurePath)  # where a trusted file gave them already
 NUMBERS = re.compile(r"[biufc]\d{1,2}|[US]\d+")  # dtypes whose values are bytes and no objects
 
 
@@ -183,8 +180,8 @@ class Plain:
             return self._dict(value)
         if type(value) in (list, tuple, set, frozenset):
             return type(value)(self.of(item) for item in value)
-        if type(value) in (Namespace, SimpleNamespace):
-            return type(value)(**{str(key): self.of(held) for key, held in vars(value).items()})
+        if type(value) is Namespace:
+            return Namespace(**{str(key): self.of(held) for key, held in vars(value).items()})
         if value is None or type(value) in PLAIN or (isinstance(value, HARMLESS) and not _holds_objects(value)):
             return value
         if is_reference(value):
@@ -214,30 +211,15 @@ class Plain:
         raise NotPlainError(f"an object of {record.origin}")
 
 
-def _namespace(kind: type) -> Callable[[Record, list[Any], Any], Any]:
-    return lambda _record, args, state: kind(*args, **(state or {}))
+def _namespace(_record: Record, args: list[Any], state: Any) -> Any:
+    return Namespace(*args, **(state or {}))
 
 
-def _called(kind: Callable[..., Any]) -> Callable[[Record, list[Any], Any], Any]:
-    def make(record: Record, args: list[Any], state: Any) -> Any:
-        if state is not None or not record.called:
-            raise ValueError("it is not made by a call")
-        return kind(*args)
-
-    return make
-
-
-def _path(name: str) -> Callable[..., Any]:
-    """Return the kind of path; of another system's its pure form, which names the same and opens nothing."""
-    native = type(pathlib.Path()).__name__ == name
-    kind: Any = getattr(pathlib, name if native or name.startswith("Pure") else f"Pure{name}")
-
-    def make(*parts: Any) -> Any:
-        if not all(isinstance(part, str) for part in parts):
-            raise ValueError("no parts of a path")
-        return kind(*parts)
-
-    return _called(make)
+def _path(record: Record, args: list[Any], _state: Any) -> Any:
+    """Return a path in its pure form, which names the same and opens nothing."""
+    if not record.called or not all(isinstance(part, str) for part in args):
+        raise ValueError("no parts of a path")
+    return (PureWindowsPath if "Windows" in record.origin.name else PurePosixPath)(*args)
 
 
 def _dtype(_record: Record, args: list[Any], state: Any) -> Any:
@@ -271,10 +253,8 @@ def _holds_objects(value: Any) -> bool:
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 _ARRAYS = {"scalar": _scalar, "_reconstruct": _array}
 _MAKERS: dict[str, Callable[[Record, list[Any], Any], Any]] = {
-    "argparse.Namespace": _namespace(Namespace),
-    "types.SimpleNamespace": _namespace(SimpleNamespace),
-    **{f"datetime.{kind.__name__}": _called(kind) for kind in MOMENTS},
-    **{f"{module}.{name}": _path(name) for module in ("pathlib", "pathlib._local") for name in _PATHS},
+    "argparse.Namespace": _namespace,
+    **{f"{module}.{name}": _path for module in ("pathlib", "pathlib._local") for name in _PATHS},
     "numpy.dtype": _dtype,
     **{f"{core}.multiarray.{name}": make for core in ("numpy.core", "numpy._core") for name, make in _ARRAYS.items()},
 }

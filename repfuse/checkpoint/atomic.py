@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import shutil
 import sys
 import tempfile
 from contextlib import contextmanager, suppress
@@ -85,36 +84,15 @@ def replacing(out: Path) -> Iterator[Path]:
 
 def _commit(group: list[Replacement]) -> None:
     """Put the files in their places. Old files of the others go first, so that none stands beside a new first one."""
-    old: list[Path | None] = []
     try:
-        for _, out in group if len(group) > 1 else []:
-            old.append(_second_name(out))
         for _, out in group[1:]:
             out.unlink(missing_ok=True)
         for temporary, out in group:
             temporary.replace(out)
         for folder in {out.parent for _, out in group}:
             _sync(folder)
-    except BaseException as error:
-        for (_, out), kept in zip(group, old, strict=False):
-            kept.replace(out) if kept else out.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _unwritable(group[0][1], error) from error
-        raise
-    finally:
-        _discard(filter(None, old))
-
-
-def _second_name(out: Path) -> Path | None:
-    """Return another name of ``out``, by which it can be brought back; None where there is no such file."""
-    if not out.exists():
-        return None
-    second = Path(tempfile.mktemp(dir=out.parent, prefix=f".{out.name}.", suffix=PART))
-    try:
-        second.hardlink_to(out)
-    except OSError:  # some file systems have no links
-        shutil.copy2(out, second)
-    return second
+    except OSError as error:
+        raise _unwritable(group[0][1], error, "") from error
 
 
 def _discard(paths: Iterable[Path]) -> None:
@@ -157,9 +135,9 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _unwritable(out: Path, error: OSError) -> RepfuseError:
+def _unwritable(out: Path, error: OSError, changed: str = "; nothing was changed") -> RepfuseError:
     return RepfuseError(
-        f"{out} could not be written; nothing was changed.",
+        f"{out} could not be written{changed}.",
         error.strerror or str(error),
         "Free some space, or give a folder that you may write to.",
     )

@@ -120,24 +120,21 @@ def _callable(found: Any, names: Iterable[str], source: ModelSource) -> Callable
     raise _unknown(where, name, (each for each in names if not each.startswith("_")))
 
 
-def library(name: str) -> Any:
-    """Return the module ``name``. Raises RepfuseError where it is not installed or does not import."""
+def library(name: str, extra: str = "") -> Any:
+    """Return the module ``name``, of one of our extras. Raises RepfuseError where it is missing or does not import."""
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        if importlib.util.find_spec(name) is None:
-            raise RepfuseError(f"{name} is not installed.", "", f"Install it: pip install {name}.") from error
-        raise _broken(name, error) from error
     except Exception as error:  # torchvision built for another torch raises RuntimeError
-        raise _broken(name, error) from error
-
-
-def _broken(name: str, error: Exception) -> RepfuseError:
-    return RepfuseError(
-        f"{name} is installed but does not import.",
-        f"{type(error).__name__}: {error}",
-        f"Install versions of torch, torchvision and {name} that belong together.",
-    )
+        if isinstance(error, ImportError) and (extra or importlib.util.find_spec(name) is None):
+            install = f"'repfuse[{extra}]'" if extra else name
+            raise RepfuseError(
+                f"{name.partition('.')[0]} is not installed.", str(error), f"Install it: pip install {install}."
+            ) from error
+        raise RepfuseError(
+            f"{name} is installed but does not import.",
+            f"{type(error).__name__}: {error}",
+            f"Install versions of torch, torchvision and {name} that belong together.",
+        ) from error
 
 
 def _refuse_weights(source: ModelSource) -> None:

@@ -140,28 +140,19 @@ def _bare(value: Any) -> tuple[Any, list[str]]:
     """Return what is in the wrappers around ``value``, and what they are called."""
     kinds: list[str] = []
     worn = set[int]()  # a file may put a wrapper into itself
-    while id(value) not in worn and (known := WRAPPERS.get(_class_of(value))):
+    while id(value) not in worn:
         worn.add(id(value))
-        kind, child = known
-        inner = _children(value).get(child) or _called_with(value)
-        if inner is None:
+        cls = type(value)
+        name = str(value.origin) if isinstance(value, Record) else f"{cls.__module__}.{cls.__qualname__}"
+        kind, child = WRAPPERS.get(name, ("", ""))
+        inner = _children(value).get(child)
+        if inner is None and isinstance(value, Record):  # torch.compile's wrapper is pickled as a call with the network
+            inner = next((given for given in value.args[:1] if isinstance(given, Record)), None)
+        if not kind or inner is None:
             break
         value = inner
         kinds.append(kind)
     return value, kinds
-
-
-def _called_with(value: Any) -> Record | None:
-    """Return the record that a file would call a class with, as torch.compile's wrapper is pickled."""
-    if isinstance(value, Record) and value.args and isinstance(value.args[0], Record):
-        return value.args[0]
-    return None
-
-
-def _class_of(network: Any) -> str:
-    if isinstance(network, Record):
-        return str(network.origin)
-    return f"{type(network).__module__}.{type(network).__qualname__}"
 
 
 def _children(value: Any) -> dict[Any, Any]:

@@ -8,18 +8,13 @@ side has names that it lacks. The names that authors give to fused layers and to
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from repfuse.errors import RepfuseError
 from repfuse.wording import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from repfuse.checkpoint.source import ModelSource
-
-    Fits = Callable[[ModelSource], bool]
 
 FUSED = (  # the layer in the place of the branches: RepVGG, MobileOne and timm, DBB, RepLKNet, OREPA, ACNet, ...
     *("rbr_reparam", "reparam_conv", "reparam", "conv_reparam", "dbb_reparam", "lkb_reparam", "orepa_reparam"),
@@ -31,6 +26,10 @@ BRANCHES = (  # and the branches themselves, as the same authors call them
     *("small_conv", "square_conv", "ver_conv", "hor_conv", "orepa_origin"),
 )
 FLAGS = ("deploy", "inference_mode", "reparam")  # the arguments that build a network in deploy mode
+BUILD_FUSED = (
+    "build the network fused: often --model-arg deploy=True, for timm inference_mode=True, or --model "
+    "path/to/file.py:callable with a function that returns timm.utils.reparameterize_model(timm.create_model(...))."
+)
 STATISTICS = ("running_mean", "running_var")
 
 
@@ -59,26 +58,35 @@ def mode(names: Iterable[str]) -> str:
     return f"its blocks are fused already: {listed(_owners(found.fused))}"
 
 
-def check(
-    held: Collection[str],
-    expected: Collection[str],
-    source: ModelSource,
-    about: str,
-    fits: Callable[[ModelSource], bool],
-) -> None:
-    """Raise RepfuseError where the names ``held`` by a file and ``expected`` by its network differ in mode alone.
-
-    ``fits`` says whether the network of another source would fit the file, so that the advice is sure.
-    """
+def check(held: Collection[str], expected: Collection[str], source: ModelSource, about: str) -> None:
+    """Raise RepfuseError where the names ``held`` by a file and ``expected`` by its network differ in mode alone."""
     unexpected = [name for name in held if name not in set(expected)]
     missing = [name for name in expected if name not in set(held)]
     known = names_in(held)
     if missing and unexpected and known.fused and known.branches:
-        raise _half(known, source, about)
+        raise RepfuseError(
+            f"{about} is fused in part: neither the network of training nor that of deployment fits it.",
+            f"Fused are {listed(_owners(known.fused))}\nBranches are in {listed(_owners(known.branches))}",
+            f"Convert the checkpoint of training, or give a --model that builds {source.spec} fused in these places.",
+        )
     if _is_fused_form(unexpected, missing):
-        raise _file_is_fused(unexpected, missing, source, about, fits)
+        sure = names_in(unexpected).fused
+        raise RepfuseError(
+            f"{about} {'is' if sure else 'looks'} fused already (deploy mode), and {source} builds the branches.",
+            f"The file has {len(unexpected)} names of fused layers: {listed(unexpected)}\n"
+            f"The network has {len(missing)} names of branches instead: {listed(missing)}",
+            f"There is nothing left to fuse in it. To load it, {BUILD_FUSED}"
+            if sure
+            else f"If it is, nothing is left to fuse; to load it, {BUILD_FUSED} If not, check the name of the network.",
+        )
     if _is_fused_form(missing, unexpected):
-        raise _network_is_fused(unexpected, missing, source, about, fits)
+        flag = next((flag for flag in FLAGS if source.arguments.get(flag)), "deploy")
+        raise RepfuseError(
+            f"{about} has the branches of training, and {source} builds the network fused (deploy mode).",
+            f"The file has {len(unexpected)} names of branches: {listed(unexpected)}\n"
+            f"The network has {len(missing)} names of fused layers instead: {listed(missing)}",
+            f"Build the network as it was trained, without --model-arg {flag}: repfuse fuses the branches itself.",
+        )
 
 
 def _is_fused_form(plain: list[str], branches: list[str]) -> bool:
@@ -86,7 +94,8 @@ def _is_fused_form(plain: list[str], branches: list[str]) -> bool:
     if not plain or not any(name.endswith(STATISTICS) for name in branches):
         return False
     blocks = {path for name in branches for path in _ancestors(name)}
-    return all(name.endswith((".weight", ".bias")) and _block(name) & blocks for name in plain)
+    within = (set(_ancestors(name)[-2:]) & blocks for name in plain)  # what owns it, or what that is in
+    return all(within) and all(name.endswith((".weight", ".bias")) for name in plain)
 
 
 def _ancestors(name: str) -> list[str]:
@@ -94,60 +103,5 @@ def _ancestors(name: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
-def _block(name: str) -> set[str]:
-    """The module that owns a name, and the module that owns that one."""
-    return set(_ancestors(name)[-2:])
-
-
 def _owners(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
-
-
-def _file_is_fused(
-    unexpected: list[str], missing: list[str], source: ModelSource, about: str, fits: Fits
-) -> RepfuseError:
-    flag = next((flag for flag in FLAGS if fits(_with(source, flag, True))), None)
-    sure = flag or names_in(unexpected).fused
-    advice = f"build the network fused: --model-arg {flag}=True." if flag else _advice(source)
-    return RepfuseError(
-        f"{about} {'is' if sure else 'looks'} fused already (deploy mode), and {source} builds the branches.",
-        f"The file has {len(unexpected)} names of fused layers: {listed(unexpected)}\n"
-        f"The network has {len(missing)} names of branches instead: {listed(missing)}",
-        f"There is nothing left to fuse in it. To load it, {advice}"
-        if sure
-        else f"If it is, there is nothing left to fuse; to load it, {advice} If not, check the name of the network.",
-    )
-
-
-def _advice(source: ModelSource) -> str:
-    if source.kind == "timm":
-        own = f"timm.utils.reparameterize_model(timm.create_model({source.parts[1]!r}))"
-        return f"give a file with a function that returns {own}: --model path/to/file.py:callable."
-    return "build the network in its deploy mode (often --model-arg deploy=True)."
-
-
-def _network_is_fused(
-    unexpected: list[str], missing: list[str], source: ModelSource, about: str, fits: Fits
-) -> RepfuseError:
-    given = [flag for flag in FLAGS if source.arguments.get(flag)]
-    flag = next((flag for flag in given if fits(_with(source, flag, False))), None)
-    return RepfuseError(
-        f"{about} has the branches of training, and {source} builds the network fused (deploy mode).",
-        f"The file has {len(unexpected)} names of branches: {listed(unexpected)}\n"
-        f"The network has {len(missing)} names of fused layers instead: {listed(missing)}",
-        f"Leave out --model-arg {flag}: repfuse fuses the branches itself."
-        if flag
-        else "Build the network as it was trained; repfuse fuses the branches itself.",
-    )
-
-
-def _half(known: Names, source: ModelSource, about: str) -> RepfuseError:
-    return RepfuseError(
-        f"{about} is fused in part: neither the network of training nor that of deployment fits it.",
-        f"Fused are {listed(_owners(known.fused))}\nBranches are in {listed(_owners(known.branches))}",
-        f"Convert the checkpoint of training, or give a --model that builds {source.spec} fused in these places.",
-    )
-
-
-def _with(source: ModelSource, flag: str, value: bool) -> ModelSource:
-    return replace(source, arguments={**source.arguments, flag: value})

@@ -22,8 +22,15 @@ def make_inputs(shapes: Sequence[Shape], network: nn.Module) -> tuple[Tensor, ..
     """Return one tensor of repeatable random values for each shape, where ``network`` lives and in its dtype."""
     like = _like(network)
     generator = torch.Generator().manual_seed(0)
-    dtypes = (getattr(torch, shape.dtype) if shape.dtype else like.dtype for shape in shapes)
-    return tuple(_tensor(*each, generator).to(like.device) for each in zip(shapes, dtypes, strict=True))
+
+    def made(shape: Shape) -> Tensor:
+        try:
+            dtype = getattr(torch, shape.dtype) if shape.dtype else like.dtype
+            return random_tensor(shape.sizes, dtype, generator).to(like.device)
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            raise RepfuseError(f"An input of {shape} cannot be made.", first_line(error), FORM) from error
+
+    return tuple(map(made, shapes))
 
 
 def shapes_of(inputs: Iterable[Tensor], network: nn.Module) -> tuple[Shape, ...]:
@@ -34,13 +41,6 @@ def shapes_of(inputs: Iterable[Tensor], network: nn.Module) -> tuple[Shape, ...]
 
 def _like(network: nn.Module) -> Tensor:
     return next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
-
-
-def _tensor(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    try:
-        return random_tensor(shape.sizes, dtype, generator)
-    except (RuntimeError, MemoryError, OverflowError) as error:
-        raise RepfuseError(f"An input of {shape} cannot be made.", first_line(error), FORM) from error
 
 
 def random_tensor(sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:

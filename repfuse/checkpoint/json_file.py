@@ -24,6 +24,8 @@ def parse_json(content: bytes | str) -> Any:
     """Return what JSON text says. Raises ValueError where it is none, or where two readers might differ on it."""
     try:
         return json.loads(content, object_pairs_hook=_mapping, parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise ValueError("it is no text") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

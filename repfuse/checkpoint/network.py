@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from repfuse.checkpoint import deploy
 from repfuse.checkpoint.build import build
 from repfuse.checkpoint.contents import no_network
-from repfuse.checkpoint.fitting import expected_of, fit, load_weights, match_dtype
+from repfuse.checkpoint.fitting import Naming, fit, load_weights, match_dtype
 from repfuse.checkpoint.inert import module_state, tensors_of_record
-from repfuse.checkpoint.naming import Naming
 from repfuse.checkpoint.recipe import Recipe, check_buildable
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.revive import revive
@@ -80,10 +79,6 @@ def _restored(opened: Opened, source: ModelSource | None, named: Named, replay: 
         network = _filled(opened, tensors, source, replay)
         return replace(network, notes=(note, *network.notes))
     notes = (f"the file holds its network itself: {source.spec} is not used",) if source else ()
-    return _in_eval(opened, module, notes)
-
-
-def _in_eval(opened: Opened, module: Any, notes: tuple[str, ...]) -> Network:
     if not isinstance(module, nn.Module):
         raise no_network(opened.path, f"It holds one object of type {type(module).__name__}.")
     if any(name.count(".") > NESTED for name, _ in module.named_modules()):
@@ -113,17 +108,10 @@ def _filled(
         module = replay(module, plan)
     naming = fit(state, module, opened.contents.chosen, f"{opened.path} holds")
     weights = naming.of_network(state)
-    deploy.check(weights, module.state_dict(), source, str(opened.path), lambda other: _fits(weights, other, opened))
+    deploy.check(weights, module.state_dict(), source, str(opened.path))
     match_dtype(module, weights)
     notes = load_weights(module, weights, opened.path, str(source))
     return Network(module, source, plans, (*naming.notes(), *notes), naming)
-
-
-def _fits(weights: OrderedDict[str, Tensor], source: ModelSource, opened: Opened) -> bool:
-    try:
-        return expected_of(build(source, opened.path)).fits(weights)
-    except RepfuseError:
-        return False
 
 
 def _source_of(opened: Opened, recipe: Recipe | None, named: Named, *, trust: bool) -> ModelSource:

@@ -69,23 +69,16 @@ def runtime_name() -> str:
     return f"ONNX Runtime {importlib.import_module('onnxruntime').__version__}"
 
 
-class InRuntime(nn.Module):
-    """The network in the file at ``path``, which ``network`` is, computed by ONNX Runtime, with torch's threads."""
+class OfFile(nn.Module):
+    """A network, and the file at ``path`` that holds it: what a runtime is given of it."""
 
     def __init__(self, network: nn.Module, path: Path) -> None:
         super().__init__()
-        self.network = network
-        self._path = path
-        self._sessions: dict[int, Any] = {}
+        self.network, self.path = network, path
 
     def forward(self, *inputs: Tensor) -> Any:
-        """Run it."""
-        threads = torch.get_num_threads()
-        if threads not in self._sessions:
-            self._sessions[threads] = _session(self._path, threads)
-        session = self._sessions[threads]
-        fed = {slot.name: _array(x) for slot, x in zip(session.get_inputs(), inputs, strict=True)}
-        return session.run(None, fed)
+        """Run the network."""
+        return self.network(*inputs)
 
 
 def runner(path: Path, names: Sequence[str]) -> Callable[[tuple[Any, ...]], Outcome]:
@@ -93,8 +86,11 @@ def runner(path: Path, names: Sequence[str]) -> Callable[[tuple[Any, ...]], Outc
 
     Raises RepfuseError where ONNX Runtime does not load the file.
     """
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what it refuses is said once, by us
     try:
-        session = _session(path)
+        session = runtime.InferenceSession(str(path), options, providers=PROVIDERS)
     except Exception as error:  # it has an exception class per status, and no common one
         raise RepfuseError(
             "ONNX Runtime does not load what was written; nothing was kept.",
@@ -103,14 +99,6 @@ def runner(path: Path, names: Sequence[str]) -> Callable[[tuple[Any, ...]], Outc
             exit_code=EXIT_FAILED_CHECK,
         ) from error
     return lambda inputs: _run(session, inputs, names)
-
-
-def _session(path: Path, threads: int = 0) -> Any:
-    runtime = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4  # what it refuses is said once, by us
-    options.intra_op_num_threads = threads
-    return runtime.InferenceSession(str(path), options, providers=PROVIDERS)
 
 
 def _run(session: Any, inputs: tuple[Any, ...], names: Sequence[str]) -> Outcome:

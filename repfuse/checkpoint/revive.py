@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from repfuse.checkpoint.allow import PARTIAL, Need, names_refused, refusal, resolve
+from repfuse.checkpoint.allow import PARTIAL, Need, NotAllowedError, names_refused, refusal, resolve
 from repfuse.checkpoint.inert import GlobalName, Record, is_plain_data, is_reference, origins
 from repfuse.checkpoint.recognise import damaged
 
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
 
 HELD = {"_parameters": nn.Parameter, "_buffers": Tensor, "_modules": nn.Module}  # what a module's tables may hold
 TEXTS = {"type"}  # names of methods that libraries hide behind a text: the class of a layer, by ultralytics and YOLOv5
-
-
-class _NotBuildableError(Exception):
-    """Carries the Need of a record that no rule allows to be built."""
-
-    def __init__(self, origin: GlobalName, why: str) -> None:
-        super().__init__(why)
-        self.need = Need(origin, why)
 
 
 def revive(root: Any, path: Path, named: Named) -> Any:
@@ -44,7 +36,7 @@ def revive(root: Any, path: Path, named: Named) -> Any:
     classes = {name: resolve(name, named) for name in names - {PARTIAL}}
     try:
         return _Reviver(classes).revive(root)
-    except _NotBuildableError as error:
+    except NotAllowedError as error:
         raise refusal(path, [error.need]) from error
     except RecursionError as error:
         raise damaged(path, "its objects are nested without end") from error
@@ -93,12 +85,12 @@ class _Reviver:
 
     def _class(self, origin: GlobalName) -> type:
         if origin == PARTIAL:
-            raise _NotBuildableError(origin, "it is used on its own")
+            raise _refused(origin, "it is used on its own")
         return self.classes[origin]
 
     def _module(self, record: Record, cls: type) -> nn.Module:
         if record.called or record.args or not isinstance(record.state, dict):
-            raise _NotBuildableError(record.origin, "it is called, where a network is restored from its attributes")
+            raise _refused(record.origin, "it is called, where a network is restored from its attributes")
         module: nn.Module = object.__new__(cls)
         self.built[id(record)] = (record, module)  # a child may refer to its parent
         state = {self.revive(key): self.revive(value) for key, value in record.state.items()}
@@ -106,7 +98,7 @@ class _Reviver:
         try:
             module.__setstate__(state)  # type: ignore[no-untyped-call]
         except Exception as error:  # the state comes from the file, and may be anything
-            raise _NotBuildableError(record.origin, f"its state does not fit: {error}") from error
+            raise _refused(record.origin, f"its state does not fit: {error}") from error
         return module
 
     def _partial(self, record: Record) -> functools.partial[Any]:
@@ -115,7 +107,12 @@ class _Reviver:
             case (made, (*args,), dict() | None as keywords, None) if is_reference(made):
                 if made.origin.module.startswith("torch.nn.modules.") and is_plain_data([args, keywords]):
                     return functools.partial(self._class(made.origin), *args, **(keywords or {}))
-        raise _NotBuildableError(record.origin, "of something else than a layer of torch.nn with plain arguments")
+        raise _refused(record.origin, "of something else than a layer of torch.nn with plain arguments")
+
+
+def _refused(origin: GlobalName, why: str) -> NotAllowedError:
+    """Return the error for a record that no rule allows to be built."""
+    return NotAllowedError(Need(origin, why))
 
 
 def _member(record: Record, cls: type[Enum]) -> Enum:
@@ -123,7 +120,7 @@ def _member(record: Record, cls: type[Enum]) -> Enum:
         for member in cls:
             if member.value == record.args[0]:
                 return member
-    raise _NotBuildableError(record.origin, "it has no such member")
+    raise _refused(record.origin, "it has no such member")
 
 
 def _check_state(origin: GlobalName, cls: type, state: dict[Any, Any]) -> None:
@@ -135,13 +132,13 @@ def _check_state(origin: GlobalName, cls: type, state: dict[Any, Any]) -> None:
     for key, value in state.items():
         text = key in TEXTS and type(value) is str
         if not _is_harmless(key) or (callable(getattr(cls, key, None)) and not text):
-            raise _NotBuildableError(origin, f"the file replaces its {key!r}")
+            raise _refused(origin, f"the file replaces its {key!r}")
         if key.endswith("_hooks") and value:
-            raise _NotBuildableError(origin, f"the file hooks code into it: {key}")
+            raise _refused(origin, f"the file hooks code into it: {key}")
         if key in HELD and not _is_table(value, HELD[key]):
-            raise _NotBuildableError(origin, f"its {key} are not what they should be")
+            raise _refused(origin, f"its {key} are not what they should be")
     if not HELD.keys() <= state.keys():
-        raise _NotBuildableError(origin, "its state is incomplete")
+        raise _refused(origin, "its state is incomplete")
 
 
 def _is_table(value: object, held: type) -> bool:

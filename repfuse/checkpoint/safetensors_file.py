@@ -26,17 +26,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            _check_names(path)
+            with path.open("rb") as header:  # of a name that is there twice, each reader takes another one
+                parse_json(header.read(int.from_bytes(header.read(8), "little")))
             names = list(file.keys())
             return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
     except Exception as error:  # a damaged file can make its reader fail in any way
         raise damaged(path, first_line(error)) from error
-
-
-def _check_names(path: Path) -> None:
-    """Raise ValueError where the header has a name twice: which of the two counts, each reader decides for itself."""
-    with path.open("rb") as file:
-        parse_json(file.read(int.from_bytes(file.read(8), "little")))
 
 
 def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
@@ -74,8 +69,8 @@ LARGEST_INDEX = 100 << 20  # bytes of an index: a million names
 def read_shards(path: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
     """Return the tensors of all shards in the order of the index, and the files they are from, the index first.
 
-    ``path`` is the index, or the folder that holds it. Every name must be in exactly the shard that the index says, and
-    every shard a file beside the index. Raises RepfuseError where that is not so.
+    ``path`` is the index, or the folder that holds it. Every name must be in the shard that the index says, and every
+    shard a file beside the index. Raises RepfuseError where that is not so.
     """
     index = index_in(path) if path.is_dir() else path
     assert index is not None
@@ -88,13 +83,16 @@ def read_shards(path: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
             "Download all of them into that folder.",
         )
     held: dict[str, dict[str, Tensor]] = {}
-    seen: set[str] = set()
     for name, shard in shards.items():
         held[name] = _read_shard(shard)
-        if twice := sorted(seen & held[name].keys()):  # before the next one is read: links can make one file many
-            raise _misfit(index, twice, "in more than one shard")
-        seen |= held[name].keys()
-    _check_shards(index, places, held)
+        if any(held[name].keys() & other.keys() for other in list(held.values())[:-1]):  # links can make one file many
+            raise damaged(index, f"{name} holds what another shard holds too")
+    if missing := [name for name, shard in places.items() if name not in held[shard]]:
+        raise RepfuseError(
+            f"The shards do not fit {index}.",
+            f"{len(missing)} not in the shard that the index says: {listed(missing)}.",
+            "Get the index and all its shards again, from one place.",
+        )
     return {name: held[shard][name] for name, shard in places.items()}, (index, *shards.values())
 
 
@@ -128,22 +126,3 @@ def _read_shard(shard: Path) -> dict[str, Tensor]:
             "Save the weights again: model.save_pretrained(folder, safe_serialization=True).",
         )
     return read(shard)[0]
-
-
-def _check_shards(index: Path, places: dict[str, str], held: dict[str, dict[str, Tensor]]) -> None:
-    missing = [name for name, shard in places.items() if name not in held[shard]]
-    unknown = [name for tensors in held.values() for name in tensors if name not in places]
-    for names, what in (
-        (missing, "not in the shard that the index says"),
-        (unknown, "in a shard, and not in the index"),
-    ):
-        if names:
-            raise _misfit(index, names, what)
-
-
-def _misfit(index: Path, names: list[str], what: str) -> RepfuseError:
-    return RepfuseError(
-        f"The shards do not fit {index}.",
-        f"{len(names)} {what}: {listed(names)}.",
-        "Get the index and all its shards again, from one place.",
-    )

@@ -90,7 +90,7 @@ class _Part:
             self.binds.add("*")
         self.uses = {symbol.get_name() for symbol in own if symbol.is_referenced()} | _globals_of(table)
         places = list(_places(statement))
-        self.changes = {place.id for place in map(_root, places) if isinstance(place, ast.Name)}
+        self.changes = {ast.unparse(place).partition(".")[0].partition("[")[0] for place in places}
         self.methods = {place.attr for place in places if isinstance(place, ast.Attribute)}
         self.changes_path = any(ast.unparse(place).startswith("sys.path") for place in places)
 
@@ -121,12 +121,6 @@ def _places(statement: ast.AST) -> Iterator[ast.AST]:
         yield statement.func
     for child in ast.iter_child_nodes(statement):
         yield from _places(child)
-
-
-def _root(place: ast.AST) -> ast.AST:
-    while isinstance(place, (ast.Attribute, ast.Subscript)):
-        place = place.value
-    return place
 
 
 class _Main(ModuleType):

@@ -7,14 +7,13 @@ it keeps what it fetches, and works offline from that (HF_HUB_OFFLINE=1).
 
 from __future__ import annotations
 
-import importlib
 import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from repfuse.checkpoint.build import FETCHING, timm_defaults
+from repfuse.checkpoint.build import FETCHING, library, timm_defaults
 from repfuse.checkpoint.json_file import read_json
 from repfuse.checkpoint.opening import Opened, open_checkpoint
 from repfuse.checkpoint.recipe import Recipe
@@ -110,16 +109,13 @@ def configuration(path: Path) -> dict[str, Any]:
     """Return what a config.json says. Raises RepfuseError where it is none."""
     try:
         config = read_json(path, LARGEST_FILE)
+        if isinstance(config, dict):
+            return config
+        why = "it is no JSON object"
     except (OSError, ValueError) as error:
-        raise _no_configuration(path, first_line(error)) from error
-    if not isinstance(config, dict):
-        raise _no_configuration(path, "it is no JSON object")
-    return config
-
-
-def _no_configuration(path: Path, why: str) -> RepfuseError:
+        why = first_line(error)
     hint = "Fetch the folder again, or give the weights file itself, with --model."
-    return RepfuseError(f"{path} is no configuration.", f"{why}.", hint)
+    raise RepfuseError(f"{path} is no configuration.", f"{why}.", hint)
 
 
 def _number(path: Path, name: str, value: Any, least: int = 1) -> int:
@@ -163,12 +159,13 @@ def fetch(name: str) -> tuple[Path, str]:
         raise RepfuseError(
             f"{name!r} is no name of the hub.", "", "Write hf-hub:USER/NAME or hf-hub:USER/NAME@REVISION."
         )
-    library, revision = _hub_library(), match["revision"]
-    absent = library.errors.EntryNotFoundError
+    hub, revision = library("huggingface_hub", "hub"), match["revision"]
+    library("huggingface_hub.errors", "hub")
+    absent = hub.errors.EntryNotFoundError
     lacking = f"has no {CONFIG}"
 
     def get(file: str) -> Path:
-        return Path(library.hf_hub_download(match["repo"], file, revision=revision))
+        return Path(hub.hf_hub_download(match["repo"], file, revision=revision))
 
     try:
         folder = get(CONFIG).parent
@@ -186,7 +183,7 @@ def fetch(name: str) -> tuple[Path, str]:
     except RepfuseError:
         raise
     except Exception as error:  # a network fails in many ways
-        offline = isinstance(error, library.errors.LocalEntryNotFoundError)
+        offline = isinstance(error, hub.errors.LocalEntryNotFoundError)
         why = "The hub cannot be reached, or offline mode is on, and the file is not in the cache."
         raise RepfuseError(
             f"{name} {lacking if isinstance(error, absent) else 'cannot be fetched'}.",
@@ -195,13 +192,3 @@ def fetch(name: str) -> tuple[Path, str]:
             "elsewhere and give that folder.",
         ) from error
     return folder, folder.name
-
-
-def _hub_library() -> Any:
-    try:
-        library = importlib.import_module("huggingface_hub")
-        importlib.import_module("huggingface_hub.errors")
-    except ImportError as error:
-        what = "Models of the hub need huggingface_hub, which is not installed."
-        raise RepfuseError(what, str(error), "Install it: pip install 'repfuse[hub]'.") from error
-    return library

@@ -33,7 +33,8 @@ class ModelSource:
     @property
     def parts(self) -> tuple[str, str]:
         """Where and what: (``timm``, ``repvgg_a0``), (``path/to/file.py``, ``build``)."""
-        where, _, name = self.spec.partition(":") if _is_zoo(self.spec) else self.spec.rpartition(":")
+        of_library = self.spec.startswith(("timm:", "torchvision:"))
+        where, _, name = self.spec.partition(":") if of_library else self.spec.rpartition(":")
         return where, name
 
     @property
@@ -65,7 +66,8 @@ def model_source(spec: str, arguments: Mapping[str, Any] | Iterable[str] | None 
     """
     source = ModelSource(spec, _arguments(arguments or {}))
     where, name = source.parts
-    if not where or not name or (source.kind == "import" and not _is_dotted(where)):
+    dotted = source.kind != "import" or all(map(str.isidentifier, where.split(".")))
+    if not where or not name or not dotted:
         named = f"Name what in it builds the network, a function or a class: {spec}:NAME."
         hint = named if spec.endswith(".py") else f"Use {FORMS}."
         raise RepfuseError(f"{spec!r} does not say how to build a network.", "", hint)
@@ -95,11 +97,3 @@ def _argument(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return name, value
-
-
-def _is_zoo(spec: str) -> bool:
-    return spec.startswith(("timm:", "torchvision:"))
-
-
-def _is_dotted(name: str) -> bool:
-    return all(part.isidentifier() for part in name.split("."))

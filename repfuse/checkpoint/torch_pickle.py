@@ -16,7 +16,7 @@ from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_g
 
 from repfuse.checkpoint.allow import advice, names_refused
 from repfuse.checkpoint.inert import GlobalName, PlayedDict, Record, stand_in, tidied, walk
-from repfuse.checkpoint.recognise import Container, damaged, recognise
+from repfuse.checkpoint.recognise import Container, damaged
 from repfuse.checkpoint.script import playing_main
 from repfuse.errors import RepfuseError
 from repfuse.preconditions import quantised
@@ -36,10 +36,10 @@ CALLED = {  # what torch's restricted unpickler calls, beside torch's own
     *(GlobalName("_codecs", "encode"), GlobalName("builtins", "bytearray")),
     *(GlobalName("builtins", "set"), GlobalName("builtins", "complex")),
 }
-NAME = 1000  # characters of the name of a class
 FREE_BYTES = 1 << 28
 BYTES_OF_BYTE = 8  # what a byte of the file may stand for: repeated numbers take the room of one
-DICTIONARIES = frozenset({"AttributeDict", "ConfigDict", "CfgNode", "EasyDict", "Munch", "defaultdict", "addict.Dict"})
+DICTIONARIES = {"AttributeDict", "ConfigDict", "CfgNode", "EasyDict", "Munch", "defaultdict", "addict.Dict"}
+"""Classes that are known to be dictionaries: configurations of Lightning, MMEngine, ..."""
 
 
 QUANTISED = GlobalName("torch._utils", "_rebuild_qtensor")
@@ -114,16 +114,10 @@ def read_trusted(path: Path, container: Container, named: Named) -> Any:
         with path.open("rb") as file, quietly(), named.importable():
             return torch.load(file, map_location="cpu", weights_only=False, mmap=False)
     except Exception as error:  # the file's own code can fail in any way
-        raise RepfuseError(
-            f"{path} does not load, although it was trusted.", described(error), _get_code(path, named)
-        ) from error
-
-
-def _get_code(path: Path, named: Named) -> str:
-    """Return what to do so that the code is found which a trusted file needs."""
-    names = _summary_if_any(path, recognise(path)).names
-    needs = [need for need in names_refused(names, named) if need.allow or need.install]
-    return advice(needs) or "Install what it needs in the versions that it was saved with."
+        names = _summary_if_any(path, container).names
+        hint = advice([need for need in names_refused(names, named) if need.allow or need.install])
+        hint = hint or "Install what it needs in the versions that it was saved with."
+        raise RepfuseError(f"{path} does not load, although it was trusted.", described(error), hint) from error
 
 
 def write(data: Any, path: Path) -> None:
@@ -179,8 +173,6 @@ def _summary(path: Path, container: Container) -> PickleSummary:
 
 def _name(argument: str) -> GlobalName:
     """Return the name as Python 3 spells it; pickles of protocol 2 may use Python 2's."""
-    if len(argument) > NAME:
-        raise ValueError(f"it names something with {len(argument):,} characters")
     module, _, name = argument.partition(" ")
     return GlobalName(*NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
 
@@ -202,17 +194,14 @@ def _stand_ins_for(names: frozenset[GlobalName]) -> Iterator[None]:
     """Let torch's unpickler see a stand-in for each name, and nothing that other code has added for itself."""
     others = get_safe_globals()
     clear_safe_globals()
-    add_safe_globals([(stand_in(name, PlayedDict if _is_dict(name) else Record), str(name)) for name in names])
+    for name in names:
+        played = DICTIONARIES & {name.name, f"{name.package}.{name.name}"}
+        add_safe_globals([(stand_in(name, PlayedDict if played else Record), str(name))])
     try:
         yield
     finally:
         clear_safe_globals()
         add_safe_globals(others)
-
-
-def _is_dict(origin: GlobalName) -> bool:
-    """Say whether the class of this name is known to be a dictionary: a configuration of Lightning, MMEngine, ..."""
-    return origin.name in DICTIONARIES or f"{origin.package}.{origin.name}" in DICTIONARIES
 
 
 def _unreadable(path: Path, container: Container, said: PickleSummary, error: Exception) -> RepfuseError:

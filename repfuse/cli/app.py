@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from repfuse.cli import bench, convert, explain, inspect, verify
+from repfuse.cli import bench, check, convert, explain, inspect, report, verify
 from repfuse.cli.output import say, say_error
 from repfuse.errors import EXIT_BAD_INPUT, RepfuseError
 from repfuse.version import __version__
@@ -71,7 +71,9 @@ def _usage(error: Any) -> RepfuseError:
     option = getattr(error, "option_name", None) or _name_of(getattr(error, "param", None))
     what, hint = f"{message[:1].upper()}{message[1:]}", f"`{command} --help` shows how to use it."
     if kind == "MissingParameter":
-        what, hint = f"{option} is missing.", f"Write: {command} {_arguments(context.command)} [OPTIONS]"
+        arguments = [param for param in context.command.params if param.param_type_name == "argument"]
+        names = (_name_of(param) if param.required else f"[{_name_of(param)}]" for param in arguments)
+        what, hint = f"{option} is missing.", f"Write: {command} {' '.join(names)} [OPTIONS]"
     elif kind == "NoSuchOption":
         known = [name for param in context.command.params for name in param.opts] if context else []
         what, hint = f"{command} has no option {option}.", _close(str(option), known) + hint
@@ -107,11 +109,6 @@ def _name_of(param: Any) -> str:
     if param is None:
         return ""
     return str(param.opts[0] if param.param_type_name == "option" else param.metavar or param.name)
-
-
-def _arguments(command: Any) -> str:
-    names = ((param, _name_of(param)) for param in command.params if param.param_type_name == "argument")
-    return " ".join(name if param.required else f"[{name}]" for param, name in names)
 
 
 def _close(name: str, known: Iterable[str]) -> str:
@@ -155,7 +152,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (convert.convert, verify.verify, bench.bench, inspect.inspect, explain.explain):
+_COMMANDS = (convert.convert, verify.verify, bench.bench, report.report, inspect.inspect, check.check, explain.explain)
+for command in _COMMANDS:
     app.command(cls=Command)(command)
 
 

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from repfuse.cli import options, pair
-from repfuse.cli.output import progress, show, show_json
+from repfuse.cli.output import check_targets, progress, show, show_json
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+
+if TYPE_CHECKING:
+    from repfuse.benching import Benchmark
+    from repfuse.plans import Plan
+    from repfuse.progress import Progress
+
+NAMES = ("eager", "compile", "onnxruntime", "openvino")
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 def bench(
     original: options.Original,
     fused: options.Fused,
     *,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option("--runtime", metavar="NAME", help=f"Where to run both, of {', '.join(NAMES)}; several by commas."),
+    ] = None,
     batch_size: Annotated[
         list[int] | None,
         typer.Option("--batch-size", min=1, help="Samples per call; repeat it. Without it: the example's."),
@@ -22,10 +37,38 @@ def bench(
         list[int] | None,
         typer.Option("--threads", min=1, help="Threads of torch; repeat it. Without it: torch's choice."),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=4, help="Rounds in which both are timed.")] = 40,
+    rounds: Annotated[int, typer.Option("--rounds", min=8, help="Rounds in which both are timed.")] = 40,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0, help="At most this long for each batch size and thread count.")
     ] = 10.0,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="TIME", help="At most this long in all, as 30s or 2m, in place of --seconds."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help=f"Time copies in this dtype, of {', '.join(DTYPES)}.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Time copies there, as on cuda. Without it: where each is.")
+    ] = None,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Time copies whose images and kernels have their channels last.")
+    ] = False,
+    sites: Annotated[
+        bool, typer.Option("--sites", help="Time each place that was merged by itself too: where the gain is.")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE", help="Write the result there, for a later --compare.")
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare",
+            metavar="FILE",
+            help="Against an earlier --save: exit code 1 where FUSED got slower, beyond both intervals and by more "
+            "than the original did.",
+        ),
+    ] = None,
     cold: Annotated[
         bool, typer.Option("--cold", help="Also show the notebook's method: one cold call each, no measurement.")
     ] = False,
@@ -50,34 +93,121 @@ def bench(
     Examples:
       repfuse bench model.pt fused.pt
       repfuse bench model.pt fused.pt --batch-size 1 --batch-size 32 --threads 1
+      repfuse bench model.pt fused.pt --runtime eager,onnxruntime --threads 1
+      repfuse bench model.pt fused.pt --save baseline.json
+      repfuse bench model.pt fused.pt --compare baseline.json
     """
+    runtimes = _runtimes(runtime or [])
+    if budget is not None:
+        seconds = _seconds(budget) / (len(batch_size or [1]) * len(threads or [1]))
+    if dtype is not None and dtype not in DTYPES:
+        raise RepfuseError(f"There is no dtype {dtype!r} to time in.", f"There are {', '.join(DTYPES)}.", "Name one.")
+    if sites and (dtype or device or channels_last):
+        what = "--sites times the network as it is, and --dtype, --device and --channels-last time copies."
+        raise RepfuseError(what, "", "Leave --sites out, or these.")
+    if save is not None:
+        check_targets([save], [original, fused], force=True)
     sources = (model, model_arg, weights), (fused_model, fused_model_arg, fused_weights)
     both = pair.sides((original, fused), *sources, example=example, allow=allow, trust=trust)
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
+        import torch
+
+        from repfuse.baseline import read_benchmark, write_benchmark
         from repfuse.benching import bench as measure
         from repfuse.report.bench_view import bench_view
-        from repfuse.saving import in_runtime
+        from repfuse.saving import of_file
 
+        then = read_benchmark(compare) if compare else None
         loaded = pair.load_pair(*both)
     loaded.notes(quiet=quiet)
+    plan = _plan(loaded) if sites else None
+    usual = ("onnxruntime",) if "onnx" in (loaded.original.format, loaded.fused.format) else NAMES[:1]
     with (
         progress(quiet=quiet) as update,
-        in_runtime(loaded.original, loaded.original.module) as original_network,
-        in_runtime(loaded.fused, loaded.fused.module) as fused_network,
+        of_file(loaded.original, loaded.original.module) as original_network,
+        of_file(loaded.fused, loaded.fused.module) as fused_network,
     ):
         result = measure(
             original_network,
             fused_network,
             loaded.original.example_inputs,
+            runtimes=runtimes or usual,
             batch_sizes=batch_size,
             threads=threads,
             rounds=rounds,
             seconds=seconds,
             cold=cold,
+            dtype=getattr(torch, dtype) if dtype else None,
+            device=device,
+            channels_last=channels_last,
             progress=update,
         )
+        if plan is not None:
+            result = _with_sites(result, loaded, plan, seconds, update)
+    if save is not None:
+        write_benchmark(result, save, loaded.files)
     if as_json:
-        show_json("benchmark", result.to_dict())
+        show_json("benchmark", loaded.files | result.to_dict())
     elif not quiet:
         show(bench_view(result))
+    if then is not None:
+        _compare(result, then, compare, quiet=quiet or as_json)
+
+
+def _plan(loaded: pair.Pair) -> Plan:
+    """Return the plan by which FUSED was made. Raises RepfuseError where none is known."""
+    from repfuse.plan_file import known_plan
+
+    known = known_plan(loaded.original, loaded.fused)
+    if known.plan is None or not known.plan.sites:
+        why = "; ".join(known.notes) or "neither the file nor a report beside it says what was merged"
+        raise RepfuseError("The places that were merged are not known.", f"{why}.", "Leave --sites out.")
+    return known.plan
+
+
+def _with_sites(result: Benchmark, loaded: pair.Pair, plan: Plan, seconds: float, update: Progress) -> Benchmark:
+    from repfuse.benching.sites import time_sites
+    from repfuse.networks import using_threads
+
+    modules = (loaded.original.module, loaded.fused.module)
+    with using_threads(result.measurements[0].threads):
+        timed = time_sites(*modules, plan, seconds=seconds, progress=lambda done: update("each place by itself", done))
+    return replace(result, sites=timed)
+
+
+def _compare(result: Benchmark, then: Benchmark, path: Path | None, *, quiet: bool) -> None:
+    """Say how the fused network's times changed. Raises typer.Exit where it got slower."""
+    from repfuse.baseline import changes
+    from repfuse.report.bench_view import changes_view
+
+    found = changes(result, then)
+    if not found or (result.shapes, result.dtype, result.device) != (then.shapes, then.dtype, then.device):
+        what = f"{path} holds no times to compare with."
+        why = f"They are of {then.dtype} on {then.device}, or of other shapes, batch sizes, threads or runtimes."
+        raise RepfuseError(what, why, "Time the same as then.")
+    if not quiet:
+        show(changes_view(found))
+    if any(change.slower for change in found):
+        raise typer.Exit(EXIT_FAILED_CHECK)
+
+
+def _runtimes(given: list[str]) -> tuple[str, ...]:
+    """Return the runtimes that are named, by commas or one by one. Raises RepfuseError for another name."""
+    names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in NAMES:
+            raise RepfuseError(f"There is no runtime {name!r}.", f"There are {', '.join(NAMES)}.", "Name one of them.")
+    return tuple(dict.fromkeys(names))
+
+
+def _seconds(text: str) -> float:
+    """Return the seconds that a text as 30s, 2m or 90 means. Raises RepfuseError for another text."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m") else (text, "s")
+    try:
+        amount = float(number) * {"s": 1, "m": 60}[unit]
+    except ValueError:
+        amount = float("nan")
+    if not 0 <= amount < float("inf"):
+        raise RepfuseError(f"{text!r} is no time.", "", "Give seconds or minutes: --budget 30s, --budget 2m.")
+    return amount

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import platform
+import shlex
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repfuse import cli
 from repfuse.benching import bench
+from repfuse.benching.results import SiteTiming
+from repfuse.benching.sites import time_sites
 from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.source import as_texts
-from repfuse.cli import STARTED
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
 from repfuse.networks import using_threads
 from repfuse.plan_file import said_beside
-from repfuse.planning.choosing import choose
+from repfuse.planning.choosing import Choice, choose, without
 from repfuse.plans import Plan
 from repfuse.report.schema import Environment, Input, Output, Report, Status, envelope, report_path, to_json
-from repfuse.saving import Saved, in_runtime, save
+from repfuse.rewriting import rewrite
+from repfuse.saving import of_file, save
 from repfuse.version import __version__
 from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from repfuse.cli.choosing import Wanted
+    from repfuse.cli.options import Wanted
     from repfuse.progress import Progress
     from repfuse.readback.process import Reader
 
 TIMING_SECONDS = 1.0
+TUNING_SECONDS = 10.0
+DOUBTFUL = 1.5
+"""A place that is predicted to get faster by this factor is merged untimed."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Request:
     """What to convert and where to; ``loading`` is for repfuse.load. ``out`` is None in a dry run.
 
     ``keep_metadata`` says whether the rest of a training checkpoint is written too, ``effort`` how much is tried to
-    find a mistake.
+    find a mistake. ``tune`` asks for the doubtful sites to be timed, and those left alone that are slower.
     """
 
     source: Path
@@ -52,6 +60,7 @@ class Request:
     force: bool
     keep_metadata: bool = True
     effort: str = "default"
+    tune: bool = False
 
 
 def run(request: Request, progress: Progress, reader: Reader | None = None) -> Report:
@@ -70,8 +79,9 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
     if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
         return report
     progress("timing", 0.7)
-    with in_runtime(checkpoint, checkpoint.module) as before, in_runtime(checkpoint, module) as after:
-        timing = bench(before, after, checkpoint.example_inputs, seconds=TIMING_SECONDS)
+    with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
+        runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
+        timing = bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
     progress("writing, and reading it again", 0.9)
     with using_threads(threads):
         return _saved(replace(report, timing=timing), checkpoint, module, request, reader)
@@ -86,9 +96,11 @@ def _saved(
     options: dict[str, Any] = {"format": request.format, "force": request.force, "keep_metadata": request.keep_metadata}
     with together():
         saved = save(checkpoint, module, out, plan=report.plan, reader=reader, **options)
+        output = Output(str(saved.path), saved.digest, saved.format, saved.verified, saved.use)
         notes = (*report.notes, *saved.notes)
-        report = replace(report, output=output_of(saved), notes=notes, seconds=time.perf_counter() - STARTED)
-        _write(report, report_path(out))
+        report = replace(report, output=output, notes=notes, seconds=time.perf_counter() - cli.STARTED)
+        with replacing(report_path(out)) as temporary:
+            temporary.write_text(to_json(envelope("conversion", report.to_dict())), encoding="utf-8")
     return report
 
 
@@ -111,22 +123,44 @@ def _planned(checkpoint: Checkpoint, request: Request) -> Report:
 
 
 def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tuple[Report, nn.Module]:
+    choice, tuned = request.wanted.choice, tuple[str, ...]()
+    if request.tune:
+        progress("timing the doubtful places", 0.1)
+        plan, tuned = _tuned(checkpoint, choose(checkpoint.module, checkpoint.example_inputs, choice))
+        choice = Choice(plan=plan)
     conversion = convert(
         checkpoint,
         progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),
         effort=request.effort,
-        **vars(request.wanted.choice),
+        **vars(choice),
     )
     done: Status = "converted" if conversion.plan.sites else "nothing-to-fuse"
     status: Status = done if conversion.passed else "failed"
     report = _report(status, checkpoint, conversion.plan, request.wanted)
     notes = (
         *report.notes,
+        *tuned,
         *(class_notes(checkpoint.module, conversion.module) if checkpoint.format != "onnx" else ()),
         *_effort_notes(request.effort, checked=conversion.proof is not None),
     )
     report = replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes)
     return report, conversion.module
+
+
+def _tuned(checkpoint: Checkpoint, found: Plan) -> tuple[Plan, tuple[str, ...]]:
+    """Return a plan without the doubtful sites that are slower on this machine, and notes of all that were timed."""
+    original = checkpoint.module
+    sites = time_sites(original, rewrite(original, found), found, seconds=TUNING_SECONDS, below=DOUBTFUL)
+    said = [f"{site.path} is {_faster(site)}{', and left alone' if site.slower else ''}" for site in sites]
+    said = said or ["no place is doubtful: each is predicted to gain much, and none was timed"]
+    slower = {site.output: f"it is {_faster(site)}, measured here" for site in sites if site.slower}
+    reasons = {site.key: slower[site.output] for site in found.sites if site.output in slower}
+    return without(original, found, reasons), tuple(said)
+
+
+def _faster(site: SiteTiming) -> str:
+    ratio = site.speedup
+    return f"{ratio.value:.2f}x as fast merged ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def _effort_notes(effort: str, *, checked: bool) -> tuple[str, ...]:
@@ -146,27 +180,18 @@ def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
 
 
 def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted) -> Report:
+    earlier = [f"{'' if found.sites else 'nothing to do: '}{said}"] if (said := checkpoint.fused_already) else []
     return Report(
         status,
         environment(),
         input_of(checkpoint),
         found,
-        time.perf_counter() - STARTED,
-        notes=(*checkpoint.notes, *_earlier(checkpoint, found)),
+        time.perf_counter() - cli.STARTED,
+        notes=(*checkpoint.notes, *earlier),
         health=examine(checkpoint.module),
         chosen=wanted.chosen,
+        command=shlex.join(["repfuse", *sys.argv[1:]]),
     )
-
-
-def _earlier(checkpoint: Checkpoint, found: Plan) -> list[str]:
-    """Say what was fused before; where nothing is left, that there is nothing to do."""
-    earlier = checkpoint.fused_already
-    return [earlier if found.sites else f"nothing to do: {earlier}"] if earlier else []
-
-
-def _write(report: Report, path: Path) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(to_json(envelope("conversion", report.to_dict())), encoding="utf-8")
 
 
 def environment() -> Environment:
@@ -179,24 +204,15 @@ def environment() -> Environment:
 
 def input_of(checkpoint: Checkpoint) -> Input:
     """Return what the report says of a loaded checkpoint."""
-    examples = checkpoint.example_inputs
+    examples, source = checkpoint.example_inputs, checkpoint.source
+    texts = as_texts(source) if source else []
     return Input(
         path=str(checkpoint.path),
         digest=checkpoint.digest,
         format=checkpoint.format,
-        model=checkpoint.source.spec if checkpoint.source else None,
+        model=source.spec if source else None,
         shapes=tuple(tuple(example.shape) for example in examples),
         dtypes=tuple(dtype_name(example.dtype) for example in examples),
         input_origin=checkpoint.input_origin,
-        model_args=_arguments(checkpoint),
+        model_args=None if texts is None else tuple(texts),
     )
-
-
-def _arguments(checkpoint: Checkpoint) -> tuple[str, ...] | None:
-    texts = as_texts(checkpoint.source) if checkpoint.source else []
-    return None if texts is None else tuple(texts)
-
-
-def output_of(saved: Saved) -> Output:
-    """Return what the report says of a checkpoint that was written."""
-    return Output(str(saved.path), saved.digest, saved.format, saved.verified, saved.use)

@@ -3,64 +3,116 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from repfuse.checkpoint.formats import Format
-from repfuse.cli import choosing, options
-from repfuse.cli.output import check_sources, check_targets, progress, show, show_json
+from repfuse.cli import options
+from repfuse.cli.output import (
+    check_page,
+    check_sources,
+    check_targets,
+    page_form,
+    progress,
+    show,
+    show_json,
+    write_pages,
+)
 from repfuse.errors import EXIT_FAILED_CHECK
 from repfuse.readback.process import Reader
-from repfuse.report.schema import report_path
+from repfuse.report.schema import envelope, report_path
+
+many_option = partial(typer.Option, rich_help_panel="Many checkpoints")
 
 
 def convert(
+    context: typer.Context,
     source: options.Checkpoint,
     out: Annotated[
         Path | None,
         typer.Argument(metavar="OUT", help="The file to write; --dry-run needs none.", show_default=False),
     ] = None,
+    others: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
     model: options.Model = None,
     model_arg: options.ModelArg = None,
     weights: options.Weights = "auto",
     example: options.Input = None,
-    policy: choosing.Merging = None,
-    plan: choosing.PlanIn = None,
-    include: choosing.Include = None,
-    exclude: choosing.Exclude = None,
-    keep_class: choosing.KeepClass = None,
+    policy: options.Merging = None,
+    plan: options.PlanIn = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    keep_class: options.KeepClass = None,
     allow: options.Allow = None,
     trust: options.Trust = False,
     file_format: Annotated[
         Format | None,
-        typer.Option(
+        options.output(
             "--format",
             metavar="FORMAT",
             help="pt (the network, pickled), pt2 (torch.export), safetensors, state-dict (weights alone) or onnx. "
             "Without it: as OUT's suffix says, else as IN is.",
-            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
     keep_metadata: Annotated[
         bool,
-        typer.Option(
+        options.output(
             "--keep-metadata/--drop-metadata",
             help="Keep what a training checkpoint holds beside the network (epochs, settings, metrics), or write the "
             "network alone. The optimizer's state never fits a fused network, and goes. The notes name it all.",
-            rich_help_panel=options.OUTPUT,
         ),
     ] = True,
     force: Annotated[
         bool,
-        typer.Option(
-            "--force", help="Replace OUT, and write it even if nothing was fused.", rich_help_panel=options.OUTPUT
-        ),
+        options.output("--force", help="Replace OUT, and write it even if nothing was fused."),
     ] = False,
+    report_to: Annotated[
+        Path | None,
+        options.output(
+            "--report",
+            metavar="PAGE",
+            help="Also write the report as a page: PAGE.html (extra: report), or PAGE.md for a pull request.",
+        ),
+    ] = None,
     quick: options.Quick = False,
     thorough: options.Thorough = False,
+    tune: Annotated[
+        bool,
+        options.choice(
+            "--tune",
+            help="Time the places that are predicted to gain little both ways on this machine, and leave alone those "
+            "that get slower.",
+        ),
+    ] = False,
+    into: Annotated[
+        Path | None,
+        many_option(
+            "--into",
+            metavar="FOLDER",
+            help="Convert many: every file that IN names, a quoted pattern or several, into its place below FOLDER. "
+            "What is done already is left alone.",
+        ),
+    ] = None,
+    listed: Annotated[bool, many_option("--from", help="IN is a text file with a path a line.")] = False,
+    jobs: Annotated[int, many_option("--jobs", min=1, help="How many at once.")] = 1,
+    job_memory: Annotated[
+        float | None,
+        many_option(
+            "--job-memory", metavar="GIB", help="What each may take, on Linux. Without it: what is free, shared out."
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        many_option(
+            "--dask",
+            metavar="ADDRESS",
+            help="Let the workers of this Dask scheduler do it, as tcp://host:8786; they see the same folders.",
+        ),
+    ] = None,
+    markdown: Annotated[bool, many_option("--markdown", help="Print the result of many as Markdown.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -83,28 +135,47 @@ def convert(
       repfuse convert hf-hub:timm/repvgg_a0.rvgg_in1k fused.safetensors
       repfuse convert model.pt fused.pt --exclude head --exclude 'stages.3.*'
       repfuse convert model.pt fused.pt --plan plan.json
+      repfuse convert 'runs/*/best.pt' --into fused --jobs 2
+      repfuse convert model.pt fused.pt --report fused.html
 
     Exit codes: 0 written, or nothing to fuse; 1 the check failed and nothing
     was written; 2 bad input.
     """
+    if into is not None:
+        from repfuse.cli import many
+
+        given = [str(source), *([str(out)] if out else []), *(others or [])]
+        way = many.way_of(context, jobs=jobs, memory=job_memory, dask=dask)
+        named = many.tasks(many.listed(given) if listed else given, into, file_format)
+        many.run(named, way, as_json=as_json, as_markdown=markdown, quiet=quiet)
+    if others:
+        raise typer.BadParameter("give one IN and one OUT, or --into FOLDER for many.", param_hint="OUT")
     if out is None and not dry_run:
         raise typer.BadParameter("give OUT, the file to write, or --dry-run.", param_hint="OUT")
     effort = options.effort_of(quick=quick, thorough=thorough)
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
+    if report_to:
+        form = page_form(report_to)
+        check_page(form, report_to, [path for path in (source, target, plan) if path], force=force)
     check_sources((source,))
     loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
     with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
-        chosen = choosing.wanted(policy, plan, include, exclude, keep_class)
+        chosen = options.wanted(policy, plan, include, exclude, keep_class)
         from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
         from repfuse.report.convert_view import convert_view
 
-        request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort)
+        request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune)
         report = run(request, update, reader)
+    if report_to:
+        from repfuse.report.reading import told
+
+        document = envelope("conversion", report.to_dict())
+        write_pages(told([("the conversion", document)]), [(form, report_to)])
     if as_json:
         show_json("conversion", report.to_dict())
     elif not quiet:
         beside = str(report_path(target)) if target and report.output else ""
-        show(convert_view(report, beside, verbose=verbose))
+        show(convert_view(report, beside, page=str(report_to or ""), verbose=verbose))
     raise typer.Exit(EXIT_FAILED_CHECK if report.status == "failed" else 0)

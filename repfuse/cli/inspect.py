@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from repfuse.cli import choosing, options
+from repfuse.cli import options
 from repfuse.cli.output import check_sources, check_targets, progress, show, show_json
 
 
@@ -18,24 +16,21 @@ def inspect(
     model_arg: options.ModelArg = None,
     weights: options.Weights = "auto",
     example: options.Input = None,
-    policy: choosing.Merging = None,
-    include: choosing.Include = None,
-    exclude: choosing.Exclude = None,
-    keep_class: choosing.KeepClass = None,
+    policy: options.Merging = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    keep_class: options.KeepClass = None,
     allow: options.Allow = None,
     trust: options.Trust = False,
     plan: Annotated[
         Path | None,
-        typer.Option(
+        options.output(
             "--plan",
             metavar="FILE",
             help="Write the plan here too: drop sites from it as you like, then `repfuse convert --plan FILE`.",
-            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the plan FILE.", rich_help_panel=options.OUTPUT)
-    ] = False,
+    force: Annotated[bool, options.output("--force", help="Replace the plan FILE.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -55,7 +50,7 @@ def inspect(
     check_sources((source,))
     loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
     with progress(quiet=quiet) as update:
-        chosen = choosing.wanted(policy, None, include, exclude, keep_class)
+        chosen = options.wanted(policy, None, include, exclude, keep_class)
         from repfuse.cli.conversion import Request, run
         from repfuse.plan_file import write_plan
         from repfuse.report.convert_view import convert_view

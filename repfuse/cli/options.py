@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,15 +13,18 @@ import typer
 from repfuse.checkpoint.shapes import parse_shapes
 from repfuse.checkpoint.source import model_source
 from repfuse.errors import RepfuseError
+from repfuse.plans import Policy
 
 if TYPE_CHECKING:
-    from repfuse.data import Wishes
+    from repfuse.plan_file import PlanFile
+    from repfuse.planning.choosing import Choice
+    from repfuse.report.schema import Chosen
 
 
-NETWORK = "How the network is built"
-TRUST = "What the file may do"
-OUTPUT = "Output"
-CHECKING = "Checking"
+network = partial(typer.Option, rich_help_panel="How the network is built")
+trust = partial(typer.Option, rich_help_panel="What the file may do")
+output = partial(typer.Option, rich_help_panel="Output")
+checking = partial(typer.Option, rich_help_panel="Checking")
 
 Checkpoint = Annotated[
     Path,
@@ -37,67 +42,53 @@ Original = Annotated[
 Fused = Annotated[Path, typer.Argument(metavar="FUSED", show_default=False, help="The checkpoint to compare with it.")]
 Model = Annotated[
     str | None,
-    typer.Option(
+    network(
         "--model",
         metavar="SPEC",
         help="How to build the network of a state dict: timm:NAME, torchvision:NAME, package.module:callable or "
         "path/to/file.py:callable.",
-        rich_help_panel=NETWORK,
     ),
 ]
 ModelArg = Annotated[
     list[str] | None,
-    typer.Option(
-        "--model-arg", metavar="KEY=VALUE", help="An argument for --model; repeat it.", rich_help_panel=NETWORK
-    ),
+    network("--model-arg", metavar="KEY=VALUE", help="An argument for --model; repeat it."),
 ]
 Input = Annotated[
     str | None,
-    typer.Option(
+    network(
         "--input",
         metavar="SHAPE",
         help="The example input, as 1x3x224x224 or 1x3x224x224:float16. Without it: what the checkpoint or the model "
         "source knows, else a guess that is said.",
-        rich_help_panel=NETWORK,
     ),
 ]
 Weights = Annotated[
     str,
-    typer.Option(
+    network(
         "--weights",
         metavar="WHICH",
         help="Which weights of a training checkpoint: ema (averaged), model (trained), or a dotted key such as "
         "state_dict.teacher. auto takes the averaged ones where there are some, and says so.",
-        rich_help_panel=NETWORK,
     ),
 ]
 Allow = Annotated[
     list[str] | None,
-    typer.Option(
+    trust(
         "--allow",
         metavar="CODE",
         help="Also build classes of this code from the file, and run it for that: an installed package, a module that "
         "is found where you stand or beside the checkpoint, or path/to/script.py; repeat it.",
-        rich_help_panel=TRUST,
     ),
 ]
 Trust = Annotated[
     bool,
-    typer.Option(
-        "--trust",
-        help="Let the file run any code it contains while it is loaded. Only for files you made.",
-        rich_help_panel=TRUST,
-    ),
+    trust("--trust", help="Let the file run any code it contains while it is loaded. Only for files you made."),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON on standard output.", rich_help_panel=OUTPUT)
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print nothing but errors (and JSON).", rich_help_panel=OUTPUT)
-]
+Json = Annotated[bool, output("--json", help="Print the result as JSON on standard output.")]
+Quiet = Annotated[bool, output("--quiet", "-q", help="Print nothing but errors (and JSON).")]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Print the details too: each site, each check.", rich_help_panel=OUTPUT),
+    output("--verbose", "-v", help="Print the details too: each site, each check."),
 ]
 
 
@@ -126,19 +117,16 @@ def for_load(
 
 Quick = Annotated[
     bool,
-    typer.Option(
-        "--quick",
-        help="Only the example and small inputs, at about a quarter of its size: seconds, for a first look.",
-        rich_help_panel=CHECKING,
+    checking(
+        "--quick", help="Only the example and small inputs, at about a quarter of its size: seconds, for a first look."
     ),
 ]
 Thorough = Annotated[
     bool,
-    typer.Option(
+    checking(
         "--thorough",
         help="More random inputs, every kind of input at three sizes, larger batches and 32 sizes in a row (each phase "
         "of a stride): several times as long.",
-        rich_help_panel=CHECKING,
     ),
 ]
 
@@ -153,63 +141,57 @@ def effort_of(*, quick: bool, thorough: bool) -> str:
 # The tolerances of `verify`. torch is not imported.
 
 
-TOLERANCES = "Tolerances in place of what rounding explains"
+tolerance = partial(typer.Option, rich_help_panel="Tolerances in place of what rounding explains")
 
 Rtol = Annotated[
     float | None,
-    typer.Option(
+    tolerance(
         "--rtol",
         metavar="NUMBER",
         help="Call the networks the same where |a - b| <= atol + rtol |a| for every element, in float64 and as stored, "
         "a being the original's. Without --atol, that is 0.",
-        rich_help_panel=TOLERANCES,
     ),
 ]
 Atol = Annotated[
     float | None,
-    typer.Option("--atol", metavar="NUMBER", help="As --rtol. Without --rtol, that is 0.", rich_help_panel=TOLERANCES),
+    tolerance("--atol", metavar="NUMBER", help="As --rtol. Without --rtol, that is 0."),
 ]
 
 
 # The options of real data, and what they say.
 
 
-DATA = "Real data"
+data = partial(typer.Option, rich_help_panel="Real data")
 
 DataPath = Annotated[
     Path | None,
-    typer.Option(
+    data(
         "--data",
         metavar="PATH",
         help="Real inputs: a folder of images (in folders per class where the classes are known), or .safetensors, "
         ".npz or .pt with `inputs` and, if known, `labels`.",
-        rich_help_panel=DATA,
     ),
 ]
 Mean = Annotated[
     str | None,
-    typer.Option(
+    data(
         "--mean",
         metavar="NUMBERS",
         help="The mean of each channel that is subtracted from images (pixels in 0..1), as 0.485,0.456,0.406. Without "
         "it: what the checkpoint or the model source knows.",
-        rich_help_panel=DATA,
     ),
 ]
 Std = Annotated[
     str | None,
-    typer.Option(
+    data(
         "--std",
         metavar="NUMBERS",
         help="The standard deviation of each channel that images are divided by, as 0.229,0.224,0.225.",
-        rich_help_panel=DATA,
     ),
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(
-        "--limit", metavar="N", min=1, help="Take only N of the samples, evenly spaced.", rich_help_panel=DATA
-    ),
+    data("--limit", metavar="N", min=1, help="Take only N of the samples, evenly spaced."),
 ]
 
 
@@ -221,8 +203,88 @@ def check_real(data: Path | None, mean: str | None, std: str | None, limit: int 
         raise RepfuseError(f"There is no data at {data}.", "", f"Check the path; you are in {Path.cwd()}.")
 
 
-def wishes_of(mean: str | None, std: str | None, limit: int | None) -> Wishes:
-    """Return what the options ask for. Raises RepfuseError where they make no sense."""
-    from repfuse.data import Wishes, parse_numbers
+# What is merged: the options that say which sites, and what they mean together.
 
-    return Wishes(parse_numbers(mean), parse_numbers(std), limit)
+
+choice = partial(typer.Option, rich_help_panel="What is merged")
+
+Merging = Annotated[
+    Policy | None,
+    choice(
+        "--policy",
+        help="What to merge of all that can be merged exactly: what is predicted to be faster (cost, the default), "
+        "whatever leaves fewer operators (always), or as cost but no layers in a row (never-compose).",
+        show_default=False,
+    ),
+]
+PlanIn = Annotated[
+    Path | None,
+    choice(
+        "--plan",
+        metavar="FILE",
+        help="Merge exactly the sites of this plan, which `repfuse inspect --plan` wrote, and you may have dropped "
+        "sites from.",
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    choice(
+        "--include",
+        metavar="GLOB",
+        help="Merge only the sites whose path, or a module around them, matches: 'stages.1', '*.mlp.*'; repeat it. "
+        "* stands for dots too.",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    choice(
+        "--exclude",
+        metavar="GLOB",
+        help="Leave these sites alone, in the same way; repeat it. It goes before --include.",
+    ),
+]
+KeepClass = Annotated[
+    bool | None,
+    choice(
+        "--keep-class/--drop-class",
+        help="Leave the outermost module what it is, with its class and methods, or merge also what stands in its own "
+        "forward, for which it becomes a GraphModule. Without it: as more than 5 % of the time is predicted to be "
+        "gained, or not.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user wants merged, and the file that the plan is from, where there is one."""
+
+    choice: Choice
+    file: PlanFile | None
+
+    @property
+    def chosen(self) -> Chosen | None:
+        """What the report says of it, None where nothing was chosen."""
+        from repfuse.report.schema import Chosen
+
+        said = Chosen(
+            str(self.file.path) if self.file else None, tuple(self.choice.include), tuple(self.choice.exclude)
+        )
+        return said if self.file or said.include or said.exclude else None
+
+
+def wanted(
+    policy: Policy | None,
+    plan: Path | None,
+    include: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+    keep_class: bool | None,
+) -> Wanted:
+    """Read what the options say. Raises RepfuseError where the file is no plan, or where they contradict each other."""
+    from repfuse.plan_file import read_plan_file
+
+    file = read_plan_file(plan) if plan else None
+    from repfuse.planning.choosing import Choice  # it imports torch: a file that cannot be read is said before
+
+    choice = Choice(policy, file.plan if file else None, tuple(include or ()), tuple(exclude or ()), keep_class)
+    return Wanted(choice, file)

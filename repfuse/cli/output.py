@@ -9,18 +9,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from repfuse.checkpoint.atomic import check_target
+from repfuse.checkpoint.atomic import check_target, replacing, together
 from repfuse.checkpoint.recognise import is_hub_name, is_snapshot, recognise
 from repfuse.errors import RepfuseError
+from repfuse.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from repfuse.errors import RepfuseError
     from repfuse.progress import Progress
+    from repfuse.report.reading import Told
 
+Form = Literal["html", "markdown"]
+STDOUT = Path("-")
 
 # Where a command writes, and whether it can. torch is not needed to say no, so it is not imported.
 
@@ -63,10 +67,43 @@ def show_json(kind: str, data: dict[str, Any]) -> None:
     _write(sys.stdout, to_json(envelope(kind, data)))
 
 
+def page_form(out: Path) -> Form:
+    """Return as what a page is written, by its name. Raises RepfuseError where that does not say it."""
+    forms: dict[str, Form] = {".html": "html", ".htm": "html", ".md": "markdown"}
+    if out.suffix.lower() not in forms:
+        raise RepfuseError(f"{out} does not say what a page is written as.", "", "Name it PAGE.html or PAGE.md.")
+    return forms[out.suffix.lower()]
+
+
+def check_page(form: Form, out: Path, sources: Sequence[Path], *, force: bool) -> None:
+    """Raise RepfuseError where a page cannot be made, or not be written to ``out``; ``-`` is standard output."""
+    if form == "html":
+        from repfuse.report.page import check_extra
+
+        check_extra()
+    if out != STDOUT:
+        check_targets((out,), sources, force=force)
+
+
+def write_pages(told: Told, pages: Iterable[tuple[Form, Path]]) -> None:
+    """Write what was told as HTML or as Markdown: all of the pages, or none."""
+    from repfuse.report.markdown import as_markdown
+    from repfuse.report.page import as_html
+
+    with together():
+        for form, out in pages:
+            text = as_html(told) if form == "html" else as_markdown(told)
+            if out == STDOUT:
+                sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr] # as the page says of itself
+                _write(sys.stdout, text)
+            else:
+                with replacing(out) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+
+
 def say(line: str) -> None:
     """Print a line or more on standard error. What a file says may hold control characters: they are shown as such."""
-    printable = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in line)
-    _write(sys.stderr, printable + "\n")
+    _write(sys.stderr, printable(line) + "\n")
 
 
 def notes(about: object, lines: Iterable[str], *, quiet: bool) -> None:

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import typer
-
-from repfuse.cli.options import NETWORK, for_load
+from repfuse.cli.options import for_load, network
 from repfuse.cli.output import check_sources, notes
 from repfuse.errors import RepfuseError
 
@@ -18,22 +16,19 @@ if TYPE_CHECKING:
 
 FusedModel = Annotated[
     str | None,
-    typer.Option(
+    network(
         "--fused-model",
         metavar="SPEC",
         help="How to build the network of FUSED, where that differs and the file does not say it itself.",
-        rich_help_panel=NETWORK,
     ),
 ]
 FusedModelArg = Annotated[
     list[str] | None,
-    typer.Option(
-        "--fused-model-arg", metavar="KEY=VALUE", help="An argument for --fused-model.", rich_help_panel=NETWORK
-    ),
+    network("--fused-model-arg", metavar="KEY=VALUE", help="An argument for --fused-model."),
 ]
 FusedWeights = Annotated[
     str,
-    typer.Option("--fused-weights", metavar="WHICH", help="As --weights, for FUSED.", rich_help_panel=NETWORK),
+    network("--fused-weights", metavar="WHICH", help="As --weights, for FUSED."),
 ]
 
 
@@ -42,6 +37,11 @@ class Pair(NamedTuple):
 
     original: Checkpoint
     fused: Checkpoint
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """Which files a result is of, for its document."""
+        return {"files": {"original": self.original.digest, "fused": self.fused.digest}}
 
     def notes(self, *, quiet: bool) -> None:
         """Print what the user must be told of both on standard error."""

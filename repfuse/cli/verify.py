@@ -18,12 +18,11 @@ def verify(
     *,
     shapes: Annotated[
         list[str] | None,
-        typer.Option(
+        options.network(
             "--input",
             metavar="SHAPE",
             help="An example input, as 1x3x224x224: many kinds and sizes around it are tried; repeat it. Without it: "
             "what the checkpoint, its report or the model source knows.",
-            rich_help_panel=options.NETWORK,
         ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option("--seed", help="A seed of the random inputs; repeat it.")] = None,
@@ -87,7 +86,7 @@ def verify(
         from repfuse.checking.verification import tolerances
         from repfuse.checking.verification import verify as compare
         from repfuse.checkpoint.example import make_inputs
-        from repfuse.data import prepare, read_data
+        from repfuse.data import Wishes, parse_numbers, prepare, read_data
         from repfuse.memory import keep_little
         from repfuse.networks import using_threads
         from repfuse.plan_file import known_plan
@@ -95,7 +94,7 @@ def verify(
 
         keep_little()
         tolerances(rtol, atol)  # whether they are sound is said before the files are read
-        wishes = options.wishes_of(mean, std, limit)
+        wishes = Wishes(parse_numbers(mean), parse_numbers(std), limit)
         found = read_data(data) if data else None
         loaded = pair.load_pair(*both)
         known = known_plan(*loaded, plan)
@@ -120,7 +119,7 @@ def verify(
             progress=update,
         )
     if as_json:
-        show_json("verification", result.to_dict())
+        show_json("verification", loaded.files | result.to_dict())
     elif not quiet:
         show(verify_view(result, verbose=verbose))
     raise typer.Exit(result.exit_code)

@@ -5,7 +5,6 @@ Configurations may be strangers' data: every number is checked, none is believed
 
 from __future__ import annotations
 
-import importlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -42,10 +41,9 @@ ENLARGED = 4.0  # the largest ratio, either way, of the resized image to the cro
 
 
 class Preparing(NamedTuple):
-    """``transform`` makes ``[C, H, W]`` of an image, which it first resizes to ``scaled``; ``geometry`` says so."""
+    """``transform`` makes ``[C, H, W]`` of an image; ``geometry`` says how it is resized and cut for that."""
 
     transform: Callable[[Image], torch.Tensor]
-    scaled: Size
     geometry: str
 
 
@@ -64,12 +62,8 @@ class Preset:
 
 def pillow() -> Any:
     """Return the package PIL. Raises RepfuseError where Pillow is not installed."""
-    try:
-        importlib.import_module("PIL.ImageOps")
-        return importlib.import_module("PIL")
-    except ImportError as error:
-        what = "A folder of images needs Pillow, which is not installed."
-        raise RepfuseError(what, str(error), "Install it: pip install 'repfuse[images]'.") from error
+    library("PIL.ImageOps", "images")
+    return library("PIL", "images")
 
 
 def read_image(path: Path, channels: int, preparing: Preparing) -> torch.Tensor:
@@ -79,7 +73,7 @@ def read_image(path: Path, channels: int, preparing: Preparing) -> torch.Tensor:
     Raises RepfuseError, which names the file, where it is damaged, none of FORMATS, or far too large.
     """
     try:
-        return preparing.transform(_decoded(path, MODES[channels], max(preparing.scaled)))
+        return preparing.transform(_decoded(path, MODES[channels]))
     except Exception as error:  # a damaged file can make its decoder fail in any way
         raise RepfuseError(
             f"The image {path} cannot be read.",
@@ -88,7 +82,7 @@ def read_image(path: Path, channels: int, preparing: Preparing) -> torch.Tensor:
         ) from error
 
 
-def _decoded(path: Path, mode: str, edge: int) -> Image:
+def _decoded(path: Path, mode: str) -> Image:
     pil = pillow().Image
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -96,8 +90,6 @@ def _decoded(path: Path, mode: str, edge: int) -> Image:
         with pil.open(path, formats=FORMATS) as image:
             if image.mode.startswith(DEEP):
                 raise ValueError(f"it has more than 8 bits per pixel (mode {image.mode}): give tensors instead")
-            if max(image.size) / min(image.size) * edge**2 > pil.MAX_IMAGE_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels would become too many, resized to {edge}")
             return image.convert(mode)  # type: ignore[no-any-return]
 
 
@@ -117,7 +109,7 @@ def by_pillow(size: Size, mean: Numbers, std: Numbers) -> Preparing:
         pixels = torch.from_numpy(np.array(fitted)).reshape(*size, len(mean)).permute(2, 0, 1)
         return normalised(pixels, mean, std, torch.float32)
 
-    return Preparing(transform, size, _geometry(COVERING, size, "bilinear", size))
+    return Preparing(transform, _geometry(COVERING, size, "bilinear", size))
 
 
 def of_timm(config: Any, origin: str) -> Preset | None:
@@ -145,7 +137,7 @@ def _by_timm(config: dict[str, Any], size: Size, mean: Numbers, std: Numbers) ->
     scaled = (math.floor(size[0] / resolved["crop_pct"]), math.floor(size[1] / resolved["crop_pct"]))
     fitting = FITTING.get(str(resolved["crop_mode"]), COVERING)
     said = _geometry(fitting, scaled, resolved["interpolation"], size)
-    return Preparing(data.create_transform(**resolved), scaled, said)
+    return Preparing(data.create_transform(**resolved), said)
 
 
 def of_torchvision(name: str) -> Preset | None:
@@ -168,8 +160,7 @@ def _by_torchvision(weights: Any, size: Size, mean: Numbers, std: Numbers) -> Pr
     told = {"mean": mean, "std": std, "resize_size": resized} | ({"crop_size": edge} if crops else {})
     transforms = library("torchvision").transforms
     whole = transforms.Compose([weights.transforms(**told), transforms.CenterCrop(size)])
-    scaled = (resized, resized)
-    return Preparing(whole, scaled, _geometry(COVERING, scaled, usual.interpolation.value, size))
+    return Preparing(whole, _geometry(COVERING, (resized, resized), usual.interpolation.value, size))
 
 
 def _geometry(fitting: str, scaled: Size, interpolation: str, size: Size) -> str:

@@ -68,6 +68,11 @@ def _reshaped(call: Call, recording: Recording) -> Meaning | None:
     return channels.reshaped(call, recording) or rows.viewed(call, recording)
 
 
+def _resized(call: Call, recording: Recording) -> Meaning | None:
+    """Another size: nearest upsampling is a transposed kernel where that helps."""
+    return filters.enlarged(call, recording) or rows.resized(call, recording)
+
+
 def _mean(call: Call, recording: Recording) -> Meaning | None:
     """A mean over an axis of a stack, or over others."""
     return sums.total(call, recording) or rows.mean(call, recording)
@@ -119,7 +124,7 @@ ROWS: dict[str, Row] = {
     "channel_shuffle": channels.shuffle,
     "pixel_unshuffle": channels.unshuffled,
     "pixel_shuffle": channels.shuffled,
-    **dict.fromkeys(RESIZING, rows.resized),
+    **dict.fromkeys(RESIZING, _resized),
     "view": _reshaped,
     "flatten": _reshaped,
     **dict.fromkeys(("view_as", "unsqueeze"), rows.viewed),

@@ -65,6 +65,15 @@ def choose(module: nn.Module, example_inputs: Sequence[Any], choice: Choice) -> 
     return _laid_out(module, replace(chosen, refusals=given.refusals), reasons)
 
 
+def without(module: nn.Module, plan: Plan, reasons: Mapping[Key, str]) -> Plan:
+    """Return a plan without the sites that there are ``reasons`` to leave alone; they become refusals.
+
+    Raises RepfuseError where one that stays depends on one that does not.
+    """
+    sites = tuple(site for site in plan.sites if site.key not in reasons)
+    return _laid_out(module, replace(plan, sites=sites), reasons)
+
+
 def fitted(module: nn.Module, plan: Plan) -> Plan:
     """Return a plan as it is on ``module``, where somebody may have dropped sites and changed nothing else.
 

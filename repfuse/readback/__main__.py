@@ -18,10 +18,10 @@ PATIENCE = 1.0  # seconds between two looks at whether the parent is still there
 
 def main() -> None:
     """Read one job, do it, and write the answer."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # whatever the network's code prints is no part of the answer
-        from repfuse.readback.messages import Job  # takes its seconds while the parent writes the file
+        from repfuse.readback.messages import packed, unpacked  # takes its seconds while the parent writes the file
         from repfuse.readback.reading import answer
 
         needed = json.loads(sys.stdin.buffer.readline())
@@ -29,11 +29,15 @@ def main() -> None:
         for name in needed["modules"]:
             with suppress(Exception):  # of what is missing the job will tell
                 importlib.import_module(name)
-        out.write(answer(Job.from_bytes(sys.stdin.buffer.read())).to_bytes())
+        out.write(packed(answer(unpacked(sys.stdin.buffer.read()))))
+
+
+def end_with_parent() -> None:
+    """Let this process end with the one that started it, which may be killed."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    """End this process with the one that started it, which may have been killed."""
     while os.getppid() == parent:
         time.sleep(PATIENCE)
     os._exit(1)

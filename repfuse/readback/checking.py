@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs.trial import Trial
-from repfuse.checking.inputs.variants import input_variants
-from repfuse.checking.results import OutputDrift, Verified
-from repfuse.checking.runs import Outcome, run
+from repfuse.checking.inputs import input_variants
+from repfuse.checking.results import Verified
+from repfuse.checking.runs import Outcome, as_stored, call, copy_with, run
+from repfuse.checking.trial import Trial
+from repfuse.checking.written import check_written
 from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.recipe import is_buildable
@@ -24,9 +24,12 @@ from repfuse.checkpoint.source import as_texts
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.networks import device_of
-from repfuse.readback.messages import Answer, Fingerprint, Job, digests, fingerprint_of
+from repfuse.readback.messages import Answer, FileKind, Fingerprint, Job, digests, fingerprint_of
 from repfuse.readback.process import Reader
 from repfuse.readback.reading import rest_of
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 # A file of a network or of weights, held against the network in memory that was written into it.
 #
@@ -76,8 +79,8 @@ def check_read(written: Written, job: Job, reader: Reader, *, runs: bool) -> Ver
     own = _fingerprint(written, job)
     answer = reader.answer(patience(Path(job.path), computed))
     _compare(own, answer, job, written, modules=runs)
-    found = Verified(answer.runtime, (), (), (), where=reader.name, tensors=len(own.tensors), alone=_alone(job, answer))
-    found = _judged(found, written, trials, (expected, list(answer.outcomes)))
+    found = Verified(answer.runtime, (), (), (), where=reader.name, tensors=len(own.tensors))
+    found = _judged(found, written, trials, expected, answer.outcomes)
     return replace(found, seconds=time.perf_counter() - started)
 
 
@@ -97,82 +100,50 @@ def _fingerprint(written: Written, job: Job) -> Fingerprint:
 def _compare(own: Fingerprint, answer: Answer, job: Job, written: Written, *, modules: bool) -> None:
     if answer.network is None:
         raise not_the_same("the network is missing")
-    if what := own.differs(answer.network, mode=False, modules=modules):
+    if what := own.differs(answer.network, modules=modules):
         raise not_the_same(what)
-    if answer.alone is not None and (what := own.differs(answer.alone)):
-        raise not_the_same(f"what torch.load gives without repfuse, {what}")
     rest = rest_of(written.around if job.kind == "network" else Around(), written.metadata)
     if lost := rest.items() ^ answer.rest.items():
         raise not_the_same(f"what stands around the network, {min(key for key, _ in lost).partition('.')[2]}")
 
 
-def _alone(job: Job, answer: Answer) -> bool | None:
-    return answer.alone is not None if job.alone and (answer.alone is not None or answer.wanted) else None
-
-
 def _judged(
-    found: Verified, written: Written, trials: Sequence[Trial], outcomes: tuple[list[Outcome], list[Outcome]]
+    found: Verified, written: Written, trials: Sequence[Trial], expected: Sequence[Outcome], given: Sequence[Outcome]
 ) -> Verified:
     """Add what the runs gave: on the inputs that the network in memory takes."""
-    expected, given = outcomes
-    taken = [position for position, outcome in enumerate(expected) if not outcome.error]
-    compared = tuple(trials[position].label for position in taken)
     if len(given) != len(expected):
         raise not_the_same(f"the number of its answers: {len(given)} for {len(expected)} inputs")
-    for position in taken:
-        if given[position].error:
-            raise not_the_same(f"{trials[position].label}: only the network in memory runs ({given[position].error})")
-    if all(_identical(expected[position], given[position]) for position in taken):
-        return replace(found, compared=compared, identical=bool(taken))
-    worst = _worst(written, {trials[position].label: given[position] for position in taken})
-    error, own, allowed = worst.numbers
-    return replace(found, compared=compared, error=error, own=own, allowed=allowed)
-
-
-def _identical(one: Outcome, other: Outcome) -> bool:
-    return digests(one.outputs) == digests(other.outputs)
-
-
-def _worst(written: Written, given: dict[str, Outcome]) -> OutputDrift:
-    """Return the worst of the file's outputs: allowed is what is allowed the network in memory on all inputs."""
-    trials, exact = with_fallbacks(written.original, input_variants(written.example))
-    own = run(written.module, trials, {})
-    found = [given.get(trial.label) or outcome for trial, outcome in zip(trials, own, strict=True)]
-    measured = drift(written.original, written.module, trials, exact, found=found)
-    rows = [row for row in measured.outputs if row.trial in given]
-    worst = max(rows, key=lambda row: row.used, default=None)
-    if measured.problem or worst is None:
-        raise not_the_same(
-            f"its outputs, and no rounding explains it: {measured.problem or 'there is nothing to judge by'}"
-        )
-    if not worst.passed:
-        error, limit = worst.fused.against(worst.allowed)
-        told = f"its relative error is {error}, where arithmetic explains {limit}"
-        raise not_the_same(f"{worst.name} on {worst.trial}: {told}")
-    return worst
+    taken = [each for each in zip(trials, expected, given, strict=True) if not each[1].error]
+    for trial, _, read in taken:
+        if read.error:
+            raise not_the_same(f"{trial.label}: only the network in memory runs ({read.error})")
+    found = replace(found, compared=tuple(trial.label for trial, _, _ in taken))
+    if all(digests(own.outputs) == digests(read.outputs) for _, own, read in taken):
+        return replace(found, identical=bool(taken))
+    tried, outcomes = [trial for trial, _, _ in taken], [read for _, _, read in taken]
+    measured = drift(written.original, written.module, tried, found=outcomes)
+    if measured.worst is None or not measured.passed:
+        raise not_the_same(f"its outputs, and no rounding explains it. {measured.reason}")
+    error, own, allowed = measured.worst.numbers
+    return replace(found, error=error, own=own, allowed=allowed)
 
 
 def not_the_same(what: str) -> RepfuseError:
     """Return the error for a file that does not read as it was written."""
     return RepfuseError(
         "What was read back is not what was written; nothing was kept.",
-        f"It differs in {what}.",
+        f"It differs in {what.rstrip('.')}.",
         "Try again, and on another disk. If it stays so, please report it.",
         exit_code=EXIT_FAILED_CHECK,
     )
-
-
-PACKAGE = "repfuse"
 
 
 def network_job(checkpoint: Checkpoint, path: Path, *, trust: bool) -> Job:
     """Return the job for a file that holds its network as modules, in what was around it in ``checkpoint``.
 
     It may need ``trust`` where the checkpoint did not: what it holds was pickled just now from objects that this
-    process has, and reading it runs the code of their classes, which ran here. For the same reason torch.load may read
-    it by itself, which it is to do without repfuse, unless the network's classes are repfuse's own.
+    process has, and reading it runs the code of their classes, which ran here.
     """
-    named = torch_pickle.modules_named(path)
     keys = checkpoint.around.keys
     return Job(
         "network",
@@ -180,9 +151,8 @@ def network_job(checkpoint: Checkpoint, path: Path, *, trust: bool) -> Job:
         torch.get_num_threads(),
         loading=_loading(checkpoint, keys) | {"trust": trust},
         keys=keys,
-        alone=not any(name.partition(".")[0] == PACKAGE for name in named),
         module=True,
-        needs=tuple(named),
+        needs=tuple(torch_pickle.modules_named(path)),
     )
 
 
@@ -208,3 +178,42 @@ def _loading(checkpoint: Checkpoint, keys: tuple[str, ...]) -> dict[str, Any]:
     weights = ".".join(keys) or "auto"
     device = str(device_of(checkpoint.module))
     return {"weights": weights, "allow": list(checkpoint.allow), "device": device}
+
+
+# A file of an exported program or of ONNX, run in its own runtime and held against the original network.
+
+
+def program_job(written: Written, path: Path, *, onnx: bool) -> Job:
+    """Return the job of running the file at ``path``. ONNX names no outputs: they are those of the original."""
+    kind: FileKind = "onnx" if onnx else "pt2"
+    outputs = call(copy_with(written.original, as_stored), tuple(written.example)).outputs if onnx else {}
+    return Job(kind, str(path.resolve()), torch.get_num_threads(), outputs=tuple(outputs))
+
+
+def check_program(written: Written, program: ExportedProgram, job: Job, reader: Reader, *, runs: bool) -> Verified:
+    """Have the file of ``program`` read by ``reader``, and where it ``runs`` run, and return what was found.
+
+    Raises RepfuseError, with the exit code of a failed check, where it does not compute what the original does.
+    """
+    from repfuse.checkpoint.exported.program import complete, contract_of, network_of  # which take a second to import
+
+    started, contract = time.perf_counter(), contract_of(program)
+    tensors = digests(program.state_dict) if job.kind == "pt2" else {}
+
+    def run_file(trials: Sequence[Trial]) -> tuple[str, Sequence[Outcome]]:
+        reader.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
+        answer = reader.answer(patience(Path(job.path), time.perf_counter() - started))
+        if job.kind == "pt2":
+            read = answer.network.tensors if answer.network else {}
+            if wrong := sorted(name for name, _ in tensors.items() ^ read.items()):
+                raise not_the_same(wrong[0])
+            if answer.contract != contract.describe():
+                raise not_the_same("its dynamic shapes")
+        return answer.runtime, answer.outcomes
+
+    if not runs:
+        return Verified(run_file(())[0], (), (), ())
+    gate = network_of(complete(program, Path()))
+    shapes = tuple("x".join(map(str, axes)) for axes in contract.axes)
+    found = check_written(written.original, written.module, written.example, run_file, gate=gate, shapes=shapes)
+    return replace(found, where=reader.name, tensors=len(tensors), seconds=time.perf_counter() - started)

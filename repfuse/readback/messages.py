@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch.serialization import safe_globals
 
 from repfuse.checking.runs import Outcome
 from repfuse.checkpoint.contents import RECIPE
@@ -21,7 +22,8 @@ from repfuse.wording import listed
 # Two networks with one fingerprint hold the same numbers, bit by bit, in modules that are set the same.
 
 
-CLASS, MODE = "its class", "training"
+CLASS = "its class"
+MODE = "training"  # which loading turns off
 MACHINERY = ("meta", "shape_env")  # of a GraphModule, which its file does not keep
 Settings = dict[str, str]
 
@@ -33,11 +35,8 @@ class Fingerprint:
     tensors: dict[str, str] = field(default_factory=dict)
     modules: dict[str, Settings] = field(default_factory=dict)
 
-    def differs(self, other: Fingerprint, *, mode: bool = True, modules: bool = True) -> str:
-        """Say in what ``other`` differs, or return "". Without ``mode`` it may be in training or not.
-
-        Without ``modules`` the tensors alone count.
-        """
+    def differs(self, other: Fingerprint, *, modules: bool = True) -> str:
+        """Say in what ``other`` differs, or return "": without ``modules`` the tensors alone count."""
         if self.tensors.keys() != other.tensors.keys():
             return f"which tensors there are: {listed(sorted(self.tensors.keys() ^ other.tensors.keys()))}"
         if wrong := [name for name, digest in self.tensors.items() if other.tensors[name] != digest]:
@@ -47,7 +46,7 @@ class Fingerprint:
         for path, settings in self.modules.items() if modules else ():
             for name in sorted(settings.keys() | other.modules[path].keys()):
                 one, two = settings.get(name, "nothing"), other.modules[path].get(name, "nothing")
-                if one != two and (mode or name != MODE):
+                if one != two and name != MODE:
                     return f"{path or 'the network'}, {name}: {one[:200]} was written, {two[:200]} was read"
         return ""
 
@@ -123,10 +122,9 @@ class Job:
     """Read the file at ``path`` and run it on ``inputs`` with as many ``threads``.
 
     ``kind`` says how it is read: as a ``network`` by repfuse.load with the arguments ``loading``, as bare ``weights``
-    whose network nobody knows, or in the runtime of its format. ``keys`` lead to the network in the file, ``alone``
-    asks for torch.load without repfuse as well, ``outputs`` are the names of what an ONNX file gives. ``module`` says
-    whether the file holds the modules themselves, ``needs`` names the Python modules that reading it imports, and in
-    ``folders`` lies code that the user named.
+    whose network nobody knows, or in the runtime of its format. ``keys`` lead to the network in the file, ``outputs``
+    are the names of what an ONNX file gives. ``module`` says whether the file holds the modules themselves, ``needs``
+    names the Python modules that reading it imports, and in ``folders`` lies code that the user named.
     """
 
     kind: FileKind
@@ -134,61 +132,37 @@ class Job:
     threads: int
     loading: dict[str, Any] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
-    alone: bool = False
     module: bool = False
     outputs: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     inputs: tuple[Inputs, ...] = ()
 
-    def to_bytes(self) -> bytes:
-        """Return the job as it is sent."""
-        return _packed(vars(self))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Job:
-        """Return the job that was sent."""
-        return cls(**_unpacked(data))
-
 
 @dataclass(frozen=True)
 class Answer:
     """What was found in the file, in which ``runtime``, and what it gave on each input.
 
-    ``network`` is the fingerprint of what was loaded; ``alone`` that of what torch.load gave without repfuse, where
-    that was asked for. ``wanted`` says that loading it alone asked for repfuse. ``rest`` are digests of what stands
-    around the network, ``contract`` the shapes that an exported program takes. ``refused`` are the parts of the error
-    where the file could not be read.
+    ``network`` is the fingerprint of what was loaded, ``rest`` are digests of what stands around it, ``contract`` the
+    shapes that an exported program takes. ``refused`` are the parts of the error where the file could not be read.
     """
 
     runtime: str = ""
     network: Fingerprint | None = None
-    alone: Fingerprint | None = None
-    wanted: bool = False
     rest: dict[str, str] = field(default_factory=dict)
     contract: str = ""
     refused: tuple[str, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
 
-    def to_bytes(self) -> bytes:
-        """Return the answer as it is sent."""
-        prints = {name: held and vars(held) for name, held in (("network", self.network), ("alone", self.alone))}
-        return _packed(vars(self) | prints | {"outcomes": [vars(outcome) for outcome in self.outcomes]})
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Answer:
-        """Return the answer that was sent. Raises any exception where ``data`` is none."""
-        said = _unpacked(data)
-        prints = {name: Fingerprint(**said[name]) if said[name] else None for name in ("network", "alone")}
-        return cls(**said | prints | {"outcomes": tuple(Outcome(**outcome) for outcome in said["outcomes"])})
-
-
-def _packed(said: dict[str, Any]) -> bytes:
+def packed(message: Job | Answer) -> bytes:
+    """Return a message as it is sent."""
     buffer = io.BytesIO()
-    torch.save(said, buffer)
+    torch.save(message, buffer)
     return buffer.getvalue()
 
 
-def _unpacked(data: bytes) -> dict[str, Any]:
-    said: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return said
+def unpacked(data: bytes) -> Any:
+    """Return the message that was sent. Raises any exception where ``data`` is none; no code of it runs."""
+    with safe_globals([Job, Answer, Fingerprint, Outcome]):
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

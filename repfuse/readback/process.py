@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NoReturn
 
 from repfuse.checkpoint import script
 from repfuse.checkpoint.user_code import folders
@@ -32,6 +33,68 @@ SAME_PROCESS = "REPFUSE_SAME_PROCESS"
 FRESH, ASKED = "a fresh process", "that was asked for"
 
 
+FORKED = "REPFUSE_FORKED"
+"""The environment variable of a process that has imported torch and computed nothing: a copy of it is a fresh one."""
+
+
+class Copy:
+    """A copy of this process that reads, in the place of a new one: what `repfuse.cli.many` has of ``Popen``."""
+
+    def __init__(self, said: IO[bytes]) -> None:
+        (given, give), (answered, answer) = os.pipe(), os.pipe()
+        self.returncode: int | None = None
+        self._pid = os.fork()
+        if self._pid == 0:
+            _read_in_copy(given, answer, said.fileno(), close=(give, answered))
+        for end in (given, answer):
+            os.close(end)
+        self.stdin, self.stdout = os.fdopen(give, "wb", buffering=0), os.fdopen(answered, "rb")
+
+    def communicate(self, sent: bytes) -> tuple[bytes, bytes]:
+        """Send the job, and return the answer."""
+        with suppress(BrokenPipeError):
+            view = memoryview(sent)
+            while view:
+                view = view[self.stdin.write(view) :]
+        self.stdin.close()
+        data = self.stdout.read()
+        self.wait()
+        return data, b""
+
+    def kill(self) -> None:
+        """End it, where it still runs."""
+        if self.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Wait for its end, and return its exit code, as ``Popen`` has it."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return self.returncode
+
+
+def _read_in_copy(given: int, answer: int, said: int, *, close: tuple[int, int]) -> NoReturn:
+    """Be the reading process: its standard streams are those of one that was started, and nothing else of it runs."""
+    code = 1
+    try:
+        for end in close:
+            os.close(end)
+        for end, standard in ((given, 0), (answer, 1), (said, 2)):
+            os.dup2(end, standard)
+        modes = ("r", "w", "w")
+        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(each, mode, closefd=False) for each, mode in enumerate(modes))
+        from repfuse.readback.__main__ import main
+
+        main()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
 class Reader:
     """Takes one job and gives its answer. ``name`` says where, and why there if that is not a fresh process.
 
@@ -42,7 +105,7 @@ class Reader:
     """
 
     def __init__(self, *, fresh: bool = True) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Copy | None = None
         self._prepared = False
         self._asked: Future[tuple[bytes, bytes]] | Job | None = None
         self._thread = ThreadPoolExecutor(1)
@@ -57,13 +120,16 @@ class Reader:
             return "this program is no Python that could be started again"
         try:
             self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit; a pipe could fill up
+            if os.environ.get(FORKED) == "1" and hasattr(os, "fork"):
+                self._process = Copy(self._said)
+                return ""
             self._process = subprocess.Popen(
                 [sys.executable, *COMMAND],
                 bufsize=0,  # what a process that died did not take would be written again as its pipe is closed
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._said,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(_path())},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},  # noqa: PTH109
             )
         except OSError as error:
             return f"no other can be started: {error.strerror or error}"
@@ -89,23 +155,25 @@ class Reader:
 
     def _prepare(self, modules: list[str]) -> None:
         """Have it import modules from where this process finds them now; what it cannot, it will say of the job."""
-        self._prepared = True
+        self._prepared, path = True, [path or os.getcwd() for path in sys.path]  # noqa: PTH109
         if self._process:
             assert self._process.stdin is not None
             with suppress(BrokenPipeError):
-                self._process.stdin.write(json.dumps({"path": _path(), "modules": modules}).encode() + b"\n")
+                self._process.stdin.write(json.dumps({"path": path, "modules": modules}).encode() + b"\n")
 
     def ask(self, job: Job) -> None:
         """Give it the job. A process of its own begins at once; this one, where the job needs what no other has."""
+        from repfuse.readback.messages import packed
+
         lost = sorted(name for name in set(job.needs) if not _importable(name)) if self._process else []
         if lost:
             self.name = f"this process, because {lost[0]} exists in no other"
         if lost or not self._process:
-            self._asked = replace(job, alone=False)
+            self._asked = job
             return
         if not self._prepared:
             self._prepare([])
-        sent = replace(job, folders=tuple(folders)).to_bytes()
+        sent = packed(replace(job, folders=tuple(folders)))
         self._asked = self._thread.submit(self._process.communicate, sent)
 
     def answer(self, seconds: float) -> Answer:
@@ -125,7 +193,7 @@ class Reader:
         return found
 
     def _answer(self, seconds: float) -> Answer:
-        from repfuse.readback.messages import Answer
+        from repfuse.readback.messages import Answer, unpacked
         from repfuse.readback.reading import answer
 
         assert self._asked is not None
@@ -139,9 +207,12 @@ class Reader:
         if code := self._process.returncode:
             raise self._failed(_died(code))
         try:
-            return Answer.from_bytes(data)
+            found = unpacked(data)
         except Exception as error:  # it is not what was agreed on, in whatever way
             raise self._failed("What it answered is none.") from error
+        if not isinstance(found, Answer):
+            raise self._failed("What it answered is none.")
+        return found
 
     def _failed(self, why: str) -> RepfuseError:
         self._said.seek(0)
@@ -153,10 +224,6 @@ class Reader:
             ADVICE,
             exit_code=EXIT_FAILED_CHECK,
         )
-
-
-def _path() -> list[str]:
-    return [path or os.getcwd() for path in sys.path]  # noqa: PTH109
 
 
 def _died(code: int) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from importlib.abc import MetaPathFinder
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,50 +15,11 @@ from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.contents import RECIPE
 from repfuse.checkpoint.recognise import Container, recognise
-from repfuse.checkpoint.user_code import named, running
+from repfuse.checkpoint.user_code import running
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
 from repfuse.networks import device_of, placed, set_eval, using_threads
-from repfuse.quiet import quietly
 from repfuse.readback.messages import Answer, FileKind, Fingerprint, Inputs, Job, digest_of, digests, fingerprint_of
-from repfuse.wording import described
-
-# torch.load with repfuse out of reach: the promise that a network which was written needs no repfuse.
-
-
-PACKAGE = "repfuse"
-
-
-class Hidden(MetaPathFinder):
-    """Finds nothing, and fails where repfuse is asked for; ``wanted`` says that it was."""
-
-    wanted = False
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:  # noqa: ARG002
-        """Raise ImportError for repfuse, and leave all else to the finders after this one."""
-        if _is_ours(name):
-            self.wanted = True
-            raise ImportError(f"{name} is out of reach, for the file is to load without it")
-
-
-@contextmanager
-def without_repfuse() -> Iterator[Hidden]:
-    """Have every import of repfuse fail within the block. Not for a process in which other threads use it."""
-    ours = {name: module for name, module in sys.modules.items() if _is_ours(name)}
-    hidden = Hidden()
-    for name in ours:
-        del sys.modules[name]
-    sys.meta_path.insert(0, hidden)
-    try:
-        yield hidden
-    finally:
-        sys.meta_path.remove(hidden)
-        sys.modules.update(ours)
-
-
-def _is_ours(name: str) -> bool:
-    return name == PACKAGE or name.startswith(f"{PACKAGE}.")
-
 
 TORCH = f"PyTorch {torch.__version__}"
 ANY = "1"  # an example that is not used: the inputs come with the job
@@ -80,12 +38,11 @@ def answer(job: Job) -> Answer:
 
 
 def _network(job: Job) -> Answer:
-    alone, wanted = _alone(job) if job.alone else (None, False)
     checkpoint = load(job.path, **job.loading, input=ANY)
     network = checkpoint.module
     found = fingerprint_of(network, module=job.module)  # before a run, in which some networks change
     rest = rest_of(checkpoint.around, checkpoint.metadata)
-    return Answer(TORCH, found, alone, wanted, rest, outcomes=_run(network, job.inputs))
+    return Answer(TORCH, found, rest, outcomes=_run(network, job.inputs))
 
 
 def rest_of(around: Around, metadata: Mapping[str, str]) -> dict[str, str]:
@@ -99,21 +56,6 @@ def rest_of(around: Around, metadata: Mapping[str, str]) -> dict[str, str]:
     }
     more = {**around.naming.extras, **metadata}
     return beside | {f"beside the weights.{name}": digest_of(value) for name, value in more.items()}
-
-
-def _alone(job: Job) -> tuple[Fingerprint | None, bool]:
-    """Return what torch.load makes of the file by itself, and whether that asked for repfuse."""
-    try:
-        with without_repfuse() as hidden, named(job.loading.get("allow", ())).importable(), quietly():
-            network = torch.load(job.path, map_location="cpu", weights_only=False)
-    except Exception as error:  # loading runs the code of the network's classes
-        if hidden.wanted:
-            return None, True
-        raise RepfuseError("torch.load does not read it without repfuse.", described(error)) from error
-    network = Around(job.keys).take(network)
-    if not isinstance(network, nn.Module):
-        raise RepfuseError("torch.load gives no network without repfuse.", f"It gives a {type(network).__name__}.")
-    return fingerprint_of(network, module=True), hidden.wanted
 
 
 def _weights(job: Job) -> Answer:

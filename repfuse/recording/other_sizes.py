@@ -82,8 +82,9 @@ def _each_alone(arguments: Arguments, leaves: Sequence[Tensor], attempt: Try) ->
 
 def other_ranks(arguments: Arguments) -> Iterator[Arguments]:
     """Yield arguments without the first axis, and with one more."""
-    ranks = [x.dim() for x in _tensors(arguments)]
-    if max(ranks, default=0) > 1:
+    tensors = _tensors(arguments)
+    ranks = [x.dim() for x in tensors]
+    if max(ranks, default=0) > 1 and all(x.shape[0] for x in tensors if x.dim() > 1):
         yield _mapped(arguments, lambda x: x[0] if x.dim() > 1 else x)
     if ranks and max(ranks) < 4:
         yield _mapped(arguments, lambda x: x[None])
@@ -160,8 +161,10 @@ def _resized(arguments: Arguments, sizes: Mapping[Axis, int], only: Tensor | Non
             return x
         for axis, n in enumerate(x.shape):
             wanted = sizes.get((axis, n), n)
-            if wanted != n:
-                x = x.index_select(axis, torch.arange(wanted, device=x.device) % max(n, 1))
+            if wanted != n and n == 0:  # nothing there to repeat
+                x = x.new_zeros((*x.shape[:axis], wanted, *x.shape[axis + 1 :]))
+            elif wanted != n:
+                x = x.index_select(axis, torch.arange(wanted, device=x.device) % n)
         return x
 
     return _mapped(arguments, resized)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
@@ -19,6 +19,7 @@ from repfuse.report.tables import (
     facts,
     heading,
     notes,
+    percent,
     plural,
     shape,
     size,
@@ -26,7 +27,7 @@ from repfuse.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark, ColdCalls, Measurement
+    from repfuse.benching.results import Benchmark, Change, Measurement, Ratio, SiteTiming
 
 FEW = 2  # times: below, a second decimal says something
 STYLES = {"faster": GOOD, "slower": BAD, "no difference": UNSURE}
@@ -38,11 +39,15 @@ def bench_view(benchmark: Benchmark) -> Iterator[RenderableType]:
     yield heading(f"Cost at {shapes} {benchmark.dtype}")
     yield _costs(benchmark)
     yield heading(f"Time of a call on {benchmark.device}")
-    columns = (("Batch", NUMBER), ("Threads", NUMBER), ("Original", NUMBER), ("Fused", NUMBER), "Speed-up (95 %)")
-    yield table(columns, (_row(measurement) for measurement in benchmark.measurements))
+    yield from _times(benchmark.measurements)
+    if benchmark.sites:
+        yield from _sites(benchmark)
     if benchmark.cold:
-        yield from _cold(benchmark.cold)
+        cold = benchmark.cold
+        yield heading("The notebook's method: one cold call each")
+        yield facts([("original", duration(cold.original)), ("fused", duration(cold.fused)), ("note", cold.note)])
     yield Text()
+    yield from notes(f"not timed in {reason}" for reason in benchmark.left_out)
     telling = (entry for entry in benchmark.measurements if not entry.says_nothing)
     yield from notes(f"{_where(entry)}: {text}" for entry in telling for text in entry.warnings)
     for measurement in benchmark.measurements:
@@ -85,15 +90,67 @@ def _costs(benchmark: Benchmark) -> RenderableType:
     return table(("", ("Original", NUMBER), ("Fused", NUMBER)), known)
 
 
+def _times(entries: Sequence[Measurement]) -> Iterator[RenderableType]:
+    """Yield a table of all times, and how much of the machine's speed they are."""
+    several = not all(entry.in_eager for entry in entries)
+    columns = ("Runtime", ("Batch", NUMBER), ("Threads", NUMBER), ("Original", NUMBER), ("Fused", NUMBER))
+    first = 0 if several else 1
+    yield table((*columns[first:], "Speed-up (95 %)"), (_row(entry)[first:] for entry in entries))
+    known = [entry for entry in entries if entry.fused.of_machine is not None]
+    if known:
+        yield heading("Share of the speed of a plain matrix product, in the same rounds")
+        over = ("Fused over eager original",) if several else ()
+        yield table((*columns[first:], *over), (_share(entry)[first : len(columns) + len(over)] for entry in known))
+
+
 def _row(entry: Measurement) -> tuple[str, ...]:
     times = (duration(entry.original.median), duration(entry.fused.median))
-    return (str(entry.batch_size), str(entry.threads), *times, speedup(entry))
+    return (entry.runtime, str(entry.batch_size), str(entry.threads), *times, speedup(entry))
 
 
-def _cold(cold: ColdCalls) -> Iterator[RenderableType]:
-    yield heading("The notebook's method: one cold call each")
-    yield facts([("original", duration(cold.original)), ("fused", duration(cold.fused)), ("note", cold.note)])
+def _share(entry: Measurement) -> tuple[str, ...]:
+    shares = (percent(entry.original.of_machine), percent(entry.fused.of_machine))
+    over = entry.over_eager
+    against = "" if over is None else f"{over.value:.2f}x ({over.low:.2f} to {over.high:.2f})"
+    return (entry.runtime, str(entry.batch_size), str(entry.threads), *shares, against)
+
+
+def _sites(benchmark: Benchmark) -> Iterator[RenderableType]:
+    """Yield the places by what they gain, and how much of the network's gain they are."""
+    yield heading("Each place by itself, most gained first")
+    columns = ("Place", "Kernel", ("Before", NUMBER), ("After", NUMBER), ("Predicted", NUMBER), ("Measured", NUMBER))
+    yield table(columns, map(_site, sorted(benchmark.sites, key=lambda site: -site.gained)))
+    gained = sum(site.gained for site in benchmark.sites)
+    of = "".join(
+        f", the network {duration(entry.original.median - entry.fused.median)}"
+        for entry in benchmark.measurements[:1]
+        if entry.in_eager and entry.batch_size == benchmark.shapes[0][0]
+    )
+    yield Text(f"  All places together gain {duration(gained)} a call{of}.")
+
+
+def _site(site: SiteTiming) -> tuple[str, ...]:
+    predicted = NOTHING if site.predicted is None else f"{site.predicted:.1f}x"
+    times = (duration(site.before), duration(site.after))
+    return (site.path, site.kernel, *times, predicted, f"{site.speedup.value:.1f}x")
+
+
+def changes_view(changes: Sequence[Change]) -> Iterator[RenderableType]:
+    """Yield what became of the fused network's times since an earlier run."""
+    yield heading("Since the earlier run, the fused network's time")
+    for change in changes:
+        beside = f"{_interval(change.beside_original)} beside the original's"
+        text = f"  {_interval(change.ratio)}, {beside}, at {_where(change.now)}"
+        yield Text(text, style=BAD if change.slower else "")
+    slower = sum(change.slower for change in changes)
+    verdict = f"slower at {plural(slower, 'setting')}" if slower else "no slower"
+    yield Text(f"\n{verdict.capitalize()} than then", style=BAD if slower else GOOD)
+
+
+def _interval(ratio: Ratio) -> str:
+    return f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def _where(entry: Measurement) -> str:
-    return f"batch {entry.batch_size}, {plural(entry.threads, 'thread')}"
+    within = "" if entry.in_eager else f" in {entry.runtime}"
+    return f"batch {entry.batch_size}, {plural(entry.threads, 'thread')}{within}"

@@ -38,10 +38,10 @@ STYLES: dict[Status, str] = {"converted": GOOD, "failed": BAD, "nothing-to-fuse"
 
 
 def convert_view(
-    report: Report, report_path: str = "", plan_path: str = "", *, verbose: bool = False
+    report: Report, report_path: str = "", plan_path: str = "", *, page: str = "", verbose: bool = False
 ) -> Iterator[RenderableType]:
     """Yield what matters of a report, or all of it; ``report_path`` is where it was saved as JSON, ``plan_path`` where
-    its plan was. What was found and not done is told in full.
+    its plan was, ``page`` where it is as a page. What was found and not done is told in full.
     """
     done = report.status == "converted"
     if verbose or not done:
@@ -53,7 +53,7 @@ def convert_view(
         yield from notes(check_notes(report.proof, report.drift))
     yield heading("Result")
     details = _details(report) if verbose else _facts(report)
-    places = [("report", report_path if report.output else ""), ("plan", plan_path)]
+    places = [("report", report_path if report.output else ""), ("page", page), ("plan", plan_path)]
     yield facts([*details, *places, ("took", duration(report.seconds))])
     yield from notes(report.notes)
     if report.output and report.output.use:
@@ -71,7 +71,9 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "not fused", f"{refusals_line(report.plan.refusals)}; -v says where and why"
     yield from cost_lines(report.timing) if report.timing else ()
     if report.output:
-        checked = f", read again {where}" if (where := _where_verified(report.output.verified)) else ""
+        verified = report.output.verified
+        where = f"in {verified.where}" if verified and verified.where else f"by {verified.runtime}" if verified else ""
+        checked = f", read again {where}" if where else ""
         yield "output", f"{report.output.path} ({report.output.format}{checked})"
 
 
@@ -91,12 +93,6 @@ def _details(report: Report) -> Iterator[tuple[str, str]]:
     versions = report.environment
     said = f"repfuse {versions.repfuse}, torch {versions.torch}, Python {versions.python}, {versions.platform}"
     yield "with", said
-
-
-def _where_verified(verified: Verified | None) -> str:
-    if verified is None:
-        return ""
-    return f"in {verified.where}" if verified.where else f"by {verified.runtime}"
 
 
 def last_line(report: Report, plan_path: str = "") -> str:
@@ -167,25 +163,21 @@ def check_notes(proof: Proof, drift: Drift) -> Iterator[str]:
 
 def verified_line(verified: Verified) -> str:
     """Return where the file was read again and run before it counted, and what was found."""
+    outputs = "the outputs are those of the proven network, bit by bit"
+    if verified.error is not None:
+        own, allowed = error(verified.own), error(verified.allowed)
+        outputs = f"relative error {error(verified.error)} (the original's own {own}, allowed {allowed})"
     told = (
         f"in {verified.where}" if verified.where else "",
         f"{plural(verified.tensors, 'tensor')} the same bit by bit" if verified.tensors else "",
-        f"{verified.runtime} on {plural(len(verified.compared), 'input')}: {_outputs_line(verified)}"
+        f"{verified.runtime} on {plural(len(verified.compared), 'input')}: {outputs}"
         if verified.compared
         else "not run",
         f"takes {', '.join(verified.shapes)}" if verified.shapes else "",
         f"does not take {', '.join(verified.refused)}" if verified.refused else "",
-        {True: "torch.load needs no repfuse", False: "torch.load needs repfuse", None: ""}[verified.alone],
         f"took {duration(verified.seconds)}" if verified.seconds else "",
     )
     return "; ".join(filter(None, told))
-
-
-def _outputs_line(verified: Verified) -> str:
-    if verified.error is None or verified.own is None or verified.allowed is None:
-        return "the outputs are those of the proven network, bit by bit"
-    own, allowed = error(verified.own), error(verified.allowed)
-    return f"relative error {error(verified.error)} (the original's own {own}, allowed {allowed})"
 
 
 def timing_line(timing: Benchmark) -> str:

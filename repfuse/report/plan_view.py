@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from rich.console import RenderableType
@@ -13,7 +13,9 @@ from rich.text import Text
 from repfuse.globs import ROOT
 from repfuse.health import MEANINGS, Ailment, Finding
 from repfuse.plans import Cost, Plan, Policy, Refusal, Site
+from repfuse.refusals import Explanation
 from repfuse.report.tables import change, count, facts, first, heading, plural
+from repfuse.topics import Topic
 
 # Weights that look wrong, for people: each kind once.
 
@@ -28,11 +30,11 @@ def health_view(findings: Sequence[Finding]) -> Iterator[RenderableType]:
     yield heading("Weights that look wrong")
     ordered = sorted(findings, key=lambda finding: ORDER.index(finding.what))
     kinds = groupby(ordered, key=lambda finding: finding.what)
-    yield facts([(kind, f"{MEANINGS[kind]}; {first([_line(finding) for finding in group])}") for kind, group in kinds])
-
-
-def _line(finding: Finding) -> str:
-    return f"{finding.name} ({finding.count} of {finding.of})"
+    rows = []
+    for kind, group in kinds:
+        places = first([f"{finding.name} ({finding.count} of {finding.of})" for finding in group])
+        rows.append((kind, f"{MEANINGS[kind]}; {places}"))
+    yield facts(rows)
 
 
 def plan_view(plan: Plan, *, verbose: bool = False) -> Iterator[RenderableType]:
@@ -84,13 +86,14 @@ def refusals_view(refusals: Sequence[Refusal]) -> Iterator[RenderableType]:
         rows = [
             ("why", reason),
             ("where", first([refusal.where for refusal in same])),
-            ("cost", _declined(same)),
+            ("cost", declined(same)),
             ("do", same[0].hint),
         ]
         yield Padding(facts(rows), (0, 0, 1, 2))
 
 
-def _declined(refusals: Sequence[Refusal]) -> str:
+def declined(refusals: Sequence[Refusal]) -> str:
+    """Return what the refused places cost as they are, and what they would cost merged, as far as that is known."""
     known = [(refusal.before, refusal.after) for refusal in refusals if refusal.before and refusal.after]
     if not known:
         return ""
@@ -117,3 +120,27 @@ def _totals(sites: Sequence[Site]) -> tuple[Cost, Cost]:
 
 def _total(costs: Iterable[Cost]) -> Cost:
     return sum(costs, start=Cost())
+
+
+# What a topic tells, what a refusal code means, and the list of both.
+
+
+def explain_view(code: str, explanation: Explanation) -> Iterator[RenderableType]:
+    """Yield the meaning of one code and what to do."""
+    yield Text.assemble((code, "bold yellow"), f": {explanation.title}")
+    yield Padding(facts([("meaning", explanation.meaning), ("do", explanation.hint)]), (1, 0, 0, 0))
+
+
+def topic_view(name: str, topic: Topic) -> Iterator[RenderableType]:
+    """Yield what one topic tells."""
+    yield Text.assemble((name, "bold yellow"), f": {topic.title}")
+    yield Padding(Text(topic.opening), (1, 0))
+    yield facts(topic.points.items())
+
+
+def list_view(topics: Mapping[str, Topic], codes: Mapping[str, Explanation]) -> Iterator[RenderableType]:
+    """Yield every topic and every code with its title."""
+    yield heading("Topics")
+    yield facts((name, topics[name].title) for name in topics)
+    yield heading("Refusals")
+    yield facts((code, codes[code].title) for code in sorted(codes))

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from repfuse.checking.results import Verified
 from repfuse.health import Finding
 from repfuse.jsonready import json_ready
-from repfuse.plans import Count, Plan, Several, Text
+from repfuse.plans import Count, Plan, Text
 
-if TYPE_CHECKING:  # their packages import torch
+if TYPE_CHECKING:  # its package imports torch
     from repfuse.benching.results import Benchmark
-    from repfuse.checking.results import Drift, Proof, Verified
+    from repfuse.checking.results import Drift, Proof
 
 SCHEMA = 1
 
@@ -47,10 +48,10 @@ class Input:
     digest: Text
     format: str
     model: str | None
-    shapes: Several[Several[Count]]
-    dtypes: Several[Text]
+    shapes: tuple[tuple[Count, ...], ...]
+    dtypes: tuple[Text, ...]
     input_origin: str
-    model_args: Several[Text] | None = ()
+    model_args: tuple[Text, ...] | None = ()
 
     def __post_init__(self) -> None:
         if len(self.shapes) != len(self.dtypes):
@@ -88,7 +89,7 @@ class Report:
     nothing was written. ``seconds`` is the time since the command began, as a clock at the terminal shows it: to the
     written file, where there is one. ``timing`` is short: `repfuse bench` measures properly. ``notes`` are what the
     user must be told, ``health`` is what looks wrong in the weights that were read. ``chosen`` is None where nothing
-    was left out on demand.
+    was left out on demand. ``command`` is what was typed, for a shell.
     """
 
     status: Status
@@ -103,10 +104,11 @@ class Report:
     notes: tuple[str, ...] = ()
     health: tuple[Finding, ...] = ()
     chosen: Chosen | None = None
+    command: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
-        first = ("status", "environment", "input", "output", "chosen", "seconds", "notes", "health")
+        first = ("status", "environment", "command", "input", "output", "chosen", "seconds", "notes", "health")
         names = (*first, "plan", "proof", "drift", "timing")
         return {name: json_ready(getattr(self, name)) for name in names}
 

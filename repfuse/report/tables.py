@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import floor
+from math import floor, inf
 
 from rich import box
 from rich.console import RenderableType
@@ -35,7 +35,7 @@ def size(number: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time with three digits: 12.3 µs, 4.56 ms, 7.89 s, 3 min 20 s."""
-    if seconds >= 120:
+    if 120 <= seconds < inf:
         return f"{int(seconds) // 60} min {int(seconds) % 60} s"
     if seconds >= 1:
         return f"{_three_digits(seconds)} s"

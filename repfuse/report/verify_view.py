@@ -58,7 +58,7 @@ def _compared(verification: Verification, *, verbose: bool) -> Iterator[tuple[st
     for output in verification.outputs if verbose else ():
         yield "tolerances", _tolerances(output.error)
     if verification.data:
-        yield from _data(verification.data)
+        yield from data_lines(verification.data)
     if verification.first_difference:
         yield "first differs", _parting(verification.first_difference)
 
@@ -69,7 +69,8 @@ def _tolerances(output: OutputError) -> str:
     return f"{output.name} agrees within atol {error(output.max_abs)}{relative}, of numbers up to {output.scale:.3g}"
 
 
-def _data(data: RealData) -> Iterator[tuple[str, RenderableType]]:
+def data_lines(data: RealData) -> Iterator[tuple[str, str]]:
+    """Yield what both networks say of real inputs: how often they agree, how often they are right, where they flip."""
     compared = "" if data.compared == data.samples else f", {data.compared} of them also in float64"
     yield "real data", f"{plural(data.samples, 'sample')}{compared}"
     if data.top1_agreement is not None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx, jit, nn
 
 from repfuse.algebra.evaluation import Tensors, evaluate
 from repfuse.algebra.expression import Expression, tensor_names
@@ -168,7 +168,11 @@ def _keep(owner: nn.Module, body: nn.Module, name: str) -> None:
     if not rest:
         _keep_own(owner, body, first)
         return
-    child = owner.get_submodule(first)
+    child = owner._modules[first]
+    assert child is not None
+    if isinstance(child, jit.ScriptModule):  # of which nothing can stand alone
+        body.add_module(first, child)
+        return
     if first not in body._modules:
         body.add_module(first, nn.Module() if _has(child, rest) else child)
     if body._modules[first] is not child:
@@ -179,8 +183,8 @@ def _has(module: nn.Module, name: str) -> bool:
     first, _, rest = name.partition(".")
     if not rest:
         return hasattr(module, first)
-    child = module._modules.get(first)
-    return child is not None and _has(child, rest)
+    child = getattr(module, first, None)  # the table of a script's modules is no dict
+    return isinstance(child, nn.Module) and _has(child, rest)
 
 
 def _keep_own(module: nn.Module, holder: nn.Module, leaf: str) -> None:

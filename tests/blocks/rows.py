@@ -126,6 +126,13 @@ CASES = [
         lambda: Spelled(onto_an_image, a=nn.Linear(N, 12), b=nn.Conv2d(12, 5, 1)),
         "swap",
         **TOKENS | {"convolutions": 1, "linears": 0},
+        less_in=("decomposed",),
     ),
-    Case("norm, pixels as tokens, linear", lambda: pooled(lambda x: x.flatten(2).transpose(1, 2)), "fold", **IMAGE),
+    Case(
+        "norm, pixels as tokens, linear",
+        lambda: pooled(lambda x: x.flatten(2).transpose(1, 2)),
+        "fold",
+        **IMAGE,
+        less_in=("decomposed",),
+    ),
 ]

@@ -57,7 +57,35 @@ def fitted(m: Spelled, x: Tensor) -> Tensor:
     return m.a(x) + m.b(F.pad(x, (1, 1, 1, 1)))
 
 
+def larger(factor: Any, layer: nn.Module, *others: nn.Module, mode: str = "nearest") -> nn.Sequential:
+    """Upsampling, then layers."""
+    return nn.Sequential(nn.Upsample(scale_factor=factor, mode=mode), layer, *others)
+
+
 CASES = [
+    *(
+        Case(
+            f"upsampled, then a kernel, {axes}-d",
+            lambda axes=axes: larger(2, conv(3, axes=axes)),
+            "swap",
+            axes=axes,
+        )
+        for axes in (1, 2, 3)
+    ),
+    Case(
+        "upsampled by 3, 5x5 with groups, norm",
+        lambda: larger(3, conv(5, groups=2), norm()),
+        "swap",
+    ),
+    Case(
+        "upsampled along one axis, padded, then a kernel",
+        lambda: larger((4, 1), nn.ZeroPad2d((1, 0, 2, 1)), conv((4, 2), padding=0), mode="nearest-exact"),
+        "swap",
+    ),
+    Case(
+        "upsampled, branches",
+        lambda: nn.Sequential(nn.UpsamplingNearest2d(scale_factor=2), total(conv(3), conv(1))),
+    ),
     *(Case(f"transposed branches, {axes}-d", lambda axes=axes: branches(axes), axes=axes) for axes in (1, 2, 3)),
     Case("transposed branches with groups", lambda: branches(groups=2)),
     *(Case(f"transposed, with output padding, {axes}-d", lambda a=axes: stretched(a), axes=axes) for axes in (1, 2, 3)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import nn
 
 from .assembling import call, name, pickled, push, text, torch_archive
@@ -22,8 +24,12 @@ def before(*steps: bytes) -> bytes:
 
 def module(children: bytes, kind: str = "torch.nn.modules.container:Sequential") -> bytes:
     """Push a module with these children (a dict)."""
-    rest = push({key: value for key, value in vars(nn.ReLU()).items() if key != "_modules"})
-    return name(kind) + b")\x81" + rest + text("_modules") + children + b"sb"
+    return name(kind) + b")\x81" + rest_of_a_module() + text("_modules") + children + b"sb"
+
+
+@cache
+def rest_of_a_module() -> bytes:
+    return push({key: value for key, value in vars(nn.ReLU()).items() if key != "_modules"})
 
 
 def put(index: int) -> bytes:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from repfuse.checking.comparison import reference
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs.variants import input_variants
+from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.results import Comparison
 from repfuse.fusing import fuse

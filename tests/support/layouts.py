@@ -12,7 +12,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -146,8 +146,7 @@ def compiled(path: Path) -> None:
     whole.blocks = torch.compile(whole.blocks)
     average = torch.optim.swa_utils.AveragedModel(nn.DataParallel(whole))
     content = {
-        "started": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
-        "options": SimpleNamespace(seed=1, when=datetime.date(2026, 1, 2)),
+        "options": argparse.Namespace(seed=1, where=Path("/data")),
         "rng": ("MT19937", np.arange(624, dtype=np.uint32), 3, 0, 0.5),
         "model": TRAINED.state_dict(),
         "model_ema": average.state_dict(),

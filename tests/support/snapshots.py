@@ -10,9 +10,7 @@ import re
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "snapshots"
-INPUTS = (
-    r"the example|the data|random, seed \d+|batch \d+|(size|large|nearly constant|impulses|frame|natural)( [\dx]+)?"
-)
+INPUTS = r"the example|the data|random, seed \d+|batch \d+|(size|large|nearly constant|impulses|frame)( [\dx]+)?"
 MASKS = (
     (r"[ \t]+", " "),
     (r"sha256:[0-9a-f]+(\.\.\.)?", "sha256:<digest>"),

@@ -62,7 +62,7 @@ def convert(name: str) -> Row:
     from support.agreement import operations
 
     from repfuse.checking.comparison import reference
-    from repfuse.checking.inputs.variants import input_variants
+    from repfuse.checking.inputs import input_variants
     from repfuse.checking.proof import prove
     from repfuse.planning.planner import plan
     from repfuse.rewriting import rewrite

@@ -6,7 +6,7 @@ The promise is which axes are dynamic, in which range, and which are alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,16 @@ class Contract:
 def contract_of(program: ExportedProgram) -> Contract:
     """Return what ``program`` promises of its inputs."""
     shapes = _shapes(program)
-    symbols = list(dict.fromkeys(symbol for shape in shapes for size in shape for symbol in _symbols(size)))
+    dynamic = (size.node.expr for shape in shapes for size in shape if isinstance(size, torch.SymInt))
+    symbols = list(dict.fromkeys(symbol for size in dynamic for symbol in sorted(size.free_symbols, key=str)))
     names = {symbol: f"d{index}" for index, symbol in enumerate(symbols)}
-    axes = tuple(tuple(_named(size, names) for size in shape) for shape in shapes)
+
+    def axis(size: Any) -> Axis:
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        return str(size.node.expr.subs({symbol: type(symbol)(name) for symbol, name in names.items()}))
+
+    axes = tuple(tuple(map(axis, shape)) for shape in shapes)
     return Contract(axes, tuple((names[symbol], *range_of(program, symbol)) for symbol in symbols))
 
 
@@ -70,7 +77,7 @@ def dims_of(program: ExportedProgram) -> tuple[dict[int, Any], ...]:
 
 def automatic(program: ExportedProgram) -> tuple[dict[int, Any], ...]:
     """As ``dims_of``, with sizes that torch.export relates to each other by itself."""
-    return _dynamic(program, lambda size: Dim.AUTO(**_range(program, size.node.expr)))
+    return _dynamic(program, lambda size: Dim.AUTO(**_limits(program, size.node.expr)))
 
 
 def _dynamic(program: ExportedProgram, dim: Callable[[torch.SymInt], Any]) -> tuple[dict[int, Any], ...]:
@@ -80,7 +87,7 @@ def _dynamic(program: ExportedProgram, dim: Callable[[torch.SymInt], Any]) -> tu
     )
 
 
-def _range(program: ExportedProgram, symbol: Any) -> dict[str, int | None]:
+def _limits(program: ExportedProgram, symbol: Any) -> dict[str, int | None]:
     low, high = range_of(program, symbol)
     return {"min": low or None, "max": high}
 
@@ -92,37 +99,25 @@ def range_of(program: ExportedProgram, symbol: Any) -> tuple[int | None, int | N
 
 
 def _shapes(program: ExportedProgram) -> list[tuple[Any, ...]]:
-    """Return the shape of each input; a dynamic size is a SymInt, whatever the stubs of torch say."""
-    return [tuple(map(_settled, value.shape)) for value in input_values(program)]
+    """Return the shape of each input; a dynamic size is a SymInt, unless it stands for one number."""
 
+    def settled(size: Any) -> Any:
+        return int(size) if isinstance(size, torch.SymInt) and not size.node.expr.free_symbols else size
 
-def _settled(size: Any) -> Any:
-    """Return a SymInt that stands for one number as this number."""
-    return int(size) if isinstance(size, torch.SymInt) and not size.node.expr.free_symbols else size
+    return [tuple(map(settled, value.shape)) for value in input_values(program)]
 
 
 def _dim(program: ExportedProgram, size: torch.SymInt, dims: dict[Any, Any]) -> Any:
     expression = size.node.expr
     (symbol,) = expression.free_symbols
     if symbol not in dims:
-        dims[symbol] = Dim(f"d{len(dims)}", **_range(program, symbol))
+        dims[symbol] = Dim(f"d{len(dims)}", **_limits(program, symbol))
     offset = int(expression.subs(symbol, 0))
     factor = int(expression.subs(symbol, 1)) - offset
     if expression != factor * symbol + offset:
         raise ValueError(f"the size {expression} of an input is no multiple of another")
     scaled = factor * dims[symbol] if factor != 1 else dims[symbol]
     return scaled + offset if offset else scaled
-
-
-def _symbols(size: Any) -> Iterator[Any]:
-    if isinstance(size, torch.SymInt):
-        yield from sorted(size.node.expr.free_symbols, key=str)
-
-
-def _named(size: Any, names: dict[Any, str]) -> Axis:
-    if not isinstance(size, torch.SymInt):
-        return int(size)
-    return str(size.node.expr.subs({symbol: type(symbol)(name) for symbol, name in names.items()}))
 
 
 def _bound(value: Any) -> int | None:
@@ -178,11 +173,13 @@ def complete(program: ExportedProgram, path: Path) -> ExportedProgram:
         )
     if program.example_inputs is None or not pytree.tree_leaves(program.example_inputs):
         assert program.call_spec.in_spec is not None
-        if sum(math.prod(_sizes(value)) for value in values) > LARGEST:
+        shapes = [[_example_of(size) for size in value.shape] for value in values]
+        if sum(map(math.prod, shapes)) > LARGEST:
             what = f"{path} has no sample inputs, and the inputs that it describes would be very large."
             raise RepfuseError(what, "", "Export it again from a smaller example.")
         seeds = (torch.Generator().manual_seed(number) for number in range(len(values)))
-        made = [random_tensor(_sizes(value), value.dtype, seed) for value, seed in zip(values, seeds, strict=True)]
+        given = zip(shapes, values, seeds, strict=True)
+        made = [random_tensor(shape, value.dtype, seed) for shape, value, seed in given]
         program.example_inputs = pytree.tree_unflatten(made, program.call_spec.in_spec)
     return program
 
@@ -192,12 +189,8 @@ def flat_inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
     return tuple(pytree.tree_leaves(program.example_inputs))
 
 
-def _sizes(value: Tensor) -> list[int]:
-    """Return the shape of a fake tensor; a dynamic axis has the size it was exported with, or 2."""
-    return [_size(size) for size in value.shape]
-
-
-def _size(size: int | torch.SymInt) -> int:
+def _example_of(size: int | torch.SymInt) -> int:
+    """Return a size as it was when the program was exported; 2 where nobody knows."""
     if isinstance(size, int):
         return size
     return int(size.node.hint) if size.node.has_hint() else 2

@@ -5,7 +5,7 @@ A program is exported like the one that its network came from, or with every axi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,14 @@ def program_like(original: ExportedProgram, network: nn.Module) -> ExportedProgr
         shapes = dims_of(original)
     except ValueError as error:
         raise _changed(str(error)) from error
-    example = tuple(_without_ones(x, axes) for x, axes in zip(flat_inputs(original), shapes, strict=True))
+    example = list(flat_inputs(original))
+    for at, axes in enumerate(shapes):
+        for axis in axes:  # torch.export takes one for a constant
+            example[at] = torch.cat([example[at]] * 2, axis) if example[at].shape[axis] == 1 else example[at]
     try:
-        program = _export(network, example, shapes)
+        program = _export(network, tuple(example), shapes)
     except RepfuseError:  # torch wants guards between sizes, which only its automatic dimensions may have
-        program = _export(network, example, automatic(original))
+        program = _export(network, tuple(example), automatic(original))
     signature, wanted = program.module_call_graph[0].signature, original.module_call_graph[0].signature
     assert signature is not None and wanted is not None
     signature.in_spec, signature.out_spec = wanted.in_spec, wanted.out_spec
@@ -64,12 +67,6 @@ def program_of(network: nn.Module, example: Sequence[Tensor], *, sizes: bool = T
             if contract_of(program).admits([x.shape for x in example]):
                 return program
     return _export(network, tuple(example), None)
-
-
-def _without_ones(tensor: Tensor, axes: Iterable[int]) -> Tensor:
-    for axis in axes:
-        tensor = torch.cat([tensor, tensor], axis) if tensor.shape[axis] == 1 else tensor
-    return tensor
 
 
 def _export(network: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:

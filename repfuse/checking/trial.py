@@ -40,12 +40,7 @@ class Trial:
     @property
     def work(self) -> int:
         """How much a network has to do on it, roughly: the number of elements of its tensors."""
-        return elements(self.inputs)
-
-
-def elements(inputs: Any) -> int:
-    """Return how many elements the tensors among the inputs have."""
-    return sum(x.numel() for x in tree_leaves(inputs) if isinstance(x, torch.Tensor))
+        return sum(x.numel() for x in tree_leaves(self.inputs) if isinstance(x, torch.Tensor))
 
 
 def mapped(trial: Trial, change: Callable[[tuple[Any, ...]], Any]) -> Trial:

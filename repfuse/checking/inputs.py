@@ -2,20 +2,89 @@
 
 The network says nowhere which axes are spatial. Channels come first in most networks (``[B, C, H, W]``), last in some
 and in sequences of tokens (``[B, N, C]``): both readings are tried, and the network refuses the wrong one.
+
+The kinds of input, each for the mistakes that it brings out:
+
+- ``noise``: every weight takes part, so a wrong one shows, however diluted by the others.
+- ``large``: wakes units that biases keep silent, and brings weights out against biases.
+- ``nearly constant``: far from the border all is even, as in large parts of a photograph, so what cancels in noise adds
+  up: wrong padding values and wrong sums of a kernel stand out.
+- ``impulses``: single pixels show a kernel tap by tap: one that is shifted, or lost its dilation; one pixel for each
+  phase of a stride of two, for a stride that starts elsewhere; in the corners, for a crop or padding at one end alone.
+- ``frame``: only the border is not zero, so what is wrong there is not diluted by the interior.
+
+Nothing is exactly zero or constant. On exact zeros and constants, kernels whose weights sum to 0 leave nothing but
+rounding, to which every error is relative, and scores tie, so that the rounding decides which comes first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import and_, or_
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from repfuse.checking.inputs.kinds import KINDS, OF_FEATURES, Kind, noise
-from repfuse.checking.inputs.trial import SCOPES, Effort, Scope, Sizes, Trial, is_floating, known_effort, mapped
+from repfuse.checking.trial import SCOPES, Effort, Scope, Sizes, Trial, is_floating, known_effort, mapped
+
+LARGE = 10  # times the usual inputs
+FAINT = 1 / 64  # times the usual inputs: what lies where a kind has nothing to show
+
+Kind = Callable[[Sizes, Sizes, torch.Generator], torch.Tensor]
+"""Makes a tensor of a shape, whose spatial axes are given, in float64."""
+
+
+def noise(shape: Sizes, _axes: Sizes, generator: torch.Generator) -> torch.Tensor:
+    """Return standard normal numbers."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def large(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
+    """Return noise that is LARGE times larger."""
+    return LARGE * noise(shape, axes, generator)
+
+
+def nearly_constant(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
+    """Return a level per sample and channel, between 1/2 and 3/2 and of either sign, and faint noise."""
+    levels = noise(tuple(1 if axis in axes else n for axis, n in enumerate(shape)), axes, generator)
+    return levels.sign() * (0.5 + levels.abs().frac()) + FAINT * noise(shape, axes, generator)
+
+
+def impulses(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
+    """Return large numbers at the pixels of a grid, four along each axis, and faint noise between them."""
+    here = reduce(and_, (_along(shape, axis, _apart(shape[axis])) for axis in axes))
+    return torch.where(here, LARGE, FAINT) * noise(shape, axes, generator)
+
+
+def frame(shape: Sizes, axes: Sizes, generator: torch.Generator) -> torch.Tensor:
+    """Return noise in the outermost pixels, and faint noise within."""
+    outermost = reduce(or_, (_along(shape, axis, (0, shape[axis] - 1)) for axis in axes))
+    return torch.where(outermost, 1, FAINT) * noise(shape, axes, generator)
+
+
+def _apart(n: int) -> Sizes:
+    """Return both ends, and between them an odd and an even position, as far apart as they fit."""
+    first, second = n // 3, 2 * n // 3
+    return (0, first, second + (second - first + 1) % 2, n - 1)
+
+
+def _along(shape: Sizes, axis: int, positions: Iterable[int]) -> torch.Tensor:
+    """Return where the index along ``axis`` is one of these, to be broadcast."""
+    found = torch.isin(torch.arange(shape[axis]), torch.tensor([*positions], dtype=torch.int64))
+    return found.reshape([-1 if other == axis else 1 for other in range(len(shape))])
+
+
+KINDS: dict[str, Kind] = {
+    "large": large,
+    "nearly constant": nearly_constant,
+    "impulses": impulses,
+    "frame": frame,
+}
+OF_FEATURES = ("large", "impulses")
+"""The kinds that make sense of plain features, ``[batch, features]``."""
 
 MULTIPLE = 32  # the total stride of many networks, some of which take its multiples only
 
@@ -117,7 +186,9 @@ class Example:
         if not x.is_floating_point():
             return x[torch.arange(shape[0]) % len(x)] if shape else x  # over again where there are too few
         axes = extent.axes if len(shape) > max(extent.axes, default=0) else (1,)
-        return _made(x, kind, tuple(shape), axes, seed)
+        generator = torch.Generator().manual_seed(seed)
+        sound = bool(axes) and max(axes) < len(shape) and all(shape)  # what has no such axes can only be noise
+        return (kind if sound else noise)(tuple(shape), axes, generator).to(dtype=x.dtype, device=x.device)
 
     def _follows(self, x: torch.Tensor, axes: Sizes) -> bool:
         """Whether an input has the size that is changed."""
@@ -130,13 +201,6 @@ class Example:
             extents = [Extent(axes, (n,) * len(axes)) for axes in self.readings if n < min(self.size(axes))]
             if extents:
                 yield extents
-
-
-def _made(like: torch.Tensor, kind: Kind, shape: Sizes, axes: Sizes, seed: int) -> torch.Tensor:
-    """Return a tensor of this kind; what has no such axes can only be noise."""
-    generator = torch.Generator().manual_seed(seed)
-    sound = bool(axes) and max(axes) < len(shape) and all(shape)
-    return (kind if sound else noise)(shape, axes, generator).to(dtype=like.dtype, device=like.device)
 
 
 def is_spatial(shape: Sizes) -> bool:
@@ -156,7 +220,7 @@ def input_variants(
 
     Then a random input of its shape per further seed; for inputs with one to three spatial axes other sizes: about
     half, not square, a few pixels, odd and even, and larger than the example along each axis; each kind of input (see
-    ``repfuse.checking.inputs.kinds``) at about half the size; a batch one larger than the example's, with random
+    ``repfuse.checking.inputs``) at about half the size; a batch one larger than the example's, with random
     samples and one of ones, and a batch of 1.
     That is what the default ``effort`` does, in all about three times the example's own work, or eight times where the
     example is small or the network takes no other size; see ``Effort`` for the others. ``seeds`` are the effort's own

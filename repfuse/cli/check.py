@@ -1,0 +1,204 @@
+"""`repfuse check`: a gate for CI. Each finding is a line, and makes the exit code 1."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from repfuse.cli import options, pair
+from repfuse.cli.output import check_sources, notes, progress, say, show_json
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+
+if TYPE_CHECKING:
+    from repfuse.benching import Benchmark
+    from repfuse.loading import Checkpoint
+    from repfuse.progress import Progress
+
+
+class Form(StrEnum):
+    """How findings are written."""
+
+    TEXT = "text"
+    GITHUB = "github"
+    MARKDOWN = "markdown"
+
+
+class Finding(NamedTuple):
+    """What is wrong with a file, and by what it is found."""
+
+    path: str
+    kind: str
+    said: str
+
+
+def check(
+    source: Annotated[
+        Path, typer.Argument(metavar="MODEL", show_default=False, help="The checkpoint that is deployed.")
+    ],
+    *,
+    original: Annotated[
+        Path | None,
+        typer.Option("--original", metavar="FILE", help="What MODEL was made from: they have to compute the same."),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline", metavar="FILE", help="An earlier `repfuse bench ORIGINAL MODEL --save`: it may be no slower."
+        ),
+    ] = None,
+    max_sites: Annotated[
+        int, typer.Option("--max-sites", min=0, help="As many places may be left that could be merged.")
+    ] = 0,
+    max_time: Annotated[
+        float, typer.Option("--max-time", min=0, help="Or as many predicted milliseconds of a call, on one core.")
+    ] = 0.0,
+    form: Annotated[Form, typer.Option("--format", help="How the findings are written.")] = Form.TEXT,
+    quick: options.Quick = False,
+    thorough: options.Thorough = False,
+    model: options.Model = None,
+    model_arg: options.ModelArg = None,
+    fused_model: pair.FusedModel = None,
+    fused_model_arg: pair.FusedModelArg = None,
+    weights: options.Weights = "auto",
+    example: options.Input = None,
+    allow: options.Allow = None,
+    trust: options.Trust = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fail where a checkpoint could be fused and is not, or is not what it was made from, or got slower.
+
+    \b
+    Examples:
+      repfuse check model.pt
+      repfuse check fused.pt --original model.pt
+      repfuse check fused.pt --original model.pt --baseline speed.json
+      repfuse check fused.pt --original model.pt --format github
+
+    Exit codes: 0 nothing found, 1 a line for each finding, 2 bad input.
+    """
+    effort = options.effort_of(quick=quick, thorough=thorough)
+    if baseline is not None and original is None:
+        raise RepfuseError("A baseline is of two files.", "", "Give --original too.")
+    fused_source = (fused_model, fused_model_arg, "auto")
+    if original is None:
+        check_sources((source,))
+        loading = options.for_load(
+            *(fused_source if fused_model else (model, model_arg, weights)), example, allow, trust=trust
+        )
+    else:
+        of_original = (model, model_arg, weights)
+        sides = pair.sides((original, source), of_original, fused_source, example=example, allow=allow, trust=trust)
+    with progress(quiet=quiet) as update:
+        update("reading", 0.0)
+        from repfuse.baseline import read_benchmark
+        from repfuse.loading import load
+        from repfuse.plan_file import said_beside
+
+        then = read_benchmark(baseline) if baseline else None
+        if original is None:
+            both, fused = None, load(source, **loading, said=said_beside(source))
+        else:
+            both = pair.load_pair(*sides)
+            fused = both.fused
+        found = [*_changed(fused), *_could_be_fused(fused, max_sites, max_time / 1e3)]
+        if both is not None:
+            found += _differs(both, effort, update)
+            found += _slower(both, then, update) if then else []
+    notes(source, fused.notes, quiet=quiet)
+    if as_json:
+        show_json("findings", {"findings": [finding._asdict() for finding in found]})
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in _written(found, form, source))
+    raise typer.Exit(EXIT_FAILED_CHECK if found else 0)
+
+
+BYTES_PER_SECOND = 12e9
+"""Of the core for which the law of cost counts bytes, see ``planning.cost``."""
+
+
+def _changed(fused: Checkpoint) -> Iterator[Finding]:
+    """Yield a finding where the file is not the one that was proven, be it by one bit."""
+    from repfuse.plan_file import is_of_other_bytes
+
+    if is_of_other_bytes(fused):
+        yield Finding(
+            str(fused.path), "changed", "it is not the file that the report beside it is of: convert it again"
+        )
+
+
+def _could_be_fused(fused: Checkpoint, sites: int, seconds: float) -> Iterator[Finding]:
+    """Yield a finding where more is left to merge than these budgets allow."""
+    from repfuse.planning.choosing import Choice, choose
+    from repfuse.planning.cost import price
+
+    left = choose(fused.module, fused.example_inputs, Choice()).sites
+    gain = sum(price(site.before) - price(site.after) for site in left) / BYTES_PER_SECOND
+    if len(left) > sites and gain > seconds:
+        places = f"{len(left)} place{'s' * (len(left) > 1)} could be merged, about {gain * 1e3:.2g} ms a call"
+        yield Finding(str(fused.path), "could-be-fused", f"{places}: repfuse convert {fused.path} FUSED")
+
+
+def _differs(both: pair.Pair, effort: str, update: Progress) -> Iterator[Finding]:
+    from repfuse.checking.runs import enough_threads
+    from repfuse.checking.verification import verify
+    from repfuse.networks import using_threads
+    from repfuse.plan_file import known_plan
+
+    (original, fused), known = both, known_plan(*both)
+    for note in known.notes:
+        say(f"note: {fused.path}: {note}")
+    with using_threads(enough_threads(original.module, original.example_inputs)):
+        modules = (original.module, fused.module)
+        result = verify(*modules, original.example_inputs, plan=known.plan, effort=effort, progress=update)
+    if result.verdict != "same":
+        kind = "different" if result.verdict == "different" else "could-not-tell"
+        yield Finding(str(fused.path), kind, f"against {original.path}: {result.reason}")
+
+
+def _slower(both: pair.Pair, then: Benchmark, update: Progress) -> Iterator[Finding]:
+    from repfuse.baseline import changes
+    from repfuse.benching import bench
+
+    original, fused = both
+    now = bench(
+        original.module,
+        fused.module,
+        original.example_inputs,
+        runtimes=list(dict.fromkeys(entry.runtime for entry in then.measurements)),
+        batch_sizes=list(dict.fromkeys(entry.batch_size for entry in then.measurements)),
+        threads=list(dict.fromkeys(entry.threads for entry in then.measurements)),
+        progress=update,
+    )
+    for change in changes(now, then):
+        if change.slower:
+            times, entry = f"{change.ratio.value:.2f} times as long as in the baseline", change.now
+            where = f"at batch {entry.batch_size}, {entry.threads} threads in {entry.runtime}"
+            yield Finding(str(fused.path), "slower", f"a call takes {times} {where}")
+
+
+def _written(found: list[Finding], form: Form, source: Path) -> Iterator[str]:
+    if not found:
+        yield f"**repfuse**: nothing to say of `{source}`" if form is Form.MARKDOWN else f"{source}: nothing found"
+    if found and form is Form.MARKDOWN:
+        yield f"**repfuse**: {len(found)} finding{'s' * (len(found) > 1)}\n"
+    for path, kind, said in found:
+        line = " ".join(said.split())
+        if form is Form.GITHUB:
+            yield f"::error file={_escaped(path)},title=repfuse {kind}::{line.replace('%', '%25')}"
+        elif form is Form.MARKDOWN:
+            yield f"- `{path}` **{kind}**: {line.replace('<', '&lt;')}"
+        else:
+            yield f"{path}: {kind}: {line}"
+
+
+def _escaped(text: str) -> str:
+    """Return text as a property of GitHub's workflow commands."""
+    for one, other in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"), (":", "%3A"), (",", "%2C")):
+        text = text.replace(one, other)
+    return text

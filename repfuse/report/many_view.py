@@ -1,0 +1,78 @@
+"""What became of many checkpoints, for people and for a pull request."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from repfuse.report.tables import BAD, GOOD, NUMBER, duration, heading, plural, size, table
+
+Status = Literal["converted", "nothing-to-fuse", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one checkpoint; ``said`` is its last line, or why it failed. ``peak`` are bytes of its process."""
+
+    source: str
+    target: str
+    status: Status
+    said: str
+    seconds: float = 0.0
+    peak: int = 0
+
+
+COLUMNS = ("Checkpoint", "Result", ("Time", NUMBER), ("Memory", NUMBER))
+
+
+def many_view(results: Sequence[Result], seconds: float) -> Iterator[RenderableType]:
+    """Yield a table of all, those that failed last, and what they come to in a line."""
+    yield heading(plural(len(results), "checkpoint"))
+    ordered = sorted(results, key=lambda each: (each.status == "failed", each.source))
+    yield table(COLUMNS, map(_row, ordered))
+    failed = any(each.status == "failed" for each in results)
+    yield Text(f"\n{summary(results)} in {duration(seconds)}", style=BAD if failed else GOOD)
+
+
+def _row(each: Result) -> tuple[str, ...]:
+    said = f"failed: {each.said}" if each.status == "failed" else each.said
+    spent = ("", "") if each.status == "skipped" else (duration(each.seconds), size(each.peak))
+    return (each.source, said, *spent)
+
+
+def summary(results: Sequence[Result]) -> str:
+    """Return ``98 converted, 1 skipped, 1 failed``."""
+    counts = Counter[str](each.status for each in results)
+    return ", ".join(f"{counts[status]} {name}" for status, name in NAMES.items() if counts[status])
+
+
+NAMES = {
+    "converted": "converted",
+    "nothing-to-fuse": "with nothing to fuse",
+    "skipped": "done before",
+    "failed": "failed",
+}
+
+
+def markdown(results: Sequence[Result], seconds: float) -> str:
+    """Return the same as a comment: a line, and a table that folds."""
+    lines = [
+        f"**repfuse**: {summary(results)} in {duration(seconds)}",
+        "",
+        "<details><summary>Each checkpoint</summary>",
+        "",
+    ]
+    lines += ["| checkpoint | result | time | memory |", "| --- | --- | --: | --: |"]
+    lines += [f"| {' | '.join(_escaped(cell) for cell in _row(each))} |" for each in results]
+    return "\n".join([*lines, "", "</details>", ""])
+
+
+def _escaped(text: str) -> str:
+    for one, other in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "\\`")):
+        text = text.replace(one, other)
+    return " ".join(text.split())

@@ -1,0 +1,341 @@
+"""The report of a conversion as a page that people forward: what it says, and that as HTML and as Markdown.
+
+The page has no script and fetches nothing. What files say (names of modules, paths, reasons) is text in it, never
+markup.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from repfuse.errors import RepfuseError
+from repfuse.globs import ROOT
+from repfuse.health import MEANINGS, Ailment
+from repfuse.planning.cost import price
+from repfuse.plans import Cost, Refusal, Site
+from repfuse.report.chart import Chart, Speed, compared, speed_of, times
+from repfuse.report.convert_view import chosen_line, example_line, name_of, verified_line
+from repfuse.report.plan_view import declined, operators
+from repfuse.report.reading import Measurement, SiteTiming, Told
+from repfuse.report.schema import Status
+from repfuse.report.tables import change, count, duration, error, percent, plural, size
+from repfuse.report.verify_view import data_lines
+from repfuse.wording import listed, printable
+
+OPEN_SITES = 40
+"""More sites than these are folded away until somebody unfolds them."""
+
+WORDS: dict[Status, str] = {
+    "converted": "Converted",
+    "failed": "Not converted",
+    "nothing-to-fuse": "Nothing to fuse",
+    "planned": "Planned",
+}
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The sites of one formula: its branches, each as layers with the sign before them, and what they become."""
+
+    branches: tuple[tuple[int, tuple[Pair, ...]], ...]
+    kernel: str
+    formula: str
+    sites: tuple[Site, ...]
+    predicted: str
+    measured: str
+    worst: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The places that are refused for one reason; ``lost`` is the predicted time that they go on taking, in bytes."""
+
+    code: str
+    reason: str
+    hint: str
+    places: str
+    where: str
+    cost: str
+    lost: float
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page says, in its order."""
+
+    told: Told
+
+    @property
+    def name(self) -> str:
+        """The network."""
+        return name_of(self.told.conversion.input)
+
+    @property
+    def tone(self) -> str:
+        """Whether it is good news: ``good``, ``bad`` or ``unsure``."""
+        status, later = self.told.conversion.status, self.told.verification
+        if status == "failed" or (later and later.verdict == "different"):
+            return "bad"
+        slower = bool(self.speeds) and self.speeds[0].high < 1
+        return "unsure" if status != "converted" or slower or (later and later.verdict != "same") else "good"
+
+    @property
+    def word(self) -> str:
+        """What was done, in a word or two."""
+        return WORDS[self.told.conversion.status]
+
+    @property
+    def verdict(self) -> str:
+        """What changed, how exact it is, and how much faster, in a line."""
+        conversion, later = self.told.conversion, self.told.verification
+        if conversion.status == "failed":
+            reason = conversion.proof.reason if conversion.proof and not conversion.proof.passed else ""
+            return f"The check failed, and nothing was written. {reason}".rstrip()
+        if not self.told.plan.sites:
+            return "No place can be merged." if self.told.plan.refusals else "There is nothing that could be merged."
+        parts = [operators(self.told.plan)]
+        if conversion.proof and conversion.proof.error is not None:
+            parts.append(f"exact to {error(conversion.proof.error)}")
+        if self.speeds:
+            parts.append(f"{self.speeds[0].sentence} at {self.speeds[0].label}")
+        if later and later.data and later.data.accuracy_original is not None:
+            both = percent(later.data.accuracy_original), percent(later.data.accuracy_fused)
+            parts.append(f"accuracy {change(*both)}")
+        found = "" if not later or later.verdict == "same" else f" But `repfuse verify`: {later.reason}"
+        return ", ".join(parts) + "." + found
+
+    @cached_property
+    def speeds(self) -> tuple[Speed, ...]:
+        """The rows of the chart."""
+        return tuple(row for row, _ in self._measured)
+
+    @cached_property
+    def _measured(self) -> list[tuple[Speed, Measurement]]:
+        return [(speed_of(each), each) for timing in self.told.timings for each in timing.measurements]
+
+    @property
+    def chart(self) -> Chart | None:
+        """The chart, where something was timed."""
+        return Chart(self.speeds) if self.speeds else None
+
+    @property
+    def untimed(self) -> list[str]:
+        """Which runtimes were left out, and what looked odd."""
+        left_out = [f"not timed in {why}" for timing in self.told.timings for why in timing.left_out]
+        odd = defaultdict[str, list[str]](list)
+        for row, entry in self._measured:
+            for each in entry.warnings:
+                odd[each].append(row.label)
+        return left_out + [f"{'; '.join(labels)}: {warning}" for warning, labels in odd.items()]
+
+    @property
+    def timed_on(self) -> str:
+        """Which device and dtype the times are of."""
+        return listed(dict.fromkeys(f"{timing.device}, {timing.dtype}" for timing in self.told.timings))
+
+    @property
+    def amounts(self) -> list[tuple[str, str, str, str, float]]:
+        """What there is before and after, each with the change and the share that is left."""
+        before, after = costs(self.told.plan.sites)
+        rows = [("operators at the sites", count, before.launches, after.launches)]
+        for timing in self.told.timings[:1]:
+            whole, fused = timing.before, timing.after
+            rows.append(("parameters", count, whole.parameters, fused.parameters))
+            rows.append(("bytes of weights", size, whole.weight_bytes, fused.weight_bytes))
+            if whole.macs is not None and fused.macs is not None:
+                rows.append(("multiply-accumulates", count, whole.macs, fused.macs))
+        return [(name, text(old), text(new), _changed(new / old), new / old) for name, text, old, new in rows if old]
+
+    @cached_property
+    def kinds(self) -> list[Kind]:
+        """The sites by formula, in the order in which the network has the first of each."""
+        groups = defaultdict[tuple[tuple[str, ...], str], list[Site]](list)
+        for site in self.told.plan.sites:
+            groups[site.branches, site.kernel].append(site)
+        return [self._kind(*formula, sites) for formula, sites in groups.items()]
+
+    def _kind(self, branches: tuple[str, ...], kernel: str, sites: list[Site]) -> Kind:
+        drawn = tuple((times, layers(branch)) for branch, times in Counter(branches).items())
+        written = (f"{times} of {branch}" if times > 1 else branch for branch, times in Counter(branches).items())
+        formula = f"{' | '.join(written)} → {kernel}"
+        return Kind(
+            drawn,
+            kernel,
+            formula,
+            tuple(sites),
+            predicted(*costs(sites)),
+            self._measured_of(sites),
+            self._worst_of(sites),
+        )
+
+    def _measured_of(self, sites: Sequence[Site]) -> str:
+        """Return how many times as fast these places are by themselves, where each was timed."""
+        known = [self.timed_sites.get(site.output) for site in sites]
+        timed = [each for each in known if each]
+        return times(sum(each.before for each in timed) / sum(each.after for each in timed)) if all(known) else ""
+
+    def _worst_of(self, sites: Sequence[Site]) -> str:
+        known = [each for site in sites if (each := self.errors.get(site.path)) is not None]
+        return error(max(known, default=None))
+
+    @cached_property
+    def timed_sites(self) -> dict[str, SiteTiming]:
+        """The places that were timed by themselves, by what the plan calls them."""
+        return {site.output: site for timing in self.told.timings for site in timing.sites}
+
+    @cached_property
+    def errors(self) -> dict[str, float | None]:
+        """How far each site is off in float64, by its path."""
+        proof = self.told.conversion.proof
+        return {site.path: site.error for site in proof.sites} if proof else {}
+
+    @property
+    def refused(self) -> list[Refused]:
+        """The refusals by reason, first those that cost most."""
+        groups = defaultdict[Pair, list[Refusal]](list)
+        for refusal in self.told.plan.refusals:
+            groups[refusal.code, refusal.reason].append(refusal)
+        return sorted(map(_refused, groups.values()), key=lambda each: -each.lost)
+
+    @property
+    def health(self) -> list[Pair]:
+        """Weights that look wrong: each kind with what it means, and where."""
+        found = defaultdict[Ailment, list[str]](list)
+        for each in self.told.conversion.health:
+            found[each.what].append(f"{each.name} ({each.count} of {each.of})")
+        return [(what, f"{MEANINGS[what]}; {listed(names)}") for what, names in found.items()]
+
+    @property
+    def agreement(self) -> list[Pair]:
+        """How far the networks agree: proven, as stored, in the written file, on real data."""
+        return list(self._agreement())
+
+    def _agreement(self) -> Iterator[Pair]:
+        conversion, later = self.told.conversion, self.told.verification
+        if proof := conversion.proof:
+            known = [each for each in self.errors.values() if each is not None]
+            if known:
+                yield f"{plural(len(known), 'site')}, each alone", f"{error(max(known))} at most, in float64"
+            where = f"on {plural(len(proof.network.trials), 'input')} in float64"
+            yield (
+                "the whole network",
+                f"{error(proof.network.error)} {where} ({error(proof.network.tolerance)} allowed)",
+            )
+        if conversion.drift and (worst := conversion.drift.worst):
+            off, own, allowed = map(error, worst.numbers)
+            yield f"as stored, {worst.dtype}", f"{off} (the original's own {own}, {allowed} allowed)"
+        if conversion.output and conversion.output.verified:
+            yield "the written file", verified_line(conversion.output.verified)
+        if later:
+            yield "verified later", f"{later.verdict}: {later.reason}"
+            yield from data_lines(later.data) if later.data else ()
+
+    @property
+    def environment(self) -> list[Pair]:
+        """What it was made of, and with."""
+        conversion = self.told.conversion
+        source, made, versions = conversion.input, conversion.output, conversion.environment
+        rows = [
+            ("original", f"{source.path} ({source.format})"),
+            ("its digest", source.digest),
+            ("built by", " ".join([source.model, *(source.model_args or ())]) if source.model else ""),
+            ("example", example_line(source)),
+            ("fused", f"{made.path} ({made.format})" if made else ""),
+            ("its digest", made.digest if made else ""),
+            ("chosen", chosen_line(conversion.chosen) if conversion.chosen else ""),
+            ("policy", str(self.told.plan.policy)),
+            ("repfuse", f"{versions.repfuse}, torch {versions.torch}, Python {versions.python}, {versions.platform}"),
+            ("took", duration(conversion.seconds)),
+        ]
+        return [row for row in rows if row[1]]
+
+    def row(self, site: Site) -> tuple[str, ...]:
+        """Return a site's row: path, operators, multiply-accumulates, predicted gain, error, measured gain."""
+        before, after = site.before, site.after
+        operators, macs = (
+            change(count(before.launches), count(after.launches)),
+            change(count(before.macs), count(after.macs)),
+        )
+        gains = predicted(before, after), self._measured_of([site])
+        return site.path or ROOT, operators, macs, *gains, self._worst_of([site])
+
+    @property
+    def totals(self) -> tuple[str, str]:
+        """How many operators the sites have, and how much faster they are predicted to be together."""
+        return operators(self.told.plan), predicted(*costs(self.told.plan.sites))
+
+
+def as_html(told: Told) -> str:
+    """Return the page. Raises RepfuseError where the extra is missing."""
+    check_extra()
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    jinja = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = jinja.get_template("report.html.j2")
+    return template.render(page=Page(told), folded=len(told.plan.sites) > OPEN_SITES)
+
+
+def check_extra() -> None:
+    """Raise RepfuseError where what makes the page is not installed."""
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as missing:
+        hint = "Install the extra: pip install 'repfuse[report]'"
+        raise RepfuseError("A page in HTML needs Jinja2, which is not installed.", "", hint) from missing
+
+
+def _shown(value: Any) -> Any:
+    """Return what a template prints: of a text what can be seen; what is markup already stays as it is."""
+    return printable(value) if type(value) is str else value
+
+
+def layers(branch: str) -> tuple[Pair, ...]:
+    """Return the layers of a branch, each with the sign before it: ``conv 3x3 + norm → conv 1x1`` has three. What is
+    in brackets is one.
+    """
+    found, depth = [["", ""]], 0
+    for piece in re.split(r"( \+ | → |[()])", branch):
+        depth += (piece == "(") - (piece == ")")
+        if depth == 0 and piece in (" + ", " → "):
+            found.append([piece.strip(), ""])
+        else:
+            found[-1][1] += piece
+    return tuple((sign, text.removeprefix("conv ")) for sign, text in found)
+
+
+def costs(sites: Sequence[Site]) -> tuple[Cost, Cost]:
+    """Return what the sites cost together, before and after."""
+    return sum((site.before for site in sites), Cost()), sum((site.after for site in sites), Cost())
+
+
+def predicted(before: Cost, after: Cost) -> str:
+    """Return how many times as fast a place is predicted to be."""
+    return times(price(before) / price(after)) if price(after) else "-"
+
+
+def _changed(share: float) -> str:
+    return "the same" if share == 1 else f"{100 * share - 100:+.0f} %".replace("-", "−")
+
+
+def _refused(same: list[Refusal]) -> Refused:
+    first, known = same[0], [(each.before, each.after) for each in same if each.before and each.after]
+    before, after = sum((one for one, _ in known), Cost()), sum((other for _, other in known), Cost())
+    gain = f", predicted {compared(price(before) / price(after))}" if price(after) and price(before) else ""
+    cost = f"{declined(same)}{gain}" if known else ""
+    where = listed(dict.fromkeys(each.where for each in same))
+    places, lost = plural(len(same), "place"), price(before) - price(after)
+    return Refused(first.code, first.reason, first.hint, places, where, cost, lost)

@@ -1,0 +1,247 @@
+"""What `convert`, `inspect`, `verify` and `bench` said as JSON, read back. Anybody may have written it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from annotated_types import Ge, Le
+
+from repfuse.checking.results import Drift, RealData, Verdict
+from repfuse.checkpoint.json_file import read_json
+from repfuse.errors import RepfuseError
+from repfuse.health import Finding
+from repfuse.plans import Count, Plan, read_as
+from repfuse.report.schema import SCHEMA, Chosen, Environment, Input, Output, Status
+from repfuse.report.tables import plural
+from repfuse.wording import first_line
+
+T = TypeVar("T")
+
+LARGEST = 64 * 2**20
+"""Bytes; the reports of the largest networks have a few millions."""
+
+HINT = "Give the report that `repfuse convert` wrote beside its result, or what --json printed."
+
+Positive = Annotated[float, Ge(1e-12), Le(1e12)]
+"""A time in seconds, or a ratio of two: it has a place in a chart."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a whole network stores and computes."""
+
+    parameters: Count
+    weight_bytes: Count
+    macs: Count | None = None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The ratio of two times and its 95 % interval."""
+
+    value: Positive
+    low: Positive
+    high: Positive
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The time of a call, in seconds; ``floor`` is that of a matrix product of as many multiply-accumulates."""
+
+    median: Positive
+    floor: Positive | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Both networks in one runtime, at one batch size and thread count; ``low`` and ``high`` bound the speed-up."""
+
+    batch_size: Count
+    threads: Count
+    original: Timing
+    fused: Timing
+    speedup: Positive
+    low: Positive
+    high: Positive
+    warnings: tuple[str, ...] = ()
+    runtime: str = "eager"
+    over_eager: Ratio | None = None
+
+
+@dataclass(frozen=True)
+class SiteTiming:
+    """One place by itself; ``output`` is what the sites of the plan call it."""
+
+    output: str
+    before: Positive
+    after: Positive
+
+
+@dataclass(frozen=True)
+class Files:
+    """The digests of the two checkpoints that a document is of."""
+
+    original: str
+    fused: str
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What `repfuse bench` measured, or the short timing beside a conversion, which does not say of which ``files``."""
+
+    device: str
+    dtype: str
+    before: Cost
+    after: Cost
+    measurements: tuple[Measurement, ...]
+    files: Files | None = None
+    left_out: tuple[str, ...] = ()
+    sites: tuple[SiteTiming, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `repfuse verify` found."""
+
+    files: Files
+    verdict: Verdict
+    reason: str
+    data: RealData | None = None
+
+
+@dataclass(frozen=True)
+class SiteProof:
+    """One site against what it replaces, in float64."""
+
+    path: str
+    error: float | None
+
+
+@dataclass(frozen=True)
+class NetworkProof:
+    """The whole network in float64; ``trials`` are the inputs."""
+
+    error: float | None
+    tolerance: float
+    trials: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was proven in float64, and the worst error of all."""
+
+    passed: bool
+    error: float | None
+    reason: str
+    sites: tuple[SiteProof, ...]
+    network: NetworkProof
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion as ``report.schema`` has it: what a page shows of it."""
+
+    status: Status
+    environment: Environment
+    input: Input
+    seconds: float
+    output: Output | None = None
+    proof: Proof | None = None
+    drift: Drift | None = None
+    timing: Benchmark | None = None
+    notes: tuple[str, ...] = ()
+    health: tuple[Finding, ...] = ()
+    chosen: Chosen | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Told:
+    """All that a page tells: a conversion with its plan, and what was measured of the two checkpoints later."""
+
+    conversion: Conversion
+    plan: Plan
+    verification: Verification | None = None
+    benchmarks: tuple[Benchmark, ...] = ()
+
+    @property
+    def timings(self) -> tuple[Benchmark, ...]:
+        """The proper measurements; without any, the short one of the conversion."""
+        short = (self.conversion.timing,) if self.conversion.timing else ()
+        return self.benchmarks or short
+
+
+KINDS: dict[str, Any] = {
+    "repfuse.conversion": Conversion,
+    "repfuse.inspection": Conversion,
+    "repfuse.verification": Verification,
+    "repfuse.benchmark": Benchmark,
+}
+
+
+def told(documents: Sequence[tuple[str, Any]]) -> Told:
+    """Return what several documents, each with its name, tell of one conversion.
+
+    Raises RepfuseError where one is not what repfuse prints, or not of the same checkpoints as the conversion.
+    """
+    found = [(name, data, _read(name, data)) for name, data in documents]
+    conversions = [(name, data, entry) for name, data, entry in found if isinstance(entry, Conversion)]
+    verifications = [(name, entry) for name, _, entry in found if isinstance(entry, Verification)]
+    benchmarks = [(name, entry) for name, _, entry in found if isinstance(entry, Benchmark)]
+    if len(conversions) != 1 or len(verifications) > 1:
+        what = f"These are {plural(len(conversions), 'conversion')} and {plural(len(verifications), 'verification')}."
+        raise RepfuseError(what, "A page is of one conversion, and of one verification at most.", HINT)
+    ((name, data, conversion),) = conversions
+    later: list[tuple[str, Verification | Benchmark]] = [*verifications, *benchmarks]
+    for other, entry in later:
+        _check_files(other, entry.files, conversion)
+    plan = _said(name, Plan.from_dict, data)
+    return Told(conversion, plan, next((entry for _, entry in verifications), None), tuple(e for _, e in benchmarks))
+
+
+def read(path: Path) -> tuple[str, Any]:
+    """Return the name of a file and the JSON in it. Raises RepfuseError where it is none."""
+    try:
+        return str(path), read_json(path, LARGEST)
+    except OSError as error:
+        raise RepfuseError(f"{path} cannot be read.", error.strerror or str(error), HINT) from error
+    except json.JSONDecodeError as error:
+        raise _unreadable(path, f"line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    except ValueError as error:
+        raise _unreadable(path, f"{first_line(error)}.") from error
+
+
+def _read(name: str, data: Any) -> Any:
+    if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
+        raise _unreadable(name, "It does not say what kind of document it is.")
+    if data.get("schema") != SCHEMA:
+        raise _unreadable(name, f"It was written by another version of repfuse: its schema is not {SCHEMA}.")
+    if data["kind"] not in KINDS:
+        raise _unreadable(name, f"It is {data['kind']}.")
+    return _said(name, partial(read_as, KINDS[data["kind"]], strict=False), data)
+
+
+def _said(name: str, reader: Callable[[Any], T], data: Any) -> T:
+    """Return what a reader makes of a document, or say that it is none."""
+    try:
+        return reader(data)
+    except RepfuseError as error:
+        raise _unreadable(name, error.why) from error
+
+
+def _check_files(name: str, files: Files | None, conversion: Conversion) -> None:
+    hint = "Give what was printed of the very files of the conversion, as they are now."
+    made = conversion.output.digest if conversion.output else ""
+    if files is None:
+        raise RepfuseError(f"{name} does not say of which files it is.", "", hint)
+    if (files.original, files.fused) != (conversion.input.digest, made):
+        raise RepfuseError(f"{name} is of other files than the conversion.", "Their digests differ.", hint)
+
+
+def _unreadable(name: object, why: str) -> RepfuseError:
+    return RepfuseError(f"{name} is not a report that this version of repfuse can read.", why, HINT)

@@ -1,0 +1,289 @@
+"""The benchmark where people deploy: other runtimes, copies in other dtypes, place by place, against an earlier run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SAMPLES
+from hypothesis import given
+from hypothesis import strategies as st
+from support.folded import example, folded, network
+from torch import nn
+
+from repfuse.baseline import changes, read_benchmark, write_benchmark
+from repfuse.benching import bench, runtimes
+from repfuse.benching.benchmark import judge, timing
+from repfuse.benching.results import Benchmark, NetworkCost
+from repfuse.benching.sites import time_sites
+from repfuse.benching.statistics import drift, ratio_of_samples
+from repfuse.errors import RepfuseError
+from repfuse.fusing import fuse
+from repfuse.loading import load
+
+OTHERS = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "compile" else name
+    for name, (_, needed, _) in runtimes.RUNTIMES.items()
+    if all(importlib.util.find_spec(package) for package in needed)
+]
+
+
+class Ticks:
+    """A clock that moves by a fixed step each time it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.01
+        return self.now
+
+
+def timed(original: nn.Module, fused: nn.Module, **settings) -> Benchmark:
+    return bench(original, fused, example(), rounds=8, clock=Ticks(), **settings)
+
+
+# --- runtimes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_each_runtime_is_there(name, tmp_path):
+    """And computes what the network does: another one is not timed."""
+    model, wrong = network(2), network(2, seed=1)
+    assert runtimes.started(name, model, example(), 1, tmp_path)
+    start, needed, extra = runtimes.RUNTIMES[name]
+    runtimes_of = {name: (lambda _model, *rest: start(wrong, *rest), needed, extra)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtimes, "RUNTIMES", runtimes_of)
+        with pytest.raises(RepfuseError, match="something else"):
+            runtimes.started(name, model, example(), 1, tmp_path)
+
+
+def test_both_networks_are_timed_in_each_runtime_and_against_eager():
+    model = network(1)
+    found = timed(model, folded(model), runtimes=("eager", "onnxruntime"))
+    eager, other = found.measurements
+    assert (eager.runtime, other.runtime) == ("eager", "onnxruntime") and not found.left_out
+    assert eager.over_eager is None and other.over_eager.value == pytest.approx(1, rel=1e3)
+
+
+@pytest.mark.slow  # the compiler of torch.compile takes seconds
+def test_a_compiled_network_is_compiled_for_each_batch_size():
+    model = network(1)
+    found = timed(model, folded(model), runtimes=("compile",), batch_sizes=range(1, 11), threads=(1,))
+    assert len(found.measurements) == 10 and not found.left_out
+
+
+def test_a_runtime_that_is_not_there_is_named_and_the_others_are_timed(monkeypatch):
+    start, _, extra = runtimes.RUNTIMES["openvino"]
+    monkeypatch.setitem(runtimes.RUNTIMES, "openvino", (start, ("no_such_package",), extra))
+    found = timed(network(1), network(1), runtimes=("openvino", "eager"))
+    assert [entry.runtime for entry in found.measurements] == ["eager"]
+    assert found.left_out == ("openvino: no_such_package not installed: pip install 'repfuse[openvino]'",)
+    with pytest.raises(RepfuseError, match="nothing to time") as caught:
+        timed(network(1), network(1), runtimes=("openvino",))
+    assert "no_such_package" in caught.value.why
+
+
+def test_a_runtime_that_refuses_a_network_is_named():
+    class Prints(nn.Module):
+        def forward(self, x):
+            return x * len(str(x.sum().item()))
+
+    found = timed(Prints(), Prints(), runtimes=("eager", "onnxruntime"))
+    (reason,) = found.left_out
+    assert reason.startswith("onnxruntime: ") and len(found.measurements) == 1
+
+
+# --- copies ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_copies_are_timed_in_another_dtype_and_layout(dtype):
+    seen = []
+
+    class Spy(nn.Conv2d):
+        def forward(self, x):
+            seen.append((x.dtype, self.weight.dtype, x.is_contiguous(memory_format=torch.channels_last)))
+            return super().forward(x)
+
+    model = Spy(3, 4, 3)
+    found = timed(model, model, dtype=dtype, channels_last=True, device="cpu", batch_sizes=(2,))
+    assert found.dtype == str(dtype).removeprefix("torch.") and set(seen) == {(dtype, dtype, True)}
+    assert model.weight.dtype is torch.float32 and model.weight.is_contiguous()
+
+
+def test_a_device_that_is_not_there_is_bad_input():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(RepfuseError, match="cannot be put on cuda"):
+        timed(network(1), network(1), device="cuda")
+
+
+# --- the floor ---------------------------------------------------------------------------------------------------
+
+
+def test_the_floor_is_the_time_of_as_many_products_in_a_matrix_product():
+    model = network(2, width=8)
+    found = timed(model, folded(model), batch_sizes=(1, 4))
+    for entry in found.measurements:
+        macs = found.before.macs * entry.batch_size
+        product = 0.01  # seconds that the clock gives each timing, of one call
+        assert entry.original.floor == entry.fused.floor == pytest.approx(product * macs / 512**3)
+        assert entry.fused.of_machine == pytest.approx(entry.fused.floor / entry.fused.median)
+
+
+# --- place by place ----------------------------------------------------------------------------------------------
+
+
+def test_each_place_is_timed_before_and_after():
+    checkpoint = load(SAMPLES / "repvgg_digits.pt")
+    result = fuse(checkpoint.module, checkpoint.example_inputs)
+    found = time_sites(checkpoint.module, result.module, result.plan, seconds=0, clock=Ticks())
+    assert {site.path for site in found} == {site.path for site in result.plan.sites}
+    assert all(site.predicted > 1 and site.before > 0 and site.speedup.low <= site.speedup.high for site in found)
+
+
+def test_the_plan_of_another_network_times_nothing():
+    checkpoint = load(SAMPLES / "repvgg_digits.pt")
+    plan = fuse(checkpoint.module, checkpoint.example_inputs).plan
+    with pytest.raises(RepfuseError):
+        time_sites(network(1), network(1), plan, seconds=0, clock=Ticks())
+
+
+# --- against an earlier run --------------------------------------------------------------------------------------
+
+NOISE = [1, 1.02, 0.98, 1.01, 0.99, 1, 1.03, 0.97]
+
+
+def run(original: float, fused: float, runtime: str = "eager") -> Benchmark:
+    times = (timing(tuple(seconds * noise for noise in NOISE), 1) for seconds in (original, fused))
+    entry = judge(*times, batch_size=1, threads=1, rounds=8, runtime=runtime)
+    cost = NetworkCost(1, 4, 1, None)
+    return Benchmark("cpu", "float32", ((1, 3, 9, 9),), cost, cost, (entry,))
+
+
+@pytest.mark.parametrize(
+    ("now", "slower"),
+    [
+        ((4, 1), False),
+        ((4, 1.2), True),
+        ((8, 2), False),  # the machine alone
+        ((4, 0.5), False),
+        ((2, 1), False),  # only the original changed
+        ((8, 3), True),
+    ],
+)
+def test_slower_is_what_the_machine_does_not_explain(now, slower):
+    (change,) = changes(run(*now), run(4, 1))
+    assert change.slower is slower and change.ratio.value == pytest.approx(now[1])
+
+
+def test_only_the_same_settings_are_compared():
+    assert not changes(run(4, 1, "openvino"), run(4, 1))
+
+
+def test_a_benchmark_survives_its_file(tmp_path):
+    path, kept = tmp_path / "baseline.json", replace(run(4, 1), left_out=("openvino: no",))
+    write_benchmark(kept, path)
+    assert read_benchmark(path) == kept
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "x", '{"schema": 1, "kind": "repfuse.plan"}', "\xff"])
+def test_what_is_no_benchmark_is_bad_input(tmp_path, text):
+    path = tmp_path / "baseline.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RepfuseError, match=r"baseline\.json") as caught:
+        read_benchmark(path)
+    assert "--save" in caught.value.hint
+
+
+def test_a_benchmark_with_a_hole_is_bad_input(tmp_path):
+    path = tmp_path / "baseline.json"
+    write_benchmark(run(4, 1), path)
+    data = json.loads(path.read_text())
+    del data["measurements"][0]["fused"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(RepfuseError, match="no benchmark"):
+        read_benchmark(path)
+
+
+times = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=20)
+
+
+@given(times, times, st.floats(0.1, 10))
+def test_the_ratio_of_two_runs_scales_with_one_of_them(first, second, factor):
+    one, other = ratio_of_samples(first, second), ratio_of_samples([factor * time for time in first], second)
+    assert other.value == pytest.approx(factor * one.value) and other.low == pytest.approx(factor * one.low)
+
+
+@given(times, st.floats(1.5, 9))
+def test_a_drift_of_both_networks_is_said(first, factor):
+    drifting = [1.0] * 10 + [factor] * 10
+    assert drift(drifting) == pytest.approx(factor)
+    said = judge(timing(tuple(drifting), 1), timing(tuple(drifting), 1), batch_size=1, threads=1, rounds=20).warnings
+    assert any("slower during the measurement" in text for text in said)
+    steady = timing((1.0,) * 20, 1)
+    said = judge(timing(tuple(drifting), 1), steady, batch_size=1, threads=1, rounds=20).warnings
+    assert not any("during the measurement" in text for text in said)
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+MODULE = SAMPLES / "repvgg_digits.pt"
+
+
+def test_a_gate_on_speed(cli, tmp_path: Path) -> None:
+    fused, baseline = tmp_path / "fused.pt", tmp_path / "baseline.json"
+    assert cli("convert", MODULE, fused, "--quick").returncode == 0
+    options = ("--threads", "1", "--rounds", "8", "--budget", "1s")
+    done = cli("bench", MODULE, fused, *options, "--sites", "--save", baseline)
+    assert done.returncode == 0 and "Each place by itself" in done.stdout, done.stderr
+    data = json.loads(baseline.read_text())
+    assert len(data["sites"]) == 5 and data["measurements"][0]["runtime"] == "eager"
+    for entry in data["measurements"]:  # as if the fused network had been ten times as fast then
+        entry["fused"]["times"] = [time / 10 for time in entry["fused"]["times"]]
+    baseline.write_text(json.dumps(data))
+    done = cli("bench", MODULE, fused, *options, "--compare", baseline)
+    assert done.returncode == 1 and "Slower at 1 setting" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--runtime", "tensorrt"), "no runtime 'tensorrt'"),
+        (("--budget", "soon"), "no time"),
+        (("--dtype", "int8"), "no dtype"),
+        (("--sites", "--channels-last"), "--sites times the network as it is"),
+    ],
+)
+def test_wrong_options_are_said_before_anything_is_read(cli, options, said) -> None:
+    done = cli("bench", MODULE, MODULE, *options)
+    assert done.returncode == 2 and said in done.stderr
+
+
+def test_what_is_slower_merged_is_left_alone_on_demand(cli, tmp_path: Path) -> None:
+    """A depthwise 3x3 and a 1x1 as one dense 3x3: nine times the work. Two 1x1 in a row are one at half of it."""
+    torch.manual_seed(0)
+    slower = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False), nn.Conv2d(64, 64, 1))
+    model = nn.Sequential(slower, nn.ReLU(), nn.Sequential(nn.Conv2d(64, 64, 1), nn.Conv2d(64, 64, 1))).eval()
+    source, fused = tmp_path / "model.pt", tmp_path / "fused.pt"
+    torch.save(model, source)
+    done = cli("convert", source, fused, "--input", "1x64x24x24", "--policy", "always", "--tune", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    (site,), (refusal,) = report["plan"]["sites"], report["plan"]["refusals"]
+    assert site["path"].startswith("2") and refusal["code"] == "excluded" and "as fast merged" in refusal["reason"]
+    assert any("left alone" in note for note in report["notes"])
+
+
+@pytest.mark.slow  # a minute
+def test_a_network_is_no_faster_than_itself() -> None:
+    """An A/A test in real time: 190 of 200 say no difference."""
+    model = network(2, width=16)
+    found = [bench(model, network(2, width=16), example(), rounds=12, threads=(1,)) for _ in range(200)]
+    assert sum(each.measurements[0].verdict == "no difference" for each in found) >= 190
