@@ -31,6 +31,7 @@ FILLED = ("DBB", "branch alone", "ECBSR", "edge filter", "RRRB")
 
 OTHERWISE = {
     "average with a divisor",  # which ONNX has not, and the exporter drops
+    "channels repeated",  # a Tile and views of sizes that are read in between
     "stacked and summed",  # a stack is a Concat of axes that are put in
     "weight standardisation by a norm",  # whose norm is one of the batch of weights
     "norm, unshuffle, 1x1",  # in six axes
