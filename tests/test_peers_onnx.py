@@ -79,12 +79,9 @@ def test_convolutions_that_are_left(name: str, tmp_path: Path, record_property: 
     path, out = exported(net, [torch.randn(1, 16, 32, 32)], tmp_path / "in.onnx"), tmp_path / "out.onnx"
     run(path, out)
     left = kinds(out)
-    said = {kind: left[kind] for kind in ("Conv", "FusedConv", "BatchNormalization", "Add")} | {
-        "error": error(path, out)
-    }
-    print(name, said)
-    record_property("left", said)
+    off = error(path, out)
+    record_property("left", {kind: left[kind] for kind in ("Conv", "BatchNormalization", "Add")} | {"error": off})
     assert left["Conv"] + left["FusedConv"] == per_block * BLOCKS
-    assert said["error"] < 1e-5
+    assert off < 1e-5
     if name == "repfuse":
         assert not left["BatchNormalization"] and not left["Add"]

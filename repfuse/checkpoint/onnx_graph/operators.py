@@ -391,12 +391,8 @@ def _dropout(known: Known) -> Function | None:
     return lambda x, *_: x
 
 
-def _arithmetic(function: Function) -> Row:
-    return lambda _: function
-
-
-def _one(function: Function) -> Row:
-    """Return the row of an operator of one tensor."""
+def _plain(function: Function) -> Row:
+    """Return the row of an operator that has no attributes."""
     return lambda _: function
 
 
@@ -477,16 +473,16 @@ ROWS: dict[str, Row] = {
     "ConvTranspose": _conv_transpose,
     "BatchNormalization": _batch_norm,
     "Gemm": _gemm,
-    "MatMul": _arithmetic(torch.matmul),
-    "Add": _arithmetic(torch.add),
-    "Sub": _arithmetic(torch.sub),
-    "Mul": _arithmetic(torch.mul),
+    "MatMul": _plain(torch.matmul),
+    "Add": _plain(torch.add),
+    "Sub": _plain(torch.sub),
+    "Mul": _plain(torch.mul),
     "Div": _division,
-    "Sum": _arithmetic(_total),
-    "Neg": _one(torch.neg),
-    "Pow": _arithmetic(torch.pow),
-    "Where": _arithmetic(torch.where),
-    "PRelu": _arithmetic(_prelu),
+    "Sum": _plain(_total),
+    "Neg": _plain(torch.neg),
+    "Pow": _plain(torch.pow),
+    "Where": _plain(torch.where),
+    "PRelu": _plain(_prelu),
     "AveragePool": _average_pool,
     "MaxPool": _max_pool,
     "GlobalAveragePool": _over_space(lambda x, axes, keeps: x.mean(axes, keepdim=keeps)),
@@ -516,23 +512,23 @@ ROWS: dict[str, Row] = {
     "Resize": _resize,
     "Cast": _cast,
     "Dropout": _dropout,
-    "Identity": _one(lambda x: x),
-    "Relu": _one(F.relu),
+    "Identity": _plain(lambda x: x),
+    "Relu": _plain(F.relu),
     "LeakyRelu": _leaky,
     "Elu": _elu,
-    "Sigmoid": _one(torch.sigmoid),
+    "Sigmoid": _plain(torch.sigmoid),
     "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _one(F.hardswish),
-    "Tanh": _one(torch.tanh),
-    "Softplus": _one(F.softplus),
-    "Mish": _one(F.mish),
+    "HardSwish": _plain(F.hardswish),
+    "Tanh": _plain(torch.tanh),
+    "Softplus": _plain(F.softplus),
+    "Mish": _plain(F.mish),
     "Gelu": _gelu,
-    "Erf": _one(torch.erf),
-    "Exp": _one(torch.exp),
-    "Log": _one(torch.log),
-    "Sqrt": _one(torch.sqrt),
-    "Reciprocal": _one(torch.reciprocal),
-    "Abs": _one(torch.abs),
+    "Erf": _plain(torch.erf),
+    "Exp": _plain(torch.exp),
+    "Log": _plain(torch.log),
+    "Sqrt": _plain(torch.sqrt),
+    "Reciprocal": _plain(torch.reciprocal),
+    "Abs": _plain(torch.abs),
     "Softmax": _softmax(torch.softmax),
     "LogSoftmax": _softmax(torch.log_softmax),
     "LayerNormalization": _layer_norm,
