@@ -346,6 +346,18 @@ def test_dtypes_stay(dtype: Any, tmp_path: Path) -> None:
     }
 
 
+def test_weights_that_are_stored_smaller_than_they_are_used(tmp_path: Path) -> None:
+    held = {f"{name}h": array.astype(np.float16) for name, array in WEIGHTS.items()}
+    casts = [node("Cast", f"{name}h", name, to=TensorProto.FLOAT) for name in WEIGHTS]
+    path = written(model([*casts, *BRANCHES, node("Add", "a c", "y")], held, dtype=np.float32), tmp_path / "in.onnx")
+    checkpoint = repfuse.load(path, input="1x4x6x5")
+    result = repfuse.fuse(checkpoint.module, checkpoint.example_inputs)
+    saved = repfuse.save(checkpoint, result.module, tmp_path / "out.onnx", plan=result.plan)
+    assert saved.verified is not None
+    assert saved.verified.compared
+    assert kinds(tmp_path / "out.onnx") == {"Conv": 1}
+
+
 def test_bfloat16_is_merged_where_the_runtime_does_not_run_it(tmp_path: Path) -> None:
     made = model([*BRANCHES, node("Add", "a c", "y")], {})
     for each in (*made.graph.input, *made.graph.output):

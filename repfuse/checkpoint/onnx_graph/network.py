@@ -139,7 +139,8 @@ class Building:
         taken = [*node.inputs, *captured(node)]
         path = self.names(node.name or f"{node.op_type}_{node.outputs[0].name}")
         module = self._module(node, taken)
-        constant = self.constants.made(node) if isinstance(module, opaque.Node) else None
+        computed = isinstance(module, opaque.Node) or node.op_type == "Cast"  # whose dtype the merged weights get
+        constant = self.constants.made(node) if computed else None
         module = module if constant is None else Operation(_last)
         args = [None if value is None else self._line(value) for value in taken]
         args += [] if constant is None else [self._held(self.names(f"{path}_value"), ir.tensor(constant))]
