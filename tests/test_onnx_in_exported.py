@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import CASES
+from blocks import CASES, conv, conv_norm, norm
 from support.agreement import outputs, randomised
 from torch import Tensor, nn
 
@@ -96,6 +96,32 @@ class Stack(nn.Module):
         for block in self.blocks:
             x = torch.relu(block(x))
         return self.head(x.mean((2, 3)))
+
+
+class Detector(nn.Module):
+    """What detectors of a YOLO kind are made of: parts of channels, pools in a row, an upsampled level, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = conv_norm(3, inputs=3), conv_norm(3, stride=2)
+        self.three, self.one, self.skip = conv_norm(3), conv_norm(1), norm()
+        self.inner, self.join = conv_norm(3, inputs=2, outputs=2), conv_norm(1, inputs=6)
+        self.pooled, self.head = conv_norm(1, inputs=8), conv(1, inputs=8, outputs=6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = nn.functional.silu(self.stem(x))
+        y = nn.functional.silu(self.down(x))
+        y = nn.functional.silu(self.three(y) + self.one(y) + self.skip(y))
+        one, other = y.chunk(2, 1)
+        y = nn.functional.silu(self.join(torch.cat([one, other, nn.functional.silu(self.inner(other))], 1)))
+        y = nn.functional.silu(self.pooled(torch.cat([y, nn.functional.max_pool2d(y, 5, 1, 2)], 1)))
+        x = torch.cat([x, nn.functional.interpolate(y, scale_factor=2.0, mode="nearest")], 1)
+        boxes = self.head(x)
+        return boxes.flatten(2).permute(0, 2, 1), boxes.sigmoid()
+
+
+def test_detector(tmp_path: Path) -> None:
+    alike(randomised(Detector(), dtype=torch.float32), [torch.randn(1, 3, 16, 16)], tmp_path)
 
 
 NETWORKS = ("repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m0_9", "ghostnetv3_050", "levit_128s")

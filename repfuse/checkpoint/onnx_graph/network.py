@@ -189,7 +189,8 @@ class Building:
             return opaque.Reshaped()
         proto = ir.to_proto(node).SerializeToString()
         inputs = ["" if value is None else str(value.name) for value in taken]
-        return opaque.Node(proto, dict(self.model.opset_imports), self.functions, inputs, outputs)
+        opsets, wide = dict(self.model.opset_imports), any(x.dtype is ir.DataType.DOUBLE for x in inputs_of(self.model))
+        return opaque.Node(proto, opsets, self.functions, inputs, outputs, wide=wide)
 
     def _known(self, node: ir.Node, outputs: int) -> Known:
         values = ((place, node.inputs[place]) for place in VALUES.get(node.op_type, ()) if place < len(node.inputs))
@@ -300,7 +301,8 @@ class Constants:
             return None
         inputs = ["" if x is None else str(x.name) for x in node.inputs]
         outputs = [str(x.name) for x in node.outputs if x.name]
-        run = opaque.Node(ir.to_proto(node).SerializeToString(), dict(self.model.opset_imports), (), inputs, outputs)
+        proto, opsets = ir.to_proto(node).SerializeToString(), dict(self.model.opset_imports)
+        run = opaque.Node(proto, opsets, (), inputs, outputs, wide=True)
         try:
             result = run(*(None if array is None else tensor_of(array) for array in arrays))
         except Exception:  # it takes what no such run has: nothing is known then
