@@ -74,7 +74,7 @@ def test_block(row: Any, tmp_path: Path) -> None:
 
 def alike(net: nn.Module, example: Sequence[Tensor], folder: Path, **settings: Any) -> None:
     """Check that as many nodes of each kind are left as of the network that was fused in PyTorch."""
-    folded = {"training": torch.onnx.TrainingMode.EVAL, "do_constant_folding": True}
+    folded = {"training": torch.onnx.TrainingMode.EVAL, "do_constant_folding": True, "dynamic_axes": {}}
     settings = settings or folded
     path = exported(net, example, folder / "in.onnx", **settings)
     fused(path, folder / "out.onnx")
