@@ -41,11 +41,11 @@ UNASKED = 1 << 26  # numbers that an input may have without being asked for
 class Checkpoint:
     """A network from a file, in eval mode with its weights, and what is known of it.
 
-    ``format`` is ``pt`` (a pickled network), ``state-dict``, ``safetensors``, ``pt2`` or ``torchscript``; ``digest`` is
-    that of the file. ``source`` says how the network was built and ``plans`` how it was fused since, where the file
-    holds weights alone. ``input_origin`` says where the shape of ``example_inputs`` is from: ``given``, ``checkpoint``,
-    ``model source`` or ``guess``. ``notes`` are what the user must be told. ``around``, ``metadata``, ``allow``,
-    ``trust``, the exported ``program`` in the file and the ``files`` that hold shards are for ``save``.
+    ``format`` is ``pt`` (a pickled network), ``state-dict``, ``safetensors``, ``pt2``, ``torchscript`` or ``onnx``;
+    ``digest`` is that of the file. ``source`` says how the network was built and ``plans`` how it was fused since,
+    where the file holds weights alone. ``input_origin`` says where the shape of ``example_inputs`` is from: ``given``,
+    ``checkpoint``, ``model source`` or ``guess``. ``notes`` are what the user must be told. ``around``, ``metadata``,
+    ``allow``, ``trust``, the exported ``program`` in the file and the ``files`` that hold its weights are for ``save``.
     """
 
     module: nn.Module
@@ -182,6 +182,9 @@ def _inputs_of(
         if said is None or not said.asked or said.input in (None, render(shapes_of(inputs, module))):
             return inputs, "checkpoint", ()
     shapes, origin, told = _shapes(given, said, opened, network)
+    if len(shapes) == len(opened.inputs):
+        pairs = zip(shapes, opened.inputs, strict=True)
+        shapes = tuple(replace(shape, dtype=shape.dtype or held.dtype) for shape, held in pairs)
     return make_inputs(shapes, module), origin, told
 
 
@@ -192,6 +195,9 @@ def _shapes(
         return given, "given", ()
     if opened.recipe is not None and opened.recipe.input:
         known, origin = parse_shapes(opened.recipe.input), "checkpoint"
+    elif opened.inputs:  # floating ones are of the dtype that the file says, as they are for any other network
+        plain = (replace(each, dtype=None) if "float" in str(each.dtype) else each for each in opened.inputs)
+        known, origin = tuple(plain), "checkpoint"
     else:
         shape = known_shape(network.module, network.source.arguments if network.source else {})
         known, origin = (shape,) if shape else (), "model source" if network.source else "checkpoint"
@@ -201,8 +207,14 @@ def _shapes(
         told = (f"the input {said.input} is that of {said.by}",)
     elif not known:
         known, origin = (guessed_shape(network.module),), "guess"
-        told = (f"the input {known[0]} is a guess; --input says what it really is",)
+        told = (_guess(known),)
+    elif opened.open:
+        origin, told = "guess", (_guess(known),)
     if sum(prod(shape.sizes) for shape in known) > UNASKED:
         what = f"The input of {opened.path} would be {render(known)}, which is very large."
         raise RepfuseError(what, f"That shape is from the {origin}.", "If it is right, say so with --input.")
     return known, origin, told
+
+
+def _guess(known: Shapes) -> str:
+    return f"the input {render(known)} is a guess; --input says what it really is"

@@ -142,7 +142,7 @@ def known_plan(original: Checkpoint, fused: Checkpoint, given: Path | None = Non
     if fused.plan is not None and fused.plans[:-1] == original.plans:
         return KnownPlan(fused.plan)
     path = report_path(fused.path)
-    if not path.is_file() or fused.program is not None:  # a program holds its layers in another form
+    if not path.is_file() or fused.program is not None or fused.format == "onnx":  # they hold layers in other forms
         return KnownPlan(None)
     try:
         report = read_plan_file(path)

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
@@ -85,6 +86,8 @@ def save(
     for source in (checkpoint.path, *checkpoint.files):
         atomic.check_target(out, source, force=force)
     form = format_for(out, format, checkpoint.format)
+    if form == checkpoint.format == "onnx":
+        return _save_graph(checkpoint, module, out, force=force, verify=verify, reader=reader)
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
     with ExitStack() as stack, atomic.replacing(out) as temporary:
@@ -99,6 +102,53 @@ def save(
             verified = check(stack.enter_context(Reader(fresh=verify)), runs=verify)
         digest = digest_of(temporary)
     return Saved(out, digest, form, (*notes, *dropped), verified if verify else None, use(out))
+
+
+@contextmanager
+def of_file(checkpoint: Checkpoint, module: nn.Module) -> Iterator[nn.Module]:
+    """Give ``module``, which was made from ``checkpoint``; of a graph of ONNX with the file that a runtime is given."""
+    if checkpoint.format != "onnx":
+        yield module
+        return
+    from repfuse.checkpoint.onnx_graph.writing import edited, write  # onnx takes a second to import
+
+    with TemporaryDirectory() as folder:
+        path = checkpoint.path
+        if module is not checkpoint.module:
+            path = Path(folder) / "model.onnx"
+            write(edited(checkpoint.path, module), path, checkpoint.files)
+        yield onnx_file.OfFile(module, path)
+
+
+def _save_graph(
+    checkpoint: Checkpoint, module: nn.Module, out: Path, *, force: bool, verify: bool, reader: Reader | None
+) -> Saved:
+    """As ``save``, for a graph of ONNX: what is not rewritten stays as it is in the file.
+
+    Large weights may be in a file of their own, beside it and named after it.
+    """
+    from repfuse.checkpoint.onnx_graph.reading import shapes_said  # onnx takes a second to import
+    from repfuse.checkpoint.onnx_graph.writing import edited, write
+    from repfuse.readback.graphs import check_graph, graph_job
+
+    weights = out.with_name(f"{out.name}.data")
+    with ExitStack() as stack, atomic.replacing(out) as temporary:
+        reader = reader or stack.enter_context(Reader(fresh=verify))
+        folder = Path(stack.enter_context(TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".part")))
+        model = edited(checkpoint.path, module)
+        files = write(model, folder / out.name, checkpoint.files)
+        for source in (checkpoint.path, *checkpoint.files) if files else ():
+            atomic.check_target(weights, source, force=force)
+        written = _written(checkpoint, module)
+        job = graph_job(written, folder / out.name)
+        verified = check_graph(written, checkpoint.path, model, job, reader, runs=verify)
+        digest = digest_of(folder / out.name, *files)
+        for file in files:
+            file.replace(stack.enter_context(atomic.replacing(weights)))
+        (folder / out.name).replace(temporary)
+    notes = [f"its weights are in {weights.name}: the two belong together"] if files else []
+    use = usage.of_graph(shapes_said(model), out)
+    return Saved(out, digest, "onnx", tuple(notes), verified if verify else None, use)
 
 
 def _write(

@@ -100,7 +100,8 @@ TOPICS: dict[str, Topic] = {
         {
             "read": "Pickled networks, state dicts, training checkpoints of timm, Lightning, MMEngine and YOLO, "
             "safetensors (also in shards), .pt2, snapshots of the Hugging Face hub, and TorchScript with --trust. "
-            "ONNX is written and not read.",
+            "In an ONNX graph what merges is replaced, and the rest stays word for word: names, free sizes, metadata, "
+            "subgraphs, operators that repfuse does not know. It becomes an ONNX file and nothing else.",
             "written": "The layout of the file stays as it was; --drop-metadata writes the network alone. Exported "
             "programs keep their dynamic shapes and guards.",
             "weights": "The averaged ones of a training checkpoint where there are some; --weights chooses, and a note "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,18 @@ def of_onnx(program: ExportedProgram, example: Iterable[Tensor], out: Path) -> L
         f"session = onnxruntime.InferenceSession({_text(out)})",
         f"# NumPy arrays, such as {', '.join(arrays)}",
         *_call("outputs = session.run(None, {", [f'"{name}": {name}' for name in names], "})"),
+    )
+
+
+def of_graph(inputs: Mapping[str, str], out: Path) -> Lines:
+    """Return how an ONNX file is run that takes these inputs, with their shapes."""
+    arrays = [f"{name} of {shape}" for name, shape in inputs.items()]
+    given = [f'"{name}": x{number or ""}' for number, name in enumerate(inputs)]
+    return (
+        "import onnxruntime",
+        f"session = onnxruntime.InferenceSession({_text(out)})",
+        f"# NumPy arrays, such as {', '.join(arrays)}",
+        *_call("outputs = session.run(None, {", given, "})"),
     )
 
 

@@ -61,6 +61,8 @@ def array(**arrays: np.ndarray) -> bytes:
         (save(STATE), Container.SAFETENSORS),
         (exported(), Container.EXPORTED),
         (script(), Container.TORCHSCRIPT),
+        (b"\x08\x09\x12\x07pytorch" + bytes(50), Container.ONNX),
+        (b"\x08\x04\x3a\x07graph..", Container.ONNX),
         (json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}).encode(), Container.SHARDED),
     ],
 )
@@ -74,7 +76,6 @@ FOREIGN = {
     "NumPy archive": array(a=np.ones(3)),
     "Keras": zipped("config.json", "model.weights.h5"),
     "no data.pkl": zipped("a.txt"),
-    "ONNX": b"\x08\x09\x12\x07pytorch" + bytes(50),
     "GGUF": b"GGUF\x03\0\0\0" + bytes(50),
     "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(50),
     "NumPy array": b"\x93NUMPY\x01\0" + bytes(50),

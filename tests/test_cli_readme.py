@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, SAMPLES, SUPPORT, Cli, Run
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.onnx_models import exported
 from support.snapshots import FOLDER as SNAPSHOTS
 
 from repfuse.samples import DigitsRepVGG
@@ -111,6 +112,7 @@ def desk(python: Run, tmp_path: Path) -> Path:
     held_out = load_file(SAMPLES / "digits_heldout.safetensors")
     shutil.copy(SAMPLES / "repvgg_digits.pt", tmp_path / "model.pt")
     torch.export.save(torch.export.export(model, (example,)), tmp_path / "model.pt2")
+    exported(model, [example], tmp_path / "deployed.onnx")
     np.savez(tmp_path / "batch.npz", **{name: tensor.numpy() for name, tensor in held_out.items()})
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "net.py").write_text(NETWORK)

@@ -68,7 +68,9 @@ def openvino(network: nn.Module, inputs: Inputs, threads: int, folder: Path) -> 
 
 
 def _exported(network: nn.Module, inputs: Inputs, folder: Path) -> Path:
-    """Write the network as ONNX, for inputs of these shapes."""
+    """Write the network as ONNX, for inputs of these shapes; one that is a file already is that file."""
+    if isinstance(network, onnx_file.OfFile):
+        return network.path
     if not all(isinstance(x, Tensor) for x in inputs):
         raise RepfuseError("It takes tensors alone as inputs.")
     if device_of(network).type != "cpu":

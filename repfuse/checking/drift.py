@@ -71,20 +71,22 @@ def drift(
     exact: Sequence[Outcome] | None = None,
     *,
     found: Sequence[Outcome] | None = None,
+    own: Sequence[Outcome] | None = None,
     effect: RoundingEffects | None = None,
 ) -> Drift:
     """Measure both networks in the dtype they are stored in against the original in float64.
 
     ``fused`` is expected to hold weights computed in float64 and rounded once; what that does to its outputs is the
     ``effect``. ``exact`` are the original's outcomes in float64 on ``trials``, ``found`` those of ``fused`` as it is
-    stored, in whatever runtime. Each is computed where it is not given. Where a drift exceeds what borrowed effects and
-    one draw of the original's own error explain, both are measured on that very trial. Neither network is changed.
-    Raises RepfuseError where the original cannot run the first trial in float64.
+    stored, in whatever runtime, and ``own`` those of the original in the same. Each is computed where it is not given.
+    Where a drift exceeds what borrowed effects and one draw of the original's own error explain, both are measured on
+    that very trial. Neither network is changed. Raises RepfuseError where the original cannot run the first trial in
+    float64.
     """
     exact = reference(original, trials) if exact is None else exact
     effect = effect or RoundingEffects(fused, original, trials, run_float64(fused, trials), scale=exact)
     after = run(fused, trials, between(original, fused)) if found is None else found
-    before = run(original, trials, {})
+    before = run(original, trials, {}) if own is None else own
     wide, wanted, given = by_key(exact), by_key(before), by_key(after)
     wide = {key: x for key, x in wide.items() if _sound(x, wanted.get(key))}
     if not wide:
@@ -101,27 +103,27 @@ def drift(
         if problem:
             return Drift((), problem=f"{trials[key[0]].label}: {problem}")
     effect.measure_usual()
-    own = {key: level(x, wanted[key]) for key, x in wide.items()}
+    drawn = {key: level(x, wanted[key]) for key, x in wide.items()}
     errors = {key: level(x, given[key]) for key, x in wide.items()}
     last = {key: _last_rounding(given[key]) for key in wide}
     without = any("" in outcome.narrow for outcome in exact)  # then its own error is not to be had
 
     def rows() -> dict[Key, OutputDrift]:
-        explained = effect.levels(own)
-        limits = allowed([own, explained, last])
+        explained = effect.levels(drawn)
+        limits = allowed([drawn, explained, last])
         if without:
-            limits = {key: Level(half, half) for key in own for half in [half_the_digits(given[key].dtype)]}
+            limits = {key: Level(half, half) for key in drawn for half in [half_the_digits(given[key].dtype)]}
         return {
             key: OutputDrift(
                 trial=trials[key[0]].label,
                 name=key[1],
                 dtype=dtype_name(given[key].dtype),
-                own=own[key],
+                own=drawn[key],
                 fused=errors[key],
                 rounding=explained[key],
                 allowed=limits[key],
             )
-            for key in own
+            for key in drawn
         }
 
     def excessive() -> set[int]:
@@ -129,8 +131,8 @@ def drift(
 
     def measure(position: int) -> None:
         effect.measure([position])
-        again = drawn_again(original, trials[position], {name: own[at, name] for at, name in own if at == position})
-        own.update({(position, name): error for name, error in again.items()})
+        again = drawn_again(original, trials[position], {name: drawn[at, name] for at, name in drawn if at == position})
+        drawn.update({(position, name): error for name, error in again.items()})
 
     settle(excessive, measure, effect.cheapest)
     return Drift(tuple(rows().values()))

@@ -38,6 +38,12 @@ def format_for(out: Path, asked: str | None, of_input: str) -> str:
     if asked is not None and asked not in [*Format]:
         raise RepfuseError(f"{asked!r} is not a format.", "", f"Use one of {', '.join(Format)}.")
     form = asked or _by_suffix(out, of_input)
+    if of_input == "onnx" and form != "onnx":
+        raise RepfuseError(
+            f"An ONNX file cannot become a {form} file.",
+            "It holds a graph for runtimes: what trained it, and could be trained on, is not in it.",
+            "Give OUT the suffix .onnx, or convert the PyTorch checkpoint that it was exported from.",
+        )
     if form in WEIGHTS_ALONE and of_input in GRAPHS:
         raise RepfuseError(
             f"A {of_input} file cannot become a file of weights alone ({form}).",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repfuse.checking.runs import Outcome
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
@@ -19,7 +19,7 @@ from repfuse.wording import described, first_line
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
+NEEDED = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 LARGEST = 2_000_000_000  # bytes: a protobuf message ends at 2 GiB, and the graph is part of it
 PROVIDERS = ["CPUExecutionProvider"]
 
@@ -67,6 +67,18 @@ def _cause(error: BaseException) -> str:
 def runtime_name() -> str:
     """Return the runtime and its version."""
     return f"ONNX Runtime {importlib.import_module('onnxruntime').__version__}"
+
+
+class OfFile(nn.Module):
+    """A network, and the file at ``path`` that holds it: what a runtime is given of it."""
+
+    def __init__(self, network: nn.Module, path: Path) -> None:
+        super().__init__()
+        self.network, self.path = network, path
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Run the network."""
+        return self.network(*inputs)
 
 
 def runner(path: Path, names: Sequence[str]) -> Callable[[tuple[Any, ...]], Outcome]:

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.contents import RECIPE, Contents, find
 from repfuse.checkpoint.recipe import Recipe, read_recipe
-from repfuse.checkpoint.recognise import Container, recognise
+from repfuse.checkpoint.recognise import Container, damaged, recognise
+from repfuse.errors import RepfuseError
+from repfuse.quiet import quietly
+from repfuse.wording import described
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
 class Opened:
     """A file, read: ``format`` as repfuse names it, its digest, its network and recipe, and its text metadata.
 
-    ``program`` is the exported program, where the file is one; ``files`` are those that were read besides.
+    ``program`` is the exported program, where the file is one; ``files`` are those that were read besides. ``inputs``
+    are the shapes that the file says its network takes; where it leaves sizes ``open``, other than the batch, they
+    are a guess.
     """
 
     path: Path
@@ -37,6 +42,8 @@ class Opened:
     metadata: dict[str, str] = field(default_factory=dict)
     program: ExportedProgram | None = None
     files: tuple[Path, ...] = ()
+    inputs: tuple[Shape, ...] = ()
+    open: bool = False
 
 
 def open_checkpoint(
@@ -52,6 +59,8 @@ def open_checkpoint(
         tensors, files = safetensors_file.read_shards(path)
         contents = find(OrderedDict(tensors), path, weights)
         return Opened(path, "safetensors", digest_of(*files), contents, None, files=files)
+    if container is Container.ONNX:
+        return _open_graph(path)
     digest = digest_of(path)
     if container is Container.SAFETENSORS:
         tensors, metadata = safetensors_file.read(path)
@@ -71,6 +80,25 @@ def open_checkpoint(
     contents = find(tree, path, weights)
     form = "state-dict" if contents.module is None else "pt"
     return Opened(path, form, digest, contents, _recipe(contents.recipe, path))
+
+
+def _open_graph(path: Path) -> Opened:
+    from repfuse.checkpoint import onnx_file
+
+    onnx_file.check_installed()
+    from repfuse.checkpoint.onnx_graph.network import network_of  # onnx takes a second to import
+    from repfuse.checkpoint.onnx_graph.reading import example_of, files_of, notes_on, read
+
+    try:
+        with quietly():
+            model = read(path)
+            files, (inputs, is_open) = files_of(model, path), example_of(model)
+            contents = Contents(module=network_of(model, path), notes=notes_on(model))
+    except RepfuseError:
+        raise
+    except Exception as error:  # its parts may say anything, and of some that is looked at before they run
+        raise damaged(path, described(error)) from error
+    return Opened(path, "onnx", digest_of(path, *files), contents, None, files=files, inputs=inputs, open=is_open)
 
 
 def digest_of(*paths: Path) -> str:

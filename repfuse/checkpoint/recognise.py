@@ -29,6 +29,7 @@ class Container(Enum):
     SHARDED = "sharded safetensors"
     EXPORTED = "exported program"
     TORCHSCRIPT = "TorchScript archive"
+    ONNX = "ONNX model"
 
 
 SAVE_AGAIN = "In PyTorch, save the network with torch.save(model, 'model.pt') or its state_dict(), and give that file."
@@ -37,6 +38,8 @@ DOWNLOAD = "The download did not give the file: download it again."
 INDEX = "*.safetensors.index.json"
 TORCHSCRIPT = r"[^/]+/constants\.pkl"
 EXPORTED = r"[^/]+/archive_format|serialized_exported_program\.json"
+ONNX_FIELDS = b"\x12\x1a\x22\x28\x32\x3a\x42"
+"""What may stand after the version of the format, a small number, in which an ONNX file begins: its next field."""
 ZIP_MEMBERS = (  # a pattern that some member matches, what the file then is
     (r"\.npy$", "a NumPy archive (.npz)"),
     (r"\.weights\.h5$", "a Keras archive"),
@@ -73,6 +76,8 @@ def recognise(path: Path) -> Container:
         return Container.TORCH_LEGACY
     if b'"weight_map"' in head or path.name.endswith(INDEX[1:]):
         return Container.SHARDED
+    if head[:1] == b"\x08" and head[2:3] in ONNX_FIELDS:
+        return Container.ONNX
     if head[8:9] == b"{":
         return _recognise_safetensors(path, head, size)
     raise _not_a_checkpoint(path, head)
@@ -167,7 +172,6 @@ def _by_look(head: bytes) -> tuple[str, str]:
     for fits, name, advice in (
         (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05", "a plain Python pickle", SAVE_AGAIN),
         (head[257:262] == b"ustar", "a tar archive", "Unpack it; if torch wrote it, save it again with torch."),
-        (head[:1] == b"\x08" and head[2:3] in b"\x12\x1a\x3a\x42", "an ONNX model", SAVE_AGAIN),
         (head[4:8] == b"TFL3", "a TensorFlow Lite model", SAVE_AGAIN),
         (_is_text(head), "text", GIVE_TORCH),
     ):

@@ -97,7 +97,7 @@ def bench(
       repfuse bench model.pt fused.pt --save baseline.json
       repfuse bench model.pt fused.pt --compare baseline.json
     """
-    runtimes = _runtimes(runtime or ["eager"])
+    runtimes = _runtimes(runtime or [])
     if budget is not None:
         seconds = _seconds(budget) / (len(batch_size or [1]) * len(threads or [1]))
     if dtype is not None and dtype not in DTYPES:
@@ -116,17 +116,23 @@ def bench(
         from repfuse.baseline import read_benchmark, write_benchmark
         from repfuse.benching import bench as measure
         from repfuse.report.bench_view import bench_view
+        from repfuse.saving import of_file
 
         then = read_benchmark(compare) if compare else None
         loaded = pair.load_pair(*both)
     loaded.notes(quiet=quiet)
     plan = _plan(loaded) if sites else None
-    with progress(quiet=quiet) as update:
+    usual = ("onnxruntime",) if "onnx" in (loaded.original.format, loaded.fused.format) else NAMES[:1]
+    with (
+        progress(quiet=quiet) as update,
+        of_file(loaded.original, loaded.original.module) as original_network,
+        of_file(loaded.fused, loaded.fused.module) as fused_network,
+    ):
         result = measure(
-            loaded.original.module,
-            loaded.fused.module,
+            original_network,
+            fused_network,
             loaded.original.example_inputs,
-            runtimes=runtimes,
+            runtimes=runtimes or usual,
             batch_sizes=batch_size,
             threads=threads,
             rounds=rounds,
@@ -192,7 +198,7 @@ def _runtimes(given: list[str]) -> tuple[str, ...]:
     for name in names:
         if name not in NAMES:
             raise RepfuseError(f"There is no runtime {name!r}.", f"There are {', '.join(NAMES)}.", "Name one of them.")
-    return tuple(dict.fromkeys(names)) or NAMES[:1]
+    return tuple(dict.fromkeys(names))
 
 
 def _seconds(text: str) -> float:

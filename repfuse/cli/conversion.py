@@ -27,7 +27,7 @@ from repfuse.planning.choosing import Choice, choose, without
 from repfuse.plans import Plan
 from repfuse.report.schema import Environment, Input, Output, Report, Status, envelope, report_path, to_json
 from repfuse.rewriting import rewrite
-from repfuse.saving import save
+from repfuse.saving import of_file, save
 from repfuse.version import __version__
 from repfuse.wording import dtype_name
 
@@ -79,7 +79,9 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
     if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
         return report
     progress("timing", 0.7)
-    timing = bench(checkpoint.module, module, checkpoint.example_inputs, seconds=TIMING_SECONDS)
+    with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
+        runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
+        timing = bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
     progress("writing, and reading it again", 0.9)
     with using_threads(threads):
         return _saved(replace(report, timing=timing), checkpoint, module, request, reader)
@@ -138,7 +140,7 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
     notes = (
         *report.notes,
         *tuned,
-        *class_notes(checkpoint.module, conversion.module),
+        *(class_notes(checkpoint.module, conversion.module) if checkpoint.format != "onnx" else ()),
         *_effort_notes(request.effort, checked=conversion.proof is not None),
     )
     report = replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes)

@@ -130,6 +130,7 @@ def convert(
       repfuse convert weights.pth fused.pth --model net.py:build --model-arg n=3
       repfuse convert model.pt2 fused.pt2
       repfuse convert model.pt fused.onnx
+      repfuse convert deployed.onnx merged.onnx
       repfuse convert last.ckpt fused.ckpt --model net.py:build --weights ema
       repfuse convert hf-hub:timm/repvgg_a0.rvgg_in1k fused.safetensors
       repfuse convert model.pt fused.pt --exclude head --exclude 'stages.3.*'

@@ -32,7 +32,7 @@ Checkpoint = Annotated[
         metavar="IN",
         show_default=False,
         help="A checkpoint: a pickled module, a state dict, safetensors (also in shards, by their index or folder), a "
-        "training checkpoint, .pt2, with --trust TorchScript, a snapshot folder of the Hugging Face hub, or "
+        "training checkpoint, .pt2, ONNX, with --trust TorchScript, a snapshot folder of the Hugging Face hub, or "
         "hf-hub:USER/NAME for one that is fetched.",
     ),
 ]

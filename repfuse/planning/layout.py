@@ -186,6 +186,11 @@ class _LayingOut:
         for call, candidate in kept:
             alike[call, _maps(candidate)].append(candidate)
         for call, candidate in kept:
+            if (inside := self._inside_of_a_line(call, candidate.region.root)) is not None:
+                error = NotAffine("outer-reference", f"it is within {inside.path!r}, one line of a graph")
+                self.layout.refused[inside] = error.code, error.reason
+                self.refuse(error, candidate.region.root)
+                continue
             try:
                 if not self._fold(call, candidate, alike[call, _maps(candidate)]):
                     blocks[call].append(candidate)
@@ -199,6 +204,11 @@ class _LayingOut:
                 for candidate in members:
                     self.refuse(error, candidate.region.root)
         return self.layout
+
+    def _inside_of_a_line(self, call: Call, root: fx.Node) -> Call | None:
+        """Return the call that made a value which is none of a line of the owner's graph; None where it is one."""
+        inner = self.recording.call_of[root]
+        return None if not call.lines or inner is call or root in call.lines.values() else inner
 
     def _calls(self, region: Region) -> set[Call]:
         """Return every call in which a node of the region was made."""
@@ -255,7 +265,7 @@ class _LayingOut:
     def _block(self, call: Call, candidates: list[Candidate]) -> Block:
         """Lay out every candidate of one owner as the owner's new body."""
         fused = [(candidate, group) for candidate in candidates for group in candidate.groups]
-        names = fused_names(self.recording.modules[call.path], len(fused))
+        names = self._names(call, [candidate for candidate, _ in fused])
         name_of = {id(group): name for (_, group), name in zip(fused, names, strict=True)}
         replacements = [each for member in candidates for each in self._replacements(call, member.region, name_of)]
         for path in {inner.path for r in replacements for n in r.nodes for inner in self._above(n, call)}:
@@ -277,6 +287,23 @@ class _LayingOut:
             for (candidate, group), name in zip(fused, names, strict=True)
         )
         return Block(call.path, graph, steps if form == "chain" else None, written, names, kept)
+
+    def _names(self, call: Call, candidates: list[Candidate]) -> tuple[str, ...]:
+        """Name the convolutions of the owner's new body, one for each candidate.
+
+        In a graph that calls a module for each operation, after the one whose result they give.
+        """
+        module = self.recording.modules[call.path]
+        made = [self.recording.call_of[candidate.region.root] for candidate in candidates]
+        if not isinstance(module, fx.GraphModule) or any(each.caller is not call for each in made):
+            return fused_names(module, len(candidates))
+        own = (f"{each.path.rpartition('.')[2]}_fused" for each in made)
+        taken: Counter[str] = Counter()
+        names = []
+        for name in own:
+            names.append(f"{name}_{taken[name]}" if taken[name] else name)
+            taken[name] += 1
+        return tuple(names)
 
     @staticmethod
     def _stays(kind: type, form: str) -> bool:

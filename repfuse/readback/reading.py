@@ -84,8 +84,13 @@ def _program(job: Job) -> Answer:
 def _onnx(job: Job) -> Answer:
     from repfuse.checkpoint import onnx_file
 
-    run = onnx_file.runner(Path(job.path), job.outputs)
-    return Answer(onnx_file.runtime_name(), outcomes=tuple(run(inputs) for inputs in job.inputs))
+    found = None
+    if job.module:
+        from repfuse.checkpoint.onnx_graph.reading import held, read
+
+        found = Fingerprint(digests(held(read(Path(job.path)))))
+    run = onnx_file.runner(Path(job.path), job.outputs) if job.inputs or not job.module else None
+    return Answer(onnx_file.runtime_name(), found, outcomes=tuple(run(inputs) for inputs in job.inputs) if run else ())
 
 
 _READERS: dict[FileKind, Callable[[Job], Answer]] = {

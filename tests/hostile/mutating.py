@@ -20,6 +20,7 @@ from repfuse.samples import NotebookBlock
 
 from .assembling import Member, read_archive, write_archive
 from .exports import exported
+from .graphs import graph
 from .plans import made, replays
 from .recipes import GOOD, written
 from .shards import INDEX
@@ -99,6 +100,7 @@ FORMATS |= {
     "shard": (lambda: save(network().state_dict()), BUILT),
     "snapshot": (lambda: json.dumps(CONFIG).encode(), {}),
     "plan": (lambda: made().encode(), {}),
+    "ONNX": (graph, {}),
 }
 BESIDE = {
     "index": Beside(INDEX, shard, INDEX),

@@ -1,0 +1,257 @@
+"""A rewritten module as edits of the graph that it was read from: what it still calls stays, word for word."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
+
+from repfuse.checkpoint.onnx_graph.network import Parts, captured, parts_of
+from repfuse.checkpoint.onnx_graph.reading import LISTS_NO_WEIGHTS, read, tensors_of, version_of
+from repfuse.checkpoint.onnx_graph.tensors import array_of
+
+MODES: dict[Any, str] = {
+    _ConstantPadNd: "constant",
+    _ReflectionPadNd: "reflect",
+    _ReplicationPadNd: "edge",
+    _CircularPadNd: "wrap",
+}
+PADDING_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+ARITHMETIC: dict[Any, str] = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}
+PADS_AS_INPUT = 11  # the opset from which on Pad is told its amounts by an input
+
+
+def edited(path: Path, module: nn.Module) -> ir.Model:
+    """Return the model in the file at ``path`` as ``module`` was rewritten, which was read from it."""
+    model = read(path)
+    assert isinstance(module, fx.GraphModule)
+    _Editing(model, parts_of(model, path), module).run()
+    return model
+
+
+class _Editing:
+    """Walks the lines of the module. ``values`` are the values of the graph that they stand for."""
+
+    def __init__(self, model: ir.Model, parts: Parts, module: fx.GraphModule) -> None:
+        self.model, self.parts, self.module = model, parts, module
+        self.graph = model.graph
+        self.values: dict[fx.Node, ir.Value] = {}
+        self.read: dict[fx.Node, list[ir.Value]] = {}
+        self.kept: set[ir.Node] = set()
+        self.new: list[ir.Node] = []
+        self.replaced: dict[ir.Value, ir.Value] = {}
+        self.made: set[ir.Value] = set()
+        self.names = _taken(model)
+
+    def run(self) -> None:
+        """Make the edits."""
+        before = list(self.graph)
+        used = [value for value in self.graph.initializers.values() if value.uses()]
+        for line in self.module.graph.nodes:
+            self._follow(line)
+        if self.new:
+            self.graph.extend(self.new)
+        outputs = [self._replace(old, new) for old, new in self.replaced.items()]
+        self.graph.extend(node for node in outputs if node is not None)
+        self.graph.remove([node for node in before if node not in self.kept], safe=True)
+        for value in used:
+            if not value.uses() and not value.is_graph_output():
+                self._drop(value)
+        if (self.model.ir_version or 0) < LISTS_NO_WEIGHTS:  # the new ones are no inputs
+            self.model.ir_version = LISTS_NO_WEIGHTS
+            for value in self.graph.initializers.values():
+                if value.is_graph_input():
+                    self.graph.inputs.remove(value)
+
+    def _drop(self, value: ir.Value) -> None:
+        del self.graph.initializers[str(value.name)]
+        if value.is_graph_input():
+            self.graph.inputs.remove(value)
+
+    def _follow(self, line: fx.Node) -> None:
+        target = str(line.target)
+        if line.op == "placeholder":
+            self.values[line] = self.parts.inputs[target]
+        elif line.op == "get_attr" and target in self.parts.tensors:
+            self.values[line] = self.parts.tensors[target]
+        elif line.op == "call_module" and target in self.parts.nodes:
+            self._keep(line, self.parts.nodes[target])
+        elif line.op == "call_module" and target in self.parts.passing:
+            self.values[line] = self.values[line.args[0]]  # type: ignore[index]
+        elif line.op == "call_module" and target != self.parts.expected:
+            self.values[line] = self._written(self.module.get_submodule(target), self._value(line.args[0]), target)
+        elif line.target is operator.getitem and line.args[0] in self.read:
+            self.values[line] = self.read[line.args[0]][line.args[1]]  # type: ignore[index]
+        elif line.target in ARITHMETIC and line.args[0] in self.values:
+            self.values[line] = self._arithmetic(line)
+        elif line.op == "output":
+            said: Any = line.args[0]
+            given = list(said.values()) if isinstance(said, dict) else [said]
+            for old, new in zip(self.graph.outputs, given, strict=True):
+                self._meet(old, self.values[new])
+
+    def _keep(self, line: fx.Node, node: ir.Node) -> None:
+        """Leave a node as it is, behind what is new; what it reads may be another value from now on."""
+        self.kept.add(node)
+        if self.new:
+            self.graph.insert_before(node, self.new)
+            self.new = []
+        for old, given in zip([*node.inputs, *captured(node)], line.args, strict=False):
+            if old is not None and given in self.values:
+                self._meet(old, self.values[given])  # type: ignore[index]
+        self.read[line] = [value for value in node.outputs if value.name]
+        self.values[line] = node.outputs[0]
+
+    def _meet(self, old: ir.Value, new: ir.Value) -> None:
+        if old is not new:
+            self.replaced[old] = new
+
+    def _replace(self, old: ir.Value, new: ir.Value) -> ir.Node | None:
+        """Let all that read ``old`` read ``new``, which takes its name; return a node that gives it where it cannot."""
+        name, given = old.name, None
+        if new not in self.made:  # it has a name of its own
+            if not old.is_graph_output():
+                old.replace_all_uses_with(new)
+                return None
+            given = ir.node("Identity", [new], name=self._name(f"{name}_given"))
+            new = given.outputs[0]
+        self.made.discard(new)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        new.type, new.shape = old.type, old.shape
+        old.name = self._name(f"{name}_before")
+        new.name = name
+        return given
+
+    def _value(self, argument: Any) -> ir.Value:
+        return self.values[argument]
+
+    def _name(self, base: str) -> str:
+        name, number = base, 0
+        while name in self.names:
+            number += 1
+            name = f"{base}_{number}"
+        self.names.add(name)
+        return name
+
+    # New nodes
+
+    def _node(self, kind: str, inputs: list[ir.Value], name: str, attributes: dict[str, Any] | None = None) -> ir.Value:
+        node = ir.node(kind, inputs, attributes, name=self._name(name))
+        value = node.outputs[0]
+        value.name = self._name(f"{name}_output")
+        value.type = inputs[0].type
+        self.new.append(node)
+        self.made.add(value)
+        return value
+
+    def _tensor(self, name: str, held: Tensor | np.ndarray[Any, Any]) -> ir.Value:
+        name = self._name(name)
+        array = array_of(held) if isinstance(held, Tensor) else held
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+        self.graph.register_initializer(value)
+        return value
+
+    def _arithmetic(self, line: fx.Node) -> ir.Value:
+        one, other = line.args
+        x = self._value(one)
+        if other in self.values:
+            y = self._value(other)
+        else:
+            assert isinstance(x.type, ir.TensorType)
+            y = self._tensor(f"{line.name}_factor", np.array(other, x.type.dtype.numpy()))
+        return self._node(ARITHMETIC[line.target], [x, y], line.name)
+
+    def _written(self, module: nn.Module, x: ir.Value, name: str) -> ir.Value:
+        """Add the nodes of a module that the rewrite made, and return what they give."""
+        if isinstance(module, nn.Sequential):
+            *steps, last = module
+            if len(steps) == 1 and isinstance(steps[0], _ConstantPadNd) and min(steps[0].padding) >= 0:
+                assert isinstance(last, _ConvNd)
+                return self._convolution(last, x, name, _pads(steps[0].padding))
+            for number, step in enumerate(steps):
+                x = self._written(step, x, f"{name}_pad{number or ''}")
+            return self._written(last, x, name)
+        if isinstance(module, nn.Linear):
+            return self._linear(module, x, name)
+        if isinstance(module, _ConvNd):
+            pads = [int(n) for n in module.padding] * 2
+            if module.padding_mode != "zeros":
+                rank = len(module.kernel_size) + 2
+                x = self._pad(x, PADDING_MODES[module.padding_mode], pads, rank, f"{name}_pad")
+                pads = [0] * len(pads)
+            return self._convolution(module, x, name, pads)
+        kind = next((kind for kind in MODES if isinstance(module, kind)), None)
+        if kind is None:
+            assert isinstance(module, nn.Identity)
+            return x
+        padding = _pads(module.padding)
+        return self._pad(x, MODES[kind], padding, len(padding) // 2 + 2, name)
+
+    def _convolution(self, module: _ConvNd, x: ir.Value, name: str, pads: list[int]) -> ir.Value:
+        attributes: dict[str, Any] = {
+            "kernel_shape": list(module.kernel_size),
+            "strides": list(module.stride),
+            "pads": pads,
+            "dilations": list(module.dilation),
+            "group": module.groups,
+        }
+        if isinstance(module, _ConvTransposeNd):
+            attributes["output_padding"] = list(module.output_padding)
+        kind = "ConvTranspose" if isinstance(module, _ConvTransposeNd) else "Conv"
+        return self._node(kind, [x, *self._weights(module, name)], name, attributes)
+
+    def _weights(self, module: nn.Module, name: str) -> list[ir.Value]:
+        return [self._tensor(f"{name}.{leaf}", held) for leaf, held in module.named_parameters()]
+
+    def _linear(self, module: nn.Linear, x: ir.Value, name: str) -> ir.Value:
+        if len(self.parts.shapes.get(str(x.name), ())) == 2:
+            return self._node("Gemm", [x, *self._weights(module, name)], name, {"transB": 1})
+        product = self._node("MatMul", [x, self._tensor(f"{name}.weight", module.weight.t())], f"{name}_product")
+        return self._node("Add", [product, self._tensor(f"{name}.bias", module.bias)], name)
+
+    def _pad(self, x: ir.Value, mode: str, pads: list[int], rank: int, name: str) -> ir.Value:
+        half, whole = len(pads) // 2, [0] * (2 * rank)
+        whole[rank - half : rank], whole[2 * rank - half :] = pads[:half], pads[half:]
+        if version_of(self.model) < PADS_AS_INPUT:
+            return self._node("Pad", [x], name, {"mode": mode, "pads": whole})
+        return self._node("Pad", [x, self._tensor(f"{name}.amounts", np.array(whole, np.int64))], name, {"mode": mode})
+
+
+def _pads(padding: Any) -> list[int]:
+    """Return amounts as ONNX wants them, all befores and then all afters, from torch's, pairs from the last axis on."""
+    pairs = list(zip(padding[::2], padding[1::2], strict=True))[::-1]
+    return [int(before) for before, _ in pairs] + [int(after) for _, after in pairs]
+
+
+def _taken(model: ir.Model) -> set[str]:
+    """Return the names that nodes and values have, in all of the graphs."""
+    names = {str(node.name) for node in model.graph.all_nodes()}
+    names |= {str(value.name) for node in model.graph.all_nodes() for value in node.outputs}
+    for graph in model.graphs():
+        names |= {str(value.name) for value in (*graph.inputs, *graph.initializers.values())}
+    return names
+
+
+LARGEST = 2_000_000_000  # bytes: a protobuf message ends at 2 GiB, and the graph is part of it
+SMALL = 256  # bytes of a tensor that is not worth a place in another file
+
+
+def write(model: ir.Model, path: Path, before: Sequence[Path]) -> tuple[Path, ...]:
+    """Write the model; return the file beside it that holds its weights, where they are in one.
+
+    That is so where they were in files ``before``, or where they are too large for one file.
+    """
+    size = sum(tensor.nbytes for _, tensor in tensors_of(model))
+    weights = f"{path.name}.data" if before or size > LARGEST else None
+    ir.save(model, path, external_data=weights, size_threshold_bytes=SMALL)
+    onnx.checker.check_model(str(path))
+    return () if weights is None else (path.parent / weights,)
