@@ -236,7 +236,7 @@ def test_a_model_file_runs_once_in_each_process(cli: Cli, tmp_path: Path) -> Non
     """It may define operators and fill registries, which fails the second time."""
     net = f"import torch\n{OPERATORS}def build():\n    return torch.nn.Conv2d(3, 4, 1)\n"
     state_file(tmp_path, net=net)
-    for command in ("verify", "bench --seconds 0.1 --rounds 4"):
+    for command in ("verify", "bench --seconds 0.1 --rounds 8"):
         done = typed(cli, f"{command} weights.pth weights.pth --model net.py:build --input 1x3x4x4", tmp_path)
         assert not done.returncode, done.stderr
 

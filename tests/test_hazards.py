@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from repfuse.fusing import fuse
+from repfuse.planning.planner import plan
 
 
 class Secret(nn.Module):
@@ -283,3 +284,27 @@ def test_a_computed_weight_that_is_overwritten_keeps_its_value_for_others(forwar
     """The write goes on, though the convolution that read its result is gone."""
     model, x = randomised(Spelled(forward, a=conv(3), b=conv(1))), image(2, 4, 6, 7)
     assert error(model, fuse(model, (x,)).module, x) < 1e-12
+
+
+class WritesIntoWhatItIsGiven(nn.Module):
+    """Adds to its input in place, and returns something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3), conv(3)
+
+    def forward(self, x):
+        return self.b(torch.sin(x.add_(self.a(x))))
+
+
+def test_what_a_block_writes_into_its_input_is_seen_outside():
+    """The planner itself leaves it alone: no comparison at some sizes has to find it."""
+
+    def forward(m, x):
+        y = torch.sin(x)
+        z = m.inner(y)
+        return z + y
+
+    model, x = randomised(Spelled(forward, inner=WritesIntoWhatItIsGiven())), image(2, 4, 6, 7)
+    found = plan(model, (x,))
+    assert not found.sites and "in-place" in {refusal.code for refusal in found.refusals}

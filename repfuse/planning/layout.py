@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from repfuse.algebra.expression import Expression, Scaled
 from repfuse.algebra.geometry import NotAffine
@@ -270,6 +271,7 @@ class _LayingOut:
         replacements = [each for member in candidates for each in self._replacements(call, member.region, name_of)]
         for path in {inner.path for r in replacements for n in r.nodes for inner in self._above(n, call)}:
             self._check_hooks(path)
+        self._check_readers(call, {node for each in replacements for node in each.nodes})
         graph = local_graph(self.recording, call, replacements, self.bystanders, self._origin)
         kept, steps = self._unread(call, replacements, graph), self._steps(call, graph)
         self._check_uses(call, graph, kept)
@@ -370,6 +372,15 @@ class _LayingOut:
     def _steps(self, call: Call, graph: fx.Graph) -> tuple[str, ...] | None:
         """Return the modules that the graph is in a row, if it is; a row of modules takes no arguments by name."""
         return None if any(other.kwargs for other in self.recording.calls[call.path]) else steps_of(graph)
+
+    def _check_readers(self, call: Call, nodes: set[fx.Node]) -> None:
+        """Raise NotAffine where something outside reads one of the nodes that the call does not return.
+
+        It has the tensor under another name, and sees what was written into it.
+        """
+        order, returned = self.recording.order, {x for x in tree_leaves(call.output) if isinstance(x, fx.Node)}
+        if any(order.get(user, 0) >= call.stop for node in nodes - returned for user in node.users):
+            raise NotAffine("in-place", f"what {call.path!r} writes into a tensor is read outside of it")
 
     def _check_uses(self, call: Call, graph: fx.Graph, kept: tuple[str, ...] = ()) -> None:
         """Raise NotAffine where one new body, ``graph``, does not serve every call, or hides what others reach for."""
