@@ -81,7 +81,7 @@ CASES = {
     "unknown option": Case(convert(MODULE, "--polcy", "cost"), ("no option --polcy", "--policy")),
     "no value": Case(lambda _: ("convert", MODULE, "out.pt", "--model"), ("--model needs a value",)),
     "no argument": Case(lambda _: ("verify", MODULE), ("FUSED is missing", "repfuse verify ORIGINAL FUSED")),
-    "too many arguments": Case(convert(MODULE, "b.pt"), ("give one IN and one OUT",)),
+    "too many arguments": Case(convert(MODULE, "b.pt"), ("one IN and one OUT",)),
     "no number": Case(lambda _: ("verify", MODULE, MODULE, "--rtol", "x"), ("--rtol takes a number",)),
     "no whole number": Case(lambda _: ("bench", MODULE, MODULE, "--rounds", "1.5"), ("--rounds takes a whole number",)),
     "no choice": Case(convert(MODULE, "--policy", "fast"), ("--policy takes one of cost, always, never-compose",)),
