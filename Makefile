@@ -31,8 +31,8 @@ figures: $(VENV)/.dev  ## What a newcomer has to read: files, lines, imports, ci
 peers: $(VENV)/.peers  ## Whole networks against other tools, and in the libraries that made them
 	$(BIN)/pytest -m peers
 
-slow: $(VENV)/.dev  ## The exhaustive suites
-	$(BIN)/pytest -m slow -n auto --maxprocesses 4
+slow: $(VENV)/.dev  ## The exhaustive suites, and the laws on many more examples
+	HYPOTHESIS_PROFILE=many $(BIN)/pytest -m 'slow or hypothesis' -n auto --maxprocesses 4
 
 fuzz: $(VENV)/.dev  ## Damaged files of each format, new ones each time; minutes on two cores
 	$(BIN)/pytest tests/test_fuzz.py -m slow -n auto --maxprocesses 4

@@ -251,10 +251,10 @@ class Plan:
         if isinstance(refusals := fields.get("refusals"), list):
             fields["refusals"] = [_without(refusal, "hint") for refusal in refusals]
         plan: Plan = read_as(Plan, fields)
-        plan.check()
+        plan._check()
         return plan
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raise RepfuseError where a plan that was read holds what none of this version does."""
         if unknown := [refusal.code for refusal in self.refusals if refusal.code not in REFUSALS]:
             raise _no_plan(f"{_shown(unknown[0])} is no refusal that this version of repfuse knows")
@@ -296,7 +296,7 @@ def read_as(kind: Any, data: Any, *, strict: bool = True) -> Any:
         raise _no_plan(f"{place or 'the plan'}: {said}, and it is {_shown(wrong['input'])}") from error
     except UnicodeEncodeError as error:
         raise _no_plan(MISTAKES["predicate_failed"]) from error
-    except ValueError as error:
+    except (TypeError, ValueError, RecursionError) as error:  # it is no JSON
         raise _no_plan(first_line(error)) from error
 
 

@@ -1,11 +1,13 @@
-"""Measures the README's table with the command line itself, and writes it there: `make bench`.
+"""Measures the README's tables with the command line itself, and writes them there: `make bench`.
 
 Each network is timm's, with random weights, saved as safetensors; then `repfuse convert` and `repfuse bench` do what
-they do for a user. It takes some minutes and wants a machine that does nothing else.
+they do for a user. In the runtimes, timm's own re-parameterised form is timed against the fused one, too. It takes some
+minutes and wants a machine that does nothing else.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
@@ -15,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from support import torchvision_schemas
 from support.networks import timm_network
@@ -25,9 +28,18 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results: written by `make bench`; do not edit by hand -->", "<!-- end of results -->"
 NETWORKS = ("repvgg_a0", "repvgg_b1g4", "mobileone_s0")
+DEPLOYED = ("repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m1")
+RUNTIMES = "eager,compile,onnxruntime,openvino"
 HEAD = (
     "| network | operators merged | parameters | proof: error in float64 | drift in float32 (the original's own) | "
     "time to convert | latency, batch 1 | speed-up (95 % interval) |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+)
+
+
+RUNTIME_HEAD = (
+    "| network | runtime | original | fused | speed-up | over the original in eager | of a matrix product | "
+    "timm's form over fused |",
     "| --- | --- | --- | --- | --- | --- | --- | --- |",
 )
 
@@ -39,10 +51,14 @@ def main() -> None:
         for name in NETWORKS:
             print(name, file=sys.stderr)
             rows.append(measure(name, Path(folder)))
+        deployed = [line for name in DEPLOYED for line in in_runtimes(name, Path(folder))]
     begin, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     end = rest.partition(END)[2]
     table = "\n".join([*HEAD, *(row for row, _ in rows)])
-    README.write_text(f"{begin}{BEGIN}\n{table}\n\n{rows[0][1]}\n{END}{end}", encoding="utf-8")
+    runtimes = "\n".join([*RUNTIME_HEAD, *deployed])
+    said = "Batch 1, one thread, 95 % intervals; the last column is how many times as long timm's own form takes."
+    text = f"{table}\n\n{rows[0][1]}\n\n{runtimes}\n\n{said}"
+    README.write_text(f"{begin}{BEGIN}\n{text}\n{END}{end}", encoding="utf-8")
 
 
 def measure(name: str, folder: Path) -> tuple[str, str]:
@@ -54,6 +70,40 @@ def measure(name: str, folder: Path) -> tuple[str, str]:
     report = repfuse("convert", source, fused, *model)
     timing = repfuse("bench", source, fused, *model, "--rounds", "60", "--seconds", "60")
     return row(name, report, timing), caption(report, timing)
+
+
+def in_runtimes(name: str, folder: Path) -> list[str]:
+    """Return a row for each runtime: the network, what repfuse makes of it, and what timm makes of it."""
+    from timm.utils.model import reparameterize_model
+
+    print(f"{name} in {RUNTIMES}", file=sys.stderr)
+    source, fused, theirs = (folder / f"{name}.{kind}.pt" for kind in ("whole", "fused", "timm"))
+    model = timm_network(name)
+    torch.save(model, source)
+    torch.save(reparameterize_model(copy.deepcopy(model)), theirs)
+    repfuse("convert", source, fused, "--allow", "timm", "--quick")
+    options = ("--allow", "timm", "--runtime", RUNTIMES, "--threads", "1", "--rounds", "40", "--seconds", "60")
+    ours, peer = repfuse("bench", source, fused, *options), repfuse("bench", theirs, fused, *options)
+    beside = {entry["runtime"]: entry for entry in peer["measurements"]}
+    return [runtime_row(name, entry, beside.get(entry["runtime"])) for entry in ours["measurements"]]
+
+
+def runtime_row(name: str, entry: dict[str, Any], beside: dict[str, Any] | None) -> str:
+    over, fused = entry["over_eager"], entry["fused"]
+    cells = (
+        name,
+        entry["runtime"],
+        *(tables.duration(entry[side]["median"]) for side in ("original", "fused")),
+        interval(entry["speedup"], entry["low"], entry["high"]),
+        "" if over is None else interval(over["value"], over["low"], over["high"]),
+        "" if fused["floor"] is None else tables.percent(fused["floor"] / fused["median"]),
+        "" if beside is None else interval(beside["speedup"], beside["low"], beside["high"]),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def interval(value: float, low: float, high: float) -> str:
+    return f"{value:.2f}x ({low:.2f} to {high:.2f})"
 
 
 def repfuse(*args: object) -> dict[str, Any]:
@@ -76,7 +126,7 @@ def row(name: str, report: dict[str, Any], timing: dict[str, Any]) -> str:
         f"{tables.error(drift['fused']['rms'])} ({tables.error(drift['own']['rms'])})",
         tables.duration(report["seconds"]),
         tables.change(*latency),
-        f"{measured['speedup']:.2f}x ({measured['low']:.2f} to {measured['high']:.2f})",
+        interval(measured["speedup"], measured["low"], measured["high"]),
     )
     return f"| {' | '.join(cells)} |"
 

@@ -33,7 +33,7 @@ def outcomes(names: list[str], folder: Path, *, trust: bool = False) -> dict[str
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", SUPPORT)))
     command = [sys.executable, "-m", "hostile.child", str(folder), "trust" if trust else "no", *names]
     env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     found = {line["name"]: line for line in lines if "name" in line}
     missing = [name for name in names if name not in found]

@@ -104,7 +104,7 @@ def test_such_networks_are_compared_and_timed_in_float32(name):
     example = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) else x, inputs)
     fused = fuse(model, example).module
     assert verify(model, fused, example).verdict == "same"
-    assert bench(model, fused, example, rounds=6, seconds=0.01).measurements
+    assert bench(model, fused, example, rounds=8, seconds=0.01).measurements
 
 
 def test_a_wrong_network_of_a_dict_is_told():

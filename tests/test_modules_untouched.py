@@ -183,7 +183,7 @@ def test_a_network_is_converted_and_left_as_it_was(make):
     assert prove(model, result.plan, result.module, trials, reference(model, trials)).passed
     assert verify(model, result.module, (X,)).verdict == "same"
     assert same(before, picture(model)), "verify"
-    bench(model, result.module, (X,), rounds=6, seconds=0.01)
+    bench(model, result.module, (X,), rounds=8, seconds=0.01)
     assert same(before, picture(model)), "bench"
     assert error(model, result.module, X) < 1e-12
 
@@ -191,7 +191,7 @@ def test_a_network_is_converted_and_left_as_it_was(make):
 def test_a_network_in_training_mode_is_measured_in_eval_mode_and_left_in_training():
     model = randomised(Net()).train()
     before = picture(model)
-    bench(model, model, (X,), rounds=6, seconds=0.01)
+    bench(model, model, (X,), rounds=8, seconds=0.01)
     verify(model, model, (X,))
     plan(model, (X,))
     assert same(before, picture(model))

@@ -333,7 +333,7 @@ def test_the_command(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     (tmp_path / "in.json").write_text(to_json(document()), encoding="utf-8")
     here = {"PYTHONPATH": f"{tmp_path}:{FOLDER.parents[1]}", "PYTHONIOENCODING": "ascii"}
-    done = cli("report", "in.json", "--html", "out.html", "--markdown", "-", cwd=tmp_path, env=here)
+    done = cli("report", "in.json", "--html", "out.html", "--markdown", "-", cwd=tmp_path, env=here, fresh=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == as_markdown(told([("a", document())]))
     assert (tmp_path / "out.html").read_text(encoding="utf-8") == page_of(document())

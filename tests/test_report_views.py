@@ -325,8 +325,8 @@ def test_each_kind_of_check_can_fail() -> None:
         "1storedtensor:worst:a.weight,2wrong",
         "therestofthenetwork-equalFAILED",
         "therestofthenetwork:worst:c",
-        "1site,eachalone801xboundFAILED",
-        "1site,eachalone:worst:b,input1x1",
+        "1sitealone801xboundFAILED",
+        "1sitealone:worst:b,input1x1",
     ):
         assert part in shown, part
     assert failed.place.path == "a" and failed.place.error.max == 7.5 and failed.place.after == ""

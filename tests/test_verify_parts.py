@@ -401,7 +401,7 @@ class Scaled(nn.Module):
 def test_overflow_in_the_fused_network_alone_is_not_allowed():
     original = network(2, dtype=torch.float16)
     found = drift(original, Scaled(original, 1e30), input_variants(example(torch.float16)))
-    assert not found.passed and math.isinf(found.worst.fused.max)
+    assert not found.passed and "out is infinite or not a number in other places" in found.problem
 
 
 def test_overflow_in_the_original_leaves_the_drift_unmeasured():

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from repfuse.report.tables import NOTHING, NUMBER, heading, plural, table
+from repfuse.report.tables import NOTHING, NUMBER, alone, heading, plural, table
 from repfuse.wording import apart, small
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def of_site_drift(proof: Proof) -> Iterator[Check]:
     if drifts:
         path, worst = max(drifts, key=lambda entry: entry[1].of_bound)
         passed = all(drift.passed for _, drift in drifts)
-        what = f"{plural(len(drifts), 'site')}, each alone"
+        what = alone(len(drifts))
         reached, bound = apart(worst.of_bound, 1.0, "{:.2g}".format)
         place = f"{path}, {worst.trial}"
         yield Check(f"drift, {worst.dtype}", what, place, reached, f"{bound} x bound", passed)
@@ -106,7 +106,7 @@ def _sites(sites: tuple[SiteProof, ...]) -> Check:
     reached, allowed = apart(worst.comparison.error or 0.0, worst.comparison.tolerance)
     if worst.comparison.error is None:
         reached = NOTHING
-    return Check("proof, float64", f"{plural(len(sites), 'site')}, each alone", place, reached, allowed, passed)
+    return Check("proof, float64", alone(len(sites)), place, reached, allowed, passed)
 
 
 def _weights(weights: list[WeightProof]) -> Iterator[Check]:

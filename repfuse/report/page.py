@@ -21,10 +21,10 @@ from repfuse.planning.cost import price
 from repfuse.plans import Cost, Refusal, Site
 from repfuse.report.chart import Chart, Speed, compared, speed_of, times
 from repfuse.report.convert_view import chosen_line, example_line, name_of, verified_line
-from repfuse.report.plan_view import declined, operators
+from repfuse.report.plan_view import declined, operators, total, totals
 from repfuse.report.reading import Measurement, SiteTiming, Told
 from repfuse.report.schema import Status
-from repfuse.report.tables import change, count, duration, error, percent, plural, size
+from repfuse.report.tables import alone, change, count, duration, error, percent, plural, size
 from repfuse.report.verify_view import data_lines
 from repfuse.wording import listed, printable
 
@@ -143,7 +143,7 @@ class Page:
     @property
     def amounts(self) -> list[tuple[str, str, str, str, float]]:
         """What there is before and after, each with the change and the share that is left."""
-        before, after = costs(self.told.plan.sites)
+        before, after = totals(self.told.plan.sites)
         rows = [("operators at the sites", count, before.launches, after.launches)]
         for timing in self.told.timings[:1]:
             whole, fused = timing.before, timing.after
@@ -162,18 +162,11 @@ class Page:
         return [self._kind(*formula, sites) for formula, sites in groups.items()]
 
     def _kind(self, branches: tuple[str, ...], kernel: str, sites: list[Site]) -> Kind:
-        drawn = tuple((times, layers(branch)) for branch, times in Counter(branches).items())
-        written = (f"{times} of {branch}" if times > 1 else branch for branch, times in Counter(branches).items())
-        formula = f"{' | '.join(written)} → {kernel}"
-        return Kind(
-            drawn,
-            kernel,
-            formula,
-            tuple(sites),
-            predicted(*costs(sites)),
-            self._measured_of(sites),
-            self._worst_of(sites),
-        )
+        counted = Counter(branches).items()
+        drawn = tuple((times, layers(branch)) for branch, times in counted)
+        written = " | ".join(f"{times} of {branch}" if times > 1 else branch for branch, times in counted)
+        gains = predicted(*totals(sites)), self._measured_of(sites)
+        return Kind(drawn, kernel, f"{written} → {kernel}", tuple(sites), *gains, self._worst_of(sites))
 
     def _measured_of(self, sites: Sequence[Site]) -> str:
         """Return how many times as fast these places are by themselves, where each was timed."""
@@ -222,12 +215,10 @@ class Page:
         if proof := conversion.proof:
             known = [each for each in self.errors.values() if each is not None]
             if known:
-                yield f"{plural(len(known), 'site')}, each alone", f"{error(max(known))} at most, in float64"
-            where = f"on {plural(len(proof.network.trials), 'input')} in float64"
-            yield (
-                "the whole network",
-                f"{error(proof.network.error)} {where} ({error(proof.network.tolerance)} allowed)",
-            )
+                yield alone(len(known)), f"{error(max(known))} at most, in float64"
+            off, allowed = error(proof.network.error), error(proof.network.tolerance)
+            inputs = plural(len(proof.network.trials), "input")
+            yield "the whole network", f"{off} on {inputs} in float64 ({allowed} allowed)"
         if conversion.drift and (worst := conversion.drift.worst):
             off, own, allowed = map(error, worst.numbers)
             yield f"as stored, {worst.dtype}", f"{off} (the original's own {own}, {allowed} allowed)"
@@ -257,19 +248,15 @@ class Page:
         return [row for row in rows if row[1]]
 
     def row(self, site: Site) -> tuple[str, ...]:
-        """Return a site's row: path, operators, multiply-accumulates, predicted gain, error, measured gain."""
+        """Return a site's row: path, operators, multiply-accumulates, predicted and measured gain, error."""
         before, after = site.before, site.after
-        operators, macs = (
-            change(count(before.launches), count(after.launches)),
-            change(count(before.macs), count(after.macs)),
-        )
-        gains = predicted(before, after), self._measured_of([site])
-        return site.path or ROOT, operators, macs, *gains, self._worst_of([site])
+        work = change(count(before.launches), count(after.launches)), change(count(before.macs), count(after.macs))
+        return site.path or ROOT, *work, predicted(before, after), self._measured_of([site]), self._worst_of([site])
 
     @property
-    def totals(self) -> tuple[str, str]:
+    def together(self) -> tuple[str, str]:
         """How many operators the sites have, and how much faster they are predicted to be together."""
-        return operators(self.told.plan), predicted(*costs(self.told.plan.sites))
+        return operators(self.told.plan), predicted(*totals(self.told.plan.sites))
 
 
 def as_html(told: Told) -> str:
@@ -294,8 +281,8 @@ def check_extra() -> None:
     try:
         import jinja2  # noqa: F401
     except ImportError as missing:
-        hint = "Install the extra: pip install 'repfuse[report]'"
-        raise RepfuseError("A page in HTML needs Jinja2, which is not installed.", "", hint) from missing
+        hint = "Install it: pip install 'repfuse[report]'."
+        raise RepfuseError("jinja2 is not installed, which a page in HTML needs.", "", hint) from missing
 
 
 def _shown(value: Any) -> Any:
@@ -317,11 +304,6 @@ def layers(branch: str) -> tuple[Pair, ...]:
     return tuple((sign, text.removeprefix("conv ")) for sign, text in found)
 
 
-def costs(sites: Sequence[Site]) -> tuple[Cost, Cost]:
-    """Return what the sites cost together, before and after."""
-    return sum((site.before for site in sites), Cost()), sum((site.after for site in sites), Cost())
-
-
 def predicted(before: Cost, after: Cost) -> str:
     """Return how many times as fast a place is predicted to be."""
     return times(price(before) / price(after)) if price(after) else "-"
@@ -333,7 +315,7 @@ def _changed(share: float) -> str:
 
 def _refused(same: list[Refusal]) -> Refused:
     first, known = same[0], [(each.before, each.after) for each in same if each.before and each.after]
-    before, after = sum((one for one, _ in known), Cost()), sum((other for _, other in known), Cost())
+    before, after = total(one for one, _ in known), total(other for _, other in known)
     gain = f", predicted {compared(price(before) / price(after))}" if price(after) and price(before) else ""
     cost = f"{declined(same)}{gain}" if known else ""
     where = listed(dict.fromkeys(each.where for each in same))

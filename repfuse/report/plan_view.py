@@ -52,7 +52,7 @@ def summary(plan: Plan) -> str:
 
 def operators(plan: Plan) -> str:
     """Return how many operators the sites come to, before and after: ``31 → 5 operators``."""
-    return _operators(*_totals(plan.sites))
+    return _operators(*totals(plan.sites))
 
 
 def sites_view(sites: Sequence[Site], *, verbose: bool) -> Iterator[RenderableType]:
@@ -64,7 +64,7 @@ def sites_view(sites: Sequence[Site], *, verbose: bool) -> Iterator[RenderableTy
         yield Padding(Text(site.path or ROOT), (0, 0, 0, 2))
         yield Padding(Text(f"{merged(site)}; {_costs(site.before, site.after, macs=verbose)}"), (0, 0, 0, 4))
     if len(sites) > 1:
-        yield Padding(Text(f"{plural(len(sites), 'site')}: {_costs(*_totals(sites))}", style="bold"), (0, 0, 0, 2))
+        yield Padding(Text(f"{plural(len(sites), 'site')}: {_costs(*totals(sites))}", style="bold"), (0, 0, 0, 2))
 
 
 def merged(site: Site) -> str:
@@ -97,7 +97,7 @@ def declined(refusals: Sequence[Refusal]) -> str:
     known = [(refusal.before, refusal.after) for refusal in refusals if refusal.before and refusal.after]
     if not known:
         return ""
-    return _costs(_total(before for before, _ in known), _total(after for _, after in known))
+    return _costs(total(before for before, _ in known), total(after for _, after in known))
 
 
 def refusals_line(refusals: Sequence[Refusal]) -> str:
@@ -114,11 +114,13 @@ def _operators(before: Cost, after: Cost) -> str:
     return f"{change(count(before.launches), count(after.launches))} operators"
 
 
-def _totals(sites: Sequence[Site]) -> tuple[Cost, Cost]:
-    return _total(site.before for site in sites), _total(site.after for site in sites)
+def totals(sites: Sequence[Site]) -> tuple[Cost, Cost]:
+    """Return what the sites cost together, before and after."""
+    return total(site.before for site in sites), total(site.after for site in sites)
 
 
-def _total(costs: Iterable[Cost]) -> Cost:
+def total(costs: Iterable[Cost]) -> Cost:
+    """Return the sum of costs."""
     return sum(costs, start=Cost())
 
 

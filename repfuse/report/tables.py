@@ -75,6 +75,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def alone(sites: int) -> str:
+    """Return ``1 site alone``, ``2 sites, each alone``."""
+    return f"{plural(sites, 'site')}, each alone" if sites > 1 else f"{plural(sites, 'site')} alone"
+
+
 def _scaled(number: float, base: int, prefixes: Sequence[str]) -> str:
     power = 0
     while number >= base and power < len(prefixes) - 1:

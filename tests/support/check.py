@@ -21,7 +21,7 @@ from repfuse.checking.drift import drift
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.results import Comparison
-from repfuse.fusing import fuse
+from repfuse.fusing import fuse, settled
 from repfuse.planning.planner import plan
 from repfuse.plans import Plan, Policy
 from repfuse.rewriting import rewrite
@@ -61,7 +61,8 @@ def check_in(dtype: torch.dtype, steps: Sequence[Step], shapes: Shapes, policy: 
     found = plan(original, examples, policy)
     if not found.sites:
         return
-    fused = rewrite(original, found)
+    result = settled(original, found)
+    found, fused = result.plan, result.module
     trials = [trial for trial in input_variants(examples) if not _empties(original, trial.inputs)]
     expected = reference(original, trials)
     proof = prove(original, found, fused, trials, expected)
