@@ -147,6 +147,12 @@ SPELLINGS = [
         node("Conv", "r w1", "z"),
     ], s=np.array([0, 2, 2, 5, 6]), t=np.array([-1, 4, 5, 6]), w1=W1), {"Conv": 1, "Transpose": 0},
         shape=("n", 4, 5, 6), given=tensor(19, 2, 4, 5, 6)),
+    Spelling("pixels as tokens, of sizes that are computed", [
+        node("BatchNormalization", "x g b m v", "a"), node("Shape", "a", "s"), node("Slice", "s zero two", "t"),
+        node("Concat", "t rest", "u", axis=0), node("Reshape", "a u", "c"), node("Transpose", "c", "d", perm=[0, 2, 1]),
+        node("MatMul", "d p", "e"), node("Unsqueeze", "e two", "y"),
+    ], {"zero": np.array([0]), "two": np.array([2]), "rest": np.array([-1]), "p": tensor(9, 4, 4), **NORM},
+        {"BatchNormalization": 0, "MatMul": 1}, means=17),
     *(Spelling(f"DepthToSpace {mode}", [
         node("Conv", "x w3", "a", pads=[1, 1, 1, 1]), node("DepthToSpace", "a", "d", blocksize=2, mode=mode),
         node("Mul", "d s", "y"),

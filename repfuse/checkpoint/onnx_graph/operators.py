@@ -38,8 +38,8 @@ class Known:
     values: dict[int, Any] = field(default_factory=dict)
     given: tuple[bool, ...] = ()
     """Whether each input is there: one that is optional may be left out."""
-    gives: Shape | None = None
-    """The shape of the first output."""
+    sizes: Shape | None = None
+    """What is known of the shape that a Reshape is told, where that is computed."""
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an attribute."""
@@ -274,8 +274,8 @@ def _reshape(known: Known) -> Function | None:
         said = known.said("shape", 1)
         wanted: list[Any] = [str(axis) if n == 0 and kept else n for axis, n in enumerate(said)]
     else:  # computed of sizes that the input has, too
-        own, gives = known.shape(), known.gives or ()
-        wanted = [n if isinstance(n, int) else str(own.index(n)) if n is not None and n in own else -1 for n in gives]
+        own, sizes = known.shape(), known.sizes or ()
+        wanted = [n if isinstance(n, int) else str(own.index(n)) if n is not None and n in own else -1 for n in sizes]
         if not wanted or wanted.count(-1) > 1:
             raise Computed
     return lambda x, *_: x.reshape([x.size(int(n)) if isinstance(n, str) else n for n in wanted])
