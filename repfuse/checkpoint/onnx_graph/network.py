@@ -25,6 +25,7 @@ from repfuse.checkpoint.onnx_graph.operators import VALUES, Function, Known, Sha
 from repfuse.checkpoint.onnx_graph.reading import DOMAINS, LISTS_NO_WEIGHTS, inputs_of, shapes_of, version_of
 from repfuse.checkpoint.onnx_graph.tensors import tensor_of
 
+SIZES = {"Reshape": 1, "Resize": 3}  # which input is a list of sizes
 PASSING = ("Unsqueeze", "Squeeze", "Cast", "Identity")  # of a list of sizes
 RANDOM = ("Random", "Bernoulli", "Multinomial")  # whose results are none that stay
 FOLDED = 1 << 10  # numbers that a constant may have to be looked for as an argument of an operator
@@ -204,8 +205,12 @@ class Building:
             tuple(None if value is None else self.shapes.get(str(value.name)) for value in node.inputs),
             {place: array.tolist() for place, array in found.items() if array is not None},
             tuple(value is not None for value in node.inputs),
-            self.constants.sizes(node.inputs[1]) if node.op_type == "Reshape" and node.inputs[1:] else None,
+            self._sizes(node),
         )
+
+    def _sizes(self, node: ir.Node) -> Shape | None:
+        place = SIZES.get(node.op_type)
+        return None if place is None or place >= len(node.inputs) else self.constants.sizes(node.inputs[place])
 
 
 def _last(*given: Tensor) -> Tensor:
