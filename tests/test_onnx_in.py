@@ -463,6 +463,14 @@ def test_quantised_and_unreadable_graphs(tmp_path: Path) -> None:
         repfuse.plan(checkpoint.module, checkpoint.example_inputs)
 
 
+def test_what_the_checker_does_not_like_is_converted_all_the_same(tmp_path: Path) -> None:
+    made = model([*BRANCHES, node("Add", "a c", "y")], WEIGHTS)
+    made.graph.name = ""  # ONNX Runtime takes it
+    onnx.save(made, tmp_path / "in.onnx")
+    fused(tmp_path / "in.onnx", tmp_path / "out.onnx", "1x4x6x6")
+    assert kinds(tmp_path / "out.onnx") == {"Conv": 1}
+
+
 def test_other_formats_say_why_not(tmp_path: Path) -> None:
     path = written(model([*BRANCHES, node("Add", "a c", "y")], WEIGHTS), tmp_path / "in.onnx")
     checkpoint = repfuse.load(path)

@@ -17,6 +17,8 @@ from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _Reflection
 from repfuse.checkpoint.onnx_graph.network import Parts, captured, parts_of
 from repfuse.checkpoint.onnx_graph.reading import LISTS_NO_WEIGHTS, read, tensors_of, version_of
 from repfuse.checkpoint.onnx_graph.tensors import array_of
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.wording import first_line
 
 MODES: dict[Any, str] = {
     _ConstantPadNd: "constant",
@@ -253,5 +255,19 @@ def write(model: ir.Model, path: Path, before: Sequence[Path]) -> tuple[Path, ..
     size = sum(tensor.nbytes for _, tensor in tensors_of(model))
     weights = f"{path.name}.data" if before or size > LARGEST else None
     ir.save(model, path, external_data=weights, size_threshold_bytes=SMALL)
-    onnx.checker.check_model(str(path))
     return () if weights is None else (path.parent / weights,)
+
+
+def check_valid(path: Path, original: Path) -> None:
+    """Raise RepfuseError where the file at ``path`` is no valid model, and the one that it was made from is."""
+    if (wrong := _invalid(path)) and not _invalid(original):
+        what, hint = "What was written is no valid ONNX model; nothing was kept.", "Please report it."
+        raise RepfuseError(what, wrong, hint, exit_code=EXIT_FAILED_CHECK)
+
+
+def _invalid(path: Path) -> str:
+    try:
+        onnx.checker.check_model(str(path))
+    except Exception as error:  # its own, protobuf's, or of the files beside it
+        return first_line(error)
+    return ""
