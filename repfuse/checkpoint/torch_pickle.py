@@ -36,6 +36,7 @@ CALLED = {  # what torch's restricted unpickler calls, beside torch's own
     *(GlobalName("_codecs", "encode"), GlobalName("builtins", "bytearray")),
     *(GlobalName("builtins", "set"), GlobalName("builtins", "complex")),
 }
+NAME = 1000  # characters of the name of a class
 FREE_BYTES = 1 << 28
 BYTES_OF_BYTE = 8  # what a byte of the file may stand for: repeated numbers take the room of one
 DICTIONARIES = {"AttributeDict", "ConfigDict", "CfgNode", "EasyDict", "Munch", "defaultdict", "addict.Dict"}
@@ -173,6 +174,8 @@ def _summary(path: Path, container: Container) -> PickleSummary:
 
 def _name(argument: str) -> GlobalName:
     """Return the name as Python 3 spells it; pickles of protocol 2 may use Python 2's."""
+    if len(argument) > NAME:  # torch would search a message about it without end
+        raise ValueError(f"it names something with {len(argument):,} characters")
     module, _, name = argument.partition(" ")
     return GlobalName(*NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
 
