@@ -61,9 +61,14 @@ class _Editing:
             self._follow(line)
         if self.new:
             self.graph.extend(self.new)
+        moved = any(_differ(old.shape, new.shape) for old, new in self.replaced.items() if new not in self.made)
+        moved = moved or any(self._resized(old, new) for old, new in self.replaced.items())
         outputs = [self._replace(old, new) for old, new in self.replaced.items()]
         self.graph.extend(node for node in outputs if node is not None)
         self.graph.remove([node for node in before if node not in self.kept], safe=True)
+        for value in (value for node in self.graph for value in node.outputs if moved):
+            if not value.is_graph_output():  # what rearranges values stays, and what it gives may have other channels
+                value.shape = None
         for value in used:
             if not value.uses() and not value.is_graph_output():
                 self._drop(value)
@@ -72,6 +77,12 @@ class _Editing:
             for value in self.graph.initializers.values():
                 if value.is_graph_input():
                     self.graph.inputs.remove(value)
+
+    def _resized(self, old: ir.Value, new: ir.Value) -> bool:
+        """Whether a new layer gives other channels than what it stands for."""
+        node = new.producer() if new in self.made else None
+        bias = None if node is None or len(node.inputs) < 2 else node.inputs[-1]
+        return old.shape is not None and bias is not None and bias.shape is not None and bias.shape[-1] not in old.shape
 
     def _drop(self, value: ir.Value) -> None:
         del self.graph.initializers[str(value.name)]
@@ -226,6 +237,10 @@ class _Editing:
         if version_of(self.model) < PADS_AS_INPUT:
             return self._node("Pad", [x], name, {"mode": mode, "pads": whole})
         return self._node("Pad", [x, self._tensor(f"{name}.amounts", np.array(whole, np.int64))], name, {"mode": mode})
+
+
+def _differ(one: ir.Shape | None, other: ir.Shape | None) -> bool:
+    return one is not None and other is not None and one != other
 
 
 def _pads(padding: Any) -> list[int]:
