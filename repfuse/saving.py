@@ -128,7 +128,7 @@ def _save_graph(
     Large weights may be in a file of their own, beside it and named after it.
     """
     from repfuse.checkpoint.onnx_graph.reading import shapes_said  # onnx takes a second to import
-    from repfuse.checkpoint.onnx_graph.writing import edited, write
+    from repfuse.checkpoint.onnx_graph.writing import check_valid, edited, write
     from repfuse.readback.graphs import check_graph, graph_job
 
     weights = out.with_name(f"{out.name}.data")
@@ -137,6 +137,7 @@ def _save_graph(
         folder = Path(stack.enter_context(TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".part")))
         model = edited(checkpoint.path, module)
         files = write(model, folder / out.name, checkpoint.files)
+        check_valid(folder / out.name, checkpoint.path)
         for source in (checkpoint.path, *checkpoint.files) if files else ():
             atomic.check_target(weights, source, force=force)
         written = _written(checkpoint, module)

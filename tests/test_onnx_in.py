@@ -147,6 +147,17 @@ SPELLINGS = [
         node("Conv", "r w1", "z"),
     ], s=np.array([0, 2, 2, 5, 6]), t=np.array([-1, 4, 5, 6]), w1=W1), {"Conv": 1, "Transpose": 0},
         shape=("n", 4, 5, 6), given=tensor(19, 2, 4, 5, 6)),
+    Spelling("a layer, its channels as an image, a 1x1", [
+        node("MatMul", "x p", "a"), node("Transpose", "a", "c", perm=[0, 2, 1]), node("Unsqueeze", "c two", "d"),
+        node("Conv", "d k", "e"), node("Squeeze", "e two", "y"),
+    ], {"p": tensor(9, 4, 6), "two": np.array([2]), "k": tensor(10, 5, 6, 1, 1)}, {"MatMul": 0, "Conv": 1},
+        shape=("n", "t", 4), given=tensor(12, 2, 5, 4)),
+    Spelling("pixels as tokens, of sizes that are computed", [
+        node("BatchNormalization", "x g b m v", "a"), node("Shape", "a", "s"), node("Slice", "s zero two", "t"),
+        node("Concat", "t rest", "u", axis=0), node("Reshape", "a u", "c"), node("Transpose", "c", "d", perm=[0, 2, 1]),
+        node("MatMul", "d p", "e"), node("Unsqueeze", "e two", "y"),
+    ], {"zero": np.array([0]), "two": np.array([2]), "rest": np.array([-1]), "p": tensor(9, 4, 4), **NORM},
+        {"BatchNormalization": 0, "MatMul": 1}, means=17),
     *(Spelling(f"DepthToSpace {mode}", [
         node("Conv", "x w3", "a", pads=[1, 1, 1, 1]), node("DepthToSpace", "a", "d", blocksize=2, mode=mode),
         node("Mul", "d s", "y"),
@@ -185,7 +196,7 @@ SPELLINGS = [
 
 @pytest.mark.parametrize("row", SPELLINGS, ids=str)
 def test_spelling(row: Spelling, tmp_path: Path) -> None:
-    made = model(row.nodes, row.tensors, shape=row.shape, opset=row.opset)
+    made = onnx.shape_inference.infer_shapes(model(row.nodes, row.tensors, shape=row.shape, opset=row.opset))
     path, out = written(made, tmp_path / "in.onnx"), tmp_path / "out.onnx"
     size = "x".join(map(str, row.given.shape))
     plan = fused(path, out, size)
@@ -455,6 +466,14 @@ def test_quantised_and_unreadable_graphs(tmp_path: Path) -> None:
     checkpoint = repfuse.load(written(unknown, tmp_path / "in.onnx"), input="1x4x6x6")
     with pytest.raises(RepfuseError, match="does not run"):
         repfuse.plan(checkpoint.module, checkpoint.example_inputs)
+
+
+def test_what_the_checker_does_not_like_is_converted_all_the_same(tmp_path: Path) -> None:
+    made = model([*BRANCHES, node("Add", "a c", "y")], WEIGHTS)
+    made.graph.name = ""  # ONNX Runtime takes it
+    onnx.save(made, tmp_path / "in.onnx")
+    fused(tmp_path / "in.onnx", tmp_path / "out.onnx", "1x4x6x6")
+    assert kinds(tmp_path / "out.onnx") == {"Conv": 1}
 
 
 def test_other_formats_say_why_not(tmp_path: Path) -> None:

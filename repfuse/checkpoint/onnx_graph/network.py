@@ -25,6 +25,9 @@ from repfuse.checkpoint.onnx_graph.operators import VALUES, Function, Known, Sha
 from repfuse.checkpoint.onnx_graph.reading import DOMAINS, LISTS_NO_WEIGHTS, inputs_of, shapes_of, version_of
 from repfuse.checkpoint.onnx_graph.tensors import tensor_of
 
+SIZES = {"Reshape": 1, "Resize": 3}  # which input is a list of sizes
+PASSING = ("Unsqueeze", "Squeeze", "Cast", "Identity")  # of a list of sizes
+RANDOM = ("Random", "Bernoulli", "Multinomial")  # whose results are none that stay
 FOLDED = 1 << 10  # numbers that a constant may have to be looked for as an argument of an operator
 LARGE = 1 << 26
 """As many numbers as a constant may have to be computed at all when a file is read."""
@@ -202,8 +205,12 @@ class Building:
             tuple(None if value is None else self.shapes.get(str(value.name)) for value in node.inputs),
             {place: array.tolist() for place, array in found.items() if array is not None},
             tuple(value is not None for value in node.inputs),
-            self.shapes.get(str(node.outputs[0].name)),
+            self._sizes(node),
         )
+
+    def _sizes(self, node: ir.Node) -> Shape | None:
+        place = SIZES.get(node.op_type)
+        return None if place is None or place >= len(node.inputs) else self.constants.sizes(node.inputs[place])
 
 
 def _last(*given: Tensor) -> Tensor:
@@ -255,6 +262,22 @@ class Constants:
         self.model = model
         self.shapes = shapes
         self._known: dict[ir.Value, Any] = {}
+        self._constant = {x for x in model.graph.initializers.values() if not self.may_be_given(x)}
+        for node in model.graph:
+            if self._computes_a_constant(node):
+                self._constant.update(node.outputs)
+
+    def _computes_a_constant(self, node: ir.Node) -> bool:
+        if node.domain not in DOMAINS or node.op_type.startswith(RANDOM) or captured(node):
+            return False
+        if node.op_type == "Shape":
+            return all(isinstance(n, int) for n in self._sizes_read(node) or (None,))
+        return all(x is None or x in self._constant for x in node.inputs)
+
+    def _sizes_read(self, node: ir.Node) -> Shape | None:
+        """Return what a Shape gives, as far as it is known."""
+        sizes = None if node.inputs[0] is None else self.shapes.get(str(node.inputs[0].name))
+        return None if sizes is None else sizes[_attribute(node, "start", 0) : _attribute(node, "end", None)]
 
     def may_be_given(self, value: ir.Value) -> bool:
         """Whether an initialiser is the default of an input; before version 4 of the format, all were listed there."""
@@ -274,22 +297,39 @@ class Constants:
         return self._known[value]
 
     def _found(self, value: ir.Value, most: int) -> Any:
-        if self.model.graph.initializers.get(str(value.name)) is value:
-            tensor = value.const_value
-            if tensor is None or tensor.size > most or self.may_be_given(value):
-                return None
-            return tensor.numpy()
-        node = value.producer()
-        if node is None or node.domain not in DOMAINS or captured(node):
+        if value not in self._constant:
             return None
-        if node.op_type == "Constant" and not node.inputs:
-            tensor = ir.convenience.get_const_tensor(value)
+        node = value.producer()
+        if node is None or node.op_type == "Constant":
+            tensor = value.const_value if node is None else ir.convenience.get_const_tensor(value)
             return None if tensor is None or tensor.size > most else tensor.numpy()
-        if node.op_type == "Shape" and node.inputs[0] is not None:
-            sizes: Shape = self.shapes.get(str(node.inputs[0].name), (None,))
-            known: Shape = sizes[_attribute(node, "start", 0) : _attribute(node, "end", None)]
-            return np.array(known, np.int64) if all(isinstance(n, int) for n in known) else None
-        return self._computed(node, value, most)
+        return np.array(self._sizes_read(node)) if node.op_type == "Shape" else self._computed(node, value, most)
+
+    def sizes(self, value: ir.Value | None) -> Shape | None:
+        """Return what a list of sizes is, as far as it is known: those that are free by their names."""
+        array = None if value is None else self.value(value)
+        if array is not None:
+            return tuple(int(n) for n in np.reshape(array, -1))
+        node = None if value is None else value.producer()
+        if node is None or node.domain not in DOMAINS or not node.inputs:
+            return None
+        if node.op_type == "Shape":
+            return self._sizes_read(node)
+        if node.op_type == "Concat":
+            parts = [self.sizes(x) for x in node.inputs]
+            return None if None in parts else tuple(n for part in parts for n in part or ())
+        known = self.sizes(node.inputs[0])
+        return known if known is None or node.op_type in PASSING else self._taken(node, known)
+
+    def _taken(self, node: ir.Node, sizes: Shape) -> Shape:
+        """Return what a node makes of a list of sizes: a part of it, or others of which nothing is known."""
+        told = [None if x is None else self.value(x) for x in node.inputs[1:]]
+        numbers = [[int(n) for n in np.reshape(array, -1)] for array in told if array is not None]
+        if node.op_type == "Gather" and numbers:
+            return tuple(sizes[place] for place in numbers[0])
+        if node.op_type == "Slice" and len(numbers) == len(told) and numbers[3:] in ([], [[1]]):
+            return sizes[numbers[0][0] : numbers[1][0]]
+        return (None,) * len(sizes)
 
     def _computed(self, node: ir.Node, value: ir.Value, most: int) -> Any:
         shape = self.shapes.get(str(value.name))

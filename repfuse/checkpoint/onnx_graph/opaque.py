@@ -16,11 +16,16 @@ import torch
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from repfuse.checkpoint.onnx_graph.operators import DTYPES
 from repfuse.checkpoint.onnx_graph.tensors import array_of, tensor_of
 
 NUMBER_OF = {dtype: number for number, dtype in DTYPES.items()}
+
+
+class _NoFloat64(Exception):
+    """ONNX Runtime does not run a node in float64."""
 
 
 class Unseen(nn.Module):
@@ -66,7 +71,7 @@ class Node(Unseen):
 
     ``inputs`` and ``outputs`` are the names of what it takes and gives; what its subgraphs take from outside is among
     the inputs. ONNX Runtime has few operators in float64: of a model in it (``wide``), what that lacks is run as ONNX
-    defines it, by the reference; in any other, the node has no float64.
+    defines it, by the reference; of any other, in float32, and the node is ``narrow`` from then on.
     """
 
     def __init__(
@@ -80,21 +85,29 @@ class Node(Unseen):
         wide: bool,
     ) -> None:
         super().__init__()
-        self.wide = wide
+        self.wide, self.narrow = wide, False
         self.proto, self.functions = proto, tuple(functions)
         self.opsets, self.inputs, self.outputs = tuple(opsets.items()), tuple(inputs), tuple(outputs)
 
     def compute(self, *inputs: Tensor | None) -> Any:
         """Run the node."""
+        try:
+            return self._run(inputs)
+        except _NoFloat64:
+            self.narrow = True
+            found = self._run([x.float() if x is not None and x.dtype is torch.float64 else x for x in inputs])
+            return tree_map(lambda x: x.double() if x.dtype is torch.float32 else x, found)
+
+    def _run(self, inputs: Sequence[Tensor | None]) -> Any:
         given = {name: x for name, x in zip(self.inputs, inputs, strict=True) if x is not None}
         numbers = tuple((name, NUMBER_OF[x.dtype]) for name, x in given.items())
         fed = {name: array_of(x) for name, x in given.items()}
         model = _model(self.proto, self.opsets, self.functions, numbers, self.outputs)
         try:
             found = _session(model).run(None, fed)
-        except Exception:  # it has no class for its errors
+        except Exception as error:  # it has no class for its errors
             if not self.wide and torch.float64 in {x.dtype for x in given.values()}:
-                raise
+                raise _NoFloat64 from error
             found = _reference(model).run(None, fed)
         tensors = [tensor_of(np.asarray(array)) for array in found]
         return tensors[0] if len(tensors) == 1 else tuple(tensors)

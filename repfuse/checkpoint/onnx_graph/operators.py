@@ -38,8 +38,8 @@ class Known:
     values: dict[int, Any] = field(default_factory=dict)
     given: tuple[bool, ...] = ()
     """Whether each input is there: one that is optional may be left out."""
-    gives: Shape | None = None
-    """The shape of the first output."""
+    sizes: Shape | None = None
+    """What is known of the shape that a Reshape or a Resize is told, where that is computed."""
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an attribute."""
@@ -274,8 +274,8 @@ def _reshape(known: Known) -> Function | None:
         said = known.said("shape", 1)
         wanted: list[Any] = [str(axis) if n == 0 and kept else n for axis, n in enumerate(said)]
     else:  # computed of sizes that the input has, too
-        own, gives = known.shape(), known.gives or ()
-        wanted = [n if isinstance(n, int) else str(own.index(n)) if n is not None and n in own else -1 for n in gives]
+        own, sizes = known.shape(), known.sizes or ()
+        wanted = [n if isinstance(n, int) else str(own.index(n)) if n is not None and n in own else -1 for n in sizes]
         if not wanted or wanted.count(-1) > 1:
             raise Computed
     return lambda x, *_: x.reshape([x.size(int(n)) if isinstance(n, str) else n for n in wanted])
@@ -371,17 +371,26 @@ def _over_space(function: Callable[[Tensor, Any, bool], Tensor]) -> Row:
 
 
 def _resize(known: Known) -> Function | None:
-    scales, sizes = known.said("scales", len(known.given) and 2), known.said("sizes", 3)
     mode, place = known.get("mode", "nearest"), known.get("coordinate_transformation_mode", "half_pixel")
-    plain = not known.get("antialias", 0) and known.get("axes") is None and not sizes
-    if not plain or not scales or len(scales) != 4 or scales[:2] != [1, 1]:
+    if known.get("antialias", 0) or known.get("axes") is not None or known.rank() != 4:
         return None
-    whole = all(float(scale).is_integer() for scale in scales)
-    floors = known.get("nearest_mode", "round_prefer_floor") == "floor" and place == "asymmetric"
-    if mode == "nearest" and whole and (floors or place == "half_pixel"):
-        return lambda x, *_: F.interpolate(x, scale_factor=scales[2:], mode="nearest")
-    if mode == "linear" and place in ("half_pixel", "pytorch_half_pixel") and min(scales) >= 1:
-        return lambda x, *_: F.interpolate(x, scale_factor=scales[2:], mode="bilinear")
+    if known.has(3):
+        whole = known.sizes or ()
+        size = [n for n in whole[2:] if isinstance(n, int)]
+        if whole[:2] != known.shape()[:2] or len(size) != 2:
+            return None
+        told: dict[str, Any] = {"size": size}
+    else:
+        scales = known.said("scales", 2, [1.0])
+        if len(scales) != 4 or scales[:2] != [1, 1]:
+            return None
+        told = {"scale_factor": scales[2:]}
+    whole_steps = all(float(scale).is_integer() for scale in told.get("scale_factor", [0.5]))
+    floors = place == "asymmetric" and known.get("nearest_mode", "round_prefer_floor") == "floor"
+    if mode == "nearest" and (floors or (place == "half_pixel" and whole_steps)):
+        return lambda x, *_: F.interpolate(x, mode="nearest", **told)
+    if mode == "linear" and place in ("half_pixel", "pytorch_half_pixel") and ("size" in told or whole_steps):
+        return lambda x, *_: F.interpolate(x, mode="bilinear", **told)
     return None
 
 

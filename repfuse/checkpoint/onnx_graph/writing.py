@@ -17,6 +17,8 @@ from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _Reflection
 from repfuse.checkpoint.onnx_graph.network import Parts, captured, parts_of
 from repfuse.checkpoint.onnx_graph.reading import LISTS_NO_WEIGHTS, read, tensors_of, version_of
 from repfuse.checkpoint.onnx_graph.tensors import array_of
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.wording import first_line
 
 MODES: dict[Any, str] = {
     _ConstantPadNd: "constant",
@@ -59,9 +61,14 @@ class _Editing:
             self._follow(line)
         if self.new:
             self.graph.extend(self.new)
+        moved = any(_differ(old.shape, new.shape) for old, new in self.replaced.items() if new not in self.made)
+        moved = moved or any(self._resized(old, new) for old, new in self.replaced.items())
         outputs = [self._replace(old, new) for old, new in self.replaced.items()]
         self.graph.extend(node for node in outputs if node is not None)
         self.graph.remove([node for node in before if node not in self.kept], safe=True)
+        for value in (value for node in self.graph for value in node.outputs if moved):
+            if not value.is_graph_output():  # what rearranges values stays, and what it gives may have other channels
+                value.shape = None
         for value in used:
             if not value.uses() and not value.is_graph_output():
                 self._drop(value)
@@ -70,6 +77,12 @@ class _Editing:
             for value in self.graph.initializers.values():
                 if value.is_graph_input():
                     self.graph.inputs.remove(value)
+
+    def _resized(self, old: ir.Value, new: ir.Value) -> bool:
+        """Whether a new layer gives other channels than what it stands for."""
+        node = new.producer() if new in self.made else None
+        bias = None if node is None or len(node.inputs) < 2 else node.inputs[-1]
+        return old.shape is not None and bias is not None and bias.shape is not None and bias.shape[-1] not in old.shape
 
     def _drop(self, value: ir.Value) -> None:
         del self.graph.initializers[str(value.name)]
@@ -226,6 +239,10 @@ class _Editing:
         return self._node("Pad", [x, self._tensor(f"{name}.amounts", np.array(whole, np.int64))], name, {"mode": mode})
 
 
+def _differ(one: ir.Shape | None, other: ir.Shape | None) -> bool:
+    return one is not None and other is not None and one != other
+
+
 def _pads(padding: Any) -> list[int]:
     """Return amounts as ONNX wants them, all befores and then all afters, from torch's, pairs from the last axis on."""
     pairs = list(zip(padding[::2], padding[1::2], strict=True))[::-1]
@@ -253,5 +270,19 @@ def write(model: ir.Model, path: Path, before: Sequence[Path]) -> tuple[Path, ..
     size = sum(tensor.nbytes for _, tensor in tensors_of(model))
     weights = f"{path.name}.data" if before or size > LARGEST else None
     ir.save(model, path, external_data=weights, size_threshold_bytes=SMALL)
-    onnx.checker.check_model(str(path))
     return () if weights is None else (path.parent / weights,)
+
+
+def check_valid(path: Path, original: Path) -> None:
+    """Raise RepfuseError where the file at ``path`` is no valid model, and the one that it was made from is."""
+    if (wrong := _invalid(path)) and not _invalid(original):
+        what, hint = "What was written is no valid ONNX model; nothing was kept.", "Please report it."
+        raise RepfuseError(what, wrong, hint, exit_code=EXIT_FAILED_CHECK)
+
+
+def _invalid(path: Path) -> str:
+    try:
+        onnx.checker.check_model(str(path))
+    except Exception as error:  # its own, protobuf's, or of the files beside it
+        return first_line(error)
+    return ""
