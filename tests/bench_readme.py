@@ -82,7 +82,7 @@ def in_runtimes(name: str, folder: Path) -> list[str]:
     torch.save(model, source)
     torch.save(reparameterize_model(copy.deepcopy(model)), theirs)
     repfuse("convert", source, fused, "--allow", "timm", "--quick")
-    options = ("--allow", "timm", "--runtime", RUNTIMES, "--threads", "1", "--rounds", "40", "--seconds", "60")
+    options = ("--allow", "timm", "--runtime", RUNTIMES, "--threads", "1", "--rounds", "40", "--seconds", "30")
     ours, peer = repfuse("bench", source, fused, *options), repfuse("bench", theirs, fused, *options)
     beside = {entry["runtime"]: entry for entry in peer["measurements"]}
     return [runtime_row(name, entry, beside.get(entry["runtime"])) for entry in ours["measurements"]]
