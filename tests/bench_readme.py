@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,15 @@ def main() -> None:
         deployed = [line for name in DEPLOYED for line in in_runtimes(name, Path(folder))]
     begin, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     end = rest.partition(END)[2]
+    README.write_text(f"{begin}{BEGIN}\n{results(rows, deployed)}\n{END}{end}", encoding="utf-8")
+
+
+def results(rows: Sequence[tuple[str, str]], deployed: Sequence[str]) -> str:
+    """Return both tables: ``rows`` are those of the first, with what is said below it."""
     table = "\n".join([*HEAD, *(row for row, _ in rows)])
     runtimes = "\n".join([*RUNTIME_HEAD, *deployed])
     said = "Batch 1, one thread, 95 % intervals; the last column is how many times as long timm's own form takes."
-    text = f"{table}\n\n{rows[0][1]}\n\n{runtimes}\n\n{said}"
-    README.write_text(f"{begin}{BEGIN}\n{text}\n{END}{end}", encoding="utf-8")
+    return f"{table}\n\n{rows[0][1]}\n\n{runtimes}\n\n{said}"
 
 
 def measure(name: str, folder: Path) -> tuple[str, str]:
@@ -82,7 +87,7 @@ def in_runtimes(name: str, folder: Path) -> list[str]:
     torch.save(model, source)
     torch.save(reparameterize_model(copy.deepcopy(model)), theirs)
     repfuse("convert", source, fused, "--allow", "timm", "--quick")
-    options = ("--allow", "timm", "--runtime", RUNTIMES, "--threads", "1", "--rounds", "40", "--seconds", "30")
+    options = ("--trust", "--runtime", RUNTIMES, "--threads", "1", "--rounds", "40", "--seconds", "30")
     ours, peer = repfuse("bench", source, fused, *options), repfuse("bench", theirs, fused, *options)
     beside = {entry["runtime"]: entry for entry in peer["measurements"]}
     return [runtime_row(name, entry, beside.get(entry["runtime"])) for entry in ours["measurements"]]
