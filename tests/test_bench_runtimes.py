@@ -32,6 +32,9 @@ OTHERS = [
 ]
 
 
+MODEL = network(2)
+
+
 class Ticks:
     """A clock that moves by a fixed step each time it is read."""
 
@@ -61,6 +64,15 @@ def test_each_runtime_is_there(name, tmp_path):
         patch.setattr(runtimes, "RUNTIMES", runtimes_of)
         with pytest.raises(RepfuseError, match="something else"):
             runtimes.started(name, model, example(), 1, tmp_path)
+
+
+def test_a_network_is_exported_once_for_all_runtimes(tmp_path):
+    made = []
+    for name in ("onnxruntime", "openvino"):
+        if name in OTHERS:
+            runtimes.started(name, MODEL, example(), 1, tmp_path)
+            made.append(sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()))
+    assert len(made[0]) == 1 and all(each == made[0] for each in made)
 
 
 def test_both_networks_are_timed_in_each_runtime_and_against_eager():

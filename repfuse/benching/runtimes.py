@@ -44,11 +44,7 @@ def compiled(network: nn.Module, inputs: Inputs, _threads: int, _folder: Path) -
 
 def onnxruntime(network: nn.Module, inputs: Inputs, threads: int, folder: Path) -> Call:
     """ONNX Runtime on the CPU, with all of its own optimisations."""
-    path = _exported(network, inputs, folder)
-    runtime = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4
-    session = runtime.InferenceSession(str(path), options, providers=onnx_file.PROVIDERS)
+    session = onnx_file.session(str(_exported(network, inputs, folder)), threads)
     fed = {slot.name: x.numpy() for slot, x in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: session.run(None, fed)
 
@@ -68,17 +64,18 @@ def openvino(network: nn.Module, inputs: Inputs, threads: int, folder: Path) -> 
 
 
 def _exported(network: nn.Module, inputs: Inputs, folder: Path) -> Path:
-    """Write the network as ONNX, for inputs of these shapes; one that is a file already is that file."""
+    """Return the network as an ONNX file for inputs of these shapes, written where no runtime had it written before."""
     if isinstance(network, onnx_file.OfFile):
         return network.path
     if not all(isinstance(x, Tensor) for x in inputs):
         raise RepfuseError("It takes tensors alone as inputs.")
     if device_of(network).type != "cpu":
         raise RepfuseError("It is timed on the CPU, and the network is elsewhere.")
-    path = folder / f"{len(list(folder.iterdir()))}.onnx"
-    with quietly(), torch.no_grad():
-        program = torch.export.export(network, inputs)
-    onnx_file.write(program, path)
+    path = folder / f"{id(network)}.onnx"
+    if not path.exists():
+        with quietly(), torch.no_grad():
+            program = torch.export.export(network, inputs)
+        onnx_file.write(program, path)
     return path
 
 

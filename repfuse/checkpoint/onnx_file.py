@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 NEEDED = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 LARGEST = 2_000_000_000  # bytes: a protobuf message ends at 2 GiB, and the graph is part of it
-PROVIDERS = ["CPUExecutionProvider"]
 
 
 def check_installed() -> None:
@@ -86,11 +85,8 @@ def runner(path: Path, names: Sequence[str]) -> Callable[[tuple[Any, ...]], Outc
 
     Raises RepfuseError where ONNX Runtime does not load the file.
     """
-    runtime = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4  # what it refuses is said once, by us
     try:
-        session = runtime.InferenceSession(str(path), options, providers=PROVIDERS)
+        started = session(str(path))
     except Exception as error:  # it has an exception class per status, and no common one
         raise RepfuseError(
             "ONNX Runtime does not load what was written; nothing was kept.",
@@ -98,7 +94,18 @@ def runner(path: Path, names: Sequence[str]) -> Callable[[tuple[Any, ...]], Outc
             "Choose --format pt2 or safetensors.",
             exit_code=EXIT_FAILED_CHECK,
         ) from error
-    return lambda inputs: _run(session, inputs, names)
+    return lambda inputs: _run(started, inputs, names)
+
+
+def session(model: str | bytes, threads: int = 0) -> Any:
+    """Return a session of ONNX Runtime, on the CPU, of a model or of the one at a path.
+
+    0 threads are as many as it likes. Raises what ONNX Runtime does where it does not load it.
+    """
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, threads  # what it refuses is said once, by us
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _run(session: Any, inputs: tuple[Any, ...], names: Sequence[str]) -> Outcome:

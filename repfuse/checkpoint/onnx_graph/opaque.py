@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from repfuse.checkpoint import onnx_file
 from repfuse.checkpoint.onnx_graph.operators import DTYPES
 from repfuse.checkpoint.onnx_graph.tensors import array_of, tensor_of
 
@@ -134,10 +134,7 @@ def _model(
 
 @lru_cache(maxsize=1024)
 def _session(model: bytes) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnx_file.session(model, threads=1)
 
 
 @lru_cache(maxsize=1024)

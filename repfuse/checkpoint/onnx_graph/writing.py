@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 
+from repfuse.checkpoint import onnx_file
 from repfuse.checkpoint.onnx_graph.network import Parts, captured, parts_of
 from repfuse.checkpoint.onnx_graph.reading import LISTS_NO_WEIGHTS, read, tensors_of, version_of
 from repfuse.checkpoint.onnx_graph.tensors import array_of
@@ -258,7 +259,6 @@ def _taken(model: ir.Model) -> set[str]:
     return names
 
 
-LARGEST = 2_000_000_000  # bytes: a protobuf message ends at 2 GiB, and the graph is part of it
 SMALL = 256  # bytes of a tensor that is not worth a place in another file
 
 
@@ -268,7 +268,7 @@ def write(model: ir.Model, path: Path, before: Sequence[Path]) -> tuple[Path, ..
     That is so where they were in files ``before``, or where they are too large for one file.
     """
     size = sum(tensor.nbytes for _, tensor in tensors_of(model))
-    weights = f"{path.name}.data" if before or size > LARGEST else None
+    weights = f"{path.name}.data" if before or size > onnx_file.LARGEST else None
     ir.save(model, path, external_data=weights, size_threshold_bytes=SMALL)
     return () if weights is None else (path.parent / weights,)
 
