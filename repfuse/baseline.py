@@ -35,8 +35,6 @@ def read_benchmark(path: Path) -> Benchmark:
         raise RepfuseError(what, first_line(error), hint) from error
     if not isinstance(data, dict) or data.get("kind") != "repfuse.benchmark":
         raise RepfuseError(what, "It is another document.", hint)
-    for entry in data.get("measurements", ()):
-        entry.pop("verdict", None)
     try:
         found: Benchmark = read_as(Benchmark, data)
     except RepfuseError as error:
@@ -53,6 +51,16 @@ def changes(now: Benchmark, then: Benchmark) -> list[Change]:
         for each, before in pairs
         if before is not None
     ]
+
+
+def compared(now: Benchmark, then: Benchmark, path: Path) -> list[Change]:
+    """Return what changed since the run in the file at ``path``. Raises RepfuseError where it is of something else."""
+    found = changes(now, then)
+    if not found or (now.shapes, now.dtype, now.device) != (then.shapes, then.dtype, then.device):
+        what = f"{path} holds no times to compare with."
+        why = f"They are of {then.dtype} on {then.device}, or of other shapes, batch sizes, threads or runtimes."
+        raise RepfuseError(what, why, "Time the same as then.")
+    return found
 
 
 def _beside_original(now: Measurement, then: Measurement) -> Ratio:

@@ -205,7 +205,17 @@ def test_a_benchmark_survives_its_file(tmp_path):
     assert read_benchmark(path) == kept
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "x", '{"schema": 1, "kind": "repfuse.plan"}', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        "x",
+        '{"schema": 1, "kind": "repfuse.benchmark", "measurements": [1]}',
+        '{"schema": 1, "kind": "repfuse.plan"}',
+        "\xff",
+    ],
+)
 def test_what_is_no_benchmark_is_bad_input(tmp_path, text):
     path = tmp_path / "baseline.json"
     path.write_bytes(text.encode("latin-1"))

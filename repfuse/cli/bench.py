@@ -114,25 +114,16 @@ def bench(
         import torch
 
         from repfuse.baseline import read_benchmark, write_benchmark
-        from repfuse.benching import bench as measure
         from repfuse.report.bench_view import bench_view
-        from repfuse.saving import of_file
 
         then = read_benchmark(compare) if compare else None
         loaded = pair.load_pair(*both)
     loaded.notes(quiet=quiet)
     plan = _plan(loaded) if sites else None
-    usual = ("onnxruntime",) if "onnx" in (loaded.original.format, loaded.fused.format) else NAMES[:1]
-    with (
-        progress(quiet=quiet) as update,
-        of_file(loaded.original, loaded.original.module) as original_network,
-        of_file(loaded.fused, loaded.fused.module) as fused_network,
-    ):
-        result = measure(
-            original_network,
-            fused_network,
-            loaded.original.example_inputs,
-            runtimes=runtimes or usual,
+    with progress(quiet=quiet) as update:
+        result = pair.time_pair(
+            loaded,
+            runtimes,
             batch_sizes=batch_size,
             threads=threads,
             rounds=rounds,
@@ -151,7 +142,7 @@ def bench(
         show_json("benchmark", loaded.files | result.to_dict())
     elif not quiet:
         show(bench_view(result))
-    if then is not None:
+    if then is not None and compare is not None:
         _compare(result, then, compare, quiet=quiet or as_json)
 
 
@@ -176,16 +167,12 @@ def _with_sites(result: Benchmark, loaded: pair.Pair, plan: Plan, seconds: float
     return replace(result, sites=timed)
 
 
-def _compare(result: Benchmark, then: Benchmark, path: Path | None, *, quiet: bool) -> None:
+def _compare(result: Benchmark, then: Benchmark, path: Path, *, quiet: bool) -> None:
     """Say how the fused network's times changed. Raises typer.Exit where it got slower."""
-    from repfuse.baseline import changes
+    from repfuse.baseline import compared
     from repfuse.report.bench_view import changes_view
 
-    found = changes(result, then)
-    if not found or (result.shapes, result.dtype, result.device) != (then.shapes, then.dtype, then.device):
-        what = f"{path} holds no times to compare with."
-        why = f"They are of {then.dtype} on {then.device}, or of other shapes, batch sizes, threads or runtimes."
-        raise RepfuseError(what, why, "Time the same as then.")
+    found = compared(result, then, path)
     if not quiet:
         show(changes_view(found))
     if any(change.slower for change in found):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from repfuse.cli import options, pair
-from repfuse.cli.output import check_sources, notes, progress, say, show_json
+from repfuse.cli.output import check_sources, notes, progress, show_json
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def check(
             fused = both.fused
         found = [*_changed(fused), *_could_be_fused(fused, max_sites, max_time / 1e3)]
         if both is not None:
-            found += _differs(both, effort, update)
-            found += _slower(both, then, update) if then else []
+            found += _differs(both, effort, update, quiet=quiet)
+            found += _slower(both, then, baseline, update) if then and baseline else []
     notes(source, fused.notes, quiet=quiet)
     if as_json:
         show_json("findings", {"findings": [finding._asdict() for finding in found]})
@@ -136,63 +136,66 @@ def _could_be_fused(fused: Checkpoint, sites: int, seconds: float) -> Iterator[F
     """Yield a finding where more is left to merge than these budgets allow."""
     from repfuse.planning.choosing import Choice, choose
     from repfuse.planning.cost import price
+    from repfuse.report.tables import plural
 
     left = choose(fused.module, fused.example_inputs, Choice()).sites
     gain = sum(price(site.before) - price(site.after) for site in left) / BYTES_PER_SECOND
     if len(left) > sites and gain > seconds:
-        places = f"{len(left)} place{'s' * (len(left) > 1)} could be merged, about {gain * 1e3:.2g} ms a call"
+        places = f"{plural(len(left), 'place')} could be merged, about {gain * 1e3:.2g} ms a call"
         yield Finding(str(fused.path), "could-be-fused", f"{places}: repfuse convert {fused.path} FUSED")
 
 
-def _differs(both: pair.Pair, effort: str, update: Progress) -> Iterator[Finding]:
+def _differs(both: pair.Pair, effort: str, update: Progress, *, quiet: bool) -> Iterator[Finding]:
     from repfuse.checking.runs import enough_threads
     from repfuse.checking.verification import verify
     from repfuse.networks import using_threads
     from repfuse.plan_file import known_plan
 
     (original, fused), known = both, known_plan(*both)
-    for note in known.notes:
-        say(f"note: {fused.path}: {note}")
+    notes(fused.path, known.notes, quiet=quiet)
     with using_threads(enough_threads(original.module, original.example_inputs)):
         modules = (original.module, fused.module)
         result = verify(*modules, original.example_inputs, plan=known.plan, effort=effort, progress=update)
     if result.verdict != "same":
-        kind = "different" if result.verdict == "different" else "could-not-tell"
-        yield Finding(str(fused.path), kind, f"against {original.path}: {result.reason}")
+        yield Finding(str(fused.path), result.verdict, f"against {original.path}: {result.reason}")
 
 
-def _slower(both: pair.Pair, then: Benchmark, update: Progress) -> Iterator[Finding]:
-    from repfuse.baseline import changes
-    from repfuse.benching import bench
+def _slower(both: pair.Pair, then: Benchmark, baseline: Path, update: Progress) -> Iterator[Finding]:
+    from repfuse.baseline import compared
+    from repfuse.report.tables import plural
 
-    original, fused = both
-    now = bench(
-        original.module,
-        fused.module,
-        original.example_inputs,
-        runtimes=list(dict.fromkeys(entry.runtime for entry in then.measurements)),
+    now = pair.time_pair(
+        both,
+        list(dict.fromkeys(entry.runtime for entry in then.measurements)),
         batch_sizes=list(dict.fromkeys(entry.batch_size for entry in then.measurements)),
         threads=list(dict.fromkeys(entry.threads for entry in then.measurements)),
         progress=update,
     )
-    for change in changes(now, then):
+    for change in compared(now, then, baseline):
         if change.slower:
             times, entry = f"{change.ratio.value:.2f} times as long as in the baseline", change.now
-            where = f"at batch {entry.batch_size}, {entry.threads} threads in {entry.runtime}"
-            yield Finding(str(fused.path), "slower", f"a call takes {times} {where}")
+            where = f"at batch {entry.batch_size}, {plural(entry.threads, 'thread')} in {entry.runtime}"
+            yield Finding(str(both.fused.path), "slower", f"a call takes {times} {where}")
 
 
 def _written(found: list[Finding], form: Form, source: Path) -> Iterator[str]:
+    from repfuse.report.markdown import code, text
+    from repfuse.report.tables import plural
+
     if not found:
-        yield f"**repfuse**: nothing to say of `{source}`" if form is Form.MARKDOWN else f"{source}: nothing found"
+        yield (
+            f"**repfuse**: nothing to say of {code(str(source))}"
+            if form is Form.MARKDOWN
+            else f"{source}: nothing found"
+        )
     if found and form is Form.MARKDOWN:
-        yield f"**repfuse**: {len(found)} finding{'s' * (len(found) > 1)}\n"
+        yield f"**repfuse**: {plural(len(found), 'finding')}\n"
     for path, kind, said in found:
         line = " ".join(said.split())
         if form is Form.GITHUB:
             yield f"::error file={_escaped(path)},title=repfuse {kind}::{line.replace('%', '%25')}"
         elif form is Form.MARKDOWN:
-            yield f"- `{path}` **{kind}**: {line.replace('<', '&lt;')}"
+            yield f"- {code(path)} **{kind}**: {text(line)}"
         else:
             yield f"{path}: {kind}: {line}"
 

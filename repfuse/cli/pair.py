@@ -11,6 +11,7 @@ from repfuse.cli.output import check_sources, notes
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
+    from repfuse.benching import Benchmark
     from repfuse.checkpoint.source import Said
     from repfuse.loading import Checkpoint
 
@@ -87,6 +88,20 @@ def load_pair(original: Side, fused: Side) -> Pair:
     (path, loading), (fused_path, fused_loading) = original, fused
     second = load(fused_path, **fused_loading, said=said_beside(fused_path))
     return Pair(load(path, **loading, said=said_beside(fused_path, path) or _said_by(second)), second)
+
+
+def time_pair(loaded: Pair, runtimes: Sequence[str] = (), **settings: Any) -> Benchmark:
+    """Time both as they are deployed: an ONNX file as that file, in ONNX Runtime unless ``runtimes`` say otherwise.
+
+    ``settings`` are those of ``repfuse.bench``.
+    """
+    from repfuse.benching import bench
+    from repfuse.saving import of_file
+
+    original, fused = loaded
+    usual = "onnxruntime" if "onnx" in (original.format, fused.format) else "eager"
+    with of_file(original, original.module) as before, of_file(fused, fused.module) as after:
+        return bench(before, after, original.example_inputs, runtimes=runtimes or (usual,), **settings)
 
 
 def _said_by(fused: Checkpoint) -> Said:

@@ -10,6 +10,7 @@ from typing import Literal
 from rich.console import RenderableType
 from rich.text import Text
 
+from repfuse.report.markdown import text
 from repfuse.report.tables import BAD, GOOD, NUMBER, duration, heading, plural, size, table
 
 Status = Literal["converted", "nothing-to-fuse", "skipped", "failed"]
@@ -68,11 +69,5 @@ def markdown(results: Sequence[Result], seconds: float) -> str:
         "",
     ]
     lines += ["| checkpoint | result | time | memory |", "| --- | --- | --: | --: |"]
-    lines += [f"| {' | '.join(_escaped(cell) for cell in _row(each))} |" for each in results]
+    lines += [f"| {' | '.join(text(cell) for cell in _row(each))} |" for each in results]
     return "\n".join([*lines, "", "</details>", ""])
-
-
-def _escaped(text: str) -> str:
-    for one, other in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "\\`")):
-        text = text.replace(one, other)
-    return " ".join(text.split())
