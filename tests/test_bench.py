@@ -12,6 +12,7 @@ from conftest import SAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
 from support.folded import example, folded, network
+from support.ticks import Ticks
 from torch import nn
 
 from repfuse.benching import bench
@@ -218,17 +219,6 @@ def test_a_good_measurement_has_no_warnings():
 
 
 # --- the benchmark -----------------------------------------------------------------------------------------------
-
-
-class Ticks:
-    """A clock that moves by a fixed step each time it is read."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 0.01
-        return self.now
 
 
 def test_costs_before_and_after():

@@ -13,6 +13,7 @@ from conftest import SAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
 from support.folded import example, folded, network
+from support.ticks import Ticks
 from torch import nn
 
 from repfuse.baseline import changes, read_benchmark, write_benchmark
@@ -33,17 +34,6 @@ OTHERS = [
 
 
 MODEL = network(2)
-
-
-class Ticks:
-    """A clock that moves by a fixed step each time it is read."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 0.01
-        return self.now
 
 
 def timed(original: nn.Module, fused: nn.Module, **settings) -> Benchmark:
