@@ -384,3 +384,15 @@ def test_a_page_says_by_its_name_what_it_is_written_as(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["convert", "a", "b", "--report", "x.pdf"])
     assert done.exit_code == 2 and "PAGE.html or PAGE.md" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said", "gain"),
+    [
+        (0.6, 3.2, "timing too noisy to say anything", "too noisy"),
+        (0.9, 1.2, "no difference in speed (0.90 to 1.2)", "no difference"),
+    ],
+)
+def test_the_page_says_of_a_noisy_timing_what_the_terminal_says(low, high, said, gain):
+    row = Speed("batch 1", ("1 ms", "1 ms"), 1.1, low, high)
+    assert row.gain == gain and row.sentence.split(" (")[0] == said.split(" (")[0]

@@ -32,8 +32,15 @@ class Speed:
         return self.ratio / self.floor if self.floor else None
 
     @property
+    def says_nothing(self) -> bool:
+        """Whether it is too noisy, as ``benching.results.Measurement`` says it."""
+        return self.low <= 1 <= self.high and self.high > 2 * self.low
+
+    @property
     def gain(self) -> str:
         """The ratio, where the interval does not hold 1."""
+        if self.says_nothing:
+            return "too noisy"
         return "no difference" if self.low <= 1 <= self.high else times(self.ratio)
 
     @property
@@ -49,6 +56,8 @@ class Speed:
     @property
     def sentence(self) -> str:
         """How much faster or slower it is."""
+        if self.says_nothing:
+            return "timing too noisy to say anything"
         if self.low <= 1 <= self.high:
             return f"no difference in speed ({self.interval})"
         interval = self.interval if self.low > 1 else f"{_digits(1 / self.high)} to {_digits(1 / self.low)}"
