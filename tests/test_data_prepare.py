@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -171,11 +172,18 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
 def test_the_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    # What is freed goes back at once: how much of it the allocator would keep differs from run to run.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, tmp_path], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", LIMITED, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 180 << 10  # kilobytes; the 500 images together would be 375 MiB
+    assert int(done.stdout) < 100 << 10  # kilobytes; the 500 images together would be 375 MiB
 
 
 # --- tensors -----------------------------------------------------------------------------------------------------

@@ -308,15 +308,18 @@ def test_every_effort_calls_a_correct_fusion_the_same():
 
 
 class Waiting(nn.Module):
-    """Takes as long as its table says for the number of threads that torch may use."""
+    """Moves the clock on by what its table says for the number of threads that torch may use."""
 
     def __init__(self, seconds: dict[int, float]) -> None:
         super().__init__()
         self.seconds = seconds
 
     def forward(self, x: Tensor) -> Tensor:
-        time.sleep(self.seconds[torch.get_num_threads()])
+        CLOCK[0] += self.seconds[torch.get_num_threads()]
         return x + 1
+
+
+CLOCK = [0.0]
 
 
 @pytest.mark.parametrize(
@@ -324,7 +327,10 @@ class Waiting(nn.Module):
     [({1: 0.02, 2: 0.4}, 1), ({1: 0.4, 2: 0.02}, 2), ({1: 0.1, 2: 0.1}, 1)],
     ids=["they wait for each other", "they share the work", "they change nothing"],
 )
-def test_threads_are_used_where_they_make_the_network_faster(seconds: dict[int, float], wanted: int) -> None:
+def test_threads_are_used_where_they_make_the_network_faster(
+    seconds: dict[int, float], wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: CLOCK[0])
     with using_threads(2):
         assert enough_threads(Waiting(seconds), (torch.ones(1),)) == wanted
         assert torch.get_num_threads() == 2

@@ -72,9 +72,9 @@ class Windows:
         """Return the largest number of groups, a divisor of inputs and outputs, whose blocks hold all windows."""
         outputs = len(self.starts)
         row = np.arange(outputs)
-        for groups in range(math.gcd(self.inputs, outputs), 1, -1):
-            if self.inputs % groups or outputs % groups:
-                continue
+        most = math.gcd(self.inputs, outputs)
+        candidates = np.arange(most, 1, -1)
+        for groups in map(int, candidates[most % candidates == 0]):
             start = row // (outputs // groups) * (self.inputs // groups)
             if (start <= self.starts).all() and (self.stops <= start + self.inputs // groups).all():
                 return groups
