@@ -29,7 +29,8 @@ function measured(frame) {
     paper: style("body").backgroundColor,
     inks: [style("body").color, style(".soft").color, style(".verdict span").color],
     chart: box(page.querySelector(".speed svg")).width,
-    dots: [...page.querySelectorAll("circle")].map((dot) => box(dot).left - box(dot.closest("svg")).left),
+    dots: [...page.querySelectorAll(".speed circle")].map((dot) => box(dot).left - box(dot.closest("svg")).left),
+    medians: [...page.querySelectorAll(".kernel circle")].map((dot) => box(dot).left - box(dot.closest("svg")).left),
     bars: [...page.querySelectorAll(".speed:not(.head)")].map((row) => box(row.querySelector(".bar")).width),
   };
 }
@@ -100,6 +101,7 @@ def test_a_page_fits_wide_and_narrow_in_light_and_dark(dark: bool, desk: Any) ->
         assert (contrast(found["paper"], "rgb(0, 0, 0)") < 2) == dark
         assert found["chart"] > 250
         assert len(found["dots"]) == 2 and all(0 < dot < found["chart"] for dot in found["dots"])
+        assert len(found["medians"]) == 24 and all(0 < dot < found["chart"] for dot in found["medians"])
         assert found["dots"][0] > found["dots"][1] and min(found["bars"]) > 10
 
 

@@ -23,13 +23,14 @@ from repfuse.cli.app import app
 from repfuse.errors import RepfuseError
 from repfuse.health import Finding
 from repfuse.plans import Cost, Plan, Refusal, Site
-from repfuse.report.chart import Chart, Speed
+from repfuse.quantization import Kernel, Rounded, SiteKernels
+from repfuse.report.chart import RANGES_SHOWN, Speed, range_axis, speed_axis
 from repfuse.report.markdown import as_markdown
 from repfuse.report.page import Page, as_html, layers
 from repfuse.report.reading import read, told
 from repfuse.report.schema import Chosen, Report, envelope, to_json
 
-SECTIONS = ["verdict", "speed", "size", "sites", "refusals", "agreement", "environment"]
+SECTIONS = ["verdict", "speed", "size", "sites", "kernels", "refusals", "agreement", "environment"]
 HOSTILE = (
     "<script>alert(1)</script>\"'><img src=//x.example onerror=alert(1)>`|`@team#1 *b* [a](http://x.example) \x1b\u202e"
 )
@@ -75,6 +76,16 @@ def sites(number: int, name: str = "backbone.stages.{}.token_mixer.reparam_conv"
     return tuple(site(name.format(index), branches[index % 2]) for index in range(number))
 
 
+def kernels(path: str, least: float = 0.1, most: float = 4.0) -> tuple[SiteKernels, ...]:
+    """Return what is said of one site."""
+
+    def kernel(first: int, second: int) -> Kernel:
+        levels = (Rounded(8, first, first + 4), Rounded(4, second, second + 4))
+        return Kernel((least, least, (least + most) / 2, most, most), levels)
+
+    return (SiteKernels(path, f"{path}.weight", kernel(40, 16), kernel(23, -1)),)
+
+
 def large(number: int = 600, name: str = "backbone.stages.{}.token_mixer.reparam_conv", said: str = "said") -> Report:
     """Return a report with everything in it; of ``number`` sites, and where files choose the words, ``said``."""
     made = sites(number, name)
@@ -94,6 +105,7 @@ def large(number: int = 600, name: str = "backbone.stages.{}.token_mixer.reparam
         health=(Finding(name.format("bn.running_var"), "small-variance", 3, 64),),
         chosen=Chosen(said, (), ("head",)),
         command=f"repfuse convert in.pt out.pt --exclude head # {said}",
+        quantization=kernels(name.format(said)) * 20,
         timing=benchmark(measurement(1.9, 2.1, 2.0), measurement(0.9, 1.1, 1.0)),
     )
 
@@ -206,7 +218,7 @@ def test_a_branch_is_drawn_as_its_layers() -> None:
 
 def test_a_chart_holds_all_that_it_shows() -> None:
     rows = (Speed("eager", ("", ""), 6.1, 5.9, 6.3, floor=0.5), Speed("slower", ("", ""), 0.5, 0.4, 0.6, floor=0.001))
-    chart = Chart(rows)
+    chart = speed_axis(rows)
     where = {ratio: float(chart.at(ratio).removesuffix("%")) for ratio in (0.4, 0.5, 1, 2, 4, 6.3, 12.2)}
     assert list(where.values()) == sorted(where.values())
     assert where[0.4] > 0 and where[12.2] < 100
@@ -214,6 +226,19 @@ def test_a_chart_holds_all_that_it_shows() -> None:
     assert chart.holds(rows[0].limit) and not chart.holds(rows[1].limit)
     assert 1 in chart.ticks and len(chart.ticks) < 8
     assert rows[1].sentence == "2.00x slower (1.67 to 2.50)"
+
+
+def test_a_chart_of_ranges_holds_them_all_but_what_is_next_to_nothing() -> None:
+    (lively,) = kernels("a", 0.01, 5.0)
+    (dead,) = kernels("b", 0.0, 0.02)
+    (tiny,) = kernels("c", 1e-30, 5.0)
+    for found in ([lively], [lively, dead], [dead]):
+        axis = range_axis(found)
+        sizes = [size for site in found for size in (*site.before.ranges, *site.after.ranges) if size]
+        assert all(map(axis.holds, sizes))
+        assert float(axis.at(0.0).removesuffix("%")) == 0
+    assert range_axis([tiny]).ends[0] == pytest.approx(5.0 / RANGES_SHOWN / 1.12)
+    assert range_axis([]).ends[0] < 1 < range_axis([]).ends[1]
 
 
 NOTHING = Plan((), (), "cost", "f", {"tuple": []})  # type: ignore[arg-type]

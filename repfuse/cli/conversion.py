@@ -25,6 +25,7 @@ from repfuse.networks import using_threads
 from repfuse.plan_file import said_beside
 from repfuse.planning.choosing import Choice, choose, without
 from repfuse.plans import Plan
+from repfuse.quantization import kernels
 from repfuse.report.schema import Environment, Input, Output, Report, Status, envelope, report_path, to_json
 from repfuse.rewriting import rewrite
 from repfuse.saving import of_file, save
@@ -191,6 +192,7 @@ def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted)
         health=examine(checkpoint.module),
         chosen=wanted.chosen,
         command=shlex.join(["repfuse", *sys.argv[1:]]),
+        quantization=kernels(checkpoint.module, found),
     )
 
 

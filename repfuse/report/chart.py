@@ -1,11 +1,12 @@
-"""Speed as a chart: a dot and a bar on one axis for each measurement. The template draws it."""
+"""Charts on a logarithmic axis: a row for each measurement, and for each kernel. The template draws them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import log
 
+from repfuse.quantization import SiteKernels
 from repfuse.report.reading import Measurement
 from repfuse.report.tables import duration, percent, plural
 
@@ -65,36 +66,47 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """Ratios on a logarithmic axis: twice as fast is as far from 1 as half as fast."""
+class Axis:
+    """A logarithmic axis between its ``ends``: twice as much is as far from 1 as half as much."""
 
-    rows: tuple[Speed, ...]
-
-    @cached_property
-    def ends(self) -> tuple[float, float]:
-        """The least and the greatest ratio that the axis holds; a limit far beyond all ratios is not drawn."""
-        over = [row.over_eager for row in self.rows if row.over_eager]
-        least = min(1.0, *over, *(row.low for row in self.rows))
-        greatest = max(1.0, *over, *(row.high for row in self.rows))
-        limits = [row.limit for row in self.rows if row.limit and row.limit < 4 * greatest]
-        return least / 1.12, max(greatest, *limits, 1.0) * 1.12
+    ends: tuple[float, float]
 
     @property
     def ticks(self) -> list[float]:
-        """Round ratios, as many as have room."""
+        """Round numbers, as many as have room."""
         span = self.ends[1] / self.ends[0]
         steps = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if span < 3 else (1, 2, 5) if span < 300 else (1,)
         candidates = (step * 10**power for power in range(-9, 10) for step in steps)
         return [each for each in candidates if self.ends[0] < each < self.ends[1]]
 
-    def at(self, ratio: float) -> str:
-        """Return where a ratio stands on the axis, in percent of its width."""
+    def at(self, number: float) -> str:
+        """Return where a number stands on the axis, in percent of its width; at its beginning, what is less."""
         least, greatest = map(log, self.ends)
-        return f"{100 * (log(ratio) - least) / (greatest - least):.2f}%"
+        return f"{100 * (log(max(number, self.ends[0])) - least) / (greatest - least):.2f}%"
 
-    def holds(self, ratio: float | None) -> bool:
+    def holds(self, number: float | None) -> bool:
         """Whether the axis reaches so far."""
-        return ratio is not None and self.ends[0] < ratio < self.ends[1]
+        return number is not None and self.ends[0] < number < self.ends[1]
+
+
+def speed_axis(rows: Sequence[Speed]) -> Axis:
+    """Return an axis that holds 1 and all ratios; a limit far beyond all ratios is not drawn."""
+    over = [row.over_eager for row in rows if row.over_eager]
+    least = min(1.0, *over, *(row.low for row in rows))
+    greatest = max(1.0, *over, *(row.high for row in rows))
+    limits = [row.limit for row in rows if row.limit and row.limit < 4 * greatest]
+    return Axis((least / 1.12, max(greatest, *limits, 1.0) * 1.12))
+
+
+RANGES_SHOWN = 1e5
+"""A channel whose range is so many times smaller than the largest is drawn at the beginning of the axis."""
+
+
+def range_axis(sites: Sequence[SiteKernels]) -> Axis:
+    """Return an axis that holds the ranges of the channels of all kernels."""
+    found = [size for site in sites for size in (*site.before.ranges, *site.after.ranges) if size > 0]
+    greatest = max(found, default=1.0)
+    return Axis((max(min(found, default=1.0), greatest / RANGES_SHOWN) / 1.12, greatest * 1.12))
 
 
 def speed_of(entry: Measurement) -> Speed:

@@ -10,9 +10,10 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from repfuse.quantization import BITS
 from repfuse.report.bench_view import speed, speedup
 from repfuse.report.checks_view import checks_view, of_drift, of_proof, of_site_drift
-from repfuse.report.plan_view import health_view, operators, plan_view, refusals_line, summary
+from repfuse.report.plan_view import health_view, int8_line, int8_view, operators, plan_view, refusals_line, summary
 from repfuse.report.schema import Chosen, Input, Report, Status
 from repfuse.report.tables import (
     BAD,
@@ -46,6 +47,7 @@ def convert_view(
     done = report.status == "converted"
     if verbose or not done:
         yield from plan_view(report.plan, verbose=verbose)
+    yield from int8_view(report.quantization) if verbose else ()
     yield from health_view(report.health)
     if report.proof and report.drift:
         checks = [*of_proof(report.proof), *of_site_drift(report.proof), *of_drift(report.drift)]
@@ -67,6 +69,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     if report.status != "converted":
         yield "example", example_line(report.input)
     yield "chosen", chosen_line(report.chosen) if report.chosen else ""
+    if line := int8_line(report.quantization, BITS[:1] if report.status == "converted" else BITS):
+        yield "int8", f"{line}; see `repfuse explain int8`"
     if report.status == "converted" and report.plan.refusals:
         yield "not fused", f"{refusals_line(report.plan.refusals)}; -v says where and why"
     yield from cost_lines(report.timing) if report.timing else ()

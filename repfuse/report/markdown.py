@@ -52,7 +52,7 @@ def _folded(page: Page) -> Iterator[str]:
         yield from (*_table(("not merged", "", "where", "what to do"), "llll", refusals), "")
     facts = [
         (text(name), text(value))
-        for name, value in (*page.health, *(("timing", each) for each in page.untimed), *page.agreement)
+        for name, value in (*page.health, *(("timing", each) for each in page.untimed), *page.agreement, *page.few_bits)
     ]
     made = (*page.environment, ("made by", page.told.conversion.command))
     yield from _table(("", ""), "ll", [*facts, *((name, code(value)) for name, value in made if value)])

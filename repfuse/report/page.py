@@ -19,9 +19,10 @@ from repfuse.globs import ROOT
 from repfuse.health import MEANINGS, Ailment
 from repfuse.planning.cost import price
 from repfuse.plans import Cost, Refusal, Site
-from repfuse.report.chart import Chart, Speed, compared, speed_of, times
+from repfuse.quantization import SiteKernels
+from repfuse.report.chart import Axis, Speed, compared, range_axis, speed_axis, speed_of, times
 from repfuse.report.convert_view import chosen_line, example_line, name_of, verified_line
-from repfuse.report.plan_view import declined, operators, total, totals
+from repfuse.report.plan_view import declined, int8_line, int8_row, operators, total, totals
 from repfuse.report.reading import Measurement, SiteTiming, Told
 from repfuse.report.schema import Status
 from repfuse.report.tables import alone, change, count, duration, error, percent, plural, size
@@ -30,6 +31,9 @@ from repfuse.wording import listed, printable
 
 OPEN_SITES = 40
 """More sites than these are folded away until somebody unfolds them."""
+
+KERNELS_SHOWN = 12
+"""Those that rounding hurts most; the report has all."""
 
 WORDS: dict[Status, str] = {
     "converted": "Converted",
@@ -121,9 +125,9 @@ class Page:
         return [(speed_of(each), each) for timing in self.told.timings for each in timing.measurements]
 
     @property
-    def chart(self) -> Chart | None:
-        """The chart, where something was timed."""
-        return Chart(self.speeds) if self.speeds else None
+    def axis(self) -> Axis | None:
+        """The axis of the chart, where something was timed."""
+        return speed_axis(self.speeds) if self.speeds else None
 
     @property
     def untimed(self) -> list[str]:
@@ -188,6 +192,22 @@ class Page:
         """How far each site is off in float64, by its path."""
         proof = self.told.conversion.proof
         return {site.path: site.error for site in proof.sites} if proof else {}
+
+    @property
+    def kernels(self) -> list[tuple[SiteKernels, tuple[str, ...]]]:
+        """The kernels that rounding hurts most, each with what is left of it: as many as one looks at."""
+        return [(site, int8_row(site)) for site in self.told.conversion.quantization[:KERNELS_SHOWN]]
+
+    @property
+    def ranges(self) -> Axis:
+        """The axis of their ranges."""
+        return range_axis([site for site, _ in self.kernels])
+
+    @property
+    def few_bits(self) -> list[Pair]:
+        """What rounding leaves of the network, where that is little."""
+        line = int8_line(self.told.conversion.quantization)
+        return [("int8", line)] if line else []
 
     @property
     def refused(self) -> list[Refused]:

@@ -13,8 +13,9 @@ from rich.text import Text
 from repfuse.globs import ROOT
 from repfuse.health import MEANINGS, Ailment, Finding
 from repfuse.plans import Cost, Plan, Policy, Refusal, Site
+from repfuse.quantization import BITS, SiteKernels, failing, needed, together
 from repfuse.refusals import Explanation
-from repfuse.report.tables import change, count, facts, first, heading, plural
+from repfuse.report.tables import NUMBER, change, count, decibels, facts, first, heading, plural, table
 from repfuse.topics import Topic
 
 # Weights that look wrong, for people: each kind once.
@@ -35,6 +36,48 @@ def health_view(findings: Sequence[Finding]) -> Iterator[RenderableType]:
         places = first([f"{finding.name} ({finding.count} of {finding.of})" for finding in group])
         rows.append((kind, f"{MEANINGS[kind]}; {places}"))
     yield facts(rows)
+
+
+# What rounding to few bits leaves of the kernels.
+
+
+def int8_line(sites: Sequence[SiteKernels], few: Sequence[int] = BITS) -> str:
+    """Return what the first of ``few`` bits leave with which a site has less than it needs; nothing for none."""
+    for bits in few:
+        if bad := failing(sites, bits):
+            whole = decibels(together([site.after.at(bits).per_tensor for site in sites]))
+            names = first([site.path or ROOT for site in bad])
+            return f"{bits} bits per tensor leave {whole} dB of signal to noise; worst: {names}"
+    return ""
+
+
+def int8_view(sites: Sequence[SiteKernels]) -> Iterator[RenderableType]:
+    """Yield the kernels, those that rounding hurts most first."""
+    if not sites:
+        return
+    yield heading("Kernels with few bits, before → after (`repfuse explain int8`)")
+    titles = [(title, NUMBER) for bits in BITS for title in (f"{bits} bits", "by channel")]
+    yield table(["Site", ("Range", NUMBER), *titles], map(int8_row, sites))
+    enough = decibels(needed(len(sites)))
+    yield Padding(
+        Text(
+            f"Range: the largest channel's over the median's. Then the signal-to-noise of the rounded weights in dB, "
+            f"each channel counting alike, in steps of the whole tensor or by channel; {enough} is enough. Before: the "
+            f"weight that {BITS[0]} bits hurt most of those that the site replaces, as it is stored."
+        ),
+        (0, 0, 0, 2),
+    )
+
+
+def int8_row(site: SiteKernels) -> tuple[str, ...]:
+    """Return a site's row: path, spread of the ranges, and what is left with each of BITS, per tensor and channel."""
+    both = site.before, site.after
+    levels = [
+        change(*(decibels(getattr(kernel.at(bits), way)) for kernel in both))
+        for bits in BITS
+        for way in ("per_tensor", "per_channel")
+    ]
+    return site.path or ROOT, change(*(f"{kernel.spread:.1f}" for kernel in both)), *levels
 
 
 def plan_view(plan: Plan, *, verbose: bool = False) -> Iterator[RenderableType]:

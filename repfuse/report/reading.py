@@ -16,6 +16,7 @@ from repfuse.checkpoint.json_file import read_json
 from repfuse.errors import RepfuseError
 from repfuse.health import Finding
 from repfuse.plans import Count, Plan, read_as
+from repfuse.quantization import SiteKernels
 from repfuse.report.schema import SCHEMA, Chosen, Environment, Input, Output, Status
 from repfuse.report.tables import plural
 from repfuse.wording import first_line
@@ -158,6 +159,7 @@ class Conversion:
     health: tuple[Finding, ...] = ()
     chosen: Chosen | None = None
     command: str = ""
+    quantization: tuple[SiteKernels, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from repfuse.checking.results import Verified
 from repfuse.health import Finding
 from repfuse.jsonready import json_ready
 from repfuse.plans import Count, Plan, Text
+from repfuse.quantization import SiteKernels
 
 if TYPE_CHECKING:  # its package imports torch
     from repfuse.benching.results import Benchmark
@@ -89,7 +90,8 @@ class Report:
     nothing was written. ``seconds`` is the time since the command began, as a clock at the terminal shows it: to the
     written file, where there is one. ``timing`` is short: `repfuse bench` measures properly. ``notes`` are what the
     user must be told, ``health`` is what looks wrong in the weights that were read. ``chosen`` is None where nothing
-    was left out on demand. ``command`` is what was typed, for a shell.
+    was left out on demand. ``command`` is what was typed, for a shell. ``quantization`` is what rounding to few bits
+    leaves of the kernels, worst first.
     """
 
     status: Status
@@ -105,11 +107,12 @@ class Report:
     health: tuple[Finding, ...] = ()
     chosen: Chosen | None = None
     command: str = ""
+    quantization: tuple[SiteKernels, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
         first = ("status", "environment", "command", "input", "output", "chosen", "seconds", "notes", "health")
-        names = (*first, "plan", "proof", "drift", "timing")
+        names = (*first, "plan", "proof", "drift", "timing", "quantization")
         return {name: json_ready(getattr(self, name)) for name in names}
 
 

@@ -60,6 +60,11 @@ def percent(fraction: float | None) -> str:
     return f"{fraction * 100:.1f} %" if fraction < 1 else "100 %"
 
 
+def decibels(level: float) -> str:
+    """Return a signal-to-noise ratio without decimals: 31; 1.0 where it is small."""
+    return f"{level:.0f}" if abs(level) >= 9.95 else f"{level:.1f}"
+
+
 def shape(sizes: Sequence[int]) -> str:
     """Return a shape as the command line takes it: 1x3x224x224."""
     return "x".join(map(str, sizes)) or "scalar"
