@@ -534,13 +534,49 @@ class Proof(Result):
 
 
 @dataclass(frozen=True)
+class RoundedWeights:
+    """The signal-to-noise of the outputs, in decibels, where the weights of each network are rounded in steps of the
+    same size ``per`` tensor or channel; and the accuracies then, where the labels are known.
+    """
+
+    per: Literal["tensor", "channel"]
+    original: float
+    fused: float
+    accuracy_original: float | None = None
+    accuracy_fused: float | None = None
+
+
+@dataclass(frozen=True)
+class RoundedLayer:
+    """The signal-to-noise of the fused network's outputs where the weight at ``path`` alone is rounded, per tensor."""
+
+    path: str
+    level: float
+
+
+@dataclass(frozen=True)
+class FewBits:
+    """Both networks with weights of so many ``bits``, each against itself; ``weights`` counts those of each.
+
+    ``trial`` is the input, ``layers`` are those of the fused network, that which costs most first.
+    """
+
+    bits: int
+    trial: str
+    weights: tuple[int, int]
+    ways: tuple[RoundedWeights, ...]
+    layers: tuple[RoundedLayer, ...]
+
+
+@dataclass(frozen=True)
 class Verification(Result):
     """The verdict on two networks, in one sentence (``reason``) and in numbers.
 
     ``dtypes`` are those in which most numbers of the original and of the fused network are stored; ``trials``
     all that was compared in float64, with the weights as they are stored; ``outputs`` one row per output.
     ``tolerances`` are those that overruled arithmetic, if any; ``effort`` is how much was tried. ``proof`` is there
-    where the plan is known that made one network from the other.
+    where the plan is known that made one network from the other. ``few_bits`` is where it was asked for, and decides
+    nothing.
     """
 
     verdict: Verdict
@@ -555,6 +591,7 @@ class Verification(Result):
     tolerances: ToleranceCheck | None = None
     effort: str = "default"
     proof: Proof | None = None
+    few_bits: FewBits | None = None
 
     @property
     def exit_code(self) -> int:

@@ -18,6 +18,7 @@ from torch import nn
 from repfuse.checking.agreement import Data, agreement, data_trial
 from repfuse.checking.comparison import level
 from repfuse.checking.evidence import MEASURED, Evidence, gather
+from repfuse.checking.few_bits import check_bits, few_bits
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.locate import first_difference
 from repfuse.checking.proof import prove
@@ -221,6 +222,7 @@ def verify(
     atol: float | None = None,
     data: Data | None = None,
     labels: torch.Tensor | None = None,
+    bits: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Say whether ``fused`` computes what ``original`` does, up to the rounding of its weights.
@@ -230,8 +232,9 @@ def verify(
     dtype, where their operations round too (see ``repfuse.checking.drift``). The inputs are those of
     ``input_variants``, as many as the ``effort`` says, around ``example_inputs`` and each of the ``further_examples``;
     and ``data``, real inputs (a batch, or several that can be walked more than once), with one integer
-    class per sample in ``labels``. ``rtol`` and ``atol`` overrule what rounding explains. ``progress`` is called with a
-    stage and the fraction done.
+    class per sample in ``labels``. ``rtol`` and ``atol`` overrule what rounding explains. With ``bits``, both also run
+    with their weights rounded to so many, see ``repfuse.checking.few_bits``. ``progress`` is called with a stage and
+    the fraction done.
 
     With the ``plan`` that made ``fused``, each site is proven by itself in float64 and each stored weight is held
     against the one computed again from the original: far smaller mistakes show than in the outputs.
@@ -240,6 +243,7 @@ def verify(
     sound number, a network cannot be copied, or the plan is of other networks.
     """
     given, effort = tolerances(rtol, atol), known_effort(effort)
+    check_bits(bits)
     for network in (original, fused):
         check_runnable(network)
     report = progress or (lambda _stage, _fraction: None)
@@ -277,6 +281,10 @@ def verify(
             wrong = {key[0] for key in evidence.errors if evidence.excess(key) > 1}
             smallest = min((evidence.trials[at] for at in wrong), key=lambda trial: trial.work, default=None)
             place = first_difference(original, fused, smallest) if smallest and verdict == "different" else None
+    rounded = None
+    if bits is not None:
+        report(f"weights of {bits} bits", SITES)
+        rounded = few_bits(original, fused, trials[-1 if data is not None else 0], bits, data, labels)
     report("done", 1.0)
     said = tuple(notes(evidence, dtypes, real, effort))
     return Verification(
@@ -292,6 +300,7 @@ def verify(
         check,
         str(effort),
         proof,
+        rounded,
     )
 
 

@@ -30,6 +30,18 @@ def verify(
     mean: options.Mean = None,
     std: options.Std = None,
     limit: options.Limit = None,
+    bits: Annotated[
+        int | None,
+        options.checking(
+            "--bits",
+            metavar="N",
+            min=2,
+            max=16,
+            help="Also round the weights of both networks to N bits, per tensor and per channel, and say what that "
+            "does to the outputs of each (with --data: to the accuracy), and which layer costs most. It decides "
+            "nothing: verdict and exit code stay what they are.",
+        ),
+    ] = None,
     quick: options.Quick = False,
     thorough: options.Thorough = False,
     rtol: options.Rtol = None,
@@ -67,6 +79,7 @@ def verify(
       repfuse verify model.pt fused.pt
       repfuse verify model.pt fused.pt --data images.npz
       repfuse verify model.pt fused.pt --data val/ --limit 1000
+      repfuse verify model.pt fused.pt --data val/ --bits 8
       repfuse verify model.pt fused.pt --thorough
       repfuse verify model.pt fused.pt --rtol 1e-3 --atol 1e-5
       repfuse verify model.pt fused.pt --input 1x3x64x64 --input 4x3x224x224
@@ -116,6 +129,7 @@ def verify(
             atol=atol,
             data=samples,
             labels=labels,
+            bits=bits,
             progress=update,
         )
     if as_json:

@@ -26,7 +26,7 @@ from repfuse.report.plan_view import declined, int8_line, int8_row, operators, t
 from repfuse.report.reading import Measurement, SiteTiming, Told
 from repfuse.report.schema import Status
 from repfuse.report.tables import alone, change, count, duration, error, percent, plural, size
-from repfuse.report.verify_view import data_lines
+from repfuse.report.verify_view import data_lines, few_bits_lines
 from repfuse.wording import listed, printable
 
 OPEN_SITES = 40
@@ -247,6 +247,10 @@ class Page:
         if later:
             yield "verified later", f"{later.verdict}: {later.reason}"
             yield from data_lines(later.data) if later.data else ()
+            if later.few_bits:
+                yield from (
+                    (f"{later.few_bits.bits} bits, {name}", line) for name, line in few_bits_lines(later.few_bits)
+                )
 
     @property
     def environment(self) -> list[Pair]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Le
 
-from repfuse.checking.results import Drift, RealData, Verdict
+from repfuse.checking.results import Drift, FewBits, RealData, Verdict
 from repfuse.checkpoint.json_file import read_json
 from repfuse.errors import RepfuseError
 from repfuse.health import Finding
@@ -113,6 +113,7 @@ class Verification:
     verdict: Verdict
     reason: str
     data: RealData | None = None
+    few_bits: FewBits | None = None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,23 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repfuse.report.checks_view import Check, checks_view, of_drift, of_proof, of_site_drift, of_stored
-from repfuse.report.tables import BAD, GOOD, UNSURE, error, facts, heading, notes, percent, plural, shape
+from repfuse.report.tables import (
+    BAD,
+    GOOD,
+    UNSURE,
+    change,
+    decibels,
+    error,
+    facts,
+    heading,
+    notes,
+    percent,
+    plural,
+    shape,
+)
 
 if TYPE_CHECKING:
-    from repfuse.checking.results import FirstDifference, Flips, OutputError, RealData, Verification
+    from repfuse.checking.results import FewBits, FirstDifference, Flips, OutputError, RealData, Verification
 
 VERDICTS = {"same": ("Same.", GOOD), "different": ("Different.", BAD), "could-not-tell": ("Could not tell.", UNSURE)}
 
@@ -24,6 +37,9 @@ def verify_view(verification: Verification, *, verbose: bool = False) -> Iterato
         yield from checks_view(checks, verbose=verbose)
     yield heading("Compared")
     yield facts(_compared(verification, verbose=verbose))
+    if verification.few_bits:
+        yield heading(f"With weights of {verification.few_bits.bits} bits, original → fused")
+        yield facts(few_bits_lines(verification.few_bits, shown=None if verbose else LAYERS_SHOWN))
     yield from notes(verification.notes)
     word, style = VERDICTS[verification.verdict]
     yield Text.assemble("\n", (word, style), f" {verification.reason}")
@@ -86,6 +102,21 @@ def data_lines(data: RealData) -> Iterator[tuple[str, str]]:
         yield "no class", f"{plural(data.without_class, 'sample')} with outputs that are not a number"
     if data.flips and data.flips.samples:
         yield "flips", _flips(data.flips)
+
+
+LAYERS_SHOWN = 3
+
+
+def few_bits_lines(found: FewBits, shown: int | None = LAYERS_SHOWN) -> Iterator[tuple[str, str]]:
+    """Yield what rounded weights do to the outputs of both networks, and which layers cost most."""
+    for way in found.ways:
+        levels = change(decibels(way.original), decibels(way.fused))
+        accuracies = change(percent(way.accuracy_original), percent(way.accuracy_fused))
+        right = "" if way.accuracy_fused is None else f", accuracy {accuracies}"
+        yield f"per {way.per}", f"signal to noise {levels} dB{right}"
+    worst = [f"{each.path} ({decibels(each.level)} dB)" for each in found.layers[:shown]]
+    yield "costs most", f"{', '.join(worst)}: each layer alone, per tensor" if worst else ""
+    yield "rounded", f"{change(*map(str, found.weights))} weights; on {found.trial}, in float64"
 
 
 def _flips(flips: Flips) -> str:
