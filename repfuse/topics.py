@@ -158,4 +158,43 @@ TOPICS: dict[str, Topic] = {
             "into it; writes from threads that the forward starts, or from operators that deny them, are not seen.",
         },
     ),
+    "int8": Topic(
+        "why a merged network loses more to int8, and what to do",
+        "A quantiser stores a kernel as multiples of one step, 127 of which reach its largest number: what is small "
+        "beside that is lost. The numbers of a branch are of one size, and each branch has a step of its own; those "
+        "of the sum are not, and it has one. The sum is exact, and needs more bits. repfuse is no quantiser: it says "
+        "where that is, and writes files that lose less.",
+        {
+            "the middle tap": "A skip and a 1x1 are added to the middle of the 3x3 kernel alone, the skip to one "
+            "input channel of each output: a few numbers many times as large as the rest. It is so in every channel, "
+            "so steps per channel help little.",
+            "the channels": "The scale of a norm, weight / sqrt(var + eps), goes into its channel of the kernel, and "
+            "differs from channel to channel by large factors. With one step for all, small channels become 0. Steps "
+            "per channel cure it.",
+            "to see it": "`inspect` has a line on it, with -v a table, and the page a picture: the ranges of the "
+            "channels before and after, and the signal-to-noise of the rounded weights. 6 dB are one bit. Noises of "
+            "layers in a row add up, so each of n needs 10 + 10 log10(n) dB to leave 10 dB of all, at which a third "
+            "of what comes out is noise. That is arithmetic on weights alone: `verify --bits 8 --data val/` runs both "
+            "networks, and says which layer costs most.",
+            "first": "Give weights steps per channel where the quantiser has them, and leave the worst layers in "
+            "float.",
+            "--equalize": "Where that does not do, and nothing is trained: moves scale between layers, across ReLU "
+            "and the like, without changing what the network computes. It serves quantisers of one step per tensor, "
+            "and the middle tap, which the scales of input channels reach (M. Nagel et al., arXiv 1906.04721).",
+            "--keep-affine": "Where the network is trained on with simulated quantisation: the branches merge, and a "
+            "BatchNorm stays behind the convolution, which has a range of 1 in each channel. With --data the norm has "
+            "the statistics that training needs. What folds norms before it rounds undoes it. On training such "
+            "networks: QARepVGG (arXiv 2212.01593), RepOpt (2205.15242), RepQ (2311.05317).",
+            "the branches": "A network may also be quantised with them, at the cost of their time. What was trained "
+            "with simulated quantisation is not merged (`repfuse explain fake-quantised`).",
+            "torchao": "prepare_pt2e folds norms into convolutions first: --equalize. prepare_qat_pt2e trains with "
+            "them: --keep-affine, with --data. https://docs.pytorch.org/ao/stable/pt2e_quantization/",
+            "ONNX Runtime": "quantize_static has per_channel, which is off unless you say so. Exporters and its "
+            "pre-processing fold norms: --equalize. https://onnxruntime.ai/docs/performance/model-optimizations/",
+            "NNCF": "nncf.quantize takes PyTorch and ONNX; nncf.quantize_with_accuracy_control leaves layers in "
+            "float. https://github.com/openvinotoolkit/nncf",
+            "TensorRT": "Q/DQ pairs in the ONNX file say where and in which steps it rounds, symmetric ones. "
+            "https://docs.nvidia.com/deeplearning/tensorrt/latest/",
+        },
+    ),
 }
