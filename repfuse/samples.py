@@ -66,6 +66,52 @@ class DigitsRepVGG(nn.Module):
         return self.head(self.pool(self.blocks(x)).flatten(1))  # type: ignore[no-any-return]
 
 
-def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+class MobileOneLayer(nn.Module):
+    """ReLU of a sum of two equal convolutions, a 1x1 beside larger ones and, where the shapes allow, the input, each
+    with its BatchNorm: depthwise where there are as many groups as channels.
+
+    ``[N, inputs, H, W]`` to ``[N, outputs, ceil(H / stride), ceil(W / stride)]``.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(_conv_norm(inputs, outputs, kernel, stride, groups) for _ in range(2))
+        self.scale = _conv_norm(inputs, outputs, 1, stride, groups) if kernel > 1 else None
+        self.skip = nn.BatchNorm2d(inputs) if inputs == outputs and stride == 1 else None
+        self.activation = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the activation of the sum of the branches."""
+        branches = (*self.convolutions, *(each for each in (self.scale, self.skip) if each is not None))
+        return self.activation(sum(branch(x) for branch in branches))  # type: ignore[no-any-return]
+
+
+class DigitsMobileOne(nn.Module):
+    """A MobileOne for the digits of ``DigitsRepVGG``: layers of depthwise 3x3 and of 1x1 in turn."""
+
+    input_shape: ClassVar[tuple[int, ...]] = (1, 1, 8, 8)
+
+    def __init__(self, width: int = 16, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = MobileOneLayer(1, width, 3)
+        self.blocks = nn.Sequential(
+            *_separable(width, width),
+            *_separable(width, 2 * width, stride=2),
+            *_separable(2 * width, 2 * width),
+            *_separable(2 * width, 2 * width),
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(2 * width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits."""
+        return self.head(self.pool(self.blocks(self.stem(x))).flatten(1))  # type: ignore[no-any-return]
+
+
+def _separable(inputs: int, outputs: int, stride: int = 1) -> tuple[MobileOneLayer, MobileOneLayer]:
+    return MobileOneLayer(inputs, inputs, 3, stride, groups=inputs), MobileOneLayer(inputs, outputs, 1)
+
+
+def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs))

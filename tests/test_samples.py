@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from repfuse.samples import DigitsRepVGG, NotebookBlock
+from repfuse import fuse
+from repfuse.samples import DigitsMobileOne, DigitsRepVGG, NotebookBlock
 
 
 def _state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -29,9 +30,9 @@ def test_the_four_digits_checkpoints_hold_the_same_weights(samples: Path) -> Non
         assert all(torch.equal(state[key], expected[key]) for key in expected), name
 
 
-def test_the_classifier_is_right_on_98_percent_of_the_held_out_digits(samples: Path) -> None:
-    model = DigitsRepVGG().eval()
-    model.load_state_dict(load_file(samples / "repvgg_digits.safetensors"))
+@pytest.mark.parametrize("name", ["repvgg", "mobileone"])
+def test_the_classifiers_are_right_on_98_percent_of_the_held_out_digits(name: str, samples: Path) -> None:
+    model = torch.load(samples / f"{name}_digits.pt", weights_only=False).eval()
     data = load_file(samples / "digits_heldout.safetensors")
     with torch.inference_mode():
         accuracy = (model(data["inputs"]).argmax(1) == data["labels"]).double().mean()
@@ -39,12 +40,13 @@ def test_the_classifier_is_right_on_98_percent_of_the_held_out_digits(samples: P
     assert accuracy >= 0.98
 
 
-def test_the_statistics_of_the_normalisations_are_trained(samples: Path) -> None:
+@pytest.mark.parametrize(("name", "norms"), [("repvgg", 13), ("mobileone", 29)])
+def test_the_statistics_of_the_normalisations_are_trained(name: str, norms: int, samples: Path) -> None:
     # Fresh statistics (mean 0, variance 1) would hide every mistake in folding them.
-    state = load_file(samples / "repvgg_digits.safetensors")
+    state = torch.load(samples / f"{name}_digits.pt", weights_only=False).state_dict()
     means = [value for key, value in state.items() if key.endswith("running_mean")]
     variances = [value for key, value in state.items() if key.endswith("running_var")]
-    assert len(means) == 13
+    assert len(means) == norms
     assert all(mean.abs().max() > 1e-2 for mean in means)
     assert all((variance - 1).abs().max() > 1e-2 for variance in variances)
 
@@ -56,7 +58,17 @@ def test_the_notebook_block_has_weights_in_all_its_parameters(samples: Path) -> 
     assert all(parameter.abs().mean() > 0.05 for parameter in block.parameters())
 
 
-@pytest.mark.parametrize("model", [NotebookBlock(), DigitsRepVGG()], ids=["notebook", "digits"])
+def test_each_layer_of_the_mobileone_becomes_one_convolution() -> None:
+    model = DigitsMobileOne().eval()
+    fused = fuse(model, (torch.rand(model.input_shape),)).module
+    found = [module for module in fused.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert [module.groups for module in found] == [1, 16, 1, 16, 1, 32, 1, 32, 1]
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+
+
+@pytest.mark.parametrize(
+    "model", [NotebookBlock(), DigitsRepVGG(), DigitsMobileOne()], ids=["notebook", "digits", "one"]
+)
 def test_each_class_runs_on_its_input_shape(model: torch.nn.Module) -> None:
     assert torch.isfinite(model.eval()(torch.ones(model.input_shape))).all()
 
