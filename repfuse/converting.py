@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from repfuse.checking.agreement import Data
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.results import Drift, Proof
+from repfuse.checking.statistics import set_statistics
 from repfuse.checking.trial import Effort, known_effort
+from repfuse.errors import RepfuseError
 from repfuse.fusing import recorded, settled
 from repfuse.loading import Checkpoint
 from repfuse.planning.choosing import Choice, choose
@@ -55,26 +58,33 @@ def convert(
     include: str | Collection[str] = (),
     exclude: str | Collection[str] = (),
     keep_class: bool | None = None,
+    keep_affine: bool = False,
+    data: Data | None = None,
     effort: Effort | str = Effort.DEFAULT,
 ) -> Conversion:
     """Plan by ``policy`` (by cost, where none is given), rewrite and prove a checkpoint.
 
     Instead of a policy there may be a ``plan``: exactly its sites are rewritten. ``include`` and ``exclude`` are globs
-    that narrow either, see Plan.select; for ``keep_class`` see ``repfuse.fuse``. ``effort`` is how much is tried to
-    find a mistake, see ``repfuse.checking.trial.Effort``. ``progress`` is told the stage and the fraction of the
-    work that is done.
+    that narrow either, see Plan.select; for ``keep_class`` and ``keep_affine`` see ``repfuse.fuse``: the norms that
+    stay get the statistics of ``data``, where there is some. ``effort`` is how much is tried to find a mistake, see
+    ``repfuse.checking.trial.Effort``. ``progress`` is told the stage and the fraction of the work that is done.
 
     Raises RepfuseError where the model cannot be copied or run, or where the plan or a glob does not fit it.
     """
     effort = known_effort(effort)
-    choice = Choice(policy, plan, include, exclude, keep_class)
+    choice = Choice(policy, plan, include, exclude, keep_class, keep_affine)
     original, example = checkpoint.module, checkpoint.example_inputs
     progress("planning", 0.0)
     found = choose(original, example, choice)
+    if data is not None and not found.keep_affine:
+        hint = "Say --keep-affine too (keep_affine=True in Python), or leave the data out."
+        raise RepfuseError("There is data, and no norm that needs its statistics.", "All of them are merged.", hint)
     if not found.sites:
         return Conversion(checkpoint, found, original, None, None)
     progress("rewriting", 0.1)
     fused = rewrite(original, found)
+    if data is not None:
+        set_statistics(original, found, fused, data)
     variants = (*input_variants(example, effort=effort), *recorded(found)[1:])
     progress("running the original in float64", 0.15)
     trials, expected = with_fallbacks(original, variants)
@@ -90,6 +100,8 @@ def convert(
             found, fused = result.plan, result.module
             if not found.sites:
                 return Conversion(checkpoint, found, original, None, None)
+            if data is not None:
+                set_statistics(original, found, fused, data)
             proof = proven()
     progress("measuring the drift", 0.7)
     measured = drift(original, fused, trials, expected)

@@ -185,7 +185,8 @@ class Plan:
     ``policy`` is what was to be merged. ``fingerprint`` identifies the modules that the sites refer to, ``arguments``
     describe what it was made with. ``matching_borders`` are the layers, each behind its source, that pad with what lies
     beyond the border, as far as that depends on the weights. ``keep_class`` says that the outermost module gets no new
-    forward. ``live`` saves ``rewrite`` a second recording in the same process and is never serialised.
+    forward, ``keep_affine`` that a BatchNorm stays behind each convolution that is merged. ``live`` saves ``rewrite`` a
+    second recording in the same process and is never serialised.
     """
 
     __pydantic_config__: ClassVar[Any] = NO_MORE
@@ -196,6 +197,7 @@ class Plan:
     arguments: Any
     matching_borders: tuple[Text, ...] = ()
     keep_class: bool = False
+    keep_affine: bool = False
     live: Any = field(default=None, repr=False, compare=False)
 
     def select(self, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()) -> Plan:
@@ -222,6 +224,7 @@ class Plan:
             "fingerprint": self.fingerprint,
             "arguments": self.arguments,
             "keep_class": self.keep_class,
+            "keep_affine": self.keep_affine,
             "matching_borders": list(self.matching_borders),
         }
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BITS = (8, 4)
 ENOUGH = 10.0
 """Decibels: less, and more than a tenth of a signal's energy, a third of its size, is noise."""
-DEAD = 1e-6
+DEAD, TINY = 1e-6, 1e-30
 
 
 def rounded(weight: Tensor, bits: int, axis: int | None = None) -> Tensor:
@@ -165,6 +165,8 @@ def _sites(network: nn.Module, plan: Plan) -> Iterator[SiteKernels]:
 
     for fused in replayed.layout.fused:
         made = weight(fused.expression)
+        if fused.norm:  # which has the sizes of the channels
+            made /= ranges(made).clamp(min=TINY).reshape(-1, *(1 for _ in made.shape[1:]))
         layers = {layer.weight: layer for layer in convolutions(fused.expression)}
         before = {
             name: kernel(weight(Through(Identity(layer.geometry.in_channels, layer.geometry.ndim), layer)))

@@ -85,7 +85,7 @@ def save(
     out = Path(out)
     for source in (checkpoint.path, *checkpoint.files):
         atomic.check_target(out, source, force=force)
-    form = format_for(out, format, checkpoint.format)
+    form = format_for(out, format, checkpoint.format, keep_affine=plan is not None and plan.keep_affine)
     if form == checkpoint.format == "onnx":
         return _save_graph(checkpoint, module, out, force=force, verify=verify, reader=reader)
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")

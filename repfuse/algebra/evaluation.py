@@ -39,6 +39,23 @@ def evaluate(expression: Expression, tensors: Tensors, like: Tensor) -> tuple[Te
     return weight, constant(expression, tensors, like.device).to(like.dtype, copy=True)
 
 
+def behind_norm(
+    expression: Expression, tensors: Tensors, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the map as a convolution without bias and a normalisation with these statistics: the weight of the one,
+    with a range of 1 in each output channel, and weight and bias of the other, in float64.
+
+    ``W x + b = s (W / s x - mean) + (b + s mean)``, and a normalisation multiplies by ``weight / sqrt(var + eps)``.
+    """
+    wide = torch.empty(0, dtype=torch.float64, device=mean.device)
+    weight, bias = evaluate(expression, tensors, wide)
+    laid = swap_layout(expression.geometry, weight)
+    size = laid.abs().flatten(1).amax(1)
+    size += size == 0
+    weight = swap_layout(expression.geometry, laid / size.reshape(-1, *(1 for _ in laid.shape[1:])))
+    return weight.contiguous(), size * (var.double() + eps).sqrt(), bias + size * mean.double()
+
+
 def constant(expression: Expression, tensors: Tensors, device: torch.device) -> Tensor:
     """Return what the expression is where its source is zero: float64 ``[C_out]``, the bias of the map."""
     if is_unshifted(expression):

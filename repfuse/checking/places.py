@@ -10,23 +10,27 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from repfuse.algebra.evaluation import Tensors, constant, evaluate
+from repfuse.algebra.evaluation import Tensors, behind_norm, constant, evaluate
 from repfuse.algebra.expression import Expression
 from repfuse.checking.comparison import TOLERANCE, answers_in_float64, half_the_digits, tabulate
 from repfuse.checking.results import Comparison
 from repfuse.checking.runs import Change, Outcome, in_float64, narrow_in
 from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
-from repfuse.networks import main_dtype, named_tensors
+from repfuse.networks import join, main_dtype, named_tensors
 from repfuse.planning.edits import Fused
 from repfuse.planning.planner import Planner
 from repfuse.planning.region import Piece, Region, pieces
 from repfuse.planning.replaying import replay
+from repfuse.planning.terms import Group
 from repfuse.plans import AGAIN, Plan
 from repfuse.recording.constants import lookup
-from repfuse.rewriting.emit import without_padding
+from repfuse.rewriting.emit import without_neighbours
+
+NORM = "BatchNorm with statistics, a weight and a bias"
 
 # Each region by itself, before and after the rewrite, as modules of its sources.
 #
@@ -35,7 +39,8 @@ from repfuse.rewriting.emit import without_padding
 
 @dataclass(frozen=True)
 class Place:
-    """One region of the network ``module``; ``path_of`` are the paths of the convolutions that its groups became.
+    """One region of the network ``module``; ``path_of`` are the paths of the convolutions that its groups became, and
+    ``norm_of`` those of the norms that stay behind them.
 
     Groups without one stay what they are, a factor of their source. Named after its first convolution.
     """
@@ -44,6 +49,7 @@ class Place:
     module: nn.Module
     region: Region
     path_of: Mapping[int, str]
+    norm_of: Mapping[int, str]
 
     @property
     def path(self) -> str:
@@ -86,21 +92,32 @@ class Place:
         root, graph = nn.Module(), fx.Graph()
         inputs = {source: graph.placeholder(source.name) for source in self.sources}
         if self.pieces:
-            (path,) = self.path_of.values()
-            root.add_module("part", fused.get_submodule(path))
+            (group,) = self.region.groups
+            root.add_module("part", self._part(fused, group))
             graph.output(self._around(graph, inputs))
             return _Computed(root, graph)
         total: fx.Node | None = None
         for number, group in enumerate(self.region.groups):
             value = inputs[group.source]
             if id(group) in self.path_of:
-                root.add_module(f"part{number}", fused.get_submodule(self.path_of[id(group)]))
+                root.add_module(f"part{number}", self._part(fused, group))
                 value = graph.call_module(f"part{number}", (value,))
             elif group.of_source is not None and factor(group.of_source) != 1:
                 value = graph.call_function(operator.mul, (value, factor(group.of_source)))
             total = value if total is None else graph.call_function(operator.add, (total, value))
         graph.output(total)
         return _Computed(root, graph)
+
+    def _part(self, fused: nn.Module, group: Group) -> nn.Module:
+        path, norm = self.path_of[id(group)], self.norm_of[id(group)]
+        part = fused.get_submodule(path)
+        return nn.Sequential(part, fused.get_submodule(norm)) if norm and norm != join(path, "norm") else part
+
+    def norms(self, fused: nn.Module) -> dict[str, _BatchNorm]:
+        """Return the norms of the network ``fused`` that stay behind its convolutions, by path. Raises RepfuseError
+        where one is missing.
+        """
+        return {path: norm_at(fused, path) for path in self.norm_of.values() if path}
 
     def _around(self, graph: fx.Graph, env: dict[fx.Node, Any]) -> fx.Node:
         """Write what puts values elsewhere as it is, and ``part`` for the piece that became a convolution."""
@@ -147,7 +164,8 @@ def places(original: nn.Module, plan: Plan) -> Iterator[Place]:
     for item in replayed.layout.fused:
         found.setdefault(item.region.root, []).append(item)
     for _, items in sorted(found.items(), key=lambda entry: order[entry[0]]):
-        yield Place(replayed.planner, original, items[0].region, {id(item.group): item.path for item in items})
+        paths, norms = ({id(item.group): getattr(item, name) for item in items} for name in ("path", "norm"))
+        yield Place(replayed.planner, original, items[0].region, paths, norms)
 
 
 def _needed(root: fx.Node, sources: set[fx.Node], origin: Callable[[fx.Node], fx.Node]) -> set[fx.Node]:
@@ -207,12 +225,46 @@ def _weights(fused: nn.Module, place: Place) -> Iterator[Weight]:
         if id(group) in place.path_of:
             path = place.path_of[id(group)]
             convolution = convolution_at(fused, path)
+            if not {"weight", "bias"} <= convolution._parameters.keys():  # a parametrization computes it
+                raise _misfit(path)
+            if norm := place.norm_of[id(group)]:
+                yield from _behind_norm(convolution, norm_at(fused, norm), group.expression, tensors)
+                continue
             for name, compute in (("weight", weight), ("bias", constant)):
-                if name not in convolution._parameters:  # a parametrization computes it
-                    raise _misfit(path)
                 stored = convolution._parameters[name]
                 if stored is not None:  # a missing bias is not the one that was computed: what is compared shows it
                     yield Weight(stored, partial(compute, group.expression, tensors, stored.device))
+
+
+def _behind_norm(
+    convolution: nn.Module, norm: _BatchNorm, expression: Expression, tensors: Tensors
+) -> Iterator[Weight]:
+    """Yield the tensors of a convolution and its norm: with whatever statistics it has, together they are the map."""
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None and var is not None
+
+    def computed(number: int) -> torch.Tensor:
+        return behind_norm(expression, tensors, mean, var, norm.eps)[number]
+
+    weight, bias = convolution._parameters["weight"], convolution._parameters.get("bias")
+    assert weight is not None
+    for number, stored in enumerate((weight, norm.weight, norm.bias)):
+        yield Weight(stored, partial(computed, number))
+    if bias is not None:
+        yield Weight(bias, lambda: torch.zeros_like(mean, dtype=torch.float64))
+    for statistics in (mean, var):
+        yield Weight(statistics, statistics.double)
+
+
+def norm_at(fused: nn.Module, path: str) -> _BatchNorm:
+    """Return the norm behind the convolution of a site. Raises RepfuseError where there is none with statistics."""
+    try:
+        found = fused.get_submodule(path)
+    except AttributeError as error:
+        raise _misfit(path, NORM) from error
+    if not isinstance(found, _BatchNorm) or not found.affine or found.running_var is None:
+        raise _misfit(path, NORM)
+    return found
 
 
 def convolution_at(fused: nn.Module, path: str) -> nn.Module:
@@ -221,7 +273,7 @@ def convolution_at(fused: nn.Module, path: str) -> nn.Module:
     Raises RepfuseError where there is none.
     """
     try:
-        found = without_padding(fused.get_submodule(path))
+        found = without_neighbours(fused.get_submodule(path))
     except AttributeError as error:
         raise _misfit(path) from error
     if not isinstance(found, _ConvNd | nn.Linear):
@@ -229,8 +281,8 @@ def convolution_at(fused: nn.Module, path: str) -> nn.Module:
     return found
 
 
-def _misfit(path: str) -> RepfuseError:
-    return RepfuseError("The plan does not fit the fused network.", f"It has no convolution at {path!r}.", AGAIN)
+def _misfit(path: str, layer: str = "convolution") -> RepfuseError:
+    return RepfuseError("The plan does not fit the fused network.", f"It has no {layer} at {path!r}.", AGAIN)
 
 
 def compare_exact(

@@ -22,7 +22,7 @@ from repfuse.checking.rounding import half_spacing
 from repfuse.checking.runs import Outcome, as_stored, copy_with, run_copy, run_float64
 from repfuse.checking.trial import Trial, rounded_through
 from repfuse.memory import give_back
-from repfuse.networks import equal, main_dtype, stored_tensors
+from repfuse.networks import equal, main_dtype, named_tensors, stored_tensors
 from repfuse.plans import Plan
 from repfuse.recording.stock import is_stock
 from repfuse.rewriting import rewrite
@@ -37,7 +37,8 @@ from repfuse.wording import dtype_name
 #
 # |y' - y| <= (e + k (|W| + e)) * |x|,    k = (1 + g(n)) (1 + u)^(1 + m) - 1.
 #
-# This is a convolution itself: of |x|, with the weights ``e + k (|W| + e)``.
+# This is a convolution itself: of |x|, with the weights ``e + k (|W| + e)``. A norm behind it, ``s (y - m) + t``, takes
+# eight more roundings, of s and of the sums; the bound of y and that of m, added up, are multiplied by ``|s| + e``.
 
 
 TF32 = 2.0**-11
@@ -47,12 +48,20 @@ TF32 = 2.0**-11
 def bounds(place: Place, fused: nn.Module, trials: Iterable[Trial], dtype: torch.dtype) -> list[torch.Tensor | None]:
     """Return, per trial, the largest error of each output element; None for a trial that does not run."""
     growth = _growth(place, fused, dtype)
-
-    def bounding(_name: str, tensor: torch.Tensor) -> torch.Tensor:
-        half = half_spacing(tensor)
-        return tensor.double().abs().add_(half).mul_(growth).add_(half)
-
     bounded = place.after(fused, lambda factor: growth * abs(factor))
+    of_norms = {id(x): name for norm in place.norms(fused).values() for name, x in named_tensors(norm)}
+    kinds = {name: of_norms.get(id(x), "") for name, x in named_tensors(bounded)}
+
+    def bounding(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if kinds[name] in ("running_var", "num_batches_tracked"):  # they are what they are
+            return tensor.clone()
+        half = half_spacing(tensor)
+        size = tensor.double().abs().add_(half)
+        if kinds[name] == "weight":  # it multiplies what has grown already
+            return size
+        grown = size.mul_(growth).add_(half)
+        return grown.neg_() if kinds[name] == "running_mean" else grown
+
     magnitudes = [Trial(trial.label, tuple(x.abs() for x in trial.inputs)) for trial in trials]
     outcomes = run_float64(bounded, magnitudes, bounding)
     least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2  # which no relative bound covers
@@ -71,7 +80,8 @@ def _growth(place: Place, fused: nn.Module, dtype: torch.dtype) -> float:
     lost = summing * (sum(map(_terms, convolutions)) + 2 * len(place.region.groups))
     if lost >= 1:
         return torch.finfo(dtype).max
-    rounded = (1 + unit) ** (1 + len(place.region.groups))  # before the bias, and with each convolution that is added
+    # Before the bias, with each convolution that is added, and in each norm.
+    rounded = (1 + unit) ** (1 + len(place.region.groups) + 8 * len(place.norms(fused)))
     grown = (1 + lost / (1 - lost)) * rounded
     on_cuda = any(weight.is_cuda for convolution in convolutions for weight in convolution.parameters())
     allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32

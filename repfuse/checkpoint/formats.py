@@ -30,10 +30,11 @@ GRAPHS = ("pt2", "torchscript")  # inputs that hold a graph, which no source bui
 WEIGHTS_ALONE = ("state-dict", "safetensors")
 
 
-def format_for(out: Path, asked: str | None, of_input: str) -> str:
+def format_for(out: Path, asked: str | None, of_input: str, *, keep_affine: bool = False) -> str:
     """Return the format to write: the one asked for, else what the suffix of ``out`` says, else the input's.
 
-    Raises RepfuseError where it is unknown, needs what is not installed, or cannot be made of such an input.
+    Raises RepfuseError where it is unknown, needs what is missing, or cannot be made of such an input, or with the
+    norms that ``keep_affine`` leaves.
     """
     if asked is not None and asked not in [*Format]:
         raise RepfuseError(f"{asked!r} is not a format.", "", f"Use one of {', '.join(Format)}.")
@@ -49,6 +50,12 @@ def format_for(out: Path, asked: str | None, of_input: str) -> str:
             f"A {of_input} file cannot become a file of weights alone ({form}).",
             "It holds its network as a graph: nothing else could build the network that the weights belong to.",
             "Choose --format pt2, onnx or pt.",
+        )
+    if keep_affine and form == "onnx" != of_input:
+        raise RepfuseError(
+            "The norms that --keep-affine leaves cannot be written to an ONNX file.",
+            "PyTorch's exporter folds them into the convolutions.",
+            "Leave --keep-affine out, or write a .pt, .pt2 or .safetensors file.",
         )
     if form == "onnx":
         from repfuse.checkpoint.onnx_file import check_installed

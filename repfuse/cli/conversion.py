@@ -19,6 +19,7 @@ from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.source import as_texts
 from repfuse.converting import convert
+from repfuse.data import Arrays, Folder, Wishes, prepare
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
 from repfuse.networks import using_threads
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 TIMING_SECONDS = 1.0
 TUNING_SECONDS = 10.0
+NEUTRAL = "the norms that stay have statistics that change nothing: give --data before you train this network on"
 DOUBTFUL = 1.5
 """A place that is predicted to get faster by this factor is merged untimed."""
 
@@ -50,7 +52,8 @@ class Request:
     """What to convert and where to; ``loading`` is for repfuse.load. ``out`` is None in a dry run.
 
     ``keep_metadata`` says whether the rest of a training checkpoint is written too, ``effort`` how much is tried to
-    find a mistake. ``tune`` asks for the doubtful sites to be timed, and those left alone that are slower.
+    find a mistake. ``tune`` asks for the doubtful sites to be timed, and those left alone that are slower. ``data`` is
+    for the statistics of the norms that stay, with how it is to be prepared.
     """
 
     source: Path
@@ -62,6 +65,7 @@ class Request:
     keep_metadata: bool = True
     effort: str = "default"
     tune: bool = False
+    data: tuple[Arrays | Folder, Wishes] | None = None
 
 
 def run(request: Request, progress: Progress, reader: Reader | None = None) -> Report:
@@ -73,7 +77,8 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
     if request.out is None:
         progress("looking for what can be fused", 0.3)
         return _planned(checkpoint, request)
-    format_for(request.out, request.format, checkpoint.format)  # to say what cannot be written before the work is done
+    keeps = request.wanted.choice.keeps_affine  # what cannot be written is said before the work is done
+    format_for(request.out, request.format, checkpoint.format, keep_affine=keeps)
     threads = enough_threads(checkpoint.module, checkpoint.example_inputs)
     with using_threads(threads):
         report, module = _proven(checkpoint, request, progress)
@@ -129,9 +134,11 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
         progress("timing the doubtful places", 0.1)
         plan, tuned = _tuned(checkpoint, choose(checkpoint.module, checkpoint.example_inputs, choice))
         choice = Choice(plan=plan)
+    samples = prepare(request.data[0], checkpoint, request.data[1])[0] if request.data else None
     conversion = convert(
         checkpoint,
         progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),
+        data=samples,
         effort=request.effort,
         **vars(choice),
     )
@@ -141,6 +148,8 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
     notes = (
         *report.notes,
         *tuned,
+        *(samples.notes if samples else ()),
+        *((NEUTRAL,) if conversion.plan.keep_affine and conversion.plan.sites and not samples else ()),
         *(class_notes(checkpoint.module, conversion.module) if checkpoint.format != "onnx" else ()),
         *_effort_notes(request.effort, checked=conversion.proof is not None),
     )

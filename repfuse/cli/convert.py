@@ -46,6 +46,11 @@ def convert(
     include: options.Include = None,
     exclude: options.Exclude = None,
     keep_class: options.KeepClass = None,
+    keep_affine: options.KeepAffine = False,
+    data: options.DataPath = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    limit: options.Limit = None,
     allow: options.Allow = None,
     trust: options.Trust = False,
     file_format: Annotated[
@@ -135,6 +140,7 @@ def convert(
       repfuse convert hf-hub:timm/repvgg_a0.rvgg_in1k fused.safetensors
       repfuse convert model.pt fused.pt --exclude head --exclude 'stages.3.*'
       repfuse convert model.pt fused.pt --plan plan.json
+      repfuse convert model.pt fused.pt --keep-affine --data train/ --limit 500
       repfuse convert 'runs/*/best.pt' --into fused --jobs 2
       repfuse convert model.pt fused.pt --report fused.html
 
@@ -159,14 +165,18 @@ def convert(
     if report_to:
         form = page_form(report_to)
         check_page(form, report_to, [path for path in (source, target, plan) if path], force=force)
+    options.check_real(data, mean, std, limit)
     check_sources((source,))
     loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
     with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
-        chosen = options.wanted(policy, plan, include, exclude, keep_class)
+        chosen = options.wanted(policy, plan, include, exclude, keep_class, keep_affine=keep_affine)
         from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
+        from repfuse.data import Wishes, parse_numbers, read_data
         from repfuse.report.convert_view import convert_view
 
-        request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune)
+        wishes = Wishes(parse_numbers(mean), parse_numbers(std), limit)
+        real = (read_data(data), wishes) if data else None
+        request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune, real)
         report = run(request, update, reader)
     if report_to:
         from repfuse.report.reading import told

@@ -20,6 +20,7 @@ def inspect(
     include: options.Include = None,
     exclude: options.Exclude = None,
     keep_class: options.KeepClass = None,
+    keep_affine: options.KeepAffine = False,
     allow: options.Allow = None,
     trust: options.Trust = False,
     plan: Annotated[
@@ -50,7 +51,7 @@ def inspect(
     check_sources((source,))
     loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
     with progress(quiet=quiet) as update:
-        chosen = options.wanted(policy, None, include, exclude, keep_class)
+        chosen = options.wanted(policy, None, include, exclude, keep_class, keep_affine=keep_affine)
         from repfuse.cli.conversion import Request, run
         from repfuse.plan_file import write_plan
         from repfuse.report.convert_view import convert_view

@@ -255,6 +255,17 @@ KeepClass = Annotated[
 ]
 
 
+KeepAffine = Annotated[
+    bool,
+    choice(
+        "--keep-affine",
+        help="Leave a BatchNorm behind each convolution that is merged, which has the scale of each channel and the "
+        "shift: for training with simulated quantisation (`repfuse explain int8`). A convolution with its own norm "
+        "stays as it is.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What the user wants merged, and the file that the plan is from, where there is one."""
@@ -279,6 +290,8 @@ def wanted(
     include: Sequence[str] | None,
     exclude: Sequence[str] | None,
     keep_class: bool | None,
+    *,
+    keep_affine: bool = False,
 ) -> Wanted:
     """Read what the options say. Raises RepfuseError where the file is no plan, or where they contradict each other."""
     from repfuse.plan_file import read_plan_file
@@ -286,5 +299,6 @@ def wanted(
     file = read_plan_file(plan) if plan else None
     from repfuse.planning.choosing import Choice  # it imports torch: a file that cannot be read is said before
 
-    choice = Choice(policy, file.plan if file else None, tuple(include or ()), tuple(exclude or ()), keep_class)
+    given = file.plan if file else None
+    choice = Choice(policy, given, tuple(include or ()), tuple(exclude or ()), keep_class, keep_affine)
     return Wanted(choice, file)

@@ -20,7 +20,8 @@ DESCRIPTION = ("path", "owner", "form", "branches", "kernel")
 
 @dataclass(frozen=True)
 class Choice:
-    """What is to be merged, as ``policy`` and ``keep_class`` say or the sites of ``plan``; of these, as the globs say.
+    """What is to be merged: as ``policy``, ``keep_class`` and ``keep_affine`` say, or the sites of ``plan``; of these,
+    as the globs say.
 
     See Plan.select for the globs. Raises RepfuseError where there is a plan and one of what it settles.
     """
@@ -30,6 +31,12 @@ class Choice:
     include: str | Collection[str] = ()
     exclude: str | Collection[str] = ()
     keep_class: bool | None = None
+    keep_affine: bool = False
+
+    @property
+    def keeps_affine(self) -> bool:
+        """Whether norms stay behind the convolutions that are merged."""
+        return self.keep_affine or (self.plan is not None and self.plan.keep_affine)
 
     def __post_init__(self) -> None:
         if self.plan is None:
@@ -37,6 +44,12 @@ class Choice:
         if self.policy is not None:
             why = "A policy decides what is merged; a plan says it already."
             raise RepfuseError("A policy and a plan contradict each other.", why, "Give --policy or --plan, not both.")
+        if self.keep_affine:
+            raise RepfuseError(
+                "A plan says already whether a norm stays behind each convolution.",
+                "With one, a convolution and its own norm are no site.",
+                "Leave --keep-affine to `repfuse inspect --plan`, which makes the plan.",
+            )
         if self.keep_class is not None:
             raise RepfuseError(
                 "A plan says already whether the outermost class is kept.",
@@ -53,7 +66,9 @@ def choose(module: nn.Module, example_inputs: Sequence[Any], choice: Choice) -> 
     """
     if choice.plan is None:
         policy = choice.policy or Policy.COST
-        given = found = make_plan(module, example_inputs, policy, keep_class=choice.keep_class)
+        given = found = make_plan(
+            module, example_inputs, policy, keep_class=choice.keep_class, keep_affine=choice.keep_affine
+        )
     else:
         found = fitted(module, choice.plan)
         given = replace(choice.plan, live=found.live)  # with the names that the user sees in it

@@ -15,13 +15,17 @@ from repfuse.recording.run import Call
 
 @dataclass(frozen=True)
 class Fused:
-    """One convolution to be written: the map, where it goes, and what it came from."""
+    """One convolution to be written: the map, where it goes, and what it came from.
+
+    ``norm`` is the path of the BatchNorm that stays behind it, in its module or on its own; "" where there is none.
+    """
 
     path: str
     owner: str
     form: str
     region: Region
     group: Group
+    norm: str = ""
 
     @property
     def expression(self) -> Expression:

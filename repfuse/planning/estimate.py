@@ -47,12 +47,17 @@ class Estimate:
     def of_groups(self, groups: Sequence[Group], root: fx.Node) -> Cost:
         """Cost of the sum of ``groups``, one convolution each."""
         shape, item = self.recording.shape_of[root], self._item(root)
-        parts = [self.of_map(g.expression, g.source, self._shape(g, root)) for g in groups if g.of_source is None]
+        parts = [self.of_map(g.expression, g.source, self.shape_made(g, root)) for g in groups if g.of_source is None]
         factors = [elementwise_cost(shape, 1, item) for g in groups if g.of_source not in (None, 1, -1)]
         sums = [elementwise_cost(shape, 2, item)] * (len(groups) - 1)
         return sum((*parts, *factors, *sums), Cost())
 
-    def _shape(self, group: Group, root: fx.Node) -> tuple[int, ...]:
+    def of_norm(self, group: Group, root: fx.Node) -> Cost:
+        """Cost of a BatchNorm behind the convolution that a group becomes."""
+        shape = self.shape_made(group, root)
+        return elementwise_cost(shape, 1, self._item(root), parameters=4 * shape[1])
+
+    def shape_made(self, group: Group, root: fx.Node) -> tuple[int, ...]:
         """Return the shape of what the convolution makes, which may be put elsewhere before it gets to ``root``."""
         layered = [node for node in group.nodes if isinstance(self.meanings[node], Through)]
         return self.recording.shape_of[max(layered, key=self.recording.order.__getitem__, default=root)]

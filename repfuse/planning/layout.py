@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from repfuse.algebra.expression import Expression, Scaled
@@ -22,9 +23,10 @@ from repfuse.networks import join, named_tensors
 from repfuse.ops.meaning import Meaning, Same, origin
 from repfuse.planning.bystanders import Bystanders
 from repfuse.planning.edits import Block, Candidate, Fused, Layout, owner_of, place_of
-from repfuse.planning.folding import Folding, Uses, call_signature
+from repfuse.planning.folding import Folding, Row, Uses, call_signature
 from repfuse.planning.local import Part, Replacement, local_graph, vanishing
 from repfuse.planning.region import Region, pieces
+from repfuse.planning.terms import Group
 from repfuse.recording.recording import Recording
 from repfuse.recording.run import Call
 from repfuse.recording.stock import hooks_of, is_stock
@@ -147,12 +149,15 @@ def lay_out(  # noqa: PLR0917 - what the planner knows
     bystanders: Bystanders,
     refuse: Refuse,
     worth_the_class: Callable[[list[Candidate]], bool],
+    keeps_norm: Callable[[Region, Group], bool],
 ) -> Layout:
     """Decide owner and form of every candidate; what has no place is refused.
 
-    The outermost module gets a new body, and loses its class, only for what is ``worth_the_class``.
+    The outermost module gets a new body, and loses its class, only for what is ``worth_the_class``. ``keeps_norm`` says
+    behind which convolutions a BatchNorm stays.
     """
-    return _LayingOut(recording, meanings, bystanders, refuse, worth_the_class).run(list(candidates))
+    laying_out = _LayingOut(recording, meanings, bystanders, refuse, worth_the_class, keeps_norm)
+    return laying_out.run(list(candidates))
 
 
 def _maps(candidate: Candidate) -> tuple[Expression, ...]:
@@ -160,19 +165,21 @@ def _maps(candidate: Candidate) -> tuple[Expression, ...]:
 
 
 class _LayingOut:
-    def __init__(
+    def __init__(  # noqa: PLR0917 - as lay_out
         self,
         recording: Recording,
         meanings: dict[fx.Node, Meaning | None],
         bystanders: Bystanders,
         refuse: Refuse,
         worth_the_class: Callable[[list[Candidate]], bool],
+        keeps_norm: Callable[[Region, Group], bool],
     ) -> None:
         self.recording = recording
         self.meanings = meanings
         self.bystanders = bystanders
         self.refuse = refuse
         self.worth_the_class = worth_the_class
+        self.keeps_norm = keeps_norm
         self.layout = Layout()
         self.uses = Uses(recording)
         self.folding = Folding(recording, meanings, self.uses)
@@ -233,15 +240,24 @@ class _LayingOut:
         bodies = [self._without(inner, nodes, call) for inner, nodes in within.items()]
         if None in bodies:
             return False
-        path = row.convolution
-        fused = Fused(path, call.path, "fold" if row.stays else "swap", candidate.region, candidate.groups[0])
+        path, (group,) = row.convolution, candidate.groups
+        norm = self._norm_of(row, candidate.region) if self.keeps_norm(candidate.region, group) else ""
+        fused = Fused(path, call.path, "fold" if row.stays else "swap", candidate.region, group, norm)
         if row.stays:
             self.layout.folds.append(fused)
         else:
             self.layout.blocks.append(Block(path, fx.Graph(), ("fused",), (fused,), ("fused",)))
-        self.layout.identities += [path for path in row.others if path not in self.layout.identities]
+        self.layout.identities += [path for path in row.others if path not in (norm, *self.layout.identities)]
         self.layout.blocks += [body for body in bodies if body is not None]
         return True
+
+    def _norm_of(self, row: Row, region: Region) -> str:
+        """Return where the norm of a row stays: the last of its modules, where that is one, else in the new module."""
+        last = self.recording.call_of[region.root].path
+        module = self.recording.modules[last]
+        if last in row.others and isinstance(module, _BatchNorm) and module.affine and module.running_var is not None:
+            return last
+        return "" if row.stays else join(row.convolution, "norm")
 
     def _without(self, call: Call, norms: list[fx.Node], owner: Call) -> Block | None:
         """Return the body of the module whose forward makes ``norms``, without them.
@@ -284,9 +300,11 @@ class _LayingOut:
             check_names(graph)
         # A block that is one convolution and nothing else is that convolution, unless its class names a place for it.
         alone = form == "chain" and steps == ("fused",)
+        paths = [call.path if alone else join(call.path, name) for name in names]
         written = tuple(
-            Fused(call.path if alone else join(call.path, name), call.path, form, candidate.region, group)
-            for (candidate, group), name in zip(fused, names, strict=True)
+            Fused(path, call.path, form, candidate.region, group, join(path, "norm") if norm else "")
+            for path, (candidate, group) in zip(paths, fused, strict=True)
+            for norm in [self.keeps_norm(candidate.region, group)]
         )
         return Block(call.path, graph, steps if form == "chain" else None, written, names, kept)
 

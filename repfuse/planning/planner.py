@@ -71,17 +71,19 @@ def plan(
     policy: Policy = Policy.COST,
     *,
     keep_class: bool | None = None,
+    keep_affine: bool = False,
 ) -> Plan:
     """Find what repfuse would rewrite in ``module``, without changing it.
 
     ``example_inputs`` are the positional arguments of one call; their shapes decide the costs, ``policy`` what to make
     of these. The network is run on them, and on others like them of other sizes, as far as it takes these.
     ``keep_class`` says whether the outermost module goes on being what it is, whatever that leaves undone; without it,
-    it does where little is to be gained. Raises RepfuseError where the model does not take the example.
+    it does where little is to be gained. ``keep_affine`` leaves a BatchNorm behind each convolution that is merged.
+    Raises RepfuseError where the model does not take the example.
     """
     arguments = Arguments(tuple(example_inputs))
     with collecting_later(), using_threads(1):  # the operations are not done, and many
-        planner = Planner(record(module, arguments), Policy(policy), keep_class=keep_class)
+        planner = Planner(record(module, arguments), Policy(policy), keep_class=keep_class, keep_affine=keep_affine)
         return planner.plan(description(arguments.args))
 
 
@@ -89,7 +91,7 @@ class Planner:
     """Plans one recorded network, by ``policy``.
 
     ``matching_borders`` says for which layers another plan found that they pad with what lies beyond the border;
-    without it, the weights are asked. For ``keep_class`` see ``plan``.
+    without it, the weights are asked. For ``keep_class`` and ``keep_affine`` see ``plan``.
     """
 
     def __init__(
@@ -99,10 +101,12 @@ class Planner:
         matching_borders: Collection[str] | None = None,
         *,
         keep_class: bool | None = None,
+        keep_affine: bool = False,
     ) -> None:
         self.recording = recording
         self.policy = policy
         self.keep_class = keep_class
+        self.keep_affine = keep_affine
         self.replays = matching_borders is not None
         self.matching_borders = matching_borders
         self.refusals: dict[tuple[str, str], Refusal] = {}
@@ -154,6 +158,7 @@ class Planner:
             arguments,
             tuple(sorted(self._matching)),  # of readings that were taken back, too: they led to this one
             bool(self.keep_class),
+            self.keep_affine,
             live=self,
         )
 
@@ -168,7 +173,10 @@ class Planner:
         regions = search.find()
         for node in search.escaping():
             self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
-        found = [Candidate(region, tuple(filter(self._is_site, region.groups))) for region in regions]
+        found = [
+            Candidate(region, tuple(group for group in region.groups if self._is_site(region, group)))
+            for region in regions
+        ]
         there = [candidate for candidate in found if candidate.groups and self._holds(candidate.region)]
         ranges = Ranges(self.recording.constants)
         return there if self.replays else [candidate for candidate in there if self._fits(candidate, ranges)]
@@ -183,7 +191,13 @@ class Planner:
         """Decide where each of the candidates is written; the answer to the last question is kept."""
         if self._laid_out[0] != candidates:
             layout = lay_out(
-                self.recording, candidates, self.meanings, self.bystanders, self.refuse, self._worth_the_class
+                self.recording,
+                candidates,
+                self.meanings,
+                self.bystanders,
+                self.refuse,
+                self._worth_the_class,
+                self._keeps_norm,
             )
             self._laid_out = (candidates, layout)
         return self._laid_out[1]
@@ -270,11 +284,17 @@ class Planner:
         near = (*node.all_input_nodes, *node.users, *beside)
         return any(isinstance(self.meanings.get(other), (Through, Scaled, *also)) for other in near)
 
-    def _is_site(self, group: Group) -> bool:
+    def _keeps_norm(self, region: Region, group: Group) -> bool:
+        """Whether a BatchNorm stays behind what the group becomes, which takes channels on the second axis."""
+        ndim = group.expression.geometry.ndim
+        return self.keep_affine and len(self.estimate.shape_made(group, region.root)) == max(ndim, 0) + 2
+
+    def _is_site(self, region: Region, group: Group) -> bool:
         """Whether there is something to gain: several operations in one, or a weight that is computed each time."""
         if not group.convolves or not self.recording.constants.floating_leaves(tensor_names(group.expression)):
             return False  # of numbers alone, nothing says in which dtype the result is to be stored
-        several = sum(not self.estimate.passes(node) for node in group.nodes) > 1
+        left = 2 if self._keeps_norm(region, group) else 1
+        several = sum(not self.estimate.passes(node) for node in group.nodes) > left
         return several or self.estimate.is_computed(group.expression)
 
     def _fits(self, candidate: Candidate, ranges: Ranges) -> bool:
@@ -339,6 +359,7 @@ class Planner:
 
     def _site(self, fused: Fused) -> Site:
         group, expression, recording = fused.group, fused.expression, self.recording
+        after = self.estimate.of_map(expression, group.source, recording.shape_of[fused.region.root])
         return Site(
             path=fused.path,
             owner=fused.owner,
@@ -349,5 +370,5 @@ class Planner:
             output=recording.names[fused.region.root],
             nodes=tuple(recording.names[node] for node in sorted(group.nodes, key=recording.order.__getitem__)),
             before=self.estimate.of_nodes(group.nodes),
-            after=self.estimate.of_map(expression, group.source, recording.shape_of[fused.region.root]),
+            after=after + self.estimate.of_norm(group, fused.region.root) if fused.norm else after,
         )

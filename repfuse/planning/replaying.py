@@ -107,7 +107,9 @@ def _noise(x: Tensor) -> None:
 def _live(module: nn.Module, plan: Plan) -> Planner | None:
     """Return the planner that made the plan, where there is one and the module is still what it planned."""
     planner: Planner | None = plan.live
-    if planner is None or (planner.recording.depends_on_weights and planner.recording.module is not module):
+    if planner is None or planner.keep_affine is not plan.keep_affine:
+        return None
+    if planner.recording.depends_on_weights and planner.recording.module is not module:
         return None
     planned = planner.recording.module
     return planner if planned is module or _structure(planned) == _structure(module) else None
@@ -120,7 +122,8 @@ def _made_again(module: nn.Module, plan: Plan, fill: Callable[[Tensor], object])
         raise _misfit(f"It was made for another model, or one with other shapes: {error.why}") from error
     if recording.fingerprint() != plan.fingerprint:
         raise _misfit("It was made for another model: with other modules or shapes.")
-    return Planner(recording, plan.policy, plan.matching_borders, keep_class=plan.keep_class)
+    kept = {"keep_class": plan.keep_class, "keep_affine": plan.keep_affine}
+    return Planner(recording, plan.policy, plan.matching_borders, **kept)
 
 
 def _misfit(why: str) -> RepfuseError:

@@ -61,7 +61,9 @@ def percent(fraction: float | None) -> str:
 
 
 def decibels(level: float) -> str:
-    """Return a signal-to-noise ratio without decimals: 31; 1.0 where it is small."""
+    """Return a signal-to-noise ratio without decimals: 31; 1.0 where it is small, ∞ where next to nothing is lost."""
+    if level > 99:
+        return "∞"
     return f"{level:.0f}" if abs(level) >= 9.95 else f"{level:.1f}"
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, jit, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from repfuse.algebra.evaluation import Tensors, evaluate
+from repfuse.algebra.evaluation import Tensors, behind_norm, evaluate
 from repfuse.algebra.expression import Expression, tensor_names
 from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.transposed import TransposedGeometry
@@ -22,6 +23,7 @@ from repfuse.planning.storage import left_range
 
 _CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_NORMS: tuple[type[_BatchNorm], ...] = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PADS: dict[str, tuple[type[nn.Module], ...]] = {
     "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
@@ -71,19 +73,24 @@ def _transposed_module(geometry: TransposedGeometry) -> nn.Module:
     return convolution
 
 
-def with_padding(convolution: nn.Module, geometry: Geometry) -> nn.Module:
-    """Return the convolution, behind a padding or a crop of its own where it cannot do that itself."""
-    if not needs_separate_pad(geometry):
-        return convolution
-    kind = _PADS[geometry.padding_mode][geometry.ndim - 1]
-    steps = [
-        (name, kind(part)) for name, part in zip(("pad", "crop"), geometry.pad_then_crop, strict=True) if any(part)
-    ]
-    return nn.Sequential(OrderedDict([*steps, ("conv", convolution)]))
+def norm_module(geometry: Geometry) -> _BatchNorm:
+    """Return a BatchNorm behind a convolution of ``geometry``, without data."""
+    return _NORMS[geometry.ndim](geometry.out_channels, device="meta")
 
 
-def without_padding(module: nn.Module) -> nn.Module:
-    """Return the convolution of a module that ``with_padding`` made, and any other module as it is."""
+def with_neighbours(convolution: nn.Module, geometry: Geometry, norm: _BatchNorm | None) -> nn.Module:
+    """Return the convolution, behind a padding or a crop of its own where it cannot do that itself, before the norm."""
+    steps: list[tuple[str, nn.Module]] = []
+    if needs_separate_pad(geometry):
+        kind = _PADS[geometry.padding_mode][geometry.ndim - 1]
+        both = zip(("pad", "crop"), geometry.pad_then_crop, strict=True)
+        steps = [(name, kind(part)) for name, part in both if any(part)]
+    behind = [("norm", norm)] if norm is not None else []
+    return nn.Sequential(OrderedDict([*steps, ("conv", convolution), *behind])) if steps or behind else convolution
+
+
+def without_neighbours(module: nn.Module) -> nn.Module:
+    """Return the convolution of a module that ``with_neighbours`` made, and any other module as it is."""
     padded = isinstance(module, nn.Sequential) and "conv" in module._modules
     return module.get_submodule("conv") if padded else module
 
@@ -108,13 +115,24 @@ def folded_norm(mean: Tensor | None, owners: Iterable[nn.Module]) -> nn.Module:
     return nothing  # type: ignore[no-any-return]
 
 
-def write_weights(convolution: nn.Module, expression: Expression, tensors: Tensors, like: Tensor) -> None:
-    """Give ``convolution`` the weight and bias of the map, with dtype, device and memory format of the weight ``like``.
+def write_weights(
+    convolution: nn.Module, norm: _BatchNorm | None, expression: Expression, tensors: Tensors, like: Tensor
+) -> None:
+    """Give ``convolution`` the weight and bias of the map, with dtype, device and memory format of the weight ``like``;
+    and ``norm`` what it multiplies and adds, with statistics that change nothing.
 
     Raises RepfuseError where a finite number becomes infinite in that dtype.
     """
-    weight, bias = evaluate(expression, tensors, like)
-    if left_range((weight, bias), map(tensors, tensor_names(expression))):
+    bias: Tensor | None
+    if norm is None:
+        weight, bias = evaluate(expression, tensors, like)
+        made = [weight, bias]
+    else:
+        mean, var = _clear_norm(norm, expression.geometry, like)
+        made = [x.to(like.dtype) for x in behind_norm(expression, tensors, mean, var, norm.eps)]
+        weight, bias = made[0], None if convolution.bias is None else torch.zeros_like(mean)
+        norm.weight, norm.bias = (nn.Parameter(x, like.requires_grad) for x in made[1:])
+    if left_range(made, map(tensors, tensor_names(expression))):
         raise RepfuseError(
             f"A fused weight does not fit into {str(like.dtype).removeprefix('torch.')}.",
             "The plan was made with other weights; of these, a product leaves the range of the format.",
@@ -124,20 +142,33 @@ def write_weights(convolution: nn.Module, expression: Expression, tensors: Tenso
     _set_parameters(convolution, weight, bias, like)
 
 
-def leave_unset(convolution: nn.Module, geometry: Geometry, like: Tensor) -> None:
-    """Give ``convolution`` a weight and a bias of the right shapes whose numbers mean nothing yet."""
+def _clear_norm(norm: _BatchNorm, geometry: Geometry, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Give ``norm`` statistics that change nothing, which are returned, and other numbers that mean nothing yet."""
+    mean = torch.zeros(geometry.out_channels, dtype=like.dtype, device=like.device)
+    var = torch.ones_like(mean)
+    norm.running_mean, norm.running_var = mean, var
+    norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=like.device)
+    norm.weight, norm.bias = (nn.Parameter(torch.empty_like(mean), like.requires_grad) for _ in range(2))
+    return mean, var
+
+
+def leave_unset(convolution: nn.Module, norm: _BatchNorm | None, geometry: Geometry, like: Tensor) -> None:
+    """Give ``convolution``, and ``norm``, tensors of the right shapes whose numbers mean nothing yet."""
+    if norm is not None:
+        _clear_norm(norm, geometry, like)
     assert isinstance(convolution.weight, Tensor)
     weight = torch.empty(convolution.weight.shape, dtype=like.dtype, device=like.device)
-    _set_parameters(convolution, weight, weight.new_empty(geometry.out_channels), like)
+    bias = None if norm is not None and convolution.bias is None else weight.new_empty(geometry.out_channels)
+    _set_parameters(convolution, weight, bias, like)
 
 
-def _set_parameters(convolution: nn.Module, weight: Tensor, bias: Tensor, like: Tensor) -> None:
+def _set_parameters(convolution: nn.Module, weight: Tensor, bias: Tensor | None, like: Tensor) -> None:
     """Give ``convolution`` these tensors, trained or not as ``like`` is, and in its memory format."""
     channels_last = _CHANNELS_LAST.get(like.dim())
     if channels_last and not like.is_contiguous() and like.is_contiguous(memory_format=channels_last):
         weight = weight.contiguous(memory_format=channels_last)
     convolution.weight = nn.Parameter(weight, like.requires_grad)
-    convolution.bias = nn.Parameter(bias, like.requires_grad)
+    convolution.register_parameter("bias", None if bias is None else nn.Parameter(bias, like.requires_grad))
 
 
 def graph_module(owner: nn.Module, graph: fx.Graph, made: dict[str, nn.Module], kept: Iterable[str]) -> fx.GraphModule:

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from repfuse.algebra.expression import tensor_names
 from repfuse.algebra.geometry import NotAffine
 from repfuse.errors import RepfuseError
 from repfuse.memory import collecting_later
-from repfuse.networks import holders, named_tensors
+from repfuse.networks import holders, join, named_tensors
 from repfuse.planning.edits import Block, Fused
 from repfuse.planning.replaying import Replayed, replay
 from repfuse.planning.storage import stored_like
@@ -25,7 +26,8 @@ from repfuse.rewriting.emit import (
     graph_module,
     keep_plain_attributes,
     leave_unset,
-    with_padding,
+    norm_module,
+    with_neighbours,
     write_weights,
 )
 
@@ -86,7 +88,7 @@ class _Rewriting:
         """Make the edits, the innermost first, so that an outer block takes its inner ones over as they are."""
         layout = self.edits.layout
         for fused in layout.folds:
-            self._write(self.result.get_submodule(fused.path), fused)
+            self._write(self.result.get_submodule(fused.path), self._norm_there(fused), fused)
         for path in layout.identities:
             owners = [owner for owner, _ in self.holders[self.result.get_submodule(path)]]
             self._replace(path, folded_norm(self.edits.tensors.get(f"{path}.running_mean"), owners))
@@ -144,19 +146,30 @@ class _Rewriting:
 
     def _convolution(self, fused: Fused) -> nn.Module:
         geometry = fused.expression.geometry.plainest
-        convolution = convolution_module(geometry)
-        self._write(convolution, fused)
-        return with_padding(convolution, geometry).train(self.result.get_submodule(fused.owner).training)
+        convolution, norm = convolution_module(geometry), self._norm_there(fused)
+        own = norm_module(geometry) if fused.norm and norm is None else None
+        if fused.norm:
+            convolution.register_parameter("bias", None)
+        self._write(convolution, norm or own, fused)
+        return with_neighbours(convolution, geometry, own).train(self.result.get_submodule(fused.owner).training)
 
-    def _write(self, convolution: nn.Module, fused: Fused) -> None:
+    def _norm_there(self, fused: Fused) -> _BatchNorm | None:
+        """Return the norm of the network itself that stays behind a convolution; None where there is none."""
+        if not fused.norm or fused.norm == join(fused.path, "norm"):
+            return None
+        norm = self.result.get_submodule(fused.norm)
+        assert isinstance(norm, _BatchNorm)
+        return norm
+
+    def _write(self, convolution: nn.Module, norm: _BatchNorm | None, fused: Fused) -> None:
         """Write the fused weights; dtype, device and memory format come from the largest weight that is merged."""
         edits = self.edits
         largest = stored_like(fused.expression, edits.constants, edits.tensors.__getitem__)
         if not self.weights:
-            leave_unset(convolution, fused.expression.geometry, largest)
+            leave_unset(convolution, norm, fused.expression.geometry, largest)
             return
         try:
-            write_weights(convolution, fused.expression, edits.tensor, largest)
+            write_weights(convolution, norm, fused.expression, edits.tensor, largest)
         except NotAffine as error:
             raise RepfuseError(
                 f"The plan does not fit the weights at {fused.path!r}.",

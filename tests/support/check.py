@@ -29,16 +29,20 @@ from repfuse.rewriting import rewrite
 Shapes = Sequence[tuple[int, ...]]
 
 
-def check(steps: Sequence[Step], shapes: Shapes, also: Sequence[int], policy: Policy) -> Counter[str]:
+def check(
+    steps: Sequence[Step], shapes: Shapes, also: Sequence[int], policy: Policy, *, keep_affine: bool = False
+) -> Counter[str]:
     """Check the network of these steps on several input sizes; return how many sites of each form it has."""
     examples = [image(*shape, seed=seed) for seed, shape in enumerate(shapes)]
-    return check_module(randomised(program(steps, examples, also)), examples, policy)
+    return check_module(randomised(program(steps, examples, also)), examples, policy, keep_affine=keep_affine)
 
 
-def check_module(original: nn.Module, examples: Sequence[Tensor], policy: Policy) -> Counter[str]:
+def check_module(
+    original: nn.Module, examples: Sequence[Tensor], policy: Policy, *, keep_affine: bool = False
+) -> Counter[str]:
     """The same of any network in float64."""
     pristine = copy.deepcopy(original)
-    result = fuse(original, [x.clone() for x in examples], policy)
+    result = fuse(original, [x.clone() for x in examples], policy, keep_affine=keep_affine)
     for seed, inputs in enumerate(_inputs(examples)):
         _equal(pristine, result.module, inputs, required=seed == 0)
     _untouched(original, pristine, result.module)
@@ -50,7 +54,9 @@ def check_module(original: nn.Module, examples: Sequence[Tensor], policy: Policy
     return Counter(site.form for site in result.plan.sites)
 
 
-def check_in(dtype: torch.dtype, steps: Sequence[Step], shapes: Shapes, policy: Policy) -> None:
+def check_in(
+    dtype: torch.dtype, steps: Sequence[Step], shapes: Shapes, policy: Policy, *, keep_affine: bool = False
+) -> None:
     """Convert the network of these steps in ``dtype`` as the command line does: what it then writes is proven."""
     examples = [image(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes)]
     original = randomised(program(steps, examples), dtype=dtype)
@@ -58,7 +64,7 @@ def check_in(dtype: torch.dtype, steps: Sequence[Step], shapes: Shapes, policy: 
         outputs(original, *examples)
     except NotImplementedError:  # not every operator of half precision exists on a CPU
         return
-    found = plan(original, examples, policy)
+    found = plan(original, examples, policy, keep_affine=keep_affine)
     if not found.sites:
         return
     result = settled(original, found)

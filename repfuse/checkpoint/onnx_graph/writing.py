@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 
@@ -184,7 +185,7 @@ class _Editing:
             y = self._tensor(f"{line.name}_factor", np.array(other, x.type.dtype.numpy()))
         return self._node(ARITHMETIC[line.target], [x, y], line.name)
 
-    def _written(self, module: nn.Module, x: ir.Value, name: str) -> ir.Value:
+    def _written(self, module: nn.Module, x: ir.Value, name: str) -> ir.Value:  # noqa: PLR0911 - one for each kind
         """Add the nodes of a module that the rewrite made, and return what they give."""
         if isinstance(module, nn.Sequential):
             *steps, last = module
@@ -192,8 +193,13 @@ class _Editing:
                 assert isinstance(last, _ConvNd)
                 return self._convolution(last, x, name, _pads(steps[0].padding))
             for number, step in enumerate(steps):
-                x = self._written(step, x, f"{name}_pad{number or ''}")
-            return self._written(last, x, name)
+                layer = isinstance(step, _ConvNd | nn.Linear)
+                x = self._written(step, x, name if layer else f"{name}_pad{number or ''}")
+            return self._written(last, x, f"{name}_norm" if isinstance(last, _BatchNorm) else name)
+        if isinstance(module, _BatchNorm):
+            leaves = ("weight", "bias", "running_mean", "running_var")
+            held = [self._tensor(f"{name}.{leaf}", getattr(module, leaf)) for leaf in leaves]
+            return self._node("BatchNormalization", [x, *held], name, {"epsilon": module.eps})
         if isinstance(module, nn.Linear):
             return self._linear(module, x, name)
         if isinstance(module, _ConvNd):
@@ -227,9 +233,12 @@ class _Editing:
         return [self._tensor(f"{name}.{leaf}", held) for leaf, held in module.named_parameters()]
 
     def _linear(self, module: nn.Linear, x: ir.Value, name: str) -> ir.Value:
-        if len(self.parts.shapes.get(str(x.name), ())) == 2:
+        biased = module._parameters["bias"] is not None  # else a norm is behind it
+        if biased and len(self.parts.shapes.get(str(x.name), ())) == 2:
             return self._node("Gemm", [x, *self._weights(module, name)], name, {"transB": 1})
         product = self._node("MatMul", [x, self._tensor(f"{name}.weight", module.weight.t())], f"{name}_product")
+        if not biased:
+            return product
         return self._node("Add", [product, self._tensor(f"{name}.bias", module.bias)], name)
 
     def _pad(self, x: ir.Value, mode: str, pads: list[int], rank: int, name: str) -> ir.Value:
