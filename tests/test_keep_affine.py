@@ -128,6 +128,16 @@ def test_a_convolution_with_its_own_norm_stays_as_it_is() -> None:
     assert not alone.plan.sites and not alone.plan.refusals
 
 
+def test_a_computed_weight_becomes_a_plain_one_and_its_norm_stays() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3))
+    for network, norms in ((layer, 0), (nn.Sequential(layer, nn.BatchNorm2d(6)), 1)):
+        given = randomised(network)
+        result = fuse(given, (image(1, 4, 8, 8),), keep_affine=True)
+        assert len(norms_of(result.module)) == norms and len(result.plan.sites) == 1
+        assert not any("parametrizations" in name for name, _ in result.module.named_modules())
+        assert error(given, result.module, image(2, 4, 9, 7, seed=1)) < 1e-12
+
+
 class Rows(nn.Module):
     """A pad and a convolution, and a norm, of which the names stay."""
 

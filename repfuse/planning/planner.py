@@ -286,16 +286,19 @@ class Planner:
 
     def _keeps_norm(self, region: Region, group: Group) -> bool:
         """Whether a BatchNorm stays behind what the group becomes, which takes channels on the second axis."""
-        ndim = group.expression.geometry.ndim
-        return self.keep_affine and len(self.estimate.shape_made(group, region.root)) == max(ndim, 0) + 2
+        axes = group.expression.geometry.ndim + 2
+        merges = self.keep_affine and self._operations(group) > 1
+        return merges and len(self.estimate.shape_made(group, region.root)) == axes
+
+    def _operations(self, group: Group) -> int:
+        return sum(not self.estimate.passes(node) for node in group.nodes)
 
     def _is_site(self, region: Region, group: Group) -> bool:
         """Whether there is something to gain: several operations in one, or a weight that is computed each time."""
         if not group.convolves or not self.recording.constants.floating_leaves(tensor_names(group.expression)):
             return False  # of numbers alone, nothing says in which dtype the result is to be stored
         left = 2 if self._keeps_norm(region, group) else 1
-        several = sum(not self.estimate.passes(node) for node in group.nodes) > left
-        return several or self.estimate.is_computed(group.expression)
+        return self._operations(group) > left or self.estimate.is_computed(group.expression)
 
     def _fits(self, candidate: Candidate, ranges: Ranges) -> bool:
         """Whether the fused weights fit into the dtype of those that they replace."""
