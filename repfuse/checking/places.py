@@ -92,7 +92,7 @@ class Place:
         root, graph = nn.Module(), fx.Graph()
         inputs = {source: graph.placeholder(source.name) for source in self.sources}
         if self.pieces:
-            (group,) = self.region.groups
+            (group,) = (each for each in self.region.groups if id(each) in self.path_of)
             root.add_module("part", self._part(fused, group))
             graph.output(self._around(graph, inputs))
             return _Computed(root, graph)
