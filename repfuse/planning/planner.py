@@ -368,7 +368,7 @@ class Planner:
             owner=fused.owner,
             form=fused.form,
             branches=branches(expression),
-            kernel=expression.geometry.describe(),
+            kernel=expression.geometry.describe() + (" + norm" if fused.norm else ""),
             source=recording.names[group.source],
             output=recording.names[fused.region.root],
             nodes=tuple(recording.names[node] for node in sorted(group.nodes, key=recording.order.__getitem__)),
