@@ -42,12 +42,8 @@ def ranges(weight: Tensor, axis: int = 0) -> Tensor:
 
 
 def _sizes(weight: Tensor, axis: int | None, *, keepdim: bool) -> Tensor:
-    others = _others(weight, axis)
+    others = [other for other in range(weight.dim()) if axis is None or other != axis % weight.dim()]
     return weight.abs().amax(others, keepdim=keepdim) if others else weight.abs()
-
-
-def _others(weight: Tensor, axis: int | None) -> list[int]:
-    return [other for other in range(weight.dim()) if axis is None or other != axis % weight.dim()]
 
 
 def signal_to_noise(signal: Tensor, found: Tensor) -> float:

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from repfuse.checking.agreement import Data, agreement
 from repfuse.checking.results import FewBits, RoundedLayer, RoundedWeights
-from repfuse.checking.runs import Change, Outcome, as_stored, by_key, copy_with, in_float64, run_float64
+from repfuse.checking.runs import Change, Outcome, as_stored, by_key, copied, in_float64, run_float64
 from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import join, named_modules, own_tensors
@@ -56,7 +56,8 @@ def few_bits(  # noqa: PLR0917 - what `verify` was given
         levels = _level(original, exact[0], before, trial), _level(fused, exact[1], after, trial)
         real = None
         if data is not None:
-            real = agreement(copy_with(original, before), copy_with(fused, after), data, labels)
+            with copied(original, before) as one, copied(fused, after) as other:
+                real = agreement(one, other, data, labels)
         accuracies = (real.accuracy_original, real.accuracy_fused) if real else (None, None)
         ways.append(RoundedWeights(per, *levels, *accuracies))
     layers = [

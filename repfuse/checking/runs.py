@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from traceback import walk_tb
 from typing import Any
@@ -36,7 +37,6 @@ from repfuse.networks import (
     using_threads,
 )
 from repfuse.recording.copies import changed_copy
-from repfuse.recording.read_only import MemoryKept, ReadOnly
 from repfuse.wording import described
 
 # What a network returns, as named tensors.
@@ -211,16 +211,24 @@ def as_stored(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone()
 
 
-def as_it_is(_name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor over the same memory, where that can be seen to: nothing must write into it."""
-    return tensor if tensor.layout is torch.strided and not tensor.is_inference() else tensor.clone()
+@contextmanager
+def copied(network: nn.Module, change: Change) -> Iterator[nn.Module]:
+    """Lend a copy in eval mode whose tensors are ``change(name, tensor)``; shared ones stay shared.
 
-
-def copy_with(network: nn.Module, change: Change) -> nn.Module:
-    """Return a copy in eval mode whose tensors are ``change(name, tensor)``; shared ones stay shared.
-
-    Raises RepfuseError where the network cannot be copied.
+    Afterwards its tensors are gone, though a recorded network, which refers to itself, would keep them until Python
+    looks for such. Raises RepfuseError where the network cannot be copied.
     """
+    copy = _copy(network, change)
+    try:
+        yield copy
+    finally:
+        for module in copy.modules():
+            if not isinstance(module, jit.ScriptModule):
+                module._parameters.clear()
+                module._buffers.clear()
+
+
+def _copy(network: nn.Module, change: Change) -> nn.Module:
     copied = changed_copy(network, lambda name, tensor: change(name, tensor.detach()))
     for path, module in named_modules(copied):
         if isinstance(module, jit.ScriptModule):  # which is copied with its tensors as they are
@@ -236,15 +244,10 @@ def copy_with(network: nn.Module, change: Change) -> nn.Module:
 def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, torch.dtype]) -> list[Outcome]:
     """Call a copy of the network on each trial, floating inputs cast as ``cast`` says (dtypes not named stay).
 
-    The copy lies over the network's own memory; one that writes into it gets memory of its own. Raises RepfuseError
-    where the network cannot be copied.
+    Raises RepfuseError where the network cannot be copied.
     """
-    trials = list(trials)
-    copy = copy_with(network, as_it_is)
-    with ReadOnly(dict(named_tensors(copy))) as mode, MemoryKept(mode):
-        outcomes = run_copy(copy, trials, cast)
-    alone = mode.wrong or any(outcome.error for outcome in outcomes[:1])  # which may be the watching itself
-    return run_copy(copy_with(network, as_stored), trials, cast) if alone else outcomes
+    with copied(network, as_stored) as copy:
+        return run_copy(copy, trials, cast)
 
 
 def takes(network: nn.Module, inputs: Sequence[Any]) -> bool:
@@ -268,16 +271,17 @@ def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
     count = torch.get_num_threads()
     if count == 1:
         return 1
-    _seconds(network, inputs, 1)  # the first call prepares what later ones find
-    one, several = (_seconds(network, inputs, each) for each in (1, count))
+    with copied(network, as_stored) as copy:
+
+        def seconds(threads: int) -> float:
+            with using_threads(threads):
+                began = time.perf_counter()
+                run_copy(copy, [Trial("the example", inputs)], {})
+                return time.perf_counter() - began
+
+        seconds(1)  # the first call prepares what later ones find
+        one, several = seconds(1), seconds(count)
     return count if several < WORTH_THREADS * one else 1
-
-
-def _seconds(network: nn.Module, inputs: tuple[Any, ...], threads: int) -> float:
-    with using_threads(threads):
-        began = time.perf_counter()
-        run(network, [Trial("the example", inputs)], {})
-        return time.perf_counter() - began
 
 
 WORTH_THREADS = 0.8
@@ -328,7 +332,10 @@ class _Wide:
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
         """Call a new copy on each trial."""
-        copy = copy_with(self._network, self._changed)
+        with copied(self._network, self._changed) as copy:
+            return self._run(copy, trials)
+
+    def _run(self, copy: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
         device, widening = device_of(copy), Widening(copy)
         for path in self._narrow:
             part = self._network.get_submodule(path)

@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from repfuse.checking.agreement import Data, chunks
 from repfuse.checking.places import ExactWeights, places
-from repfuse.checking.runs import as_stored, copy_with, run_copy
+from repfuse.checking.runs import as_stored, copied, run_copy
 from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import why_refused
@@ -37,7 +36,6 @@ def set_statistics(original: nn.Module, plan: Plan, fused: nn.Module, data: Data
 
 def _measured(network: nn.Module, paths: list[str], data: Data) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return mean and unbiased variance, in float64, of each channel that the norms at ``paths`` are given."""
-    copy = copy_with(network, as_stored)
     sums: dict[str, torch.Tensor] = {}
     counts = dict.fromkeys(paths, 0)
 
@@ -49,14 +47,13 @@ def _measured(network: nn.Module, paths: list[str], data: Data) -> dict[str, tup
 
         return watch
 
-    for path in paths:
-        norm = copy.get_submodule(path)
-        assert isinstance(norm, _BatchNorm)
-        norm.register_forward_pre_hook(watching(path))
-    for inputs in chunks(data):
-        if error := run_copy(copy, [Trial("the data", inputs)], {})[0].error:
-            why = why_refused(network, inputs, error)[0]
-            raise RepfuseError("The network cannot run on the data.", why, "Give data of its shape and dtype.")
+    with copied(network, as_stored) as copy:
+        for path in paths:
+            copy.get_submodule(path).register_forward_pre_hook(watching(path))
+        for inputs in chunks(data):
+            if error := run_copy(copy, [Trial("the data", inputs)], {})[0].error:
+                why = why_refused(network, inputs, error)[0]
+                raise RepfuseError("The network cannot run on the data.", why, "Give data of its shape and dtype.")
     found = {}
     for path, (total, squares) in sums.items():
         mean, count = total / counts[path], counts[path]

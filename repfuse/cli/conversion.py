@@ -48,12 +48,20 @@ DOUBTFUL = 1.5
 
 
 @dataclass(frozen=True)
+class DataWanted:
+    """Real inputs that were found, and what is wished of them."""
+
+    found: Arrays | Folder
+    wishes: Wishes
+
+
+@dataclass(frozen=True)
 class Request:
     """What to convert and where to; ``loading`` is for repfuse.load. ``out`` is None in a dry run.
 
     ``keep_metadata`` says whether the rest of a training checkpoint is written too, ``effort`` how much is tried to
     find a mistake. ``tune`` asks for the doubtful sites to be timed, and those left alone that are slower. ``data`` is
-    for the statistics of the norms that stay, with how it is to be prepared.
+    for the statistics of the norms that stay.
     """
 
     source: Path
@@ -65,7 +73,7 @@ class Request:
     keep_metadata: bool = True
     effort: str = "default"
     tune: bool = False
-    data: tuple[Arrays | Folder, Wishes] | None = None
+    data: DataWanted | None = None
 
 
 def run(request: Request, progress: Progress, reader: Reader | None = None) -> Report:
@@ -79,17 +87,15 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
         return _planned(checkpoint, request)
     keeps = request.wanted.choice.keeps_affine  # what cannot be written is said before the work is done
     format_for(request.out, request.format, checkpoint.format, keep_affine=keeps)
-    threads = enough_threads(checkpoint.module, checkpoint.example_inputs)
-    with using_threads(threads):
+    with using_threads(enough_threads(checkpoint.module, checkpoint.example_inputs)):
         report, module = _proven(checkpoint, request, progress)
-    if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
-        return report
-    progress("timing", 0.7)
-    with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
-        runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
-        timing = bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
-    progress("writing, and reading it again", 0.9)
-    with using_threads(threads):
+        if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
+            return report
+        progress("timing", 0.7)
+        with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
+            runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
+            timing = bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
+        progress("writing, and reading it again", 0.9)
         return _saved(replace(report, timing=timing), checkpoint, module, request, reader)
 
 
@@ -134,7 +140,7 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
         progress("timing the doubtful places", 0.1)
         plan, tuned = _tuned(checkpoint, choose(checkpoint.module, checkpoint.example_inputs, choice))
         choice = Choice(plan=plan)
-    samples = prepare(request.data[0], checkpoint, request.data[1])[0] if request.data else None
+    samples = prepare(request.data.found, checkpoint, request.data.wishes)[0] if request.data else None
     conversion = convert(
         checkpoint,
         progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),

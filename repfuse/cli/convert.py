@@ -170,12 +170,11 @@ def convert(
     loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
     with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
         chosen = options.wanted(policy, plan, include, exclude, keep_class, keep_affine=keep_affine)
-        from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
+        from repfuse.cli.conversion import DataWanted, Request, run  # the reader imports torch by now, too
         from repfuse.data import Wishes, parse_numbers, read_data
         from repfuse.report.convert_view import convert_view
 
-        wishes = Wishes(parse_numbers(mean), parse_numbers(std), limit)
-        real = (read_data(data), wishes) if data else None
+        real = DataWanted(read_data(data), Wishes(parse_numbers(mean), parse_numbers(std), limit)) if data else None
         request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune, real)
         report = run(request, update, reader)
     if report_to:

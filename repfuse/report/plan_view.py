@@ -47,7 +47,7 @@ def int8_line(sites: Sequence[SiteKernels], few: Sequence[int] = BITS) -> str:
         if bad := failing(sites, bits):
             whole = decibels(together([site.after.at(bits).per_tensor for site in sites]))
             names = first([site.path or ROOT for site in bad])
-            return f"{bits} bits per tensor leave {whole} dB of signal to noise; worst: {names}"
+            return f"{bits} bits per tensor leave about {whole} dB of signal to noise; worst: {names}"
     return ""
 
 
