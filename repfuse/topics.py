@@ -148,7 +148,7 @@ TOPICS: dict[str, Topic] = {
             "these weights": "Some merges hold for these weights only (a padding filled with the very bias). The plan "
             "says so (matching_borders), and is refused for weights that break it.",
             "inference": "Statistics are frozen, so the result is for inference: training it further means something "
-            "else.",
+            "else. --keep-affine leaves norms to train on (`repfuse explain int8`).",
             "rounding": "An exact result in float64 still rounds once when it is stored in float32 or half precision. "
             "The report shows that drift beside the original's own.",
             "hosts": "Libraries that fold every bn they find before they run a network (ultralytics, YOLOv5 to YOLOX) "

@@ -117,6 +117,25 @@ def test_where_no_batch_norm_can_follow_the_merge_is_plain() -> None:
         assert error(network, result.module, image(*shape, seed=1)) < 1e-12
 
 
+class Tokens(nn.Module):
+    """LeViT's layer: a norm over the rows of a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return self.bn(x.flatten(0, 1)).reshape_as(x)
+
+
+def test_a_norm_that_no_other_could_stand_for_stays() -> None:
+    network, x = randomised(Tokens()), image(2, 7, 4)
+    assert len(fuse(network, (x,)).plan.sites) == 1
+    kept = fuse(network, (x,), keep_affine=True)
+    assert not kept.plan.sites and torch.equal(kept.module.bn.running_var, network.bn.running_var)
+
+
 def test_a_convolution_with_its_own_norm_stays_as_it_is() -> None:
     own = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), RepVGGBlock(4, 4))
     network = randomised(own)

@@ -12,7 +12,7 @@ from repfuse.algebra.descriptions import branches
 from repfuse.algebra.evaluation import border_takes_weights, check_borders
 from repfuse.algebra.expression import Expression, Scaled, Sum, Through, tensor_names
 from repfuse.algebra.geometry import NotAffine
-from repfuse.algebra.layers import Layer
+from repfuse.algebra.layers import Layer, Normalisation
 from repfuse.globs import ROOT
 from repfuse.memory import collecting_later
 from repfuse.networks import device_of, using_threads
@@ -290,6 +290,10 @@ class Planner:
         merges = self.keep_affine and self._operations(group) > 1
         return merges and len(self.estimate.shape_made(group, region.root)) == axes
 
+    def _has_norm(self, group: Group) -> bool:
+        meanings = (self.meanings[node] for node in group.nodes)
+        return any(isinstance(each, Scaled) and isinstance(each.by, Normalisation) for each in meanings)
+
     def _operations(self, group: Group) -> int:
         return sum(not self.estimate.passes(node) for node in group.nodes)
 
@@ -297,7 +301,10 @@ class Planner:
         """Whether there is something to gain: several operations in one, or a weight that is computed each time."""
         if not group.convolves or not self.recording.constants.floating_leaves(tensor_names(group.expression)):
             return False  # of numbers alone, nothing says in which dtype the result is to be stored
-        left = 2 if self._keeps_norm(region, group) else 1
+        keeps = self._keeps_norm(region, group)
+        if self.keep_affine and not keeps and self._has_norm(group):
+            return False  # the norm would be gone: over tokens, no other can stay
+        left = 2 if keeps else 1
         return self._operations(group) > left or self.estimate.is_computed(group.expression)
 
     def _fits(self, candidate: Candidate, ranges: Ranges) -> bool:
