@@ -8,38 +8,14 @@ from typing import Any
 from repfuse.benching.results import Benchmark, Change, Measurement, Ratio
 from repfuse.benching.statistics import ratio_of_samples
 from repfuse.checkpoint.atomic import replacing
-from repfuse.checkpoint.json_file import read_json
 from repfuse.errors import RepfuseError
-from repfuse.plans import read_as
 from repfuse.report.schema import envelope, to_json
-from repfuse.wording import first_line
-
-LARGEST = 16 * 2**20
-"""Bytes of such a file: the times of thousands of rounds."""
 
 
 def write_benchmark(benchmark: Benchmark, path: Path, of: dict[str, Any] | None = None) -> None:
     """Write a benchmark ``of`` some files as `repfuse bench --json` prints it, as a whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(to_json(envelope("benchmark", (of or {}) | benchmark.to_dict())), encoding="utf-8")
-
-
-def read_benchmark(path: Path) -> Benchmark:
-    """Return the benchmark in a file. Raises RepfuseError where there is none."""
-    what, hint = f"{path} is no benchmark that repfuse can read.", "Make it anew: repfuse bench IN FUSED --save FILE"
-    try:
-        data = read_json(path, LARGEST)
-    except OSError as error:
-        raise RepfuseError(f"The benchmark {path} cannot be read.", error.strerror or str(error), hint) from error
-    except ValueError as error:
-        raise RepfuseError(what, first_line(error), hint) from error
-    if not isinstance(data, dict) or data.get("kind") != "repfuse.benchmark":
-        raise RepfuseError(what, "It is another document.", hint)
-    try:
-        found: Benchmark = read_as(Benchmark, data)
-    except RepfuseError as error:
-        raise RepfuseError(what, error.why, hint) from error
-    return found
 
 
 def changes(now: Benchmark, then: Benchmark) -> list[Change]:

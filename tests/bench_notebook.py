@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repfuse import fuse
-from repfuse.benching import bench
+from repfuse.benching.benchmark import bench
 
 SHAPES = ((2, 28, 28), (16, 56, 56), (64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))
 ROW = "{:>12} {:>10} {:>10} {:>22} {:>22}"

@@ -16,15 +16,16 @@ from support.folded import example, folded, network
 from support.ticks import Ticks
 from torch import nn
 
-from repfuse.baseline import changes, read_benchmark, write_benchmark
-from repfuse.benching import bench, runtimes
-from repfuse.benching.benchmark import judge, timing
+from repfuse.baseline import changes, write_benchmark
+from repfuse.benching import runtimes
+from repfuse.benching.benchmark import bench, judge, timing
 from repfuse.benching.results import Benchmark, NetworkCost
 from repfuse.benching.sites import time_sites
 from repfuse.benching.statistics import drift, ratio_of_samples
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.loading import load
+from repfuse.report.reading import read_benchmark
 
 OTHERS = [
     pytest.param(name, marks=pytest.mark.slow) if name == "compile" else name
@@ -220,7 +221,7 @@ def test_a_benchmark_with_a_hole_is_bad_input(tmp_path):
     data = json.loads(path.read_text())
     del data["measurements"][0]["fused"]
     path.write_text(json.dumps(data))
-    with pytest.raises(RepfuseError, match="no benchmark"):
+    with pytest.raises(RepfuseError, match="not a report"):
         read_benchmark(path)
 
 

@@ -29,7 +29,7 @@ from repfuse.benching.clock import (
     evaluating,
     time_rounds,
 )
-from repfuse.benching.results import EAGER, Benchmark, ColdCalls, Measurement, NetworkCost, Timing
+from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Runtime, Timing
 from repfuse.benching.runtimes import Inputs, forget_compiled, started
 from repfuse.benching.statistics import drift, outliers, ratio_of_medians
 from repfuse.errors import RepfuseError
@@ -103,7 +103,7 @@ OVERHEAD = 50e-6  # seconds: a call this short is mostly Python's and torch's ow
 
 
 def judge(
-    original: Timing, fused: Timing, *, batch_size: int, threads: int, rounds: int, runtime: str = EAGER
+    original: Timing, fused: Timing, *, batch_size: int, threads: int, rounds: int, runtime: str = Runtime.EAGER
 ) -> Measurement:
     """Return the speed-up with its interval, and warnings; ``rounds`` is the number asked for."""
     ratio = ratio_of_medians(original.times, fused.times)
@@ -170,7 +170,7 @@ def bench(
     fused: nn.Module,
     example_inputs: Sequence[Any],
     *,
-    runtimes: Sequence[str] = (EAGER,),
+    runtimes: Sequence[str] = (Runtime.EAGER,),
     batch_sizes: Sequence[int] | None = None,
     threads: Sequence[int] | None = None,
     rounds: int = 40,
@@ -352,7 +352,7 @@ def _measure(
     whole: Timing | None = None
     for runtime in calls:
         first, second = next(timings), next(timings)
-        whole = first if runtime == EAGER else whole
+        whole = first if runtime == Runtime.EAGER else whole
         measured = judge(
             first, second, batch_size=size, threads=torch.get_num_threads(), rounds=rounds, runtime=runtime
         )

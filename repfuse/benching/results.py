@@ -1,11 +1,18 @@
-"""What a benchmark found, as plain data. No torch here. Times are seconds per call."""
+"""What a benchmark found, as plain data. No torch here. Times are seconds per call.
+
+Anybody may have written the file that it is read from: the types of the fields say what may stand there.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Le, MinLen
 
 from repfuse.jsonready import Result
+from repfuse.plans import Count
 
 SpeedVerdict = Literal["faster", "slower", "no difference"]
 COLD_NOTE = (
@@ -14,16 +21,26 @@ COLD_NOTE = (
 )
 
 
-EAGER = "eager"
+class Runtime(StrEnum):
+    """Where networks are timed; see ``benching.runtimes``."""
+
+    EAGER = "eager"
+    COMPILE = "compile"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+
+
+Positive = Annotated[float, Ge(1e-12), Le(1e12)]
+"""A time in seconds, or a ratio of two: it has a place in a chart."""
 
 
 @dataclass(frozen=True)
 class Ratio:
     """The ratio of two medians and its bootstrap interval."""
 
-    value: float
-    low: float
-    high: float
+    value: Positive
+    low: Positive
+    high: Positive
 
 
 @dataclass(frozen=True)
@@ -36,10 +53,10 @@ class NetworkCost:
     weights and what a call allocates on the device at its peak, on CUDA only.
     """
 
-    parameters: int
-    weight_bytes: int
-    macs: int | None
-    peak_bytes: int | None
+    parameters: Count
+    weight_bytes: Count
+    macs: Count | None
+    peak_bytes: Count | None
 
 
 @dataclass(frozen=True)
@@ -50,12 +67,12 @@ class Timing:
     and with as many threads; None where these cannot be counted.
     """
 
-    median: float
-    fastest: float
-    slowest: float
-    calls: int
-    times: tuple[float, ...]
-    floor: float | None = None
+    median: Positive
+    fastest: Positive
+    slowest: Positive
+    calls: Count
+    times: Annotated[tuple[Positive, ...], MinLen(2)]
+    floor: Positive | None = None
 
     @property
     def of_machine(self) -> float | None:
@@ -73,21 +90,21 @@ class Measurement(Result):
     """
 
     ALSO: ClassVar[tuple[str, ...]] = ("verdict",)
-    batch_size: int
-    threads: int
+    batch_size: Count
+    threads: Count
     original: Timing
     fused: Timing
-    speedup: float
-    low: float
-    high: float
+    speedup: Positive
+    low: Positive
+    high: Positive
     warnings: tuple[str, ...]
-    runtime: str = EAGER
+    runtime: str = Runtime.EAGER
     over_eager: Ratio | None = None
 
     @property
     def in_eager(self) -> bool:
         """Whether it is of PyTorch's eager mode."""
-        return self.runtime == EAGER
+        return self.runtime == Runtime.EAGER
 
     @property
     def steady(self) -> bool:
@@ -118,9 +135,9 @@ class SiteTiming:
     path: str
     output: str
     kernel: str
-    predicted: float | None
-    before: float
-    after: float
+    predicted: Positive | None
+    before: Positive
+    after: Positive
     speedup: Ratio
 
     @property
@@ -153,7 +170,7 @@ class Benchmark(Result):
 
     device: str
     dtype: str
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[Count, ...], ...]
     before: NetworkCost
     after: NetworkCost
     measurements: tuple[Measurement, ...]

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from repfuse.benching.results import Runtime
 from repfuse.cli import options, pair
 from repfuse.cli.output import check_targets, progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 
 if TYPE_CHECKING:
-    from repfuse.benching import Benchmark
+    from repfuse.benching.results import Benchmark
     from repfuse.plans import Plan
     from repfuse.progress import Progress
 
-NAMES = ("eager", "compile", "onnxruntime", "openvino")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -27,7 +27,7 @@ def bench(
     *,
     runtime: Annotated[
         list[str] | None,
-        typer.Option("--runtime", metavar="NAME", help=f"Where to run both, of {', '.join(NAMES)}; several by commas."),
+        typer.Option("--runtime", metavar="NAME", help=f"Where to run both: {', '.join(Runtime)}; several by commas."),
     ] = None,
     batch_size: Annotated[
         list[int] | None,
@@ -113,8 +113,9 @@ def bench(
         update("reading", 0.0)
         import torch
 
-        from repfuse.baseline import read_benchmark, write_benchmark
+        from repfuse.baseline import write_benchmark
         from repfuse.report.bench_view import bench_view
+        from repfuse.report.reading import read_benchmark
 
         then = read_benchmark(compare) if compare else None
         loaded = pair.load_pair(*both)
@@ -182,9 +183,8 @@ def _compare(result: Benchmark, then: Benchmark, path: Path, *, quiet: bool) -> 
 def _runtimes(given: list[str]) -> tuple[str, ...]:
     """Return the runtimes that are named, by commas or one by one. Raises RepfuseError for another name."""
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in NAMES:
-            raise RepfuseError(f"There is no runtime {name!r}.", f"There are {', '.join(NAMES)}.", "Name one of them.")
+    if unknown := [name for name in names if name not in tuple(Runtime)]:
+        raise RepfuseError(f"There is no runtime {unknown[0]!r}.", f"There are {', '.join(Runtime)}.", "Name one.")
     return tuple(dict.fromkeys(names))
 
 

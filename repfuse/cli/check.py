@@ -15,7 +15,7 @@ from repfuse.cli.output import check_sources, notes, progress, show_json
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 
 if TYPE_CHECKING:
-    from repfuse.benching import Benchmark
+    from repfuse.benching.results import Benchmark
     from repfuse.loading import Checkpoint
     from repfuse.progress import Progress
 
@@ -96,9 +96,9 @@ def check(
         sides = pair.sides((original, source), of_original, fused_source, example=example, allow=allow, trust=trust)
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
-        from repfuse.baseline import read_benchmark
         from repfuse.loading import load
         from repfuse.plan_file import said_beside
+        from repfuse.report.reading import read_benchmark
 
         then = read_benchmark(baseline) if baseline else None
         if original is None:

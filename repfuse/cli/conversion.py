@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repfuse import cli
-from repfuse.benching import bench
+from repfuse.benching.benchmark import bench
 from repfuse.benching.results import SiteTiming
 from repfuse.benching.sites import time_sites
 from repfuse.checking.runs import enough_threads

@@ -11,7 +11,7 @@ from repfuse.cli.output import check_sources, notes
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
-    from repfuse.benching import Benchmark
+    from repfuse.benching.results import Benchmark
     from repfuse.checkpoint.source import Said
     from repfuse.loading import Checkpoint
 
@@ -95,7 +95,7 @@ def time_pair(loaded: Pair, runtimes: Sequence[str] = (), **settings: Any) -> Be
 
     ``settings`` are those of ``repfuse.bench``.
     """
-    from repfuse.benching import bench
+    from repfuse.benching.benchmark import bench
     from repfuse.saving import of_file
 
     original, fused = loaded

@@ -18,12 +18,14 @@ from repfuse.report.tables import (
     duration,
     facts,
     heading,
+    interval,
     notes,
     percent,
     plural,
     shape,
     size,
     table,
+    times,
 )
 
 if TYPE_CHECKING:
@@ -49,19 +51,24 @@ def bench_view(benchmark: Benchmark) -> Iterator[RenderableType]:
     yield Text()
     yield from notes(f"not timed in {reason}" for reason in benchmark.left_out)
     telling = (entry for entry in benchmark.measurements if not entry.says_nothing)
-    yield from notes(f"{_where(entry)}: {text}" for entry in telling for text in entry.warnings)
+    yield from notes(f"{where(entry)}: {text}" for entry in telling for text in entry.warnings)
     for measurement in benchmark.measurements:
-        yield Text(f"{speed(measurement)} at {_where(measurement)}", style=STYLES[measurement.verdict])
+        yield Text(f"{speed(measurement)} at {where(measurement)}", style=STYLES[measurement.verdict])
 
 
 def speedup(measurement: Measurement) -> str:
-    """Return ``2.31x (2.20 to 2.40)`` for a table: always the interval, and a number where one can stand for it."""
-    if measurement.says_nothing:
+    """Return ``2.31x (2.20 to 2.40)`` for a table: the interval wherever it says something."""
+    known = f"{gain(measurement)} ({interval(measurement.low, measurement.high)})"
+    return gain(measurement) if measurement.says_nothing else known
+
+
+def gain(entry: Measurement) -> str:
+    """Return ``2.31x``, or why no number can stand for the interval."""
+    if entry.says_nothing:
         return "too noisy"
-    interval = f"({measurement.low:.2f} to {measurement.high:.2f})"
-    if measurement.verdict == "no difference":
-        return f"no difference {interval}"
-    return f"{measurement.speedup:.2f}x {interval}" if measurement.steady else f"unsteady {interval}"
+    if entry.verdict == "no difference":
+        return entry.verdict
+    return times(entry.speedup) if entry.steady else "unsteady"
 
 
 def speed(entry: Measurement) -> str:
@@ -70,12 +77,11 @@ def speed(entry: Measurement) -> str:
         return "timing too noisy to say anything"
     if entry.verdict == "no difference":
         return f"no difference in speed ({entry.low:.2f} to {entry.high:.2f})"
-    times = (entry.speedup, entry.low, entry.high)
-    factor, low, high = times if entry.verdict == "faster" else (1 / each for each in (times[0], times[2], times[1]))
+    known = (entry.speedup, entry.low, entry.high)
+    factor, low, high = known if entry.verdict == "faster" else (1 / each for each in (known[0], known[2], known[1]))
     digits = 2 if factor < FEW else 1
-    interval = f"({low:.{digits}f} to {high:.{digits}f})"
-    known = f"{factor:.{digits}f}x {entry.verdict}" if entry.steady else f"{entry.verdict}, unsteady"
-    return f"{known} {interval}"
+    said = f"{factor:.{digits}f}x {entry.verdict}" if entry.steady else f"{entry.verdict}, unsteady"
+    return f"{said} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _costs(benchmark: Benchmark) -> RenderableType:
@@ -111,7 +117,7 @@ def _row(entry: Measurement) -> tuple[str, ...]:
 def _share(entry: Measurement) -> tuple[str, ...]:
     shares = (percent(entry.original.of_machine), percent(entry.fused.of_machine))
     over = entry.over_eager
-    against = "" if over is None else f"{over.value:.2f}x ({over.low:.2f} to {over.high:.2f})"
+    against = "" if over is None else ratio(over)
     return (entry.runtime, str(entry.batch_size), str(entry.threads), *shares, against)
 
 
@@ -139,18 +145,20 @@ def changes_view(changes: Sequence[Change]) -> Iterator[RenderableType]:
     """Yield what became of the fused network's times since an earlier run."""
     yield heading("Since the earlier run, the fused network's time")
     for change in changes:
-        beside = f"{_interval(change.beside_original)} beside the original's"
-        text = f"  {_interval(change.ratio)}, {beside}, at {_where(change.now)}"
+        beside = f"{ratio(change.beside_original)} beside the original's"
+        text = f"  {ratio(change.ratio)}, {beside}, at {where(change.now)}"
         yield Text(text, style=BAD if change.slower else "")
     slower = sum(change.slower for change in changes)
     verdict = f"slower at {plural(slower, 'setting')}" if slower else "no slower"
     yield Text(f"\n{verdict.capitalize()} than then", style=BAD if slower else GOOD)
 
 
-def _interval(ratio: Ratio) -> str:
-    return f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+def ratio(found: Ratio) -> str:
+    """Return ``2.31x (2.20 to 2.40)``."""
+    return f"{times(found.value)} ({interval(found.low, found.high)})"
 
 
-def _where(entry: Measurement) -> str:
+def where(entry: Measurement) -> str:
+    """Return the setting of a measurement: ``batch 1, 2 threads in onnxruntime``."""
     within = "" if entry.in_eager else f" in {entry.runtime}"
     return f"batch {entry.batch_size}, {plural(entry.threads, 'thread')}{within}"

@@ -60,6 +60,16 @@ def percent(fraction: float | None) -> str:
     return f"{fraction * 100:.1f} %" if fraction < 1 else "100 %"
 
 
+def times(ratio: float) -> str:
+    """Return a ratio with three digits: 1.43x, 12.1x."""
+    return f"{_three_digits(ratio)}x"
+
+
+def interval(low: float, high: float) -> str:
+    """Return the ends of an interval of ratios, as ``times`` writes them: 1.40 to 1.46."""
+    return f"{_three_digits(low)} to {_three_digits(high)}"
+
+
 def shape(sizes: Sequence[int]) -> str:
     """Return a shape as the command line takes it: 1x3x224x224."""
     return "x".join(map(str, sizes)) or "scalar"
