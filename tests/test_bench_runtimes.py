@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from support.folded import example, folded, network
 from support.ticks import Ticks
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from repfuse.baseline import changes, write_benchmark
-from repfuse.benching import runtimes
+from repfuse.benching import runtimes, sites
 from repfuse.benching.benchmark import bench, judge, timing
-from repfuse.benching.results import Benchmark, NetworkCost
+from repfuse.benching.results import Benchmark, Gain, NetworkCost, Ratio, SiteTiming
 from repfuse.benching.sites import time_sites
 from repfuse.benching.statistics import drift, ratio_of_samples
 from repfuse.errors import RepfuseError
@@ -149,6 +150,53 @@ def test_each_place_is_timed_before_and_after():
     found = time_sites(checkpoint.module, result.module, result.plan, seconds=0, clock=Ticks())
     assert {site.path for site in found} == {site.path for site in result.plan.sites}
     assert all(site.predicted > 1 and site.before > 0 and site.speedup.low <= site.speedup.high for site in found)
+
+
+class Operations(TorchFunctionMode):
+    """A clock for which each function of torch takes a millisecond, and reading it a millionth of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.now += 1e-3
+        return func(*args, **(kwargs or {}))
+
+    def __call__(self) -> float:
+        self.now += 1e-9
+        return self.now
+
+
+@pytest.mark.parametrize("most", [1, 2, 10])
+def test_what_the_network_gains_by_each_place_adds_up_to_what_it_gains(most, monkeypatch):
+    monkeypatch.setattr(sites, "MOST_STEPS", most)
+    checkpoint = load(SAMPLES / "repvgg_digits.pt")
+    result = fuse(checkpoint.module, checkpoint.example_inputs)
+    with Operations() as clock:
+        found = sites.time_in_network(
+            checkpoint.module, result.module, result.plan, checkpoint.example_inputs, seconds=0, clock=clock
+        )
+        start = clock()
+        checkpoint.module(*checkpoint.example_inputs)
+        middle = clock()
+        result.module(*checkpoint.example_inputs)
+        gained = middle - start - (clock() - middle)
+    assert [site.output for site in found] == [site.output for site in result.plan.sites]
+    assert sum(site.gain.value for site in found) == pytest.approx(gained, rel=1e-3) and gained > 0.02
+    assert all(0 < site.gain.low <= site.gain.value <= site.gain.high for site in found)
+
+
+seconds = st.floats(1e-6, 1.0)
+
+
+@given(st.lists(st.tuples(seconds, seconds), min_size=1, max_size=9), st.floats(-1, 1), st.floats(0, 1))
+def test_a_gain_that_places_share_is_shared_out_without_a_rest(both, value, wide):
+    step = [SiteTiming("", "", "", None, one, other, Ratio(1, 1, 1)) for one, other in both]
+    found = [site.gain for site in sites.shared_out(Gain(value, value - wide, value + wide), step)]
+    for end, whole in (("value", value), ("low", value - wide), ("high", value + wide)):
+        assert sum(getattr(gain, end) for gain in found) == pytest.approx(whole, abs=1e-9)
+    assert all(gain.low <= gain.value <= gain.high for gain in found)
 
 
 def test_the_plan_of_another_network_times_nothing():

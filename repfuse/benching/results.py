@@ -44,6 +44,15 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """The difference of two medians, in seconds a call, and its bootstrap interval; below 0 where time is lost."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class NetworkCost:
     """What one network stores and computes at the shapes in ``Benchmark.shapes``.
 
@@ -129,7 +138,8 @@ class SiteTiming:
     """One place of the plan by itself: the original's operations there, and the convolutions that they became.
 
     ``output`` is what sites of a plan call it, ``predicted`` is how many times as fast the law of cost expects it to
-    be, ``before`` and ``after`` are medians.
+    be, ``before`` and ``after`` are medians. ``gain`` is what the network gains by it: of all places it adds up to what
+    the network gains by all.
     """
 
     path: str
@@ -139,16 +149,12 @@ class SiteTiming:
     before: Positive
     after: Positive
     speedup: Ratio
+    gain: Gain | None = None
 
     @property
     def slower(self) -> bool:
         """Whether it got slower, beyond the interval."""
         return self.speedup.high < 1
-
-    @property
-    def gained(self) -> float:
-        """Seconds a call."""
-        return self.before - self.after
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,40 @@
-"""Where a network gained: each place of a plan by itself, before and after, at the size that the example gives it."""
+"""Where a network gained: each place of a plan, before and after, at the size that the example gives it.
+
+An operation by itself takes another time than within the network: what it reads was not just written. So a place is
+timed twice. By itself, before and after: that says how many times as fast it got. And in the network, which is timed
+with more and more of its places merged, in the same rounds: what each step saves adds up to what the network gains.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from math import inf
+from math import ceil, inf
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
 
-from repfuse.benching.clock import FEWEST_ROUNDS, Clock, device_clock, time_rounds
-from repfuse.benching.results import SiteTiming
-from repfuse.benching.statistics import ratio_of_medians
+from repfuse.benching.clock import FEWEST_ROUNDS, Clock, device_clock, evaluating, time_rounds
+from repfuse.benching.results import Gain, SiteTiming
+from repfuse.benching.statistics import difference_of_medians, ratio_of_medians
 from repfuse.checking.places import Place, places
 from repfuse.checking.proof import at_the_example
+from repfuse.errors import RepfuseError
 from repfuse.networks import device_of
 from repfuse.planning.cost import price
+from repfuse.planning.replaying import replay
 from repfuse.plans import Plan, Site
+from repfuse.rewriting import rewrite
+
+ROUNDS = 10 * FEWEST_ROUNDS
+MOST_STEPS = 10
+"""Of so many networks at most, each with more of its places merged, all are in memory, and timed in each round."""
+
+Report = Callable[[float], None]
 
 
 @torch.inference_mode()
@@ -29,10 +45,11 @@ def time_sites(
     *,
     seconds: float = 10.0,
     below: float = inf,
-    progress: Callable[[float], None] = lambda _fraction: None,
+    progress: Report = lambda _fraction: None,
     clock: Clock = time.perf_counter,
 ) -> tuple[SiteTiming, ...]:
-    """Time each place of ``plan``, by which ``fused`` was made of ``original``: its operations and what they became.
+    """Time each place of ``plan`` by itself, by which ``fused`` was made of ``original``: its operations, and what they
+    became.
 
     Only those that are predicted to get less than ``below`` times as fast. All take ``seconds``, about, and each
     FEWEST_ROUNDS at least. The inputs are random, in the dtypes that the network has there. Raises RepfuseError where
@@ -43,13 +60,76 @@ def time_sites(
     timed = []
     for number, place in enumerate(found):
         inputs = _inputs(place)
-        calls = [partial(module, *inputs) for module in (place.before, place.after(fused))]
-        rounds = time_rounds(
-            calls, clock, rounds=10 * FEWEST_ROUNDS, seconds=seconds / len(found), progress=lambda _fraction: None
-        )
+        calls = [partial(module, *inputs) for module in (_at_hand(place.before), place.after(fused))]
+        rounds = time_rounds(calls, clock, rounds=ROUNDS, seconds=seconds / len(found), progress=lambda _fraction: None)
         timed.append(_timing(place, plan, *rounds.times))
         progress((number + 1) / len(found))
     return tuple(timed)
+
+
+@torch.inference_mode()
+def time_in_network(
+    original: nn.Module,
+    fused: nn.Module,
+    plan: Plan,
+    example: Sequence[Any],
+    *,
+    seconds: float = 10.0,
+    progress: Report = lambda _fraction: None,
+    clock: Clock = time.perf_counter,
+) -> tuple[SiteTiming, ...]:
+    """Time each place by itself, as ``time_sites`` does, and what the network gains by it on ``example``.
+
+    Of more than MOST_STEPS places several are merged in one step, which shares its gain out among them. This takes
+    ``seconds`` twice, about.
+    """
+    plan = replace(plan, live=replay(original, plan).planner)
+    halves = (lambda done: progress(done / 2)), (lambda done: progress((1 + done) / 2))
+    alone = time_sites(original, fused, plan, seconds=seconds, progress=halves[0], clock=clock)
+    networks, steps, waiting = [original], list[list[SiteTiming]](), list[SiteTiming]()
+    size = ceil(len(alone) / MOST_STEPS)
+    for start in range(0, len(alone), size or 1):
+        waiting += alone[start : start + size]
+        merged = {site.output for step in (*steps, waiting) for site in step}
+        part = replace(plan, sites=tuple(site for site in plan.sites if site.output in merged))
+        try:
+            networks.append(fused if len(merged) == len(alone) else rewrite(original, part, share=True))
+        except RepfuseError:  # one that cannot be merged without the next
+            continue
+        steps, waiting = [*steps, waiting], []
+    with evaluating(*networks):
+        found = time_rounds(
+            [partial(network, *example) for network in networks],
+            device_clock(clock, device_of(original)),
+            rounds=ROUNDS,
+            seconds=seconds,
+            progress=halves[1],
+        )
+    pairs = zip(steps, found.times, found.times[1:], strict=False)
+    return tuple(site for step, one, other in pairs for site in shared_out(difference_of_medians(one, other), step))
+
+
+def shared_out(gain: Gain, step: Sequence[SiteTiming]) -> list[SiteTiming]:
+    """Return places with what the network gains by each, where all of them are merged in one step.
+
+    To each goes what it gained by itself, and of what that differs from the step's ``gain`` the share that it took of
+    the time: together they gain just that.
+    """
+    alone, took = sum(site.before - site.after for site in step), sum(site.before for site in step)
+
+    def of(site: SiteTiming, whole: float) -> float:
+        return site.before - site.after + (whole - alone) * site.before / took
+
+    return [
+        replace(site, gain=Gain(*(of(site, whole) for whole in (gain.value, gain.low, gain.high)))) for site in step
+    ]
+
+
+def _at_hand(module: nn.Module) -> nn.Module:
+    """Return a module that finds its tensors at once: to go through nested ones takes as long as a small operation."""
+    for each in module.modules():
+        vars(each).update(each._modules | each._parameters | each._buffers)
+    return module
 
 
 def _inputs(place: Place) -> tuple[torch.Tensor, ...]:

@@ -55,7 +55,7 @@ def bench(
         bool, typer.Option("--channels-last", help="Time copies whose images and kernels have their channels last.")
     ] = False,
     sites: Annotated[
-        bool, typer.Option("--sites", help="Time each place that was merged by itself too: where the gain is.")
+        bool, typer.Option("--sites", help="Also time each place that was merged: by itself, and what the network gains by it.")
     ] = False,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE", help="Write the result there, for a later --compare.")
@@ -159,12 +159,18 @@ def _plan(loaded: pair.Pair) -> Plan:
 
 
 def _with_sites(result: Benchmark, loaded: pair.Pair, plan: Plan, seconds: float, update: Progress) -> Benchmark:
-    from repfuse.benching.sites import time_sites
+    from repfuse.benching.sites import time_in_network
     from repfuse.networks import using_threads
 
     modules = (loaded.original.module, loaded.fused.module)
     with using_threads(result.measurements[0].threads):
-        timed = time_sites(*modules, plan, seconds=seconds, progress=lambda done: update("each place by itself", done))
+        timed = time_in_network(
+            *modules,
+            plan,
+            loaded.original.example_inputs,
+            seconds=seconds,
+            progress=lambda done: update("places", done),
+        )
     return replace(result, sites=timed)
 
 

@@ -29,7 +29,7 @@ from repfuse.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark, Change, Measurement, Ratio, SiteTiming
+    from repfuse.benching.results import Benchmark, Change, Gain, Measurement, Ratio, SiteTiming
 
 FEW = 2  # times: below, a second decimal says something
 STYLES = {"faster": GOOD, "slower": BAD, "no difference": UNSURE}
@@ -43,7 +43,7 @@ def bench_view(benchmark: Benchmark) -> Iterator[RenderableType]:
     yield heading(f"Time of a call on {benchmark.device}")
     yield from _times(benchmark.measurements)
     if benchmark.sites:
-        yield from _sites(benchmark)
+        yield from _sites(benchmark.sites)
     if benchmark.cold:
         cold = benchmark.cold
         yield heading("The notebook's method: one cold call each")
@@ -121,24 +121,27 @@ def _share(entry: Measurement) -> tuple[str, ...]:
     return (entry.runtime, str(entry.batch_size), str(entry.threads), *shares, against)
 
 
-def _sites(benchmark: Benchmark) -> Iterator[RenderableType]:
-    """Yield the places by what they gain, and how much of the network's gain they are."""
-    yield heading("Each place by itself, most gained first")
-    columns = ("Place", "Kernel", ("Before", NUMBER), ("After", NUMBER), ("Predicted", NUMBER), ("Measured", NUMBER))
-    yield table(columns, map(_site, sorted(benchmark.sites, key=lambda site: -site.gained)))
-    gained = sum(site.gained for site in benchmark.sites)
-    of = "".join(
-        f", the network {duration(entry.original.median - entry.fused.median)}"
-        for entry in benchmark.measurements[:1]
-        if entry.in_eager and entry.batch_size == benchmark.shapes[0][0]
-    )
-    yield Text(f"  All places together gain {duration(gained)} a call{of}.")
+def _sites(sites: Sequence[SiteTiming]) -> Iterator[RenderableType]:
+    """Yield the places by what they gain, and how much of that is the network's."""
+    yield heading("Each place by itself, and what the network gains by it, most first")
+    columns = ("Place", ("Before", NUMBER), ("After", NUMBER), ("Predicted", NUMBER), ("Measured", NUMBER))
+    ordered = sorted(sites, key=lambda site: -site.gain.value if site.gain else 0.0)
+    yield table((*columns, ("Gain (95 %)", NUMBER)), map(_site, ordered))
+    alone = sum(site.before - site.after for site in sites)
+    gained = sum(site.gain.value for site in sites if site.gain)
+    yield Text(f"  With all of them the network gains {duration(gained)} a call; alone they gain {duration(alone)}.")
 
 
 def _site(site: SiteTiming) -> tuple[str, ...]:
     predicted = NOTHING if site.predicted is None else f"{site.predicted:.1f}x"
-    times = (duration(site.before), duration(site.after))
-    return (site.path, site.kernel, *times, predicted, f"{site.speedup.value:.1f}x")
+    both = (duration(site.before), duration(site.after))
+    gained = gain_of(site.gain) if site.gain else NOTHING
+    return (site.path, *both, predicted, f"{site.speedup.value:.1f}x", gained)
+
+
+def gain_of(found: Gain) -> str:
+    """Return ``48.3 µs ± 2.10 µs``."""
+    return f"{duration(found.value)} ± {duration((found.high - found.low) / 2)}"
 
 
 def changes_view(changes: Sequence[Change]) -> Iterator[RenderableType]:

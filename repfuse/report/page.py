@@ -166,10 +166,14 @@ class Page:
         return Kind(drawn, kernel, f"{written} → {kernel}", tuple(sites), *gains, self._worst_of(sites))
 
     def _measured_of(self, sites: Sequence[Site]) -> str:
-        """Return how many times as fast these places are by themselves, where each was timed."""
-        known = [self.timed_sites.get(site.output) for site in sites]
-        timed = [each for each in known if each]
-        return times(sum(each.before for each in timed) / sum(each.after for each in timed)) if all(known) else ""
+        """Return how many times as fast these places are by themselves, and the gain in the network."""
+        known = {site.output: self.timed_sites.get(site.output) for site in sites}
+        timed = [each for each in known.values() if each]
+        if len(timed) < len(known):
+            return ""
+        gained = sum(each.gain.value for each in timed if each.gain)
+        ratio = times(sum(each.before for each in timed) / sum(each.after for each in timed))
+        return f"{ratio}, {duration(gained)}" if all(each.gain for each in timed) else ratio
 
     def _worst_of(self, sites: Sequence[Site]) -> str:
         known = [each for site in sites if (each := self.errors.get(site.path)) is not None]

@@ -34,7 +34,9 @@ def size(number: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time with three digits: 12.3 µs, 4.56 ms, 7.89 s, 3 min 20 s."""
+    """Return a time with three digits: 12.3 µs, 4.56 ms, 7.89 s, 3 min 20 s; below 0 what was lost."""
+    if seconds < 0:
+        return f"−{duration(-seconds)}"
     if 120 <= seconds < inf:
         return f"{int(seconds) // 60} min {int(seconds) % 60} s"
     if seconds >= 1:
