@@ -20,19 +20,23 @@ def write_benchmark(benchmark: Benchmark, path: Path, of: dict[str, Any] | None 
 
 def changes(now: Benchmark, then: Benchmark) -> list[Change]:
     """Return what changed at the settings that both runs have."""
-    known = {(each.runtime, each.batch_size, each.threads): each for each in then.measurements}
-    pairs = ((each, known.get((each.runtime, each.batch_size, each.threads))) for each in now.measurements)
+    known = _by_setting(then)
+    pairs = [(each, known[setting]) for setting, each in _by_setting(now).items() if setting in known]
     return [
         Change(each, ratio_of_samples(each.fused.times, before.fused.times), _beside_original(each, before))
         for each, before in pairs
-        if before is not None
     ]
+
+
+def _by_setting(run: Benchmark) -> dict[tuple[object, ...], Measurement]:
+    entries = run.measurements
+    return {(each.runtime, each.shapes or run.shapes, each.batch_size, each.threads): each for each in entries}
 
 
 def compared(now: Benchmark, then: Benchmark, path: Path) -> list[Change]:
     """Return what changed since the run in the file at ``path``. Raises RepfuseError where it is of something else."""
     found = changes(now, then)
-    if not found or (now.shapes, now.dtype, now.device) != (then.shapes, then.dtype, then.device):
+    if not found or (now.dtype, now.device) != (then.dtype, then.device):
         what = f"{path} holds no times to compare with."
         why = f"They are of {then.dtype} on {then.device}, or of other shapes, batch sizes, threads or runtimes."
         raise RepfuseError(what, why, "Time the same as then.")

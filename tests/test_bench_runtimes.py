@@ -141,6 +141,20 @@ def test_the_floor_is_the_time_of_as_many_products_in_a_matrix_product():
         assert entry.fused.of_machine == pytest.approx(entry.fused.floor / entry.fused.median)
 
 
+def test_each_input_has_rows_and_a_floor_of_its_own():
+    model = network(2, width=8)
+    found = timed(model, folded(model), more_inputs=[example(size=18)], batch_sizes=(1, 4))
+    assert [entry.shapes for entry in found.measurements] == [
+        ((size, 3, side, side),) for side in (9, 18) for size in (1, 4)
+    ]
+    floors = [entry.fused.floor for entry in found.measurements]
+    assert found.shapes == ((1, 3, 9, 9),) and floors[1] / floors[0] == pytest.approx(4) and floors[2] > 2 * floors[0]
+    alone = timed(model, folded(model))
+    assert [entry.shapes for entry in alone.measurements] == [()]
+    assert [change.now.shapes for change in changes(found, alone)] == [((1, 3, 9, 9),)]
+    assert len(changes(found, found)) == 4
+
+
 # --- place by place ----------------------------------------------------------------------------------------------
 
 
@@ -311,6 +325,23 @@ def test_a_gate_on_speed(cli, tmp_path: Path) -> None:
     baseline.write_text(json.dumps(data))
     done = cli("bench", MODULE, fused, *options, "--compare", baseline)
     assert done.returncode == 1 and "Slower at 1 setting" in done.stdout
+
+
+def test_several_inputs_are_timed_saved_and_compared(cli, tmp_path: Path) -> None:
+    fused, baseline = tmp_path / "fused.pt", tmp_path / "baseline.json"
+    assert cli("convert", MODULE, fused, "--quick").returncode == 0
+    inputs = ("--input", "1x1x8x8", "--input", "1x1x16x16")
+    options = ("--threads", "1", "--rounds", "8", "--budget", "1s")
+    done = cli("bench", MODULE, fused, *inputs, *options, "--batch-size", "2", "--save", baseline)
+    assert done.returncode == 0 and "2x1x16x16" in done.stdout, done.stderr
+    done = cli("bench", MODULE, fused, *inputs, *options, "--batch-size", "2", "--compare", baseline)
+    assert "Since the earlier run" in done.stdout and "at 2x1x16x16, 1 thread" in done.stdout, done.stderr
+    done = cli("bench", MODULE, fused, "--input", "1x1x9x9", *options, "--compare", baseline)
+    assert done.returncode == 2 and "no times to compare" in done.stderr
+    done = cli("check", fused, "--original", MODULE, "--baseline", baseline, "--quick")
+    assert done.returncode in (0, 1) and "no times" not in done.stderr, done.stderr
+    done = cli("bench", MODULE, fused, *inputs[:2], "--input", "1x3x8x8", *options)
+    assert done.returncode == 2 and "cannot run on the inputs" in done.stderr
 
 
 @pytest.mark.parametrize(

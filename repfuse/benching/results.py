@@ -91,7 +91,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measurement(Result):
-    """Both networks in one runtime, at one batch size and thread count.
+    """Both networks in one runtime, at one batch size and thread count; ``shapes`` are the inputs', where the benchmark
+    is of several.
 
     ``speedup`` is the original's median time over the fused network's, more than 1 where the fused one is
     faster; ``low`` and ``high`` bound its 95 % bootstrap interval. ``over_eager`` is the same with the original in
@@ -109,6 +110,7 @@ class Measurement(Result):
     warnings: tuple[str, ...]
     runtime: str = Runtime.EAGER
     over_eager: Ratio | None = None
+    shapes: tuple[tuple[Count, ...], ...] = ()
 
     @property
     def in_eager(self) -> bool:
@@ -168,10 +170,10 @@ class ColdCalls:
 
 @dataclass(frozen=True)
 class Benchmark(Result):
-    """Costs before and after, and a measurement per batch size, thread count and runtime.
+    """Costs before and after, and a measurement per input, batch size, thread count and runtime.
 
-    ``shapes`` are those of the example inputs, to which ``before`` and ``after`` refer. ``left_out`` says of runtimes
-    that were not timed why. ``sites`` are places of the plan by themselves, where they were asked for.
+    ``shapes`` are those of the first example, to which ``before`` and ``after`` refer. ``left_out`` says of runtimes
+    that were not timed why. ``sites`` are places of the plan, where they were asked for.
     """
 
     device: str

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repfuse.benching.results import Runtime
+from repfuse.checkpoint.shapes import parse_shapes
 from repfuse.cli import options, pair
 from repfuse.cli.output import check_targets, progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
@@ -39,7 +40,7 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=8, help="Rounds in which both are timed.")] = 40,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="At most this long for each batch size and thread count.")
+        float, typer.Option("--seconds", min=0, help="At most this long for each input, batch size and thread count.")
     ] = 10.0,
     budget: Annotated[
         str | None,
@@ -55,7 +56,8 @@ def bench(
         bool, typer.Option("--channels-last", help="Time copies whose images and kernels have their channels last.")
     ] = False,
     sites: Annotated[
-        bool, typer.Option("--sites", help="Also time each place that was merged: by itself, and what the network gains by it.")
+        bool,
+        typer.Option("--sites", help="Also time each merged place: by itself, and what the network gains by it."),
     ] = False,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE", help="Write the result there, for a later --compare.")
@@ -78,7 +80,10 @@ def bench(
     fused_model_arg: pair.FusedModelArg = None,
     weights: options.Weights = "auto",
     fused_weights: pair.FusedWeights = "auto",
-    example: options.Input = None,
+    example: Annotated[
+        list[str] | None,
+        options.network("--input", metavar="SHAPE", help=f"{options.INPUT} Repeat it to time several."),
+    ] = None,
     allow: options.Allow = None,
     trust: options.Trust = False,
     as_json: options.Json = False,
@@ -99,7 +104,7 @@ def bench(
     """
     runtimes = _runtimes(runtime or [])
     if budget is not None:
-        seconds = _seconds(budget) / (len(batch_size or [1]) * len(threads or [1]))
+        seconds = _seconds(budget) / (len(batch_size or [1]) * len(threads or [1]) * len(example or [1]))
     if dtype is not None and dtype not in DTYPES:
         raise RepfuseError(f"There is no dtype {dtype!r} to time in.", f"There are {', '.join(DTYPES)}.", "Name one.")
     if sites and (dtype or device or channels_last):
@@ -108,7 +113,9 @@ def bench(
     if save is not None:
         check_targets([save], [original, fused], force=True)
     sources = (model, model_arg, weights), (fused_model, fused_model_arg, fused_weights)
-    both = pair.sides((original, fused), *sources, example=example, allow=allow, trust=trust)
+    inputs = [parse_shapes(text) for text in dict.fromkeys(example or [])]
+    first = example[0] if example else None
+    both = pair.sides((original, fused), *sources, example=first, allow=allow, trust=trust)
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
         import torch
@@ -125,6 +132,7 @@ def bench(
         result = pair.time_pair(
             loaded,
             runtimes,
+            inputs if len(inputs) > 1 else (),
             batch_sizes=batch_size,
             threads=threads,
             rounds=rounds,

@@ -99,7 +99,8 @@ def _costs(benchmark: Benchmark) -> RenderableType:
 def _times(entries: Sequence[Measurement]) -> Iterator[RenderableType]:
     """Yield a table of all times, and how much of the machine's speed they are."""
     several = not all(entry.in_eager for entry in entries)
-    columns = ("Runtime", ("Batch", NUMBER), ("Threads", NUMBER), ("Original", NUMBER), ("Fused", NUMBER))
+    sizes = "Input" if any(entry.shapes for entry in entries) else "Batch"
+    columns = ("Runtime", (sizes, NUMBER), ("Threads", NUMBER), ("Original", NUMBER), ("Fused", NUMBER))
     first = 0 if several else 1
     yield table((*columns[first:], "Speed-up (95 %)"), (_row(entry)[first:] for entry in entries))
     known = [entry for entry in entries if entry.fused.of_machine is not None]
@@ -111,14 +112,14 @@ def _times(entries: Sequence[Measurement]) -> Iterator[RenderableType]:
 
 def _row(entry: Measurement) -> tuple[str, ...]:
     times = (duration(entry.original.median), duration(entry.fused.median))
-    return (entry.runtime, str(entry.batch_size), str(entry.threads), *times, speedup(entry))
+    return (entry.runtime, _inputs(entry), str(entry.threads), *times, speedup(entry))
 
 
 def _share(entry: Measurement) -> tuple[str, ...]:
     shares = (percent(entry.original.of_machine), percent(entry.fused.of_machine))
     over = entry.over_eager
     against = "" if over is None else ratio(over)
-    return (entry.runtime, str(entry.batch_size), str(entry.threads), *shares, against)
+    return (entry.runtime, _inputs(entry), str(entry.threads), *shares, against)
 
 
 def _sites(sites: Sequence[SiteTiming]) -> Iterator[RenderableType]:
@@ -164,4 +165,10 @@ def ratio(found: Ratio) -> str:
 def where(entry: Measurement) -> str:
     """Return the setting of a measurement: ``batch 1, 2 threads in onnxruntime``."""
     within = "" if entry.in_eager else f" in {entry.runtime}"
-    return f"batch {entry.batch_size}, {plural(entry.threads, 'thread')}{within}"
+    sizes = f"batch {entry.batch_size}" if not entry.shapes else _inputs(entry)
+    return f"{sizes}, {plural(entry.threads, 'thread')}{within}"
+
+
+def _inputs(entry: Measurement) -> str:
+    """Return the shapes of the inputs, or the batch size, where that is what differs."""
+    return ", ".join(map(shape, entry.shapes)) or str(entry.batch_size)
