@@ -23,10 +23,15 @@ from repfuse.benching.benchmark import bench, judge, timing
 from repfuse.benching.results import Benchmark, Gain, NetworkCost, Ratio, SiteTiming
 from repfuse.benching.sites import time_sites
 from repfuse.benching.statistics import drift, ratio_of_samples
+from repfuse.benching.tuning import tune
+from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.loading import load
+from repfuse.planning.choosing import Choice, choose
+from repfuse.plans import Plan
 from repfuse.report.reading import read_benchmark
+from repfuse.rewriting import rewrite
 
 OTHERS = [
     pytest.param(name, marks=pytest.mark.slow) if name == "compile" else name
@@ -167,14 +172,18 @@ def test_each_place_is_timed_before_and_after():
 
 
 class Operations(TorchFunctionMode):
-    """A clock for which each function of torch takes a millisecond, and reading it a millionth of that."""
+    """A clock for which each function of torch takes a millisecond, and reading it a millionth of that.
 
-    def __init__(self) -> None:
+    Where it goes by ``weights``, a convolution takes a microsecond for each of those that it has.
+    """
+
+    def __init__(self, *, weights: bool = False) -> None:
         super().__init__()
-        self.now = 0.0
+        self.now, self.weights = 0.0, weights
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.now += 1e-3
+        convolves = self.weights and func is torch.conv2d
+        self.now += 1e-6 * args[1].numel() if convolves else 1e-3
         return func(*args, **(kwargs or {}))
 
     def __call__(self) -> float:
@@ -218,6 +227,49 @@ def test_the_plan_of_another_network_times_nothing():
     plan = fuse(checkpoint.module, checkpoint.example_inputs).plan
     with pytest.raises(RepfuseError):
         time_sites(network(1), network(1), plan, seconds=0, clock=Ticks())
+
+
+# --- both ways ---
+
+
+def separable() -> nn.Module:
+    """A depthwise 3x3 and a 1x1: at 24 pixels the law of cost cannot tell one layer from two."""
+    torch.manual_seed(0)
+    depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
+    model = nn.Sequential(
+        depthwise, nn.BatchNorm2d(16), nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+    )
+    for norm in (model[1], model[3]):
+        norm.running_mean.uniform_(-1, 1), norm.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("policy", ["cost", "always"])
+@pytest.mark.parametrize(("weights", "kernels"), [(False, ["3x3"]), (True, ["3x3 depthwise", "1x1"])])
+def test_what_is_in_doubt_is_timed_as_one_layer_and_in_parts(policy, weights, kernels):
+    model, inputs = separable(), (torch.randn(1, 16, 24, 24),)
+    choice = Choice(policy)
+    found = choose(model, inputs, choice)
+    with Operations(weights=weights) as clock:
+        tuned = tune(model, found, choice, seconds=0, clock=clock)
+    assert [site.kernel for site in tuned.plan.sites] == kernels, tuned
+    (measured,), (said,) = tuned.plan.measured, tuned.said
+    assert (measured.speedup > 1) == (not weights) and ("left in parts" in said) == weights
+    assert any(str(measured) == refusal.reason for refusal in tuned.plan.refusals) == weights
+    again = Plan.from_dict(json.loads(tuned.plan.to_json()))
+    assert again == tuned.plan
+    fused = rewrite(model, again)
+    assert sum(isinstance(module, nn.Conv2d) for module in fused.modules()) == len(kernels)
+    assert verify(model, fused, inputs, plan=again).verdict == "same"
+
+
+def test_what_is_left_out_is_not_timed():
+    model, inputs = nn.Sequential(separable(), separable()), (torch.randn(1, 16, 24, 24),)
+    choice = Choice(exclude=("1",))
+    with Operations() as clock:
+        tuned = tune(model, choose(model, inputs, choice), choice, seconds=0, clock=clock)
+    assert [site.kernel for site in tuned.plan.sites] == ["3x3"] and len(tuned.said) == 1
+    assert all(refusal.where.startswith("1") for refusal in tuned.plan.refusals)
 
 
 # --- against an earlier run --------------------------------------------------------------------------------------
@@ -369,8 +421,8 @@ def test_what_is_slower_merged_is_left_alone_on_demand(cli, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     (site,), (refusal,) = report["plan"]["sites"], report["plan"]["refusals"]
-    assert site["path"].startswith("2") and refusal["code"] == "excluded" and "as fast merged" in refusal["reason"]
-    assert any("left alone" in note for note in report["notes"])
+    assert site["path"].startswith("2") and refusal["code"] == "cost" and "measured to be 0." in refusal["reason"]
+    assert any("left in parts" in note for note in report["notes"])
 
 
 @pytest.mark.slow  # a minute

@@ -44,26 +44,37 @@ def time_sites(
     plan: Plan,
     *,
     seconds: float = 10.0,
-    below: float = inf,
     progress: Report = lambda _fraction: None,
     clock: Clock = time.perf_counter,
 ) -> tuple[SiteTiming, ...]:
     """Time each place of ``plan`` by itself, by which ``fused`` was made of ``original``: its operations, and what they
     became.
 
-    Only those that are predicted to get less than ``below`` times as fast. All take ``seconds``, about, and each
-    FEWEST_ROUNDS at least. The inputs are random, in the dtypes that the network has there. Raises RepfuseError where
-    the plan is of other networks.
+    All take ``seconds``, about, and each FEWEST_ROUNDS at least. The inputs are random, in the dtypes that the network
+    has there. Raises RepfuseError where the plan is of other networks.
     """
-    found = [place for place in places(original, plan) if _predicted(place, plan) < below]
-    clock = device_clock(clock, device_of(original))
+    pairs = [(place, place.before) for place in places(original, plan)]
+    return time_places(pairs, fused, plan, seconds=seconds, progress=progress, clock=clock)
+
+
+def time_places(
+    pairs: Sequence[tuple[Place, nn.Module]],
+    fused: nn.Module,
+    plan: Plan,
+    *,
+    seconds: float,
+    progress: Report,
+    clock: Clock,
+) -> tuple[SiteTiming, ...]:
+    """Time what each place is in ``fused``, by ``plan``, against another module that computes the same."""
+    clock = device_clock(clock, device_of(fused))
     timed = []
-    for number, place in enumerate(found):
+    for number, (place, other) in enumerate(pairs):
         inputs = _inputs(place)
-        calls = [partial(module, *inputs) for module in (_at_hand(place.before), place.after(fused))]
-        rounds = time_rounds(calls, clock, rounds=ROUNDS, seconds=seconds / len(found), progress=lambda _fraction: None)
+        calls = [partial(module, *inputs) for module in (_at_hand(other), place.after(fused))]
+        rounds = time_rounds(calls, clock, rounds=ROUNDS, seconds=seconds / len(pairs), progress=lambda _fraction: None)
         timed.append(_timing(place, plan, *rounds.times))
-        progress((number + 1) / len(found))
+        progress((number + 1) / len(pairs))
     return tuple(timed)
 
 
@@ -147,18 +158,14 @@ def _predicted(place: Place, plan: Plan) -> float:
 
 def _sites(place: Place, plan: Plan) -> list[Site]:
     """Return the sites of a plan that are written there: several where what they compute is added up."""
-    return [site for site in plan.sites if site.output == _output(place)]
-
-
-def _output(place: Place) -> str:
-    return place.planner.recording.names[place.region.root]
+    return [site for site in plan.sites if site.output == place.output]
 
 
 def _timing(place: Place, plan: Plan, before: tuple[float, ...], after: tuple[float, ...]) -> SiteTiming:
     predicted = _predicted(place, plan)
     return SiteTiming(
         path=place.path,
-        output=_output(place),
+        output=place.output,
         kernel=" + ".join(site.kernel for site in _sites(place, plan)),
         predicted=predicted if predicted < inf else None,
         before=median(before),
