@@ -13,7 +13,7 @@ from repfuse.benching.clock import Clock
 from repfuse.benching.sites import time_places
 from repfuse.checking.places import places
 from repfuse.planning.choosing import Choice, again
-from repfuse.planning.cost import price
+from repfuse.planning.cost import is_trade, price
 from repfuse.plans import Measured, Plan
 from repfuse.rewriting import rewrite
 
@@ -47,7 +47,8 @@ def tune(
     is expected. Where none is measured, it stays.
     """
     parts = again(original, plan, choice, [Measured(site.output, 0.5, 0.5, 0.5) for site in plan.sites])
-    expected = {output: price(apart) / price(one) for output, (apart, one) in parts.live.declined.items() if price(one)}
+    costs = {output: both for output, both in parts.live.declined.items() if is_trade(*reversed(both))}
+    expected = {output: price(apart) / price(one) for output, (apart, one) in costs.items()}
     left = plan.live.declined.keys()
     doubted = [x for x, by in expected.items() if (by > 1 / DOUBTFUL if x in left else by < DOUBTFUL)]
     whole = again(original, plan, choice, [Measured(output, 2.0, 2.0, 2.0) for output in doubted])
