@@ -16,6 +16,7 @@ from repfuse.checking.results import (
     Comparison,
     Drift,
     FirstDifference,
+    Flip,
     Flips,
     Level,
     OutputDrift,
@@ -333,7 +334,7 @@ def test_each_kind_of_check_can_fail() -> None:
 
 
 def test_real_data_that_flips_is_weighed() -> None:
-    flips = Flips(3, 2, 0, 1e-9, 4e-7)
+    flips = Flips(3, 2, 0, 1e-9, 4e-7, (Flip("7/a.png", 7, 9, 7), Flip("12", -1, 3)))
     data = RealData(360, 360, 0.99, 0.95, 0.94, 0.98, 0.9999, 0.998, flips, without_class=1)
     shown = squeezed_words(text(verify_view(verification(data=data)), 200))
     for part in (
@@ -342,6 +343,7 @@ def test_real_data_that_flips_is_weighed() -> None:
         "top-5 accuracy original 99.9900 %, fused 99.8 %",
         "no class 1 sample with outputs that are not a number",
         "3 samples in another class (2 right to wrong, 0 wrong to right)",
+        "flipped 7/a.png: 7 → 9 (it is 7); 12: -1 → 3; and 1 more",
         "preferred its own by 1.0e-09 to 4.0e-07 of its largest output there",
     ):
         assert part in shown, part
