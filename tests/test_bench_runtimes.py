@@ -16,15 +16,17 @@ from support.folded import example, folded, network
 from support.ticks import Ticks
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from typer.testing import CliRunner
 
 from repfuse.baseline import changes, write_benchmark
-from repfuse.benching import runtimes, sites
+from repfuse.benching import notebook, runtimes, sites
 from repfuse.benching.benchmark import bench, judge, timing
 from repfuse.benching.results import Benchmark, Gain, NetworkCost, Ratio, SiteTiming
 from repfuse.benching.sites import time_sites
 from repfuse.benching.statistics import drift, ratio_of_samples
 from repfuse.benching.tuning import tune
 from repfuse.checking.verification import verify
+from repfuse.cli.app import app
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.loading import load
@@ -270,6 +272,22 @@ def test_what_is_left_out_is_not_timed():
         tuned = tune(model, choose(model, inputs, choice), choice, seconds=0, clock=clock)
     assert [site.kernel for site in tuned.plan.sites] == ["3x3"] and len(tuned.said) == 1
     assert all(refusal.where.startswith("1") for refusal in tuned.plan.refusals)
+
+
+# --- the notebook ---
+
+
+def test_the_notebook_is_done_again_cold_and_warm_and_without_its_padding():
+    found = notebook.experiments(rounds=8, seconds=0, clock=Ticks())
+    assert [each.shape for each in found] == [(1, *shape) for shape in notebook.SHAPES]
+    assert all((each.cold, each.warm.value, each.integers.value) == pytest.approx((1, 1, 1)) for each in found)
+
+
+def test_the_notebook_needs_no_files(monkeypatch) -> None:
+    monkeypatch.setattr(notebook, "SHAPES", ((2, 28, 28), (16, 7, 7)))
+    done = CliRunner().invoke(app, ["bench", "--notebook"])
+    shown = " ".join(done.stdout.split())
+    assert done.exit_code == 0 and "1x2x28x28" in shown and "It is no measurement of speed." in shown, done.stderr
 
 
 # --- against an earlier run --------------------------------------------------------------------------------------

@@ -169,6 +169,18 @@ class ColdCalls:
 
 
 @dataclass(frozen=True)
+class Experiment(Result):
+    """The notebook's block of one shape: how many times as fast one convolution is, by one cold call each, warm, and
+    warm against the same block with its padding in integers.
+    """
+
+    shape: tuple[int, ...]
+    cold: float
+    warm: Ratio
+    integers: Ratio
+
+
+@dataclass(frozen=True)
 class Benchmark(Result):
     """Costs before and after, and a measurement per input, batch size, thread count and runtime.
 

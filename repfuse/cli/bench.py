@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
+def _experiment(asked: bool) -> None:
+    """Do the notebook's experiment, and no more."""
+    if not asked:
+        return
+    with progress(quiet=False) as update:
+        from repfuse.benching.notebook import experiments
+        from repfuse.report.bench_view import notebook_view
+
+        found = experiments(progress=update)
+    show(notebook_view(found))
+    raise typer.Exit
+
+
 def bench(
     original: options.Original,
     fused: options.Fused,
@@ -73,6 +86,15 @@ def bench(
     ] = None,
     cold: Annotated[
         bool, typer.Option("--cold", help="Also show the notebook's method: one cold call each, no measurement.")
+    ] = False,
+    _notebook: Annotated[
+        bool,
+        typer.Option(
+            "--notebook",
+            is_eager=True,
+            callback=_experiment,
+            help="Alone: the experiment that repfuse began with, as it was done there and as it should be.",
+        ),
     ] = False,
     model: options.Model = None,
     model_arg: options.ModelArg = None,

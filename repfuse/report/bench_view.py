@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
+from repfuse.benching.results import COLD_NOTE
 from repfuse.report.tables import (
     BAD,
     GOOD,
@@ -29,7 +30,7 @@ from repfuse.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark, Change, Gain, Measurement, Ratio, SiteTiming
+    from repfuse.benching.results import Benchmark, Change, Experiment, Gain, Measurement, Ratio, SiteTiming
 
 FEW = 2  # times: below, a second decimal says something
 STYLES = {"faster": GOOD, "slower": BAD, "no difference": UNSURE}
@@ -54,6 +55,15 @@ def bench_view(benchmark: Benchmark) -> Iterator[RenderableType]:
     yield from notes(f"{where(entry)}: {text}" for entry in telling for text in entry.warnings)
     for measurement in benchmark.measurements:
         yield Text(f"{speed(measurement)} at {where(measurement)}", style=STYLES[measurement.verdict])
+
+
+def notebook_view(found: Sequence[Experiment]) -> Iterator[RenderableType]:
+    """Yield the notebook's experiment: what it would claim, and what holds."""
+    yield heading("conv3(x) + conv1(x) + x as one convolution: how many times as fast")
+    columns = ("Input", ("One cold call", NUMBER), ("Warm (95 %)", NUMBER), ("Without padding='same'", NUMBER))
+    rows = ((shape(each.shape), times(each.cold), ratio(each.warm), ratio(each.integers)) for each in found)
+    yield table(columns, rows)
+    yield from notes([COLD_NOTE])
 
 
 def speedup(measurement: Measurement) -> str:
