@@ -22,7 +22,6 @@ from repfuse.baseline import changes, write_benchmark
 from repfuse.benching import notebook, runtimes, sites
 from repfuse.benching.benchmark import bench, judge, timing
 from repfuse.benching.results import Benchmark, Gain, NetworkCost, Ratio, SiteTiming
-from repfuse.benching.sites import time_sites
 from repfuse.benching.statistics import drift, ratio_of_samples
 from repfuse.benching.tuning import tune
 from repfuse.checking.verification import verify
@@ -168,7 +167,8 @@ def test_each_input_has_rows_and_a_floor_of_its_own():
 def test_each_place_is_timed_before_and_after():
     checkpoint = load(SAMPLES / "repvgg_digits.pt")
     result = fuse(checkpoint.module, checkpoint.example_inputs)
-    found = time_sites(checkpoint.module, result.module, result.plan, seconds=0, clock=Ticks())
+    networks = checkpoint.module, result.module
+    found = sites.time_sites(*networks, result.plan, checkpoint.example_inputs, seconds=0, clock=Ticks())
     assert {site.path for site in found} == {site.path for site in result.plan.sites}
     assert all(site.predicted > 1 and site.before > 0 and site.speedup.low <= site.speedup.high for site in found)
 
@@ -199,9 +199,8 @@ def test_what_the_network_gains_by_each_place_adds_up_to_what_it_gains(most, mon
     checkpoint = load(SAMPLES / "repvgg_digits.pt")
     result = fuse(checkpoint.module, checkpoint.example_inputs)
     with Operations() as clock:
-        found = sites.time_in_network(
-            checkpoint.module, result.module, result.plan, checkpoint.example_inputs, seconds=0, clock=clock
-        )
+        networks = checkpoint.module, result.module
+        found = sites.time_sites(*networks, result.plan, checkpoint.example_inputs, seconds=0, clock=clock)
         start = clock()
         checkpoint.module(*checkpoint.example_inputs)
         middle = clock()
@@ -228,7 +227,7 @@ def test_the_plan_of_another_network_times_nothing():
     checkpoint = load(SAMPLES / "repvgg_digits.pt")
     plan = fuse(checkpoint.module, checkpoint.example_inputs).plan
     with pytest.raises(RepfuseError):
-        time_sites(network(1), network(1), plan, seconds=0, clock=Ticks())
+        sites.time_sites(network(1), network(1), plan, example(), seconds=0, clock=Ticks())
 
 
 # --- both ways ---
@@ -263,6 +262,26 @@ def test_what_is_in_doubt_is_timed_as_one_layer_and_in_parts(policy, weights, ke
     fused = rewrite(model, again)
     assert sum(isinstance(module, nn.Conv2d) for module in fused.modules()) == len(kernels)
     assert verify(model, fused, inputs, plan=again).verdict == "same"
+
+
+class Branches(nn.Module):
+    """A depthwise 3x3 beside a 1x1: at 24 pixels, one layer or two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv3, self.conv1 = nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.Conv2d(24, 24, 1)
+
+    def forward(self, x):
+        return self.conv3(x) + self.conv1(x)
+
+
+@pytest.mark.parametrize("policy", ["cost", "always"])
+@pytest.mark.parametrize(("weights", "merged"), [(False, 1), (True, 0)])
+def test_branches_in_doubt_are_timed_as_one_layer_and_apart(policy, weights, merged):
+    model, inputs, choice = nn.Sequential(Branches(), nn.ReLU()).eval(), (torch.randn(1, 24, 24, 24),), Choice(policy)
+    with Operations(weights=weights) as clock:
+        tuned = tune(model, choose(model, inputs, choice), choice, seconds=0, clock=clock)
+    assert len(tuned.plan.sites) == merged and len(tuned.said) == 1, tuned
 
 
 def test_what_is_left_out_is_not_timed():

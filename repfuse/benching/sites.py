@@ -42,61 +42,22 @@ def time_sites(
     original: nn.Module,
     fused: nn.Module,
     plan: Plan,
-    *,
-    seconds: float = 10.0,
-    progress: Report = lambda _fraction: None,
-    clock: Clock = time.perf_counter,
-) -> tuple[SiteTiming, ...]:
-    """Time each place of ``plan`` by itself, by which ``fused`` was made of ``original``: its operations, and what they
-    became.
-
-    All take ``seconds``, about, and each FEWEST_ROUNDS at least. The inputs are random, in the dtypes that the network
-    has there. Raises RepfuseError where the plan is of other networks.
-    """
-    pairs = [(place, place.before) for place in places(original, plan)]
-    return time_places(pairs, fused, plan, seconds=seconds, progress=progress, clock=clock)
-
-
-def time_places(
-    pairs: Sequence[tuple[Place, nn.Module]],
-    fused: nn.Module,
-    plan: Plan,
-    *,
-    seconds: float,
-    progress: Report,
-    clock: Clock,
-) -> tuple[SiteTiming, ...]:
-    """Time what each place is in ``fused``, by ``plan``, against another module that computes the same."""
-    clock = device_clock(clock, device_of(fused))
-    timed = []
-    for number, (place, other) in enumerate(pairs):
-        inputs = _inputs(place)
-        calls = [partial(module, *inputs) for module in (_at_hand(other), place.after(fused))]
-        rounds = time_rounds(calls, clock, rounds=ROUNDS, seconds=seconds / len(pairs), progress=lambda _fraction: None)
-        timed.append(_timing(place, plan, *rounds.times))
-        progress((number + 1) / len(pairs))
-    return tuple(timed)
-
-
-@torch.inference_mode()
-def time_in_network(
-    original: nn.Module,
-    fused: nn.Module,
-    plan: Plan,
     example: Sequence[Any],
     *,
     seconds: float = 10.0,
     progress: Report = lambda _fraction: None,
     clock: Clock = time.perf_counter,
 ) -> tuple[SiteTiming, ...]:
-    """Time each place by itself, as ``time_sites`` does, and what the network gains by it on ``example``.
+    """Time each place of ``plan``, by which ``fused`` was made of ``original``: by itself, its operations and what they
+    became, and what the network gains by it on ``example``.
 
-    Of more than MOST_STEPS places several are merged in one step, which shares its gain out among them. This takes
-    ``seconds`` twice, about.
+    Of more than MOST_STEPS places several are merged in one step, which shares its gain out among them. All take
+    ``seconds`` twice, about, and each FEWEST_ROUNDS at least. Raises RepfuseError where the plan is of other networks.
     """
     plan = replace(plan, live=replay(original, plan).planner)
     halves = (lambda done: progress(done / 2)), (lambda done: progress((1 + done) / 2))
-    alone = time_sites(original, fused, plan, seconds=seconds, progress=halves[0], clock=clock)
+    pairs = [(place, place.before) for place in places(original, plan)]
+    alone = time_places(pairs, fused, plan, seconds=seconds, progress=halves[0], clock=clock)
     networks, steps, waiting = [original], list[list[SiteTiming]](), list[SiteTiming]()
     size = ceil(len(alone) / MOST_STEPS)
     for start in range(0, len(alone), size or 1):
@@ -108,16 +69,35 @@ def time_in_network(
         except RepfuseError:  # one that cannot be merged without the next
             continue
         steps, waiting = [*steps, waiting], []
+    calls, clock = [partial(network, *example) for network in networks], device_clock(clock, device_of(original))
     with evaluating(*networks):
-        found = time_rounds(
-            [partial(network, *example) for network in networks],
-            device_clock(clock, device_of(original)),
-            rounds=ROUNDS,
-            seconds=seconds,
-            progress=halves[1],
-        )
-    pairs = zip(steps, found.times, found.times[1:], strict=False)
-    return tuple(site for step, one, other in pairs for site in shared_out(difference_of_medians(one, other), step))
+        times = time_rounds(calls, clock, rounds=ROUNDS, seconds=seconds, progress=halves[1]).times
+    gains = map(difference_of_medians, times, times[1:])
+    return tuple(site for step, gain in zip(steps, gains, strict=True) for site in shared_out(gain, step))
+
+
+def time_places(
+    pairs: Sequence[tuple[Place, nn.Module]],
+    fused: nn.Module,
+    plan: Plan,
+    *,
+    seconds: float,
+    progress: Report = lambda _fraction: None,
+    clock: Clock,
+) -> tuple[SiteTiming, ...]:
+    """Time what each place is in ``fused``, by ``plan``, against another module that computes the same.
+
+    The inputs are random, in the dtypes that the network has there.
+    """
+    clock = device_clock(clock, device_of(fused))
+    timed = []
+    for number, (place, other) in enumerate(pairs):
+        inputs = _inputs(place)
+        calls = [partial(module, *inputs) for module in (_at_hand(other), place.after(fused))]
+        rounds = time_rounds(calls, clock, rounds=ROUNDS, seconds=seconds / len(pairs), progress=lambda _fraction: None)
+        timed.append(_timing(place, plan, *rounds.times))
+        progress((number + 1) / len(pairs))
+    return tuple(timed)
 
 
 def shared_out(gain: Gain, step: Sequence[SiteTiming]) -> list[SiteTiming]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +37,6 @@ def tune(
     choice: Choice,
     *,
     seconds: float = 10.0,
-    progress: Callable[[float], None] = lambda _fraction: None,
     clock: Clock = time.perf_counter,
 ) -> Tuned:
     """Time the doubtful places of a network as one layer and in parts, and return the plan of the faster forms.
@@ -46,17 +44,18 @@ def tune(
     ``plan`` is what ``choice`` makes; doubtful are places that it merges, and that it does not, where little difference
     is expected. Where none is measured, it stays.
     """
-    parts = again(original, plan, choice, [Measured(site.output, 0.5, 0.5, 0.5) for site in plan.sites])
+    left = plan.live.declined.keys()
+    merged = {site.output for site in plan.sites} - left
+    parts = again(original, plan, choice, [Measured(output, 0.5, 0.5, 0.5) for output in merged])
     costs = {output: both for output, both in parts.live.declined.items() if is_trade(*reversed(both))}
     expected = {output: price(apart) / price(one) for output, (apart, one) in costs.items()}
-    left = plan.live.declined.keys()
     doubted = [x for x, by in expected.items() if (by > 1 / DOUBTFUL if x in left else by < DOUBTFUL)]
     whole = again(original, plan, choice, [Measured(output, 2.0, 2.0, 2.0) for output in doubted])
     kept = {site.output for site in whole.sites}
     found = [place for place in places(original, whole) if place.output in kept.intersection(doubted)]
     others, in_parts = list(places(original, parts)), rewrite(original, parts)
     pairs = [(place, place.in_parts(others, in_parts)) for place in found]
-    timed = time_places(pairs, rewrite(original, whole), whole, seconds=seconds, progress=progress, clock=clock)
+    timed = time_places(pairs, rewrite(original, whole), whole, seconds=seconds, clock=clock)
     sure = [site for site in timed if not site.speedup.low <= 1 <= site.speedup.high]
     measured = [Measured(site.output, site.speedup.value, site.speedup.low, site.speedup.high) for site in sure]
     said = []

@@ -81,7 +81,7 @@ class Place:
 
         They are of a planner of the same recording.
         """
-        parts = {each.region.root: each for each in others if each.region.nodes < self.region.nodes}
+        parts = {each.region.root: each for each in others if each.region.nodes <= self.region.nodes}
         graph, origin = fx.Graph(), self.planner.origin
         env: dict[fx.Node, Any] = {source: graph.placeholder(source.name) for source in self.sources}
         env |= self._sizes

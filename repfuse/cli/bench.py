@@ -189,12 +189,12 @@ def _plan(loaded: pair.Pair) -> Plan:
 
 
 def _with_sites(result: Benchmark, loaded: pair.Pair, plan: Plan, seconds: float, update: Progress) -> Benchmark:
-    from repfuse.benching.sites import time_in_network
+    from repfuse.benching.sites import time_sites
     from repfuse.networks import using_threads
 
     modules = (loaded.original.module, loaded.fused.module)
     with using_threads(result.measurements[0].threads):
-        timed = time_in_network(
+        timed = time_sites(
             *modules,
             plan,
             loaded.original.example_inputs,

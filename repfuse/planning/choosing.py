@@ -10,6 +10,7 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT, as_globs
+from repfuse.planning.planner import Planner
 from repfuse.planning.planner import plan as make_plan
 from repfuse.planning.replaying import replay
 from repfuse.plans import AGAIN, Key, Measured, Plan, Policy, Refusal, Site
@@ -67,7 +68,9 @@ def choose(module: nn.Module, example_inputs: Sequence[Any], choice: Choice) -> 
 
 def again(module: nn.Module, plan: Plan, choice: Choice, measured: Sequence[Measured]) -> Plan:
     """Return a plan of ``choice`` made again with what was ``measured``; it leaves out what the choice leaves out."""
-    made: Plan = plan.live.again(measured).plan(plan.arguments)
+    live: Planner = plan.live
+    planner = Planner(live.recording, plan.policy, keep_class=choice.keep_class, measured=measured)
+    made = planner.plan(plan.arguments)
     include, exclude = as_globs(choice.include), as_globs(choice.exclude)
     reasons = {site.key: why for site in made.sites if (why := site.left_out(include, exclude))}
     return without(module, made, reasons) if reasons else made

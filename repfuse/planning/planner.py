@@ -148,12 +148,6 @@ class Planner:
         self._laid_out = ([], Layout())
         self.__dict__.pop("candidates", None)
 
-    def again(self, measured: Sequence[Measured]) -> Planner:
-        """Return a planner of the same that knows what was measured."""
-        return Planner(
-            self.recording, self.policy, self.matching_borders, keep_class=self.keep_class, measured=measured
-        )
-
     def plan(self, arguments: Any) -> Plan:
         """Return the plan; ``arguments`` describe those that the network was recorded with."""
         sites = self.sites()

@@ -226,6 +226,10 @@ class Regions:
         measured = self.measured.get(name) if name not in self.declined else None  # of the whole, not of what is left
         law = self._always if measured and measured.speedup > 1 else self.estimate
         region = region_of(root, self._terms[root], law, lambda *note: notes.append(note))
+        for error, _, apart, whole in notes:
+            if error.code == "cost" and apart and whole:
+                self.declined.setdefault(name, (apart, whole))
+                measured = None
         memory = [(self.recording.memory.of(group.source), group.source) for group in region.groups if group.convolves]
         if len(dict(memory)) < len({source for _, source in memory}):
             reason = "the source is overwritten between its branches"
