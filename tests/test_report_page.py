@@ -17,7 +17,7 @@ from support.snapshots import FOLDER, check
 from test_report_views import benchmark, measurement, proof, report, site, verification
 from typer.testing import CliRunner
 
-from repfuse.benching.results import Measurement, Ratio, SiteTiming
+from repfuse.benching.results import Benchmark, Gain, Measurement, Ratio, SiteTiming
 from repfuse.checking.results import Flips, Level, RealData, SiteDrift, SiteProof
 from repfuse.cli.app import app
 from repfuse.errors import RepfuseError
@@ -251,22 +251,38 @@ def test_a_different_file_is_no_good_news() -> None:
 
 
 def test_a_benchmark_takes_the_place_of_the_short_timing() -> None:
-    bench = envelope("benchmark", FILES | benchmark(measurement(2.9, 3.1, 3.0)).to_dict())
+    bench = bench_document(benchmark(measurement(2.9, 3.1, 3.0)))
     page = Page(told([("bench.json", bench), ("a", document())]))
     assert [row.entry.speedup for row in page.speeds] == [3.0]
 
 
+def timed(made: Report, *measurements: Measurement) -> Benchmark:
+    """Return a benchmark with each site of a report."""
+    known = {each.output: each for each in made.plan.sites}.values()
+    ratio, gain = Ratio(4.0, 3.9, 4.1), Gain(2e-3, 1.9e-3, 2.1e-3)
+    sites = (SiteTiming(each.path, each.output, "3x3", 5.0, 4e-3, 1e-3, ratio, gain) for each in known)
+    return replace(benchmark(*measurements), sites=tuple(sites))
+
+
+def bench_document(made: Benchmark) -> Any:
+    return envelope("benchmark", FILES | made.to_dict())
+
+
 def test_a_benchmark_brings_runtimes_the_floor_and_what_each_site_gained() -> None:
     made = large(3)
-    timed = [
-        SiteTiming(each.path, each.output, "3x3", 5.0, 4e-3, 1e-3, Ratio(4.0, 3.9, 4.1)) for each in made.plan.sites
-    ]
     eager, other = floored(measurement(1.9, 2.1, 2.0), 1e-3), floored(measurement(2.9, 3.1, 3.0), 1e-3)
     other = replace(other, runtime="onnxruntime", over_eager=Ratio(7.0, 6.9, 7.1))
-    found = replace(benchmark(eager, other), sites=tuple(timed), left_out=("openvino: it is not installed",))
-    documents = document(made), envelope("benchmark", FILES | found.to_dict())
+    documents = (
+        document(made),
+        bench_document(replace(timed(made, eager, other), left_out=("openvino: it is not there",))),
+    )
     text = " ".join(Elements(page_of(*documents)).text.split())
-    for said in ("batch 1, 2 threads in onnxruntime", "50.0 %", "not timed in openvino: it is not installed", "4.00x"):
+    for said in (
+        "batch 1, 2 threads in onnxruntime",
+        "50.0 %",
+        "not timed in openvino: it is not there",
+        "4.00x, 2.00 ms",
+    ):
         assert said in text, said
     page = Page(told([("a", documents[0]), ("b", documents[1])]))
     assert [(row.limit, row.over_eager) for row in page.speeds] == [(4.0, None), (6.0, 7.0)]
