@@ -11,7 +11,16 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
+from repfuse.benching.results import (
+    Benchmark,
+    ColdCalls,
+    Gain,
+    Measurement,
+    NetworkCost,
+    Ratio,
+    SiteTiming,
+    Timing,
+)
 from repfuse.checking.results import (
     Comparison,
     Drift,
@@ -89,6 +98,17 @@ def benchmark(*measurements: Measurement, cold: ColdCalls | None = None) -> Benc
     return Benchmark("cpu", "float32", ((1, 3, 8, 8),), cost, cost, measurements, cold)
 
 
+def full_benchmark() -> Benchmark:
+    """Return one of several inputs in several runtimes, with a place."""
+    entries = [
+        replace(measurement(1.9, 2.1, 2.0), shapes=((8, 3, side, side), (8, 10)), runtime=runtime)
+        for side in (224, 320)
+        for runtime in ("eager", "onnxruntime")
+    ]
+    ratio, gain = Ratio(4.0, 3.9, 4.1), Gain(-2e-5, -1.9e-4, 2.1e-4)
+    return replace(benchmark(*entries), sites=(SiteTiming(LONG, "add", "3x3", 5.0, 4e-3, 1e-3, ratio, gain),))
+
+
 def report(**changes: object) -> Report:
     source = Input("models/in.pt", "sha256:" + "1" * 64, "pt", None, ((1, 3, 8, 8),), ("float32",), "guess")
     fields = {
@@ -144,6 +164,7 @@ VIEWS = {
         verification(first_difference=FirstDifference("a", "b", "t", Level(1, 1), Level(0, 0)))
     ),
     "bench": lambda: bench_view(benchmark(measurement(1.9, 2.1, 2.0), cold=ColdCalls(1.0, 0.5))),
+    "bench, in full": lambda: bench_view(full_benchmark()),
     "explain": lambda: explain_view(CODE, REFUSALS[CODE]),
     "topic": lambda: topic_view("limits", TOPICS["limits"]),
     "topics and codes": lambda: list_view(TOPICS, REFUSALS),

@@ -109,8 +109,8 @@ def _costs(benchmark: Benchmark) -> RenderableType:
 def _times(entries: Sequence[Measurement]) -> Iterator[RenderableType]:
     """Yield a table of all times, and how much of the machine's speed they are."""
     several = not all(entry.in_eager for entry in entries)
-    sizes = "Input" if any(entry.shapes for entry in entries) else "Batch"
-    columns = ("Runtime", (sizes, NUMBER), ("Threads", NUMBER), ("Original", NUMBER), ("Fused", NUMBER))
+    sizes = "Input" if any(entry.shapes for entry in entries) else ("Batch", NUMBER)
+    columns = ("Runtime", sizes, ("Threads", NUMBER), ("Original", NUMBER), ("Fused", NUMBER))
     first = 0 if several else 1
     yield table((*columns[first:], "Speed-up (95 %)"), (_row(entry)[first:] for entry in entries))
     known = [entry for entry in entries if entry.fused.of_machine is not None]
@@ -137,7 +137,7 @@ def _sites(sites: Sequence[SiteTiming]) -> Iterator[RenderableType]:
     yield heading("Each place by itself, and what the network gains by it, most first")
     columns = ("Place", ("Before", NUMBER), ("After", NUMBER), ("Predicted", NUMBER), ("Measured", NUMBER))
     ordered = sorted(sites, key=lambda site: -site.gain.value if site.gain else 0.0)
-    yield table((*columns, ("Gain (95 %)", NUMBER)), map(_site, ordered))
+    yield table((*columns, "Gain (95 %)"), map(_site, ordered))
     alone = sum(site.before - site.after for site in sites)
     gained = sum(site.gain.value for site in sites if site.gain)
     yield Text(f"  With all of them the network gains {duration(gained)} a call; alone they gain {duration(alone)}.")
