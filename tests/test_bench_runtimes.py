@@ -406,7 +406,7 @@ def test_a_gate_on_speed(cli, tmp_path: Path) -> None:
     assert cli("convert", MODULE, fused, "--quick").returncode == 0
     options = ("--threads", "1", "--rounds", "8", "--budget", "1s")
     done = cli("bench", MODULE, fused, *options, "--sites", "--save", baseline)
-    assert done.returncode == 0 and "Each place by itself" in done.stdout, done.stderr
+    assert done.returncode == 0 and "each place by itself" in done.stdout, done.stderr
     data = json.loads(baseline.read_text())
     assert len(data["sites"]) == 5 and data["measurements"][0]["runtime"] == "eager"
     for entry in data["measurements"]:  # as if the fused network had been ten times as fast then

@@ -134,7 +134,7 @@ def _share(entry: Measurement) -> tuple[str, ...]:
 
 def _sites(sites: Sequence[SiteTiming]) -> Iterator[RenderableType]:
     """Yield the places by what they gain, and how much of that is the network's."""
-    yield heading("Each place by itself, and what the network gains by it, most first")
+    yield heading("In eager mode, each place by itself and what the network gains by it, most first")
     columns = ("Place", ("Before", NUMBER), ("After", NUMBER), ("Predicted", NUMBER), ("Measured", NUMBER))
     ordered = sorted(sites, key=lambda site: -site.gain.value if site.gain else 0.0)
     yield table((*columns, "Gain (95 %)"), map(_site, ordered))
