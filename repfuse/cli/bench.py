@@ -70,7 +70,10 @@ def bench(
     ] = False,
     sites: Annotated[
         bool,
-        typer.Option("--sites", help="Also time each merged place: by itself, and what the network gains by it."),
+        typer.Option(
+            "--sites",
+            help="Also time each merged place in eager mode: by itself, and what the network gains by it.",
+        ),
     ] = False,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE", help="Write the result there, for a later --compare.")
@@ -126,7 +129,8 @@ def bench(
     """
     runtimes = _runtimes(runtime or [])
     if budget is not None:
-        seconds = _seconds(budget) / (len(batch_size or [1]) * len(threads or [1]) * len(example or [1]))
+        settings = len(batch_size or [1]) * len(threads or [1]) * len(example or [1])
+        seconds = _seconds(budget) / (settings + 2 * sites)
     if dtype is not None and dtype not in DTYPES:
         raise RepfuseError(f"There is no dtype {dtype!r} to time in.", f"There are {', '.join(DTYPES)}.", "Name one.")
     if sites and (dtype or device or channels_last):
