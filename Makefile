@@ -48,7 +48,7 @@ mutants: $(VENV)/.mutants  ## What no test of the algebra and the operator table
 bench: $(VENV)/.dev  ## Time conversion, verification and inference; writes the README's table
 	$(BIN)/python tests/bench_rewrite.py
 	$(BIN)/python tests/bench_verify.py
-	$(BIN)/python tests/bench_notebook.py
+	$(BIN)/repfuse bench --notebook
 	$(BIN)/python tests/bench_readme.py
 
 samples: $(VENV)/.dev  ## Train and write the sample checkpoints again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -15,7 +16,7 @@ from repfuse.cli.output import check_sources, notes, progress, show_json
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 
 if TYPE_CHECKING:
-    from repfuse.benching import Benchmark
+    from repfuse.benching.results import Benchmark
     from repfuse.loading import Checkpoint
     from repfuse.progress import Progress
 
@@ -96,9 +97,9 @@ def check(
         sides = pair.sides((original, source), of_original, fused_source, example=example, allow=allow, trust=trust)
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
-        from repfuse.baseline import read_benchmark
         from repfuse.loading import load
         from repfuse.plan_file import said_beside
+        from repfuse.report.reading import read_benchmark
 
         then = read_benchmark(baseline) if baseline else None
         if original is None:
@@ -162,20 +163,23 @@ def _differs(both: pair.Pair, effort: str, update: Progress, *, quiet: bool) -> 
 
 def _slower(both: pair.Pair, then: Benchmark, baseline: Path, update: Progress) -> Iterator[Finding]:
     from repfuse.baseline import compared
-    from repfuse.report.tables import plural
+    from repfuse.checkpoint.example import shapes_of
+    from repfuse.report.bench_view import where
 
+    example = shapes_of(both.original.example_inputs, both.original.module)
+    inputs = dict.fromkeys(entry.shapes for entry in then.measurements if entry.shapes)
     now = pair.time_pair(
         both,
         list(dict.fromkeys(entry.runtime for entry in then.measurements)),
-        batch_sizes=list(dict.fromkeys(entry.batch_size for entry in then.measurements)),
+        [[replace(known, sizes=sizes) for known, sizes in zip(example, each, strict=False)] for each in inputs],
+        batch_sizes=None if inputs else list(dict.fromkeys(entry.batch_size for entry in then.measurements)),
         threads=list(dict.fromkeys(entry.threads for entry in then.measurements)),
         progress=update,
     )
     for change in compared(now, then, baseline):
         if change.slower:
-            times, entry = f"{change.ratio.value:.2f} times as long as in the baseline", change.now
-            where = f"at batch {entry.batch_size}, {plural(entry.threads, 'thread')} in {entry.runtime}"
-            yield Finding(str(both.fused.path), "slower", f"a call takes {times} {where}")
+            times = f"{change.ratio.value:.2f} times as long as in the baseline"
+            yield Finding(str(both.fused.path), "slower", f"a call takes {times} at {where(change.now)}")
 
 
 def _written(found: list[Finding], form: Form, source: Path) -> Iterator[str]:

@@ -21,7 +21,7 @@ from repfuse.cli.output import (
     show_json,
     write_pages,
 )
-from repfuse.errors import EXIT_FAILED_CHECK
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.readback.process import Reader
 from repfuse.report.schema import envelope, report_path
 
@@ -83,8 +83,8 @@ def convert(
         bool,
         options.choice(
             "--tune",
-            help="Time the places that are predicted to gain little both ways on this machine, and leave alone those "
-            "that get slower.",
+            help="Time the places where the prediction is in doubt both ways on this machine, as one layer and in "
+            "parts, and keep the faster form.",
         ),
     ] = False,
     into: Annotated[
@@ -152,6 +152,9 @@ def convert(
         raise typer.BadParameter("give one IN and one OUT, or --into FOLDER for many.", param_hint="OUT")
     if out is None and not dry_run:
         raise typer.BadParameter("give OUT, the file to write, or --dry-run.", param_hint="OUT")
+    if tune and plan:
+        what = "A plan says already what is merged, and --tune would measure it."
+        raise RepfuseError(what, "", "Give one of them; the report of what was tuned holds its plan.")
     effort = options.effort_of(quick=quick, thorough=thorough)
     target = None if dry_run else out
     if target:

@@ -53,15 +53,11 @@ ModelArg = Annotated[
     list[str] | None,
     network("--model-arg", metavar="KEY=VALUE", help="An argument for --model; repeat it."),
 ]
-Input = Annotated[
-    str | None,
-    network(
-        "--input",
-        metavar="SHAPE",
-        help="The example input, as 1x3x224x224 or 1x3x224x224:float16. Without it: what the checkpoint or the model "
-        "source knows, else a guess that is said.",
-    ),
-]
+INPUT = (
+    "The example input, as 1x3x224x224 or 1x3x224x224:float16. Without it: what the checkpoint or the model source "
+    "knows, else a guess that is said."
+)
+Input = Annotated[str | None, network("--input", metavar="SHAPE", help=INPUT)]
 Weights = Annotated[
     str,
     network(

@@ -120,7 +120,7 @@ def _made_again(module: nn.Module, plan: Plan, fill: Callable[[Tensor], object])
         raise _misfit(f"It was made for another model, or one with other shapes: {error.why}") from error
     if recording.fingerprint() != plan.fingerprint:
         raise _misfit("It was made for another model: with other modules or shapes.")
-    return Planner(recording, plan.policy, plan.matching_borders, keep_class=plan.keep_class)
+    return Planner(recording, plan.policy, plan.matching_borders, keep_class=plan.keep_class, measured=plan.measured)
 
 
 def _misfit(why: str) -> RepfuseError:

@@ -9,16 +9,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from repfuse.checking.results import Verified
+from repfuse.benching.results import Benchmark
+from repfuse.checking.results import Drift, Proof, Verified
 from repfuse.health import Finding
 from repfuse.jsonready import json_ready
 from repfuse.plans import Count, Plan, Text
-
-if TYPE_CHECKING:  # its package imports torch
-    from repfuse.benching.results import Benchmark
-    from repfuse.checking.results import Drift, Proof
 
 SCHEMA = 1
 

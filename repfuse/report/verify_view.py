@@ -12,7 +12,7 @@ from repfuse.report.checks_view import Check, checks_view, of_drift, of_proof, o
 from repfuse.report.tables import BAD, GOOD, UNSURE, error, facts, heading, notes, percent, plural, shape
 
 if TYPE_CHECKING:
-    from repfuse.checking.results import FirstDifference, Flips, OutputError, RealData, Verification
+    from repfuse.checking.results import FirstDifference, Flip, Flips, OutputError, RealData, Verification
 
 VERDICTS = {"same": ("Same.", GOOD), "different": ("Different.", BAD), "could-not-tell": ("Could not tell.", UNSURE)}
 
@@ -86,6 +86,9 @@ def data_lines(data: RealData) -> Iterator[tuple[str, str]]:
         yield "no class", f"{plural(data.without_class, 'sample')} with outputs that are not a number"
     if data.flips and data.flips.samples:
         yield "flips", _flips(data.flips)
+    if data.flips and data.flips.first:
+        more = data.flips.samples - len(data.flips.first)
+        yield "flipped", "; ".join([*map(_flip, data.flips.first), *([f"and {more} more"] if more else [])])
 
 
 def _flips(flips: Flips) -> str:
@@ -94,6 +97,11 @@ def _flips(flips: Flips) -> str:
     margins = dict.fromkeys((error(flips.smallest_margin), error(flips.largest_margin)))
     preferred = f"the original preferred its own by {' to '.join(margins)} of its largest output there"
     return f"{plural(flips.samples, 'sample')} in another class{turned}; {preferred}"
+
+
+def _flip(flip: Flip) -> str:
+    label = "" if flip.label is None else f" (it is {flip.label})"
+    return f"{flip.sample}: {flip.original} → {flip.fused}{label}"
 
 
 def _parting(difference: FirstDifference) -> str:
