@@ -103,11 +103,17 @@ def _discard(paths: Iterable[Path]) -> None:
 
 
 def _remove_stale(out: Path) -> None:
-    """Remove what processes that were killed have left of ``out``: what no living process has locked."""
+    for path in left_of(out):
+        with suppress(OSError):
+            path.unlink()
+
+
+def left_of(out: Path) -> Iterator[Path]:
+    """Yield what processes that were killed have left of ``out``: what no living process has locked."""
     for path in out.parent.glob(f".{glob.escape(out.name)}.????????{PART}"):
         with suppress(OSError), path.open("rb") as file:
             _lock(file.fileno())
-            path.unlink()
+            yield path
 
 
 def _lock(handle: int) -> None:

@@ -74,11 +74,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the user chose of what can be merged: the file of a plan, and globs on module paths."""
+    """What the user chose of what can be merged: the file of a plan, with its digest, and globs on module paths."""
 
     plan: str | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
