@@ -81,7 +81,7 @@ def convert(
 
     def proven() -> Proof:
         shown = lambda done: progress("proving", 0.3 + 0.4 * done)  # noqa: E731
-        return prove(original, found, fused, trials, expected, progress=shown)
+        return prove(original, found, fused, trials, expected, effort=effort, progress=shown)
 
     proof = proven()
     if not proof.passed and plan is None:

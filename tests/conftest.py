@@ -36,6 +36,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def same_weights() -> None:
+    """Draw the same numbers in a test whichever ran before it in this worker."""
+    torch.manual_seed(0)
+
+
 Done = subprocess.CompletedProcess[str]
 Run = Cli = Callable[..., Done]
 READ_LATER = {"PYTHONPATH", "PYTHONSAFEPATH"}

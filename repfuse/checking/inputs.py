@@ -238,7 +238,7 @@ def input_variants(
         trials += [_one(example, f"random, seed {seed}", noise, own, seed) for seed in others]
     trials += _sizes(example, map(example.reduced, scope.parts), first)
     trials += _sizes(example, example.larger(), first, sampled=False)
-    trials += [kind for part in scope.parts for kind in _kinds(example, part, first)]
+    trials += [kind for part in scope.parts for kind in _kinds(example, scope.kinds, part, first)]
     trials += _sizes(example, reversed([*example.small(scope.small)]), first)
     trials += _batches(example, scope, first)
     trials += _in_a_row(example, scope.in_a_row, first)
@@ -269,10 +269,10 @@ def _in_a_row(example: Example, count: int, seed: int) -> Iterator[Trial]:
         yield _one(example, "size", noise, Extent(axes, size), seed + 10)
 
 
-def _kinds(example: Example, part: int, seed: int) -> Iterator[Trial]:
-    """Yield each kind of input at a ``part``-th of the size, else at the example's."""
+def _kinds(example: Example, count: int | None, part: int, seed: int) -> Iterator[Trial]:
+    """Yield the first ``count`` kinds of input at a ``part``-th of the size, else at the example's."""
     names = KINDS if is_spatial(example.main) else OF_FEATURES if example.floating else ()
-    for number, name in enumerate(names):
+    for number, name in enumerate([*names][:count]):
         makers = [
             partial(_one, example, name, KINDS[name], extent, seed + 20 + number) for extent in _extents(example, part)
         ]

@@ -20,7 +20,7 @@ from repfuse.checking.places import ExactWeights, Place, compare_exact, convolut
 from repfuse.checking.results import Level, Proof, SiteDrift, SiteProof, WeightProof
 from repfuse.checking.rounding import half_spacing
 from repfuse.checking.runs import Outcome, as_stored, copy_with, run_copy, run_float64
-from repfuse.checking.trial import Trial, rounded_through
+from repfuse.checking.trial import SCOPES, Effort, Trial, rounded_through
 from repfuse.memory import give_back
 from repfuse.networks import equal, main_dtype, stored_tensors
 from repfuse.plans import Plan
@@ -91,8 +91,10 @@ def _terms(convolution: nn.Module) -> int:
 # Inputs for one site: small enough that every output lies at a border.
 
 
-def site_trials(place: Place) -> Iterator[Trial]:
+def site_trials(place: Place, count: int) -> Iterator[Trial]:
     """Yield inputs from one pixel to just beyond the kernel's reach, even and odd, not all square, one nearly constant.
+
+    Of these sizes the last ``count``: at the reach itself every tap has met the border and the interior.
 
     Of a constant, kernels whose weights sum to 0 (standardised ones, a Laplacian) would leave nothing but rounding.
     """
@@ -105,7 +107,7 @@ def site_trials(place: Place) -> Iterator[Trial]:
     recorded = recording.shapes(sources[0]) if place.pieces else None
     example = recording.shape_of[sources[0]]
     kept = [_has_fixed_sizes(place) and recording.is_fixed(sources[0], axis) for axis in range(len(example))]
-    for number, wanted in enumerate(recorded or _shapes(example, geometry)):
+    for number, wanted in enumerate([*(recorded or _shapes(example, geometry))][-count:]):
         shape = tuple(n if keeps else other for n, other, keeps in zip(example, wanted, kept, strict=True))
         label = f"input {'x'.join(map(str, shape))}"
         yield Trial(label, (_random(shape, number),))
@@ -225,14 +227,14 @@ def _wrong(stored: torch.Tensor, exact: torch.Tensor, largest: float) -> tuple[i
     return wrong, float((difference / spacing).nan_to_num(nan=float("inf")).max())
 
 
-def prove_site(place: Place, fused: nn.Module, exact: ExactWeights) -> SiteProof:
+def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effort = Effort.DEFAULT) -> SiteProof:
     """Compare one site of ``fused`` with the nodes of the original's graph that it replaces.
 
     In float64 with the weights before they were rounded, which is the proof; each stored weight with that; and in the
     stored dtype, which is the drift.
     """
     after = place.after(fused)
-    trials, expected = _runs(place, after)
+    trials, expected = _runs(place, after, SCOPES[effort].of_site)
     answers = answers_in_float64(after, trials, expected, exact.change(after))
     comparison = tabulate(trials, expected, answers)
     weights = tuple(_compared(exact.name_of[id(each.stored)], each.stored, each.exact()) for each in exact.at(place))
@@ -240,14 +242,14 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights) -> SiteProof
     return SiteProof(place.path, comparison, weights, drift)
 
 
-def _runs(place: Place, after: nn.Module) -> tuple[Sequence[Trial], list[Outcome]]:
+def _runs(place: Place, after: nn.Module, count: int) -> tuple[Sequence[Trial], list[Outcome]]:
     """Return trials that the original's operations take, and what they give; at the example's size if need be.
 
     Reflection needs more than the pixels it pads, an average pool over a volume more than its kernel. The inputs are
     such that the stored dtype holds them, so that the drift is the networks' own.
     """
     before, dtype = place.before, main_dtype(after)
-    trials = [rounded_through(trial, dtype) for trial in site_trials(place)]
+    trials = [rounded_through(trial, dtype) for trial in site_trials(place, count)]
     expected = run_float64(before, trials)
     if not all(outcome.error for outcome in expected):
         return trials, expected
@@ -303,21 +305,22 @@ def prove(
     trials: Sequence[Trial],
     expected: Sequence[Outcome],
     *,
+    effort: Effort = Effort.DEFAULT,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Proof:
     """Prove that ``fused``, made from ``original`` by ``plan``, computes the same.
 
-    ``expected`` are the original's outcomes in float64 on ``trials``. Each site is proven by itself; then the whole
-    network, in float64 with weights that are not rounded. What ``fused`` stores beside its sites, and what stock
-    modules show of their settings, has to be what the plan, carried out a second time, makes of it; other settings show
-    in the runs of the whole network alone. ``progress`` is told the fraction that is done. Raises RepfuseError where a
-    network cannot be copied.
+    ``expected`` are the original's outcomes in float64 on ``trials``. Each site is proven by itself, on as many inputs
+    as the ``effort`` says; then the whole network, in float64 with weights that are not rounded. What ``fused`` stores
+    beside its sites, and what stock modules show of their settings, has to be what the plan, carried out a second time,
+    makes of it; other settings show in the runs of the whole network alone. ``progress`` is told the fraction that is
+    done. Raises RepfuseError where a network cannot be copied.
     """
     found = list(places(original, plan))
     exact = ExactWeights(fused, found)
     sites = []
     for place in found:
-        sites.append(prove_site(place, fused, exact))
+        sites.append(prove_site(place, fused, exact, effort))
         progress(0.5 * len(sites) / len(found))
     unproven = tuple(sorted(differing(rewrite(original, plan, weights=False), fused, exact)))
     give_back(original)

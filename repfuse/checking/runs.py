@@ -36,7 +36,6 @@ from repfuse.networks import (
     using_threads,
 )
 from repfuse.recording.copies import changed_copy
-from repfuse.recording.read_only import MemoryKept, ReadOnly
 from repfuse.wording import described
 
 # What a network returns, as named tensors.
@@ -211,11 +210,6 @@ def as_stored(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone()
 
 
-def as_it_is(_name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor over the same memory, where that can be seen to: nothing must write into it."""
-    return tensor if tensor.layout is torch.strided and not tensor.is_inference() else tensor.clone()
-
-
 def copy_with(network: nn.Module, change: Change) -> nn.Module:
     """Return a copy in eval mode whose tensors are ``change(name, tensor)``; shared ones stay shared.
 
@@ -236,15 +230,9 @@ def copy_with(network: nn.Module, change: Change) -> nn.Module:
 def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, torch.dtype]) -> list[Outcome]:
     """Call a copy of the network on each trial, floating inputs cast as ``cast`` says (dtypes not named stay).
 
-    The copy lies over the network's own memory; one that writes into it gets memory of its own. Raises RepfuseError
-    where the network cannot be copied.
+    Raises RepfuseError where the network cannot be copied.
     """
-    trials = list(trials)
-    copy = copy_with(network, as_it_is)
-    with ReadOnly(dict(named_tensors(copy))) as mode, MemoryKept(mode):
-        outcomes = run_copy(copy, trials, cast)
-    alone = mode.wrong or any(outcome.error for outcome in outcomes[:1])  # which may be the watching itself
-    return run_copy(copy_with(network, as_stored), trials, cast) if alone else outcomes
+    return run_copy(copy_with(network, as_stored), trials, cast)
 
 
 def takes(network: nn.Module, inputs: Sequence[Any]) -> bool:
@@ -268,16 +256,17 @@ def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
     count = torch.get_num_threads()
     if count == 1:
         return 1
-    _seconds(network, inputs, 1)  # the first call prepares what later ones find
-    one, several = (_seconds(network, inputs, each) for each in (1, count))
+    copy, trial = copy_with(network, as_stored), [Trial("the example", inputs)]
+
+    def seconds(threads: int) -> float:
+        with using_threads(threads):
+            began = time.perf_counter()
+            run_copy(copy, trial, {})
+            return time.perf_counter() - began
+
+    seconds(1)  # the first call prepares what later ones find
+    one, several = seconds(1), seconds(count)
     return count if several < WORTH_THREADS * one else 1
-
-
-def _seconds(network: nn.Module, inputs: tuple[Any, ...], threads: int) -> float:
-    with using_threads(threads):
-        began = time.perf_counter()
-        run(network, [Trial("the example", inputs)], {})
-        return time.perf_counter() - began
 
 
 WORTH_THREADS = 0.8

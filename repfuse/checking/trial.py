@@ -67,7 +67,7 @@ class Effort(StrEnum):
     """How many inputs are tried, and how large ones."""
 
     QUICK = "quick"
-    """The example, and every kind of input at about a quarter of its size: seconds."""
+    """The example, and noise of a few sizes up to a quarter of it, or longer along an axis: seconds."""
 
     DEFAULT = "default"
     """The example, every kind of input at about half of its size, and small sizes, odd and even."""
@@ -80,9 +80,10 @@ class Effort(StrEnum):
 class Scope:
     """What an effort comes to.
 
-    ``parts`` are the divisors of the example's size at which every kind of input is tried, ``small`` the sizes of a few
-    pixels, ``in_a_row`` how many consecutive sizes, ``batches`` what is added to the batch. On ``sampled`` trials
-    the effect of rounding is measured in any case, which costs as much as the network has weights.
+    ``parts`` are the divisors of the example's size at which the first ``kinds`` (or all) are tried, ``small`` the
+    sizes of a few pixels, ``in_a_row`` how many consecutive sizes, ``batches`` what is added to the batch. On
+    ``sampled`` trials the effect of rounding is measured in any case, which costs as much as the network has weights. A
+    site by itself is tried at its last ``of_site`` sizes.
     """
 
     seeds: tuple[int, ...]
@@ -91,11 +92,13 @@ class Scope:
     sampled: int
     batches: tuple[int, ...] = (1,)
     in_a_row: int = 0
+    kinds: int | None = None
+    of_site: int = 4
 
 
 # Small sizes are less than a kernel's reach, odd and even: there mistakes at the border are all there is.
 SCOPES = {
-    Effort.QUICK: Scope(seeds=(0,), parts=(4,), small=(1, 2, 3), sampled=1),
+    Effort.QUICK: Scope(seeds=(0,), parts=(4,), small=(2,), sampled=1, kinds=1, of_site=1),
     Effort.DEFAULT: Scope(seeds=(0,), parts=(2,), small=(1, 2, 3, 5, 7), sampled=3),
     Effort.THOROUGH: Scope((0, 1, 2, 3), (1, 2, 4), (1, 2, 3, 4, 5, 6, 7, 9), sampled=7, batches=(1, 6), in_a_row=32),
 }

@@ -262,7 +262,9 @@ def verify(
         tried, expected = [trial for trial, _ in evidence.tried], [outcome for _, outcome in evidence.tried]
         give_back(original)
         part = _part_of(report, DATA, SITES)
-        proof = prove(original, plan, fused, tried, expected, progress=lambda done: part("the sites", done))
+        proof = prove(
+            original, plan, fused, tried, expected, effort=effort, progress=lambda done: part("the sites", done)
+        )
         verdict, reason = with_proof((verdict, reason), proof, evidence)
     check = None
     if given and evidence.informative and not evidence.mismatched:

@@ -73,17 +73,15 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
         progress("looking for what can be fused", 0.3)
         return _planned(checkpoint, request)
     format_for(request.out, request.format, checkpoint.format)  # to say what cannot be written before the work is done
-    threads = enough_threads(checkpoint.module, checkpoint.example_inputs)
-    with using_threads(threads):
+    with using_threads(enough_threads(checkpoint.module, checkpoint.example_inputs)):
         report, module = _proven(checkpoint, request, progress)
-    if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
-        return report
-    progress("timing", 0.7)
-    with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
-        runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
-        timing = bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
-    progress("writing, and reading it again", 0.9)
-    with using_threads(threads):
+        if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
+            return report
+        progress("timing", 0.7)
+        with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
+            runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
+            timing = bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
+        progress("writing, and reading it again", 0.9)
         return _saved(replace(report, timing=timing), checkpoint, module, request, reader)
 
 

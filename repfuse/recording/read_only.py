@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from repfuse.networks import tensors_of
@@ -85,26 +84,6 @@ class OverwritesItself(RuntimeError):
     """A network writes into its own tensors."""
 
 
-class MemoryKept(TorchFunctionMode):
-    """The same where the forward takes the memory itself, past all operators: as an array, say."""
-
-    def __init__(self, mode: ReadOnly) -> None:
-        super().__init__()
-        self._mode = mode
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Call one function of torch."""
-        if getattr(func, "__name__", "") in TAKING:
-            self._mode.keep(tensors_of(args[:1]))
-        return func(*args, **(kwargs or {}))
-
-
-TAKING = frozenset({"numpy", "__array__", "__dlpack__", "storage", "untyped_storage", "data_ptr", "share_memory_"})
-"""What takes the memory of a tensor, past all operators."""
-
-
 @cache
 def arguments_of(func: Any) -> tuple[str, ...]:
     """Return the names of an operator's arguments, in order."""
@@ -136,5 +115,5 @@ def _storage(tensor: torch.Tensor) -> int | None:
     """Return what identifies a tensor's memory as a whole, of which it may be a part; None where it has none."""
     if tensor.layout is not torch.strided or tensor.is_nested or not tensor.numel() or tensor.is_meta:
         return None
-    with torch._C.DisableTorchFunction():  # MemoryKept is for others
+    with torch._C.DisableTorchFunction():  # no recorder is to note it
         return tensor.untyped_storage().data_ptr()

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from repfuse.networks import named_modules, named_tensors, tensors_of
 from repfuse.recording.arguments import Arguments
-from repfuse.recording.read_only import TAKING, OverwritesItself, ReadOnly
+from repfuse.recording.read_only import OverwritesItself, ReadOnly
 from repfuse.recording.run import Call, Node, Question, Run, Step, assigned, set_data, unknown
 from repfuse.recording.shortcuts import shortcut
 from repfuse.recording.sizes import RANK, SIZE, Decision, Dimension
@@ -690,7 +690,10 @@ _QUESTIONS = frozenset(
         "__format__", "equal", "allclose", "is_nonzero", "_local_scalar_dense",
     }
 )  # fmt: skip
-_TAKING = TAKING | {"_typed_storage"}
+_TAKING = frozenset(
+    {"numpy", "__array__", "__dlpack__", "storage", "untyped_storage", "_typed_storage", "data_ptr", "share_memory_"}
+)
+"""What takes the memory of a tensor, past all operators."""
 TAKING_SIZES = frozenset(
     {
         "view", "reshape", "pad", "expand", "repeat", "interpolate", "unflatten", "unfold", "fold", "tile", "upsample",
