@@ -60,7 +60,7 @@ def replacing(out: Path) -> Iterator[Path]:
     """
     out, group = out.resolve(), _group.get()  # through a link, so that the link stays and its target is replaced
     try:
-        _remove_stale(out)
+        remove_left(out)
         handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=PART)
     except OSError as error:
         raise _unwritable(out, error) from error
@@ -102,7 +102,8 @@ def _discard(paths: Iterable[Path]) -> None:
             path.unlink()
 
 
-def _remove_stale(out: Path) -> None:
+def remove_left(out: Path) -> None:
+    """Remove what processes that were killed have left of ``out``."""
     for path in left_of(out):
         with suppress(OSError):
             path.unlink()

@@ -13,13 +13,15 @@ import json
 import logging
 import multiprocessing
 import os
+import pickle
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
@@ -29,15 +31,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import typer
 
-from repfuse.checkpoint.atomic import left_of, replacing
+from repfuse.checkpoint.atomic import left_of, remove_left, replacing
 from repfuse.checkpoint.json_file import read_json
 from repfuse.cli import urls
 from repfuse.cli.output import page_form, progress, say, show, show_json, write_page, write_pages
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.readback.__main__ import end_with_parent
 from repfuse.readback.process import FORKED
+from repfuse.report import reading
 from repfuse.report.many_view import Result, Status, as_html, many_view, markdown, page_of
-from repfuse.report.reading import read, told
 from repfuse.report.schema import report_path
 from repfuse.report.tables import duration, plural
 from repfuse.version import __version__
@@ -170,22 +172,18 @@ class Ended(NamedTuple):
     peak: int
 
 
-Invoke = Callable[[list[str]], Ended]
-"""Runs `repfuse` with these arguments."""
-
-
-def convert_one(task: Task, way: Way, invoke: Invoke) -> Result:
+def convert_one(task: Task, way: Way) -> Result:
     """Run the command for one checkpoint, unless that is done, and say what came of it."""
     try:
         if not any(map(urls.url_of, task)):
-            return _convert(task, way, invoke)
+            return _convert(task, way)
         with tempfile.TemporaryDirectory() as folder:
-            return _convert_elsewhere(task, Path(folder), way, invoke)
+            return _convert_elsewhere(task, Path(folder), way)
     except Exception as error:  # a disk that is full, a place that cannot be reached: it stops no other
         return task.ended("failed", described(error))
 
 
-def _convert_elsewhere(task: Task, folder: Path, way: Way, invoke: Invoke) -> Result:
+def _convert_elsewhere(task: Task, folder: Path, way: Way) -> Result:
     """Convert in a folder of this machine, and send what is made; whatever is said is of the files themselves."""
     source, target = urls.fetch(task.source, folder / "in"), urls.fetch(task.target, folder / "out")
     report = report_path(target)
@@ -195,7 +193,7 @@ def _convert_elsewhere(task: Task, folder: Path, way: Way, invoke: Invoke) -> Re
     def renamed(text: str) -> str:
         return text.replace(str(source), urls.name_of(task.source)).replace(str(target), urls.name_of(task.target))
 
-    result = _convert(Task(source, target), way, invoke)
+    result = _convert(Task(source, target), way)
     if result.status in ("converted", "nothing-to-fuse"):
         with replacing(report) as temporary:
             temporary.write_text(renamed(report.read_text(encoding="utf-8")), encoding="utf-8")
@@ -204,15 +202,17 @@ def _convert_elsewhere(task: Task, folder: Path, way: Way, invoke: Invoke) -> Re
     return task.ended(result.status, renamed(result.said), result.seconds, result.peak)
 
 
-def _convert(task: Task, way: Way, invoke: Invoke) -> Result:
+def _convert(task: Task, way: Way) -> Result:
     report = _known(task)
     if done := _done(report, task, way):
+        for path in (task.target, report_path(task.target)):
+            remove_left(path)
         return task.ended("skipped", done)
     if task.target.exists() and not report and not way.force:
         return task.ended("failed", "There is another file in its place, which --force replaces.")
     began = time.perf_counter()
     task.target.parent.mkdir(parents=True, exist_ok=True)
-    ended = invoke(command_of(task, way.options))
+    ended = _run(command_of(task, way.options), way)
     spent = (time.perf_counter() - began, ended.peak)
     if ended.code:
         lines = (line.removeprefix("error: ").strip() for line in ended.said.splitlines() if line[:6] != "note: ")
@@ -226,11 +226,11 @@ BESIDE = ("--json", "--force")
 """Options that the command of each has, too: what is told apart by the report may be replaced."""
 
 
-def _here(arguments: list[str], threads: int, memory: int | None) -> Ended:
+def _run(arguments: list[str], way: Way) -> Ended:
     """Run the command in this process, which is for it alone."""
     from repfuse import cli
 
-    _limit(threads, memory)
+    _limit(way.threads, way.memory)
     sys.argv, cli.STARTED = ["repfuse", *arguments], time.perf_counter()
     printed, said, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(printed), redirect_stderr(said):
@@ -239,24 +239,6 @@ def _here(arguments: list[str], threads: int, memory: int | None) -> Ended:
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 0
     return Ended(code, printed.getvalue(), said.getvalue(), _peak())
-
-
-def _below(arguments: list[str], way: Way) -> Ended:
-    """Run the command in a new process, which ends with this one: a Dask worker may have no other kind."""
-    start = [sys.executable, "-c", "from repfuse.cli.many import as_child; as_child()"]
-    limits = [str(way.threads), str(way.memory or "")]
-    folder = way.folder if Path(way.folder).is_dir() else None  # paths in options are of there
-    done = subprocess.run([*start, *limits, *arguments], capture_output=True, text=True, check=False, cwd=folder)
-    if done.returncode < 0:
-        return Ended(1, "", f"its process was killed by {signal.Signals(-done.returncode).name}", 0)
-    return Ended(*json.loads(done.stdout)) if done.returncode == 0 else Ended(1, "", done.stderr, 0)
-
-
-def as_child() -> None:
-    """Be `repfuse` in a process that ends with the one that started it, and print how it ended."""
-    end_with_parent()
-    threads, memory, *arguments = sys.argv[1:]
-    print(json.dumps(_here(arguments, int(threads), int(memory) if memory else None)))
 
 
 def _summary(report: dict[str, Any]) -> str:
@@ -361,7 +343,8 @@ def run(todo: Sequence[Task], way: Way, *, page: Path | None, as_json: bool, qui
     finally:
         seconds = time.perf_counter() - began
         if as_json:
-            show_json("conversions", {"seconds": seconds, "results": [asdict(each) for each in results]})
+            told = {"seconds": seconds, "peak": _peak(), "results": [asdict(each) for each in results]}
+            show_json("conversions", told)
         elif results and not quiet:
             show(many_view(results, seconds))
     if page:
@@ -379,7 +362,7 @@ def _page(results: Sequence[Result], seconds: float, page: Path) -> str:
             continue
         beside = page_of(report)
         if not beside.exists() or beside.stat().st_mtime < report.stat().st_mtime:
-            write_pages(told([read(report)]), [("html", beside)])
+            write_pages(reading.told([reading.read(report)]), [("html", beside)])
     return as_html(results, seconds, page.parent)
 
 
@@ -424,7 +407,9 @@ def _in_process(answer: Connection, task: Task, way: Way) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is half written goes
     end_with_parent()
     os.environ[FORKED] = "1"
-    answer.send(convert_one(task, way, lambda arguments: _here(arguments, way.threads, way.memory)))
+    with suppress(OSError):  # a worker may not see the folder; what is missing will be said
+        os.chdir(way.folder)
+    answer.send(convert_one(task, way))
     answer.close()
 
 
@@ -489,4 +474,31 @@ PATIENCE = 2.0  # seconds between two looks at the scheduler
 
 
 def _on_worker(task: Task, way: Way) -> Result:
-    return convert_one(task, way, lambda arguments: _below(arguments, way))
+    """Have a helper of this thread do it: a worker itself may have no processes that are forked."""
+    if getattr(OF_THREAD, "helper", None) is None:
+        start = [sys.executable, "-c", "from repfuse.cli.many import be_helper; be_helper()"]
+        OF_THREAD.helper = subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    helper = OF_THREAD.helper
+    try:
+        pickle.dump((task, way), helper.stdin)
+        helper.stdin.flush()
+        result: Result = pickle.load(helper.stdout)
+    except (OSError, EOFError):
+        OF_THREAD.helper = None
+        return task.ended("failed", f"the process that converts ended with exit code {helper.wait()}")
+    return result
+
+
+OF_THREAD = threading.local()
+
+
+def be_helper() -> None:
+    """Be what a worker has in the place of its own processes: it ends with the worker."""
+    end_with_parent()
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    with suppress(EOFError):
+        while True:
+            task, way = pickle.load(sys.stdin.buffer)
+            (result,) = convert_all([task], way._replace(dask=None, jobs=1), lambda _stage, _fraction: None)
+            out.write(pickle.dumps(result))
