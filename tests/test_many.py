@@ -23,7 +23,7 @@ from support.cluster import Cluster
 from test_report_page import Elements
 from torch import nn
 
-from repfuse.cli.many import listed, tasks
+from repfuse.cli.many import Task, how_far, listed, tasks
 from repfuse.errors import RepfuseError
 
 SAMPLE = SAMPLES / "repvgg_digits.pt"
@@ -193,6 +193,12 @@ def test_files_that_are_elsewhere_are_fetched_and_sent(cli, tmp_path):
 def test_many_that_make_no_sense(cli, tmp_path):
     for wrong in ((SAMPLE, "b.pt", "c.pt"), (SAMPLE, "--into", tmp_path, "--dry-run"), (SAMPLE, "--into", SAMPLES)):
         assert cli("convert", *wrong).returncode == 2
+
+
+def test_how_long_the_others_take_is_told_by_what_was_not_skipped():
+    ended = [Task(Path("a.pt"), Path("b.pt")).ended(status, "") for status in ("skipped", "failed", "converted")]
+    assert how_far(ended[:1], 9, 4.0) == "1 of 9"
+    assert how_far(ended, 9, 4.0) == "3 of 9, 1 failed, about 12.0 s left"
 
 
 @pytest.mark.slow  # ten starts

@@ -163,15 +163,6 @@ def _done(report: dict[str, Any], task: Task, way: Way) -> str:
     return said if same else ""
 
 
-class Ended(NamedTuple):
-    """How a command ended: its exit code, what it printed, what it said of errors, and the bytes that it took."""
-
-    code: int
-    printed: str
-    said: str
-    peak: int
-
-
 def convert_one(task: Task, way: Way) -> Result:
     """Run the command for one checkpoint, unless that is done, and say what came of it."""
     try:
@@ -212,12 +203,12 @@ def _convert(task: Task, way: Way) -> Result:
         return task.ended("failed", "There is another file in its place, which --force replaces.")
     began = time.perf_counter()
     task.target.parent.mkdir(parents=True, exist_ok=True)
-    ended = _run(command_of(task, way.options), way)
-    spent = (time.perf_counter() - began, ended.peak)
-    if ended.code:
-        lines = (line.removeprefix("error: ").strip() for line in ended.said.splitlines() if line[:6] != "note: ")
+    code, printed, said = _run(command_of(task, way.options), way)
+    spent = (time.perf_counter() - began, _peak())
+    if code:
+        lines = (line.removeprefix("error: ").strip() for line in said.splitlines() if line[:6] != "note: ")
         return task.ended("failed", " ".join(lines) or "the check failed, and nothing was written", *spent)
-    made = json.loads(ended.printed)
+    made = json.loads(printed)
     status: Status = "converted" if made["status"] == "converted" else "nothing-to-fuse"
     return task.ended(status, _summary(made), *spent)
 
@@ -226,8 +217,8 @@ BESIDE = ("--json", "--force")
 """Options that the command of each has, too: what is told apart by the report may be replaced."""
 
 
-def _run(arguments: list[str], way: Way) -> Ended:
-    """Run the command in this process, which is for it alone."""
+def _run(arguments: list[str], way: Way) -> tuple[int, str, str]:
+    """Run the command in this process, which is for it alone; return its exit code, output and errors."""
     from repfuse import cli
 
     _limit(way.threads, way.memory)
@@ -237,8 +228,12 @@ def _run(arguments: list[str], way: Way) -> Ended:
         try:
             cli.app([*arguments, *BESIDE], prog_name="repfuse")
         except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 0
-    return Ended(code, printed.getvalue(), said.getvalue(), _peak())
+            code = ended.code if isinstance(ended.code, int) else 1
+            said.write(ENDED if ended.code == ENDED else "")
+    return code, printed.getvalue(), said.getvalue()
+
+
+ENDED = "its process was ended by SIGTERM"
 
 
 def _summary(report: dict[str, Any]) -> str:
@@ -404,7 +399,7 @@ def convert_all(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Re
 
 def _in_process(answer: Connection, task: Task, way: Way) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that the user interrupts ends this
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is half written goes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED))  # so that what is half written goes
     end_with_parent()
     os.environ[FORKED] = "1"
     with suppress(OSError):  # a worker may not see the folder; what is missing will be said
@@ -454,7 +449,7 @@ def _on_dask(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Resul
     with client:
         given = [Task(*map(urls.absolute, task)) for task in todo]
         task_of = dict(zip(client.map(_on_worker, given, way=way, retries=2, pure=False), given, strict=True))
-        left, results, began = set(task_of), list[Result](), time.perf_counter()
+        left, busy, results, began = set(task_of), set[str](), list[Result](), time.perf_counter()
         while left:
             with suppress(TimeoutError, CancelledError):  # then it is asked again whether the scheduler is still there
                 distributed.wait(left, timeout=PATIENCE, return_when="FIRST_COMPLETED")
@@ -467,7 +462,10 @@ def _on_dask(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Resul
             if client.status != "running" or any(future.status in ("lost", "cancelled") for future in left):
                 what = f"The Dask scheduler at {way.dask} is lost."
                 raise RepfuseError(what, "What is done is whole.", "Give the command again: it goes on from there.", 1)
-            update(how_far(results, len(todo), time.perf_counter() - began), len(results) / len(todo))
+            with suppress(OSError):
+                busy = {key for keys in client.processing().values() for key in keys}
+            names = ", ".join(urls.name_of(task_of[future].source) for future in left if future.key in busy)
+            update(f"{how_far(results, len(todo), time.perf_counter() - began)}: {names}", len(results) / len(todo))
 
 
 PATIENCE = 2.0  # seconds between two looks at the scheduler
