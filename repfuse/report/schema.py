@@ -120,8 +120,8 @@ def report_path(out: Path) -> Path:
 
 
 def envelope(kind: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Return ``data`` as a document of its own; kinds are conversion, verification, benchmark, inspection,
-    plan, refusals.
+    """Return ``data`` as a document of its own; kinds are conversion, conversions, verification, benchmark,
+    inspection, plan, refusals, findings.
     """
     return {"schema": SCHEMA, "kind": f"repfuse.{kind}", **data}
 
