@@ -74,7 +74,8 @@ def convert(
         options.output(
             "--report",
             metavar="PAGE",
-            help="Also write the report as a page: PAGE.html (extra: report), or PAGE.md for a pull request.",
+            help="Also write the report as a page: PAGE.html (extra: report), or PAGE.md for a pull request. Of many "
+            "it is the summary; as HTML it links to the page of each, beside its report.",
         ),
     ] = None,
     quick: options.Quick = False,
@@ -112,7 +113,6 @@ def convert(
             help="Let the workers of this Dask scheduler do it, as tcp://host:8786; they see the same folders.",
         ),
     ] = None,
-    markdown: Annotated[bool, many_option("--markdown", help="Print the result of many as Markdown.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -146,8 +146,10 @@ def convert(
 
         given = [str(source), *([str(out)] if out else []), *(others or [])]
         way = many.way_of(context, jobs=jobs, memory=job_memory, dask=dask)
+        if report_to:
+            check_page(page_form(report_to), report_to, (into,), force=force)
         named = many.tasks(many.listed(given) if listed else given, into, file_format)
-        many.run(named, way, as_json=as_json, as_markdown=markdown, quiet=quiet)
+        many.run(named, way, page=report_to, as_json=as_json, quiet=quiet)
     if others:
         raise typer.BadParameter("give one IN and one OUT, or --into FOLDER for many.", param_hint="OUT")
     if out is None and not dry_run:

@@ -261,12 +261,13 @@ class Wanted:
     @property
     def chosen(self) -> Chosen | None:
         """What the report says of it, None where nothing was chosen."""
+        from repfuse.checkpoint.opening import digest_of
         from repfuse.report.schema import Chosen
 
-        said = Chosen(
-            str(self.file.path) if self.file else None, tuple(self.choice.include), tuple(self.choice.exclude)
-        )
-        return said if self.file or said.include or said.exclude else None
+        globs = tuple(self.choice.include), tuple(self.choice.exclude)
+        if self.file:
+            return Chosen(str(self.file.path), *globs, digest_of(self.file.path))
+        return Chosen(None, *globs) if any(globs) else None
 
 
 def wanted(

@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -262,10 +262,20 @@ class Page:
 
 def as_html(told: Told) -> str:
     """Return the page. Raises RepfuseError where the extra is missing."""
+    return rendered("report.html.j2", page=Page(told), folded=len(told.plan.sites) > OPEN_SITES)
+
+
+def rendered(template: str, **said: Any) -> str:
+    """Return the page that a template makes of what is said. Raises RepfuseError where the extra is missing."""
     check_extra()
+    return str(_jinja().get_template(template).render(said))
+
+
+@cache
+def _jinja() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    jinja = Environment(
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         finalize=_shown,
@@ -273,8 +283,6 @@ def as_html(told: Told) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = jinja.get_template("report.html.j2")
-    return template.render(page=Page(told), folded=len(told.plan.sites) > OPEN_SITES)
 
 
 def check_extra() -> None:

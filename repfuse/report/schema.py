@@ -71,11 +71,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the user chose of what can be merged: the file of a plan, and globs on module paths."""
+    """What the user chose of what can be merged: the file of a plan, with its digest, and globs on module paths."""
 
     plan: str | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def report_path(out: Path) -> Path:
 
 
 def envelope(kind: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Return ``data`` as a document of its own; kinds are conversion, verification, benchmark, inspection,
-    plan, refusals.
+    """Return ``data`` as a document of its own; kinds are conversion, conversions, verification, benchmark,
+    inspection, plan, refusals, findings.
     """
     return {"schema": SCHEMA, "kind": f"repfuse.{kind}", **data}
 
