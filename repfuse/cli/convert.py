@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -146,8 +147,7 @@ def convert(
 
         given = [str(source), *([str(out)] if out else []), *(others or [])]
         way = many.way_of(context, jobs=jobs, memory=job_memory, dask=dask)
-        if report_to:
-            check_page(page_form(report_to), report_to, (into,), force=force)
+        _check_page(report_to, (into,), force=force)
         named = many.tasks(many.listed(given) if listed else given, into, file_format)
         many.run(named, way, page=report_to, as_json=as_json, quiet=quiet)
     if others:
@@ -161,9 +161,7 @@ def convert(
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
-    if report_to:
-        form = page_form(report_to)
-        check_page(form, report_to, [path for path in (source, target, plan) if path], force=force)
+    _check_page(report_to, [path for path in (source, target, plan) if path], force=force)
     check_sources((source,))
     loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
     with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
@@ -177,10 +175,15 @@ def convert(
         from repfuse.report.reading import told
 
         document = envelope("conversion", report.to_dict())
-        write_pages(told([("the conversion", document)]), [(form, report_to)])
+        write_pages(told([("the conversion", document)]), [(page_form(report_to), report_to)])
     if as_json:
         show_json("conversion", report.to_dict())
     elif not quiet:
         beside = str(report_path(target)) if target and report.output else ""
         show(convert_view(report, beside, page=str(report_to or ""), verbose=verbose))
     raise typer.Exit(EXIT_FAILED_CHECK if report.status == "failed" else 0)
+
+
+def _check_page(out: Path | None, others: Sequence[Path], *, force: bool) -> None:
+    if out:
+        check_page(page_form(out), out, others, force=force)
