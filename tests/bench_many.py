@@ -35,6 +35,7 @@ MIB = 2**20
 
 
 def main(number: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has commands in the background ignore it
     with tempfile.TemporaryDirectory() as name, Cluster(Path(name) / "cluster") as cluster:
         folder = Path(name)
         marker = folder / "hacked"
