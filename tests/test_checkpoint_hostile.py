@@ -192,7 +192,11 @@ CHANGES = {
     "a partial of a function": lambda block: vars(block).update(norm=functools.partial(open, "x", "w")),
     "a partial with an object": lambda block: vars(block).update(norm=functools.partial(nn.Linear, nn.ReLU())),
     "partial itself": lambda block: vars(block).update(norm=functools.partial),
-    "a function": lambda block: vars(block).update(norm=nn.functional.relu),
+    "a function": lambda block: vars(block).update(norm=nn.functional.handle_torch_function),
+    "a function of torch": lambda block: vars(block).update(norm=torch.from_file),
+    "torch's functions": lambda block: vars(block).update(norm=torch._C._VariableFunctionsClass),
+    "an attribute of something else": lambda block: vars(block).update(norm=Calls(getattr, nn.Linear, "forward")),
+    "a call of an activation": lambda block: vars(block).update(norm=Calls(nn.functional.relu, 3)),
 }
 
 

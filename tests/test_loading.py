@@ -217,6 +217,13 @@ def test_a_partial_of_a_layer_is_restored(tmp_path: Path) -> None:
     assert (norm_layer.func, norm_layer.keywords) == (nn.LayerNorm, {"eps": 1e-6})
 
 
+@pytest.mark.parametrize("function", [torch.tanh, nn.functional.relu, nn.functional.gelu, nn.functional.leaky_relu])
+def test_an_activation_that_a_network_holds_is_restored(function: Any, tmp_path: Path) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, activation=function)
+    torch.save(layer, tmp_path / "x.pt")
+    assert load(tmp_path / "x.pt", input="2x3x8").module.activation is function
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An installed package that repfuse does not know, with one network."""

@@ -26,7 +26,7 @@ NOT_EXPORTED = (
 )  # fmt: skip
 """What the older exporter does not take with free sizes."""
 
-FILLED = ("DBB", "branch alone", "ECBSR", "edge filter", "RRRB")
+FILLED = ("DBB", "branch alone", "in a row alone", "ECBSR", "edge filter", "RRRB")
 """Blocks that fill a border by assignment: the exporters write that as dozens of nodes with computed places."""
 
 OTHERWISE = {

@@ -82,6 +82,40 @@ def test_both_are_named_in_a_state_dict_a_file_and_in_memory(*, graph: bool, tra
         repfuse.fuse(int8, (X,))
 
 
+class Rounded(nn.Module):
+    """A convolution of values that were rounded, as PyTorch exports them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = torch.ops.quantized_decomposed.quantize_per_tensor(x, 0.05, 0, -128, 127, torch.int8)
+        return self.conv(torch.ops.quantized_decomposed.dequantize_per_tensor(codes, 0.05, 0, -128, 127, torch.int8))
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_exported_programs_of_int8_are_named(*, trust: bool, tmp_path: Path) -> None:
+    import torch.ao.quantization.fx._decomposed
+
+    torch.export.save(torch.export.export(Rounded().eval(), (X,)), tmp_path / "in.pt2")
+    with pytest.raises(RepfuseError, match=r"in\.pt2 is quantised to int8"):
+        repfuse.load(tmp_path / "in.pt2", trust=trust)
+
+
+def test_scripts_of_int8_are_named_and_not_taken_for_float(tmp_path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        aware = torch.jit.trace(prepared(graph=False, training=True).eval(), X)
+        int8 = torch.jit.script(converted(prepared(graph=False, training=False), graph=False))
+        graph = torch.jit.trace(converted(prepared(graph=True, training=False), graph=True), X)
+        torch.jit.save(aware, tmp_path / "aware.pt")
+        torch.jit.save(int8, tmp_path / "int8.pt")
+        torch.jit.save(graph, tmp_path / "graph.pt")
+    for name, said in (("aware", "quantisation-aware"), ("int8", "quantised to int8"), ("graph", "quantised to int8")):
+        with pytest.raises(RepfuseError, match=said):
+            repfuse.load(tmp_path / f"{name}.pt", trust=True, input="1x4x8x8")
+
+
 def test_the_command_says_so_and_a_part_that_is_dynamically_quantised_is_none(cli: Cli, tmp_path: Path) -> None:
     with warnings.catch_warnings(action="ignore"):
         torch.save(prepared(graph=False, training=True).state_dict(), tmp_path / "in.pt")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 
@@ -31,7 +33,7 @@ from repfuse.checking.rounding import (
     rounding,
     unchanged,
 )
-from repfuse.checking.runs import copy_with, in_float64, leaves, run_float64
+from repfuse.checking.runs import copied, in_float64, leaves, run_float64
 from repfuse.checking.trial import Trial
 from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
@@ -164,16 +166,32 @@ def test_a_float64_copy_holds_the_same_numbers_and_shares_nothing():
     original[0][4].weight = original[0][1].weight  # shared
     original.register_buffer("phase", torch.tensor([1j]))
     original.plain = (torch.ones(2, requires_grad=True) * 3).half()  # no leaf, no buffer
-    copied = copy_with(original, in_float64)
-    for (name, a), (_, b) in zip(named_tensors(original), named_tensors(copied), strict=True):
-        if a.is_floating_point():
-            assert b.dtype is torch.float64 and torch.equal(a.double(), b), name
-        else:
-            assert a.dtype is b.dtype and torch.equal(a, b), name
-    assert copied[0][4].weight is copied[0][1].weight
-    assert len({id(tensor) for _, tensor in named_tensors(copied)}) == len(list(named_tensors(copied)))
+    with copied(original, in_float64) as twin:
+        for (name, a), (_, b) in zip(named_tensors(original), named_tensors(twin), strict=True):
+            if a.is_floating_point():
+                assert b.dtype is torch.float64 and torch.equal(a.double(), b), name
+            else:
+                assert a.dtype is b.dtype and torch.equal(a, b), name
+        assert twin[0][4].weight is twin[0][1].weight
+        assert len({id(tensor) for _, tensor in named_tensors(twin)}) == len(list(named_tensors(twin)))
     wide = network(dtype=torch.float64)
-    assert copy_with(wide, in_float64)[0][0].weight.data_ptr() != wide[0][0].weight.data_ptr()
+    with copied(wide, in_float64) as twin:
+        assert twin[0][0].weight.data_ptr() != wide[0][0].weight.data_ptr()
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_the_tensors_of_a_copy_are_gone_after_its_use_and_those_of_the_network_stay(recorded: bool):
+    original = torch.fx.symbolic_trace(network()) if recorded else network()
+    before = {name: x.clone() for name, x in named_tensors(original)}
+    gc.disable()  # a recorded network refers to itself
+    try:
+        with copied(original, in_float64) as twin:
+            held = [weakref.ref(x) for _, x in named_tensors(twin)]
+            assert all(each() is not None for each in held)
+        assert all(each() is None for each in held)
+    finally:
+        gc.enable()
+    assert all(torch.equal(x, before[name]) for name, x in named_tensors(original)) and before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -191,7 +209,8 @@ def test_rounding_once_moves_what_changed_and_nothing_else():
     fused = folded(original)
     exact = unchanged(fused, original)
     assert exact == {"3.weight", "3.bias"}
-    moved = dict(named_tensors(copy_with(fused, rounded_once(0, exact))))
+    with copied(fused, rounded_once(0, exact)) as twin:
+        moved = dict(named_tensors(twin))
     for name, tensor in named_tensors(fused):
         assert torch.equal(moved[name], tensor.double()) == (name in exact), name
         assert (moved[name].float() - tensor).abs().max() <= half_spacing(tensor).max() * 1.5

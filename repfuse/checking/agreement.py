@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from repfuse.checking.results import Flip, Flips, RealData
-from repfuse.checking.runs import Outcome, as_stored, copy_with, run, run_copy
+from repfuse.checking.runs import Outcome, as_stored, copied, run, run_copy
 from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import between, why_refused
@@ -199,9 +199,8 @@ def _rankings(
     count = data.count if isinstance(data, Samples) else None  # of others it is not known without making them
     while group := list(islice(pieces, GROUP)):
         for (network, cast), rankings in zip(sides, found, strict=True):
-            copied = copy_with(network, as_stored)  # one copy at a time
-            rankings += [ranking(_first(_outcome(copied, chunk, cast))) for chunk in group]
-            del copied
+            with copied(network, as_stored) as copy:  # one at a time
+                rankings += [ranking(_first(_outcome(copy, chunk, cast))) for chunk in group]
         samples += sum(len(chunk[0]) for chunk in group)
         del group  # before the next is made
         progress(f"real data, {samples:,} samples", samples / count if count else 0.0)

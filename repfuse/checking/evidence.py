@@ -14,7 +14,6 @@ from repfuse.checking.results import Drift, OutputError, OutputVerdict, TrialCom
 from repfuse.checking.rounding import Levels, RoundingEffects, allowed, combined, excess, explained
 from repfuse.checking.runs import Key, Outcome, by_key, narrow_in
 from repfuse.checking.trial import Trial
-from repfuse.memory import give_back
 from repfuse.progress import Progress
 
 MEASURED = 0.75  # of the whole: real data, the sites and the place of a difference follow
@@ -98,10 +97,8 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
 
     Raises RepfuseError where the original cannot run the first trial in float64.
     """
-    give_back(original)
     progress("the original in float64", 0.0)
     trials, expected = with_fallbacks(original, trials)
-    give_back(original)
     progress("the fused network in float64", 0.1)
     found = answers_in_float64(fused, trials, expected)
     table = tabulate(trials, expected, found).trials
@@ -112,12 +109,10 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
     errors = {key: level(x, answers[key]) for key, x in by_key(expected).items()}
     if not errors:
         return Evidence(table, (), (), (), {}, {}, {}, None, tried=tried)
-    give_back(original)
     progress("what rounding explains", 0.2)
     before = RoundingEffects(original, fused, trials, expected)
     after = RoundingEffects(fused, original, trials, found, scale=expected)
     effects, settled = explained(before, after, errors)
-    give_back(original)
     progress("drift", 0.6)
     measured = drift(original, fused, trials, expected, effect=after)
     return Evidence(

@@ -19,7 +19,7 @@ from repfuse.checking.comparison import TOLERANCE, answers_in_float64, informati
 from repfuse.checking.places import ExactWeights, Place, compare_exact, convolution_at, places
 from repfuse.checking.results import Level, Proof, SiteDrift, SiteProof, WeightProof
 from repfuse.checking.rounding import half_spacing
-from repfuse.checking.runs import Outcome, as_stored, copy_with, run_copy, run_float64
+from repfuse.checking.runs import Outcome, run, run_float64
 from repfuse.checking.trial import SCOPES, Effort, Trial, rounded_through
 from repfuse.memory import give_back
 from repfuse.networks import equal, main_dtype, stored_tensors
@@ -168,15 +168,8 @@ def site_drift(
         return None
     taken = [position for position, outcome in enumerate(expected) if not outcome.error]
     chosen, exact = [trials[position] for position in taken], [expected[position] for position in taken]
-    cast = {torch.float64: dtype}
-    outcomes = zip(
-        chosen,
-        exact,
-        run_copy(copy_with(place.before, as_stored), chosen, cast),
-        run_copy(copy_with(after, as_stored), chosen, cast),
-        bounds(place, fused, chosen, dtype),
-        strict=True,
-    )
+    own, found = (run(network, chosen, {torch.float64: dtype}) for network in (place.before, after))
+    outcomes = zip(chosen, exact, own, found, bounds(place, fused, chosen, dtype), strict=True)
     drifts = [_drift(*each) for each in outcomes if not each[2].error and bool(each[2].outputs["out"].isfinite().all())]
     return max(drifts, key=lambda drift: drift.of_bound, default=None)
 

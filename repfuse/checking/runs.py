@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from traceback import walk_tb
 from typing import Any
@@ -210,11 +211,24 @@ def as_stored(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone()
 
 
-def copy_with(network: nn.Module, change: Change) -> nn.Module:
-    """Return a copy in eval mode whose tensors are ``change(name, tensor)``; shared ones stay shared.
+@contextmanager
+def copied(network: nn.Module, change: Change) -> Iterator[nn.Module]:
+    """Lend a copy in eval mode whose tensors are ``change(name, tensor)``; shared ones stay shared.
 
-    Raises RepfuseError where the network cannot be copied.
+    Afterwards its tensors are gone, though a recorded network, which refers to itself, would keep them until Python
+    looks for such. Raises RepfuseError where the network cannot be copied.
     """
+    copy = _copy(network, change)
+    try:
+        yield copy
+    finally:
+        for module in copy.modules():
+            if not isinstance(module, jit.ScriptModule):
+                module._parameters.clear()
+                module._buffers.clear()
+
+
+def _copy(network: nn.Module, change: Change) -> nn.Module:
     copied = changed_copy(network, lambda name, tensor: change(name, tensor.detach()))
     for path, module in named_modules(copied):
         if isinstance(module, jit.ScriptModule):  # which is copied with its tensors as they are
@@ -232,7 +246,8 @@ def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, 
 
     Raises RepfuseError where the network cannot be copied.
     """
-    return run_copy(copy_with(network, as_stored), trials, cast)
+    with copied(network, as_stored) as copy:
+        return run_copy(copy, trials, cast)
 
 
 def takes(network: nn.Module, inputs: Sequence[Any]) -> bool:
@@ -256,16 +271,16 @@ def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
     count = torch.get_num_threads()
     if count == 1:
         return 1
-    copy, trial = copy_with(network, as_stored), [Trial("the example", inputs)]
+    with copied(network, as_stored) as copy:
 
-    def seconds(threads: int) -> float:
-        with using_threads(threads):
-            began = time.perf_counter()
-            run_copy(copy, trial, {})
-            return time.perf_counter() - began
+        def seconds(threads: int) -> float:
+            with using_threads(threads):
+                began = time.perf_counter()
+                run_copy(copy, [Trial("the example", inputs)], {})
+                return time.perf_counter() - began
 
-    seconds(1)  # the first call prepares what later ones find
-    one, several = seconds(1), seconds(count)
+        seconds(1)  # the first call prepares what later ones find
+        one, several = seconds(1), seconds(count)
     return count if several < WORTH_THREADS * one else 1
 
 
@@ -317,7 +332,10 @@ class _Wide:
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
         """Call a new copy on each trial."""
-        copy = copy_with(self._network, self._changed)
+        with copied(self._network, self._changed) as copy:
+            return self._run(copy, trials)
+
+    def _run(self, copy: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
         device, widening = device_of(copy), Widening(copy)
         for path in self._narrow:
             part = self._network.get_submodule(path)

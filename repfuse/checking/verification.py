@@ -33,7 +33,6 @@ from repfuse.checking.results import (
 from repfuse.checking.runs import Key, Outputs, by_key, run, run_float64, takes
 from repfuse.checking.trial import Effort, Trial, known_effort, rounded_through
 from repfuse.errors import RepfuseError
-from repfuse.memory import give_back
 from repfuse.networks import between, main_dtype, why_refused
 from repfuse.plans import Plan
 from repfuse.preconditions import check_runnable
@@ -260,7 +259,6 @@ def verify(
     proof = None
     if plan is not None and plan.sites:
         tried, expected = [trial for trial, _ in evidence.tried], [outcome for _, outcome in evidence.tried]
-        give_back(original)
         part = _part_of(report, DATA, SITES)
         proof = prove(
             original, plan, fused, tried, expected, effort=effort, progress=lambda done: part("the sites", done)

@@ -1,7 +1,8 @@
 """Which classes a file may name without being trusted, and what to say of the others.
 
-The rule: only classes, never functions; only nn.Module subclasses and enumerations; only from the packages below and
-the code that the user named; and each must really be defined there. Nothing else is imported.
+The rule: only nn.Module subclasses and enumerations; only from the packages below and the code that the user named;
+and each must really be defined there. Nothing else is imported. Of functions only torch's own activations are let in,
+as what a network holds (``self.act = F.relu``): the file calls none.
 """
 
 from __future__ import annotations
@@ -39,7 +40,20 @@ KNOWN = (
     "repfuse.samples",
 )
 NEVER = (torch.jit.ScriptModule, fx.GraphModule)  # they rebuild themselves from source text in the file
-PARTIAL = GlobalName("functools", "partial")  # held to a rule of its own where it is built
+PARTIAL = GlobalName("functools", "partial")
+GETATTR = GlobalName("builtins", "getattr")
+FUNCTIONS = GlobalName("torch._C", "_VariableFunctionsClass")
+"""As a pickle spells ``torch.tanh``: that attribute of that class."""
+OF_THEIR_OWN = frozenset({PARTIAL, GETATTR, FUNCTIONS})
+"""Names that are held to a rule of their own where something is built of them."""
+ACTIVATIONS = frozenset(
+    {
+        "relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish",
+        "hardsigmoid", "hardtanh", "sigmoid", "sigmoid_", "tanh", "tanh_", "softplus", "softsign", "softmax",
+        "log_softmax", "logsigmoid", "tanhshrink",
+    }
+)  # fmt: skip
+"""The functions of torch that a file may name: each computes a tensor from one, and does nothing else."""
 NOT_DATA = "not a class of networks that can be restored from data alone"
 OF_SCRIPT = "of the notebook or script that saved it"
 MAINS = (MAIN, "__mp_main__")
@@ -62,21 +76,23 @@ class NotAllowedError(Exception):
         self.need = need
 
 
-def resolve(name: GlobalName, named: Named) -> type:
-    """Return the class that ``name`` names. Raises NotAllowedError where the rule forbids it.
+def resolve(name: GlobalName, named: Named) -> Any:
+    """Return the class, or activation, that ``name`` names. Raises NotAllowedError where the rule forbids it.
 
     Raises RepfuseError where code that the user named does not run.
     """
+    if name.module in ("torch.nn.functional", "torch._C._nn") and name.name in ACTIVATIONS:
+        return getattr(nn.functional, name.name)
     found = _of_script(name, named) if name.module in MAINS else _of_module(name, named)
     if not _is_plain_class(found, name, named):
         raise NotAllowedError(Need(name, NOT_DATA))
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def names_refused(names: Iterable[GlobalName], named: Named) -> list[Need]:
     """Return what is not allowed among ``names``."""
     needs = []
-    for name in sorted(set(names) - {PARTIAL}):
+    for name in sorted(set(names) - OF_THEIR_OWN):
         try:
             resolve(name, named)
         except NotAllowedError as refused:

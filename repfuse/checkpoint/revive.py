@@ -10,9 +10,21 @@ import functools
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from repfuse.checkpoint.allow import PARTIAL, Need, NotAllowedError, names_refused, refusal, resolve
+from repfuse.checkpoint.allow import (
+    ACTIVATIONS,
+    FUNCTIONS,
+    GETATTR,
+    OF_THEIR_OWN,
+    PARTIAL,
+    Need,
+    NotAllowedError,
+    names_refused,
+    refusal,
+    resolve,
+)
 from repfuse.checkpoint.inert import GlobalName, Record, is_plain_data, is_reference, origins
 from repfuse.checkpoint.recognise import damaged
 
@@ -33,7 +45,7 @@ def revive(root: Any, path: Path, named: Named) -> Any:
     names = origins(root)
     if needs := names_refused(names, named):
         raise refusal(path, needs)
-    classes = {name: resolve(name, named) for name in names - {PARTIAL}}
+    classes = {name: resolve(name, named) for name in names - OF_THEIR_OWN}
     try:
         return _Reviver(classes).revive(root)
     except NotAllowedError as error:
@@ -45,7 +57,7 @@ def revive(root: Any, path: Path, named: Named) -> Any:
 class _Reviver:
     """Builds each object once, so that what was shared in the file is shared again."""
 
-    def __init__(self, classes: dict[GlobalName, type]) -> None:
+    def __init__(self, classes: dict[GlobalName, Any]) -> None:
         self.classes = classes
         self.built: dict[int, tuple[Any, Any]] = {}  # by id: the original (kept alive, so the id stays its own), result
 
@@ -78,13 +90,17 @@ class _Reviver:
     def _record(self, record: Record) -> Any:
         if record.origin == PARTIAL:
             return self._partial(record)
+        if record.origin == GETATTR:
+            return _activation(record)
         cls = self._class(record.origin)
+        if not isinstance(cls, type):
+            raise _refused(record.origin, "it is called, where a network holds it")
         if issubclass(cls, Enum):
             return _member(record, cls)
         return self._module(record, cls)
 
-    def _class(self, origin: GlobalName) -> type:
-        if origin == PARTIAL:
+    def _class(self, origin: GlobalName) -> Any:
+        if origin in OF_THEIR_OWN:
             raise _refused(origin, "it is used on its own")
         return self.classes[origin]
 
@@ -108,6 +124,15 @@ class _Reviver:
                 if made.origin.module.startswith("torch.nn.modules.") and is_plain_data([args, keywords]):
                     return functools.partial(self._class(made.origin), *args, **(keywords or {}))
         raise _refused(record.origin, "of something else than a layer of torch.nn with plain arguments")
+
+
+def _activation(record: Record) -> Any:
+    """Return a function of torch that the file spells as an attribute, and no other attribute of anything."""
+    match record.args:
+        case (of, str() as name) if record.called and is_reference(of) and of.origin == FUNCTIONS:
+            if name in ACTIVATIONS and record.state is None:
+                return getattr(torch, name)
+    raise _refused(record.origin, "of something else than an activation of torch")
 
 
 def _refused(origin: GlobalName, why: str) -> NotAllowedError:

@@ -14,7 +14,7 @@ from torch import nn
 from repfuse.checking.drift import drift
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.results import Verified
-from repfuse.checking.runs import Outcome, as_stored, call, copy_with, run
+from repfuse.checking.runs import Outcome, run
 from repfuse.checking.trial import Trial
 from repfuse.checking.written import check_written
 from repfuse.checkpoint import torch_pickle
@@ -186,7 +186,7 @@ def _loading(checkpoint: Checkpoint, keys: tuple[str, ...]) -> dict[str, Any]:
 def program_job(written: Written, path: Path, *, onnx: bool) -> Job:
     """Return the job of running the file at ``path``. ONNX names no outputs: they are those of the original."""
     kind: FileKind = "onnx" if onnx else "pt2"
-    outputs = call(copy_with(written.original, as_stored), tuple(written.example)).outputs if onnx else {}
+    outputs = run(written.original, [Trial("the example", tuple(written.example))], {})[0].outputs if onnx else {}
     return Job(kind, str(path.resolve()), torch.get_num_threads(), outputs=tuple(outputs))
 
 

@@ -13,7 +13,8 @@ from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.results import Drift, Verified
-from repfuse.checking.runs import Outcome, as_stored, call, copy_with
+from repfuse.checking.rounding import RoundingEffects
+from repfuse.checking.runs import Outcome, run
 from repfuse.checking.trial import Trial
 from repfuse.checkpoint import onnx_file
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def graph_job(written: Written, path: Path) -> Job:
     """Return the job of reading the file of a graph at ``path``, and of running it."""
-    names = tuple(call(copy_with(written.original, as_stored), tuple(written.example)).outputs)
+    names = tuple(run(written.original, [Trial("the example", tuple(written.example))], {})[0].outputs)
     return Job("onnx", str(path.resolve()), torch.get_num_threads(), module=True, outputs=names)
 
 
@@ -62,20 +63,26 @@ def _of_original(written: Written, path: Path, job: Job) -> tuple[list[Trial], l
     """
     tried, expected = with_fallbacks(written.original, input_variants(written.example))
     try:
-        run = onnx_file.runner(path, job.outputs)
+        found = _in_runtime(path, job, tried, expected)
     except RepfuseError as error:
         return [], [], [], f"not run, since {onnx_file.runtime_name()} does not take the original: {error.why}"
-    both = zip(tried, expected, strict=True)
-    found = [outcome if outcome.error else run(trial.inputs) for trial, outcome in both]
     taken = [index for index, outcome in enumerate(found) if not outcome.error]
     if not taken:
         return [], [], [], f"not run, since {onnx_file.runtime_name()} does not run the original: {found[0].error}"
     trials = [tried[index] for index in taken]
     exact, own = ([each[index] for index in taken] for each in (expected, found))
-    measured = drift(written.original, written.original, trials, exact, found=own)
+    effect = RoundingEffects(written.original, written.original, trials, exact)
+    measured = drift(written.original, written.original, trials, exact, found=own, effect=effect)
     if measured.measured and not measured.passed:
         raise _wrong("The file was not understood: ONNX Runtime computes something else of it", measured)
     return trials, exact, own, ""
+
+
+def _in_runtime(path: Path, job: Job, trials: list[Trial], expected: list[Outcome]) -> list[Outcome]:
+    """Run the file on the trials that the network takes, in a session that ends with it."""
+    run_file = onnx_file.runner(path, job.outputs)
+    both = zip(trials, expected, strict=True)
+    return [outcome if outcome.error else run_file(trial.inputs) for trial, outcome in both]
 
 
 def _judged(

@@ -20,6 +20,7 @@ from repfuse.checkpoint.exported.inspection import Unsafe, check_names, check_pr
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.torch_pickle import check_unpacked, read_plain
 from repfuse.errors import RepfuseError
+from repfuse.preconditions import quantised
 from repfuse.quiet import quietly
 from repfuse.wording import first_line
 
@@ -33,6 +34,7 @@ MEMBERS = re.compile(  # every member that a program without code of its own has
     r"|data/constants/(model_constants_config\.json|tensor_\d+)|extra/.*"
     r"|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|\.storage_alignment"
 )
+INT8 = b'"torch.ops.quantized'  # an operator of a network that was converted to int8
 KNOWN_DEVICES = ("cuda", "xpu", "mps")
 SAVE_AGAIN = "Save it again with torch.export.save, or, if you trust whoever made it, use --trust."
 
@@ -40,10 +42,12 @@ SAVE_AGAIN = "Save it again with torch.export.save, or, if you trust whoever mad
 def read(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
     """Return the program in the file at ``path``, its tensors on the device that it names.
 
-    Raises RepfuseError where the file is damaged, or, without ``trust``, where it holds more than a graph of operators
-    and plain tensors.
+    Raises RepfuseError where the file is damaged, where the network is one of int8, or, without ``trust``, where it
+    holds more than a graph of operators and plain tensors.
     """
     data = path.read_bytes()
+    if INT8 in data:
+        raise quantised(str(path), aware=False)
     if not trust:
         check(path, data)
     try:

@@ -8,6 +8,7 @@ runs code of the file, and needs ``--trust``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from repfuse.checkpoint.exported.writing import doubled
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.shapes import Shape
 from repfuse.errors import RepfuseError
+from repfuse.preconditions import quantised
 from repfuse.quiet import quietly
 from repfuse.wording import described, first_line
 
@@ -32,12 +34,15 @@ ADVICE = (
     "torch.save(model, 'model.pt')."
 )
 
+QUANTISED = re.compile(r"(?P<aware>aten::\w*fake_quant)|quantized::(?!\w*dynamic)")
+"""Operators of int8, and of the way there. A layer that is dynamically quantised leaves the others as they are."""
+
 
 def read(path: Path, shapes: Sequence[Shape] | None, *, trust: bool) -> ExportedProgram:
     """Return the network of the archive as an exported program; ``shapes`` are those of its inputs.
 
-    Raises RepfuseError where it is not trusted or damaged, where the shapes are not given, or where the converter
-    fails or gives a network that computes something else.
+    Raises RepfuseError where it is not trusted, damaged or quantised (which the converter would undo), where the shapes
+    are not given, or where the converter fails or gives a network that computes something else.
     """
     if not trust:
         raise RepfuseError(
@@ -48,6 +53,8 @@ def read(path: Path, shapes: Sequence[Shape] | None, *, trust: bool) -> Exported
     if shapes is None:
         raise RepfuseError(f"The input of {path} is not known.", "TorchScript does not say it.", "Give it: --input.")
     script = _load(path)
+    if found := QUANTISED.search(str(script.inlined_graph)):
+        raise quantised(str(path), aware=found["aware"] is not None)
     inputs = example.make_inputs(shapes, script)
     program = _convert(path, script, inputs)
     _check(path, script, program, inputs)
