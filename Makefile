@@ -6,7 +6,7 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --dis
 DEMO := .demo
 SAMPLES := sample_checkpoints
 
-.PHONY: help demo test lint figures peers slow fuzz zoo mutants bench samples clean
+.PHONY: help demo test lint figures peers slow fuzz zoo mutants bench many samples clean
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
@@ -48,8 +48,11 @@ mutants: $(VENV)/.mutants  ## What no test of the algebra and the operator table
 bench: $(VENV)/.dev  ## Time conversion, verification and inference; writes the README's table
 	$(BIN)/python tests/bench_rewrite.py
 	$(BIN)/python tests/bench_verify.py
-	$(BIN)/python tests/bench_notebook.py
+	$(BIN)/repfuse bench --notebook
 	$(BIN)/python tests/bench_readme.py
+
+many: $(VENV)/.dev  ## Time 200 checkpoints by one command, also killed and on a cluster; half an hour
+	$(BIN)/python tests/bench_many.py
 
 samples: $(VENV)/.dev  ## Train and write the sample checkpoints again
 	$(BIN)/python $(SAMPLES)/make_samples.py

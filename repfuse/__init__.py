@@ -20,7 +20,7 @@ from repfuse.errors import RepfuseError
 from repfuse.version import __version__
 
 if TYPE_CHECKING:
-    from repfuse.benching import bench
+    from repfuse.benching.benchmark import bench
     from repfuse.checking.verification import verify
     from repfuse.converting import convert
     from repfuse.fusing import fuse
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Plan": "repfuse.plans",
     "Policy": "repfuse.plans",
-    "bench": "repfuse.benching",
+    "bench": "repfuse.benching.benchmark",
     "convert": "repfuse.converting",
     "fuse": "repfuse.fusing",
     "load": "repfuse.loading",

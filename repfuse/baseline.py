@@ -8,14 +8,8 @@ from typing import Any
 from repfuse.benching.results import Benchmark, Change, Measurement, Ratio
 from repfuse.benching.statistics import ratio_of_samples
 from repfuse.checkpoint.atomic import replacing
-from repfuse.checkpoint.json_file import read_json
 from repfuse.errors import RepfuseError
-from repfuse.plans import read_as
 from repfuse.report.schema import envelope, to_json
-from repfuse.wording import first_line
-
-LARGEST = 16 * 2**20
-"""Bytes of such a file: the times of thousands of rounds."""
 
 
 def write_benchmark(benchmark: Benchmark, path: Path, of: dict[str, Any] | None = None) -> None:
@@ -24,39 +18,25 @@ def write_benchmark(benchmark: Benchmark, path: Path, of: dict[str, Any] | None 
         temporary.write_text(to_json(envelope("benchmark", (of or {}) | benchmark.to_dict())), encoding="utf-8")
 
 
-def read_benchmark(path: Path) -> Benchmark:
-    """Return the benchmark in a file. Raises RepfuseError where there is none."""
-    what, hint = f"{path} is no benchmark that repfuse can read.", "Make it anew: repfuse bench IN FUSED --save FILE"
-    try:
-        data = read_json(path, LARGEST)
-    except OSError as error:
-        raise RepfuseError(f"The benchmark {path} cannot be read.", error.strerror or str(error), hint) from error
-    except ValueError as error:
-        raise RepfuseError(what, first_line(error), hint) from error
-    if not isinstance(data, dict) or data.get("kind") != "repfuse.benchmark":
-        raise RepfuseError(what, "It is another document.", hint)
-    try:
-        found: Benchmark = read_as(Benchmark, data)
-    except RepfuseError as error:
-        raise RepfuseError(what, error.why, hint) from error
-    return found
-
-
 def changes(now: Benchmark, then: Benchmark) -> list[Change]:
     """Return what changed at the settings that both runs have."""
-    known = {(each.runtime, each.batch_size, each.threads): each for each in then.measurements}
-    pairs = ((each, known.get((each.runtime, each.batch_size, each.threads))) for each in now.measurements)
+    known = _by_setting(then)
+    pairs = [(each, known[setting]) for setting, each in _by_setting(now).items() if setting in known]
     return [
         Change(each, ratio_of_samples(each.fused.times, before.fused.times), _beside_original(each, before))
         for each, before in pairs
-        if before is not None
     ]
+
+
+def _by_setting(run: Benchmark) -> dict[tuple[object, ...], Measurement]:
+    entries = run.measurements
+    return {(each.runtime, each.shapes or run.shapes, each.batch_size, each.threads): each for each in entries}
 
 
 def compared(now: Benchmark, then: Benchmark, path: Path) -> list[Change]:
     """Return what changed since the run in the file at ``path``. Raises RepfuseError where it is of something else."""
     found = changes(now, then)
-    if not found or (now.shapes, now.dtype, now.device) != (then.shapes, then.dtype, then.device):
+    if not found or (now.dtype, now.device) != (then.dtype, then.device):
         what = f"{path} holds no times to compare with."
         why = f"They are of {then.dtype} on {then.device}, or of other shapes, batch sizes, threads or runtimes."
         raise RepfuseError(what, why, "Time the same as then.")

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from itertools import chain
-from math import isfinite, prod
+from math import inf, isfinite, prod
 from reprlib import repr as short
 from typing import Annotated, Any, ClassVar
 from unicodedata import category
 
-from annotated_types import Ge, Lt, Predicate
+from annotated_types import Ge, Gt, Lt, Predicate
 
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT, as_globs, check_globs, first_match, names_of
@@ -66,6 +66,9 @@ Text = Annotated[str, Predicate(_can_be_shown)]
 
 Count = Annotated[int, Ge(0), Lt(2**63)]
 """A number of things that fits into a machine."""
+
+Ratio = Annotated[float, Gt(0), Lt(inf)]
+"""Of two times."""
 
 NO_MORE = {"extra": "forbid"}
 """Has pydantic refuse what a mapping holds beside the fields of a dataclass."""
@@ -179,14 +182,31 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What was timed where the law of cost is in doubt: how many times as fast what computes ``output`` is as one
+    layer as it is in parts, with a 95 % interval. What is faster is merged, what is slower is not, whatever is
+    predicted.
+    """
+
+    __pydantic_config__: ClassVar[Any] = NO_MORE
+    output: Text
+    speedup: Ratio
+    low: Ratio
+    high: Ratio
+
+    def __str__(self) -> str:
+        return f"measured to be {self.speedup:.2f}x as fast as one ({self.low:.2f} to {self.high:.2f})"
+
+
+@dataclass(frozen=True)
 class Plan:
     """Sites and refusals of one model.
 
     ``policy`` is what was to be merged. ``fingerprint`` identifies the modules that the sites refer to, ``arguments``
     describe what it was made with. ``matching_borders`` are the layers, each behind its source, that pad with what lies
     beyond the border, as far as that depends on the weights. ``keep_class`` says that the outermost module gets no new
-    forward, ``keep_affine`` that a BatchNorm stays behind each convolution that is merged. ``live`` saves ``rewrite`` a
-    second recording in the same process and is never serialised.
+    forward, ``keep_affine`` that a BatchNorm stays behind each convolution that is merged. ``measured`` goes before
+    what is predicted. ``live`` saves ``rewrite`` a second recording in the same process and is never serialised.
     """
 
     __pydantic_config__: ClassVar[Any] = NO_MORE
@@ -198,6 +218,7 @@ class Plan:
     matching_borders: tuple[Text, ...] = ()
     keep_class: bool = False
     keep_affine: bool = False
+    measured: tuple[Measured, ...] = ()
     live: Any = field(default=None, repr=False, compare=False)
 
     def select(self, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()) -> Plan:
@@ -226,6 +247,7 @@ class Plan:
             "keep_class": self.keep_class,
             "keep_affine": self.keep_affine,
             "matching_borders": list(self.matching_borders),
+            **({"measured": [asdict(each) for each in self.measured]} if self.measured else {}),
         }
 
     @staticmethod

@@ -58,7 +58,8 @@ REFUSALS: dict[str, Explanation] = {
         "traffic than they do: a grouped and a dense branch become one dense kernel, a depthwise 3x3 and a 1x1 a dense "
         "3x3, a bottleneck a wide one. Or they save no operator, or need more of one for less of the other and gain "
         "less than machines differ by.",
-        "Nothing to do: the report shows both estimates. --policy always merges all the same.",
+        "Nothing to do: the report shows both estimates. `convert --tune` times those that are close, --policy always "
+        "merges all the same.",
     ),
     "decides-by-size": Explanation(
         "a forward that decides by a size of its input",

@@ -30,6 +30,8 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- results: written by `make bench`; do not edit by hand -->", "<!-- end of results -->"
 NETWORKS = ("repvgg_a0", "repvgg_b1g4", "mobileone_s0")
 DEPLOYED = ("repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m1")
+REPORTED = "mobileone_s0"
+"""Whose report is shown, with where each site gains, beside the sample checkpoints."""
 RUNTIMES = "eager,compile,onnxruntime,openvino"
 HEAD = (
     "| network | operators merged | parameters | proof: error in float64 | drift in float32 (the original's own) | "
@@ -88,9 +90,20 @@ def in_runtimes(name: str, folder: Path) -> list[str]:
     torch.save(reparameterize_model(copy.deepcopy(model)), theirs)
     repfuse("convert", source, fused, "--allow", "timm", "--quick")
     options = ("--trust", "--runtime", RUNTIMES, "--threads", "1", "--rounds", "40", "--seconds", "30")
-    ours, peer = repfuse("bench", source, fused, *options), repfuse("bench", theirs, fused, *options)
+    sites = ("--sites",) if name == REPORTED else ()
+    ours, peer = repfuse("bench", source, fused, *options, *sites), repfuse("bench", theirs, fused, *options)
+    if name == REPORTED:
+        show(name, fused, ours)
     beside = {entry["runtime"]: entry for entry in peer["measurements"]}
     return [runtime_row(name, entry, beside.get(entry["runtime"])) for entry in ours["measurements"]]
+
+
+def show(name: str, fused: Path, timing: dict[str, Any]) -> None:
+    """Write the report of a conversion with its benchmark, as a page and as a comment."""
+    benchmark, shown = fused.with_suffix(".json"), ROOT / "sample_checkpoints" / f"{name}.report"
+    benchmark.write_text(json.dumps(timing), encoding="utf-8")
+    documents = f"{fused}.report.json", benchmark
+    run("report", *documents, "--html", f"{shown}.html", "--markdown", f"{shown}.md", "--force")
 
 
 def runtime_row(name: str, entry: dict[str, Any], beside: dict[str, Any] | None) -> str:
@@ -113,9 +126,13 @@ def interval(value: float, low: float, high: float) -> str:
 
 def repfuse(*args: object) -> dict[str, Any]:
     """Run a command and return its JSON."""
+    return json.loads(run(*args, "--json"))
+
+
+def run(*args: object) -> bytes:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "support")}
-    command = [sys.executable, "-m", "repfuse", *map(str, args), "--json"]
-    return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    command = [sys.executable, "-m", "repfuse", *map(str, args)]
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
 
 
 def row(name: str, report: dict[str, Any], timing: dict[str, Any]) -> str:

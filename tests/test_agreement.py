@@ -22,6 +22,7 @@ from repfuse.checking.agreement import (
     joined,
     ranking,
 )
+from repfuse.checking.results import Flip
 from repfuse.errors import RepfuseError
 
 
@@ -125,6 +126,7 @@ def test_flips_are_counted_and_weighed() -> None:
     assert (real.top1_agreement, real.accuracy_original, real.accuracy_fused) == (0.5, 0.75, 0.75)
     assert real.flips is not None
     assert (real.flips.samples, real.flips.right_to_wrong, real.flips.wrong_to_right) == (2, 1, 1)
+    assert real.flips.first == (Flip("3", 0, 1, 1), Flip("1", 0, 1, 0))
     worse = agreement(Scores(), Scores(torch.tensor([-0.2, 0.0])), data, torch.tensor([0, 0, 1, 0]))
     assert worse.flips is not None
     assert (worse.flips.samples, worse.flips.right_to_wrong, worse.flips.wrong_to_right) == (2, 2, 0)
@@ -133,6 +135,11 @@ def test_flips_are_counted_and_weighed() -> None:
     unlabelled = agreement(Scores(), Scores(torch.tensor([-0.2, 0.0])), data, None)
     assert unlabelled.flips is not None and unlabelled.flips.right_to_wrong is None
     assert (unlabelled.flips.samples, unlabelled.accuracy_original) == (2, None)
+    named = Samples(4, 2, lambda part: data[part.start : part.stop], names=("a.png", "b.png", "c.png", "d.png"))
+    shown = agreement(Scores(), Scores(torch.tensor([-0.2, 0.0])), named, None).flips
+    assert shown is not None and shown.first == (Flip("d.png", 0, 1), Flip("b.png", 0, 1))
+    all_of_it = agreement(Scores(), Scores(torch.tensor([-9.0, 0.0])), torch.rand(99, 2).sort(descending=True)[0], None)
+    assert all_of_it.flips is not None and (all_of_it.flips.samples, len(all_of_it.flips.first)) == (99, 20)
 
 
 def test_the_best_five_are_told_for_more_than_five_classes() -> None:

@@ -15,8 +15,7 @@ from support.folded import example, folded, network
 from support.ticks import Ticks
 from torch import nn
 
-from repfuse.benching import bench
-from repfuse.benching.benchmark import judge, timing
+from repfuse.benching.benchmark import bench, judge, timing
 from repfuse.benching.clock import FEWEST_ROUNDS, SHORTEST, Rounds, batched, time_rounds
 from repfuse.benching.statistics import outliers, ratio_of_medians
 from repfuse.errors import RepfuseError

@@ -121,7 +121,8 @@ def test_globs_choose_sites_and_the_report_says_so(cli: Cli, tmp_path: Path) -> 
     assert "not fused excluded (3)" in " ".join(done.stdout.split())
     assert "repvgg_digits: 10 → 2 operators, exact to" in done.stdout.splitlines()[-1]
     report = json.loads((tmp_path / "fused.pt.report.json").read_text())
-    assert report["chosen"] == {"plan": None, "include": ["blocks.[0-2]"], "exclude": ["blocks.1.*"]}
+    globs = {"include": ["blocks.[0-2]"], "exclude": ["blocks.1.*"]}
+    assert report["chosen"] == {"plan": None, "digest": None, **globs}
     assert [site["path"] for site in report["plan"]["sites"]] == ["blocks.0.fused", "blocks.2.fused"]
 
 

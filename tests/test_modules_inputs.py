@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from repfuse.benching import bench
+from repfuse.benching.benchmark import bench
 from repfuse.checking.comparison import reference
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove

@@ -12,7 +12,7 @@ from support.agreement import error, randomised
 from support.small_nets import SITES, Net, X
 from torch import nn
 
-from repfuse.benching import bench
+from repfuse.benching.benchmark import bench
 from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse

@@ -10,7 +10,7 @@ from support.small_nets import SITES, Net, X
 from torch import nn
 from torch.nn import functional as F
 
-from repfuse.benching import bench
+from repfuse.benching.benchmark import bench
 from repfuse.checking.comparison import reference
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, event, example, given, settings
@@ -84,12 +86,20 @@ def test_random_networks(policy, steps, shapes, also):
     event(str(dict(check(steps, shapes, also, policy))))
 
 
+@POLICIES
+@QUICK
+@given(STEPS, SHAPES, ALSO, st.integers(0))
+def test_random_networks_by_what_was_measured(policy, steps, shapes, also, seed):
+    check(steps, shapes, also, policy, Random(seed))
+
+
 @pytest.mark.slow
 @POLICIES
 @LONG
-@given(STEPS, SHAPES, ALSO)
-def test_many_random_networks(policy, steps, shapes, also):
+@given(STEPS, SHAPES, ALSO, st.integers(0))
+def test_many_random_networks(policy, steps, shapes, also, seed):
     check(steps, shapes, also, policy)
+    check(steps, shapes, also, policy, Random(seed))
 
 
 @DTYPES

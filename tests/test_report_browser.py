@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report_page import document, large, page_of, verified
+from test_report_page import bench_document, document, large, page_of, timed, verified
+from test_report_views import measurement
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 pytestmark = pytest.mark.skipif(not BROWSER, reason="needs a browser: apt-get install chromium")
@@ -89,7 +90,9 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_page_fits_wide_and_narrow_in_light_and_dark(dark: bool, desk: Any) -> None:
     folder, url, asked = desk
-    (folder / "page.html").write_text(page_of(document(large(60, "x" * 300 + ".{}")), verified()), encoding="utf-8")
+    made = large(30, "x" * 300 + ".{}")
+    timing = bench_document(timed(made, measurement(1.9, 2.1, 2.0), measurement(0.9, 1.1, 1.0)))
+    (folder / "page.html").write_text(page_of(document(made), verified(), timing), encoding="utf-8")
     frames = "".join(f'<iframe src="page.html" style="width: {width}px; border: 0"></iframe>' for width in WIDTHS)
     (folder / "frames.html").write_text(MEASURING.replace("FRAMES", frames))
     dom, console = shown(f"{url}/frames.html", folder, dark=dark)

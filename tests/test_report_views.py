@@ -11,11 +11,21 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Timing
+from repfuse.benching.results import (
+    Benchmark,
+    ColdCalls,
+    Gain,
+    Measurement,
+    NetworkCost,
+    Ratio,
+    SiteTiming,
+    Timing,
+)
 from repfuse.checking.results import (
     Comparison,
     Drift,
     FirstDifference,
+    Flip,
     Flips,
     Level,
     OutputDrift,
@@ -79,13 +89,24 @@ def drift(fused: float = 2e-7) -> Drift:
 
 
 def measurement(low: float, high: float, speed: float) -> Measurement:
-    times = Timing(2e-3, 1.9e-3, 2.2e-3, 4, (2e-3,))
+    times = Timing(2e-3, 1.9e-3, 2.2e-3, 4, (1.9e-3, 2.2e-3))
     return Measurement(1, 2, times, times, speed, low, high, ("The first round was slow; use more --rounds.",))
 
 
 def benchmark(*measurements: Measurement, cold: ColdCalls | None = None) -> Benchmark:
     cost = NetworkCost(1_000_000, 4_000_000, None, None)
     return Benchmark("cpu", "float32", ((1, 3, 8, 8),), cost, cost, measurements, cold)
+
+
+def full_benchmark() -> Benchmark:
+    """Return one of several inputs in several runtimes, with a place."""
+    entries = [
+        replace(measurement(1.9, 2.1, 2.0), shapes=((8, 3, side, side), (8, 10)), runtime=runtime)
+        for side in (224, 320)
+        for runtime in ("eager", "onnxruntime")
+    ]
+    ratio, gain = Ratio(4.0, 3.9, 4.1), Gain(-2e-5, -1.9e-4, 2.1e-4)
+    return replace(benchmark(*entries), sites=(SiteTiming(LONG, "add", "3x3", 5.0, 4e-3, 1e-3, ratio, gain),))
 
 
 def report(**changes: object) -> Report:
@@ -143,6 +164,7 @@ VIEWS = {
         verification(first_difference=FirstDifference("a", "b", "t", Level(1, 1), Level(0, 0)))
     ),
     "bench": lambda: bench_view(benchmark(measurement(1.9, 2.1, 2.0), cold=ColdCalls(1.0, 0.5))),
+    "bench, in full": lambda: bench_view(full_benchmark()),
     "explain": lambda: explain_view(CODE, REFUSALS[CODE]),
     "topic": lambda: topic_view("limits", TOPICS["limits"]),
     "topics and codes": lambda: list_view(TOPICS, REFUSALS),
@@ -333,7 +355,7 @@ def test_each_kind_of_check_can_fail() -> None:
 
 
 def test_real_data_that_flips_is_weighed() -> None:
-    flips = Flips(3, 2, 0, 1e-9, 4e-7)
+    flips = Flips(3, 2, 0, 1e-9, 4e-7, (Flip("7/a.png", 7, 9, 7), Flip("12", -1, 3)))
     data = RealData(360, 360, 0.99, 0.95, 0.94, 0.98, 0.9999, 0.998, flips, without_class=1)
     shown = squeezed_words(text(verify_view(verification(data=data)), 200))
     for part in (
@@ -342,6 +364,7 @@ def test_real_data_that_flips_is_weighed() -> None:
         "top-5 accuracy original 99.9900 %, fused 99.8 %",
         "no class 1 sample with outputs that are not a number",
         "3 samples in another class (2 right to wrong, 0 wrong to right)",
+        "flipped 7/a.png: 7 → 9 (it is 7); 12: -1 → 3; and 1 more",
         "preferred its own by 1.0e-09 to 4.0e-07 of its largest output there",
     ):
         assert part in shown, part
@@ -408,7 +431,7 @@ def test_what_is_not_json_is_never_written() -> None:
 
 def test_a_speed_up_that_is_only_known_within_a_wide_range_gets_no_number() -> None:
     shown = squeezed_words(text(bench_view(benchmark(measurement(5.21, 235.6, 215.4)))))
-    assert "unsteady (5.21 to 235.60)" in shown
+    assert "unsteady (5.21 to 236)" in shown
     assert "faster, unsteady (5.2 to 235.6) at batch 1" in shown
     assert "215" not in shown
 

@@ -29,7 +29,7 @@ from repfuse.benching.clock import (
     evaluating,
     time_rounds,
 )
-from repfuse.benching.results import EAGER, Benchmark, ColdCalls, Measurement, NetworkCost, Timing
+from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Runtime, Timing
 from repfuse.benching.runtimes import Inputs, forget_compiled, started
 from repfuse.benching.statistics import drift, outliers, ratio_of_medians
 from repfuse.errors import RepfuseError
@@ -103,7 +103,7 @@ OVERHEAD = 50e-6  # seconds: a call this short is mostly Python's and torch's ow
 
 
 def judge(
-    original: Timing, fused: Timing, *, batch_size: int, threads: int, rounds: int, runtime: str = EAGER
+    original: Timing, fused: Timing, *, batch_size: int, threads: int, rounds: int, runtime: str = Runtime.EAGER
 ) -> Measurement:
     """Return the speed-up with its interval, and warnings; ``rounds`` is the number asked for."""
     ratio = ratio_of_medians(original.times, fused.times)
@@ -170,7 +170,8 @@ def bench(
     fused: nn.Module,
     example_inputs: Sequence[Any],
     *,
-    runtimes: Sequence[str] = (EAGER,),
+    more_inputs: Sequence[Sequence[Any]] = (),
+    runtimes: Sequence[str] = (Runtime.EAGER,),
     batch_sizes: Sequence[int] | None = None,
     threads: Sequence[int] | None = None,
     rounds: int = 40,
@@ -182,61 +183,61 @@ def bench(
     progress: Progress = lambda _stage, _fraction: None,
     clock: Clock = time.perf_counter,
 ) -> Benchmark:
-    """Time both networks, warm and interleaved, in each runtime at every batch size and thread count.
+    """Time both networks, warm and interleaved, in each runtime on all inputs at every batch size and thread count.
 
     Both run in eval and inference mode, each on the device and in the dtype it has, or copies of both in ``dtype``, on
     ``device``, with images and kernels ``channels_last``; the inputs follow. ``runtimes`` are of RUNTIMES; one that is
-    not installed or refuses a network is left out, which the result says.
-    Without ``batch_sizes`` and ``threads`` the example's batch and torch's present thread count are measured.
-    Each pair of them takes ``rounds`` rounds, fewer where they fill ``seconds``. On CUDA the clock waits for
-    the device before the first and after the last of the calls in a row that make one timing. ``cold`` adds
-    one cold call of each, before all else. ``progress`` is called with a stage and the fraction done;
-    ``clock`` gives seconds.
+    not installed or refuses a network is left out, which the result says. ``more_inputs`` are examples of other sizes.
+    Without ``batch_sizes`` and ``threads`` the example's batch and torch's present thread count are measured. Each
+    setting takes ``rounds`` rounds, fewer where they fill ``seconds``. On CUDA the clock waits for the device before
+    the first and after the last of the calls in a row that make one timing. ``cold`` adds one cold call of each, before
+    all else. ``progress`` is called with a stage and the fraction done; ``clock`` gives seconds.
 
     Raises RepfuseError where a network cannot run on the inputs, a number makes no sense or no runtime is left.
     """
     for network in (original, fused):
         check_runnable(network)
     at_least(FEWEST_ROUNDS, "The number of rounds", [rounds])
-    example = tuple(example_inputs)
     original, fused = (_changed(network, dtype, device, channels_last) for network in (original, fused))
-    if channels_last:
-        example = tuple(map(_channels_last, example))
-    cast = dict.fromkeys(_floats(example), dtype) if dtype else {}
-    sizes = at_least(1, "The batch size", [batch_of(example) or 1] if batch_sizes is None else batch_sizes)
     counts = at_least(1, "The number of threads", [torch.get_num_threads()] if threads is None else threads)
-    first = Contestant(original, placed(example, device_of(original), cast))
-    second = Contestant(fused, placed(example, device_of(fused), cast or between(original, fused)))
+    pairs, settings = list[Pair](), list[tuple[Pair, int, int]]()
+    for inputs in (example_inputs, *more_inputs):
+        example = tuple(map(_channels_last, inputs)) if channels_last else tuple(inputs)
+        cast = dict.fromkeys(_floats(example), dtype) if dtype else {}
+        sizes = at_least(1, "The batch size", [batch_of(example) or 1] if batch_sizes is None else batch_sizes)
+        first = Contestant(original, placed(example, device_of(original), cast))
+        second = Contestant(fused, placed(example, device_of(fused), cast or between(original, fused)))
+        pairs.append((first, second))
+        settings += product(pairs[-1:], sizes, counts)
     clock = device_clock(device_clock(clock, device_of(original)), device_of(fused))
-    settings = list(product(sizes, counts))
     measurements: list[Measurement] = []
     left_out: dict[str, str] = {}
     with evaluating(original, fused):
-        once = ColdCalls(first.time_once(clock), second.time_once(clock)) if cold else None
-        costs = (first.cost(), second.cost())
+        once = ColdCalls(pairs[0][0].time_once(clock), pairs[0][1].time_once(clock)) if cold else None
+        costs = {both: tuple(each.cost() for each in both) for both in pairs}
         product_of, macs = _matrix_product(original)
-        for done, (size, count) in enumerate(settings):
+        for done, (both, size, count) in enumerate(settings):
 
             def report(fraction: float, name: str = f"batch {size}, threads {count}", done: int = done) -> None:
                 progress(name, (done + fraction) / len(settings))
 
-            pair = (first.at(size), second.at(size))
-            grown = size / (batch_of(example) or size)
-            work = [None if cost.macs is None else cost.macs * grown / macs for cost in costs]
+            pair = (both[0].at(size), both[1].at(size))
+            grown = size / (batch_of(both[0].inputs) or size)
+            work = [None if cost.macs is None else cost.macs * grown / macs for cost in costs[both]]
+            shapes = pair[0].shapes if more_inputs else ()
             with using_threads(count), TemporaryDirectory() as folder:
                 calls = _start(pair, [name for name in runtimes if name not in left_out], Path(folder), left_out)
-                measurements += _measure(
-                    calls, work, product_of, clock, report, size=size, rounds=rounds, seconds=seconds
-                )
+                found = _measure(calls, work, product_of, clock, report, size=size, rounds=rounds, seconds=seconds)
+                measurements += (replace(each, shapes=shapes) for each in found)
                 if "compile" in calls:
                     forget_compiled()
-    shapes = tuple(tuple(x.shape) for x in tree_leaves(example) if isinstance(x, torch.Tensor))
+    before, after = costs[pairs[0]]
     return Benchmark(
         device=str(device_of(fused)),
         dtype=" and ".join(dict.fromkeys(dtype_name(main_dtype(each)) for each in (original, fused))),
-        shapes=shapes,
-        before=costs[0],
-        after=costs[1],
+        shapes=pairs[0][0].shapes,
+        before=before,
+        after=after,
         measurements=tuple(measurements),
         cold=once,
         left_out=tuple(f"{name}: {why}" for name, why in left_out.items()),
@@ -272,12 +273,17 @@ def _floats(example: Inputs) -> set[torch.dtype]:
     return {x.dtype for x in tree_leaves(example) if isinstance(x, torch.Tensor) and x.is_floating_point()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contestant:
     """A network and the inputs of a call."""
 
     network: nn.Module
     inputs: Inputs
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Those of the tensors among the inputs."""
+        return tuple(tuple(x.shape) for x in tree_leaves(self.inputs) if isinstance(x, torch.Tensor))
 
     def at(self, size: int) -> Contestant:
         """Return the same network with a batch of ``size``."""
@@ -352,7 +358,7 @@ def _measure(
     whole: Timing | None = None
     for runtime in calls:
         first, second = next(timings), next(timings)
-        whole = first if runtime == EAGER else whole
+        whole = first if runtime == Runtime.EAGER else whole
         measured = judge(
             first, second, batch_size=size, threads=torch.get_num_threads(), rounds=rounds, runtime=runtime
         )

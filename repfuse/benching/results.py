@@ -1,11 +1,18 @@
-"""What a benchmark found, as plain data. No torch here. Times are seconds per call."""
+"""What a benchmark found, as plain data. No torch here. Times are seconds per call.
+
+Anybody may have written the file that it is read from: the types of the fields say what may stand there.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Le, MinLen
 
 from repfuse.jsonready import Result
+from repfuse.plans import Count
 
 SpeedVerdict = Literal["faster", "slower", "no difference"]
 COLD_NOTE = (
@@ -14,12 +21,31 @@ COLD_NOTE = (
 )
 
 
-EAGER = "eager"
+class Runtime(StrEnum):
+    """Where networks are timed; see ``benching.runtimes``."""
+
+    EAGER = "eager"
+    COMPILE = "compile"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+
+
+Positive = Annotated[float, Ge(1e-12), Le(1e12)]
+"""A time in seconds, or a ratio of two: it has a place in a chart."""
 
 
 @dataclass(frozen=True)
 class Ratio:
     """The ratio of two medians and its bootstrap interval."""
+
+    value: Positive
+    low: Positive
+    high: Positive
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The difference of two medians, in seconds a call, and its bootstrap interval; below 0 where time is lost."""
 
     value: float
     low: float
@@ -36,10 +62,10 @@ class NetworkCost:
     weights and what a call allocates on the device at its peak, on CUDA only.
     """
 
-    parameters: int
-    weight_bytes: int
-    macs: int | None
-    peak_bytes: int | None
+    parameters: Count
+    weight_bytes: Count
+    macs: Count | None
+    peak_bytes: Count | None
 
 
 @dataclass(frozen=True)
@@ -50,12 +76,12 @@ class Timing:
     and with as many threads; None where these cannot be counted.
     """
 
-    median: float
-    fastest: float
-    slowest: float
-    calls: int
-    times: tuple[float, ...]
-    floor: float | None = None
+    median: Positive
+    fastest: Positive
+    slowest: Positive
+    calls: Count
+    times: Annotated[tuple[Positive, ...], MinLen(2)]
+    floor: Positive | None = None
 
     @property
     def of_machine(self) -> float | None:
@@ -65,7 +91,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measurement(Result):
-    """Both networks in one runtime, at one batch size and thread count.
+    """Both networks in one runtime, at one batch size and thread count; ``shapes`` are the inputs', where the benchmark
+    is of several.
 
     ``speedup`` is the original's median time over the fused network's, more than 1 where the fused one is
     faster; ``low`` and ``high`` bound its 95 % bootstrap interval. ``over_eager`` is the same with the original in
@@ -73,21 +100,22 @@ class Measurement(Result):
     """
 
     ALSO: ClassVar[tuple[str, ...]] = ("verdict",)
-    batch_size: int
-    threads: int
+    batch_size: Count
+    threads: Count
     original: Timing
     fused: Timing
-    speedup: float
-    low: float
-    high: float
+    speedup: Positive
+    low: Positive
+    high: Positive
     warnings: tuple[str, ...]
-    runtime: str = EAGER
+    runtime: str = Runtime.EAGER
     over_eager: Ratio | None = None
+    shapes: tuple[tuple[Count, ...], ...] = ()
 
     @property
     def in_eager(self) -> bool:
         """Whether it is of PyTorch's eager mode."""
-        return self.runtime == EAGER
+        return self.runtime == Runtime.EAGER
 
     @property
     def steady(self) -> bool:
@@ -112,26 +140,23 @@ class SiteTiming:
     """One place of the plan by itself: the original's operations there, and the convolutions that they became.
 
     ``output`` is what sites of a plan call it, ``predicted`` is how many times as fast the law of cost expects it to
-    be, ``before`` and ``after`` are medians.
+    be, ``before`` and ``after`` are medians. ``gain`` is what the network gains by it: of all places it adds up to what
+    the network gains by all.
     """
 
     path: str
     output: str
     kernel: str
-    predicted: float | None
-    before: float
-    after: float
+    predicted: Positive | None
+    before: Positive
+    after: Positive
     speedup: Ratio
+    gain: Gain | None = None
 
     @property
     def slower(self) -> bool:
         """Whether it got slower, beyond the interval."""
         return self.speedup.high < 1
-
-    @property
-    def gained(self) -> float:
-        """Seconds a call."""
-        return self.before - self.after
 
 
 @dataclass(frozen=True)
@@ -144,16 +169,28 @@ class ColdCalls:
 
 
 @dataclass(frozen=True)
-class Benchmark(Result):
-    """Costs before and after, and a measurement per batch size, thread count and runtime.
+class Experiment(Result):
+    """The notebook's block of one shape: how many times as fast one convolution is, by one cold call each, warm, and
+    warm against the same block with its padding in integers.
+    """
 
-    ``shapes`` are those of the example inputs, to which ``before`` and ``after`` refer. ``left_out`` says of runtimes
-    that were not timed why. ``sites`` are places of the plan by themselves, where they were asked for.
+    shape: tuple[int, ...]
+    cold: float
+    warm: Ratio
+    integers: Ratio
+
+
+@dataclass(frozen=True)
+class Benchmark(Result):
+    """Costs before and after, and a measurement per input, batch size, thread count and runtime.
+
+    ``shapes`` are those of the first example, to which ``before`` and ``after`` refer. ``left_out`` says of runtimes
+    that were not timed why. ``sites`` are places of the plan, where they were asked for.
     """
 
     device: str
     dtype: str
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[Count, ...], ...]
     before: NetworkCost
     after: NetworkCost
     measurements: tuple[Measurement, ...]

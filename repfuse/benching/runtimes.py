@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from repfuse.benching.clock import Call
+from repfuse.benching.results import Runtime
 from repfuse.checkpoint import onnx_file
 from repfuse.errors import RepfuseError
 from repfuse.networks import device_of
@@ -80,10 +81,10 @@ def _exported(network: nn.Module, inputs: Inputs, folder: Path) -> Path:
 
 
 RUNTIMES: dict[str, tuple[Start, Sequence[str], str]] = {
-    "eager": (eager, (), ""),
-    "compile": (compiled, (), ""),
-    "onnxruntime": (onnxruntime, onnx_file.NEEDED, "onnx"),
-    "openvino": (openvino, ("openvino", *onnx_file.NEEDED), "openvino"),
+    Runtime.EAGER: (eager, (), ""),
+    Runtime.COMPILE: (compiled, (), ""),
+    Runtime.ONNXRUNTIME: (onnxruntime, onnx_file.NEEDED, "onnx"),
+    Runtime.OPENVINO: (openvino, ("openvino", *onnx_file.NEEDED), "openvino"),
 }
 """For each runtime what starts it, the packages that it needs, and the extra that brings them."""
 

@@ -1,24 +1,40 @@
-"""Where a network gained: each place of a plan by itself, before and after, at the size that the example gives it."""
+"""Where a network gained: each place of a plan, before and after, at the size that the example gives it.
+
+An operation by itself takes another time than within the network: what it reads was not just written. So a place is
+timed twice. By itself, before and after: that says how many times as fast it got. And in the network, which is timed
+with more and more of its places merged, in the same rounds: what each step saves adds up to what the network gains.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from math import inf
+from math import ceil, inf
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
 
-from repfuse.benching.clock import FEWEST_ROUNDS, Clock, device_clock, time_rounds
-from repfuse.benching.results import SiteTiming
-from repfuse.benching.statistics import ratio_of_medians
+from repfuse.benching.clock import FEWEST_ROUNDS, Clock, device_clock, evaluating, time_rounds
+from repfuse.benching.results import Gain, SiteTiming
+from repfuse.benching.statistics import difference_of_medians, ratio_of_medians
 from repfuse.checking.places import Place, places
 from repfuse.checking.proof import at_the_example
+from repfuse.errors import RepfuseError
 from repfuse.networks import device_of
 from repfuse.planning.cost import price
+from repfuse.planning.replaying import replay
 from repfuse.plans import Plan, Site
+from repfuse.rewriting import rewrite
+
+ROUNDS = 10 * FEWEST_ROUNDS
+MOST_STEPS = 10
+"""Of so many networks at most, each with more of its places merged, all are in memory, and timed in each round."""
+
+Report = Callable[[float], None]
 
 
 @torch.inference_mode()
@@ -26,30 +42,85 @@ def time_sites(
     original: nn.Module,
     fused: nn.Module,
     plan: Plan,
+    example: Sequence[Any],
     *,
     seconds: float = 10.0,
-    below: float = inf,
-    progress: Callable[[float], None] = lambda _fraction: None,
+    progress: Report = lambda _fraction: None,
     clock: Clock = time.perf_counter,
 ) -> tuple[SiteTiming, ...]:
-    """Time each place of ``plan``, by which ``fused`` was made of ``original``: its operations and what they became.
+    """Time each place of ``plan``, by which ``fused`` was made of ``original``: by itself, its operations and what they
+    became, and what the network gains by it on ``example``.
 
-    Only those that are predicted to get less than ``below`` times as fast. All take ``seconds``, about, and each
-    FEWEST_ROUNDS at least. The inputs are random, in the dtypes that the network has there. Raises RepfuseError where
-    the plan is of other networks.
+    Of more than MOST_STEPS places several are merged in one step, which shares its gain out among them. All take
+    ``seconds`` twice, about, and each FEWEST_ROUNDS at least. Raises RepfuseError where the plan is of other networks.
     """
-    found = [place for place in places(original, plan) if _predicted(place, plan) < below]
-    clock = device_clock(clock, device_of(original))
+    plan = replace(plan, live=replay(original, plan).planner)
+    halves = (lambda done: progress(done / 2)), (lambda done: progress((1 + done) / 2))
+    pairs = [(place, place.before) for place in places(original, plan)]
+    alone = time_places(pairs, fused, plan, seconds=seconds, progress=halves[0], clock=clock)
+    networks, steps, waiting = [original], list[list[SiteTiming]](), list[SiteTiming]()
+    size = ceil(len(alone) / MOST_STEPS)
+    for start in range(0, len(alone), size or 1):
+        waiting += alone[start : start + size]
+        merged = {site.output for step in (*steps, waiting) for site in step}
+        part = replace(plan, sites=tuple(site for site in plan.sites if site.output in merged))
+        try:
+            networks.append(fused if len(merged) == len(alone) else rewrite(original, part, share=True))
+        except RepfuseError:  # one that cannot be merged without the next
+            continue
+        steps, waiting = [*steps, waiting], []
+    calls, clock = [partial(network, *example) for network in networks], device_clock(clock, device_of(original))
+    with evaluating(*networks):
+        times = time_rounds(calls, clock, rounds=ROUNDS, seconds=seconds, progress=halves[1]).times
+    gains = map(difference_of_medians, times, times[1:])
+    return tuple(site for step, gain in zip(steps, gains, strict=True) for site in shared_out(gain, step))
+
+
+def time_places(
+    pairs: Sequence[tuple[Place, nn.Module]],
+    fused: nn.Module,
+    plan: Plan,
+    *,
+    seconds: float,
+    progress: Report = lambda _fraction: None,
+    clock: Clock,
+) -> tuple[SiteTiming, ...]:
+    """Time what each place is in ``fused``, by ``plan``, against another module that computes the same.
+
+    The inputs are random, in the dtypes that the network has there.
+    """
+    clock = device_clock(clock, device_of(fused))
     timed = []
-    for number, place in enumerate(found):
+    for number, (place, other) in enumerate(pairs):
         inputs = _inputs(place)
-        calls = [partial(module, *inputs) for module in (place.before, place.after(fused))]
-        rounds = time_rounds(
-            calls, clock, rounds=10 * FEWEST_ROUNDS, seconds=seconds / len(found), progress=lambda _fraction: None
-        )
+        calls = [partial(module, *inputs) for module in (_at_hand(other), place.after(fused))]
+        rounds = time_rounds(calls, clock, rounds=ROUNDS, seconds=seconds / len(pairs), progress=lambda _fraction: None)
         timed.append(_timing(place, plan, *rounds.times))
-        progress((number + 1) / len(found))
+        progress((number + 1) / len(pairs))
     return tuple(timed)
+
+
+def shared_out(gain: Gain, step: Sequence[SiteTiming]) -> list[SiteTiming]:
+    """Return places with what the network gains by each, where all of them are merged in one step.
+
+    To each goes what it gained by itself, and of what that differs from the step's ``gain`` the share that it took of
+    the time: together they gain just that.
+    """
+    alone, took = sum(site.before - site.after for site in step), sum(site.before for site in step)
+
+    def of(site: SiteTiming, whole: float) -> float:
+        return site.before - site.after + (whole - alone) * site.before / took
+
+    return [
+        replace(site, gain=Gain(*(of(site, whole) for whole in (gain.value, gain.low, gain.high)))) for site in step
+    ]
+
+
+def _at_hand(module: nn.Module) -> nn.Module:
+    """Return a module that finds its tensors at once: to go through nested ones takes as long as a small operation."""
+    for each in module.modules():
+        vars(each).update(each._modules | each._parameters | each._buffers)
+    return module
 
 
 def _inputs(place: Place) -> tuple[torch.Tensor, ...]:
@@ -67,18 +138,14 @@ def _predicted(place: Place, plan: Plan) -> float:
 
 def _sites(place: Place, plan: Plan) -> list[Site]:
     """Return the sites of a plan that are written there: several where what they compute is added up."""
-    return [site for site in plan.sites if site.output == _output(place)]
-
-
-def _output(place: Place) -> str:
-    return place.planner.recording.names[place.region.root]
+    return [site for site in plan.sites if site.output == place.output]
 
 
 def _timing(place: Place, plan: Plan, before: tuple[float, ...], after: tuple[float, ...]) -> SiteTiming:
     predicted = _predicted(place, plan)
     return SiteTiming(
         path=place.path,
-        output=_output(place),
+        output=place.output,
         kernel=" + ".join(site.kernel for site in _sites(place, plan)),
         predicted=predicted if predicted < inf else None,
         before=median(before),

@@ -1,4 +1,4 @@
-"""The ratio of two medians, and how sure it is."""
+"""The ratio of two medians, or their difference, and how sure it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from repfuse.benching.results import Ratio
+from repfuse.benching.results import Gain, Ratio
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -29,6 +29,13 @@ def ratio_of_medians(first: Sequence[float], second: Sequence[float]) -> Ratio:
     return _ratio(first, rounds, second, rounds)
 
 
+def difference_of_medians(first: Sequence[float], second: Sequence[float]) -> Gain:
+    """Return median(first) - median(second) with the same interval."""
+    rounds = _draws(len(first), torch.Generator().manual_seed(SEED))
+    drawn = _medians(first, rounds) - _medians(second, rounds)
+    return Gain(statistics.median(first) - statistics.median(second), *_middle(drawn))
+
+
 def ratio_of_samples(first: Sequence[float], second: Sequence[float]) -> Ratio:
     """Return the same of times of two runs, which nothing pairs: each is drawn from by itself."""
     if min(len(first), len(second)) < 2:
@@ -42,11 +49,18 @@ def _draws(length: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def _ratio(first: Sequence[float], of_first: torch.Tensor, second: Sequence[float], of_second: torch.Tensor) -> Ratio:
-    pairs = ((first, of_first), (second, of_second))
-    one, other = (torch.tensor(times, dtype=torch.float64)[drawn].quantile(0.5, dim=-1) for times, drawn in pairs)
+    drawn = _medians(first, of_first) / _medians(second, of_second)
+    return Ratio(statistics.median(first) / statistics.median(second), *_middle(drawn))
+
+
+def _medians(times: Sequence[float], drawn: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(times, dtype=torch.float64)[drawn].quantile(0.5, dim=-1)
+
+
+def _middle(drawn: torch.Tensor) -> list[float]:
     tail = (1 - CONFIDENCE) / 2
-    low, high = torch.quantile(one / other, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Ratio(statistics.median(first) / statistics.median(second), low, high)
+    ends: list[float] = torch.quantile(drawn, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return ends
 
 
 def outliers(times: Sequence[float]) -> int:

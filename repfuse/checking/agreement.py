@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from repfuse.checking.results import Flips, RealData
+from repfuse.checking.results import Flip, Flips, RealData
 from repfuse.checking.runs import Outcome, as_stored, copied, run, run_copy
 from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
@@ -31,7 +31,8 @@ class Samples:
     """``count`` samples of ``numbers`` elements each, for the network's first input.
 
     ``make`` returns the samples ``[k, ...]`` at ``k`` positions in a row. ``notes`` say how they were made. ``at_once``
-    is the most that a network takes in one call.
+    is the most that a network takes in one call. ``names`` are those of the samples, where they have other names than
+    their positions.
     """
 
     count: int
@@ -39,6 +40,7 @@ class Samples:
     make: Callable[[range], torch.Tensor]
     notes: tuple[str, ...] = ()
     at_once: int = CHUNK
+    names: Sequence[str] = ()
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         step = min(self.at_once, per_call(self.numbers))
@@ -175,7 +177,7 @@ def agreement(
         samples=samples,
         compared=len(data_trial(data).inputs[0]),
         notes=data.notes if isinstance(data, Samples) else (),
-        **_agreement(before, after, labels),
+        **_agreement(before, after, labels, data.names if isinstance(data, Samples) else ()),
         **_accuracies(before, labels, "original"),
         **_accuracies(after, labels, "fused"),
     )
@@ -221,24 +223,40 @@ def _first(outcome: Outcome) -> torch.Tensor:
     return next(iter(outcome.outputs.values()), torch.empty(0))
 
 
-def _agreement(before: Ranking | None, after: Ranking | None, labels: torch.Tensor | None) -> dict[str, Any]:
+def _agreement(
+    before: Ranking | None, after: Ranking | None, labels: torch.Tensor | None, names: Sequence[str]
+) -> dict[str, Any]:
     if before is None or after is None:
         return {"top1_agreement": None}
     agreed = before.agrees(after)
     on_top = _share(before.agrees_on_top(after)) if before.has_top and after.has_top else None
     unknown = int(((before.first == NONE) | (after.first == NONE)).sum())
-    flips = _flips(before, after, labels)
+    flips = _flips(before, after, labels, names)
     return {"top1_agreement": _share(agreed), "top5_agreement": on_top, "without_class": unknown, "flips": flips}
 
 
-def _flips(before: Ranking, after: Ranking, labels: torch.Tensor | None) -> Flips:
-    flipped = ~before.agrees(after)
-    margins = before.margins[flipped]
-    extremes = (float(margins.min()), float(margins.max())) if len(margins) else (None, None)
-    if labels is None:
-        return Flips(len(margins), None, None, *extremes)
-    right, still = before.hits(labels), after.hits(labels)
-    return Flips(len(margins), int((right & ~still).sum()), int((~right & still).sum()), *extremes)
+FLIPS_LISTED = 20
+
+
+def _flips(before: Ranking, after: Ranking, labels: torch.Tensor | None, names: Sequence[str]) -> Flips:
+    flipped = (~before.agrees(after)).nonzero().flatten()
+    worst = flipped[before.margins[flipped].argsort(descending=True, stable=True)].tolist()
+    margins = before.margins[worst].tolist()
+    right_to_wrong = wrong_to_right = None
+    if labels is not None:
+        right, still = before.hits(labels), after.hits(labels)
+        right_to_wrong, wrong_to_right = int((right & ~still).sum()), int((~right & still).sum())
+    first = (
+        Flip(
+            names[index] if names else str(index),
+            int(before.first[index]),
+            int(after.first[index]),
+            None if labels is None else int(labels[index]),
+        )
+        for index in worst[:FLIPS_LISTED]
+    )
+    least, most = (margins[-1], margins[0]) if margins else (None, None)
+    return Flips(len(worst), right_to_wrong, wrong_to_right, least, most, tuple(first))
 
 
 def _accuracies(found: Ranking | None, labels: torch.Tensor | None, side: str) -> dict[str, Any]:

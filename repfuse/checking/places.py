@@ -56,6 +56,11 @@ class Place:
         """Where its first convolution is after the rewrite."""
         return next(iter(self.path_of.values()))
 
+    @property
+    def output(self) -> str:
+        """What its sites call what it computes."""
+        return self.planner.recording.names[self.region.root]
+
     @cached_property
     def pieces(self) -> list[Piece]:
         """The parts of the region, where values are put elsewhere in between; else none."""
@@ -75,14 +80,31 @@ class Place:
     @cached_property
     def before(self) -> nn.Module:
         """What computes the region's root from its sources, over the tensors of ``module``."""
-        graph = fx.Graph()
+        return self.in_parts((), self.module)
+
+    def in_parts(self, others: Iterable[Place], fused: nn.Module) -> nn.Module:
+        """Return the same, where those of the ``others`` that lie within it are what they became in ``fused``.
+
+        They are of a planner of the same recording.
+        """
+        parts = {each.region.root: each for each in others if each.region.nodes <= self.region.nodes}
+        graph, origin = fx.Graph(), self.planner.origin
         env: dict[fx.Node, Any] = {source: graph.placeholder(source.name) for source in self.sources}
         env |= self._sizes
-        needed = _needed(self.region.root, set(env), self.planner.origin)
+        read = {root: part.sources for root, part in parts.items()}
+        needed = _needed(self.region.root, set(env), origin, read)
+        made: dict[str, Any] = {}
         for node in (node for node in self.planner.recording.nodes if node in needed):
-            env[node] = graph.node_copy(node, lambda used: env[used if used in env else self.planner.origin(used)])
+            if node in parts:
+                name = f"part{len(made)}"
+                made[name] = parts[node].after(fused)
+                given = (env[source if source in env else origin(source)] for source in read[node])
+                env[node] = graph.call_module(name, tuple(given))
+            else:
+                env[node] = graph.node_copy(node, lambda used: env[used if used in env else origin(used)])
         graph.output(env[self.region.root])
-        return _Computed(self.module, graph)
+        held = {node.target for node in graph.nodes if node.op == "get_attr"}
+        return _Computed(made | {name: operator.attrgetter(name)(self.module) for name in held}, graph)
 
     def after(self, fused: nn.Module, factor: Callable[[float], float] = lambda by: by) -> nn.Module:
         """Return the convolutions of the network ``fused`` that replace the region, over its tensors.
@@ -145,7 +167,7 @@ class _Computed(nn.Module):
     it again, and each place is copied several times.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph) -> None:
         super().__init__()
         made = fx.GraphModule(root, graph)
         vars(self).update({table: vars(made)[table] for table in ("_parameters", "_buffers", "_modules")})
@@ -168,15 +190,23 @@ def places(original: nn.Module, plan: Plan) -> Iterator[Place]:
         yield Place(replayed.planner, original, items[0].region, paths, norms)
 
 
-def _needed(root: fx.Node, sources: set[fx.Node], origin: Callable[[fx.Node], fx.Node]) -> set[fx.Node]:
-    """Return the nodes between the sources and ``root``, what they take their weights and sizes from included."""
+def _needed(
+    root: fx.Node,
+    sources: set[fx.Node],
+    origin: Callable[[fx.Node], fx.Node],
+    read: Mapping[fx.Node, Sequence[fx.Node]] | None = None,
+) -> set[fx.Node]:
+    """Return the nodes between the sources and ``root``, what they take their weights and sizes from included.
+
+    ``read`` says of some what they read in place of their operands.
+    """
     needed: set[fx.Node] = set()
     waiting = [root]
     while waiting:
         node = waiting.pop()
         if node not in needed and origin(node) not in sources:
             needed.add(node)
-            waiting += node.all_input_nodes
+            waiting += (read or {}).get(node, node.all_input_nodes)
     return needed
 
 

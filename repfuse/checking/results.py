@@ -302,12 +302,26 @@ class FirstDifference:
 
 
 @dataclass(frozen=True)
+class Flip:
+    """A sample, by its file or its number, with the class that each network gives it, and its own where it is known.
+
+    A class of -1 is none: an output that is not a number.
+    """
+
+    sample: str
+    original: int
+    fused: int
+    label: int | None = None
+
+
+@dataclass(frozen=True)
 class Flips:
     """The ``samples`` that the networks put in different classes.
 
     With labels: how many of them the original alone has right, and how many the fused network alone. The margins are
     the original's on these samples, its highest output less its second, relative to the largest magnitude of that
-    sample's outputs: the smallest and the largest. A flip at a margin of the size of the drift is no mistake.
+    sample's outputs: the smallest and the largest. A flip at a margin of the size of the drift is no mistake. ``first``
+    are some of them, those of the largest margins first.
     """
 
     samples: int
@@ -315,6 +329,7 @@ class Flips:
     wrong_to_right: int | None
     smallest_margin: float | None
     largest_margin: float | None
+    first: tuple[Flip, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def replacing(out: Path) -> Iterator[Path]:
     """
     out, group = out.resolve(), _group.get()  # through a link, so that the link stays and its target is replaced
     try:
-        _remove_stale(out)
+        remove_left(out)
         handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=PART)
     except OSError as error:
         raise _unwritable(out, error) from error
@@ -102,12 +102,19 @@ def _discard(paths: Iterable[Path]) -> None:
             path.unlink()
 
 
-def _remove_stale(out: Path) -> None:
-    """Remove what processes that were killed have left of ``out``: what no living process has locked."""
+def remove_left(out: Path) -> None:
+    """Remove what processes that were killed have left of ``out``."""
+    for path in left_of(out):
+        with suppress(OSError):
+            path.unlink()
+
+
+def left_of(out: Path) -> Iterator[Path]:
+    """Yield what processes that were killed have left of ``out``: what no living process has locked."""
     for path in out.parent.glob(f".{glob.escape(out.name)}.????????{PART}"):
         with suppress(OSError), path.open("rb") as file:
             _lock(file.fileno())
-            path.unlink()
+            yield path
 
 
 def _lock(handle: int) -> None:

@@ -8,17 +8,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from repfuse.benching.results import Runtime
+from repfuse.checkpoint.shapes import parse_shapes
 from repfuse.cli import options, pair
 from repfuse.cli.output import check_targets, progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 
 if TYPE_CHECKING:
-    from repfuse.benching import Benchmark
+    from repfuse.benching.results import Benchmark
     from repfuse.plans import Plan
     from repfuse.progress import Progress
 
-NAMES = ("eager", "compile", "onnxruntime", "openvino")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+def _experiment(asked: bool) -> None:
+    """Do the notebook's experiment, and no more."""
+    if not asked:
+        return
+    with progress(quiet=False) as update:
+        from repfuse.benching.notebook import experiments
+        from repfuse.report.bench_view import notebook_view
+
+        found = experiments(progress=update)
+    show(notebook_view(found))
+    raise typer.Exit
 
 
 def bench(
@@ -27,7 +41,7 @@ def bench(
     *,
     runtime: Annotated[
         list[str] | None,
-        typer.Option("--runtime", metavar="NAME", help=f"Where to run both, of {', '.join(NAMES)}; several by commas."),
+        typer.Option("--runtime", metavar="NAME", help=f"Where to run both: {', '.join(Runtime)}; several by commas."),
     ] = None,
     batch_size: Annotated[
         list[int] | None,
@@ -39,7 +53,7 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=8, help="Rounds in which both are timed.")] = 40,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="At most this long for each batch size and thread count.")
+        float, typer.Option("--seconds", min=0, help="At most this long for each input, batch size and thread count.")
     ] = 10.0,
     budget: Annotated[
         str | None,
@@ -55,7 +69,11 @@ def bench(
         bool, typer.Option("--channels-last", help="Time copies whose images and kernels have their channels last.")
     ] = False,
     sites: Annotated[
-        bool, typer.Option("--sites", help="Time each place that was merged by itself too: where the gain is.")
+        bool,
+        typer.Option(
+            "--sites",
+            help="Also time each merged place in eager mode: by itself, and what the network gains by it.",
+        ),
     ] = False,
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE", help="Write the result there, for a later --compare.")
@@ -72,13 +90,25 @@ def bench(
     cold: Annotated[
         bool, typer.Option("--cold", help="Also show the notebook's method: one cold call each, no measurement.")
     ] = False,
+    _notebook: Annotated[
+        bool,
+        typer.Option(
+            "--notebook",
+            is_eager=True,
+            callback=_experiment,
+            help="Alone: the experiment that repfuse began with, as it was done there and as it should be.",
+        ),
+    ] = False,
     model: options.Model = None,
     model_arg: options.ModelArg = None,
     fused_model: pair.FusedModel = None,
     fused_model_arg: pair.FusedModelArg = None,
     weights: options.Weights = "auto",
     fused_weights: pair.FusedWeights = "auto",
-    example: options.Input = None,
+    example: Annotated[
+        list[str] | None,
+        options.network("--input", metavar="SHAPE", help=f"{options.INPUT} Repeat it to time several."),
+    ] = None,
     allow: options.Allow = None,
     trust: options.Trust = False,
     as_json: options.Json = False,
@@ -99,7 +129,8 @@ def bench(
     """
     runtimes = _runtimes(runtime or [])
     if budget is not None:
-        seconds = _seconds(budget) / (len(batch_size or [1]) * len(threads or [1]))
+        settings = len(batch_size or [1]) * len(threads or [1]) * len(example or [1])
+        seconds = _seconds(budget) / (settings + 2 * sites)
     if dtype is not None and dtype not in DTYPES:
         raise RepfuseError(f"There is no dtype {dtype!r} to time in.", f"There are {', '.join(DTYPES)}.", "Name one.")
     if sites and (dtype or device or channels_last):
@@ -108,13 +139,16 @@ def bench(
     if save is not None:
         check_targets([save], [original, fused], force=True)
     sources = (model, model_arg, weights), (fused_model, fused_model_arg, fused_weights)
-    both = pair.sides((original, fused), *sources, example=example, allow=allow, trust=trust)
+    inputs = [parse_shapes(text) for text in dict.fromkeys(example or [])]
+    first = example[0] if example else None
+    both = pair.sides((original, fused), *sources, example=first, allow=allow, trust=trust)
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
         import torch
 
-        from repfuse.baseline import read_benchmark, write_benchmark
+        from repfuse.baseline import write_benchmark
         from repfuse.report.bench_view import bench_view
+        from repfuse.report.reading import read_benchmark
 
         then = read_benchmark(compare) if compare else None
         loaded = pair.load_pair(*both)
@@ -124,6 +158,7 @@ def bench(
         result = pair.time_pair(
             loaded,
             runtimes,
+            inputs if len(inputs) > 1 else (),
             batch_sizes=batch_size,
             threads=threads,
             rounds=rounds,
@@ -163,7 +198,13 @@ def _with_sites(result: Benchmark, loaded: pair.Pair, plan: Plan, seconds: float
 
     modules = (loaded.original.module, loaded.fused.module)
     with using_threads(result.measurements[0].threads):
-        timed = time_sites(*modules, plan, seconds=seconds, progress=lambda done: update("each place by itself", done))
+        timed = time_sites(
+            *modules,
+            plan,
+            loaded.original.example_inputs,
+            seconds=seconds,
+            progress=lambda done: update("places", done),
+        )
     return replace(result, sites=timed)
 
 
@@ -182,9 +223,8 @@ def _compare(result: Benchmark, then: Benchmark, path: Path, *, quiet: bool) -> 
 def _runtimes(given: list[str]) -> tuple[str, ...]:
     """Return the runtimes that are named, by commas or one by one. Raises RepfuseError for another name."""
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in NAMES:
-            raise RepfuseError(f"There is no runtime {name!r}.", f"There are {', '.join(NAMES)}.", "Name one of them.")
+    if unknown := [name for name in names if name not in tuple(Runtime)]:
+        raise RepfuseError(f"There is no runtime {unknown[0]!r}.", f"There are {', '.join(Runtime)}.", "Name one.")
     return tuple(dict.fromkeys(names))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from repfuse.cli import options, pair
-from repfuse.cli.output import check_sources, notes, progress, show_json
+from repfuse.cli.output import check_page, check_sources, notes, progress, show_json, write_page
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 
 if TYPE_CHECKING:
-    from repfuse.benching import Benchmark
+    from repfuse.benching.results import Benchmark
     from repfuse.loading import Checkpoint
     from repfuse.progress import Progress
 
@@ -25,7 +26,6 @@ class Form(StrEnum):
 
     TEXT = "text"
     GITHUB = "github"
-    MARKDOWN = "markdown"
 
 
 class Finding(NamedTuple):
@@ -37,8 +37,9 @@ class Finding(NamedTuple):
 
 
 def check(
-    source: Annotated[
-        Path, typer.Argument(metavar="MODEL", show_default=False, help="The checkpoint that is deployed.")
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL", show_default=False, help="The checkpoint that is deployed, or several."),
     ],
     *,
     original: Annotated[
@@ -57,7 +58,14 @@ def check(
     max_time: Annotated[
         float, typer.Option("--max-time", min=0, help="Or as many predicted milliseconds of a call, on one core.")
     ] = 0.0,
-    form: Annotated[Form, typer.Option("--format", help="How the findings are written.")] = Form.TEXT,
+    form: Annotated[
+        Form, typer.Option("--format", help="How the findings are printed: github makes annotations of them.")
+    ] = Form.TEXT,
+    markdown: Annotated[
+        Path | None,
+        options.output("--markdown", metavar="OUT", help="Also write them as a comment for a pull request."),
+    ] = None,
+    force: Annotated[bool, options.output("--force", help="Replace OUT.")] = False,
     quick: options.Quick = False,
     thorough: options.Thorough = False,
     model: options.Model = None,
@@ -78,43 +86,46 @@ def check(
       repfuse check model.pt
       repfuse check fused.pt --original model.pt
       repfuse check fused.pt --original model.pt --baseline speed.json
-      repfuse check fused.pt --original model.pt --format github
+      repfuse check fused.pt --original model.pt --format github --markdown comment.md
 
     Exit codes: 0 nothing found, 1 a line for each finding, 2 bad input.
     """
     effort = options.effort_of(quick=quick, thorough=thorough)
     if baseline is not None and original is None:
         raise RepfuseError("A baseline is of two files.", "", "Give --original too.")
-    fused_source = (fused_model, fused_model_arg, "auto")
+    if original is not None and len(sources) > 1:
+        raise RepfuseError("Several files have not one original.", "", "Check them one by one.")
+    if markdown:
+        check_page("markdown", markdown, sources, force=force)
+    of_fused, of_original = (fused_model, fused_model_arg, "auto"), (model, model_arg, weights)
     if original is None:
-        check_sources((source,))
-        loading = options.for_load(
-            *(fused_source if fused_model else (model, model_arg, weights)), example, allow, trust=trust
-        )
+        check_sources(sources)
+        loading = options.for_load(*(of_fused if fused_model else of_original), example, allow, trust=trust)
     else:
-        of_original = (model, model_arg, weights)
-        sides = pair.sides((original, source), of_original, fused_source, example=example, allow=allow, trust=trust)
+        sides = pair.sides((original, sources[0]), of_original, of_fused, example=example, allow=allow, trust=trust)
+    found: list[Finding] = []
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
-        from repfuse.baseline import read_benchmark
         from repfuse.loading import load
         from repfuse.plan_file import said_beside
+        from repfuse.report.reading import read_benchmark
 
         then = read_benchmark(baseline) if baseline else None
-        if original is None:
-            both, fused = None, load(source, **loading, said=said_beside(source))
-        else:
-            both = pair.load_pair(*sides)
-            fused = both.fused
-        found = [*_changed(fused), *_could_be_fused(fused, max_sites, max_time / 1e3)]
-        if both is not None:
-            found += _differs(both, effort, update, quiet=quiet)
-            found += _slower(both, then, baseline, update) if then and baseline else []
-    notes(source, fused.notes, quiet=quiet)
+        for source in sources:
+            both = None if original is None else pair.load_pair(*sides)
+            fused = both.fused if both else load(source, **loading, said=said_beside(source))
+            notes(source, fused.notes, quiet=quiet)
+            found += [*_changed(fused), *_could_be_fused(fused, max_sites, max_time / 1e3)]
+            if both is not None:
+                found += _differs(both, effort, update, quiet=quiet)
+                found += _slower(both, then, baseline, update) if then and baseline else []
+    if markdown:
+        write_page(_comment(found, sources), markdown)
     if as_json:
         show_json("findings", {"findings": [finding._asdict() for finding in found]})
     else:
-        sys.stdout.writelines(f"{line}\n" for line in _written(found, form, source))
+        lines = [_line(each, form) for each in found] or [f"{', '.join(map(str, sources))}: nothing found"]
+        sys.stdout.writelines(f"{line}\n" for line in lines)
     raise typer.Exit(EXIT_FAILED_CHECK if found else 0)
 
 
@@ -162,42 +173,41 @@ def _differs(both: pair.Pair, effort: str, update: Progress, *, quiet: bool) -> 
 
 def _slower(both: pair.Pair, then: Benchmark, baseline: Path, update: Progress) -> Iterator[Finding]:
     from repfuse.baseline import compared
-    from repfuse.report.tables import plural
+    from repfuse.checkpoint.example import shapes_of
+    from repfuse.report.bench_view import where
 
+    example = shapes_of(both.original.example_inputs, both.original.module)
+    inputs = dict.fromkeys(entry.shapes for entry in then.measurements if entry.shapes)
     now = pair.time_pair(
         both,
         list(dict.fromkeys(entry.runtime for entry in then.measurements)),
-        batch_sizes=list(dict.fromkeys(entry.batch_size for entry in then.measurements)),
+        [[replace(known, sizes=sizes) for known, sizes in zip(example, each, strict=False)] for each in inputs],
+        batch_sizes=None if inputs else list(dict.fromkeys(entry.batch_size for entry in then.measurements)),
         threads=list(dict.fromkeys(entry.threads for entry in then.measurements)),
         progress=update,
     )
     for change in compared(now, then, baseline):
         if change.slower:
-            times, entry = f"{change.ratio.value:.2f} times as long as in the baseline", change.now
-            where = f"at batch {entry.batch_size}, {plural(entry.threads, 'thread')} in {entry.runtime}"
-            yield Finding(str(both.fused.path), "slower", f"a call takes {times} {where}")
+            times = f"{change.ratio.value:.2f} times as long as in the baseline"
+            yield Finding(str(both.fused.path), "slower", f"a call takes {times} at {where(change.now)}")
 
 
-def _written(found: list[Finding], form: Form, source: Path) -> Iterator[str]:
+def _line(finding: Finding, form: Form) -> str:
+    path, kind, said = finding
+    line = " ".join(said.split())
+    if form is Form.TEXT:
+        return f"{path}: {kind}: {line}"
+    return f"::error file={_escaped(path)},title=repfuse {kind}::{line.replace('%', '%25')}"
+
+
+def _comment(found: list[Finding], sources: list[Path]) -> str:
     from repfuse.report.markdown import code, text
     from repfuse.report.tables import plural
 
     if not found:
-        yield (
-            f"**repfuse**: nothing to say of {code(str(source))}"
-            if form is Form.MARKDOWN
-            else f"{source}: nothing found"
-        )
-    if found and form is Form.MARKDOWN:
-        yield f"**repfuse**: {plural(len(found), 'finding')}\n"
-    for path, kind, said in found:
-        line = " ".join(said.split())
-        if form is Form.GITHUB:
-            yield f"::error file={_escaped(path)},title=repfuse {kind}::{line.replace('%', '%25')}"
-        elif form is Form.MARKDOWN:
-            yield f"- {code(path)} **{kind}**: {text(line)}"
-        else:
-            yield f"{path}: {kind}: {line}"
+        return f"**repfuse**: nothing to say of {', '.join(code(str(source)) for source in sources)}\n"
+    lines = (f"- {code(path)} **{kind}**: {text(said)}\n" for path, kind, said in found)
+    return "".join([f"**repfuse**: {plural(len(found), 'finding')}\n\n", *lines])
 
 
 def _escaped(text: str) -> str:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repfuse import cli
-from repfuse.benching import bench
-from repfuse.benching.results import SiteTiming
-from repfuse.benching.sites import time_sites
+from repfuse.benching.benchmark import bench
+from repfuse.benching.tuning import tune
 from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
@@ -24,11 +23,10 @@ from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
 from repfuse.networks import using_threads
 from repfuse.plan_file import said_beside
-from repfuse.planning.choosing import Choice, choose, without
+from repfuse.planning.choosing import Choice, choose
 from repfuse.plans import Plan
 from repfuse.quantization import kernels
 from repfuse.report.schema import Environment, Input, Output, Report, Status, envelope, report_path, to_json
-from repfuse.rewriting import rewrite
 from repfuse.saving import of_file, save
 from repfuse.version import __version__
 from repfuse.wording import dtype_name
@@ -41,10 +39,7 @@ if TYPE_CHECKING:
     from repfuse.readback.process import Reader
 
 TIMING_SECONDS = 1.0
-TUNING_SECONDS = 10.0
 NEUTRAL = "the norms that stay have statistics that change nothing: give --data before you train this network on"
-DOUBTFUL = 1.5
-"""A place that is predicted to get faster by this factor is merged untimed."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +130,12 @@ def _planned(checkpoint: Checkpoint, request: Request) -> Report:
 
 
 def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tuple[Report, nn.Module]:
-    choice, tuned = request.wanted.choice, tuple[str, ...]()
+    original, choice, tuned = checkpoint.module, request.wanted.choice, tuple[str, ...]()
     if request.tune:
         progress("timing the doubtful places", 0.1)
-        plan, tuned = _tuned(checkpoint, choose(checkpoint.module, checkpoint.example_inputs, choice))
-        choice = Choice(plan=plan)
+        found = tune(original, choose(original, checkpoint.example_inputs, choice), choice)
+        tuned = found.said or ("no place is doubtful: none was timed",)
+        choice = Choice(plan=found.plan)
     samples = prepare(request.data.found, checkpoint, request.data.wishes)[0] if request.data else None
     conversion = convert(
         checkpoint,
@@ -161,22 +157,6 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
     )
     report = replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes)
     return report, conversion.module
-
-
-def _tuned(checkpoint: Checkpoint, found: Plan) -> tuple[Plan, tuple[str, ...]]:
-    """Return a plan without the doubtful sites that are slower on this machine, and notes of all that were timed."""
-    original = checkpoint.module
-    sites = time_sites(original, rewrite(original, found), found, seconds=TUNING_SECONDS, below=DOUBTFUL)
-    said = [f"{site.path} is {_faster(site)}{', and left alone' if site.slower else ''}" for site in sites]
-    said = said or ["no place is doubtful: each is predicted to gain much, and none was timed"]
-    slower = {site.output: f"it is {_faster(site)}, measured here" for site in sites if site.slower}
-    reasons = {site.key: slower[site.output] for site in found.sites if site.output in slower}
-    return without(original, found, reasons), tuple(said)
-
-
-def _faster(site: SiteTiming) -> str:
-    ratio = site.speedup
-    return f"{ratio.value:.2f}x as fast merged ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def _effort_notes(effort: str, *, checked: bool) -> tuple[str, ...]:

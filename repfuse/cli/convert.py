@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from repfuse.cli.output import (
     show_json,
     write_pages,
 )
-from repfuse.errors import EXIT_FAILED_CHECK
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.readback.process import Reader
 from repfuse.report.schema import envelope, report_path
 
@@ -79,7 +80,8 @@ def convert(
         options.output(
             "--report",
             metavar="PAGE",
-            help="Also write the report as a page: PAGE.html (extra: report), or PAGE.md for a pull request.",
+            help="Also write the report as a page: PAGE.html (extra: report), or PAGE.md for a pull request. Of many "
+            "it is the summary; as HTML it links to the page of each, beside its report.",
         ),
     ] = None,
     quick: options.Quick = False,
@@ -88,8 +90,8 @@ def convert(
         bool,
         options.choice(
             "--tune",
-            help="Time the places that are predicted to gain little both ways on this machine, and leave alone those "
-            "that get slower.",
+            help="Time the places where the prediction is in doubt both ways on this machine, as one layer and in "
+            "parts, and keep the faster form.",
         ),
     ] = False,
     into: Annotated[
@@ -117,7 +119,6 @@ def convert(
             help="Let the workers of this Dask scheduler do it, as tcp://host:8786; they see the same folders.",
         ),
     ] = None,
-    markdown: Annotated[bool, many_option("--markdown", help="Print the result of many as Markdown.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -152,19 +153,21 @@ def convert(
 
         given = [str(source), *([str(out)] if out else []), *(others or [])]
         way = many.way_of(context, jobs=jobs, memory=job_memory, dask=dask)
+        _check_page(report_to, (into,), force=force)
         named = many.tasks(many.listed(given) if listed else given, into, file_format)
-        many.run(named, way, as_json=as_json, as_markdown=markdown, quiet=quiet)
+        many.run(named, way, page=report_to, as_json=as_json, quiet=quiet)
     if others:
         raise typer.BadParameter("give one IN and one OUT, or --into FOLDER for many.", param_hint="OUT")
     if out is None and not dry_run:
         raise typer.BadParameter("give OUT, the file to write, or --dry-run.", param_hint="OUT")
+    if tune and plan:
+        what = "A plan says already what is merged, and --tune would measure it."
+        raise RepfuseError(what, "", "Give one of them; the report of what was tuned holds its plan.")
     effort = options.effort_of(quick=quick, thorough=thorough)
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
-    if report_to:
-        form = page_form(report_to)
-        check_page(form, report_to, [path for path in (source, target, plan) if path], force=force)
+    _check_page(report_to, [path for path in (source, target, plan) if path], force=force)
     options.check_real(data, mean, std, limit)
     check_sources((source,))
     loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
@@ -181,10 +184,15 @@ def convert(
         from repfuse.report.reading import told
 
         document = envelope("conversion", report.to_dict())
-        write_pages(told([("the conversion", document)]), [(form, report_to)])
+        write_pages(told([("the conversion", document)]), [(page_form(report_to), report_to)])
     if as_json:
         show_json("conversion", report.to_dict())
     elif not quiet:
         beside = str(report_path(target)) if target and report.output else ""
         show(convert_view(report, beside, page=str(report_to or ""), verbose=verbose))
     raise typer.Exit(EXIT_FAILED_CHECK if report.status == "failed" else 0)
+
+
+def _check_page(out: Path | None, others: Sequence[Path], *, force: bool) -> None:
+    if out:
+        check_page(page_form(out), out, others, force=force)

@@ -7,35 +7,43 @@ report beside a result says all that.
 
 from __future__ import annotations
 
-import glob
 import importlib
 import io
 import json
+import logging
 import multiprocessing
 import os
+import pickle
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import typer
 
+from repfuse.checkpoint.atomic import left_of, remove_left, replacing
 from repfuse.checkpoint.json_file import read_json
-from repfuse.cli.output import progress, say, show, show_json
+from repfuse.cli import urls
+from repfuse.cli.output import page_form, progress, say, show, show_json, write_page, write_pages
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.readback.__main__ import end_with_parent
 from repfuse.readback.process import FORKED
-from repfuse.report.many_view import Result, Status, many_view, markdown
+from repfuse.report import reading
+from repfuse.report.many_view import Result, Status, as_html, many_view, markdown, page_of
 from repfuse.report.schema import report_path
-from repfuse.report.tables import plural
+from repfuse.report.tables import duration, plural
 from repfuse.version import __version__
+from repfuse.wording import described
 
 if TYPE_CHECKING:
     from repfuse.progress import Progress
@@ -43,12 +51,15 @@ if TYPE_CHECKING:
 # Which checkpoints, and where their results go.
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """One checkpoint, and the file that is to be made of it."""
 
     source: Path
     target: Path
+
+    def ended(self, status: Status, said: str, seconds: float = 0.0, peak: int = 0) -> Result:
+        """Return what became of it."""
+        return Result(urls.name_of(self.source), urls.name_of(self.target), status, said, seconds, peak)
 
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
@@ -61,25 +72,28 @@ def tasks(patterns: Sequence[str], into: Path, form: str | None) -> list[Task]:
 
     Raises RepfuseError where a pattern names no file, or two results would be one file.
     """
-    found: list[Path] = []
+    named: list[Path] = []
     for pattern in patterns:
-        paths = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 - relative or not
-        files = [path for path in paths if path.is_file() and not path.name.endswith(".report.json")]
+        files = [path for path in urls.found(pattern) if not path.name.endswith(".report.json")]
         if not files:
-            here = f"You are in {Path.cwd()}; quote patterns, as 'runs/*/best.pt'."
-            raise RepfuseError(f"There is no file {pattern}.", "", here)
-        found += files
-    sources = list(dict.fromkeys(found))
-    common = Path(os.path.commonpath([path.absolute().parent for path in sources]))
+            hint = f"You are in {Path.cwd()}; quote patterns, as 'runs/*/best.pt'."
+            raise RepfuseError(f"There is no file {pattern}.", "", hint)
+        named += files
+    sources = list(dict.fromkeys(named))
+    if len({bool(urls.url_of(source)) for source in sources}) > 1:
+        raise RepfuseError(
+            "Some files are here, others elsewhere.", "They have no folder in common.", "Two commands do."
+        )
+    common = Path(os.path.commonpath([urls.absolute(path).parent for path in sources]))
     made: dict[Path, Path] = {}
     suffix = SUFFIXES.get(form) if form else None
     for source in sources:
-        target = into / source.absolute().relative_to(common)
+        target = urls.here(into) / urls.absolute(source).relative_to(common)
         target = target.with_suffix(suffix) if suffix else target
         if target in made:
             why = f"One is {made[target]}, the other {source}."
             raise RepfuseError(f"Two results would be {target}.", why, "Rename one of them, or convert it apart.")
-        if target.absolute() == source.absolute():
+        if urls.absolute(target) == urls.absolute(source):
             raise RepfuseError(f"{into} would be written over {source}.", "", "Give another folder.")
         made[target] = source
     return [Task(source, target) for target, source in made.items()]
@@ -109,101 +123,117 @@ def command_of(task: Task, options: Sequence[str]) -> list[str]:
 
 
 def _known(task: Task) -> dict[str, Any]:
-    """Return the report beside the target, where that is the file of which it speaks; else nothing."""
+    """Return the report beside the target, where that is the file of which it speaks; else nothing.
+
+    A process that was killed between the two may have left the report whole, and not in its place: it is put there.
+    """
     from repfuse.checkpoint.opening import digest_of
 
-    try:
-        report = read_json(report_path(task.target), LARGEST)
-        made = report["output"]["digest"] == digest_of(task.target)
-    except (OSError, ValueError, KeyError, TypeError, RepfuseError):
-        return {}
-    return dict(report) if made else {}
+    place = report_path(task.target)
+    for path in (place, *left_of(place)):
+        try:
+            report = read_json(path, LARGEST)
+            if report["output"]["digest"] == digest_of(task.target):
+                path.replace(place)
+                return dict(report)
+        except (OSError, ValueError, KeyError, TypeError, RepfuseError):
+            continue
+    return {}
 
 
 LARGEST = 2**28
 """Bytes of a report."""
 
 
-def _is_done(report: dict[str, Any], task: Task, options: Sequence[str]) -> bool:
-    """Whether by this report a command with these options, of this version, made the target of the source as it is."""
+def _done(report: dict[str, Any], task: Task, way: Way) -> str:
+    """Return what this report says, where a command with these options, of this version, made the target of the source
+    and the plan as they are; else nothing.
+    """
     from repfuse.checkpoint.opening import digest_of
 
     try:
         asked = [report["environment"]["repfuse"], *shlex.split(report["command"])[len(command_of(task, ())) + 1 :]]
-        source = report["input"]["digest"]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return False
-    return asked == [__version__, *options] and source == digest_of(task.source)
+        made_of = {task.source: report["input"]["digest"]}
+        if plan := (report["chosen"] or {}).get("plan"):
+            made_of[Path(way.folder) / plan] = report["chosen"]["digest"]
+        said = _summary(report)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return ""
+    same = asked == [__version__, *way.options] and all(digest_of(path) == was for path, was in made_of.items())
+    return said if same else ""
 
 
-class Ended(NamedTuple):
-    """How a command ended: its exit code, what it printed, what it said of errors, and the bytes that it took."""
-
-    code: int
-    printed: str
-    said: str
-    peak: int
-
-
-Invoke = Callable[[list[str]], Ended]
-"""Runs `repfuse` with these arguments."""
-
-
-def convert_one(task: Task, options: Sequence[str], invoke: Invoke) -> Result:
+def convert_one(task: Task, way: Way) -> Result:
     """Run the command for one checkpoint, unless that is done, and say what came of it."""
-    names, report = (str(task.source), str(task.target)), _known(task)
-    if _is_done(report, task, options):
-        return Result(*names, "skipped", "done already")
-    if task.target.exists() and not report and "--force" not in options:
-        return Result(*names, "failed", "There is another file in its place, which --force replaces.")
+    try:
+        if not any(map(urls.url_of, task)):
+            return _convert(task, way)
+        with tempfile.TemporaryDirectory() as folder:
+            return _convert_elsewhere(task, Path(folder), way)
+    except Exception as error:  # a disk that is full, a place that cannot be reached: it stops no other
+        return task.ended("failed", described(error))
+
+
+def _convert_elsewhere(task: Task, folder: Path, way: Way) -> Result:
+    """Convert in a folder of this machine, and send what is made; whatever is said is of the files themselves."""
+    source, target = urls.fetch(task.source, folder / "in"), urls.fetch(task.target, folder / "out")
+    report = report_path(target)
+    if url := urls.url_of(task.target):
+        urls.fetch(report_path(task.target), folder / "out")
+
+    def renamed(text: str) -> str:
+        return text.replace(str(source), urls.name_of(task.source)).replace(str(target), urls.name_of(task.target))
+
+    result = _convert(Task(source, target), way)
+    if result.status in ("converted", "nothing-to-fuse"):
+        with replacing(report) as temporary:
+            temporary.write_text(renamed(report.read_text(encoding="utf-8")), encoding="utf-8")
+        if url:
+            urls.send({target: task.target, report: report_path(task.target)})
+    return task.ended(result.status, renamed(result.said), result.seconds, result.peak)
+
+
+def _convert(task: Task, way: Way) -> Result:
+    report = _known(task)
+    if done := _done(report, task, way):
+        for path in (task.target, report_path(task.target)):
+            remove_left(path)
+        return task.ended("skipped", done)
+    if task.target.exists() and not report and not way.force:
+        return task.ended("failed", "There is another file in its place, which --force replaces.")
     began = time.perf_counter()
     task.target.parent.mkdir(parents=True, exist_ok=True)
-    ended = invoke(command_of(task, options))
-    spent = (time.perf_counter() - began, ended.peak)
-    if ended.code:
-        lines = (line.removeprefix("error: ").strip() for line in ended.said.splitlines() if line[:6] != "note: ")
-        return Result(*names, "failed", " ".join(lines) or "the check failed, and nothing was written", *spent)
-    made = json.loads(ended.printed)
+    code, printed, said = _run(command_of(task, way.options), way)
+    spent = (time.perf_counter() - began, _peak())
+    if code:
+        lines = (line.removeprefix("error: ").strip() for line in said.splitlines() if line[:6] != "note: ")
+        return task.ended("failed", " ".join(lines) or "the check failed, and nothing was written", *spent)
+    made = json.loads(printed)
     status: Status = "converted" if made["status"] == "converted" else "nothing-to-fuse"
-    return Result(*names, status, _summary(made), *spent)
+    return task.ended(status, _summary(made), *spent)
 
 
 BESIDE = ("--json", "--force")
 """Options that the command of each has, too: what is told apart by the report may be replaced."""
 
 
-def _here(arguments: list[str], threads: int, memory: int | None) -> Ended:
-    """Run the command in this process, which is for it alone."""
+def _run(arguments: list[str], way: Way) -> tuple[int, str, str]:
+    """Run the command in this process, which is for it alone; return its exit code, output and errors."""
     from repfuse import cli
 
-    _limit(threads, memory)
+    _limit(way.threads, way.memory)
     sys.argv, cli.STARTED = ["repfuse", *arguments], time.perf_counter()
     printed, said, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(printed), redirect_stderr(said):
         try:
             cli.app([*arguments, *BESIDE], prog_name="repfuse")
         except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 0
-    return Ended(code, printed.getvalue(), said.getvalue(), _peak(children=False))
+            code = ended.code if isinstance(ended.code, int) else 1
+            said.write(ENDED if ended.code == ENDED else "")
+    return code, printed.getvalue(), said.getvalue()
 
 
-def _below(arguments: list[str], threads: int) -> Ended:
-    """Run the command in a new process, which ends with this one: a Dask worker may have no other kind."""
-    start = [sys.executable, "-c", "from repfuse.cli.many import as_child; as_child()", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(start, capture_output=True, text=True, check=False, env=environment)
-    died = f"its process was killed by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else ""
-    return Ended(done.returncode, done.stdout, died or done.stderr, _peak(children=True))
-
-
-def as_child() -> None:
-    """Be `repfuse` in a process that ends with the one that started it."""
-    from repfuse import cli
-
-    end_with_parent()
-    arguments = sys.argv[1:]
-    sys.argv = ["repfuse", *arguments]
-    cli.app([*arguments, *BESIDE], prog_name="repfuse")
+ENDED = "its process was ended by SIGTERM"
 
 
 def _summary(report: dict[str, Any]) -> str:
@@ -224,41 +254,51 @@ def _limit(threads: int, memory: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
-def _peak(*, children: bool) -> int:
-    """Return the most bytes that this process had, or one of its children, where the system counts that."""
+def _peak() -> int:
+    """Return the most bytes that this process had, where the system counts that."""
     if sys.platform == "win32":
         return 0
     import resource
 
-    used = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF)
-    return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # All of them.
 
 
 class Way(NamedTuple):
-    """How all are converted: the options of each, how many at once, threads and bytes of each, a Dask scheduler."""
+    """How all are converted: the options of each, how many at once, threads and bytes of each, a Dask scheduler.
+
+    ``force`` says whether files that others made are replaced, ``folder`` to where paths in the options are relative.
+    """
 
     options: tuple[str, ...]
     jobs: int
     threads: int
     memory: int | None
+    force: bool = False
     dask: str | None = None
+    folder: str = "."
+
+    def __str__(self) -> str:
+        bound = "" if self.memory is None else f", at most {self.memory / 2**30:.1f} GiB each"
+        where = f"on the workers of {self.dask}" if self.dask else f"{self.jobs} at a time"
+        return f"{where}, {plural(self.threads, 'thread')} each{bound}"
 
 
-OWN = {"into", "listed", "jobs", "job_memory", "dask", "markdown", "as_json", "quiet", "verbose"}
+OWN = {"into", "listed", "jobs", "job_memory", "dask", "report_to", "force", "as_json", "quiet", "verbose"}
 """The options that are of all of them together."""
 
 
 def way_of(context: typer.Context, *, jobs: int, memory: float | None, dask: str | None) -> Way:
     """Return how the command line wants all to be converted, each with the options that were typed."""
-    for name, option in (("dry_run", "--dry-run"), ("report_to", "--report")):
-        if context.params[name]:
-            raise RepfuseError(f"{option} is for one checkpoint.", "", "Leave it out, or --into.")
+    if context.params["dry_run"]:
+        raise RepfuseError("--dry-run is for one checkpoint.", "", "Leave it out, or --into.")
     own = None if memory is None else int(memory * 2**30)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    return Way(tuple(_typed(context)), jobs, threads, own or _free_memory(jobs), dask)
+    options, force = tuple(_typed(context)), bool(context.params["force"])
+    if dask:  # whose workers take as many tasks at once as they have threads
+        return Way(options, jobs, 1, own, force, dask, str(Path.cwd()))
+    return Way(options, jobs, max(1, (os.cpu_count() or 1) // jobs), own or _free_memory(jobs), force)
 
 
 def _typed(context: typer.Context) -> Iterator[str]:
@@ -284,12 +324,11 @@ def _free_memory(jobs: int) -> int | None:
     return None if kib is None else kib * 1024 // jobs
 
 
-def run(todo: Sequence[Task], way: Way, *, as_json: bool, as_markdown: bool, quiet: bool) -> NoReturn:
+def run(todo: Sequence[Task], way: Way, *, page: Path | None, as_json: bool, quiet: bool) -> NoReturn:
     """Convert all, say what became of them, and end the command: with exit code 1 where one failed."""
     began, results = time.perf_counter(), list[Result]()
     if not quiet:
-        bound = "" if way.memory is None else f", at most {way.memory / 2**30:.1f} GiB each"
-        say(f"{plural(len(todo), 'checkpoint')}, {way.jobs} at a time, {plural(way.threads, 'thread')} each{bound}")
+        say(f"{plural(len(todo), 'checkpoint')}, {way}")
     try:
         with progress(quiet=quiet) as update:
             for result in convert_all(todo, way, update):
@@ -299,12 +338,27 @@ def run(todo: Sequence[Task], way: Way, *, as_json: bool, as_markdown: bool, qui
     finally:
         seconds = time.perf_counter() - began
         if as_json:
-            show_json("conversions", {"seconds": seconds, "results": [asdict(each) for each in results]})
-        elif as_markdown:
-            sys.stdout.write(markdown(results, seconds))
-        elif not quiet:
+            told = {"seconds": seconds, "peak": _peak(), "results": [asdict(each) for each in results]}
+            show_json("conversions", told)
+        elif results and not quiet:
             show(many_view(results, seconds))
+    if page:
+        write_page(_page(results, seconds, page), page)
     raise typer.Exit(EXIT_FAILED_CHECK if any(result.status == "failed" for result in results) else 0)
+
+
+def _page(results: Sequence[Result], seconds: float, page: Path) -> str:
+    """Return the summary as a page, after what it links to: the page of each, where that is not there already."""
+    if page_form(page) == "markdown":
+        return markdown(results, seconds)
+    for each in results:
+        report = report_path(Path(each.target))
+        if each.status == "failed" or urls.url_of(report):
+            continue
+        beside = page_of(report)
+        if not beside.exists() or beside.stat().st_mtime < report.stat().st_mtime:
+            write_pages(reading.told([reading.read(report)]), [("html", beside)])
+    return as_html(results, seconds, page.parent)
 
 
 PRELOADED = ("repfuse.cli.conversion", "repfuse.readback.reading", "repfuse.report.convert_view")
@@ -320,7 +374,7 @@ def convert_all(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Re
     if known:
         context.set_forkserver_preload(list(PRELOADED))
     waiting, running = list(reversed(todo)), dict[Connection, tuple[Any, Task]]()
-    done, began = 0, time.perf_counter()
+    ended, began = list[Result](), time.perf_counter()
     try:
         while waiting or running:
             while waiting and len(running) < way.jobs:
@@ -330,12 +384,12 @@ def convert_all(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Re
                 process.start()
                 there.close()
                 running[here] = process, task
-            update(_under_way(running.values(), done, len(todo), time.perf_counter() - began), done / len(todo))
-            for ended in wait(list(running)):
-                assert isinstance(ended, Connection)
-                process, task = running.pop(ended)
-                yield _result(ended, process, task)
-                done += 1
+            names = ", ".join(urls.name_of(task.source) for _, task in running.values())
+            update(f"{how_far(ended, len(todo), time.perf_counter() - began)}: {names}", len(ended) / len(todo))
+            for answer in wait(list(running)):
+                assert isinstance(answer, Connection)
+                ended.append(_result(answer, *running.pop(answer)))
+                yield ended[-1]
     finally:
         for process, _ in running.values():
             process.terminate()
@@ -345,9 +399,12 @@ def convert_all(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Re
 
 def _in_process(answer: Connection, task: Task, way: Way) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that the user interrupts ends this
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED))  # so that what is half written goes
     end_with_parent()
     os.environ[FORKED] = "1"
-    answer.send(convert_one(task, way.options, lambda arguments: _here(arguments, way.threads, way.memory)))
+    with suppress(OSError):  # a worker may not see the folder; what is missing will be said
+        os.chdir(way.folder)
+    answer.send(convert_one(task, way))
     answer.close()
 
 
@@ -359,15 +416,22 @@ def _result(answer: Connection, process: Any, task: Task) -> Result:
         code = process.exitcode
         why = f"its process was killed by {signal.Signals(-code).name}" if code and code < 0 else "its process ended"
         memory = ", as a system does that runs out of memory" if code == -signal.SIGKILL else ""
-        return Result(str(task.source), str(task.target), "failed", why + memory)
+        return task.ended("failed", why + memory)
     process.join()
     return found
 
 
-def _under_way(running: Iterable[tuple[Any, Task]], done: int, of: int, seconds: float) -> str:
-    names = ", ".join(str(task.source) for _, task in running)
-    left = f", about {seconds / done * (of - done):.0f} s left" if done else ""
-    return f"{done} of {of}{left}: {names}"
+def how_far(ended: Sequence[Result], of: int, seconds: float) -> str:
+    """Return how many have ended, how many of them failed, and how long the others take if they take as long."""
+    ran = sum(each.status != "skipped" for each in ended)
+    failed = sum(each.status == "failed" for each in ended)
+    left = seconds / ran * (of - len(ended)) if ran else 0
+    parts = (
+        f"{len(ended)} of {of}",
+        f"{failed} failed" if failed else "",
+        f"about {duration(left)} left" if left else "",
+    )
+    return ", ".join(filter(None, parts))
 
 
 def _on_dask(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Result]:
@@ -377,33 +441,62 @@ def _on_dask(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Resul
     except ImportError as error:
         hint = "Install it: pip install 'repfuse[dask]'."
         raise RepfuseError("--dask needs a package that is not installed.", "Missing: distributed.", hint) from error
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # of a lost scheduler it says pages
     try:
         client = distributed.Client(way.dask, timeout="10s")
     except Exception as error:
         raise RepfuseError(f"There is no Dask scheduler at {way.dask}.", str(error), "Check the address.") from error
     with client:
-        here = [Task(task.source.absolute(), task.target.absolute()) for task in todo]
-        task_of = dict(zip(client.map(_on_worker, here, way=way, retries=2, pure=False), here, strict=True))
-        left = set(task_of)
+        given = [Task(*map(urls.absolute, task)) for task in todo]
+        task_of = dict(zip(client.map(_on_worker, given, way=way, retries=2, pure=False), given, strict=True))
+        left, busy, results, began = set(task_of), set[str](), list[Result](), time.perf_counter()
         while left:
-            with suppress(TimeoutError):  # then it is asked again whether the scheduler is still there
+            with suppress(TimeoutError, CancelledError):  # then it is asked again whether the scheduler is still there
                 distributed.wait(left, timeout=PATIENCE, return_when="FIRST_COMPLETED")
             ended = {future for future in left if future.status in ("finished", "error")}
-            if client.status != "running" or any(future.status in ("lost", "cancelled") for future in left - ended):
+            for future in ended:
+                lost = future.status == "error" and task_of[future].ended("failed", described(future.exception()))
+                results.append(lost or future.result())
+                yield results[-1]
+            left -= ended
+            if client.status != "running" or any(future.status in ("lost", "cancelled") for future in left):
                 what = f"The Dask scheduler at {way.dask} is lost."
                 raise RepfuseError(what, "What is done is whole.", "Give the command again: it goes on from there.", 1)
-            for future in ended:
-                yield future.result() if future.status == "finished" else _lost(task_of[future], future.exception())
-            left -= ended
-            update(f"{len(todo) - len(left)} of {len(todo)} on {way.dask}", 1 - len(left) / len(todo))
+            with suppress(OSError):
+                busy = {key for keys in client.processing().values() for key in keys}
+            names = ", ".join(urls.name_of(task_of[future].source) for future in left if future.key in busy)
+            update(f"{how_far(results, len(todo), time.perf_counter() - began)}: {names}", len(results) / len(todo))
 
 
 PATIENCE = 2.0  # seconds between two looks at the scheduler
 
 
-def _lost(task: Task, error: object) -> Result:
-    return Result(str(task.source), str(task.target), "failed", f"{type(error).__name__}: {error}")
-
-
 def _on_worker(task: Task, way: Way) -> Result:
-    return convert_one(task, way.options, lambda arguments: _below(arguments, way.threads))
+    """Have a helper of this thread do it: a worker itself may have no processes that are forked."""
+    if getattr(OF_THREAD, "helper", None) is None:
+        start = [sys.executable, "-c", "from repfuse.cli.many import be_helper; be_helper()"]
+        OF_THREAD.helper = subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    helper = OF_THREAD.helper
+    try:
+        pickle.dump((task, way), helper.stdin)
+        helper.stdin.flush()
+        result: Result = pickle.load(helper.stdout)
+    except (OSError, EOFError):
+        OF_THREAD.helper = None
+        return task.ended("failed", f"the process that converts ended with exit code {helper.wait()}")
+    return result
+
+
+OF_THREAD = threading.local()
+
+
+def be_helper() -> None:
+    """Be what a worker has in the place of its own processes: it ends with the worker."""
+    end_with_parent()
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    with suppress(EOFError):
+        while True:
+            task, way = pickle.load(sys.stdin.buffer)
+            (result,) = convert_all([task], way._replace(dask=None, jobs=1), lambda _stage, _fraction: None)
+            out.write(pickle.dumps(result))

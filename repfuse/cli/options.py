@@ -53,15 +53,11 @@ ModelArg = Annotated[
     list[str] | None,
     network("--model-arg", metavar="KEY=VALUE", help="An argument for --model; repeat it."),
 ]
-Input = Annotated[
-    str | None,
-    network(
-        "--input",
-        metavar="SHAPE",
-        help="The example input, as 1x3x224x224 or 1x3x224x224:float16. Without it: what the checkpoint or the model "
-        "source knows, else a guess that is said.",
-    ),
-]
+INPUT = (
+    "The example input, as 1x3x224x224 or 1x3x224x224:float16. Without it: what the checkpoint or the model source "
+    "knows, else a guess that is said."
+)
+Input = Annotated[str | None, network("--input", metavar="SHAPE", help=INPUT)]
 Weights = Annotated[
     str,
     network(
@@ -276,12 +272,13 @@ class Wanted:
     @property
     def chosen(self) -> Chosen | None:
         """What the report says of it, None where nothing was chosen."""
+        from repfuse.checkpoint.opening import digest_of
         from repfuse.report.schema import Chosen
 
-        said = Chosen(
-            str(self.file.path) if self.file else None, tuple(self.choice.include), tuple(self.choice.exclude)
-        )
-        return said if self.file or said.include or said.exclude else None
+        globs = tuple(self.choice.include), tuple(self.choice.exclude)
+        if self.file:
+            return Chosen(str(self.file.path), *globs, digest_of(self.file.path))
+        return Chosen(None, *globs) if any(globs) else None
 
 
 def wanted(

@@ -92,13 +92,17 @@ def write_pages(told: Told, pages: Iterable[tuple[Form, Path]]) -> None:
 
     with together():
         for form, out in pages:
-            text = as_html(told) if form == "html" else as_markdown(told)
-            if out == STDOUT:
-                sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr] # as the page says of itself
-                _write(sys.stdout, text)
-            else:
-                with replacing(out) as temporary:
-                    temporary.write_text(text, encoding="utf-8")
+            write_page(as_html(told) if form == "html" else as_markdown(told), out)
+
+
+def write_page(text: str, out: Path) -> None:
+    """Write a page; ``-`` is standard output."""
+    if out == STDOUT:
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr] # as the page says of itself
+        _write(sys.stdout, text)
+    else:
+        with replacing(out) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def say(line: str) -> None:

@@ -11,7 +11,8 @@ from repfuse.cli.output import check_sources, notes
 from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
-    from repfuse.benching import Benchmark
+    from repfuse.benching.results import Benchmark
+    from repfuse.checkpoint.shapes import Shape
     from repfuse.checkpoint.source import Said
     from repfuse.loading import Checkpoint
 
@@ -90,18 +91,22 @@ def load_pair(original: Side, fused: Side) -> Pair:
     return Pair(load(path, **loading, said=said_beside(fused_path, path) or _said_by(second)), second)
 
 
-def time_pair(loaded: Pair, runtimes: Sequence[str] = (), **settings: Any) -> Benchmark:
+def time_pair(
+    loaded: Pair, runtimes: Sequence[str] = (), inputs: Sequence[Sequence[Shape]] = (), **settings: Any
+) -> Benchmark:
     """Time both as they are deployed: an ONNX file as that file, in ONNX Runtime unless ``runtimes`` say otherwise.
 
-    ``settings`` are those of ``repfuse.bench``.
+    On all ``inputs``, or the original's example where there are none. ``settings`` are those of ``repfuse.bench``.
     """
-    from repfuse.benching import bench
+    from repfuse.benching.benchmark import bench
+    from repfuse.checkpoint.example import make_inputs
     from repfuse.saving import of_file
 
     original, fused = loaded
     usual = "onnxruntime" if "onnx" in (original.format, fused.format) else "eager"
     with of_file(original, original.module) as before, of_file(fused, fused.module) as after:
-        return bench(before, after, original.example_inputs, runtimes=runtimes or (usual,), **settings)
+        example, *more = [make_inputs(shapes, original.module) for shapes in inputs] or [original.example_inputs]
+        return bench(before, after, example, more_inputs=more, runtimes=runtimes or (usual,), **settings)
 
 
 def _said_by(fused: Checkpoint) -> Said:

@@ -89,7 +89,8 @@ def _of_images(folder: Folder, checkpoint: Checkpoint, wishes: Wishes) -> Prepar
         return torch.stack([read_image(path, channels, preparing) for path in paths]).to(example.dtype)
 
     notes = (*folder.notes, f"images {preparing.geometry}, {said}", about, *limited)
-    samples = Samples(len(chosen), math.prod(shape), make, notes, _at_once(checkpoint))
+    names = [str(folder.images[index].relative_to(folder.path)) for index in chosen]
+    samples = Samples(len(chosen), math.prod(shape), make, notes, _at_once(checkpoint), names)
     return samples, labels[chosen] if labels is not None else None
 
 
@@ -102,7 +103,8 @@ def _of_arrays(found: Arrays, checkpoint: Checkpoint, wishes: Wishes) -> Prepare
         return convert(torch.stack([inputs[index] for index in chosen[positions.start : positions.stop]]))
 
     labels = found.labels.cpu()[chosen] if found.labels is not None else None
-    return Samples(len(chosen), inputs[0].numel(), make, (*said, *limited), _at_once(checkpoint)), labels
+    names = list(map(str, chosen))
+    return Samples(len(chosen), inputs[0].numel(), make, (*said, *limited), _at_once(checkpoint), names), labels
 
 
 def _conversion(

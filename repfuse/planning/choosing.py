@@ -10,9 +10,10 @@ from torch import nn
 
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT, as_globs
+from repfuse.planning.planner import Planner
 from repfuse.planning.planner import plan as make_plan
 from repfuse.planning.replaying import replay
-from repfuse.plans import AGAIN, Key, Plan, Policy, Refusal, Site
+from repfuse.plans import AGAIN, Key, Measured, Plan, Policy, Refusal, Site
 
 DESCRIPTION = ("path", "owner", "form", "branches", "kernel")
 """What a plan says of a site besides its place in the graph. Costs depend on the dtype, which may be another."""
@@ -78,6 +79,18 @@ def choose(module: nn.Module, example_inputs: Sequence[Any], choice: Choice) -> 
     reasons = {site.key: site.left_out(include, exclude) or "" for site in given.sites}
     chosen = given.select(include, exclude)
     return _laid_out(module, replace(chosen, refusals=given.refusals), reasons)
+
+
+def again(module: nn.Module, plan: Plan, choice: Choice, measured: Sequence[Measured]) -> Plan:
+    """Return a plan of ``choice`` made again with what was ``measured``; it leaves out what the choice leaves out."""
+    live: Planner = plan.live
+    planner = Planner(
+        live.recording, plan.policy, keep_class=choice.keep_class, keep_affine=plan.keep_affine, measured=measured
+    )
+    made = planner.plan(plan.arguments)
+    include, exclude = as_globs(choice.include), as_globs(choice.exclude)
+    reasons = {site.key: why for site in made.sites if (why := site.left_out(include, exclude))}
+    return without(module, made, reasons) if reasons else made
 
 
 def without(module: nn.Module, plan: Plan, reasons: Mapping[Key, str]) -> Plan:

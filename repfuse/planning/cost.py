@@ -75,6 +75,10 @@ def is_better(after: Cost, before: Cost, policy: Policy = Policy.COST) -> bool:
     """Whether it is predicted to be faster; by a cost that is a trade, more of one thing for less of another, so much
     faster that it shows.
     """
-    trades = after.macs > before.macs or after.bytes > before.bytes or after.launches > before.launches
-    least = 1 - TOLD_APART if trades and policy is not Policy.ALWAYS else 1
+    least = 1 - TOLD_APART if is_trade(after, before) and policy is not Policy.ALWAYS else 1
     return price(after, policy) < least * price(before, policy)
+
+
+def is_trade(after: Cost, before: Cost) -> bool:
+    """Whether it is more of one thing: what is no trade cannot be slower."""
+    return after.macs > before.macs or after.bytes > before.bytes or after.launches > before.launches

@@ -80,15 +80,15 @@ class Cutting:
         self._read: dict[tuple[fx.Node, tuple[_Known, ...]], Terms | NotAffine] = {}
         self._cost: dict[tuple[fx.Node, _Known], Cost] = {}
 
-    def best(self, before: fx.Node | None = None) -> Parts:
-        """Return the parts that are least work.
+    def best(self, before: fx.Node | None = None, *, fewest: int = 0) -> Parts:
+        """Return the parts that are least work, by at least so many cuts.
 
         Of too many places, those nearest ``before`` a node are tried, if it is given.
         """
         places = list(self.places())
         if before is not None and len(places) > MOST_PLACES:
             places = [place for place in places if self.nodes.index(place) < self.nodes.index(before)][-MOST_PLACES:]
-        sizes = range(len(places) + 1) if len(places) <= MOST_PLACES else range(2)
+        sizes = range(fewest, len(places) + 1) if len(places) <= MOST_PLACES else range(fewest, 2)
         choices = chain.from_iterable(combinations(places, size) for size in sizes)
         price = {parts: self.estimate.price(parts.cost) for parts in map(self.parts, choices)}
         least = min(price, key=lambda parts: (price[parts], len(parts.cuts)))

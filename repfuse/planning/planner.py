@@ -28,7 +28,7 @@ from repfuse.planning.region import Region
 from repfuse.planning.regions import Regions
 from repfuse.planning.storage import Ranges
 from repfuse.planning.terms import Group
-from repfuse.plans import Cost, Plan, Policy, Refusal, Site
+from repfuse.plans import Cost, Measured, Plan, Policy, Refusal, Site
 from repfuse.recording.arguments import Arguments, description
 from repfuse.recording.constants import lookup
 from repfuse.recording.recording import Recording, record
@@ -91,7 +91,9 @@ class Planner:
     """Plans one recorded network, by ``policy``.
 
     ``matching_borders`` says for which layers another plan found that they pad with what lies beyond the border;
-    without it, the weights are asked. For ``keep_class`` and ``keep_affine`` see ``plan``.
+    without it, the weights are asked. For ``keep_class`` and ``keep_affine`` see ``plan``, for ``measured``
+    ``repfuse.plans.Plan``. ``declined`` are the outputs of what could be one layer and is not, being predicted to gain
+    nothing: what that costs in parts, and as one.
     """
 
     def __init__(
@@ -102,11 +104,14 @@ class Planner:
         *,
         keep_class: bool | None = None,
         keep_affine: bool = False,
+        measured: Sequence[Measured] = (),
     ) -> None:
         self.recording = recording
         self.policy = policy
         self.keep_class = keep_class
         self.keep_affine = keep_affine
+        self.measured = {each.output: each for each in measured}
+        self.declined: dict[str, tuple[Cost, Cost]] = {}
         self.replays = matching_borders is not None
         self.matching_borders = matching_borders
         self.refusals: dict[tuple[str, str], Refusal] = {}
@@ -159,6 +164,7 @@ class Planner:
             tuple(sorted(self._matching)),  # of readings that were taken back, too: they led to this one
             bool(self.keep_class),
             self.keep_affine,
+            tuple(self.measured.values()),
             live=self,
         )
 
@@ -171,6 +177,7 @@ class Planner:
         """Return every region with the groups of it that are worth one convolution each."""
         search = self.search()
         regions = search.find()
+        self.declined = search.declined
         for node in search.escaping():
             self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
         found = [
@@ -185,7 +192,7 @@ class Planner:
         """Return what finds the regions."""
         recording, composes = self.recording, self.policy is not Policy.NEVER_COMPOSE
         reader = Reader(self.meanings, recording.shape_of, recording.between, self.borders.check, composes)
-        return Regions(self.bystanders, reader, self.estimate, self.refuse)
+        return Regions(self.bystanders, reader, self.estimate, self.refuse, self.measured)
 
     def lay_out(self, candidates: list[Candidate]) -> Layout:
         """Decide where each of the candidates is written; the answer to the last question is kept."""

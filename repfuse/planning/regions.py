@@ -9,7 +9,7 @@ nothing is cut any more.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from torch import fx
@@ -24,7 +24,7 @@ from repfuse.planning.estimate import Estimate
 from repfuse.planning.reader import Ends, Reader
 from repfuse.planning.region import Refuse, Region, region_of
 from repfuse.planning.terms import Term
-from repfuse.plans import Cost
+from repfuse.plans import Cost, Measured, Policy
 
 _Note = tuple[NotAffine, fx.Node, Cost | None, Cost | None]
 
@@ -33,7 +33,8 @@ class Regions:
     """Finds the regions of a graph.
 
     ``reader`` says what each node computes; a node that turns out to be no operation on terms loses its meaning.
-    ``estimate`` is the law of cost; ``refuse`` records what looked fusible and is not.
+    ``estimate`` is the law of cost; ``refuse`` records what looked fusible and is not; what was ``measured`` at an
+    output goes before the law.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Regions:
         reader: Reader,
         estimate: Estimate,
         refuse: Refuse,
+        measured: Mapping[str, Measured] | None = None,
     ) -> None:
         self.recording = estimate.recording
         self.meanings = estimate.meanings
@@ -49,13 +51,16 @@ class Regions:
         self.reader = reader
         self.estimate = estimate
         self.refuse = refuse
+        self.measured = measured or {}
+        self.declined: dict[str, tuple[Cost, Cost]] = {}
+        self._always = Estimate(estimate.recording, estimate.meanings, Policy.ALWAYS)
         self._roots: dict[fx.Node, fx.Node] = {}
         self._terms: dict[fx.Node, tuple[Term, ...]] = {}
         self._operand_of: dict[fx.Node, list[int]] = {}  # for each term of a sum, the place of its operand
         self._cuts: set[fx.Node] = set()
         self._members: dict[fx.Node, list[fx.Node]] = {}  # the nodes of each root, in order
         self._parted: set[fx.Node] = set()  # the roots of what this pass takes apart
-        self._best_of: dict[tuple[fx.Node, ...], Parts] = {}
+        self._best_of: dict[tuple[object, ...], Parts] = {}
         self._searched: set[fx.Node] = set()  # those among them whose cuts were searched for
         self._changed = True
         self._doubted: set[fx.Node] = set()
@@ -184,12 +189,12 @@ class Regions:
         if near and not isinstance(error, Ends) and not (layered and error.code == "several-sources"):
             self.refuse(error, node, None, None)
 
-    def _best(self, cutting: Cutting, before: fx.Node | None = None) -> Parts:
+    def _best(self, cutting: Cutting, before: fx.Node | None = None, *, fewest: int = 0) -> Parts:
         """Return how a region is best taken apart, as ``Cutting.best`` finds it: once, in however many passes."""
-        nodes = tuple(cutting.nodes)
-        if nodes not in self._best_of:
-            self._best_of[nodes] = cutting.best(before)
-        return self._best_of[nodes]
+        key = (fewest, *cutting.nodes)
+        if key not in self._best_of:
+            self._best_of[key] = cutting.best(before, fewest=fewest)
+        return self._best_of[key]
 
     def _cutting(self, root: fx.Node) -> Cutting:
         return Cutting(self._members[root], self.reader, self.estimate, self._readers)
@@ -217,7 +222,14 @@ class Regions:
         if self.meanings[root] is None:
             return Region(root, (), frozenset(), frozenset())
         notes = self._notes[root] = []
-        region = region_of(root, self._terms[root], self.estimate, lambda *note: notes.append(note))
+        name = self.recording.names[self.estimate.computing(root)]
+        measured = self.measured.get(name) if name not in self.declined else None  # of the whole, not of what is left
+        law = self._always if measured and measured.speedup > 1 else self.estimate
+        region = region_of(root, self._terms[root], law, lambda *note: notes.append(note))
+        for error, _, apart, whole in notes:
+            if error.code == "cost" and apart and whole:
+                self.declined.setdefault(name, (apart, whole))
+                measured = None
         memory = [(self.recording.memory.of(group.source), group.source) for group in region.groups if group.convolves]
         if len(dict(memory)) < len({source for _, source in memory}):
             reason = "the source is overwritten between its branches"
@@ -225,7 +237,7 @@ class Regions:
         if len(region.groups) > 1 and not self._holds_together(root, region):
             self._take_apart(root)
         elif len(region.working) > 1:
-            self._weigh(region)
+            self._weigh(region, measured)
         return region
 
     def _holds_together(self, root: fx.Node, region: Region) -> bool:
@@ -244,29 +256,38 @@ class Regions:
         place = {id(term): operand for term, operand in zip(self._terms[root], self._operand_of[root], strict=True)}
         return any(len({place[id(term)] for term in group.terms}) > 1 for group in region.groups)
 
-    def _weigh(self, region: Region) -> None:
-        """Apply the law of cost: keep the region whole, cut it where that saves most, or take it apart."""
+    def _weigh(self, region: Region, measured: Measured | None) -> None:
+        """Apply the law of cost, or what was measured: keep the region whole, cut it where that saves most, or take it
+        apart.
+        """
         if not region.is_writable:
             reason = NotAffine("no-convolution", "a sum of skips and normalisations without a convolution")
             self.refuse(reason, region.root, None, None)
             if len(region.groups) > 1:
                 self._take_apart(region.root)
             return
+        if measured and measured.speedup > 1:
+            return
         before = self.estimate.of_nodes(region.working)
         after = self.estimate.of_groups(region.groups, region.root)
         cutting = self._cutting(self._roots[region.root])
-        better = self._best(cutting) if any(cutting.places()) else None
-        if better and better.cuts and self.estimate.is_better(better.cost, before):
-            reason = NotAffine("cost", "as one layer these are predicted to gain nothing")
+        better = self._best(cutting, fewest=1 if measured else 0) if any(cutting.places()) else None
+        if better and better.cuts and (measured or self.estimate.is_better(better.cost, before)):
+            reason = NotAffine("cost", str(measured or "as one layer these are predicted to gain nothing"))
+            self._decline(region, better.cost, after)
             for cut in sorted(better.cuts, key=self.recording.order.__getitem__):
                 self.refuse(reason, next(self._readers(cut)), better.cost, after)
                 self._cut(cut)
-        elif not self.estimate.is_better(after, before):
-            reason = NotAffine("cost", "one convolution is predicted to gain nothing here")
+        elif measured or not self.estimate.is_better(after, before):
+            reason = NotAffine("cost", str(measured or "one convolution is predicted to gain nothing here"))
+            self._decline(region, before, after)
             calls = {self.recording.call_of[node] for node in region.working}
             if before.launches > 1 and len(calls) > 1:  # nobody looks for a merge within one operator, or one module
                 self.refuse(reason, region.root, before, after)
             self._take_apart(region.root)
+
+    def _decline(self, region: Region, apart: Cost, whole: Cost) -> None:
+        self.declined.setdefault(self.recording.names[region.root], (apart, whole))
 
     def _take_apart(self, root: fx.Node) -> None:
         for operand in inputs_of(self.meanings[root]):

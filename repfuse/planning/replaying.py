@@ -123,7 +123,7 @@ def _made_again(module: nn.Module, plan: Plan, fill: Callable[[Tensor], object])
     if recording.fingerprint() != plan.fingerprint:
         raise _misfit("It was made for another model: with other modules or shapes.")
     kept = {"keep_class": plan.keep_class, "keep_affine": plan.keep_affine}
-    return Planner(recording, plan.policy, plan.matching_borders, **kept)
+    return Planner(recording, plan.policy, plan.matching_borders, measured=plan.measured, **kept)
 
 
 def _misfit(why: str) -> RepfuseError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
+from repfuse.benching.results import COLD_NOTE
 from repfuse.report.tables import (
     BAD,
     GOOD,
@@ -18,16 +19,18 @@ from repfuse.report.tables import (
     duration,
     facts,
     heading,
+    interval,
     notes,
     percent,
     plural,
     shape,
     size,
     table,
+    times,
 )
 
 if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark, Change, Measurement, Ratio, SiteTiming
+    from repfuse.benching.results import Benchmark, Change, Experiment, Gain, Measurement, Ratio, SiteTiming
 
 FEW = 2  # times: below, a second decimal says something
 STYLES = {"faster": GOOD, "slower": BAD, "no difference": UNSURE}
@@ -41,7 +44,7 @@ def bench_view(benchmark: Benchmark) -> Iterator[RenderableType]:
     yield heading(f"Time of a call on {benchmark.device}")
     yield from _times(benchmark.measurements)
     if benchmark.sites:
-        yield from _sites(benchmark)
+        yield from _sites(benchmark.sites)
     if benchmark.cold:
         cold = benchmark.cold
         yield heading("The notebook's method: one cold call each")
@@ -49,19 +52,33 @@ def bench_view(benchmark: Benchmark) -> Iterator[RenderableType]:
     yield Text()
     yield from notes(f"not timed in {reason}" for reason in benchmark.left_out)
     telling = (entry for entry in benchmark.measurements if not entry.says_nothing)
-    yield from notes(f"{_where(entry)}: {text}" for entry in telling for text in entry.warnings)
+    yield from notes(f"{where(entry)}: {text}" for entry in telling for text in entry.warnings)
     for measurement in benchmark.measurements:
-        yield Text(f"{speed(measurement)} at {_where(measurement)}", style=STYLES[measurement.verdict])
+        yield Text(f"{speed(measurement)} at {where(measurement)}", style=STYLES[measurement.verdict])
+
+
+def notebook_view(found: Sequence[Experiment]) -> Iterator[RenderableType]:
+    """Yield the notebook's experiment: what it would claim, and what holds."""
+    yield heading("conv3(x) + conv1(x) + x as one convolution: how many times as fast")
+    columns = ("Input", ("One cold call", NUMBER), ("Warm (95 %)", NUMBER), ("Without padding='same'", NUMBER))
+    rows = ((shape(each.shape), times(each.cold), ratio(each.warm), ratio(each.integers)) for each in found)
+    yield table(columns, rows)
+    yield from notes([COLD_NOTE])
 
 
 def speedup(measurement: Measurement) -> str:
-    """Return ``2.31x (2.20 to 2.40)`` for a table: always the interval, and a number where one can stand for it."""
-    if measurement.says_nothing:
+    """Return ``2.31x (2.20 to 2.40)`` for a table: the interval wherever it says something."""
+    known = f"{gain(measurement)} ({interval(measurement.low, measurement.high)})"
+    return gain(measurement) if measurement.says_nothing else known
+
+
+def gain(entry: Measurement) -> str:
+    """Return ``2.31x``, or why no number can stand for the interval."""
+    if entry.says_nothing:
         return "too noisy"
-    interval = f"({measurement.low:.2f} to {measurement.high:.2f})"
-    if measurement.verdict == "no difference":
-        return f"no difference {interval}"
-    return f"{measurement.speedup:.2f}x {interval}" if measurement.steady else f"unsteady {interval}"
+    if entry.verdict == "no difference":
+        return entry.verdict
+    return times(entry.speedup) if entry.steady else "unsteady"
 
 
 def speed(entry: Measurement) -> str:
@@ -70,12 +87,11 @@ def speed(entry: Measurement) -> str:
         return "timing too noisy to say anything"
     if entry.verdict == "no difference":
         return f"no difference in speed ({entry.low:.2f} to {entry.high:.2f})"
-    times = (entry.speedup, entry.low, entry.high)
-    factor, low, high = times if entry.verdict == "faster" else (1 / each for each in (times[0], times[2], times[1]))
+    known = (entry.speedup, entry.low, entry.high)
+    factor, low, high = known if entry.verdict == "faster" else (1 / each for each in (known[0], known[2], known[1]))
     digits = 2 if factor < FEW else 1
-    interval = f"({low:.{digits}f} to {high:.{digits}f})"
-    known = f"{factor:.{digits}f}x {entry.verdict}" if entry.steady else f"{entry.verdict}, unsteady"
-    return f"{known} {interval}"
+    said = f"{factor:.{digits}f}x {entry.verdict}" if entry.steady else f"{entry.verdict}, unsteady"
+    return f"{said} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _costs(benchmark: Benchmark) -> RenderableType:
@@ -93,7 +109,8 @@ def _costs(benchmark: Benchmark) -> RenderableType:
 def _times(entries: Sequence[Measurement]) -> Iterator[RenderableType]:
     """Yield a table of all times, and how much of the machine's speed they are."""
     several = not all(entry.in_eager for entry in entries)
-    columns = ("Runtime", ("Batch", NUMBER), ("Threads", NUMBER), ("Original", NUMBER), ("Fused", NUMBER))
+    sizes = "Input" if any(entry.shapes for entry in entries) else ("Batch", NUMBER)
+    columns = ("Runtime", sizes, ("Threads", NUMBER), ("Original", NUMBER), ("Fused", NUMBER))
     first = 0 if several else 1
     yield table((*columns[first:], "Speed-up (95 %)"), (_row(entry)[first:] for entry in entries))
     known = [entry for entry in entries if entry.fused.of_machine is not None]
@@ -105,52 +122,63 @@ def _times(entries: Sequence[Measurement]) -> Iterator[RenderableType]:
 
 def _row(entry: Measurement) -> tuple[str, ...]:
     times = (duration(entry.original.median), duration(entry.fused.median))
-    return (entry.runtime, str(entry.batch_size), str(entry.threads), *times, speedup(entry))
+    return (entry.runtime, _inputs(entry), str(entry.threads), *times, speedup(entry))
 
 
 def _share(entry: Measurement) -> tuple[str, ...]:
     shares = (percent(entry.original.of_machine), percent(entry.fused.of_machine))
     over = entry.over_eager
-    against = "" if over is None else f"{over.value:.2f}x ({over.low:.2f} to {over.high:.2f})"
-    return (entry.runtime, str(entry.batch_size), str(entry.threads), *shares, against)
+    against = "" if over is None else ratio(over)
+    return (entry.runtime, _inputs(entry), str(entry.threads), *shares, against)
 
 
-def _sites(benchmark: Benchmark) -> Iterator[RenderableType]:
-    """Yield the places by what they gain, and how much of the network's gain they are."""
-    yield heading("Each place by itself, most gained first")
-    columns = ("Place", "Kernel", ("Before", NUMBER), ("After", NUMBER), ("Predicted", NUMBER), ("Measured", NUMBER))
-    yield table(columns, map(_site, sorted(benchmark.sites, key=lambda site: -site.gained)))
-    gained = sum(site.gained for site in benchmark.sites)
-    of = "".join(
-        f", the network {duration(entry.original.median - entry.fused.median)}"
-        for entry in benchmark.measurements[:1]
-        if entry.in_eager and entry.batch_size == benchmark.shapes[0][0]
-    )
-    yield Text(f"  All places together gain {duration(gained)} a call{of}.")
+def _sites(sites: Sequence[SiteTiming]) -> Iterator[RenderableType]:
+    """Yield the places by what they gain, and how much of that is the network's."""
+    yield heading("In eager mode, each place by itself and what the network gains by it, most first")
+    columns = ("Place", ("Before", NUMBER), ("After", NUMBER), ("Predicted", NUMBER), ("Measured", NUMBER))
+    ordered = sorted(sites, key=lambda site: -site.gain.value if site.gain else 0.0)
+    yield table((*columns, "Gain (95 %)"), map(_site, ordered))
+    alone = sum(site.before - site.after for site in sites)
+    gained = sum(site.gain.value for site in sites if site.gain)
+    yield Text(f"  With all of them the network gains {duration(gained)} a call; alone they gain {duration(alone)}.")
 
 
 def _site(site: SiteTiming) -> tuple[str, ...]:
     predicted = NOTHING if site.predicted is None else f"{site.predicted:.1f}x"
-    times = (duration(site.before), duration(site.after))
-    return (site.path, site.kernel, *times, predicted, f"{site.speedup.value:.1f}x")
+    both = (duration(site.before), duration(site.after))
+    gained = gain_of(site.gain) if site.gain else NOTHING
+    return (site.path, *both, predicted, f"{site.speedup.value:.1f}x", gained)
+
+
+def gain_of(found: Gain) -> str:
+    """Return ``48.3 µs ± 2.10 µs``."""
+    return f"{duration(found.value)} ± {duration((found.high - found.low) / 2)}"
 
 
 def changes_view(changes: Sequence[Change]) -> Iterator[RenderableType]:
     """Yield what became of the fused network's times since an earlier run."""
     yield heading("Since the earlier run, the fused network's time")
     for change in changes:
-        beside = f"{_interval(change.beside_original)} beside the original's"
-        text = f"  {_interval(change.ratio)}, {beside}, at {_where(change.now)}"
+        beside = f"{ratio(change.beside_original)} beside the original's"
+        text = f"  {ratio(change.ratio)}, {beside}, at {where(change.now)}"
         yield Text(text, style=BAD if change.slower else "")
     slower = sum(change.slower for change in changes)
     verdict = f"slower at {plural(slower, 'setting')}" if slower else "no slower"
     yield Text(f"\n{verdict.capitalize()} than then", style=BAD if slower else GOOD)
 
 
-def _interval(ratio: Ratio) -> str:
-    return f"{ratio.value:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+def ratio(found: Ratio) -> str:
+    """Return ``2.31x (2.20 to 2.40)``."""
+    return f"{times(found.value)} ({interval(found.low, found.high)})"
 
 
-def _where(entry: Measurement) -> str:
+def where(entry: Measurement) -> str:
+    """Return the setting of a measurement: ``batch 1, 2 threads in onnxruntime``."""
     within = "" if entry.in_eager else f" in {entry.runtime}"
-    return f"batch {entry.batch_size}, {plural(entry.threads, 'thread')}{within}"
+    sizes = f"batch {entry.batch_size}" if not entry.shapes else _inputs(entry)
+    return f"{sizes}, {plural(entry.threads, 'thread')}{within}"
+
+
+def _inputs(entry: Measurement) -> str:
+    """Return the shapes of the inputs, or the batch size, where that is what differs."""
+    return ", ".join(map(shape, entry.shapes)) or str(entry.batch_size)

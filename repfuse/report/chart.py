@@ -6,63 +6,58 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
+from repfuse.benching.results import Measurement
 from repfuse.quantization import SiteKernels
-from repfuse.report.reading import Measurement
-from repfuse.report.tables import duration, percent, plural
+from repfuse.report.bench_view import gain, speed, where
+from repfuse.report.tables import duration, interval, percent
 
 
 @dataclass(frozen=True)
 class Speed:
-    """A row of the chart: how many times as fast as the original, with a 95 % interval.
+    """A row of the chart: how many times as fast as the original, with a 95 % interval."""
 
-    ``over_eager`` is the ratio to the original in PyTorch's eager mode, where this is another runtime. ``floor`` is the
-    share that the fused network reaches of this machine's speed, that of a plain matrix product.
-    """
+    entry: Measurement
 
-    label: str
-    times: tuple[str, str]
-    ratio: float
-    low: float
-    high: float
-    over_eager: float | None = None
-    floor: float | None = None
+    @property
+    def label(self) -> str:
+        """The setting."""
+        return where(self.entry)
+
+    @property
+    def times(self) -> tuple[str, str]:
+        """The time of a call of both."""
+        return duration(self.entry.original.median), duration(self.entry.fused.median)
+
+    @property
+    def over_eager(self) -> float | None:
+        """The ratio to the original in PyTorch's eager mode, where this is another runtime."""
+        return self.entry.over_eager.value if self.entry.over_eager else None
 
     @property
     def limit(self) -> float | None:
-        """The ratio that a network has which is as fast as this machine gets."""
-        return self.ratio / self.floor if self.floor else None
-
-    @property
-    def says_nothing(self) -> bool:
-        """Whether it is too noisy, as ``benching.results.Measurement`` says it."""
-        return self.low <= 1 <= self.high and self.high > 2 * self.low
+        """The ratio that a network has which is as fast as this machine gets: as a plain matrix product."""
+        floor = self.entry.fused.floor
+        return self.entry.speedup * self.entry.fused.median / floor if floor else None
 
     @property
     def gain(self) -> str:
         """The ratio, where the interval does not hold 1."""
-        if self.says_nothing:
-            return "too noisy"
-        return "no difference" if self.low <= 1 <= self.high else times(self.ratio)
+        return gain(self.entry)
 
     @property
     def interval(self) -> str:
         """The interval in words."""
-        return f"{_digits(self.low)} to {_digits(self.high)}"
+        return interval(self.entry.low, self.entry.high)
 
     @property
     def share(self) -> str:
-        """The share of this machine's speed."""
-        return "" if self.floor is None else percent(self.floor)
+        """The share that the fused network reaches of this machine's speed."""
+        return "" if self.entry.fused.of_machine is None else percent(self.entry.fused.of_machine)
 
     @property
     def sentence(self) -> str:
         """How much faster or slower it is."""
-        if self.says_nothing:
-            return "timing too noisy to say anything"
-        if self.low <= 1 <= self.high:
-            return f"no difference in speed ({self.interval})"
-        interval = self.interval if self.low > 1 else f"{_digits(1 / self.high)} to {_digits(1 / self.low)}"
-        return f"{compared(self.ratio)} ({interval})"
+        return speed(self.entry)
 
 
 @dataclass(frozen=True)
@@ -92,8 +87,8 @@ class Axis:
 def speed_axis(rows: Sequence[Speed]) -> Axis:
     """Return an axis that holds 1 and all ratios; a limit far beyond all ratios is not drawn."""
     over = [row.over_eager for row in rows if row.over_eager]
-    least = min(1.0, *over, *(row.low for row in rows))
-    greatest = max(1.0, *over, *(row.high for row in rows))
+    least = min(1.0, *over, *(row.entry.low for row in rows))
+    greatest = max(1.0, *over, *(row.entry.high for row in rows))
     limits = [row.limit for row in rows if row.limit and row.limit < 4 * greatest]
     return Axis((least / 1.12, max(greatest, *limits, 1.0) * 1.12))
 
@@ -107,27 +102,3 @@ def range_axis(sites: Sequence[SiteKernels]) -> Axis:
     found = [size for site in sites for size in (*site.before.ranges, *site.after.ranges) if size > 0]
     greatest = max(found, default=1.0)
     return Axis((max(min(found, default=1.0), greatest / RANGES_SHOWN) / 1.12, greatest * 1.12))
-
-
-def speed_of(entry: Measurement) -> Speed:
-    """Return the row of a measurement."""
-    within = "" if entry.runtime == "eager" else f"{entry.runtime}, "
-    label = f"{within}batch {entry.batch_size}, {plural(entry.threads, 'thread')}"
-    both = duration(entry.original.median), duration(entry.fused.median)
-    over_eager = entry.over_eager.value if entry.over_eager and within else None
-    floor = entry.fused.floor / entry.fused.median if entry.fused.floor else None
-    return Speed(label, both, entry.speedup, entry.low, entry.high, over_eager, floor)
-
-
-def times(ratio: float) -> str:
-    """Return a ratio: 1.43x, 12.1x."""
-    return f"{_digits(ratio)}x"
-
-
-def compared(ratio: float) -> str:
-    """Return a ratio in words: 1.43x faster, 2.00x slower."""
-    return f"{times(ratio)} faster" if ratio >= 1 else f"{times(1 / ratio)} slower"
-
-
-def _digits(ratio: float) -> str:
-    return f"{ratio:.2f}" if ratio < 9.995 else f"{ratio:.1f}"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from repfuse.report.markdown import text
+from repfuse.report.page import rendered
+from repfuse.report.schema import report_path
 from repfuse.report.tables import BAD, GOOD, NUMBER, duration, heading, plural, size, table
 
 Status = Literal["converted", "nothing-to-fuse", "skipped", "failed"]
@@ -71,3 +76,30 @@ def markdown(results: Sequence[Result], seconds: float) -> str:
     lines += ["| checkpoint | result | time | memory |", "| --- | --- | --: | --: |"]
     lines += [f"| {' | '.join(text(cell) for cell in _row(each))} |" for each in results]
     return "\n".join([*lines, "", "</details>", ""])
+
+
+def as_html(results: Sequence[Result], seconds: float, folder: Path) -> str:
+    """Return the same as a page for this folder, with a link to the page of each; those that failed first."""
+    ordered = sorted(results, key=lambda each: (each.status != "failed", each.source))
+    return rendered(
+        "many.html.j2",
+        count=plural(len(results), "checkpoint"),
+        summary=summary(results),
+        tone="bad" if any(each.status == "failed" for each in results) else "good",
+        took=duration(seconds),
+        rows=[(_link(each, folder), _row(each)) for each in ordered],
+    )
+
+
+def page_of(report: Path) -> Path:
+    """Return where the page of a report goes that a summary links to: fused.pt.report.html."""
+    return report.with_suffix(".html")
+
+
+def _link(each: Result, folder: Path) -> str:
+    if each.status == "failed":
+        return ""
+    if "://" in each.target:  # elsewhere, with its report alone
+        return quote(f"{each.target}.report.json", safe=":/")
+    page = page_of(report_path(Path(each.target)))
+    return quote(Path(os.path.relpath(page, folder)).as_posix())

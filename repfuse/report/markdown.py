@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from repfuse.report.bench_view import speedup
 from repfuse.report.page import Page
 from repfuse.report.reading import Told
 from repfuse.report.tables import plural
@@ -32,7 +33,7 @@ def _changes(page: Page) -> Iterator[Sequence[str]]:
     for name, before, after, changed, _ in page.amounts:
         yield name, before, after, changed
     for row in page.speeds[:TIMES_SHOWN]:
-        yield text(row.label), *row.times, f"{row.gain} ({row.interval})"
+        yield text(row.label), *row.times, speedup(row.entry)
 
 
 def _folded(page: Page) -> Iterator[str]:
@@ -40,7 +41,7 @@ def _folded(page: Page) -> Iterator[str]:
     yield f"<details><summary>{plural(len(plan.sites), 'site')}, {plural(len(plan.refusals), 'refusal')}</summary>"
     yield ""
     if page.speeds:
-        rows = ((text(row.label), *row.times, f"{row.gain} ({row.interval})", row.share) for row in page.speeds)
+        rows = ((text(row.label), *row.times, speedup(row.entry), row.share) for row in page.speeds)
         yield from (*_table(("", "before", "after", "", "of a matrix product's speed"), "lrrrr", rows), "")
     if page.kinds:
         rows = (

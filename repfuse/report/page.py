@@ -10,22 +10,23 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from repfuse.benching.results import SiteTiming
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT
 from repfuse.health import MEANINGS, Ailment
 from repfuse.planning.cost import price
 from repfuse.plans import Cost, Refusal, Site
 from repfuse.quantization import SiteKernels
-from repfuse.report.chart import Axis, Speed, compared, range_axis, speed_axis, speed_of, times
+from repfuse.report.chart import Axis, Speed, range_axis, speed_axis
 from repfuse.report.convert_view import chosen_line, example_line, name_of, verified_line
 from repfuse.report.plan_view import declined, int8_line, int8_row, operators, total, totals
-from repfuse.report.reading import Measurement, SiteTiming, Told
+from repfuse.report.reading import Told
 from repfuse.report.schema import Status
-from repfuse.report.tables import alone, change, count, duration, error, percent, plural, size
+from repfuse.report.tables import alone, change, count, duration, error, percent, plural, size, times
 from repfuse.report.verify_view import data_lines, few_bits_lines
 from repfuse.wording import listed, printable
 
@@ -87,7 +88,7 @@ class Page:
         status, later = self.told.conversion.status, self.told.verification
         if status == "failed" or (later and later.verdict == "different"):
             return "bad"
-        slower = bool(self.speeds) and self.speeds[0].high < 1
+        slower = bool(self.speeds) and self.speeds[0].entry.verdict == "slower"
         return "unsure" if status != "converted" or slower or (later and later.verdict != "same") else "good"
 
     @property
@@ -118,11 +119,7 @@ class Page:
     @cached_property
     def speeds(self) -> tuple[Speed, ...]:
         """The rows of the chart."""
-        return tuple(row for row, _ in self._measured)
-
-    @cached_property
-    def _measured(self) -> list[tuple[Speed, Measurement]]:
-        return [(speed_of(each), each) for timing in self.told.timings for each in timing.measurements]
+        return tuple(Speed(each) for timing in self.told.timings for each in timing.measurements)
 
     @property
     def axis(self) -> Axis | None:
@@ -134,8 +131,8 @@ class Page:
         """Which runtimes were left out, and what looked odd."""
         left_out = [f"not timed in {why}" for timing in self.told.timings for why in timing.left_out]
         odd = defaultdict[str, list[str]](list)
-        for row, entry in self._measured:
-            for each in entry.warnings:
+        for row in self.speeds:
+            for each in row.entry.warnings:
                 odd[each].append(row.label)
         return left_out + [f"{'; '.join(labels)}: {warning}" for warning, labels in odd.items()]
 
@@ -173,10 +170,14 @@ class Page:
         return Kind(drawn, kernel, f"{written} → {kernel}", tuple(sites), *gains, self._worst_of(sites))
 
     def _measured_of(self, sites: Sequence[Site]) -> str:
-        """Return how many times as fast these places are by themselves, where each was timed."""
-        known = [self.timed_sites.get(site.output) for site in sites]
-        timed = [each for each in known if each]
-        return times(sum(each.before for each in timed) / sum(each.after for each in timed)) if all(known) else ""
+        """Return how many times as fast these places are by themselves, and the gain in the network."""
+        known = {site.output: self.timed_sites.get(site.output) for site in sites}
+        timed = [each for each in known.values() if each]
+        if len(timed) < len(known):
+            return ""
+        gained = sum(each.gain.value for each in timed if each.gain)
+        ratio = times(sum(each.before for each in timed) / sum(each.after for each in timed))
+        return f"{ratio}, {duration(gained)}" if all(each.gain for each in timed) else ratio
 
     def _worst_of(self, sites: Sequence[Site]) -> str:
         known = [each for site in sites if (each := self.errors.get(site.path)) is not None]
@@ -285,10 +286,20 @@ class Page:
 
 def as_html(told: Told) -> str:
     """Return the page. Raises RepfuseError where the extra is missing."""
+    return rendered("report.html.j2", page=Page(told), folded=len(told.plan.sites) > OPEN_SITES)
+
+
+def rendered(template: str, **said: Any) -> str:
+    """Return the page that a template makes of what is said. Raises RepfuseError where the extra is missing."""
     check_extra()
+    return str(_jinja().get_template(template).render(said))
+
+
+@cache
+def _jinja() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    jinja = Environment(
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         finalize=_shown,
@@ -296,8 +307,6 @@ def as_html(told: Told) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = jinja.get_template("report.html.j2")
-    return template.render(page=Page(told), folded=len(told.plan.sites) > OPEN_SITES)
 
 
 def check_extra() -> None:
@@ -340,8 +349,12 @@ def _changed(share: float) -> str:
 def _refused(same: list[Refusal]) -> Refused:
     first, known = same[0], [(each.before, each.after) for each in same if each.before and each.after]
     before, after = total(one for one, _ in known), total(other for _, other in known)
-    gain = f", predicted {compared(price(before) / price(after))}" if price(after) and price(before) else ""
+    gain = f", predicted {_compared(price(before) / price(after))}" if price(after) and price(before) else ""
     cost = f"{declined(same)}{gain}" if known else ""
     where = listed(dict.fromkeys(each.where for each in same))
     places, lost = plural(len(same), "place"), price(before) - price(after)
     return Refused(first.code, first.reason, first.hint, places, where, cost, lost)
+
+
+def _compared(ratio: float) -> str:
+    return f"{times(ratio)} faster" if ratio >= 1 else f"{times(1 / ratio)} slower"

@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from annotated_types import Ge, Le
-
+from repfuse.benching.results import Benchmark
 from repfuse.checking.results import Drift, FewBits, RealData, Verdict
 from repfuse.checkpoint.json_file import read_json
 from repfuse.errors import RepfuseError
 from repfuse.health import Finding
-from repfuse.plans import Count, Plan, read_as
+from repfuse.plans import Plan, read_as
 from repfuse.quantization import SiteKernels
 from repfuse.report.schema import SCHEMA, Chosen, Environment, Input, Output, Status
 from repfuse.report.tables import plural
@@ -26,61 +25,7 @@ T = TypeVar("T")
 LARGEST = 64 * 2**20
 """Bytes; the reports of the largest networks have a few millions."""
 
-HINT = "Give the report that `repfuse convert` wrote beside its result, or what --json printed."
-
-Positive = Annotated[float, Ge(1e-12), Le(1e12)]
-"""A time in seconds, or a ratio of two: it has a place in a chart."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a whole network stores and computes."""
-
-    parameters: Count
-    weight_bytes: Count
-    macs: Count | None = None
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """The ratio of two times and its 95 % interval."""
-
-    value: Positive
-    low: Positive
-    high: Positive
-
-
-@dataclass(frozen=True)
-class Timing:
-    """The time of a call, in seconds; ``floor`` is that of a matrix product of as many multiply-accumulates."""
-
-    median: Positive
-    floor: Positive | None = None
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Both networks in one runtime, at one batch size and thread count; ``low`` and ``high`` bound the speed-up."""
-
-    batch_size: Count
-    threads: Count
-    original: Timing
-    fused: Timing
-    speedup: Positive
-    low: Positive
-    high: Positive
-    warnings: tuple[str, ...] = ()
-    runtime: str = "eager"
-    over_eager: Ratio | None = None
-
-
-@dataclass(frozen=True)
-class SiteTiming:
-    """One place by itself; ``output`` is what the sites of the plan call it."""
-
-    output: str
-    before: Positive
-    after: Positive
+HINT = "Give the report that `repfuse convert` wrote beside its result, or what --json printed or `bench --save` wrote."
 
 
 @dataclass(frozen=True)
@@ -92,24 +37,9 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """What `repfuse bench` measured, or the short timing beside a conversion, which does not say of which ``files``."""
-
-    device: str
-    dtype: str
-    before: Cost
-    after: Cost
-    measurements: tuple[Measurement, ...]
-    files: Files | None = None
-    left_out: tuple[str, ...] = ()
-    sites: tuple[SiteTiming, ...] = ()
-
-
-@dataclass(frozen=True)
 class Verification:
     """What `repfuse verify` found."""
 
-    files: Files
     verdict: Verdict
     reason: str
     data: RealData | None = None
@@ -194,17 +124,25 @@ def told(documents: Sequence[tuple[str, Any]]) -> Told:
     """
     found = [(name, data, _read(name, data)) for name, data in documents]
     conversions = [(name, data, entry) for name, data, entry in found if isinstance(entry, Conversion)]
-    verifications = [(name, entry) for name, _, entry in found if isinstance(entry, Verification)]
-    benchmarks = [(name, entry) for name, _, entry in found if isinstance(entry, Benchmark)]
+    verifications = tuple(entry for *_, entry in found if isinstance(entry, Verification))
     if len(conversions) != 1 or len(verifications) > 1:
         what = f"These are {plural(len(conversions), 'conversion')} and {plural(len(verifications), 'verification')}."
         raise RepfuseError(what, "A page is of one conversion, and of one verification at most.", HINT)
     ((name, data, conversion),) = conversions
-    later: list[tuple[str, Verification | Benchmark]] = [*verifications, *benchmarks]
-    for other, entry in later:
-        _check_files(other, entry.files, conversion)
+    for other, later, entry in found:
+        if entry is not conversion:
+            _check_files(other, later.get("files"), conversion)
     plan = _said(name, Plan.from_dict, data)
-    return Told(conversion, plan, next((entry for _, entry in verifications), None), tuple(e for _, e in benchmarks))
+    benchmarks = tuple(entry for *_, entry in found if isinstance(entry, Benchmark))
+    return Told(conversion, plan, next(iter(verifications), None), benchmarks)
+
+
+def read_benchmark(path: Path) -> Benchmark:
+    """Return the benchmark in a file. Raises RepfuseError where there is none."""
+    found = _read(*read(path))
+    if not isinstance(found, Benchmark):
+        raise _unreadable(path, "It is no benchmark.")
+    return found
 
 
 def read(path: Path) -> tuple[str, Any]:
@@ -237,7 +175,9 @@ def _said(name: str, reader: Callable[[Any], T], data: Any) -> T:
         raise _unreadable(name, error.why) from error
 
 
-def _check_files(name: str, files: Files | None, conversion: Conversion) -> None:
+def _check_files(name: str, said: Any, conversion: Conversion) -> None:
+    """Raise RepfuseError where what a document says of its files is not of those of the conversion."""
+    files = _said(name, partial(read_as, Files | None), said)
     hint = "Give what was printed of the very files of the conversion, as they are now."
     made = conversion.output.digest if conversion.output else ""
     if files is None:

@@ -9,17 +9,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from repfuse.checking.results import Verified
+from repfuse.benching.results import Benchmark
+from repfuse.checking.results import Drift, Proof, Verified
 from repfuse.health import Finding
 from repfuse.jsonready import json_ready
 from repfuse.plans import Count, Plan, Text
 from repfuse.quantization import SiteKernels
-
-if TYPE_CHECKING:  # its package imports torch
-    from repfuse.benching.results import Benchmark
-    from repfuse.checking.results import Drift, Proof
 
 SCHEMA = 1
 
@@ -75,11 +72,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the user chose of what can be merged: the file of a plan, and globs on module paths."""
+    """What the user chose of what can be merged: the file of a plan, with its digest, and globs on module paths."""
 
     plan: str | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,8 @@ def report_path(out: Path) -> Path:
 
 
 def envelope(kind: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Return ``data`` as a document of its own; kinds are conversion, verification, benchmark, inspection,
-    plan, refusals.
+    """Return ``data`` as a document of its own; kinds are conversion, conversions, verification, benchmark,
+    inspection, plan, refusals, findings.
     """
     return {"schema": SCHEMA, "kind": f"repfuse.{kind}", **data}
 

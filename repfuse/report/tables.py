@@ -34,7 +34,9 @@ def size(number: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time with three digits: 12.3 µs, 4.56 ms, 7.89 s, 3 min 20 s."""
+    """Return a time with three digits: 12.3 µs, 4.56 ms, 7.89 s, 3 min 20 s; below 0 what was lost."""
+    if seconds < 0:
+        return f"−{duration(-seconds)}"
     if 120 <= seconds < inf:
         return f"{int(seconds) // 60} min {int(seconds) % 60} s"
     if seconds >= 1:
@@ -58,6 +60,16 @@ def percent(fraction: float | None) -> str:
     if 0.9995 <= fraction < 1:
         return f"{floor(fraction * 1e6) / 1e4:.4f} %"
     return f"{fraction * 100:.1f} %" if fraction < 1 else "100 %"
+
+
+def times(ratio: float) -> str:
+    """Return a ratio with three digits: 1.43x, 12.1x."""
+    return f"{_three_digits(ratio)}x"
+
+
+def interval(low: float, high: float) -> str:
+    """Return the ends of an interval of ratios, as ``times`` writes them: 1.40 to 1.46."""
+    return f"{_three_digits(low)} to {_three_digits(high)}"
 
 
 def decibels(level: float) -> str:

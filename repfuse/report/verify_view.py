@@ -25,7 +25,7 @@ from repfuse.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from repfuse.checking.results import FewBits, FirstDifference, Flips, OutputError, RealData, Verification
+    from repfuse.checking.results import FewBits, FirstDifference, Flip, Flips, OutputError, RealData, Verification
 
 VERDICTS = {"same": ("Same.", GOOD), "different": ("Different.", BAD), "could-not-tell": ("Could not tell.", UNSURE)}
 
@@ -102,6 +102,9 @@ def data_lines(data: RealData) -> Iterator[tuple[str, str]]:
         yield "no class", f"{plural(data.without_class, 'sample')} with outputs that are not a number"
     if data.flips and data.flips.samples:
         yield "flips", _flips(data.flips)
+    if data.flips and data.flips.first:
+        more = data.flips.samples - len(data.flips.first)
+        yield "flipped", "; ".join([*map(_flip, data.flips.first), *([f"and {more} more"] if more else [])])
 
 
 LAYERS_SHOWN = 3
@@ -125,6 +128,11 @@ def _flips(flips: Flips) -> str:
     margins = dict.fromkeys((error(flips.smallest_margin), error(flips.largest_margin)))
     preferred = f"the original preferred its own by {' to '.join(margins)} of its largest output there"
     return f"{plural(flips.samples, 'sample')} in another class{turned}; {preferred}"
+
+
+def _flip(flip: Flip) -> str:
+    label = "" if flip.label is None else f" (it is {flip.label})"
+    return f"{flip.sample}: {flip.original} → {flip.fused}{label}"
 
 
 def _parting(difference: FirstDifference) -> str:

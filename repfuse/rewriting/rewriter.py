@@ -61,26 +61,28 @@ def clone(tensor: Tensor) -> Tensor:
     return like(tensor, tensor.detach().clone())
 
 
-def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True) -> nn.Module:
+def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True, share: bool = False) -> nn.Module:
     """Return a copy of ``module`` with every site of ``plan`` rewritten into its one convolution.
 
     The weights may differ from those the plan was made with: a plan is about structure. Without ``weights`` the fused
-    ones are left unset, for who loads them next. Raises RepfuseError where the plan does not fit the module or its
+    ones are left unset, for who loads them next; with ``share`` all others are those of ``module``, for who changes
+    neither. Raises RepfuseError where the plan does not fit the module or its
     weights, or where a fused weight overflows the dtype of the weights that it replaces.
     """
     with collecting_later():
-        return _Rewriting(module, Edits(replay(module, plan)), weights=weights).run()
+        return _Rewriting(module, Edits(replay(module, plan)), weights=weights, share=share).run()
 
 
 class _Rewriting:
     """One rewrite: a copy of the module without the tensors that will be replaced, then the edits."""
 
-    def __init__(self, module: nn.Module, edits: Edits, *, weights: bool) -> None:
+    def __init__(self, module: nn.Module, edits: Edits, *, weights: bool, share: bool) -> None:
         self.weights = weights
         self.edits = edits
         self.replaced = {id(tensor): tensor for tensor in edits.replaced()}
         self.stand_ins = {key: stand_in(tensor) for key, tensor in self.replaced.items()}
-        self.result = copy_with(module, dict(self.stand_ins))
+        kept = {id(tensor): tensor for _, tensor in named_tensors(module)} if share else {}
+        self.result = copy_with(module, kept | self.stand_ins)
         self.successors: dict[nn.Module, nn.Module] = {}
         self.holders = holders(self.result)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from random import Random
 
 import torch
 from support.agreement import image, outputs, peak, randomised
@@ -21,28 +22,48 @@ from repfuse.checking.drift import drift
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.results import Comparison
-from repfuse.fusing import fuse, settled
+from repfuse.fusing import settled
+from repfuse.planning.choosing import Choice, again
 from repfuse.planning.planner import plan
-from repfuse.plans import Plan, Policy
+from repfuse.plans import Measured, Plan, Policy
 from repfuse.rewriting import rewrite
 
 Shapes = Sequence[tuple[int, ...]]
 
 
 def check(
-    steps: Sequence[Step], shapes: Shapes, also: Sequence[int], policy: Policy, *, keep_affine: bool = False
+    steps: Sequence[Step],
+    shapes: Shapes,
+    also: Sequence[int],
+    policy: Policy,
+    measured: Random | None = None,
+    *,
+    keep_affine: bool = False,
 ) -> Counter[str]:
-    """Check the network of these steps on several input sizes; return how many sites of each form it has."""
+    """Check the network of these steps on several input sizes; return how many sites of each form it has.
+
+    With ``measured`` random places are merged, and others left in parts, whatever the policy says.
+    """
     examples = [image(*shape, seed=seed) for seed, shape in enumerate(shapes)]
-    return check_module(randomised(program(steps, examples, also)), examples, policy, keep_affine=keep_affine)
+    return check_module(randomised(program(steps, examples, also)), examples, policy, measured, keep_affine=keep_affine)
 
 
 def check_module(
-    original: nn.Module, examples: Sequence[Tensor], policy: Policy, *, keep_affine: bool = False
+    original: nn.Module,
+    examples: Sequence[Tensor],
+    policy: Policy,
+    measured: Random | None = None,
+    *,
+    keep_affine: bool = False,
 ) -> Counter[str]:
     """The same of any network in float64."""
     pristine = copy.deepcopy(original)
-    result = fuse(original, [x.clone() for x in examples], policy, keep_affine=keep_affine)
+    made = plan(original, [x.clone() for x in examples], policy, keep_affine=keep_affine)
+    if measured:
+        outputs = sorted({site.output for site in made.sites} | made.live.declined.keys())
+        chosen = [(output, measured.choice((0.5, 2.0))) for output in outputs if measured.random() < 0.8]
+        made = again(original, made, Choice(policy), [Measured(output, by, by, by) for output, by in chosen])
+    result = settled(original, made)
     for seed, inputs in enumerate(_inputs(examples)):
         _equal(pristine, result.module, inputs, required=seed == 0)
     _untouched(original, pristine, result.module)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repfuse.samples import DigitsRepVGG
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 def digits(seed: int = 0) -> DigitsRepVGG:
     """Return the small network of the samples, in eval mode."""
     torch.manual_seed(seed)
-    network = DigitsRepVGG(width=4)
+    return random_norms(DigitsRepVGG(width=4))
+
+
+def random_norms(network: Network) -> Network:
+    """Draw the numbers of all normalisations of a network, and return it in eval mode."""
     for norm in network.modules():
         if isinstance(norm, _BatchNorm):
             for tensor in (norm.weight, norm.bias, norm.running_mean):
