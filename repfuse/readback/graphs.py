@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from repfuse.checking.comparison import with_fallbacks
+from repfuse.checking.comparison import half_the_digits, with_fallbacks
 from repfuse.checking.drift import drift
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.results import Drift, Verified
@@ -58,8 +58,10 @@ def check_graph(written: Written, before: Path, model: ir.Model, job: Job, reade
 def _of_original(written: Written, path: Path, job: Job) -> tuple[list[Trial], list[Outcome], list[Outcome], str]:
     """Return the trials that the original takes, with its outcomes in float64 and in ONNX Runtime.
 
-    Raises RepfuseError where the two are further apart than arithmetic explains: then the file was misread. Where ONNX
-    Runtime does not run it here, there are no trials; why comes last.
+    Raises RepfuseError where the two are further apart than half of the digits: then the file was misread. Less is the
+    runtime's own affair, which folds norms in the file's dtype and sums in another order: its mean of 12,544 pixels,
+    one after the other, is 20 times further off than torch's. Where ONNX Runtime does not run it here, there are no
+    trials; why comes last.
     """
     tried, expected = with_fallbacks(written.original, input_variants(written.example))
     try:
@@ -73,7 +75,8 @@ def _of_original(written: Written, path: Path, job: Job) -> tuple[list[Trial], l
     exact, own = ([each[index] for index in taken] for each in (expected, found))
     effect = RoundingEffects(written.original, written.original, trials, exact)
     measured = drift(written.original, written.original, trials, exact, found=own, effect=effect)
-    if measured.measured and not measured.passed:
+    far = any(each.fused.max > half_the_digits(getattr(torch, each.dtype)) for each in measured.outputs)
+    if measured.measured and not measured.passed and (measured.problem or far):
         raise _wrong("The file was not understood: ONNX Runtime computes something else of it", measured)
     return trials, exact, own, ""
 
