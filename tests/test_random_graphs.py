@@ -72,6 +72,8 @@ VANISHING = (
     Step("conv"),
 )
 """x - x, of terms whose rounding does not cancel, and a layer on that."""
+POOLED_AGAIN = (*[Step("conv")] * 7, Step("averaged"), Step("norm", digits=(0, 0, 116, *(0,) * 11)))
+"""Layers with pools between them that leave the one pixel there is."""
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 POLICIES = pytest.mark.parametrize("policy", [Policy.COST, Policy.ALWAYS])
 
@@ -108,6 +110,7 @@ def test_many_random_networks(policy, steps, shapes, also, seed):
 @example(EMPTIED, IMAGE, Policy.COST)
 @example(UNREAD, IMAGE, Policy.COST)
 @example(VANISHING, IMAGE, Policy.COST)
+@example(POOLED_AGAIN, IMAGE, Policy.COST)
 def test_random_conversions(dtype, steps, shapes, policy):
     check_in(dtype, steps, shapes, policy)
 

@@ -74,7 +74,7 @@ class Place:
     @cached_property
     def _sizes(self) -> dict[fx.Node, int]:
         """The sizes of the example as numbers, where the region takes some of tensors that are not its own."""
-        needed = _needed(self.region.root, set(self.sources), self.planner.origin)
+        needed = _needed(self.region.root, set(self.sources), self.planner.origin, {})
         return self.planner.recording.run.size_of if any(node.op == "placeholder" for node in needed) else {}
 
     @cached_property
@@ -145,8 +145,8 @@ class Place:
         """Write what puts values elsewhere as it is, and ``part`` for the piece that became a convolution."""
         origin = self.planner.origin
         env = env | self._sizes
-        needed = _needed(self.region.root, set(env), origin)
         of_root = {piece.root: piece for piece in self.pieces}
+        needed = _needed(self.region.root, set(env), origin, {root: (each.source,) for root, each in of_root.items()})
         within = frozenset[fx.Node]().union(*(piece.nodes for piece in self.pieces))
 
         def known(node: fx.Node) -> Any:
@@ -194,7 +194,7 @@ def _needed(
     root: fx.Node,
     sources: set[fx.Node],
     origin: Callable[[fx.Node], fx.Node],
-    read: Mapping[fx.Node, Sequence[fx.Node]] | None = None,
+    read: Mapping[fx.Node, Sequence[fx.Node]],
 ) -> set[fx.Node]:
     """Return the nodes between the sources and ``root``, what they take their weights and sizes from included.
 
@@ -206,7 +206,7 @@ def _needed(
         node = waiting.pop()
         if node not in needed and origin(node) not in sources:
             needed.add(node)
-            waiting += (read or {}).get(node, node.all_input_nodes)
+            waiting += read.get(node, node.all_input_nodes)
     return needed
 
 
