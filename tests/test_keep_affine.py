@@ -13,15 +13,15 @@ import pytest
 import torch
 from blocks import CASES
 from conftest import SAMPLES, Cli
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 from support.agreement import error, image, randomised
 from support.check import check, check_in
 from support.onnx_models import kinds
-from support.programs import STEPS
+from support.programs import STEPS, Step
 from support.proving import prove_sites
 from test_blocks import check_sizes, made
-from test_random_graphs import ALSO, DTYPES, FEW, POLICIES, QUICK, SHAPES
+from test_random_graphs import ALSO, DTYPES, FEW, IMAGE, LONG, POLICIES, QUICK, SHAPES
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -53,11 +53,29 @@ def test_each_block_computes_the_same(row: Any) -> None:
         assert proof.passed, proof.reason
 
 
+OF_TWO_SOURCES = (
+    Step("conv"),
+    Step("conv"),
+    Step("branches", digits=(1, *(0,) * 13), inner=(Step("kept"), Step("filled", digits=(0, 0, 0, 1, 3, *(0,) * 9)))),
+    Step("conv", reads=(1, 0, 0)),
+)
+"""A sum of two tensors' convolutions, one of which has no more than two operations."""
+
+
 @POLICIES
 @QUICK
 @given(STEPS, SHAPES, ALSO)
+@example(OF_TWO_SOURCES, IMAGE, [])
 def test_random_networks(policy: Policy, steps: Any, shapes: Any, also: Any) -> None:
     event(str(dict(check(steps, shapes, also, policy, keep_affine=True))))
+
+
+@pytest.mark.slow
+@POLICIES
+@LONG
+@given(STEPS, SHAPES, ALSO)
+def test_many_random_networks(policy: Policy, steps: Any, shapes: Any, also: Any) -> None:
+    check(steps, shapes, also, policy, keep_affine=True)
 
 
 @DTYPES
@@ -134,6 +152,28 @@ def test_a_norm_that_no_other_could_stand_for_stays() -> None:
     assert len(fuse(network, (x,)).plan.sites) == 1
     kept = fuse(network, (x,), keep_affine=True)
     assert not kept.plan.sites and torch.equal(kept.module.bn.running_var, network.bn.running_var)
+
+
+class TwoSources(nn.Module):
+    """A sum of a convolution with its norm, and of branches of another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = RepVGGBlock(4, 4), nn.Conv2d(4, 4, 3, padding=1)
+        self.conv, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.first(x), torch.relu(self.second(x))
+        return torch.relu(self.bn(self.conv(y)) + self.a(z) + self.b(z))
+
+
+def test_a_sum_of_several_tensors_keeps_a_norm_for_each() -> None:
+    network, x = randomised(TwoSources()), image(1, 4, 8, 8)
+    result = fuse(network, (x,), keep_affine=True, keep_class=False)
+    assert len(result.plan.sites) == 2 and len(norms_of(result.module)) == 3  # one of them is its own
+    assert error(network, result.module, image(2, 4, 9, 7, seed=1)) < 1e-12
+    assert all(proof.passed for proof in prove_sites(network, result.module, result.plan))
 
 
 def test_a_convolution_with_its_own_norm_stays_as_it_is() -> None:

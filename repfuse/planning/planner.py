@@ -308,11 +308,13 @@ class Planner:
         """Whether there is something to gain: several operations in one, or a weight that is computed each time."""
         if not group.convolves or not self.recording.constants.floating_leaves(tensor_names(group.expression)):
             return False  # of numbers alone, nothing says in which dtype the result is to be stored
-        keeps = self._keeps_norm(region, group)
-        if self.keep_affine and not keeps and self._has_norm(group):
-            return False  # the norm would be gone: over tokens, no other can stay
-        left = 2 if keeps else 1
-        return self._operations(group) > left or self.estimate.is_computed(group.expression)
+        least = 2
+        if self.keep_affine and len(region.groups) == 1:  # of several, all are written or none
+            keeps = self._keeps_norm(region, group)
+            if not keeps and self._has_norm(group):
+                return False  # the norm would be gone: over tokens, no other can stay
+            least = 3 if keeps else 2
+        return self._operations(group) >= least or self.estimate.is_computed(group.expression)
 
     def _fits(self, candidate: Candidate, ranges: Ranges) -> bool:
         """Whether the fused weights fit into the dtype of those that they replace."""
