@@ -205,8 +205,8 @@ class Plan:
     ``policy`` is what was to be merged. ``fingerprint`` identifies the modules that the sites refer to, ``arguments``
     describe what it was made with. ``matching_borders`` are the layers, each behind its source, that pad with what lies
     beyond the border, as far as that depends on the weights. ``keep_class`` says that the outermost module gets no new
-    forward. ``measured`` goes before what is predicted. ``live`` saves ``rewrite`` a second recording in the same
-    process and is never serialised.
+    forward. ``measured`` goes before what is predicted; ``equalized`` says that the weights of the result were rescaled
+    after it. ``live`` saves ``rewrite`` a second recording in the same process and is never serialised.
     """
 
     __pydantic_config__: ClassVar[Any] = NO_MORE
@@ -218,6 +218,7 @@ class Plan:
     matching_borders: tuple[Text, ...] = ()
     keep_class: bool = False
     measured: tuple[Measured, ...] = ()
+    equalized: bool = False
     live: Any = field(default=None, repr=False, compare=False)
 
     def select(self, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()) -> Plan:
@@ -246,6 +247,7 @@ class Plan:
             "keep_class": self.keep_class,
             "matching_borders": list(self.matching_borders),
             **({"measured": [asdict(each) for each in self.measured]} if self.measured else {}),
+            **({"equalized": True} if self.equalized else {}),
         }
 
     @staticmethod

@@ -17,7 +17,8 @@ from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.source import as_texts
-from repfuse.converting import convert
+from repfuse.converting import Equalizing, convert
+from repfuse.data import Arrays, Folder, Wishes, prepare
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
 from repfuse.networks import using_threads
@@ -37,6 +38,15 @@ if TYPE_CHECKING:
     from repfuse.readback.process import Reader
 
 TIMING_SECONDS = 1.0
+SCALED = "the values between the layers are scaled now: features that are taken from within the network are others"
+
+
+@dataclass(frozen=True)
+class DataWanted:
+    """Real inputs that were found, and what is wished of them."""
+
+    found: Arrays | Folder
+    wishes: Wishes
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,8 @@ class Request:
     """What to convert and where to; ``loading`` is for repfuse.load. ``out`` is None in a dry run.
 
     ``keep_metadata`` says whether the rest of a training checkpoint is written too, ``effort`` how much is tried to
-    find a mistake. ``tune`` asks for the doubtful sites to be timed, and those left alone that are slower.
+    find a mistake. ``tune`` asks for the doubtful sites to be timed, and those left alone that are slower;
+    ``equalize`` for scales between the layers, with ``data`` for the inputs that they are solved on.
     """
 
     source: Path
@@ -56,6 +67,9 @@ class Request:
     keep_metadata: bool = True
     effort: str = "default"
     tune: bool = False
+    equalize: bool = False
+    powers_of_two: bool = False
+    data: DataWanted | None = None
 
 
 def run(request: Request, progress: Progress, reader: Reader | None = None) -> Report:
@@ -112,7 +126,9 @@ def _planned(checkpoint: Checkpoint, request: Request) -> Report:
     found = choose(checkpoint.module, checkpoint.example_inputs, request.wanted.choice)
     status: Status = "planned" if found.sites else "nothing-to-fuse"
     report = _report(status, checkpoint, found, request.wanted)
-    return replace(report, notes=(*report.notes, *_effort_notes(request.effort, checked=False)))
+    unsaid = ("--equalize makes no difference here: what it does is found out where a file is written",)
+    notes = (*report.notes, *_effort_notes(request.effort, checked=False), *(unsaid if request.equalize else ()))
+    return replace(report, notes=notes)
 
 
 def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tuple[Report, nn.Module]:
@@ -122,22 +138,27 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
         found = tune(original, choose(original, checkpoint.example_inputs, choice), choice)
         tuned = found.said or ("no place is doubtful: none was timed",)
         choice = Choice(plan=found.plan)
+    samples = prepare(request.data.found, checkpoint, request.data.wishes)[0] if request.data else None
     conversion = convert(
         checkpoint,
         progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),
         effort=request.effort,
+        equalizing=Equalizing(samples, request.powers_of_two) if request.equalize else None,
         **vars(choice),
     )
-    done: Status = "converted" if conversion.plan.sites else "nothing-to-fuse"
+    done: Status = "converted" if conversion.plan.sites or conversion.plan.equalized else "nothing-to-fuse"
     status: Status = done if conversion.passed else "failed"
     report = _report(status, checkpoint, conversion.plan, request.wanted)
     notes = (
         *report.notes,
         *tuned,
+        *(samples.notes if samples else ()),
+        *([SCALED] if conversion.plan.equalized else []),
         *(class_notes(checkpoint.module, conversion.module) if checkpoint.format != "onnx" else ()),
-        *_effort_notes(request.effort, checked=conversion.proof is not None),
+        *_effort_notes(request.effort, checked=conversion.drift is not None),
     )
     report = replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes)
+    report = replace(report, equalization=conversion.equalization)
     return report, conversion.module
 
 
@@ -158,7 +179,11 @@ def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
 
 
 def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted) -> Report:
-    earlier = [f"{'' if found.sites else 'nothing to do: '}{said}"] if (said := checkpoint.fused_already) else []
+    earlier = (
+        [f"{'' if found.sites or found.equalized else 'nothing to do: '}{said}"]
+        if (said := checkpoint.fused_already)
+        else []
+    )
     return Report(
         status,
         environment(),

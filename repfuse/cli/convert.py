@@ -27,6 +27,7 @@ from repfuse.readback.process import Reader
 from repfuse.report.schema import envelope, report_path
 
 many_option = partial(typer.Option, rich_help_panel="Many checkpoints")
+int8 = partial(typer.Option, rich_help_panel="For quantisers")
 
 
 def convert(
@@ -89,6 +90,21 @@ def convert(
             "parts, and keep the faster form.",
         ),
     ] = False,
+    equalize: Annotated[
+        bool,
+        int8(
+            "--equalize",
+            help="Also rescale channels between layers, exactly, so that the result survives rounding to int8 better: "
+            "across ReLU, pools, sums and the like. Better with --data.",
+        ),
+    ] = False,
+    powers_of_two: Annotated[
+        bool, int8("--powers-of-two", help="Let the scales be powers of two: the result computes the same bits.")
+    ] = False,
+    data: options.DataPath = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    limit: options.Limit = None,
     into: Annotated[
         Path | None,
         many_option(
@@ -136,6 +152,7 @@ def convert(
       repfuse convert hf-hub:timm/repvgg_a0.rvgg_in1k fused.safetensors
       repfuse convert model.pt fused.pt --exclude head --exclude 'stages.3.*'
       repfuse convert model.pt fused.pt --plan plan.json
+      repfuse convert model.pt fused.pt --equalize --data images/
       repfuse convert 'runs/*/best.pt' --into fused --jobs 2
       repfuse convert model.pt fused.pt --report fused.html
 
@@ -158,6 +175,10 @@ def convert(
         what = "A plan says already what is merged, and --tune would measure it."
         raise RepfuseError(what, "", "Give one of them; the report of what was tuned holds its plan.")
     effort = options.effort_of(quick=quick, thorough=thorough)
+    options.check_real(data, mean, std, limit)
+    if not equalize and (powers_of_two or data):
+        what = "--powers-of-two" if powers_of_two else "--data"
+        raise RepfuseError(f"{what} is about how to equalise.", "Nothing is to be equalised.", "Give --equalize too.")
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
@@ -166,10 +187,15 @@ def convert(
     loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
     with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
         chosen = options.wanted(policy, plan, include, exclude, keep_class)
-        from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
+        from repfuse.cli.conversion import DataWanted, Request, run  # the reader imports torch by now, too
+        from repfuse.data import Wishes, parse_numbers, read_data
         from repfuse.report.convert_view import convert_view
 
-        request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune)
+        real = DataWanted(read_data(data), Wishes(parse_numbers(mean), parse_numbers(std), limit)) if data else None
+        request = Request(
+            *(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune),
+            *(equalize, powers_of_two, real),
+        )
         report = run(request, update, reader)
     if report_to:
         from repfuse.report.reading import told
