@@ -5,7 +5,8 @@
     repfuse.verify(checkpoint.module, result.module, checkpoint.example_inputs, plan=result.plan)
     repfuse.save(checkpoint, result.module, "out.pt", plan=result.plan)
 
-``plan`` and ``rewrite`` are the two steps of ``fuse``, ``convert`` also proves the result, ``bench`` times it.
+``plan`` and ``rewrite`` are the two steps of ``fuse``, ``convert`` also proves the result, ``bench`` times it,
+``equalize`` prepares it for int8.
 
 The names are imported when they are first used, so that ``import repfuse`` and ``repfuse --help`` do not wait for
 torch.
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from repfuse.benching.benchmark import bench
     from repfuse.checking.verification import verify
     from repfuse.converting import convert
+    from repfuse.equalizing import equalize
     from repfuse.fusing import fuse
     from repfuse.loading import load
     from repfuse.planning.planner import plan
@@ -35,6 +37,7 @@ _HOMES = {
     "Policy": "repfuse.plans",
     "bench": "repfuse.benching.benchmark",
     "convert": "repfuse.converting",
+    "equalize": "repfuse.equalizing",
     "fuse": "repfuse.fusing",
     "load": "repfuse.loading",
     "plan": "repfuse.planning.planner",
@@ -50,6 +53,7 @@ __all__ = [
     "__version__",
     "bench",
     "convert",
+    "equalize",
     "fuse",
     "load",
     "plan",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -11,15 +11,19 @@ from repfuse.checking.agreement import Data
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
 from repfuse.checking.inputs import input_variants
+from repfuse.checking.places import ExactWeights, compare_exact, places
 from repfuse.checking.proof import prove
-from repfuse.checking.results import Drift, Proof
+from repfuse.checking.results import Drift, Equalization, Proof
+from repfuse.checking.runs import Outcome
 from repfuse.checking.statistics import set_statistics
-from repfuse.checking.trial import Effort, known_effort
+from repfuse.checking.trial import Effort, Trial, known_effort
+from repfuse.equalizing import Equalized, equalize
 from repfuse.errors import RepfuseError
 from repfuse.fusing import recorded, settled
+from repfuse.globs import ROOT
 from repfuse.loading import Checkpoint
 from repfuse.planning.choosing import Choice, choose
-from repfuse.plans import Plan, Policy
+from repfuse.plans import Plan, Policy, Refusal
 from repfuse.progress import Progress
 from repfuse.rewriting import rewrite
 
@@ -27,7 +31,7 @@ from repfuse.rewriting import rewrite
 @dataclass(frozen=True)
 class Conversion:
     """A fused module with the plan that made it and what was measured of it; ``proof`` and ``drift`` are None where
-    nothing was fused.
+    nothing was fused, ``equalization`` where none was asked for.
     """
 
     checkpoint: Checkpoint
@@ -35,6 +39,7 @@ class Conversion:
     module: nn.Module
     proof: Proof | None
     drift: Drift | None
+    equalization: Equalization | None = None
 
     @property
     def passed(self) -> bool:
@@ -44,9 +49,8 @@ class Conversion:
         A drift that this machine cannot measure (half precision that a CPU does not compute) does not fail a proven
         result.
         """
-        if self.proof is None or self.drift is None:
-            return True
-        return self.proof.passed and (self.drift.passed or not self.drift.measured)
+        proven = self.proof is None or self.proof.passed
+        return proven and (self.drift is None or self.drift.passed or not self.drift.measured)
 
 
 def convert(
@@ -61,13 +65,15 @@ def convert(
     keep_affine: bool = False,
     data: Data | None = None,
     effort: Effort | str = Effort.DEFAULT,
+    equalizing: Equalizing | None = None,
 ) -> Conversion:
     """Plan by ``policy`` (by cost, where none is given), rewrite and prove a checkpoint.
 
     Instead of a policy there may be a ``plan``: exactly its sites are rewritten. ``include`` and ``exclude`` are globs
     that narrow either, see Plan.select; for ``keep_class`` and ``keep_affine`` see ``repfuse.fuse``: the norms that
-    stay get the statistics of ``data``, where there is some. ``effort`` is how much is tried to find a mistake, see
-    ``repfuse.checking.trial.Effort``. ``progress`` is told the stage and the fraction of the work that is done.
+    stay get the statistics of ``data``, where there is some. ``equalizing`` asks for scales between the layers of the
+    result. ``effort`` is how much is tried to find a mistake, see ``repfuse.checking.trial.Effort``. ``progress`` is
+    told the stage and the fraction of the work that is done.
 
     Raises RepfuseError where the model cannot be copied or run, or where the plan or a glob does not fit it.
     """
@@ -76,15 +82,14 @@ def convert(
     original, example = checkpoint.module, checkpoint.example_inputs
     progress("planning", 0.0)
     found = choose(original, example, choice)
-    if data is not None and not found.keep_affine:
-        hint = "Say --keep-affine too (keep_affine=True in Python), or leave the data out."
-        raise RepfuseError("There is data, and no norm that needs its statistics.", "All of them are merged.", hint)
-    if not found.sites:
+    if data is not None and not found.keep_affine and equalizing is None:
+        what = "There is data, and no norm that needs its statistics, nor scales to solve."
+        hint = "Say --keep-affine or --equalize too (keep_affine, equalizing in Python), or leave the data out."
+        raise RepfuseError(what, "All norms are merged.", hint)
+    if not found.sites and equalizing is None:
         return Conversion(checkpoint, found, original, None, None)
     progress("rewriting", 0.1)
-    fused = rewrite(original, found)
-    if data is not None:
-        set_statistics(original, found, fused, data)
+    fused = _rewritten(original, found, data)
     variants = (*input_variants(example, effort=effort), *recorded(found)[1:])
     progress("running the original in float64", 0.15)
     trials, expected = with_fallbacks(original, variants)
@@ -93,17 +98,61 @@ def convert(
         shown = lambda done: progress("proving", 0.3 + 0.4 * done)  # noqa: E731
         return prove(original, found, fused, trials, expected, effort=effort, progress=shown)
 
-    proof = proven()
-    if not proof.passed and plan is None:
+    proof = proven() if found.sites else None
+    if proof is not None and not proof.passed and plan is None:
         result = settled(original, found)
         if result.plan.sites != found.sites:
-            found, fused = result.plan, result.module
-            if not found.sites:
-                return Conversion(checkpoint, found, original, None, None)
-            if data is not None:
-                set_statistics(original, found, fused, data)
-            proof = proven()
+            found = result.plan
+            fused = _rewritten(original, found, data)
+            proof = proven() if found.sites else None
+    done: Equalization | None = None
+    if equalizing is not None and (proof is None or proof.passed):
+        progress("equalising", 0.6)
+        made = _equalized(checkpoint, found, fused, equalizing, (trials, expected))
+        fused, done = made.module, made.equalization
+        found = replace(found, equalized=bool(done.tensors))
+    if fused is original:
+        return Conversion(checkpoint, found, original, None, None, done)
     progress("measuring the drift", 0.7)
     measured = drift(original, fused, trials, expected)
     progress("done", 1.0)
-    return Conversion(checkpoint, found, fused, proof, measured)
+    return Conversion(checkpoint, found, fused, proof, measured, done)
+
+
+@dataclass(frozen=True)
+class Equalizing:
+    """How to equalise: on ``data``, or on noise; with any scales, or powers of two."""
+
+    data: Data | None = None
+    powers_of_two: bool = False
+
+
+def _rewritten(original: nn.Module, plan: Plan, data: Data | None) -> nn.Module:
+    """Return the fused module, its norms with the statistics of the data; the original where there is no site."""
+    if not plan.sites:
+        return original
+    fused = rewrite(original, plan)
+    if data is not None and plan.keep_affine:
+        set_statistics(original, plan, fused, data)
+    return fused
+
+
+def _equalized(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    fused: nn.Module,
+    how: Equalizing,
+    runs: tuple[Sequence[Trial], Sequence[Outcome]],
+) -> Equalized:
+    """Equalise a fused network, and hold the result against the original: where it differs, nothing is equalised."""
+    exact = ExactWeights(fused, places(checkpoint.module, plan) if plan.sites else ()).change(fused)
+    made = equalize(fused, checkpoint.example_inputs, how.data, powers_of_two=how.powers_of_two, exact=exact)
+    done = made.equalization
+    if not done.tensors:
+        return made
+    comparison = compare_exact(made.module, made.exact, *runs)
+    if comparison.passed:
+        return replace(made, equalization=replace(done, comparison=comparison))
+    refusal = Refusal("differs", ROOT, "equalised, the network computes something else")
+    left = replace(done, tensors=(), gains=(), refusals=(*done.refusals, refusal), comparison=comparison)
+    return Equalized(fused, left, exact)

@@ -130,8 +130,16 @@ def known_plan(original: Checkpoint, fused: Checkpoint, given: Path | None = Non
     """Return the plan in the file ``given``, else that in the file of ``fused``, else that in the report beside it.
 
     A document counts where it is of these very files, as far as it says of which it is: by another plan a right file
-    would be judged wrong. Raises RepfuseError where the file that was given is no plan, or one of other files.
+    would be judged wrong, and so would be one whose weights were rescaled later. Raises RepfuseError where the file
+    that was given is no plan, or one of other files.
     """
+    found = _said_plan(original, fused, given)
+    if found.plan is None or not found.plan.equalized:
+        return found
+    return KnownPlan(None, (*found.notes, f"{fused.path} was equalised: it is compared as a whole, not site by site"))
+
+
+def _said_plan(original: Checkpoint, fused: Checkpoint, given: Path | None) -> KnownPlan:
     if given is not None:
         file = read_plan_file(given)
         if other := _of_others(file.origin, original, fused):

@@ -206,7 +206,8 @@ class Plan:
     describe what it was made with. ``matching_borders`` are the layers, each behind its source, that pad with what lies
     beyond the border, as far as that depends on the weights. ``keep_class`` says that the outermost module gets no new
     forward, ``keep_affine`` that a BatchNorm stays behind each convolution that is merged. ``measured`` goes before
-    what is predicted. ``live`` saves ``rewrite`` a second recording in the same process and is never serialised.
+    what is predicted; ``equalized`` says that the weights of the result were rescaled after it. ``live`` saves
+    ``rewrite`` a second recording in the same process and is never serialised.
     """
 
     __pydantic_config__: ClassVar[Any] = NO_MORE
@@ -219,6 +220,7 @@ class Plan:
     keep_class: bool = False
     keep_affine: bool = False
     measured: tuple[Measured, ...] = ()
+    equalized: bool = False
     live: Any = field(default=None, repr=False, compare=False)
 
     def select(self, include: str | Iterable[str] = (), exclude: str | Iterable[str] = ()) -> Plan:
@@ -248,6 +250,7 @@ class Plan:
             "keep_affine": self.keep_affine,
             "matching_borders": list(self.matching_borders),
             **({"measured": [asdict(each) for each in self.measured]} if self.measured else {}),
+            **({"equalized": True} if self.equalized else {}),
         }
 
     @staticmethod

@@ -97,6 +97,13 @@ REFUSALS: dict[str, Explanation] = {
         "map, and a merged weight would have to be rounded anew.",
         "Convert before quantisation-aware training, or remove the fake quantisation first.",
     ),
+    "fixed-scale": Explanation(
+        "a value that cannot be scaled, because something else needs it as it is",
+        "Equalising divides the values between two layers by positive numbers, channel by channel. This value is added "
+        "to one that has to stay (what the network is given, or what an operator gives that takes no factors through "
+        "itself), or the network returns it, or something outside of it reads it.",
+        "Nothing to do: the result is right as it is. Quantise the layers around it per channel.",
+    ),
     "hooks": Explanation(
         "a module with hooks",
         "A hook may change or record what goes through the module, its gradients, or what is saved of it. After the "
@@ -119,6 +126,13 @@ REFUSALS: dict[str, Explanation] = {
         "a sum of skips and normalisations alone",
         "There is no convolution to merge these into. As one depthwise 1x1 convolution they would hardly be faster.",
         "Nothing to do: the result is right as it is.",
+    ),
+    "not-homogeneous": Explanation(
+        "an operator that takes no positive factor through itself, between two layers",
+        "Equalising is exact across f where f(s x) = s f(x) for every positive s in each channel: ReLU, LeakyReLU, "
+        "PReLU, pools, sums, joins, shuffles. It is not across ReLU6, sigmoid, SiLU, GELU, softmax, LayerNorm or a "
+        "product of two values.",
+        "Nothing to do: the result is right as it is. For int8, train with ReLU, or quantise these layers per channel.",
     ),
     "outermost-class": Explanation(
         "a merge in the model's own forward, for which it would lose its class",
@@ -228,6 +242,12 @@ REFUSALS: dict[str, Explanation] = {
         "In this forward a tensor appears that came out of compiled code, another library or another thread. What that "
         "code read cannot be seen, so nothing is merged across it. What the forward calls is merged for itself.",
         "Nothing to do. If the block is yours: compute with functions of torch, or give the part a module of its own.",
+    ),
+    "unwritable-weight": Explanation(
+        "a weight that cannot be rescaled by itself",
+        "Equalising rescales weights. This one is computed in forward, shares its memory with another, or is read in "
+        "another way as well, for which its scales would have to be others.",
+        "Give the layer a weight of its own: a plain parameter.",
     ),
     "value-escapes": Explanation(
         "a value that something else reads too",

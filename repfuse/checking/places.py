@@ -316,15 +316,16 @@ def _misfit(path: str, layer: str = "convolution") -> RepfuseError:
 
 
 def compare_exact(
-    fused: nn.Module, exact: ExactWeights, trials: Sequence[Trial], expected: Sequence[Outcome], *, sound: bool = True
+    fused: nn.Module, change: Change, trials: Sequence[Trial], expected: Sequence[Outcome], *, sound: bool = True
 ) -> Comparison:
     """Compare what the network computes in float64, its weights not rounded, with what the original does.
+
+    ``change`` gives them so.
 
     Where each site is ``sound`` by itself, a larger error is accepted as far as the order of summation explains it.
     Where a module has no float64, half of the digits of its dtype have to agree, which wrong algebra does not leave:
     what differs in the last digit of float64 may be rounded apart there.
     """
-    change = exact.change(fused)
     found = answers_in_float64(fused, trials, expected, change)
     network = tabulate(trials, expected, found)
     narrow, dtype = narrow_in((*expected, *found)), main_dtype(fused)

@@ -327,7 +327,9 @@ def prove(
         progress(0.5 * len(sites) / len(found))
     unproven = tuple(sorted(differing(rewrite(original, plan, weights=False), fused, exact)))
     give_back(original)
-    network = compare_exact(fused, exact, trials, expected, sound=all(site.comparison.passed for site in sites))
+    network = compare_exact(
+        fused, exact.change(fused), trials, expected, sound=all(site.comparison.passed for site in sites)
+    )
     progress(1.0)
     tells = any(informative(output) for outcome in expected for output in outcome.outputs.values())
     return Proof(tuple(sites), network, unproven, tells)

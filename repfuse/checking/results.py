@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from repfuse.jsonready import Result, json_ready
+from repfuse.plans import Refusal
 from repfuse.wording import apart
 
 
@@ -612,3 +613,38 @@ class Verification(Result):
     def exit_code(self) -> int:
         """0 same, 1 different, 2 could not tell."""
         return EXIT_CODES[self.verdict]
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """A tensor that was multiplied, number by number, by ``least`` to ``most``."""
+
+    name: str
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The signal-to-noise at the network's outputs where its weights have so many ``bits``, per tensor: decibels."""
+
+    bits: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Equalization(Result):
+    """What was rescaled, by how many free ``scales``, and what that gains on ``inputs``: the data, or noise.
+
+    ``refusals`` are places across which nothing could be. ``comparison`` holds the result against the original, in
+    float64 with weights that are not rounded.
+    """
+
+    tensors: tuple[Rescaled, ...]
+    scales: int
+    powers_of_two: bool
+    inputs: str
+    gains: tuple[Gain, ...]
+    refusals: tuple[Refusal, ...]
+    comparison: Comparison | None = None

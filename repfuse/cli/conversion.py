@@ -17,7 +17,7 @@ from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.source import as_texts
-from repfuse.converting import convert
+from repfuse.converting import Equalizing, convert
 from repfuse.data import Arrays, Folder, Wishes, prepare
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 TIMING_SECONDS = 1.0
 NEUTRAL = "the norms that stay have statistics that change nothing: give --data before you train this network on"
+SCALED = "the values between the layers are scaled now: features that are taken from within the network are others"
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class Request:
     """What to convert and where to; ``loading`` is for repfuse.load. ``out`` is None in a dry run.
 
     ``keep_metadata`` says whether the rest of a training checkpoint is written too, ``effort`` how much is tried to
-    find a mistake. ``tune`` asks for the doubtful sites to be timed, and those left alone that are slower. ``data`` is
-    for the statistics of the norms that stay.
+    find a mistake. ``tune`` asks for the doubtful sites to be timed, and those left alone that are slower;
+    ``equalize`` for scales between the layers. ``data`` are the inputs that these are solved on, and those of which the
+    norms that stay have the statistics.
     """
 
     source: Path
@@ -68,6 +70,8 @@ class Request:
     keep_metadata: bool = True
     effort: str = "default"
     tune: bool = False
+    equalize: bool = False
+    powers_of_two: bool = False
     data: DataWanted | None = None
 
 
@@ -126,7 +130,9 @@ def _planned(checkpoint: Checkpoint, request: Request) -> Report:
     found = choose(checkpoint.module, checkpoint.example_inputs, request.wanted.choice)
     status: Status = "planned" if found.sites else "nothing-to-fuse"
     report = _report(status, checkpoint, found, request.wanted)
-    return replace(report, notes=(*report.notes, *_effort_notes(request.effort, checked=False)))
+    unsaid = ("--equalize makes no difference here: what it does is found out where a file is written",)
+    notes = (*report.notes, *_effort_notes(request.effort, checked=False), *(unsaid if request.equalize else ()))
+    return replace(report, notes=notes)
 
 
 def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tuple[Report, nn.Module]:
@@ -142,9 +148,10 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
         progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),
         data=samples,
         effort=request.effort,
+        equalizing=Equalizing(samples, request.powers_of_two) if request.equalize else None,
         **vars(choice),
     )
-    done: Status = "converted" if conversion.plan.sites else "nothing-to-fuse"
+    done: Status = "converted" if conversion.plan.sites or conversion.plan.equalized else "nothing-to-fuse"
     status: Status = done if conversion.passed else "failed"
     report = _report(status, checkpoint, conversion.plan, request.wanted)
     notes = (
@@ -152,10 +159,12 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
         *tuned,
         *(samples.notes if samples else ()),
         *((NEUTRAL,) if conversion.plan.keep_affine and conversion.plan.sites and not samples else ()),
+        *((SCALED,) if conversion.plan.equalized else ()),
         *(class_notes(checkpoint.module, conversion.module) if checkpoint.format != "onnx" else ()),
-        *_effort_notes(request.effort, checked=conversion.proof is not None),
+        *_effort_notes(request.effort, checked=conversion.drift is not None),
     )
     report = replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes)
+    report = replace(report, equalization=conversion.equalization)
     return report, conversion.module
 
 
@@ -176,7 +185,11 @@ def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
 
 
 def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted) -> Report:
-    earlier = [f"{'' if found.sites else 'nothing to do: '}{said}"] if (said := checkpoint.fused_already) else []
+    earlier = (
+        [f"{'' if found.sites or found.equalized else 'nothing to do: '}{said}"]
+        if (said := checkpoint.fused_already)
+        else []
+    )
     return Report(
         status,
         environment(),

@@ -27,6 +27,7 @@ from repfuse.readback.process import Reader
 from repfuse.report.schema import envelope, report_path
 
 many_option = partial(typer.Option, rich_help_panel="Many checkpoints")
+int8 = partial(typer.Option, rich_help_panel="For quantisers")
 
 
 def convert(
@@ -48,10 +49,6 @@ def convert(
     exclude: options.Exclude = None,
     keep_class: options.KeepClass = None,
     keep_affine: options.KeepAffine = False,
-    data: options.DataPath = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    limit: options.Limit = None,
     allow: options.Allow = None,
     trust: options.Trust = False,
     file_format: Annotated[
@@ -94,6 +91,21 @@ def convert(
             "parts, and keep the faster form.",
         ),
     ] = False,
+    equalize: Annotated[
+        bool,
+        int8(
+            "--equalize",
+            help="Also rescale channels between layers, exactly, so that the result survives rounding to int8 better: "
+            "across ReLU, pools, sums and the like. Better with --data.",
+        ),
+    ] = False,
+    powers_of_two: Annotated[
+        bool, int8("--powers-of-two", help="Let the scales be powers of two: the result computes the same bits.")
+    ] = False,
+    data: options.DataPath = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    limit: options.Limit = None,
     into: Annotated[
         Path | None,
         many_option(
@@ -142,6 +154,7 @@ def convert(
       repfuse convert model.pt fused.pt --exclude head --exclude 'stages.3.*'
       repfuse convert model.pt fused.pt --plan plan.json
       repfuse convert model.pt fused.pt --keep-affine --data train/ --limit 500
+      repfuse convert model.pt fused.pt --equalize --data images/
       repfuse convert 'runs/*/best.pt' --into fused --jobs 2
       repfuse convert model.pt fused.pt --report fused.html
 
@@ -164,6 +177,9 @@ def convert(
         what = "A plan says already what is merged, and --tune would measure it."
         raise RepfuseError(what, "", "Give one of them; the report of what was tuned holds its plan.")
     effort = options.effort_of(quick=quick, thorough=thorough)
+    if powers_of_two and not equalize:
+        why, hint = "Nothing is to be equalised.", "Give --equalize too."
+        raise RepfuseError("--powers-of-two is about how to equalise.", why, hint)
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
@@ -178,7 +194,10 @@ def convert(
         from repfuse.report.convert_view import convert_view
 
         real = DataWanted(read_data(data), Wishes(parse_numbers(mean), parse_numbers(std), limit)) if data else None
-        request = Request(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune, real)
+        request = Request(
+            *(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune),
+            *(equalize, powers_of_two, real),
+        )
         report = run(request, update, reader)
     if report_to:
         from repfuse.report.reading import told

@@ -13,7 +13,6 @@ from repfuse.algebra.evaluation import border_takes_weights, check_borders
 from repfuse.algebra.expression import Expression, Scaled, Sum, Through, tensor_names
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Layer, Normalisation
-from repfuse.globs import ROOT
 from repfuse.memory import collecting_later
 from repfuse.networks import device_of, using_threads
 from repfuse.ops import Meaning, meaning_of
@@ -32,7 +31,6 @@ from repfuse.plans import Cost, Measured, Plan, Policy, Refusal, Site
 from repfuse.recording.arguments import Arguments, description
 from repfuse.recording.constants import lookup
 from repfuse.recording.recording import Recording, record
-from repfuse.recording.stock import is_stock
 
 # Whether a layer pads with the very numbers that lie beyond the border: the one question that takes the weights.
 
@@ -227,15 +225,8 @@ class Planner:
 
     def refuse(self, error: NotAffine, node: fx.Node, before: Cost | None = None, after: Cost | None = None) -> None:
         """Record, once, that ``node`` looked fusible and is not."""
-        where = self.where(node)
+        where = self.recording.where(node)
         self.refusals.setdefault((error.code, where), Refusal(error.code, where, error.reason, before, after))
-
-    def where(self, node: fx.Node) -> str:
-        """Return where a node stands, for people: a module of PyTorch's, or the module in whose forward it is."""
-        path = self.recording.call_of[node].path
-        if path and is_stock(self.recording.modules[path]):
-            return path
-        return f"{path or ROOT}: {self.recording.names[node].rpartition('/')[2]}"
 
     def _drop_unusable(self, node: fx.Node) -> None:
         """Make a node opaque that only looks like an affine map, or of which one cannot be certain."""

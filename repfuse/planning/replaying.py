@@ -52,7 +52,7 @@ def other_sites(sites: Sequence[Site]) -> RepfuseError:
 def _half_a_sum(planner: Planner, candidate: Candidate, wanted: set[Key]) -> RepfuseError:
     kept, _, _ = next(iter(_keys(planner, candidate) & wanted))
     return RepfuseError(
-        f"The plan holds only some of the sites of one sum, {planner.where(candidate.region.root)}.",
+        f"The plan holds only some of the sites of one sum, {planner.recording.where(candidate.region.root)}.",
         f"Several convolutions are written there, one for each tensor that the sum reads; that of {kept!r} is kept.",
         "Keep all sites with this output, or leave all of them out.",
     )

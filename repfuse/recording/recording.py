@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from repfuse.errors import RepfuseError
+from repfuse.globs import ROOT
 from repfuse.networks import join, named_tensors, same_randomness, stored_tensors, why_refused
 from repfuse.preconditions import check_rewritable
 from repfuse.recording.arguments import Arguments
@@ -26,6 +27,7 @@ from repfuse.recording.read_only import OverwritesItself
 from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address
 from repfuse.recording.run import Call, Run
 from repfuse.recording.sizes import RANK, SIZE
+from repfuse.recording.stock import is_stock
 from repfuse.wording import described
 
 
@@ -88,6 +90,13 @@ class Recording:
     def names(self) -> dict[fx.Node, str]:
         """A name for each node, the same in each run: the call that made it, and which of its operations it is."""
         return {node: name for calls in self.calls.values() for call in calls for node, name in _named(call)}
+
+    def where(self, node: fx.Node) -> str:
+        """Return where a node stands, for people: a module of PyTorch's, or the module in whose forward it is."""
+        path = self.call_of[node].path
+        if path and is_stock(self.modules[path]):
+            return path
+        return f"{path or ROOT}: {self.names[node].rpartition('/')[2]}"
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:

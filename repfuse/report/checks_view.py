@@ -119,11 +119,16 @@ def _weights(weights: list[WeightProof]) -> Iterator[Check]:
     yield Check("proof, float64", what, place, f"{worst.spacings:.2g} ulp", "0.5 ulp", not wrong)
 
 
-def _network(network: Comparison) -> Iterator[Check]:
+def of_equalized(network: Comparison) -> Iterator[Check]:
+    """Yield the comparison in float64 of the original with the network that was equalised, before it was rounded."""
+    yield from _network(network, "equalised")
+
+
+def _network(network: Comparison, which: str = "the whole network") -> Iterator[Check]:
     level = "proof, float64" if not network.narrow else "mixed dtypes" if all(network.narrow) else "as stored"
     for row in network.mismatches[:1]:
-        yield Check(level, "the whole network", f"{row.label}: {row.mismatch}", NOTHING, "", False)
-    whole = f"the whole network on {plural(len(network.compared), 'input')}"
+        yield Check(level, which, f"{row.label}: {row.mismatch}", NOTHING, "", False)
+    whole = f"{which} on {plural(len(network.compared), 'input')}"
     ordered = sorted(network.by_output, key=lambda entry: -entry[1].relative.max)
     for trial, output in _shown(ordered):
         numbers = apart(output.relative.max, network.tolerance)

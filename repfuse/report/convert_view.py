@@ -12,12 +12,22 @@ from rich.text import Text
 
 from repfuse.quantization import BITS
 from repfuse.report.bench_view import speed, speedup
-from repfuse.report.checks_view import checks_view, of_drift, of_proof, of_site_drift
-from repfuse.report.plan_view import health_view, int8_line, int8_view, operators, plan_view, refusals_line, summary
+from repfuse.report.checks_view import checks_view, of_drift, of_equalized, of_proof, of_site_drift
+from repfuse.report.plan_view import (
+    health_view,
+    int8_line,
+    int8_view,
+    operators,
+    plan_view,
+    refusals_line,
+    refusals_view,
+    summary,
+)
 from repfuse.report.schema import Chosen, Input, Report, Status
 from repfuse.report.tables import (
     BAD,
     GOOD,
+    NUMBER,
     UNSURE,
     change,
     count,
@@ -28,11 +38,12 @@ from repfuse.report.tables import (
     notes,
     plural,
     shape,
+    table,
 )
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
-    from repfuse.checking.results import Drift, Proof, Verified
+    from repfuse.checking.results import Drift, Equalization, Proof, Verified
 
 DIGEST_SHOWN = len("sha256:") + 12
 STYLES: dict[Status, str] = {"converted": GOOD, "failed": BAD, "nothing-to-fuse": UNSURE, "planned": UNSURE}
@@ -49,10 +60,14 @@ def convert_view(
         yield from plan_view(report.plan, verbose=verbose)
     yield from int8_view(report.quantization) if verbose else ()
     yield from health_view(report.health)
-    if report.proof and report.drift:
-        checks = [*of_proof(report.proof), *of_site_drift(report.proof), *of_drift(report.drift)]
-        yield from checks_view(checks, verbose=verbose)
-        yield from notes(check_notes(report.proof, report.drift))
+    if report.drift:
+        proof, equalized = report.proof, report.equalization
+        checks = [*of_proof(proof), *of_site_drift(proof)] if proof else []
+        checks += of_equalized(equalized.comparison) if equalized and equalized.comparison else []
+        yield from checks_view([*checks, *of_drift(report.drift)], verbose=verbose)
+        yield from notes(check_notes(proof, report.drift))
+    if report.equalization:
+        yield from equalization_view(report.equalization, verbose=verbose)
     yield heading("Result")
     details = _details(report) if verbose else _facts(report)
     places = [("report", report_path if report.output else ""), ("page", page), ("plan", plan_path)]
@@ -110,12 +125,41 @@ def last_line(report: Report, plan_path: str = "") -> str:
         return f"{name}: nothing to fuse{why}, {'written as it is' if report.output else written}"
     if report.status == "planned":
         return f"{name}: {plural(len(report.plan.sites), 'site')}, {operators(report.plan)}; {written}"
-    exact = f", exact to {error(report.proof.error)}" if report.proof else ""
-    if not report.timing:
-        return f"{name}: {operators(report.plan)}{exact}"
-    first = report.timing.measurements[0]
-    where = "" if first.says_nothing else f" at batch {first.batch_size}"
-    return f"{name}: {operators(report.plan)}{exact}, {speed(first)}{where}"
+    done = [operators(report.plan)] if report.plan.sites else []
+    done += [equalized_line(report.equalization)] if report.equalization and report.equalization.tensors else []
+    errors = [each.error for each in (report.proof, report.equalization and report.equalization.comparison) if each]
+    known = [each for each in errors if each is not None]
+    done += [f"exact to {error(max(known))}"] if known else []
+    if report.timing and report.plan.sites:
+        first = report.timing.measurements[0]
+        done.append(speed(first) + ("" if first.says_nothing else f" at batch {first.batch_size}"))
+    return f"{name}: {', '.join(done)}"
+
+
+def equalized_line(equalization: Equalization) -> str:
+    """Return what equalising did, in a few words."""
+    return f"{plural(equalization.scales, 'channel')} equalised"
+
+
+def equalization_view(equalization: Equalization, *, verbose: bool) -> Iterator[RenderableType]:
+    """Yield what was rescaled, what that gains, and where nothing could be."""
+    yield heading("Equalised")
+    by = "powers of two" if equalization.powers_of_two else "any factors"
+    scaled = f"{plural(equalization.scales, 'channel')} in {plural(len(equalization.tensors), 'tensor')}, by {by}"
+    rows = [("scaled", scaled if equalization.tensors else nothing_equalised(equalization))]
+    for gain in equalization.gains:
+        change_of = change(*(f"{decibels:.1f} dB" for decibels in (gain.before, gain.after)))
+        rows.append((f"{gain.bits} bits", f"signal-to-noise of the outputs {change_of} (on {equalization.inputs})"))
+    yield facts(rows)
+    if verbose and equalization.tensors:
+        factors = ((each.name, f"{each.least:.3g}", f"{each.most:.3g}") for each in equalization.tensors)
+        yield table(("Tensor", ("multiplied by", NUMBER), ("to", NUMBER)), factors)
+    yield from refusals_view(equalization.refusals, "Not equalised")
+
+
+def nothing_equalised(equalization: Equalization) -> str:
+    """Return why nothing was rescaled."""
+    return "nothing gets better by it" if equalization.scales else "no channels between layers can be scaled"
 
 
 def name_of(source: Input) -> str:
@@ -151,15 +195,15 @@ def chosen_line(chosen: Chosen) -> str:
     return " ".join([*plan, *globs])
 
 
-def check_notes(proof: Proof, drift: Drift) -> Iterator[str]:
+def check_notes(proof: Proof | None, drift: Drift) -> Iterator[str]:
     """Yield what the table of checks does not say."""
-    if not proof.passed:
+    if proof and not proof.passed:
         yield proof.reason
-    if not proof.informative:
+    if proof and not proof.informative:
         yield "the network's outputs are 0 or not finite on every input: only its sites tell"
-    if proof.network.limits:
+    if proof and proof.network.limits:
         yield proof.network.limits
-    if proof.network.skipped:
+    if proof and proof.network.skipped:
         yield f"{plural(len(proof.network.skipped), 'input')} left out that not both networks are for"
     if not drift.measured:
         yield f"the drift was not measured: {drift.problem}"

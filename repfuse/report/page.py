@@ -103,9 +103,11 @@ class Page:
         if conversion.status == "failed":
             reason = conversion.proof.reason if conversion.proof and not conversion.proof.passed else ""
             return f"The check failed, and nothing was written. {reason}".rstrip()
-        if not self.told.plan.sites:
+        equalized = conversion.equalization if conversion.equalization and conversion.equalization.tensors else None
+        if not self.told.plan.sites and not equalized:
             return "No place can be merged." if self.told.plan.refusals else "There is nothing that could be merged."
-        parts = [operators(self.told.plan)]
+        parts = [operators(self.told.plan)] if self.told.plan.sites else []
+        parts += [f"{plural(equalized.scales, 'channel')} equalised"] if equalized else []
         if conversion.proof and conversion.proof.error is not None:
             parts.append(f"exact to {error(conversion.proof.error)}")
         if self.speeds:
@@ -243,6 +245,9 @@ class Page:
         if conversion.drift and (worst := conversion.drift.worst):
             off, own, allowed = map(error, worst.numbers)
             yield f"as stored, {worst.dtype}", f"{off} (the original's own {own}, {allowed} allowed)"
+        for gain in conversion.equalization.gains if conversion.equalization else ():
+            levels = change(f"{gain.before:.1f} dB", f"{gain.after:.1f} dB")
+            yield f"equalised, {gain.bits} bits", f"signal-to-noise of the outputs {levels}"
         if conversion.output and conversion.output.verified:
             yield "the written file", verified_line(conversion.output.verified)
         if later:

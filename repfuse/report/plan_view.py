@@ -116,16 +116,16 @@ def merged(site: Site) -> str:
     return f"{', '.join(branches)} → {site.kernel}"
 
 
-def refusals_view(refusals: Sequence[Refusal]) -> Iterator[RenderableType]:
+def refusals_view(refusals: Sequence[Refusal], title: str = "Not fused") -> Iterator[RenderableType]:
     """Yield each kind of refusal once: how often, why, where and what to do."""
     if not refusals:
         return
-    yield heading("Not fused")
+    yield heading(title)
     ordered = sorted(refusals, key=lambda refusal: (refusal.code, refusal.reason))
     for (code, reason), group in groupby(ordered, key=lambda refusal: (refusal.code, refusal.reason)):
         same = list(group)
-        title = Text.assemble((code, "bold yellow"), f"  {plural(len(same), 'place')}")
-        yield Padding(title, (0, 0, 0, 2))
+        counted = Text.assemble((code, "bold yellow"), f"  {plural(len(same), 'place')}")
+        yield Padding(counted, (0, 0, 0, 2))
         rows = [
             ("why", reason),
             ("where", first([refusal.where for refusal in same])),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from repfuse.benching.results import Benchmark
-from repfuse.checking.results import Drift, FewBits, RealData, Verdict
+from repfuse.checking.results import Drift, FewBits, Gain, RealData, Verdict
 from repfuse.checkpoint.json_file import read_json
 from repfuse.errors import RepfuseError
 from repfuse.health import Finding
@@ -75,6 +75,16 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Equalization:
+    """What was rescaled, and what that gains."""
+
+    scales: int
+    inputs: str
+    tensors: tuple[Any, ...]
+    gains: tuple[Gain, ...]
+
+
+@dataclass(frozen=True)
 class Conversion:
     """A conversion as ``report.schema`` has it: what a page shows of it."""
 
@@ -84,6 +94,7 @@ class Conversion:
     seconds: float
     output: Output | None = None
     proof: Proof | None = None
+    equalization: Equalization | None = None
     drift: Drift | None = None
     timing: Benchmark | None = None
     notes: tuple[str, ...] = ()

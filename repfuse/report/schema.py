@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from repfuse.benching.results import Benchmark
-from repfuse.checking.results import Drift, Proof, Verified
+from repfuse.checking.results import Drift, Equalization, Proof, Verified
 from repfuse.health import Finding
 from repfuse.jsonready import json_ready
 from repfuse.plans import Count, Plan, Text
@@ -86,10 +86,10 @@ class Report:
 
     ``status`` is ``planned`` where only a plan was asked for, ``failed`` where proof or drift did not pass: then
     nothing was written. ``seconds`` is the time since the command began, as a clock at the terminal shows it: to the
-    written file, where there is one. ``timing`` is short: `repfuse bench` measures properly. ``notes`` are what the
-    user must be told, ``health`` is what looks wrong in the weights that were read. ``chosen`` is None where nothing
-    was left out on demand. ``command`` is what was typed, for a shell. ``quantization`` is what rounding to few bits
-    leaves of the kernels, worst first.
+    written file, where there is one. ``equalization`` is what was rescaled, where that was asked for. ``timing`` is
+    short: `repfuse bench` measures properly. ``notes`` are what the user must be told, ``health`` is what looks wrong
+    in the weights that were read. ``chosen`` is None where nothing was left out on demand. ``command`` is what was
+    typed, for a shell. ``quantization`` is what rounding to few bits leaves of the kernels, worst first.
     """
 
     status: Status
@@ -99,6 +99,7 @@ class Report:
     seconds: float
     proof: Proof | None = None
     drift: Drift | None = None
+    equalization: Equalization | None = None
     output: Output | None = None
     timing: Benchmark | None = None
     notes: tuple[str, ...] = ()
@@ -110,7 +111,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
         first = ("status", "environment", "command", "input", "output", "chosen", "seconds", "notes", "health")
-        names = (*first, "plan", "proof", "drift", "timing", "quantization")
+        names = (*first, "plan", "proof", "equalization", "drift", "timing", "quantization")
         return {name: json_ready(getattr(self, name)) for name in names}
 
 

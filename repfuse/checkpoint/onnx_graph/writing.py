@@ -18,8 +18,9 @@ from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _Reflection
 from repfuse.checkpoint import onnx_file
 from repfuse.checkpoint.onnx_graph.network import Parts, captured, parts_of
 from repfuse.checkpoint.onnx_graph.reading import LISTS_NO_WEIGHTS, read, tensors_of, version_of
-from repfuse.checkpoint.onnx_graph.tensors import array_of
+from repfuse.checkpoint.onnx_graph.tensors import array_of, tensor_of
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.networks import equal
 from repfuse.wording import first_line
 
 MODES: dict[Any, str] = {
@@ -96,7 +97,7 @@ class _Editing:
         if line.op == "placeholder":
             self.values[line] = self.parts.inputs[target]
         elif line.op == "get_attr" and target in self.parts.tensors:
-            self.values[line] = self.parts.tensors[target]
+            self.values[line] = self._kept_tensor(self.parts.tensors[target], getattr(self.module, target))
         elif line.op == "call_module" and target in self.parts.nodes:
             self._keep(line, self.parts.nodes[target])
         elif line.op == "call_module" and target in self.parts.passing:
@@ -112,6 +113,14 @@ class _Editing:
             given = list(said.values()) if isinstance(said, dict) else [said]
             for old, new in zip(self.graph.outputs, given, strict=True):
                 self._meet(old, self.values[new])
+
+    @staticmethod
+    def _kept_tensor(value: ir.Value, held: Tensor) -> ir.Value:
+        """Return an initialiser, with other numbers where the module has others: whatever reads it was rescaled."""
+        assert value.const_value is not None
+        if not equal(tensor_of(value.const_value.numpy()), held):
+            value.const_value = ir.tensor(array_of(held), name=value.name)
+        return value
 
     def _keep(self, line: fx.Node, node: ir.Node) -> None:
         """Leave a node as it is, behind what is new; what it reads may be another value from now on."""
