@@ -115,25 +115,28 @@ class _Search:
     def best(self, terms: Sequence[Term], start: Tensor) -> Tensor | None:
         """Return log2 of the best scales, those at ``start`` or near them; None where none are better than 1.
 
-        Those solved for are the best on average; of those near them, numbers happen to round better and worse. Each try
-        moves the scales of one layer. With the most bits they must do as well as those solved for, and as scales of 1.
+        Those solved for are taken where they are better with the most bits. They are so on average: of those near them,
+        numbers happen to round better and worse. Each try moves the scales of one layer.
         """
-        found, ones = None, torch.zeros_like(start)
-        most, least = predicted(terms, ones), self.share(ones)
-        limit = min(self.noise(ones, BITS[0]), self.noise(start.round() if self.powers_of_two else start, BITS[0]))
-        generator, scale = torch.Generator().manual_seed(0), start
+        ones, solved = torch.zeros_like(start), self._rounded(start)
+        average, most = predicted(terms, ones), BITS[0]
+        before, limit = (self.noise(each, most) for each in (ones, solved))
+        found = solved if predicted(terms, solved) <= average and limit < before else None
+        least, limit = self.share(ones if found is None else found), min(before, limit)
+        generator = torch.Generator().manual_seed(0)
         for _ in range(TRIES):
-            scale = scale.round() if self.powers_of_two else scale
-            tried = self.share(scale) if predicted(terms, scale) <= most else math.inf
-            if tried < least and self.noise(scale, BITS[0]) <= limit:
-                least, found = tried, scale
-            start = start if found is None else found
             layer = self.weights[int(torch.randint(len(self.weights), (), generator=generator))]
-            moved = SPREAD[self.powers_of_two] * torch.randn(layer.over.shape, generator=generator)
-            scale = start.clone()
-            scale[layer.over] += moved
+            scale = (start if found is None else found).clone()
+            scale[layer.over] += SPREAD[self.powers_of_two] * torch.randn(layer.over.shape, generator=generator)
             scale[0] = 0
+            scale = self._rounded(scale)
+            tried = self.share(scale) if predicted(terms, scale) <= average else math.inf
+            if tried < least and self.noise(scale, most) <= limit:
+                least, found = tried, scale
         return found
+
+    def _rounded(self, scale: Tensor) -> Tensor:
+        return scale.round() if self.powers_of_two else scale
 
     def share(self, scale: Tensor) -> float:
         """Return what share of the outputs is noise with these scales, for all numbers of bits together."""
