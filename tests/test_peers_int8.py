@@ -32,7 +32,7 @@ NETWORKS = ("repvgg", "mobileone")
 FORMS: dict[str, tuple[str, ...] | None] = {
     "training form": None,
     "fused": (),
-    "fused, --equalize": ("--equalize",),
+    "fused, --equalize": ("--equalize", "--data", "{train}"),
     "fused, --keep-affine": ("--keep-affine", "--data", "{train}"),
 }
 """The options of `repfuse convert`; what a version does not know is left out."""
