@@ -180,7 +180,8 @@ TOPICS: dict[str, Topic] = {
             "float.",
             "--equalize": "Where that does not do, and nothing is trained: moves scale between layers, across ReLU "
             "and the like, without changing what the network computes. It serves quantisers of one step per tensor, "
-            "and the middle tap, which the scales of input channels reach (M. Nagel et al., arXiv 1906.04721).",
+            "and the middle tap, which the scales of input channels reach (M. Nagel et al., arXiv 1906.04721). With "
+            "steps per channel it can cost more than it gains: `verify --bits` says both.",
             "--keep-affine": "Where the network is trained on with simulated quantisation: the branches merge, and a "
             "BatchNorm stays behind the convolution, which has a range of 1 in each channel. With --data the norm has "
             "the statistics that training needs. What folds norms before it rounds undoes it. On training such "
