@@ -192,6 +192,32 @@ def test_requires_grad_is_kept():
     assert all(parameter.requires_grad for parameter in [*fused.stem.parameters(), *fused.block.parameters()])
 
 
+def test_what_holds_the_children_of_a_block_has_its_training_flag():
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.PReLU(), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.act(self.norm(self.conv(x)) + x)
+
+    network = randomised(nn.Sequential(Inner(), Outer(Inner())))
+    for modules in (network, fuse(network, (image(1, 4, 8, 8),)).module):
+        assert not any(module.training for module in modules.modules())
+
+
+class Outer(nn.Module):
+    """A block that calls the children of its child itself."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.more = inner, nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        inner = self.inner
+        return inner.act(inner.norm(inner.conv(x)) + self.more(x))
+
+
 def test_training_flags_are_kept():
     class Mixed(Summed):
         def forward(self, x):

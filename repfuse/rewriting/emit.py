@@ -181,6 +181,9 @@ def graph_module(owner: nn.Module, graph: fx.Graph, made: dict[str, nn.Module], 
     body._non_persistent_buffers_set |= owner._non_persistent_buffers_set & body._buffers.keys()
     for table in ("_parameters", "_buffers", "_modules"):
         _in_order(getattr(body, table), list(getattr(owner, table)))
+    for path, module in body.named_modules():
+        if type(module) is nn.Module:  # what torch.fx puts around children that are called one by one
+            module.training = owner.get_submodule(path).training
     return body
 
 
