@@ -49,7 +49,7 @@ def _sizes(weight: Tensor, axis: int | None, *, keepdim: bool) -> Tensor:
 def signal_to_noise(signal: Tensor, found: Tensor) -> float:
     """Return 10 log10 of the energy of ``signal`` over that of what ``found`` is off by: decibels."""
     noise, size = float((found - signal).norm()), float(signal.norm())
-    return _decibels((noise / size) ** 2) if size > 0 else inf if noise == 0 else -inf
+    return in_decibels((noise / size) ** 2) if size > 0 else inf if noise == 0 else -inf
 
 
 def of_channels(weight: Tensor, found: Tensor) -> float:
@@ -60,16 +60,17 @@ def of_channels(weight: Tensor, found: Tensor) -> float:
     """
     energy, noise = (x.flatten(1).square().sum(1).double() for x in (weight[:, None], (found - weight)[:, None]))
     alive = ranges(weight) > DEAD * ranges(weight).median()
-    return _decibels(float((noise[alive] / energy[alive]).mean())) if bool(alive.any()) else inf
+    return in_decibels(float((noise[alive] / energy[alive]).mean())) if bool(alive.any()) else inf
 
 
-def _decibels(share: float) -> float:
+def in_decibels(share: float) -> float:
+    """Return the signal-to-noise where noise has this share of a signal's energy."""
     return -10 * log10(share) if share > 0 else inf
 
 
 def together(levels: Sequence[float]) -> float:
     """Return the signal-to-noise of layers in a row, each of which hands noise on as it is: their noises add up."""
-    return _decibels(sum(10 ** (-level / 10) for level in levels))
+    return in_decibels(sum(10 ** (-level / 10) for level in levels))
 
 
 def needed(layers: int) -> float:

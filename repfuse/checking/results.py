@@ -625,7 +625,7 @@ class Rescaled:
 
 
 @dataclass(frozen=True)
-class Gain:
+class SignalGain:
     """The signal-to-noise at the network's outputs where its weights have so many ``bits``, per tensor: decibels."""
 
     bits: int
@@ -645,6 +645,6 @@ class Equalization(Result):
     scales: int
     powers_of_two: bool
     inputs: str
-    gains: tuple[Gain, ...]
+    gains: tuple[SignalGain, ...]
     refusals: tuple[Refusal, ...]
     comparison: Comparison | None = None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from repfuse.checking.agreement import Data
-from repfuse.checking.results import Equalization, Gain, Rescaled
+from repfuse.checking.results import Equalization, Rescaled, SignalGain
 from repfuse.checking.runs import Change, as_stored, copied, in_float64
 from repfuse.equalizing.effect import Rounding, terms_of, trials_of
 from repfuse.equalizing.network import Freedom, freedom
@@ -22,7 +22,7 @@ from repfuse.equalizing.scales import Weight
 from repfuse.equalizing.solving import Term, predicted, solve
 from repfuse.networks import named_tensors, using_threads
 from repfuse.planning.storage import left_range
-from repfuse.quantization import BITS
+from repfuse.quantization import BITS, in_decibels
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.recording import record
@@ -148,11 +148,7 @@ class _Search:
         whole = all(not left_range([made], [self.stored[name]]) for name, made in tensors.items())
         return self.rounding.noise(tensors, bits) if whole else math.inf
 
-    def gains(self, scale: Tensor) -> tuple[Gain, ...]:
+    def gains(self, scale: Tensor) -> tuple[SignalGain, ...]:
         """Return what these scales gain."""
         both = torch.zeros_like(scale), scale
-        return tuple(Gain(bits, *(_decibels(self.noise(each, bits)) for each in both)) for bits in BITS)
-
-
-def _decibels(noise: float) -> float:
-    return -10 * math.log10(noise) if noise else math.inf
+        return tuple(SignalGain(bits, *(in_decibels(self.noise(each, bits)) for each in both)) for bits in BITS)

@@ -43,7 +43,7 @@ from repfuse.report.tables import (
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
-    from repfuse.checking.results import Drift, Equalization, Proof, Verified
+    from repfuse.checking.results import Drift, Equalization, Proof, SignalGain, Verified
 
 DIGEST_SHOWN = len("sha256:") + 12
 STYLES: dict[Status, str] = {"converted": GOOD, "failed": BAD, "nothing-to-fuse": UNSURE, "planned": UNSURE}
@@ -126,7 +126,7 @@ def last_line(report: Report, plan_path: str = "") -> str:
     if report.status == "planned":
         return f"{name}: {plural(len(report.plan.sites), 'site')}, {operators(report.plan)}; {written}"
     done = [operators(report.plan)] if report.plan.sites else []
-    done += [equalized_line(report.equalization)] if report.equalization and report.equalization.tensors else []
+    done += [equalized_line(report.equalization.scales)] if report.equalization and report.equalization.tensors else []
     errors = [each.error for each in (report.proof, report.equalization and report.equalization.comparison) if each]
     known = [each for each in errors if each is not None]
     done += [f"exact to {error(max(known))}"] if known else []
@@ -136,9 +136,15 @@ def last_line(report: Report, plan_path: str = "") -> str:
     return f"{name}: {', '.join(done)}"
 
 
-def equalized_line(equalization: Equalization) -> str:
+def equalized_line(scales: int) -> str:
     """Return what equalising did, in a few words."""
-    return f"{plural(equalization.scales, 'channel')} equalised"
+    return f"{plural(scales, 'channel')} equalised"
+
+
+def gain_line(gain: SignalGain) -> str:
+    """Return what equalising gains with so many bits."""
+    levels = change(*(f"{decibels:.1f} dB" for decibels in (gain.before, gain.after)))
+    return f"signal-to-noise of the outputs {levels}"
 
 
 def equalization_view(equalization: Equalization, *, verbose: bool) -> Iterator[RenderableType]:
@@ -147,9 +153,7 @@ def equalization_view(equalization: Equalization, *, verbose: bool) -> Iterator[
     by = "powers of two" if equalization.powers_of_two else "any factors"
     scaled = f"{plural(equalization.scales, 'channel')} in {plural(len(equalization.tensors), 'tensor')}, by {by}"
     rows = [("scaled", scaled if equalization.tensors else nothing_equalised(equalization))]
-    for gain in equalization.gains:
-        change_of = change(*(f"{decibels:.1f} dB" for decibels in (gain.before, gain.after)))
-        rows.append((f"{gain.bits} bits", f"signal-to-noise of the outputs {change_of} (on {equalization.inputs})"))
+    rows += [(f"{gain.bits} bits", f"{gain_line(gain)} (on {equalization.inputs})") for gain in equalization.gains]
     yield facts(rows)
     if verbose and equalization.tensors:
         factors = ((each.name, f"{each.least:.3g}", f"{each.most:.3g}") for each in equalization.tensors)

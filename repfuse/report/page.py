@@ -22,7 +22,7 @@ from repfuse.planning.cost import price
 from repfuse.plans import Cost, Refusal, Site
 from repfuse.quantization import SiteKernels
 from repfuse.report.chart import Axis, Speed, range_axis, speed_axis
-from repfuse.report.convert_view import chosen_line, example_line, name_of, verified_line
+from repfuse.report.convert_view import chosen_line, equalized_line, example_line, gain_line, name_of, verified_line
 from repfuse.report.plan_view import declined, int8_line, int8_row, operators, total, totals
 from repfuse.report.reading import Told
 from repfuse.report.schema import Status
@@ -107,7 +107,7 @@ class Page:
         if not self.told.plan.sites and not equalized:
             return "No place can be merged." if self.told.plan.refusals else "There is nothing that could be merged."
         parts = [operators(self.told.plan)] if self.told.plan.sites else []
-        parts += [f"{plural(equalized.scales, 'channel')} equalised"] if equalized else []
+        parts += [equalized_line(equalized.scales)] if equalized else []
         if conversion.proof and conversion.proof.error is not None:
             parts.append(f"exact to {error(conversion.proof.error)}")
         if self.speeds:
@@ -246,8 +246,7 @@ class Page:
             off, own, allowed = map(error, worst.numbers)
             yield f"as stored, {worst.dtype}", f"{off} (the original's own {own}, {allowed} allowed)"
         for gain in conversion.equalization.gains if conversion.equalization else ():
-            levels = change(f"{gain.before:.1f} dB", f"{gain.after:.1f} dB")
-            yield f"equalised, {gain.bits} bits", f"signal-to-noise of the outputs {levels}"
+            yield f"equalised, {gain.bits} bits", gain_line(gain)
         if conversion.output and conversion.output.verified:
             yield "the written file", verified_line(conversion.output.verified)
         if later:

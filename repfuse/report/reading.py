@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from repfuse.benching.results import Benchmark
-from repfuse.checking.results import Drift, FewBits, Gain, RealData, Verdict
+from repfuse.checking.results import Drift, FewBits, RealData, SignalGain, Verdict
 from repfuse.checkpoint.json_file import read_json
 from repfuse.errors import RepfuseError
 from repfuse.health import Finding
@@ -81,7 +81,7 @@ class Equalization:
     scales: int
     inputs: str
     tensors: tuple[Any, ...]
-    gains: tuple[Gain, ...]
+    gains: tuple[SignalGain, ...]
 
 
 @dataclass(frozen=True)
