@@ -65,15 +65,16 @@ def convert(
     keep_affine: bool = False,
     data: Data | None = None,
     effort: Effort | str = Effort.DEFAULT,
-    equalizing: Equalizing | None = None,
+    equalizing: bool = False,
+    powers_of_two: bool = False,
 ) -> Conversion:
     """Plan by ``policy`` (by cost, where none is given), rewrite and prove a checkpoint.
 
     Instead of a policy there may be a ``plan``: exactly its sites are rewritten. ``include`` and ``exclude`` are globs
     that narrow either, see Plan.select; for ``keep_class`` and ``keep_affine`` see ``repfuse.fuse``: the norms that
     stay get the statistics of ``data``, where there is some. ``equalizing`` asks for scales between the layers of the
-    result. ``effort`` is how much is tried to find a mistake, see ``repfuse.checking.trial.Effort``. ``progress`` is
-    told the stage and the fraction of the work that is done.
+    result, solved on the data too, or for ``powers_of_two``. ``effort`` is how much is tried to find a mistake, see
+    ``repfuse.checking.trial.Effort``. ``progress`` is told the stage and the fraction of the work that is done.
 
     Raises RepfuseError where the model cannot be copied or run, or where the plan or a glob does not fit it.
     """
@@ -82,11 +83,11 @@ def convert(
     original, example = checkpoint.module, checkpoint.example_inputs
     progress("planning", 0.0)
     found = choose(original, example, choice)
-    if data is not None and not found.keep_affine and equalizing is None:
+    if data is not None and not (found.keep_affine or equalizing):
         what = "There is data, and no norm that needs its statistics, nor scales to solve."
         hint = "Say --keep-affine or --equalize too (keep_affine, equalizing in Python), or leave the data out."
         raise RepfuseError(what, "All norms are merged.", hint)
-    if not found.sites and equalizing is None:
+    if not (found.sites or equalizing):
         return Conversion(checkpoint, found, original, None, None)
     progress("rewriting", 0.1)
     fused = _rewritten(original, found, data)
@@ -106,10 +107,12 @@ def convert(
             fused = _rewritten(original, found, data)
             proof = proven() if found.sites else None
     done: Equalization | None = None
-    if equalizing is not None and (proof is None or proof.passed):
+    if equalizing and (proof is None or proof.passed):
         progress("equalising", 0.6)
-        made = _equalized(checkpoint, found, fused, equalizing, (trials, expected))
-        fused, done = made.module, made.equalization
+        exact = ExactWeights(fused, places(original, found) if found.sites else ()).change(fused)
+        made = equalize(fused, example, data, powers_of_two=powers_of_two, exact=exact)
+        done = _held(made, trials, expected)
+        fused = made.module if done.tensors else fused
         found = replace(found, equalized=bool(done.tensors))
     if fused is original:
         return Conversion(checkpoint, found, original, None, None, done)
@@ -117,14 +120,6 @@ def convert(
     measured = drift(original, fused, trials, expected)
     progress("done", 1.0)
     return Conversion(checkpoint, found, fused, proof, measured, done)
-
-
-@dataclass(frozen=True)
-class Equalizing:
-    """How to equalise: on ``data``, or on noise; with any scales, or powers of two."""
-
-    data: Data | None = None
-    powers_of_two: bool = False
 
 
 def _rewritten(original: nn.Module, plan: Plan, data: Data | None) -> nn.Module:
@@ -137,22 +132,13 @@ def _rewritten(original: nn.Module, plan: Plan, data: Data | None) -> nn.Module:
     return fused
 
 
-def _equalized(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    fused: nn.Module,
-    how: Equalizing,
-    runs: tuple[Sequence[Trial], Sequence[Outcome]],
-) -> Equalized:
-    """Equalise a fused network, and hold the result against the original: where it differs, nothing is equalised."""
-    exact = ExactWeights(fused, places(checkpoint.module, plan) if plan.sites else ()).change(fused)
-    made = equalize(fused, checkpoint.example_inputs, how.data, powers_of_two=how.powers_of_two, exact=exact)
+def _held(made: Equalized, trials: Sequence[Trial], expected: Sequence[Outcome]) -> Equalization:
+    """Return what was equalised, held against the original: nothing, where the result differs from that."""
     done = made.equalization
     if not done.tensors:
-        return made
-    comparison = compare_exact(made.module, made.exact, *runs)
+        return done
+    comparison = compare_exact(made.module, made.exact, trials, expected)
     if comparison.passed:
-        return replace(made, equalization=replace(done, comparison=comparison))
+        return replace(done, comparison=comparison)
     refusal = Refusal("differs", ROOT, "equalised, the network computes something else")
-    left = replace(done, tensors=(), gains=(), refusals=(*done.refusals, refusal), comparison=comparison)
-    return Equalized(fused, left, exact)
+    return replace(done, tensors=(), gains=(), refusals=(*done.refusals, refusal), comparison=comparison)

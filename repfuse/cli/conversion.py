@@ -17,7 +17,7 @@ from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.source import as_texts
-from repfuse.converting import Equalizing, convert
+from repfuse.converting import convert
 from repfuse.data import Arrays, Folder, Wishes, prepare
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
@@ -148,7 +148,8 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
         progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),
         data=samples,
         effort=request.effort,
-        equalizing=Equalizing(samples, request.powers_of_two) if request.equalize else None,
+        equalizing=request.equalize,
+        powers_of_two=request.powers_of_two,
         **vars(choice),
     )
     done: Status = "converted" if conversion.plan.sites or conversion.plan.equalized else "nothing-to-fuse"
