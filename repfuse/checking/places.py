@@ -21,7 +21,7 @@ from repfuse.checking.runs import Change, Outcome, in_float64, narrow_in
 from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import join, main_dtype, named_tensors
-from repfuse.planning.edits import Fused
+from repfuse.planning.edits import Fused, is_affine_norm
 from repfuse.planning.planner import Planner
 from repfuse.planning.region import Piece, Region, pieces
 from repfuse.planning.replaying import replay
@@ -292,7 +292,7 @@ def norm_at(fused: nn.Module, path: str) -> _BatchNorm:
         found = fused.get_submodule(path)
     except AttributeError as error:
         raise _misfit(path, NORM) from error
-    if not isinstance(found, _BatchNorm) or not found.affine or found.running_var is None:
+    if not is_affine_norm(found):
         raise _misfit(path, NORM)
     return found
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
-from torch import fx
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from repfuse.algebra.expression import Expression, tensor_names
 from repfuse.planning.region import Region
 from repfuse.planning.terms import Group
 from repfuse.recording.recording import Recording
 from repfuse.recording.run import Call
+
+
+def is_affine_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether it is a norm that can stay behind a merged convolution: with statistics, a weight and a bias."""
+    return isinstance(module, _BatchNorm) and module.affine and module.running_var is not None
 
 
 @dataclass(frozen=True)

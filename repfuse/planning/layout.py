@@ -14,7 +14,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from repfuse.algebra.expression import Expression, Scaled
@@ -22,7 +21,7 @@ from repfuse.algebra.geometry import NotAffine
 from repfuse.networks import join, named_tensors
 from repfuse.ops.meaning import Meaning, Same, origin
 from repfuse.planning.bystanders import Bystanders
-from repfuse.planning.edits import Block, Candidate, Fused, Layout, owner_of, place_of
+from repfuse.planning.edits import Block, Candidate, Fused, Layout, is_affine_norm, owner_of, place_of
 from repfuse.planning.folding import Folding, Row, Uses, call_signature
 from repfuse.planning.local import Part, Replacement, local_graph, vanishing
 from repfuse.planning.region import Region, pieces
@@ -255,7 +254,7 @@ class _LayingOut:
         """Return where the norm of a row stays: the last of its modules, where that is one, else in the new module."""
         last = self.recording.call_of[region.root].path
         module = self.recording.modules[last]
-        if last in row.others and isinstance(module, _BatchNorm) and module.affine and module.running_var is not None:
+        if last in row.others and is_affine_norm(module):
             return last
         return "" if row.stays else join(row.convolution, "norm")
 
