@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import random
 import statistics
+import time
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from support.ticks import Ticks
 from torch import nn
 
 from repfuse.benching.benchmark import bench, judge, timing
-from repfuse.benching.clock import FEWEST_ROUNDS, SHORTEST, Rounds, batched, time_rounds
+from repfuse.benching.clock import FEWEST_ROUNDS, SHORTEST, Rounds, batched, device_clock, time_rounds
 from repfuse.benching.statistics import outliers, ratio_of_medians
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
@@ -182,6 +185,68 @@ def test_time_is_bounded_and_the_rounds_stay_balanced(seconds, rounds):
 def test_a_clock_that_stands_still_ends_too():
     times = _time(Machine(), 0.0, 0.0, rounds=8)
     assert len(times.times[0]) == 8
+
+
+class Device:
+    """A device that works while the host goes on, and a host that is told late that it has finished."""
+
+    LATE = 1e-3
+
+    def __init__(self) -> None:
+        self.host = self.done = 0.0
+
+    def launch(self, seconds: float) -> None:
+        self.done = max(self.host, self.done) + seconds
+
+    def synchronize(self) -> None:
+        self.host = max(self.host, self.done) + self.LATE
+
+    def event(self, *, enable_timing: bool) -> Device.Event:
+        assert enable_timing
+        return Device.Event(self)
+
+    class Event:
+        def __init__(self, device: Device) -> None:
+            self.device = device
+
+        def record(self) -> None:
+            self.at = max(self.device.host, self.device.done)
+
+        def elapsed_time(self, other: Device.Event) -> float:
+            return torch.tensor(1e3 * (other.at - self.at), dtype=torch.float32).item()
+
+
+def test_on_cuda_the_time_is_the_devices(monkeypatch):
+    device = Device()
+    monkeypatch.setattr(torch.cuda, "Event", device.event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: device.synchronize())
+    monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
+    clock = device_clock(lambda: 0.0, torch.device("cuda"))
+    device.host += 1e6  # seconds, of which single precision would keep no millisecond
+    clock()
+    calls = [lambda: device.launch(0.25), lambda: device.launch(0.02)]
+    found = time_rounds(calls, clock, rounds=8, seconds=1e9, progress=lambda _fraction: None)
+    assert found.times == (pytest.approx((0.25,) * 8, rel=1e-6), pytest.approx((0.02,) * 8, rel=1e-6))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_a_real_device_the_clock_counts_all_that_was_launched():
+    one = torch.ones(4096, 4096, device="cuda")
+    clock = device_clock(time.perf_counter, one.device)
+    times = [
+        time_rounds([partial(torch.mm, one, one)], each, rounds=8, seconds=5, progress=lambda _fraction: None)
+        for each in (clock, waiting(one.device))
+    ]
+    ours, waited = (statistics.median(each.times[0]) for each in times)
+    assert 0.5 * waited < ours < 1.1 * waited
+
+
+def waiting(device: torch.device):
+    def read() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return read
 
 
 # --- judgement ---------------------------------------------------------------------------------------------------

@@ -189,9 +189,9 @@ def bench(
     ``device``, with images and kernels ``channels_last``; the inputs follow. ``runtimes`` are of RUNTIMES; one that is
     not installed or refuses a network is left out, which the result says. ``more_inputs`` are examples of other sizes.
     Without ``batch_sizes`` and ``threads`` the example's batch and torch's present thread count are measured. Each
-    setting takes ``rounds`` rounds, fewer where they fill ``seconds``. On CUDA the clock waits for the device before
-    the first and after the last of the calls in a row that make one timing. ``cold`` adds one cold call of each, before
-    all else. ``progress`` is called with a stage and the fraction done; ``clock`` gives seconds.
+    setting takes ``rounds`` rounds, fewer where they fill ``seconds``. On CUDA the time is that between events on the
+    device, before the first and after the last of the calls in a row that make one timing. ``cold`` adds one cold call
+    of each, before all else. ``progress`` is called with a stage and the fraction done; ``clock`` gives seconds.
 
     Raises RepfuseError where a network cannot run on the inputs, a number makes no sense or no runtime is left.
     """
