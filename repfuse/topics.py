@@ -35,7 +35,7 @@ TOPICS: dict[str, Topic] = {
             "rows": "Norms, 1x1 and linear layers across flatten, view, transpose, one pixel or token, and means over "
             "space or tokens, global or in windows.",
             "space": "Space to depth before a layer (pixel_unshuffle, slices joined, views), which refuses the sizes "
-            "that it refused; norms across pixel_shuffle and interpolate.",
+            "that it refused; norms across pixel_shuffle and interpolate, 1x1 across pixel_shuffle.",
             "weights": "Computed in forward from parameters alone: weight norm, masks, re-parameterised products, also "
             "written to .data or by copy_. They become plain weights.",
             "linear": "Parallel (LoRA), in a row, averaged heads, with BatchNorm1d; matmul, bmm, einsum with a "

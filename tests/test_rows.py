@@ -164,6 +164,39 @@ def test_a_value_that_is_measured_alone_is_no_obstacle():
         assert error(network, fused, x) < 1e-12
 
 
+def half_shuffled(m, x):
+    y = m.a(x)
+    return m.b(F.pixel_shuffle(y, 2)) + F.pixel_shuffle(y, 2).mean()
+
+
+def viewed_between(m, x):
+    n, _, h, w = (y := m.a(x)).shape
+    return m.b(F.pixel_shuffle(y.view(n, 4 * C, h, w), 2))
+
+
+STAY = {
+    "a 3x3": (lambda m, x: m.c(F.pixel_shuffle(m.a(x), 2)), {"c": conv(3)}),
+    "a grouped 1x1": (lambda m, x: m.c(F.pixel_shuffle(m.a(x), 2)), {"c": conv(1, groups=2)}),
+    "a 1x1 that pads": (lambda m, x: m.c(F.pixel_shuffle(m.a(x), 2)), {"c": conv(1, padding=1)}),
+    "a step": (lambda m, x: m.c(F.pixel_shuffle(m.a(x), 2)), {"c": conv(1, stride=2)}),
+    "what is read twice": (half_shuffled, {}),
+    "channels by number": (viewed_between, {}),
+    "all channels, by number": (lambda m, x: m.b(F.pixel_shuffle(m.a(x), 2)[:, :C]), {}),
+    "one that pays not": (lambda m, x: m.c(F.pixel_shuffle(m.a(x), 2)), {"c": conv(1, outputs=64)}),
+}
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_what_stays_behind_depth_to_space(name):
+    forward, members = STAY[name]
+    layers = {"a": conv(3, outputs=4 * C), "b": conv(1, outputs=3)} | members
+    model = randomised(Spelled(forward, **layers))
+    fused = fuse(model, (image(1, C, 16, 16),)).module
+    assert operations(fused, image(1, C, 16, 16))["convolution"] == 2
+    for x in (image(1, C, 16, 16), image(2, C, 5, 8), image(1, C, 1, 1)):
+        assert error(model, fused, x) < 1e-12
+
+
 # --- at sizes of the input that are far from the example's --------------------------------------------------------
 
 

@@ -39,6 +39,8 @@ def _row(expression: Expression) -> str:
             return _layer(layer)
         case Through(inner, layer):
             return f"{_inside(inner)} → {_layer(layer)}"
+        case Selected(Joined(parts)) if len(set(names := [*map(_inside, parts)])) == 1 and len(parts) > 1:
+            return f"{names[0]}, of {len(parts)} phases"
         case Selected(inner, indices):
             some = f"{len(indices)} of {inner.geometry.out_channels} channels"
             return some if isinstance(inner, Identity) else f"{_inside(inner)} → {some}"

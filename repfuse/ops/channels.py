@@ -112,7 +112,8 @@ def shuffled(call: Call, recording: Recording) -> Meaning | None:
     x, factor = call.input, call.get("upscale_factor")
     if not _parts_pixels(x, factor, recording):
         return None
-    return Rearranged(x, ((1, 1),), tuple(c // factor**2 for c in range(recording.shape_of[x][1])))
+    channels, phases = zip(*(divmod(c, factor**2) for c in range(recording.shape_of[x][1])), strict=True)
+    return Rearranged(x, ((1, 1),), channels, phases)
 
 
 def _parts_pixels(x: Any, factor: Any, recording: Recording) -> bool:

@@ -6,8 +6,9 @@ convolutions, the last for linear layers; None where one number serves all chann
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from torch import fx
 
@@ -28,12 +29,14 @@ class Rearranged:
     """The node holds the values of ``input`` elsewhere, or means of them, alike for every channel (see ``ops.rows``).
 
     ``moves`` are pairs of an axis that may hold the channels, and where they then are in the node. Where pixels of
-    several channels become those of one, ``channels`` says for each which one that is.
+    several channels become those of one, ``channels`` says for each which one that is; if the node does that for any
+    number of channels, ``phases`` says which of the pixels, as a number.
     """
 
     input: fx.Node
     moves: tuple[tuple[int, int], ...]
     channels: Ints = ()
+    phases: Ints = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,19 @@ def terms_of(combined: Combination) -> Iterator[Scaled[fx.Node]]:
     """Yield the nodes of a combination, each with its factor."""
     for term in combined.inputs:
         yield term if isinstance(term, Scaled) else Scaled(term, Factor(1.0))
+
+
+def before_phases(
+    nodes: Collection[fx.Node], meanings: Mapping[fx.Node, Meaning | None], order: Mapping[fx.Node, int]
+) -> list[fx.Node]:
+    """Return those nodes of a region, in order, among which its layer has to be: before the first depth to space."""
+    ordered = sorted(nodes, key=order.__getitem__)
+
+    def is_before(node: fx.Node) -> bool:
+        meaning = meanings[node]
+        return not (isinstance(meaning, Rearranged) and meaning.phases)
+
+    return list(takewhile(is_before, ordered))
 
 
 def convolves(meaning: Meaning | None) -> bool:

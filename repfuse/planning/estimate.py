@@ -8,7 +8,7 @@ from torch import fx
 
 from repfuse.algebra.expression import Expression, Joined, Scaled, Selected, Sum, Through, tensor_names
 from repfuse.algebra.layers import Convolution
-from repfuse.ops.meaning import Meaning, Rearranged, Same
+from repfuse.ops.meaning import Meaning, Rearranged, Same, before_phases
 from repfuse.ops.spelling import spelled
 from repfuse.ops.sums import ARITHMETIC
 from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, is_better, price
@@ -59,8 +59,9 @@ class Estimate:
 
     def shape_made(self, group: Group, root: fx.Node) -> tuple[int, ...]:
         """Return the shape of what the convolution makes, which may be put elsewhere before it gets to ``root``."""
-        layered = [node for node in group.nodes if isinstance(self.meanings[node], Through)]
-        return self.recording.shape_of[max(layered, key=self.recording.order.__getitem__, default=root)]
+        nodes = before_phases(group.nodes, self.meanings, self.recording.order) or [root]
+        layered = [node for node in nodes if isinstance(self.meanings[node], Through)]
+        return self.recording.shape_of[(layered or nodes)[-1]]
 
     def _node(self, node: fx.Node) -> Cost:  # noqa: PLR0911
         if node not in self.recording.shape_of or node.op in ("placeholder", "get_attr"):

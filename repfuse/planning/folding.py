@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from repfuse.algebra.expression import Scaled, Through
 from repfuse.algebra.layers import Convolution, Normalisation
 from repfuse.ops import Meaning
-from repfuse.ops.meaning import Rearranged, convolves
+from repfuse.ops.meaning import Rearranged, before_phases, convolves
 from repfuse.planning.edits import Candidate
 from repfuse.planning.region import Region
 from repfuse.recording.recording import Recording
@@ -145,14 +145,17 @@ class Folding:
         nodes = sorted((*layers, *norms), key=self.recording.order.__getitem__)
         call_of = {node: self._call(node, owner) for node in nodes}
         refuses = any(group.expression.geometry.fits for group in region.groups)
+        before = before_phases(region.nodes, self.meanings, self.recording.order)
+        convolving = [node for node in before if convolves(self.meanings[node])]
         if (
             refuses
+            or not convolving
             or len(region.groups) > 1
             or len(nodes) != len(region.working)
             or not all(call_of[node] for node in layers)
         ):
             return None
-        convolution = [node for node in nodes if convolves(self.meanings[node])][-1]
+        convolution = convolving[-1]
         call = call_of[convolution]
         assert call is not None
         stays = {call_of[node] for node in layers} == {call} and self._stays(convolution, call)
@@ -177,8 +180,9 @@ class Folding:
         """Whether values are put elsewhere between the convolution and a layer after it: there the map would be."""
         order = self.recording.order
         last = max(map(order.__getitem__, layers))
-        moves = (node for node in region.nodes if isinstance(self.meanings[node], Rearranged))
-        return any(order[convolution] < order[node] < last for node in moves)
+        moves = ((node, self.meanings[node]) for node in region.nodes)
+        stays = (node for node, meaning in moves if isinstance(meaning, Rearranged) and not meaning.phases)
+        return any(order[convolution] < order[node] < last for node in stays)
 
     def _call(self, node: fx.Node, owner: Call) -> Call | None:
         """Return the call of a module of PyTorch's, or of one that convolves its own way, that made the node.

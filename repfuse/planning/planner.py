@@ -283,9 +283,13 @@ class Planner:
         return any(isinstance(self.meanings.get(other), (Through, Scaled, *also)) for other in near)
 
     def _keeps_norm(self, region: Region, group: Group) -> bool:
-        """Whether a BatchNorm stays behind what the group becomes, which takes channels on the second axis."""
+        """Whether a BatchNorm stays behind what the group becomes, which takes channels on the second axis.
+
+        Behind depth to space it would have fewer.
+        """
         axes = group.expression.geometry.ndim + 2
         merges = self.keep_affine and self._operations(group) > 1
+        merges = merges and not any(term.picks for term in group.terms)
         return merges and len(self.estimate.shape_made(group, region.root)) == axes
 
     def _has_norm(self, group: Group) -> bool:
@@ -369,7 +373,8 @@ class Planner:
 
     def _site(self, fused: Fused) -> Site:
         group, expression, recording = fused.group, fused.expression, self.recording
-        after = self.estimate.of_map(expression, group.source, recording.shape_of[fused.region.root])
+        made = self.estimate.shape_made(group, fused.region.root)
+        after = self.estimate.of_map(expression, group.source, made)
         return Site(
             path=fused.path,
             owner=fused.owner,

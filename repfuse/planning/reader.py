@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product
 
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from repfuse.algebra.expression import (
     Expression,
@@ -24,8 +25,8 @@ from repfuse.algebra.expression import (
     selected,
     through,
 )
-from repfuse.algebra.geometry import NotAffine
-from repfuse.algebra.layers import Channelwise, Factor, Layer, Normalisation, Offset, mixes
+from repfuse.algebra.geometry import Ints, NotAffine
+from repfuse.algebra.layers import Channelwise, Convolution, Factor, Layer, Normalisation, Offset, mixes
 from repfuse.ops.meaning import Meaning, Rearranged, Same, inputs_of, origin, terms_of
 from repfuse.planning.terms import Group, Term
 
@@ -112,6 +113,8 @@ class Reader:
 
     def _applied(self, node: fx.Node, term: Term, layer: Layer) -> Term:
         geometry = layer.geometry
+        if term.phases:
+            return self._applied_to_phases(node, term, layer)
         if term.axis is not None:
             inside = of_channels_alone(term.expression, geometry.ndim)
             if inside is None or term.picks or term.axis != (1 if geometry.ndim else len(self.shape_of[node]) - 1):
@@ -123,6 +126,38 @@ class Reader:
         if not self.composes and mixes(layer) and any(map(mixes, layers(inner))):
             raise NotAffine("policy", "layers in a row, which are to stay that")
         return _grown(term, node, expression)
+
+    def _applied_to_phases(self, node: fx.Node, term: Term, layer: Layer) -> Term:
+        """Apply a layer of single pixels to channels of which several became one: to each phase of these alone.
+
+        With S for depth to space, ``W S(x) = S((W (x) I) x)``: the layer acts on all pixels alike.
+        """
+        if not isinstance(layer, Convolution) or not layer.geometry.is_pointwise or not layer.geometry.ndim:
+            raise Ends("a layer of more than single pixels, after depth to space")
+        if not all(map(self._is_for_any_channels, term.nodes)):
+            raise Ends("another number of channels would not do there")
+        place = {pair: index for index, pair in enumerate(zip(term.phases, term.picks, strict=True))}
+        count, inputs = len(set(term.phases)), layer.geometry.in_channels
+        parts = tuple(
+            through(selected(term.expression, tuple(place[phase, pick] for pick in range(inputs))), layer)
+            for phase in range(count)
+        )
+        in_turn = term.phases[:count]  # those of the first channel: alike for all
+        picks, phases = zip(*product(range(layer.geometry.out_channels), in_turn), strict=True)
+        order = tuple(phase * layer.geometry.out_channels + pick for pick, phase in zip(picks, phases, strict=True))
+        expression = selected(joined(parts), order)
+        return replace(_grown(term, node, expression), picks=picks, phases=phases)
+
+    def _is_for_any_channels(self, node: fx.Node) -> bool:
+        """Whether what stays of a region, and only puts values elsewhere, does so for another number of channels."""
+        match self.meanings[node]:
+            case Rearranged() as meaning:
+                return bool(meaning.phases)
+            case Same():
+                leaves = tree_leaves((node.args, node.kwargs), is_leaf=lambda x: isinstance(x, slice))
+                return not any(type(leaf) in (int, slice) for leaf in leaves)
+            case _:
+                return True
 
     def _rescaled(self, node: fx.Node, terms: Sequence[Term], by: Channelwise, axis: int | None) -> Iterator[Term]:
         """Scale every term, and shift one: ``s (a + b) + t = (s a + t) + s b``."""
@@ -148,10 +183,17 @@ class Reader:
         axis = None if at is None else dict(meaning.moves).get(at)
         if axis is None or term.of_source is not None:
             raise Ends("the channels are elsewhere")
-        picks = term.picks
-        if meaning.channels:
-            picks = tuple(meaning.channels[pick] for pick in picks) if picks else meaning.channels
-        return replace(_grown(term, node, term.expression), axis=axis, picks=picks)
+        grown = replace(_grown(term, node, term.expression), axis=axis)
+        if not meaning.channels:
+            return grown
+        if not term.picks:
+            return replace(grown, picks=meaning.channels, phases=meaning.phases)
+        picks, phases = tuple(meaning.channels[pick] for pick in term.picks), Ints()
+        if term.phases and meaning.phases:
+            count = 1 + max(meaning.phases)
+            pairs = zip(term.phases, term.picks, strict=True)
+            phases = tuple(count * phase + meaning.phases[pick] for phase, pick in pairs)
+        return replace(grown, picks=picks, phases=phases)
 
     def _combined(
         self, node: fx.Node, operands: Sequence[tuple[tuple[Term, ...], Scaled[fx.Node]]]

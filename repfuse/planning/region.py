@@ -11,7 +11,7 @@ from torch import fx
 
 from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import NotAffine
-from repfuse.ops.meaning import Meaning, Rearranged, inputs_of
+from repfuse.ops.meaning import Meaning, Rearranged, before_phases, inputs_of
 from repfuse.planning.cost import elementwise_cost
 from repfuse.planning.estimate import Estimate
 from repfuse.planning.terms import Group, Nodes, Term
@@ -161,7 +161,9 @@ def pieces(region: Region, meanings: Mapping[fx.Node, Meaning | None], order: Ma
             layered = any(isinstance(meanings[node], Through) for node in within)
             found.append(Piece(source, within[-1], frozenset(within), layered))
         source = end if end is not None else source
-    last = max(index for index, piece in enumerate(found) if piece.layered)
+    inside = set(before_phases(region.nodes, meanings, order))
+    before = [index for index, piece in enumerate(found) if piece.root in inside]
+    last = max((index for index in before if found[index].layered), default=before[-1])
     return [replace(piece, layered=index == last) for index, piece in enumerate(found)]
 
 

@@ -25,7 +25,7 @@ class Term:
 
     Where it was rearranged on the way (``ops.rows``), ``axis`` is where its channels are now: it is a map of channels
     alone, and of rows that are others than those of its source. Where several channels became one, ``picks`` says which
-    one each of them is in.
+    one each of them is in, and ``phases`` which of its pixels it is, if it can be another number of channels.
     """
 
     source: fx.Node
@@ -34,6 +34,7 @@ class Term:
     top: fx.Node
     axis: int | None = None
     picks: Ints = ()
+    phases: Ints = ()
 
     @cached_property
     def of_source(self) -> float | None:

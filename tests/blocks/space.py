@@ -37,6 +37,15 @@ def shuffled(between) -> Spelled:
     return Spelled(lambda m, x: m.n(between(m.a(x))), a=conv(3, outputs=4 * C), n=norm())
 
 
+def pointwise_behind(between) -> Spelled:
+    """A layer, depth to space, a layer of single pixels."""
+    return Spelled(lambda m, x: m.b(between(m.a(x))), a=conv(3, outputs=4 * C), b=conv(1, outputs=3))
+
+
+def twice_shuffled(m: Spelled, x: Tensor) -> Tensor:
+    return m.c(F.pixel_shuffle(m.n(m.b(F.pixel_shuffle(m.a(x), 2))), 2))
+
+
 def by_views(x: Tensor) -> Tensor:
     n, c, h, w = x.shape
     return x.view(n, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
@@ -49,6 +58,23 @@ def unshuffled(x: Tensor) -> Tensor:
 MOVED = [
     Case("3x3, depth to space, norm", lambda: shuffled(lambda x: F.pixel_shuffle(x, 2)), "fold"),
     Case("3x3, depth to space by views, norm", lambda: shuffled(by_views), "fold"),
+    Case("3x3, depth to space, 1x1", lambda: pointwise_behind(lambda x: F.pixel_shuffle(x, 2)), "swap"),
+    Case(
+        "3x3 and 1x1, depth to space, norm, 1x1",
+        lambda: Spelled(
+            lambda m, x: m.c(m.n(F.pixel_shuffle(m.a(x) + m.b(x), 2))),
+            **{"a": conv(3, outputs=4 * C), "b": conv(1, outputs=4 * C), "c": conv(1), "n": norm()},
+        ),
+        "graph",
+    ),
+    Case(
+        "depth to space twice, with layers of single pixels between and behind",
+        lambda: Spelled(
+            twice_shuffled,
+            **{"a": conv(3, outputs=16 * C), "b": conv(1, inputs=4 * C, outputs=4 * C), "n": norm(4 * C), "c": conv(1)},
+        ),
+        "swap",
+    ),
     Case("3x3, upsampled, norm", lambda: Spelled(lambda m, x: m.n(upsampled(m.a(x))), a=conv(3), n=norm()), "fold"),
     Case(
         "norm, upsampled, 1x1",
