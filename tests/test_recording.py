@@ -997,6 +997,20 @@ def test_a_network_that_takes_one_size_only_is_a_network_of_that_size():
     assert not found.marks and found.shapes(named(found, "conv2d")[0]) == [(2, 4, 5, 6)]
 
 
+@pytest.mark.parametrize("parity", [0, 1])
+def test_where_every_second_size_is_taken_these_are_tried(parity):
+    """Of one parity, and near the example: an odd number of windows, say."""
+
+    def forward(m, x):
+        h = x.shape[2]
+        torch._assert(h % 2 == parity and 4 < h < 11, "not this one")
+        return m.a(x)
+
+    found = recorded(randomised(Spelled(forward, a=conv(3))), image(1, 4, 8 - parity, 9))
+    (convolution,) = named(found, "conv2d")
+    assert not found.is_fixed(convolution, 2)
+
+
 def test_where_only_the_batch_is_free_that_is_tried():
     spy = nn.Sequential(Spy(), conv(3), nn.Flatten(), nn.Linear(4 * 35, 3))
     found = recorded(spy, torch.randn(2, 4, 5, 7))

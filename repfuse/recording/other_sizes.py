@@ -48,6 +48,9 @@ _STEPS = (
 )
 """Odd sizes for even ones and even for odd, multiples of 32, simple ratios, and the nearest."""
 
+_BY_TWO = _Step(lambda n: n + 2, lambda n: max(1, n - 2))
+"""For networks that take odd sizes alone, or even ones."""
+
 
 def try_other_sizes(arguments: Arguments, attempt: Try, *, thoroughly: bool) -> None:
     """Try the network at other sizes than those of the example, so that each axis that is free takes others: both
@@ -146,12 +149,12 @@ def _one_by_one(arguments: Arguments, axes: list[Axis], attempt: Try) -> Mapping
         return next((n for n in tried if attempt(_resized(arguments, {**small, axis: n}), needed)), None)
 
     for axis in axes:
-        steps = _STEPS[-1:] if axis[0] == 0 else _STEPS[::-1]
+        steps = _STEPS[-1:] if axis[0] == 0 else (*_STEPS[::-1], _BY_TWO)
         found = first(axis, (step.smaller(axis[1]) for step in steps), needed=False)
         if found is not None:
             small[axis] = found
     for axis in axes:  # twice the size first: what a network divides it by, h // 7, may go once into all others
-        first(axis, (step.larger(axis[1]) for step in (_DOUBLE, *_STEPS[::-1])), needed=True)
+        first(axis, (step.larger(axis[1]) for step in (_DOUBLE, *_STEPS[::-1], _BY_TWO)), needed=True)
     return small
 
 
