@@ -25,7 +25,7 @@ os.environ["REPFUSE_SAME_PROCESS"] = "1"  # for tests of other things: a fresh p
 torchvision_schemas.install()
 torch.set_num_threads(1)  # the machine is shared by the workers of xdist
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=30)
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("many", deadline=None, max_examples=300)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 

@@ -43,7 +43,7 @@ def norms_of(network: nn.Module) -> list[_BatchNorm]:
 
 
 @pytest.mark.parametrize(
-    "row", [pytest.param(r, id=r.name, marks=() if i % 3 == 0 else pytest.mark.slow) for i, r in enumerate(CASES)]
+    "row", [pytest.param(r, id=r.name, marks=() if i % 6 == 0 else pytest.mark.slow) for i, r in enumerate(CASES)]
 )
 def test_each_block_computes_the_same(row: Any) -> None:
     original, example = made(row), row.at(row.side)

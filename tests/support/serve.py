@@ -75,6 +75,7 @@ def _run(program: str, *args: str) -> None:
         sys.argv = list(args)
         runpy.run_module(args[0], run_name="__main__", alter_sys=True)
     elif program == "-c":
+        sys.argv = ["-c", *args[1:]]
         exec(args[0], {"__name__": "__main__"})
     else:
         runpy.run_path(program, run_name="__main__")
