@@ -99,18 +99,13 @@ def bench(
             help="Alone: the experiment that repfuse began with, as it was done there and as it should be.",
         ),
     ] = False,
-    model: options.Model = None,
-    model_arg: options.ModelArg = None,
-    fused_model: pair.FusedModel = None,
-    fused_model_arg: pair.FusedModelArg = None,
-    weights: options.Weights = "auto",
-    fused_weights: pair.FusedWeights = "auto",
+    networks: options.Networks,
+    fused_weights: options.FusedWeights = "auto",
     example: Annotated[
         list[str] | None,
         options.network("--input", metavar="SHAPE", help=f"{options.INPUT} Repeat it to time several."),
     ] = None,
-    allow: options.Allow = None,
-    trust: options.Trust = False,
+    code: options.Code,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -138,10 +133,8 @@ def bench(
         raise RepfuseError(what, "", "Leave --sites out, or these.")
     if save is not None:
         check_targets([save], [original, fused], force=True)
-    sources = (model, model_arg, weights), (fused_model, fused_model_arg, fused_weights)
     inputs = [parse_shapes(text) for text in dict.fromkeys(example or [])]
-    first = example[0] if example else None
-    both = pair.sides((original, fused), *sources, example=first, allow=allow, trust=trust)
+    both = pair.sides((original, fused), networks.both(example[0] if example else None, fused_weights), code)
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
         import torch

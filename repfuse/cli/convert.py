@@ -1,4 +1,4 @@
-"""`repfuse convert`."""
+"""`repfuse convert`, and `repfuse inspect`, which does the first half of it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from repfuse.cli.output import (
     write_pages,
 )
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.plan_file import read_plan_file, write_plan
 from repfuse.readback.process import Reader
 from repfuse.report.schema import envelope, report_path
 
@@ -39,18 +40,19 @@ def convert(
     ] = None,
     others: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
-    model: options.Model = None,
-    model_arg: options.ModelArg = None,
-    weights: options.Weights = "auto",
-    example: options.Input = None,
-    policy: options.Merging = None,
-    plan: options.PlanIn = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    keep_class: options.KeepClass = None,
-    keep_affine: options.KeepAffine = False,
-    allow: options.Allow = None,
-    trust: options.Trust = False,
+    network: options.Network,
+    policy: options.PolicyOption = None,
+    plan: Annotated[
+        Path | None,
+        options.choice(
+            "--plan",
+            metavar="FILE",
+            help="Merge exactly the sites of this plan, which `repfuse inspect --plan` wrote, and you may have dropped "
+            "sites from.",
+        ),
+    ] = None,
+    merging: options.Merging,
+    code: options.Code,
     file_format: Annotated[
         Format | None,
         options.output(
@@ -81,8 +83,7 @@ def convert(
             "it is the summary; as HTML it links to the page of each, beside its report.",
         ),
     ] = None,
-    quick: options.Quick = False,
-    thorough: options.Thorough = False,
+    effort: options.Effort,
     tune: Annotated[
         bool,
         options.choice(
@@ -102,10 +103,7 @@ def convert(
     powers_of_two: Annotated[
         bool, int8("--powers-of-two", help="Let the scales be powers of two: the result computes the same bits.")
     ] = False,
-    data: options.DataPath = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    limit: options.Limit = None,
+    real: options.RealData,
     into: Annotated[
         Path | None,
         many_option(
@@ -176,7 +174,7 @@ def convert(
     if tune and plan:
         what = "A plan says already what is merged, and --tune would measure it."
         raise RepfuseError(what, "", "Give one of them; the report of what was tuned holds its plan.")
-    effort = options.effort_of(quick=quick, thorough=thorough)
+    tried = effort.name
     if powers_of_two and not equalize:
         why, hint = "Nothing is to be equalised.", "Give --equalize too."
         raise RepfuseError("--powers-of-two is about how to equalise.", why, hint)
@@ -184,19 +182,16 @@ def convert(
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
     _check_page(report_to, [path for path in (source, target, plan) if path], force=force)
-    options.check_real(data, mean, std, limit)
     check_sources((source,))
-    loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
+    loading = network.loading(code)
     with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
-        chosen = options.wanted(policy, plan, include, exclude, keep_class, keep_affine=keep_affine)
-        from repfuse.cli.conversion import DataWanted, Request, run  # the reader imports torch by now, too
-        from repfuse.data import Wishes, parse_numbers, read_data
+        file = read_plan_file(plan) if plan else None
+        from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
         from repfuse.report.convert_view import convert_view
 
-        real = DataWanted(read_data(data), Wishes(parse_numbers(mean), parse_numbers(std), limit)) if data else None
         request = Request(
-            *(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune),
-            *(equalize, powers_of_two, real),
+            *(source, loading, merging.choice(policy, file), file, target, file_format, force, keep_metadata),
+            *(tried, tune, equalize, powers_of_two, real.read()),
         )
         report = run(request, update, reader)
     if report_to:
@@ -215,3 +210,51 @@ def convert(
 def _check_page(out: Path | None, others: Sequence[Path], *, force: bool) -> None:
     if out:
         check_page(page_form(out), out, others, force=force)
+
+
+def inspect(
+    source: options.Checkpoint,
+    *,
+    network: options.Network,
+    policy: options.PolicyOption = None,
+    merging: options.Merging,
+    code: options.Code,
+    plan: Annotated[
+        Path | None,
+        options.output(
+            "--plan",
+            metavar="FILE",
+            help="Write the plan here too: drop sites from it as you like, then `repfuse convert --plan FILE`.",
+        ),
+    ] = None,
+    force: Annotated[bool, options.output("--force", help="Replace the plan FILE.")] = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """List what can be fused in a checkpoint, and what not and why.
+
+    Nothing is written but the plan, with --plan.
+
+    \b
+    Examples:
+      repfuse inspect model.pt
+      repfuse inspect weights.safetensors --model torchvision:resnet18
+      repfuse inspect model.pt --plan plan.json
+    """
+    if plan:
+        check_targets((plan,), (source,), force=force)
+    check_sources((source,))
+    loading = network.loading(code)
+    with progress(quiet=quiet) as update:
+        choice = merging.choice(policy)
+        from repfuse.cli.conversion import Request, run
+        from repfuse.report.convert_view import convert_view
+
+        report = run(Request(source, loading, choice), update)
+    if plan:
+        write_plan(report, plan)
+    if as_json:
+        show_json("inspection", report.to_dict())
+    elif not quiet:
+        show(convert_view(report, plan_path=str(plan or ""), verbose=verbose))

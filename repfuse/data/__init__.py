@@ -9,10 +9,10 @@ from pathlib import Path
 
 from repfuse.data.arrays import Arrays, read_arrays
 from repfuse.data.folder import Folder, read_folder
-from repfuse.data.prepare import Wishes, parse_numbers, prepare
+from repfuse.data.prepare import Prepared, Wishes, parse_numbers, prepare
 from repfuse.errors import RepfuseError
 
-__all__ = ["Arrays", "Folder", "Wishes", "parse_numbers", "prepare", "read_data"]
+__all__ = ["Arrays", "Folder", "Prepared", "Wishes", "parse_numbers", "prepare", "read_data"]
 
 
 def read_data(path: Path) -> Arrays | Folder:
