@@ -12,7 +12,6 @@ from rich.text import Text
 
 from repfuse.quantization import BITS
 from repfuse.report.bench_view import speed, speedup
-from repfuse.report.checks_view import checks_view, of_drift, of_equalized, of_proof, of_site_drift
 from repfuse.report.plan_view import (
     health_view,
     int8_line,
@@ -40,6 +39,7 @@ from repfuse.report.tables import (
     shape,
     table,
 )
+from repfuse.report.verify_view import checks_view, of_drift, of_network, of_proof, of_site_drift
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
@@ -63,7 +63,7 @@ def convert_view(
     if report.drift:
         proof, equalized = report.proof, report.equalization
         checks = [*of_proof(proof), *of_site_drift(proof)] if proof else []
-        checks += of_equalized(equalized.comparison) if equalized and equalized.comparison else []
+        checks += of_network(equalized.comparison, "equalised") if equalized and equalized.comparison else []
         yield from checks_view([*checks, *of_drift(report.drift)], verbose=verbose)
         yield from notes(check_notes(proof, report.drift))
     if report.equalization:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from repfuse.report.bench_view import speedup
-from repfuse.report.page import Page
+from repfuse.benching.results import Measurement
+from repfuse.report.bench_view import speedup, where
+from repfuse.report.page import Page, share
 from repfuse.report.reading import Told
-from repfuse.report.tables import plural
+from repfuse.report.tables import duration, plural
 from repfuse.wording import printable
 
 TIMES_SHOWN = 2
@@ -33,7 +34,11 @@ def _changes(page: Page) -> Iterator[Sequence[str]]:
     for name, before, after, changed, _ in page.amounts:
         yield name, before, after, changed
     for row in page.speeds[:TIMES_SHOWN]:
-        yield text(row.label), *row.times, speedup(row.entry)
+        yield text(where(row)), *_times(row), speedup(row)
+
+
+def _times(row: Measurement) -> tuple[str, str]:
+    return duration(row.original.median), duration(row.fused.median)
 
 
 def _folded(page: Page) -> Iterator[str]:
@@ -41,7 +46,7 @@ def _folded(page: Page) -> Iterator[str]:
     yield f"<details><summary>{plural(len(plan.sites), 'site')}, {plural(len(plan.refusals), 'refusal')}</summary>"
     yield ""
     if page.speeds:
-        rows = ((text(row.label), *row.times, speedup(row.entry), row.share) for row in page.speeds)
+        rows = ((text(where(row)), *_times(row), speedup(row), share(row)) for row in page.speeds)
         yield from (*_table(("", "before", "after", "", "of a matrix product's speed"), "lrrrr", rows), "")
     if page.kinds:
         rows = (

@@ -11,22 +11,23 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from math import log
 from pathlib import Path
 from typing import Any
 
-from repfuse.benching.results import SiteTiming
+from repfuse.benching.results import Measurement, SiteTiming
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT
 from repfuse.health import MEANINGS, Ailment
 from repfuse.planning.cost import price
 from repfuse.plans import Cost, Refusal, Site
 from repfuse.quantization import SiteKernels
-from repfuse.report.chart import Axis, Speed, range_axis, speed_axis
+from repfuse.report.bench_view import gain, speed, where
 from repfuse.report.convert_view import chosen_line, equalized_line, example_line, gain_line, name_of, verified_line
 from repfuse.report.plan_view import declined, int8_line, int8_row, operators, total, totals
 from repfuse.report.reading import Told
 from repfuse.report.schema import Status
-from repfuse.report.tables import alone, change, count, duration, error, percent, plural, size, times
+from repfuse.report.tables import alone, change, count, duration, error, interval, percent, plural, size, times
 from repfuse.report.verify_view import data_lines, few_bits_lines
 from repfuse.wording import listed, printable
 
@@ -88,7 +89,7 @@ class Page:
         status, later = self.told.conversion.status, self.told.verification
         if status == "failed" or (later and later.verdict == "different"):
             return "bad"
-        slower = bool(self.speeds) and self.speeds[0].entry.verdict == "slower"
+        slower = bool(self.speeds) and self.speeds[0].verdict == "slower"
         return "unsure" if status != "converted" or slower or (later and later.verdict != "same") else "good"
 
     @property
@@ -111,7 +112,7 @@ class Page:
         if conversion.proof and conversion.proof.error is not None:
             parts.append(f"exact to {error(conversion.proof.error)}")
         if self.speeds:
-            parts.append(f"{self.speeds[0].sentence} at {self.speeds[0].label}")
+            parts.append(f"{speed(self.speeds[0])} at {where(self.speeds[0])}")
         if later and later.data and later.data.accuracy_original is not None:
             both = percent(later.data.accuracy_original), percent(later.data.accuracy_fused)
             parts.append(f"accuracy {change(*both)}")
@@ -119,9 +120,9 @@ class Page:
         return ", ".join(parts) + "." + found
 
     @cached_property
-    def speeds(self) -> tuple[Speed, ...]:
+    def speeds(self) -> list[Measurement]:
         """The rows of the chart."""
-        return tuple(Speed(each) for timing in self.told.timings for each in timing.measurements)
+        return [each for timing in self.told.timings for each in timing.measurements]
 
     @property
     def axis(self) -> Axis | None:
@@ -134,8 +135,8 @@ class Page:
         left_out = [f"not timed in {why}" for timing in self.told.timings for why in timing.left_out]
         odd = defaultdict[str, list[str]](list)
         for row in self.speeds:
-            for each in row.entry.warnings:
-                odd[each].append(row.label)
+            for each in row.warnings:
+                odd[each].append(where(row))
         return left_out + [f"{'; '.join(labels)}: {warning}" for warning, labels in odd.items()]
 
     @property
@@ -245,8 +246,8 @@ class Page:
         if conversion.drift and (worst := conversion.drift.worst):
             off, own, allowed = map(error, worst.numbers)
             yield f"as stored, {worst.dtype}", f"{off} (the original's own {own}, {allowed} allowed)"
-        for gain in conversion.equalization.gains if conversion.equalization else ():
-            yield f"equalised, {gain.bits} bits", gain_line(gain)
+        for gained in conversion.equalization.gains if conversion.equalization else ():
+            yield f"equalised, {gained.bits} bits", gain_line(gained)
         if conversion.output and conversion.output.verified:
             yield "the written file", verified_line(conversion.output.verified)
         if later:
@@ -290,7 +291,8 @@ class Page:
 
 def as_html(told: Told) -> str:
     """Return the page. Raises RepfuseError where the extra is missing."""
-    return rendered("report.html.j2", page=Page(told), folded=len(told.plan.sites) > OPEN_SITES)
+    written = {"duration": duration, "gain": gain, "interval": interval, "limit": limit, "share": share, "where": where}
+    return rendered("report.html.j2", page=Page(told), folded=len(told.plan.sites) > OPEN_SITES, **written)
 
 
 def rendered(template: str, **said: Any) -> str:
@@ -325,6 +327,11 @@ def check_extra() -> None:
 def _shown(value: Any) -> Any:
     """Return what a template prints: of a text what can be seen; what is markup already stays as it is."""
     return printable(value) if type(value) is str else value
+
+
+def share(row: Measurement) -> str:
+    """Return the share of this machine's speed that the fused network reaches; nothing where that is not known."""
+    return "" if row.fused.of_machine is None else percent(row.fused.of_machine)
 
 
 def layers(branch: str) -> tuple[Pair, ...]:
@@ -362,3 +369,55 @@ def _refused(same: list[Refusal]) -> Refused:
 
 def _compared(ratio: float) -> str:
     return f"{times(ratio)} faster" if ratio >= 1 else f"{times(1 / ratio)} slower"
+
+
+# Charts on a logarithmic axis: a row for each measurement, and for each kernel. The template draws them.
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A logarithmic axis between its ``ends``: twice as much is as far from 1 as half as much."""
+
+    ends: tuple[float, float]
+
+    @property
+    def ticks(self) -> list[float]:
+        """Round numbers, as many as have room."""
+        span = self.ends[1] / self.ends[0]
+        steps = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if span < 3 else (1, 2, 5) if span < 300 else (1,)
+        candidates = (step * 10**power for power in range(-9, 10) for step in steps)
+        return [each for each in candidates if self.ends[0] < each < self.ends[1]]
+
+    def at(self, number: float) -> str:
+        """Return where a number stands on the axis, in percent of its width; at its beginning, what is less."""
+        least, greatest = map(log, self.ends)
+        return f"{100 * (log(max(number, self.ends[0])) - least) / (greatest - least):.2f}%"
+
+    def holds(self, number: float | None) -> bool:
+        """Whether the axis reaches so far."""
+        return number is not None and self.ends[0] < number < self.ends[1]
+
+
+def limit(row: Measurement) -> float | None:
+    """Return the ratio that a network has which is as fast as this machine gets: as a plain matrix product."""
+    return row.speedup * row.fused.median / row.fused.floor if row.fused.floor else None
+
+
+def speed_axis(rows: Sequence[Measurement]) -> Axis:
+    """Return an axis that holds 1 and all ratios; a limit far beyond all ratios is not drawn."""
+    over = [row.over_eager.value for row in rows if row.over_eager]
+    least = min(1.0, *over, *(row.low for row in rows))
+    greatest = max(1.0, *over, *(row.high for row in rows))
+    limits = [each for row in rows if (each := limit(row)) and each < 4 * greatest]
+    return Axis((least / 1.12, max(greatest, *limits, 1.0) * 1.12))
+
+
+RANGES_SHOWN = 1e5
+"""A channel whose range is so many times smaller than the largest is drawn at the beginning of the axis."""
+
+
+def range_axis(sites: Sequence[SiteKernels]) -> Axis:
+    """Return an axis that holds the ranges of the channels of all kernels."""
+    found = [size for site in sites for size in (*site.before.ranges, *site.after.ranges) if size > 0]
+    greatest = max(found, default=1.0)
+    return Axis((max(min(found, default=1.0), greatest / RANGES_SHOWN) / 1.12, greatest * 1.12))
