@@ -144,15 +144,11 @@ def report(
         ),
     ],
     *,
-    html: Annotated[
-        Path | None,
-        options.output("--html", metavar="OUT", help="Write a page; - prints it."),
-    ] = None,
-    markdown: Annotated[
-        Path | None,
-        options.output("--markdown", metavar="OUT", help="Write a comment for a pull request; - prints it."),
-    ] = None,
-    force: Annotated[bool, options.output("--force", help="Replace OUT.")] = False,
+    html: Path | None = options.output(None, "--html", metavar="OUT", help="Write a page; - prints it."),
+    markdown: Path | None = options.output(
+        None, "--markdown", metavar="OUT", help="Write a comment for a pull request; - prints it."
+    ),
+    force: bool = options.output(False, "--force", help="Replace OUT."),
 ) -> None:
     """Make a page of a report, to be forwarded.
 
@@ -194,7 +190,7 @@ def explain(
             autocompletion=_names,
         ),
     ] = None,
-    as_json: options.Json = False,
+    as_json: bool = options.JSON,
 ) -> None:
     """Say what a refusal means and what to do about it, or all about a topic.
 

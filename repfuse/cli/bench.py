@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -39,75 +39,60 @@ def bench(
     original: options.Original,
     fused: options.Fused,
     *,
-    runtime: Annotated[
-        list[str] | None,
-        typer.Option("--runtime", metavar="NAME", help=f"Where to run both: {', '.join(Runtime)}; several by commas."),
-    ] = None,
-    batch_size: Annotated[
-        list[int] | None,
-        typer.Option("--batch-size", min=1, help="Samples per call; repeat it. Without it: the example's."),
-    ] = None,
-    threads: Annotated[
-        list[int] | None,
-        typer.Option("--threads", min=1, help="Threads of torch; repeat it. Without it: torch's choice."),
-    ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=8, help="Rounds in which both are timed.")] = 40,
-    seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="At most this long for each input, batch size and thread count.")
-    ] = 10.0,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", metavar="TIME", help="At most this long in all, as 30s or 2m, in place of --seconds."),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help=f"Time copies in this dtype, of {', '.join(DTYPES)}.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="Time copies there, as on cuda. Without it: where each is.")
-    ] = None,
-    channels_last: Annotated[
-        bool, typer.Option("--channels-last", help="Time copies whose images and kernels have their channels last.")
-    ] = False,
-    sites: Annotated[
-        bool,
-        typer.Option(
-            "--sites",
-            help="Also time each merged place in eager mode: by itself, and what the network gains by it.",
-        ),
-    ] = False,
-    save: Annotated[
-        Path | None, typer.Option("--save", metavar="FILE", help="Write the result there, for a later --compare.")
-    ] = None,
-    compare: Annotated[
-        Path | None,
-        typer.Option(
-            "--compare",
-            metavar="FILE",
-            help="Against an earlier --save: exit code 1 where FUSED got slower, beyond both intervals and by more "
-            "than the original did.",
-        ),
-    ] = None,
-    cold: Annotated[
-        bool, typer.Option("--cold", help="Also show the notebook's method: one cold call each, no measurement.")
-    ] = False,
-    _notebook: Annotated[
-        bool,
-        typer.Option(
-            "--notebook",
-            is_eager=True,
-            callback=_experiment,
-            help="Alone: the experiment that repfuse began with, as it was done there and as it should be.",
-        ),
-    ] = False,
+    runtime: list[str] | None = options.option(
+        None, "--runtime", metavar="NAME", help=f"Where to run both: {', '.join(Runtime)}; several by commas."
+    ),
+    batch_size: list[int] | None = options.option(
+        None, "--batch-size", min=1, help="Samples per call; repeat it. Without it: the example's."
+    ),
+    threads: list[int] | None = options.option(
+        None, "--threads", min=1, help="Threads of torch; repeat it. Without it: torch's choice."
+    ),
+    rounds: int = options.option(40, "--rounds", min=8, help="Rounds in which both are timed."),
+    seconds: float = options.option(
+        10.0, "--seconds", min=0, help="At most this long for each input, batch size and thread count."
+    ),
+    budget: str | None = options.option(
+        None, "--budget", metavar="TIME", help="At most this long in all, as 30s or 2m, in place of --seconds."
+    ),
+    dtype: str | None = options.option(None, "--dtype", help=f"Time copies in this dtype, of {', '.join(DTYPES)}."),
+    device: str | None = options.option(
+        None, "--device", help="Time copies there, as on cuda. Without it: where each is."
+    ),
+    channels_last: bool = options.option(
+        False, "--channels-last", help="Time copies whose images and kernels have their channels last."
+    ),
+    sites: bool = options.option(
+        False, "--sites", help="Also time each merged place in eager mode: by itself, and what the network gains by it."
+    ),
+    save: Path | None = options.option(
+        None, "--save", metavar="FILE", help="Write the result there, for a later --compare."
+    ),
+    compare: Path | None = options.option(
+        None,
+        "--compare",
+        metavar="FILE",
+        help="Against an earlier --save: exit code 1 where FUSED got slower, beyond both intervals and by more "
+        "than the original did.",
+    ),
+    cold: bool = options.option(
+        False, "--cold", help="Also show the notebook's method: one cold call each, no measurement."
+    ),
+    _notebook: bool = options.option(
+        False,
+        "--notebook",
+        is_eager=True,
+        callback=_experiment,
+        help="Alone: the experiment that repfuse began with, as it was done there and as it should be.",
+    ),
     networks: options.Networks,
-    fused_weights: options.FusedWeights = "auto",
-    example: Annotated[
-        list[str] | None,
-        options.network("--input", metavar="SHAPE", help=f"{options.INPUT} Repeat it to time several."),
-    ] = None,
+    fused_weights: str = options.FUSED_WEIGHTS,
+    example: list[str] | None = options.building(
+        None, "--input", metavar="SHAPE", help=f"{options.INPUT} Repeat it to time several."
+    ),
     code: options.Code,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
+    as_json: bool = options.JSON,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Time two checkpoints in one process, warm and interleaved.
 

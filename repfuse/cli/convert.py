@@ -24,11 +24,12 @@ from repfuse.cli.output import (
 )
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.plan_file import read_plan_file, write_plan
+from repfuse.plans import Policy
 from repfuse.readback.process import Reader
 from repfuse.report.schema import envelope, report_path
 
-many_option = partial(typer.Option, rich_help_panel="Many checkpoints")
-int8 = partial(typer.Option, rich_help_panel="For quantisers")
+many_option = partial(options.option, rich_help_panel="Many checkpoints")
+int8 = partial(options.option, rich_help_panel="For quantisers")
 
 
 def convert(
@@ -41,98 +42,76 @@ def convert(
     others: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
     network: options.Network,
-    policy: options.PolicyOption = None,
-    plan: Annotated[
-        Path | None,
-        options.choice(
-            "--plan",
-            metavar="FILE",
-            help="Merge exactly the sites of this plan, which `repfuse inspect --plan` wrote, and you may have dropped "
-            "sites from.",
-        ),
-    ] = None,
+    policy: Policy | None = options.POLICY,
+    plan: Path | None = options.choosing(
+        None,
+        "--plan",
+        metavar="FILE",
+        help="Merge exactly the sites of this plan, which `repfuse inspect --plan` wrote, and you may have dropped "
+        "sites from.",
+    ),
     merging: options.Merging,
     code: options.Code,
-    file_format: Annotated[
-        Format | None,
-        options.output(
-            "--format",
-            metavar="FORMAT",
-            help="pt (the network, pickled), pt2 (torch.export), safetensors, state-dict (weights alone) or onnx. "
-            "Without it: as OUT's suffix says, else as IN is.",
-        ),
-    ] = None,
-    keep_metadata: Annotated[
-        bool,
-        options.output(
-            "--keep-metadata/--drop-metadata",
-            help="Keep what a training checkpoint holds beside the network (epochs, settings, metrics), or write the "
-            "network alone. The optimizer's state never fits a fused network, and goes. The notes name it all.",
-        ),
-    ] = True,
-    force: Annotated[
-        bool,
-        options.output("--force", help="Replace OUT, and write it even if nothing was fused."),
-    ] = False,
-    report_to: Annotated[
-        Path | None,
-        options.output(
-            "--report",
-            metavar="PAGE",
-            help="Also write the report as a page: PAGE.html (extra: report), or PAGE.md for a pull request. Of many "
-            "it is the summary; as HTML it links to the page of each, beside its report.",
-        ),
-    ] = None,
+    file_format: Format | None = options.output(
+        None,
+        "--format",
+        metavar="FORMAT",
+        help="pt (the network, pickled), pt2 (torch.export), safetensors, state-dict (weights alone) or onnx. "
+        "Without it: as OUT's suffix says, else as IN is.",
+    ),
+    keep_metadata: bool = options.output(
+        True,
+        "--keep-metadata/--drop-metadata",
+        help="Keep what a training checkpoint holds beside the network (epochs, settings, metrics), or write the "
+        "network alone. The optimizer's state never fits a fused network, and goes. The notes name it all.",
+    ),
+    force: bool = options.output(False, "--force", help="Replace OUT, and write it even if nothing was fused."),
+    report_to: Path | None = options.output(
+        None,
+        "--report",
+        metavar="PAGE",
+        help="Also write the report as a page: PAGE.html (extra: report), or PAGE.md for a pull request. Of many "
+        "it is the summary; as HTML it links to the page of each, beside its report.",
+    ),
     effort: options.Effort,
-    tune: Annotated[
-        bool,
-        options.choice(
-            "--tune",
-            help="Time the places where the prediction is in doubt both ways on this machine, as one layer and in "
-            "parts, and keep the faster form.",
-        ),
-    ] = False,
-    equalize: Annotated[
-        bool,
-        int8(
-            "--equalize",
-            help="Also rescale channels between layers, exactly, so that the result survives rounding to int8 better: "
-            "across ReLU, pools, sums and the like. Better with --data.",
-        ),
-    ] = False,
-    powers_of_two: Annotated[
-        bool, int8("--powers-of-two", help="Let the scales be powers of two: the result computes the same bits.")
-    ] = False,
+    tune: bool = options.choosing(
+        False,
+        "--tune",
+        help="Time the places where the prediction is in doubt both ways on this machine, as one layer and in "
+        "parts, and keep the faster form.",
+    ),
+    equalize: bool = int8(
+        False,
+        "--equalize",
+        help="Also rescale channels between layers, exactly, so that the result survives rounding to int8 better: "
+        "across ReLU, pools, sums and the like. Better with --data.",
+    ),
+    powers_of_two: bool = int8(
+        False, "--powers-of-two", help="Let the scales be powers of two: the result computes the same bits."
+    ),
     real: options.RealData,
-    into: Annotated[
-        Path | None,
-        many_option(
-            "--into",
-            metavar="FOLDER",
-            help="Convert many: every file that IN names, a quoted pattern or several, into its place below FOLDER. "
-            "What is done already is left alone.",
-        ),
-    ] = None,
-    listed: Annotated[bool, many_option("--from", help="IN is a text file with a path a line.")] = False,
-    jobs: Annotated[int, many_option("--jobs", min=1, help="How many at once.")] = 1,
-    job_memory: Annotated[
-        float | None,
-        many_option(
-            "--job-memory", metavar="GIB", help="What each may take, on Linux. Without it: what is free, shared out."
-        ),
-    ] = None,
-    dask: Annotated[
-        str | None,
-        many_option(
-            "--dask",
-            metavar="ADDRESS",
-            help="Let the workers of this Dask scheduler do it, as tcp://host:8786; they see the same folders.",
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
-    as_json: options.Json = False,
-    verbose: options.Verbose = False,
-    quiet: options.Quiet = False,
+    into: Path | None = many_option(
+        None,
+        "--into",
+        metavar="FOLDER",
+        help="Convert many: every file that IN names, a quoted pattern or several, into its place below FOLDER. "
+        "What is done already is left alone.",
+    ),
+    listed: bool = many_option(False, "--from", help="IN is a text file with a path a line."),
+    jobs: int = many_option(1, "--jobs", min=1, help="How many at once."),
+    job_memory: float | None = many_option(
+        None, "--job-memory", metavar="GIB", help="What each may take, on Linux. Without it: what is free, shared out."
+    ),
+    dask: str | None = many_option(
+        None,
+        "--dask",
+        metavar="ADDRESS",
+        help="Let the workers of this Dask scheduler do it, as tcp://host:8786; they see the same folders.",
+    ),
+    dry_run: bool = options.option(False, "--dry-run", help="Print the plan, write nothing."),
+    as_json: bool = options.JSON,
+    verbose: bool = options.VERBOSE,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Fuse the branches of a checkpoint, prove the result and write it.
 
@@ -216,21 +195,19 @@ def inspect(
     source: options.Checkpoint,
     *,
     network: options.Network,
-    policy: options.PolicyOption = None,
+    policy: Policy | None = options.POLICY,
     merging: options.Merging,
     code: options.Code,
-    plan: Annotated[
-        Path | None,
-        options.output(
-            "--plan",
-            metavar="FILE",
-            help="Write the plan here too: drop sites from it as you like, then `repfuse convert --plan FILE`.",
-        ),
-    ] = None,
-    force: Annotated[bool, options.output("--force", help="Replace the plan FILE.")] = False,
-    as_json: options.Json = False,
-    verbose: options.Verbose = False,
-    quiet: options.Quiet = False,
+    plan: Path | None = options.output(
+        None,
+        "--plan",
+        metavar="FILE",
+        help="Write the plan here too: drop sites from it as you like, then `repfuse convert --plan FILE`.",
+    ),
+    force: bool = options.output(False, "--force", help="Replace the plan FILE."),
+    as_json: bool = options.JSON,
+    verbose: bool = options.VERBOSE,
+    quiet: bool = options.QUIET,
 ) -> None:
     """List what can be fused in a checkpoint, and what not and why.
 

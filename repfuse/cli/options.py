@@ -6,7 +6,7 @@ torch is not imported: what makes no sense is said at once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -24,34 +24,45 @@ if TYPE_CHECKING:
     from repfuse.plan_file import PlanFile
     from repfuse.planning.choosing import Choice
 
-network = partial(typer.Option, rich_help_panel="How the network is built")
-trust = partial(typer.Option, rich_help_panel="What the file may do")
-output = partial(typer.Option, rich_help_panel="Output")
-checking = partial(typer.Option, rich_help_panel="Checking")
-tolerance = partial(typer.Option, rich_help_panel="Tolerances in place of what rounding explains")
-data = partial(typer.Option, rich_help_panel="Real data")
-choice = partial(typer.Option, rich_help_panel="What is merged")
+
+def option(default: Any, *names: str, **settings: Any) -> Any:
+    """Return an option of a command or of a group, which stands there as its default does; see ``spread``."""
+    return field(default=default, metadata={"option": typer.Option(*names, **settings)})
+
+
+building = partial(option, rich_help_panel="How the network is built")
+trusting = partial(option, rich_help_panel="What the file may do")
+output = partial(option, rich_help_panel="Output")
+checking = partial(option, rich_help_panel="Checking")
+tolerance = partial(option, rich_help_panel="Tolerances in place of what rounding explains")
+real_data = partial(option, rich_help_panel="Real data")
+choosing = partial(option, rich_help_panel="What is merged")
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command for Typer, which knows no groups: in the place of each it has the group's options."""
-    hints, parameters = get_type_hints(command, include_extras=True), list[Parameter]()
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint) and isinstance(hint, type)}
+    """Return a command as Typer takes it, which knows no groups: in the place of each stand the options in it."""
+    hints: dict[str, Any] = get_type_hints(command, include_extras=True)
+    parameters = list[Parameter]()
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+
+    def add(name: str, kind: Any, found: Field[Any]) -> None:
+        annotation = Annotated[kind, found.metadata["option"]]
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=found.default, annotation=annotation))
+
     for name, parameter in signature(command).parameters.items():
         if name in groups:
-            inner = get_type_hints(groups[name], include_extras=True)
-            parameters += (
-                Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=inner[field.name])
-                for field in fields(groups[name])
-            )
+            kinds = get_type_hints(groups[name])
+            for each in fields(groups[name]):
+                add(each.name, kinds[each.name], each)
+        elif isinstance(parameter.default, Field):
+            add(name, hints[name], parameter.default)
         else:
             parameters.append(parameter.replace(annotation=hints[name]))
 
     @wraps(command)
     def called(**given: Any) -> None:
         made = {
-            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
-            for name, group in groups.items()
+            name: group(**{each.name: given.pop(each.name) for each in fields(group)}) for name, group in groups.items()
         }
         command(**given, **made)
 
@@ -76,62 +87,59 @@ Original = Annotated[
     Path, typer.Argument(metavar="ORIGINAL", show_default=False, help="The checkpoint that is known to be right.")
 ]
 Fused = Annotated[Path, typer.Argument(metavar="FUSED", show_default=False, help="The checkpoint to compare with it.")]
-Model = Annotated[
-    str | None,
-    network(
-        "--model",
-        metavar="SPEC",
-        help="How to build the network of a state dict: timm:NAME, torchvision:NAME, package.module:callable or "
-        "path/to/file.py:callable.",
-    ),
-]
-ModelArg = Annotated[
-    list[str] | None, network("--model-arg", metavar="KEY=VALUE", help="An argument for --model; repeat it.")
-]
-Weights = Annotated[
-    str,
-    network(
-        "--weights",
-        metavar="WHICH",
-        help="Which weights of a training checkpoint: ema (averaged), model (trained), or a dotted key such as "
-        "state_dict.teacher. auto takes the averaged ones where there are some, and says so.",
-    ),
-]
-FusedWeights = Annotated[str, network("--fused-weights", metavar="WHICH", help="As --weights, for FUSED.")]
 INPUT = (
     "The example input, as 1x3x224x224 or 1x3x224x224:float16. Without it: what the checkpoint or the model source "
     "knows, else a guess that is said."
 )
-Input = Annotated[str | None, network("--input", metavar="SHAPE", help=INPUT)]
+WEIGHTS = partial(
+    building,
+    "auto",
+    "--weights",
+    metavar="WHICH",
+    help="Which weights of a training checkpoint: ema (averaged), model (trained), or a dotted key such as "
+    "state_dict.teacher. auto takes the averaged ones where there are some, and says so.",
+)
+FUSED_WEIGHTS = building("auto", "--fused-weights", metavar="WHICH", help="As --weights, for FUSED.")
 
 
 @dataclass(frozen=True)
 class Code:
     """What of the code may run that a file names."""
 
-    allow: Annotated[
-        list[str] | None,
-        trust(
-            "--allow",
-            metavar="CODE",
-            help="Also build classes of this code from the file, and run it for that: an installed package, a module "
-            "that is found where you stand or beside the checkpoint, or path/to/script.py; repeat it.",
-        ),
-    ] = None
-    trust: Annotated[
-        bool,
-        trust("--trust", help="Let the file run any code it contains while it is loaded. Only for files you made."),
-    ] = False
+    allow: list[str] | None = trusting(
+        None,
+        "--allow",
+        metavar="CODE",
+        help="Also build classes of this code from the file, and run it for that: an installed package, a module "
+        "that is found where you stand or beside the checkpoint, or path/to/script.py; repeat it.",
+    )
+    trust: bool = trusting(
+        False, "--trust", help="Let the file run any code it contains while it is loaded. Only for files you made."
+    )
 
 
 @dataclass(frozen=True)
-class Network:
+class Source:
+    """What builds the network of a file."""
+
+    model: str | None = building(
+        None,
+        "--model",
+        metavar="SPEC",
+        help="How to build the network of a state dict: timm:NAME, torchvision:NAME, package.module:callable or "
+        "path/to/file.py:callable.",
+    )
+    model_arg: list[str] | None = building(
+        None, "--model-arg", metavar="KEY=VALUE", help="An argument for --model; repeat it."
+    )
+
+
+@dataclass(frozen=True)
+class Network(Source):
     """How the network of a file is built, with which weights, and what it takes."""
 
-    model: Model = None
-    model_arg: ModelArg = None
-    weights: Weights = "auto"
-    example: Input = None
+    weights: str = WEIGHTS()
+    example: str | None = building(None, "--input", metavar="SHAPE", help=INPUT)
 
     def loading(self, code: Code) -> dict[str, Any]:
         """Return what this says as repfuse.load takes it. Raises RepfuseError where an option makes no sense."""
@@ -146,23 +154,19 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Networks:
+class Networks(Source):
     """How the networks of two files are built that are compared."""
 
-    model: Model = None
-    model_arg: ModelArg = None
-    fused_model: Annotated[
-        str | None,
-        network(
-            "--fused-model",
-            metavar="SPEC",
-            help="How to build the network of FUSED, where that differs and the file does not say it itself.",
-        ),
-    ] = None
-    fused_model_arg: Annotated[
-        list[str] | None, network("--fused-model-arg", metavar="KEY=VALUE", help="An argument for --fused-model.")
-    ] = None
-    weights: Weights = "auto"
+    fused_model: str | None = building(
+        None,
+        "--fused-model",
+        metavar="SPEC",
+        help="How to build the network of FUSED, where that differs and the file does not say it itself.",
+    )
+    fused_model_arg: list[str] | None = building(
+        None, "--fused-model-arg", metavar="KEY=VALUE", help="An argument for --fused-model."
+    )
+    weights: str = WEIGHTS()
 
     def both(self, example: str | None, fused_weights: str = "auto") -> tuple[Network, Network]:
         """Return that of each; FUSED is built as the original where it has no source of its own.
@@ -180,30 +184,26 @@ class Networks:
 
 # What is printed.
 
-Json = Annotated[bool, output("--json", help="Print the result as JSON on standard output.")]
-Quiet = Annotated[bool, output("--quiet", "-q", help="Print nothing but errors (and JSON).")]
-Verbose = Annotated[bool, output("--verbose", "-v", help="Print the details too: each site, each check.")]
+JSON = output(False, "--json", help="Print the result as JSON on standard output.")
+QUIET = output(False, "--quiet", "-q", help="Print nothing but errors (and JSON).")
+VERBOSE = output(False, "--verbose", "-v", help="Print the details too: each site, each check.")
 
 
 @dataclass(frozen=True)
 class Effort:
     """How much is tried to find a mistake."""
 
-    quick: Annotated[
-        bool,
-        checking(
-            "--quick",
-            help="Only the example and small inputs, at about a quarter of its size: seconds, for a first look.",
-        ),
-    ] = False
-    thorough: Annotated[
-        bool,
-        checking(
-            "--thorough",
-            help="More random inputs, every kind of input at three sizes, larger batches and 32 sizes in a row (each "
-            "phase of a stride): several times as long.",
-        ),
-    ] = False
+    quick: bool = checking(
+        False,
+        "--quick",
+        help="Only the example and small inputs, at about a quarter of its size: seconds, for a first look.",
+    )
+    thorough: bool = checking(
+        False,
+        "--thorough",
+        help="More random inputs, every kind of input at three sizes, larger batches and 32 sizes in a row (each "
+        "phase of a stride): several times as long.",
+    )
 
     @property
     def name(self) -> str:
@@ -217,35 +217,29 @@ class Effort:
 class RealData:
     """Real inputs, and what they are prepared by. Raises RepfuseError where there are none to prepare, or no file."""
 
-    data: Annotated[
-        Path | None,
-        data(
-            "--data",
-            metavar="PATH",
-            help="Real inputs: a folder of images (in folders per class where the classes are known), or "
-            ".safetensors, .npz or .pt with `inputs` and, if known, `labels`.",
-        ),
-    ] = None
-    mean: Annotated[
-        str | None,
-        data(
-            "--mean",
-            metavar="NUMBERS",
-            help="The mean of each channel that is subtracted from images (pixels in 0..1), as 0.485,0.456,0.406. "
-            "Without it: what the checkpoint or the model source knows.",
-        ),
-    ] = None
-    std: Annotated[
-        str | None,
-        data(
-            "--std",
-            metavar="NUMBERS",
-            help="The standard deviation of each channel that images are divided by, as 0.229,0.224,0.225.",
-        ),
-    ] = None
-    limit: Annotated[
-        int | None, data("--limit", metavar="N", min=1, help="Take only N of the samples, evenly spaced.")
-    ] = None
+    data: Path | None = real_data(
+        None,
+        "--data",
+        metavar="PATH",
+        help="Real inputs: a folder of images (in folders per class where the classes are known), or "
+        ".safetensors, .npz or .pt with `inputs` and, if known, `labels`.",
+    )
+    mean: str | None = real_data(
+        None,
+        "--mean",
+        metavar="NUMBERS",
+        help="The mean of each channel that is subtracted from images (pixels in 0..1), as 0.485,0.456,0.406. "
+        "Without it: what the checkpoint or the model source knows.",
+    )
+    std: str | None = real_data(
+        None,
+        "--std",
+        metavar="NUMBERS",
+        help="The standard deviation of each channel that images are divided by, as 0.229,0.224,0.225.",
+    )
+    limit: int | None = real_data(
+        None, "--limit", metavar="N", min=1, help="Take only N of the samples, evenly spaced."
+    )
 
     def __post_init__(self) -> None:
         if self.data is None and (self.mean, self.std, self.limit) != (None, None, None):
@@ -268,57 +262,47 @@ class RealData:
 
 # What is merged.
 
-PolicyOption = Annotated[
-    Policy | None,
-    choice(
-        "--policy",
-        help="What to merge of all that can be merged exactly: what is predicted to be faster (cost, the default), "
-        "whatever leaves fewer operators (always), or as cost but no layers in a row (never-compose).",
-        show_default=False,
-    ),
-]
+POLICY = choosing(
+    None,
+    "--policy",
+    help="What to merge of all that can be merged exactly: what is predicted to be faster (cost, the default), "
+    "whatever leaves fewer operators (always), or as cost but no layers in a row (never-compose).",
+    show_default=False,
+)
 
 
 @dataclass(frozen=True)
 class Merging:
     """Which of the sites are merged, and what stays."""
 
-    include: Annotated[
-        list[str] | None,
-        choice(
-            "--include",
-            metavar="GLOB",
-            help="Merge only the sites whose path, or a module around them, matches: 'stages.1', '*.mlp.*'; repeat "
-            "it. * stands for dots too.",
-        ),
-    ] = None
-    exclude: Annotated[
-        list[str] | None,
-        choice(
-            "--exclude",
-            metavar="GLOB",
-            help="Leave these sites alone, in the same way; repeat it. It goes before --include.",
-        ),
-    ] = None
-    keep_class: Annotated[
-        bool | None,
-        choice(
-            "--keep-class/--drop-class",
-            help="Leave the outermost module what it is, with its class and methods, or merge also what stands in its "
-            "own forward, for which it becomes a GraphModule. Without it: as more than 5 % of the time is predicted "
-            "to be gained, or not.",
-            show_default=False,
-        ),
-    ] = None
-    keep_affine: Annotated[
-        bool,
-        choice(
-            "--keep-affine",
-            help="Leave a BatchNorm behind each convolution that is merged, which has the scale of each channel and "
-            "the shift: for training with simulated quantisation (`repfuse explain int8`). A convolution with its own "
-            "norm stays as it is.",
-        ),
-    ] = False
+    include: list[str] | None = choosing(
+        None,
+        "--include",
+        metavar="GLOB",
+        help="Merge only the sites whose path, or a module around them, matches: 'stages.1', '*.mlp.*'; repeat "
+        "it. * stands for dots too.",
+    )
+    exclude: list[str] | None = choosing(
+        None,
+        "--exclude",
+        metavar="GLOB",
+        help="Leave these sites alone, in the same way; repeat it. It goes before --include.",
+    )
+    keep_class: bool | None = choosing(
+        None,
+        "--keep-class/--drop-class",
+        help="Leave the outermost module what it is, with its class and methods, or merge also what stands in its "
+        "own forward, for which it becomes a GraphModule. Without it: as more than 5 % of the time is predicted "
+        "to be gained, or not.",
+        show_default=False,
+    )
+    keep_affine: bool = choosing(
+        False,
+        "--keep-affine",
+        help="Leave a BatchNorm behind each convolution that is merged, which has the scale of each channel and "
+        "the shift: for training with simulated quantisation (`repfuse explain int8`). A convolution with its own "
+        "norm stays as it is.",
+    )
 
     def choice(self, policy: Policy | None, file: PlanFile | None = None) -> Choice:
         """Return what is to be merged. Raises RepfuseError where options contradict each other. torch is imported."""

@@ -26,57 +26,49 @@ def verify(
     original: options.Original,
     fused: options.Fused,
     *,
-    shapes: Annotated[
-        list[str] | None,
-        options.network(
-            "--input",
-            metavar="SHAPE",
-            help="An example input, as 1x3x224x224: many kinds and sizes around it are tried; repeat it. Without it: "
-            "what the checkpoint, its report or the model source knows.",
-        ),
-    ] = None,
-    seed: Annotated[list[int] | None, typer.Option("--seed", help="A seed of the random inputs; repeat it.")] = None,
+    shapes: list[str] | None = options.building(
+        None,
+        "--input",
+        metavar="SHAPE",
+        help="An example input, as 1x3x224x224: many kinds and sizes around it are tried; repeat it. Without it: "
+        "what the checkpoint, its report or the model source knows.",
+    ),
+    seed: list[int] | None = options.option(None, "--seed", help="A seed of the random inputs; repeat it."),
     real: options.RealData,
-    bits: Annotated[
-        int | None,
-        options.checking(
-            "--bits",
-            metavar="N",
-            min=2,
-            max=16,
-            help="Also round the weights of both networks to N bits, per tensor and per channel, and say what that "
-            "does to the outputs of each (with --data: to the accuracy), and which layer costs most. It decides "
-            "nothing: verdict and exit code stay what they are.",
-        ),
-    ] = None,
+    bits: int | None = options.checking(
+        None,
+        "--bits",
+        metavar="N",
+        min=2,
+        max=16,
+        help="Also round the weights of both networks to N bits, per tensor and per channel, and say what that "
+        "does to the outputs of each (with --data: to the accuracy), and which layer costs most. It decides "
+        "nothing: verdict and exit code stay what they are.",
+    ),
     effort: options.Effort,
-    rtol: Annotated[
-        float | None,
-        options.tolerance(
-            "--rtol",
-            metavar="NUMBER",
-            help="Call the networks the same where |a - b| <= atol + rtol |a| for every element, in float64 and as "
-            "stored, a being the original's. Without --atol, that is 0.",
-        ),
-    ] = None,
-    atol: Annotated[
-        float | None, options.tolerance("--atol", metavar="NUMBER", help="As --rtol. Without --rtol, that is 0.")
-    ] = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option(
-            "--plan",
-            metavar="FILE",
-            help="The plan that made FUSED: then each site is proven by itself, and each stored weight. Without it: "
-            "the one in FUSED or in the report beside it, if they have one.",
-        ),
-    ] = None,
+    rtol: float | None = options.tolerance(
+        None,
+        "--rtol",
+        metavar="NUMBER",
+        help="Call the networks the same where |a - b| <= atol + rtol |a| for every element, in float64 and as "
+        "stored, a being the original's. Without --atol, that is 0.",
+    ),
+    atol: float | None = options.tolerance(
+        None, "--atol", metavar="NUMBER", help="As --rtol. Without --rtol, that is 0."
+    ),
+    plan: Path | None = options.option(
+        None,
+        "--plan",
+        metavar="FILE",
+        help="The plan that made FUSED: then each site is proven by itself, and each stored weight. Without it: "
+        "the one in FUSED or in the report beside it, if they have one.",
+    ),
     networks: options.Networks,
-    fused_weights: options.FusedWeights = "auto",
+    fused_weights: str = options.FUSED_WEIGHTS,
     code: options.Code,
-    as_json: options.Json = False,
-    verbose: options.Verbose = False,
-    quiet: options.Quiet = False,
+    as_json: bool = options.JSON,
+    verbose: bool = options.VERBOSE,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Say whether two checkpoints compute the same, and how far apart they are.
 
@@ -153,36 +145,32 @@ def check(
         typer.Argument(metavar="MODEL", show_default=False, help="The checkpoint that is deployed, or several."),
     ],
     *,
-    original: Annotated[
-        Path | None,
-        typer.Option("--original", metavar="FILE", help="What MODEL was made from: they have to compute the same."),
-    ] = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option(
-            "--baseline", metavar="FILE", help="An earlier `repfuse bench ORIGINAL MODEL --save`: it may be no slower."
-        ),
-    ] = None,
-    max_sites: Annotated[
-        int, typer.Option("--max-sites", min=0, help="As many places may be left that could be merged.")
-    ] = 0,
-    max_time: Annotated[
-        float, typer.Option("--max-time", min=0, help="Or as many predicted milliseconds of a call, on one core.")
-    ] = 0.0,
-    form: Annotated[
-        Form, typer.Option("--format", help="How the findings are printed: github makes annotations of them.")
-    ] = Form.TEXT,
-    markdown: Annotated[
-        Path | None,
-        options.output("--markdown", metavar="OUT", help="Also write them as a comment for a pull request."),
-    ] = None,
-    force: Annotated[bool, options.output("--force", help="Replace OUT.")] = False,
+    original: Path | None = options.option(
+        None, "--original", metavar="FILE", help="What MODEL was made from: they have to compute the same."
+    ),
+    baseline: Path | None = options.option(
+        None,
+        "--baseline",
+        metavar="FILE",
+        help="An earlier `repfuse bench ORIGINAL MODEL --save`: it may be no slower.",
+    ),
+    max_sites: int = options.option(0, "--max-sites", min=0, help="As many places may be left that could be merged."),
+    max_time: float = options.option(
+        0.0, "--max-time", min=0, help="Or as many predicted milliseconds of a call, on one core."
+    ),
+    form: Form = options.option(
+        Form.TEXT, "--format", help="How the findings are printed: github makes annotations of them."
+    ),
+    markdown: Path | None = options.output(
+        None, "--markdown", metavar="OUT", help="Also write them as a comment for a pull request."
+    ),
+    force: bool = options.output(False, "--force", help="Replace OUT."),
     effort: options.Effort,
     networks: options.Networks,
-    example: options.Input = None,
+    example: str | None = options.building(None, "--input", metavar="SHAPE", help=options.INPUT),
     code: options.Code,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
+    as_json: bool = options.JSON,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Fail where a checkpoint could be fused and is not, or is not what it was made from, or got slower.
 

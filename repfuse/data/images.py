@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -116,12 +116,13 @@ def of_timm(config: Any, origin: str) -> Preset | None:
     """Return how timm prepares images for ``config``, a ``pretrained_cfg``; None where it gives no sound numbers."""
     if not isinstance(config, dict):
         return None
-    mean: Any = config.get("mean")
-    std: Any = config.get("std")
-    crop = config.get("crop_pct")
-    fits = _numbers(mean) and _numbers(std) and len(mean) == len(std) and min(std) > 0
-    fits = fits and (crop is None or (_number(crop) and 1 / ENLARGED <= crop <= ENLARGED))
-    if not fits or config.get("interpolation") not in (None, *INTERPOLATIONS):
+    mean, std, crop = config.get("mean", ()), config.get("std", ()), config.get("crop_pct")
+    lists = all(isinstance(each, list | tuple) and all(map(_number, each)) for each in (mean, std))
+    if not lists or not 0 < len(mean) == len(std) <= PER_CHANNEL or min(std) <= 0:
+        return None
+    if crop is not None and not (_number(crop) and 1 / ENLARGED <= crop <= ENLARGED):
+        return None
+    if config.get("interpolation") not in (None, *INTERPOLATIONS):
         return None
     return Preset(origin, tuple(mean), tuple(std), partial(_by_timm, config))
 
@@ -173,21 +174,15 @@ def known(checkpoint: Checkpoint) -> Preset | None:
     A snapshot of the Hugging Face hub says it in its configuration; a network of timm carries what it was published
     with; for one of torchvision it is that of its usual weights. What makes no sense is no answer.
     """
-    return next((preset for preset in _candidates(checkpoint) if preset), None)
-
-
-def _candidates(checkpoint: Checkpoint) -> Iterator[Preset | None]:
+    found, source = None, checkpoint.source
     if checkpoint.path.name in WEIGHT_FILES:
         with suppress(RepfuseError):
             config = configuration(checkpoint.path.with_name(CONFIG))
-            yield of_timm(config.get("pretrained_cfg", config), CONFIG)
-    yield of_timm(vars(checkpoint.module).get("pretrained_cfg"), "timm's configuration of the network")
-    if checkpoint.source is not None and checkpoint.source.kind == "torchvision":
-        yield of_torchvision(checkpoint.source.parts[1])
-
-
-def _numbers(values: Any) -> bool:
-    return isinstance(values, (list, tuple)) and 0 < len(values) <= PER_CHANNEL and all(map(_number, values))
+            found = of_timm(config.get("pretrained_cfg", config), CONFIG)
+    published = vars(checkpoint.module).get("pretrained_cfg")
+    found = found or of_timm(published, "timm's configuration of the network")
+    usual = source.parts[1] if source is not None and source.kind == "torchvision" else ""
+    return found or (of_torchvision(usual) if usual else None)
 
 
 def _number(value: Any) -> bool:

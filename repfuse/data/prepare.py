@@ -11,8 +11,7 @@ import torch
 
 from repfuse.checking.agreement import CHUNK, Samples, class_count
 from repfuse.checking.runs import takes
-from repfuse.data.arrays import Arrays
-from repfuse.data.folder import Folder, numbering
+from repfuse.data.finding import Arrays, Folder, numbering
 from repfuse.data.images import MODES, Numbers, Preset, by_pillow, known, normalised, read_image
 from repfuse.errors import RepfuseError
 from repfuse.wording import dtype_name
@@ -73,14 +72,13 @@ def prepare(found: Arrays | Folder, checkpoint: Checkpoint, wishes: Wishes) -> P
 
 def _of_images(folder: Folder, checkpoint: Checkpoint, wishes: Wishes) -> Prepared:
     example = checkpoint.example_inputs[0]
-    shape = tuple(example.shape[1:])
+    shape = example.shape[1:]
     if example.dim() != 4 or shape[0] not in MODES or not example.is_floating_point():
         what = f"Images are no input for this network: it takes {'x'.join(map(str, example.shape))} of {example.dtype}."
         raise RepfuseError(what, "Images give Nx1xHxW or Nx3xHxW.", "Give tensors in a .safetensors, .npz or .pt file.")
-    channels, size = shape[0], (shape[1], shape[2])
-    found = known(checkpoint)
+    channels, found = shape[0], known(checkpoint)
     mean, std, said = _normalisation(found, channels, wishes)
-    preparing = (found.preparing if found else by_pillow)(size, mean, std)
+    preparing = (found.preparing if found else by_pillow)((shape[1], shape[2]), mean, std)
     labels, about = _labels(folder, checkpoint)
     chosen, limited = _chosen(len(folder.images), wishes.limit)
 
