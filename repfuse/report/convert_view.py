@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
 from repfuse.quantization import BITS
@@ -34,6 +33,7 @@ from repfuse.report.tables import (
     error,
     facts,
     heading,
+    indented,
     notes,
     plural,
     shape,
@@ -75,7 +75,7 @@ def convert_view(
     yield from notes(report.notes)
     if report.output and report.output.use:
         yield heading("To use it")
-        yield Padding(Text("\n".join(report.output.use)), (0, 0, 0, 2))
+        yield indented("\n".join(report.output.use))
     yield Text(f"\n{last_line(report, plan_path)}", style=STYLES[report.status])
 
 
@@ -105,7 +105,10 @@ def _details(report: Report) -> Iterator[tuple[str, str]]:
     yield "sites", summary(report.plan)
     if report.timing:
         yield from cost_lines(report.timing)
-        yield "timing", timing_line(report.timing)
+        row = report.timing.measurements[0]
+        took = change(duration(row.original.median), duration(row.fused.median))
+        where = f"batch {row.batch_size}, {plural(row.threads, 'thread')}, {report.timing.device}"
+        yield "timing", f"{took} a call: {speedup(row)} ({where}; `repfuse bench` measures longer)"
     if report.output:
         yield "output", file_line(report.output.path, report.output.format, report.output.digest)
         yield "verified", verified_line(report.output.verified) if report.output.verified else ""
@@ -152,18 +155,14 @@ def equalization_view(equalization: Equalization, *, verbose: bool) -> Iterator[
     yield heading("Equalised")
     by = "powers of two" if equalization.powers_of_two else "any factors"
     scaled = f"{plural(equalization.scales, 'channel')} in {plural(len(equalization.tensors), 'tensor')}, by {by}"
-    rows = [("scaled", scaled if equalization.tensors else nothing_equalised(equalization))]
+    nothing = "nothing gets better by it" if equalization.scales else "no channels between layers can be scaled"
+    rows = [("scaled", scaled if equalization.tensors else nothing)]
     rows += [(f"{gain.bits} bits", f"{gain_line(gain)} (on {equalization.inputs})") for gain in equalization.gains]
     yield facts(rows)
     if verbose and equalization.tensors:
         factors = ((each.name, f"{each.least:.3g}", f"{each.most:.3g}") for each in equalization.tensors)
         yield table(("Tensor", ("multiplied by", NUMBER), ("to", NUMBER)), factors)
     yield from refusals_view(equalization.refusals, "Not equalised")
-
-
-def nothing_equalised(equalization: Equalization) -> str:
-    """Return why nothing was rescaled."""
-    return "nothing gets better by it" if equalization.scales else "no channels between layers can be scaled"
 
 
 def name_of(source: Input) -> str:
@@ -230,11 +229,3 @@ def verified_line(verified: Verified) -> str:
         f"took {duration(verified.seconds)}" if verified.seconds else "",
     )
     return "; ".join(filter(None, told))
-
-
-def timing_line(timing: Benchmark) -> str:
-    """Return the first measurement on one line."""
-    first = timing.measurements[0]
-    times = change(duration(first.original.median), duration(first.fused.median))
-    where = f"batch {first.batch_size}, {plural(first.threads, 'thread')}, {timing.device}"
-    return f"{times} a call: {speedup(first)} ({where}; `repfuse bench` measures longer)"

@@ -56,10 +56,8 @@ def _folded(page: Page) -> Iterator[str]:
     if page.refused:
         refusals = ((each.code, each.places, code(each.where), text(each.hint)) for each in page.refused)
         yield from (*_table(("not merged", "", "where", "what to do"), "llll", refusals), "")
-    facts = [
-        (text(name), text(value))
-        for name, value in (*page.health, *(("timing", each) for each in page.untimed), *page.agreement, *page.few_bits)
-    ]
+    said = [*page.health, *(("timing", each) for each in page.untimed), *page.agreement(), *page.few_bits]
+    facts = [(text(name), text(value)) for name, value in said]
     made = (*page.environment, ("made by", page.told.conversion.command))
     yield from _table(("", ""), "ll", [*facts, *((name, code(value)) for name, value in made if value)])
     yield ""

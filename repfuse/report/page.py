@@ -18,13 +18,12 @@ from typing import Any
 from repfuse.benching.results import Measurement, SiteTiming
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT
-from repfuse.health import MEANINGS, Ailment
 from repfuse.planning.cost import price
 from repfuse.plans import Cost, Refusal, Site
 from repfuse.quantization import SiteKernels
 from repfuse.report.bench_view import gain, speed, where
 from repfuse.report.convert_view import chosen_line, equalized_line, example_line, gain_line, name_of, verified_line
-from repfuse.report.plan_view import declined, int8_line, int8_row, operators, total, totals
+from repfuse.report.plan_view import declined, health_rows, int8_line, int8_row, operators, total, totals
 from repfuse.report.reading import Told
 from repfuse.report.schema import Status
 from repfuse.report.tables import alone, change, count, duration, error, interval, percent, plural, size, times
@@ -224,17 +223,10 @@ class Page:
     @property
     def health(self) -> list[Pair]:
         """Weights that look wrong: each kind with what it means, and where."""
-        found = defaultdict[Ailment, list[str]](list)
-        for each in self.told.conversion.health:
-            found[each.what].append(f"{each.name} ({each.count} of {each.of})")
-        return [(what, f"{MEANINGS[what]}; {listed(names)}") for what, names in found.items()]
+        return health_rows(self.told.conversion.health, listed)
 
-    @property
-    def agreement(self) -> list[Pair]:
-        """How far the networks agree: proven, as stored, in the written file, on real data."""
-        return list(self._agreement())
-
-    def _agreement(self) -> Iterator[Pair]:
+    def agreement(self) -> Iterator[Pair]:
+        """Yield how far the networks agree: proven, as stored, in the written file, on real data."""
         conversion, later = self.told.conversion, self.told.verification
         if proof := conversion.proof:
             known = [each for each in self.errors.values() if each is not None]
@@ -253,10 +245,8 @@ class Page:
         if later:
             yield "verified later", f"{later.verdict}: {later.reason}"
             yield from data_lines(later.data) if later.data else ()
-            if later.few_bits:
-                yield from (
-                    (f"{later.few_bits.bits} bits, {name}", line) for name, line in few_bits_lines(later.few_bits)
-                )
+        if few := later and later.few_bits:
+            yield from ((f"{few.bits} bits, {name}", line) for name, line in few_bits_lines(few))
 
     @property
     def environment(self) -> list[Pair]:

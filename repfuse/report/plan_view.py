@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from rich.console import RenderableType
@@ -15,27 +15,24 @@ from repfuse.health import MEANINGS, Ailment, Finding
 from repfuse.plans import Cost, Plan, Policy, Refusal, Site
 from repfuse.quantization import BITS, SiteKernels, failing, needed, together
 from repfuse.refusals import Explanation
-from repfuse.report.tables import NUMBER, change, count, decibels, facts, first, heading, plural, table
+from repfuse.report.tables import NUMBER, change, count, decibels, facts, first, heading, indented, plural, table
 from repfuse.topics import Topic
 
-# Weights that look wrong, for people: each kind once.
 
-
-ORDER: list[Ailment] = list(MEANINGS)
+def health_rows(findings: Iterable[Finding], shown: Callable[[list[str]], str]) -> list[tuple[str, str]]:
+    """Return each kind of finding, weights that look wrong, with what it means and where, as far as ``shown``."""
+    found = defaultdict[Ailment, list[str]](list)
+    for each in findings:
+        found[each.what].append(f"{each.name} ({each.count} of {each.of})")
+    return [(what, f"{MEANINGS[what]}; {shown(names)}") for what, names in found.items()]
 
 
 def health_view(findings: Sequence[Finding]) -> Iterator[RenderableType]:
-    """Yield each kind of finding with what it means and where; nothing where all weights are well."""
-    if not findings:
-        return
-    yield heading("Weights that look wrong")
-    ordered = sorted(findings, key=lambda finding: ORDER.index(finding.what))
-    kinds = groupby(ordered, key=lambda finding: finding.what)
-    rows = []
-    for kind, group in kinds:
-        places = first([f"{finding.name} ({finding.count} of {finding.of})" for finding in group])
-        rows.append((kind, f"{MEANINGS[kind]}; {places}"))
-    yield facts(rows)
+    """Yield each kind of finding once; nothing where all weights are well."""
+    if findings:
+        yield heading("Weights that look wrong")
+        order = list(MEANINGS)
+        yield facts(health_rows(sorted(findings, key=lambda each: order.index(each.what)), first))
 
 
 # What rounding to few bits leaves of the kernels.
@@ -59,13 +56,10 @@ def int8_view(sites: Sequence[SiteKernels]) -> Iterator[RenderableType]:
     titles = [(title, NUMBER) for bits in BITS for title in (f"{bits} bits", "by channel")]
     yield table(["Site", ("Range", NUMBER), *titles], map(int8_row, sites))
     enough = decibels(needed(len(sites)))
-    yield Padding(
-        Text(
-            f"Range: the largest channel's over the median's. Then the signal-to-noise of the rounded weights in dB, "
-            f"each channel counting alike, in steps of the whole tensor or by channel; {enough} is enough. Before: the "
-            f"weight that {BITS[0]} bits hurt most of those that the site replaces, as it is stored."
-        ),
-        (0, 0, 0, 2),
+    yield indented(
+        f"Range: the largest channel's over the median's. Then the signal-to-noise of the rounded weights in dB, each "
+        f"channel counting alike, in steps of the whole tensor or by channel; {enough} is enough. Before: the weight "
+        f"that {BITS[0]} bits hurt most of those that the site replaces, as it is stored."
     )
 
 
@@ -81,8 +75,18 @@ def int8_row(site: SiteKernels) -> tuple[str, ...]:
 
 
 def plan_view(plan: Plan, *, verbose: bool = False) -> Iterator[RenderableType]:
-    """Yield the sites with their costs, and the refusals by code."""
-    yield from sites_view(plan.sites, verbose=verbose)
+    """Yield the sites with their costs, and the refusals by code.
+
+    Each path stands on a line of its own, so that no terminal breaks it; of several sites, their sum comes last.
+    """
+    if plan.sites:
+        yield heading("Sites")
+    for site in plan.sites:
+        yield indented(site.path or ROOT)
+        yield indented(f"{merged(site)}; {_costs(site.before, site.after, macs=verbose)}", 4)
+    if len(plan.sites) > 1:
+        total_of_all = _costs(*totals(plan.sites))
+        yield indented(Text(f"{plural(len(plan.sites), 'site')}: {total_of_all}", style="bold"))
     yield from refusals_view(plan.refusals)
 
 
@@ -96,18 +100,6 @@ def summary(plan: Plan) -> str:
 def operators(plan: Plan) -> str:
     """Return how many operators the sites come to, before and after: ``31 → 5 operators``."""
     return _operators(*totals(plan.sites))
-
-
-def sites_view(sites: Sequence[Site], *, verbose: bool) -> Iterator[RenderableType]:
-    """Yield the sites, each path on a line of its own, so that no terminal breaks it; of several, their sum last."""
-    if not sites:
-        return
-    yield heading("Sites")
-    for site in sites:
-        yield Padding(Text(site.path or ROOT), (0, 0, 0, 2))
-        yield Padding(Text(f"{merged(site)}; {_costs(site.before, site.after, macs=verbose)}"), (0, 0, 0, 4))
-    if len(sites) > 1:
-        yield Padding(Text(f"{plural(len(sites), 'site')}: {_costs(*totals(sites))}", style="bold"), (0, 0, 0, 2))
 
 
 def merged(site: Site) -> str:
@@ -124,8 +116,7 @@ def refusals_view(refusals: Sequence[Refusal], title: str = "Not fused") -> Iter
     ordered = sorted(refusals, key=lambda refusal: (refusal.code, refusal.reason))
     for (code, reason), group in groupby(ordered, key=lambda refusal: (refusal.code, refusal.reason)):
         same = list(group)
-        counted = Text.assemble((code, "bold yellow"), f"  {plural(len(same), 'place')}")
-        yield Padding(counted, (0, 0, 0, 2))
+        yield indented(Text.assemble((code, "bold yellow"), f"  {plural(len(same), 'place')}"))
         rows = [
             ("why", reason),
             ("where", first([refusal.where for refusal in same])),
@@ -144,7 +135,7 @@ def declined(refusals: Sequence[Refusal]) -> str:
 
 
 def refusals_line(refusals: Sequence[Refusal]) -> str:
-    """Return how many first_of were refused for what: ``cost (2), shift-before-padding (1)``."""
+    """Return how many places were refused for what: ``cost (2), shift-before-padding (1)``."""
     return ", ".join(f"{code} ({times})" for code, times in Counter(refusal.code for refusal in refusals).most_common())
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
 from repfuse.report.tables import (
@@ -21,6 +20,7 @@ from repfuse.report.tables import (
     error,
     facts,
     heading,
+    indented,
     notes,
     percent,
     plural,
@@ -73,7 +73,7 @@ def checks_view(checks: Sequence[Check], *, verbose: bool) -> Iterator[Renderabl
     for row in checks:
         if row.worst and (verbose or not row.passed):
             own = f"; the original's own error there is {row.own}" if row.own else ""
-            yield Padding(Text(f"{row.level}, {row.what}: worst: {row.worst}{own}"), (0, 0, 0, 2))
+            yield indented(f"{row.level}, {row.what}: worst: {row.worst}{own}")
 
 
 def of_proof(proof: Proof) -> Iterator[Check]:
