@@ -171,7 +171,7 @@ def report(
     if html == markdown:
         raise typer.BadParameter("give two places, one for each.", param_hint="--markdown")
     for form, out in pages:
-        check_page(form, out, files, force=force)
+        check_page(out, files, form, force=force)
     from repfuse.report.reading import read, told
 
     write_pages(told([read(path) for path in files]), pages)

@@ -17,7 +17,7 @@ from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
     from repfuse.plans import Plan
-    from repfuse.progress import Progress
+    from repfuse.wording import Progress
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 

@@ -37,8 +37,8 @@ from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:
     from repfuse.data import Prepared
-    from repfuse.progress import Progress
     from repfuse.readback.process import Reader
+    from repfuse.wording import Progress
 
 TIMING_SECONDS = 1.0
 NEUTRAL = "the norms that stay have statistics that change nothing: give --data before you train this network on"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -143,7 +142,7 @@ def convert(
 
         given = [str(source), *([str(out)] if out else []), *(others or [])]
         way = many.way_of(context, jobs=jobs, memory=job_memory, dask=dask)
-        _check_page(report_to, (into,), force=force)
+        check_page(report_to, (into,), force=force)
         named = many.tasks(many.listed(given) if listed else given, into, file_format)
         many.run(named, way, page=report_to, as_json=as_json, quiet=quiet)
     if others:
@@ -160,7 +159,7 @@ def convert(
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
-    _check_page(report_to, [path for path in (source, target, plan) if path], force=force)
+    check_page(report_to, [path for path in (source, target, plan) if path], force=force)
     check_sources((source,))
     loading = network.loading(code)
     with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
@@ -184,11 +183,6 @@ def convert(
         beside = str(report_path(target)) if target and report.output else ""
         show(convert_view(report, beside, page=str(report_to or ""), verbose=verbose))
     raise typer.Exit(EXIT_FAILED_CHECK if report.status == "failed" else 0)
-
-
-def _check_page(out: Path | None, others: Sequence[Path], *, force: bool) -> None:
-    if out:
-        check_page(page_form(out), out, others, force=force)
 
 
 def inspect(

@@ -19,7 +19,7 @@ from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
     from repfuse.loading import Checkpoint
-    from repfuse.progress import Progress
+    from repfuse.wording import Progress
 
 
 def verify(
@@ -188,8 +188,7 @@ def check(
         raise RepfuseError("A baseline is of two files.", "", "Give --original too.")
     if original is not None and len(sources) > 1:
         raise RepfuseError("Several files have not one original.", "", "Check them one by one.")
-    if markdown:
-        check_page("markdown", markdown, sources, force=force)
+    check_page(markdown, sources, "markdown", force=force)
     of_both = networks.both(example)
     if original is None:
         check_sources(sources)
