@@ -144,11 +144,9 @@ def report(
         ),
     ],
     *,
-    html: Path | None = options.output(None, "--html", metavar="OUT", help="Write a page; - prints it."),
-    markdown: Path | None = options.output(
-        None, "--markdown", metavar="OUT", help="Write a comment for a pull request; - prints it."
-    ),
-    force: bool = options.output(False, "--force", help="Replace OUT."),
+    html: Path | None = options.output(metavar="OUT", help="Write a page; - prints it."),
+    markdown: Path | None = options.output(metavar="OUT", help="Write a comment for a pull request; - prints it."),
+    force: bool = options.output(default=False, help="Replace OUT."),
 ) -> None:
     """Make a page of a report, to be forwarded.
 

@@ -40,47 +40,39 @@ def bench(
     fused: options.Fused,
     *,
     runtime: list[str] | None = options.option(
-        None, "--runtime", metavar="NAME", help=f"Where to run both: {', '.join(Runtime)}; several by commas."
+        metavar="NAME", help=f"Where to run both: {', '.join(Runtime)}; several by commas."
     ),
     batch_size: list[int] | None = options.option(
-        None, "--batch-size", min=1, help="Samples per call; repeat it. Without it: the example's."
+        min=1, help="Samples per call; repeat it. Without it: the example's."
     ),
-    threads: list[int] | None = options.option(
-        None, "--threads", min=1, help="Threads of torch; repeat it. Without it: torch's choice."
-    ),
-    rounds: int = options.option(40, "--rounds", min=8, help="Rounds in which both are timed."),
+    threads: list[int] | None = options.option(min=1, help="Threads of torch; repeat it. Without it: torch's choice."),
+    rounds: int = options.option(default=40, min=8, help="Rounds in which both are timed."),
     seconds: float = options.option(
-        10.0, "--seconds", min=0, help="At most this long for each input, batch size and thread count."
+        default=10.0, min=0, help="At most this long for each input, batch size and thread count."
     ),
     budget: str | None = options.option(
-        None, "--budget", metavar="TIME", help="At most this long in all, as 30s or 2m, in place of --seconds."
+        metavar="TIME", help="At most this long in all, as 30s or 2m, in place of --seconds."
     ),
-    dtype: str | None = options.option(None, "--dtype", help=f"Time copies in this dtype, of {', '.join(DTYPES)}."),
-    device: str | None = options.option(
-        None, "--device", help="Time copies there, as on cuda. Without it: where each is."
-    ),
+    dtype: str | None = options.option(help=f"Time copies in this dtype, of {', '.join(DTYPES)}."),
+    device: str | None = options.option(help="Time copies there, as on cuda. Without it: where each is."),
     channels_last: bool = options.option(
-        False, "--channels-last", help="Time copies whose images and kernels have their channels last."
+        default=False, help="Time copies whose images and kernels have their channels last."
     ),
     sites: bool = options.option(
-        False, "--sites", help="Also time each merged place in eager mode: by itself, and what the network gains by it."
+        default=False, help="Also time each merged place in eager mode: by itself, and what the network gains by it."
     ),
-    save: Path | None = options.option(
-        None, "--save", metavar="FILE", help="Write the result there, for a later --compare."
-    ),
+    save: Path | None = options.option(metavar="FILE", help="Write the result there, for a later --compare."),
     compare: Path | None = options.option(
-        None,
-        "--compare",
         metavar="FILE",
         help="Against an earlier --save: exit code 1 where FUSED got slower, beyond both intervals and by more "
         "than the original did.",
     ),
     cold: bool = options.option(
-        False, "--cold", help="Also show the notebook's method: one cold call each, no measurement."
+        default=False, help="Also show the notebook's method: one cold call each, no measurement."
     ),
     _notebook: bool = options.option(
-        False,
         "--notebook",
+        default=False,
         is_eager=True,
         callback=_experiment,
         help="Alone: the experiment that repfuse began with, as it was done there and as it should be.",
@@ -88,7 +80,7 @@ def bench(
     networks: options.Networks,
     fused_weights: str = options.FUSED_WEIGHTS,
     example: list[str] | None = options.building(
-        None, "--input", metavar="SHAPE", help=f"{options.INPUT} Repeat it to time several."
+        "--input", metavar="SHAPE", help=f"{options.INPUT} Repeat it to time several."
     ),
     code: options.Code,
     as_json: bool = options.JSON,

@@ -43,8 +43,6 @@ def convert(
     network: options.Network,
     policy: Policy | None = options.POLICY,
     plan: Path | None = options.choosing(
-        None,
-        "--plan",
         metavar="FILE",
         help="Merge exactly the sites of this plan, which `repfuse inspect --plan` wrote, and you may have dropped "
         "sites from.",
@@ -52,21 +50,19 @@ def convert(
     merging: options.Merging,
     code: options.Code,
     file_format: Format | None = options.output(
-        None,
         "--format",
         metavar="FORMAT",
         help="pt (the network, pickled), pt2 (torch.export), safetensors, state-dict (weights alone) or onnx. "
         "Without it: as OUT's suffix says, else as IN is.",
     ),
     keep_metadata: bool = options.output(
-        True,
         "--keep-metadata/--drop-metadata",
+        default=True,
         help="Keep what a training checkpoint holds beside the network (epochs, settings, metrics), or write the "
         "network alone. The optimizer's state never fits a fused network, and goes. The notes name it all.",
     ),
-    force: bool = options.output(False, "--force", help="Replace OUT, and write it even if nothing was fused."),
+    force: bool = options.output(default=False, help="Replace OUT, and write it even if nothing was fused."),
     report_to: Path | None = options.output(
-        None,
         "--report",
         metavar="PAGE",
         help="Also write the report as a page: PAGE.html (extra: report), or PAGE.md for a pull request. Of many "
@@ -74,40 +70,34 @@ def convert(
     ),
     effort: options.Effort,
     tune: bool = options.choosing(
-        False,
-        "--tune",
+        default=False,
         help="Time the places where the prediction is in doubt both ways on this machine, as one layer and in "
         "parts, and keep the faster form.",
     ),
     equalize: bool = int8(
-        False,
-        "--equalize",
+        default=False,
         help="Also rescale channels between layers, exactly, so that the result survives rounding to int8 better: "
         "across ReLU, pools, sums and the like. Better with --data.",
     ),
     powers_of_two: bool = int8(
-        False, "--powers-of-two", help="Let the scales be powers of two: the result computes the same bits."
+        default=False, help="Let the scales be powers of two: the result computes the same bits."
     ),
     real: options.RealData,
     into: Path | None = many_option(
-        None,
-        "--into",
         metavar="FOLDER",
         help="Convert many: every file that IN names, a quoted pattern or several, into its place below FOLDER. "
         "What is done already is left alone.",
     ),
-    listed: bool = many_option(False, "--from", help="IN is a text file with a path a line."),
-    jobs: int = many_option(1, "--jobs", min=1, help="How many at once."),
+    listed: bool = many_option("--from", default=False, help="IN is a text file with a path a line."),
+    jobs: int = many_option(default=1, min=1, help="How many at once."),
     job_memory: float | None = many_option(
-        None, "--job-memory", metavar="GIB", help="What each may take, on Linux. Without it: what is free, shared out."
+        metavar="GIB", help="What each may take, on Linux. Without it: what is free, shared out."
     ),
     dask: str | None = many_option(
-        None,
-        "--dask",
         metavar="ADDRESS",
         help="Let the workers of this Dask scheduler do it, as tcp://host:8786; they see the same folders.",
     ),
-    dry_run: bool = options.option(False, "--dry-run", help="Print the plan, write nothing."),
+    dry_run: bool = options.option(default=False, help="Print the plan, write nothing."),
     as_json: bool = options.JSON,
     verbose: bool = options.VERBOSE,
     quiet: bool = options.QUIET,
@@ -193,12 +183,10 @@ def inspect(
     merging: options.Merging,
     code: options.Code,
     plan: Path | None = options.output(
-        None,
-        "--plan",
         metavar="FILE",
         help="Write the plan here too: drop sites from it as you like, then `repfuse convert --plan FILE`.",
     ),
-    force: bool = options.output(False, "--force", help="Replace the plan FILE."),
+    force: bool = options.output(default=False, help="Replace the plan FILE."),
     as_json: bool = options.JSON,
     verbose: bool = options.VERBOSE,
     quiet: bool = options.QUIET,

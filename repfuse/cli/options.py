@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from repfuse.planning.choosing import Choice
 
 
-def option(default: Any, *names: str, **settings: Any) -> Any:
-    """Return an option of a command or of a group, which stands there as its default does; see ``spread``."""
-    return field(default=default, metadata={"option": typer.Option(*names, **settings)})
+def option(*names: str, default: Any = None, **settings: Any) -> Any:
+    """Return an option of a command or of a group, which stands there as its default does; see ``spread``.
+
+    Without ``names`` it has that of the argument or field: --keep-affine of keep_affine.
+    """
+    return field(default=default, metadata={"names": names, "settings": settings})
 
 
 building = partial(option, rich_help_panel="How the network is built")
@@ -46,7 +49,8 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
 
     def add(name: str, kind: Any, found: Field[Any]) -> None:
-        annotation = Annotated[kind, found.metadata["option"]]
+        names = found.metadata["names"] or (f"--{name.replace('_', '-')}",)
+        annotation = Annotated[kind, typer.Option(*names, **found.metadata["settings"])]
         parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=found.default, annotation=annotation))
 
     for name, parameter in signature(command).parameters.items():
@@ -93,13 +97,12 @@ INPUT = (
 )
 WEIGHTS = partial(
     building,
-    "auto",
-    "--weights",
+    default="auto",
     metavar="WHICH",
     help="Which weights of a training checkpoint: ema (averaged), model (trained), or a dotted key such as "
     "state_dict.teacher. auto takes the averaged ones where there are some, and says so.",
 )
-FUSED_WEIGHTS = building("auto", "--fused-weights", metavar="WHICH", help="As --weights, for FUSED.")
+FUSED_WEIGHTS = building("--fused-weights", default="auto", metavar="WHICH", help="As --weights, for FUSED.")
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,12 @@ class Code:
     """What of the code may run that a file names."""
 
     allow: list[str] | None = trusting(
-        None,
-        "--allow",
         metavar="CODE",
         help="Also build classes of this code from the file, and run it for that: an installed package, a module "
         "that is found where you stand or beside the checkpoint, or path/to/script.py; repeat it.",
     )
     trust: bool = trusting(
-        False, "--trust", help="Let the file run any code it contains while it is loaded. Only for files you made."
+        default=False, help="Let the file run any code it contains while it is loaded. Only for files you made."
     )
 
 
@@ -123,15 +124,11 @@ class Source:
     """What builds the network of a file."""
 
     model: str | None = building(
-        None,
-        "--model",
         metavar="SPEC",
         help="How to build the network of a state dict: timm:NAME, torchvision:NAME, package.module:callable or "
         "path/to/file.py:callable.",
     )
-    model_arg: list[str] | None = building(
-        None, "--model-arg", metavar="KEY=VALUE", help="An argument for --model; repeat it."
-    )
+    model_arg: list[str] | None = building(metavar="KEY=VALUE", help="An argument for --model; repeat it.")
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ class Network(Source):
     """How the network of a file is built, with which weights, and what it takes."""
 
     weights: str = WEIGHTS()
-    example: str | None = building(None, "--input", metavar="SHAPE", help=INPUT)
+    example: str | None = building("--input", metavar="SHAPE", help=INPUT)
 
     def loading(self, code: Code) -> dict[str, Any]:
         """Return what this says as repfuse.load takes it. Raises RepfuseError where an option makes no sense."""
@@ -158,14 +155,10 @@ class Networks(Source):
     """How the networks of two files are built that are compared."""
 
     fused_model: str | None = building(
-        None,
-        "--fused-model",
         metavar="SPEC",
         help="How to build the network of FUSED, where that differs and the file does not say it itself.",
     )
-    fused_model_arg: list[str] | None = building(
-        None, "--fused-model-arg", metavar="KEY=VALUE", help="An argument for --fused-model."
-    )
+    fused_model_arg: list[str] | None = building(metavar="KEY=VALUE", help="An argument for --fused-model.")
     weights: str = WEIGHTS()
 
     def both(self, example: str | None, fused_weights: str = "auto") -> tuple[Network, Network]:
@@ -184,9 +177,9 @@ class Networks(Source):
 
 # What is printed.
 
-JSON = output(False, "--json", help="Print the result as JSON on standard output.")
-QUIET = output(False, "--quiet", "-q", help="Print nothing but errors (and JSON).")
-VERBOSE = output(False, "--verbose", "-v", help="Print the details too: each site, each check.")
+JSON = output("--json", default=False, help="Print the result as JSON on standard output.")
+QUIET = output("--quiet", "-q", default=False, help="Print nothing but errors (and JSON).")
+VERBOSE = output("--verbose", "-v", default=False, help="Print the details too: each site, each check.")
 
 
 @dataclass(frozen=True)
@@ -194,13 +187,11 @@ class Effort:
     """How much is tried to find a mistake."""
 
     quick: bool = checking(
-        False,
-        "--quick",
+        default=False,
         help="Only the example and small inputs, at about a quarter of its size: seconds, for a first look.",
     )
     thorough: bool = checking(
-        False,
-        "--thorough",
+        default=False,
         help="More random inputs, every kind of input at three sizes, larger batches and 32 sizes in a row (each "
         "phase of a stride): several times as long.",
     )
@@ -218,28 +209,20 @@ class RealData:
     """Real inputs, and what they are prepared by. Raises RepfuseError where there are none to prepare, or no file."""
 
     data: Path | None = real_data(
-        None,
-        "--data",
         metavar="PATH",
         help="Real inputs: a folder of images (in folders per class where the classes are known), or "
         ".safetensors, .npz or .pt with `inputs` and, if known, `labels`.",
     )
     mean: str | None = real_data(
-        None,
-        "--mean",
         metavar="NUMBERS",
         help="The mean of each channel that is subtracted from images (pixels in 0..1), as 0.485,0.456,0.406. "
         "Without it: what the checkpoint or the model source knows.",
     )
     std: str | None = real_data(
-        None,
-        "--std",
         metavar="NUMBERS",
         help="The standard deviation of each channel that images are divided by, as 0.229,0.224,0.225.",
     )
-    limit: int | None = real_data(
-        None, "--limit", metavar="N", min=1, help="Take only N of the samples, evenly spaced."
-    )
+    limit: int | None = real_data(metavar="N", min=1, help="Take only N of the samples, evenly spaced.")
 
     def __post_init__(self) -> None:
         if self.data is None and (self.mean, self.std, self.limit) != (None, None, None):
@@ -263,7 +246,6 @@ class RealData:
 # What is merged.
 
 POLICY = choosing(
-    None,
     "--policy",
     help="What to merge of all that can be merged exactly: what is predicted to be faster (cost, the default), "
     "whatever leaves fewer operators (always), or as cost but no layers in a row (never-compose).",
@@ -276,20 +258,14 @@ class Merging:
     """Which of the sites are merged, and what stays."""
 
     include: list[str] | None = choosing(
-        None,
-        "--include",
         metavar="GLOB",
         help="Merge only the sites whose path, or a module around them, matches: 'stages.1', '*.mlp.*'; repeat "
         "it. * stands for dots too.",
     )
     exclude: list[str] | None = choosing(
-        None,
-        "--exclude",
-        metavar="GLOB",
-        help="Leave these sites alone, in the same way; repeat it. It goes before --include.",
+        metavar="GLOB", help="Leave these sites alone, in the same way; repeat it. It goes before --include."
     )
     keep_class: bool | None = choosing(
-        None,
         "--keep-class/--drop-class",
         help="Leave the outermost module what it is, with its class and methods, or merge also what stands in its "
         "own forward, for which it becomes a GraphModule. Without it: as more than 5 % of the time is predicted "
@@ -297,8 +273,7 @@ class Merging:
         show_default=False,
     )
     keep_affine: bool = choosing(
-        False,
-        "--keep-affine",
+        default=False,
         help="Leave a BatchNorm behind each convolution that is merged, which has the scale of each channel and "
         "the shift: for training with simulated quantisation (`repfuse explain int8`). A convolution with its own "
         "norm stays as it is.",

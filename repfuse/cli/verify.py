@@ -27,17 +27,14 @@ def verify(
     fused: options.Fused,
     *,
     shapes: list[str] | None = options.building(
-        None,
         "--input",
         metavar="SHAPE",
         help="An example input, as 1x3x224x224: many kinds and sizes around it are tried; repeat it. Without it: "
         "what the checkpoint, its report or the model source knows.",
     ),
-    seed: list[int] | None = options.option(None, "--seed", help="A seed of the random inputs; repeat it."),
+    seed: list[int] | None = options.option(help="A seed of the random inputs; repeat it."),
     real: options.RealData,
     bits: int | None = options.checking(
-        None,
-        "--bits",
         metavar="N",
         min=2,
         max=16,
@@ -47,18 +44,12 @@ def verify(
     ),
     effort: options.Effort,
     rtol: float | None = options.tolerance(
-        None,
-        "--rtol",
         metavar="NUMBER",
         help="Call the networks the same where |a - b| <= atol + rtol |a| for every element, in float64 and as "
         "stored, a being the original's. Without --atol, that is 0.",
     ),
-    atol: float | None = options.tolerance(
-        None, "--atol", metavar="NUMBER", help="As --rtol. Without --rtol, that is 0."
-    ),
+    atol: float | None = options.tolerance(metavar="NUMBER", help="As --rtol. Without --rtol, that is 0."),
     plan: Path | None = options.option(
-        None,
-        "--plan",
         metavar="FILE",
         help="The plan that made FUSED: then each site is proven by itself, and each stored weight. Without it: "
         "the one in FUSED or in the report beside it, if they have one.",
@@ -146,28 +137,23 @@ def check(
     ],
     *,
     original: Path | None = options.option(
-        None, "--original", metavar="FILE", help="What MODEL was made from: they have to compute the same."
+        metavar="FILE", help="What MODEL was made from: they have to compute the same."
     ),
     baseline: Path | None = options.option(
-        None,
-        "--baseline",
-        metavar="FILE",
-        help="An earlier `repfuse bench ORIGINAL MODEL --save`: it may be no slower.",
+        metavar="FILE", help="An earlier `repfuse bench ORIGINAL MODEL --save`: it may be no slower."
     ),
-    max_sites: int = options.option(0, "--max-sites", min=0, help="As many places may be left that could be merged."),
+    max_sites: int = options.option(default=0, min=0, help="As many places may be left that could be merged."),
     max_time: float = options.option(
-        0.0, "--max-time", min=0, help="Or as many predicted milliseconds of a call, on one core."
+        default=0.0, min=0, help="Or as many predicted milliseconds of a call, on one core."
     ),
     form: Form = options.option(
-        Form.TEXT, "--format", help="How the findings are printed: github makes annotations of them."
+        "--format", default=Form.TEXT, help="How the findings are printed: github makes annotations of them."
     ),
-    markdown: Path | None = options.output(
-        None, "--markdown", metavar="OUT", help="Also write them as a comment for a pull request."
-    ),
-    force: bool = options.output(False, "--force", help="Replace OUT."),
+    markdown: Path | None = options.output(metavar="OUT", help="Also write them as a comment for a pull request."),
+    force: bool = options.output(default=False, help="Replace OUT."),
     effort: options.Effort,
     networks: options.Networks,
-    example: str | None = options.building(None, "--input", metavar="SHAPE", help=options.INPUT),
+    example: str | None = options.building("--input", metavar="SHAPE", help=options.INPUT),
     code: options.Code,
     as_json: bool = options.JSON,
     quiet: bool = options.QUIET,
