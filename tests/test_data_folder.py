@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from repfuse.data.finding import SUFFIXES, numbering, read_folder
-from repfuse.data.images import by_pillow, read_image
+from repfuse.data.prepare import by_pillow, read_image
 from repfuse.errors import RepfuseError
 
 

@@ -198,7 +198,7 @@ def explain(
       repfuse explain training-norm
       repfuse explain verdicts
     """
-    from repfuse.report.plan_view import explain_view, list_view, topic_view
+    from repfuse.report.convert_view import explain_view, list_view, topic_view
 
     topics = {key: topic for key, topic in TOPICS.items() if name in (None, key)}
     codes = {key: refusal for key, refusal in REFUSALS.items() if name in (None, key)}

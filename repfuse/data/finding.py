@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 from repfuse.checkpoint import torch_pickle
+from repfuse.checkpoint.build import library
 from repfuse.checkpoint.recognise import recognise
-from repfuse.data.images import pillow
 from repfuse.errors import RepfuseError
 from repfuse.networks import dense
 from repfuse.wording import first_line, listed
@@ -58,6 +58,12 @@ class Folder(NamedTuple):
         """Return the folder of the first level that the image is in; None where it is in none."""
         parts = image.relative_to(self.path).parts
         return parts[0] if len(parts) > 1 else None
+
+
+def pillow() -> Any:
+    """Return the package PIL. Raises RepfuseError where Pillow is not installed."""
+    library("PIL.ImageOps", "images")
+    return library("PIL", "images")
 
 
 def read_data(path: Path) -> Arrays | Folder:

@@ -22,8 +22,21 @@ from repfuse.planning.cost import price
 from repfuse.plans import Cost, Refusal, Site
 from repfuse.quantization import SiteKernels
 from repfuse.report.bench_view import gain, speed, where
-from repfuse.report.convert_view import chosen_line, equalized_line, example_line, gain_line, name_of, verified_line
-from repfuse.report.plan_view import declined, health_rows, int8_line, int8_row, operators, total, totals
+from repfuse.report.convert_view import (
+    chosen_line,
+    declined,
+    equalized_line,
+    example_line,
+    gain_line,
+    health_rows,
+    int8_line,
+    int8_row,
+    name_of,
+    operators,
+    total,
+    totals,
+    verified_line,
+)
 from repfuse.report.reading import Told
 from repfuse.report.schema import Status
 from repfuse.report.tables import alone, change, count, duration, error, interval, percent, plural, size, times
