@@ -115,7 +115,7 @@ def verify(
 # The gate: each finding is a line, and makes the exit code 1.
 
 
-class Form(StrEnum):
+class Style(StrEnum):
     """How findings are written."""
 
     TEXT = "text"
@@ -146,8 +146,8 @@ def check(
     max_time: float = options.option(
         default=0.0, min=0, help="Or as many predicted milliseconds of a call, on one core."
     ),
-    form: Form = options.option(
-        "--format", default=Form.TEXT, help="How the findings are printed: github makes annotations of them."
+    form: Style = options.option(
+        "--format", default=Style.TEXT, help="How the findings are printed: github makes annotations of them."
     ),
     markdown: Path | None = options.output(metavar="OUT", help="Also write them as a comment for a pull request."),
     force: bool = options.output(default=False, help="Replace OUT."),
@@ -265,10 +265,10 @@ def _slower(both: pair.Pair, then: Benchmark, baseline: Path, update: Progress) 
             yield Finding(str(both.fused.path), "slower", f"a call takes {times} at {where(change.now)}")
 
 
-def _line(finding: Finding, form: Form) -> str:
+def _line(finding: Finding, form: Style) -> str:
     path, kind, said = finding
     line = " ".join(said.split())
-    if form is Form.TEXT:
+    if form is Style.TEXT:
         return f"{path}: {kind}: {line}"
     return f"::error file={_escaped(path)},title=repfuse {kind}::{line.replace('%', '%25')}"
 

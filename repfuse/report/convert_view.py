@@ -128,20 +128,22 @@ def last_line(report: Report, plan_path: str = "") -> str:
         return f"{name}: nothing to fuse{why}, {'written as it is' if report.output else written}"
     if report.status == "planned":
         return f"{name}: {plural(len(report.plan.sites), 'site')}, {operators(report.plan)}; {written}"
-    done = [operators(report.plan)] if report.plan.sites else []
-    done += [equalized_line(report.equalization.scales)] if report.equalization and report.equalization.tensors else []
-    errors = [each.error for each in (report.proof, report.equalization and report.equalization.comparison) if each]
-    known = [each for each in errors if each is not None]
-    done += [f"exact to {error(max(known))}"] if known else []
+    equalized = report.equalization
+    proofs = (report.proof, equalized and equalized.comparison)
+    scales = equalized.scales if equalized and equalized.tensors else 0
+    done = achieved(report.plan, scales, [each.error for each in proofs if each])
     if report.timing and report.plan.sites:
         first = report.timing.measurements[0]
         done.append(speed(first) + ("" if first.says_nothing else f" at batch {first.batch_size}"))
     return f"{name}: {', '.join(done)}"
 
 
-def equalized_line(scales: int) -> str:
-    """Return what equalising did, in a few words."""
-    return f"{plural(scales, 'channel')} equalised"
+def achieved(plan: Plan, scales: int, errors: Iterable[float | None]) -> list[str]:
+    """Return what merging and equalising did, each in a few words, and how exact it is by the largest of ``errors``."""
+    done = [operators(plan)] if plan.sites else []
+    done += [f"{plural(scales, 'channel')} equalised"] if scales else []
+    known = [each for each in errors if each is not None]
+    return [*done, f"exact to {error(max(known))}"] if known else done
 
 
 def gain_line(gain: SignalGain) -> str:

@@ -23,9 +23,9 @@ from repfuse.plans import Cost, Refusal, Site
 from repfuse.quantization import SiteKernels
 from repfuse.report.bench_view import gain, speed, where
 from repfuse.report.convert_view import (
+    achieved,
     chosen_line,
     declined,
-    equalized_line,
     example_line,
     gain_line,
     health_rows,
@@ -116,13 +116,11 @@ class Page:
         if conversion.status == "failed":
             reason = conversion.proof.reason if conversion.proof and not conversion.proof.passed else ""
             return f"The check failed, and nothing was written. {reason}".rstrip()
-        equalized = conversion.equalization if conversion.equalization and conversion.equalization.tensors else None
-        if not self.told.plan.sites and not equalized:
-            return "No place can be merged." if self.told.plan.refusals else "There is nothing that could be merged."
-        parts = [operators(self.told.plan)] if self.told.plan.sites else []
-        parts += [equalized_line(equalized.scales)] if equalized else []
-        if conversion.proof and conversion.proof.error is not None:
-            parts.append(f"exact to {error(conversion.proof.error)}")
+        plan, proof, equalized = self.told.plan, conversion.proof, conversion.equalization
+        scales = equalized.scales if equalized and equalized.tensors else 0
+        if not plan.sites and not scales:
+            return "No place can be merged." if plan.refusals else "There is nothing that could be merged."
+        parts = achieved(plan, scales, [proof.error] if proof else [])
         if self.speeds:
             parts.append(f"{speed(self.speeds[0])} at {where(self.speeds[0])}")
         if later and later.data and later.data.accuracy_original is not None:
