@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from repfuse.benching.results import Measurement
+from repfuse.plans import Site
 from repfuse.report.bench_view import speedup, where
-from repfuse.report.page import Page, share
+from repfuse.report.page import Page, counted, share
 from repfuse.report.reading import Told
 from repfuse.report.tables import duration, plural
 from repfuse.wording import printable
@@ -41,6 +42,11 @@ def _times(row: Measurement) -> tuple[str, str]:
     return duration(row.original.median), duration(row.fused.median)
 
 
+def _formula(site: Site) -> str:
+    branches = (f"{times} of {branch}" if times > 1 else branch for branch, times in counted(site.branches))
+    return f"{' | '.join(branches)} → {site.kernel}"
+
+
 def _folded(page: Page) -> Iterator[str]:
     plan = page.told.plan
     yield f"<details><summary>{plural(len(plan.sites), 'site')}, {plural(len(plan.refusals), 'refusal')}</summary>"
@@ -49,9 +55,7 @@ def _folded(page: Page) -> Iterator[str]:
         rows = ((text(where(row)), *_times(row), speedup(row), share(row)) for row in page.speeds)
         yield from (*_table(("", "before", "after", "", "of a matrix product's speed"), "lrrrr", rows), "")
     if page.kinds:
-        rows = (
-            (str(len(kind.sites)), code(kind.formula), kind.predicted, kind.measured, kind.worst) for kind in page.kinds
-        )
+        rows = ((str(len(sites)), code(_formula(sites[0])), *page.numbers(sites)) for sites in page.kinds)
         yield from (*_table(("sites", "formula", "predicted", "measured", "error"), "rlrrr", rows), "")
     if page.refused:
         refusals = ((each.code, each.places, code(each.where), text(each.hint)) for each in page.refused)

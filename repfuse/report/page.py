@@ -59,19 +59,6 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """The sites of one formula: its branches, each as layers with the sign before them, and what they become."""
-
-    branches: tuple[tuple[int, tuple[Pair, ...]], ...]
-    kernel: str
-    formula: str
-    sites: tuple[Site, ...]
-    predicted: str
-    measured: str
-    worst: str
-
-
-@dataclass(frozen=True)
 class Refused:
     """The places that are refused for one reason; ``lost`` is the predicted time that they go on taking, in bytes."""
 
@@ -135,11 +122,6 @@ class Page:
         return [each for timing in self.told.timings for each in timing.measurements]
 
     @property
-    def axis(self) -> Axis | None:
-        """The axis of the chart, where something was timed."""
-        return speed_axis(self.speeds) if self.speeds else None
-
-    @property
     def untimed(self) -> list[str]:
         """Which runtimes were left out, and what looked odd."""
         left_out = [f"not timed in {why}" for timing in self.told.timings for why in timing.left_out]
@@ -168,19 +150,17 @@ class Page:
         return [(name, text(old), text(new), _changed(new / old), new / old) for name, text, old, new in rows if old]
 
     @cached_property
-    def kinds(self) -> list[Kind]:
+    def kinds(self) -> list[list[Site]]:
         """The sites by formula, in the order in which the network has the first of each."""
         groups = defaultdict[tuple[tuple[str, ...], str], list[Site]](list)
         for site in self.told.plan.sites:
             groups[site.branches, site.kernel].append(site)
-        return [self._kind(*formula, sites) for formula, sites in groups.items()]
+        return list(groups.values())
 
-    def _kind(self, branches: tuple[str, ...], kernel: str, sites: list[Site]) -> Kind:
-        counted = Counter(branches).items()
-        drawn = tuple((times, layers(branch)) for branch, times in counted)
-        written = " | ".join(f"{times} of {branch}" if times > 1 else branch for branch, times in counted)
-        gains = predicted(*totals(sites)), self._measured_of(sites)
-        return Kind(drawn, kernel, f"{written} → {kernel}", tuple(sites), *gains, self._worst_of(sites))
+    def numbers(self, sites: Sequence[Site]) -> tuple[str, str, str]:
+        """Return how much faster sites are predicted to be and were measured to be, and how far the worst is off."""
+        known = [each for site in sites if (each := self.errors.get(site.path)) is not None]
+        return predicted(*totals(sites)), self._measured_of(sites), error(max(known, default=None))
 
     def _measured_of(self, sites: Sequence[Site]) -> str:
         """Return how many times as fast these places are by themselves, and the gain in the network."""
@@ -191,10 +171,6 @@ class Page:
         gained = sum(each.gain.value for each in timed if each.gain)
         ratio = times(sum(each.before for each in timed) / sum(each.after for each in timed))
         return f"{ratio}, {duration(gained)}" if all(each.gain for each in timed) else ratio
-
-    def _worst_of(self, sites: Sequence[Site]) -> str:
-        known = [each for site in sites if (each := self.errors.get(site.path)) is not None]
-        return error(max(known, default=None))
 
     @cached_property
     def timed_sites(self) -> dict[str, SiteTiming]:
@@ -208,14 +184,9 @@ class Page:
         return {site.path: site.error for site in proof.sites} if proof else {}
 
     @property
-    def kernels(self) -> list[tuple[SiteKernels, tuple[str, ...]]]:
-        """The kernels that rounding hurts most, each with what is left of it: as many as one looks at."""
-        return [(site, int8_row(site)) for site in self.told.conversion.quantization[:KERNELS_SHOWN]]
-
-    @property
-    def ranges(self) -> Axis:
-        """The axis of their ranges."""
-        return range_axis([site for site, _ in self.kernels])
+    def kernels(self) -> tuple[SiteKernels, ...]:
+        """The kernels that rounding hurts most: as many as one looks at."""
+        return self.told.conversion.quantization[:KERNELS_SHOWN]
 
     @property
     def few_bits(self) -> list[Pair]:
@@ -282,18 +253,14 @@ class Page:
         """Return a site's row: path, operators, multiply-accumulates, predicted and measured gain, error."""
         before, after = site.before, site.after
         work = change(count(before.launches), count(after.launches)), change(count(before.macs), count(after.macs))
-        return site.path or ROOT, *work, predicted(before, after), self._measured_of([site]), self._worst_of([site])
-
-    @property
-    def together(self) -> tuple[str, str]:
-        """How many operators the sites have, and how much faster they are predicted to be together."""
-        return operators(self.told.plan), predicted(*totals(self.told.plan.sites))
+        return site.path or ROOT, *work, *self.numbers([site])
 
 
 def as_html(told: Told) -> str:
     """Return the page. Raises RepfuseError where the extra is missing."""
-    written = {"duration": duration, "gain": gain, "interval": interval, "limit": limit, "share": share, "where": where}
-    return rendered("report.html.j2", page=Page(told), folded=len(told.plan.sites) > OPEN_SITES, **written)
+    texts = (duration, gain, int8_row, interval, operators, share, where)
+    functions = {each.__name__: each for each in (*texts, counted, layers, limit, range_axis, speed_axis)}
+    return rendered("report.html.j2", page=Page(told), folded=len(told.plan.sites) > OPEN_SITES, **functions)
 
 
 def rendered(template: str, **said: Any) -> str:
@@ -333,6 +300,11 @@ def _shown(value: Any) -> Any:
 def share(row: Measurement) -> str:
     """Return the share of this machine's speed that the fused network reaches; nothing where that is not known."""
     return "" if row.fused.of_machine is None else percent(row.fused.of_machine)
+
+
+def counted(branches: Sequence[str]) -> list[tuple[str, int]]:
+    """Return each branch of a site once, and how often it is there."""
+    return list(Counter(branches).items())
 
 
 def layers(branch: str) -> tuple[Pair, ...]:
