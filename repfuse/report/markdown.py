@@ -58,7 +58,7 @@ def _folded(page: Page) -> Iterator[str]:
         rows = ((str(len(sites)), code(_formula(sites[0])), *page.numbers(sites)) for sites in page.kinds)
         yield from (*_table(("sites", "formula", "predicted", "measured", "error"), "rlrrr", rows), "")
     if page.refused:
-        refusals = ((each.code, each.places, code(each.where), text(each.hint)) for each in page.refused)
+        refusals = ((each.code, places, code(place), text(each.hint)) for each, places, place, _ in page.refused)
         yield from (*_table(("not merged", "", "where", "what to do"), "llll", refusals), "")
     said = [*page.health, *(("timing", each) for each in page.untimed), *page.agreement(), *page.few_bits]
     facts = [(text(name), text(value)) for name, value in said]

@@ -59,19 +59,6 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Refused:
-    """The places that are refused for one reason; ``lost`` is the predicted time that they go on taking, in bytes."""
-
-    code: str
-    reason: str
-    hint: str
-    places: str
-    where: str
-    cost: str
-    lost: float
-
-
-@dataclass(frozen=True)
 class Page:
     """What the page says, in its order."""
 
@@ -195,12 +182,13 @@ class Page:
         return [("int8", line)] if line else []
 
     @property
-    def refused(self) -> list[Refused]:
-        """The refusals by reason, first those that cost most."""
+    def refused(self) -> list[tuple[Refusal, str, str, str]]:
+        """A refusal of each reason, how many there are, where, and what they cost; first those that cost most."""
         groups = defaultdict[Pair, list[Refusal]](list)
         for refusal in self.told.plan.refusals:
             groups[refusal.code, refusal.reason].append(refusal)
-        return sorted(map(_refused, groups.values()), key=lambda each: -each.lost)
+        rows = sorted(map(_refused, groups.values()), key=lambda row: -row[0])
+        return [row[1:] for row in rows]
 
     @property
     def health(self) -> list[Pair]:
@@ -330,18 +318,16 @@ def _changed(share: float) -> str:
     return "the same" if share == 1 else f"{100 * share - 100:+.0f} %".replace("-", "−")
 
 
-def _refused(same: list[Refusal]) -> Refused:
-    first, known = same[0], [(each.before, each.after) for each in same if each.before and each.after]
-    before, after = total(one for one, _ in known), total(other for _, other in known)
-    gain = f", predicted {_compared(price(before) / price(after))}" if price(after) and price(before) else ""
-    cost = f"{declined(same)}{gain}" if known else ""
+def _refused(same: list[Refusal]) -> tuple[float, Refusal, str, str, str]:
+    """Return the predicted time that the places of one reason go on taking, in bytes, and what is said of them."""
+    known = [(each.before, each.after) for each in same if each.before and each.after]
+    before, after = (price(total(costs)) for costs in zip(*known, strict=True)) if known else (0.0, 0.0)
+    gain = ""
+    if before and after:
+        said = f"{times(before / after)} faster" if before >= after else f"{times(after / before)} slower"
+        gain = f", predicted {said}"
     where = listed(dict.fromkeys(each.where for each in same))
-    places, lost = plural(len(same), "place"), price(before) - price(after)
-    return Refused(first.code, first.reason, first.hint, places, where, cost, lost)
-
-
-def _compared(ratio: float) -> str:
-    return f"{times(ratio)} faster" if ratio >= 1 else f"{times(1 / ratio)} slower"
+    return before - after, same[0], plural(len(same), "place"), where, f"{declined(same)}{gain}"
 
 
 # Charts on a logarithmic axis: a row for each measurement, and for each kernel. The template draws them.
