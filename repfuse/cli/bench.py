@@ -77,7 +77,7 @@ def bench(
         callback=_experiment,
         help="Alone: the experiment that repfuse began with, as it was done there and as it should be.",
     ),
-    networks: options.Networks,
+    networks: options.TwoNetworks,
     fused_weights: str = options.FUSED_WEIGHTS,
     example: list[str] | None = options.building(
         "--input", metavar="SHAPE", help=f"{options.INPUT} Repeat it to time several."

@@ -40,7 +40,7 @@ def convert(
     ] = None,
     others: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
-    network: options.Network,
+    network: options.OneNetwork,
     policy: Policy | None = options.POLICY,
     plan: Path | None = options.choosing(
         metavar="FILE",
@@ -68,7 +68,7 @@ def convert(
         help="Also write the report as a page: PAGE.html (extra: report), or PAGE.md for a pull request. Of many "
         "it is the summary; as HTML it links to the page of each, beside its report.",
     ),
-    effort: options.Effort,
+    effort: options.Thoroughness,
     tune: bool = options.choosing(
         default=False,
         help="Time the places where the prediction is in doubt both ways on this machine, as one layer and in "
@@ -82,7 +82,7 @@ def convert(
     powers_of_two: bool = int8(
         default=False, help="Let the scales be powers of two: the result computes the same bits."
     ),
-    real: options.RealData,
+    real: options.RealInputs,
     into: Path | None = many_option(
         metavar="FOLDER",
         help="Convert many: every file that IN names, a quoted pattern or several, into its place below FOLDER. "
@@ -178,7 +178,7 @@ def convert(
 def inspect(
     source: options.Checkpoint,
     *,
-    network: options.Network,
+    network: options.OneNetwork,
     policy: Policy | None = options.POLICY,
     merging: options.Merging,
     code: options.Code,

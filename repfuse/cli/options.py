@@ -132,7 +132,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Network(Source):
+class OneNetwork(Source):
     """How the network of a file is built, with which weights, and what it takes."""
 
     weights: str = WEIGHTS()
@@ -151,7 +151,7 @@ class Network(Source):
 
 
 @dataclass(frozen=True)
-class Networks(Source):
+class TwoNetworks(Source):
     """How the networks of two files are built that are compared."""
 
     fused_model: str | None = building(
@@ -161,14 +161,14 @@ class Networks(Source):
     fused_model_arg: list[str] | None = building(metavar="KEY=VALUE", help="An argument for --fused-model.")
     weights: str = WEIGHTS()
 
-    def both(self, example: str | None, fused_weights: str = "auto") -> tuple[Network, Network]:
+    def both(self, example: str | None, fused_weights: str = "auto") -> tuple[OneNetwork, OneNetwork]:
         """Return that of each; FUSED is built as the original where it has no source of its own.
 
         Raises RepfuseError where there are arguments for nothing.
         """
-        original = Network(self.model, self.model_arg, self.weights, example)
+        original = OneNetwork(self.model, self.model_arg, self.weights, example)
         if self.fused_model:
-            return original, Network(self.fused_model, self.fused_model_arg, fused_weights, example)
+            return original, OneNetwork(self.fused_model, self.fused_model_arg, fused_weights, example)
         if self.fused_model_arg:
             what = "There are arguments of --fused-model-arg, but no --fused-model."
             raise RepfuseError(what, "", "Say which network they are for: --fused-model timm:NAME, ...")
@@ -183,7 +183,7 @@ VERBOSE = output("--verbose", "-v", default=False, help="Print the details too: 
 
 
 @dataclass(frozen=True)
-class Effort:
+class Thoroughness:
     """How much is tried to find a mistake."""
 
     quick: bool = checking(
@@ -205,7 +205,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class RealData:
+class RealInputs:
     """Real inputs, and what they are prepared by. Raises RepfuseError where there are none to prepare, or no file."""
 
     data: Path | None = real_data(

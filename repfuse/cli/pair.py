@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from repfuse.cli.options import Code, Network
+from repfuse.cli.options import Code, OneNetwork
 from repfuse.cli.output import check_sources, notes
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ Side = tuple[Path, dict[str, Any]]
 """A file, and how it is loaded."""
 
 
-def sides(paths: tuple[Path, Path], networks: tuple[Network, Network], code: Code) -> tuple[Side, Side]:
+def sides(paths: tuple[Path, Path], networks: tuple[OneNetwork, OneNetwork], code: Code) -> tuple[Side, Side]:
     """Return what the options say of both. Raises RepfuseError where one makes no sense, or a file is no checkpoint."""
     check_sources(paths)
     original, fused = ((path, network.loading(code)) for path, network in zip(paths, networks, strict=True))

@@ -33,7 +33,7 @@ def verify(
         "what the checkpoint, its report or the model source knows.",
     ),
     seed: list[int] | None = options.option(help="A seed of the random inputs; repeat it."),
-    real: options.RealData,
+    real: options.RealInputs,
     bits: int | None = options.checking(
         metavar="N",
         min=2,
@@ -42,7 +42,7 @@ def verify(
         "does to the outputs of each (with --data: to the accuracy), and which layer costs most. It decides "
         "nothing: verdict and exit code stay what they are.",
     ),
-    effort: options.Effort,
+    effort: options.Thoroughness,
     rtol: float | None = options.tolerance(
         metavar="NUMBER",
         help="Call the networks the same where |a - b| <= atol + rtol |a| for every element, in float64 and as "
@@ -54,7 +54,7 @@ def verify(
         help="The plan that made FUSED: then each site is proven by itself, and each stored weight. Without it: "
         "the one in FUSED or in the report beside it, if they have one.",
     ),
-    networks: options.Networks,
+    networks: options.TwoNetworks,
     fused_weights: str = options.FUSED_WEIGHTS,
     code: options.Code,
     as_json: bool = options.JSON,
@@ -151,8 +151,8 @@ def check(
     ),
     markdown: Path | None = options.output(metavar="OUT", help="Also write them as a comment for a pull request."),
     force: bool = options.output(default=False, help="Replace OUT."),
-    effort: options.Effort,
-    networks: options.Networks,
+    effort: options.Thoroughness,
+    networks: options.TwoNetworks,
     example: str | None = options.building("--input", metavar="SHAPE", help=options.INPUT),
     code: options.Code,
     as_json: bool = options.JSON,
