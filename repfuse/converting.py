@@ -24,8 +24,8 @@ from repfuse.globs import ROOT
 from repfuse.loading import Checkpoint
 from repfuse.planning.choosing import Choice, choose
 from repfuse.plans import Plan, Policy, Refusal
-from repfuse.progress import Progress
 from repfuse.rewriting import rewrite
+from repfuse.wording import Progress
 
 
 @dataclass(frozen=True)

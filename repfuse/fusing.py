@@ -113,12 +113,11 @@ class _Check:
         """
         if len(groups) == 1:
             return groups[0]
-        half = len(groups) // 2
-        return self._wrong_among(made, groups[:half]) + self._wrong_among(made, groups[half:])
-
-    def _wrong_among(self, made: Plan, groups: list[list[Site]]) -> list[Site]:
-        part = replace(made, sites=tuple(site for group in groups for site in group))
-        try:
-            return [] if self.passes(rewrite(self.module, part), part) else self.wrong(made, groups)
-        except RepfuseError:  # one that cannot be merged without another
-            return list(part.sites)
+        half, found = len(groups) // 2, list[Site]()
+        for part in (groups[:half], groups[half:]):
+            alone = replace(made, sites=tuple(site for group in part for site in group))
+            try:
+                found += [] if self.passes(rewrite(self.module, alone), alone) else self.wrong(made, part)
+            except RepfuseError:  # one that cannot be merged without another
+                found += alone.sites
+        return found

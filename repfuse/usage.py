@@ -61,19 +61,18 @@ def of_onnx(program: ExportedProgram, example: Iterable[Tensor], out: Path) -> L
     """Return how an ONNX file is run; its inputs are NumPy arrays."""
     names = program.graph_signature.user_inputs
     shapes = [f"{'x'.join(map(str, x.shape))} {dtype_name(x.dtype)}" for x in example]
-    arrays = [f"{name} of {shape}" for name, shape in zip(names, shapes, strict=True)]
-    return (
-        "import onnxruntime",
-        f"session = onnxruntime.InferenceSession({_text(out)})",
-        f"# NumPy arrays, such as {', '.join(arrays)}",
-        *_call("outputs = session.run(None, {", [f'"{name}": {name}' for name in names], "})"),
-    )
+    return _session(dict(zip(names, shapes, strict=True)), names, out)
 
 
 def of_graph(inputs: Mapping[str, str], out: Path) -> Lines:
     """Return how an ONNX file is run that takes these inputs, with their shapes."""
+    return _session(inputs, [f"x{number or ''}" for number in range(len(inputs))], out)
+
+
+def _session(inputs: Mapping[str, str], values: Iterable[str], out: Path) -> Lines:
+    """Return how inputs, each with its shape, are given as these values."""
     arrays = [f"{name} of {shape}" for name, shape in inputs.items()]
-    given = [f'"{name}": x{number or ""}' for number, name in enumerate(inputs)]
+    given = [f'"{name}": {value}' for name, value in zip(inputs, values, strict=True)]
     return (
         "import onnxruntime",
         f"session = onnxruntime.InferenceSession({_text(out)})",

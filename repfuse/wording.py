@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+Progress = Callable[[str, float], None]
+"""How long work says how far it is: it is told the stage, and the fraction of the whole that is done."""
+
 SHOWN = 6
 LINE = 200
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from repfuse.data import read_data
-from repfuse.data.arrays import INPUTS, LABELS
+from repfuse.data.finding import INPUTS, LABELS
 from repfuse.errors import RepfuseError
 
 IMAGES = torch.arange(24.0).reshape(2, 3, 4)

@@ -23,17 +23,17 @@ from torchvision.transforms.functional import center_crop
 
 from repfuse.checkpoint.source import ModelSource
 from repfuse.data import Wishes, prepare, read_data
-from repfuse.data.images import (
+from repfuse.data.prepare import (
     INTERPOLATIONS,
     Preset,
     by_pillow,
     known,
+    laid_out,
     normalised,
     of_timm,
     of_torchvision,
     read_image,
 )
-from repfuse.data.prepare import laid_out
 from repfuse.errors import RepfuseError
 
 TIMM = {

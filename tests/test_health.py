@@ -20,7 +20,7 @@ from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.fusing import fuse
 from repfuse.health import MEANINGS, Finding, examine
-from repfuse.report.plan_view import health_view
+from repfuse.report.convert_view import health_view
 
 NAN, INF = math.nan, math.inf
 EXAMPLE = (X.float(),)

@@ -24,13 +24,12 @@ from conftest import Cli
 import repfuse
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.cli.conversion import Request, _proven, _saved
-from repfuse.cli.options import wanted
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
+from repfuse.planning.choosing import Choice
 from repfuse.readback.process import Reader
 
 POINTS = ("open", "fsync", "chmod", "unlink", "replace", "rename")  # of os: where the disk is changed
-ALL = wanted(None, None, None, None, None)
 Files = dict[str, bytes]
 
 
@@ -47,12 +46,12 @@ def write(samples: Path) -> Callable[..., None]:
     """Write the result of a conversion that is done, and its report, to ``folder``, as the command does."""
     source = samples / "notebook_block.pt"
     checkpoint = load(source)
-    report, module = _proven(checkpoint, Request(source, None, {}, ALL, None, force=False), lambda *_: None)
+    report, module = _proven(checkpoint, Request(source, {}, Choice()), lambda *_: None)
 
     def run(folder: Path, name: str = "out.pt", *, force: bool = False) -> None:
         out = folder / name
         with Reader() as reader:
-            _saved(report, checkpoint, module, Request(source, out, {}, ALL, None, force), reader)
+            _saved(report, checkpoint, module, Request(source, {}, Choice(), out=out, force=force), reader)
 
     return run
 

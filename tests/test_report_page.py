@@ -24,9 +24,9 @@ from repfuse.errors import RepfuseError
 from repfuse.health import Finding
 from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.quantization import Kernel, Rounded, SiteKernels
-from repfuse.report.chart import RANGES_SHOWN, Speed, range_axis, speed_axis
+from repfuse.report.bench_view import speed
 from repfuse.report.markdown import as_markdown
-from repfuse.report.page import Page, as_html, layers
+from repfuse.report.page import RANGES_SHOWN, Page, as_html, layers, limit, range_axis, speed_axis
 from repfuse.report.reading import read, told
 from repfuse.report.schema import Chosen, Report, envelope, to_json
 
@@ -221,16 +221,15 @@ def floored(entry: Measurement, floor: float) -> Measurement:
 
 
 def test_a_chart_holds_all_that_it_shows() -> None:
-    found = (floored(measurement(5.9, 6.3, 6.1), 1e-3), floored(measurement(0.4, 0.6, 0.5), 2e-6))
-    rows = tuple(map(Speed, found))
+    rows = (floored(measurement(5.9, 6.3, 6.1), 1e-3), floored(measurement(0.4, 0.6, 0.5), 2e-6))
     chart = speed_axis(rows)
     where = {ratio: float(chart.at(ratio).removesuffix("%")) for ratio in (0.4, 0.5, 1, 2, 4, 6.3, 12.2)}
     assert list(where.values()) == sorted(where.values())
     assert where[0.4] > 0 and where[12.2] < 100
     assert math.isclose(where[2] - where[1], where[4] - where[2], abs_tol=0.02)  # twice as fast is one step
-    assert chart.holds(rows[0].limit) and not chart.holds(rows[1].limit)
+    assert chart.holds(limit(rows[0])) and not chart.holds(limit(rows[1]))
     assert 1 in chart.ticks and len(chart.ticks) < 8
-    assert rows[1].sentence == "2.0x slower (1.7 to 2.5)"
+    assert speed(rows[1]) == "2.0x slower (1.7 to 2.5)"
 
 
 def test_a_chart_of_ranges_holds_them_all_but_what_is_next_to_nothing() -> None:
@@ -278,7 +277,7 @@ def test_a_different_file_is_no_good_news() -> None:
 def test_a_benchmark_takes_the_place_of_the_short_timing() -> None:
     bench = bench_document(benchmark(measurement(2.9, 3.1, 3.0)))
     page = Page(told([("bench.json", bench), ("a", document())]))
-    assert [row.entry.speedup for row in page.speeds] == [3.0]
+    assert [row.speedup for row in page.speeds] == [3.0]
 
 
 def timed(made: Report, *measurements: Measurement) -> Benchmark:
@@ -310,7 +309,7 @@ def test_a_benchmark_brings_runtimes_the_floor_and_what_each_site_gained() -> No
     ):
         assert said in text, said
     page = Page(told([("a", documents[0]), ("b", documents[1])]))
-    assert [(row.limit, row.over_eager) for row in page.speeds] == [(4.0, None), (6.0, 7.0)]
+    assert [(limit(row), row.over_eager and row.over_eager.value) for row in page.speeds] == [(4.0, None), (6.0, 7.0)]
     assert page_of(*documents).count('class="ring"') == 1 and page_of(*documents).count('class="limit"') == 2
     comment = as_markdown(told([("a", documents[0]), ("b", documents[1])]))
     assert len(comment.partition("\n\n<details>")[0].splitlines()) <= 10 and "| 50.0 % |" in comment

@@ -43,8 +43,7 @@ from repfuse.checking.results import (
 from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.refusals import REFUSALS
 from repfuse.report.bench_view import bench_view
-from repfuse.report.convert_view import convert_view, name_of
-from repfuse.report.plan_view import explain_view, list_view, merged, plan_view, topic_view
+from repfuse.report.convert_view import convert_view, explain_view, list_view, merged, name_of, plan_view, topic_view
 from repfuse.report.schema import Environment, Input, Output, Report, envelope, to_json
 from repfuse.report.verify_view import verify_view
 from repfuse.topics import TOPICS

@@ -35,10 +35,9 @@ from repfuse.benching.statistics import drift, outliers, ratio_of_medians
 from repfuse.errors import RepfuseError
 from repfuse.networks import between, device_of, main_dtype, placed, using_threads, why_refused
 from repfuse.preconditions import check_runnable
-from repfuse.progress import Progress
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import OperatorMode
-from repfuse.wording import described, dtype_name
+from repfuse.wording import Progress, described, dtype_name
 
 # What a network stores and computes.
 

@@ -16,8 +16,8 @@ from repfuse.benching.clock import Clock, time_calls, time_rounds
 from repfuse.benching.results import Experiment
 from repfuse.benching.statistics import ratio_of_medians
 from repfuse.fusing import fuse
-from repfuse.progress import Progress
 from repfuse.samples import NotebookBlock
+from repfuse.wording import Progress
 
 SHAPES = ((2, 28, 28), (16, 56, 56), (64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))
 

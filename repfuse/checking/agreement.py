@@ -16,7 +16,7 @@ from repfuse.checking.runs import Outcome, as_stored, copied, run, run_copy
 from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import between, why_refused
-from repfuse.progress import Progress
+from repfuse.wording import Progress
 
 # Real inputs in batches that are made when they are asked for: a folder of 50,000 images never lies in memory.
 

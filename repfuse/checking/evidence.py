@@ -14,7 +14,7 @@ from repfuse.checking.results import Drift, OutputError, OutputVerdict, TrialCom
 from repfuse.checking.rounding import Levels, RoundingEffects, allowed, combined, excess, explained
 from repfuse.checking.runs import Key, Outcome, by_key, narrow_in
 from repfuse.checking.trial import Trial
-from repfuse.progress import Progress
+from repfuse.wording import Progress
 
 MEASURED = 0.75  # of the whole: real data, the sites and the place of a difference follow
 T = TypeVar("T")

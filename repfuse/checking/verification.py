@@ -37,8 +37,7 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import between, main_dtype, why_refused
 from repfuse.plans import Plan
 from repfuse.preconditions import check_runnable
-from repfuse.progress import Progress
-from repfuse.wording import dtype_name, small
+from repfuse.wording import Progress, dtype_name, small
 
 
 @dataclass(frozen=True)

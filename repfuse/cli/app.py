@@ -7,14 +7,20 @@ import sys
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from repfuse.cli import bench, check, convert, explain, inspect, report, verify
-from repfuse.cli.output import say, say_error
+from repfuse.cli import options
+from repfuse.cli.bench import bench
+from repfuse.cli.convert import convert, inspect
+from repfuse.cli.output import Form, check_page, say, say_error, show, show_json, write_pages
+from repfuse.cli.verify import check, verify
 from repfuse.errors import EXIT_BAD_INPUT, RepfuseError
+from repfuse.refusals import REFUSALS
+from repfuse.topics import TOPICS
 from repfuse.version import __version__
 from repfuse.wording import described
 
@@ -124,6 +130,96 @@ def _unexpected(error: Exception) -> RepfuseError:
     )
 
 
+# The two commands that need no checkpoint.
+
+
+def report(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE",
+            show_default=False,
+            help="The report of a conversion, as fused.pt.report.json; beside it, if you like, what `repfuse bench "
+            "--json` and `repfuse verify --json` printed of the same two files.",
+        ),
+    ],
+    *,
+    html: Path | None = options.output(metavar="OUT", help="Write a page; - prints it."),
+    markdown: Path | None = options.output(metavar="OUT", help="Write a comment for a pull request; - prints it."),
+    force: bool = options.output(default=False, help="Replace OUT."),
+) -> None:
+    """Make a page of a report, to be forwarded.
+
+    The page is one file of HTML: no script, nothing that is fetched; light and
+    dark, on a screen and on paper. As Markdown it is ten lines and a folded
+    table.
+
+    \b
+    Examples:
+      repfuse report fused.pt.report.json --html fused.html
+      repfuse report fused.pt.report.json --markdown -
+      repfuse bench model.pt fused.pt --json > bench.json
+      repfuse verify model.pt fused.pt --data val/ --json > verify.json
+      repfuse report fused.pt.report.json bench.json verify.json --html all.html
+    """
+    wanted: tuple[tuple[Form, Path | None], ...] = (("html", html), ("markdown", markdown))
+    pages = [(form, out) for form, out in wanted if out]
+    if not pages:
+        raise typer.BadParameter("give --html OUT, --markdown OUT or both.", param_hint="--html")
+    if html == markdown:
+        raise typer.BadParameter("give two places, one for each.", param_hint="--markdown")
+    for form, out in pages:
+        check_page(out, files, form, force=force)
+    from repfuse.report.reading import read, told
+
+    write_pages(told([read(path) for path in files]), pages)
+
+
+def _names(begun: str) -> list[str]:
+    return [name for name in (*TOPICS, *sorted(REFUSALS)) if name.startswith(begun)]
+
+
+def explain(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="A topic, or a refusal's code. Without it: the list of all.",
+            autocompletion=_names,
+        ),
+    ] = None,
+    as_json: bool = options.JSON,
+) -> None:
+    """Say what a refusal means and what to do about it, or all about a topic.
+
+    \b
+    Examples:
+      repfuse explain
+      repfuse explain training-norm
+      repfuse explain verdicts
+    """
+    from repfuse.report.convert_view import explain_view, list_view, topic_view
+
+    topics = {key: topic for key, topic in TOPICS.items() if name in (None, key)}
+    codes = {key: refusal for key, refusal in REFUSALS.items() if name in (None, key)}
+    if not topics and not codes:
+        close = get_close_matches(str(name), [*TOPICS, *REFUSALS])
+        hint = f"Did you mean {' or '.join(close)}? " if close else ""
+        raise RepfuseError(f"There is no refusal code or topic {name!r}.", "", f"{hint}`repfuse explain` lists all.")
+    if as_json:
+        told: dict[str, dict[str, Any]] = {
+            "topics": {key: vars(topic) for key, topic in topics.items()},
+            "codes": {key: vars(refusal) for key, refusal in codes.items()},
+        }
+        show_json("explanations", told)
+    elif name is None:
+        show(list_view(topics, codes))
+    elif name in topics:
+        show(topic_view(name, topics[name]))
+    else:
+        show(explain_view(name, codes[name]))
+
+
 # Typer keeps the line breaks of a help text, so its lines are written for a terminal of 80 columns.
 HELP = """
 Rewrite the parallel linear branches of a trained network into single
@@ -152,9 +248,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = (convert.convert, verify.verify, bench.bench, report.report, inspect.inspect, check.check, explain.explain)
-for command in _COMMANDS:
-    app.command(cls=Command)(command)
+for command in (convert, verify, bench, report, inspect, check, explain):
+    app.command(cls=Command)(options.spread(command))
 
 
 def _version(asked: bool) -> None:
@@ -164,7 +259,7 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def options(
+def before(
     context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")

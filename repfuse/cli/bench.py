@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,7 +17,7 @@ from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
     from repfuse.plans import Plan
-    from repfuse.progress import Progress
+    from repfuse.wording import Progress
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -39,80 +39,52 @@ def bench(
     original: options.Original,
     fused: options.Fused,
     *,
-    runtime: Annotated[
-        list[str] | None,
-        typer.Option("--runtime", metavar="NAME", help=f"Where to run both: {', '.join(Runtime)}; several by commas."),
-    ] = None,
-    batch_size: Annotated[
-        list[int] | None,
-        typer.Option("--batch-size", min=1, help="Samples per call; repeat it. Without it: the example's."),
-    ] = None,
-    threads: Annotated[
-        list[int] | None,
-        typer.Option("--threads", min=1, help="Threads of torch; repeat it. Without it: torch's choice."),
-    ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=8, help="Rounds in which both are timed.")] = 40,
-    seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="At most this long for each input, batch size and thread count.")
-    ] = 10.0,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", metavar="TIME", help="At most this long in all, as 30s or 2m, in place of --seconds."),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help=f"Time copies in this dtype, of {', '.join(DTYPES)}.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="Time copies there, as on cuda. Without it: where each is.")
-    ] = None,
-    channels_last: Annotated[
-        bool, typer.Option("--channels-last", help="Time copies whose images and kernels have their channels last.")
-    ] = False,
-    sites: Annotated[
-        bool,
-        typer.Option(
-            "--sites",
-            help="Also time each merged place in eager mode: by itself, and what the network gains by it.",
-        ),
-    ] = False,
-    save: Annotated[
-        Path | None, typer.Option("--save", metavar="FILE", help="Write the result there, for a later --compare.")
-    ] = None,
-    compare: Annotated[
-        Path | None,
-        typer.Option(
-            "--compare",
-            metavar="FILE",
-            help="Against an earlier --save: exit code 1 where FUSED got slower, beyond both intervals and by more "
-            "than the original did.",
-        ),
-    ] = None,
-    cold: Annotated[
-        bool, typer.Option("--cold", help="Also show the notebook's method: one cold call each, no measurement.")
-    ] = False,
-    _notebook: Annotated[
-        bool,
-        typer.Option(
-            "--notebook",
-            is_eager=True,
-            callback=_experiment,
-            help="Alone: the experiment that repfuse began with, as it was done there and as it should be.",
-        ),
-    ] = False,
-    model: options.Model = None,
-    model_arg: options.ModelArg = None,
-    fused_model: pair.FusedModel = None,
-    fused_model_arg: pair.FusedModelArg = None,
-    weights: options.Weights = "auto",
-    fused_weights: pair.FusedWeights = "auto",
-    example: Annotated[
-        list[str] | None,
-        options.network("--input", metavar="SHAPE", help=f"{options.INPUT} Repeat it to time several."),
-    ] = None,
-    allow: options.Allow = None,
-    trust: options.Trust = False,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
+    runtime: list[str] | None = options.option(
+        metavar="NAME", help=f"Where to run both: {', '.join(Runtime)}; several by commas."
+    ),
+    batch_size: list[int] | None = options.option(
+        min=1, help="Samples per call; repeat it. Without it: the example's."
+    ),
+    threads: list[int] | None = options.option(min=1, help="Threads of torch; repeat it. Without it: torch's choice."),
+    rounds: int = options.option(default=40, min=8, help="Rounds in which both are timed."),
+    seconds: float = options.option(
+        default=10.0, min=0, help="At most this long for each input, batch size and thread count."
+    ),
+    budget: str | None = options.option(
+        metavar="TIME", help="At most this long in all, as 30s or 2m, in place of --seconds."
+    ),
+    dtype: str | None = options.option(help=f"Time copies in this dtype, of {', '.join(DTYPES)}."),
+    device: str | None = options.option(help="Time copies there, as on cuda. Without it: where each is."),
+    channels_last: bool = options.option(
+        default=False, help="Time copies whose images and kernels have their channels last."
+    ),
+    sites: bool = options.option(
+        default=False, help="Also time each merged place in eager mode: by itself, and what the network gains by it."
+    ),
+    save: Path | None = options.option(metavar="FILE", help="Write the result there, for a later --compare."),
+    compare: Path | None = options.option(
+        metavar="FILE",
+        help="Against an earlier --save: exit code 1 where FUSED got slower, beyond both intervals and by more "
+        "than the original did.",
+    ),
+    cold: bool = options.option(
+        default=False, help="Also show the notebook's method: one cold call each, no measurement."
+    ),
+    _notebook: bool = options.option(
+        "--notebook",
+        default=False,
+        is_eager=True,
+        callback=_experiment,
+        help="Alone: the experiment that repfuse began with, as it was done there and as it should be.",
+    ),
+    networks: options.TwoNetworks,
+    fused_weights: str = options.FUSED_WEIGHTS,
+    example: list[str] | None = options.building(
+        "--input", metavar="SHAPE", help=f"{options.INPUT} Repeat it to time several."
+    ),
+    code: options.Code,
+    as_json: bool = options.JSON,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Time two checkpoints in one process, warm and interleaved.
 
@@ -138,10 +110,8 @@ def bench(
         raise RepfuseError(what, "", "Leave --sites out, or these.")
     if save is not None:
         check_targets([save], [original, fused], force=True)
-    sources = (model, model_arg, weights), (fused_model, fused_model_arg, fused_weights)
     inputs = [parse_shapes(text) for text in dict.fromkeys(example or [])]
-    first = example[0] if example else None
-    both = pair.sides((original, fused), *sources, example=first, allow=allow, trust=trust)
+    both = pair.sides((original, fused), networks.both(example[0] if example else None, fused_weights), code)
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
         import torch

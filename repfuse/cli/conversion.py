@@ -6,9 +6,13 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
 
 from repfuse import cli
 from repfuse.benching.benchmark import bench
@@ -16,63 +20,55 @@ from repfuse.benching.tuning import tune
 from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
+from repfuse.checkpoint.opening import digest_of
 from repfuse.checkpoint.source import as_texts
 from repfuse.converting import convert
-from repfuse.data import Arrays, Folder, Wishes, prepare
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
 from repfuse.networks import using_threads
-from repfuse.plan_file import said_beside
+from repfuse.plan_file import PlanFile, said_beside
 from repfuse.planning.choosing import Choice, choose
 from repfuse.plans import Plan
 from repfuse.quantization import kernels
-from repfuse.report.schema import Environment, Input, Output, Report, Status, envelope, report_path, to_json
+from repfuse.report.schema import Chosen, Environment, Input, Output, Report, Status, envelope, report_path, to_json
 from repfuse.saving import of_file, save
 from repfuse.version import __version__
 from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from repfuse.cli.options import Wanted
-    from repfuse.progress import Progress
+    from repfuse.data import Prepared
     from repfuse.readback.process import Reader
+    from repfuse.wording import Progress
 
 TIMING_SECONDS = 1.0
 NEUTRAL = "the norms that stay have statistics that change nothing: give --data before you train this network on"
 SCALED = "the values between the layers are scaled now: features that are taken from within the network are others"
-
-
-@dataclass(frozen=True)
-class DataWanted:
-    """Real inputs that were found, and what is wished of them."""
-
-    found: Arrays | Folder
-    wishes: Wishes
+UNSOLVED = "--equalize makes no difference here: what it does is found out where a file is written"
 
 
 @dataclass(frozen=True)
 class Request:
     """What to convert and where to; ``loading`` is for repfuse.load. ``out`` is None in a dry run.
 
-    ``keep_metadata`` says whether the rest of a training checkpoint is written too, ``effort`` how much is tried to
-    find a mistake. ``tune`` asks for the doubtful sites to be timed, and those left alone that are slower;
-    ``equalize`` for scales between the layers. ``data`` are the inputs that these are solved on, and those of which the
-    norms that stay have the statistics.
+    ``file`` is what the plan of ``choice`` is from. ``keep_metadata`` says whether the rest of a training checkpoint is
+    written too, ``effort`` how much is tried to find a mistake. ``tune`` asks for the doubtful sites to be timed, and
+    those left alone that are slower; ``equalize`` for scales between the layers. ``prepared`` makes the inputs that
+    these are solved on, and those of which the norms that stay have the statistics.
     """
 
     source: Path
-    out: Path | None
     loading: dict[str, Any]
-    wanted: Wanted
-    format: str | None
-    force: bool
+    choice: Choice
+    file: PlanFile | None = None
+    out: Path | None = None
+    format: str | None = None
+    force: bool = False
     keep_metadata: bool = True
     effort: str = "default"
     tune: bool = False
     equalize: bool = False
     powers_of_two: bool = False
-    data: DataWanted | None = None
+    prepared: Callable[[Checkpoint], Prepared] | None = None
 
 
 def run(request: Request, progress: Progress, reader: Reader | None = None) -> Report:
@@ -83,9 +79,11 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
         reader.prepare(checkpoint.module)
     if request.out is None:
         progress("looking for what can be fused", 0.3)
-        return _planned(checkpoint, request)
-    keeps = request.wanted.choice.keeps_affine  # what cannot be written is said before the work is done
-    format_for(request.out, request.format, checkpoint.format, keep_affine=keeps)
+        found = choose(checkpoint.module, checkpoint.example_inputs, request.choice)
+        notes = (*_unchecked(request), *((UNSOLVED,) if request.equalize else ()))
+        return _report("planned" if found.sites else "nothing-to-fuse", checkpoint, found, request, notes)
+    # What cannot be written is said before the work is done.
+    format_for(request.out, request.format, checkpoint.format, keep_affine=request.choice.keeps_affine)
     with using_threads(enough_threads(checkpoint.module, checkpoint.example_inputs)):
         report, module = _proven(checkpoint, request, progress)
         if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
@@ -96,6 +94,64 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
             timing = bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
         progress("writing, and reading it again", 0.9)
         return _saved(replace(report, timing=timing), checkpoint, module, request, reader)
+
+
+def _loaded(request: Request) -> Checkpoint:
+    """Load the checkpoint, with the input and the model that were given for the plan; notes say what that is of."""
+    file = request.file
+    checkpoint = load(request.source, **request.loading, said=file.said if file else said_beside(request.source))
+    made_for = file.origin.input if file else None
+    if made_for is None or made_for.digest == checkpoint.digest:
+        return checkpoint
+    note = f"the plan was made for another file, {made_for.path}: its sites are merged with these weights"
+    return replace(checkpoint, notes=(*checkpoint.notes, note))
+
+
+def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tuple[Report, nn.Module]:
+    choice, notes = request.choice, list[str]()
+    if request.tune:
+        progress("timing the doubtful places", 0.1)
+        found = tune(checkpoint.module, choose(checkpoint.module, checkpoint.example_inputs, choice), choice)
+        notes += found.said or ("no place is doubtful: none was timed",)
+        choice = Choice(plan=found.plan)
+    samples = request.prepared(checkpoint)[0] if request.prepared else None
+    conversion = convert(
+        checkpoint,
+        progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),
+        data=samples,
+        effort=request.effort,
+        equalizing=request.equalize,
+        powers_of_two=request.powers_of_two,
+        **vars(choice),
+    )
+    plan, module = conversion.plan, conversion.module
+    done: Status = "converted" if plan.sites or plan.equalized else "nothing-to-fuse"
+    notes += samples.notes if samples else ()
+    notes += [NEUTRAL] if plan.keep_affine and plan.sites and not samples else []
+    notes += [SCALED] if plan.equalized else []
+    notes += class_notes(checkpoint.module, module) if checkpoint.format != "onnx" else ()
+    if conversion.drift is None:
+        notes += _unchecked(request)
+    elif request.effort == "quick":
+        notes.append("proven on few and small inputs: leave --quick out before you rely on it")
+    report = _report(done if conversion.passed else "failed", checkpoint, plan, request, notes)
+    measured = {name: getattr(conversion, name) for name in ("proof", "drift", "equalization")}
+    return replace(report, **measured), module
+
+
+def _unchecked(request: Request) -> tuple[str, ...]:
+    """Say of an effort that was asked for that nothing is checked."""
+    why = f"--{request.effort} makes no difference here: a check is only done of what is fused and written"
+    return () if request.effort == "default" else (why,)
+
+
+def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
+    """Say so where the network itself got a new body: its data is kept, the methods of its class are not."""
+    if isinstance(fused, type(original)):
+        return ()
+    after = type(fused)
+    kind = "torch.fx.GraphModule" if hasattr(fused, "graph") else f"{after.__module__}.{after.__name__}"
+    return (f"the outermost forward was rewritten: the network is a {kind} now, without the methods of its class",)
 
 
 def _saved(
@@ -115,115 +171,33 @@ def _saved(
     return report
 
 
-def _loaded(request: Request) -> Checkpoint:
-    """Load the checkpoint, with the input and the model that were given for the plan; notes say what that is of."""
-    file = request.wanted.file
-    checkpoint = load(request.source, **request.loading, said=file.said if file else said_beside(request.source))
-    notes = []
-    made_for = file.origin.input if file else None
-    if made_for and made_for.digest != checkpoint.digest:
-        notes.append(f"the plan was made for another file, {made_for.path}: its sites are merged with these weights")
-    return replace(checkpoint, notes=(*checkpoint.notes, *notes))
-
-
-def _planned(checkpoint: Checkpoint, request: Request) -> Report:
-    found = choose(checkpoint.module, checkpoint.example_inputs, request.wanted.choice)
-    status: Status = "planned" if found.sites else "nothing-to-fuse"
-    report = _report(status, checkpoint, found, request.wanted)
-    unsaid = ("--equalize makes no difference here: what it does is found out where a file is written",)
-    notes = (*report.notes, *_effort_notes(request.effort, checked=False), *(unsaid if request.equalize else ()))
-    return replace(report, notes=notes)
-
-
-def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tuple[Report, nn.Module]:
-    original, choice, tuned = checkpoint.module, request.wanted.choice, tuple[str, ...]()
-    if request.tune:
-        progress("timing the doubtful places", 0.1)
-        found = tune(original, choose(original, checkpoint.example_inputs, choice), choice)
-        tuned = found.said or ("no place is doubtful: none was timed",)
-        choice = Choice(plan=found.plan)
-    samples = prepare(request.data.found, checkpoint, request.data.wishes)[0] if request.data else None
-    conversion = convert(
-        checkpoint,
-        progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),
-        data=samples,
-        effort=request.effort,
-        equalizing=request.equalize,
-        powers_of_two=request.powers_of_two,
-        **vars(choice),
-    )
-    done: Status = "converted" if conversion.plan.sites or conversion.plan.equalized else "nothing-to-fuse"
-    status: Status = done if conversion.passed else "failed"
-    report = _report(status, checkpoint, conversion.plan, request.wanted)
-    notes = (
-        *report.notes,
-        *tuned,
-        *(samples.notes if samples else ()),
-        *((NEUTRAL,) if conversion.plan.keep_affine and conversion.plan.sites and not samples else ()),
-        *((SCALED,) if conversion.plan.equalized else ()),
-        *(class_notes(checkpoint.module, conversion.module) if checkpoint.format != "onnx" else ()),
-        *_effort_notes(request.effort, checked=conversion.drift is not None),
-    )
-    report = replace(report, proof=conversion.proof, drift=conversion.drift, notes=notes)
-    report = replace(report, equalization=conversion.equalization)
-    return report, conversion.module
-
-
-def _effort_notes(effort: str, *, checked: bool) -> tuple[str, ...]:
-    if not checked:
-        why = "--{} makes no difference here: a check is only done of what is fused and written"
-        return () if effort == "default" else (why.format(effort),)
-    return ("proven on few and small inputs: leave --quick out before you rely on it",) if effort == "quick" else ()
-
-
-def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
-    """Say so where the network itself got a new body: its data is kept, the methods of its class are not."""
-    before, after = type(original), type(fused)
-    if isinstance(fused, before):
-        return ()
-    kind = "torch.fx.GraphModule" if hasattr(fused, "graph") else f"{after.__module__}.{after.__name__}"
-    return (f"the outermost forward was rewritten: the network is a {kind} now, without the methods of its class",)
-
-
-def _report(status: Status, checkpoint: Checkpoint, found: Plan, wanted: Wanted) -> Report:
-    earlier = (
-        [f"{'' if found.sites or found.equalized else 'nothing to do: '}{said}"]
-        if (said := checkpoint.fused_already)
-        else []
-    )
+def _report(status: Status, checkpoint: Checkpoint, found: Plan, request: Request, notes: Iterable[str]) -> Report:
+    examples, source, said = checkpoint.example_inputs, checkpoint.source, checkpoint.fused_already
+    texts = as_texts(source) if source else []
+    earlier = [f"{'' if found.sites or found.equalized else 'nothing to do: '}{said}"] if said else []
+    file, globs = request.file, (tuple(request.choice.include), tuple(request.choice.exclude))
     return Report(
         status,
-        environment(),
-        input_of(checkpoint),
+        Environment(
+            __version__, torch.__version__, platform.python_version(), f"{platform.system()} {platform.machine()}"
+        ),
+        Input(
+            path=str(checkpoint.path),
+            digest=checkpoint.digest,
+            format=checkpoint.format,
+            model=source.spec if source else None,
+            shapes=tuple(tuple(example.shape) for example in examples),
+            dtypes=tuple(dtype_name(example.dtype) for example in examples),
+            input_origin=checkpoint.input_origin,
+            model_args=None if texts is None else tuple(texts),
+        ),
         found,
         time.perf_counter() - cli.STARTED,
-        notes=(*checkpoint.notes, *earlier),
+        notes=(*checkpoint.notes, *earlier, *notes),
         health=examine(checkpoint.module),
-        chosen=wanted.chosen,
+        chosen=Chosen(str(file.path) if file else None, *globs, digest_of(file.path) if file else None)
+        if file or any(globs)
+        else None,
         command=shlex.join(["repfuse", *sys.argv[1:]]),
         quantization=kernels(checkpoint.module, found),
-    )
-
-
-def environment() -> Environment:
-    """Return the versions of this process."""
-    import torch
-
-    system = f"{platform.system()} {platform.machine()}"
-    return Environment(__version__, torch.__version__, platform.python_version(), system)
-
-
-def input_of(checkpoint: Checkpoint) -> Input:
-    """Return what the report says of a loaded checkpoint."""
-    examples, source = checkpoint.example_inputs, checkpoint.source
-    texts = as_texts(source) if source else []
-    return Input(
-        path=str(checkpoint.path),
-        digest=checkpoint.digest,
-        format=checkpoint.format,
-        model=source.spec if source else None,
-        shapes=tuple(tuple(example.shape) for example in examples),
-        dtypes=tuple(dtype_name(example.dtype) for example in examples),
-        input_origin=checkpoint.input_origin,
-        model_args=None if texts is None else tuple(texts),
     )

@@ -1,8 +1,7 @@
-"""`repfuse convert`."""
+"""`repfuse convert`, and `repfuse inspect`, which does the first half of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,11 +22,13 @@ from repfuse.cli.output import (
     write_pages,
 )
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.plan_file import read_plan_file, write_plan
+from repfuse.plans import Policy
 from repfuse.readback.process import Reader
 from repfuse.report.schema import envelope, report_path
 
-many_option = partial(typer.Option, rich_help_panel="Many checkpoints")
-int8 = partial(typer.Option, rich_help_panel="For quantisers")
+many_option = partial(options.option, rich_help_panel="Many checkpoints")
+int8 = partial(options.option, rich_help_panel="For quantisers")
 
 
 def convert(
@@ -39,102 +40,67 @@ def convert(
     ] = None,
     others: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
-    model: options.Model = None,
-    model_arg: options.ModelArg = None,
-    weights: options.Weights = "auto",
-    example: options.Input = None,
-    policy: options.Merging = None,
-    plan: options.PlanIn = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    keep_class: options.KeepClass = None,
-    keep_affine: options.KeepAffine = False,
-    allow: options.Allow = None,
-    trust: options.Trust = False,
-    file_format: Annotated[
-        Format | None,
-        options.output(
-            "--format",
-            metavar="FORMAT",
-            help="pt (the network, pickled), pt2 (torch.export), safetensors, state-dict (weights alone) or onnx. "
-            "Without it: as OUT's suffix says, else as IN is.",
-        ),
-    ] = None,
-    keep_metadata: Annotated[
-        bool,
-        options.output(
-            "--keep-metadata/--drop-metadata",
-            help="Keep what a training checkpoint holds beside the network (epochs, settings, metrics), or write the "
-            "network alone. The optimizer's state never fits a fused network, and goes. The notes name it all.",
-        ),
-    ] = True,
-    force: Annotated[
-        bool,
-        options.output("--force", help="Replace OUT, and write it even if nothing was fused."),
-    ] = False,
-    report_to: Annotated[
-        Path | None,
-        options.output(
-            "--report",
-            metavar="PAGE",
-            help="Also write the report as a page: PAGE.html (extra: report), or PAGE.md for a pull request. Of many "
-            "it is the summary; as HTML it links to the page of each, beside its report.",
-        ),
-    ] = None,
-    quick: options.Quick = False,
-    thorough: options.Thorough = False,
-    tune: Annotated[
-        bool,
-        options.choice(
-            "--tune",
-            help="Time the places where the prediction is in doubt both ways on this machine, as one layer and in "
-            "parts, and keep the faster form.",
-        ),
-    ] = False,
-    equalize: Annotated[
-        bool,
-        int8(
-            "--equalize",
-            help="Also rescale channels between layers, exactly, so that the result survives rounding to int8 better: "
-            "across ReLU, pools, sums and the like. Better with --data.",
-        ),
-    ] = False,
-    powers_of_two: Annotated[
-        bool, int8("--powers-of-two", help="Let the scales be powers of two: the result computes the same bits.")
-    ] = False,
-    data: options.DataPath = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    limit: options.Limit = None,
-    into: Annotated[
-        Path | None,
-        many_option(
-            "--into",
-            metavar="FOLDER",
-            help="Convert many: every file that IN names, a quoted pattern or several, into its place below FOLDER. "
-            "What is done already is left alone.",
-        ),
-    ] = None,
-    listed: Annotated[bool, many_option("--from", help="IN is a text file with a path a line.")] = False,
-    jobs: Annotated[int, many_option("--jobs", min=1, help="How many at once.")] = 1,
-    job_memory: Annotated[
-        float | None,
-        many_option(
-            "--job-memory", metavar="GIB", help="What each may take, on Linux. Without it: what is free, shared out."
-        ),
-    ] = None,
-    dask: Annotated[
-        str | None,
-        many_option(
-            "--dask",
-            metavar="ADDRESS",
-            help="Let the workers of this Dask scheduler do it, as tcp://host:8786; they see the same folders.",
-        ),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
-    as_json: options.Json = False,
-    verbose: options.Verbose = False,
-    quiet: options.Quiet = False,
+    network: options.OneNetwork,
+    policy: Policy | None = options.POLICY,
+    plan: Path | None = options.choosing(
+        metavar="FILE",
+        help="Merge exactly the sites of this plan, which `repfuse inspect --plan` wrote, and you may have dropped "
+        "sites from.",
+    ),
+    merging: options.Merging,
+    code: options.Code,
+    file_format: Format | None = options.output(
+        "--format",
+        metavar="FORMAT",
+        help="pt (the network, pickled), pt2 (torch.export), safetensors, state-dict (weights alone) or onnx. "
+        "Without it: as OUT's suffix says, else as IN is.",
+    ),
+    keep_metadata: bool = options.output(
+        "--keep-metadata/--drop-metadata",
+        default=True,
+        help="Keep what a training checkpoint holds beside the network (epochs, settings, metrics), or write the "
+        "network alone. The optimizer's state never fits a fused network, and goes. The notes name it all.",
+    ),
+    force: bool = options.output(default=False, help="Replace OUT, and write it even if nothing was fused."),
+    report_to: Path | None = options.output(
+        "--report",
+        metavar="PAGE",
+        help="Also write the report as a page: PAGE.html (extra: report), or PAGE.md for a pull request. Of many "
+        "it is the summary; as HTML it links to the page of each, beside its report.",
+    ),
+    effort: options.Thoroughness,
+    tune: bool = options.choosing(
+        default=False,
+        help="Time the places where the prediction is in doubt both ways on this machine, as one layer and in "
+        "parts, and keep the faster form.",
+    ),
+    equalize: bool = int8(
+        default=False,
+        help="Also rescale channels between layers, exactly, so that the result survives rounding to int8 better: "
+        "across ReLU, pools, sums and the like. Better with --data.",
+    ),
+    powers_of_two: bool = int8(
+        default=False, help="Let the scales be powers of two: the result computes the same bits."
+    ),
+    real: options.RealInputs,
+    into: Path | None = many_option(
+        metavar="FOLDER",
+        help="Convert many: every file that IN names, a quoted pattern or several, into its place below FOLDER. "
+        "What is done already is left alone.",
+    ),
+    listed: bool = many_option("--from", default=False, help="IN is a text file with a path a line."),
+    jobs: int = many_option(default=1, min=1, help="How many at once."),
+    job_memory: float | None = many_option(
+        metavar="GIB", help="What each may take, on Linux. Without it: what is free, shared out."
+    ),
+    dask: str | None = many_option(
+        metavar="ADDRESS",
+        help="Let the workers of this Dask scheduler do it, as tcp://host:8786; they see the same folders.",
+    ),
+    dry_run: bool = options.option(default=False, help="Print the plan, write nothing."),
+    as_json: bool = options.JSON,
+    verbose: bool = options.VERBOSE,
+    quiet: bool = options.QUIET,
 ) -> None:
     """Fuse the branches of a checkpoint, prove the result and write it.
 
@@ -166,7 +132,7 @@ def convert(
 
         given = [str(source), *([str(out)] if out else []), *(others or [])]
         way = many.way_of(context, jobs=jobs, memory=job_memory, dask=dask)
-        _check_page(report_to, (into,), force=force)
+        check_page(report_to, (into,), force=force)
         named = many.tasks(many.listed(given) if listed else given, into, file_format)
         many.run(named, way, page=report_to, as_json=as_json, quiet=quiet)
     if others:
@@ -176,27 +142,24 @@ def convert(
     if tune and plan:
         what = "A plan says already what is merged, and --tune would measure it."
         raise RepfuseError(what, "", "Give one of them; the report of what was tuned holds its plan.")
-    effort = options.effort_of(quick=quick, thorough=thorough)
+    tried = effort.name
     if powers_of_two and not equalize:
         why, hint = "Nothing is to be equalised.", "Give --equalize too."
         raise RepfuseError("--powers-of-two is about how to equalise.", why, hint)
     target = None if dry_run else out
     if target:
         check_targets((target, report_path(target)), (source, *([plan] if plan else [])), force=force)
-    _check_page(report_to, [path for path in (source, target, plan) if path], force=force)
-    options.check_real(data, mean, std, limit)
+    check_page(report_to, [path for path in (source, target, plan) if path], force=force)
     check_sources((source,))
-    loading = options.for_load(model, model_arg, weights, example, allow, trust=trust)
+    loading = network.loading(code)
     with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
-        chosen = options.wanted(policy, plan, include, exclude, keep_class, keep_affine=keep_affine)
-        from repfuse.cli.conversion import DataWanted, Request, run  # the reader imports torch by now, too
-        from repfuse.data import Wishes, parse_numbers, read_data
+        file = read_plan_file(plan) if plan else None
+        from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
         from repfuse.report.convert_view import convert_view
 
-        real = DataWanted(read_data(data), Wishes(parse_numbers(mean), parse_numbers(std), limit)) if data else None
         request = Request(
-            *(source, target, loading, chosen, file_format, force, keep_metadata, effort, tune),
-            *(equalize, powers_of_two, real),
+            *(source, loading, merging.choice(policy, file), file, target, file_format, force, keep_metadata),
+            *(tried, tune, equalize, powers_of_two, real.read()),
         )
         report = run(request, update, reader)
     if report_to:
@@ -212,6 +175,45 @@ def convert(
     raise typer.Exit(EXIT_FAILED_CHECK if report.status == "failed" else 0)
 
 
-def _check_page(out: Path | None, others: Sequence[Path], *, force: bool) -> None:
-    if out:
-        check_page(page_form(out), out, others, force=force)
+def inspect(
+    source: options.Checkpoint,
+    *,
+    network: options.OneNetwork,
+    policy: Policy | None = options.POLICY,
+    merging: options.Merging,
+    code: options.Code,
+    plan: Path | None = options.output(
+        metavar="FILE",
+        help="Write the plan here too: drop sites from it as you like, then `repfuse convert --plan FILE`.",
+    ),
+    force: bool = options.output(default=False, help="Replace the plan FILE."),
+    as_json: bool = options.JSON,
+    verbose: bool = options.VERBOSE,
+    quiet: bool = options.QUIET,
+) -> None:
+    """List what can be fused in a checkpoint, and what not and why.
+
+    Nothing is written but the plan, with --plan.
+
+    \b
+    Examples:
+      repfuse inspect model.pt
+      repfuse inspect weights.safetensors --model torchvision:resnet18
+      repfuse inspect model.pt --plan plan.json
+    """
+    if plan:
+        check_targets((plan,), (source,), force=force)
+    check_sources((source,))
+    loading = network.loading(code)
+    with progress(quiet=quiet) as update:
+        choice = merging.choice(policy)
+        from repfuse.cli.conversion import Request, run
+        from repfuse.report.convert_view import convert_view
+
+        report = run(Request(source, loading, choice), update)
+    if plan:
+        write_plan(report, plan)
+    if as_json:
+        show_json("inspection", report.to_dict())
+    elif not quiet:
+        show(convert_view(report, plan_path=str(plan or ""), verbose=verbose))

@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import typer
 
 from repfuse.checkpoint.atomic import left_of, remove_left, replacing
-from repfuse.checkpoint.json_file import read_json
 from repfuse.cli import urls
 from repfuse.cli.output import page_form, progress, say, show, show_json, write_page, write_pages
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
@@ -46,7 +45,7 @@ from repfuse.version import __version__
 from repfuse.wording import described
 
 if TYPE_CHECKING:
-    from repfuse.progress import Progress
+    from repfuse.wording import Progress
 
 # Which checkpoints, and where their results go.
 
@@ -117,11 +116,6 @@ def listed(paths: Sequence[str]) -> list[str]:
 # One of them.
 
 
-def command_of(task: Task, options: Sequence[str]) -> list[str]:
-    """Return the arguments of `repfuse` that convert this one checkpoint."""
-    return ["convert", str(task.source), str(task.target), *options]
-
-
 def _known(task: Task) -> dict[str, Any]:
     """Return the report beside the target, where that is the file of which it speaks; else nothing.
 
@@ -132,17 +126,13 @@ def _known(task: Task) -> dict[str, Any]:
     place = report_path(task.target)
     for path in (place, *left_of(place)):
         try:
-            report = read_json(path, LARGEST)
+            _, report = reading.read(path)
             if report["output"]["digest"] == digest_of(task.target):
                 path.replace(place)
                 return dict(report)
-        except (OSError, ValueError, KeyError, TypeError, RepfuseError):
+        except (OSError, KeyError, TypeError, RepfuseError):
             continue
     return {}
-
-
-LARGEST = 2**28
-"""Bytes of a report."""
 
 
 def _done(report: dict[str, Any], task: Task, way: Way) -> str:
@@ -152,12 +142,13 @@ def _done(report: dict[str, Any], task: Task, way: Way) -> str:
     from repfuse.checkpoint.opening import digest_of
 
     try:
-        asked = [report["environment"]["repfuse"], *shlex.split(report["command"])[len(command_of(task, ())) + 1 :]]
+        _, _, _, _, *options = shlex.split(report["command"])  # repfuse convert IN OUT
+        asked = [report["environment"]["repfuse"], *options]
         made_of = {task.source: report["input"]["digest"]}
         if plan := (report["chosen"] or {}).get("plan"):
             made_of[Path(way.folder) / plan] = report["chosen"]["digest"]
         said = _summary(report)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return ""
     same = asked == [__version__, *way.options] and all(digest_of(path) == was for path, was in made_of.items())
     return said if same else ""
@@ -203,7 +194,7 @@ def _convert(task: Task, way: Way) -> Result:
         return task.ended("failed", "There is another file in its place, which --force replaces.")
     began = time.perf_counter()
     task.target.parent.mkdir(parents=True, exist_ok=True)
-    code, printed, said = _run(command_of(task, way.options), way)
+    code, printed, said = _run(["convert", str(task.source), str(task.target), *way.options], way)
     spent = (time.perf_counter() - began, _peak())
     if code:
         lines = (line.removeprefix("error: ").strip() for line in said.splitlines() if line[:6] != "note: ")
@@ -219,9 +210,15 @@ BESIDE = ("--json", "--force")
 
 def _run(arguments: list[str], way: Way) -> tuple[int, str, str]:
     """Run the command in this process, which is for it alone; return its exit code, output and errors."""
+    import torch
+
     from repfuse import cli
 
-    _limit(way.threads, way.memory)
+    torch.set_num_threads(way.threads)
+    if way.memory is not None and sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (way.memory, way.memory))
     sys.argv, cli.STARTED = ["repfuse", *arguments], time.perf_counter()
     printed, said, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(printed), redirect_stderr(said):
@@ -242,16 +239,6 @@ def _summary(report: dict[str, Any]) -> str:
     sites = len(report["plan"]["sites"])
     timed = report["timing"]["measurements"][0]
     return f"{sites} merged, exact to {report['proof']['error']:.1e}, {timed['speedup']:.2f}x ({timed['verdict']})"
-
-
-def _limit(threads: int, memory: int | None) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    if memory is not None and sys.platform == "linux":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
 def _peak() -> int:

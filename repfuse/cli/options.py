@@ -1,12 +1,16 @@
-"""The options that several commands share, each with its help text once."""
+"""The options that several commands share, in groups: each has its help texts once, and what they mean together.
+
+torch is not imported: what makes no sense is said at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from functools import partial, wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -16,15 +20,62 @@ from repfuse.errors import RepfuseError
 from repfuse.plans import Policy
 
 if TYPE_CHECKING:
+    from repfuse.data import Prepared
     from repfuse.plan_file import PlanFile
     from repfuse.planning.choosing import Choice
-    from repfuse.report.schema import Chosen
 
 
-network = partial(typer.Option, rich_help_panel="How the network is built")
-trust = partial(typer.Option, rich_help_panel="What the file may do")
-output = partial(typer.Option, rich_help_panel="Output")
-checking = partial(typer.Option, rich_help_panel="Checking")
+def option(*names: str, default: Any = None, **settings: Any) -> Any:
+    """Return an option of a command or of a group, which stands there as its default does; see ``spread``.
+
+    Without ``names`` it has that of the argument or field: --keep-affine of keep_affine.
+    """
+    return field(default=default, metadata={"names": names, "settings": settings})
+
+
+building = partial(option, rich_help_panel="How the network is built")
+trusting = partial(option, rich_help_panel="What the file may do")
+output = partial(option, rich_help_panel="Output")
+checking = partial(option, rich_help_panel="Checking")
+tolerance = partial(option, rich_help_panel="Tolerances in place of what rounding explains")
+real_data = partial(option, rich_help_panel="Real data")
+choosing = partial(option, rich_help_panel="What is merged")
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command as Typer takes it, which knows no groups: in the place of each stand the options in it."""
+    hints: dict[str, Any] = get_type_hints(command, include_extras=True)
+    parameters = list[Parameter]()
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+
+    def add(name: str, kind: Any, found: Field[Any]) -> None:
+        names = found.metadata["names"] or (f"--{name.replace('_', '-')}",)
+        annotation = Annotated[kind, typer.Option(*names, **found.metadata["settings"])]
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=found.default, annotation=annotation))
+
+    for name, parameter in signature(command).parameters.items():
+        if name in groups:
+            kinds = get_type_hints(groups[name])
+            for each in fields(groups[name]):
+                add(each.name, kinds[each.name], each)
+        elif isinstance(parameter.default, Field):
+            add(name, hints[name], parameter.default)
+        else:
+            parameters.append(parameter.replace(annotation=hints[name]))
+
+    @wraps(command)
+    def called(**given: Any) -> None:
+        made = {
+            name: group(**{each.name: given.pop(each.name) for each in fields(group)}) for name, group in groups.items()
+        }
+        command(**given, **made)
+
+    called.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return called
+
+
+# Files, and how their networks are built.
 
 Checkpoint = Annotated[
     Path,
@@ -40,262 +91,197 @@ Original = Annotated[
     Path, typer.Argument(metavar="ORIGINAL", show_default=False, help="The checkpoint that is known to be right.")
 ]
 Fused = Annotated[Path, typer.Argument(metavar="FUSED", show_default=False, help="The checkpoint to compare with it.")]
-Model = Annotated[
-    str | None,
-    network(
-        "--model",
-        metavar="SPEC",
-        help="How to build the network of a state dict: timm:NAME, torchvision:NAME, package.module:callable or "
-        "path/to/file.py:callable.",
-    ),
-]
-ModelArg = Annotated[
-    list[str] | None,
-    network("--model-arg", metavar="KEY=VALUE", help="An argument for --model; repeat it."),
-]
 INPUT = (
     "The example input, as 1x3x224x224 or 1x3x224x224:float16. Without it: what the checkpoint or the model source "
     "knows, else a guess that is said."
 )
-Input = Annotated[str | None, network("--input", metavar="SHAPE", help=INPUT)]
-Weights = Annotated[
-    str,
-    network(
-        "--weights",
-        metavar="WHICH",
-        help="Which weights of a training checkpoint: ema (averaged), model (trained), or a dotted key such as "
-        "state_dict.teacher. auto takes the averaged ones where there are some, and says so.",
-    ),
-]
-Allow = Annotated[
-    list[str] | None,
-    trust(
-        "--allow",
-        metavar="CODE",
-        help="Also build classes of this code from the file, and run it for that: an installed package, a module that "
-        "is found where you stand or beside the checkpoint, or path/to/script.py; repeat it.",
-    ),
-]
-Trust = Annotated[
-    bool,
-    trust("--trust", help="Let the file run any code it contains while it is loaded. Only for files you made."),
-]
-Json = Annotated[bool, output("--json", help="Print the result as JSON on standard output.")]
-Quiet = Annotated[bool, output("--quiet", "-q", help="Print nothing but errors (and JSON).")]
-Verbose = Annotated[
-    bool,
-    output("--verbose", "-v", help="Print the details too: each site, each check."),
-]
-
-
-def for_load(
-    model: str | None,
-    model_arg: Sequence[str] | None,
-    weights: str,
-    example: str | None,
-    allow: Sequence[str] | None,
-    *,
-    trust: bool,
-) -> dict[str, Any]:
-    """Return what these options say as repfuse.load takes it. Raises RepfuseError where one of them makes no sense."""
-    if model is not None:
-        model_source(model, model_arg)
-    elif model_arg:
-        raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
-    if example is not None:
-        parse_shapes(example)
-    network = {"model": model, "model_args": model_arg, "weights": weights, "input": example}
-    return {**network, "allow": allow or (), "trust": trust}
-
-
-# How much is tried: the options of `verify` and `convert`. torch is not imported.
-
-
-Quick = Annotated[
-    bool,
-    checking(
-        "--quick", help="Only the example and small inputs, at about a quarter of its size: seconds, for a first look."
-    ),
-]
-Thorough = Annotated[
-    bool,
-    checking(
-        "--thorough",
-        help="More random inputs, every kind of input at three sizes, larger batches and 32 sizes in a row (each phase "
-        "of a stride): several times as long.",
-    ),
-]
-
-
-def effort_of(*, quick: bool, thorough: bool) -> str:
-    """Return the effort by name. Raises typer.BadParameter where both are asked for."""
-    if quick and thorough:
-        raise typer.BadParameter("give --quick or --thorough, not both.")
-    return "quick" if quick else "thorough" if thorough else "default"
-
-
-# The tolerances of `verify`. torch is not imported.
-
-
-tolerance = partial(typer.Option, rich_help_panel="Tolerances in place of what rounding explains")
-
-Rtol = Annotated[
-    float | None,
-    tolerance(
-        "--rtol",
-        metavar="NUMBER",
-        help="Call the networks the same where |a - b| <= atol + rtol |a| for every element, in float64 and as stored, "
-        "a being the original's. Without --atol, that is 0.",
-    ),
-]
-Atol = Annotated[
-    float | None,
-    tolerance("--atol", metavar="NUMBER", help="As --rtol. Without --rtol, that is 0."),
-]
-
-
-# The options of real data, and what they say.
-
-
-data = partial(typer.Option, rich_help_panel="Real data")
-
-DataPath = Annotated[
-    Path | None,
-    data(
-        "--data",
-        metavar="PATH",
-        help="Real inputs: a folder of images (in folders per class where the classes are known), or .safetensors, "
-        ".npz or .pt with `inputs` and, if known, `labels`.",
-    ),
-]
-Mean = Annotated[
-    str | None,
-    data(
-        "--mean",
-        metavar="NUMBERS",
-        help="The mean of each channel that is subtracted from images (pixels in 0..1), as 0.485,0.456,0.406. Without "
-        "it: what the checkpoint or the model source knows.",
-    ),
-]
-Std = Annotated[
-    str | None,
-    data(
-        "--std",
-        metavar="NUMBERS",
-        help="The standard deviation of each channel that images are divided by, as 0.229,0.224,0.225.",
-    ),
-]
-Limit = Annotated[
-    int | None,
-    data("--limit", metavar="N", min=1, help="Take only N of the samples, evenly spaced."),
-]
-
-
-def check_real(data: Path | None, mean: str | None, std: str | None, limit: int | None) -> None:
-    """Raise RepfuseError where there is no data, or nothing that it could be prepared for. torch is not imported."""
-    if data is None and (mean, std, limit) != (None, None, None):
-        raise RepfuseError("--mean, --std and --limit are about real data.", "There is none.", "Give --data too.")
-    if data is not None and not data.exists():
-        raise RepfuseError(f"There is no data at {data}.", "", f"Check the path; you are in {Path.cwd()}.")
-
-
-# What is merged: the options that say which sites, and what they mean together.
-
-
-choice = partial(typer.Option, rich_help_panel="What is merged")
-
-Merging = Annotated[
-    Policy | None,
-    choice(
-        "--policy",
-        help="What to merge of all that can be merged exactly: what is predicted to be faster (cost, the default), "
-        "whatever leaves fewer operators (always), or as cost but no layers in a row (never-compose).",
-        show_default=False,
-    ),
-]
-PlanIn = Annotated[
-    Path | None,
-    choice(
-        "--plan",
-        metavar="FILE",
-        help="Merge exactly the sites of this plan, which `repfuse inspect --plan` wrote, and you may have dropped "
-        "sites from.",
-    ),
-]
-Include = Annotated[
-    list[str] | None,
-    choice(
-        "--include",
-        metavar="GLOB",
-        help="Merge only the sites whose path, or a module around them, matches: 'stages.1', '*.mlp.*'; repeat it. "
-        "* stands for dots too.",
-    ),
-]
-Exclude = Annotated[
-    list[str] | None,
-    choice(
-        "--exclude",
-        metavar="GLOB",
-        help="Leave these sites alone, in the same way; repeat it. It goes before --include.",
-    ),
-]
-KeepClass = Annotated[
-    bool | None,
-    choice(
-        "--keep-class/--drop-class",
-        help="Leave the outermost module what it is, with its class and methods, or merge also what stands in its own "
-        "forward, for which it becomes a GraphModule. Without it: as more than 5 % of the time is predicted to be "
-        "gained, or not.",
-        show_default=False,
-    ),
-]
-
-
-KeepAffine = Annotated[
-    bool,
-    choice(
-        "--keep-affine",
-        help="Leave a BatchNorm behind each convolution that is merged, which has the scale of each channel and the "
-        "shift: for training with simulated quantisation (`repfuse explain int8`). A convolution with its own norm "
-        "stays as it is.",
-    ),
-]
+WEIGHTS = partial(
+    building,
+    default="auto",
+    metavar="WHICH",
+    help="Which weights of a training checkpoint: ema (averaged), model (trained), or a dotted key such as "
+    "state_dict.teacher. auto takes the averaged ones where there are some, and says so.",
+)
+FUSED_WEIGHTS = building("--fused-weights", default="auto", metavar="WHICH", help="As --weights, for FUSED.")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the user wants merged, and the file that the plan is from, where there is one."""
+class Code:
+    """What of the code may run that a file names."""
 
-    choice: Choice
-    file: PlanFile | None
+    allow: list[str] | None = trusting(
+        metavar="CODE",
+        help="Also build classes of this code from the file, and run it for that: an installed package, a module "
+        "that is found where you stand or beside the checkpoint, or path/to/script.py; repeat it.",
+    )
+    trust: bool = trusting(
+        default=False, help="Let the file run any code it contains while it is loaded. Only for files you made."
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """What builds the network of a file."""
+
+    model: str | None = building(
+        metavar="SPEC",
+        help="How to build the network of a state dict: timm:NAME, torchvision:NAME, package.module:callable or "
+        "path/to/file.py:callable.",
+    )
+    model_arg: list[str] | None = building(metavar="KEY=VALUE", help="An argument for --model; repeat it.")
+
+
+@dataclass(frozen=True)
+class OneNetwork(Source):
+    """How the network of a file is built, with which weights, and what it takes."""
+
+    weights: str = WEIGHTS()
+    example: str | None = building("--input", metavar="SHAPE", help=INPUT)
+
+    def loading(self, code: Code) -> dict[str, Any]:
+        """Return what this says as repfuse.load takes it. Raises RepfuseError where an option makes no sense."""
+        if self.model is not None:
+            model_source(self.model, self.model_arg)
+        elif self.model_arg:
+            raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
+        if self.example is not None:
+            parse_shapes(self.example)
+        network = {"model": self.model, "model_args": self.model_arg, "weights": self.weights, "input": self.example}
+        return {**network, "allow": code.allow or (), "trust": code.trust}
+
+
+@dataclass(frozen=True)
+class TwoNetworks(Source):
+    """How the networks of two files are built that are compared."""
+
+    fused_model: str | None = building(
+        metavar="SPEC",
+        help="How to build the network of FUSED, where that differs and the file does not say it itself.",
+    )
+    fused_model_arg: list[str] | None = building(metavar="KEY=VALUE", help="An argument for --fused-model.")
+    weights: str = WEIGHTS()
+
+    def both(self, example: str | None, fused_weights: str = "auto") -> tuple[OneNetwork, OneNetwork]:
+        """Return that of each; FUSED is built as the original where it has no source of its own.
+
+        Raises RepfuseError where there are arguments for nothing.
+        """
+        original = OneNetwork(self.model, self.model_arg, self.weights, example)
+        if self.fused_model:
+            return original, OneNetwork(self.fused_model, self.fused_model_arg, fused_weights, example)
+        if self.fused_model_arg:
+            what = "There are arguments of --fused-model-arg, but no --fused-model."
+            raise RepfuseError(what, "", "Say which network they are for: --fused-model timm:NAME, ...")
+        return original, replace(original, weights=fused_weights)
+
+
+# What is printed.
+
+JSON = output("--json", default=False, help="Print the result as JSON on standard output.")
+QUIET = output("--quiet", "-q", default=False, help="Print nothing but errors (and JSON).")
+VERBOSE = output("--verbose", "-v", default=False, help="Print the details too: each site, each check.")
+
+
+@dataclass(frozen=True)
+class Thoroughness:
+    """How much is tried to find a mistake."""
+
+    quick: bool = checking(
+        default=False,
+        help="Only the example and small inputs, at about a quarter of its size: seconds, for a first look.",
+    )
+    thorough: bool = checking(
+        default=False,
+        help="More random inputs, every kind of input at three sizes, larger batches and 32 sizes in a row (each "
+        "phase of a stride): several times as long.",
+    )
 
     @property
-    def chosen(self) -> Chosen | None:
-        """What the report says of it, None where nothing was chosen."""
-        from repfuse.checkpoint.opening import digest_of
-        from repfuse.report.schema import Chosen
-
-        globs = tuple(self.choice.include), tuple(self.choice.exclude)
-        if self.file:
-            return Chosen(str(self.file.path), *globs, digest_of(self.file.path))
-        return Chosen(None, *globs) if any(globs) else None
+    def name(self) -> str:
+        """The effort by name. Raises typer.BadParameter where both are asked for."""
+        if self.quick and self.thorough:
+            raise typer.BadParameter("give --quick or --thorough, not both.")
+        return "quick" if self.quick else "thorough" if self.thorough else "default"
 
 
-def wanted(
-    policy: Policy | None,
-    plan: Path | None,
-    include: Sequence[str] | None,
-    exclude: Sequence[str] | None,
-    keep_class: bool | None,
-    *,
-    keep_affine: bool = False,
-) -> Wanted:
-    """Read what the options say. Raises RepfuseError where the file is no plan, or where they contradict each other."""
-    from repfuse.plan_file import read_plan_file
+@dataclass(frozen=True)
+class RealInputs:
+    """Real inputs, and what they are prepared by. Raises RepfuseError where there are none to prepare, or no file."""
 
-    file = read_plan_file(plan) if plan else None
-    from repfuse.planning.choosing import Choice  # it imports torch: a file that cannot be read is said before
+    data: Path | None = real_data(
+        metavar="PATH",
+        help="Real inputs: a folder of images (in folders per class where the classes are known), or "
+        ".safetensors, .npz or .pt with `inputs` and, if known, `labels`.",
+    )
+    mean: str | None = real_data(
+        metavar="NUMBERS",
+        help="The mean of each channel that is subtracted from images (pixels in 0..1), as 0.485,0.456,0.406. "
+        "Without it: what the checkpoint or the model source knows.",
+    )
+    std: str | None = real_data(
+        metavar="NUMBERS",
+        help="The standard deviation of each channel that images are divided by, as 0.229,0.224,0.225.",
+    )
+    limit: int | None = real_data(metavar="N", min=1, help="Take only N of the samples, evenly spaced.")
 
-    given = file.plan if file else None
-    choice = Choice(policy, given, tuple(include or ()), tuple(exclude or ()), keep_class, keep_affine)
-    return Wanted(choice, file)
+    def __post_init__(self) -> None:
+        if self.data is None and (self.mean, self.std, self.limit) != (None, None, None):
+            raise RepfuseError("--mean, --std and --limit are about real data.", "There is none.", "Give --data too.")
+        if self.data is not None and not self.data.exists():
+            raise RepfuseError(f"There is no data at {self.data}.", "", f"Check the path; you are in {Path.cwd()}.")
+
+    def read(self) -> Callable[[Any], Prepared] | None:
+        """Find the data, and return what prepares it for the network of a checkpoint; None where there is none.
+
+        Raises RepfuseError where it cannot be read, or a number cannot be meant. torch is imported.
+        """
+        from repfuse.data import Wishes, parse_numbers, prepare, read_data
+
+        if self.data is None:
+            return None
+        wishes = Wishes(parse_numbers(self.mean), parse_numbers(self.std), self.limit)
+        return partial(prepare, read_data(self.data), wishes=wishes)
+
+
+# What is merged.
+
+POLICY = choosing(
+    "--policy",
+    help="What to merge of all that can be merged exactly: what is predicted to be faster (cost, the default), "
+    "whatever leaves fewer operators (always), or as cost but no layers in a row (never-compose).",
+    show_default=False,
+)
+
+
+@dataclass(frozen=True)
+class Merging:
+    """Which of the sites are merged, and what stays."""
+
+    include: list[str] | None = choosing(
+        metavar="GLOB",
+        help="Merge only the sites whose path, or a module around them, matches: 'stages.1', '*.mlp.*'; repeat "
+        "it. * stands for dots too.",
+    )
+    exclude: list[str] | None = choosing(
+        metavar="GLOB", help="Leave these sites alone, in the same way; repeat it. It goes before --include."
+    )
+    keep_class: bool | None = choosing(
+        "--keep-class/--drop-class",
+        help="Leave the outermost module what it is, with its class and methods, or merge also what stands in its "
+        "own forward, for which it becomes a GraphModule. Without it: as more than 5 % of the time is predicted "
+        "to be gained, or not.",
+        show_default=False,
+    )
+    keep_affine: bool = choosing(
+        default=False,
+        help="Leave a BatchNorm behind each convolution that is merged, which has the scale of each channel and "
+        "the shift: for training with simulated quantisation (`repfuse explain int8`). A convolution with its own "
+        "norm stays as it is.",
+    )
+
+    def choice(self, policy: Policy | None, file: PlanFile | None = None) -> Choice:
+        """Return what is to be merged. Raises RepfuseError where options contradict each other. torch is imported."""
+        from repfuse.planning.choosing import Choice
+
+        globs = tuple(self.include or ()), tuple(self.exclude or ())
+        return Choice(policy, file.plan if file else None, *globs, self.keep_class, self.keep_affine)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from repfuse.errors import RepfuseError
-    from repfuse.progress import Progress
     from repfuse.report.reading import Told
+    from repfuse.wording import Progress
 
 Form = Literal["html", "markdown"]
 STDOUT = Path("-")
@@ -75,9 +75,14 @@ def page_form(out: Path) -> Form:
     return forms[out.suffix.lower()]
 
 
-def check_page(form: Form, out: Path, sources: Sequence[Path], *, force: bool) -> None:
-    """Raise RepfuseError where a page cannot be made, or not be written to ``out``; ``-`` is standard output."""
-    if form == "html":
+def check_page(out: Path | None, sources: Sequence[Path], form: Form | None = None, *, force: bool) -> None:
+    """Raise RepfuseError where a page that is wanted cannot be made, or not be written; ``-`` is standard output.
+
+    The name says of what form it is, where that is not said.
+    """
+    if out is None:
+        return
+    if (form or page_form(out)) == "html":
         from repfuse.report.page import check_extra
 
         check_extra()

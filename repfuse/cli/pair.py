@@ -1,37 +1,21 @@
-"""The two checkpoints that `verify` and `bench` compare, and the options that say how to load them."""
+"""The two checkpoints that `verify`, `bench` and `check` compare: loaded, compared, and timed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from repfuse.cli.options import for_load, network
+from repfuse.cli.options import Code, OneNetwork
 from repfuse.cli.output import check_sources, notes
-from repfuse.errors import RepfuseError
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
+    from repfuse.checking.results import Verification
     from repfuse.checkpoint.shapes import Shape
     from repfuse.checkpoint.source import Said
     from repfuse.loading import Checkpoint
-
-FusedModel = Annotated[
-    str | None,
-    network(
-        "--fused-model",
-        metavar="SPEC",
-        help="How to build the network of FUSED, where that differs and the file does not say it itself.",
-    ),
-]
-FusedModelArg = Annotated[
-    list[str] | None,
-    network("--fused-model-arg", metavar="KEY=VALUE", help="An argument for --fused-model."),
-]
-FusedWeights = Annotated[
-    str,
-    network("--fused-weights", metavar="WHICH", help="As --weights, for FUSED."),
-]
+    from repfuse.plans import Plan
 
 
 class Pair(NamedTuple):
@@ -51,33 +35,14 @@ class Pair(NamedTuple):
             notes(checkpoint.path, checkpoint.notes, quiet=quiet)
 
 
-Source = tuple[str | None, Sequence[str] | None, str]
-"""How one side's network is built, by a spec and its arguments, and which weights of the file it has."""
 Side = tuple[Path, dict[str, Any]]
 """A file, and how it is loaded."""
 
 
-def sides(
-    paths: tuple[Path, Path],
-    source: Source,
-    fused_source: Source,
-    *,
-    example: str | None,
-    allow: Sequence[str] | None,
-    trust: bool,
-) -> tuple[Side, Side]:
-    """Return what the options say of both; FUSED is built by ``source`` where it has no source of its own.
-
-    Raises RepfuseError where an option makes no sense, or a file is no checkpoint. torch is not imported.
-    """
-    model, arguments, weights = fused_source
-    if arguments and not model:
-        what = "There are arguments of --fused-model-arg, but no --fused-model."
-        raise RepfuseError(what, "", "Say which network they are for: --fused-model timm:NAME, ...")
+def sides(paths: tuple[Path, Path], networks: tuple[OneNetwork, OneNetwork], code: Code) -> tuple[Side, Side]:
+    """Return what the options say of both. Raises RepfuseError where one makes no sense, or a file is no checkpoint."""
     check_sources(paths)
-    fused_source = fused_source if model else (*source[:2], weights)
-    loading = (for_load(*each, example, allow, trust=trust) for each in (source, fused_source))
-    original, fused = zip(paths, loading, strict=True)
+    original, fused = ((path, network.loading(code)) for path, network in zip(paths, networks, strict=True))
     return original, fused
 
 
@@ -89,6 +54,17 @@ def load_pair(original: Side, fused: Side) -> Pair:
     (path, loading), (fused_path, fused_loading) = original, fused
     second = load(fused_path, **fused_loading, said=said_beside(fused_path))
     return Pair(load(path, **loading, said=said_beside(fused_path, path) or _said_by(second)), second)
+
+
+def compare_pair(loaded: Pair, plan: Plan | None, **settings: Any) -> Verification:
+    """Hold both against each other, in as many threads as they are worth. ``settings`` are those of repfuse.verify."""
+    from repfuse.checking.runs import enough_threads
+    from repfuse.checking.verification import verify
+    from repfuse.networks import using_threads
+
+    modules, example = (loaded.original.module, loaded.fused.module), loaded.original.example_inputs
+    with using_threads(enough_threads(modules[0], example)):
+        return verify(*modules, example, plan=plan, **settings)
 
 
 def time_pair(

@@ -1,8 +1,10 @@
-"""A conversion for people: what was found, the facts, and last, where the eye is, the line that matters."""
+"""A plan and a conversion for people: what merges into what, what does not and why, and last the line that matters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,19 +12,12 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from repfuse.quantization import BITS
+from repfuse.globs import ROOT
+from repfuse.health import MEANINGS, Ailment, Finding
+from repfuse.plans import Cost, Plan, Policy, Refusal, Site
+from repfuse.quantization import BITS, SiteKernels, failing, needed, together
+from repfuse.refusals import Explanation
 from repfuse.report.bench_view import speed, speedup
-from repfuse.report.checks_view import checks_view, of_drift, of_equalized, of_proof, of_site_drift
-from repfuse.report.plan_view import (
-    health_view,
-    int8_line,
-    int8_view,
-    operators,
-    plan_view,
-    refusals_line,
-    refusals_view,
-    summary,
-)
 from repfuse.report.schema import Chosen, Input, Report, Status
 from repfuse.report.tables import (
     BAD,
@@ -31,15 +26,20 @@ from repfuse.report.tables import (
     UNSURE,
     change,
     count,
+    decibels,
     duration,
     error,
     facts,
+    first,
     heading,
+    indented,
     notes,
     plural,
     shape,
     table,
 )
+from repfuse.report.verify_view import checks_view, of_drift, of_network, of_proof, of_site_drift
+from repfuse.topics import Topic
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
@@ -63,7 +63,7 @@ def convert_view(
     if report.drift:
         proof, equalized = report.proof, report.equalization
         checks = [*of_proof(proof), *of_site_drift(proof)] if proof else []
-        checks += of_equalized(equalized.comparison) if equalized and equalized.comparison else []
+        checks += of_network(equalized.comparison, "equalised") if equalized and equalized.comparison else []
         yield from checks_view([*checks, *of_drift(report.drift)], verbose=verbose)
         yield from notes(check_notes(proof, report.drift))
     if report.equalization:
@@ -75,7 +75,7 @@ def convert_view(
     yield from notes(report.notes)
     if report.output and report.output.use:
         yield heading("To use it")
-        yield Padding(Text("\n".join(report.output.use)), (0, 0, 0, 2))
+        yield indented("\n".join(report.output.use))
     yield Text(f"\n{last_line(report, plan_path)}", style=STYLES[report.status])
 
 
@@ -105,7 +105,10 @@ def _details(report: Report) -> Iterator[tuple[str, str]]:
     yield "sites", summary(report.plan)
     if report.timing:
         yield from cost_lines(report.timing)
-        yield "timing", timing_line(report.timing)
+        row = report.timing.measurements[0]
+        took = change(duration(row.original.median), duration(row.fused.median))
+        where = f"batch {row.batch_size}, {plural(row.threads, 'thread')}, {report.timing.device}"
+        yield "timing", f"{took} a call: {speedup(row)} ({where}; `repfuse bench` measures longer)"
     if report.output:
         yield "output", file_line(report.output.path, report.output.format, report.output.digest)
         yield "verified", verified_line(report.output.verified) if report.output.verified else ""
@@ -125,25 +128,27 @@ def last_line(report: Report, plan_path: str = "") -> str:
         return f"{name}: nothing to fuse{why}, {'written as it is' if report.output else written}"
     if report.status == "planned":
         return f"{name}: {plural(len(report.plan.sites), 'site')}, {operators(report.plan)}; {written}"
-    done = [operators(report.plan)] if report.plan.sites else []
-    done += [equalized_line(report.equalization.scales)] if report.equalization and report.equalization.tensors else []
-    errors = [each.error for each in (report.proof, report.equalization and report.equalization.comparison) if each]
-    known = [each for each in errors if each is not None]
-    done += [f"exact to {error(max(known))}"] if known else []
+    equalized = report.equalization
+    proofs = (report.proof, equalized and equalized.comparison)
+    scales = equalized.scales if equalized and equalized.tensors else 0
+    done = achieved(report.plan, scales, [each.error for each in proofs if each])
     if report.timing and report.plan.sites:
         first = report.timing.measurements[0]
         done.append(speed(first) + ("" if first.says_nothing else f" at batch {first.batch_size}"))
     return f"{name}: {', '.join(done)}"
 
 
-def equalized_line(scales: int) -> str:
-    """Return what equalising did, in a few words."""
-    return f"{plural(scales, 'channel')} equalised"
+def achieved(plan: Plan, scales: int, errors: Iterable[float | None]) -> list[str]:
+    """Return what merging and equalising did, each in a few words, and how exact it is by the largest of ``errors``."""
+    done = [operators(plan)] if plan.sites else []
+    done += [f"{plural(scales, 'channel')} equalised"] if scales else []
+    known = [each for each in errors if each is not None]
+    return [*done, f"exact to {error(max(known))}"] if known else done
 
 
 def gain_line(gain: SignalGain) -> str:
     """Return what equalising gains with so many bits."""
-    levels = change(*(f"{decibels:.1f} dB" for decibels in (gain.before, gain.after)))
+    levels = change(*(f"{level:.1f} dB" for level in (gain.before, gain.after)))
     return f"signal-to-noise of the outputs {levels}"
 
 
@@ -152,18 +157,14 @@ def equalization_view(equalization: Equalization, *, verbose: bool) -> Iterator[
     yield heading("Equalised")
     by = "powers of two" if equalization.powers_of_two else "any factors"
     scaled = f"{plural(equalization.scales, 'channel')} in {plural(len(equalization.tensors), 'tensor')}, by {by}"
-    rows = [("scaled", scaled if equalization.tensors else nothing_equalised(equalization))]
+    nothing = "nothing gets better by it" if equalization.scales else "no channels between layers can be scaled"
+    rows = [("scaled", scaled if equalization.tensors else nothing)]
     rows += [(f"{gain.bits} bits", f"{gain_line(gain)} (on {equalization.inputs})") for gain in equalization.gains]
     yield facts(rows)
     if verbose and equalization.tensors:
         factors = ((each.name, f"{each.least:.3g}", f"{each.most:.3g}") for each in equalization.tensors)
         yield table(("Tensor", ("multiplied by", NUMBER), ("to", NUMBER)), factors)
     yield from refusals_view(equalization.refusals, "Not equalised")
-
-
-def nothing_equalised(equalization: Equalization) -> str:
-    """Return why nothing was rescaled."""
-    return "nothing gets better by it" if equalization.scales else "no channels between layers can be scaled"
 
 
 def name_of(source: Input) -> str:
@@ -232,9 +233,167 @@ def verified_line(verified: Verified) -> str:
     return "; ".join(filter(None, told))
 
 
-def timing_line(timing: Benchmark) -> str:
-    """Return the first measurement on one line."""
-    first = timing.measurements[0]
-    times = change(duration(first.original.median), duration(first.fused.median))
-    where = f"batch {first.batch_size}, {plural(first.threads, 'thread')}, {timing.device}"
-    return f"{times} a call: {speedup(first)} ({where}; `repfuse bench` measures longer)"
+# What is found in a network.
+
+
+def health_rows(findings: Iterable[Finding], shown: Callable[[list[str]], str]) -> list[tuple[str, str]]:
+    """Return each kind of finding, weights that look wrong, with what it means and where, as far as ``shown``."""
+    found = defaultdict[Ailment, list[str]](list)
+    for each in findings:
+        found[each.what].append(f"{each.name} ({each.count} of {each.of})")
+    return [(what, f"{MEANINGS[what]}; {shown(names)}") for what, names in found.items()]
+
+
+def health_view(findings: Sequence[Finding]) -> Iterator[RenderableType]:
+    """Yield each kind of finding once; nothing where all weights are well."""
+    if findings:
+        yield heading("Weights that look wrong")
+        order = list(MEANINGS)
+        yield facts(health_rows(sorted(findings, key=lambda each: order.index(each.what)), first))
+
+
+# What rounding to few bits leaves of the kernels.
+
+
+def int8_line(sites: Sequence[SiteKernels], few: Sequence[int] = BITS) -> str:
+    """Return what the first of ``few`` bits leave with which a site has less than it needs; nothing for none."""
+    for bits in few:
+        if bad := failing(sites, bits):
+            whole = decibels(together([site.after.at(bits).per_tensor for site in sites]))
+            names = first([site.path or ROOT for site in bad])
+            return f"{bits} bits per tensor leave about {whole} dB of signal to noise; worst: {names}"
+    return ""
+
+
+def int8_view(sites: Sequence[SiteKernels]) -> Iterator[RenderableType]:
+    """Yield the kernels, those that rounding hurts most first."""
+    if not sites:
+        return
+    yield heading("Kernels with few bits, before → after (`repfuse explain int8`)")
+    titles = [(title, NUMBER) for bits in BITS for title in (f"{bits} bits", "by channel")]
+    yield table(["Site", ("Range", NUMBER), *titles], map(int8_row, sites))
+    enough = decibels(needed(len(sites)))
+    yield indented(
+        f"Range: the largest channel's over the median's. Then the signal-to-noise of the rounded weights in dB, each "
+        f"channel counting alike, in steps of the whole tensor or by channel; {enough} is enough. Before: the weight "
+        f"that {BITS[0]} bits hurt most of those that the site replaces, as it is stored."
+    )
+
+
+def int8_row(site: SiteKernels) -> tuple[str, ...]:
+    """Return a site's row: path, spread of the ranges, and what is left with each of BITS, per tensor and channel."""
+    both = site.before, site.after
+    levels = [
+        change(*(decibels(getattr(kernel.at(bits), way)) for kernel in both))
+        for bits in BITS
+        for way in ("per_tensor", "per_channel")
+    ]
+    return site.path or ROOT, change(*(f"{kernel.spread:.1f}" for kernel in both)), *levels
+
+
+def plan_view(plan: Plan, *, verbose: bool = False) -> Iterator[RenderableType]:
+    """Yield the sites with their costs, and the refusals by code.
+
+    Each path stands on a line of its own, so that no terminal breaks it; of several sites, their sum comes last.
+    """
+    if plan.sites:
+        yield heading("Sites")
+    for site in plan.sites:
+        yield indented(site.path or ROOT)
+        yield indented(f"{merged(site)}; {_costs(site.before, site.after, macs=verbose)}", 4)
+    if len(plan.sites) > 1:
+        total_of_all = _costs(*totals(plan.sites))
+        yield indented(Text(f"{plural(len(plan.sites), 'site')}: {total_of_all}", style="bold"))
+    yield from refusals_view(plan.refusals)
+
+
+def summary(plan: Plan) -> str:
+    """Return one line: ``5 sites, 31 → 5 operators; 2 refusals``."""
+    found = f"{plural(len(plan.sites), 'site')}, {operators(plan)}" if plan.sites else "no site"
+    policy = "" if plan.policy == Policy.COST else f", policy {plan.policy}"
+    return f"{found}; {plural(len(plan.refusals), 'refusal')}{policy}"
+
+
+def operators(plan: Plan) -> str:
+    """Return how many operators the sites come to, before and after: ``31 → 5 operators``."""
+    return _operators(*totals(plan.sites))
+
+
+def merged(site: Site) -> str:
+    """Return the branches of a site and the convolution that they become; equal branches are counted."""
+    branches = (f"{times} of ({name})" if times > 1 else name for name, times in Counter(site.branches).items())
+    return f"{', '.join(branches)} → {site.kernel}"
+
+
+def refusals_view(refusals: Sequence[Refusal], title: str = "Not fused") -> Iterator[RenderableType]:
+    """Yield each kind of refusal once: how often, why, where and what to do."""
+    if not refusals:
+        return
+    yield heading(title)
+    ordered = sorted(refusals, key=lambda refusal: (refusal.code, refusal.reason))
+    for (code, reason), group in groupby(ordered, key=lambda refusal: (refusal.code, refusal.reason)):
+        same = list(group)
+        yield indented(Text.assemble((code, "bold yellow"), f"  {plural(len(same), 'place')}"))
+        rows = [
+            ("why", reason),
+            ("where", first([refusal.where for refusal in same])),
+            ("cost", declined(same)),
+            ("do", same[0].hint),
+        ]
+        yield Padding(facts(rows), (0, 0, 1, 2))
+
+
+def declined(refusals: Sequence[Refusal]) -> str:
+    """Return what the refused places cost as they are, and what they would cost merged, as far as that is known."""
+    known = [(refusal.before, refusal.after) for refusal in refusals if refusal.before and refusal.after]
+    if not known:
+        return ""
+    return _costs(total(before for before, _ in known), total(after for _, after in known))
+
+
+def refusals_line(refusals: Sequence[Refusal]) -> str:
+    """Return how many places were refused for what: ``cost (2), shift-before-padding (1)``."""
+    return ", ".join(f"{code} ({times})" for code, times in Counter(refusal.code for refusal in refusals).most_common())
+
+
+def _costs(before: Cost, after: Cost, *, macs: bool = True) -> str:
+    of_macs = f", {change(count(before.macs), count(after.macs))} multiply-accumulates" if macs else ""
+    return _operators(before, after) + of_macs
+
+
+def _operators(before: Cost, after: Cost) -> str:
+    return f"{change(count(before.launches), count(after.launches))} operators"
+
+
+def totals(sites: Sequence[Site]) -> tuple[Cost, Cost]:
+    """Return what the sites cost together, before and after."""
+    return total(site.before for site in sites), total(site.after for site in sites)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """Return the sum of costs."""
+    return sum(costs, start=Cost())
+
+
+# What a topic tells, what a refusal code means, and the list of both.
+
+
+def explain_view(code: str, explanation: Explanation) -> Iterator[RenderableType]:
+    """Yield the meaning of one code and what to do."""
+    yield Text.assemble((code, "bold yellow"), f": {explanation.title}")
+    yield Padding(facts([("meaning", explanation.meaning), ("do", explanation.hint)]), (1, 0, 0, 0))
+
+
+def topic_view(name: str, topic: Topic) -> Iterator[RenderableType]:
+    """Yield what one topic tells."""
+    yield Text.assemble((name, "bold yellow"), f": {topic.title}")
+    yield Padding(Text(topic.opening), (1, 0))
+    yield facts(topic.points.items())
+
+
+def list_view(topics: Mapping[str, Topic], codes: Mapping[str, Explanation]) -> Iterator[RenderableType]:
+    """Yield every topic and every code with its title."""
+    yield heading("Topics")
+    yield facts((name, topics[name].title) for name in topics)
+    yield heading("Refusals")
+    yield facts((code, codes[code].title) for code in sorted(codes))

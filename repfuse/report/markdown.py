@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from repfuse.report.bench_view import speedup
-from repfuse.report.page import Page
+from repfuse.benching.results import Measurement
+from repfuse.plans import Site
+from repfuse.report.bench_view import speedup, where
+from repfuse.report.page import Page, counted, share
 from repfuse.report.reading import Told
-from repfuse.report.tables import plural
+from repfuse.report.tables import duration, plural
 from repfuse.wording import printable
 
 TIMES_SHOWN = 2
@@ -33,7 +35,16 @@ def _changes(page: Page) -> Iterator[Sequence[str]]:
     for name, before, after, changed, _ in page.amounts:
         yield name, before, after, changed
     for row in page.speeds[:TIMES_SHOWN]:
-        yield text(row.label), *row.times, speedup(row.entry)
+        yield text(where(row)), *_times(row), speedup(row)
+
+
+def _times(row: Measurement) -> tuple[str, str]:
+    return duration(row.original.median), duration(row.fused.median)
+
+
+def _formula(site: Site) -> str:
+    branches = (f"{times} of {branch}" if times > 1 else branch for branch, times in counted(site.branches))
+    return f"{' | '.join(branches)} → {site.kernel}"
 
 
 def _folded(page: Page) -> Iterator[str]:
@@ -41,20 +52,16 @@ def _folded(page: Page) -> Iterator[str]:
     yield f"<details><summary>{plural(len(plan.sites), 'site')}, {plural(len(plan.refusals), 'refusal')}</summary>"
     yield ""
     if page.speeds:
-        rows = ((text(row.label), *row.times, speedup(row.entry), row.share) for row in page.speeds)
+        rows = ((text(where(row)), *_times(row), speedup(row), share(row)) for row in page.speeds)
         yield from (*_table(("", "before", "after", "", "of a matrix product's speed"), "lrrrr", rows), "")
     if page.kinds:
-        rows = (
-            (str(len(kind.sites)), code(kind.formula), kind.predicted, kind.measured, kind.worst) for kind in page.kinds
-        )
+        rows = ((str(len(sites)), code(_formula(sites[0])), *page.numbers(sites)) for sites in page.kinds)
         yield from (*_table(("sites", "formula", "predicted", "measured", "error"), "rlrrr", rows), "")
     if page.refused:
-        refusals = ((each.code, each.places, code(each.where), text(each.hint)) for each in page.refused)
+        refusals = ((each.code, places, code(place), text(each.hint)) for each, places, place, _ in page.refused)
         yield from (*_table(("not merged", "", "where", "what to do"), "llll", refusals), "")
-    facts = [
-        (text(name), text(value))
-        for name, value in (*page.health, *(("timing", each) for each in page.untimed), *page.agreement, *page.few_bits)
-    ]
+    said = [*page.health, *(("timing", each) for each in page.untimed), *page.agreement(), *page.few_bits]
+    facts = [(text(name), text(value)) for name, value in said]
     made = (*page.environment, ("made by", page.told.conversion.command))
     yield from _table(("", ""), "ll", [*facts, *((name, code(value)) for name, value in made if value)])
     yield ""

@@ -11,22 +11,35 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from math import log
 from pathlib import Path
 from typing import Any
 
-from repfuse.benching.results import SiteTiming
+from repfuse.benching.results import Measurement, SiteTiming
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT
-from repfuse.health import MEANINGS, Ailment
 from repfuse.planning.cost import price
 from repfuse.plans import Cost, Refusal, Site
 from repfuse.quantization import SiteKernels
-from repfuse.report.chart import Axis, Speed, range_axis, speed_axis
-from repfuse.report.convert_view import chosen_line, equalized_line, example_line, gain_line, name_of, verified_line
-from repfuse.report.plan_view import declined, int8_line, int8_row, operators, total, totals
+from repfuse.report.bench_view import gain, speed, where
+from repfuse.report.convert_view import (
+    achieved,
+    chosen_line,
+    declined,
+    example_line,
+    gain_line,
+    health_rows,
+    int8_line,
+    int8_row,
+    name_of,
+    operators,
+    total,
+    totals,
+    verified_line,
+)
 from repfuse.report.reading import Told
 from repfuse.report.schema import Status
-from repfuse.report.tables import alone, change, count, duration, error, percent, plural, size, times
+from repfuse.report.tables import alone, change, count, duration, error, interval, percent, plural, size, times
 from repfuse.report.verify_view import data_lines, few_bits_lines
 from repfuse.wording import listed, printable
 
@@ -46,32 +59,6 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """The sites of one formula: its branches, each as layers with the sign before them, and what they become."""
-
-    branches: tuple[tuple[int, tuple[Pair, ...]], ...]
-    kernel: str
-    formula: str
-    sites: tuple[Site, ...]
-    predicted: str
-    measured: str
-    worst: str
-
-
-@dataclass(frozen=True)
-class Refused:
-    """The places that are refused for one reason; ``lost`` is the predicted time that they go on taking, in bytes."""
-
-    code: str
-    reason: str
-    hint: str
-    places: str
-    where: str
-    cost: str
-    lost: float
-
-
-@dataclass(frozen=True)
 class Page:
     """What the page says, in its order."""
 
@@ -88,7 +75,7 @@ class Page:
         status, later = self.told.conversion.status, self.told.verification
         if status == "failed" or (later and later.verdict == "different"):
             return "bad"
-        slower = bool(self.speeds) and self.speeds[0].entry.verdict == "slower"
+        slower = bool(self.speeds) and self.speeds[0].verdict == "slower"
         return "unsure" if status != "converted" or slower or (later and later.verdict != "same") else "good"
 
     @property
@@ -103,15 +90,13 @@ class Page:
         if conversion.status == "failed":
             reason = conversion.proof.reason if conversion.proof and not conversion.proof.passed else ""
             return f"The check failed, and nothing was written. {reason}".rstrip()
-        equalized = conversion.equalization if conversion.equalization and conversion.equalization.tensors else None
-        if not self.told.plan.sites and not equalized:
-            return "No place can be merged." if self.told.plan.refusals else "There is nothing that could be merged."
-        parts = [operators(self.told.plan)] if self.told.plan.sites else []
-        parts += [equalized_line(equalized.scales)] if equalized else []
-        if conversion.proof and conversion.proof.error is not None:
-            parts.append(f"exact to {error(conversion.proof.error)}")
+        plan, proof, equalized = self.told.plan, conversion.proof, conversion.equalization
+        scales = equalized.scales if equalized and equalized.tensors else 0
+        if not plan.sites and not scales:
+            return "No place can be merged." if plan.refusals else "There is nothing that could be merged."
+        parts = achieved(plan, scales, [proof.error] if proof else [])
         if self.speeds:
-            parts.append(f"{self.speeds[0].sentence} at {self.speeds[0].label}")
+            parts.append(f"{speed(self.speeds[0])} at {where(self.speeds[0])}")
         if later and later.data and later.data.accuracy_original is not None:
             both = percent(later.data.accuracy_original), percent(later.data.accuracy_fused)
             parts.append(f"accuracy {change(*both)}")
@@ -119,14 +104,9 @@ class Page:
         return ", ".join(parts) + "." + found
 
     @cached_property
-    def speeds(self) -> tuple[Speed, ...]:
+    def speeds(self) -> list[Measurement]:
         """The rows of the chart."""
-        return tuple(Speed(each) for timing in self.told.timings for each in timing.measurements)
-
-    @property
-    def axis(self) -> Axis | None:
-        """The axis of the chart, where something was timed."""
-        return speed_axis(self.speeds) if self.speeds else None
+        return [each for timing in self.told.timings for each in timing.measurements]
 
     @property
     def untimed(self) -> list[str]:
@@ -134,8 +114,8 @@ class Page:
         left_out = [f"not timed in {why}" for timing in self.told.timings for why in timing.left_out]
         odd = defaultdict[str, list[str]](list)
         for row in self.speeds:
-            for each in row.entry.warnings:
-                odd[each].append(row.label)
+            for each in row.warnings:
+                odd[each].append(where(row))
         return left_out + [f"{'; '.join(labels)}: {warning}" for warning, labels in odd.items()]
 
     @property
@@ -157,19 +137,17 @@ class Page:
         return [(name, text(old), text(new), _changed(new / old), new / old) for name, text, old, new in rows if old]
 
     @cached_property
-    def kinds(self) -> list[Kind]:
+    def kinds(self) -> list[list[Site]]:
         """The sites by formula, in the order in which the network has the first of each."""
         groups = defaultdict[tuple[tuple[str, ...], str], list[Site]](list)
         for site in self.told.plan.sites:
             groups[site.branches, site.kernel].append(site)
-        return [self._kind(*formula, sites) for formula, sites in groups.items()]
+        return list(groups.values())
 
-    def _kind(self, branches: tuple[str, ...], kernel: str, sites: list[Site]) -> Kind:
-        counted = Counter(branches).items()
-        drawn = tuple((times, layers(branch)) for branch, times in counted)
-        written = " | ".join(f"{times} of {branch}" if times > 1 else branch for branch, times in counted)
-        gains = predicted(*totals(sites)), self._measured_of(sites)
-        return Kind(drawn, kernel, f"{written} → {kernel}", tuple(sites), *gains, self._worst_of(sites))
+    def numbers(self, sites: Sequence[Site]) -> tuple[str, str, str]:
+        """Return how much faster sites are predicted to be and were measured to be, and how far the worst is off."""
+        known = [each for site in sites if (each := self.errors.get(site.path)) is not None]
+        return predicted(*totals(sites)), self._measured_of(sites), error(max(known, default=None))
 
     def _measured_of(self, sites: Sequence[Site]) -> str:
         """Return how many times as fast these places are by themselves, and the gain in the network."""
@@ -180,10 +158,6 @@ class Page:
         gained = sum(each.gain.value for each in timed if each.gain)
         ratio = times(sum(each.before for each in timed) / sum(each.after for each in timed))
         return f"{ratio}, {duration(gained)}" if all(each.gain for each in timed) else ratio
-
-    def _worst_of(self, sites: Sequence[Site]) -> str:
-        known = [each for site in sites if (each := self.errors.get(site.path)) is not None]
-        return error(max(known, default=None))
 
     @cached_property
     def timed_sites(self) -> dict[str, SiteTiming]:
@@ -197,14 +171,9 @@ class Page:
         return {site.path: site.error for site in proof.sites} if proof else {}
 
     @property
-    def kernels(self) -> list[tuple[SiteKernels, tuple[str, ...]]]:
-        """The kernels that rounding hurts most, each with what is left of it: as many as one looks at."""
-        return [(site, int8_row(site)) for site in self.told.conversion.quantization[:KERNELS_SHOWN]]
-
-    @property
-    def ranges(self) -> Axis:
-        """The axis of their ranges."""
-        return range_axis([site for site, _ in self.kernels])
+    def kernels(self) -> tuple[SiteKernels, ...]:
+        """The kernels that rounding hurts most: as many as one looks at."""
+        return self.told.conversion.quantization[:KERNELS_SHOWN]
 
     @property
     def few_bits(self) -> list[Pair]:
@@ -213,27 +182,21 @@ class Page:
         return [("int8", line)] if line else []
 
     @property
-    def refused(self) -> list[Refused]:
-        """The refusals by reason, first those that cost most."""
+    def refused(self) -> list[tuple[Refusal, str, str, str]]:
+        """A refusal of each reason, how many there are, where, and what they cost; first those that cost most."""
         groups = defaultdict[Pair, list[Refusal]](list)
         for refusal in self.told.plan.refusals:
             groups[refusal.code, refusal.reason].append(refusal)
-        return sorted(map(_refused, groups.values()), key=lambda each: -each.lost)
+        rows = sorted(map(_refused, groups.values()), key=lambda row: -row[0])
+        return [row[1:] for row in rows]
 
     @property
     def health(self) -> list[Pair]:
         """Weights that look wrong: each kind with what it means, and where."""
-        found = defaultdict[Ailment, list[str]](list)
-        for each in self.told.conversion.health:
-            found[each.what].append(f"{each.name} ({each.count} of {each.of})")
-        return [(what, f"{MEANINGS[what]}; {listed(names)}") for what, names in found.items()]
+        return health_rows(self.told.conversion.health, listed)
 
-    @property
-    def agreement(self) -> list[Pair]:
-        """How far the networks agree: proven, as stored, in the written file, on real data."""
-        return list(self._agreement())
-
-    def _agreement(self) -> Iterator[Pair]:
+    def agreement(self) -> Iterator[Pair]:
+        """Yield how far the networks agree: proven, as stored, in the written file, on real data."""
         conversion, later = self.told.conversion, self.told.verification
         if proof := conversion.proof:
             known = [each for each in self.errors.values() if each is not None]
@@ -245,17 +208,15 @@ class Page:
         if conversion.drift and (worst := conversion.drift.worst):
             off, own, allowed = map(error, worst.numbers)
             yield f"as stored, {worst.dtype}", f"{off} (the original's own {own}, {allowed} allowed)"
-        for gain in conversion.equalization.gains if conversion.equalization else ():
-            yield f"equalised, {gain.bits} bits", gain_line(gain)
+        for gained in conversion.equalization.gains if conversion.equalization else ():
+            yield f"equalised, {gained.bits} bits", gain_line(gained)
         if conversion.output and conversion.output.verified:
             yield "the written file", verified_line(conversion.output.verified)
         if later:
             yield "verified later", f"{later.verdict}: {later.reason}"
             yield from data_lines(later.data) if later.data else ()
-            if later.few_bits:
-                yield from (
-                    (f"{later.few_bits.bits} bits, {name}", line) for name, line in few_bits_lines(later.few_bits)
-                )
+        if few := later and later.few_bits:
+            yield from ((f"{few.bits} bits, {name}", line) for name, line in few_bits_lines(few))
 
     @property
     def environment(self) -> list[Pair]:
@@ -280,17 +241,14 @@ class Page:
         """Return a site's row: path, operators, multiply-accumulates, predicted and measured gain, error."""
         before, after = site.before, site.after
         work = change(count(before.launches), count(after.launches)), change(count(before.macs), count(after.macs))
-        return site.path or ROOT, *work, predicted(before, after), self._measured_of([site]), self._worst_of([site])
-
-    @property
-    def together(self) -> tuple[str, str]:
-        """How many operators the sites have, and how much faster they are predicted to be together."""
-        return operators(self.told.plan), predicted(*totals(self.told.plan.sites))
+        return site.path or ROOT, *work, *self.numbers([site])
 
 
 def as_html(told: Told) -> str:
     """Return the page. Raises RepfuseError where the extra is missing."""
-    return rendered("report.html.j2", page=Page(told), folded=len(told.plan.sites) > OPEN_SITES)
+    texts = (duration, gain, int8_row, interval, operators, share, where)
+    functions = {each.__name__: each for each in (*texts, counted, layers, limit, range_axis, speed_axis)}
+    return rendered("report.html.j2", page=Page(told), folded=len(told.plan.sites) > OPEN_SITES, **functions)
 
 
 def rendered(template: str, **said: Any) -> str:
@@ -327,6 +285,16 @@ def _shown(value: Any) -> Any:
     return printable(value) if type(value) is str else value
 
 
+def share(row: Measurement) -> str:
+    """Return the share of this machine's speed that the fused network reaches; nothing where that is not known."""
+    return "" if row.fused.of_machine is None else percent(row.fused.of_machine)
+
+
+def counted(branches: Sequence[str]) -> list[tuple[str, int]]:
+    """Return each branch of a site once, and how often it is there."""
+    return list(Counter(branches).items())
+
+
 def layers(branch: str) -> tuple[Pair, ...]:
     """Return the layers of a branch, each with the sign before it: ``conv 3x3 + norm → conv 1x1`` has three. What is
     in brackets is one.
@@ -350,15 +318,65 @@ def _changed(share: float) -> str:
     return "the same" if share == 1 else f"{100 * share - 100:+.0f} %".replace("-", "−")
 
 
-def _refused(same: list[Refusal]) -> Refused:
-    first, known = same[0], [(each.before, each.after) for each in same if each.before and each.after]
-    before, after = total(one for one, _ in known), total(other for _, other in known)
-    gain = f", predicted {_compared(price(before) / price(after))}" if price(after) and price(before) else ""
-    cost = f"{declined(same)}{gain}" if known else ""
+def _refused(same: list[Refusal]) -> tuple[float, Refusal, str, str, str]:
+    """Return the predicted time that the places of one reason go on taking, in bytes, and what is said of them."""
+    known = [(each.before, each.after) for each in same if each.before and each.after]
+    before, after = (price(total(costs)) for costs in zip(*known, strict=True)) if known else (0.0, 0.0)
+    gain = ""
+    if before and after:
+        said = f"{times(before / after)} faster" if before >= after else f"{times(after / before)} slower"
+        gain = f", predicted {said}"
     where = listed(dict.fromkeys(each.where for each in same))
-    places, lost = plural(len(same), "place"), price(before) - price(after)
-    return Refused(first.code, first.reason, first.hint, places, where, cost, lost)
+    return before - after, same[0], plural(len(same), "place"), where, f"{declined(same)}{gain}"
 
 
-def _compared(ratio: float) -> str:
-    return f"{times(ratio)} faster" if ratio >= 1 else f"{times(1 / ratio)} slower"
+# Charts on a logarithmic axis: a row for each measurement, and for each kernel. The template draws them.
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A logarithmic axis between its ``ends``: twice as much is as far from 1 as half as much."""
+
+    ends: tuple[float, float]
+
+    @property
+    def ticks(self) -> list[float]:
+        """Round numbers, as many as have room."""
+        span = self.ends[1] / self.ends[0]
+        steps = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if span < 3 else (1, 2, 5) if span < 300 else (1,)
+        candidates = (step * 10**power for power in range(-9, 10) for step in steps)
+        return [each for each in candidates if self.ends[0] < each < self.ends[1]]
+
+    def at(self, number: float) -> str:
+        """Return where a number stands on the axis, in percent of its width; at its beginning, what is less."""
+        least, greatest = map(log, self.ends)
+        return f"{100 * (log(max(number, self.ends[0])) - least) / (greatest - least):.2f}%"
+
+    def holds(self, number: float | None) -> bool:
+        """Whether the axis reaches so far."""
+        return number is not None and self.ends[0] < number < self.ends[1]
+
+
+def limit(row: Measurement) -> float | None:
+    """Return the ratio that a network has which is as fast as this machine gets: as a plain matrix product."""
+    return row.speedup * row.fused.median / row.fused.floor if row.fused.floor else None
+
+
+def speed_axis(rows: Sequence[Measurement]) -> Axis:
+    """Return an axis that holds 1 and all ratios; a limit far beyond all ratios is not drawn."""
+    over = [row.over_eager.value for row in rows if row.over_eager]
+    least = min(1.0, *over, *(row.low for row in rows))
+    greatest = max(1.0, *over, *(row.high for row in rows))
+    limits = [each for row in rows if (each := limit(row)) and each < 4 * greatest]
+    return Axis((least / 1.12, max(greatest, *limits, 1.0) * 1.12))
+
+
+RANGES_SHOWN = 1e5
+"""A channel whose range is so many times smaller than the largest is drawn at the beginning of the axis."""
+
+
+def range_axis(sites: Sequence[SiteKernels]) -> Axis:
+    """Return an axis that holds the ranges of the channels of all kernels."""
+    found = [size for site in sites for size in (*site.before.ranges, *site.after.ranges) if size > 0]
+    greatest = max(found, default=1.0)
+    return Axis((max(min(found, default=1.0), greatest / RANGES_SHOWN) / 1.12, greatest * 1.12))

@@ -122,6 +122,11 @@ def heading(text: str, style: str = "bold") -> Text:
     return Text(f"\n{text}", style=style)
 
 
+def indented(said: RenderableType, columns: int = 2) -> Padding:
+    """Return what belongs to the heading above it; a text is shown as it is."""
+    return Padding(Text(said) if isinstance(said, str) else said, (0, 0, 0, columns))
+
+
 def table(columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str]]) -> Padding:
     """Return a table. A column is a title, or a title and ``NUMBER``: those are aligned right and never broken."""
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", padding=(0, 1))
@@ -133,7 +138,7 @@ def table(columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str]
             made.add_column(title, overflow="fold")
     for row in rows:
         made.add_row(*map(Text, row))
-    return Padding(made, (0, 0, 0, 2))
+    return indented(made)
 
 
 def facts(pairs: Iterable[tuple[str, RenderableType]]) -> Padding:
@@ -144,7 +149,7 @@ def facts(pairs: Iterable[tuple[str, RenderableType]]) -> Padding:
     for name, value in pairs:
         if value != "":
             grid.add_row(name, Text(value) if isinstance(value, str) else value)
-    return Padding(grid, (0, 0, 0, 2))
+    return indented(grid)
 
 
 def first(names: Sequence[str]) -> str:
@@ -156,4 +161,4 @@ def first(names: Sequence[str]) -> str:
 def notes(lines: Iterable[str]) -> Iterable[RenderableType]:
     """Yield each line as a note to the user."""
     for line in lines:
-        yield Padding(Text.assemble(("note: ", "bold yellow"), line), (0, 0, 0, 2))
+        yield indented(Text.assemble(("note: ", "bold yellow"), line))

@@ -1,40 +1,160 @@
-"""A verification for people: the errors of each output, real data, where they part, the verdict last."""
+"""A verification for people: every check on a line, the errors of each output, real data, the verdict last."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from repfuse.report.checks_view import Check, checks_view, of_drift, of_proof, of_site_drift, of_stored
 from repfuse.report.tables import (
     BAD,
     GOOD,
+    NOTHING,
+    NUMBER,
     UNSURE,
+    alone,
     change,
     decibels,
     error,
     facts,
     heading,
+    indented,
     notes,
     percent,
     plural,
     shape,
+    table,
 )
+from repfuse.wording import apart, small
 
 if TYPE_CHECKING:
-    from repfuse.checking.results import FewBits, FirstDifference, Flip, Flips, OutputError, RealData, Verification
+    from repfuse.checking.results import (
+        Comparison,
+        Drift,
+        FewBits,
+        FirstDifference,
+        Flip,
+        Flips,
+        OutputVerdict,
+        Proof,
+        RealData,
+        Verification,
+        WeightProof,
+    )
+
+OUTPUTS_SHOWN = 4
+"""As many as one reads; --json has all."""
+
+COLUMNS = ("Check", "Of what", ("Error", NUMBER), ("Allowed", NUMBER), "")
+
+
+class Check(NamedTuple):
+    """One line: of what, how far off, how far it may be, and where it was ``worst``.
+
+    ``own`` is the original's error there, where it has one too; the numbers are relative to the whole output.
+    """
+
+    level: str
+    what: str
+    worst: str
+    error: str
+    allowed: str
+    passed: bool
+    own: str = ""
+
+
+def checks_view(checks: Sequence[Check], *, verbose: bool) -> Iterator[RenderableType]:
+    """Yield the checks as a table, and where each was worst: of those that fail, or of all."""
+    yield heading("Checks")
+    verdicts = ("FAILED", "passed")
+    yield table(COLUMNS, [(row.level, row.what, row.error, row.allowed, verdicts[row.passed]) for row in checks])
+    for row in checks:
+        if row.worst and (verbose or not row.passed):
+            own = f"; the original's own error there is {row.own}" if row.own else ""
+            yield indented(f"{row.level}, {row.what}: worst: {row.worst}{own}")
+
+
+def of_proof(proof: Proof) -> Iterator[Check]:
+    """Yield what was proven in float64: the sites, their stored weights, and the whole network."""
+    if proof.sites:
+        worst = max(proof.sites, key=lambda site: (not site.comparison.passed, site.comparison.error or 0.0))
+        found, passed = worst.comparison.worst, all(site.comparison.passed for site in proof.sites)
+        place = f"{worst.path}, {found[0].label}" if found else worst.path
+        reached, allowed = apart(worst.comparison.error or 0.0, worst.comparison.tolerance)
+        reached = NOTHING if worst.comparison.error is None else reached
+        yield Check("proof, float64", alone(len(proof.sites)), place, reached, allowed, passed)
+        yield from _weights([weight for site in proof.sites for weight in site.weights])
+    yield from of_network(proof.network)
+    if proof.unproven:
+        yield Check("proof", "the rest of the network", ", ".join(proof.unproven[:3]), NOTHING, "equal", False)
+
+
+def _weights(weights: list[WeightProof]) -> Iterator[Check]:
+    if not weights:
+        return
+    worst, wrong = max(weights, key=lambda each: (each.wrong > 0, each.spacings)), sum(each.wrong for each in weights)
+    place = f"{worst.name}, {wrong} wrong" if wrong else ""
+    what = plural(len(weights), "stored tensor")
+    yield Check("proof, float64", what, place, f"{worst.spacings:.2g} ulp", "0.5 ulp", not wrong)
+
+
+def of_network(network: Comparison, which: str = "the whole network") -> Iterator[Check]:
+    """Yield the comparison in float64 of a network, ``which`` it is, with the original, a line per output."""
+    level = "proof, float64" if not network.narrow else "mixed dtypes" if all(network.narrow) else "as stored"
+    for row in network.mismatches[:1]:
+        yield Check(level, which, f"{row.label}: {row.mismatch}", NOTHING, "", False)
+    whole = f"{which} on {plural(len(network.compared), 'input')}"
+    ordered = sorted(network.by_output, key=lambda entry: -entry[1].relative.max)
+    for trial, output in ordered[:OUTPUTS_SHOWN]:
+        numbers, passed = apart(output.relative.max, network.tolerance), output.relative.max <= network.tolerance
+        yield Check(level, _of_output(output.name, len(ordered), whole), trial.label, *numbers, passed)
+
+
+def of_site_drift(proof: Proof) -> Iterator[Check]:
+    """Yield the drift of the sites, each alone, against the bound of the arithmetic."""
+    drifts = [(site.path, site.drift) for site in proof.sites if site.drift]
+    if drifts:
+        path, worst = max(drifts, key=lambda entry: entry[1].of_bound)
+        passed = all(drift.passed for _, drift in drifts)
+        reached, bound = apart(worst.of_bound, 1.0, "{:.2g}".format)
+        place = f"{path}, {worst.trial}"
+        yield Check(f"drift, {worst.dtype}", alone(len(drifts)), place, reached, f"{bound} x bound", passed)
+
+
+def of_drift(drift: Drift) -> Iterator[Check]:
+    """Yield the drift of the whole network, a line per output."""
+    if drift.problem and drift.measured:
+        yield Check("drift", "the whole network", drift.problem, NOTHING, "", False)
+    worst = sorted(drift.by_output.values(), key=lambda output: -output.used)
+    for output in worst[:OUTPUTS_SHOWN]:
+        of_what = _of_output(output.name, len(worst), "the whole network")
+        numbers, own = output.fused.against(output.allowed), small(output.numbers[1])
+        yield Check(f"drift, {output.dtype}", of_what, output.trial, *numbers, output.passed, own)
+
+
+def _of_stored(outputs: tuple[OutputVerdict, ...]) -> Iterator[Check]:
+    """Yield the comparison in float64 of two networks with their weights as they are stored, a line per output."""
+    ordered = sorted(outputs, key=lambda row: -row.error.relative.over(row.allowed))
+    for output in ordered[:OUTPUTS_SHOWN]:
+        off, of_what = output.error.relative, _of_output(output.name, len(outputs), "weights as stored")
+        yield Check("float64", of_what, output.trial, *off.against(output.allowed), not off.exceeds(output.allowed))
+
+
+def _of_output(name: str, outputs: int, whole: str) -> str:
+    return whole if outputs == 1 else f"{whole}, {name}"
+
 
 VERDICTS = {"same": ("Same.", GOOD), "different": ("Different.", BAD), "could-not-tell": ("Could not tell.", UNSURE)}
 
 
 def verify_view(verification: Verification, *, verbose: bool = False) -> Iterator[RenderableType]:
     """Yield what matters, or all of it."""
-    checks = list(_checks(verification))
-    if checks:
-        yield from checks_view(checks, verbose=verbose)
+    proof, drift = verification.proof, verification.drift
+    checks = [*(of_proof(proof) if proof else ()), *_of_stored(verification.outputs)]
+    checks += [*(of_site_drift(proof) if proof else ()), *(of_drift(drift) if drift else ())]
+    yield from checks_view(checks, verbose=verbose) if checks else ()
     yield heading("Compared")
     yield facts(_compared(verification, verbose=verbose))
     if verification.few_bits:
@@ -43,18 +163,6 @@ def verify_view(verification: Verification, *, verbose: bool = False) -> Iterato
     yield from notes(verification.notes)
     word, style = VERDICTS[verification.verdict]
     yield Text.assemble("\n", (word, style), f" {verification.reason}")
-
-
-def _checks(verification: Verification) -> Iterator[Check]:
-    """Yield the proof where there is one, then both networks as they are stored, and the drift."""
-    proof = verification.proof
-    if proof:
-        yield from of_proof(proof)
-    yield from of_stored(verification.outputs)
-    if proof:
-        yield from of_site_drift(proof)
-    if verification.drift:
-        yield from of_drift(verification.drift)
 
 
 def _compared(verification: Verification, *, verbose: bool) -> Iterator[tuple[str, RenderableType]]:
@@ -71,18 +179,15 @@ def _compared(verification: Verification, *, verbose: bool) -> Iterator[tuple[st
     for trial in compared:
         if trial.mismatch:
             yield "mismatch", f"{trial.label}: {trial.mismatch}"
-    for output in verification.outputs if verbose else ():
-        yield "tolerances", _tolerances(output.error)
+    for row in verification.outputs if verbose else ():
+        off, relative = row.error, row.error.smallest_rtol
+        or_rtol = "" if relative is None else f" or rtol {error(relative)}"  # each, without the other, would pass
+        within = f"atol {error(off.max_abs)}{or_rtol}, of numbers up to {off.scale:.3g}"
+        yield "tolerances", f"{off.name} agrees within {within}"
     if verification.data:
         yield from data_lines(verification.data)
     if verification.first_difference:
         yield "first differs", _parting(verification.first_difference)
-
-
-def _tolerances(output: OutputError) -> str:
-    """Return the smallest tolerances, one of them alone, that would pass in float64."""
-    relative = "" if output.smallest_rtol is None else f" or rtol {error(output.smallest_rtol)}"
-    return f"{output.name} agrees within atol {error(output.max_abs)}{relative}, of numbers up to {output.scale:.3g}"
 
 
 def data_lines(data: RealData) -> Iterator[tuple[str, str]]:
