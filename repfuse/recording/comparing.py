@@ -150,11 +150,13 @@ class Comparison:
                     self.marks.setdefault(mine_call.caller, ("changes-with-size", reason))
 
     def _compare(self, node: fx.Node, mine: Any, other: Any, match: dict[Any, fx.Node]) -> None:
+        if mine is other:
+            return
         if isinstance(mine, fx.Node):
             same = isinstance(other, Step) and (match.get(other) is mine or mine in self._sizes.get(other, ()))
             if not same:
                 self.foreign[node].add(mine)
-        elif isinstance(mine, tuple | list) and isinstance(other, tuple | list) and len(mine) == len(other):
+        elif isinstance(mine, (tuple, list)) and isinstance(other, (tuple, list)) and len(mine) == len(other):
             for one, another in zip(mine, other, strict=True):
                 self._compare(node, one, another, match)
         elif isinstance(mine, dict) and isinstance(other, dict) and mine.keys() == other.keys():

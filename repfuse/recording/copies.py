@@ -16,7 +16,7 @@ from torch import Tensor, jit, nn
 from torch.nn.modules.conv import _ConvNd
 
 from repfuse.errors import RepfuseError
-from repfuse.networks import join, named_tensors
+from repfuse.networks import join, named_modules, named_tensors
 from repfuse.wording import described
 
 Change = Callable[[str, Tensor], Tensor]
@@ -27,14 +27,17 @@ def changed_copy(module: nn.Module, change: Change) -> nn.Module:
 
     Plain tensor attributes count too. Raises RepfuseError where the module cannot be copied.
     """
-    memo = {id(tensor): like(tensor, change(name, tensor)) for name, tensor in named_tensors(module)}
-    return copy_with(module, memo)
+    return _copy(module, {id(tensor): like(tensor, change(name, tensor)) for name, tensor in named_tensors(module)})
 
 
 def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Deep-copy a module with these replacements by identity. Raises RepfuseError where it cannot be copied."""
+    return _copy(module, _hard_to_copy(module, memo) | memo)
+
+
+def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
-        copied: nn.Module = _copied(module, _shared(module) | _hard_to_copy(module, memo) | memo)
+        copied: nn.Module = _copied(module, _shared(module) | memo)
     except Exception as error:
         culprit = _uncopyable(module)
         raise RepfuseError(
@@ -54,8 +57,10 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(module, memo)
     made = memo[id(module)] = object.__new__(type(module))
     # What refers back to a module that deepcopy meets on the way finds the copy that is under way.
-    held = ((name, value) for name, value in vars(module).items() if name != "_compiled_call_impl")
-    made.__dict__.update((name, _copied_value(value, memo)) for name, value in held)
+    held = vars(made)
+    for name, value in vars(module).items():
+        if name != "_compiled_call_impl":
+            held[name] = value if type(value) in _IMMUTABLE else _copied_value(value, memo)
     return made
 
 
@@ -105,13 +110,19 @@ def _hard_to_copy(module: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
     return {id(tensor): like(tensor, tensor.detach().clone()) for tensor in hard}
 
 
+_PLAIN = _IMMUTABLE | {tuple, list, dict, set, OrderedDict}
 _SHARED = (ModuleType, type(threading.Lock()), type(threading.RLock()))
 
 
 def _shared(module: nn.Module) -> dict[int, Any]:
     """Return what a copy has in common with the original: Python's modules, and locks."""
-    values = (value for part in module.modules() for value in vars(part).values())
-    return {id(value): value for value in values if isinstance(value, _SHARED)}
+    return {
+        id(value): value
+        for _, part in named_modules(module)
+        if not _PLAIN.issuperset(map(type, vars(part).values()))  # a look at each in Python takes three times as long
+        for value in vars(part).values()
+        if isinstance(value, _SHARED)
+    }
 
 
 def _uncopyable(module: nn.Module) -> str:

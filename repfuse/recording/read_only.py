@@ -31,9 +31,9 @@ class ReadOnly(OperatorMode):  # type: ignore[no-untyped-call]
     tensors that were written into.
     """
 
-    def __init__(self, stored: Mapping[str, torch.Tensor], *, shared: bool = True) -> None:
+    def __init__(self, stored: Iterable[torch.Tensor], *, shared: bool = True) -> None:
         super().__init__()
-        self.stored = list(stored.values())  # alive, so that nothing else comes to lie where they do
+        self.stored = list(stored)  # alive, so that nothing else comes to lie where they do
         self._storages = {_storage(x) for x in self.stored} - {None} if shared else set()
         self.wrong = False
         self.forget()

@@ -11,7 +11,7 @@ import operator
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -46,15 +46,17 @@ class Subject:
     def __init__(self, network: nn.Module, *, shares_memory: bool) -> None:
         self.network = network
         self.shares_memory = shares_memory
-        named = dict(named_tensors(network))
+        tensors: dict[int, Tensor] = {}
         self.names: dict[int, list[str]] = defaultdict(list)
         for name, tensor in named_tensors(network, remove_duplicate=False):
+            tensors[id(tensor)] = tensor
             self.names[id(tensor)].append(name)
-        self.lies_at = {at: number for number, at in enumerate(dict.fromkeys(map(address, named.values())), 1)}
+        self.lies_at = {at: number for number, at in enumerate(dict.fromkeys(map(address, tensors.values())), 1)}
         self.path_of = {module: path for path, module in named_modules(network)}
         self.stock = {path for module, path in self.path_of.items() if is_stock(module)}
+        self.generated = [module for module in self.path_of if _is_generated(module)]
         self.states = {module: State(module) for module in self.path_of}
-        self.guard = ReadOnly(named, shared=shares_memory)
+        self.guard = ReadOnly(tensors.values(), shared=shares_memory)
 
 
 class Recorder(TorchFunctionMode):
@@ -71,7 +73,7 @@ class Recorder(TorchFunctionMode):
         self.sketches = sketches
         self.shares_memory = subject.shares_memory
         self.found = Run(with_graph=with_graph)
-        self._path_of, self._stock = subject.path_of, subject.stock
+        self._path_of, self._stock, self._generated = subject.path_of, subject.stock, subject.generated
         self._call: Call | None = None
         self._inside = 0
         self._names = subject.names
@@ -87,14 +89,13 @@ class Recorder(TorchFunctionMode):
     def run(self, arguments: Arguments) -> Run:
         """Call the network once and return what it did."""
         placed = self._placeholders(arguments)
-        calls, modules = self.found.calls, [m for m in self._path_of if _is_generated(m)]
         try:
-            with torch.no_grad(), self._noting_calls(), self._interpreting(modules), self.guard, self:
+            with torch.no_grad(), self._noting_calls(), self._interpreting(self._generated), self.guard, self:
                 result = self.network(*arguments.args, **arguments.kwargs)
         except Exception as error:
             error.__repfuse_run__ = self.found  # type: ignore[attr-defined]
             raise
-        root = calls[""][0]
+        root = self.found.calls[""][0]
         self.found.root = root
         root.args, root.kwargs = placed
         self.found.finish(root.output)
@@ -178,7 +179,7 @@ class Recorder(TorchFunctionMode):
         given, by_name = self._noted(given), self._noted(kwargs)
         result, guard = None, self.guard
         guard.forget()
-        if self.sketches and not any(_autocast()) and self._has_data(tensors):
+        if self.sketches and _autocast() is _FULL and self._has_data(tensors):
             with torch._C._DisableTorchDispatch():  # the guard has nothing to see
                 result = shortcut(func, args, kwargs)  # numbers that the weights alone make are real ones
         if result is None:
@@ -282,16 +283,17 @@ class Recorder(TorchFunctionMode):
             return self._node(value)
         if kind is Dimension:
             return self._size_node(value)
-        if isinstance(value, list | tuple) and not hasattr(value, "_fields"):  # or torch.fx's kind of list
-            return (list if isinstance(value, list) else tuple)(map(self._noted, value))
+        if isinstance(value, (tuple, list)):  # or torch.fx's kind of list
+            parts = map(self._noted, value)
+            if hasattr(value, "_fields"):
+                return kind(*parts)
+            return list(parts) if isinstance(value, list) else tuple(parts)
         if kind is dict:
             return {key: self._noted(x) for key, x in value.items()}
         if kind is slice:
             return slice(*map(self._noted, (value.start, value.stop, value.step)))
         if isinstance(value, torch.dtype | torch.device):
             return self._attribute(value)
-        if isinstance(value, tuple):
-            return kind(*map(self._noted, value))
         if isinstance(value, dict) and tensors_of(value):
             return kind((key, self._noted(x)) for key, x in value.items()) if _is_plain_dict(value) else value
         return value
@@ -385,7 +387,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         outer = self._call
         call = self._begin(path, outer, args, kwargs)
-        before = None if path in self._stock and not module._forward_pre_hooks else State(module)
+        before = None if path in self._stock and not module._forward_pre_hooks else self._states[module].now()
         compiled = isinstance(module, jit.ScriptModule)  # it decides unseen: what it does inside is not looked at
         self._inside += compiled
         self.guard.forget()
@@ -410,6 +412,7 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _begin(self, path: str, outer: Call | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        autocast = _autocast()
         if outer is None:
             call = self._begun
             self.found.calls[path].append(call)
@@ -419,8 +422,8 @@ class Recorder(TorchFunctionMode):
             call = Call(path, len(calls), outer, given, by_name, len(self.found.nodes))
             calls.append(call)
             outer.own.append(call)
-            outer.enters_autocast |= _autocast() != outer.autocast
-        call.autocast = _autocast()
+            outer.enters_autocast |= autocast != outer.autocast
+        call.autocast = autocast
         self._call = call
         return call
 
@@ -794,7 +797,13 @@ def _spelling(func: Any) -> tuple[str, Any, bool]:
 
 
 def _autocast() -> tuple[bool, bool]:
+    if not torch._C._is_any_autocast_enabled():
+        return _FULL
     return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+_FULL = False, False
+"""No mixed precision."""
 
 
 def _held(value: Any, depth: int = 0) -> Iterator[Tensor]:
@@ -833,31 +842,52 @@ class State:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._before = [dict(table) for table in self._tables()]
+        tables = _tables(module)
+        self._before = [dict(_entries(table)) for table in tables]
+        now = (table.values() if isinstance(table, dict) else table for table in tables)
+        self._values = [(before.values(), each) for before, each in zip(self._before, now, strict=True)]
+
+    def now(self) -> State:
+        """Return what the module holds now: this, where nothing has changed."""
+        return self if self._is_same() else State(self._module)
+
+    def _is_same(self) -> bool:
+        for before, now in self._values:
+            if len(before) != len(now) or not all(map(operator.is_, before, now)):
+                return False
+        return True
 
     def changes(self) -> Iterator[tuple[Any, Any]]:
         """Yield what was held and what is held instead; _MISSING where there is nothing."""
-        now = self._tables()
+        if self._is_same():
+            return
+        now = _tables(self._module)
         if len(self._before) != len(now):
             yield None, None
             return
-        for one, other in zip(self._before, now, strict=True):
-            if len(one) == len(other) and all(map(operator.is_, one.values(), other.values())):
-                continue
+        for one, table in zip(self._before, now, strict=True):
+            other = dict(_entries(table))
             for key in {**one, **other}:
                 old, new = one.get(key, _MISSING), other.get(key, _MISSING)
                 same = old is new or (type(old) in _ATOMS and type(old) is type(new) and old == new)
                 if not same and key != "forward" and not (type(old) in _CONTAINERS and type(new) is type(old)):
                     yield old, new
 
-    def _tables(self) -> list[dict[Any, Any]]:
-        """Return the attributes, the tables of the module, and the lists, dicts and sets among the attributes."""
-        if isinstance(self._module, jit.ScriptModule):
-            return []
-        held = vars(self._module)
-        lists = [x for name, x in held.items() if type(x) in _CONTAINERS and name[0] != "_"]
-        plain = [x if type(x) is dict else dict(enumerate(x)) for x in lists]
-        return [held, held["_parameters"], held["_buffers"], held["_modules"], *plain]
+
+_Table = dict[Any, Any] | list[Any] | set[Any]
+
+
+def _tables(module: nn.Module) -> list[_Table]:
+    """Return the attributes, the tables of a module, and the lists, dicts and sets among the attributes."""
+    if isinstance(module, jit.ScriptModule):
+        return []
+    held = vars(module)
+    public = [x for name, x in held.items() if type(x) in _CONTAINERS and name[0] != "_"]
+    return [held, held["_parameters"], held["_buffers"], held["_modules"], *public]
+
+
+def _entries(table: _Table) -> Iterable[tuple[Any, Any]]:
+    return table.items() if isinstance(table, dict) else enumerate(table)
 
 
 _MISSING = object()
