@@ -6,9 +6,8 @@ from torch import jit, nn
 from torch.nn.parameter import is_lazy
 
 from repfuse.errors import RepfuseError
-from repfuse.networks import join, named_tensors
+from repfuse.networks import join, named_modules, named_tensors
 
-Done = set[nn.Module]
 AWARE = ("activation_post_process", "weight_fake_quant")
 """How PyTorch calls what it puts into a network that it prepares; an observer of one's own is a module like others."""
 ROUNDING = "torch.ao.quantization.fake_quantize"
@@ -64,9 +63,9 @@ def check_rewritable(network: nn.Module) -> None:
             "Its forward is compiled, and has no Python code left.",
             "Convert the network that it was made from, and script the result.",
         )
-    for module in network.modules():
+    for _, module in named_modules(network):
         kind = type(module).__module__
-        aware = kind != ROUNDING and any(name.startswith(AWARE) for name, _ in module.named_children())
+        aware = kind != ROUNDING and any(name.startswith(AWARE) for name, x in module._modules.items() if x is not None)
         if aware or kind.startswith(INT8):
             raise quantised(f"This {type(network).__name__}", aware=aware)
     if type(network).__name__ == "OptimizedModule":  # telling it by its class would import the compiler
@@ -77,13 +76,19 @@ def check_rewritable(network: nn.Module) -> None:
         )
 
 
-def _cycle(module: nn.Module, path: str = "", above: tuple[nn.Module, ...] = (), done: Done | None = None) -> str:
+def _cycle(network: nn.Module) -> str:
     """Return the path of a module that is also above itself, or ""."""
-    done = set() if done is None else done
-    if module in above:
-        return path
-    if module in done:
-        return ""
-    done.add(module)
-    below = ((join(path, name), child) for name, child in module._modules.items() if child is not None)
-    return next(filter(None, (_cycle(child, inner, (*above, module), done) for inner, child in below)), "")
+    above, done, left = dict[nn.Module, None](), set[nn.Module](), [("", network, False)]
+    while left:
+        path, module, leaving = left.pop()
+        if leaving:
+            del above[module]
+        elif module in above:
+            return path
+        elif module not in done:
+            done.add(module)
+            above[module] = None
+            left.append((path, module, True))
+            below = reversed(module._modules.items())
+            left += [(join(path, name), child, False) for name, child in below if child is not None]
+    return ""

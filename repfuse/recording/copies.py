@@ -64,26 +64,25 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     return made
 
 
-def _copied_value(value: Any, memo: dict[int, Any]) -> Any:  # noqa: PLR0911 - one for each kind
+def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in _IMMUTABLE or (kind is tuple and not value):
+    if kind in _IMMUTABLE or (kind is tuple and _IMMUTABLE.issuperset(map(type, value))):
         return value
-    if kind is tuple and all(type(item) in _IMMUTABLE for item in value):
-        return value
-    if id(value) in memo:
-        return memo[id(value)]
+    known = memo.get(id(value))
+    if known is not None:
+        return known
+    if kind in _CONTAINERS and not value:
+        made = memo[id(value)] = kind()
+        return made
     if kind is dict:
         made = memo[id(value)] = {}
-        made.update((_copied_value(key, memo), _copied_value(item, memo)) for key, item in value.items())
+        for key, item in value.items():
+            made[_copied_value(key, memo)] = _copied_value(item, memo)
         return made
-    if kind is set or kind is OrderedDict:
-        if not value:
-            memo[id(value)] = kind()
-            return memo[id(value)]
-        return copy.deepcopy(value, memo)
     return _copied(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
 
 
+_CONTAINERS = frozenset({dict, list, set, OrderedDict})
 _IMMUTABLE = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
 
 
@@ -110,7 +109,7 @@ def _hard_to_copy(module: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
     return {id(tensor): like(tensor, tensor.detach().clone()) for tensor in hard}
 
 
-_PLAIN = _IMMUTABLE | {tuple, list, dict, set, OrderedDict}
+_PLAIN = _IMMUTABLE | _CONTAINERS | {tuple}
 _SHARED = (ModuleType, type(threading.Lock()), type(threading.RLock()))
 
 

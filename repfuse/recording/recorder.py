@@ -13,7 +13,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class Recorder(TorchFunctionMode):
         """Call the network once and return what it did."""
         placed = self._placeholders(arguments)
         try:
-            with torch.no_grad(), self._noting_calls(), self._interpreting(self._generated), self.guard, self:
+            with torch.no_grad(), self._interpreting(self._generated), self.guard, self:
                 result = self.network(*arguments.args, **arguments.kwargs)
         except Exception as error:
             error.__repfuse_run__ = self.found  # type: ignore[attr-defined]
@@ -184,7 +184,7 @@ class Recorder(TorchFunctionMode):
                 result = shortcut(func, args, kwargs)  # numbers that the weights alone make are real ones
         if result is None:
             result = self._done(func, args, kwargs)
-        if target is not assigned and not tensors_of(result):
+        if target is not assigned and not isinstance(result, Tensor) and not tensors_of(result):
             self._question(_name(func), tensors)
             if result is not None:
                 return result
@@ -195,7 +195,8 @@ class Recorder(TorchFunctionMode):
             self._question(_name(func), tensors)
         if guard.draws:
             self.found.random.add(node)
-        self._write(node, guard.wrote)
+        if guard.wrote:
+            self._write(node, guard.wrote)
         if target is assigned:
             self._remember(args[0], node)
         else:
@@ -247,9 +248,8 @@ class Recorder(TorchFunctionMode):
         self.found.describe(node, tensor, self._values.know(tensor, node))
 
     def _write(self, node: fx.Node, tensors: list[Tensor]) -> None:
-        if tensors:
-            self._writes += 1
-            self.found.write(node, {self._values.storage(x) for x in tensors})
+        self._writes += 1
+        self.found.write(node, {self._values.storage(x) for x in tensors})
 
     def _node(self, tensor: Tensor) -> fx.Node:
         """Return the node whose value a tensor is: a new one where it is read from the model, or comes from nowhere."""
@@ -366,25 +366,11 @@ class Recorder(TorchFunctionMode):
 
     # Calls of modules
 
-    @contextmanager
-    def _noting_calls(self) -> Iterator[None]:
-        plain = nn.Module.__call__
-
-        def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            path = self._path_of.get(module)
-            if path is None or self._inside or threading.get_ident() != self._thread:
-                return plain(module, *args, **kwargs)
-            return self._called(module, path, partial(plain, module), args, kwargs)
-
-        nn.Module.__call__ = noted  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            nn.Module.__call__ = plain  # type: ignore[method-assign]
-
-    def _called(
-        self, module: nn.Module, path: str, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def call(self, plain: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a module by ``plain``, and note it where it is one of the network."""
+        path = self._path_of.get(module)
+        if path is None or self._inside or threading.get_ident() != self._thread:
+            return plain(module, *args, **kwargs)
         outer = self._call
         call = self._begin(path, outer, args, kwargs)
         before = None if path in self._stock and not module._forward_pre_hooks else self._states[module].now()
@@ -392,7 +378,7 @@ class Recorder(TorchFunctionMode):
         self._inside += compiled
         self.guard.forget()
         try:
-            result = plain(*args, **kwargs)
+            result = plain(module, *args, **kwargs)
         except Exception:
             call.meets_errors = True
             if outer is not None:
@@ -506,6 +492,24 @@ class Recorder(TorchFunctionMode):
                 node = self._node(result)
             if node is not None:
                 self._call.lines[number] = node
+
+
+@contextmanager
+def noting_calls() -> Iterator[list[Recorder]]:
+    """Let the last recorder of a list, if there is one, note the calls of modules.
+
+    To begin this takes a millisecond, and as long to end it: Python then looks for all that classes of modules have.
+    """
+    plain, running = nn.Module.__call__, list[Recorder]()
+
+    def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return running[-1].call(plain, module, args, kwargs) if running else plain(module, *args, **kwargs)
+
+    nn.Module.__call__ = noted  # type: ignore[method-assign]
+    try:
+        yield running
+    finally:
+        nn.Module.__call__ = plain  # type: ignore[method-assign]
 
 
 class _Interpreter:
@@ -831,7 +835,7 @@ def _is_plain_dict(value: dict[Any, Any]) -> bool:
 def _nearest(names: list[str], path: str) -> str:
     """Return the name, of several of one tensor, that lies within the module at ``path``, or else the first."""
     prefix = f"{path}." if path else ""
-    return next((name for name in names if name.startswith(prefix)), names[0])
+    return names[0] if len(names) == 1 else next((name for name in names if name.startswith(prefix)), names[0])
 
 
 _CONTAINERS = frozenset({list, dict, set})
@@ -853,7 +857,7 @@ class State:
 
     def _is_same(self) -> bool:
         for before, now in self._values:
-            if len(before) != len(now) or not all(map(operator.is_, before, now)):
+            if len(before) != len(now) or (before and not all(map(operator.is_, before, now))):
                 return False
         return True
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT
-from repfuse.networks import join, named_tensors, same_randomness, stored_tensors, why_refused
+from repfuse.networks import join, named_modules, named_tensors, same_randomness, stored_tensors, why_refused
 from repfuse.preconditions import check_rewritable
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.comparing import Comparison, Mark
@@ -24,7 +24,7 @@ from repfuse.recording.constants import Constants, Memory, called
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.other_sizes import other_ranks, try_other_sizes
 from repfuse.recording.read_only import OverwritesItself
-from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address
+from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address, noting_calls
 from repfuse.recording.run import Call, Run
 from repfuse.recording.sizes import RANK, SIZE
 from repfuse.recording.stock import is_stock
@@ -288,44 +288,49 @@ def record(module: nn.Module, arguments: Arguments) -> Recording:
     """
     check_rewritable(module)
     arguments = arguments.distinct()
-    runs = Runs(module)
-    try:
-        first = runs.run(arguments)
-    except RepfuseError:
-        raise
-    except Exception as error:
-        raise _does_not_run(module, arguments, error) from error
-    comparison, inputs = Comparison(first), [arguments]
-    spent = 0.0
+    with noting_calls() as running:
+        runs = Runs(module, running)
+        try:
+            first = runs.run(arguments)
+        except RepfuseError:
+            raise
+        except Exception as error:
+            raise _does_not_run(module, arguments, error) from error
+        comparison, inputs = Comparison(first), [arguments]
+        spent = 0.0
 
-    def attempt(others: Arguments, needed: bool) -> bool:
-        nonlocal spent
-        if spent > _MOST_WORK and not needed:
-            return False
-        run, done = runs.attempt(others, comparison)
-        spent += others.numbers / max(arguments.numbers, _SMALL) * done / max(len(first.nodes), 1)
-        if run is not None:
-            comparison.add(run)
-            inputs.append(others)
-        return run is not None
+        def attempt(others: Arguments, needed: bool) -> bool:
+            nonlocal spent
+            if spent > _MOST_WORK and not needed:
+                return False
+            run, done = runs.attempt(others, comparison)
+            spent += others.numbers / max(arguments.numbers, _SMALL) * done / max(len(first.nodes), 1)
+            if run is not None:
+                comparison.add(run)
+                inputs.append(others)
+            return run is not None
 
-    try_other_sizes(arguments, attempt, thoroughly=first.asks_for_sizes)
-    for others in other_ranks(arguments):
-        run, _ = runs.attempt(others, comparison)
-        if run is not None:
-            comparison.add_rank(run)
+        try_other_sizes(arguments, attempt, thoroughly=first.asks_for_sizes)
+        for others in other_ranks(arguments):
+            run, _ = runs.attempt(others, comparison)
+            if run is not None:
+                comparison.add_rank(run)
     return Recording(module, first, comparison, inputs)
 
 
 class Runs:
-    """Runs copies of a network: over its own memory and without arithmetic, where both can be."""
+    """Runs copies of a network: over its own memory and without arithmetic, where both can be.
 
-    def __init__(self, module: nn.Module) -> None:
+    Calls of modules are noted by the last recorder that is ``running``.
+    """
+
+    def __init__(self, module: nn.Module, running: list[Recorder]) -> None:
         self.module = module
+        self.running = running
         self.shares = not any(
             tensor.layout is not torch.strided or tensor.is_inference() for _, tensor in named_tensors(module)
         )
-        self.sketches = not any(isinstance(part, jit.ScriptModule) for part in module.modules())
+        self.sketches = not any(isinstance(part, jit.ScriptModule) for _, part in named_modules(module))
         self.subject: Subject | None = None
         self.may_hold_more = True  # after a run that failed: nothing says yet that it keeps nothing of what it does
 
@@ -336,6 +341,7 @@ class Runs:
                 subject = self.subject = self.subject or self._copy()
                 subject.guard.wrong = False
                 recorder = Recorder(subject, with_graph=with_graph, sketches=self.sketches)
+                self.running.append(recorder)
                 try:
                     run = recorder.run(arguments.copied())  # a forward may write into what it is given
                 except OverwritesItself:
@@ -357,6 +363,8 @@ class Runs:
                         self.may_hold_more = run.changes_state
                         self.subject = None if run.changes_state else subject
                         return run
+                finally:
+                    self.running.pop()
 
     def _copy(self) -> Subject:
         storages: dict[int, Any] = {}

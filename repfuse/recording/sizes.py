@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 Origin = tuple[Any, ...]
 """A function and its operands, some of which may be sizes, too: ``(operator.mul, h, 2)``; or, for a size of a tensor,
@@ -19,8 +18,7 @@ Origin = tuple[Any, ...]
 SIZE, RANK = "size", "dim"
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """Forward code asked ``question`` of a size that was computed from ``sizes``, beside ``others``.
 
     ``outcome`` is the answer that it can branch on; None where that is not known: a key of a dict, a text. Where it
