@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -30,27 +30,31 @@ class Arguments:
         """Return the arguments with a copy of each tensor that is there a second time: it might be another one."""
         seen: set[int] = set()
 
-        def copied(x: Any) -> Any:
-            again = isinstance(x, Tensor) and id(x) in seen
+        def copied(x: Tensor) -> Tensor:
+            again = id(x) in seen
             seen.add(id(x))
             return x.clone() if again else x
 
-        return Arguments(tree_map(copied, self.args), tree_map(copied, dict(self.kwargs)))
+        return self.changed(copied)
 
     def copied(self) -> Arguments:
         """Return copies of the arguments, a tensor that is there twice once."""
         memo: dict[int, Tensor] = {}
+        return self.changed(lambda x: memo.setdefault(id(x), x.clone()))
 
-        def copy_of(x: Any) -> Any:
-            return memo.setdefault(id(x), x.clone()) if isinstance(x, Tensor) else x
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Arguments:
+        """Return the arguments with others in the place of the tensors."""
+        return Arguments(*tree_map_only(Tensor, change, (self.args, dict(self.kwargs))))
 
-        return Arguments(tree_map(copy_of, self.args), tree_map(copy_of, dict(self.kwargs)))
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments, and in them."""
+        return [x for x in tree_leaves((self.args, dict(self.kwargs))) if isinstance(x, Tensor)]
 
     @property
     def numbers(self) -> int:
         """How many numbers the tensors hold."""
-        leaves = tree_leaves((self.args, dict(self.kwargs)))
-        return sum(x.numel() for x in leaves if isinstance(x, Tensor))
+        return sum(x.numel() for x in self.tensors)
 
     def names(self, module: nn.Module) -> list[str]:
         """Return what ``module.forward`` calls its positional arguments. Raises TypeError where they do not fit."""

@@ -1,11 +1,12 @@
-"""Copies of a module for looking at and for rewriting: its structure, with other tensors in it."""
+"""Copies of a module for looking at and for rewriting: its structure, with other tensors in it; and what it holds."""
 
 from __future__ import annotations
 
 import copy
+import operator
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
@@ -140,8 +141,7 @@ def _uncopyable(module: nn.Module) -> str:
 @contextmanager
 def restored(root: nn.Module) -> Iterator[None]:
     """Undo, at the end, what is set on the modules in between, and in their tables."""
-    tables = [vars(module) for module in root.modules() if not isinstance(module, jit.ScriptModule)]
-    tables += [table[kind] for table in tables for kind in ("_parameters", "_buffers", "_modules")]
+    tables = [table for _, module in named_modules(root) for table in _own_tables(module)]
     before = [dict(table) for table in tables]
     try:
         yield
@@ -155,3 +155,66 @@ def like(tensor: Tensor, value: Tensor) -> Tensor:
     """Return ``value`` as what ``tensor`` is: a parameter that is trained or not, or a plain tensor; no history."""
     value = value.detach()
     return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+
+
+class State:
+    """What a module holds, itself, as far as it can be told apart later by identity."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        tables = _tables(module)
+        self._before = [dict(_entries(table)) for table in tables]
+        now = (table.values() if isinstance(table, dict) else table for table in tables)
+        self._values = [(before.values(), each) for before, each in zip(self._before, now, strict=True)]
+
+    def now(self) -> State:
+        """Return what the module holds now: this, where nothing has changed."""
+        return self if self._is_same() else State(self._module)
+
+    def _is_same(self) -> bool:
+        for before, now in self._values:
+            if len(before) != len(now) or (before and not all(map(operator.is_, before, now))):
+                return False
+        return True
+
+    def changes(self) -> Iterator[tuple[Any, Any]]:
+        """Yield what was held and what is held instead; _MISSING where there is nothing."""
+        if self._is_same():
+            return
+        now = _tables(self._module)
+        if len(self._before) != len(now):
+            yield None, None
+            return
+        for one, table in zip(self._before, now, strict=True):
+            other = dict(_entries(table))
+            for key in {**one, **other}:
+                old, new = one.get(key, _MISSING), other.get(key, _MISSING)
+                same = old is new or (type(old) in _IMMUTABLE and type(old) is type(new) and old == new)
+                if not same and key != "forward" and not (type(old) in _WATCHED and type(new) is type(old)):
+                    yield old, new
+
+
+_Table = dict[Any, Any] | list[Any] | set[Any]
+
+
+def _tables(module: nn.Module) -> list[_Table]:
+    """Return the attributes, the tables of a module, and the lists, dicts and sets among the attributes."""
+    own = _own_tables(module)
+    return [*own, *(x for name, x in own[0].items() if type(x) in _WATCHED and name[0] != "_")] if own else []
+
+
+def _own_tables(module: nn.Module) -> list[dict[str, Any]]:
+    """Return the attributes and the tables of a module; none of a scripted one."""
+    if isinstance(module, jit.ScriptModule):
+        return []
+    held = vars(module)
+    return [held, held["_parameters"], held["_buffers"], held["_modules"]]
+
+
+def _entries(table: _Table) -> Iterable[tuple[Any, Any]]:
+    return table.items() if isinstance(table, dict) else enumerate(table)
+
+
+_MISSING = object()
+_WATCHED = frozenset({list, dict, set})
+"""What is looked into, where it is an attribute."""

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from repfuse.recording.arguments import Arguments
 
@@ -56,7 +54,7 @@ def try_other_sizes(arguments: Arguments, attempt: Try, *, thoroughly: bool) -> 
     """Try the network at other sizes than those of the example, so that each axis that is free takes others: both
     larger and smaller ones if ``thoroughly``.
     """
-    leaves = _tensors(arguments)
+    leaves = arguments.tensors
     axes = list(dict.fromkeys((axis, n) for x in leaves for axis, n in enumerate(x.shape)))
     taken: Mapping[Axis, int] = {}
     for fixed in _for_channels(axes):
@@ -85,16 +83,12 @@ def _each_alone(arguments: Arguments, leaves: Sequence[Tensor], attempt: Try) ->
 
 def other_ranks(arguments: Arguments) -> Iterator[Arguments]:
     """Yield arguments without the first axis, and with one more."""
-    tensors = _tensors(arguments)
+    tensors = arguments.tensors
     ranks = [x.dim() for x in tensors]
     if max(ranks, default=0) > 1 and all(x.shape[0] for x in tensors if x.dim() > 1):
-        yield _mapped(arguments, lambda x: x[0] if x.dim() > 1 else x)
+        yield arguments.changed(lambda x: x[0] if x.dim() > 1 else x)
     if ranks and max(ranks) < 4:
-        yield _mapped(arguments, lambda x: x[None])
-
-
-def _tensors(arguments: Arguments) -> list[Tensor]:
-    return [x for x in tree_leaves((arguments.args, dict(arguments.kwargs))) if isinstance(x, Tensor)]
+        yield arguments.changed(lambda x: x[None])
 
 
 def _for_channels(axes: list[Axis]) -> list[list[Axis]]:
@@ -170,11 +164,4 @@ def _resized(arguments: Arguments, sizes: Mapping[Axis, int], only: Tensor | Non
                 x = x.index_select(axis, torch.arange(wanted, device=x.device) % n)
         return x
 
-    return _mapped(arguments, resized)
-
-
-def _mapped(arguments: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:
-    def changed(value: Any) -> Any:
-        return change(value) if isinstance(value, Tensor) else value
-
-    return Arguments(tree_map(changed, arguments.args), tree_map(changed, dict(arguments.kwargs)))
+    return arguments.changed(resized)

@@ -11,7 +11,7 @@ import operator
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from repfuse.networks import named_modules, named_tensors, tensors_of
 from repfuse.recording.arguments import Arguments
+from repfuse.recording.copies import State
 from repfuse.recording.read_only import OverwritesItself, ReadOnly
 from repfuse.recording.run import Call, Node, Question, Run, Step, assigned, set_data, unknown
 from repfuse.recording.shortcuts import shortcut
@@ -74,6 +75,7 @@ class Recorder(TorchFunctionMode):
         self.shares_memory = subject.shares_memory
         self.found = Run(with_graph=with_graph)
         self._path_of, self._stock, self._generated = subject.path_of, subject.stock, subject.generated
+        self._begun = Call("", 0, None, autocast=_autocast())
         self._call: Call | None = None
         self._inside = 0
         self._names = subject.names
@@ -221,10 +223,8 @@ class Recorder(TorchFunctionMode):
         assert self._call is not None
         return self._call
 
-    def _make(
-        self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call | None = None
-    ) -> Any:
-        call = call or self._current
+    def _make(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = self._current
         node = self.found.make(op, target, args, kwargs)
         self.found.add(node, call)
         state = self.found.autocast_of[node] = _autocast()
@@ -258,7 +258,7 @@ class Recorder(TorchFunctionMode):
             return node
         names = self._names.get(id(tensor))
         if names is None:
-            return self._unknown(tensor, self._current)
+            return self._unknown(tensor)
         call = self._current
         key = (call, id(tensor))
         read, writes = self._read.get(key, (None, -1))
@@ -268,8 +268,8 @@ class Recorder(TorchFunctionMode):
             self.found.describe(read, tensor, self._values.storage(tensor))
         return read
 
-    def _unknown(self, tensor: Tensor, call: Call) -> fx.Node:
-        node: fx.Node = self._make("call_function", unknown, (), {}, call)
+    def _unknown(self, tensor: Tensor) -> fx.Node:
+        node: fx.Node = self._make("call_function", unknown, (), {})
         self.found.unknown[node] = tensor
         self._remember(tensor, node)
         return node
@@ -329,40 +329,17 @@ class Recorder(TorchFunctionMode):
 
     def _placeholders(self, arguments: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Make a node for each argument that is a tensor or holds one; return the arguments with nodes in them."""
-        call = Call("", 0, None)
+        self._call = self._begun
         names = arguments.names(self.network)
-        placed = [self._placed(name, value, call) for name, value in zip(names, arguments.args, strict=True)]
-        by_name = {name: self._placed(name, value, call) for name, value in arguments.kwargs.items()}
-        self._begun = call
-        return tuple(placed), by_name
+        placed = tuple(self._placed(name, value) for name, value in zip(names, arguments.args, strict=True))
+        by_name = {name: self._placed(name, value) for name, value in arguments.kwargs.items()}
+        self._call = None
+        return placed, by_name
 
-    def _placed(self, name: str, value: Any, call: Call) -> Any:
-        if not tensors_of(value):
-            return value
-        node = self.found.make("placeholder", name, (), {})
-        self.found.add(node, call)
-        return self._place(value, node, call)
-
-    def _place(self, value: Any, node: fx.Node, call: Call) -> Any:
-        if isinstance(value, Tensor):
-            self._remember(value, node)
-            return node
-        if isinstance(value, tuple | list):
-            parts = [
-                self._place(x, self._make("call_function", operator.getitem, (node, index), {}, call), call)
-                if tensors_of(x)
-                else x
-                for index, x in enumerate(value)
-            ]
-            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-        if isinstance(value, dict):
-            return {
-                key: self._place(x, self._make("call_function", operator.getitem, (node, key), {}, call), call)
-                if tensors_of(x)
-                else x
-                for key, x in value.items()
-            }
-        return value
+    def _placed(self, name: str, value: Any) -> Any:
+        if tensors_of(value):
+            self._remember_all(value, self._make("placeholder", name, (), {}))
+        return self._noted(value)
 
     # Calls of modules
 
@@ -418,7 +395,7 @@ class Recorder(TorchFunctionMode):
         for x in tensors_of(result):
             if self._values.node(x) is None and id(x) not in self._names:
                 self.found.escaping.update(_nodes((call.args, call.kwargs)))
-                self.found.returned.add(self._unknown(x, call))
+                self.found.returned.add(self._unknown(x))
         return self._noted(result)
 
     def _note_changes(self, call: Call, before: State) -> None:
@@ -733,44 +710,16 @@ _FACTS = frozenset(
 _ATOMS = frozenset({int, float, bool, str, type(None), complex, type(Ellipsis), bytes})
 
 _OPERATORS = {
-    "__getitem__": operator.getitem,
-    "__eq__": operator.eq,
-    "__ne__": operator.ne,
-    "__lt__": operator.lt,
-    "__le__": operator.le,
-    "__gt__": operator.gt,
-    "__ge__": operator.ge,
-    "__and__": operator.and_,
-    "__or__": operator.or_,
-    "__xor__": operator.xor,
-    "__invert__": operator.invert,
-    "__pow__": operator.pow,
-    "__matmul__": operator.matmul,
-    "__floordiv__": operator.floordiv,
-    "__lshift__": operator.lshift,
-    "__rshift__": operator.rshift,
-    "__iand__": operator.iand,
-    "__ior__": operator.ior,
-    "__ixor__": operator.ixor,
-    "__ipow__": operator.ipow,
-    "__ifloordiv__": operator.ifloordiv,
-    "__ilshift__": operator.ilshift,
-    "__irshift__": operator.irshift,
-    "__itruediv__": operator.itruediv,
-    "__setitem__": assigned,
-}
+    f"__{name}__": getattr(operator, f"__{name}__")
+    for name in (
+        "getitem", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "invert", "pow", "matmul", "floordiv",
+        "lshift", "rshift", "iand", "ior", "ixor", "ipow", "ifloordiv", "ilshift", "irshift", "itruediv",
+    )
+} | {"__setitem__": assigned}  # fmt: skip
 _SWAPPED = {
-    "__rsub__": operator.sub,
-    "__rdiv__": operator.truediv,
-    "__rtruediv__": operator.truediv,
-    "__rpow__": operator.pow,
-    "__rmod__": operator.mod,
-    "__rfloordiv__": operator.floordiv,
-    "__rmatmul__": operator.matmul,
-    "__rand__": operator.and_,
-    "__ror__": operator.or_,
-    "__rxor__": operator.xor,
-}
+    f"__r{name}__": getattr(operator, f"__{name}__")
+    for name in ("sub", "truediv", "pow", "mod", "floordiv", "matmul", "and", "or", "xor")
+} | {"__rdiv__": operator.truediv}
 
 
 def _spelled(func: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
@@ -836,62 +785,3 @@ def _nearest(names: list[str], path: str) -> str:
     """Return the name, of several of one tensor, that lies within the module at ``path``, or else the first."""
     prefix = f"{path}." if path else ""
     return names[0] if len(names) == 1 else next((name for name in names if name.startswith(prefix)), names[0])
-
-
-_CONTAINERS = frozenset({list, dict, set})
-
-
-class State:
-    """What a module holds, itself, as far as it can be told apart later by identity."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        tables = _tables(module)
-        self._before = [dict(_entries(table)) for table in tables]
-        now = (table.values() if isinstance(table, dict) else table for table in tables)
-        self._values = [(before.values(), each) for before, each in zip(self._before, now, strict=True)]
-
-    def now(self) -> State:
-        """Return what the module holds now: this, where nothing has changed."""
-        return self if self._is_same() else State(self._module)
-
-    def _is_same(self) -> bool:
-        for before, now in self._values:
-            if len(before) != len(now) or (before and not all(map(operator.is_, before, now))):
-                return False
-        return True
-
-    def changes(self) -> Iterator[tuple[Any, Any]]:
-        """Yield what was held and what is held instead; _MISSING where there is nothing."""
-        if self._is_same():
-            return
-        now = _tables(self._module)
-        if len(self._before) != len(now):
-            yield None, None
-            return
-        for one, table in zip(self._before, now, strict=True):
-            other = dict(_entries(table))
-            for key in {**one, **other}:
-                old, new = one.get(key, _MISSING), other.get(key, _MISSING)
-                same = old is new or (type(old) in _ATOMS and type(old) is type(new) and old == new)
-                if not same and key != "forward" and not (type(old) in _CONTAINERS and type(new) is type(old)):
-                    yield old, new
-
-
-_Table = dict[Any, Any] | list[Any] | set[Any]
-
-
-def _tables(module: nn.Module) -> list[_Table]:
-    """Return the attributes, the tables of a module, and the lists, dicts and sets among the attributes."""
-    if isinstance(module, jit.ScriptModule):
-        return []
-    held = vars(module)
-    public = [x for name, x in held.items() if type(x) in _CONTAINERS and name[0] != "_"]
-    return [held, held["_parameters"], held["_buffers"], held["_modules"], *public]
-
-
-def _entries(table: _Table) -> Iterable[tuple[Any, Any]]:
-    return table.items() if isinstance(table, dict) else enumerate(table)
-
-
-_MISSING = object()
