@@ -18,9 +18,9 @@ from support.folded import example, folded, network
 from support.ticks import Ticks
 from torch import nn
 
-from repfuse.benching.benchmark import bench, judge, timing
+from repfuse.benching.benchmark import bench
 from repfuse.benching.clock import FEWEST_ROUNDS, SHORTEST, Rounds, batched, device_clock, time_rounds
-from repfuse.benching.statistics import outliers, ratio_of_medians
+from repfuse.benching.statistics import judge, outliers, ratio_of_medians, timing
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.loading import load

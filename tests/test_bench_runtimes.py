@@ -19,11 +19,10 @@ from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
 from repfuse.baseline import changes, write_benchmark
-from repfuse.benching import notebook, runtimes, sites
-from repfuse.benching.benchmark import bench, judge, timing
+from repfuse.benching import benchmark, runtimes, sites
+from repfuse.benching.benchmark import bench
 from repfuse.benching.results import Benchmark, Gain, NetworkCost, Ratio, SiteTiming
-from repfuse.benching.statistics import drift, ratio_of_samples
-from repfuse.benching.tuning import tune
+from repfuse.benching.statistics import drift, judge, ratio_of_samples, timing
 from repfuse.checking.verification import verify
 from repfuse.cli.app import app
 from repfuse.errors import RepfuseError
@@ -252,7 +251,7 @@ def test_what_is_in_doubt_is_timed_as_one_layer_and_in_parts(policy, weights, ke
     choice = Choice(policy)
     found = choose(model, inputs, choice)
     with Operations(weights=weights) as clock:
-        tuned = tune(model, found, choice, seconds=0, clock=clock)
+        tuned = sites.tune(model, found, choice, seconds=0, clock=clock)
     assert [site.kernel for site in tuned.plan.sites] == kernels, tuned
     (measured,), (said,) = tuned.plan.measured, tuned.said
     assert (measured.speedup > 1) == (not weights) and ("left in parts" in said) == weights
@@ -280,7 +279,7 @@ class Branches(nn.Module):
 def test_branches_in_doubt_are_timed_as_one_layer_and_apart(policy, weights, merged):
     model, inputs, choice = nn.Sequential(Branches(), nn.ReLU()).eval(), (torch.randn(1, 24, 24, 24),), Choice(policy)
     with Operations(weights=weights) as clock:
-        tuned = tune(model, choose(model, inputs, choice), choice, seconds=0, clock=clock)
+        tuned = sites.tune(model, choose(model, inputs, choice), choice, seconds=0, clock=clock)
     assert len(tuned.plan.sites) == merged and len(tuned.said) == 1, tuned
 
 
@@ -288,7 +287,7 @@ def test_what_is_left_out_is_not_timed():
     model, inputs = nn.Sequential(separable(), separable()), (torch.randn(1, 16, 24, 24),)
     choice = Choice(exclude=("1",))
     with Operations() as clock:
-        tuned = tune(model, choose(model, inputs, choice), choice, seconds=0, clock=clock)
+        tuned = sites.tune(model, choose(model, inputs, choice), choice, seconds=0, clock=clock)
     assert [site.kernel for site in tuned.plan.sites] == ["3x3"] and len(tuned.said) == 1
     assert all(refusal.where.startswith("1") for refusal in tuned.plan.refusals)
 
@@ -297,13 +296,13 @@ def test_what_is_left_out_is_not_timed():
 
 
 def test_the_notebook_is_done_again_cold_and_warm_and_without_its_padding():
-    found = notebook.experiments(rounds=8, seconds=0, clock=Ticks())
-    assert [each.shape for each in found] == [(1, *shape) for shape in notebook.SHAPES]
+    found = benchmark.experiments(rounds=8, seconds=0, clock=Ticks())
+    assert [each.shape for each in found] == [(1, *shape) for shape in benchmark.NOTEBOOK_SHAPES]
     assert all((each.cold, each.warm.value, each.integers.value) == pytest.approx((1, 1, 1)) for each in found)
 
 
 def test_the_notebook_needs_no_files(monkeypatch) -> None:
-    monkeypatch.setattr(notebook, "SHAPES", ((2, 28, 28), (16, 7, 7)))
+    monkeypatch.setattr(benchmark, "NOTEBOOK_SHAPES", ((2, 28, 28), (16, 7, 7)))
     done = CliRunner().invoke(app, ["bench", "--notebook"])
     shown = " ".join(done.stdout.split())
     assert done.exit_code == 0 and "1x2x28x28" in shown and "It is no measurement of speed." in shown, done.stderr

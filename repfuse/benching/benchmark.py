@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,6 @@ from torch.utils.flop_counter import flop_registry
 
 from repfuse.benching.clock import (
     FEWEST_ROUNDS,
-    SHORTEST,
     Call,
     Clock,
     at_least,
@@ -27,16 +27,19 @@ from repfuse.benching.clock import (
     batched,
     device_clock,
     evaluating,
+    time_calls,
     time_rounds,
 )
-from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkCost, Runtime, Timing
+from repfuse.benching.results import Benchmark, ColdCalls, Experiment, Measurement, NetworkCost, Runtime, Timing
 from repfuse.benching.runtimes import Inputs, forget_compiled, started
-from repfuse.benching.statistics import drift, outliers, ratio_of_medians
+from repfuse.benching.statistics import judge, ratio_of_medians, timing
 from repfuse.errors import RepfuseError
+from repfuse.fusing import fuse
 from repfuse.networks import between, device_of, main_dtype, placed, using_threads, why_refused
 from repfuse.preconditions import check_runnable
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import OperatorMode
+from repfuse.samples import NotebookBlock
 from repfuse.wording import Progress, described, dtype_name
 
 # What a network stores and computes.
@@ -93,75 +96,6 @@ def _peak(network: nn.Module, inputs: tuple[Any, ...], weight_bytes: int) -> int
     before = torch.cuda.memory_allocated(device)
     network(*inputs)
     return weight_bytes + torch.cuda.max_memory_allocated(device) - before
-
-
-# What the times of a measurement say, and what to be wary of.
-
-
-OVERHEAD = 50e-6  # seconds: a call this short is mostly Python's and torch's own bookkeeping
-
-
-def judge(
-    original: Timing, fused: Timing, *, batch_size: int, threads: int, rounds: int, runtime: str = Runtime.EAGER
-) -> Measurement:
-    """Return the speed-up with its interval, and warnings; ``rounds`` is the number asked for."""
-    ratio = ratio_of_medians(original.times, fused.times)
-    return Measurement(
-        batch_size=batch_size,
-        threads=threads,
-        original=original,
-        fused=fused,
-        speedup=ratio.value,
-        low=ratio.low,
-        high=ratio.high,
-        warnings=(
-            *_warnings("original", original),
-            *_warnings("fused network", fused),
-            *_drifting(original, fused),
-            *_too_few(len(original.times), rounds),
-        ),
-        runtime=runtime,
-    )
-
-
-def timing(times: tuple[float, ...], calls: int, floor: float | None = None) -> Timing:
-    """Return what is said of times of ``calls`` calls in a row each."""
-    return Timing(statistics.median(times), min(times), max(times), calls, times, floor)
-
-
-def _warnings(name: str, timing: Timing) -> Iterator[str]:
-    if timing.median < OVERHEAD:
-        yield (
-            f"A call of the {name} takes less than {OVERHEAD * 1e6:.0f} microseconds, mostly the overhead of "
-            "calling it: use a larger input or batch."
-        )
-    if timing.median * timing.calls < SHORTEST / 2:
-        yield f"The timings of the {name} are too short for the clock: use a larger input or batch."
-    found = outliers(timing.times)
-    if found and timing.times[0] == timing.slowest:
-        yield f"The first timing of the {name} was much slower than the others: it was not warm yet."
-    elif found:
-        yield (
-            f"{found} of {len(timing.times)} timings of the {name} are outliers, so something else was running: "
-            "repeat this on a quiet machine."
-        )
-
-
-DRIFTS = 1.1  # times as slow, or as fast, as in the first half of the rounds
-
-
-def _drifting(*timings: Timing) -> Iterator[str]:
-    """Warn where all got slower, or all faster: the ratios hold, since both were timed in each round; the times not."""
-    ratios = [drift(each.times) for each in timings]
-    if min(ratios) > DRIFTS or max(ratios) < 1 / DRIFTS:
-        change, word = (min(ratios), "slower") if min(ratios) > 1 else (max(ratios), "faster")
-        share = abs(change - 1)
-        yield f"The machine got {share:.0%} {word} during the measurement: trust the ratio more than the times."
-
-
-def _too_few(done: int, rounds: int) -> Iterator[str]:
-    if done < min(rounds, 2 * FEWEST_ROUNDS):
-        yield f"Only {done} of {rounds} rounds fitted in the time: allow more for a narrower interval."
 
 
 def bench(
@@ -374,3 +308,36 @@ def _matrix_product(network: nn.Module) -> tuple[Call, float]:
     device, side = device_of(network), SIDES.get(device_of(network).type, 512)
     one = torch.ones(side, side, device=device, dtype=main_dtype(network) or torch.float32)
     return partial(torch.mm, one, one), float(side**3)
+
+
+# The experiment that this project began with, as it was done there and as it should be. A notebook fused
+# ``conv3(x) + conv1(x) + x`` with ``padding="same"``, called the block and the one convolution once each, cold, the
+# block first, and claimed a factor of 10.7.
+
+NOTEBOOK_SHAPES = ((2, 28, 28), (16, 56, 56), (64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7))
+
+
+@torch.inference_mode()
+def experiments(
+    *,
+    rounds: int = 40,
+    seconds: float = 3.0,
+    progress: Progress = lambda _stage, _fraction: None,
+    clock: Clock = time.perf_counter,
+) -> tuple[Experiment, ...]:
+    """Do it at each of NOTEBOOK_SHAPES, which takes ``seconds`` or ``rounds`` rounds."""
+    found = []
+    for number, shape in enumerate(NOTEBOOK_SHAPES):
+        progress("the notebook's experiment", number / len(NOTEBOOK_SHAPES))
+        x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+        block = NotebookBlock(shape[0]).eval()
+        first = time_calls(partial(block, x), 1, clock)
+        fused = fuse(block, (x,)).module
+        second = time_calls(partial(fused, x), 1, clock)
+        integers = copy.deepcopy(block)
+        integers.conv3.padding, integers.conv1.padding = (1, 1), (0, 0)
+        calls = [partial(network, x) for network in (block, integers, fused)]
+        times = time_rounds(calls, clock, rounds=rounds, seconds=seconds, progress=lambda _fraction: None).times
+        warm, again = (ratio_of_medians(each, times[2]) for each in times[:2])
+        found.append(Experiment((1, *shape), first / second, warm, again))
+    return tuple(found)

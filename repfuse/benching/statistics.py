@@ -1,13 +1,14 @@
-"""The ratio of two medians, or their difference, and how sure it is."""
+"""What times say: the ratio of two medians, or their difference, how sure it is, and what to be wary of."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from repfuse.benching.results import Gain, Ratio
+from repfuse.benching.clock import FEWEST_ROUNDS, SHORTEST
+from repfuse.benching.results import Gain, Measurement, Ratio, Runtime, Timing
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -74,3 +75,71 @@ def drift(times: Sequence[float]) -> float:
     """Return how many times as slow the second half of the rounds was as the first."""
     half = len(times) // 2
     return statistics.median(times[-half:]) / statistics.median(times[:half]) if half else 1.0
+
+
+# A measurement, with its warnings.
+
+OVERHEAD = 50e-6  # seconds: a call this short is mostly Python's and torch's own bookkeeping
+
+
+def judge(
+    original: Timing, fused: Timing, *, batch_size: int, threads: int, rounds: int, runtime: str = Runtime.EAGER
+) -> Measurement:
+    """Return the speed-up with its interval, and warnings; ``rounds`` is the number asked for."""
+    ratio = ratio_of_medians(original.times, fused.times)
+    return Measurement(
+        batch_size=batch_size,
+        threads=threads,
+        original=original,
+        fused=fused,
+        speedup=ratio.value,
+        low=ratio.low,
+        high=ratio.high,
+        warnings=(
+            *_warnings("original", original),
+            *_warnings("fused network", fused),
+            *_drifting(original, fused),
+            *_too_few(len(original.times), rounds),
+        ),
+        runtime=runtime,
+    )
+
+
+def timing(times: tuple[float, ...], calls: int, floor: float | None = None) -> Timing:
+    """Return what is said of times of ``calls`` calls in a row each."""
+    return Timing(statistics.median(times), min(times), max(times), calls, times, floor)
+
+
+def _warnings(name: str, timing: Timing) -> Iterator[str]:
+    if timing.median < OVERHEAD:
+        yield (
+            f"A call of the {name} takes less than {OVERHEAD * 1e6:.0f} microseconds, mostly the overhead of "
+            "calling it: use a larger input or batch."
+        )
+    if timing.median * timing.calls < SHORTEST / 2:
+        yield f"The timings of the {name} are too short for the clock: use a larger input or batch."
+    found = outliers(timing.times)
+    if found and timing.times[0] == timing.slowest:
+        yield f"The first timing of the {name} was much slower than the others: it was not warm yet."
+    elif found:
+        yield (
+            f"{found} of {len(timing.times)} timings of the {name} are outliers, so something else was running: "
+            "repeat this on a quiet machine."
+        )
+
+
+DRIFTS = 1.1  # times as slow, or as fast, as in the first half of the rounds
+
+
+def _drifting(*timings: Timing) -> Iterator[str]:
+    """Warn where all got slower, or all faster: the ratios hold, since both were timed in each round; the times not."""
+    ratios = [drift(each.times) for each in timings]
+    if min(ratios) > DRIFTS or max(ratios) < 1 / DRIFTS:
+        change, word = (min(ratios), "slower") if min(ratios) > 1 else (max(ratios), "faster")
+        share = abs(change - 1)
+        yield f"The machine got {share:.0%} {word} during the measurement: trust the ratio more than the times."
+
+
+def _too_few(done: int, rounds: int) -> Iterator[str]:
+    if done < min(rounds, 2 * FEWEST_ROUNDS):
+        yield f"Only {done} of {rounds} rounds fitted in the time: allow more for a narrower interval."

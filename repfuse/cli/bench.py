@@ -27,7 +27,7 @@ def _experiment(asked: bool) -> None:
     if not asked:
         return
     with progress(quiet=False) as update:
-        from repfuse.benching.notebook import experiments
+        from repfuse.benching.benchmark import experiments
         from repfuse.report.bench_view import notebook_view
 
         found = experiments(progress=update)

@@ -16,7 +16,7 @@ from torch import nn
 
 from repfuse import cli
 from repfuse.benching.benchmark import bench
-from repfuse.benching.tuning import tune
+from repfuse.benching.sites import tune
 from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.atomic import replacing, together
 from repfuse.checkpoint.formats import format_for
