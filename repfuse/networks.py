@@ -35,10 +35,13 @@ def named_modules(network: nn.Module, *, remove_duplicate: bool = True) -> Itera
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters, buffers and plain tensor attributes of the module itself, without its children."""
-    held = vars(module)
-    plain = _NO_TENSORS.issuperset(map(type, held.values()))  # a look at each in Python takes three times as long
-    tables = (module._buffers, module._parameters) if plain else (held, module._buffers, module._parameters)
-    return {name: value for table in tables for name, value in table.items() if isinstance(value, torch.Tensor)}
+    tables = vars(module), module._buffers, module._parameters
+    return {
+        name: value
+        for table in tables
+        for name, value in table.items()
+        if type(value) not in _NO_TENSORS and isinstance(value, torch.Tensor)  # which takes three times as long
+    }
 
 
 _NO_TENSORS = frozenset({bool, int, float, str, tuple, list, dict, set, OrderedDict, type(None)})

@@ -6,7 +6,7 @@ import copy
 import operator
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
@@ -162,10 +162,11 @@ class State:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        tables = _tables(module)
-        self._before = [dict(_entries(table)) for table in tables]
-        now = (table.values() if isinstance(table, dict) else table for table in tables)
-        self._values = [(before.values(), each) for before, each in zip(self._before, now, strict=True)]
+        self._before, self._values = list[dict[Any, Any]](), list[tuple[Collection[Any], Collection[Any]]]()
+        for table in _tables(module):
+            before = dict(_entries(table))
+            self._before.append(before)
+            self._values.append((before.values(), table.values() if isinstance(table, dict) else table))
 
     def now(self) -> State:
         """Return what the module holds now: this, where nothing has changed."""

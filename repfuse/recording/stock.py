@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from torch import jit, nn
@@ -22,10 +23,15 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, jit.ScriptModule)
 
 def is_stock(module: nn.Module) -> bool:
     """Whether calling the module runs PyTorch's own forward, so that its class says what it computes."""
-    if isinstance(module, _CONTAINERS) or "forward" in vars(module):
+    kind: Any = type(module)
+    return "forward" not in vars(module) and _is_stock_class(kind)
+
+
+@cache
+def _is_stock_class(kind: Any) -> bool:
+    if issubclass(kind, _CONTAINERS):
         return False
-    forward = type(module).forward
-    return (getattr(forward, "__module__", None) or "").startswith("torch.nn.modules")
+    return (getattr(kind.forward, "__module__", None) or "").startswith("torch.nn.modules")
 
 
 def hooks_of(module: nn.Module) -> list[Any]:
