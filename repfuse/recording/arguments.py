@@ -1,10 +1,10 @@
-"""The arguments of one call: as they are, by parameter, and as plain data from which others like them are made."""
+"""The arguments of one call: as they are, by parameter, as plain data that makes others like them, in other sizes."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,3 +116,160 @@ def recreate(description: Any, like: Tensor, fill: Callable[[Tensor], object] = 
         case {"value": value}:
             return value
     raise ValueError(f"{description!r} describes no argument")
+
+
+# Arguments like the example's in other sizes: which axes are free is found by trying. Every axis of every tensor may be
+# one: batch, space, tokens. Axes of different tensors that have the same place and the same size are taken for the same
+# axis. At one time some are larger than in the example and others smaller, so that no run is much work, and at another
+# time the other way round.
+
+Axis = tuple[int, int]
+"""Which axis, and its size in the example."""
+
+Try = Callable[[Arguments, bool], bool]
+"""Runs the network on these arguments; says whether it takes them. What is not needed may be left out as too much."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """How an axis is made larger, and smaller."""
+
+    larger: Callable[[int], int]
+    smaller: Callable[[int], int]
+
+
+_LITTLE = 1 << 12
+"""As many numbers as an input may have to be made a thousand longer."""
+
+_FAR = _Step(lambda n: n + 1029, lambda n: max(1, n // 3 + 1 - n // 3 % 2))
+"""Beyond what code compares sizes with, where that is little work."""
+
+_DOUBLE = _Step(lambda n: 2 * n, lambda n: max(1, n // 2))
+
+_STEPS = (
+    _Step(lambda n: n + 5, lambda n: max(1, n // 3 + 1 - n // 3 % 2)),
+    _Step(lambda n: (n // 32 + 1) * 64, lambda n: max(1, n // 64) * 32),
+    _DOUBLE,
+    _Step(lambda n: n + 1, lambda n: max(1, n - 1)),
+)
+"""Odd sizes for even ones and even for odd, multiples of 32, simple ratios, and the nearest."""
+
+_BY_TWO = _Step(lambda n: n + 2, lambda n: max(1, n - 2))
+"""For networks that take odd sizes alone, or even ones."""
+
+
+def try_other_sizes(arguments: Arguments, attempt: Try, *, thoroughly: bool) -> None:
+    """Try the network at other sizes than those of the example, so that each axis that is free takes others: both
+    larger and smaller ones if ``thoroughly``.
+    """
+    leaves = arguments.tensors
+    axes = list(dict.fromkeys((axis, n) for x in leaves for axis, n in enumerate(x.shape)))
+    taken: Mapping[Axis, int] = {}
+    for fixed in _for_channels(axes):
+        likely = [axis for axis in axes if axis not in fixed]
+        taken = taken or (_together(arguments, likely, attempt, thoroughly) if likely else {})
+        if taken:
+            break
+    else:
+        taken = _one_by_one(arguments, axes, attempt)
+        fixed = []
+    for axis in fixed:
+        for n in (axis[1] + 1, max(1, axis[1] - 1)):
+            if not attempt(_resized(arguments, {**taken, axis: n}), True):
+                break
+    if len(leaves) > 1:
+        _each_alone(arguments, leaves, attempt)
+
+
+def _each_alone(arguments: Arguments, leaves: Sequence[Tensor], attempt: Try) -> None:
+    """Try the axes of each tensor by themselves: that two have the same size may be by chance."""
+    for x in leaves:
+        for axis, n in enumerate(x.shape):
+            if axis and any(y is not x and y.shape[axis : axis + 1] == (n,) for y in leaves):
+                attempt(_resized(arguments, {(axis, n): n + 1}, only=x), True)
+
+
+def other_ranks(arguments: Arguments) -> Iterator[Arguments]:
+    """Yield arguments without the first axis, and with one more."""
+    tensors = arguments.tensors
+    ranks = [x.dim() for x in tensors]
+    if max(ranks, default=0) > 1 and all(x.shape[0] for x in tensors if x.dim() > 1):
+        yield arguments.changed(lambda x: x[0] if x.dim() > 1 else x)
+    if ranks and max(ranks) < 4:
+        yield arguments.changed(lambda x: x[None])
+
+
+def _for_channels(axes: list[Axis]) -> list[list[Axis]]:
+    """Return the axes where networks may have their channels, which the weights fix, each reading that there is.
+
+    Channels come first in images, and first or last in signals, tokens and features.
+    """
+    rank = max((axis for axis, _ in axes), default=0) + 1
+    readings = [1] if rank > 3 else [rank - 1, 1] if rank == 3 else [rank - 1]
+    return [[axis for axis in axes if axis[0] == reading and reading > 0] for reading in readings]
+
+
+def _together(arguments: Arguments, axes: list[Axis], attempt: Try, thoroughly: bool) -> Mapping[Axis, int]:
+    """Try all axes at once, once or twice; return sizes that the network takes, if there are some."""
+    far = (_FAR,) if arguments.numbers < _LITTLE else ()
+    for step in (*far, *_STEPS[:2]):
+        one, other = _sizes(axes, step, 1), _sizes(axes, step, 0)
+        took: list[Mapping[Axis, int]] = []
+        for sizes in (one, other):
+            if (thoroughly or not took) and attempt(_resized(arguments, sizes), True):
+                took.append(sizes)
+        if took:
+            return took[-1]
+    return {}
+
+
+def _sizes(axes: list[Axis], step: _Step, first: int) -> dict[Axis, int]:
+    """Return sizes for all axes: every second one larger, from the ``first`` on, and the others smaller.
+
+    What goes far goes there along one axis alone.
+    """
+    larger = [axis for place, axis in enumerate(axes) if place % 2 == first]
+    spatial = next((axis for axis in larger if axis[0] > 0), None)
+    sizes = {}
+    for axis in axes:
+        where, n = axis
+        if where == 0:
+            sizes[axis] = max(1, n - 1) if axis in larger else n + 1
+        elif axis in larger:
+            sizes[axis] = (step if axis == spatial else _STEPS[0]).larger(n) if step is _FAR else step.larger(n)
+        else:
+            sizes[axis] = step.smaller(n)
+    return sizes
+
+
+def _one_by_one(arguments: Arguments, axes: list[Axis], attempt: Try) -> Mapping[Axis, int]:
+    """Try each axis smaller, and then larger, the others as small as they were taken; return the small sizes."""
+    small: dict[Axis, int] = {}
+
+    def first(axis: Axis, sizes: Iterable[int], *, needed: bool) -> int | None:
+        tried = (n for n in dict.fromkeys(sizes) if n != axis[1])
+        return next((n for n in tried if attempt(_resized(arguments, {**small, axis: n}), needed)), None)
+
+    for axis in axes:
+        steps = _STEPS[-1:] if axis[0] == 0 else (*_STEPS[::-1], _BY_TWO)
+        found = first(axis, (step.smaller(axis[1]) for step in steps), needed=False)
+        if found is not None:
+            small[axis] = found
+    for axis in axes:  # twice the size first: what a network divides it by, h // 7, may go once into all others
+        first(axis, (step.larger(axis[1]) for step in (_DOUBLE, *_STEPS[::-1], _BY_TWO)), needed=True)
+    return small
+
+
+def _resized(arguments: Arguments, sizes: Mapping[Axis, int], only: Tensor | None = None) -> Arguments:
+    def resized(x: Tensor) -> Tensor:
+        if only is not None and x is not only:
+            return x
+        for axis, n in enumerate(x.shape):
+            wanted = sizes.get((axis, n), n)
+            if wanted != n and n == 0:  # nothing there to repeat
+                x = x.new_zeros((*x.shape[:axis], wanted, *x.shape[axis + 1 :]))
+            elif wanted != n:
+                x = x.index_select(axis, torch.arange(wanted, device=x.device) % n)
+        return x
+
+    return arguments.changed(resized)

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, jit, nn
@@ -115,16 +115,16 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         self._inside += 1
         try:
-            return _handler(func)(self, func, args, kwargs)
+            return _function(func).handler(self, func, args, kwargs)
         finally:
             self._inside -= 1
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer what says nothing about the numbers, and does not depend on the size."""
-        result = func(*args, **kwargs)
-        if _name(func) in ("is_same_size", "nbytes", "stride"):
+        result, name = func(*args, **kwargs), _function(func).name
+        if name in ("is_same_size", "nbytes", "stride"):
             shapes = tuple(tuple(x.shape) for x in tensors_of(args))
-            self._call_decides(Decision(_name(func), shapes, (), None, of_rank=False, leaves=True))
+            self._call_decides(Decision(name, shapes, (), None, of_rank=False, leaves=True))
         if isinstance(result, torch.dtype | torch.device):
             self._asked[self._current][result] = self._node(args[0])
         return result
@@ -134,7 +134,7 @@ class Recorder(TorchFunctionMode):
         result, x = func(*args, **kwargs), args[0]
         if not isinstance(x, Tensor):
             return result
-        node, name = self._node(x), _name(func)
+        node, name = self._node(x), _function(func).name
         self.found.asks_for_sizes |= name not in ("dim", "ndimension", "ndim")
         if isinstance(result, torch.Size):
             return torch.Size([Dimension(n, (SIZE, node, axis), self._decide) for axis, n in enumerate(result)])
@@ -152,9 +152,9 @@ class Recorder(TorchFunctionMode):
     def ask(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note that forward code wants to know numbers, or takes the memory itself."""
         tensors = tensors_of((args, kwargs))
-        if self.shares_memory and _name(func) in _TAKING and any(id(x) in self._names for x in tensors):
+        if self.shares_memory and _function(func).name in _TAKING and any(id(x) in self._names for x in tensors):
             raise OverwritesItself
-        self._question(_name(func), tensors)
+        self._question(_function(func).name, tensors)
         return func(*args, **kwargs)
 
     def assign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -176,8 +176,9 @@ class Recorder(TorchFunctionMode):
 
     def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note an operation, and do it."""
+        name, _, op, target, swaps = _function(func)
         tensors = tensors_of((args, kwargs))
-        op, target, given = _spelled(func, args)
+        given = (args[0], name) if target is getattr else (args[1], args[0]) if swaps else args
         given, by_name = self._noted(given), self._noted(kwargs)
         result, guard = None, self.guard
         guard.forget()
@@ -187,14 +188,14 @@ class Recorder(TorchFunctionMode):
         if result is None:
             result = self._done(func, args, kwargs)
         if target is not assigned and not isinstance(result, Tensor) and not tensors_of(result):
-            self._question(_name(func), tensors)
+            self._question(name, tensors)
             if result is not None:
                 return result
-        if _name(func) in _CUTTING and self._current.path not in self._stock:
+        if name in _CUTTING and self._current.path not in self._stock:
             self.found.asks_for_sizes = True
         node = self._make(op, target, given, by_name)
         if guard.counts:
-            self._question(_name(func), tensors)
+            self._question(name, tensors)
         if guard.draws:
             self.found.random.add(node)
         if guard.wrote:
@@ -626,17 +627,38 @@ def address(tensor: Tensor) -> int:
 Handler = Callable[[Recorder, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
-def _handler(func: Any) -> Handler:
+class _Function(NamedTuple):
+    """What is to be known of a function or method of torch.
+
+    Its ``name`` is ``shape`` for the reading of that attribute, ``add`` for aten.add. In a graph it is ``target``, its
+    first two arguments in the other order where it ``swaps`` them.
+    """
+
+    name: str
+    handler: Handler
+    op: str
+    target: Any
+    swaps: bool
+
+
+def _function(func: Any) -> _Function:
     try:
-        return _handler_of(func)
+        return _known(func)
     except TypeError:  # a function that cannot be hashed
-        return Recorder.operate
+        return _looked_at(func)
 
 
-@cache
-def _handler_of(func: Any) -> Handler:
-    name = _name(func)
-    if getattr(func, "__name__", "") == "__set__":
+def _looked_at(func: Any) -> _Function:
+    own = str(getattr(func, "__name__", ""))
+    name = str(func.__self__.__name__) if own in ("__get__", "__set__") else own.partition(".")[0]
+    return _Function(name, _handler(own, name), *_spelling(func, own))
+
+
+_known = cache(_looked_at)
+
+
+def _handler(own: str, name: str) -> Handler:
+    if own == "__set__":
         return Recorder.assign if name == "data" else Recorder.answer
     if name in _SIZES:
         return Recorder.size
@@ -644,25 +666,24 @@ def _handler_of(func: Any) -> Handler:
         return Recorder.ask
     if name in _GRADIENTS:
         return Recorder.switch
-    if getattr(func, "__name__", "") == "__get__":
+    if own == "__get__":
         return Recorder.operate if name in _TENSORS else Recorder.answer
     return Recorder.answer if name in _FACTS else Recorder.operate
 
 
-@cache
-def _short(func: Any) -> str:
-    name = str(getattr(func, "__name__", ""))
-    if name in ("__get__", "__set__"):
-        return str(func.__self__.__name__)
-    return name.partition(".")[0]
-
-
-def _name(func: Any) -> str:
-    """Return the name of a function or method, ``shape`` for the reading of that attribute, ``add`` for aten.add."""
-    try:
-        return _short(func)
-    except TypeError:
-        return str(getattr(func, "__name__", ""))
+def _spelling(func: Any, own: str) -> tuple[str, Any, bool]:
+    if own == "__get__":
+        return "call_function", getattr, False
+    if isinstance(func, OpOverload):
+        return "call_function", func, False
+    of_tensor = getattr(Tensor, own, None) is func or getattr(func, "__module__", "") == "torch._tensor"
+    if not of_tensor and type(func).__name__ not in ("method_descriptor", "wrapper_descriptor"):
+        return "call_function", func, False
+    if own in _SWAPPED:
+        return "call_function", _SWAPPED[own], True
+    if own in _OPERATORS:
+        return "call_function", _OPERATORS[own], False
+    return "call_method", own, False
 
 
 _SIZES = frozenset(
@@ -720,33 +741,6 @@ _SWAPPED = {
     f"__r{name}__": getattr(operator, f"__{name}__")
     for name in ("sub", "truediv", "pow", "mod", "floordiv", "matmul", "and", "or", "xor")
 } | {"__rdiv__": operator.truediv}
-
-
-def _spelled(func: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
-    """Return a call as torch.fx writes it: a function, or a method by its name; and its arguments in that order."""
-    how, target, swaps = _spelling(func) if func.__hash__ is not None else ("call_function", func, False)
-    if target is getattr:
-        return how, getattr, (args[0], _name(func))
-    return how, target, (args[1], args[0]) if swaps else args
-
-
-@cache
-def _spelling(func: Any) -> tuple[str, Any, bool]:
-    name = str(getattr(func, "__name__", ""))
-    if name == "__get__":
-        return "call_function", getattr, False
-    if isinstance(func, OpOverload):
-        return "call_function", func, False
-    of_tensor = getattr(Tensor, name, None) is func or getattr(func, "__module__", "") == "torch._tensor"
-    if not of_tensor:
-        of_tensor = type(func).__name__ in ("method_descriptor", "wrapper_descriptor")
-    if not of_tensor:
-        return "call_function", func, False
-    if name in _SWAPPED:
-        return "call_function", _SWAPPED[name], True
-    if name in _OPERATORS:
-        return "call_function", _OPERATORS[name], False
-    return "call_method", name, False
 
 
 def _autocast() -> tuple[bool, bool]:

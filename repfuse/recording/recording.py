@@ -18,11 +18,10 @@ from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT
 from repfuse.networks import join, named_modules, named_tensors, same_randomness, stored_tensors, why_refused
 from repfuse.preconditions import check_rewritable
-from repfuse.recording.arguments import Arguments
+from repfuse.recording.arguments import Arguments, other_ranks, try_other_sizes
 from repfuse.recording.comparing import Comparison, Mark
 from repfuse.recording.constants import Constants, Memory, called
 from repfuse.recording.copies import changed_copy
-from repfuse.recording.other_sizes import other_ranks, try_other_sizes
 from repfuse.recording.read_only import OverwritesItself
 from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address, noting_calls
 from repfuse.recording.run import Call, Run
