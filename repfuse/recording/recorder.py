@@ -285,12 +285,12 @@ class Recorder(TorchFunctionMode):
         if kind is Dimension:
             return self._size_node(value)
         if isinstance(value, (tuple, list)):  # or torch.fx's kind of list
-            parts = map(self._noted, value)
+            parts = [x if type(x) in _ATOMS else self._noted(x) for x in value]
             if hasattr(value, "_fields"):
                 return kind(*parts)
-            return list(parts) if isinstance(value, list) else tuple(parts)
+            return parts if isinstance(value, list) else tuple(parts)
         if kind is dict:
-            return {key: self._noted(x) for key, x in value.items()}
+            return {key: x if type(x) in _ATOMS else self._noted(x) for key, x in value.items()}
         if kind is slice:
             return slice(*map(self._noted, (value.start, value.stop, value.step)))
         if isinstance(value, torch.dtype | torch.device):
