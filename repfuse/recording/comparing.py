@@ -150,15 +150,14 @@ class Comparison:
                     self.marks.setdefault(mine_call.caller, ("changes-with-size", reason))
 
     def _compare(self, node: fx.Node, mine: Any, other: Any, match: dict[Any, fx.Node]) -> None:
-        if mine is other:
-            return
         if isinstance(mine, fx.Node):
             same = isinstance(other, Step) and (match.get(other) is mine or mine in self._sizes.get(other, ()))
             if not same:
                 self.foreign[node].add(mine)
         elif isinstance(mine, (tuple, list)) and isinstance(other, (tuple, list)) and len(mine) == len(other):
             for one, another in zip(mine, other, strict=True):
-                self._compare(node, one, another, match)
+                if one is not another:
+                    self._compare(node, one, another, match)
         elif isinstance(mine, dict) and isinstance(other, dict) and mine.keys() == other.keys():
             for key, one in mine.items():
                 self._compare(node, one, other[key], match)
@@ -202,7 +201,7 @@ def _equal(one: Any, other: Any) -> bool:
 def _same_nodes(mine: Any, other: Any, match: dict[Any, fx.Node]) -> bool:
     if isinstance(mine, fx.Node):
         return isinstance(other, Step) and (match.get(other) is mine or other not in match)
-    if isinstance(mine, tuple | list) and isinstance(other, tuple | list):
+    if isinstance(mine, (tuple, list)) and isinstance(other, (tuple, list)):
         return len(mine) == len(other) and all(_same_nodes(a, b, match) for a, b in zip(mine, other, strict=True))
     if isinstance(mine, dict) and isinstance(other, dict):
         return mine.keys() == other.keys() and all(_same_nodes(x, other[key], match) for key, x in mine.items())
