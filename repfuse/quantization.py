@@ -147,8 +147,8 @@ def _sites(network: nn.Module, plan: Plan) -> Iterator[SiteKernels]:
     from repfuse.algebra.affine import swap_layout
     from repfuse.algebra.evaluation import evaluate
     from repfuse.algebra.expression import Identity, Through, convolutions
+    from repfuse.planning.edits import stored_like
     from repfuse.planning.replaying import replay
-    from repfuse.planning.storage import stored_like
     from repfuse.recording.constants import lookup
 
     replayed = replay(network, plan)

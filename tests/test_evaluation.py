@@ -10,13 +10,13 @@ from support.expressions import CHANNELS, Tensors, expressions, run, square
 from support.maps import same
 from torch.nn import functional as F
 
-from repfuse.algebra.descriptions import branches
 from repfuse.algebra.evaluation import check_borders, constant, evaluate
 from repfuse.algebra.expression import (
     Identity,
     Scaled,
     Sum,
     Through,
+    branches,
     channels_read,
     convolutions,
     is_unshifted,

@@ -23,12 +23,11 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import join, main_dtype, named_tensors
 from repfuse.planning.edits import Fused, is_affine_norm
 from repfuse.planning.planner import Planner
-from repfuse.planning.region import Piece, Region, pieces
+from repfuse.planning.region import Group, Piece, Region, pieces
 from repfuse.planning.replaying import replay
-from repfuse.planning.terms import Group
 from repfuse.plans import AGAIN, Plan
 from repfuse.recording.constants import lookup
-from repfuse.rewriting.emit import without_neighbours
+from repfuse.rewriting import without_neighbours
 
 NORM = "BatchNorm with statistics, a weight and a bias"
 

@@ -17,7 +17,7 @@ from repfuse.plans import Policy
 
 if TYPE_CHECKING:
     from repfuse.plan_file import PlanFile
-    from repfuse.planning.choosing import Choice
+    from repfuse.planning.replaying import Choice
     from repfuse.report.schema import Chosen
 
 
@@ -294,7 +294,7 @@ def wanted(
     from repfuse.plan_file import read_plan_file
 
     file = read_plan_file(plan) if plan else None
-    from repfuse.planning.choosing import Choice  # it imports torch: a file that cannot be read is said before
+    from repfuse.planning.replaying import Choice  # it imports torch: a file that cannot be read is said before
 
     given = file.plan if file else None
     choice = Choice(policy, given, tuple(include or ()), tuple(exclude or ()), keep_class, keep_affine)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
@@ -12,13 +12,9 @@ from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import Geometry, Ints, Padding
 from repfuse.algebra.layers import Convolution
 from repfuse.algebra.transposed import TransposedGeometry
-from repfuse.ops.call import Call, Constant, constant, contains_node, is_data
 from repfuse.ops.meaning import Meaning, Unfusible
-from repfuse.ops.spelling import spelled
-
-if TYPE_CHECKING:
-    from repfuse.recording.recording import Recording
-
+from repfuse.ops.spelling import Call, Constant, constant, contains_node, is_data, spelled
+from repfuse.recording.recording import Recording
 
 # Fake quantisation: rounding that training puts beside layers, so that a later quantised model behaves alike.
 #

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import fx
@@ -13,13 +12,10 @@ from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import Geometry, Ints, Padding
 from repfuse.algebra.layers import Filter
 from repfuse.algebra.transposed import TransposedGeometry
-from repfuse.ops.call import Call, contains_node, is_data, number
 from repfuse.ops.convolution import per_axis
 from repfuse.ops.meaning import Meaning, Same, Unfusible
-from repfuse.ops.spelling import spelled
-
-if TYPE_CHECKING:
-    from repfuse.recording.recording import Recording
+from repfuse.ops.spelling import Call, contains_node, is_data, number, spelled
+from repfuse.recording.recording import Recording
 
 
 def pad(call: Call, recording: Recording) -> Meaning | None:
@@ -98,7 +94,7 @@ def enlarged(call: Call, recording: Recording) -> Meaning | None:
     """Nearest upsampling by whole numbers r: ``y[o] = x[floor(o / r)]``, a transposed kernel of r ones and stride r.
 
     It is read as that before a convolution of several taps, which of each r pixels in a row meets the same one; what
-    acts on channels alone goes across it instead (``ops.rows.resized``). Source: torch.nn.Upsample.
+    acts on channels alone goes across it instead (``ops.channels.resized``). Source: torch.nn.Upsample.
     """
     x, given = call.input, call.get("scale_factor") or call.get("scale_factors")
     nearest = call.get("mode", "nearest") in ("nearest", "nearest-exact") and not _SMOOTH & {*call.operator.split("_")}

@@ -25,7 +25,7 @@ class Same:
 
 @dataclass(frozen=True)
 class Rearranged:
-    """The node holds the values of ``input`` elsewhere, or means of them, alike for every channel (see ``ops.rows``).
+    """The node holds the values of ``input`` elsewhere, or means of them, alike for every channel (``ops.channels``).
 
     ``moves`` are pairs of an axis that may hold the channels, and where they then are in the node. Where pixels of
     several channels become those of one, ``channels`` says for each which one that is.

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
 from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.algebra.layers import Convolution, Factor
-from repfuse.ops.call import Call, Constant, axes_turned, constant, is_channel_axis, is_data, number
 from repfuse.ops.convolution import layer_tensors, refused_as_fake
 from repfuse.ops.indexing import channels_last
 from repfuse.ops.meaning import Meaning, Unfusible
-from repfuse.ops.spelling import spelled
+from repfuse.ops.spelling import Call, Constant, axes_turned, constant, is_channel_axis, is_data, number, spelled
 from repfuse.ops.sums import by_constant
-
-if TYPE_CHECKING:
-    from repfuse.recording.recording import Recording
+from repfuse.recording.recording import Recording
 
 
 def linear(call: Call, recording: Recording) -> Meaning | None:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from torch import fx
 
-from repfuse.ops import border, channels, convolution, filters, indexing, norms, products, rows, sums
-from repfuse.ops.call import Call, is_data
+from repfuse.ops import channels, convolution, filters, indexing, products, sums
 from repfuse.ops.meaning import Meaning, Same
-from repfuse.ops.spelling import RESIZING, spelled
-
-if TYPE_CHECKING:
-    from repfuse.recording.recording import Recording
-
+from repfuse.ops.spelling import RESIZING, Call, is_data, spelled
+from repfuse.recording.recording import Recording
 
 # Operators that return their input in inference. Whether a cast changes the dtype, the shapes tell the planner.
 
@@ -40,7 +35,7 @@ def attribute(call: Call, recording: Recording) -> Meaning | None:
     return same(call, recording) if call.get("attribute") == "data" else None
 
 
-Row = Callable[[Call, "Recording"], Meaning | None]
+Row = Callable[[Call, Recording], Meaning | None]
 
 
 def _item(call: Call, recording: Recording) -> Meaning | None:
@@ -49,8 +44,8 @@ def _item(call: Call, recording: Recording) -> Meaning | None:
     if producer is not None and producer.operator in channels.PIECES:
         return channels.piece(call, producer, recording)
     if producer is not None and producer.operator in _NATIVE_NORMS:
-        return norms.normalised_part(call, producer, recording)
-    return indexing.indexed(call, recording) or rows.picked(call, recording)
+        return sums.normalised_part(call, producer, recording)
+    return indexing.indexed(call, recording) or channels.picked(call, recording)
 
 
 def _copy(call: Call, recording: Recording) -> Meaning | None:
@@ -60,22 +55,22 @@ def _copy(call: Call, recording: Recording) -> Meaning | None:
 
 def _turned(call: Call, recording: Recording) -> Meaning | None:
     """Axes in another order, which may be a step of a channel shuffle."""
-    return channels.passing(call, recording) or rows.permuted(call, recording)
+    return channels.passing(call, recording) or channels.permuted(call, recording)
 
 
 def _reshaped(call: Call, recording: Recording) -> Meaning | None:
     """Another shape, which may be a step of a channel shuffle."""
-    return channels.reshaped(call, recording) or rows.viewed(call, recording)
+    return channels.reshaped(call, recording) or channels.viewed(call, recording)
 
 
 def _resized(call: Call, recording: Recording) -> Meaning | None:
     """Another size: nearest upsampling is a transposed kernel where that helps."""
-    return filters.enlarged(call, recording) or rows.resized(call, recording)
+    return filters.enlarged(call, recording) or channels.resized(call, recording)
 
 
 def _mean(call: Call, recording: Recording) -> Meaning | None:
     """A mean over an axis of a stack, or over others."""
-    return sums.total(call, recording) or rows.mean(call, recording)
+    return sums.total(call, recording) or channels.mean(call, recording)
 
 
 _NATIVE_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training")
@@ -89,10 +84,10 @@ ROWS: dict[str, Row] = {
     "matmul": products.product,
     "einsum": products.einsum,
     "addmm": products.biased_product,
-    "batch_norm": norms.batch_norm,
-    "instance_norm": norms.instance_norm,
-    **dict.fromkeys(_NATIVE_NORMS, norms.native_batch_norm),
-    **dict.fromkeys(("layer_norm", "rms_norm", "group_norm"), norms.by_input),
+    "batch_norm": sums.batch_norm,
+    "instance_norm": sums.instance_norm,
+    **dict.fromkeys(_NATIVE_NORMS, sums.native_batch_norm),
+    **dict.fromkeys(("layer_norm", "rms_norm", "group_norm"), sums.by_input),
     "embedding": indexing.embedding,
     "add": sums.add,
     "sub": sums.sub,
@@ -105,9 +100,9 @@ ROWS: dict[str, Row] = {
     "stack": sums.stack,
     "sum": sums.total,
     "mean": _mean,
-    "pad": border.filled_pad,
-    "constant_pad_nd": border.filled_pad,
-    "assigned": border.assigned,
+    "pad": indexing.filled_pad,
+    "constant_pad_nd": indexing.filled_pad,
+    "assigned": indexing.assigned,
     **{f"reflection_pad{ndim}d": filters.reflection_pad for ndim in (1, 2, 3)},
     **{f"replication_pad{ndim}d": filters.replication_pad for ndim in (1, 2, 3)},
     **{f"avg_pool{ndim}d": partial(filters.average_pool, ndim=ndim) for ndim in (1, 2, 3)},
@@ -117,7 +112,7 @@ ROWS: dict[str, Row] = {
     "flip": indexing.flipped,
     "index": indexing.picked,
     "index_select": indexing.index_selected,
-    "select": rows.selected,
+    "select": channels.selected,
     "repeat_interleave": indexing.repeated,
     "cat": channels.cat,
     **dict.fromkeys(channels.PIECES, channels.pieces),
@@ -127,11 +122,11 @@ ROWS: dict[str, Row] = {
     **dict.fromkeys(RESIZING, _resized),
     "view": _reshaped,
     "flatten": _reshaped,
-    **dict.fromkeys(("view_as", "unsqueeze"), rows.viewed),
-    "squeeze": rows.squeezed,
+    **dict.fromkeys(("view_as", "unsqueeze"), channels.viewed),
+    "squeeze": channels.squeezed,
     "transpose": _turned,
     "permute": _turned,
-    **{f"adaptive_avg_pool{ndim}d": partial(rows.adaptive_pool, ndim=ndim) for ndim in (1, 2, 3)},
+    **{f"adaptive_avg_pool{ndim}d": partial(channels.adaptive_pool, ndim=ndim) for ndim in (1, 2, 3)},
     "clone": _copy,
     "contiguous": _copy,
     "detach": same,
@@ -143,3 +138,12 @@ ROWS: dict[str, Row] = {
     "fake_quantize_per_tensor_affine": convolution.fake_quantise,
     "fake_quantize_per_channel_affine": convolution.fake_quantise,
 }
+
+
+def meaning_of(node: fx.Node, recording: Recording) -> Meaning | None:
+    """Return what ``node`` means to the planner, or None where it is opaque, or depends on parameters alone."""
+    call = spelled(node)
+    if call is None or recording.constants.name_of(node) is not None:
+        return None
+    row = ROWS.get(call.operator)
+    return None if row is None else row(call, recording)

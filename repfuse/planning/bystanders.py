@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from repfuse.ops import Meaning
-from repfuse.ops.call import makes_zeros
-from repfuse.ops.meaning import Passage
+from repfuse.ops.meaning import Meaning, Passage
+from repfuse.ops.spelling import makes_zeros
 from repfuse.recording.recording import Recording
 
 

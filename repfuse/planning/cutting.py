@@ -18,10 +18,8 @@ from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import mixes
 from repfuse.ops.meaning import Same, convolves, inputs_of, origin
-from repfuse.planning.estimate import Estimate
 from repfuse.planning.reader import Reader
-from repfuse.planning.region import region_of
-from repfuse.planning.terms import Term
+from repfuse.planning.region import Estimate, Term, region_of
 from repfuse.plans import Cost
 from repfuse.recording.stock import is_stock
 

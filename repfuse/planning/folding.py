@@ -12,8 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from repfuse.algebra.expression import Scaled, Through
 from repfuse.algebra.layers import Convolution, Normalisation
-from repfuse.ops import Meaning
-from repfuse.ops.meaning import Rearranged, convolves
+from repfuse.ops.meaning import Meaning, Rearranged, convolves
 from repfuse.planning.edits import Candidate
 from repfuse.planning.region import Region
 from repfuse.recording.recording import Recording

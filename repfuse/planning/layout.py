@@ -24,8 +24,7 @@ from repfuse.planning.bystanders import Bystanders
 from repfuse.planning.edits import Block, Candidate, Fused, Layout, is_affine_norm, owner_of, place_of
 from repfuse.planning.folding import Folding, Row, Uses, call_signature
 from repfuse.planning.local import Part, Replacement, local_graph, vanishing
-from repfuse.planning.region import Region, pieces
-from repfuse.planning.terms import Group
+from repfuse.planning.region import Group, Region, pieces
 from repfuse.recording.recording import Recording
 from repfuse.recording.run import Call
 from repfuse.recording.stock import hooks_of, is_stock

@@ -8,25 +8,21 @@ from typing import Any
 
 from torch import fx, nn
 
-from repfuse.algebra.descriptions import branches
 from repfuse.algebra.evaluation import border_takes_weights, check_borders
-from repfuse.algebra.expression import Expression, Scaled, Sum, Through, tensor_names
+from repfuse.algebra.expression import Expression, Scaled, Sum, Through, branches, tensor_names
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Layer, Normalisation
 from repfuse.memory import collecting_later
 from repfuse.networks import device_of, using_threads
-from repfuse.ops import Meaning, meaning_of
-from repfuse.ops.meaning import Passage, Rearranged, Unfusible, inputs_of, origin
+from repfuse.ops.meaning import Meaning, Passage, Rearranged, Unfusible, inputs_of, origin
+from repfuse.ops.table import meaning_of
 from repfuse.planning.bystanders import bystanders, find_dead
 from repfuse.planning.cost import WORTH_THE_CLASS
-from repfuse.planning.edits import Candidate, Fused, Layout
-from repfuse.planning.estimate import Estimate
+from repfuse.planning.edits import Candidate, Fused, Layout, Ranges
 from repfuse.planning.layout import lay_out
 from repfuse.planning.reader import Reader
-from repfuse.planning.region import Region
+from repfuse.planning.region import Estimate, Group, Region
 from repfuse.planning.regions import Regions
-from repfuse.planning.storage import Ranges
-from repfuse.planning.terms import Group
 from repfuse.plans import Cost, Measured, Plan, Policy, Refusal, Site
 from repfuse.recording.arguments import Arguments, description
 from repfuse.recording.constants import lookup

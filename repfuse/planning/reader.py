@@ -27,7 +27,7 @@ from repfuse.algebra.expression import (
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Channelwise, Factor, Layer, Normalisation, Offset, mixes
 from repfuse.ops.meaning import Meaning, Rearranged, Same, inputs_of, origin, terms_of
-from repfuse.planning.terms import Group, Term
+from repfuse.planning.region import Group, Term
 
 
 class Ends(NotAffine):

@@ -16,14 +16,12 @@ from torch import fx
 
 from repfuse.algebra.expression import Scaled, Sum
 from repfuse.algebra.geometry import NotAffine
+from repfuse.ops.channels import only_measures
 from repfuse.ops.meaning import Passage, Same, convolves, inputs_of, origin
-from repfuse.ops.rows import only_measures
 from repfuse.planning.bystanders import Bystanders
 from repfuse.planning.cutting import Cutting, Parts
-from repfuse.planning.estimate import Estimate
 from repfuse.planning.reader import Ends, Reader
-from repfuse.planning.region import Refuse, Region, region_of
-from repfuse.planning.terms import Term
+from repfuse.planning.region import Estimate, Refuse, Region, Term, region_of
 from repfuse.plans import Cost, Measured, Policy
 
 _Note = tuple[NotAffine, fx.Node, Cost | None, Cost | None]
