@@ -63,7 +63,7 @@ class Place:
     @cached_property
     def pieces(self) -> list[Piece]:
         """The parts of the region, where values are put elsewhere in between; else none."""
-        return pieces(self.region, self.planner.meanings, self.planner.recording.order)
+        return pieces(self.region, self.planner.meanings)
 
     @property
     def sources(self) -> list[fx.Node]:
@@ -73,7 +73,7 @@ class Place:
     @cached_property
     def _sizes(self) -> dict[fx.Node, int]:
         """The sizes of the example as numbers, where the region takes some of tensors that are not its own."""
-        needed = _needed(self.region.root, set(self.sources), self.planner.origin, {})
+        needed = _needed(self.region.root, set(self.sources), self.planner.meanings.origin, {})
         return self.planner.recording.run.size_of if any(node.op == "placeholder" for node in needed) else {}
 
     @cached_property
@@ -87,7 +87,7 @@ class Place:
         They are of a planner of the same recording.
         """
         parts = {each.region.root: each for each in others if each.region.nodes <= self.region.nodes}
-        graph, origin = fx.Graph(), self.planner.origin
+        graph, origin = fx.Graph(), self.planner.meanings.origin
         env: dict[fx.Node, Any] = {source: graph.placeholder(source.name) for source in self.sources}
         env |= self._sizes
         read = {root: part.sources for root, part in parts.items()}
@@ -142,7 +142,7 @@ class Place:
 
     def _around(self, graph: fx.Graph, env: dict[fx.Node, Any]) -> fx.Node:
         """Write what puts values elsewhere as it is, and ``part`` for the piece that became a convolution."""
-        origin = self.planner.origin
+        origin = self.planner.meanings.origin
         env = env | self._sizes
         of_root = {piece.root: piece for piece in self.pieces}
         needed = _needed(self.region.root, set(env), origin, {root: (each.source,) for root, each in of_root.items()})

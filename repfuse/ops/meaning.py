@@ -6,7 +6,7 @@ convolutions, the last for linear layers; None where one number serves all chann
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -94,10 +94,3 @@ def inputs_of(meaning: Meaning | None) -> tuple[fx.Node, ...]:
             return tuple(term.input for term in terms_of(meaning))
         case _:
             return operands(meaning)
-
-
-def origin(node: fx.Node, meanings: Mapping[fx.Node, Meaning | None]) -> fx.Node:
-    """Return the node whose value ``node`` passes on unchanged."""
-    while isinstance(meaning := meanings.get(node), Same):
-        node = meaning.input
-    return node

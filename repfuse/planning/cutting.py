@@ -17,7 +17,7 @@ from torch import fx
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import mixes
-from repfuse.ops.meaning import Same, convolves, inputs_of, origin
+from repfuse.ops.meaning import Same, convolves, inputs_of
 from repfuse.planning.reader import Reader
 from repfuse.planning.region import Estimate, Term, region_of
 from repfuse.plans import Cost
@@ -169,7 +169,7 @@ class Cutting:
         """
         operands = {}
         for x in self.inputs[node]:
-            within = x in terms and roots[x] is roots[node] and origin(x, self.meanings) not in cuts
+            within = x in terms and roots[x] is roots[node] and self.meanings.origin(x) not in cuts
             operands[x] = terms[x] if within else self._source(x)
         values = {x: self._source(x) for x in self.inputs[node]}
         for given in (operands, values):
@@ -183,7 +183,7 @@ class Cutting:
         return (replace(self.reader.source(node), nodes=frozenset({node})),)
 
     def _source(self, x: fx.Node) -> Terms:
-        value = origin(x, self.meanings)
+        value = self.meanings.origin(x)
         if value not in self._sources:
             self._sources[value] = (self.reader.source(value),)
         return self._sources[value]

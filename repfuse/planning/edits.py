@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from repfuse.algebra.evaluation import evaluate
 from repfuse.algebra.expression import Expression, convolutions, tensor_names
 from repfuse.planning.region import Group, Region
-from repfuse.recording.constants import Constants, lookup
+from repfuse.recording.constants import Constants
 from repfuse.recording.recording import Recording
 from repfuse.recording.run import Call
 
@@ -77,14 +77,6 @@ class Layout:
         return [*self.folds, *(fused for block in self.blocks for fused in block.fused)]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A region with the groups of it that become convolutions."""
-
-    region: Region
-    groups: tuple[Group, ...]
-
-
 def owner_of(recording: Recording, region: Region) -> Call:
     """Return the innermost call in which all the nodes of a region were made, and weights put where it reads them."""
     names = (name for group in region.groups for name in tensor_names(group.expression))
@@ -116,25 +108,17 @@ def stored_like(expression: Expression, constants: Constants, tensors: Callable[
     return max(map(tensors, leaves), key=Tensor.numel)
 
 
-class Ranges:
-    """Whether fused weights fit into the dtype of those that they replace, for the sites of one network."""
+def overflows(expression: Expression, constants: Constants, tensors: Callable[[str], Tensor]) -> torch.dtype | None:
+    """Return the dtype that the fused weight or bias does not fit into, if it is made of finite numbers.
 
-    def __init__(self, constants: Constants) -> None:
-        self._constants = constants
-        self._tensors = lookup(constants.module, constants)
-
-    def overflows(self, expression: Expression) -> torch.dtype | None:
-        """Return the dtype that the fused weight or bias does not fit into, if it is made of finite numbers.
-
-        The map is computed for this only where its numbers could be too large.
-        """
-        tensors = self._tensors
-        stored = dict.fromkeys(self._constants.floating_leaves(tensor_names(expression)))
-        like = stored_like(expression, self._constants, tensors)
-        if torch.finfo(like.dtype).max > _SMALL_RANGE and not any(_is_large(tensors(name)) for name in stored):
-            return None
-        rounded = evaluate(expression, tensors, like)
-        return like.dtype if left_range(rounded, map(tensors, tensor_names(expression))) else None
+    The map is computed for this only where its numbers could be too large.
+    """
+    stored = dict.fromkeys(constants.floating_leaves(tensor_names(expression)))
+    like = stored_like(expression, constants, tensors)
+    if torch.finfo(like.dtype).max > _SMALL_RANGE and not any(_is_large(tensors(name)) for name in stored):
+        return None
+    rounded = evaluate(expression, tensors, like)
+    return like.dtype if left_range(rounded, map(tensors, tensor_names(expression))) else None
 
 
 def left_range(rounded: Iterable[Tensor], origins: Iterable[Tensor]) -> bool:

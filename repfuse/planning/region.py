@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, combinations
@@ -24,13 +24,13 @@ from repfuse.algebra.expression import (
 )
 from repfuse.algebra.geometry import Ints, NotAffine
 from repfuse.algebra.layers import Convolution
-from repfuse.ops.meaning import Meaning, Rearranged, Same, inputs_of
+from repfuse.ops.meaning import Rearranged, Same, inputs_of
 from repfuse.ops.spelling import spelled
 from repfuse.ops.sums import ARITHMETIC
 from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, is_better, price
+from repfuse.planning.meanings import Meanings
 from repfuse.plans import Cost, Policy
 from repfuse.recording.constants import Constants
-from repfuse.recording.recording import Recording
 
 # What a node computes, as a sum of terms: each one branch, an affine map of one source.
 
@@ -103,9 +103,9 @@ class Group:
 class Estimate:
     """Estimates for one recorded network."""
 
-    def __init__(self, recording: Recording, meanings: dict[fx.Node, Meaning | None], policy: Policy) -> None:
-        self.recording = recording
+    def __init__(self, meanings: Meanings, policy: Policy) -> None:
         self.meanings = meanings
+        self.recording = meanings.recording
         self.policy = policy
 
     def price(self, cost: Cost) -> float:
@@ -289,7 +289,7 @@ class _Merging:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """``root`` is the sum of the groups.
+    """``root`` is the sum of the groups, of which those ``written`` become a convolution each.
 
     ``working`` are the nodes that compute, ``passing`` those among them that do not act on channels: no-ops, and what
     only puts values elsewhere, which stays where it is (``ops.channels``).
@@ -299,11 +299,17 @@ class Region:
     groups: tuple[Group, ...]
     working: Nodes
     passing: Nodes
+    written: tuple[Group, ...] = ()
 
     @property
     def nodes(self) -> Nodes:
         """Every node of the region."""
         return self.working | self.passing
+
+    @property
+    def maps(self) -> tuple[Expression, ...]:
+        """What is written."""
+        return tuple(group.expression for group in self.written)
 
     @property
     def is_writable(self) -> bool:
@@ -324,11 +330,12 @@ class Piece:
     layered: bool
 
 
-def pieces(region: Region, meanings: Mapping[fx.Node, Meaning | None], order: Mapping[fx.Node, int]) -> list[Piece]:
+def pieces(region: Region, meanings: Meanings) -> list[Piece]:
     """Return the pieces of a region in which something puts values elsewhere, in order; nearly always there are none.
 
     What rearranges has one source, so all that comes before it in the graph is before it, and all else behind it.
     """
+    order = meanings.recording.order
     nodes = sorted(region.nodes, key=order.__getitem__)
     ends = [node for node in nodes if isinstance(meanings[node], Rearranged)]
     if not ends:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT, as_globs
 from repfuse.networks import is_plain, named_modules, own_tensors
-from repfuse.planning.edits import Candidate, Layout, owner_of, place_of
+from repfuse.planning.edits import Layout, owner_of, place_of
 from repfuse.planning.planner import Planner
 from repfuse.planning.planner import plan as make_plan
+from repfuse.planning.region import Region
 from repfuse.plans import AGAIN, Key, Measured, Plan, Policy, Refusal, Site
 from repfuse.recording.arguments import Arguments, recreate
 from repfuse.recording.recording import record
@@ -24,7 +25,7 @@ from repfuse.recording.stock import hooks_of
 # Which of the places in a network a plan still holds: whoever edits a plan may drop sites, and nothing else.
 
 
-def kept(planner: Planner, sites: list[Site]) -> list[Candidate]:
+def kept(planner: Planner, sites: list[Site]) -> list[Region]:
     """Return the candidates that a plan with these sites still holds. Raises RepfuseError where it holds others.
 
     A plan names a site once; in the other calls of its owner it stands at the same place. Several sites of one sum
@@ -35,7 +36,7 @@ def kept(planner: Planner, sites: list[Site]) -> list[Candidate]:
     if unknown := [site for site in sites if site.key not in known]:
         raise other_sites(unknown)
     for candidate in planner.candidates:
-        if 0 < len(_keys(planner, candidate) & wanted) < len(candidate.groups):
+        if 0 < len(_keys(planner, candidate) & wanted) < len(candidate.written):
             raise _half_a_sum(planner, candidate, wanted)
     places = {_place(planner, candidate) for candidate in planner.candidates if _keys(planner, candidate) <= wanted}
     return [candidate for candidate in planner.candidates if _place(planner, candidate) in places]
@@ -50,24 +51,23 @@ def other_sites(sites: Sequence[Site]) -> RepfuseError:
     )
 
 
-def _half_a_sum(planner: Planner, candidate: Candidate, wanted: set[Key]) -> RepfuseError:
+def _half_a_sum(planner: Planner, candidate: Region, wanted: set[Key]) -> RepfuseError:
     kept, _, _ = next(iter(_keys(planner, candidate) & wanted))
     return RepfuseError(
-        f"The plan holds only some of the sites of one sum, {planner.recording.where(candidate.region.root)}.",
+        f"The plan holds only some of the sites of one sum, {planner.recording.where(candidate.root)}.",
         f"Several convolutions are written there, one for each tensor that the sum reads; that of {kept!r} is kept.",
         "Keep all sites with this output, or leave all of them out.",
     )
 
 
-def _keys(planner: Planner, candidate: Candidate) -> set[Key]:
+def _keys(planner: Planner, candidate: Region) -> set[Key]:
     names = planner.recording.names
-    root = names[candidate.region.root]
-    return {(names[group.source], root, frozenset(names[node] for node in group.nodes)) for group in candidate.groups}
+    root = names[candidate.root]
+    return {(names[group.source], root, frozenset(names[node] for node in group.nodes)) for group in candidate.written}
 
 
-def _place(planner: Planner, candidate: Candidate) -> tuple[str, tuple[int, ...]]:
-    region = candidate.region
-    return owner_of(planner.recording, region).path, place_of(planner.recording, region)
+def _place(planner: Planner, candidate: Region) -> tuple[str, tuple[int, ...]]:
+    return owner_of(planner.recording, candidate).path, place_of(planner.recording, candidate)
 
 
 @dataclass(frozen=True)
