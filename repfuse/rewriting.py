@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import operator
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,68 +30,37 @@ from repfuse.recording.copies import copy_with, like
 # Fused maps as modules: the plainest stock module that computes them.
 
 
-_CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_NORMS: tuple[type[_BatchNorm], ...] = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_PADS: dict[str, tuple[type[nn.Module], ...]] = {
-    "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
-    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
-    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
-    "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
-}
+_PADS = {"zeros": "Zero", "reflect": "Reflection", "replicate": "Replication", "circular": "Circular"}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """Memory formats by number of axes of the weight."""
 
 
-def convolution_module(geometry: Geometry) -> nn.Module:
+def _convolution_module(geometry: Geometry) -> nn.Module:
     """Return a convolution of ``geometry`` without data, or a linear layer where it has no spatial axes.
 
     Padding is in explicit integers, 0 where it is a module apart.
     """
+    channels = geometry.in_channels, geometry.out_channels
     if not geometry.ndim:
-        return nn.Linear(geometry.in_channels, geometry.out_channels, device="meta")
-    if isinstance(geometry, TransposedGeometry):
-        return _transposed_module(geometry)
+        return nn.Linear(*channels, device="meta")
     apart = needs_separate_pad(geometry)
-    convolution: nn.Module = _CONVOLUTIONS[geometry.ndim](
-        geometry.in_channels,
-        geometry.out_channels,
-        geometry.kernel,
-        geometry.stride,
-        0 if apart else tuple(before for before, _ in geometry.padding),
-        geometry.dilation,
-        geometry.groups,
-        padding_mode="zeros" if apart else geometry.padding_mode,
-        device="meta",
+    options: dict[str, Any]
+    kind, options = "Conv", {"padding_mode": "zeros" if apart else geometry.padding_mode}
+    if isinstance(geometry, TransposedGeometry):
+        kind, options = "ConvTranspose", {"output_padding": geometry.output_padding}
+    options |= {"stride": geometry.stride, "dilation": geometry.dilation, "groups": geometry.groups}
+    padding = 0 if apart else tuple(before for before, _ in geometry.padding)
+    made: nn.Module = getattr(nn, f"{kind}{geometry.ndim}d")(
+        *channels, geometry.kernel, padding=padding, device="meta", **options
     )
-    return convolution
+    return made
 
 
-def _transposed_module(geometry: TransposedGeometry) -> nn.Module:
-    convolution: nn.Module = _TRANSPOSED[geometry.ndim](
-        geometry.in_channels,
-        geometry.out_channels,
-        geometry.kernel,
-        geometry.stride,
-        tuple(before for before, _ in geometry.padding),
-        geometry.output_padding,
-        geometry.groups,
-        dilation=geometry.dilation,
-        device="meta",
-    )
-    return convolution
-
-
-def norm_module(geometry: Geometry) -> _BatchNorm:
-    """Return a BatchNorm behind a convolution of ``geometry``, without data."""
-    return _NORMS[geometry.ndim](geometry.out_channels, device="meta")
-
-
-def with_neighbours(convolution: nn.Module, geometry: Geometry, norm: _BatchNorm | None) -> nn.Module:
+def _with_neighbours(convolution: nn.Module, geometry: Geometry, norm: _BatchNorm | None) -> nn.Module:
     """Return the convolution, behind a padding or a crop of its own where it cannot do that itself, before the norm."""
     steps: list[tuple[str, nn.Module]] = []
     if needs_separate_pad(geometry):
-        kind = _PADS[geometry.padding_mode][geometry.ndim - 1]
+        kind = getattr(nn, f"{_PADS[geometry.padding_mode]}Pad{geometry.ndim}d")
         both = zip(("pad", "crop"), geometry.pad_then_crop, strict=True)
         steps = [(name, kind(part)) for name, part in both if any(part)]
     behind = [("norm", norm)] if norm is not None else []
@@ -98,7 +68,7 @@ def with_neighbours(convolution: nn.Module, geometry: Geometry, norm: _BatchNorm
 
 
 def without_neighbours(module: nn.Module) -> nn.Module:
-    """Return the convolution of a module that ``with_neighbours`` made, and any other module as it is."""
+    """Return the convolution of a module that ``rewrite`` made, and any other module as it is."""
     padded = isinstance(module, nn.Sequential) and "conv" in module._modules
     return module.get_submodule("conv") if padded else module
 
@@ -108,7 +78,7 @@ FOLDED_BY_HOST = ("forward_fuse", "fuseforward")
 6; YOLOX and YOLOv7."""
 
 
-def folded_norm(mean: Tensor | None, owners: Iterable[nn.Module]) -> nn.Module:
+def _folded_norm(mean: Tensor | None, owners: Iterable[nn.Module]) -> nn.Module:
     """Return what takes the place of a folded normalisation with this running mean: nothing to do.
 
     Some libraries fold what is left once more before they run or export a network, by its numbers and not by its class:
@@ -123,23 +93,38 @@ def folded_norm(mean: Tensor | None, owners: Iterable[nn.Module]) -> nn.Module:
     return nothing  # type: ignore[no-any-return]
 
 
-def write_weights(
-    convolution: nn.Module, norm: _BatchNorm | None, expression: Expression, tensors: Tensors, like: Tensor
+def _write_weights(
+    convolution: nn.Module,
+    norm: _BatchNorm | None,
+    expression: Expression,
+    tensors: Tensors,
+    like: Tensor,
+    *,
+    unset: bool,
 ) -> None:
     """Give ``convolution`` the weight and bias of the map, with dtype, device and memory format of the weight ``like``;
     and ``norm`` what it multiplies and adds, with statistics that change nothing.
 
-    Raises RepfuseError where a finite number becomes infinite in that dtype.
+    Where they are to be left ``unset``, tensors of the right shapes whose numbers mean nothing yet. Raises RepfuseError
+    where a finite number becomes infinite in that dtype.
     """
-    bias: Tensor | None
-    if norm is None:
-        weight, bias = evaluate(expression, tensors, like)
-        made = [weight, bias]
-    else:
-        mean, var = _clear_norm(norm, expression.geometry, like)
-        made = [x.to(like.dtype) for x in behind_norm(expression, tensors, mean, var, norm.eps)]
-        weight, bias = made[0], None if convolution.bias is None else torch.zeros_like(mean)
-        norm.weight, norm.bias = (nn.Parameter(x, like.requires_grad) for x in made[1:])
+    channels, made = expression.geometry.out_channels, list[Tensor]()
+    bias: Tensor | None = torch.zeros(channels, dtype=like.dtype, device=like.device)
+    assert isinstance(convolution.weight, Tensor) and bias is not None
+    if unset:
+        weight = torch.empty(convolution.weight.shape, dtype=like.dtype, device=like.device)
+    elif norm is None:
+        weight, bias = made = list(evaluate(expression, tensors, like))
+    if norm is not None:
+        mean, var = (x(channels, dtype=like.dtype, device=like.device) for x in (torch.zeros, torch.ones))
+        numbers = [var, mean]
+        if not unset:
+            made = [x.to(like.dtype) for x in behind_norm(expression, tensors, mean, var, norm.eps)]
+            weight, *numbers = made
+        norm.weight, norm.bias = (nn.Parameter(x.clone(), like.requires_grad) for x in numbers)
+        norm.running_mean, norm.running_var = mean, var
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=like.device)
+        bias = None if convolution.bias is None else bias
     if left_range(made, map(tensors, tensor_names(expression))):
         raise RepfuseError(
             f"A fused weight does not fit into {str(like.dtype).removeprefix('torch.')}.",
@@ -147,31 +132,6 @@ def write_weights(
             "Make the plan again with these weights, or convert in bfloat16 or float32.",
             EXIT_FAILED_CHECK,
         )
-    _set_parameters(convolution, weight, bias, like)
-
-
-def _clear_norm(norm: _BatchNorm, geometry: Geometry, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Give ``norm`` statistics that change nothing, which are returned, and other numbers that mean nothing yet."""
-    mean = torch.zeros(geometry.out_channels, dtype=like.dtype, device=like.device)
-    var = torch.ones_like(mean)
-    norm.running_mean, norm.running_var = mean, var
-    norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=like.device)
-    norm.weight, norm.bias = (nn.Parameter(torch.empty_like(mean), like.requires_grad) for _ in range(2))
-    return mean, var
-
-
-def leave_unset(convolution: nn.Module, norm: _BatchNorm | None, geometry: Geometry, like: Tensor) -> None:
-    """Give ``convolution``, and ``norm``, tensors of the right shapes whose numbers mean nothing yet."""
-    if norm is not None:
-        _clear_norm(norm, geometry, like)
-    assert isinstance(convolution.weight, Tensor)
-    weight = torch.empty(convolution.weight.shape, dtype=like.dtype, device=like.device)
-    bias = None if norm is not None and convolution.bias is None else weight.new_empty(geometry.out_channels)
-    _set_parameters(convolution, weight, bias, like)
-
-
-def _set_parameters(convolution: nn.Module, weight: Tensor, bias: Tensor | None, like: Tensor) -> None:
-    """Give ``convolution`` these tensors, trained or not as ``like`` is, and in its memory format."""
     channels_last = _CHANNELS_LAST.get(like.dim())
     if channels_last and not like.is_contiguous() and like.is_contiguous(memory_format=channels_last):
         weight = weight.contiguous(memory_format=channels_last)
@@ -179,7 +139,7 @@ def _set_parameters(convolution: nn.Module, weight: Tensor, bias: Tensor | None,
     convolution.register_parameter("bias", None if bias is None else nn.Parameter(bias, like.requires_grad))
 
 
-def graph_module(owner: nn.Module, graph: fx.Graph, made: dict[str, nn.Module], kept: Iterable[str]) -> fx.GraphModule:
+def _graph_module(owner: nn.Module, graph: fx.Graph, made: dict[str, nn.Module], kept: Iterable[str]) -> fx.GraphModule:
     """Return ``graph`` as a module named like ``owner``, whose children it calls; ``made`` are new children."""
     for name, module in made.items():
         setattr(owner, name, module)
@@ -222,11 +182,11 @@ def _keep(owner: nn.Module, body: nn.Module, name: str) -> None:
 
 
 def _has(module: nn.Module, name: str) -> bool:
-    first, _, rest = name.partition(".")
-    if not rest:
-        return hasattr(module, first)
-    child = getattr(module, first, None)  # the table of a script's modules is no dict
-    return isinstance(child, nn.Module) and _has(child, rest)
+    try:
+        operator.attrgetter(name)(module)
+    except AttributeError:
+        return False
+    return True
 
 
 def _keep_own(module: nn.Module, holder: nn.Module, leaf: str) -> None:
@@ -242,7 +202,7 @@ _PRESERVED = "_user_preserved_attributes"
 """Under this key in its ``meta`` a GraphModule has the attributes that PyTorch takes along when it is deep-copied."""
 
 
-def keep_plain_attributes(owner: nn.Module, body: nn.Module) -> None:
+def _keep_plain_attributes(owner: nn.Module, body: nn.Module) -> None:
     """Copy what an owner and its class carry as plain data: others read it (``layer.f`` in YOLO, ``model.names``)."""
     classes = itertools.takewhile(lambda kind: kind is not nn.Module, type(owner).__mro__)
     tables = [vars(owner), *map(vars, classes)]
@@ -254,36 +214,6 @@ def keep_plain_attributes(owner: nn.Module, body: nn.Module) -> None:
         body.meta[_PRESERVED] = kept
 
 
-# What a rewrite takes from the module that is given: the edits, and tensors for the copy.
-
-
-class Edits:
-    """The edits of a network, and the tensors that they take."""
-
-    def __init__(self, replayed: Replayed) -> None:
-        self.layout = replayed.layout
-        self.constants = replayed.planner.recording.constants
-        same = replayed.module is self.constants.module
-        self.tensors = self.constants.tensors if same else dict(named_tensors(replayed.module, remove_duplicate=False))
-        self.tensor = lookup(replayed.module, self.constants)
-
-    def replaced(self) -> Iterator[Tensor]:
-        """Yield the tensors that go into fused weights."""
-        named = (name for fused in self.layout.fused for name in tensor_names(fused.expression))
-        names = {leaf for name in named for leaf in self.constants.leaves(name)}
-        return (self.tensors[name] for name in names)
-
-
-def stand_in(tensor: Tensor) -> Tensor:
-    """Return a tensor without data for one that is to be replaced, so that it is never copied."""
-    return like(tensor, tensor.to("meta"))
-
-
-def clone(tensor: Tensor) -> Tensor:
-    """Return a copy without a history."""
-    return like(tensor, tensor.detach().clone())
-
-
 def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True, share: bool = False) -> nn.Module:
     """Return a copy of ``module`` with every site of ``plan`` rewritten into its one convolution.
 
@@ -293,17 +223,24 @@ def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True, share: bool 
     weights, or where a fused weight overflows the dtype of the weights that it replaces.
     """
     with collecting_later():
-        return _Rewriting(module, Edits(replay(module, plan)), weights=weights, share=share).run()
+        return _Rewriting(replay(module, plan), weights=weights, share=share).run()
 
 
 class _Rewriting:
     """One rewrite: a copy of the module without the tensors that will be replaced, then the edits."""
 
-    def __init__(self, module: nn.Module, edits: Edits, *, weights: bool, share: bool) -> None:
+    def __init__(self, replayed: Replayed, *, weights: bool, share: bool) -> None:
+        module = replayed.module
         self.weights = weights
-        self.edits = edits
-        self.replaced = {id(tensor): tensor for tensor in edits.replaced()}
-        self.stand_ins = {key: stand_in(tensor) for key, tensor in self.replaced.items()}
+        self.layout = replayed.layout
+        self.constants = replayed.planner.recording.constants
+        same = module is self.constants.module
+        self.tensors = self.constants.tensors if same else dict(named_tensors(module, remove_duplicate=False))
+        self.tensor = lookup(module, self.constants)
+        named = (name for fused in self.layout.fused for name in tensor_names(fused.expression))
+        merged = [self.tensors[leaf] for name in dict.fromkeys(named) for leaf in self.constants.leaves(name)]
+        self.replaced = {id(tensor): tensor for tensor in merged}
+        self.stand_ins = {key: like(x, x.to("meta")) for key, x in self.replaced.items()}  # so that no data is copied
         kept = {id(tensor): tensor for _, tensor in named_tensors(module)} if share else {}
         self.result = copy_with(module, kept | self.stand_ins)
         self.successors: dict[nn.Module, nn.Module] = {}
@@ -311,13 +248,13 @@ class _Rewriting:
 
     def run(self) -> nn.Module:
         """Make the edits, the innermost first, so that an outer block takes its inner ones over as they are."""
-        layout = self.edits.layout
-        for fused in layout.folds:
+        for fused in self.layout.folds:
             self._write(self.result.get_submodule(fused.path), self._norm_there(fused), fused)
-        for path in layout.identities:
+        for path in self.layout.identities:
             owners = [owner for owner, _ in self.holders[self.result.get_submodule(path)]]
-            self._replace(path, folded_norm(self.edits.tensors.get(f"{path}.running_mean"), owners))
-        for block in sorted(layout.blocks, key=lambda block: _depth(block.path), reverse=True):
+            self._replace(path, _folded_norm(self.tensors.get(f"{path}.running_mean"), owners))
+        depth = {block.path: block.path.count(".") + bool(block.path) for block in self.layout.blocks}
+        for block in sorted(self.layout.blocks, key=lambda block: depth[block.path], reverse=True):
             self._replace(block.path, self._body(block, self.result.get_submodule(block.path)))
         self._replace_unregistered()
         self._restore()
@@ -327,7 +264,7 @@ class _Rewriting:
         """Put ``new`` wherever the module at ``path`` is registered, so that what was shared stays shared."""
         old = self.result.get_submodule(path)
         new.training = old.training
-        keep_plain_attributes(old, new)
+        _keep_plain_attributes(old, new)
         if old is self.result:
             self.result = new
         for parent, name in self.holders[old]:
@@ -359,7 +296,7 @@ class _Rewriting:
         """Return the new body of a block: the plainest module that computes its graph."""
         made = {name: self._convolution(fused) for name, fused in zip(block.names, block.fused, strict=True)}
         if block.steps is None:
-            body: nn.Module = graph_module(owner, block.graph, made, block.kept)
+            body: nn.Module = _graph_module(owner, block.graph, made, block.kept)
         elif block.fused and block.fused[0].path == block.path:
             (body,) = made.values()
         elif block.steps:
@@ -371,12 +308,14 @@ class _Rewriting:
 
     def _convolution(self, fused: Fused) -> nn.Module:
         geometry = fused.expression.geometry.plainest
-        convolution, norm = convolution_module(geometry), self._norm_there(fused)
-        own = norm_module(geometry) if fused.norm and norm is None else None
+        convolution, norm = _convolution_module(geometry), self._norm_there(fused)
+        own: _BatchNorm | None = None
         if fused.norm:
             convolution.register_parameter("bias", None)
+            if norm is None:
+                own = getattr(nn, f"BatchNorm{max(geometry.ndim, 1)}d")(geometry.out_channels, device="meta")
         self._write(convolution, norm or own, fused)
-        return with_neighbours(convolution, geometry, own).train(self.result.get_submodule(fused.owner).training)
+        return _with_neighbours(convolution, geometry, own).train(self.result.get_submodule(fused.owner).training)
 
     def _norm_there(self, fused: Fused) -> _BatchNorm | None:
         """Return the norm of the network itself that stays behind a convolution; None where there is none."""
@@ -388,13 +327,9 @@ class _Rewriting:
 
     def _write(self, convolution: nn.Module, norm: _BatchNorm | None, fused: Fused) -> None:
         """Write the fused weights; dtype, device and memory format come from the largest weight that is merged."""
-        edits = self.edits
-        largest = stored_like(fused.expression, edits.constants, edits.tensors.__getitem__)
-        if not self.weights:
-            leave_unset(convolution, norm, fused.expression.geometry, largest)
-            return
+        largest = stored_like(fused.expression, self.constants, self.tensors.__getitem__)
         try:
-            write_weights(convolution, norm, fused.expression, edits.tensor, largest)
+            _write_weights(convolution, norm, fused.expression, self.tensor, largest, unset=not self.weights)
         except NotAffine as error:
             raise RepfuseError(
                 f"The plan does not fit the weights at {fused.path!r}.",
@@ -410,12 +345,13 @@ class _Rewriting:
             for store in (module._parameters, module._buffers, vars(module)):
                 for name, tensor in list(store.items()):
                     if id(tensor) in originals:
-                        store[name] = copies.setdefault(id(tensor), clone(originals[id(tensor)]))  # type: ignore[assignment]
+                        store[name] = copies.setdefault(id(tensor), _clone(originals[id(tensor)]))  # type: ignore[assignment]
 
 
 _TABLES = frozenset(vars(nn.Module()))
 """What PyTorch keeps in every module."""
 
 
-def _depth(path: str) -> int:
-    return len(path.split(".")) if path else 0
+def _clone(tensor: Tensor) -> Tensor:
+    """Return a copy without a history."""
+    return like(tensor, tensor.detach().clone())
