@@ -6,7 +6,7 @@ costs no memory and at most one site is ever held in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -117,6 +117,20 @@ def operands(operation: object) -> tuple[Any, ...]:
             return ()
 
 
+def walk(expression: Expression) -> Iterator[Expression]:
+    """Yield all that an expression is made of, itself last."""
+    for inner in operands(expression):
+        yield from walk(inner)
+    yield expression
+
+
+def rebuilt(expression: Expression, change: Callable[[Expression], Expression]) -> Expression:
+    """Return the operation with its operands changed. Raises NotAffine where it is no single convolution then."""
+    changed: Any = tuple(map(change, operands(expression)))
+    several = isinstance(expression, Joined | Sum)
+    return _checked(replace(expression, **({"inputs": changed} if several else {"input": changed[0]})))
+
+
 def through(inner: Expression, layer: Layer) -> Expression:
     """Return the layer after the expression. Raises NotAffine where they are no single convolution.
 
@@ -167,7 +181,7 @@ def _geometry(expression: Expression) -> Geometry:  # noqa: PLR0911 - one for ea
 
 
 def _moves_channels(expression: Expression) -> bool:
-    return isinstance(expression, Selected | Joined) or any(map(_moves_channels, operands(expression)))
+    return any(isinstance(each, Selected | Joined) for each in walk(expression))
 
 
 def _windows(expression: Expression) -> Windows:
@@ -267,14 +281,8 @@ def of_channels_read(expression: Expression) -> Expression:
     match expression:
         case Selected(Identity(_, ndim), indices):
             return Identity(len(indices), ndim)
-        case Through(inner, layer):
-            return through(of_channels_read(inner), layer)
-        case Scaled(inner, by):
-            return Scaled(of_channels_read(inner), by)
-        case Sum(terms):
-            return sum_of(tuple(map(of_channels_read, terms)))
         case _:
-            raise AssertionError("the expression chooses no channels")
+            return rebuilt(expression, of_channels_read)
 
 
 def of_whole(expression: Expression, channels: int, indices: Ints) -> Expression:
@@ -285,24 +293,13 @@ def of_whole(expression: Expression, channels: int, indices: Ints) -> Expression
     match expression:
         case Identity(_, ndim):
             return Selected(Identity(channels, ndim), indices)
-        case Through(inner, layer):
-            return through(of_whole(inner, channels, indices), layer)
-        case Scaled(inner):
-            return replace(expression, input=of_whole(inner, channels, indices))
-        case Selected(inner, chosen):
-            return selected(of_whole(inner, channels, indices), chosen)
-        case Joined(parts):
-            return joined(tuple(of_whole(part, channels, indices) for part in parts))
-        case Sum(terms):
-            return sum_of(tuple(of_whole(term, channels, indices) for term in terms))
+        case _:
+            return rebuilt(expression, lambda inner: of_whole(inner, channels, indices))
 
 
 def layers(expression: Expression) -> Iterator[Layer]:
     """Yield the layers in the expression."""
-    for inner in operands(expression):
-        yield from layers(inner)
-    if isinstance(expression, Through):
-        yield expression.layer
+    return (each.layer for each in walk(expression) if isinstance(each, Through))
 
 
 def convolutions(expression: Expression) -> Iterator[Convolution]:
@@ -312,33 +309,31 @@ def convolutions(expression: Expression) -> Iterator[Convolution]:
 
 def is_unshifted(expression: Expression) -> bool:
     """Whether the expression adds nothing to what it computes from its source, whatever the weights."""
-    match expression:
-        case Scaled(_, Normalisation(str()) | Normalisation(bias=str()) | Offset()):
-            return False
-        case Through(_, Convolution(_, _, str())):
-            return False
-        case _:
-            return all(map(is_unshifted, operands(expression)))
+    for each in walk(expression):
+        match each:
+            case Scaled(_, Normalisation(str()) | Normalisation(bias=str()) | Offset()):
+                return False
+            case Through(_, Convolution(_, _, str())):
+                return False
+    return True
 
 
 def tensor_names(expression: Expression) -> Iterator[str]:
     """Yield the name of every tensor that the expression reads."""
-    for inner in operands(expression):
-        yield from tensor_names(inner)
-    match expression:
-        case Through(_, Convolution(_, weight, bias)):
-            names: tuple[object, ...] = (weight, bias)
-        case Through(_, Filter(_, _, fill)):
-            names = (fill,)
-        case Scaled(_, Normalisation(mean, var, weight, bias)):
-            names = (mean, var, weight, bias)
-        case Scaled(_, Factor(by)):
-            names = (by,)
-        case Scaled(_, Offset(by, _, scale)):
-            names = (by, scale)
-        case _:
-            names = ()
-    yield from (name for name in names if isinstance(name, str))
+    for each in walk(expression):
+        names: tuple[object, ...] = ()
+        match each:
+            case Through(_, Convolution(_, weight, bias)):
+                names = (weight, bias)
+            case Through(_, Filter(_, _, fill)):
+                names = (fill,)
+            case Scaled(_, Normalisation(mean, var, weight, bias)):
+                names = (mean, var, weight, bias)
+            case Scaled(_, Factor(by)):
+                names = (by,)
+            case Scaled(_, Offset(by, _, scale)):
+                names = (by, scale)
+        yield from (name for name in names if isinstance(name, str))
 
 
 # An expression for people: each branch of the sum in a few words.
