@@ -15,9 +15,18 @@ from torch import fx
 
 from repfuse.algebra.expression import Joined, Selected, Through
 from repfuse.algebra.layers import Phases
-from repfuse.ops.indexing import entries_of, is_integer, is_whole
+from repfuse.ops.indexing import entries_of, is_whole
 from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same
-from repfuse.ops.spelling import Call, axes_turned, axis_of, contains_node, is_channel_axis, is_data, spelled
+from repfuse.ops.spelling import (
+    Call,
+    axes_turned,
+    axis_of,
+    contains_node,
+    is_channel_axis,
+    is_data,
+    is_integer,
+    spelled,
+)
 from repfuse.recording.recording import Recording
 
 # Concatenations and splits along the channels.
@@ -85,7 +94,7 @@ def _parts(call: Call, recording: Recording) -> tuple[int, Sequence[Sequence[int
 def shuffle(call: Call, recording: Recording) -> Meaning | None:
     """``channel_shuffle(x, groups)``."""
     x, groups = call.input, call.get("groups")
-    if not is_data(x, recording) or not is_integer(groups) or not recording.is_fixed(x, 1):
+    if not is_integer(groups) or not recording.is_fixed(x, 1):
         return None
     rank = len(recording.shape_of[x])
     channels = recording.shape_of[x][1] if rank > 2 else 0
@@ -113,7 +122,7 @@ def shuffled(call: Call, recording: Recording) -> Meaning | None:
 
 def _parts_pixels(x: Any, factor: Any, recording: Recording) -> bool:
     """Whether ``x`` holds images of a known number of channels, and the factor is a number."""
-    known = is_data(x, recording) and len(recording.shape_of[x]) == 4 and recording.is_fixed(x, 1)
+    known = len(recording.shape_of[x]) == 4 and recording.is_fixed(x, 1)
     return known and is_integer(factor) and factor > 0
 
 
@@ -260,7 +269,7 @@ def _before(call: Call, operators: Sequence[str]) -> Call | None:
 def viewed(call: Call, recording: Recording) -> Meaning | None:
     """The same numbers in the same order, in another shape that keeps the last axis, or the first two."""
     x, y = call.input, call.node
-    if not is_data(x, recording) or recording.dtype_of.get(y) is not recording.dtype_of[x]:
+    if recording.dtype_of.get(y) is not recording.dtype_of[x]:
         return None
     before, after = (recording.shapes(z) + recording.shapes_at_other_ranks(z) for z in (x, y))
     if len(before) != len(after) or min(map(len, (*before, *after))) < 2:
@@ -278,7 +287,7 @@ def squeezed(call: Call, recording: Recording) -> Meaning | None:
     """Without axes that are 1 at every size: an axis that happens to be 1 goes where its size may be another."""
     x, dims = call.input, call.get("dim")
     dims = [dims] if is_integer(dims) else dims
-    if not is_data(x, recording) or not isinstance(dims, list | tuple):
+    if not isinstance(dims, list | tuple):
         return None
     shapes = recording.shapes(x) + recording.shapes_at_other_ranks(x)
     gone = {axis_of(dim, len(recording.shape_of[x])) for dim in dims}
@@ -287,14 +296,9 @@ def squeezed(call: Call, recording: Recording) -> Meaning | None:
 
 def permuted(call: Call, recording: Recording) -> Meaning | None:
     """Axes in another order."""
-    x = call.input
-    if not is_data(x, recording):
-        return None
-    rank = len(recording.shape_of[x])
-    order = axes_turned(call, rank)
-    if order is None:
-        return None
-    return _moved(x, {axis: place for place, axis in enumerate(order) if is_channel_axis(axis, rank)})
+    rank = len(recording.shape_of[call.input])
+    order = axes_turned(call, rank) or ()
+    return _moved(call.input, {axis: place for place, axis in enumerate(order) if is_channel_axis(axis, rank)})
 
 
 def mean(call: Call, recording: Recording) -> Meaning | None:
@@ -302,7 +306,7 @@ def mean(call: Call, recording: Recording) -> Meaning | None:
     x, dims = call.input, call.get("dim")
     dims = [dims] if is_integer(dims) else dims
     keeps = call.get("keepdim", False)
-    if not is_data(x, recording) or not isinstance(dims, list | tuple) or contains_node(dims) or not dims:
+    if not isinstance(dims, list | tuple) or contains_node(dims) or not dims:
         return None
     if call.get("dtype") is not None or not isinstance(keeps, bool):
         return None
@@ -325,24 +329,19 @@ def picked(call: Call, recording: Recording) -> Meaning | None:
 
 def selected(call: Call, recording: Recording) -> Meaning | None:
     """``x.select(dim, index)``: one place along an axis."""
-    x = call.input
-    if not is_data(x, recording) or not is_integer(call.get("index")):
-        return None
-    rank = len(recording.shape_of[x])
-    return _without(x, {axis_of(call.get("dim"), rank)}, rank)
+    rank = len(recording.shape_of[call.input])
+    usable = is_integer(call.get("index"))
+    return _without(call.input, {axis_of(call.get("dim"), rank)}, rank) if usable else None
 
 
 def adaptive_pool(call: Call, recording: Recording, ndim: int) -> Meaning | None:
     """Means over windows that share the image out."""
-    x = call.input
-    if not is_data(x, recording) or len(recording.shape_of[x]) != ndim + 2:
-        return None
-    return _moved(x, {1: 1})
+    return _moved(call.input, {1: 1}) if len(recording.shape_of[call.input]) == ndim + 2 else None
 
 
 def resized(call: Call, recording: Recording) -> Meaning | None:
     """``F.interpolate(x, ...)``: each pixel is a mean of some, with weights that sum to 1."""
-    return _moved(call.input, {1: 1}) if is_data(call.input, recording) and recording.is_fixed(call.input, 1) else None
+    return _moved(call.input, {1: 1}) if recording.is_fixed(call.input, 1) else None
 
 
 def _without(x: fx.Node, gone: set[int | None], rank: int, *, keeps: bool = False) -> Rearranged | None:

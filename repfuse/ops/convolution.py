@@ -13,7 +13,7 @@ from repfuse.algebra.geometry import Geometry, Ints, Padding
 from repfuse.algebra.layers import Convolution
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.ops.meaning import Meaning, Unfusible
-from repfuse.ops.spelling import Call, Constant, constant, contains_node, is_data, spelled
+from repfuse.ops.spelling import Call, Constant, constant, contains_node, spelled
 from repfuse.recording.recording import Recording
 
 # Fake quantisation: rounding that training puts beside layers, so that a later quantised model behaves alike.
@@ -22,14 +22,12 @@ from repfuse.recording.recording import Recording
 # a merged kernel the rounding would have to be found again.
 
 
-def fake_quantise(_call: Call, _recording: Recording) -> Meaning:
-    """Round to a grid, in floating point."""
-    return Unfusible("fake-quantised", "the value is rounded as a quantised one would be")
+_FAKE_QUANTISED_WEIGHT = Unfusible("fake-quantised", "the weight is rounded as a quantised one would be")
 
 
-def is_fake_quantised(value: Any) -> bool:
-    """Whether a weight went through fake quantisation on its way from the parameters."""
-    pending: list[Any] = [value]
+def refused_as_fake(weight: Any) -> Unfusible | None:
+    """Refuse a weight that went through fake quantisation on its way from the parameters."""
+    pending: list[Any] = [weight]
     seen: set[fx.Node] = set()
     while pending:
         node = pending.pop()
@@ -38,9 +36,9 @@ def is_fake_quantised(value: Any) -> bool:
         seen.add(node)
         call = spelled(node)
         if call is not None and call.operator.startswith("fake_quantize"):
-            return True
+            return _FAKE_QUANTISED_WEIGHT
         pending += node.all_input_nodes
-    return False
+    return None
 
 
 def convolution(call: Call, recording: Recording) -> Meaning | None:
@@ -61,8 +59,6 @@ def transposed(call: Call, recording: Recording) -> Meaning | None:
 def _convolved(call: Call, recording: Recording, shape: Callable[..., Geometry]) -> Meaning | None:
     """Read what both kinds of convolution are given; ``shape`` makes a geometry of the weight's shape and the rest."""
     x = call.input
-    if not is_data(x, recording):
-        return None
     tensors = layer_tensors(call, recording)
     if isinstance(tensors, Unfusible):
         return tensors
@@ -85,13 +81,6 @@ def layer_tensors(call: Call, recording: Recording) -> tuple[Constant, Constant 
     if weight is None or (bias is None and call.get("bias") is not None):
         return Unfusible("computed-weight", "the weight or bias depends on the input of the model")
     return weight, bias
-
-
-def refused_as_fake(weight: Any) -> Unfusible | None:
-    """Refuse a weight that went through fake quantisation."""
-    if is_fake_quantised(weight):
-        return Unfusible("fake-quantised", "the weight is rounded as a quantised one would be")
-    return None
 
 
 def geometry(

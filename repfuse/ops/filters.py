@@ -14,15 +14,15 @@ from repfuse.algebra.layers import Filter
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.ops.convolution import per_axis
 from repfuse.ops.meaning import Meaning, Same, Unfusible
-from repfuse.ops.spelling import Call, contains_node, is_data, number, spelled
+from repfuse.ops.spelling import Call, contains_node, number, spelled
 from repfuse.recording.recording import Recording
 
 
-def pad(call: Call, recording: Recording) -> Meaning | None:
+def pad(call: Call, recording: Recording, *, mode: str | None = None) -> Meaning | None:
     """``F.pad`` over spatial axes: one tap of value 1; a negative amount crops."""
-    x, mode, value = call.input, call.get("mode", "constant"), call.get("value")
+    x, mode, value = call.input, mode or call.get("mode", "constant"), call.get("value")
     fill = 0.0 if value is None else number(value)
-    padding = _spatial_padding(call, recording)
+    padding = _spatial_padding(call, mode, recording)
     if padding is None or fill is None:
         return None
     if mode == "constant":
@@ -32,27 +32,17 @@ def pad(call: Call, recording: Recording) -> Meaning | None:
     return filtered(x, padding, recording, padding_mode=mode) if usable else None
 
 
-def reflection_pad(call: Call, recording: Recording) -> Meaning | None:
-    """ATen's ``F.pad(mode="reflect")``."""
-    return pad(Call(call.node, "pad", {**call.given, "mode": "reflect"}), recording)
-
-
-def replication_pad(call: Call, recording: Recording) -> Meaning | None:
-    """ATen's ``F.pad(mode="replicate")``."""
-    return pad(Call(call.node, "pad", {**call.given, "mode": "replicate"}), recording)
-
-
-def _spatial_padding(call: Call, recording: Recording) -> Padding | None:
+def _spatial_padding(call: Call, mode: object, recording: Recording) -> Padding | None:
     """Return (before, after) per spatial axis; None where other axes are padded, or amounts are computed."""
     x, amounts = call.input, call.get("pad")
-    if not is_data(x, recording) or not isinstance(amounts, list | tuple) or contains_node(amounts):
+    if not isinstance(amounts, list | tuple) or contains_node(amounts):
         return None
     ndim = len(recording.shape_of[x]) - 2
     # The amounts begin with the last axis.
     pairs = [(int(before), int(after)) for before, after in zip(amounts[::2], amounts[1::2], strict=True)]
     if not 1 <= ndim <= 3 or any(any(pair) for pair in pairs[ndim:]):
         return None
-    if call.get("mode", "constant") != "constant" and len(pairs) != ndim:
+    if mode != "constant" and len(pairs) != ndim:
         return None
     spatial = pairs[:ndim] + [(0, 0)] * (ndim - len(pairs))
     return tuple(reversed(spatial))
@@ -66,7 +56,7 @@ def average_pool(call: Call, recording: Recording, *, ndim: int) -> Meaning | No
     """
     x = call.input
     numbers = [value for name, value in call.given.items() if name != "input"]
-    if not is_data(x, recording) or len(recording.shape_of[x]) != ndim + 2 or contains_node(numbers):
+    if len(recording.shape_of[x]) != ndim + 2 or contains_node(numbers):
         return None
     kernel = per_axis(call.get("kernel_size"), ndim)
     stride = per_axis(call.get("stride") or kernel, ndim)
@@ -99,7 +89,7 @@ def enlarged(call: Call, recording: Recording) -> Meaning | None:
     x, given = call.input, call.get("scale_factor") or call.get("scale_factors")
     nearest = call.get("mode", "nearest") in ("nearest", "nearest-exact") and not _SMOOTH & {*call.operator.split("_")}
     usable = nearest and given is not None and not contains_node(given)
-    if not usable or not is_data(x, recording) or not recording.is_fixed(x, 1):
+    if not usable or not recording.is_fixed(x, 1):
         return None
     ndim = len(recording.shape_of[x]) - 2
     factors = [given] * ndim if isinstance(given, int | float) else given

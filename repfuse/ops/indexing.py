@@ -18,7 +18,7 @@ from repfuse.algebra.geometry import Padding
 from repfuse.algebra.layers import Filter
 from repfuse.ops.filters import filtered, is_pad, pad
 from repfuse.ops.meaning import Meaning, Passage, Same, Unfusible
-from repfuse.ops.spelling import Call, axis_of, constant, is_channel_axis, is_data, number, spelled
+from repfuse.ops.spelling import Call, axis_of, constant, is_channel_axis, is_data, is_integer, number, spelled
 from repfuse.ops.sums import Channels, channels_of
 from repfuse.recording.recording import Recording
 
@@ -72,36 +72,11 @@ def indexed(call: Call, recording: Recording) -> Meaning | None:
     x, index = call.input, call.get("index")
     if not is_data(x, recording):
         return None
+    if call.operator == "index":  # ATen's, which says None for a whole axis
+        index = tuple(_ALL if entry is None else entry for entry in call.get("indices"))
     written = [_written(entry, recording) for entry in (index if isinstance(index, tuple) else (index,))]
     entries = entries_of(tuple(written), len(recording.shape_of[x]))
     return None if entries is None else _chosen(call.node, x, entries, recording)
-
-
-def picked(call: Call, recording: Recording) -> Meaning | None:
-    """ATen's ``x[index]`` of tensors: an index along one axis."""
-    x, indices = call.input, call.get("indices")
-    if not is_data(x, recording) or not isinstance(indices, list | tuple):
-        return None
-    written = [_ALL if index is None else _written(index, recording) for index in indices]
-    entries = entries_of(tuple(written), len(recording.shape_of[x]))
-    return None if entries is None else _chosen(call.node, x, entries, recording)
-
-
-def index_selected(call: Call, recording: Recording) -> Meaning | None:
-    """``x.index_select(dim, index) = x[..., index, ...]`` with numbers that no input changes."""
-    x, index = call.input, _written(call.get("index"), recording)
-    axis = axis_of(call.get("dim"), len(recording.shape_of[x])) if is_data(x, recording) else None
-    return _along(call.node, x, axis, index, recording) if axis is not None and _is_list(index) else None
-
-
-def repeated(call: Call, recording: Recording) -> Meaning | None:
-    """``x.repeat_interleave(n, dim)``: each channel n times in a row."""
-    x, times = call.input, call.get("repeats")
-    axis = axis_of(call.get("dim"), len(recording.shape_of[x])) if is_data(x, recording) else None
-    if not is_integer(times) or not is_channel_axis(axis, len(recording.shape_of[x])):
-        return None
-    channels = range(recording.shape_of[x][axis])
-    return _along(call.node, x, axis, [channel for channel in channels for _ in range(times)], recording)
 
 
 def _written(index: Any, recording: Recording) -> Any:
@@ -112,31 +87,34 @@ def _written(index: Any, recording: Recording) -> Any:
     return recording.constants.numbers(name)
 
 
-def sliced(call: Call, recording: Recording) -> Meaning | None:
-    """ATen's ``x[..., start:end:step, ...]`` along one axis."""
+def along(call: Call, recording: Recording) -> Meaning | None:
+    """Some places along one axis: those of ``index_select``, a slice, a narrowing; each place several times."""
     x = call.input
-    bounds = [call.get(name) for name in ("start", "end", "step")]
-    axis = axis_of(call.get("dim", 0), len(recording.shape_of[x])) if is_data(x, recording) else None
-    if axis is None or not all(bound is None or is_integer(bound) for bound in bounds):
+    shape = recording.shape_of[x]
+    axis = axis_of(call.get("dim", 0 if call.operator == "slice" else None), len(shape))
+    if axis is None:
         return None
-    return _along(call.node, x, axis, slice(*bounds), recording)
-
-
-def narrowed(call: Call, recording: Recording) -> Meaning | None:
-    """``x.narrow(dim, start, length) = x[..., start:start + length, ...]``."""
-    x, start, length = call.input, call.get("start"), call.get("length")
-    axis = axis_of(call.get("dim"), len(recording.shape_of[x])) if is_data(x, recording) else None
-    if axis is None or not is_integer(start) or not is_integer(length):
-        return None
-    end = start + length
-    return _along(call.node, x, axis, slice(start, None if start < 0 and end == 0 else end), recording)
+    entry: Any = None
+    match call.operator:
+        case "index_select":
+            entry = _written(call.get("index"), recording)
+        case "repeat_interleave" if is_integer(times := call.get("repeats")) and is_channel_axis(axis, len(shape)):
+            entry = [channel for channel in range(shape[axis]) for _ in range(times)]
+        case "slice":
+            entry = slice(*(call.get(name) for name in ("start", "end", "step")))
+        case "narrow" if is_integer(start := call.get("start")) and is_integer(length := call.get("length")):
+            end = start + length
+            entry = slice(start, None if start < 0 and end == 0 else end)
+    entries: list[Entry] = [_ALL] * len(shape)
+    entries[axis] = entry
+    return _chosen(call.node, x, entries, recording) if _is_slice(entry) or _is_list(entry) else None
 
 
 def flipped(call: Call, recording: Recording) -> Meaning | None:
     """``x.flip(axis)``: the channels in the opposite order."""
     x, dims = call.input, call.get("dims")
     dims = dims if isinstance(dims, list | tuple) else (dims,)
-    axis = axis_of(dims[0], len(recording.shape_of[x])) if is_data(x, recording) and len(dims) == 1 else None
+    axis = axis_of(dims[0], len(recording.shape_of[x])) if len(dims) == 1 else None
     if axis is None or not is_channel_axis(axis, len(recording.shape_of[x])) or not recording.is_fixed(x, axis):
         return None
     return Selected(x, tuple(reversed(range(recording.shape_of[x][axis]))), axis)
@@ -157,17 +135,6 @@ def is_whole(entry: Entry) -> bool:
     return isinstance(entry, slice) and _bounds(entry) == (0, None, 1)
 
 
-def is_integer(value: Any) -> bool:
-    """Whether an argument is an integer written in the code."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _along(node: fx.Node, x: fx.Node, axis: int, entry: Entry, recording: Recording) -> Meaning | None:
-    entries: list[Entry] = [_ALL] * len(recording.shape_of[x])
-    entries[axis] = entry
-    return _chosen(node, x, entries, recording)
-
-
 def _chosen(node: fx.Node, x: fx.Node, entries: list[Entry], recording: Recording) -> Meaning | None:
     rank = len(entries)
     axes = [axis for axis, entry in enumerate(entries) if not is_whole(entry)]
@@ -176,11 +143,6 @@ def _chosen(node: fx.Node, x: fx.Node, entries: list[Entry], recording: Recordin
     if axes == [1] or (axes == [rank - 1] and rank > 2 and channels_last(node, x, recording)):
         return _selected(x, axes[0], entries[axes[0]], recording)
     return _cropped(x, entries[2:], recording) if min(axes) >= 2 and rank <= 5 else None
-
-
-def embedding(_call: Call, _recording: Recording) -> Meaning | None:
-    """``y = W[x]``: no map of a tensor of numbers."""
-    return Unfusible("embedding", "its input says which rows of the table to take")
 
 
 def _selected(x: fx.Node, axis: int, entry: Entry, recording: Recording) -> Meaning | None:

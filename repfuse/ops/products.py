@@ -21,8 +21,6 @@ from repfuse.recording.recording import Recording
 
 def linear(call: Call, recording: Recording) -> Meaning | None:
     """``y = x W^T + b`` along the last axis, with W of shape ``[C_out, C_in]``, a constant."""
-    if not is_data(call.input, recording):
-        return None
     tensors = layer_tensors(call, recording)
     return tensors if isinstance(tensors, Unfusible) else _linear(call.input, *tensors)
 

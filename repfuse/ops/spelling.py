@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from repfuse.recording.constants import called
 from repfuse.recording.recording import Recording
+from repfuse.recording.run import assigned
 
 # A call of an operator: its name, its arguments by name, and what they are.
 
@@ -73,6 +74,11 @@ def makes_zeros(node: fx.Node) -> bool:
     return called(node) in ("zeros", "zeros_like", "new_zeros")
 
 
+def is_integer(value: Any) -> bool:
+    """Whether an argument is an integer written in the code."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def contains_node(value: Any) -> bool:
     """Whether an argument, or anything in its lists, is computed in forward."""
     return any(map(contains_node, value)) if isinstance(value, list | tuple) else isinstance(value, fx.Node)
@@ -80,8 +86,7 @@ def contains_node(value: Any) -> bool:
 
 def axis_of(dim: Any, rank: int) -> int | None:
     """Return the axis that ``dim`` names among ``rank``, counted from the front; None where it is not a literal."""
-    usable = isinstance(dim, int) and not isinstance(dim, bool) and -rank <= dim < rank
-    return dim % rank if usable else None
+    return dim % rank if is_integer(dim) and -rank <= dim < rank else None
 
 
 def is_channel_axis(axis: int | None, rank: int) -> TypeGuard[int]:
@@ -95,12 +100,11 @@ def axes_turned(call: Call, rank: int) -> list[int] | None:
         given = call.get("dims", ())
         order = [axis_of(dim, rank) for dim in given] if isinstance(given, list | tuple) else []
     else:
-        one, other = axis_of(call.get("dim0"), rank), axis_of(call.get("dim1"), rank)
         order = [*range(rank)]
-        if one is not None and other is not None:
-            order[one], order[other] = other, one
-        else:
-            order = []
+        one, other = axis_of(call.get("dim0"), rank), axis_of(call.get("dim1"), rank)
+        if one is None or other is None:
+            return None
+        order[one], order[other] = other, one
     usable = [axis for axis in order if axis is not None]
     return usable if sorted(usable) == [*range(rank)] else None
 
@@ -110,9 +114,17 @@ def axes_turned(call: Call, rank: int) -> list[int] | None:
 # A new spelling of an operator is a row of ``ALIASES`` or ``FUNCTIONS``, a new operator a row of ``SIGNATURES``.
 
 
-_CONVOLUTION = "input weight bias stride padding dilation groups"
 _POOL = "input kernel_size stride padding ceil_mode count_include_pad divisor_override"
-_DROPOUT = "input p training inplace"
+DROPOUTS = [
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+]
+CASTS = ["float", "double", "half", "bfloat16", "cpu"]
 _NORM = "input weight bias running_mean running_var training momentum eps cudnn_enabled"
 _CAST = "dtype layout device pin_memory non_blocking copy memory_format other"
 
@@ -128,9 +140,7 @@ RESIZING = (
 
 # Argument names in the order of torch's own function. A name with a star takes all that follow: x.view(2, 3).
 SIGNATURES: dict[str, str] = {
-    "conv1d": _CONVOLUTION,
-    "conv2d": _CONVOLUTION,
-    "conv3d": _CONVOLUTION,
+    **{f"conv{n}d": "input weight bias stride padding dilation groups" for n in (1, 2, 3)},
     "convolution": "input weight bias stride padding dilation transposed output_padding groups",
     **{f"conv_transpose{n}d": "input weight bias stride padding output_padding groups dilation" for n in (1, 2, 3)},
     "linear": "input weight bias",
@@ -159,15 +169,8 @@ SIGNATURES: dict[str, str] = {
     "mean": "input dim keepdim dtype",
     "pad": "input pad mode value",
     "constant_pad_nd": "input pad value",
-    "reflection_pad1d": "input pad",
-    "reflection_pad2d": "input pad",
-    "reflection_pad3d": "input pad",
-    "replication_pad1d": "input pad",
-    "replication_pad2d": "input pad",
-    "replication_pad3d": "input pad",
-    "avg_pool1d": _POOL,
-    "avg_pool2d": _POOL,
-    "avg_pool3d": _POOL,
+    **{f"{how}_pad{n}d": "input pad" for how in ("reflection", "replication") for n in (1, 2, 3)},
+    **{f"avg_pool{n}d": _POOL for n in (1, 2, 3)},
     "getitem": "input index",
     "slice": "input dim start end step",
     "narrow": "input dim start length",
@@ -194,25 +197,13 @@ SIGNATURES: dict[str, str] = {
     **{f"adaptive_avg_pool{n}d": "input output_size" for n in (1, 2, 3)},
     "t": "input",
     "getattr": "input attribute",
-    "dropout": _DROPOUT,
-    "dropout1d": _DROPOUT,
-    "dropout2d": _DROPOUT,
-    "dropout3d": _DROPOUT,
-    "feature_dropout": _DROPOUT,
-    "alpha_dropout": _DROPOUT,
-    "feature_alpha_dropout": _DROPOUT,
-    "clone": "input memory_format",
-    "contiguous": "input memory_format",
+    **dict.fromkeys(DROPOUTS, "input p training inplace"),
+    **dict.fromkeys(("clone", "contiguous", *CASTS), "input memory_format"),
     "detach": "input",
     "positive": "input",
     "to": f"input target* {_CAST}",
     "type": "input dtype non_blocking",
     "type_as": "input other",
-    "float": "input memory_format",
-    "double": "input memory_format",
-    "half": "input memory_format",
-    "bfloat16": "input memory_format",
-    "cpu": "input memory_format",
     "cuda": "input device non_blocking memory_format",
     "assigned": "input index value",
     "fake_quantize_per_tensor_affine": "input scale zero_point quant_min quant_max",
@@ -281,17 +272,13 @@ FUNCTIONS: dict[Any, str] = {
     operator.matmul: "matmul",
     operator.getitem: "getitem",
     builtins.getattr: "getattr",
+    assigned: "assigned",
 }
 FUNCTIONS |= {
     getattr(package, name): name
     for package in (torch, F)
     for name in [*SIGNATURES, *ALIASES, *(f"{name}_" for name in IN_PLACE)]
     if callable(getattr(package, name, None))
-}
-
-# By module and name: torchvision is not imported for it.
-FOREIGN = {
-    ("repfuse.recording.run", "assigned"): "assigned",
 }
 
 # Functions whose arguments stand in another order than those of the torch function of their name.
@@ -325,8 +312,7 @@ def _spelled_name(node: fx.Node) -> str | None:
     if isinstance(node.target, OpOverload):
         namespace, _, name = node.target._schema.name.partition("::")
         return name if namespace == "aten" else None
-    foreign = FOREIGN.get((getattr(node.target, "__module__", ""), getattr(node.target, "__name__", "")))
-    return foreign or FUNCTIONS.get(node.target)
+    return FUNCTIONS.get(node.target)
 
 
 def _bound(node: fx.Node, signature: list[str]) -> dict[str, Any] | None:

@@ -65,21 +65,18 @@ def channels_of(constant: Shape, x: Shape) -> Channels | Unfusible:
     return Channels(varying[0])
 
 
-def add(call: Call, recording: Recording) -> Meaning | None:
-    """``input + alpha * other``."""
-    return _two(call, recording, 1.0, number(call.get("alpha", 1)))
-
-
-def sub(call: Call, recording: Recording) -> Meaning | None:
-    """``input - alpha * other``."""
+def add(call: Call, recording: Recording, sign: float = 1.0) -> Meaning | None:
+    """``input + alpha * other``, or the difference, by the ``sign``."""
     alpha = number(call.get("alpha", 1))
-    return _two(call, recording, 1.0, None if alpha is None else -alpha)
+    terms = (call.input, 1.0), (call.get("other"), sign * (alpha or 0.0))
+    return None if alpha is None else _combination(terms, recording, call)
 
 
 def rsub(call: Call, recording: Recording) -> Meaning | None:
     """``other - alpha * input``."""
     alpha = number(call.get("alpha", 1))
-    return _two(call, recording, None if alpha is None else -alpha, 1.0)
+    terms = (call.input, -(alpha or 0.0)), (call.get("other"), 1.0)
+    return None if alpha is None else _combination(terms, recording, call)
 
 
 def lerp(call: Call, recording: Recording) -> Meaning | None:
@@ -112,9 +109,9 @@ def addcmul(call: Call, recording: Recording) -> Meaning | None:
     return replace(shifted, axis=scaled.axis) if isinstance(shifted, Scaled) and shifted.axis is None else shifted
 
 
-def neg(call: Call, recording: Recording) -> Meaning | None:
+def neg(call: Call, _recording: Recording) -> Meaning | None:
     """``-input``."""
-    return _multiple(call.input, -1.0, recording)
+    return _multiple(call.input, -1.0)
 
 
 def mul(call: Call, recording: Recording) -> Meaning | None:
@@ -126,18 +123,18 @@ def mul(call: Call, recording: Recording) -> Meaning | None:
         return None
     factor, tensor = number(by), constant(by, recording)
     if factor is not None:
-        return _multiple(x, factor, recording)
+        return _multiple(x, factor)
     return None if tensor is None else by_constant(x, tensor, Factor(tensor.name), recording)
 
 
 def div(call: Call, recording: Recording) -> Meaning | None:
     """``input / other`` by a number or a constant, without rounding."""
     x, by = call.input, call.get("other")
-    if call.get("rounding_mode") is not None or not is_data(x, recording):
+    if call.get("rounding_mode") is not None:
         return None
     divisor, tensor = number(by), constant(by, recording)
     if divisor is not None:
-        return None if divisor == 0 else _multiple(x, 1.0 / divisor, recording)
+        return None if divisor == 0 else _multiple(x, 1.0 / divisor)
     return None if tensor is None else by_constant(x, tensor, Factor(tensor.name, True), recording)
 
 
@@ -174,19 +171,13 @@ def _reduces(call: Call, producer: Call, recording: Recording) -> bool:
     return plain and axis is not None and axis == axis_of(producer.get("dim", 0), rank)
 
 
-def _two(call: Call, recording: Recording, one: float | None, other: float | None) -> Meaning | None:
-    if one is None or other is None:
-        return None
-    return _combination(((call.input, one), (call.get("other"), other)), recording, call)
-
-
 def _combination(
     terms: tuple[tuple[Any, float], tuple[Any, float]], recording: Recording, call: Call
 ) -> Meaning | None:
     (x, factor), (y, y_factor) = terms
     for zeros, other, by in ((y, x, factor), (x, y, y_factor)):
         if isinstance(zeros, fx.Node) and is_data(other, recording) and _adds_nothing(zeros, other, call, recording):
-            return _multiple(other, by, recording)
+            return _multiple(other, by)
     if is_data(x, recording) and is_data(y, recording):
         if recording.shape_of[x] != recording.shape_of[y]:
             return Unfusible("broadcast", "a sum of tensors of different shapes")
@@ -198,7 +189,7 @@ def _combination(
     amount = number(y)
     if amount is not None:
         shift = amount * y_factor
-        return Scaled(x, Offset(shift, scale=factor)) if shift else _multiple(x, factor, recording)
+        return Scaled(x, Offset(shift, scale=factor)) if shift else _multiple(x, factor)
     tensor = constant(y, recording)
     return None if tensor is None else by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording)
 
@@ -222,9 +213,7 @@ def by_constant(
     return Scaled(x, by, channels.axis) if isinstance(channels, Channels) else channels
 
 
-def _multiple(x: Any, factor: float, recording: Recording) -> Meaning | None:
-    if not is_data(x, recording):
-        return None
+def _multiple(x: fx.Node, factor: float) -> Meaning:
     return Same(x) if factor == 1 else combination((x, factor))
 
 
@@ -245,11 +234,6 @@ def batch_norm(call: Call, recording: Recording) -> Meaning | None:
 def instance_norm(call: Call, recording: Recording) -> Meaning | None:
     """Instance normalisation: affine where it does not use the statistics of the input."""
     return _normalisation(call, recording, by_batch=call.get("use_input_stats", True))
-
-
-def by_input(_call: Call, _recording: Recording) -> Meaning | None:
-    """LayerNorm, RMSNorm, GroupNorm: ``(x - mean(x)) / std(x)`` is no affine map of x."""
-    return Unfusible("input-statistics", "the normalisation uses the statistics of what it is given")
 
 
 def native_batch_norm(call: Call, recording: Recording) -> Meaning | None:
