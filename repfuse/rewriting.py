@@ -22,7 +22,7 @@ from repfuse.memory import collecting_later
 from repfuse.networks import holders, is_plain, join, named_tensors
 from repfuse.planning.cost import needs_separate_pad
 from repfuse.planning.edits import Block, Fused, left_range, stored_like
-from repfuse.planning.replaying import Replayed, replay
+from repfuse.planning.replaying import replay
 from repfuse.plans import AGAIN, Plan
 from repfuse.recording.constants import lookup
 from repfuse.recording.copies import copy_with, like
@@ -223,17 +223,16 @@ def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True, share: bool 
     weights, or where a fused weight overflows the dtype of the weights that it replaces.
     """
     with collecting_later():
-        return _Rewriting(replay(module, plan), weights=weights, share=share).run()
+        return _Rewriting(module, plan, weights=weights, share=share).run()
 
 
 class _Rewriting:
     """One rewrite: a copy of the module without the tensors that will be replaced, then the edits."""
 
-    def __init__(self, replayed: Replayed, *, weights: bool, share: bool) -> None:
-        module = replayed.module
+    def __init__(self, module: nn.Module, plan: Plan, *, weights: bool, share: bool) -> None:
+        planner, self.layout = replay(module, plan)
         self.weights = weights
-        self.layout = replayed.layout
-        self.constants = replayed.planner.recording.constants
+        self.constants = planner.recording.constants
         same = module is self.constants.module
         self.tensors = self.constants.tensors if same else dict(named_tensors(module, remove_duplicate=False))
         self.tensor = lookup(module, self.constants)

@@ -179,14 +179,14 @@ class _Computed(nn.Module):
 
 def places(original: nn.Module, plan: Plan) -> Iterator[Place]:
     """Yield the regions that ``plan`` replaces in ``original``, in the order in which they run."""
-    replayed = replay(original, plan)
-    order = replayed.planner.recording.order
+    planner, layout = replay(original, plan)
+    order = planner.recording.order
     found: dict[fx.Node, list[Fused]] = {}
-    for item in replayed.layout.fused:
+    for item in layout.fused:
         found.setdefault(item.region.root, []).append(item)
     for _, items in sorted(found.items(), key=lambda entry: order[entry[0]]):
         paths, norms = ({id(item.group): getattr(item, name) for item in items} for name in ("path", "norm"))
-        yield Place(replayed.planner, original, items[0].region, paths, norms)
+        yield Place(planner, original, items[0].region, paths, norms)
 
 
 def _needed(

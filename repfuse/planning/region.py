@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, combinations
@@ -29,7 +29,7 @@ from repfuse.ops.spelling import spelled
 from repfuse.ops.sums import ARITHMETIC
 from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, is_better, price
 from repfuse.planning.meanings import Meanings
-from repfuse.plans import Cost, Policy
+from repfuse.plans import Cost, Key, Policy
 from repfuse.recording.constants import Constants
 
 # What a node computes, as a sum of terms: each one branch, an affine map of one source.
@@ -305,6 +305,11 @@ class Region:
     def nodes(self) -> Nodes:
         """Every node of the region."""
         return self.working | self.passing
+
+    def keys(self, names: Mapping[fx.Node, str]) -> set[Key]:
+        """Return what a plan knows its sites by."""
+        root = names[self.root]
+        return {(names[g.source], root, frozenset(names[node] for node in g.nodes)) for g in self.written}
 
     @property
     def maps(self) -> tuple[Expression, ...]:
