@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
@@ -25,7 +25,6 @@ from repfuse.planning.folding import Folding, Row, Uses, call_signature
 from repfuse.planning.local import Part, Replacement, local_graph, vanishing
 from repfuse.planning.meanings import Meanings
 from repfuse.planning.region import Group, Region, pieces
-from repfuse.recording.recording import Recording
 from repfuse.recording.run import Call
 from repfuse.recording.stock import hooks_of, is_stock
 
@@ -72,72 +71,7 @@ def fused_names(module: nn.Module, count: int) -> tuple[str, ...]:
     return tuple(itertools.islice((name for name in names if not hasattr(module, name)), count))
 
 
-# Which call of which module gets which candidates: a module is rewritten once, for all its calls, or not at all.
-
-
 Refuse = Callable[[NotAffine, fx.Node], None]
-
-
-def once_per_module(
-    recording: Recording, candidates: list[Region], refuse: Refuse, unlike: set[str]
-) -> list[tuple[Call, Region]]:
-    """Keep one of the calls of each owner: a module that is called often is rewritten once, or not at all.
-
-    Those whose calls differ are added to ``unlike``.
-    """
-    found: dict[str, dict[Call, dict[tuple[int, ...], Region]]] = defaultdict(lambda: defaultdict(dict))
-    for candidate in candidates:
-        call = owner_of(recording, candidate)
-        found[call.path][call][place_of(recording, candidate)] = candidate
-    kept = []
-    for path, by_call in found.items():
-        calls = recording.calls[path]
-        if all(by_call[call].keys() == by_call[calls[0]].keys() for call in calls):
-            kept += [(calls[0], candidate) for candidate in by_call[calls[0]].values()]
-            continue
-        unlike.add(path)
-        error = NotAffine("called-differently", f"{path!r} is called {len(calls)} times, not always alike")
-        for candidate in (candidate for places in by_call.values() for candidate in places.values()):
-            refuse(error, candidate.root)
-    return kept
-
-
-def nodes_in(recording: Recording, call: Call, region: Region) -> list[fx.Node]:
-    """Return the nodes of the region that the call made; a no-op before it may stand outside."""
-    return [node for node in region.nodes if call.start <= recording.order[node] < call.stop]
-
-
-def whole(recording: Recording, blocks: Mapping[Call, list[Region]], refuse: Refuse) -> dict[Call, list[Region]]:
-    """Refuse what would take apart one call of a module that gets a new body for all its calls."""
-    rewritten = {call.path for call in blocks}
-    kept: dict[Call, list[Region]] = defaultdict(list)
-    for call, members in blocks.items():
-        for candidate in members:
-            nodes = nodes_in(recording, call, candidate)
-            inner = {each for node in nodes for each in recording.call_of[node].up_to(call)}
-            torn = [each.path for each in inner if each.path in rewritten and each not in blocks]
-            if torn:
-                error = NotAffine("called-differently", f"another call of {torn[0]!r} is merged on its own")
-                refuse(error, candidate.root)
-            else:
-                kept[call].append(candidate)
-    return kept
-
-
-def raised(recording: Recording, blocks: Mapping[Call, list[Region]]) -> dict[Call, list[Region]]:
-    """Move what lies in a module that an outer block dissolves up to that block."""
-    moved: dict[Call, list[Region]] = defaultdict(list)
-    for call in sorted(blocks, key=lambda call: (call.start, len(list(call.chain())))):  # the outermost first
-        moved[_dissolver(recording, call, moved)] += blocks[call]
-    return moved
-
-
-def _dissolver(recording: Recording, call: Call, outer: Mapping[Call, list[Region]]) -> Call:
-    for above in reversed(list(call.chain())):
-        nodes = (node for candidate in outer.get(above, ()) for node in candidate.nodes)
-        if any(call in recording.call_of[node].chain() for node in nodes):
-            return above
-    return call
 
 
 class LayingOut:
@@ -168,30 +102,86 @@ class LayingOut:
     def run(self, candidates: list[Region]) -> Layout:
         """Lay out the candidates."""
         blocks: dict[Call, list[Region]] = defaultdict(list)
-        kept = once_per_module(self.recording, candidates, self.refuse, self.layout.unlike)
-        self.touched = Counter(call for _, candidate in kept for call in self._calls(candidate))
+        kept = self._once_per_module(candidates)
+        self.touched = Counter(call for _, region in kept for call in self._calls(region))
         alike: dict[tuple[Call, tuple[Expression, ...]], list[Region]] = defaultdict(list)
-        for call, candidate in kept:
-            alike[call, candidate.maps].append(candidate)
-        for call, candidate in kept:
-            if (inside := self._inside_of_a_line(call, candidate.root)) is not None:
+        for call, region in kept:
+            alike[call, region.maps].append(region)
+        for call, region in kept:
+            if (inside := self._inside_of_a_line(call, region.root)) is not None:
                 error = NotAffine("outer-reference", f"it is within {inside.path!r}, one line of a graph")
-                self.layout.refused[inside] = error.code, error.reason
-                self.refuse(error, candidate.root)
+                self._leave(inside, [region], error)
                 continue
             try:
-                if not self._fold(call, candidate, alike[call, candidate.maps]):
-                    blocks[call].append(candidate)
+                if not self._fold(call, region, alike[call, region.maps]):
+                    blocks[call].append(region)
             except NotAffine as error:
-                self.refuse(error, candidate.root)
-        for call, members in raised(self.recording, whole(self.recording, blocks, self.refuse)).items():
+                self.refuse(error, region.root)
+        for call, members in self._raised(self._whole(blocks)).items():
             try:
                 self.layout.blocks.append(self._block(call, members))
             except NotAffine as error:
-                self.layout.refused[call] = error.code, error.reason
-                for candidate in members:
-                    self.refuse(error, candidate.root)
+                self._leave(call, members, error)
         return self.layout
+
+    def _leave(self, call: Call, regions: Iterable[Region], error: NotAffine) -> None:
+        """Refuse what would be written into a call, which cannot be."""
+        self.layout.refused[call] = error.code, error.reason
+        for region in regions:
+            self.refuse(error, region.root)
+
+    # Which call of which module gets which regions: a module is rewritten once, for all its calls, or not at all.
+
+    def _once_per_module(self, candidates: list[Region]) -> list[tuple[Call, Region]]:
+        """Keep one of the calls of each owner; those whose calls differ are ``unlike``."""
+        found: dict[str, dict[Call, dict[tuple[int, ...], Region]]] = defaultdict(lambda: defaultdict(dict))
+        for region in candidates:
+            call = owner_of(self.recording, region)
+            found[call.path][call][place_of(self.recording, region)] = region
+        kept = []
+        for path, by_call in found.items():
+            calls = self.recording.calls[path]
+            if all(by_call[call].keys() == by_call[calls[0]].keys() for call in calls):
+                kept += [(calls[0], region) for region in by_call[calls[0]].values()]
+                continue
+            self.layout.unlike.add(path)
+            error = NotAffine("called-differently", f"{path!r} is called {len(calls)} times, not always alike")
+            for region in (region for places in by_call.values() for region in places.values()):
+                self.refuse(error, region.root)
+        return kept
+
+    def _whole(self, blocks: Mapping[Call, list[Region]]) -> dict[Call, list[Region]]:
+        """Refuse what would take apart one call of a module that gets a new body for all its calls."""
+        rewritten = {call.path for call in blocks}
+        kept: dict[Call, list[Region]] = defaultdict(list)
+        for call, members in blocks.items():
+            for region in members:
+                inner = {each for node in self._nodes_in(call, region) for each in self._up_to(node, call)}
+                torn = [each.path for each in inner if each.path in rewritten and each not in blocks]
+                if torn:
+                    error = NotAffine("called-differently", f"another call of {torn[0]!r} is merged on its own")
+                    self.refuse(error, region.root)
+                else:
+                    kept[call].append(region)
+        return kept
+
+    def _raised(self, blocks: Mapping[Call, list[Region]]) -> dict[Call, list[Region]]:
+        """Move what lies in a module that an outer block dissolves up to that block."""
+        moved: dict[Call, list[Region]] = defaultdict(list)
+        for call in sorted(blocks, key=lambda call: (call.start, len(list(call.chain())))):  # the outermost first
+            above = (outer for outer in reversed(list(call.chain())) if self._dissolves(moved.get(outer, ()), call))
+            moved[next(above, call)] += blocks[call]
+        return moved
+
+    def _dissolves(self, regions: Iterable[Region], call: Call) -> bool:
+        return any(call in self.recording.call_of[node].chain() for region in regions for node in region.nodes)
+
+    def _nodes_in(self, call: Call, region: Region) -> list[fx.Node]:
+        """Return the nodes of the region that the call made; a no-op before it may stand outside."""
+        return [node for node in region.nodes if call.start <= self.recording.order[node] < call.stop]
+
+    def _up_to(self, node: fx.Node, call: Call) -> Iterable[Call]:
+        return self.recording.call_of[node].up_to(call)
 
     def _inside_of_a_line(self, call: Call, root: fx.Node) -> Call | None:
         """Return the call that made a value which is none of a line of the owner's graph; None where it is one."""
@@ -202,15 +192,15 @@ class LayingOut:
         """Return every call in which a node of the region was made."""
         return {call for node in region.nodes for call in self.recording.call_of[node].chain()}
 
-    def _fold(self, call: Call, candidate: Region, alike: list[Region]) -> bool:
+    def _fold(self, call: Call, region: Region, alike: list[Region]) -> bool:
         """Lay a region out as a fold or a swap, if it is modules in a row that nothing else uses.
 
         Where modules run in a loop, that has to do for all of the regions ``alike``.
         """
-        row, *others = (self.folding.row(each, call, alike) for each in (candidate, *alike))
+        row, *others = (self.folding.row(each, call, alike) for each in (region, *alike))
         if row is None or any(other != row for other in others):
             return False
-        for path in {inner.path for node in candidate.nodes for inner in self.recording.call_of[node].up_to(call)}:
+        for path in {inner.path for node in region.nodes for inner in self._up_to(node, call)}:
             self._check_hooks(path)  # on a part of the row: they would see another value
         within: dict[Call, list[fx.Node]] = defaultdict(list)
         for node in row.norms:
@@ -218,9 +208,9 @@ class LayingOut:
         bodies = [self._without(inner, nodes, call) for inner, nodes in within.items()]
         if None in bodies:
             return False
-        path, (group,) = row.convolution, candidate.written
-        norm = self._norm_of(row, candidate) if self.keeps_norm(candidate, group) else ""
-        fused = Fused(path, call.path, "fold" if row.stays else "swap", candidate, group, norm)
+        path, (group,) = row.convolution, region.written
+        norm = self._norm_of(row, region) if self.keeps_norm(region, group) else ""
+        fused = Fused(path, call.path, "fold" if row.stays else "swap", region, group, norm)
         if row.stays:
             self.layout.folds.append(fused)
         else:
@@ -246,16 +236,15 @@ class LayingOut:
             return None
         if self.touched[call] > 1:
             return None
-        replacements = [self._skipped(norm) for norm in norms]
+        replacements = []
+        for norm in norms:
+            meaning = self.meanings[norm]
+            assert isinstance(meaning, Scaled)
+            replacements.append(Replacement(norm, (Part(meaning.input, None),), frozenset({norm})))
         self._check_hooks(call.path)
         graph = local_graph(self.meanings, call, replacements)
         self._check_uses(call, graph)
         return Block(call.path, graph, self._steps(call, graph))
-
-    def _skipped(self, norm: fx.Node) -> Replacement:
-        meaning = self.meanings[norm]
-        assert isinstance(meaning, Scaled)
-        return Replacement(norm, (Part(meaning.input, None),), frozenset({norm}))
 
     def _block(self, call: Call, candidates: list[Region]) -> Block:
         """Lay out every candidate of one owner as the owner's new body."""
@@ -263,15 +252,17 @@ class LayingOut:
         names = self._names(call, [candidate for candidate, _ in fused])
         name_of = {id(group): name for (_, group), name in zip(fused, names, strict=True)}
         replacements = [each for member in candidates for each in self._replacements(call, member, name_of)]
-        for path in {inner.path for r in replacements for n in r.nodes for inner in self._above(n, call)}:
+        replaced = {node for each in replacements for node in each.nodes}
+        for path in {call.path, *(inner.path for node in replaced for inner in self._up_to(node, call))}:
             self._check_hooks(path)
-        self._check_readers(call, {node for each in replacements for node in each.nodes})
+        self._check_readers(call, replaced)
         graph = local_graph(self.meanings, call, replacements)
         kept, steps = self._unread(call, replacements, graph), self._steps(call, graph)
         self._check_uses(call, graph, kept)
         form = "graph" if steps is None or kept else "chain"
         owner = type(self.recording.modules[call.path])
-        if not call.path and not self._stays(owner, form) and not self.worth_the_class(candidates):
+        stays = issubclass(owner, fx.GraphModule) or (form == "chain" and owner is nn.Sequential)
+        if not call.path and not stays and not self.worth_the_class(candidates):
             reason = f"for this the model would no longer be a {owner.__name__}, and lose its methods"
             raise NotAffine("outermost-class", reason)
         if form == "graph":
@@ -303,14 +294,9 @@ class LayingOut:
             taken[name] += 1
         return tuple(names)
 
-    @staticmethod
-    def _stays(kind: type, form: str) -> bool:
-        """Whether a module of this class that gets a new body goes on being one."""
-        return issubclass(kind, fx.GraphModule) or (form == "chain" and kind is nn.Sequential)
-
     def _replacements(self, call: Call, region: Region, name_of: dict[int, str]) -> Iterator[Replacement]:
         """Yield what stands for the region; one piece after the other where values are put elsewhere in between."""
-        inside = nodes_in(self.recording, call, region)
+        inside = self._nodes_in(call, region)
         after = self._after(call, region.root, inside)
         found = pieces(region, self.meanings)
         for piece in found:
@@ -332,7 +318,7 @@ class LayingOut:
         Modules that are no-ops stay at the end of the block, and operations in blocks that are not dissolved with
         ``nodes`` stay there.
         """
-        dissolved = {above for node in nodes for above in self._above(node, call)}
+        dissolved = {call, *(above for node in nodes for above in self._up_to(node, call))}
         after, passed = list[fx.Node](), list[fx.Node]()
         while len(readers := [user for user in root.users if not self.meanings.reads_nothing(user)]) == 1:
             (root,) = readers
@@ -341,9 +327,6 @@ class LayingOut:
                 break
             after = list(passed)
         return after
-
-    def _above(self, node: fx.Node, call: Call) -> list[Call]:
-        return [*self.recording.call_of[node].up_to(call), call]
 
     def _unread(self, call: Call, replacements: list[Replacement], graph: fx.Graph) -> tuple[str, ...]:
         """Return the tensors in the owner that neither the old nor the new body uses."""
