@@ -125,12 +125,9 @@ def left_range(rounded: Iterable[Tensor], origins: Iterable[Tensor]) -> bool:
     """Whether finite numbers became infinite when they were multiplied and rounded. (What is not a number comes from a
     negative variance, and is one in the original too.)
     """
-    return any(map(_has_infinity, rounded)) and all(bool(x.isfinite().all()) for x in origins)
-
-
-def _has_infinity(tensor: Tensor) -> bool:
     # A sum is one pass, and not finite if any of its numbers is not; or if it is too large itself.
-    return not bool(tensor.sum().isfinite()) and bool(tensor.isinf().any())
+    infinite = any(not bool(x.sum().isfinite()) and bool(x.isinf().any()) for x in rounded)
+    return infinite and all(bool(x.isfinite().all()) for x in origins)
 
 
 def _is_large(tensor: Tensor) -> bool:

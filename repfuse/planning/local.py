@@ -177,8 +177,9 @@ class _Written(_Builder):
                 raise NotAffine("structured-arguments", f"the default of its argument {name!r} cannot be written down")
             held.append((self.graph.placeholder(name, default_value=default), given.get(name, default)))
         for node, value in held:
-            if isinstance(value, fx.Node) or _holds_nodes(value):
-                for inner, take in _leaves(value):
+            leaves = list(_leaves(value))
+            if any(isinstance(inner, fx.Node) for inner, _ in leaves):
+                for inner, take in leaves:
                     self._take(inner, take(self.graph, node))
             elif value is not inspect.Parameter.empty:
                 self._assert(node, value)
@@ -335,12 +336,6 @@ def _unread(inside: list[fx.Node], gone: set[fx.Node], meanings: Meanings, stay:
 def _unseen(writer: fx.Node, gone: set[fx.Node], meanings: Meanings) -> bool:
     """Whether nothing that stays reads the memory that the writer changes."""
     return all(gone.issuperset(member.users) for member in meanings.written[writer])
-
-
-def _holds_nodes(value: Any) -> bool:
-    found: list[fx.Node] = []
-    map_arg(value, found.append)
-    return bool(found)
 
 
 Take = Callable[[fx.Graph, fx.Node], fx.Node]

@@ -190,10 +190,6 @@ class Planner:
         merges = self.keep_affine and self._operations(group) > 1
         return merges and len(self.estimate.shape_made(group, region.root)) == axes
 
-    def _has_norm(self, group: Group) -> bool:
-        meanings = (self.meanings[node] for node in group.nodes)
-        return any(isinstance(each, Scaled) and isinstance(each.by, Normalisation) for each in meanings)
-
     def _operations(self, group: Group) -> int:
         return sum(not self.estimate.passes(node) for node in group.nodes)
 
@@ -204,7 +200,8 @@ class Planner:
         least = 2
         if self.keep_affine and len(region.groups) == 1:  # of several, all are written or none
             keeps = self._keeps_norm(region, group)
-            if not keeps and self._has_norm(group):
+            meanings = (self.meanings[node] for node in group.nodes)
+            if not keeps and any(isinstance(each, Scaled) and isinstance(each.by, Normalisation) for each in meanings):
                 return False  # the norm would be gone: over tokens, no other can stay
             least = 3 if keeps else 2
         return self._operations(group) >= least or self.estimate.is_computed(group.expression)
