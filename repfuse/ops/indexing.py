@@ -19,7 +19,7 @@ from repfuse.algebra.layers import Filter
 from repfuse.ops.filters import filtered, is_pad, pad
 from repfuse.ops.meaning import Meaning, Passage, Same, Unfusible
 from repfuse.ops.spelling import Call, axis_of, constant, is_channel_axis, is_data, is_integer, number, spelled
-from repfuse.ops.sums import Channels, channels_of
+from repfuse.ops.sums import axis_of_constant
 from repfuse.recording.recording import Recording
 
 # Whether the last axis of a tensor holds the channels, as linear layers have them: for slices, which do not say.
@@ -264,7 +264,5 @@ def _value(value: Any, shape: tuple[int, ...], recording: Recording) -> float | 
     tensor = constant(value, recording)
     if tensor is None:
         return None
-    channels = channels_of(tensor.shape, shape)
-    several = isinstance(channels, Channels) and channels.axis == 1
-    single = isinstance(channels, Channels) and channels.axis is None and shape[1] == 1
-    return tensor.name if several or single else None
+    axis = axis_of_constant(tensor.shape, shape)
+    return tensor.name if axis == 1 or (axis is None and shape[1] == 1) else None

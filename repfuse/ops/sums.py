@@ -10,7 +10,7 @@ A sum is ``a * one + b * other`` with numbers a and b; what the operands are dec
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -40,15 +40,8 @@ ARITHMETIC = frozenset({"add", "sub", "rsub", "mul", "div"})
 """Operators that compute a new tensor even where a 0 or a 1 makes no difference to its numbers."""
 
 
-@dataclass(frozen=True)
-class Channels:
-    """The constant varies along ``axis`` alone; along none where it is one number."""
-
-    axis: int | None
-
-
-def channels_of(constant: Shape, x: Shape) -> Channels | Unfusible:
-    """Return the axis of ``x`` along which a constant of this shape varies.
+def axis_of_constant(constant: Shape, x: Shape) -> int | Unfusible | None:
+    """Return the axis of ``x`` along which alone a constant of this shape varies; None where it is one number.
 
     Shapes are aligned at their last axes. The constant must not make the result larger than ``x``, for any size of
     ``x``: it has no more axes than ``x`` and varies along axis 1 or the last axis alone, with as many numbers as ``x``
@@ -57,12 +50,12 @@ def channels_of(constant: Shape, x: Shape) -> Channels | Unfusible:
     if len(constant) > len(x):
         return Unfusible("broadcast", f"a constant of shape {constant} enlarges a tensor of {len(x)} axes")
     if math.prod(constant) == 1:
-        return Channels(None)
+        return None
     aligned = (1,) * (len(x) - len(constant)) + constant
     varying = [axis for axis, size in enumerate(aligned) if size != 1]
     if len(varying) != 1 or not is_channel_axis(varying[0], len(x)) or aligned[varying[0]] != x[varying[0]]:
         return Unfusible("broadcast", f"a constant of shape {constant} is not one number per channel of {x}")
-    return Channels(varying[0])
+    return varying[0]
 
 
 def add(call: Call, recording: Recording, sign: float = 1.0) -> Meaning | None:
@@ -207,10 +200,10 @@ def by_constant(
     """Return ``x`` scaled or shifted by a constant, which is broadcast, or has one number per place of ``axis``."""
     shape = recording.shape_of[x]
     along = tensor.shape if axis is None else (*tensor.shape, *(1,) * (len(shape) - 1 - axis))
-    channels = channels_of(along, shape)
-    if isinstance(channels, Channels) and channels.axis is not None and not recording.is_fixed(x, channels.axis):
+    found = axis_of_constant(along, shape)
+    if isinstance(found, int) and not recording.is_fixed(x, found):
         return Unfusible("broadcast", "a constant of one number per place of an axis that other inputs have longer")
-    return Scaled(x, by, channels.axis) if isinstance(channels, Channels) else channels
+    return found if isinstance(found, Unfusible) else Scaled(x, by, found)
 
 
 def _multiple(x: fx.Node, factor: float) -> Meaning:
@@ -226,26 +219,16 @@ _TENSORS = ("running_mean", "running_var", "weight", "bias")
 _DEFAULT_EPS = 1e-5
 
 
-def batch_norm(call: Call, recording: Recording) -> Meaning | None:
-    """Batch normalisation: affine unless ``training``."""
-    return _normalisation(call, recording, by_batch=call.get("training", False))
-
-
-def instance_norm(call: Call, recording: Recording) -> Meaning | None:
-    """Instance normalisation: affine where it does not use the statistics of the input."""
-    return _normalisation(call, recording, by_batch=call.get("use_input_stats", True))
-
-
 def native_batch_norm(call: Call, recording: Recording) -> Meaning | None:
     """ATen's normalisation, which returns its result with the statistics; ``normalised_part`` is the result."""
-    meaning = batch_norm(call, recording)
+    meaning = norm(call, recording)
     read = all(_is_first_part(user, call.node) for user in call.node.users if user.users)
     return Passage((meaning.input,)) if isinstance(meaning, Scaled) and read else None
 
 
 def normalised_part(call: Call, producer: Call, recording: Recording) -> Meaning | None:
     """Part 0 of what ``native_batch_norm`` returns."""
-    return batch_norm(producer, recording) if call.get("index") == 0 else None
+    return norm(producer, recording) if call.get("index") == 0 else None
 
 
 def _is_first_part(user: fx.Node, node: fx.Node) -> bool:
@@ -253,10 +236,13 @@ def _is_first_part(user: fx.Node, node: fx.Node) -> bool:
     return call is not None and call.operator == "getitem" and call.input is node and call.get("index") == 0
 
 
-def _normalisation(call: Call, recording: Recording, *, by_batch: object) -> Meaning | None:
+def norm(call: Call, recording: Recording) -> Meaning | None:
+    """Batch normalisation, or instance normalisation: affine where it does not use the statistics of its input."""
     x, given = call.input, [call.get(name) for name in _TENSORS]
     if not is_data(x, recording) or len(recording.shape_of[x]) < 2:
         return None
+    instance = call.operator == "instance_norm"
+    by_batch = call.get("use_input_stats", True) if instance else call.get("training", False)
     if by_batch is not False or given[0] is None or given[1] is None:
         return Unfusible("training-norm", "the normalisation uses the statistics of the batch")
     tensors = [constant(tensor, recording) for tensor in given]
