@@ -16,7 +16,7 @@ from torch import fx
 from repfuse.algebra.expression import Selected, Through
 from repfuse.algebra.geometry import Padding
 from repfuse.algebra.layers import Filter
-from repfuse.ops.filters import filtered, is_pad, pad
+from repfuse.ops.convolution import filtered, is_pad, pad
 from repfuse.ops.meaning import Meaning, Passage, Same, Unfusible
 from repfuse.ops.spelling import Call, axis_of, constant, is_channel_axis, is_data, is_integer, number, spelled
 from repfuse.ops.sums import axis_of_constant

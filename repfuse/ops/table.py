@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import fx
 
-from repfuse.ops import channels, convolution, filters, indexing, products, sums
+from repfuse.ops import channels, convolution, indexing, products, sums
 from repfuse.ops.meaning import Meaning, Same, Unfusible
 from repfuse.ops.spelling import CASTS, DROPOUTS, RESIZING, Call, is_data, spelled
 from repfuse.recording.recording import Recording
@@ -81,9 +81,9 @@ ROWS: dict[str, Row] = {
     "mean": _either(sums.total, channels.mean),
     **dict.fromkeys(("pad", "constant_pad_nd"), indexing.filled_pad),
     "assigned": indexing.assigned,
-    **{f"reflection_pad{ndim}d": partial(filters.pad, mode="reflect") for ndim in (1, 2, 3)},
-    **{f"replication_pad{ndim}d": partial(filters.pad, mode="replicate") for ndim in (1, 2, 3)},
-    **{f"avg_pool{ndim}d": partial(filters.average_pool, ndim=ndim) for ndim in (1, 2, 3)},
+    **{f"reflection_pad{ndim}d": partial(convolution.pad, mode="reflect") for ndim in (1, 2, 3)},
+    **{f"replication_pad{ndim}d": partial(convolution.pad, mode="replicate") for ndim in (1, 2, 3)},
+    **{f"avg_pool{ndim}d": partial(convolution.average_pool, ndim=ndim) for ndim in (1, 2, 3)},
     "index": indexing.indexed,
     **dict.fromkeys(("slice", "narrow", "index_select", "repeat_interleave"), indexing.along),
     "flip": indexing.flipped,
@@ -92,7 +92,7 @@ ROWS: dict[str, Row] = {
     "channel_shuffle": channels.shuffle,
     "pixel_unshuffle": channels.unshuffled,
     "pixel_shuffle": channels.shuffled,
-    **dict.fromkeys(RESIZING, _either(filters.enlarged, channels.resized)),
+    **dict.fromkeys(RESIZING, _either(convolution.enlarged, channels.resized)),
     **dict.fromkeys(("view", "flatten"), _either(channels.reshaped, channels.viewed)),
     **dict.fromkeys(("view_as", "unsqueeze"), channels.viewed),
     "squeeze": channels.squeezed,
