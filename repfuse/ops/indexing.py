@@ -225,7 +225,8 @@ def _border(last: fx.Node, recording: Recording) -> Through[fx.Node] | None:
             return None
         call = spelled(node)
     base = spelled(node)
-    meaning = pad(base, recording) if isinstance(base, Call) and base.operator in ("pad", "constant_pad_nd") else None
+    padded = base is not None and base.operator in ("pad", "constant_pad_nd") and is_data(base.input, recording)
+    meaning = pad(base, recording) if base is not None and padded else None
     if not assignments or not isinstance(meaning, Through) or not isinstance(meaning.layer, Filter):
         return None
     padding = meaning.layer.geometry.padding
