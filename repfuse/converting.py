@@ -22,7 +22,7 @@ from repfuse.errors import RepfuseError
 from repfuse.fusing import recorded, settled
 from repfuse.globs import ROOT
 from repfuse.loading import Checkpoint
-from repfuse.planning.choosing import Choice, choose
+from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan, Policy, Refusal
 from repfuse.rewriting import rewrite
 from repfuse.wording import Progress

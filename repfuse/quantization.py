@@ -147,12 +147,12 @@ def _sites(network: nn.Module, plan: Plan) -> Iterator[SiteKernels]:
     from repfuse.algebra.affine import swap_layout
     from repfuse.algebra.evaluation import evaluate
     from repfuse.algebra.expression import Identity, Through, convolutions
+    from repfuse.planning.edits import stored_like
     from repfuse.planning.replaying import replay
-    from repfuse.planning.storage import stored_like
     from repfuse.recording.constants import lookup
 
-    replayed = replay(network, plan)
-    constants = replayed.planner.recording.constants
+    planner, layout = replay(network, plan)
+    constants = planner.recording.constants
     tensors = lookup(network, constants)
 
     def weight(expression: Expression) -> Tensor:
@@ -160,7 +160,7 @@ def _sites(network: nn.Module, plan: Plan) -> Iterator[SiteKernels]:
         stored, _ = evaluate(expression, tensors, torch.empty(0, dtype=torch.float64, device=device))
         return swap_layout(expression.geometry, stored).float()
 
-    for fused in replayed.layout.fused:
+    for fused in layout.fused:
         made = weight(fused.expression)
         if fused.norm:  # which has the sizes of the channels
             made /= ranges(made).clamp(min=TINY).reshape(-1, *(1 for _ in made.shape[1:]))

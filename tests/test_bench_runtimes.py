@@ -29,7 +29,7 @@ from repfuse.cli.app import app
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.loading import load
-from repfuse.planning.choosing import Choice, choose
+from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
 from repfuse.report.reading import read_benchmark
 from repfuse.rewriting import rewrite

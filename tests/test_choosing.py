@@ -20,8 +20,8 @@ from repfuse.checking.proof import prove
 from repfuse.converting import convert
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
-from repfuse.planning.choosing import Choice, choose, fitted
 from repfuse.planning.planner import plan
+from repfuse.planning.replaying import Choice, choose, fitted
 from repfuse.plans import Cost, Plan, Policy, Site
 from repfuse.rewriting import rewrite
 from repfuse.saving import save

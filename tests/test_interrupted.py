@@ -26,7 +26,7 @@ from repfuse.checkpoint.atomic import replacing, together
 from repfuse.cli.conversion import Request, _proven, _saved
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
-from repfuse.planning.choosing import Choice
+from repfuse.planning.replaying import Choice
 from repfuse.readback.process import Reader
 
 POINTS = ("open", "fsync", "chmod", "unlink", "replace", "rename")  # of os: where the disk is changed

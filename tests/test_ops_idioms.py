@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.maps import apply
 from support.meanings import SIZES, Network, check, meaning_at, read
 from torch import nn
 from torch.nn import functional as F
@@ -222,7 +223,7 @@ def unshuffled(x, order=(0, 1, 3, 5, 2, 4)):
 def test_space_to_depth(function, order):
     assert meaning_at(function, [(2, 3, 6, 8), (1, 3, 10, 2)]) == Through("x", Phases.of(3, (2, 2), order))
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64)
-    made = AffineConv.phases(Phases.of(3, (2, 2), order)).apply(x)
+    made = apply(AffineConv.phases(Phases.of(3, (2, 2), order)), x)
     assert torch.equal(made, function(None, x, None))
 
 

@@ -33,8 +33,7 @@ from repfuse.benching.results import Benchmark, ColdCalls, Measurement, NetworkC
 from repfuse.benching.runtimes import Inputs, forget_compiled, started
 from repfuse.benching.statistics import drift, outliers, ratio_of_medians
 from repfuse.errors import RepfuseError
-from repfuse.networks import between, device_of, main_dtype, placed, using_threads, why_refused
-from repfuse.preconditions import check_runnable
+from repfuse.networks import between, check_runnable, device_of, main_dtype, placed, using_threads, why_refused
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import OperatorMode
 from repfuse.wording import Progress, described, dtype_name

@@ -54,7 +54,7 @@ def time_sites(
     Of more than MOST_STEPS places several are merged in one step, which shares its gain out among them. All take
     ``seconds`` twice, about, and each FEWEST_ROUNDS at least. Raises RepfuseError where the plan is of other networks.
     """
-    plan = replace(plan, live=replay(original, plan).planner)
+    plan = replace(plan, live=replay(original, plan)[0])
     halves = (lambda done: progress(done / 2)), (lambda done: progress((1 + done) / 2))
     pairs = [(place, place.before) for place in places(original, plan)]
     alone = time_places(pairs, fused, plan, seconds=seconds, progress=halves[0], clock=clock)

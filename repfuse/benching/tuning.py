@@ -11,8 +11,8 @@ from torch import nn
 from repfuse.benching.clock import Clock
 from repfuse.benching.sites import time_places
 from repfuse.checking.places import places
-from repfuse.planning.choosing import Choice, again
 from repfuse.planning.cost import is_trade, price
+from repfuse.planning.replaying import Choice, again
 from repfuse.plans import Measured, Plan
 from repfuse.rewriting import rewrite
 

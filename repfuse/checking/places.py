@@ -23,12 +23,11 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import join, main_dtype, named_tensors
 from repfuse.planning.edits import Fused, is_affine_norm
 from repfuse.planning.planner import Planner
-from repfuse.planning.region import Piece, Region, pieces
+from repfuse.planning.region import Group, Piece, Region, pieces
 from repfuse.planning.replaying import replay
-from repfuse.planning.terms import Group
 from repfuse.plans import AGAIN, Plan
 from repfuse.recording.constants import lookup
-from repfuse.rewriting.emit import without_neighbours
+from repfuse.rewriting import without_neighbours
 
 NORM = "BatchNorm with statistics, a weight and a bias"
 
@@ -64,7 +63,7 @@ class Place:
     @cached_property
     def pieces(self) -> list[Piece]:
         """The parts of the region, where values are put elsewhere in between; else none."""
-        return pieces(self.region, self.planner.meanings, self.planner.recording.order)
+        return pieces(self.region, self.planner.meanings)
 
     @property
     def sources(self) -> list[fx.Node]:
@@ -74,7 +73,7 @@ class Place:
     @cached_property
     def _sizes(self) -> dict[fx.Node, int]:
         """The sizes of the example as numbers, where the region takes some of tensors that are not its own."""
-        needed = _needed(self.region.root, set(self.sources), self.planner.origin, {})
+        needed = _needed(self.region.root, set(self.sources), self.planner.meanings.origin, {})
         return self.planner.recording.run.size_of if any(node.op == "placeholder" for node in needed) else {}
 
     @cached_property
@@ -88,7 +87,7 @@ class Place:
         They are of a planner of the same recording.
         """
         parts = {each.region.root: each for each in others if each.region.nodes <= self.region.nodes}
-        graph, origin = fx.Graph(), self.planner.origin
+        graph, origin = fx.Graph(), self.planner.meanings.origin
         env: dict[fx.Node, Any] = {source: graph.placeholder(source.name) for source in self.sources}
         env |= self._sizes
         read = {root: part.sources for root, part in parts.items()}
@@ -143,7 +142,7 @@ class Place:
 
     def _around(self, graph: fx.Graph, env: dict[fx.Node, Any]) -> fx.Node:
         """Write what puts values elsewhere as it is, and ``part`` for the piece that became a convolution."""
-        origin = self.planner.origin
+        origin = self.planner.meanings.origin
         env = env | self._sizes
         of_root = {piece.root: piece for piece in self.pieces}
         needed = _needed(self.region.root, set(env), origin, {root: (each.source,) for root, each in of_root.items()})
@@ -180,14 +179,14 @@ class _Computed(nn.Module):
 
 def places(original: nn.Module, plan: Plan) -> Iterator[Place]:
     """Yield the regions that ``plan`` replaces in ``original``, in the order in which they run."""
-    replayed = replay(original, plan)
-    order = replayed.planner.recording.order
+    planner, layout = replay(original, plan)
+    order = planner.recording.order
     found: dict[fx.Node, list[Fused]] = {}
-    for item in replayed.layout.fused:
+    for item in layout.fused:
         found.setdefault(item.region.root, []).append(item)
     for _, items in sorted(found.items(), key=lambda entry: order[entry[0]]):
         paths, norms = ({id(item.group): getattr(item, name) for item in items} for name in ("path", "norm"))
-        yield Place(replayed.planner, original, items[0].region, paths, norms)
+        yield Place(planner, original, items[0].region, paths, norms)
 
 
 def _needed(

@@ -34,9 +34,8 @@ from repfuse.checking.results import (
 from repfuse.checking.runs import Key, Outputs, by_key, run, run_float64, takes
 from repfuse.checking.trial import Effort, Trial, known_effort, rounded_through
 from repfuse.errors import RepfuseError
-from repfuse.networks import between, main_dtype, why_refused
+from repfuse.networks import between, check_runnable, main_dtype, why_refused
 from repfuse.plans import Plan
-from repfuse.preconditions import check_runnable
 from repfuse.wording import Progress, dtype_name, small
 
 

@@ -19,7 +19,7 @@ from repfuse.checkpoint.inert import GlobalName, PlayedDict, Record, stand_in, t
 from repfuse.checkpoint.recognise import Container, damaged
 from repfuse.checkpoint.script import playing_main
 from repfuse.errors import RepfuseError
-from repfuse.preconditions import quantised
+from repfuse.networks import quantised
 from repfuse.quiet import quietly
 from repfuse.wording import described, first_line, listed
 

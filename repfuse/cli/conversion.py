@@ -27,7 +27,7 @@ from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
 from repfuse.networks import using_threads
 from repfuse.plan_file import PlanFile, said_beside
-from repfuse.planning.choosing import Choice, choose
+from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
 from repfuse.quantization import kernels
 from repfuse.report.schema import Chosen, Environment, Input, Output, Report, Status, envelope, report_path, to_json

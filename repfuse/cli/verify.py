@@ -223,8 +223,8 @@ def _changed(fused: Checkpoint) -> Iterator[Finding]:
 
 def _could_be_fused(fused: Checkpoint, sites: int, seconds: float) -> Iterator[Finding]:
     """Yield a finding where more is left to merge than these budgets allow."""
-    from repfuse.planning.choosing import Choice, choose
     from repfuse.planning.cost import price
+    from repfuse.planning.replaying import Choice, choose
     from repfuse.report.tables import plural
 
     left = choose(fused.module, fused.example_inputs, Choice()).sites

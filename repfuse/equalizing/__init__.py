@@ -21,7 +21,7 @@ from repfuse.equalizing.network import Freedom, freedom
 from repfuse.equalizing.scales import Weight
 from repfuse.equalizing.solving import Term, predicted, solve
 from repfuse.networks import named_tensors, using_threads
-from repfuse.planning.storage import left_range
+from repfuse.planning.edits import left_range
 from repfuse.quantization import BITS, in_decibels
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.copies import changed_copy

@@ -23,8 +23,8 @@ from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.results import Comparison
 from repfuse.fusing import settled
-from repfuse.planning.choosing import Choice, again
 from repfuse.planning.planner import plan
+from repfuse.planning.replaying import Choice, again
 from repfuse.plans import Measured, Plan, Policy
 from repfuse.rewriting import rewrite
 

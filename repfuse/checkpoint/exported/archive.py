@@ -20,7 +20,7 @@ from repfuse.checkpoint.exported.inspection import Unsafe, check_names, check_pr
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.torch_pickle import check_unpacked, read_plain
 from repfuse.errors import RepfuseError
-from repfuse.preconditions import quantised
+from repfuse.networks import quantised
 from repfuse.quiet import quietly
 from repfuse.wording import first_line
 

@@ -25,7 +25,7 @@ from repfuse.checkpoint.exported.writing import doubled
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.shapes import Shape
 from repfuse.errors import RepfuseError
-from repfuse.preconditions import quantised
+from repfuse.networks import quantised
 from repfuse.quiet import quietly
 from repfuse.wording import described, first_line
 

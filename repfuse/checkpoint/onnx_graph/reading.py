@@ -16,8 +16,7 @@ from repfuse.checkpoint.onnx_graph.tensors import tensor_of
 from repfuse.checkpoint.recognise import damaged
 from repfuse.checkpoint.shapes import Shape
 from repfuse.errors import RepfuseError
-from repfuse.networks import USUAL_SIZE
-from repfuse.preconditions import quantised
+from repfuse.networks import USUAL_SIZE, quantised
 from repfuse.wording import dtype_name, listed
 
 DOMAINS = ("", "ai.onnx")
