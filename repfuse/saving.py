@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 from repfuse import usage
 from repfuse.checking.results import Verified
-from repfuse.checkpoint import atomic, example, onnx_file, safetensors_file, shapes, torch_pickle
-from repfuse.checkpoint.allow import Need, names_refused
-from repfuse.checkpoint.around import Around
-from repfuse.checkpoint.contents import RECIPE
-from repfuse.checkpoint.formats import format_for
-from repfuse.checkpoint.inert import origins
-from repfuse.checkpoint.opening import digest_of
-from repfuse.checkpoint.recipe import Recipe
-from repfuse.checkpoint.recognise import Container
-from repfuse.checkpoint.source import as_texts
+from repfuse.checkpoint import example, onnx_file, safetensors_file, torch_pickle
+from repfuse.checkpoint.allow import NotAllowedError, names_refused
+from repfuse.checkpoint.build import Recipe
+from repfuse.checkpoint.contents import RECIPE, Around
+from repfuse.checkpoint.files import check_target, digest_of, replacing
+from repfuse.checkpoint.formats import Container, format_for
+from repfuse.checkpoint.records import origins
+from repfuse.checkpoint.spec import as_texts, render
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
@@ -84,13 +82,13 @@ def save(
     """
     out = Path(out)
     for source in (checkpoint.path, *checkpoint.files):
-        atomic.check_target(out, source, force=force)
+        check_target(out, source, force=force)
     form = format_for(out, format, checkpoint.format, keep_affine=plan is not None and plan.keep_affine)
     if form == checkpoint.format == "onnx":
         return _save_graph(checkpoint, module, out, force=force, verify=verify, reader=reader)
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
-    with ExitStack() as stack, atomic.replacing(out) as temporary:
+    with ExitStack() as stack, replacing(out) as temporary:
         reader = reader or stack.enter_context(Reader(fresh=verify))  # a process gets ready while the file is written
         try:
             notes, use, check = _write(checkpoint, module, plan, form, temporary)
@@ -132,20 +130,20 @@ def _save_graph(
     from repfuse.readback.graphs import check_graph, graph_job
 
     weights = out.with_name(f"{out.name}.data")
-    with ExitStack() as stack, atomic.replacing(out) as temporary:
+    with ExitStack() as stack, replacing(out) as temporary:
         reader = reader or stack.enter_context(Reader(fresh=verify))
         folder = Path(stack.enter_context(TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".part")))
         model = edited(checkpoint.path, module)
         files = write(model, folder / out.name, checkpoint.files)
         check_valid(folder / out.name, checkpoint.path)
         for source in (checkpoint.path, *checkpoint.files) if files else ():
-            atomic.check_target(weights, source, force=force)
+            check_target(weights, source, force=force)
         written = _written(checkpoint, module)
         job = graph_job(written, folder / out.name)
         verified = check_graph(written, checkpoint.path, model, job, reader, runs=verify)
         digest = digest_of(folder / out.name, *files)
         for file in files:
-            file.replace(stack.enter_context(atomic.replacing(weights)))
+            file.replace(stack.enter_context(replacing(weights)))
         (folder / out.name).replace(temporary)
     notes = [f"its weights are in {weights.name}: the two belong together"] if files else []
     use = usage.of_graph(shapes_said(model), out)
@@ -173,15 +171,25 @@ def _write_program(
 
     ONNX's exporter writes some operators for the size that it sees, and says so nowhere.
     """
-    from repfuse.checkpoint.exported.writing import exported, write_pt2  # torch.export takes a second to import
+    from repfuse.checkpoint import exported, pt2_file  # torch.export takes a second to import
 
-    written, before = _written(checkpoint, module), checkpoint.program
-    program = exported(checkpoint.module, module, written.example, before, sizes=sizes)
+    written, before, notes = _written(checkpoint, module), checkpoint.program, []
+    if before is None or not sizes:
+        program = exported.program_of(module, written.example, sizes=sizes)
+    else:
+        program = before if module is checkpoint.module else exported.program_like(before, module)
     if form == "onnx":
         onnx_file.write(program, path)
         notes = [] if sizes else [ONE_SIZE]
     else:
-        notes = write_pt2(program, before, path)
+        pt2_file.write(program, path)
+        try:
+            pt2_file.check(path, path.read_bytes())
+        except RepfuseError as error:
+            notes = [f"this file needs --trust: {error.why}"]
+        if before is not None and before.dialect != program.dialect:
+            dialects = f"{program.dialect} dialect, where the input was {before.dialect}"
+            notes.append(f"the program is in torch.export's {dialects}")
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
     check = partial(checking.check_program, written, program, checking.program_job(written, path, onnx=form == "onnx"))
     use = partial(usage.of_onnx, program, written.example) if form == "onnx" else usage.of_pt2
@@ -191,9 +199,14 @@ def _write_program(
 def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tuple[list[str], Use, Check]:
     around = checkpoint.around
     unguarded = ["the file does not check its inputs as the .pt2 did"] if checkpoint.program else []
-    with _marked(module, fused=module is not checkpoint.module):
+    marked = module is not checkpoint.module and RECIPE not in vars(module)
+    try:  # a fused module says in a text who fused it, as a state dict does in its recipe
+        vars(module).update({RECIPE: f"repfuse {__version__}"} if marked else {})
         torch_pickle.write(around.put(module), path)
-    refused: list[Need] = []
+    finally:
+        if marked:
+            del vars(module)[RECIPE]
+    refused: list[NotAllowedError] = []
     if not checkpoint.trust:
         refused = names_refused(origins(around.take(torch_pickle.read(path, Container.TORCH_ZIP))), checkpoint.code)
     job = checking.network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
@@ -237,19 +250,6 @@ def _written(checkpoint: Checkpoint, module: nn.Module) -> Written:
     return Written(checkpoint.module, module, checkpoint.example_inputs, checkpoint.around)
 
 
-@contextmanager
-def _marked(module: nn.Module, *, fused: bool) -> Iterator[None]:
-    """While it is written, a fused module says in a text who fused it, as a state dict does in its recipe."""
-    if not fused or RECIPE in vars(module):
-        yield
-        return
-    vars(module)[RECIPE] = f"repfuse {__version__}"
-    try:
-        yield
-    finally:
-        del vars(module)[RECIPE]
-
-
 def _texts_lost(checkpoint: Checkpoint, why: str = "only safetensors holds it") -> list[str]:
     lost = [name for name in checkpoint.metadata if name != "format"]
     return [f"left out of the metadata: {', '.join(lost)} ({why})"] if lost else []
@@ -261,4 +261,4 @@ def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> Rec
     known = example.shapes_of(checkpoint.example_inputs, checkpoint.module)
     plans = (*checkpoint.plans, plan) if plan and plan.sites else checkpoint.plans
     source = checkpoint.source if checkpoint.source and as_texts(checkpoint.source) is not None else None
-    return Recipe(source, shapes.render(known), plans, usage.made_of(checkpoint))
+    return Recipe(source, render(known), plans, usage.made_of(checkpoint))

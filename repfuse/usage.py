@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, fx, nn
 
 from repfuse.checkpoint.allow import MAINS
-from repfuse.checkpoint.recipe import Recipe, is_buildable
+from repfuse.checkpoint.build import Recipe, is_buildable
 from repfuse.checkpoint.script import script
 from repfuse.checkpoint.user_code import Named
 from repfuse.wording import dtype_name
@@ -40,7 +40,7 @@ def of_weights(recipe: Recipe, out: Path) -> Lines:
     """Return how the network of a file of weights is built again, and filled."""
     said, about = [_text(out)], list[str]()
     if recipe.source is not None:
-        if not is_buildable(recipe.source, out, Named()):
+        if not is_buildable(recipe.source, Named()):
             said.append(f'model="{recipe.source.spec}"')
             said += [f"model_args={recipe.source.arguments!r}"] if recipe.source.arguments else []
     elif recipe.made_of:
@@ -89,7 +89,7 @@ def made_of(checkpoint: Checkpoint) -> str:
         return ""
     if cls.__module__ not in MAINS:
         return "" if cls.__module__.startswith("torch.") else f"{cls.__module__}:{cls.__qualname__}"
-    scripts = (path for path in checkpoint.code.paths if path.is_file() and script(path).defines(cls.__name__))
+    scripts = (path for path in checkpoint.code.paths if path.is_file() and cls.__name__ in script(path).names)
     return next((f"{os.path.relpath(path)}:{cls.__name__}" for path in scripts), "")
 
 

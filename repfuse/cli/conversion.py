@@ -14,9 +14,9 @@ from repfuse import cli
 from repfuse.benching.benchmark import bench
 from repfuse.benching.tuning import tune
 from repfuse.checking.runs import enough_threads
-from repfuse.checkpoint.atomic import replacing, together
+from repfuse.checkpoint.files import replacing, together
 from repfuse.checkpoint.formats import format_for
-from repfuse.checkpoint.source import as_texts
+from repfuse.checkpoint.spec import as_texts
 from repfuse.converting import convert
 from repfuse.data import Arrays, Folder, Wishes, prepare
 from repfuse.health import examine

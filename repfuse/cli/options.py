@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repfuse.checkpoint.shapes import parse_shapes
-from repfuse.checkpoint.source import model_source
+from repfuse.checkpoint.spec import model_source, parse_shapes
 from repfuse.errors import RepfuseError
 from repfuse.plans import Policy
 
@@ -272,7 +271,7 @@ class Wanted:
     @property
     def chosen(self) -> Chosen | None:
         """What the report says of it, None where nothing was chosen."""
-        from repfuse.checkpoint.opening import digest_of
+        from repfuse.checkpoint.files import digest_of
         from repfuse.report.schema import Chosen
 
         globs = tuple(self.choice.include), tuple(self.choice.exclude)

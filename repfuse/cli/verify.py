@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from repfuse.checkpoint.shapes import parse_shapes
+from repfuse.checkpoint.spec import parse_shapes
 from repfuse.cli import options, pair
 from repfuse.cli.output import notes, progress, show, show_json
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from repfuse.checkpoint import torch_pickle
-from repfuse.checkpoint.recognise import recognise
+from repfuse.checkpoint.formats import recognise
 from repfuse.errors import RepfuseError
 from repfuse.networks import dense
 from repfuse.wording import first_line

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from repfuse.checkpoint.build import library
-from repfuse.checkpoint.recognise import CONFIG
-from repfuse.checkpoint.snapshot import WEIGHT_FILES, configuration
+from repfuse.checkpoint.formats import CONFIG
+from repfuse.checkpoint.opening import WEIGHT_FILES, configuration
 from repfuse.errors import RepfuseError
 from repfuse.wording import described
 

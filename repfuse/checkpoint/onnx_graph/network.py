@@ -22,8 +22,7 @@ from torch import Tensor, fx, nn
 
 from repfuse.checkpoint.onnx_graph import opaque
 from repfuse.checkpoint.onnx_graph.operators import VALUES, Function, Known, Shape, function_of
-from repfuse.checkpoint.onnx_graph.reading import DOMAINS, LISTS_NO_WEIGHTS, inputs_of, shapes_of, version_of
-from repfuse.checkpoint.onnx_graph.tensors import tensor_of
+from repfuse.checkpoint.onnx_graph.reading import DOMAINS, LISTS_NO_WEIGHTS, inputs_of, shapes_of, tensor_of, version_of
 
 SIZES = {"Reshape": 1, "Resize": 3}  # which input is a list of sizes
 PASSING = ("Unsqueeze", "Squeeze", "Cast", "Identity")  # of a list of sizes

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
+import ml_dtypes
+import numpy as np
 import onnx_ir as ir
+import torch
 from onnx_ir.passes.common import ShapeInferencePass
 from torch import Tensor
 
+from repfuse.checkpoint.formats import damaged
 from repfuse.checkpoint.onnx_graph import operators
 from repfuse.checkpoint.onnx_graph.operators import DTYPES
-from repfuse.checkpoint.onnx_graph.tensors import tensor_of
-from repfuse.checkpoint.recognise import damaged
-from repfuse.checkpoint.shapes import Shape
+from repfuse.checkpoint.spec import Shape
 from repfuse.errors import RepfuseError
 from repfuse.networks import USUAL_SIZE
 from repfuse.preconditions import quantised
@@ -151,3 +155,21 @@ def shapes_said(model: ir.Model) -> dict[str, str]:
         dims = value.shape.dims if value.shape is not None else ("...",)
         said[str(value.name)] = "x".join(str(n if isinstance(n, int | str) else n.value or "?") for n in dims)
     return said
+
+
+def tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
+    """Return a tensor over the memory of an array."""
+    held = np.ascontiguousarray(array).reshape(array.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that nobody may write there: nobody does
+        if held.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(held.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(held)
+
+
+def array_of(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return an array over the memory of a tensor."""
+    held = tensor.detach().cpu().contiguous()
+    if held.dtype is torch.bfloat16:
+        return held.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return held.numpy()

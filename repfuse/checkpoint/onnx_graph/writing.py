@@ -17,8 +17,7 @@ from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _Reflection
 
 from repfuse.checkpoint import onnx_file
 from repfuse.checkpoint.onnx_graph.network import Parts, captured, parts_of
-from repfuse.checkpoint.onnx_graph.reading import LISTS_NO_WEIGHTS, read, tensors_of, version_of
-from repfuse.checkpoint.onnx_graph.tensors import array_of, tensor_of
+from repfuse.checkpoint.onnx_graph.reading import LISTS_NO_WEIGHTS, array_of, read, tensor_of, tensors_of, version_of
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.networks import equal
 from repfuse.wording import first_line
