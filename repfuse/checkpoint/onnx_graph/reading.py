@@ -103,15 +103,24 @@ def tensors_of(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
 
 
 def shapes_of(path: Path) -> dict[str, operators.Shape]:
-    """Return the shapes of all values, by name, as far as they can be told before the network runs."""
-    model = ir.load(path)
+    """Return the shapes of all values, by name, as far as they can be told before the network runs.
+
+    What the file says of them is put aside where ONNX itself can tell: it follows sizes that are computed, too, where
+    whatever wrote the file may have given them names that are nobody else's.
+    """
+    model, said = ir.load(path), dict[str, operators.Shape]()
+    values = [value for node in model.graph for value in node.outputs]
+    for value in values:
+        node = value.producer()
+        if value.shape is not None and node is not None and node.domain in DOMAINS:
+            said[str(value.name)] = tuple(n if isinstance(n, int) else None for n in value.shape.dims)
+            value.shape = None
     with suppress(Exception):  # what it does not know stays unknown
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    known = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
-    found = {str(value.name): value.shape for value in known if value.shape is not None}
+    found = {str(value.name): value.shape for value in (*model.graph.inputs, *values) if value.shape is not None}
     sizes = {name: tuple(n if isinstance(n, int) else n.value for n in shape.dims) for name, shape in found.items()}
     held = {name: tuple(map(int, tensor.shape.numpy())) for name, tensor in tensors_of(model)}
-    return {**sizes, **held}
+    return {**said, **sizes, **held}
 
 
 def files_of(model: ir.Model, path: Path) -> tuple[Path, ...]:
