@@ -1,8 +1,7 @@
 """Objects around a network in a file, rebuilt where they are harmless.
 
-The rule: an object is rebuilt only where its class is
-in the table at the end and its state is plain, from that state and by the class itself. Nothing is imported because a
-file names it, and no function of a file is called.
+The rule: an object is rebuilt only where its class is in the table at the end and its state is plain, from that state
+and by the class itself. Nothing is imported because a file names it, and no function of a file is called.
 """
 
 from __future__ import annotations

@@ -319,6 +319,11 @@ def _size(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
+# Deploy mode: a file whose blocks are fused already, and a network that has their branches; or the other way round. The
+# mismatch says it first. Where a block is fused, one side has plain weights in it and the other has branches, which are
+# known by their normalisation statistics: so every surplus name of the fused side lies in a module in which the other
+# side has names that it lacks. The names that authors give to fused layers and to branches then say it for sure.
+
 FUSED = (  # the layer in the place of the branches: RepVGG, MobileOne and timm, DBB, RepLKNet, OREPA, ACNet, ...
     *("rbr_reparam", "reparam_conv", "reparam", "conv_reparam", "dbb_reparam", "lkb_reparam", "orepa_reparam"),
     *("fused_conv", "eval_conv", "rep_conv", "repconv_fused"),

@@ -167,7 +167,7 @@ def shapes_said(model: ir.Model) -> dict[str, str]:
 
 
 def tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
-    """Return a tensor over the memory of an array."""
+    """Return a tensor over the memory of an array: what is in a file beside the model stays there until it is read."""
     held = np.ascontiguousarray(array).reshape(array.shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that nobody may write there: nobody does
