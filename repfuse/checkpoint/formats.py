@@ -80,7 +80,7 @@ def recognise(path: Path) -> Container:
     if head[:1] == b"\x08" and head[2:3] in ONNX_FIELDS:
         return Container.ONNX
     header = int.from_bytes(head[:8], "little")  # how long it is, in a safetensors file
-    if head[8:9] != b"{" or size < header + 8 >= 1 << 32:
+    if head[8:9] != b"{" or header >= 1 << 32:
         raise _not_a_checkpoint(path, head)
     if size < header + 8:
         raise damaged(path, f"its header should have {header:,} bytes, and the whole file has {size:,}")
