@@ -7,7 +7,7 @@ from typing import Any
 
 from repfuse.benching.results import Benchmark, Change, Measurement, Ratio
 from repfuse.benching.statistics import ratio_of_samples
-from repfuse.checkpoint.atomic import replacing
+from repfuse.checkpoint.files import replacing
 from repfuse.errors import RepfuseError
 from repfuse.report.schema import envelope, to_json
 

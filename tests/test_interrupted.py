@@ -22,7 +22,7 @@ import torch
 from conftest import Cli
 
 import repfuse
-from repfuse.checkpoint.atomic import replacing, together
+from repfuse.checkpoint.files import replacing, together
 from repfuse.cli.conversion import Request, _proven, _saved
 from repfuse.errors import RepfuseError
 from repfuse.loading import load

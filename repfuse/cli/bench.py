@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from repfuse.benching.results import Runtime
-from repfuse.checkpoint.shapes import parse_shapes
+from repfuse.checkpoint.spec import parse_shapes
 from repfuse.cli import options, pair
 from repfuse.cli.output import check_targets, progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError

@@ -18,10 +18,9 @@ from repfuse import cli
 from repfuse.benching.benchmark import bench
 from repfuse.benching.tuning import tune
 from repfuse.checking.runs import enough_threads
-from repfuse.checkpoint.atomic import replacing, together
+from repfuse.checkpoint.files import digest_of, replacing, together
 from repfuse.checkpoint.formats import format_for
-from repfuse.checkpoint.opening import digest_of
-from repfuse.checkpoint.source import as_texts
+from repfuse.checkpoint.spec import as_texts
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from repfuse.checkpoint.shapes import parse_shapes
-from repfuse.checkpoint.source import model_source
+from repfuse.checkpoint.spec import model_source, parse_shapes
 from repfuse.errors import RepfuseError
 from repfuse.plans import Policy
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from repfuse.checkpoint.shapes import parse_shapes
+from repfuse.checkpoint.spec import parse_shapes
 from repfuse.cli import options, pair
 from repfuse.cli.output import check_page, check_sources, notes, progress, show, show_json, write_page
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError

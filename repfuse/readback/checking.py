@@ -18,9 +18,9 @@ from repfuse.checking.runs import Outcome, run
 from repfuse.checking.trial import Trial
 from repfuse.checking.written import check_written
 from repfuse.checkpoint import torch_pickle
-from repfuse.checkpoint.around import Around
-from repfuse.checkpoint.recipe import is_buildable
-from repfuse.checkpoint.source import as_texts
+from repfuse.checkpoint.build import is_buildable
+from repfuse.checkpoint.contents import Around
+from repfuse.checkpoint.spec import as_texts
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.networks import device_of
@@ -163,7 +163,7 @@ def weights_job(checkpoint: Checkpoint, path: Path, keys: tuple[str, ...]) -> Jo
     """
     source = checkpoint.source
     assert source is not None
-    said = {} if is_buildable(source, path, checkpoint.code) else {"model": source.spec, "model_args": as_texts(source)}
+    said = {} if is_buildable(source, checkpoint.code) else {"model": source.spec, "model_args": as_texts(source)}
     needs = (source.parts[0],) if source.kind == "import" else ()
     loading = _loading(checkpoint, keys) | said
     return Job("network", str(path.resolve()), torch.get_num_threads(), loading=loading, keys=keys, needs=needs)
@@ -195,7 +195,7 @@ def check_program(written: Written, program: ExportedProgram, job: Job, reader: 
 
     Raises RepfuseError, with the exit code of a failed check, where it does not compute what the original does.
     """
-    from repfuse.checkpoint.exported.program import complete, contract_of, network_of  # which take a second to import
+    from repfuse.checkpoint.exported import complete, contract_of, network_of  # which take a second to import
 
     started, contract = time.perf_counter(), contract_of(program)
     tensors = digests(program.state_dict) if job.kind == "pt2" else {}

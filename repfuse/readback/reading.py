@@ -12,9 +12,8 @@ from torch import nn
 
 from repfuse.checking.runs import Outcome, call
 from repfuse.checkpoint import safetensors_file, torch_pickle
-from repfuse.checkpoint.around import Around
-from repfuse.checkpoint.contents import RECIPE
-from repfuse.checkpoint.recognise import Container, recognise
+from repfuse.checkpoint.contents import RECIPE, Around
+from repfuse.checkpoint.formats import Container, recognise
 from repfuse.checkpoint.user_code import running
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
@@ -71,13 +70,12 @@ def _weights(job: Job) -> Answer:
 
 
 def _program(job: Job) -> Answer:
-    from repfuse.checkpoint.exported import archive  # torch.export takes a second to import
-    from repfuse.checkpoint.exported.program import contract_of, opened
+    from repfuse.checkpoint import exported, pt2_file  # torch.export takes a second to import
 
-    program = archive.read(Path(job.path), trust=True)  # repfuse wrote it just now
-    network = opened(program, Path(job.path))
+    program = pt2_file.read(Path(job.path), trust=True)  # repfuse wrote it just now
+    network = exported.opened(program, Path(job.path))
     found = Fingerprint(digests(program.state_dict))
-    contract = contract_of(program).describe()
+    contract = exported.contract_of(program).describe()
     return Answer(f"torch.export, {TORCH}", found, contract=contract, outcomes=_run(network, job.inputs))
 
 

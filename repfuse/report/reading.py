@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from repfuse.benching.results import Benchmark
 from repfuse.checking.results import Drift, FewBits, RealData, SignalGain, Verdict
-from repfuse.checkpoint.json_file import read_json
+from repfuse.checkpoint.files import read_json
 from repfuse.errors import RepfuseError
 from repfuse.health import Finding
 from repfuse.plans import Plan, read_as
