@@ -242,7 +242,7 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effo
     comparison = tabulate(trials, expected, answers)
     weights = tuple(_compared(exact.name_of[id(each.stored)], each.stored, each.exact()) for each in exact.at(place))
     drift = site_drift(place, fused, after, trials, expected) if comparison.passed else None
-    return SiteProof(place.path, comparison, weights, drift)
+    return SiteProof.of(place.path, comparison, weights, drift)
 
 
 def _runs(place: Place, after: nn.Module, count: int) -> tuple[Sequence[Trial], list[Outcome]]:

@@ -9,10 +9,10 @@ equal and infinite where a is 0 everywhere and b is not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
-from repfuse.jsonready import Result, json_ready
+from repfuse.jsonready import Result
 from repfuse.plans import Refusal
 from repfuse.wording import apart
 
@@ -437,38 +437,37 @@ class SiteDrift:
 
 
 @dataclass(frozen=True)
-class SiteProof:
-    """One site against the operations that it replaces, on small inputs of several sizes.
+class SiteProof(Result):
+    """One site against the operations that it replaces, on small inputs of several sizes, as many as ``trials`` says.
 
-    ``comparison`` is the proof: both in float64, with weights that are not rounded yet. ``weights`` compares those with
-    what is stored. ``drift`` is None where the stored dtype is float64, or does not run here.
+    ``comparison`` is the proof: both in float64, with weights that are not rounded yet; of it, JSON holds ``error`` and
+    ``tolerance`` alone. ``weights`` compares those with what is stored. ``drift`` is None where the stored dtype is
+    float64, or does not run here. It ``passed`` where all three do, and ``reason`` is one sentence: what decided.
     """
 
     path: str
-    comparison: Comparison
+    passed: bool
+    error: float | None
+    tolerance: float
+    reason: str
+    trials: int
     weights: tuple[WeightProof, ...] = ()
     drift: SiteDrift | None = None
+    comparison: Comparison = field(default=Comparison((), 0.0), repr=False)
 
-    @property
-    def passed(self) -> bool:
-        """Whether the site computes what it replaces, its stored weights are right, and its drift is explained."""
-        right = self.comparison.passed and all(weight.passed for weight in self.weights)
-        return right and (self.drift is None or self.drift.passed)
-
-    @property
-    def reason(self) -> str:
-        """One sentence: what decided."""
-        if not self.comparison.passed:
-            return f"{self.path}: {self.comparison.reason}"
-        for weight in self.weights:
-            if not weight.passed:
-                return weight.reason
-        if self.drift and not self.drift.passed:
-            return (
-                f"{self.path}: in {self.drift.dtype}, on {self.drift.trial}, an element is off by "
-                f"{self.drift.of_bound:.1e} times what the arithmetic can explain."
-            )
-        return f"{self.path}: {self.comparison.reason}"
+    @staticmethod
+    def of(
+        path: str, comparison: Comparison, weights: tuple[WeightProof, ...] = (), drift: SiteDrift | None = None
+    ) -> SiteProof:
+        """Return what follows from the three parts."""
+        passed, reason = comparison.passed, f"{path}: {comparison.reason}"
+        if passed and (wrong := next((weight for weight in weights if not weight.passed), None)):
+            passed, reason = False, wrong.reason
+        elif passed and drift and not drift.passed:
+            over = f"an element is off by {drift.of_bound:.1e} times what the arithmetic can explain"
+            passed, reason = False, f"{path}: in {drift.dtype}, on {drift.trial}, {over}."
+        told = comparison.error, comparison.tolerance, reason, len(comparison.compared)
+        return SiteProof(path, passed, *told, weights, drift, comparison)
 
     def departure(self, after: str) -> FirstDifference | None:
         """Return where it departs most and by how much; ``after`` is the path of the site before it."""
@@ -484,21 +483,6 @@ class SiteProof:
             off, one = Level(drift.of_bound, drift.of_bound), Level(1.0, 1.0)
             return FirstDifference(self.path, after, drift.trial, off, one, "error in units of its bound")
         return None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data, without the trials."""
-        comparison = self.comparison
-        facts = {
-            "path": self.path,
-            "passed": self.passed,
-            "error": comparison.error,
-            "tolerance": comparison.tolerance,
-            "reason": self.reason,
-            "trials": len(comparison.compared),
-            "weights": self.weights,
-            "drift": self.drift,
-        }
-        return dict(json_ready(facts))
 
 
 @dataclass(frozen=True)
@@ -536,7 +520,7 @@ class Proof(Result):
     @property
     def error(self) -> float | None:
         """The largest relative error in float64 of the network and of any site."""
-        errors = [part.error for part in (self.network, *(site.comparison for site in self.sites))]
+        errors = [self.network.error, *(site.error for site in self.sites)]
         return max((error for error in errors if error is not None), default=None)
 
     @property

@@ -99,12 +99,12 @@ def of_stored(outputs: tuple[OutputVerdict, ...]) -> Iterator[Check]:
 
 
 def _sites(sites: tuple[SiteProof, ...]) -> Check:
-    worst = max(sites, key=lambda site: (not site.comparison.passed, site.comparison.error or 0.0))
+    worst = max(sites, key=lambda site: (not site.comparison.passed, site.error or 0.0))
     found = worst.comparison.worst
     place = f"{worst.path}, {found[0].label}" if found else worst.path
     passed = all(site.comparison.passed for site in sites)
-    reached, allowed = apart(worst.comparison.error or 0.0, worst.comparison.tolerance)
-    if worst.comparison.error is None:
+    reached, allowed = apart(worst.error or 0.0, worst.tolerance)
+    if worst.error is None:
         reached = NOTHING
     return Check("proof, float64", alone(len(sites)), place, reached, allowed, passed)
 
