@@ -129,7 +129,6 @@ def _save_graph(
     """
     from repfuse.checkpoint.onnx_graph.reading import shapes_said  # onnx takes a second to import
     from repfuse.checkpoint.onnx_graph.writing import check_valid, edited, write
-    from repfuse.readback.graphs import check_graph, graph_job
 
     weights = out.with_name(f"{out.name}.data")
     with ExitStack() as stack, atomic.replacing(out) as temporary:
@@ -141,8 +140,8 @@ def _save_graph(
         for source in (checkpoint.path, *checkpoint.files) if files else ():
             atomic.check_target(weights, source, force=force)
         written = _written(checkpoint, module)
-        job = graph_job(written, folder / out.name)
-        verified = check_graph(written, checkpoint.path, model, job, reader, runs=verify)
+        job = checking.program_job(written, folder / out.name, "onnx", module=True)
+        verified = checking.check_graph(written, checkpoint.path, model, job, reader, runs=verify)
         digest = digest_of(folder / out.name, *files)
         for file in files:
             file.replace(stack.enter_context(atomic.replacing(weights)))
@@ -182,8 +181,9 @@ def _write_program(
         notes = [] if sizes else [ONE_SIZE]
     else:
         notes = write_pt2(program, before, path)
+    job = checking.program_job(written, path, "onnx" if form == "onnx" else "pt2")
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
-    check = partial(checking.check_program, written, program, checking.program_job(written, path, onnx=form == "onnx"))
+    check = partial(checking.check_program, written, program, job)
     use = partial(usage.of_onnx, program, written.example) if form == "onnx" else usage.of_pt2
     return (alone if checkpoint.around.keys else []) + notes, use, check
 
