@@ -621,8 +621,8 @@ class SignalGain:
 class Equalization(Result):
     """What was rescaled, by how many free ``scales``, and what that gains on ``inputs``: the data, or noise.
 
-    ``refusals`` are places across which nothing could be. ``comparison`` holds the result against the original, in
-    float64 with weights that are not rounded.
+    ``refusals`` are places across which nothing could be, ``notes`` what the user must be told of how it was done.
+    ``comparison`` holds the result against the original, in float64 with weights that are not rounded.
     """
 
     tensors: tuple[Rescaled, ...]
@@ -632,3 +632,4 @@ class Equalization(Result):
     gains: tuple[SignalGain, ...]
     refusals: tuple[Refusal, ...]
     comparison: Comparison | None = None
+    notes: tuple[str, ...] = ()

@@ -22,7 +22,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import (
-    dense,
     device_of,
     draw_alike,
     join,
@@ -52,7 +51,7 @@ def leaves(output: Any, name: str = "out") -> dict[str, torch.Tensor]:
     if output is None:
         return {}
     if isinstance(output, torch.Tensor) and not output.is_nested:
-        return {name: _real(dense(output))}
+        return {name: _real(output if output.layout is torch.strided else output.to_dense())}
     if isinstance(output, (bool, int, float, complex)):
         exact = {float: torch.float64, complex: torch.complex128}
         return {name: _real(torch.tensor(output, dtype=exact.get(type(output))))}

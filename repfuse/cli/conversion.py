@@ -161,6 +161,7 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
         *(samples.notes if samples else ()),
         *((NEUTRAL,) if conversion.plan.keep_affine and conversion.plan.sites and not samples else ()),
         *((SCALED,) if conversion.plan.equalized else ()),
+        *(conversion.equalization.notes if conversion.equalization else ()),
         *(class_notes(checkpoint.module, conversion.module) if checkpoint.format != "onnx" else ()),
         *_effort_notes(request.effort, checked=conversion.drift is not None),
     )

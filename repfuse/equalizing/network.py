@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from repfuse.equalizing.laws import Fixed, law_of
-from repfuse.equalizing.scales import Along, Numbers, Part, Scales
+from repfuse.equalizing.solving import Along, Numbers, Part, Scales
 from repfuse.ops import Meaning, meaning_of
 from repfuse.ops.call import makes_zeros
 from repfuse.ops.meaning import Passage, convolves, inputs_of
