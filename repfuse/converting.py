@@ -10,13 +10,12 @@ from torch import nn
 from repfuse.checking.agreement import Data
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs import input_variants
+from repfuse.checking.inputs import Effort, Trial, input_variants, known_effort
 from repfuse.checking.places import ExactWeights, compare_exact, places
 from repfuse.checking.proof import prove
 from repfuse.checking.results import Drift, Equalization, Proof
 from repfuse.checking.runs import Outcome
 from repfuse.checking.statistics import set_statistics
-from repfuse.checking.trial import Effort, Trial, known_effort
 from repfuse.equalizing import Equalized, equalize
 from repfuse.errors import RepfuseError
 from repfuse.fusing import recorded, settled
@@ -74,7 +73,7 @@ def convert(
     that narrow either, see Plan.select; for ``keep_class`` and ``keep_affine`` see ``repfuse.fuse``: the norms that
     stay get the statistics of ``data``, where there is some. ``equalizing`` asks for scales between the layers of the
     result, solved on the data too, or for ``powers_of_two``. ``effort`` is how much is tried to find a mistake, see
-    ``repfuse.checking.trial.Effort``. ``progress`` is told the stage and the fraction of the work that is done.
+    ``repfuse.checking.inputs.Effort``. ``progress`` is told the stage and the fraction of the work that is done.
 
     Raises RepfuseError where the model cannot be copied or run, or where the plan or a glob does not fit it.
     """

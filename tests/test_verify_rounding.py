@@ -11,7 +11,7 @@ from support.folded import example, folded, network
 from torch import nn
 from torch.nn import functional as F
 
-from repfuse.checking.evidence import gather
+from repfuse.checking.drift import gather
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.results import Level
 from repfuse.checking.rounding import RoundingEffects, allowed, excess, explained
@@ -127,7 +127,7 @@ def test_an_input_that_amplifies_more_than_the_sampled_ones_is_measured_before_i
     trials = [trial for trial in input_variants(example(size=16)) if trial.shapes[0][-1] != 16 or not trial.sampled]
     found = gather(original, fused, trials, lambda _stage, _fraction: None)
     assert found.settled and all(found.trials[position].shapes[0][-1] == 16 for position in found.settled)
-    assert all(found.excess(key) <= 1 for key in found.errors)
+    assert all(found.excess(key) <= 1 for key in found.outputs)
     assert found.drift is not None and found.drift.passed
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from repfuse.checking.inputs import Trial
 from repfuse.checking.results import Flip, Flips, RealData
 from repfuse.checking.runs import Outcome, as_stored, copied, run, run_copy
-from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import between, why_refused
 from repfuse.progress import Progress

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from repfuse.checking.inputs import Trial
 from repfuse.checking.results import Comparison, Level, OutputError, TrialComparison, quotient
 from repfuse.checking.runs import Change, Outcome, in_float64, run_float64
-from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import why_refused
 from repfuse.wording import dtype_name

@@ -10,10 +10,10 @@ import torch
 from torch import jit, nn
 
 from repfuse.checking.comparison import level
+from repfuse.checking.inputs import Trial
 from repfuse.checking.results import FirstDifference, Level
 from repfuse.checking.rounding import allowed, rounding, unchanged
 from repfuse.checking.runs import Change, Outcome, in_float64, leaves, run_float64
-from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 
 KEPT = 1 << 16  # elements kept of each module's output, drawn at random: a thousand modules' outputs stay in memory

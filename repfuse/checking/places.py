@@ -16,9 +16,9 @@ from torch.nn.modules.conv import _ConvNd
 from repfuse.algebra.evaluation import Tensors, behind_norm, constant, evaluate
 from repfuse.algebra.expression import Expression
 from repfuse.checking.comparison import TOLERANCE, answers_in_float64, half_the_digits, tabulate
+from repfuse.checking.inputs import Trial
 from repfuse.checking.results import Comparison
 from repfuse.checking.runs import Change, Outcome, in_float64, narrow_in
-from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import join, main_dtype, named_tensors
 from repfuse.planning.edits import Fused, is_affine_norm

@@ -28,9 +28,9 @@ import torch
 from torch import nn
 
 from repfuse.checking.comparison import TOLERANCE, level
+from repfuse.checking.inputs import Trial
 from repfuse.checking.results import Level
 from repfuse.checking.runs import Change, Key, Outcome, by_key, in_float64, run_float64, widened
-from repfuse.checking.trial import Trial
 from repfuse.networks import equal, named_tensors
 
 SAMPLES = 4

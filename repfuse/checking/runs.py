@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from repfuse.checking.trial import Trial
+from repfuse.checking.inputs import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import (
     device_of,

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from repfuse.checking.agreement import Data, chunks
+from repfuse.checking.inputs import Trial
 from repfuse.checking.places import ExactWeights, places
 from repfuse.checking.runs import as_stored, copied, run_copy
-from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import why_refused
 from repfuse.plans import Plan

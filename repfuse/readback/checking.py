@@ -19,13 +19,11 @@ import torch
 from torch import nn
 
 from repfuse.checking.comparison import half_the_digits, with_fallbacks
-from repfuse.checking.drift import drift
-from repfuse.checking.inputs import input_variants
+from repfuse.checking.drift import check_written, drift
+from repfuse.checking.inputs import Trial, input_variants
 from repfuse.checking.results import Drift, Verified
 from repfuse.checking.rounding import RoundingEffects
 from repfuse.checking.runs import Outcome, run
-from repfuse.checking.trial import Trial
-from repfuse.checking.written import check_written
 from repfuse.checkpoint import onnx_file, torch_pickle
 from repfuse.checkpoint.around import Around
 from repfuse.checkpoint.recipe import is_buildable

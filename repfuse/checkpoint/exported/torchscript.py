@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from repfuse.checking.drift import check_written
 from repfuse.checking.runs import call
-from repfuse.checking.written import check_written
 from repfuse.checkpoint import example
 from repfuse.checkpoint.exported.program import network_of
 from repfuse.checkpoint.exported.writing import doubled
