@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 from operator import and_, or_
 from typing import Any
 
@@ -267,25 +267,40 @@ class Example:
                     extents += [Extent(axes, size), Extent(axes, (*own[:number], more, *own[number + 1 :]))]
             yield list(dict.fromkeys(extents))
 
-    def inputs(self, kind: Kind, extent: Extent, seed: int, batch: int | None = None) -> tuple[Any, ...]:
-        """Return new inputs: floating ones of this kind and size, others with their values; all of this batch."""
-        return tuple(self._leaf(x, kind, extent, seed + 1000 * number, batch) for number, x in enumerate(self.leaves))
+    def trial(
+        self, label: str, kind: Kind, extents: Sequence[Extent], seed: int, *, batch: int = 0, sampled: bool = False
+    ) -> Trial:
+        """Return new inputs: floating ones of this kind and the first of these sizes, others with their values.
 
-    def _leaf(self, x: Any, kind: Kind, extent: Extent, seed: int, batch: int | None) -> Any:
+        All are of this batch. Where they are refused, the other sizes may be tried.
+        """
+
+        def made(extent: Extent) -> Trial:
+            seeds = range(seed, seed + 1000 * len(self.leaves), 1000)
+            inputs = tuple(self._leaf(x, kind, extent, own, batch) for x, own in zip(self.leaves, seeds, strict=True))
+            return Trial(label if batch else f"{label} {extent.name}".strip(), inputs, sampled=False)
+
+        first, *others = extents
+        return replace(made(first), sampled=sampled, otherwise=lambda: map(made, others))
+
+    def _leaf(self, x: Any, kind: Kind, extent: Extent, seed: int, batch: int) -> Any:
         if not isinstance(x, torch.Tensor):
             return x
         shape = list(x.shape)
         if extent.size and self._follows(x, extent.axes):
             for axis, n in zip(extent.axes, extent.size, strict=True):
                 shape[axis] = n
-        if batch is not None and shape[:1] == [self.batch]:
+        if batch and shape[:1] == [self.batch]:
             shape[0] = batch
         if not x.is_floating_point():
             return x[torch.arange(shape[0]) % len(x)] if shape else x  # over again where there are too few
         axes = extent.axes if len(shape) > max(extent.axes, default=0) else (1,)
         generator = torch.Generator().manual_seed(seed)
         sound = bool(axes) and max(axes) < len(shape) and all(shape)  # what has no such axes can only be noise
-        return (kind if sound else noise)(tuple(shape), axes, generator).to(dtype=x.dtype, device=x.device)
+        found = (kind if sound else noise)(tuple(shape), axes, generator).to(dtype=x.dtype, device=x.device)
+        if batch > 1 and is_spatial(tuple(shape)):
+            found[-1] = 1  # a constant image: nothing but its border tells one pixel from another
+        return found
 
     def _follows(self, x: torch.Tensor, axes: Sizes) -> bool:
         """Whether an input has the size that is changed."""
@@ -331,8 +346,8 @@ def input_variants(
     first, *others = seeds or scope.seeds
     trials = [Trial("the example", example.leaves, sampled=False)]
     if example.floating:
-        own = Extent(example.readings[0] if example.readings else ())
-        trials += [_one(example, f"random, seed {seed}", noise, own, seed) for seed in others]
+        own = [Extent(example.readings[0] if example.readings else ())]
+        trials += [example.trial(f"random, seed {seed}", noise, own, seed) for seed in others]
     trials += _sizes(example, map(example.reduced, scope.parts), first)
     trials += _sizes(example, example.larger(), first, sampled=False)
     trials += [kind for part in scope.parts for kind in _kinds(example, scope.kinds, part, first)]
@@ -349,8 +364,7 @@ def input_variants(
 def _sizes(example: Example, sizes: Iterable[list[Extent]], seed: int, *, sampled: bool = True) -> Iterator[Trial]:
     """Yield noise of other sizes, each in the first reading that is taken."""
     for extents in filter(None, sizes):
-        trial = _first_of(partial(_one, example, "size", noise, extent, seed + 10) for extent in extents)
-        yield replace(trial, sampled=sampled)
+        yield example.trial("size", noise, extents, seed + 10, sampled=sampled)
 
 
 def _in_a_row(example: Example, count: int, seed: int) -> Iterator[Trial]:
@@ -363,17 +377,15 @@ def _in_a_row(example: Example, count: int, seed: int) -> Iterator[Trial]:
     for number in range(count):
         steps = (number, count - 1 - number, (number + count // 2) % count)
         size = tuple(max(1, n // 4) + step for n, step in zip(example.size(axes), steps, strict=False))
-        yield _one(example, "size", noise, Extent(axes, size), seed + 10)
+        yield example.trial("size", noise, [Extent(axes, size)], seed + 10)
 
 
 def _kinds(example: Example, count: int | None, part: int, seed: int) -> Iterator[Trial]:
     """Yield the first ``count`` kinds of input at a ``part``-th of the size, else at the example's."""
     names = KINDS if is_spatial(example.main) else OF_FEATURES if example.floating else ()
     for number, name in enumerate([*names][:count]):
-        makers = [
-            partial(_one, example, name, KINDS[name], extent, seed + 20 + number) for extent in _extents(example, part)
-        ]
-        yield replace(_first_of(makers), sampled=name == "large")
+        extents = _extents(example, part)
+        yield example.trial(name, KINDS[name], extents, seed + 20 + number, sampled=name == "large")
 
 
 def _extents(example: Example, part: int) -> list[Extent]:
@@ -385,27 +397,8 @@ def _extents(example: Example, part: int) -> list[Extent]:
 def _batches(example: Example, scope: Scope, seed: int) -> Iterator[Trial]:
     """Yield larger batches with a sample of ones, and a batch of 1, reduced as the kinds are."""
     batch = example.batch
-    if batch is None:
-        return
-    for count in dict.fromkeys([*(batch + more for more in scope.batches), 1]):
-        if count != batch:
-            extents = _extents(example, scope.parts[-1])
-            yield _first_of(partial(_batch_of, example, count, extent, seed + 30) for extent in extents)
-
-
-def _batch_of(example: Example, count: int, extent: Extent, seed: int) -> Trial:
-    inputs = example.inputs(noise, extent, seed, batch=count)
-    for x in inputs if count > 1 else ():
-        if is_floating(x) and is_spatial(tuple(x.shape)):
-            x[-1] = 1  # a constant image: nothing but its border tells one pixel from another
-    return Trial(f"batch {count}", inputs, sampled=False)
-
-
-def _one(example: Example, label: str, kind: Kind, extent: Extent, seed: int) -> Trial:
-    return Trial(f"{label} {extent.name}".strip(), example.inputs(kind, extent, seed), sampled=False)
-
-
-def _first_of(makers: Iterable[Callable[[], Trial]]) -> Trial:
-    """Return the first trial, with the others to be made where it is refused."""
-    first, *others = makers
-    return replace(first(), otherwise=lambda: (make() for make in others))
+    if batch is not None:
+        for count in dict.fromkeys([*(batch + more for more in scope.batches), 1]):
+            if count != batch:
+                extents = _extents(example, scope.parts[-1])
+                yield example.trial(f"batch {count}", noise, extents, seed + 30, batch=count)
