@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from repfuse.checking.drift import gather
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.results import Level
-from repfuse.checking.rounding import RoundingEffects, allowed, excess, explained
+from repfuse.checking.rounding import RoundingEffects, allowed, explained
 from repfuse.checking.verification import verify
 from repfuse.converting import convert
 from repfuse.loading import Checkpoint
@@ -191,8 +191,8 @@ def test_the_order_of_summation_counts_where_it_is_amplified(order, stands):
 
 def test_an_error_without_a_limit_is_not_too_much():
     infinite = Level(float("inf"), float("inf"))
-    assert excess(infinite, infinite) == excess(Level(1.0, 1.0), infinite) == 0
-    assert excess(infinite, Level(1.0, 1.0)) == float("inf")
+    assert infinite.over(infinite) == Level(1.0, 1.0).over(infinite) == 0
+    assert infinite.over(Level(1.0, 1.0)) == float("inf")
 
 
 # --- outputs that say nothing, and progress ----------------------------------------------------------------------

@@ -43,7 +43,6 @@ from repfuse.checking.rounding import (
     RoundingEffects,
     allowed,
     combined,
-    excess,
     explained,
     rms,
     settle,
@@ -207,7 +206,7 @@ class Evidence:
 
     def excess(self, key: Key) -> float:
         """Return the error in units of what is allowed."""
-        return excess(self.outputs[key].relative, self.limits[key])
+        return self.outputs[key].relative.over(self.limits[key])
 
     @property
     def narrow(self) -> tuple[str, ...]:

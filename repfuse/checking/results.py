@@ -36,8 +36,9 @@ class Level:
         return not (self.rms <= allowed.rms and self.max <= allowed.max)
 
     def over(self, allowed: Level) -> float:
-        """Return the larger of the two quotients self / allowed (0 where both are 0)."""
-        return max(quotient(self.rms, allowed.rms), quotient(self.max, allowed.max))
+        """Return the larger of the two quotients self / allowed: above 1, it is not explained. Of no limit, it is 0."""
+        pairs = (self.rms, allowed.rms), (self.max, allowed.max)
+        return max(0.0 if limit == float("inf") else quotient(value, limit) for value, limit in pairs)
 
     def norm(self, allowed: Level) -> str:
         """Return which of the two norms decides, as the larger quotient: people are shown that one alone."""

@@ -292,7 +292,7 @@ def explained(original: RoundingEffects, fused: RoundingEffects, errors: Levels)
 
     def excessive() -> set[int]:
         limits = allowed(effects())
-        return {key[0] for key, error in errors.items() if excess(error, limits[key]) > 1}
+        return {key[0] for key, error in errors.items() if error.over(limits[key]) > 1}
 
     def measure(position: int) -> None:
         original.measure([position])
@@ -318,9 +318,3 @@ def settle(
         measure(position)
         settled.add(position)
     return settled
-
-
-def excess(error: Level, limit: Level) -> float:
-    """Return an error in units of what is allowed: above 1, it is not explained. Of no limit, nothing is too much."""
-    times = error.over(limit)
-    return 0.0 if math.isnan(times) else times
