@@ -113,12 +113,10 @@ class Comparison(Result):
     @property
     def by_output(self) -> list[tuple[TrialComparison, OutputError]]:
         """Of each output the largest relative error, with its trial."""
-        worst: dict[str, tuple[TrialComparison, OutputError]] = {}
-        for trial in self.trials:
-            for output in trial.outputs:
-                if output.name not in worst or output.relative.max > worst[output.name][1].relative.max:
-                    worst[output.name] = (trial, output)
-        return list(worst.values())
+        rows = [(trial, output) for trial in self.trials for output in trial.outputs]
+        names = dict.fromkeys(output.name for _, output in rows)
+        of_each = ([row for row in rows if row[1].name == name] for name in names)
+        return [max(each, key=lambda row: row[1].relative.max) for each in of_each]
 
     @property
     def error(self) -> float | None:
@@ -475,15 +473,16 @@ class SiteProof(Result):
         wrong = next((weight for weight in self.weights if not weight.passed), None)
         worst, drift = self.comparison.worst, self.drift
         if not self.comparison.passed and worst:
-            allowed = Level(self.comparison.tolerance, self.comparison.tolerance)
-            return FirstDifference(self.path, after, worst[0].label, worst[1].relative, allowed)
-        if wrong:
-            off, half = Level(wrong.spacings, wrong.spacings), Level(0.5, 0.5)
-            return FirstDifference(self.path, after, wrong.name, off, half, "difference in units in the last place")
-        if drift:
-            off, one = Level(drift.of_bound, drift.of_bound), Level(1.0, 1.0)
-            return FirstDifference(self.path, after, drift.trial, off, one, "error in units of its bound")
-        return None
+            at, error, most, unit = worst[0].label, worst[1].relative, self.tolerance, "relative error"
+        elif wrong:
+            at, error, most = wrong.name, Level(wrong.spacings, wrong.spacings), 0.5
+            unit = "difference in units in the last place"
+        elif drift:
+            at, error, most = drift.trial, Level(drift.of_bound, drift.of_bound), 1.0
+            unit = "error in units of its bound"
+        else:
+            return None
+        return FirstDifference(self.path, after, at, error, Level(most, most), unit)
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,8 @@ def allowed(effects: Sequence[Levels]) -> Levels:
     """Return what independent effects, adding as squares, explain per trial and output (see this module)."""
     total = combined(effects)
     typical = {name: _median([total[key] for key in total if key[1] == name]) for _, name in total}
-    return {key: _each_norm(_limit, [value, typical[key[1]]]) for key, value in total.items()}
+    both = {key: [value, typical[key[1]]] for key, value in total.items()}
+    return {key: _each_norm(lambda norms: SAFETY * max(norms) + TOLERANCE, levels) for key, levels in both.items()}
 
 
 def combined(effects: Sequence[Levels]) -> Levels:
@@ -187,10 +188,6 @@ def rms(levels: Sequence[Level]) -> Level:
 
 def _median(levels: Sequence[Level]) -> Level:
     return _each_norm(statistics.median, levels)
-
-
-def _limit(explained: Sequence[float]) -> float:
-    return SAFETY * max(explained) + TOLERANCE
 
 
 def _each_norm(function: Callable[[list[float]], float], levels: Sequence[Level]) -> Level:
