@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -74,11 +74,12 @@ def equalize(
     terms, why = terms_of(module, weights, trials, real=data is not None)
     done = replace(done, notes=(why,) if why else ())
     with copied(module, as_stored) as copy:
-        search = _Search(module, free, exact, Rounding(copy, weights, trials), powers_of_two)
+        search = _Search(module, copy, free, exact, trials[:MEASURED], powers_of_two)
         scale = search.best(terms, solve(terms, free.count))
-        gains = () if scale is None else search.gains(scale)
-    if scale is None:
-        return Equalized(module, done, exact)
+        if scale is None:
+            return Equalized(module, done, exact)
+        both = torch.zeros_like(scale), scale
+        gains = tuple(SignalGain(bits, *(in_decibels(search.noise(each, bits)) for each in both)) for bits in BITS)
     made, numbers = search.tensors(scale), scale.exp2()
     factors = ((part.name, part.factors(numbers, made[part.name].shape)) for part in free.parts)
     tensors = tuple(Rescaled(name, float(each.min()), float(each.max())) for name, each in factors)
@@ -87,16 +88,28 @@ def equalize(
 
 
 class _Search:
-    """Looks for the scales with which rounding to the fewest bits does least to the outputs."""
+    """Looks for the scales with which rounding to the fewest bits does least to the outputs.
 
-    def __init__(
-        self, module: nn.Module, free: Freedom, exact: Change, rounding: Rounding, powers_of_two: bool
+    It is measured by a ``copy`` of the module, which is changed.
+    """
+
+    def __init__(  # noqa: PLR0917 - what ``equalize`` was given, and what it found
+        self,
+        module: nn.Module,
+        copy: nn.Module,
+        free: Freedom,
+        exact: Change,
+        trials: Sequence[Trial],
+        powers_of_two: bool,
     ) -> None:
         self.parts = {part.name: part for part in free.parts}
         self.weights = [part for part in free.parts if isinstance(part, Weight)]
         self.stored = {name: x.detach() for name, x in named_tensors(module) if name in self.parts}
-        self.exact, self.rounding, self.powers_of_two = exact, rounding, powers_of_two
+        self.exact, self.powers_of_two = exact, powers_of_two
+        self.copy, self.trials, self.held = copy, trials, dict(named_tensors(copy))
+        self.wanted = by_key(run_copy(copy, trials, {}))
         self._made: dict[str, tuple[Tensor, Tensor]] = {}
+        self._now: dict[str, tuple[Tensor | None, int]] = {}
 
     def exactly(self, scale: Tensor) -> Change:
         """Return what gives the tensors in float64, multiplied as these scales say."""
@@ -152,18 +165,27 @@ class _Search:
         return sum(1 - 1 / (1 + self.noise(scale, bits)) for bits in BITS)
 
     def noise(self, scale: Tensor, bits: int) -> float:
-        """Return the noise in the outputs with these scales; infinite where a number leaves the range of its dtype."""
+        """Return the energy of the noise relative to that of the outputs, with these scales and so many bits.
+
+        It is infinite where a number leaves the range of its dtype.
+        """
         tensors = self.tensors(scale)
-        whole = all(not left_range([made], [self.stored[name]]) for name, made in tensors.items())
-        return self.rounding.noise(tensors, bits) if whole else math.inf
+        if any(left_range([made], [self.stored[name]]) for name, made in tensors.items()):
+            return math.inf
+        for name, tensor in tensors.items():
+            now, known = self._now.get(name, (None, 0))
+            if now is not tensor or known != bits:
+                with torch.no_grad():
+                    self.held[name].copy_(rounded(tensor, bits) if isinstance(self.parts[name], Weight) else tensor)
+                self._now[name] = tensor, bits
+        found = by_key(run_copy(self.copy, self.trials, {}))
+        pairs = [(x.double(), found[key].double()) for key, x in self.wanted.items() if key in found]
+        size = sum(float(x.square().sum()) for x, _ in pairs)
+        off = sum(float((x - y).square().sum()) for x, y in pairs)
+        return off / size if size and math.isfinite(off) else math.inf
 
-    def gains(self, scale: Tensor) -> tuple[SignalGain, ...]:
-        """Return what these scales gain."""
-        both = torch.zeros_like(scale), scale
-        return tuple(SignalGain(bits, *(in_decibels(self.noise(each, bits)) for each in both)) for bits in BITS)
 
-
-# What rounding does to a network's outputs: to first order, by gradients, and measured, by rounding.
+# What rounding does to a network's outputs to first order.
 
 
 def trials_of(example: Sequence[Any], data: Data | None) -> list[Trial]:
@@ -234,31 +256,3 @@ def _projected(output: Tensor, generator: torch.Generator) -> Tensor:
     """
     signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
     return (output * signs).sum() / output.detach().square().mean().sqrt().clamp_min(TINY)
-
-
-class Rounding:
-    """Rounds the weights of a network, a copy of ours, to few bits, tensor by tensor, and measures the noise in its
-    outputs.
-    """
-
-    def __init__(self, copy: nn.Module, weights: Sequence[Weight], trials: Sequence[Trial]) -> None:
-        self.names = {weight.name for weight in weights}
-        self.trials = trials[:MEASURED]
-        self.copy = copy
-        self.held = dict(named_tensors(self.copy))
-        self.now: dict[str, tuple[Tensor | None, int]] = {}
-        self.wanted = by_key(run_copy(self.copy, self.trials, {}))
-
-    def noise(self, tensors: Mapping[str, Tensor], bits: int) -> float:
-        """Return the energy of the noise relative to that of the outputs, with these tensors in the network."""
-        for name, tensor in tensors.items():
-            now, known = self.now.get(name, (None, 0))
-            if now is not tensor or known != bits:
-                with torch.no_grad():
-                    self.held[name].copy_(rounded(tensor, bits) if name in self.names else tensor)
-                self.now[name] = tensor, bits
-        found = by_key(run_copy(self.copy, self.trials, {}))
-        pairs = [(x.double(), found[key].double()) for key, x in self.wanted.items() if key in found]
-        size = sum(float(x.square().sum()) for x, _ in pairs)
-        off = sum(float((x - y).square().sum()) for x, y in pairs)
-        return off / size if size and math.isfinite(off) else math.inf

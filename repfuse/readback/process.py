@@ -187,7 +187,10 @@ class Reader:
 
         Raises RepfuseError, with the exit code of a failed check, where there is none or the file could not be read.
         """
-        found = self._answer(seconds)
+        from repfuse.readback.reading import answer
+
+        assert self._asked is not None
+        found = self._received(self._asked, seconds) if isinstance(self._asked, Future) else answer(self._asked)
         if found.refused:
             what, why, hint = found.refused
             raise RepfuseError(
@@ -198,26 +201,20 @@ class Reader:
             )
         return found
 
-    def _answer(self, seconds: float) -> Answer:
-        from repfuse.readback.reading import Answer, answer, unpacked
+    def _received(self, asked: Future[tuple[bytes, bytes]], seconds: float) -> Answer:
+        from repfuse.readback.reading import Answer, unpacked
 
-        assert self._asked is not None
-        if not isinstance(self._asked, Future):
-            return answer(self._asked)
         assert self._process is not None
         try:
-            data, _ = self._asked.result(seconds)
+            data, _ = asked.result(seconds)
         except TimeoutError as error:
             raise self._failed(f"It did not answer within {seconds:.0f} s.") from error
         if code := self._process.returncode:
             raise self._failed(_died(code))
-        try:
-            found = unpacked(data)
-        except Exception as error:  # it is not what was agreed on, in whatever way
-            raise self._failed("What it answered is none.") from error
-        if not isinstance(found, Answer):
-            raise self._failed("What it answered is none.")
-        return found
+        with suppress(Exception):  # it is not what was agreed on, in whatever way
+            if isinstance(found := unpacked(data), Answer):
+                return found
+        raise self._failed("What it answered is none.")
 
     def _failed(self, why: str) -> RepfuseError:
         self._said.seek(0)
