@@ -59,9 +59,10 @@ def equalize(
 ) -> Equalized:
     """Return a copy of ``module`` that computes the same with weights that survive rounding to few bits better.
 
-    The values between its layers are others. ``data`` are inputs to solve the scales on; without them, noise like the
-    example is. With ``powers_of_two``, the result computes the same bits. ``exact`` gives the tensors of the module in
-    float64, where that is known better than by those that it holds. What does not get better stays as it is.
+    The values between its layers are others. ``data`` are inputs to solve the scales on; without them each weight
+    counts alike, and what is gained is measured on noise like the example is. With ``powers_of_two``, the result
+    computes the same bits. ``exact`` gives the tensors of the module in float64, where that is known better than by
+    those that it holds. What does not get better stays as it is.
     """
     example = tuple(example_inputs)
     with using_threads(1):
