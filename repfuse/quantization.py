@@ -30,18 +30,16 @@ def rounded(weight: Tensor, bits: int, axis: int | None = None) -> Tensor:
 
     With ``axis``, each slice along it has a step of its own; where all is zero, it stays.
     """
-    step = _sizes(weight, axis, keepdim=True) / (2 ** (bits - 1) - 1)
+    step = ranges(weight, axis, keepdim=True) / (2 ** (bits - 1) - 1)
     step += step == 0
     multiples: Tensor = weight / step
     return multiples.round_().mul_(step)
 
 
-def ranges(weight: Tensor, axis: int = 0) -> Tensor:
-    """Return the largest magnitude in each slice along ``axis``: of a kernel's output channels along the first."""
-    return _sizes(weight, axis, keepdim=False)
-
-
-def _sizes(weight: Tensor, axis: int | None, *, keepdim: bool) -> Tensor:
+def ranges(weight: Tensor, axis: int | None = 0, *, keepdim: bool = False) -> Tensor:
+    """Return the largest magnitude in each slice along ``axis``, of a kernel's output channels along the first; in all
+    of it, where there is none.
+    """
     others = [other for other in range(weight.dim()) if axis is None or other != axis % weight.dim()]
     return weight.abs().amax(others, keepdim=keepdim) if others else weight.abs()
 

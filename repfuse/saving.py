@@ -136,7 +136,6 @@ def _save_graph(
     """
     from repfuse.checkpoint.onnx_graph.reading import shapes_said  # onnx takes a second to import
     from repfuse.checkpoint.onnx_graph.writing import check_valid, edited, write
-    from repfuse.readback.graphs import check_graph, graph_job
 
     weights = out.with_name(f"{out.name}.data")
     with ExitStack() as stack, replacing(out) as temporary:
@@ -148,8 +147,8 @@ def _save_graph(
         for source in (checkpoint.path, *checkpoint.files) if files else ():
             check_target(weights, source, force=force)
         written = _written(checkpoint, module)
-        job = graph_job(written, folder / out.name)
-        verified = check_graph(written, checkpoint.path, model, job, reader, runs=verify)
+        job = checking.program_job(written, folder / out.name, "onnx", module=True)
+        verified = checking.check_graph(written, checkpoint.path, model, job, reader, runs=verify)
         digest = digest_of(folder / out.name, *files)
         for file in files:
             file.replace(stack.enter_context(replacing(weights)))
@@ -200,8 +199,9 @@ def _write_program(
         if before is not None and before.dialect != program.dialect:
             dialects = f"{program.dialect} dialect, where the input was {before.dialect}"
             notes.append(f"the program is in torch.export's {dialects}")
+    job = checking.program_job(written, path, "onnx" if form == "onnx" else "pt2")
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
-    check = partial(checking.check_program, written, program, checking.program_job(written, path, onnx=form == "onnx"))
+    check = partial(checking.check_program, written, program, job)
     use = partial(_use_of_program, program, written.example) if form == "onnx" else _use_of_pt2
     return (alone if checkpoint.around.keys else []) + notes, use, check
 

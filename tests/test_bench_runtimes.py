@@ -18,7 +18,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
-from repfuse.baseline import changes, write_benchmark
 from repfuse.benching import notebook, runtimes, sites
 from repfuse.benching.benchmark import bench, judge, timing
 from repfuse.benching.results import Benchmark, Gain, NetworkCost, Ratio, SiteTiming
@@ -31,7 +30,7 @@ from repfuse.fusing import fuse
 from repfuse.loading import load
 from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
-from repfuse.report.reading import read_benchmark
+from repfuse.report.reading import changes, read_benchmark, write_benchmark
 from repfuse.rewriting import rewrite
 
 OTHERS = [

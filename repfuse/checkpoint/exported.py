@@ -25,8 +25,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
+from repfuse.checking.drift import check_written
 from repfuse.checking.runs import call
-from repfuse.checking.written import check_written
 from repfuse.checkpoint.example import make_inputs, random_tensor
 from repfuse.checkpoint.formats import damaged
 from repfuse.checkpoint.spec import Shape

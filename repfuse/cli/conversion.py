@@ -128,6 +128,7 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
     notes += samples.notes if samples else ()
     notes += [NEUTRAL] if plan.keep_affine and plan.sites and not samples else []
     notes += [SCALED] if plan.equalized else []
+    notes += conversion.equalization.notes if conversion.equalization else ()
     notes += class_notes(checkpoint.module, module) if checkpoint.format != "onnx" else ()
     if conversion.drift is None:
         notes += _unchecked(request)

@@ -35,8 +35,7 @@ from repfuse.checkpoint.files import left_of, remove_left, replacing
 from repfuse.cli import urls
 from repfuse.cli.output import page_form, progress, say, show, show_json, write_page, write_pages
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
-from repfuse.readback.__main__ import end_with_parent
-from repfuse.readback.process import FORKED
+from repfuse.readback.process import FORKED, end_with_parent
 from repfuse.report import reading
 from repfuse.report.many_view import Result, Status, as_html, many_view, markdown, page_of
 from repfuse.report.schema import report_path

@@ -245,9 +245,9 @@ def _differs(both: pair.Pair, effort: str, update: Progress, *, quiet: bool) -> 
 
 
 def _slower(both: pair.Pair, then: Benchmark, baseline: Path, update: Progress) -> Iterator[Finding]:
-    from repfuse.baseline import compared
     from repfuse.checkpoint.example import shapes_of
     from repfuse.report.bench_view import where
+    from repfuse.report.reading import compared
 
     example = shapes_of(both.original.example_inputs, both.original.module)
     inputs = dict.fromkeys(entry.shapes for entry in then.measurements if entry.shapes)

@@ -18,7 +18,7 @@ from torch import fx
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset, Phases
 from repfuse.algebra.transposed import TransposedGeometry
-from repfuse.equalizing.scales import Along, Numbers, Part, Weight
+from repfuse.equalizing.solving import Along, Numbers, Part, Weight
 from repfuse.ops import channels
 from repfuse.ops.meaning import Meaning, Rearranged, Same, inputs_of
 from repfuse.ops.spelling import Call, is_data, spelled

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from repfuse.equalizing.laws import Fixed, law_of
-from repfuse.equalizing.scales import Along, Numbers, Part, Scales
+from repfuse.equalizing.solving import Along, Numbers, Part, Scales
 from repfuse.ops.channels import only_measures
 from repfuse.ops.meaning import Meaning, Passage, convolves, inputs_of
 from repfuse.ops.spelling import makes_zeros
