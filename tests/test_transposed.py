@@ -71,7 +71,8 @@ def applied(shape, x, weight, bias=None):
     """What the one layer of this geometry computes, as a module of torch would."""
     if isinstance(shape, TransposedGeometry):
         return spread(shape, x, weight, bias)
-    x = F.pad(x, [amount for pair in reversed(shape.padding) for amount in pair])
+    amounts = [amount for pair in reversed(shape.padding) for amount in pair]
+    x = F.pad(F.pad(x, [max(n, 0) for n in amounts]), [min(n, 0) for n in amounts])  # one side may lose all there was
     return PLAIN[shape.ndim](x, weight, bias, shape.stride, 0, shape.dilation, shape.groups)
 
 
