@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
-from repfuse.checking.agreement import Data
+from repfuse.checking.agreement import Data, chunks
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs import input_variants
+from repfuse.checking.inputs import Effort, Trial, input_variants, known_effort
 from repfuse.checking.places import ExactWeights, compare_exact, places
 from repfuse.checking.proof import prove
 from repfuse.checking.results import Drift, Equalization, Proof
-from repfuse.checking.runs import Outcome
-from repfuse.checking.statistics import set_statistics
-from repfuse.checking.trial import Effort, Trial, known_effort
+from repfuse.checking.runs import Outcome, as_stored, copied, run_copy
 from repfuse.equalizing import Equalized, equalize
 from repfuse.errors import RepfuseError
 from repfuse.fusing import recorded, settled
 from repfuse.globs import ROOT
 from repfuse.loading import Checkpoint
-from repfuse.planning.choosing import Choice, choose
+from repfuse.networks import why_refused
+from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan, Policy, Refusal
 from repfuse.rewriting import rewrite
 from repfuse.wording import Progress
@@ -74,7 +74,7 @@ def convert(
     that narrow either, see Plan.select; for ``keep_class`` and ``keep_affine`` see ``repfuse.fuse``: the norms that
     stay get the statistics of ``data``, where there is some. ``equalizing`` asks for scales between the layers of the
     result, solved on the data too, or for ``powers_of_two``. ``effort`` is how much is tried to find a mistake, see
-    ``repfuse.checking.trial.Effort``. ``progress`` is told the stage and the fraction of the work that is done.
+    ``repfuse.checking.inputs.Effort``. ``progress`` is told the stage and the fraction of the work that is done.
 
     Raises RepfuseError where the model cannot be copied or run, or where the plan or a glob does not fit it.
     """
@@ -128,7 +128,7 @@ def _rewritten(original: nn.Module, plan: Plan, data: Data | None) -> nn.Module:
         return original
     fused = rewrite(original, plan)
     if data is not None and plan.keep_affine:
-        set_statistics(original, plan, fused, data)
+        _set_statistics(original, plan, fused, data)
     return fused
 
 
@@ -142,3 +142,48 @@ def _held(made: Equalized, trials: Sequence[Trial], expected: Sequence[Outcome])
         return replace(done, comparison=comparison)
     refusal = Refusal("differs", ROOT, "equalised, the network computes something else")
     return replace(done, tensors=(), gains=(), refusals=(*done.refusals, refusal), comparison=comparison)
+
+
+def _set_statistics(original: nn.Module, plan: Plan, fused: nn.Module, data: Data) -> None:
+    """Give the norms that ``plan`` leaves in ``fused`` the mean and variance of what they are given on ``data``.
+
+    What they multiply and add is computed anew, so that the network stays what it is. Raises RepfuseError where it
+    does not run on the data.
+    """
+    found = list(places(original, plan))
+    norms = {path: norm for place in found for path, norm in place.norms(fused).items()}
+    for path, (mean, var) in _statistics(fused, list(norms), data).items():
+        for stored, wanted in ((norms[path].running_mean, mean), (norms[path].running_var, var)):
+            assert stored is not None
+            stored.copy_(wanted)
+    exact = ExactWeights(fused, found)
+    with torch.no_grad():
+        for weight in (weight for place in found for weight in exact.at(place)):
+            weight.stored.copy_(weight.exact())
+
+
+def _statistics(network: nn.Module, paths: list[str], data: Data) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return mean and unbiased variance, in float64, of each channel that the norms at ``paths`` are given."""
+    sums: dict[str, torch.Tensor] = {}
+    counts = dict.fromkeys(paths, 0)
+
+    def watching(path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def watch(_norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            x = inputs[0].double().transpose(0, 1).flatten(1)
+            sums[path] = torch.stack([x.sum(1), x.square().sum(1)]) + sums.get(path, 0)
+            counts[path] += x.shape[1]
+
+        return watch
+
+    with copied(network, as_stored) as copy:
+        for path in paths:
+            copy.get_submodule(path).register_forward_pre_hook(watching(path))
+        for inputs in chunks(data):
+            if error := run_copy(copy, [Trial("the data", inputs)], {})[0].error:
+                why = why_refused(network, inputs, error)[0]
+                raise RepfuseError("The network cannot run on the data.", why, "Give data of its shape and dtype.")
+    found = {}
+    for path, (total, squares) in sums.items():
+        mean, count = total / counts[path], counts[path]
+        found[path] = mean, (squares / count - mean.square()).clamp(min=0) * count / max(1, count - 1)
+    return found

@@ -16,8 +16,8 @@ from repfuse.plans import Plan, Policy, Site
 from repfuse.rewriting import rewrite
 
 if TYPE_CHECKING:
+    from repfuse.checking.inputs import Trial
     from repfuse.checking.runs import Outcome
-    from repfuse.checking.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def settled(module: nn.Module, made: Plan) -> FuseResult:
 
 def recorded(plan: Plan) -> list[Trial]:
     """Return the inputs that the network was recorded at, the example first: what the plan relies on holds there."""
-    from repfuse.checking.trial import Trial  # what checks is not needed to rewrite
+    from repfuse.checking.inputs import Trial  # what checks is not needed to rewrite
 
     inputs = (arguments.args for arguments in plan.live.recording.inputs)
     return [Trial(f"recorded size {number}", each, sampled=False) for number, each in enumerate(inputs)]

@@ -25,8 +25,8 @@ def json_ready(value: Any) -> Any:
 
 
 def by_field(value: Any) -> dict[str, Any]:
-    """Return a dataclass as what its fields become, the properties in its ``ALSO`` first."""
-    names = (*getattr(value, "ALSO", ()), *(field.name for field in fields(value)))
+    """Return a dataclass as what its fields become, the properties in its ``ALSO`` first; not what its repr hides."""
+    names = (*getattr(value, "ALSO", ()), *(field.name for field in fields(value) if field.repr))
     return {name: json_ready(getattr(value, name)) for name in names}
 
 

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from repfuse.checkpoint.around import Around
-from repfuse.checkpoint.contents import RECIPE
-from repfuse.checkpoint.deploy import mode
+from repfuse.checkpoint.build import build, check_buildable
+from repfuse.checkpoint.contents import RECIPE, Around, no_network
 from repfuse.checkpoint.example import guessed_shape, known_shape, make_inputs, shapes_of
-from repfuse.checkpoint.network import Network, built
+from repfuse.checkpoint.formats import damaged
 from repfuse.checkpoint.opening import Opened, open_checkpoint
-from repfuse.checkpoint.recipe import check_buildable
-from repfuse.checkpoint.recognise import damaged, is_hub_name, is_snapshot
-from repfuse.checkpoint.shapes import Shape, parse_shapes, render
-from repfuse.checkpoint.snapshot import fetch, open_snapshot
-from repfuse.checkpoint.source import ModelSource, Said, model_source
+from repfuse.checkpoint.records import module_state, revive, state_of_record
+from repfuse.checkpoint.spec import FORMS, ModelSource, Said, Shape, model_source, parse_shapes, render
 from repfuse.checkpoint.user_code import Named, named
+from repfuse.checkpoint.weights import Naming, check_deploy_mode, deploy_mode, fit, load_weights, match_dtype
 from repfuse.errors import RepfuseError
-from repfuse.networks import device_of, placed
+from repfuse.networks import device_of, in_training, placed, set_eval
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
-from repfuse.wording import first_line
+from repfuse.wording import first_line, listed
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-ONE_FILE = "a fused network is no architecture of timm any more: what is written from this folder is one file"
 Shapes = tuple[Shape, ...]
 UNASKED = 1 << 26  # numbers that an input may have without being asked for
+NESTED = 200  # modules in modules: Python itself runs no deeper network
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class Checkpoint:
             return f"fused already by repfuse, {sites} {'site' if sites == 1 else 'sites'}"
         if isinstance(mark := vars(self.module).get(RECIPE), str):
             return f"fused already by {mark}"
-        return mode(self.module.state_dict())
+        return deploy_mode(self.module.state_dict())
 
     @property
     def plan(self) -> Plan | None:
@@ -119,16 +116,13 @@ def load(
     shapes = parse_shapes(input) if input is not None else None
     source = model_source(model, model_args) if model is not None else None
     code = named(allow, Path(path))
-    other = parse_shapes(said.input) if said is not None and said.input else None
+    said = said or Said("nobody")
+    other = parse_shapes(said.input) if said.input else None
     try:
-        opened, found = _opened(path, weights, shapes or other, trust=code if trust else None, built=source is not None)
-        weights_alone = opened.contents.state is not None and opened.recipe is None
-        if source is None and said is not None and said.source is not None and weights_alone:
-            source = said.source
-            if not trust:
-                check_buildable(source, said.by, code)
-            found = (*found, f"the network is {source}, as {said.by} says")
-        network = built(opened, source, code, partial(rewrite, weights=False), trust=trust)
+        opened = open_checkpoint(
+            path, weights, trust=code if trust else None, shapes=shapes or other, built=source is not None
+        )
+        network = _built(opened, source, said, code, trust=trust)
     except RecursionError as error:
         raise damaged(Path(path), "its objects or modules hold each other without end") from error
     try:
@@ -145,7 +139,7 @@ def load(
         digest=opened.digest,
         source=network.source,
         input_origin=origin,
-        notes=(*found, *opened.contents.notes, *network.notes, *told),
+        notes=(*opened.found, *opened.contents.notes, *network.notes, *told),
         plans=network.plans,
         around=replace(opened.contents.around, naming=network.naming),
         metadata={name: text for name, text in opened.metadata.items() if name != RECIPE},
@@ -156,30 +150,18 @@ def load(
     )
 
 
-def _opened(
-    path: str | Path, weights: str, shapes: Shapes | None, *, trust: Named | None, built: bool
-) -> tuple[Opened, tuple[str, ...]]:
-    """Return what is at ``path``, and what to say of where it was found."""
-    if not is_hub_name(path) and not is_snapshot(Path(path)):
-        return open_checkpoint(Path(path), weights, trust=trust, shapes=shapes), ()
-    folder, revision = fetch(str(path)) if is_hub_name(path) else (Path(path), "")
-    opened = open_snapshot(folder, weights, trust=trust, built=built)
-    said = (f"{path} is revision {revision} of the hub, kept in {folder}",) if revision else ()
-    return opened, (*said, ONE_FILE)
-
-
 def _inputs_of(
-    opened: Opened, network: Network, given: Shapes | None, said: Said | None, module: nn.Module
+    opened: Opened, network: _Network, given: Shapes | None, said: Said, module: nn.Module
 ) -> tuple[tuple[Tensor, ...], str, tuple[str, ...]]:
     """Return inputs for ``module``, the network where it runs now, where they are from, and what to say of that.
 
     Raises RepfuseError where nobody asked for their size, and it is out of all proportion.
     """
     if given is None and opened.program is not None:
-        from repfuse.checkpoint.exported.program import flat_inputs  # torch.export takes a second to import
+        from repfuse.checkpoint.exported import flat_inputs  # torch.export takes a second to import
 
         inputs = placed(flat_inputs(opened.program), device_of(module), {})
-        if said is None or not said.asked or said.input in (None, render(shapes_of(inputs, module))):
+        if not said.asked or said.input in (None, render(shapes_of(inputs, module))):
             return inputs, "checkpoint", ()
     shapes, origin, told = _shapes(given, said, opened, network)
     if len(shapes) == len(opened.inputs):
@@ -188,9 +170,7 @@ def _inputs_of(
     return make_inputs(shapes, module), origin, told
 
 
-def _shapes(
-    given: Shapes | None, said: Said | None, opened: Opened, network: Network
-) -> tuple[Shapes, str, tuple[str, ...]]:
+def _shapes(given: Shapes | None, said: Said, opened: Opened, network: _Network) -> tuple[Shapes, str, tuple[str, ...]]:
     if given is not None:
         return given, "given", ()
     if opened.recipe is not None and opened.recipe.input:
@@ -202,7 +182,7 @@ def _shapes(
         shape = known_shape(network.module, network.source.arguments if network.source else {})
         known, origin = (shape,) if shape else (), "model source" if network.source else "checkpoint"
     told: tuple[str, ...] = ()
-    if said is not None and said.input and (said.asked or not known) and said.input != render(known):
+    if said.input and (said.asked or not known) and said.input != render(known):
         known, origin = parse_shapes(said.input), "given"
         told = (f"the input {said.input} is that of {said.by}",)
     elif not known:
@@ -218,3 +198,86 @@ def _shapes(
 
 def _guess(known: Shapes) -> str:
     return f"the input {render(known)} is a guess; --input says what it really is"
+
+
+class _Network(NamedTuple):
+    """A network in eval mode with its weights; ``source`` and ``plans`` say how it was built, where it was.
+
+    ``naming`` is how the file names its weights.
+    """
+
+    module: nn.Module
+    source: ModelSource | None
+    plans: tuple[Plan, ...]
+    notes: tuple[str, ...]
+    naming: Naming
+
+
+def _built(opened: Opened, source: ModelSource | None, said: Said, code: Named, *, trust: bool) -> _Network:
+    """Return the network of the file: its classes restored, or built by its source and filled.
+
+    Raises RepfuseError where it cannot be built, or where its weights do not fit.
+    """
+    state, recipe = opened.contents.state, opened.recipe
+    if state is None:
+        return _restored(opened, source, code)
+    notes: tuple[str, ...] = ()
+    if source is None:
+        source, by = (recipe.source, str(opened.path)) if recipe else (said.source, said.by)
+        if source is None:
+            raise RepfuseError(
+                f"{opened.path} holds weights, and not the network that they belong to.",
+                f"It is a state dict with {len(state)} entries: {', '.join(list(state)[:4])}, ...",
+                f"Say how to build the network: --model {(recipe.made_of if recipe else '') or FORMS}.",
+            )
+        if not trust:
+            check_buildable(source, by, code)
+        notes = () if recipe else (f"the network is {source}, as {by} says",)
+    network = _filled(opened, state, source, recipe.plans if recipe else ())
+    return network._replace(notes=(*notes, *network.notes))
+
+
+def _restored(opened: Opened, source: ModelSource | None, code: Named) -> _Network:
+    held = opened.contents.module
+    try:
+        module = revive(held, opened.path, code)
+    except RepfuseError as refused:
+        if source is None:
+            if module_state(held) is not None:
+                refused.hint += " Or give --model: then only the weights are taken from the file."
+            raise
+        note = f"only the weights are taken from the file, the network is {source}: {refused.why}"
+        network = _filled(opened, state_of_record(held), source)
+        return network._replace(notes=(note, *network.notes))
+    if not isinstance(module, nn.Module):
+        raise no_network(opened.path, f"It holds one object of type {type(module).__name__}.")
+    if any(name.count(".") > NESTED for name, _ in module.named_modules()):
+        raise damaged(opened.path, "its modules hold each other without end")
+    notes = [f"the file holds its network itself: {source.spec} is not used"] if source else []
+    before = in_training(module)
+    set_eval(module)
+    still = in_training(module)
+    if turned := [name or "the network" for name in before if name not in still]:
+        was = f"{listed(turned)} {'was' if len(turned) == 1 else 'were'}"
+        notes.append(f"{was} in training mode: all of the network is used in eval mode")
+    if still:
+        names = listed([name or "the network" for name in still])
+        notes.append(f"in training mode, and staying in it after eval(): {names}")
+    return _Network(module, None, (), tuple(notes), Naming())
+
+
+def _filled(
+    opened: Opened, state: OrderedDict[str, Tensor], source: ModelSource, plans: tuple[Plan, ...] = ()
+) -> _Network:
+    """Build the network, fuse it as it was fused before, and only then load the weights."""
+    module = build(source, opened.path)
+    set_eval(module)
+    match_dtype(module, state)
+    for plan in plans:
+        module = rewrite(module, plan, weights=False)
+    naming = fit(state, module, opened.contents.chosen, f"{opened.path} holds")
+    weights = naming.of_network(state)
+    check_deploy_mode(weights, module.state_dict(), source, str(opened.path))
+    match_dtype(module, weights)
+    notes = load_weights(module, weights, opened.path, str(source))
+    return _Network(module, source, plans, (*naming.notes(), *notes), naming)

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repfuse.checkpoint.atomic import replacing
-from repfuse.checkpoint.json_file import read_json
-from repfuse.checkpoint.source import Said, model_source
+from repfuse.checkpoint.files import digest_of, read_json, replacing
+from repfuse.checkpoint.spec import Said, model_source
 from repfuse.errors import RepfuseError
 from repfuse.jsonready import json_ready
 from repfuse.plans import Plan, Text, read_as
@@ -76,8 +75,6 @@ def said_beside(path: Path, of: Path | None = None) -> Said | None:
 
     It counts where the digest is that of the file. One that cannot be read says nothing.
     """
-    from repfuse.checkpoint.opening import digest_of  # it imports torch
-
     subject, report = of or path, report_path(path)
     if not report.is_file() or not subject.is_file():
         return None

@@ -172,10 +172,6 @@ class Site:
             return f"it is not among {', '.join(map(repr, include))}"
         return None
 
-    def excluded(self, why: str) -> Refusal:
-        """Return the refusal that says that the user leaves the site out."""
-        return self.without("excluded", why)
-
     def without(self, code: str, why: str) -> Refusal:
         """Return the refusal that says that the site is not merged."""
         return Refusal(code, self.path or ROOT, why, self.before, self.after)
@@ -234,7 +230,7 @@ class Plan:
         check_globs((*include, *exclude), chain.from_iterable(site.names for site in self.sites))
         reasons = [(site, site.left_out(include, exclude)) for site in self.sites]
         kept = tuple(site for site, why in reasons if why is None)
-        excluded = (site.excluded(why) for site, why in reasons if why is not None)
+        excluded = (site.without("excluded", why) for site, why in reasons if why is not None)
         return replace(self, sites=kept, refusals=(*self.refusals, *excluded))
 
     def to_dict(self) -> dict[str, Any]:

@@ -30,18 +30,16 @@ def rounded(weight: Tensor, bits: int, axis: int | None = None) -> Tensor:
 
     With ``axis``, each slice along it has a step of its own; where all is zero, it stays.
     """
-    step = _sizes(weight, axis, keepdim=True) / (2 ** (bits - 1) - 1)
+    step = ranges(weight, axis, keepdim=True) / (2 ** (bits - 1) - 1)
     step += step == 0
     multiples: Tensor = weight / step
     return multiples.round_().mul_(step)
 
 
-def ranges(weight: Tensor, axis: int = 0) -> Tensor:
-    """Return the largest magnitude in each slice along ``axis``: of a kernel's output channels along the first."""
-    return _sizes(weight, axis, keepdim=False)
-
-
-def _sizes(weight: Tensor, axis: int | None, *, keepdim: bool) -> Tensor:
+def ranges(weight: Tensor, axis: int | None = 0, *, keepdim: bool = False) -> Tensor:
+    """Return the largest magnitude in each slice along ``axis``, of a kernel's output channels along the first; in all
+    of it, where there is none.
+    """
     others = [other for other in range(weight.dim()) if axis is None or other != axis % weight.dim()]
     return weight.abs().amax(others, keepdim=keepdim) if others else weight.abs()
 
@@ -147,12 +145,12 @@ def _sites(network: nn.Module, plan: Plan) -> Iterator[SiteKernels]:
     from repfuse.algebra.affine import swap_layout
     from repfuse.algebra.evaluation import evaluate
     from repfuse.algebra.expression import Identity, Through, convolutions
+    from repfuse.planning.edits import stored_like
     from repfuse.planning.replaying import replay
-    from repfuse.planning.storage import stored_like
     from repfuse.recording.constants import lookup
 
-    replayed = replay(network, plan)
-    constants = replayed.planner.recording.constants
+    planner, layout = replay(network, plan)
+    constants = planner.recording.constants
     tensors = lookup(network, constants)
 
     def weight(expression: Expression) -> Tensor:
@@ -160,7 +158,7 @@ def _sites(network: nn.Module, plan: Plan) -> Iterator[SiteKernels]:
         stored, _ = evaluate(expression, tensors, torch.empty(0, dtype=torch.float64, device=device))
         return swap_layout(expression.geometry, stored).float()
 
-    for fused in replayed.layout.fused:
+    for fused in layout.fused:
         made = weight(fused.expression)
         if fused.norm:  # which has the sizes of the channels
             made /= ranges(made).clamp(min=TINY).reshape(-1, *(1 for _ in made.shape[1:]))

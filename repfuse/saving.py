@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from repfuse import usage
 from repfuse.checking.results import Verified
-from repfuse.checkpoint import atomic, example, onnx_file, safetensors_file, shapes, torch_pickle
-from repfuse.checkpoint.allow import Need, names_refused
-from repfuse.checkpoint.around import Around
-from repfuse.checkpoint.contents import RECIPE
-from repfuse.checkpoint.formats import format_for
-from repfuse.checkpoint.inert import origins
-from repfuse.checkpoint.opening import digest_of
-from repfuse.checkpoint.recipe import Recipe
-from repfuse.checkpoint.recognise import Container
-from repfuse.checkpoint.source import as_texts
+from repfuse.checkpoint import example, onnx_file, safetensors_file, torch_pickle
+from repfuse.checkpoint.allow import MAINS, NotAllowedError, names_refused
+from repfuse.checkpoint.build import Recipe, is_buildable
+from repfuse.checkpoint.contents import RECIPE, Around
+from repfuse.checkpoint.files import check_target, digest_of, replacing
+from repfuse.checkpoint.formats import Container, format_for
+from repfuse.checkpoint.records import origins
+from repfuse.checkpoint.script import script
+from repfuse.checkpoint.spec import as_texts, render
+from repfuse.checkpoint.user_code import Named
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
@@ -32,9 +32,16 @@ from repfuse.readback import checking
 from repfuse.readback.checking import Check, Written
 from repfuse.readback.process import Reader
 from repfuse.version import __version__
+from repfuse.wording import dtype_name
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 ONE_SIZE = "the file takes the size of the example alone: at others, ONNX would not compute what the network does"
-Use = Callable[[Path], usage.Lines]
+LIBRARIES = ("torch", "torchvision", "timm")
+WIDTH = 76  # what a terminal of 80 columns shows of the lines that use a file
+Lines = tuple[str, ...]
+Use = Callable[[Path], Lines]
 
 
 @dataclass(frozen=True)
@@ -84,13 +91,13 @@ def save(
     """
     out = Path(out)
     for source in (checkpoint.path, *checkpoint.files):
-        atomic.check_target(out, source, force=force)
+        check_target(out, source, force=force)
     form = format_for(out, format, checkpoint.format, keep_affine=plan is not None and plan.keep_affine)
     if form == checkpoint.format == "onnx":
         return _save_graph(checkpoint, module, out, force=force, verify=verify, reader=reader)
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
-    with ExitStack() as stack, atomic.replacing(out) as temporary:
+    with ExitStack() as stack, replacing(out) as temporary:
         reader = reader or stack.enter_context(Reader(fresh=verify))  # a process gets ready while the file is written
         try:
             notes, use, check = _write(checkpoint, module, plan, form, temporary)
@@ -129,26 +136,26 @@ def _save_graph(
     """
     from repfuse.checkpoint.onnx_graph.reading import shapes_said  # onnx takes a second to import
     from repfuse.checkpoint.onnx_graph.writing import check_valid, edited, write
-    from repfuse.readback.graphs import check_graph, graph_job
 
     weights = out.with_name(f"{out.name}.data")
-    with ExitStack() as stack, atomic.replacing(out) as temporary:
+    with ExitStack() as stack, replacing(out) as temporary:
         reader = reader or stack.enter_context(Reader(fresh=verify))
         folder = Path(stack.enter_context(TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".part")))
         model = edited(checkpoint.path, module)
         files = write(model, folder / out.name, checkpoint.files)
         check_valid(folder / out.name, checkpoint.path)
         for source in (checkpoint.path, *checkpoint.files) if files else ():
-            atomic.check_target(weights, source, force=force)
+            check_target(weights, source, force=force)
         written = _written(checkpoint, module)
-        job = graph_job(written, folder / out.name)
-        verified = check_graph(written, checkpoint.path, model, job, reader, runs=verify)
+        job = checking.program_job(written, folder / out.name, "onnx", module=True)
+        verified = checking.check_graph(written, checkpoint.path, model, job, reader, runs=verify)
         digest = digest_of(folder / out.name, *files)
         for file in files:
-            file.replace(stack.enter_context(atomic.replacing(weights)))
+            file.replace(stack.enter_context(replacing(weights)))
         (folder / out.name).replace(temporary)
     notes = [f"its weights are in {weights.name}: the two belong together"] if files else []
-    use = usage.of_graph(shapes_said(model), out)
+    inputs = shapes_said(model)
+    use = _use_of_onnx(inputs, [f"x{number or ''}" for number in range(len(inputs))], out)
     return Saved(out, digest, "onnx", tuple(notes), verified if verify else None, use)
 
 
@@ -173,27 +180,43 @@ def _write_program(
 
     ONNX's exporter writes some operators for the size that it sees, and says so nowhere.
     """
-    from repfuse.checkpoint.exported.writing import exported, write_pt2  # torch.export takes a second to import
+    from repfuse.checkpoint import exported, pt2_file  # torch.export takes a second to import
 
-    written, before = _written(checkpoint, module), checkpoint.program
-    program = exported(checkpoint.module, module, written.example, before, sizes=sizes)
+    written, before, notes = _written(checkpoint, module), checkpoint.program, []
+    if before is None or not sizes:
+        program = exported.program_of(module, written.example, sizes=sizes)
+    else:
+        program = before if module is checkpoint.module else exported.program_like(before, module)
     if form == "onnx":
         onnx_file.write(program, path)
         notes = [] if sizes else [ONE_SIZE]
     else:
-        notes = write_pt2(program, before, path)
+        pt2_file.write(program, path)
+        try:
+            pt2_file.check(path, path.read_bytes())
+        except RepfuseError as error:
+            notes = [f"this file needs --trust: {error.why}"]
+        if before is not None and before.dialect != program.dialect:
+            dialects = f"{program.dialect} dialect, where the input was {before.dialect}"
+            notes.append(f"the program is in torch.export's {dialects}")
+    job = checking.program_job(written, path, "onnx" if form == "onnx" else "pt2")
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
-    check = partial(checking.check_program, written, program, checking.program_job(written, path, onnx=form == "onnx"))
-    use = partial(usage.of_onnx, program, written.example) if form == "onnx" else usage.of_pt2
+    check = partial(checking.check_program, written, program, job)
+    use = partial(_use_of_program, program, written.example) if form == "onnx" else _use_of_pt2
     return (alone if checkpoint.around.keys else []) + notes, use, check
 
 
 def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tuple[list[str], Use, Check]:
     around = checkpoint.around
     unguarded = ["the file does not check its inputs as the .pt2 did"] if checkpoint.program else []
-    with _marked(module, fused=module is not checkpoint.module):
+    marked = module is not checkpoint.module and RECIPE not in vars(module)
+    try:  # a fused module says in a text who fused it, as a state dict does in its recipe
+        vars(module).update({RECIPE: f"repfuse {__version__}"} if marked else {})
         torch_pickle.write(around.put(module), path)
-    refused: list[Need] = []
+    finally:
+        if marked:
+            del vars(module)[RECIPE]
+    refused: list[NotAllowedError] = []
     if not checkpoint.trust:
         refused = names_refused(origins(around.take(torch_pickle.read(path, Container.TORCH_ZIP))), checkpoint.code)
     job = checking.network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
@@ -203,7 +226,7 @@ def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tup
         notes.append(f"this file needs --trust where its input did not, because of {names}; .safetensors would not")
     return (
         notes,
-        partial(usage.of_network, module, around.keys),
+        partial(_use_of_network, module, around.keys),
         partial(checking.check_read, _written(checkpoint, module), job),
     )
 
@@ -226,7 +249,7 @@ def _write_weights(
         lost = f"safetensors holds weights alone: left out of the training checkpoint: {', '.join(rest)}"
         notes, around = [lost] if rest else [], Around(naming=around.naming)
     written = replace(_written(checkpoint, module), around=around, metadata=metadata)
-    use = partial(usage.of_weights, recipe)
+    use = partial(_use_of_weights, recipe)
     if recipe.source:
         return notes, use, partial(checking.check_read, written, checking.weights_job(checkpoint, path, around.keys))
     notes.append("the file does not say how its network is built: that is to be said where it is loaded")
@@ -235,19 +258,6 @@ def _write_weights(
 
 def _written(checkpoint: Checkpoint, module: nn.Module) -> Written:
     return Written(checkpoint.module, module, checkpoint.example_inputs, checkpoint.around)
-
-
-@contextmanager
-def _marked(module: nn.Module, *, fused: bool) -> Iterator[None]:
-    """While it is written, a fused module says in a text who fused it, as a state dict does in its recipe."""
-    if not fused or RECIPE in vars(module):
-        yield
-        return
-    vars(module)[RECIPE] = f"repfuse {__version__}"
-    try:
-        yield
-    finally:
-        del vars(module)[RECIPE]
 
 
 def _texts_lost(checkpoint: Checkpoint, why: str = "only safetensors holds it") -> list[str]:
@@ -261,4 +271,78 @@ def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> Rec
     known = example.shapes_of(checkpoint.example_inputs, checkpoint.module)
     plans = (*checkpoint.plans, plan) if plan and plan.sites else checkpoint.plans
     source = checkpoint.source if checkpoint.source and as_texts(checkpoint.source) is not None else None
-    return Recipe(source, shapes.render(known), plans, usage.made_of(checkpoint))
+    return Recipe(source, render(known), plans, _made_of(checkpoint))
+
+
+# The exact lines of Python that use a file which was written.
+
+
+def _use_of_network(network: nn.Module, keys: Iterable[str], out: Path) -> Lines:
+    """Return how a pickled network is loaded, and what Python must find for that."""
+    classes = {type(part) for part in network.modules()}
+    packages = sorted({cls.__module__.partition(".")[0] for cls in classes} - {*LIBRARIES, *MAINS})
+    own = sorted(cls.__name__ for cls in classes if cls.__module__ in MAINS)
+    where = [f"# where Python finds {', '.join(packages)}"] if packages else []
+    where += [f"# in the script that defines {', '.join(own)}"] if own else []
+    taken = "".join(f"[{key!r}]" for key in keys)
+    return (*where, "import torch", f"model = torch.load({_text(out)}, weights_only=False){taken}")
+
+
+def _use_of_weights(recipe: Recipe, out: Path) -> Lines:
+    """Return how the network of a file of weights is built again, and filled."""
+    said, about = [_text(out)], list[str]()
+    if recipe.source is not None:
+        if not is_buildable(recipe.source, Named()):
+            said.append(f'model="{recipe.source.spec}"')
+            said += [f"model_args={recipe.source.arguments!r}"] if recipe.source.arguments else []
+    elif recipe.made_of:
+        said.append(f'model="{recipe.made_of}"')
+        about.append("# with the arguments that it was built with, where there were any: model_args={...}")
+    else:
+        said.append('model="path/to/net.py:build"')
+        about.append("# build() returns the network that was converted")
+    return ("import repfuse", *about, *_call("model = repfuse.load(", said, ").module"))
+
+
+def _use_of_pt2(out: Path) -> Lines:
+    """Return how an exported program is loaded."""
+    return ("import torch", f"model = torch.export.load({_text(out)}).module()")
+
+
+def _use_of_program(program: ExportedProgram, example: Iterable[Tensor], out: Path) -> Lines:
+    names = program.graph_signature.user_inputs
+    shapes = [f"{'x'.join(map(str, x.shape))} {dtype_name(x.dtype)}" for x in example]
+    return _use_of_onnx(dict(zip(names, shapes, strict=True)), names, out)
+
+
+def _use_of_onnx(inputs: Mapping[str, str], arrays: Iterable[str], out: Path) -> Lines:
+    """Return how an ONNX file is run that takes ``inputs``, with their shapes: they are NumPy ``arrays``."""
+    such = [f"{name} of {shape}" for name, shape in inputs.items()]
+    given = [f'"{name}": {array}' for name, array in zip(inputs, arrays, strict=True)]
+    return (
+        "import onnxruntime",
+        f"session = onnxruntime.InferenceSession({_text(out)})",
+        f"# NumPy arrays, such as {', '.join(such)}",
+        *_call("outputs = session.run(None, {", given, "})"),
+    )
+
+
+def _made_of(checkpoint: Checkpoint) -> str:
+    """Return the spec of the class that the network of a pickle had; empty where it has none that could be built."""
+    cls = type(checkpoint.module)
+    if checkpoint.source or checkpoint.fused_already or issubclass(cls, fx.GraphModule) or "<" in cls.__qualname__:
+        return ""
+    if cls.__module__ not in MAINS:
+        return "" if cls.__module__.startswith("torch.") else f"{cls.__module__}:{cls.__qualname__}"
+    scripts = (path for path in checkpoint.code.paths if path.is_file() and cls.__name__ in script(path).names)
+    return next((f"{os.path.relpath(path)}:{cls.__name__}" for path in scripts), "")
+
+
+def _call(start: str, arguments: list[str], end: str) -> list[str]:
+    """Return the call on one line, or where that is long on a line for each argument."""
+    line = f"{start}{', '.join(arguments)}{end}"
+    return [line] if len(line) <= WIDTH else [start, *(f"    {each}," for each in arguments), end]
+
+
+def _text(out: Path) -> str:
+    return '"' + str(out).replace("\\", "\\\\").replace('"', '\\"') + '"'

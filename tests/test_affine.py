@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.maps import same
+from support.maps import apply, same, stack
 from torch.nn import functional as F
 
 from repfuse.algebra import affine
@@ -63,7 +63,7 @@ def inputs(shape: Geometry):
 @given(addable(2))
 def test_a_sum_computes_the_sum(maps):
     a, b = maps
-    assert all(same(a.add(b).apply(x), a.apply(x) + b.apply(x)) for x in inputs(a.geometry))
+    assert all(same(apply(a.add(b), x), apply(a, x) + apply(b, x)) for x in inputs(a.geometry))
 
 
 @SETTINGS
@@ -72,7 +72,7 @@ def test_sums_commute_and_associate(maps):
     a, b, c = maps
     assert a.add(b).geometry == b.add(a).geometry and same(a.add(b).weight, b.add(a).weight)
     left, right = a.add(b).add(c), a.add(b.add(c))
-    assert all(same(left.apply(x), right.apply(x)) for x in inputs(a.geometry))
+    assert all(same(apply(left, x), apply(right, x)) for x in inputs(a.geometry))
 
 
 @SETTINGS
@@ -83,7 +83,7 @@ def test_scaling_distributes(maps, seed):
     scaled = a.add(b).scale(scale, shift)
     wide = (1, -1, *[1] * a.geometry.ndim)
     for x in inputs(a.geometry):
-        assert same(scaled.apply(x), scale.view(wide) * (a.apply(x) + b.apply(x)) + shift.view(wide))
+        assert same(apply(scaled, x), scale.view(wide) * (apply(a, x) + apply(b, x)) + shift.view(wide))
     apart = a.scale(scale, shift).add(b.scale(scale, torch.zeros_like(shift)))
     assert same(scaled.weight, apart.weight) and same(scaled.bias, apart.bias)
 
@@ -95,16 +95,16 @@ def test_a_convolution_is_that_of_torch(ndim, groups, kernel, padding, stride):
     bias = torch.randn(8).double()
     made = AffineConv.convolution(geometry(weight.shape, stride, padding, 2, groups), weight, bias)
     x = torch.randn(2, 8, *range(7, 7 + ndim)).double()
-    assert same(made.apply(x), CONVOLVE[ndim](x, weight, bias, stride, padding, 2, groups))
+    assert same(apply(made, x), CONVOLVE[ndim](x, weight, bias, stride, padding, 2, groups))
     without = AffineConv.convolution(made.geometry, weight)
-    assert same(without.apply(x), CONVOLVE[ndim](x, weight, None, stride, padding, 2, groups))
+    assert same(apply(without, x), CONVOLVE[ndim](x, weight, None, stride, padding, 2, groups))
 
 
 @pytest.mark.parametrize("ndim", [0, 2])
 def test_a_map_is_applied_in_the_dtype_of_its_input(ndim):
     made = AffineConv.identity(4, ndim)
     x = torch.ones((2, 4) if ndim == 0 else (2, 4, 3, 3))
-    assert made.apply(x).dtype == torch.float32
+    assert apply(made, x).dtype == torch.float32
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
@@ -114,8 +114,8 @@ def test_the_identity_is_the_skip(ndim, groups):
     weight = torch.randn(CHANNELS, CHANNELS // groups, *[3] * ndim).double()
     conv = AffineConv.convolution(geometry(weight.shape, 1, 1, 1, groups), weight)
     for x in inputs(conv.geometry):
-        assert torch.equal(identity.apply(x), x)
-        assert same(identity.add(conv).apply(x), conv.apply(x) + x)
+        assert torch.equal(apply(identity, x), x)
+        assert same(apply(identity.add(conv), x), apply(conv, x) + x)
 
 
 def test_a_grouped_identity_is_no_diagonal():
@@ -189,5 +189,5 @@ def test_maps_stay_on_the_device_of_their_weights():
     weight = torch.empty(shape.weight_shape, device="meta")
     conv = AffineConv.convolution(shape, weight)
     skip = AffineConv.identity(4, 1, torch.device("meta"))
-    for made in (conv, skip, conv.select([3, 0]), skip.then(conv), conv.then(skip), AffineConv.stack([conv, conv])):
+    for made in (conv, skip, conv.select([3, 0]), skip.then(conv), conv.then(skip), stack([conv, conv])):
         assert made.weight.is_meta and made.bias.is_meta

@@ -18,7 +18,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
-from repfuse.baseline import changes, write_benchmark
 from repfuse.benching import benchmark, runtimes, sites
 from repfuse.benching.benchmark import bench
 from repfuse.benching.results import Benchmark, Gain, NetworkCost, Ratio, SiteTiming
@@ -28,9 +27,9 @@ from repfuse.cli.app import app
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.loading import load
-from repfuse.planning.choosing import Choice, choose
+from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
-from repfuse.report.reading import read_benchmark
+from repfuse.report.reading import changes, read_benchmark, write_benchmark
 from repfuse.rewriting import rewrite
 
 OTHERS = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from repfuse.checkpoint.atomic import check_target, replacing
+from repfuse.checkpoint.files import check_target, replacing
 from repfuse.errors import RepfuseError
 
 

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from repfuse.checkpoint.around import KEYS
-from repfuse.checkpoint.contents import Contents, find
+from repfuse.checkpoint.contents import KEYS, Contents, find
 from repfuse.errors import RepfuseError
 
 PATH = Path("x.pt")

@@ -11,7 +11,7 @@ import torch
 from conftest import SAMPLES, Cli
 from torch import Tensor, nn
 
-from repfuse.checkpoint.deploy import mode
+from repfuse.checkpoint.weights import deploy_mode
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
 from repfuse.planning.planner import plan
@@ -73,7 +73,7 @@ def net(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
 
 def state(spec: str, **arguments: Any) -> dict[str, Tensor]:
     from repfuse.checkpoint.build import build
-    from repfuse.checkpoint.source import model_source
+    from repfuse.checkpoint.spec import model_source
 
     return build(model_source(spec, arguments)).state_dict()
 
@@ -169,9 +169,9 @@ def test_timm_names_and_flags(tmp_path: Path) -> None:
 
 
 def test_names_of_a_plain_network_give_nothing_away() -> None:
-    assert mode(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)).state_dict()) == ""
-    assert mode(["a.conv_kxk.weight"]) == ""
-    assert "a.reparam_conv" in mode(["a.reparam_conv.weight", "a.reparam_conv.bias"])
+    assert deploy_mode(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)).state_dict()) == ""
+    assert deploy_mode(["a.conv_kxk.weight"]) == ""
+    assert "a.reparam_conv" in deploy_mode(["a.reparam_conv.weight", "a.reparam_conv.bias"])
 
 
 @pytest.mark.parametrize("form", ["pt", "state-dict", "safetensors"])

@@ -14,8 +14,8 @@ from repfuse.checkpoint.example import (
     make_inputs,
     shapes_of,
 )
-from repfuse.checkpoint.shapes import DTYPES as KNOWN_DTYPES
-from repfuse.checkpoint.shapes import Shape, parse_shapes, render
+from repfuse.checkpoint.spec import DTYPES as KNOWN_DTYPES
+from repfuse.checkpoint.spec import Shape, parse_shapes, render
 from repfuse.errors import RepfuseError
 from repfuse.samples import DigitsRepVGG
 

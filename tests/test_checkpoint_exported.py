@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import repfuse
-from repfuse.checkpoint.exported import archive
-from repfuse.checkpoint.exported.program import contract_of
+from repfuse.checkpoint import pt2_file
+from repfuse.checkpoint.exported import contract_of
 from repfuse.checkpoint.formats import format_for
 from repfuse.errors import RepfuseError
 
@@ -101,7 +101,7 @@ def test_automatic_sizes_and_their_guards_are_kept(tmp_path: Path) -> None:
 
 def test_a_program_without_sample_inputs_is_given_some(tmp_path: Path) -> None:
     source = exported.saved(exported.program(), tmp_path / "in.pt2")
-    exported.rewritten(source, lambda held: held.update({archive.INPUTS: b""}))
+    exported.rewritten(source, lambda held: held.update({pt2_file.INPUTS: b""}))
     checkpoint = repfuse.load(source)
     assert [tuple(tensor.shape) for tensor in checkpoint.example_inputs] == [(2, 3, 12, 10), (1,)]
     assert converted(source, tmp_path / "out.pt2").verified
@@ -157,13 +157,13 @@ def test_a_written_program_that_computes_something_else_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = exported.saved(exported.program(), tmp_path / "in.pt2")
-    write = archive.write
+    write = pt2_file.write
 
     def corrupted(program: ExportedProgram, path: Path) -> None:
         program.state_dict["head.weight"].data[0, 0] += 0.01
         write(program, path)
 
-    monkeypatch.setattr(archive, "write", corrupted)
+    monkeypatch.setattr(pt2_file, "write", corrupted)
     with pytest.raises(RepfuseError, match="does not compute what the original does") as error:
         converted(source, tmp_path / "out.pt2")
     assert error.value.exit_code == 1
@@ -174,13 +174,13 @@ def test_a_written_program_that_reads_back_with_other_weights_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = exported.saved(exported.program(), tmp_path / "in.pt2")
-    write = archive.write
+    write = pt2_file.write
 
     def corrupted(program: ExportedProgram, path: Path) -> None:
         write(program, path)
         exported.rewritten(path, lambda held: held.update({"data/weights/weight_1": bytes(16)}))
 
-    monkeypatch.setattr(archive, "write", corrupted)
+    monkeypatch.setattr(pt2_file, "write", corrupted)
     with pytest.raises(RepfuseError, match="read back"):
         converted(source, tmp_path / "out.pt2")
 

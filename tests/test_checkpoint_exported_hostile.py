@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support import exported
 
 import repfuse
-from repfuse.checkpoint.exported.inspection import is_guard, is_operator, is_size
+from repfuse.checkpoint.pt2_file import is_guard, is_operator, is_size
 from repfuse.errors import RepfuseError
 
 WITNESS = "ran_by_the_file"

@@ -20,8 +20,8 @@ import torch
 from torch import fx, nn
 
 from repfuse.checkpoint import allow as allow_list
-from repfuse.checkpoint.inert import Record
-from repfuse.checkpoint.recognise import Container
+from repfuse.checkpoint.formats import Container
+from repfuse.checkpoint.records import Record
 from repfuse.checkpoint.torch_pickle import read
 from repfuse.errors import RepfuseError
 from repfuse.loading import load

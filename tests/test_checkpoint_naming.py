@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from repfuse.checkpoint.choice import BARE, ChosenWeights
-from repfuse.checkpoint.fitting import Naming, fit, wrapped_in
+from repfuse.checkpoint.weights import BARE, ChosenWeights, Naming, fit, wrapped_in
 from repfuse.errors import RepfuseError
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import Dim
 
 import repfuse
-from repfuse.checkpoint.exported.program import contract_of
+from repfuse.checkpoint.exported import contract_of
 from repfuse.saving import Saved
 
 FORMATS = ("pt2", *(["onnx"] if importlib.util.find_spec("onnxruntime") else []))

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from repfuse.checkpoint.recognise import Container, recognise
+from repfuse.checkpoint.formats import Container, recognise
 from repfuse.errors import RepfuseError
 
 STATE = {"weight": torch.ones(2, 3)}

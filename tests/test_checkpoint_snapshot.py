@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 
-from repfuse.checkpoint.snapshot import recipe_of
+from repfuse.checkpoint.opening import recipe_of
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
 from repfuse.planning.planner import plan
@@ -235,7 +235,7 @@ def test_sharded_weights_are_fetched_whole_and_their_names_are_checked(
 ) -> None:
     import huggingface_hub
 
-    from repfuse.checkpoint.snapshot import fetch
+    from repfuse.checkpoint.opening import fetch
 
     remote, folder = snapshot(tmp_path / "remote", network()), tmp_path / REVISION
     folder.mkdir()

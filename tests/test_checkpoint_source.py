@@ -14,7 +14,7 @@ from torch import nn
 
 from repfuse.checkpoint import build as building
 from repfuse.checkpoint.build import build
-from repfuse.checkpoint.source import ModelSource, as_texts, model_source
+from repfuse.checkpoint.spec import ModelSource, as_texts, model_source
 from repfuse.errors import RepfuseError
 from repfuse.samples import DigitsRepVGG
 

@@ -13,7 +13,7 @@ from support import exported
 from torch import Tensor, nn
 
 import repfuse
-from repfuse.checkpoint.exported import torchscript
+from repfuse.checkpoint import exported as programs
 from repfuse.errors import RepfuseError
 
 SHAPE = "1x3x12x10"
@@ -109,7 +109,7 @@ def test_what_the_converter_cannot_do_comes_with_advice(tmp_path: Path, monkeypa
 
 
 def test_a_conversion_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert = torchscript._convert
+    convert = programs._convert
 
     def wrong(*args: object) -> torch.export.ExportedProgram:
         program = convert(*args)
@@ -118,7 +118,7 @@ def test_a_conversion_that_computes_something_else_is_refused(tmp_path: Path, mo
         program.state_dict["head.weight"] = nn.Parameter(weight)
         return program
 
-    monkeypatch.setattr(torchscript, "_convert", wrong)
+    monkeypatch.setattr(programs, "_convert", wrong)
     with pytest.raises(RepfuseError, match="does not give the network"):
         repfuse.load(archive(tmp_path / "in.pt"), trust=True, input=SHAPE)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repfuse.checkpoint.fitting import load_weights, match_dtype
+from repfuse.checkpoint.weights import load_weights, match_dtype
 from repfuse.errors import RepfuseError
 
 PATH = Path("x.pt")

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
-from support.maps import chains, inputs, of, same, sizes
+from support.maps import apply, chains, inputs, of, pad_explicitly, same, sizes, stack
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repfuse.algebra import affine
 from repfuse.algebra import geometry as geometry_module
-from repfuse.algebra.affine import AffineConv, pad_explicitly
+from repfuse.algebra.affine import AffineConv
 from repfuse.algebra.geometry import Geometry, NotAffine
 from repfuse.algebra.layers import Phases
 
@@ -57,7 +57,7 @@ def test_a_composition_computes_one_after_the_other(maps):
     a, b = maps
     both = attempt(lambda: a.then(b))
     for x in inputs(maps):
-        assert same(both.apply(x), b.apply(a.apply(x)))
+        assert same(apply(both, x), apply(b, apply(a, x)))
 
 
 @SETTINGS
@@ -68,7 +68,7 @@ def test_composition_associates(maps):
     assert left.geometry == right.geometry
     assert same(left.weight, right.weight) and torch.allclose(left.bias, right.bias, rtol=1e-11, atol=1e-11)
     for x in inputs(maps):
-        assert same(left.apply(x), c.apply(b.apply(a.apply(x))))
+        assert same(apply(left, x), apply(c, apply(b, apply(a, x))))
 
 
 @SETTINGS
@@ -111,10 +111,10 @@ def test_composition_distributes_over_sums(maps, seed):
     outer = attempt(lambda: a.then(c.add(d)))
     outer_parts = attempt(lambda: a.then(c).add(a.then(d)))
     for x in inputs(maps):
-        assert same(summed.apply(x), c.apply(a.apply(x) + b.apply(x)))
-        assert same(parts.apply(x), summed.apply(x))
-        assert same(outer.apply(x), c.apply(a.apply(x)) + d.apply(a.apply(x)))
-        assert same(outer_parts.apply(x), outer.apply(x))
+        assert same(apply(summed, x), apply(c, apply(a, x) + apply(b, x)))
+        assert same(apply(parts, x), apply(summed, x))
+        assert same(apply(outer, x), apply(c, apply(a, x)) + apply(d, apply(a, x)))
+        assert same(apply(outer_parts, x), apply(outer, x))
 
 
 def wider(shape: Geometry) -> Geometry:
@@ -136,7 +136,7 @@ def test_diagonal_kernels_on_either_side(ndim, inner, outer):
     both = a.then(b)
     assert both.geometry.groups == min(inner, outer)
     for x in inputs([a, b]):
-        assert same(both.apply(x), b.apply(a.apply(x)))
+        assert same(apply(both, x), apply(b, apply(a, x)))
 
 
 def test_weights_in_another_memory_format():
@@ -157,7 +157,7 @@ def padded_with(outer: AffineConv, y: Tensor, fill: Tensor) -> Tensor:
     """What ``outer`` makes of ``y`` if it pads with ``fill`` instead of zeros."""
     wide = channels_last(fill, outer.geometry.ndim)
     unpadded = dataclasses.replace(outer.geometry, padding=((0, 0),) * outer.geometry.ndim)
-    return AffineConv(unpadded, outer.weight, outer.bias).apply(pad_explicitly(y - wide, outer.geometry) + wide)
+    return apply(AffineConv(unpadded, outer.weight, outer.bias), pad_explicitly(y - wide, outer.geometry) + wide)
 
 
 @SETTINGS
@@ -166,7 +166,7 @@ def test_a_padding_filled_with_the_bias_is_exact(maps):
     a, b = maps
     both = attempt(lambda: a.then(b, fill=a.bias))
     for x in inputs(maps):
-        assert same(both.apply(x), padded_with(b, a.apply(x), a.bias))
+        assert same(apply(both, x), padded_with(b, apply(a, x), a.bias))
 
 
 def test_the_fill_is_compared_channel_by_channel():
@@ -186,7 +186,7 @@ def test_a_shift_passes_where_nothing_is_padded():
     for other in (conv(3, (0, 0)), conv(3, (-1, 0)), dataclasses.replace(conv(1, (0, 0)), stride=(2,))):
         b = random_map(other)
         for x in inputs([a, b]):
-            assert same(a.then(b).apply(x), b.apply(a.apply(x)))
+            assert same(apply(a.then(b), x), apply(b, apply(a, x)))
 
 
 @SETTINGS
@@ -228,7 +228,7 @@ def positive(made: AffineConv) -> AffineConv:
 
 def difference(merged: AffineConv, a: AffineConv, b: AffineConv, x: Tensor) -> float:
     """Relative to the largest number; a map that reads padding alone gives zeros."""
-    true, wrong = b.apply(a.apply(x)), merged.apply(x)
+    true, wrong = apply(b, apply(a, x)), apply(merged, x)
     largest = torch.maximum(true.abs().max(), wrong.abs().max())
     return float((wrong - true).abs().max() / largest) if largest else 0.0
 
@@ -254,15 +254,15 @@ def test_padding_that_copies_pixels(mode, stride):
     assert before.geometry.padding == after.geometry.padding == copying.geometry.padding
     for size in ((4, 5), (7, 6), (8, 8)):
         x = torch.randn(2, 4, *size).double()
-        assert same(before.apply(x), copying.apply(point.apply(x)))
-        assert same(after.apply(x), unpadded.apply(copying.apply(x)))
+        assert same(apply(before, x), apply(copying, apply(point, x)))
+        assert same(apply(after, x), apply(unpadded, apply(copying, x)))
 
 
 def test_padding_that_copies_pixels_is_that_of_torch():
     layer = nn.Conv2d(2, 3, 3, padding=(1, 2), padding_mode="circular").double()
     shape = Geometry(2, 3, (3, 3), (1, 1), ((1, 1), (2, 2)), (1, 1), 1, "circular")
     x = torch.randn(1, 2, 5, 6).double()
-    assert same(AffineConv.convolution(shape, layer.weight, layer.bias).apply(x), layer(x))
+    assert same(apply(AffineConv.convolution(shape, layer.weight, layer.bias), x), layer(x))
 
 
 # Constructors, in the spellings of torch
@@ -271,18 +271,18 @@ def test_padding_that_copies_pixels_is_that_of_torch():
 def test_a_filter_is_an_average_pool_a_pad_and_a_crop():
     x = torch.randn(2, 3, 7, 8).double()
     pool = Geometry(3, 3, (3, 2), (2, 2), ((1, 1), (1, 1)), (1, 1), 3)
-    assert same(AffineConv.filter(pool, 1 / 6).apply(x), F.avg_pool2d(x, (3, 2), 2, 1))
+    assert same(apply(AffineConv.filter(pool, 1 / 6), x), F.avg_pool2d(x, (3, 2), 2, 1))
     for padding, expected in (
         (((-1, -1), (0, -2)), x[:, :, 1:-1, :-2]),
         (((-1, 0), (2, 1)), F.pad(x[:, :, 1:], (2, 1))),
     ):
-        assert torch.equal(AffineConv.filter(Geometry(3, 3, (1, 1), (1, 1), padding, (1, 1), 3), 1).apply(x), expected)
+        assert torch.equal(apply(AffineConv.filter(Geometry(3, 3, (1, 1), (1, 1), padding, (1, 1), 3), 1), x), expected)
 
 
 def test_a_crop_beside_a_pad_of_less_pixels_than_it_takes():
     """Padding 3 after and cropping 2 before, of one pixel: torch.nn.functional.pad would refuse it in one call."""
     shape = Geometry(1, 1, (1,), (1,), ((-2, 3),), (1,), 1)
-    assert AffineConv.filter(shape, 1).apply(torch.ones(1, 1, 1).double()).tolist() == [[[0, 0]]]
+    assert apply(AffineConv.filter(shape, 1), torch.ones(1, 1, 1).double()).tolist() == [[[0, 0]]]
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -291,7 +291,7 @@ def test_a_linear_layer_has_its_channels_last(groups):
     made = random_map(shape)
     blocks = torch.block_diag(*made.weight.view(groups, -1, 4 // groups))
     for x in (torch.randn(4), torch.randn(3, 4), torch.randn(2, 3, 5, 4)):
-        assert same(made.apply(x.double()), F.linear(x.double(), blocks, made.bias))
+        assert same(apply(made, x.double()), F.linear(x.double(), blocks, made.bias))
 
 
 def test_low_rank_branches_of_a_linear_layer_are_one():
@@ -306,7 +306,7 @@ def test_low_rank_branches_of_a_linear_layer_are_one():
         of_layer[down].then(of_layer[up]).scale(*torch.tensor([[0.5], [0.0]]).expand(2, 6).double())
     )
     x = torch.randn(3, 8).double()
-    assert same(made.apply(x), full(x) + 0.5 * up(down(x)))
+    assert same(apply(made, x), full(x) + 0.5 * up(down(x)))
 
 
 # Channels: choosing, joining, regrouping
@@ -320,7 +320,7 @@ def test_selecting_is_indexing(maps, data):
     chosen = a.select(indices)
     axis = 1 if a.geometry.ndim else -1
     for x in inputs(maps):
-        assert same(chosen.apply(x), a.apply(x).index_select(axis, torch.tensor(indices)))
+        assert same(apply(chosen, x), apply(a, x).index_select(axis, torch.tensor(indices)))
 
 
 @SETTINGS
@@ -328,22 +328,22 @@ def test_selecting_is_indexing(maps, data):
 def test_stacking_is_cat_and_selecting_undoes_it(maps, seed):
     (a,) = maps
     b = random_map(dataclasses.replace(wider(a.geometry), out_channels=6), seed)
-    both = AffineConv.stack([a, b, a])
+    both = stack([a, b, a])
     outputs = a.geometry.out_channels
     for x in inputs(maps):
-        expected = torch.cat([a.apply(x), b.apply(x), a.apply(x)], 1 if a.geometry.ndim else -1)
-        assert same(both.apply(x), expected)
-        assert same(both.select(range(outputs)).apply(x), a.apply(x))
-    alone = AffineConv.stack([a]).select(range(outputs)).regroup(a.geometry.groups)
+        expected = torch.cat([apply(a, x), apply(b, x), apply(a, x)], 1 if a.geometry.ndim else -1)
+        assert same(apply(both, x), expected)
+        assert same(apply(both.select(range(outputs)), x), apply(a, x))
+    alone = stack([a]).select(range(outputs)).regroup(a.geometry.groups)
     assert alone.geometry == a.geometry and torch.equal(alone.weight, a.weight) and torch.equal(alone.bias, a.bias)
 
 
 def test_the_groups_of_chosen_and_joined_maps():
     depthwise = random_map(conv(3, (1, 1), 4, 4, groups=4))
-    assert AffineConv.stack([depthwise]).geometry.groups == 4
-    assert AffineConv.stack([depthwise, depthwise]).geometry.groups == 1
+    assert stack([depthwise]).geometry.groups == 4
+    assert stack([depthwise, depthwise]).geometry.groups == 1
     assert depthwise.select([1, 0, 3, 2]).geometry.groups == 2
-    halves = AffineConv.stack([depthwise.select([0, 1]), depthwise.select([2, 3])])
+    halves = stack([depthwise.select([0, 1]), depthwise.select([2, 3])])
     # Half of a depthwise map reads half of its input, which are no groups of it; all of them are there again after.
     assert halves.geometry.groups == 1 and torch.equal(halves.regroup(4).weight, depthwise.weight)
 
@@ -356,7 +356,7 @@ def test_regrouping_is_the_same_map(groups, ndim):
         dense = a.regroup(fewer)
         assert dense.geometry.groups == fewer and dense.weight.shape == dense.geometry.weight_shape
         for x in inputs([a]):
-            assert same(dense.apply(x), a.apply(x))
+            assert same(apply(dense, x), apply(a, x))
         assert torch.equal(dense.regroup(groups).weight, a.weight)
     if groups == 6:
         thirds = a.regroup(2).regroup(3)
@@ -402,8 +402,8 @@ def test_a_layer_after_space_to_depth_is_one_of_its_input(channels, axes, factor
     x = torch.randn(2, channels, side * factor, (side + 1) * factor, dtype=torch.float64)
     assume(min(outer.geometry.output_size((side, side + 1))) > 0)
     plainest = dataclasses.replace(both, geometry=both.geometry.plainest)
-    expected = outer.apply(F.pixel_unshuffle(x, factor))
-    assert same(plainest.apply(x), expected) and same(both.apply(x), expected)
+    expected = apply(outer, F.pixel_unshuffle(x, factor))
+    assert same(apply(plainest, x), expected) and same(apply(both, x), expected)
 
 
 @SETTINGS
@@ -416,11 +416,11 @@ def test_joined_slices_are_one_map_at_the_sizes_at_which_they_can_be_joined(chan
         AffineConv.filter(Geometry(channels, channels, ones, (step,), ((-start, 0),), ones, channels), 1.0)
         for start in starts
     ]
-    both = attempt(lambda: AffineConv.stack(maps))
+    both = attempt(lambda: stack(maps))
     for n in range(max(starts) + 1, side * step + step):
         x = torch.randn(1, channels, n, dtype=torch.float64)
         parts = [x[..., start::step] for start in starts]
         fits = all(fit.takes(n) for fits in both.geometry.fits for fit in fits)
         assert fits == (len({part.shape for part in parts}) == 1)
         if fits:
-            assert same(both.apply(x), torch.cat(parts, 1))
+            assert same(apply(both, x), torch.cat(parts, 1))

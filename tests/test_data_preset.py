@@ -21,7 +21,7 @@ from torchvision.models import get_model_weights
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 from torchvision.transforms.functional import center_crop
 
-from repfuse.checkpoint.source import ModelSource
+from repfuse.checkpoint.spec import ModelSource
 from repfuse.data import Wishes, prepare, read_data
 from repfuse.data.prepare import (
     INTERPOLATIONS,

@@ -162,8 +162,10 @@ def test_without_gradients_each_weight_counts_alike() -> None:
             with torch.no_grad():
                 return super().forward(x)
 
-    gains = equalize(Blind(*uneven()), [X]).equalization.gains
-    assert gains[0].after > gains[0].before + 3
+    done = equalize(Blind(*uneven()), [X], X).equalization
+    assert done.gains[0].after > done.gains[0].before + 3
+    assert "each weight counted alike, for want of gradients" in done.notes[0]
+    assert not equalize(uneven(), [X], X).equalization.notes
 
 
 @pytest.mark.parametrize("between", [nn.ReLU6(), nn.SiLU(), nn.Sigmoid()])

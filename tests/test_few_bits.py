@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from repfuse import RepfuseError, fuse, verify
 from repfuse.checking.few_bits import LEAST, MOST, few_bits, weights
-from repfuse.checking.trial import Trial
+from repfuse.checking.inputs import Trial
 from repfuse.quantization import rounded, signal_to_noise
 from repfuse.samples import DigitsRepVGG
 

@@ -22,11 +22,11 @@ import torch
 from conftest import Cli
 
 import repfuse
-from repfuse.checkpoint.atomic import replacing, together
+from repfuse.checkpoint.files import replacing, together
 from repfuse.cli.conversion import Request, _proven, _saved
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
-from repfuse.planning.choosing import Choice
+from repfuse.planning.replaying import Choice
 from repfuse.readback.process import Reader
 
 POINTS = ("open", "fsync", "chmod", "unlink", "replace", "rename")  # of os: where the disk is changed

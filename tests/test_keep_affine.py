@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from repfuse import Plan, RepfuseError, convert, fuse, load, plan, rewrite, save, verify
-from repfuse.planning.choosing import Choice
+from repfuse.planning.replaying import Choice
 from repfuse.plans import Policy
 from repfuse.quantization import kernels, ranges
 from repfuse.samples import DigitsMobileOne, DigitsRepVGG, RepVGGBlock

@@ -192,7 +192,7 @@ def test_where_the_input_is_from(tmp_path: Path) -> None:
 )
 def test_pickled_networks_of_the_libraries_need_no_trust(name: str, origin: str, tmp_path: Path) -> None:
     from repfuse.checkpoint.build import build
-    from repfuse.checkpoint.source import model_source
+    from repfuse.checkpoint.spec import model_source
 
     network = build(model_source(name)).eval()
     torch.save(network, tmp_path / "x.pt")
@@ -250,7 +250,7 @@ def test_an_unknown_class_needs_its_package_allowed_or_trust(package: Any, tmp_p
 
 def test_a_known_library_that_is_missing_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(torchvision.models.resnet18(), tmp_path / "x.pt")
-    monkeypatch.setattr(allow_list, "is_found", lambda package, _: package != "torchvision")
+    monkeypatch.setattr(allow_list, "is_found", lambda package: package != "torchvision")
     hint = bad(tmp_path / "x.pt").hint
     assert hint.startswith("Install what is missing: pip install torchvision.") and "--trust" not in hint
 

@@ -21,8 +21,8 @@ from support.proving import compare, prove_sites
 from torch import Tensor, nn
 
 from repfuse.checking.comparison import reference
+from repfuse.checking.inputs import Trial
 from repfuse.checking.proof import prove
-from repfuse.checking.trial import Trial
 from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
 

@@ -12,10 +12,9 @@ from torch.nn import functional as F
 
 from repfuse.checking.comparison import reference
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs import input_variants
+from repfuse.checking.inputs import Trial, input_variants
 from repfuse.checking.proof import prove
 from repfuse.checking.runs import run_float64
-from repfuse.checking.trial import Trial
 from repfuse.fusing import fuse
 
 

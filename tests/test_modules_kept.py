@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from repfuse.cli.conversion import class_notes
 from repfuse.fusing import fuse
-from repfuse.planning.choosing import fitted
+from repfuse.planning.replaying import fitted
 from repfuse.plans import Plan, Policy
 from repfuse.rewriting import rewrite
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.maps import apply
 from support.meanings import SIZES, Network, check, meaning_at, read
 from torch import nn
 from torch.nn import functional as F
@@ -222,7 +223,7 @@ def unshuffled(x, order=(0, 1, 3, 5, 2, 4)):
 def test_space_to_depth(function, order):
     assert meaning_at(function, [(2, 3, 6, 8), (1, 3, 10, 2)]) == Through("x", Phases.of(3, (2, 2), order))
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64)
-    made = AffineConv.phases(Phases.of(3, (2, 2), order)).apply(x)
+    made = apply(AffineConv.phases(Phases.of(3, (2, 2), order)), x)
     assert torch.equal(made, function(None, x, None))
 
 
@@ -235,9 +236,9 @@ def test_space_to_depth_along_one_axis():
 
 
 @pytest.mark.parametrize(
-    ("function", "channels"),
+    ("function", "channels", "phases"),
     [
-        (lambda m, x, y: F.pixel_shuffle(x, 2), (0, 0, 0, 0, 1, 1, 1, 1)),
+        (lambda m, x, y: F.pixel_shuffle(x, 2), (0, 0, 0, 0, 1, 1, 1, 1), (0, 1, 2, 3, 0, 1, 2, 3)),
         (
             lambda m, x, y: (
                 x.view(-1, 2, 2, 2, x.size(2), x.size(3))
@@ -245,6 +246,7 @@ def test_space_to_depth_along_one_axis():
                 .reshape(-1, 2, 2 * x.size(2), 2 * x.size(3))
             ),
             (0, 0, 0, 0, 1, 1, 1, 1),
+            (),
         ),
         (
             lambda m, x, y: (
@@ -253,11 +255,13 @@ def test_space_to_depth_along_one_axis():
                 .reshape(-1, 2, 2 * x.size(2), 2 * x.size(3))
             ),
             (0, 1, 0, 1, 0, 1, 0, 1),
+            (),
         ),
     ],
 )
-def test_depth_to_space(function, channels):
-    assert meaning_at(function, [(2, 8, 5, 7), (1, 8, 3, 6)]) == Rearranged("x", ((1, 1),), channels)
+def test_depth_to_space(function, channels, phases):
+    """By views, it is for this number of channels alone."""
+    assert meaning_at(function, [(2, 8, 5, 7), (1, 8, 3, 6)]) == Rearranged("x", ((1, 1),), channels, phases)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 import repfuse
 from repfuse.algebra.expression import Scaled, Sum
-from repfuse.ops import meaning_of
-from repfuse.ops.call import axis_of, is_channel_axis
-from repfuse.ops.filters import _same_rounded_up
+from repfuse.ops.convolution import _same_rounded_up
 from repfuse.ops.meaning import Unfusible
+from repfuse.ops.spelling import axis_of, is_channel_axis
+from repfuse.ops.table import meaning_of
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.recording import record
 

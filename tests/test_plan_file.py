@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repfuse.checkpoint.source import Said
+from repfuse.checkpoint.spec import Said
 from repfuse.errors import RepfuseError
 from repfuse.plan_file import LARGEST, Origin, read_plan_file, write_plan
 from repfuse.plans import Cost, Plan, Refusal, Site

@@ -16,11 +16,10 @@ from repfuse.algebra import evaluation
 from repfuse.algebra.expression import Identity
 from repfuse.algebra.geometry import Geometry
 from repfuse.checking.comparison import reference, tabulate
-from repfuse.checking.inputs import input_variants
+from repfuse.checking.inputs import Trial, input_variants
 from repfuse.checking.places import _explained
 from repfuse.checking.proof import prove
 from repfuse.checking.runs import in_float64
-from repfuse.checking.trial import Trial
 from repfuse.ops import convolution
 from repfuse.planning.planner import plan
 from repfuse.plans import Policy

@@ -90,7 +90,7 @@ def large(number: int = 600, name: str = "backbone.stages.{}.token_mixer.reparam
     """Return a report with everything in it; of ``number`` sites, and where files choose the words, ``said``."""
     made = sites(number, name)
     drift = SiteDrift("the example", "float32", Level(1e-7, 1e-7), Level(2e-7, 2e-7), Level(1e-6, 1e-6), 0.2)
-    proofs = tuple(SiteProof(each.path, proof().network, (), drift) for each in made)
+    proofs = tuple(SiteProof.of(each.path, proof().network, (), drift) for each in made)
     refusals = (
         Refusal("excluded", "a.cheap", said, Cost(10, 10, 2), Cost(9, 9, 1)),
         Refusal("cost", name.format("b"), said, Cost(10**6, 10**6, 2), Cost(9 * 10**6, 10**6, 1)),

@@ -336,7 +336,7 @@ def test_of_many_outputs_the_worst_are_shown_each_by_its_name() -> None:
 def test_each_kind_of_check_can_fail() -> None:
     weight = WeightProof("a.weight", "float32", (3,), 2, 7.5)
     bad_drift = SiteDrift("input 1x1", "float32", Level(1e-7, 1e-7), Level(1e-3, 1e-3), Level(1e-5, 1e-5), 80.0)
-    sites = (SiteProof("a", comparison(), (weight,), None), SiteProof("b", comparison(1e-3), (), bad_drift))
+    sites = (SiteProof.of("a", comparison(), (weight,), None), SiteProof.of("b", comparison(1e-3), (), bad_drift))
     failed = proof(sites=sites, unproven=("c",))
     shown = squeezed(text(verify_view(verification(proof=failed)), 120))
     for part in (

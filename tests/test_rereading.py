@@ -27,8 +27,8 @@ from repfuse import saving
 from repfuse.checking.runs import Outcome
 from repfuse.errors import RepfuseError
 from repfuse.readback import checking, process, reading
-from repfuse.readback.messages import Job, fingerprint_of
 from repfuse.readback.process import SAME_PROCESS, Reader
+from repfuse.readback.reading import Job, fingerprint_of
 
 MODEL = "repfuse.samples:DigitsRepVGG"
 Change = Callable[[Path], None]

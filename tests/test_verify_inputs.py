@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repfuse.checking.comparison import level, with_fallbacks
-from repfuse.checking.inputs import FAINT, KINDS, LARGE, input_variants, noise
+from repfuse.checking.inputs import FAINT, KINDS, LARGE, Effort, Trial, input_variants, noise, rounded_through
 from repfuse.checking.runs import enough_threads, run_float64
-from repfuse.checking.trial import Effort, Trial, rounded_through
 from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
 from repfuse.networks import using_threads

@@ -9,8 +9,8 @@ import torch
 from support.folded import example, folded, network
 from torch import nn
 
+from repfuse.checking.inputs import Trial
 from repfuse.checking.locate import first_difference
-from repfuse.checking.trial import Trial
 from repfuse.checking.verification import verify
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from repfuse.checking.agreement import agreement
 from repfuse.checking.comparison import level, mismatch, output_error, reference
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs import input_variants
+from repfuse.checking.inputs import Trial, input_variants
 from repfuse.checking.results import Comparison, Level
 from repfuse.checking.rounding import (
     SAFETY,
@@ -34,7 +34,6 @@ from repfuse.checking.rounding import (
     unchanged,
 )
 from repfuse.checking.runs import copied, in_float64, leaves, run_float64
-from repfuse.checking.trial import Trial
 from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors

@@ -11,10 +11,10 @@ from support.folded import example, folded, network
 from torch import nn
 from torch.nn import functional as F
 
-from repfuse.checking.evidence import gather
+from repfuse.checking.drift import gather
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.results import Level
-from repfuse.checking.rounding import RoundingEffects, allowed, excess, explained
+from repfuse.checking.rounding import RoundingEffects, allowed, explained
 from repfuse.checking.verification import verify
 from repfuse.converting import convert
 from repfuse.loading import Checkpoint
@@ -127,7 +127,7 @@ def test_an_input_that_amplifies_more_than_the_sampled_ones_is_measured_before_i
     trials = [trial for trial in input_variants(example(size=16)) if trial.shapes[0][-1] != 16 or not trial.sampled]
     found = gather(original, fused, trials, lambda _stage, _fraction: None)
     assert found.settled and all(found.trials[position].shapes[0][-1] == 16 for position in found.settled)
-    assert all(found.excess(key) <= 1 for key in found.errors)
+    assert all(found.excess(key) <= 1 for key in found.outputs)
     assert found.drift is not None and found.drift.passed
 
 
@@ -191,8 +191,8 @@ def test_the_order_of_summation_counts_where_it_is_amplified(order, stands):
 
 def test_an_error_without_a_limit_is_not_too_much():
     infinite = Level(float("inf"), float("inf"))
-    assert excess(infinite, infinite) == excess(Level(1.0, 1.0), infinite) == 0
-    assert excess(infinite, Level(1.0, 1.0)) == float("inf")
+    assert infinite.over(infinite) == Level(1.0, 1.0).over(infinite) == 0
+    assert infinite.over(Level(1.0, 1.0)) == float("inf")
 
 
 # --- outputs that say nothing, and progress ----------------------------------------------------------------------

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from repfuse.checking.inputs import Trial
 from repfuse.checking.rounding import rounded_once, summed_anew
 from repfuse.checking.runs import in_float64, run, run_float64
-from repfuse.checking.trial import Trial
 from repfuse.networks import named_tensors
 
 X = image(2, C, 6, 7).float()

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from repfuse.algebra.geometry import Geometry, NotAffine, window
 from repfuse.algebra.layers import Numbers, Phases, Windows
@@ -125,16 +124,30 @@ def _lay(block: Tensor, on: Geometry, rows: Tensor, geometry: Geometry, start: i
 # Weights laid out anew: in other groups, and composed. Tensors ``[C_out, C_in / groups, *kernel]`` in float64.
 
 
-def in_columns(weight: Tensor, starts: Numbers, onto: Numbers, width: int) -> Tensor:
-    """Return ``weight``, whose row r begins at input channel ``starts[r]``, with rows of ``width`` from ``onto[r]``."""
-    if width == weight.shape[1] and np.array_equal(starts, onto):
-        return weight
-    shift = torch.as_tensor(onto - starts, device=weight.device)
-    columns = shift[:, None] + torch.arange(width, device=weight.device)
-    outside = (columns < 0) | (columns >= weight.shape[1])
-    rows = torch.arange(len(weight), device=weight.device)[:, None]
-    laid = weight[rows, columns.clamp(0, weight.shape[1] - 1)]
-    return laid.masked_fill_(outside.view(*outside.shape, *[1] * (weight.dim() - 2)), 0)
+def columns_of(starts: Numbers, weight: Tensor) -> Numbers:
+    """Return which input channel each number of a weight, ``[rows, width, ...]``, is of: row r begins at its start."""
+    return starts[:, None] + np.arange(weight.shape[1])
+
+
+def lay_out(geometry: Geometry, parts: Iterable[tuple[Tensor, Numbers, Sequence[range]]]) -> Tensor:
+    """Return a weight of this geometry that has the rows of all parts, one after the other: their numbers, which input
+    channel each column of each row is of, none of them twice, and their taps.
+
+    Raises ValueError where a number that is not zero has no place.
+    """
+    onto, width, start, whole = Windows.of(geometry).starts, geometry.weight_shape[1], 0, torch.empty(0)
+    for numbers, columns, taps in parts:
+        if not start:  # what a part holds outside of its group is zero, and goes to one more column
+            whole = numbers.new_zeros((geometry.out_channels, width + 1, *geometry.kernel))
+        rows = np.arange(start, start + len(numbers))[:, None]
+        place = torch.as_tensor(columns - onto[rows])
+        inside = (place >= 0) & (place < width)
+        if not inside.all() and torch.count_nonzero(numbers[~inside]):
+            raise ValueError(f"not block-diagonal in {geometry.groups} groups")
+        at: Any = (torch.as_tensor(rows), place.where(inside, width), *map(window, taps, geometry.taps))
+        whole[at] = numbers
+        start += len(numbers)
+    return whole[:, :width]
 
 
 def regrouped(weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
@@ -146,11 +159,8 @@ def regrouped(weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
         return weight
     if geometry.in_channels % groups or geometry.out_channels % groups:
         raise ValueError(f"{geometry.ends} in {groups} groups")
-    onto = Windows.of(replace(geometry, groups=groups)).starts
-    laid = in_columns(weight, Windows.of(geometry).starts, onto, geometry.in_channels // groups)
-    if torch.count_nonzero(laid) != torch.count_nonzero(weight):
-        raise ValueError(f"not block-diagonal in {groups} groups")
-    return laid
+    own = columns_of(Windows.of(geometry).starts, weight)
+    return lay_out(replace(geometry, groups=groups), [(weight, own, geometry.taps)])
 
 
 def response(geometry: Geometry, weight: Tensor, constant: Tensor) -> Tensor:
@@ -194,9 +204,6 @@ def _products(geometry: Geometry, inner: Geometry, inner_weight: Tensor, outer: 
     shape = (outer.out_channels, dense.shape[1], *inner.kernel)
     return lambda v: torch.bmm(v.reshape(geometry.groups, -1, v.shape[1]), blocks).view(shape)
 
-
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 ROUNDING = 1e-12
 """Relative difference of two numbers that are the same in exact arithmetic, computed in float64."""
@@ -249,8 +256,7 @@ class AffineConv:
 
     def scale(self, scale: Tensor, shift: Tensor) -> AffineConv:
         """Return ``x -> scale * self(x) + shift`` with ``scale`` and ``shift`` of shape ``[C_out]``."""
-        weight = torch.empty_like(self.weight)
-        sum_weights(self.geometry, [Addend(self.geometry, self.weight, scale)], weight)
+        weight = self.weight * scale.view(-1, *[1] * (self.weight.dim() - 1))
         return AffineConv(self.geometry, weight, scale * self.bias + shift)
 
     def then(self, outer: AffineConv, fill: Tensor | float = 0.0) -> AffineConv:
@@ -272,19 +278,9 @@ class AffineConv:
         windows = Windows.of(self.geometry).select(indices)
         geometry = replace(self.geometry.select(indices), groups=windows.groups())
         rows = torch.as_tensor(indices, device=self.weight.device)
-        onto = Windows.of(geometry).starts
-        weight = in_columns(self.weight[rows], windows.starts, onto, geometry.weight_shape[1])
+        own = columns_of(windows.starts, self.weight)
+        weight = lay_out(geometry, [(self.weight[rows], own, self.geometry.taps)])
         return AffineConv(geometry, weight, self.bias[rows])
-
-    @staticmethod
-    def stack(parts: Sequence[AffineConv]) -> AffineConv:
-        """Return ``x -> cat([part(x) for part in parts], channels)``, in as many groups as that leaves.
-
-        Raises NotAffine where no single convolution equals it.
-        """
-        windows = Windows.concat([Windows.of(part.geometry) for part in parts])
-        geometry = replace(Geometry.stacked([part.geometry for part in parts]), groups=windows.groups())
-        return AffineConv.stack_on(geometry, [(part, range(geometry.in_channels)) for part in parts])
 
     @staticmethod
     def stack_on(geometry: Geometry, parts: Sequence[tuple[AffineConv, Sequence[int]]]) -> AffineConv:
@@ -293,47 +289,15 @@ class AffineConv:
         No part is given a channel twice. Nothing between the parts and the result is ever held in fewer groups than
         these have. Raises ValueError where a number that is not zero has no place.
         """
-        width = geometry.weight_shape[1]
-        # What a part holds outside of its group is zero, and goes to one more column.
-        weight = parts[0][0].weight.new_zeros((geometry.out_channels, width + 1, *geometry.kernel))
-        onto = torch.as_tensor(Windows.of(geometry).starts)
-        start = 0
-        for part, channels in ((part.like(geometry), channels) for part, channels in parts):
-            rows = torch.arange(start, start + part.geometry.out_channels)[:, None]
-            read = torch.as_tensor(Windows.of(part.geometry).starts)[:, None] + torch.arange(part.weight.shape[1])
-            columns = torch.as_tensor(channels)[read] - onto[rows]
-            inside = (columns >= 0) & (columns < width)
-            if not inside.all() and torch.count_nonzero(part.weight[~inside]):
-                raise ValueError(f"{part.geometry.describe()} does not fit into {geometry.groups} groups")
-            place: Any = (rows, columns.where(inside, width), *map(window, part.geometry.taps, geometry.taps))
-            weight[place] = part.weight
-            start += len(rows)
-        return AffineConv(geometry, weight[:, :width], torch.cat([part.bias for part, _ in parts]))
+        alike = [(part.like(geometry), np.asarray(channels)) for part, channels in parts]
+        own = [channels[columns_of(Windows.of(part.geometry).starts, part.weight)] for part, channels in alike]
+        laid = ((part.weight, columns, part.geometry.taps) for (part, _), columns in zip(alike, own, strict=True))
+        return AffineConv(geometry, lay_out(geometry, laid), torch.cat([part.bias for part, _ in parts]))
 
     def regroup(self, groups: int) -> AffineConv:
         """Return the same map in more or fewer groups. Raises ValueError where its weight does not allow them."""
         weight = regrouped(self.weight, self.geometry, groups)
         return AffineConv(replace(self.geometry, groups=groups), weight, self.bias)
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Apply the map to ``x`` of shape ``[N, C_in, *axes]``, in the dtype of ``x``.
-
-        Without spatial axes, ``x`` has shape ``[..., C_in]``.
-        """
-        geometry = self.geometry
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        if geometry.ndim == 0:
-            inputs = x.reshape(*x.shape[:-1], geometry.groups, weight.shape[1])
-            blocks = weight.reshape(geometry.groups, -1, weight.shape[1])
-            return torch.einsum("...gi,goi->...go", inputs, blocks).flatten(-2) + bias
-        if isinstance(geometry, TransposedGeometry):
-            padding = [before for before, _ in geometry.padding]
-            stored, spread = swap_layout(geometry, weight), _TRANSPOSED[geometry.ndim]
-            extra, groups = geometry.output_padding, geometry.groups
-            return spread(x, stored, bias, geometry.stride, padding, extra, groups, geometry.dilation)
-        convolve = _CONVOLUTIONS[geometry.ndim]
-        padded = pad_explicitly(x, geometry)
-        return convolve(padded, weight, bias, geometry.stride, 0, geometry.dilation, geometry.groups)
 
 
 def check_beyond(constant: Tensor, fill: Tensor | float) -> None:
@@ -342,11 +306,3 @@ def check_beyond(constant: Tensor, fill: Tensor | float) -> None:
     size = torch.maximum(constant.abs().max(), padding.abs().max())
     if not ((constant - padding).abs() <= ROUNDING * size).all():
         raise NotAffine("shift-before-padding", "a layer that adds a constant, before one that pads with another")
-
-
-def pad_explicitly(x: Tensor, geometry: Geometry) -> Tensor:
-    """Pad and crop ``x`` as ``geometry`` says, so that a convolution without padding follows."""
-    padding, crop = geometry.pad_then_crop
-    if any(padding):
-        x = F.pad(x, padding, mode="constant" if geometry.padding_mode == "zeros" else geometry.padding_mode)
-    return F.pad(x, crop) if any(crop) else x

@@ -6,13 +6,23 @@ costs no memory and at most one site is ever held in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from repfuse.algebra.geometry import Geometry, Ints
-from repfuse.algebra.layers import Channelwise, Convolution, Factor, Filter, Layer, Normalisation, Offset, Windows
+from repfuse.algebra.layers import (
+    Channelwise,
+    Convolution,
+    Factor,
+    Filter,
+    Layer,
+    Normalisation,
+    Offset,
+    Phases,
+    Windows,
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,20 @@ def operands(operation: object) -> tuple[Any, ...]:
             return ()
 
 
+def walk(expression: Expression) -> Iterator[Expression]:
+    """Yield all that an expression is made of, itself last."""
+    for inner in operands(expression):
+        yield from walk(inner)
+    yield expression
+
+
+def rebuilt(expression: Expression, change: Callable[[Expression], Expression]) -> Expression:
+    """Return the operation with its operands changed. Raises NotAffine where it is no single convolution then."""
+    changed: Any = tuple(map(change, operands(expression)))
+    several = isinstance(expression, Joined | Sum)
+    return _checked(replace(expression, **({"inputs": changed} if several else {"input": changed[0]})))
+
+
 def through(inner: Expression, layer: Layer) -> Expression:
     """Return the layer after the expression. Raises NotAffine where they are no single convolution.
 
@@ -157,7 +181,7 @@ def _geometry(expression: Expression) -> Geometry:  # noqa: PLR0911 - one for ea
 
 
 def _moves_channels(expression: Expression) -> bool:
-    return isinstance(expression, Selected | Joined) or any(map(_moves_channels, operands(expression)))
+    return any(isinstance(each, Selected | Joined) for each in walk(expression))
 
 
 def _windows(expression: Expression) -> Windows:
@@ -257,14 +281,8 @@ def of_channels_read(expression: Expression) -> Expression:
     match expression:
         case Selected(Identity(_, ndim), indices):
             return Identity(len(indices), ndim)
-        case Through(inner, layer):
-            return through(of_channels_read(inner), layer)
-        case Scaled(inner, by):
-            return Scaled(of_channels_read(inner), by)
-        case Sum(terms):
-            return sum_of(tuple(map(of_channels_read, terms)))
         case _:
-            raise AssertionError("the expression chooses no channels")
+            return rebuilt(expression, of_channels_read)
 
 
 def of_whole(expression: Expression, channels: int, indices: Ints) -> Expression:
@@ -275,24 +293,13 @@ def of_whole(expression: Expression, channels: int, indices: Ints) -> Expression
     match expression:
         case Identity(_, ndim):
             return Selected(Identity(channels, ndim), indices)
-        case Through(inner, layer):
-            return through(of_whole(inner, channels, indices), layer)
-        case Scaled(inner):
-            return replace(expression, input=of_whole(inner, channels, indices))
-        case Selected(inner, chosen):
-            return selected(of_whole(inner, channels, indices), chosen)
-        case Joined(parts):
-            return joined(tuple(of_whole(part, channels, indices) for part in parts))
-        case Sum(terms):
-            return sum_of(tuple(of_whole(term, channels, indices) for term in terms))
+        case _:
+            return rebuilt(expression, lambda inner: of_whole(inner, channels, indices))
 
 
 def layers(expression: Expression) -> Iterator[Layer]:
     """Yield the layers in the expression."""
-    for inner in operands(expression):
-        yield from layers(inner)
-    if isinstance(expression, Through):
-        yield expression.layer
+    return (each.layer for each in walk(expression) if isinstance(each, Through))
 
 
 def convolutions(expression: Expression) -> Iterator[Convolution]:
@@ -302,30 +309,96 @@ def convolutions(expression: Expression) -> Iterator[Convolution]:
 
 def is_unshifted(expression: Expression) -> bool:
     """Whether the expression adds nothing to what it computes from its source, whatever the weights."""
-    match expression:
-        case Scaled(_, Normalisation(str()) | Normalisation(bias=str()) | Offset()):
-            return False
-        case Through(_, Convolution(_, _, str())):
-            return False
-        case _:
-            return all(map(is_unshifted, operands(expression)))
+    for each in walk(expression):
+        match each:
+            case Scaled(_, Normalisation(str()) | Normalisation(bias=str()) | Offset()):
+                return False
+            case Through(_, Convolution(_, _, str())):
+                return False
+    return True
 
 
 def tensor_names(expression: Expression) -> Iterator[str]:
     """Yield the name of every tensor that the expression reads."""
-    for inner in operands(expression):
-        yield from tensor_names(inner)
+    for each in walk(expression):
+        names: tuple[object, ...] = ()
+        match each:
+            case Through(_, Convolution(_, weight, bias)):
+                names = (weight, bias)
+            case Through(_, Filter(_, _, fill)):
+                names = (fill,)
+            case Scaled(_, Normalisation(mean, var, weight, bias)):
+                names = (mean, var, weight, bias)
+            case Scaled(_, Factor(by)):
+                names = (by,)
+            case Scaled(_, Offset(by, _, scale)):
+                names = (by, scale)
+        yield from (name for name in names if isinstance(name, str))
+
+
+# An expression for people: each branch of the sum in a few words.
+
+
+def branches(expression: Expression) -> tuple[str, ...]:
+    """Describe each branch of the sum, such as ``conv 3x3 + norm``; layers in a row read from first to last."""
     match expression:
-        case Through(_, Convolution(_, weight, bias)):
-            names: tuple[object, ...] = (weight, bias)
-        case Through(_, Filter(_, _, fill)):
-            names = (fill,)
-        case Scaled(_, Normalisation(mean, var, weight, bias)):
-            names = (mean, var, weight, bias)
-        case Scaled(_, Factor(by)):
-            names = (by,)
-        case Scaled(_, Offset(by, _, scale)):
-            names = (by, scale)
+        case Sum(terms):
+            return tuple(name for term in terms for name in branches(term))
+        case Scaled(inner, by):
+            return tuple(_scaled(name, by, isinstance(inner, Sum)) for name in branches(inner))
+        case Identity():
+            return ("skip",)
         case _:
-            names = ()
-    yield from (name for name in names if isinstance(name, str))
+            return (_row(expression),)
+
+
+def _scaled(name: str, by: Channelwise, after_sum: bool) -> str:
+    match by:
+        case Normalisation():
+            return f"{name} (norm after the sum)" if after_sum else f"{name} + norm"
+        case Factor(float() as number, inverse):
+            return f"{1 / number if inverse else number:g} * {name}"
+        case Factor():
+            return f"{name} + scale"
+        case Offset():
+            return f"{name} + shift"
+
+
+def _row(expression: Expression) -> str:
+    """Describe a branch from its first layer to its last, ``conv 1x1 + norm → conv 3x3``."""
+    match expression:
+        case Through(Identity(), layer):
+            return _layer(layer)
+        case Through(inner, layer):
+            return f"{_inside(inner)} → {_layer(layer)}"
+        case Selected(Joined(parts)) if len(set(names := [*map(_inside, parts)])) == 1 and len(parts) > 1:
+            return f"{names[0]}, of {len(parts)} phases"
+        case Selected(inner, indices):
+            some = f"{len(indices)} of {inner.geometry.out_channels} channels"
+            return some if isinstance(inner, Identity) else f"{_inside(inner)} → {some}"
+        case Joined(parts):
+            return f"cat({', '.join(map(_inside, parts))})"
+        case _:
+            return _inside(expression)
+
+
+def _inside(expression: Expression) -> str:
+    names = branches(expression)
+    return names[0] if len(names) == 1 else f"({' and '.join(names)})"
+
+
+def _layer(layer: Layer) -> str:
+    geometry = layer.geometry
+    if isinstance(layer, Convolution):
+        return f"conv {geometry.describe()}" if geometry.ndim else "linear"
+    if isinstance(layer, Phases):
+        return f"unshuffle {_size(geometry)}"
+    if any(kernel > 1 for kernel in geometry.kernel):
+        return f"avg {_size(geometry)}"
+    if any(amount > 0 for pair in geometry.padding for amount in pair):
+        return "pad"
+    return "crop"
+
+
+def _size(geometry: Geometry) -> str:
+    return "x".join(map(str, geometry.kernel))

@@ -35,8 +35,7 @@ from repfuse.benching.runtimes import Inputs, forget_compiled, started
 from repfuse.benching.statistics import judge, ratio_of_medians, timing
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
-from repfuse.networks import between, device_of, main_dtype, placed, using_threads, why_refused
-from repfuse.preconditions import check_runnable
+from repfuse.networks import between, check_runnable, device_of, main_dtype, placed, using_threads, why_refused
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import OperatorMode
 from repfuse.samples import NotebookBlock

@@ -25,9 +25,8 @@ from repfuse.checking.places import Place, places
 from repfuse.checking.proof import at_the_example
 from repfuse.errors import RepfuseError
 from repfuse.networks import device_of
-from repfuse.planning.choosing import Choice, again
 from repfuse.planning.cost import is_trade, price
-from repfuse.planning.replaying import replay
+from repfuse.planning.replaying import Choice, again, replay
 from repfuse.plans import Measured, Plan, Site
 from repfuse.rewriting import rewrite
 
@@ -55,7 +54,7 @@ def time_sites(
     Of more than MOST_STEPS places several are merged in one step, which shares its gain out among them. All take
     ``seconds`` twice, about, and each FEWEST_ROUNDS at least. Raises RepfuseError where the plan is of other networks.
     """
-    plan = replace(plan, live=replay(original, plan).planner)
+    plan = replace(plan, live=replay(original, plan)[0])
     halves = (lambda done: progress(done / 2)), (lambda done: progress((1 + done) / 2))
     pairs = [(place, place.before) for place in places(original, plan)]
     alone = time_places(pairs, fused, plan, seconds=seconds, progress=halves[0], clock=clock)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from repfuse.checking.inputs import Trial
 from repfuse.checking.results import Flip, Flips, RealData
 from repfuse.checking.runs import Outcome, as_stored, copied, run, run_copy
-from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import between, why_refused
 from repfuse.wording import Progress
@@ -113,13 +113,10 @@ class Ranking:
         same = self.best.sort(dim=1).values == other.best.sort(dim=1).values
         return same.all(dim=1) & (self.first != NONE)
 
-    def hits(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return for each sample whether its class is the label."""
-        return self.first == labels
-
-    def hits_on_top(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return for each sample whether the label is among the best five."""
-        return (self.best == labels[:, None]).any(dim=1)
+    def accuracy(self, labels: torch.Tensor) -> tuple[float, float | None]:
+        """Return the fraction of the samples whose class is the label, and of those with it among the best five."""
+        hits = self.best == labels[:, None]
+        return _share(hits[:, 0]), _share(hits.any(dim=1)) if self.has_top else None
 
 
 def ranking(scores: torch.Tensor) -> Ranking | None:
@@ -173,13 +170,28 @@ def agreement(
     if labels is not None:
         _check(labels, samples, before)
         labels = labels.to("cpu", torch.int64)
+    made = data if isinstance(data, Samples) else None
+    agreed = on_top = flips = None
+    unknown = 0
+    if before and after:
+        agreed = _share(before.agrees(after))
+        on_top = _share(before.agrees_on_top(after)) if before.has_top and after.has_top else None
+        flips = _flips(before, after, labels, made.names if made else ())
+        unknown = int(((before.first == NONE) | (after.first == NONE)).sum())
+    accuracies = [each.accuracy(labels) if each and labels is not None else (None, None) for each in (before, after)]
+    (first, other), (first_on_top, other_on_top) = zip(*accuracies, strict=True)
     return RealData(
         samples=samples,
         compared=len(data_trial(data).inputs[0]),
-        notes=data.notes if isinstance(data, Samples) else (),
-        **_agreement(before, after, labels, data.names if isinstance(data, Samples) else ()),
-        **_accuracies(before, labels, "original"),
-        **_accuracies(after, labels, "fused"),
+        top1_agreement=agreed,
+        accuracy_original=first,
+        accuracy_fused=other,
+        top5_agreement=on_top,
+        top5_accuracy_original=first_on_top,
+        top5_accuracy_fused=other_on_top,
+        flips=flips,
+        without_class=unknown,
+        notes=made.notes if made else (),
     )
 
 
@@ -223,18 +235,6 @@ def _first(outcome: Outcome) -> torch.Tensor:
     return next(iter(outcome.outputs.values()), torch.empty(0))
 
 
-def _agreement(
-    before: Ranking | None, after: Ranking | None, labels: torch.Tensor | None, names: Sequence[str]
-) -> dict[str, Any]:
-    if before is None or after is None:
-        return {"top1_agreement": None}
-    agreed = before.agrees(after)
-    on_top = _share(before.agrees_on_top(after)) if before.has_top and after.has_top else None
-    unknown = int(((before.first == NONE) | (after.first == NONE)).sum())
-    flips = _flips(before, after, labels, names)
-    return {"top1_agreement": _share(agreed), "top5_agreement": on_top, "without_class": unknown, "flips": flips}
-
-
 FLIPS_LISTED = 20
 
 
@@ -244,7 +244,7 @@ def _flips(before: Ranking, after: Ranking, labels: torch.Tensor | None, names: 
     margins = before.margins[worst].tolist()
     right_to_wrong = wrong_to_right = None
     if labels is not None:
-        right, still = before.hits(labels), after.hits(labels)
+        right, still = before.first == labels, after.first == labels
         right_to_wrong, wrong_to_right = int((right & ~still).sum()), int((~right & still).sum())
     first = (
         Flip(
@@ -257,13 +257,6 @@ def _flips(before: Ranking, after: Ranking, labels: torch.Tensor | None, names: 
     )
     least, most = (margins[-1], margins[0]) if margins else (None, None)
     return Flips(len(worst), right_to_wrong, wrong_to_right, least, most, tuple(first))
-
-
-def _accuracies(found: Ranking | None, labels: torch.Tensor | None, side: str) -> dict[str, Any]:
-    if found is None or labels is None:
-        return {f"accuracy_{side}": None}
-    on_top = _share(found.hits_on_top(labels)) if found.has_top else None
-    return {f"accuracy_{side}": _share(found.hits(labels)), f"top5_accuracy_{side}": on_top}
 
 
 def _check(labels: torch.Tensor, samples: int, found: Ranking | None) -> None:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
+from repfuse.checking.inputs import Trial
 from repfuse.checking.results import Comparison, Level, OutputError, TrialComparison, quotient
 from repfuse.checking.runs import Change, Outcome, in_float64, run_float64
-from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import why_refused
 from repfuse.wording import dtype_name
@@ -50,10 +51,14 @@ def half_the_digits(dtype: torch.dtype) -> float:
 
 def output_error(name: str, reference: torch.Tensor, other: torch.Tensor) -> OutputError:
     """Return every number about one output, two tensors of the same shape with the same non-finite places."""
-    difference = (_wide(reference) - _wide(other)).abs()
+    difference = (reference.double() - other.double()).abs()
     difference = torch.where(torch.isfinite(difference), difference, 0)
-    worst = _index_of_largest(difference)
+    worst: tuple[int, ...] = ()
+    if difference.numel():  # not by torch's own function, which loads sympy
+        worst = tuple(map(int, np.unravel_index(int(difference.argmax()), difference.shape)))
     a, b, _ = _finite_pairs(reference, other)
+    wrong = a != b
+    nothing = bool((wrong & (a == 0)).any())  # of which no part is as large as the difference
     return OutputError(
         name=name,
         shape=tuple(reference.shape),
@@ -61,7 +66,7 @@ def output_error(name: str, reference: torch.Tensor, other: torch.Tensor) -> Out
         relative=level(reference, other),
         max_abs=_largest(difference),
         scale=_largest(a),
-        smallest_rtol=_smallest_rtol(a, b),
+        smallest_rtol=None if nothing else _largest((a[wrong] - b[wrong]).abs() / a[wrong].abs()),
         worst=worst,
         values=(float(reference[worst]), float(other[worst])) if reference.numel() else (0.0, 0.0),
         non_finite=reference.numel() - a.numel(),
@@ -76,7 +81,8 @@ def mismatch(reference: dict[str, torch.Tensor], other: dict[str, torch.Tensor])
     for name, a in reference.items():
         b = other[name]
         if a.shape != b.shape:
-            return f"{name} is {_shape(a)} in the original and {_shape(b)} in the fused network"
+            one, two = ("x".join(map(str, x.shape)) or "a number" for x in (a, b))
+            return f"{name} is {one} in the original and {two} in the fused network"
         if a.dtype != b.dtype:
             return f"{name} is {a.dtype} in the original and {b.dtype} in the fused network"
         if not _finite_pairs(a, b)[2]:
@@ -86,13 +92,13 @@ def mismatch(reference: dict[str, torch.Tensor], other: dict[str, torch.Tensor])
 
 def informative(reference: torch.Tensor) -> bool:
     """Whether the tensor has a finite element other than 0: without one there is nothing to compare."""
-    wide = _wide(reference)
+    wide = reference.double()
     return bool((torch.isfinite(wide) & (wide != 0)).any())
 
 
 def _finite_pairs(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """Return the finite elements of both, flat, and whether the others are equal in both."""
-    a, b = _wide(a).flatten(), _wide(b).flatten()
+    a, b = a.double().flatten(), b.double().flatten()
     finite = torch.isfinite(a)
     if bool(finite.all()) and bool(torch.isfinite(b).all()):
         return a, b, True
@@ -103,30 +109,8 @@ def _finite_pairs(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch
     return a[both], b[both], alike
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the numbers in float64, wide enough that the comparison adds no error of its own."""
-    return tensor.to(torch.float64)
-
-
-def _index_of_largest(tensor: torch.Tensor) -> tuple[int, ...]:
-    if not tensor.numel():
-        return ()
-    return tuple(map(int, np.unravel_index(int(tensor.argmax()), tensor.shape)))
-
-
-def _smallest_rtol(a: torch.Tensor, b: torch.Tensor) -> float | None:
-    wrong = a != b
-    if bool((wrong & (a == 0)).any()):
-        return None
-    return _largest((a[wrong] - b[wrong]).abs() / a[wrong].abs())
-
-
 def _largest(tensor: torch.Tensor) -> float:
     return float(tensor.abs().max()) if tensor.numel() else 0.0
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a number"
 
 
 GUARD = "AssertionError: Guard failed: "
@@ -162,33 +146,27 @@ def tabulate(
     trials: Sequence[Trial], expected: Sequence[Outcome], found: Sequence[Outcome], tolerance: float = TOLERANCE
 ) -> Comparison:
     """Set the outcomes of both networks side by side."""
-    first, *others = zip(trials, expected, found, strict=True)
-    return Comparison((_row(*first), *(_outside(*each) or _row(*each) for each in others)), tolerance)
+    rows = enumerate(zip(trials, expected, found, strict=True))
+    return Comparison(tuple(_row(*each, guards=position > 0) for position, each in rows), tolerance)
 
 
-def _outside(trial: Trial, expected: Outcome, found: Outcome) -> TrialComparison | None:
-    """Return a row for an input, other than the example, that the fused network says itself it is not for.
+def _row(trial: Trial, expected: Outcome, found: Outcome, *, guards: bool) -> TrialComparison:
+    """Return a row. A fused network that ``guards`` its inputs says itself which it is not for.
 
-    An exported program was made for a range of sizes, and checks its inputs.
+    An exported program was made for a range of sizes, which has the example in it, and checks its inputs.
     """
-    if expected.error or not found.error.startswith(GUARD):
-        return None
-    broken = found.error.removeprefix(GUARD)
-    return TrialComparison(trial.label, trial.shapes, skipped=f"the fused program does not take it, by {broken}")
-
-
-def _row(trial: Trial, expected: Outcome, found: Outcome) -> TrialComparison:
+    said = partial(TrialComparison, trial.label, trial.shapes)
     if expected.error:
-        return TrialComparison(trial.label, trial.shapes, skipped=expected.error)
+        return said(skipped=expected.error)
+    if guards and found.error.startswith(GUARD):
+        return said(skipped=f"the fused program does not take it, by {found.error.removeprefix(GUARD)}")
     if found.error and expected.is_empty:
-        return TrialComparison(trial.label, trial.shapes, skipped="the outputs are empty")
+        return said(skipped="the outputs are empty")
     if found.error:
-        what = f"the original runs, the fused network does not ({found.error})"
-        return TrialComparison(trial.label, trial.shapes, mismatch=what)
+        return said(mismatch=f"the original runs, the fused network does not ({found.error})")
     if what := mismatch(expected.outputs, found.outputs):
-        return TrialComparison(trial.label, trial.shapes, mismatch=what)
-    outputs = (output_error(name, a, found.outputs[name]) for name, a in expected.outputs.items())
-    return TrialComparison(trial.label, trial.shapes, tuple(outputs))
+        return said(mismatch=what)
+    return said(tuple(output_error(name, a, found.outputs[name]) for name, a in expected.outputs.items()))
 
 
 def with_fallbacks(original: nn.Module, trials: Sequence[Trial]) -> tuple[list[Trial], list[Outcome]]:

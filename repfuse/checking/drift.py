@@ -1,4 +1,4 @@
-"""How far each network, in its own dtype, is from the original in float64.
+"""How far each network, in its own dtype, is from the original in float64; and what both are found to differ by.
 
 What is allowed follows from arithmetic. The fused network's error has two independent parts:
 
@@ -16,26 +16,47 @@ happens to be exact. The safety factor, and the part of trials on which errors h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from repfuse.checking.comparison import half_the_digits, level, mismatch, reference
-from repfuse.checking.results import Drift, Level, OutputDrift
-from repfuse.checking.rounding import SAMPLES, RoundingEffects, allowed, rms, settle
-from repfuse.checking.runs import Key, Outcome, by_key, run, run_float64
-from repfuse.checking.trial import Trial, is_floating, mapped
+from repfuse.checking.comparison import (
+    answers_in_float64,
+    half_the_digits,
+    informative,
+    level,
+    mismatch,
+    reference,
+    tabulate,
+    with_fallbacks,
+)
+from repfuse.checking.inputs import Trial, input_variants, is_floating, mapped
+from repfuse.checking.results import Drift, Level, OutputDrift, OutputError, OutputVerdict, TrialComparison, Verified
+from repfuse.checking.rounding import (
+    SAMPLES,
+    Levels,
+    RoundingEffects,
+    allowed,
+    combined,
+    explained,
+    rms,
+    settle,
+)
+from repfuse.checking.runs import Key, Outcome, by_key, call, narrow_in, run, run_float64
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.networks import between, main_dtype
-from repfuse.wording import dtype_name
+from repfuse.wording import Progress, dtype_name
 
 # The original's own error in its stored dtype, drawn again where one draw does not settle a drift.
 #
 # What rounding does in one call is one draw of a random variable, and where an output has few numbers that depend on
 # few others, a lucky one may be many times smaller than the next. Inputs that are moved by less than a hundredth are of
 # the same kind and size, and round anew.
-
 
 MOVED = 1 / 128  # of each number, at most
 
@@ -87,41 +108,41 @@ def drift(
     effect = effect or RoundingEffects(fused, original, trials, run_float64(fused, trials), scale=exact)
     after = run(fused, trials, between(original, fused)) if found is None else found
     before = run(original, trials, {}) if own is None else own
-    wide, wanted, given = by_key(exact), by_key(before), by_key(after)
-    wide = {key: x for key, x in wide.items() if _sound(x, wanted.get(key))}
+    wanted, given = by_key(before), by_key(after)
+    wide = {key: x for key, x in by_key(exact).items() if _sound(x, wanted.get(key))}
     if not wide:
         why = before[0].error or "its outputs overflow"
         problem = f"the original cannot run in {dtype_name(main_dtype(original))} here ({why})"
         return Drift((), measured=False, problem=problem)
     alike = main_dtype(original) == main_dtype(fused)
-    for key in wide:
-        found_here, name = given.get(key), key[1]
-        if found_here is None:
-            problem = f"only the original runs ({after[key[0]].error or f'{name} is missing'})"
+    for (position, name), x in ((key, wanted[key]) for key in wide):
+        other = given.get((position, name))
+        if other is None:
+            problem = f"only the original runs ({after[position].error or f'{name} is missing'})"
         else:
-            problem = mismatch({name: wanted[key]}, {name: found_here if alike else found_here.to(wanted[key].dtype)})
+            problem = mismatch({name: x}, {name: other if alike else other.to(x.dtype)})
         if problem:
-            return Drift((), problem=f"{trials[key[0]].label}: {problem}")
+            return Drift((), problem=f"{trials[position].label}: {problem}")
     effect.measure_usual()
     drawn = {key: level(x, wanted[key]) for key, x in wide.items()}
     errors = {key: level(x, given[key]) for key, x in wide.items()}
-    last = {key: _last_rounding(given[key]) for key in wide}
     without = any("" in outcome.narrow for outcome in exact)  # then its own error is not to be had
 
     def rows() -> dict[Key, OutputDrift]:
         explained = effect.levels(drawn)
-        limits = allowed([drawn, explained, last])
         if without:
             limits = {key: Level(half, half) for key in drawn for half in [half_the_digits(given[key].dtype)]}
+        else:
+            limits = allowed([drawn, explained, {key: _last_rounding(given[key]) for key in wide}])
         return {
             key: OutputDrift(
-                trial=trials[key[0]].label,
-                name=key[1],
-                dtype=dtype_name(given[key].dtype),
-                own=drawn[key],
-                fused=errors[key],
-                rounding=explained[key],
-                allowed=limits[key],
+                trials[key[0]].label,
+                key[1],
+                dtype_name(given[key].dtype),
+                drawn[key],
+                errors[key],
+                explained[key],
+                limits[key],
             )
             for key in drawn
         }
@@ -149,3 +170,173 @@ def _sound(wide: torch.Tensor, stored: torch.Tensor | None) -> bool:
     if stored is None or stored.shape != wide.shape:
         return False
     return wide.numel() > 0 and math.isfinite(level(wide, stored).max)
+
+
+# Everything that a verdict on two networks rests on, gathered once.
+
+MEASURED = 0.75  # of the whole: real data, the sites and the place of a difference follow
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured. Keys are a position in ``trials`` and the name of an output.
+
+    ``table`` holds a row per trial that was ``tried``, there with the original's outcome; ``trials`` are only those in
+    which both networks gave ``outputs`` of the same form. ``outcomes`` are the original's in float64, ``answers`` the
+    fused network's. ``settled`` are the positions on which everything was measured that could explain an error; where
+    one is too large and settled, others need not be.
+    """
+
+    table: tuple[TrialComparison, ...]
+    tried: tuple[tuple[Trial, Outcome], ...]
+    trials: Sequence[Trial] = ()
+    outcomes: Sequence[Outcome] = ()
+    answers: Sequence[Outcome] = ()
+    outputs: Mapping[Key, OutputError] = field(default_factory=dict)
+    rounding: Levels = field(default_factory=dict)
+    limits: Levels = field(default_factory=dict)
+    drift: Drift | None = None
+    settled: frozenset[int] = frozenset()
+
+    @property
+    def worst(self) -> Key:
+        """The output that comes closest to its limit, or furthest above; where errors stand, one of these."""
+        return max(self.outputs, key=self._rank)
+
+    def excess(self, key: Key) -> float:
+        """Return the error in units of what is allowed."""
+        return self.outputs[key].relative.over(self.limits[key])
+
+    @property
+    def narrow(self) -> tuple[str, ...]:
+        """The modules of either network that have no float64, and ran in their own dtype."""
+        return narrow_in((*self.outcomes, *self.answers))
+
+    @property
+    def mismatched(self) -> TrialComparison | None:
+        """The first trial on which something differs that is no number."""
+        return next((row for row in self.table if row.mismatch), None)
+
+    @property
+    def names(self) -> list[str]:
+        """The outputs, each once."""
+        return [*dict.fromkeys(name for _, name in self.outputs)]
+
+    @property
+    def vacuous(self) -> list[str]:
+        """The outputs that have no finite number other than 0 on any trial: to agree in these says nothing."""
+        telling = {name for (_, name), output in by_key(self.outcomes).items() if informative(output)}
+        return [name for name in self.names if name not in telling]
+
+    @property
+    def informative(self) -> bool:
+        """Whether any output has a finite number other than 0."""
+        return len(self.vacuous) < len(self.names)
+
+    def rows(self) -> tuple[OutputVerdict, ...]:
+        """Return a row per output: its worst trial, and its worst drift."""
+        drifts = self.drift.by_output if self.drift else {}
+        worst = {name: max((key for key in self.outputs if key[1] == name), key=self._rank) for name in self.names}
+        return tuple(
+            OutputVerdict(
+                name,
+                self.trials[key[0]].label,
+                self.outputs[key],
+                self.rounding[key],
+                self.limits[key],
+                drifts.get(name),
+            )
+            for name, key in worst.items()
+        )
+
+    def _rank(self, key: Key) -> tuple[bool, float]:
+        times = self.excess(key)
+        return times > 1 and key[0] in self.settled, times
+
+
+def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progress: Progress) -> Evidence:
+    """Run both networks in float64 and as they are stored, and measure what rounding explains.
+
+    Raises RepfuseError where the original cannot run the first trial in float64.
+    """
+    progress("the original in float64", 0.0)
+    trials, expected = with_fallbacks(original, trials)
+    progress("the fused network in float64", 0.1)
+    found = answers_in_float64(fused, trials, expected)
+    table, tried = tabulate(trials, expected, found).trials, tuple(zip(trials, expected, strict=True))
+    kept = [position for position, row in enumerate(table) if not row.skipped and not row.mismatch]
+    outputs = {(number, each.name): each for number, at in enumerate(kept) for each in table[at].outputs}
+    if not outputs:
+        return Evidence(table, tried)
+    trials, expected, found = [trials[at] for at in kept], [expected[at] for at in kept], [found[at] for at in kept]
+    progress("what rounding explains", 0.2)
+    before = RoundingEffects(original, fused, trials, expected)
+    after = RoundingEffects(fused, original, trials, found, scale=expected)
+    effects, settled = explained(before, after, {key: each.relative for key, each in outputs.items()})
+    progress("drift", 0.6)
+    measured = drift(original, fused, trials, expected, effect=after)
+    what = combined(effects), allowed(effects), measured, frozenset(settled)
+    return Evidence(table, tried, trials, expected, found, outputs, *what)
+
+
+# A file that was written, run in its own runtime and held against the original network.
+#
+# It is allowed what ``drift`` allows the fused network in memory: the original's own error, the effect of rounding the
+# weights, and the last rounding of the output. Inputs that its declared shapes allow have to run and to agree; of what
+# they exclude, every kind of input is tried at a size that they allow. What they exclude is tried as well: a format
+# without guards may take it, and it counts where it agrees; where not, it is listed.
+
+
+Run = Callable[[Sequence[Trial]], tuple[str, Sequence[Outcome]]]
+"""Runs a file on some trials: in which runtime, and what it gave."""
+
+
+def check_written(
+    original: nn.Module,
+    fused: nn.Module,
+    example: Sequence[Any],
+    run: Run,
+    *,
+    gate: nn.Module,
+    shapes: tuple[str, ...] = (),
+) -> Verified:
+    """Run the file that ``fused`` was written to on the inputs of ``input_variants`` and return what was found.
+
+    ``gate`` is a network that refuses what the file's shapes exclude, and ``shapes`` are these as text. Raises
+    RepfuseError, with the exit code of a failed check, where the file does not compute what the original does, or where
+    that cannot be told.
+    """
+    trials, expected = with_fallbacks(original, input_variants(example))
+    others = [index for index, outcome in enumerate(expected) if index and not outcome.error]
+    excluded = {index for index in others if call(gate, trials[index].inputs).error}
+    instead: list[Trial] = []
+    for index in sorted(excluded):  # the first of what may stand in its place that the shapes allow
+        fitting = (other for other in trials[index].otherwise() if not call(gate, other.inputs).error)
+        instead += islice(fitting, 1)
+    trials, expected = trials + instead, expected + run_float64(original, instead)
+    runtime, found = run(trials)
+    taken = [index for index, outcome in enumerate(expected) if not outcome.error]
+    kept = [index for index in taken if index not in excluded or _alike(expected[index], found[index])]
+    chosen = [trials[index] for index in kept]
+    measured = drift(
+        original, fused, chosen, [expected[index] for index in kept], found=[found[index] for index in kept]
+    )
+    wrong = {row.trial for row in measured.outputs if not row.passed} & {trials[index].label for index in excluded}
+    measured = replace(measured, outputs=tuple(row for row in measured.outputs if row.trial not in wrong))
+    worst = measured.worst
+    if not measured.passed or worst is None:
+        raise RepfuseError(
+            f"What was written does not compute what the original does in {runtime}; nothing was kept.",
+            measured.reason,
+            "Choose another --format. If repfuse verify finds the networks equal, please report it.",
+            exit_code=EXIT_FAILED_CHECK,
+        )
+    compared = tuple(trial.label for trial in chosen if trial.label not in wrong)
+    refused = tuple(label for label in (trials[index].label for index in taken) if label not in compared)
+    return Verified(runtime, shapes, compared, refused, *worst.numbers)
+
+
+def _alike(expected: Outcome, found: Outcome) -> bool:
+    """Whether both give outputs of the same names and shapes."""
+    shapes = {name: tensor.shape for name, tensor in expected.outputs.items()}
+    return shapes == {name: tensor.shape for name, tensor in found.outputs.items()}

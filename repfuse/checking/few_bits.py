@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from repfuse.checking.agreement import Data, agreement
+from repfuse.checking.inputs import Trial
 from repfuse.checking.results import FewBits, RoundedLayer, RoundedWeights
 from repfuse.checking.runs import Change, Outcome, as_stored, by_key, copied, in_float64, run_float64
-from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import join, named_modules, own_tensors
 from repfuse.quantization import rounded, signal_to_noise

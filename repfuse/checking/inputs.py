@@ -21,14 +21,111 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial, reduce
+from enum import StrEnum
+from functools import cached_property, reduce
 from operator import and_, or_
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from repfuse.checking.trial import SCOPES, Effort, Scope, Sizes, Trial, is_floating, known_effort, mapped
+from repfuse.errors import RepfuseError
+
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One set of inputs for a call of both networks, and what to call it in a report.
+
+    ``sampled`` says whether the effect of rounding is measured on it in any case, which takes several runs of each
+    network; elsewhere it borrows. ``otherwise`` makes what to try in its place, in this order, where the original
+    refuses it (see ``repfuse.checking.comparison``).
+    """
+
+    label: str
+    inputs: tuple[Any, ...]
+    sampled: bool = True
+    otherwise: Callable[[], Iterable[Trial]] = tuple
+
+    @property
+    def shapes(self) -> tuple[Sizes, ...]:
+        """The shape of each tensor input."""
+        return tuple(tuple(x.shape) for x in tree_leaves(self.inputs) if isinstance(x, torch.Tensor))
+
+    @property
+    def work(self) -> int:
+        """How much a network has to do on it, roughly: the number of elements of its tensors."""
+        return sum(x.numel() for x in tree_leaves(self.inputs) if isinstance(x, torch.Tensor))
+
+
+def mapped(trial: Trial, change: Callable[[tuple[Any, ...]], Any]) -> Trial:
+    """Return the trial with changed inputs, also of what may take its place."""
+    others = trial.otherwise
+    return replace(
+        trial, inputs=tuple(change(trial.inputs)), otherwise=lambda: (mapped(other, change) for other in others())
+    )
+
+
+def rounded_through(trial: Trial, dtype: torch.dtype | None) -> Trial:
+    """Return the trial with floating inputs that both their own dtype and ``dtype`` hold exactly."""
+    if dtype is None:
+        return trial
+    return mapped(trial, lambda inputs: tree_map(lambda x: x.to(dtype).to(x.dtype) if is_floating(x) else x, inputs))
+
+
+def is_floating(x: Any) -> bool:
+    """Whether ``x`` is a tensor of floating numbers."""
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+class Effort(StrEnum):
+    """How many inputs are tried, and how large ones."""
+
+    QUICK = "quick"
+    """The example, and noise of a few sizes up to a quarter of it, or longer along an axis: seconds."""
+
+    DEFAULT = "default"
+    """The example, every kind of input at about half of its size, and small sizes, odd and even."""
+
+    THOROUGH = "thorough"
+    """More random inputs, every kind at three sizes, larger batches, and 32 sizes in a row: each phase of a stride."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What an effort comes to.
+
+    ``parts`` are the divisors of the example's size at which the first ``kinds`` (or all) are tried, ``small`` the
+    sizes of a few pixels, ``in_a_row`` how many consecutive sizes, ``batches`` what is added to the batch. On
+    ``sampled`` trials the effect of rounding is measured in any case, which costs as much as the network has weights. A
+    site by itself is tried at its last ``of_site`` sizes.
+    """
+
+    seeds: tuple[int, ...]
+    parts: tuple[int, ...]
+    small: tuple[int, ...]
+    sampled: int
+    batches: tuple[int, ...] = (1,)
+    in_a_row: int = 0
+    kinds: int | None = None
+    of_site: int = 4
+
+
+# Small sizes are less than a kernel's reach, odd and even: there mistakes at the border are all there is.
+SCOPES = {
+    Effort.QUICK: Scope(seeds=(0,), parts=(4,), small=(2,), sampled=1, kinds=1, of_site=1),
+    Effort.DEFAULT: Scope(seeds=(0,), parts=(2,), small=(1, 2, 3, 5, 7), sampled=3),
+    Effort.THOROUGH: Scope((0, 1, 2, 3), (1, 2, 4), (1, 2, 3, 4, 5, 6, 7, 9), sampled=7, batches=(1, 6), in_a_row=32),
+}
+
+
+def known_effort(effort: Effort | str) -> Effort:
+    """Return the effort of this name. Raises RepfuseError where there is none."""
+    if effort not in SCOPES:
+        raise RepfuseError(f"There is no effort {str(effort)!r}.", "", f"Choose one of {', '.join(SCOPES)}.")
+    return Effort(effort)
+
 
 LARGE = 10  # times the usual inputs
 FAINT = 1 / 64  # times the usual inputs: what lies where a kind has nothing to show
@@ -170,25 +267,40 @@ class Example:
                     extents += [Extent(axes, size), Extent(axes, (*own[:number], more, *own[number + 1 :]))]
             yield list(dict.fromkeys(extents))
 
-    def inputs(self, kind: Kind, extent: Extent, seed: int, batch: int | None = None) -> tuple[Any, ...]:
-        """Return new inputs: floating ones of this kind and size, others with their values; all of this batch."""
-        return tuple(self._leaf(x, kind, extent, seed + 1000 * number, batch) for number, x in enumerate(self.leaves))
+    def trial(
+        self, label: str, kind: Kind, extents: Sequence[Extent], seed: int, *, batch: int = 0, sampled: bool = False
+    ) -> Trial:
+        """Return new inputs: floating ones of this kind and the first of these sizes, others with their values.
 
-    def _leaf(self, x: Any, kind: Kind, extent: Extent, seed: int, batch: int | None) -> Any:
+        All are of this batch. Where they are refused, the other sizes may be tried.
+        """
+
+        def made(extent: Extent) -> Trial:
+            seeds = range(seed, seed + 1000 * len(self.leaves), 1000)
+            inputs = tuple(self._leaf(x, kind, extent, own, batch) for x, own in zip(self.leaves, seeds, strict=True))
+            return Trial(label if batch else f"{label} {extent.name}".strip(), inputs, sampled=False)
+
+        first, *others = extents
+        return replace(made(first), sampled=sampled, otherwise=lambda: map(made, others))
+
+    def _leaf(self, x: Any, kind: Kind, extent: Extent, seed: int, batch: int) -> Any:
         if not isinstance(x, torch.Tensor):
             return x
         shape = list(x.shape)
         if extent.size and self._follows(x, extent.axes):
             for axis, n in zip(extent.axes, extent.size, strict=True):
                 shape[axis] = n
-        if batch is not None and shape[:1] == [self.batch]:
+        if batch and shape[:1] == [self.batch]:
             shape[0] = batch
         if not x.is_floating_point():
             return x[torch.arange(shape[0]) % len(x)] if shape else x  # over again where there are too few
         axes = extent.axes if len(shape) > max(extent.axes, default=0) else (1,)
         generator = torch.Generator().manual_seed(seed)
         sound = bool(axes) and max(axes) < len(shape) and all(shape)  # what has no such axes can only be noise
-        return (kind if sound else noise)(tuple(shape), axes, generator).to(dtype=x.dtype, device=x.device)
+        found = (kind if sound else noise)(tuple(shape), axes, generator).to(dtype=x.dtype, device=x.device)
+        if batch > 1 and is_spatial(tuple(shape)):
+            found[-1] = 1  # a constant image: nothing but its border tells one pixel from another
+        return found
 
     def _follows(self, x: torch.Tensor, axes: Sizes) -> bool:
         """Whether an input has the size that is changed."""
@@ -234,8 +346,8 @@ def input_variants(
     first, *others = seeds or scope.seeds
     trials = [Trial("the example", example.leaves, sampled=False)]
     if example.floating:
-        own = Extent(example.readings[0] if example.readings else ())
-        trials += [_one(example, f"random, seed {seed}", noise, own, seed) for seed in others]
+        own = [Extent(example.readings[0] if example.readings else ())]
+        trials += [example.trial(f"random, seed {seed}", noise, own, seed) for seed in others]
     trials += _sizes(example, map(example.reduced, scope.parts), first)
     trials += _sizes(example, example.larger(), first, sampled=False)
     trials += [kind for part in scope.parts for kind in _kinds(example, scope.kinds, part, first)]
@@ -252,8 +364,7 @@ def input_variants(
 def _sizes(example: Example, sizes: Iterable[list[Extent]], seed: int, *, sampled: bool = True) -> Iterator[Trial]:
     """Yield noise of other sizes, each in the first reading that is taken."""
     for extents in filter(None, sizes):
-        trial = _first_of(partial(_one, example, "size", noise, extent, seed + 10) for extent in extents)
-        yield replace(trial, sampled=sampled)
+        yield example.trial("size", noise, extents, seed + 10, sampled=sampled)
 
 
 def _in_a_row(example: Example, count: int, seed: int) -> Iterator[Trial]:
@@ -266,17 +377,15 @@ def _in_a_row(example: Example, count: int, seed: int) -> Iterator[Trial]:
     for number in range(count):
         steps = (number, count - 1 - number, (number + count // 2) % count)
         size = tuple(max(1, n // 4) + step for n, step in zip(example.size(axes), steps, strict=False))
-        yield _one(example, "size", noise, Extent(axes, size), seed + 10)
+        yield example.trial("size", noise, [Extent(axes, size)], seed + 10)
 
 
 def _kinds(example: Example, count: int | None, part: int, seed: int) -> Iterator[Trial]:
     """Yield the first ``count`` kinds of input at a ``part``-th of the size, else at the example's."""
     names = KINDS if is_spatial(example.main) else OF_FEATURES if example.floating else ()
     for number, name in enumerate([*names][:count]):
-        makers = [
-            partial(_one, example, name, KINDS[name], extent, seed + 20 + number) for extent in _extents(example, part)
-        ]
-        yield replace(_first_of(makers), sampled=name == "large")
+        extents = _extents(example, part)
+        yield example.trial(name, KINDS[name], extents, seed + 20 + number, sampled=name == "large")
 
 
 def _extents(example: Example, part: int) -> list[Extent]:
@@ -288,27 +397,8 @@ def _extents(example: Example, part: int) -> list[Extent]:
 def _batches(example: Example, scope: Scope, seed: int) -> Iterator[Trial]:
     """Yield larger batches with a sample of ones, and a batch of 1, reduced as the kinds are."""
     batch = example.batch
-    if batch is None:
-        return
-    for count in dict.fromkeys([*(batch + more for more in scope.batches), 1]):
-        if count != batch:
-            extents = _extents(example, scope.parts[-1])
-            yield _first_of(partial(_batch_of, example, count, extent, seed + 30) for extent in extents)
-
-
-def _batch_of(example: Example, count: int, extent: Extent, seed: int) -> Trial:
-    inputs = example.inputs(noise, extent, seed, batch=count)
-    for x in inputs if count > 1 else ():
-        if is_floating(x) and is_spatial(tuple(x.shape)):
-            x[-1] = 1  # a constant image: nothing but its border tells one pixel from another
-    return Trial(f"batch {count}", inputs, sampled=False)
-
-
-def _one(example: Example, label: str, kind: Kind, extent: Extent, seed: int) -> Trial:
-    return Trial(f"{label} {extent.name}".strip(), example.inputs(kind, extent, seed), sampled=False)
-
-
-def _first_of(makers: Iterable[Callable[[], Trial]]) -> Trial:
-    """Return the first trial, with the others to be made where it is refused."""
-    first, *others = makers
-    return replace(first(), otherwise=lambda: (make() for make in others))
+    if batch is not None:
+        for count in dict.fromkeys([*(batch + more for more in scope.batches), 1]):
+            if count != batch:
+                extents = _extents(example, scope.parts[-1])
+                yield example.trial(f"batch {count}", noise, extents, seed + 30, batch=count)

@@ -10,10 +10,10 @@ import torch
 from torch import jit, nn
 
 from repfuse.checking.comparison import level
+from repfuse.checking.inputs import Trial
 from repfuse.checking.results import FirstDifference, Level
 from repfuse.checking.rounding import allowed, rounding, unchanged
 from repfuse.checking.runs import Change, Outcome, in_float64, leaves, run_float64
-from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 
 KEPT = 1 << 16  # elements kept of each module's output, drawn at random: a thousand modules' outputs stay in memory
@@ -103,10 +103,10 @@ def _limits(original: nn.Module, before: Record, fused: nn.Module, after: Record
     def run(network: nn.Module, change: Change) -> list[Outcome]:
         return [Outcome(_recorded(network, trial, change).outputs)]
 
-    first = rounding(original, run, [Outcome(before.outputs)], unchanged(original, fused))
-    second = rounding(fused, run, [Outcome(after.outputs)], unchanged(fused, original), [Outcome(before.outputs)])
-    common = first.keys() & second.keys()
-    limits = allowed([{key: effect[key] for key in common} for effect in (first, second)])
+    given, found = [Outcome(before.outputs)], [Outcome(after.outputs)]
+    first = rounding(original, run, given, unchanged(original, fused))
+    second = rounding(fused, run, found, unchanged(fused, original), given)
+    limits = allowed([{key: effect[key] for key in first.keys() & second.keys()} for effect in (first, second)])
     return {name: limit for (_, name), limit in limits.items()}
 
 

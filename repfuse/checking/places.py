@@ -16,19 +16,18 @@ from torch.nn.modules.conv import _ConvNd
 from repfuse.algebra.evaluation import Tensors, behind_norm, constant, evaluate
 from repfuse.algebra.expression import Expression
 from repfuse.checking.comparison import TOLERANCE, answers_in_float64, half_the_digits, tabulate
+from repfuse.checking.inputs import Trial
 from repfuse.checking.results import Comparison
 from repfuse.checking.runs import Change, Outcome, in_float64, narrow_in
-from repfuse.checking.trial import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import join, main_dtype, named_tensors
 from repfuse.planning.edits import Fused, is_affine_norm
 from repfuse.planning.planner import Planner
-from repfuse.planning.region import Piece, Region, pieces
+from repfuse.planning.region import Group, Piece, Region, pieces
 from repfuse.planning.replaying import replay
-from repfuse.planning.terms import Group
 from repfuse.plans import AGAIN, Plan
 from repfuse.recording.constants import lookup
-from repfuse.rewriting.emit import without_neighbours
+from repfuse.rewriting import without_neighbours
 
 NORM = "BatchNorm with statistics, a weight and a bias"
 
@@ -64,7 +63,7 @@ class Place:
     @cached_property
     def pieces(self) -> list[Piece]:
         """The parts of the region, where values are put elsewhere in between; else none."""
-        return pieces(self.region, self.planner.meanings, self.planner.recording.order)
+        return pieces(self.region, self.planner.meanings)
 
     @property
     def sources(self) -> list[fx.Node]:
@@ -72,36 +71,41 @@ class Place:
         return list(dict.fromkeys(group.source for group in self.region.groups))
 
     @cached_property
-    def _sizes(self) -> dict[fx.Node, int]:
-        """The sizes of the example as numbers, where the region takes some of tensors that are not its own."""
-        needed = _needed(self.region.root, set(self.sources), self.planner.origin, {})
-        return self.planner.recording.run.size_of if any(node.op == "placeholder" for node in needed) else {}
-
-    @cached_property
     def before(self) -> nn.Module:
         """What computes the region's root from its sources, over the tensors of ``module``."""
-        return self.in_parts((), self.module)
+        return self._computed({})
 
     def in_parts(self, others: Iterable[Place], fused: nn.Module) -> nn.Module:
         """Return the same, where those of the ``others`` that lie within it are what they became in ``fused``.
 
         They are of a planner of the same recording.
         """
-        parts = {each.region.root: each for each in others if each.region.nodes <= self.region.nodes}
-        graph, origin = fx.Graph(), self.planner.origin
+        parts = (each for each in others if each.region.nodes <= self.region.nodes)
+        return self._computed({each.region.root: (each.sources, each.after(fused)) for each in parts})
+
+    def _computed(self, parts: Mapping[fx.Node, tuple[Sequence[fx.Node], nn.Module | None]]) -> nn.Module:
+        """Return what computes the region's root, some nodes by a module of other nodes; by none, they are what they
+        read.
+        """
+        graph, origin, recording = fx.Graph(), self.planner.meanings.origin, self.planner.recording
         env: dict[fx.Node, Any] = {source: graph.placeholder(source.name) for source in self.sources}
-        env |= self._sizes
-        read = {root: part.sources for root, part in parts.items()}
+        read = {root: sources for root, (sources, _) in parts.items()}
+        if any(node.op == "placeholder" for node in _needed(self.region.root, set(env), origin, {})):
+            env |= recording.run.size_of  # as numbers: the region takes some of tensors that are not its own
         needed = _needed(self.region.root, set(env), origin, read)
         made: dict[str, Any] = {}
-        for node in (node for node in self.planner.recording.nodes if node in needed):
-            if node in parts:
+
+        def known(node: fx.Node) -> Any:
+            return env[node if node in env else origin(node)]
+
+        for node in (node for node in recording.nodes if node in needed):
+            sources, part = parts.get(node, ((), None))
+            if part is not None:
                 name = f"part{len(made)}"
-                made[name] = parts[node].after(fused)
-                given = (env[source if source in env else origin(source)] for source in read[node])
-                env[node] = graph.call_module(name, tuple(given))
+                made[name] = part
+                env[node] = graph.call_module(name, tuple(map(known, sources)))
             else:
-                env[node] = graph.node_copy(node, lambda used: env[used if used in env else origin(used)])
+                env[node] = known(sources[0]) if sources else graph.node_copy(node, known)
         graph.output(env[self.region.root])
         held = {node.target for node in graph.nodes if node.op == "get_attr"}
         return _Computed(made | {name: operator.attrgetter(name)(self.module) for name in held}, graph)
@@ -111,24 +115,23 @@ class Place:
 
         A source that is only added up, times a number, is multiplied by ``factor`` of it.
         """
-        root, graph = nn.Module(), fx.Graph()
-        inputs = {source: graph.placeholder(source.name) for source in self.sources}
-        if self.pieces:
+        if self.pieces:  # what puts values elsewhere stays as it is around each that became a convolution
             (group,) = (each for each in self.region.groups if id(each) in self.path_of)
-            root.add_module("part", self._part(fused, group))
-            graph.output(self._around(graph, inputs))
-            return _Computed(root, graph)
+            part = self._part(fused, group)
+            return self._computed({each.root: ((each.source,), part if each.layered else None) for each in self.pieces})
+        made, graph = dict[str, Any](), fx.Graph()
+        inputs = {source: graph.placeholder(source.name) for source in self.sources}
         total: fx.Node | None = None
         for number, group in enumerate(self.region.groups):
             value = inputs[group.source]
             if id(group) in self.path_of:
-                root.add_module(f"part{number}", self._part(fused, group))
+                made[f"part{number}"] = self._part(fused, group)
                 value = graph.call_module(f"part{number}", (value,))
             elif group.of_source is not None and factor(group.of_source) != 1:
                 value = graph.call_function(operator.mul, (value, factor(group.of_source)))
             total = value if total is None else graph.call_function(operator.add, (total, value))
         graph.output(total)
-        return _Computed(root, graph)
+        return _Computed(made, graph)
 
     def _part(self, fused: nn.Module, group: Group) -> nn.Module:
         path, norm = self.path_of[id(group)], self.norm_of[id(group)]
@@ -141,33 +144,13 @@ class Place:
         """
         return {path: norm_at(fused, path) for path in self.norm_of.values() if path}
 
-    def _around(self, graph: fx.Graph, env: dict[fx.Node, Any]) -> fx.Node:
-        """Write what puts values elsewhere as it is, and ``part`` for the piece that became a convolution."""
-        origin = self.planner.origin
-        env = env | self._sizes
-        of_root = {piece.root: piece for piece in self.pieces}
-        needed = _needed(self.region.root, set(env), origin, {root: (each.source,) for root, each in of_root.items()})
-        within = frozenset[fx.Node]().union(*(piece.nodes for piece in self.pieces))
-
-        def known(node: fx.Node) -> Any:
-            return env[node if node in env else origin(node)]
-
-        for node in (node for node in self.planner.recording.nodes if node in needed):
-            if node in of_root:
-                value = known(of_root[node].source)
-                env[node] = graph.call_module("part", (value,)) if of_root[node].layered else value
-            elif node not in within and not self.planner.recording.constants.is_constant(node):
-                env[node] = graph.node_copy(node, known)
-        result: fx.Node = env[self.region.root]
-        return result
-
 
 class _Computed(nn.Module):
-    """What a graph over the modules and tensors of ``root`` computes, as a plain module: copying a GraphModule compiles
-    it again, and each place is copied several times.
+    """What a graph over modules and tensors computes, as a plain module: copying a GraphModule compiles it again, and
+    each place is copied several times.
     """
 
-    def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph) -> None:
+    def __init__(self, root: dict[str, Any], graph: fx.Graph) -> None:
         super().__init__()
         made = fx.GraphModule(root, graph)
         vars(self).update({table: vars(made)[table] for table in ("_parameters", "_buffers", "_modules")})
@@ -180,14 +163,14 @@ class _Computed(nn.Module):
 
 def places(original: nn.Module, plan: Plan) -> Iterator[Place]:
     """Yield the regions that ``plan`` replaces in ``original``, in the order in which they run."""
-    replayed = replay(original, plan)
-    order = replayed.planner.recording.order
+    planner, layout = replay(original, plan)
+    order = planner.recording.order
     found: dict[fx.Node, list[Fused]] = {}
-    for item in replayed.layout.fused:
+    for item in layout.fused:
         found.setdefault(item.region.root, []).append(item)
     for _, items in sorted(found.items(), key=lambda entry: order[entry[0]]):
         paths, norms = ({id(item.group): getattr(item, name) for item in items} for name in ("path", "norm"))
-        yield Place(replayed.planner, original, items[0].region, paths, norms)
+        yield Place(planner, original, items[0].region, paths, norms)
 
 
 def _needed(
@@ -288,10 +271,7 @@ def _behind_norm(
 
 def norm_at(fused: nn.Module, path: str) -> _BatchNorm:
     """Return the norm behind the convolution of a site. Raises RepfuseError where there is none with statistics."""
-    try:
-        found = fused.get_submodule(path)
-    except AttributeError as error:
-        raise _misfit(path, NORM) from error
+    found = _at(fused, path, NORM)
     if not is_affine_norm(found):
         raise _misfit(path, NORM)
     return found
@@ -302,13 +282,17 @@ def convolution_at(fused: nn.Module, path: str) -> nn.Module:
 
     Raises RepfuseError where there is none.
     """
-    try:
-        found = without_neighbours(fused.get_submodule(path))
-    except AttributeError as error:
-        raise _misfit(path) from error
+    found = without_neighbours(_at(fused, path, "convolution"))
     if not isinstance(found, _ConvNd | nn.Linear):
         raise _misfit(path)
     return found
+
+
+def _at(fused: nn.Module, path: str, layer: str) -> nn.Module:
+    try:
+        return fused.get_submodule(path)
+    except AttributeError as error:
+        raise _misfit(path, layer) from error
 
 
 def _misfit(path: str, layer: str = "convolution") -> RepfuseError:
@@ -346,18 +330,14 @@ def _explained(
     """
     from repfuse.checking.rounding import allowed, on, summation  # few networks need it
 
-    above = {
-        index: row
-        for index, row in enumerate(seen.trials)
-        if any(each.relative.max > TOLERANCE for each in row.outputs)
-    }
-    chosen = [trials[index] for index in above]
-    expected = [outcomes[index] for index in above]
-    effect = summation(network, on(chosen), expected, change)
+    above = [
+        index for index, row in enumerate(seen.trials) if any(each.relative.max > TOLERANCE for each in row.outputs)
+    ]
+    effect = summation(network, on([trials[index] for index in above]), [outcomes[index] for index in above], change)
     limits = {key: limit.max for key, limit in allowed([effect]).items()}
     explained = all(
         output.relative.max <= limits[position, output.name]
-        for position, row in enumerate(above.values())
-        for output in row.outputs
+        for position, index in enumerate(above)
+        for output in seen.trials[index].outputs
     )
     return max(limits.values(), default=TOLERANCE) if explained else TOLERANCE

@@ -16,11 +16,11 @@ from repfuse.algebra.expression import Selected, Through
 from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.algebra.layers import Phases
 from repfuse.checking.comparison import TOLERANCE, answers_in_float64, informative, level, reference, tabulate
+from repfuse.checking.inputs import SCOPES, Effort, Trial, rounded_through
 from repfuse.checking.places import ExactWeights, Place, compare_exact, convolution_at, places
 from repfuse.checking.results import Level, Proof, SiteDrift, SiteProof, WeightProof
 from repfuse.checking.rounding import half_spacing
 from repfuse.checking.runs import Outcome, run, run_float64
-from repfuse.checking.trial import SCOPES, Effort, Trial, rounded_through
 from repfuse.memory import give_back
 from repfuse.networks import equal, main_dtype, named_tensors, stored_tensors
 from repfuse.plans import Plan
@@ -242,7 +242,7 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effo
     comparison = tabulate(trials, expected, answers)
     weights = tuple(_compared(exact.name_of[id(each.stored)], each.stored, each.exact()) for each in exact.at(place))
     drift = site_drift(place, fused, after, trials, expected) if comparison.passed else None
-    return SiteProof(place.path, comparison, weights, drift)
+    return SiteProof.of(place.path, comparison, weights, drift)
 
 
 def _runs(place: Place, after: nn.Module, count: int) -> tuple[Sequence[Trial], list[Outcome]]:

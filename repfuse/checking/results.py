@@ -9,10 +9,10 @@ equal and infinite where a is 0 everywhere and b is not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
-from repfuse.jsonready import Result, json_ready
+from repfuse.jsonready import Result
 from repfuse.plans import Refusal
 from repfuse.wording import apart
 
@@ -36,8 +36,9 @@ class Level:
         return not (self.rms <= allowed.rms and self.max <= allowed.max)
 
     def over(self, allowed: Level) -> float:
-        """Return the larger of the two quotients self / allowed (0 where both are 0)."""
-        return max(quotient(self.rms, allowed.rms), quotient(self.max, allowed.max))
+        """Return the larger of the two quotients self / allowed: above 1, it is not explained. Of no limit, it is 0."""
+        pairs = (self.rms, allowed.rms), (self.max, allowed.max)
+        return max(0.0 if limit == float("inf") else quotient(value, limit) for value, limit in pairs)
 
     def norm(self, allowed: Level) -> str:
         """Return which of the two norms decides, as the larger quotient: people are shown that one alone."""
@@ -112,12 +113,10 @@ class Comparison(Result):
     @property
     def by_output(self) -> list[tuple[TrialComparison, OutputError]]:
         """Of each output the largest relative error, with its trial."""
-        worst: dict[str, tuple[TrialComparison, OutputError]] = {}
-        for trial in self.trials:
-            for output in trial.outputs:
-                if output.name not in worst or output.relative.max > worst[output.name][1].relative.max:
-                    worst[output.name] = (trial, output)
-        return list(worst.values())
+        rows = [(trial, output) for trial in self.trials for output in trial.outputs]
+        names = dict.fromkeys(output.name for _, output in rows)
+        of_each = ([row for row in rows if row[1].name == name] for name in names)
+        return [max(each, key=lambda row: row[1].relative.max) for each in of_each]
 
     @property
     def error(self) -> float | None:
@@ -437,68 +436,53 @@ class SiteDrift:
 
 
 @dataclass(frozen=True)
-class SiteProof:
-    """One site against the operations that it replaces, on small inputs of several sizes.
+class SiteProof(Result):
+    """One site against the operations that it replaces, on small inputs of several sizes, as many as ``trials`` says.
 
-    ``comparison`` is the proof: both in float64, with weights that are not rounded yet. ``weights`` compares those with
-    what is stored. ``drift`` is None where the stored dtype is float64, or does not run here.
+    ``comparison`` is the proof: both in float64, with weights that are not rounded yet; of it, JSON holds ``error`` and
+    ``tolerance`` alone. ``weights`` compares those with what is stored. ``drift`` is None where the stored dtype is
+    float64, or does not run here. It ``passed`` where all three do, and ``reason`` is one sentence: what decided.
     """
 
     path: str
-    comparison: Comparison
+    passed: bool
+    error: float | None
+    tolerance: float
+    reason: str
+    trials: int
     weights: tuple[WeightProof, ...] = ()
     drift: SiteDrift | None = None
+    comparison: Comparison = field(default=Comparison((), 0.0), repr=False)
 
-    @property
-    def passed(self) -> bool:
-        """Whether the site computes what it replaces, its stored weights are right, and its drift is explained."""
-        right = self.comparison.passed and all(weight.passed for weight in self.weights)
-        return right and (self.drift is None or self.drift.passed)
-
-    @property
-    def reason(self) -> str:
-        """One sentence: what decided."""
-        if not self.comparison.passed:
-            return f"{self.path}: {self.comparison.reason}"
-        for weight in self.weights:
-            if not weight.passed:
-                return weight.reason
-        if self.drift and not self.drift.passed:
-            return (
-                f"{self.path}: in {self.drift.dtype}, on {self.drift.trial}, an element is off by "
-                f"{self.drift.of_bound:.1e} times what the arithmetic can explain."
-            )
-        return f"{self.path}: {self.comparison.reason}"
+    @staticmethod
+    def of(
+        path: str, comparison: Comparison, weights: tuple[WeightProof, ...] = (), drift: SiteDrift | None = None
+    ) -> SiteProof:
+        """Return what follows from the three parts."""
+        passed, reason = comparison.passed, f"{path}: {comparison.reason}"
+        if passed and (wrong := next((weight for weight in weights if not weight.passed), None)):
+            passed, reason = False, wrong.reason
+        elif passed and drift and not drift.passed:
+            over = f"an element is off by {drift.of_bound:.1e} times what the arithmetic can explain"
+            passed, reason = False, f"{path}: in {drift.dtype}, on {drift.trial}, {over}."
+        told = comparison.error, comparison.tolerance, reason, len(comparison.compared)
+        return SiteProof(path, passed, *told, weights, drift, comparison)
 
     def departure(self, after: str) -> FirstDifference | None:
         """Return where it departs most and by how much; ``after`` is the path of the site before it."""
         wrong = next((weight for weight in self.weights if not weight.passed), None)
         worst, drift = self.comparison.worst, self.drift
         if not self.comparison.passed and worst:
-            allowed = Level(self.comparison.tolerance, self.comparison.tolerance)
-            return FirstDifference(self.path, after, worst[0].label, worst[1].relative, allowed)
-        if wrong:
-            off, half = Level(wrong.spacings, wrong.spacings), Level(0.5, 0.5)
-            return FirstDifference(self.path, after, wrong.name, off, half, "difference in units in the last place")
-        if drift:
-            off, one = Level(drift.of_bound, drift.of_bound), Level(1.0, 1.0)
-            return FirstDifference(self.path, after, drift.trial, off, one, "error in units of its bound")
-        return None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data, without the trials."""
-        comparison = self.comparison
-        facts = {
-            "path": self.path,
-            "passed": self.passed,
-            "error": comparison.error,
-            "tolerance": comparison.tolerance,
-            "reason": self.reason,
-            "trials": len(comparison.compared),
-            "weights": self.weights,
-            "drift": self.drift,
-        }
-        return dict(json_ready(facts))
+            at, error, most, unit = worst[0].label, worst[1].relative, self.tolerance, "relative error"
+        elif wrong:
+            at, error, most = wrong.name, Level(wrong.spacings, wrong.spacings), 0.5
+            unit = "difference in units in the last place"
+        elif drift:
+            at, error, most = drift.trial, Level(drift.of_bound, drift.of_bound), 1.0
+            unit = "error in units of its bound"
+        else:
+            return None
+        return FirstDifference(self.path, after, at, error, Level(most, most), unit)
 
 
 @dataclass(frozen=True)
@@ -536,7 +520,7 @@ class Proof(Result):
     @property
     def error(self) -> float | None:
         """The largest relative error in float64 of the network and of any site."""
-        errors = [part.error for part in (self.network, *(site.comparison for site in self.sites))]
+        errors = [self.network.error, *(site.error for site in self.sites)]
         return max((error for error in errors if error is not None), default=None)
 
     @property
@@ -637,8 +621,8 @@ class SignalGain:
 class Equalization(Result):
     """What was rescaled, by how many free ``scales``, and what that gains on ``inputs``: the data, or noise.
 
-    ``refusals`` are places across which nothing could be. ``comparison`` holds the result against the original, in
-    float64 with weights that are not rounded.
+    ``refusals`` are places across which nothing could be, ``notes`` what the user must be told of how it was done.
+    ``comparison`` holds the result against the original, in float64 with weights that are not rounded.
     """
 
     tensors: tuple[Rescaled, ...]
@@ -648,3 +632,4 @@ class Equalization(Result):
     gains: tuple[SignalGain, ...]
     refusals: tuple[Refusal, ...]
     comparison: Comparison | None = None
+    notes: tuple[str, ...] = ()

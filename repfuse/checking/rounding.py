@@ -28,9 +28,9 @@ import torch
 from torch import nn
 
 from repfuse.checking.comparison import TOLERANCE, level
+from repfuse.checking.inputs import Trial
 from repfuse.checking.results import Level
 from repfuse.checking.runs import Change, Key, Outcome, by_key, in_float64, run_float64, widened
-from repfuse.checking.trial import Trial
 from repfuse.networks import equal, named_tensors
 
 SAMPLES = 4
@@ -172,7 +172,8 @@ def allowed(effects: Sequence[Levels]) -> Levels:
     """Return what independent effects, adding as squares, explain per trial and output (see this module)."""
     total = combined(effects)
     typical = {name: _median([total[key] for key in total if key[1] == name]) for _, name in total}
-    return {key: _each_norm(_limit, [value, typical[key[1]]]) for key, value in total.items()}
+    both = {key: [value, typical[key[1]]] for key, value in total.items()}
+    return {key: _each_norm(lambda norms: SAFETY * max(norms) + TOLERANCE, levels) for key, levels in both.items()}
 
 
 def combined(effects: Sequence[Levels]) -> Levels:
@@ -187,10 +188,6 @@ def rms(levels: Sequence[Level]) -> Level:
 
 def _median(levels: Sequence[Level]) -> Level:
     return _each_norm(statistics.median, levels)
-
-
-def _limit(explained: Sequence[float]) -> float:
-    return SAFETY * max(explained) + TOLERANCE
 
 
 def _each_norm(function: Callable[[list[float]], float], levels: Sequence[Level]) -> Level:
@@ -292,7 +289,7 @@ def explained(original: RoundingEffects, fused: RoundingEffects, errors: Levels)
 
     def excessive() -> set[int]:
         limits = allowed(effects())
-        return {key[0] for key, error in errors.items() if excess(error, limits[key]) > 1}
+        return {key[0] for key, error in errors.items() if error.over(limits[key]) > 1}
 
     def measure(position: int) -> None:
         original.measure([position])
@@ -318,9 +315,3 @@ def settle(
         measure(position)
         settled.add(position)
     return settled
-
-
-def excess(error: Level, limit: Level) -> float:
-    """Return an error in units of what is allowed: above 1, it is not explained. Of no limit, nothing is too much."""
-    times = error.over(limit)
-    return 0.0 if math.isnan(times) else times

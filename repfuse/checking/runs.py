@@ -19,10 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from repfuse.checking.trial import Trial
+from repfuse.checking.inputs import Trial
 from repfuse.errors import RepfuseError
 from repfuse.networks import (
-    dense,
     device_of,
     draw_alike,
     join,
@@ -52,7 +51,7 @@ def leaves(output: Any, name: str = "out") -> dict[str, torch.Tensor]:
     if output is None:
         return {}
     if isinstance(output, torch.Tensor) and not output.is_nested:
-        return {name: _real(dense(output))}
+        return {name: _real(output if output.layout is torch.strided else output.to_dense())}
     if isinstance(output, (bool, int, float, complex)):
         exact = {float: torch.float64, complex: torch.complex128}
         return {name: _real(torch.tensor(output, dtype=exact.get(type(output))))}
@@ -299,63 +298,52 @@ def run_float64(
     ``watch`` is shown the copy before it is called. A module that fails for want of float64 runs in its own dtype,
     which the outcomes say. Raises RepfuseError where the network cannot be copied.
     """
-    trials = list(trials)
-    wide = _Wide(network, change, watch)
-    outcomes = wide.run(trials)
-    if all(outcome.error for outcome in outcomes):
-        runs = takes(network, trials[0].inputs) if trials else False
-        while runs and all(outcome.error for outcome in outcomes) and wide.spares(outcomes[0].at):
-            outcomes = wide.run(trials)
+    trials, given, narrow = list(trials), WIDE, tuple[str, ...]()
+    outcomes = _run_wide(network, trials, change, watch, given, narrow)
+    failing = bool(trials) and all(outcome.error for outcome in outcomes) and takes(network, trials[0].inputs)
+    while failing:
+        path = outcomes[0].at
+        if not path and given:  # the outermost module first gets its inputs as they are: they are widened all the same
+            given = {}
+        elif any(within(path, other) for other in narrow):
+            break
+        else:
+            narrow = (*narrow, path)
+        outcomes = _run_wide(network, trials, change, watch, given, narrow)
+        failing = all(outcome.error for outcome in outcomes)
     return outcomes
 
 
-class _Wide:
-    """Runs copies of a network in float64, but for the modules in it that have none."""
+def _run_wide(  # noqa: PLR0917 - what ``run_float64`` was given, and what it found
+    network: nn.Module,
+    trials: Sequence[Trial],
+    change: Change,
+    watch: Callable[[nn.Module], object],
+    given: Mapping[torch.dtype, torch.dtype],
+    narrow: tuple[str, ...],
+) -> list[Outcome]:
+    """Call a new copy on each trial, inputs cast as ``given``, the modules at ``narrow`` in their own dtype."""
 
-    def __init__(self, network: nn.Module, change: Change, watch: Callable[[nn.Module], object]) -> None:
-        self._network, self._change, self._watch = network, change, watch
-        self._given: Mapping[torch.dtype, torch.dtype] = WIDE
-        self._narrow: tuple[str, ...] = ()
+    def changed(name: str, tensor: Tensor) -> Tensor:
+        wide = change(name, tensor)
+        return wide.to(tensor.dtype) if any(within(name, path) for path in narrow) else wide
 
-    def spares(self, path: str) -> bool:
-        """Leave the module at ``path`` in its own dtype from now on. False where it is already, or lies in such a one.
-
-        The outermost module first gets its inputs as they are: what it does with them is widened all the same.
-        """
-        if not path and self._given:
-            self._given = {}
-            return True
-        if any(within(path, narrow) for narrow in self._narrow):
-            return False
-        self._narrow = (*self._narrow, path)
-        return True
-
-    def run(self, trials: Sequence[Trial]) -> list[Outcome]:
-        """Call a new copy on each trial."""
-        with copied(self._network, self._changed) as copy:
-            return self._run(copy, trials)
-
-    def _run(self, copy: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
+    outcomes = []
+    with copied(network, changed) as copy:
         device, widening = device_of(copy), Widening(copy)
-        for path in self._narrow:
-            part = self._network.get_submodule(path)
-            dtype = main_dtype(part) or main_dtype(self._network)
+        for path in narrow:
+            dtype = main_dtype(network.get_submodule(path)) or main_dtype(network)
             if dtype is not None:
                 _in_own_dtype(copy.get_submodule(path), dtype, widening)
-        self._watch(copy)
-        compiled = not self._given and any(isinstance(part, jit.ScriptModule) for part in copy.modules())
-        outcomes = []
+        watch(copy)
+        compiled = not given and any(isinstance(part, jit.ScriptModule) for part in copy.modules())
         for trial in trials:
-            inputs = placed(trial.inputs, device, self._given)
+            inputs = placed(trial.inputs, device, given)
             with widening:
                 outcome = call(copy, inputs)
             own = [path for path, part in named_modules(copy) if getattr(part, "narrow", False)]
-            outcomes.append(replace(outcome, narrow=("",) if compiled else (*self._narrow, *own)))
-        return outcomes
-
-    def _changed(self, name: str, tensor: Tensor) -> Tensor:
-        changed = self._change(name, tensor)
-        return changed.to(tensor.dtype) if any(within(name, path) for path in self._narrow) else changed
+            outcomes.append(replace(outcome, narrow=("",) if compiled else (*narrow, *own)))
+    return outcomes
 
 
 def within(path: str, outer: str) -> bool:

@@ -17,9 +17,9 @@ from torch import nn
 
 from repfuse.checking.agreement import Data, agreement, data_trial
 from repfuse.checking.comparison import level
-from repfuse.checking.evidence import MEASURED, Evidence, gather
+from repfuse.checking.drift import MEASURED, Evidence, gather
 from repfuse.checking.few_bits import check_bits, few_bits
-from repfuse.checking.inputs import input_variants
+from repfuse.checking.inputs import Effort, Trial, input_variants, known_effort, rounded_through
 from repfuse.checking.locate import first_difference
 from repfuse.checking.proof import prove
 from repfuse.checking.results import (
@@ -32,12 +32,12 @@ from repfuse.checking.results import (
     without_float64,
 )
 from repfuse.checking.runs import Key, Outputs, by_key, run, run_float64, takes
-from repfuse.checking.trial import Effort, Trial, known_effort, rounded_through
 from repfuse.errors import RepfuseError
-from repfuse.networks import between, main_dtype, why_refused
+from repfuse.networks import between, check_runnable, main_dtype, why_refused
 from repfuse.plans import Plan
-from repfuse.preconditions import check_runnable
 from repfuse.wording import Progress, dtype_name, small
+
+Ruling = tuple[Verdict, str]
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,10 @@ def tolerances(rtol: float | None, atol: float | None) -> Tolerances | None:
     return Tolerances(rtol or 0.0, atol or 0.0)
 
 
-def checked(
-    given: Tolerances,
-    networks: tuple[nn.Module, nn.Module],
-    evidence: Evidence,
-    arithmetic: tuple[Verdict, str],
-) -> ToleranceCheck:
-    """Hold what both networks give in float64, and as they are stored, against the tolerances.
+def by_tolerances(
+    given: Tolerances, networks: tuple[nn.Module, nn.Module], evidence: Evidence, arithmetic: Ruling
+) -> tuple[ToleranceCheck, Ruling]:
+    """Hold what both networks give in float64, and as they are stored, against the tolerances, which alone decide.
 
     As stored, outputs are left out that the original does not have there (its dtype does not run on this device, or
     overflows). ``arithmetic`` is the verdict without tolerances, and its reason.
@@ -87,37 +84,28 @@ def checked(
     after = by_key(run(fused, trials, between(original, fused)))
     alike = {key: x for key, x in before.items() if key in exact and x.shape == exact[key].shape}
     sound = {key: x for key, x in alike.items() if torch.equal(torch.isfinite(exact[key]), torch.isfinite(x))}
-    in_float64 = _worst(given, trials, exact, by_key(evidence.answers))
-    stored = _worst(given, trials, sound, after)
-    return ToleranceCheck(given.rtol, given.atol, in_float64, stored, *arithmetic)
 
+    def worst(wanted: Outputs, found: Outputs) -> Worst | None:
+        keys = wanted.items()
+        off = (Worst(trials[at].label, name, given.excess(x, found.get((at, name)))) for (at, name), x in keys)
+        return max(off, key=lambda each: each.excess, default=None)
 
-def by_tolerances(check: ToleranceCheck) -> Ruling:
-    """Return the verdict by the tolerances alone, and why."""
+    both = worst(exact, by_key(evidence.answers)), worst(sound, after)
+    check = ToleranceCheck(given.rtol, given.atol, *both, *arithmetic)
     measured = [
-        f"{worst.excess:.3g} times what they allow {where} (on {worst.trial}, {worst.name})"
-        for where, worst in (("in float64", check.float64), ("as stored", check.stored))
-        if worst is not None
+        f"{each.excess:.3g} times what they allow {where} (on {each.trial}, {each.name})"
+        for where, each in zip(("in float64", "as stored"), both, strict=True)
+        if each is not None
     ]
-    verdict: Verdict = "same" if check.passed else "different"
     told = f"The tolerances given decide (rtol {check.rtol:g}, atol {check.atol:g}): at most {', '.join(measured)}."
-    return verdict, f"{told} Arithmetic alone says {check.arithmetic}: {check.reason}"
-
-
-def _worst(given: Tolerances, trials: Sequence[Trial], before: Outputs, after: Outputs) -> Worst | None:
-    """Return the output that is furthest off; None where there is none."""
-    found = [
-        Worst(trials[position].label, name, given.excess(x, after.get((position, name))))
-        for (position, name), x in before.items()
-    ]
-    return max(found, key=lambda worst: worst.excess, default=None)
+    verdict: Verdict = "same" if check.passed else "different"
+    return check, (verdict, f"{told} Arithmetic alone says {check.arithmetic}: {check.reason}")
 
 
 # From evidence to a verdict: ``same``, ``different`` or ``could-not-tell``, in one sentence.
 
 
 BLIND = 0.5  # where rounding explains an error of half the output, agreement within it says nothing
-Ruling = tuple[Verdict, str]
 
 
 def decide(evidence: Evidence) -> Ruling:
@@ -192,14 +180,14 @@ def _decide_drift(evidence: Evidence) -> Ruling:
 def _blind(evidence: Evidence) -> Key | None:
     """Return where an output differs most of which no trial says anything; None where some trial tells of each."""
     telling = {name for (_, name), limit in evidence.limits.items() if limit.rms < BLIND}
-    blind = [key for key in evidence.errors if key[1] not in telling]
-    return max(blind, key=lambda key: evidence.errors[key].rms, default=None)
+    blind = [key for key in evidence.outputs if key[1] not in telling]
+    return max(blind, key=lambda key: evidence.outputs[key].relative.rms, default=None)
 
 
 def _numbers(evidence: Evidence, key: Key | None = None) -> str:
     """Say how far off the output at ``key`` is, or the worst one."""
     position, name = key = key or evidence.worst
-    error, limit = evidence.errors[key].against(evidence.limits[key])
+    error, limit = evidence.outputs[key].relative.against(evidence.limits[key])
     return f"on {evidence.trials[position].label}, {name} differs by {error}; rounding explains {limit}"
 
 
@@ -269,15 +257,14 @@ def verify(
         verdict, reason = with_proof((verdict, reason), proof, evidence)
     check = None
     if given and evidence.informative and not evidence.mismatched:
-        check = checked(given, (original, fused), evidence, (verdict, reason))
-        verdict, reason = by_tolerances(check)
+        check, (verdict, reason) = by_tolerances(given, (original, fused), evidence, (verdict, reason))
     place = None
     if verdict == "different":
         report("where they first differ", SITES)
         place = proof.place if proof else None
         if place is None:
             verdict, reason = _confirm(original, fused, evidence, trials[0], reason)
-            wrong = {key[0] for key in evidence.errors if evidence.excess(key) > 1}
+            wrong = {key[0] for key in evidence.outputs if evidence.excess(key) > 1}
             smallest = min((evidence.trials[at] for at in wrong), key=lambda trial: trial.work, default=None)
             place = first_difference(original, fused, smallest) if smallest and verdict == "different" else None
     rounded = None

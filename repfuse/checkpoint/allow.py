@@ -11,24 +11,35 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 
-from repfuse.checkpoint.inert import GlobalName
 from repfuse.checkpoint.script import MAIN
-from repfuse.checkpoint.user_code import PIP, explained, installed_only, is_found, is_found_in
+from repfuse.checkpoint.user_code import PIP, Named, explained, installed_only, is_found, is_found_in
 from repfuse.errors import RepfuseError
 from repfuse.wording import described, listed
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
-    from repfuse.checkpoint.user_code import Named
+class GlobalName(NamedTuple):
+    """A class or function as a pickle names it."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+    @property
+    def package(self) -> str:
+        """The top-level package: ``timm`` of ``timm.models.byobnet``."""
+        return self.module.partition(".")[0]
+
 
 KNOWN = (
     "torch.nn.modules",
@@ -59,21 +70,12 @@ OF_SCRIPT = "of the notebook or script that saved it"
 MAINS = (MAIN, "__mp_main__")
 
 
-class Need(NamedTuple):
+class NotAllowedError(Exception):
     """A name that the file may not use: why, what to allow, and what pip would install; neither where trust helps."""
 
-    name: GlobalName
-    why: str
-    allow: str = ""
-    install: str = ""
-
-
-class NotAllowedError(Exception):
-    """Carries the Need of one name."""
-
-    def __init__(self, need: Need) -> None:
-        super().__init__(str(need.name))
-        self.need = need
+    def __init__(self, name: GlobalName, why: str, allow: str = "", install: str = "") -> None:
+        super().__init__(str(name))
+        self.name, self.why, self.allow, self.install = name, why, allow, install
 
 
 def resolve(name: GlobalName, named: Named) -> Any:
@@ -85,22 +87,22 @@ def resolve(name: GlobalName, named: Named) -> Any:
         return getattr(nn.functional, name.name)
     found = _of_script(name, named) if name.module in MAINS else _of_module(name, named)
     if not _is_plain_class(found, name, named):
-        raise NotAllowedError(Need(name, NOT_DATA))
+        raise NotAllowedError(name, NOT_DATA)
     return found
 
 
-def names_refused(names: Iterable[GlobalName], named: Named) -> list[Need]:
+def names_refused(names: Iterable[GlobalName], named: Named) -> list[NotAllowedError]:
     """Return what is not allowed among ``names``."""
     needs = []
     for name in sorted(set(names) - OF_THEIR_OWN):
         try:
             resolve(name, named)
         except NotAllowedError as refused:
-            needs.append(refused.need)
+            needs.append(refused)
     return needs
 
 
-def refusal(path: Path, needs: list[Need]) -> RepfuseError:
+def refusal(path: Path, needs: list[NotAllowedError]) -> RepfuseError:
     """Return the error that lists what the file needs, and says what would let it in."""
     by_reason: dict[str, list[str]] = {}
     for need in needs:
@@ -112,7 +114,7 @@ def refusal(path: Path, needs: list[Need]) -> RepfuseError:
     )
 
 
-def advice(needs: list[Need]) -> str:
+def advice(needs: list[NotAllowedError]) -> str:
     """Return what lets all of it in; nothing where there is nothing to let in."""
     trust = "" if all(need.allow or need.install for need in needs) else "--trust"
     options = " ".join(filter(None, [trust, *sorted({f"--allow {need.allow}" for need in needs if need.allow})]))
@@ -126,11 +128,11 @@ def advice(needs: list[Need]) -> str:
 def _of_module(name: GlobalName, named: Named) -> Any:
     by_user = named.covers(*name)
     if not (by_user or _is_inside(name.module, KNOWN)) or MAIN in name.module.split("."):
-        raise NotAllowedError(_outside(name, named))
+        raise _outside(name, named)
     with nullcontext() if by_user else installed_only():
-        found = named.finds(name.module) if by_user else is_found(name.package, None)
+        found = named.finds(name.module) if by_user else is_found(name.package)
     if not found:
-        raise NotAllowedError(_not_found(name, named))
+        raise _not_found(name, named)
     if by_user:
         with explained(name.module):
             module = named.load(name.module)
@@ -140,9 +142,9 @@ def _of_module(name: GlobalName, named: Named) -> Any:
                 module = importlib.import_module(name.module)
         except Exception as error:  # a package may fail to import in any way
             detail = f"{name.module} does not import: {described(error)}"
-            raise NotAllowedError(Need(name, detail)) from error
+            raise NotAllowedError(name, detail) from error
     if (member := vars(module).get(name.name)) is None:
-        raise NotAllowedError(Need(name, f"{name.module} has no {name.name} in the version installed here"))
+        raise NotAllowedError(name, f"{name.module} has no {name.name} in the version installed here")
     return member
 
 
@@ -150,7 +152,7 @@ def _of_script(name: GlobalName, named: Named) -> Any:
     with explained(listed(named.paths)):
         found = named.of_script(name.name)
     if found is None:
-        raise NotAllowedError(Need(name, OF_SCRIPT, _script_with(name.name, named)))
+        raise NotAllowedError(name, OF_SCRIPT, _script_with(name.name, named))
     return found
 
 
@@ -165,31 +167,32 @@ def _is_plain_class(found: object, name: GlobalName, named: Named) -> bool:
     return _is_inside(own, KNOWN) or named.covers(own, found.__name__) or (own == MAIN and name.module in MAINS)
 
 
-def _outside(name: GlobalName, named: Named) -> Need:
+def _outside(name: GlobalName, named: Named) -> NotAllowedError:
     if name.module.startswith("torch.fx."):
-        return Need(name, "source text of a network that torch.fx wrote, which is code")
+        return NotAllowedError(name, "source text of a network that torch.fx wrote, which is code")
     if name.package == "torch" or name.package in sys.stdlib_module_names:
-        return Need(name, NOT_DATA)
+        return NotAllowedError(name, NOT_DATA)
     if named.finds(name.module):
-        return Need(name, f"of the package {name.package}", name.package)
+        return NotAllowedError(name, f"of the package {name.package}", name.package)
     return _not_found(name, named)
 
 
-def _not_found(name: GlobalName, named: Named) -> Need:
+def _not_found(name: GlobalName, named: Named) -> NotAllowedError:
     """Say how to get at what nobody finds: with pip, or by the path of the user's own file or folder."""
     package = name.package
     if package in PIP:
         known = any(package == each.partition(".")[0] for each in KNOWN)
         why = f"of the package {package}, which is not installed"
-        return Need(name, why, "" if known else package, PIP[package])
+        return NotAllowedError(name, why, "" if known else package, PIP[package])
     if named.finds(package):
-        return Need(name, f"{package} has no module {name.module} in the version found here", f"path/to/{package}")
-    places = " or ".join(map(str, _places(named)))
+        why = f"{package} has no module {name.module} in the version found here"
+        return NotAllowedError(name, why, f"path/to/{package}")
+    places = " or ".join(map(str, named.places))
     why = f"{package} is not installed, and not in {places}"
     suffix = "" if "." in name.module else ".py"
-    below = (inner for place in _places(named) for inner in sorted(place.glob("*/")))
+    below = (inner for place in named.places for inner in sorted(place.glob("*/")))
     folder = next((os.path.relpath(inner) for inner in below if is_found_in(name.module, inner)), "path/to")
-    return Need(name, why, f"{folder}/{package}{suffix}")
+    return NotAllowedError(name, why, f"{folder}/{package}{suffix}")
 
 
 def _script_with(name: str, named: Named) -> str:
@@ -199,13 +202,9 @@ def _script_with(name: str, named: Named) -> str:
     name of the file stands.
     """
     pattern = re.compile(rf"^class {re.escape(name)}\b".encode(), re.MULTILINE)
-    found = (sorted([*place.glob("*.py"), *place.glob("*/*.py")]) for place in _places(named))
+    found = (sorted([*place.glob("*.py"), *place.glob("*/*.py")]) for place in named.places)
     paths = [path for each in found for path in each if path.is_file() and os.access(path, os.R_OK)]
     known = {path: text for path in paths if pattern.search(text := path.read_bytes())}
     saving = [path for path, text in known.items() if named.file and named.file.name.encode() in text]
     scripts = saving or list(known)
     return os.path.relpath(scripts[0]) if len(scripts) == 1 else "path/to/the_script.py"
-
-
-def _places(named: Named) -> list[Path]:
-    return list(dict.fromkeys((Path.cwd(), named.beside or Path.cwd())))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repfuse.checkpoint.shapes import FORM, Shape
+from repfuse.checkpoint.spec import FORM, Shape
 from repfuse.errors import RepfuseError
 from repfuse.networks import USUAL_SIZE, first_layer
 from repfuse.wording import dtype_name, first_line
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -59,24 +57,20 @@ def known_shape(network: nn.Module, arguments: Mapping[str, Any]) -> Shape | Non
         return _shape_of(network.input_shape)
     configuration: Any = getattr(network, "pretrained_cfg", None)
     size = configuration.get("input_size") if isinstance(configuration, dict) else None
-    if type(network).__module__.startswith("timm.") and isinstance(size, (tuple, list)) and len(size) == 3:
-        return _shape_of((1, arguments.get("in_chans") or _channels(network, size[0]), *size[1:]))
-    return None
+    known = _shape_of(size) if type(network).__module__.startswith("timm.") else None
+    if known is None or len(known.sizes) != 3:
+        return None
+    # The configuration does not follow ``in_chans``, the first convolution does; some stems move pixels into channels
+    # first, and read a multiple of what is configured.
+    usual, *pixels = known.sizes
+    first = next((layer.in_channels for layer in network.modules() if isinstance(layer, CONVOLUTIONS)), usual)
+    return _shape_of((1, arguments.get("in_chans") or (first if first % usual else usual), *pixels))
 
 
 def _shape_of(sizes: Any) -> Shape | None:
     """Return the shape, or None where the file that holds the network made something else of it."""
     fits = isinstance(sizes, (tuple, list)) and all(isinstance(size, int) and size > 0 for size in sizes)
     return Shape(tuple(sizes)) if fits and sizes else None
-
-
-def _channels(network: nn.Module, configured: int) -> int:
-    """Return the input channels: the configuration does not follow ``in_chans``, the first convolution does.
-
-    Some stems move pixels into channels first: those read a multiple of what is configured.
-    """
-    first = next((layer.in_channels for layer in network.modules() if isinstance(layer, CONVOLUTIONS)), configured)
-    return first if first % configured else configured
 
 
 def guessed_shape(network: nn.Module) -> Shape:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from repfuse.checkpoint.json_file import parse_json, read_json
-from repfuse.checkpoint.recognise import Container, damaged, index_in, recognise
+from repfuse.checkpoint.files import parse_json, read_json
+from repfuse.checkpoint.formats import Container, damaged, index_in, recognise
 from repfuse.errors import RepfuseError
 from repfuse.wording import described, first_line, listed
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -76,7 +74,7 @@ def read_shards(path: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
     assert index is not None
     places = weight_map(index)
     shards = {name: index.parent / name for name in dict.fromkeys(places.values())}
-    if absent := [name for name, shard in shards.items() if not _is_file(shard)]:
+    if absent := [name for name, shard in shards.items() if not os.path.isfile(shard)]:  # noqa: PTH113 - of any name
         raise RepfuseError(
             f"{len(absent)} of the {len(shards)} shards of {index} are missing.",
             f"There is no {listed(absent)} beside it.",
@@ -109,13 +107,6 @@ def weight_map(index: Path) -> dict[str, str]:
             what = f"{index} names a shard outside its own folder."
             raise RepfuseError(what, f"It names {name!r}.", "Get the index again from where the weights are from.")
     return places
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # its name is longer than any that the system takes
-        return False
 
 
 def _read_shard(shard: Path) -> dict[str, Tensor]:

@@ -10,13 +10,11 @@ import ast
 import builtins
 import symtable
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Any
 
 MAIN = "__main__"
 WORK = frozenset({"save", "backward", "step", "fit"})  # methods that only a script calls outside of functions
@@ -44,10 +42,6 @@ class Script:
     def names(self) -> set[str]:
         """The names that the script gives a meaning."""
         return set[str]().union(*(part.binds for part in self._parts))
-
-    def defines(self, name: str) -> bool:
-        """Whether the script gives ``name`` a meaning; nothing runs."""
-        return name in self.names
 
     @property
     def works(self) -> bool:
@@ -132,7 +126,7 @@ class _Main(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         for script in self.scripts.values():
-            if script.defines(name):
+            if name in script.names:
                 return script.get(name)
         return getattr(_PROGRAM, name)
 

@@ -6,29 +6,25 @@ import pickletools
 import re
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from pickle import PicklingError, UnpicklingError
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from repfuse.checkpoint.allow import advice, names_refused
-from repfuse.checkpoint.inert import GlobalName, PlayedDict, Record, stand_in, tidied, walk
-from repfuse.checkpoint.recognise import Container, damaged
+from repfuse.checkpoint.allow import GlobalName, advice, names_refused
+from repfuse.checkpoint.formats import Container, damaged
+from repfuse.checkpoint.records import PlayedDict, Record, stand_in, tidied, walk
 from repfuse.checkpoint.script import playing_main
+from repfuse.checkpoint.user_code import Named
 from repfuse.errors import RepfuseError
-from repfuse.preconditions import quantised
+from repfuse.networks import quantised
 from repfuse.quiet import quietly
 from repfuse.wording import described, first_line, listed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-    from typing import IO
-
-    from repfuse.checkpoint.user_code import Named
 
 LEGACY_PICKLES = 4  # magic number, protocol version, system, and the object itself
 PROTOCOL = 2  # the one that torch.save writes and that its restricted unpickler reads
@@ -51,8 +47,8 @@ AWARE = re.compile(r"\.fake_quant_enabled$|(^|\.)activation_post_process(_\d+)?\
 class PickleSummary(NamedTuple):
     """What a pickle says of itself: the names that it uses, its protocol, and whether it was prepared for int8."""
 
-    names: frozenset[GlobalName]
-    protocol: int
+    names: frozenset[GlobalName] = frozenset()
+    protocol: int = 0
     aware: bool = False
 
     def check_floating(self, path: Path) -> None:
@@ -110,13 +106,15 @@ def check_unpacked(file: Path | IO[bytes], most: int) -> None:
 
 def read_trusted(path: Path, container: Container, named: Named) -> Any:
     """Return what the file holds, running whatever code it asks for: only for files that the user trusts."""
-    _summary_if_any(path, container).check_floating(path)
+    said = PickleSummary()
+    with suppress(RepfuseError):  # torch may make more of a file than can be read without it
+        said = _summary(path, container)
+    said.check_floating(path)
     try:
         with path.open("rb") as file, quietly(), named.importable():
             return torch.load(file, map_location="cpu", weights_only=False, mmap=False)
     except Exception as error:  # the file's own code can fail in any way
-        names = _summary_if_any(path, container).names
-        hint = advice([need for need in names_refused(names, named) if need.allow or need.install])
+        hint = advice([need for need in names_refused(said.names, named) if need.allow or need.install])
         hint = hint or "Install what it needs in the versions that it was saved with."
         raise RepfuseError(f"{path} does not load, although it was trusted.", described(error), hint) from error
 
@@ -140,21 +138,8 @@ def write(data: Any, path: Path) -> None:
 
 
 def modules_named(path: Path) -> set[str]:
-    """Return the Python modules whose classes and functions the file at ``path`` names, one that ``write`` wrote.
-
-    Its protocol calls modules of the standard library as Python 2 did: those are left out.
-    """
-    opcodes = _instructions(path, Container.TORCH_ZIP)
-    names = {str(argument).partition(" ")[0] for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"}
-    return names - IMPORT_MAPPING.keys()
-
-
-def _summary_if_any(path: Path, container: Container) -> PickleSummary:
-    """Return what a file says of itself, of which torch may make more than can be read without it."""
-    try:
-        return _summary(path, container)
-    except RepfuseError:
-        return PickleSummary(frozenset(), 0)
+    """Return the modules whose classes and functions the file at ``path`` names, one that ``write`` wrote."""
+    return {name.module for name in _summary(path, Container.TORCH_ZIP).names}
 
 
 def _summary(path: Path, container: Container) -> PickleSummary:

@@ -11,20 +11,17 @@ import importlib.util
 import os
 import sys
 import traceback
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 from repfuse.checkpoint.script import MAIN, playing_main, script
 from repfuse.errors import RepfuseError
 from repfuse.wording import described
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-    from importlib.machinery import ModuleSpec
-    from types import ModuleType
 
 PIP = {  # libraries of networks, by what is imported: what pip calls them
     **{name: name for name in ("timm", "torchvision", "ultralytics", "transformers", "mmengine", "mmcv", "mmdet")},
@@ -56,9 +53,9 @@ class Named:
     file: Path | None = None
 
     @property
-    def beside(self) -> Path | None:
-        """The folder of the checkpoint."""
-        return self.file.resolve().parent if self.file else None
+    def places(self) -> list[Path]:
+        """Where the user stands, and the folder of the checkpoint."""
+        return list(dict.fromkeys([Path.cwd(), *([self.file.resolve().parent] if self.file else [])]))
 
     def covers(self, module: str, name: str = "") -> bool:
         """Whether the user named the module, what it lies in, or its class ``name``."""
@@ -67,18 +64,20 @@ class Named:
 
     def finds(self, module: str) -> bool:
         """Whether Python would find the module, here or where it was named; nothing runs."""
-        return self._root(module) is not None or is_found(module, self.beside)
+        return self._root(module) is not None or is_found(module, *self.places)
 
     def load(self, module: str) -> ModuleType:
         """Return the module, which ``covers`` says was named. It raises whatever its code raises."""
-        root = self._root(module) or find(module, self.beside)
+        root = self._root(module)
+        if root is None and not is_found(module):
+            root = next((place for place in self.places if is_found_in(module, place)), None)
         with running(root):
             return importlib.import_module(module)
 
     def of_script(self, name: str) -> Any:
         """Return what a script that was named calls ``name``; None where none of them does."""
         for path in self.paths:
-            if path.is_file() and script(path).defines(name):
+            if path.is_file() and name in script(path).names:
                 with running(path.parent, path):
                     return script(path).get(name)
         return getattr(sys.modules[MAIN], name, None) if MAIN in self.names else None
@@ -86,9 +85,8 @@ class Named:
     @contextmanager
     def importable(self) -> Iterator[None]:
         """Let a file that is trusted import what was named, by itself."""
-        places = [Path.cwd(), *([self.beside] if self.beside else [])] if self.names else []
         with ExitStack() as stack:
-            for place in (*reversed(places), *(path.parent for path in self.paths)):
+            for place in (*(reversed(self.places) if self.names else ()), *(path.parent for path in self.paths)):
                 stack.enter_context(running(place))
             for path in self.paths:
                 if path.is_file():
@@ -98,14 +96,12 @@ class Named:
 
     def _root(self, module: str) -> Path | None:
         """Return the folder from which a path that was named gives ``module``."""
-        parts = module.split(".")
+        parts = tuple(module.split("."))
         for path in self.paths:
-            own = path.parts if path.is_dir() else (*path.parts[:-1], path.stem)
-            for count in range(1, len(parts) + 1 if path.is_dir() else 0):
-                if own[-count:] == tuple(parts[:count]):
+            own, least = (path.parts, 1) if path.is_dir() else (path.with_suffix("").parts, len(parts))
+            for count in range(least, len(parts) + 1):
+                if own[-count:] == parts[:count]:
                     return Path(*own[:-count])
-            if own[-len(parts) :] == tuple(parts):
-                return Path(*own[: -len(parts)])
         return None
 
 
@@ -134,20 +130,9 @@ def _path(path: Path) -> Path:
     return path.resolve()
 
 
-def find(module: str, beside: Path | None) -> Path | None:
-    """Return the folder that holds ``module``: where the user stands, or ``beside``; None for the import path.
-
-    Nothing runs.
-    """
-    if module in sys.modules or is_found_in(module, None):
-        return None
-    places = (Path.cwd(), *([beside] if beside else []))
-    return next((place for place in places if is_found_in(module, place)), None)
-
-
-def is_found(module: str, beside: Path | None) -> bool:
-    """Whether Python would find the module there; nothing runs."""
-    return module in sys.modules or is_found_in(module, None) or find(module, beside) is not None
+def is_found(module: str, *places: Path) -> bool:
+    """Whether Python would find the module, as it is or in one of these folders; nothing runs."""
+    return module in sys.modules or any(is_found_in(module, place) for place in (None, *places))
 
 
 def is_found_in(module: str, place: Path | None) -> bool:
@@ -220,7 +205,9 @@ def load_file(path: Path) -> ModuleType:
 
 def _import(name: str, path: Path) -> ModuleType:
     importlib.invalidate_caches()
-    spec = _own_spec(name, path) or importlib.util.spec_from_file_location(f"repfuse_model_{path.stem}", path)
+    spec = None if name in sys.modules else importlib.util.find_spec(name)  # which runs the packages that it lies in
+    if spec is None or spec.origin != str(path):  # Python would find another file, or none
+        spec = importlib.util.spec_from_file_location(f"repfuse_model_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
@@ -229,14 +216,6 @@ def _import(name: str, path: Path) -> ModuleType:
         sys.modules.pop(spec.name, None)
         raise
     return module
-
-
-def _own_spec(name: str, path: Path) -> ModuleSpec | None:
-    """Return how Python would import ``path`` as ``name``; None where it would find another file."""
-    if name in sys.modules:
-        return None
-    spec = importlib.util.find_spec(name)  # which runs the packages that it lies in
-    return spec if spec is not None and spec.origin == str(path) else None
 
 
 def _name_of(path: Path) -> tuple[Path, str]:
@@ -258,16 +237,14 @@ def explained(path: Path | str) -> Iterator[None]:
     except RepfuseError:
         raise
     except (Exception, SystemExit) as error:  # the user's code
-        raise _failed(path, error) from error
-
-
-def _failed(path: Path | str, error: BaseException) -> RepfuseError:
-    if isinstance(error, SystemExit):
-        hint = 'Put what it does when it is started under `if __name__ == "__main__":`.'
-        return RepfuseError(f"{path} ends the program when it is imported{_line(error, path)}.", "", hint)
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return RepfuseError(f"{path} imports {error.name}, which Python does not find.", "", _get(error.name, path))
-    return RepfuseError(f"{path} does not run.", _where(error, path), "Mend it first.")
+        what, why, hint = f"{path} does not run.", _where(error, path), "Mend it first."
+        if isinstance(error, SystemExit):
+            what, why = f"{path} ends the program when it is imported{_line(error, path)}.", ""
+            hint = 'Put what it does when it is started under `if __name__ == "__main__":`.'
+        elif isinstance(error, ModuleNotFoundError) and error.name:
+            what, why = f"{path} imports {error.name}, which Python does not find.", ""
+            hint = _get(error.name, path)
+        raise RepfuseError(what, why, hint) from error
 
 
 def missing(error: BaseException) -> str:

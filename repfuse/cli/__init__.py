@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from typing import TextIO, cast
@@ -15,6 +16,7 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line."""
+    gc.set_threshold(20_000)  # libraries make objects by the hundred thousand, and they stay: looking often is in vain
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # an old code page must not end in an error about an arrow
             cast(TextIO, stream).reconfigure(errors="replace")  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from repfuse.benching.results import Runtime
-from repfuse.checkpoint.shapes import parse_shapes
+from repfuse.checkpoint.spec import parse_shapes
 from repfuse.cli import options, pair
 from repfuse.cli.output import check_targets, progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
@@ -116,9 +116,8 @@ def bench(
         update("reading", 0.0)
         import torch
 
-        from repfuse.baseline import write_benchmark
         from repfuse.report.bench_view import bench_view
-        from repfuse.report.reading import read_benchmark
+        from repfuse.report.reading import read_benchmark, write_benchmark
 
         then = read_benchmark(compare) if compare else None
         loaded = pair.load_pair(*both)
@@ -180,8 +179,8 @@ def _with_sites(result: Benchmark, loaded: pair.Pair, plan: Plan, seconds: float
 
 def _compare(result: Benchmark, then: Benchmark, path: Path, *, quiet: bool) -> None:
     """Say how the fused network's times changed. Raises typer.Exit where it got slower."""
-    from repfuse.baseline import compared
     from repfuse.report.bench_view import changes_view
+    from repfuse.report.reading import compared
 
     found = compared(result, then, path)
     if not quiet:

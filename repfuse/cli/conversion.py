@@ -18,16 +18,15 @@ from repfuse import cli
 from repfuse.benching.benchmark import bench
 from repfuse.benching.sites import tune
 from repfuse.checking.runs import enough_threads
-from repfuse.checkpoint.atomic import replacing, together
+from repfuse.checkpoint.files import digest_of, replacing, together
 from repfuse.checkpoint.formats import format_for
-from repfuse.checkpoint.opening import digest_of
-from repfuse.checkpoint.source import as_texts
+from repfuse.checkpoint.spec import as_texts
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
 from repfuse.networks import using_threads
 from repfuse.plan_file import PlanFile, said_beside
-from repfuse.planning.choosing import Choice, choose
+from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
 from repfuse.quantization import kernels
 from repfuse.report.schema import Chosen, Environment, Input, Output, Report, Status, envelope, report_path, to_json
@@ -129,6 +128,7 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
     notes += samples.notes if samples else ()
     notes += [NEUTRAL] if plan.keep_affine and plan.sites and not samples else []
     notes += [SCALED] if plan.equalized else []
+    notes += conversion.equalization.notes if conversion.equalization else ()
     notes += class_notes(checkpoint.module, module) if checkpoint.format != "onnx" else ()
     if conversion.drift is None:
         notes += _unchecked(request)

@@ -31,12 +31,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import typer
 
-from repfuse.checkpoint.atomic import left_of, remove_left, replacing
+from repfuse.checkpoint.files import left_of, remove_left, replacing
 from repfuse.cli import urls
 from repfuse.cli.output import page_form, progress, say, show, show_json, write_page, write_pages
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
-from repfuse.readback.__main__ import end_with_parent
-from repfuse.readback.process import FORKED
+from repfuse.readback.process import FORKED, end_with_parent
 from repfuse.report import reading
 from repfuse.report.many_view import Result, Status, as_html, many_view, markdown, page_of
 from repfuse.report.schema import report_path
@@ -121,7 +120,7 @@ def _known(task: Task) -> dict[str, Any]:
 
     A process that was killed between the two may have left the report whole, and not in its place: it is put there.
     """
-    from repfuse.checkpoint.opening import digest_of
+    from repfuse.checkpoint.files import digest_of
 
     place = report_path(task.target)
     for path in (place, *left_of(place)):
@@ -139,7 +138,7 @@ def _done(report: dict[str, Any], task: Task, way: Way) -> str:
     """Return what this report says, where a command with these options, of this version, made the target of the source
     and the plan as they are; else nothing.
     """
-    from repfuse.checkpoint.opening import digest_of
+    from repfuse.checkpoint.files import digest_of
 
     try:
         _, _, _, _, *options = shlex.split(report["command"])  # repfuse convert IN OUT

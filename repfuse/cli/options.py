@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from repfuse.checkpoint.shapes import parse_shapes
-from repfuse.checkpoint.source import model_source
+from repfuse.checkpoint.spec import model_source, parse_shapes
 from repfuse.errors import RepfuseError
 from repfuse.plans import Policy
 
 if TYPE_CHECKING:
     from repfuse.data import Prepared
     from repfuse.plan_file import PlanFile
-    from repfuse.planning.choosing import Choice
+    from repfuse.planning.replaying import Choice
 
 
 def option(*names: str, default: Any = None, **settings: Any) -> Any:
@@ -281,7 +280,7 @@ class Merging:
 
     def choice(self, policy: Policy | None, file: PlanFile | None = None) -> Choice:
         """Return what is to be merged. Raises RepfuseError where options contradict each other. torch is imported."""
-        from repfuse.planning.choosing import Choice
+        from repfuse.planning.replaying import Choice
 
         globs = tuple(self.include or ()), tuple(self.exclude or ())
         return Choice(policy, file.plan if file else None, *globs, self.keep_class, self.keep_affine)

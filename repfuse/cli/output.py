@@ -11,8 +11,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from repfuse.checkpoint.atomic import check_target, replacing, together
-from repfuse.checkpoint.recognise import is_hub_name, is_snapshot, recognise
+from repfuse.checkpoint.files import check_target, replacing, together
+from repfuse.checkpoint.formats import is_hub_name, is_snapshot, recognise
 from repfuse.errors import RepfuseError
 from repfuse.wording import printable
 

@@ -12,8 +12,7 @@ from repfuse.cli.output import check_sources, notes
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
     from repfuse.checking.results import Verification
-    from repfuse.checkpoint.shapes import Shape
-    from repfuse.checkpoint.source import Said
+    from repfuse.checkpoint.spec import Said, Shape
     from repfuse.loading import Checkpoint
     from repfuse.plans import Plan
 
@@ -88,8 +87,7 @@ def time_pair(
 def _said_by(fused: Checkpoint) -> Said:
     """Return what FUSED says of its original: the network, and the input where it holds one."""
     from repfuse.checkpoint.example import shapes_of
-    from repfuse.checkpoint.shapes import render
-    from repfuse.checkpoint.source import Said
+    from repfuse.checkpoint.spec import Said, render
 
     known = fused.input_origin == "checkpoint" and fused.plans
     shapes = render(shapes_of(fused.example_inputs, fused.module)) if known else None

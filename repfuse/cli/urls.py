@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from repfuse.checkpoint.atomic import PART
+from repfuse.checkpoint.files import PART
 from repfuse.errors import RepfuseError
 from repfuse.wording import described
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from repfuse.checkpoint.shapes import parse_shapes
+from repfuse.checkpoint.spec import parse_shapes
 from repfuse.cli import options, pair
 from repfuse.cli.output import check_page, check_sources, notes, progress, show, show_json, write_page
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
@@ -223,8 +223,8 @@ def _changed(fused: Checkpoint) -> Iterator[Finding]:
 
 def _could_be_fused(fused: Checkpoint, sites: int, seconds: float) -> Iterator[Finding]:
     """Yield a finding where more is left to merge than these budgets allow."""
-    from repfuse.planning.choosing import Choice, choose
     from repfuse.planning.cost import price
+    from repfuse.planning.replaying import Choice, choose
     from repfuse.report.tables import plural
 
     left = choose(fused.module, fused.example_inputs, Choice()).sites
@@ -245,9 +245,9 @@ def _differs(both: pair.Pair, effort: str, update: Progress, *, quiet: bool) -> 
 
 
 def _slower(both: pair.Pair, then: Benchmark, baseline: Path, update: Progress) -> Iterator[Finding]:
-    from repfuse.baseline import compared
     from repfuse.checkpoint.example import shapes_of
     from repfuse.report.bench_view import where
+    from repfuse.report.reading import compared
 
     example = shapes_of(both.original.example_inputs, both.original.module)
     inputs = dict.fromkeys(entry.shapes for entry in then.measurements if entry.shapes)

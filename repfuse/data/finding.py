@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.build import library
-from repfuse.checkpoint.recognise import recognise
+from repfuse.checkpoint.formats import recognise
 from repfuse.errors import RepfuseError
 from repfuse.networks import dense
 from repfuse.wording import first_line, listed

@@ -21,8 +21,8 @@ import torch
 from repfuse.checking.agreement import CHUNK, Samples, class_count
 from repfuse.checking.runs import takes
 from repfuse.checkpoint.build import library
-from repfuse.checkpoint.recognise import CONFIG
-from repfuse.checkpoint.snapshot import WEIGHT_FILES, configuration
+from repfuse.checkpoint.formats import CONFIG
+from repfuse.checkpoint.opening import WEIGHT_FILES, configuration
 from repfuse.data.finding import Arrays, Folder, numbering, pillow
 from repfuse.errors import RepfuseError
 from repfuse.wording import described, dtype_name

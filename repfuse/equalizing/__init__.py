@@ -1,35 +1,43 @@
 """Cross-layer equalisation: exact scales between layers, with which the network survives rounding to few bits better.
 
-``laws`` says which scales there may be, ``solving`` which are best, and why; ``effect`` measures what rounding does.
+``laws`` says which scales there may be, ``solving`` which are best, and why; here what rounding does is measured.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repfuse.checking.agreement import Data
+from repfuse.checking.agreement import Data, chunks
+from repfuse.checking.inputs import Trial, is_floating, noise
 from repfuse.checking.results import Equalization, Rescaled, SignalGain
-from repfuse.checking.runs import Change, as_stored, copied, in_float64
-from repfuse.equalizing.effect import Rounding, terms_of, trials_of
+from repfuse.checking.runs import WIDE, Change, Widening, as_stored, by_key, copied, in_float64, leaves, run_copy
 from repfuse.equalizing.network import Freedom, freedom
-from repfuse.equalizing.scales import Weight
-from repfuse.equalizing.solving import Term, predicted, solve
-from repfuse.networks import named_tensors, using_threads
-from repfuse.planning.storage import left_range
-from repfuse.quantization import BITS, in_decibels
+from repfuse.equalizing.solving import TINY, Term, Weight, of_weight, predicted, solve
+from repfuse.networks import device_of, named_tensors, placed, same_randomness, using_threads
+from repfuse.planning.edits import left_range
+from repfuse.quantization import BITS, in_decibels, rounded
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.recording import record
+from repfuse.wording import described
 
 TRIES = 64
 SPREAD = (0.1, 0.5)
 """How far one try is from the best before it, as logarithms to the base 2: any numbers, and powers of two."""
+PASSES = 16
+AT_ONCE = 8
+"""Samples in one pass, at most."""
+MOST = 1 << 20
+"""Elements in all of them, about."""
+MEASURED = 4
+"""Passes of which the noise is measured."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,10 @@ def equalize(
 ) -> Equalized:
     """Return a copy of ``module`` that computes the same with weights that survive rounding to few bits better.
 
-    The values between its layers are others. ``data`` are inputs to solve the scales on; without them, noise like the
-    example is. With ``powers_of_two``, the result computes the same bits. ``exact`` gives the tensors of the module in
-    float64, where that is known better than by those that it holds. What does not get better stays as it is.
+    The values between its layers are others. ``data`` are inputs to solve the scales on; without them each weight
+    counts alike, and what is gained is measured on noise like the example is. With ``powers_of_two``, the result
+    computes the same bits. ``exact`` gives the tensors of the module in float64, where that is known better than by
+    those that it holds. What does not get better stays as it is.
     """
     example = tuple(example_inputs)
     with using_threads(1):
@@ -63,13 +72,15 @@ def equalize(
     done = Equalization((), free.count, powers_of_two, "data" if data is not None else "noise", (), free.refusals)
     if not weights:
         return Equalized(module, done, exact)
-    terms = terms_of(module, weights, trials)
+    terms, why = terms_of(module, weights, trials, real=data is not None)
+    done = replace(done, notes=(why,) if why else ())
     with copied(module, as_stored) as copy:
-        search = _Search(module, free, exact, Rounding(copy, weights, trials), powers_of_two)
+        search = _Search(module, copy, free, exact, trials[:MEASURED], powers_of_two)
         scale = search.best(terms, solve(terms, free.count))
-        gains = () if scale is None else search.gains(scale)
-    if scale is None:
-        return Equalized(module, done, exact)
+        if scale is None:
+            return Equalized(module, done, exact)
+        both = torch.zeros_like(scale), scale
+        gains = tuple(SignalGain(bits, *(in_decibels(search.noise(each, bits)) for each in both)) for bits in BITS)
     made, numbers = search.tensors(scale), scale.exp2()
     factors = ((part.name, part.factors(numbers, made[part.name].shape)) for part in free.parts)
     tensors = tuple(Rescaled(name, float(each.min()), float(each.max())) for name, each in factors)
@@ -78,16 +89,28 @@ def equalize(
 
 
 class _Search:
-    """Looks for the scales with which rounding to the fewest bits does least to the outputs."""
+    """Looks for the scales with which rounding to the fewest bits does least to the outputs.
 
-    def __init__(
-        self, module: nn.Module, free: Freedom, exact: Change, rounding: Rounding, powers_of_two: bool
+    It is measured by a ``copy`` of the module, which is changed.
+    """
+
+    def __init__(  # noqa: PLR0917 - what ``equalize`` was given, and what it found
+        self,
+        module: nn.Module,
+        copy: nn.Module,
+        free: Freedom,
+        exact: Change,
+        trials: Sequence[Trial],
+        powers_of_two: bool,
     ) -> None:
         self.parts = {part.name: part for part in free.parts}
         self.weights = [part for part in free.parts if isinstance(part, Weight)]
         self.stored = {name: x.detach() for name, x in named_tensors(module) if name in self.parts}
-        self.exact, self.rounding, self.powers_of_two = exact, rounding, powers_of_two
+        self.exact, self.powers_of_two = exact, powers_of_two
+        self.copy, self.trials, self.held = copy, trials, dict(named_tensors(copy))
+        self.wanted = by_key(run_copy(copy, trials, {}))
         self._made: dict[str, tuple[Tensor, Tensor]] = {}
+        self._now: dict[str, tuple[Tensor | None, int]] = {}
 
     def exactly(self, scale: Tensor) -> Change:
         """Return what gives the tensors in float64, multiplied as these scales say."""
@@ -143,12 +166,94 @@ class _Search:
         return sum(1 - 1 / (1 + self.noise(scale, bits)) for bits in BITS)
 
     def noise(self, scale: Tensor, bits: int) -> float:
-        """Return the noise in the outputs with these scales; infinite where a number leaves the range of its dtype."""
-        tensors = self.tensors(scale)
-        whole = all(not left_range([made], [self.stored[name]]) for name, made in tensors.items())
-        return self.rounding.noise(tensors, bits) if whole else math.inf
+        """Return the energy of the noise relative to that of the outputs, with these scales and so many bits.
 
-    def gains(self, scale: Tensor) -> tuple[SignalGain, ...]:
-        """Return what these scales gain."""
-        both = torch.zeros_like(scale), scale
-        return tuple(SignalGain(bits, *(in_decibels(self.noise(each, bits)) for each in both)) for bits in BITS)
+        It is infinite where a number leaves the range of its dtype.
+        """
+        tensors = self.tensors(scale)
+        if any(left_range([made], [self.stored[name]]) for name, made in tensors.items()):
+            return math.inf
+        for name, tensor in tensors.items():
+            now, known = self._now.get(name, (None, 0))
+            if now is not tensor or known != bits:
+                with torch.no_grad():
+                    self.held[name].copy_(rounded(tensor, bits) if isinstance(self.parts[name], Weight) else tensor)
+                self._now[name] = tensor, bits
+        found = by_key(run_copy(self.copy, self.trials, {}))
+        pairs = [(x.double(), found[key].double()) for key, x in self.wanted.items() if key in found]
+        size = sum(float(x.square().sum()) for x, _ in pairs)
+        off = sum(float((x - y).square().sum()) for x, y in pairs)
+        return off / size if size and math.isfinite(off) else math.inf
+
+
+# What rounding does to a network's outputs to first order.
+
+
+def trials_of(example: Sequence[Any], data: Data | None) -> list[Trial]:
+    """Return the inputs that scales are solved on: parts of the data, else noise like the example."""
+    if data is not None:
+        batches = (
+            tuple(y) for x in chunks(data) for y in zip(*(torch.split(each, AT_ONCE) for each in x), strict=True)
+        )
+        return _no_more(Trial("data", batch) for batch in islice(batches, PASSES))
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(x: Any) -> Any:
+        return noise(tuple(x.shape), (), generator).to(x.device, x.dtype) if is_floating(x) else x
+
+    return _no_more(Trial("noise", tuple(map(drawn, example))) for _ in range(PASSES))
+
+
+def _no_more(trials: Iterator[Trial]) -> list[Trial]:
+    """Return the first of them, as many as are not too much work."""
+    found, work = list[Trial](), 0
+    for trial in trials:
+        found, work = [*found, trial], work + trial.work
+        if work >= MOST:
+            break
+    return found
+
+
+def terms_of(
+    network: nn.Module, weights: Sequence[Weight], trials: Sequence[Trial], *, real: bool
+) -> tuple[list[Term], str]:
+    """Return what rounding each weight does to the outputs, by its gradients on ``real`` inputs.
+
+    On noise they would say little of the inputs that are to come: there each weight counts alike, by its size. So it
+    does where no gradient gets to some; then why comes second.
+    """
+    why, names = "", [each.name for each in weights]
+    stored = {name: x.detach().double() for name, x in named_tensors(network) if name in names}
+    slopes = {name: torch.ones_like(x) / x.square().sum().clamp_min(TINY) for name, x in stored.items()}
+    if real:
+        try:
+            slopes = _slopes(network, names, trials)
+        except Exception as error:  # whatever a forward, or its way back, may raise
+            why = f"it is equalised as if each weight counted alike, for want of gradients: {described(error)}"
+    return [of_weight(each, stored[each.name], slopes[each.name]) for each in weights], why
+
+
+def _slopes(network: nn.Module, names: Sequence[str], trials: Sequence[Trial]) -> dict[str, Tensor]:
+    """Return the squares of the outputs' slopes by these tensors, added up over the trials."""
+    generator = torch.Generator().manual_seed(0)
+    with same_randomness(network), copied(network, in_float64) as copy:
+        tensors = dict(named_tensors(copy))
+        held = [tensors[name].requires_grad_() for name in names]
+        slopes = {name: torch.zeros_like(tensors[name], requires_grad=False) for name in names}
+        for trial in trials:
+            with torch.enable_grad(), Widening(copy):
+                outputs = leaves(copy(*placed(trial.inputs, device_of(copy), WIDE)))
+                totals = [_projected(x, generator) for x in outputs.values() if x.requires_grad]
+            if not totals:
+                raise RuntimeError("its outputs have none")
+            for name, slope in zip(names, torch.autograd.grad(totals, held), strict=True):
+                slopes[name] += slope.square()
+        return slopes
+
+
+def _projected(output: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the output's sum with random signs, relative to its size: the square of a slope of it is on average the
+    sum of the squares of the slopes of all of its numbers.
+    """
+    signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+    return (output * signs).sum() / output.detach().square().mean().sqrt().clamp_min(TINY)

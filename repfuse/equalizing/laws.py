@@ -18,11 +18,10 @@ from torch import fx
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset, Phases
 from repfuse.algebra.transposed import TransposedGeometry
-from repfuse.equalizing.scales import Along, Numbers, Part, Weight
-from repfuse.ops import Meaning, rows
-from repfuse.ops.call import Call
-from repfuse.ops.meaning import Rearranged, Same, inputs_of
-from repfuse.ops.spelling import spelled
+from repfuse.equalizing.solving import Along, Numbers, Part, Weight
+from repfuse.ops import channels
+from repfuse.ops.meaning import Meaning, Rearranged, Same, inputs_of
+from repfuse.ops.spelling import Call, is_data, spelled
 from repfuse.recording.constants import called
 
 if TYPE_CHECKING:
@@ -171,7 +170,8 @@ def extreme(node: fx.Node, _meaning: Any, known: Reading) -> Along | None:
     """As ``pooled``, over whole axes."""
     names = ("dim", "keepdim")
     given = dict(zip(("input", *names), node.args, strict=False)) | node.kwargs
-    meaning = rows.mean(Call(node, "mean", given), known.recording)
+    known_input = is_data(given.get("input"), known.recording)
+    meaning = channels.mean(Call(node, "mean", given), known.recording) if known_input else None
     if not isinstance(meaning, Rearranged):
         raise Fixed("not-homogeneous", "it compares channels with each other")
     return moved(node, meaning, known)

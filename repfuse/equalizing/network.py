@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, fx
 
 from repfuse.equalizing.laws import Fixed, law_of
-from repfuse.equalizing.scales import Along, Numbers, Part, Scales
-from repfuse.ops import Meaning, meaning_of
-from repfuse.ops.call import makes_zeros
-from repfuse.ops.meaning import Passage, convolves, inputs_of
-from repfuse.ops.rows import only_measures
+from repfuse.equalizing.solving import Along, Numbers, Part, Scales
+from repfuse.ops.channels import only_measures
+from repfuse.ops.meaning import Meaning, Passage, convolves, inputs_of
+from repfuse.ops.spelling import makes_zeros
+from repfuse.ops.table import meaning_of
 from repfuse.plans import Refusal
 from repfuse.recording.recording import Recording
 

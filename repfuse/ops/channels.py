@@ -1,28 +1,33 @@
-"""Parts, concatenations and shuffles of channels; space to depth and back."""
+"""What puts values elsewhere: parts, joins and shuffles of channels; flatten, transpose, mean over space."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
+from functools import cache
 from math import prod
-from operator import mul
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx
 
 from repfuse.algebra.expression import Joined, Selected, Through
+from repfuse.algebra.geometry import Ints
 from repfuse.algebra.layers import Phases
-from repfuse.ops.call import Call, axes_turned, axis_of, contains_node, is_channel_axis, is_data
-from repfuse.ops.indexing import is_integer
+from repfuse.ops.indexing import entries_of, is_whole
 from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same
-from repfuse.ops.spelling import spelled
-
-if TYPE_CHECKING:
-    from repfuse.recording.recording import Recording
-
+from repfuse.ops.spelling import (
+    Call,
+    axes_turned,
+    axis_of,
+    contains_node,
+    is_channel_axis,
+    is_data,
+    is_integer,
+    spelled,
+)
+from repfuse.recording.recording import Recording
 
 # Concatenations and splits along the channels.
 
@@ -79,17 +84,16 @@ def _parts(call: Call, recording: Recording) -> tuple[int, Sequence[Sequence[int
 
 # Axes taken apart and put together: by one operator, or by a view, a transpose and a view.
 #
-# A view parts an axis into factors, the outermost first, and joins factors that lie side by side. What the three views
-# do together is the same at every size of the input if it is at those that were recorded: a factor is either fixed, or
-# what is left of the axis. Where no factor of the channels goes elsewhere, the channels are put in another order
-# (Zhang et al., "ShuffleNet", arXiv 1707.01083, section 3.1), and the inner factors of the other axes join them: space
-# to depth. Where some of the channels become inner factors of other axes, it is depth to space.
+# A view parts an axis into factors and joins factors that lie side by side: what three steps do together shows in where
+# each number of the input ends up. Where the channels of a pixel stay together, in another order, it is a shuffle
+# (Zhang et al., "ShuffleNet", arXiv 1707.01083, section 3.1); where those of a block of pixels join, it is space to
+# depth, and the other way round depth to space. It has to be the same at every size that was recorded.
 
 
 def shuffle(call: Call, recording: Recording) -> Meaning | None:
     """``channel_shuffle(x, groups)``."""
     x, groups = call.input, call.get("groups")
-    if not is_data(x, recording) or not is_integer(groups) or not recording.is_fixed(x, 1):
+    if not is_integer(groups) or not recording.is_fixed(x, 1):
         return None
     rank = len(recording.shape_of[x])
     channels = recording.shape_of[x][1] if rank > 2 else 0
@@ -118,14 +122,14 @@ def shuffled(call: Call, recording: Recording) -> Meaning | None:
 
 def _parts_pixels(x: Any, factor: Any, recording: Recording) -> bool:
     """Whether ``x`` holds images of a known number of channels, and the factor is a number."""
-    known = is_data(x, recording) and len(recording.shape_of[x]) == 4 and recording.is_fixed(x, 1)
+    known = len(recording.shape_of[x]) == 4 and recording.is_fixed(x, 1)
     return known and is_integer(factor) and factor > 0
 
 
 def reshaped(call: Call, recording: Recording) -> Meaning | None:
     """Return what a view means: the last of three steps, or one of those before it."""
     steps = _steps(call, recording)
-    return passing(call, recording) if steps is None else steps.meaning
+    return passing(call, recording) if steps is None else steps[1]
 
 
 def passing(call: Call, recording: Recording) -> Passage | None:
@@ -137,119 +141,175 @@ def passing(call: Call, recording: Recording) -> Passage | None:
         node = next(iter(node.users))
         last = spelled(node)
         steps = None if last is None else _steps(last, recording)
-        if steps is not None and call.node in steps.nodes and steps.meaning is not None:
+        if steps is not None and call.node in steps[0]:
             return Passage((call.input,))
     return None
 
 
-@dataclass(frozen=True)
-class _Factor:
-    """A factor of an axis of x; ``size`` is 0 where it differs."""
-
-    axis: int
-    size: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Steps:
-    """The steps ``nodes`` before a view that has the factors ``joined`` along its axes; x has them ``parted``."""
-
-    x: fx.Node
-    nodes: tuple[fx.Node, ...]
-    parted: list[list[_Factor]]
-    joined: list[list[_Factor]]
-
-    @property
-    def meaning(self) -> Meaning | None:
-        """What all of the steps come to."""
-        return self._to_channels() or self._from_channels()
-
-    def _to_channels(self) -> Meaning | None:
-        """The channels in another order, with the inner factors of other axes among them."""
-        kept = [self.parted[0], *(factors[:1] for factors in self.parted[2:])]
-        inner = [factors[1:] for factors in self.parted[2:]]
-        if [self.joined[0], *self.joined[2:]] != kept or not self._are_fixed(self.joined[1]):
-            return None
-        canonical = [*self.parted[1], *chain(*inner)]
-        order = _places(canonical, self.joined[1])
-        blocks = tuple(prod(factor.size for factor in factors) for factors in inner)
-        if prod(blocks) == 1:
-            return Selected(self.x, order, 1)
-        return Through(self.x, Phases.of(prod(f.size for f in self.parted[1]), blocks, order))
-
-    def _from_channels(self) -> Meaning | None:
-        """Pixels of several channels put side by side, as pixels of one."""
-        outer = [factors[:1] for factors in self.joined[2:]]
-        moved = [factor for factors in self.joined[2:] for factor in factors[1:]]
-        whole = self.joined[0] == self.parted[0] and outer == self.parted[2:]
-        if not whole or not self._are_fixed(self.parted[1]) or any(factor.axis != 1 for factor in moved):
-            return None
-        order = np.argsort(_places(self.parted[1], [*self.joined[1], *moved]))
-        return Rearranged(self.x, ((1, 1),), tuple((order // prod(factor.size for factor in moved)).tolist()))
-
-    @staticmethod
-    def _are_fixed(factors: Sequence[_Factor]) -> bool:
-        return all(factor.size for factor in factors)
-
-
-def _places(before: Sequence[_Factor], after: Sequence[_Factor]) -> tuple[int, ...]:
-    """Return for each place along the factors ``after`` the one that it has along the same factors ``before``."""
-    places = np.arange(prod(factor.size for factor in before)).reshape([factor.size for factor in before])
-    order = [next(index for index, each in enumerate(before) if each is factor) for factor in after]
-    return tuple(places.transpose(order).flatten().tolist())
-
-
-def _steps(last: Call, recording: Recording) -> _Steps | None:
-    """Return the steps of which ``last`` is the last one, if it is one."""
+def _steps(last: Call, recording: Recording) -> tuple[list[fx.Node], Meaning] | None:
+    """Return the steps before ``last``, if it is the last one of three, and what all of them come to."""
     turned = _before(last, ("view", "flatten"))
     copied = turned if turned is not None and turned.operator in ("contiguous", "clone") else None
     turned = turned if copied is None else _before(copied, ("contiguous", "clone"))
     view = None if turned is None else _before(turned, ("transpose", "permute"))
     if turned is None or view is None or view.operator != "view" or not is_data(view.input, recording):
         return None
-    x, nodes = view.input, tuple(call.node for call in (view, turned, copied) if call is not None)
-    sizes = [_sizes(node, recording) for node in (x, view.node, last.node)]
-    order = axes_turned(turned, len(sizes[1]))
-    if not all(sizes) or order is None or len(sizes[0]) != len(sizes[2]) or len(sizes[0]) < 3:
+    x = view.input
+    shapes = [recording.shapes(node) + recording.shapes_at_other_ranks(node) for node in (x, view.node, last.node)]
+    order = axes_turned(turned, len(shapes[1][0]))
+    ranks = [len({len(shape) for shape in each}) for each in shapes]
+    if order is None or max(ranks) > 1 or len({len(each) for each in shapes}) > 1:
         return None
-    parted = _parted(sizes[1], sizes[0])
-    if parted is None:
+    sizes = zip(*shapes, strict=True)
+    (found, *others) = {_moved_between(before, parted, tuple(order), after) for before, parted, after in sizes}
+    if found is None or others:
         return None
-    factor_of = {
-        place: _Factor(axis, sizes[1][place][0] if len(set(sizes[1][place])) == 1 else 0)
-        for axis, places in enumerate(parted)
-        for place in places
-    }
-    joined = _parted([sizes[1][place] for place in order], sizes[2])
-    if joined is None:
+    blocks, places, joins = found
+    meaning: Meaning = Selected(x, places, 1)
+    if not joins:
+        meaning = Rearranged(x, ((1, 1),), tuple(place // prod(blocks) for place in places))
+    elif prod(blocks) > 1:
+        meaning = Through(x, Phases.of(shapes[0][0][1], blocks, places))
+    return [call.node for call in (view, turned, copied) if call is not None], meaning
+
+
+@cache
+def _moved_between(before: Ints, parted: Ints, order: Ints, after: Ints) -> tuple[Ints, Ints, bool] | None:
+    """Return the blocks of pixels that join the channels, or come from them, and in which order, if they do."""
+    turned = [parted[axis] for axis in order]
+    whole = {*np.cumprod(before)} <= {*np.cumprod(parted)} and {*np.cumprod(after)} <= {*np.cumprod(turned)}
+    if not whole or len(before) != len(after) or len(before) < 3 or before[0] != after[0]:
         return None
-    found = [[factor_of[order[place]] for place in places] for places in joined]
-    return _Steps(x, nodes, [[factor_of[place] for place in places] for places in parted], found)
+    places = np.arange(prod(before)).reshape(parted).transpose(order).reshape(after)
+    if (joined := _blocks(places, before)) is not None:
+        return *joined, True
+    inverse = np.empty_like(places.ravel())
+    inverse[places.ravel()] = np.arange(prod(before))
+    return None if (left := _blocks(inverse.reshape(before), after)) is None else (*left, False)
 
 
-def _sizes(node: fx.Node, recording: Recording) -> list[tuple[int, ...]]:
-    """Return the sizes of each axis, as they were recorded; nothing where the number of axes differs."""
-    shapes = recording.shapes(node) + recording.shapes_at_other_ranks(node)
-    return [*zip(*shapes, strict=True)] if len({len(shape) for shape in shapes}) == 1 else []
-
-
-def _parted(parts: Sequence[tuple[int, ...]], axes: Sequence[tuple[int, ...]]) -> list[list[int]] | None:
-    """Return for each axis the places of the parts, side by side, whose product it is; parts of size 1 are nothing."""
-    left = [place for place, part in enumerate(parts) if set(part) != {1}]
-    found: list[list[int]] = []
-    for axis in axes:
-        if len(axis) != len(parts[0]):
-            return None
-        found.append([])
-        product = (1,) * len(axis)
-        while product != axis:
-            if not left:
-                return None
-            product = tuple(map(mul, product, parts[left[0]]))
-            found[-1].append(left.pop(0))
-    return None if left else found
+def _blocks(places: NDArray[np.int64], whole: Ints) -> tuple[Ints, Ints] | None:
+    """Return the blocks of pixels of a tensor of shape ``whole`` whose numbers have these ``places`` in the channels of
+    one pixel, and in which order.
+    """
+    if any(large % max(small, 1) for large, small in zip(whole[2:], places.shape[2:], strict=True)) or not places.size:
+        return None
+    blocks = tuple(large // small for large, small in zip(whole[2:], places.shape[2:], strict=True))
+    split = [n for pair in zip(places.shape[2:], blocks, strict=True) for n in pair]
+    axes = range(2, 2 + len(split))
+    apart = np.arange(prod(whole)).reshape(*whole[:2], *split).transpose(0, 1, *axes[1::2], *axes[::2])
+    plain = apart.reshape(places.shape)
+    one, other = (x[0].reshape(x.shape[1], -1)[:, 0] for x in (plain, places))
+    order = np.argsort(one)[np.searchsorted(np.sort(one), other).clip(max=len(one) - 1)]
+    return (blocks, tuple(order.tolist())) if np.array_equal(plain[:, order], places) else None
 
 
 def _before(call: Call, operators: Sequence[str]) -> Call | None:
     usable = call.operator in operators and isinstance(call.input, fx.Node)
     return spelled(call.input) if usable else None
+
+
+# What moves values, or averages them, alike for every channel.
+#
+# Write a tensor as rows of C channels, ``X [R, C]``. These operators compute ``P X`` with a matrix P over rows, each of
+# whose own rows sums to 1: permutations, choices, means. What acts on channels, ``X -> X W^T + b``, commutes with that:
+# ``P (X W^T + 1 b^T) = (P X) W^T + 1 b^T``.
+
+
+def viewed(call: Call, recording: Recording) -> Meaning | None:
+    """The same numbers in the same order, in another shape that keeps the last axis, or the first two."""
+    x, y = call.input, call.node
+    if recording.dtype_of.get(y) is not recording.dtype_of[x]:
+        return None
+    before, after = (recording.shapes(z) + recording.shapes_at_other_ranks(z) for z in (x, y))
+    if len(before) != len(after) or min(map(len, (*before, *after))) < 2:
+        return None
+    last = len(before[0]) - 1, len(after[0]) - 1
+    moves = {}
+    if recording.is_fixed(x, 1) and all(a[:2] == b[:2] for a, b in zip(before, after, strict=True)):
+        moves[1] = 1
+    if recording.is_fixed(x, last[0]) and all(a[-1] == b[-1] for a, b in zip(before, after, strict=True)):
+        moves[last[0]] = last[1]
+    return _moved(x, moves)
+
+
+def squeezed(call: Call, recording: Recording) -> Meaning | None:
+    """Without axes that are 1 at every size: an axis that happens to be 1 goes where its size may be another."""
+    x, dims = call.input, call.get("dim")
+    dims = [dims] if is_integer(dims) else dims
+    if not isinstance(dims, list | tuple):
+        return None
+    shapes = recording.shapes(x) + recording.shapes_at_other_ranks(x)
+    gone = {axis_of(dim, len(recording.shape_of[x])) for dim in dims}
+    return viewed(call, recording) if all(shape[axis or 0] == 1 for shape in shapes for axis in gone) else None
+
+
+def permuted(call: Call, recording: Recording) -> Meaning | None:
+    """Axes in another order."""
+    rank = len(recording.shape_of[call.input])
+    order = axes_turned(call, rank) or ()
+    return _moved(call.input, {axis: place for place, axis in enumerate(order) if is_channel_axis(axis, rank)})
+
+
+def mean(call: Call, recording: Recording) -> Meaning | None:
+    """A mean over some axes."""
+    x, dims = call.input, call.get("dim")
+    dims = [dims] if is_integer(dims) else dims
+    keeps = call.get("keepdim", False)
+    if not isinstance(dims, list | tuple) or contains_node(dims) or not dims:
+        return None
+    if call.get("dtype") is not None or not isinstance(keeps, bool):
+        return None
+    rank = len(recording.shape_of[x])
+    return _without(x, {axis_of(dim, rank) for dim in dims}, rank, keeps=keeps)
+
+
+def picked(call: Call, recording: Recording) -> Meaning | None:
+    """One place along some axes: ``x[:, :, 0, 0]``."""
+    x, index = call.input, call.get("index")
+    given = index if isinstance(index, tuple) else (index,)
+    if not is_data(x, recording) or any(isinstance(entry, list) for entry in given):
+        return None
+    rank = len(recording.shape_of[x])
+    entries = entries_of(tuple([entry] if is_integer(entry) else entry for entry in given), rank)
+    if entries is None or not all(isinstance(entry, list) or is_whole(entry) for entry in entries):
+        return None
+    return _without(x, {axis for axis, entry in enumerate(entries) if isinstance(entry, list)}, rank)
+
+
+def selected(call: Call, recording: Recording) -> Meaning | None:
+    """``x.select(dim, index)``: one place along an axis."""
+    rank = len(recording.shape_of[call.input])
+    usable = is_integer(call.get("index"))
+    return _without(call.input, {axis_of(call.get("dim"), rank)}, rank) if usable else None
+
+
+def adaptive_pool(call: Call, recording: Recording, ndim: int) -> Meaning | None:
+    """Means over windows that share the image out."""
+    return _moved(call.input, {1: 1}) if len(recording.shape_of[call.input]) == ndim + 2 else None
+
+
+def resized(call: Call, recording: Recording) -> Meaning | None:
+    """``F.interpolate(x, ...)``: each pixel is a mean of some, with weights that sum to 1."""
+    return _moved(call.input, {1: 1}) if recording.is_fixed(call.input, 1) else None
+
+
+def _without(x: fx.Node, gone: set[int | None], rank: int, *, keeps: bool = False) -> Rearranged | None:
+    """Axes that are reduced, and gone unless one ``keeps`` them."""
+    kept = [axis for axis in range(rank) if keeps or axis not in gone]
+    stay = (axis for axis in kept if is_channel_axis(axis, rank) and axis not in gone)
+    return None if None in gone else _moved(x, {axis: kept.index(axis) for axis in stay})
+
+
+def _moved(x: fx.Node, moves: dict[int, int]) -> Rearranged | None:
+    found = tuple((axis, place) for axis, place in moves.items() if place > 0)
+    return Rearranged(x, found) if found else None
+
+
+_MEASURING = frozenset({"view_as", "reshape_as", "expand_as", "type_as"})
+
+
+def only_measures(user: fx.Node, node: fx.Node) -> bool:
+    """Whether ``user`` takes no more of ``node`` than its shape or its dtype: ``x.reshape_as(node)``."""
+    name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+    return name.partition(".")[0] in _MEASURING and user.args[0] is not node

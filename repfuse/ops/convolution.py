@@ -1,24 +1,25 @@
-"""Convolutions: how their arguments, in any spelling, become a geometry and two names."""
+"""Layers with a kernel: what a convolution is given, in any spelling, as a geometry and two names; pads, crops, average
+pools and nearest upsampling, each of them one fixed depthwise kernel, equal for all channels.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from torch import fx
 
 from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import Geometry, Ints, Padding
-from repfuse.algebra.layers import Convolution
+from repfuse.algebra.layers import Convolution, Filter
 from repfuse.algebra.transposed import TransposedGeometry
-from repfuse.ops.call import Call, Constant, constant, contains_node, is_data
-from repfuse.ops.meaning import Meaning, Unfusible
-from repfuse.ops.spelling import spelled
-
-if TYPE_CHECKING:
-    from repfuse.recording.recording import Recording
-
+from repfuse.ops.meaning import Meaning, Same, Unfusible
+from repfuse.ops.spelling import Call, Constant, constant, contains_node, number, spelled
+from repfuse.recording.recording import Recording
 
 # Fake quantisation: rounding that training puts beside layers, so that a later quantised model behaves alike.
 #
@@ -26,14 +27,12 @@ if TYPE_CHECKING:
 # a merged kernel the rounding would have to be found again.
 
 
-def fake_quantise(_call: Call, _recording: Recording) -> Meaning:
-    """Round to a grid, in floating point."""
-    return Unfusible("fake-quantised", "the value is rounded as a quantised one would be")
+_FAKE_QUANTISED_WEIGHT = Unfusible("fake-quantised", "the weight is rounded as a quantised one would be")
 
 
-def is_fake_quantised(value: Any) -> bool:
-    """Whether a weight went through fake quantisation on its way from the parameters."""
-    pending: list[Any] = [value]
+def refused_as_fake(weight: Any) -> Unfusible | None:
+    """Refuse a weight that went through fake quantisation on its way from the parameters."""
+    pending: list[Any] = [weight]
     seen: set[fx.Node] = set()
     while pending:
         node = pending.pop()
@@ -42,9 +41,9 @@ def is_fake_quantised(value: Any) -> bool:
         seen.add(node)
         call = spelled(node)
         if call is not None and call.operator.startswith("fake_quantize"):
-            return True
+            return _FAKE_QUANTISED_WEIGHT
         pending += node.all_input_nodes
-    return False
+    return None
 
 
 def convolution(call: Call, recording: Recording) -> Meaning | None:
@@ -65,8 +64,6 @@ def transposed(call: Call, recording: Recording) -> Meaning | None:
 def _convolved(call: Call, recording: Recording, shape: Callable[..., Geometry]) -> Meaning | None:
     """Read what both kinds of convolution are given; ``shape`` makes a geometry of the weight's shape and the rest."""
     x = call.input
-    if not is_data(x, recording):
-        return None
     tensors = layer_tensors(call, recording)
     if isinstance(tensors, Unfusible):
         return tensors
@@ -89,13 +86,6 @@ def layer_tensors(call: Call, recording: Recording) -> tuple[Constant, Constant 
     if weight is None or (bias is None and call.get("bias") is not None):
         return Unfusible("computed-weight", "the weight or bias depends on the input of the model")
     return weight, bias
-
-
-def refused_as_fake(weight: Any) -> Unfusible | None:
-    """Refuse a weight that went through fake quantisation."""
-    if is_fake_quantised(weight):
-        return Unfusible("fake-quantised", "the weight is rounded as a quantised one would be")
-    return None
 
 
 def geometry(
@@ -160,3 +150,141 @@ def _padding(padding: int | str | Sequence[int], kernel: Ints, dilation: Ints) -
         return tuple((total // 2, total - total // 2) for total in totals)
     assert not isinstance(padding, str)
     return tuple((amount, amount) for amount in per_axis(padding, len(kernel)))
+
+
+# Fixed kernels.
+
+
+def pad(call: Call, recording: Recording, *, mode: str | None = None) -> Meaning | None:
+    """``F.pad`` over spatial axes: one tap of value 1; a negative amount crops."""
+    x, mode, value = call.input, mode or call.get("mode", "constant"), call.get("value")
+    fill = 0.0 if value is None else number(value)
+    padding = _spatial_padding(call, mode, recording)
+    if padding is None or fill is None:
+        return None
+    if mode == "constant":
+        return filtered(x, padding, recording, fill=fill)
+    # Nothing in a convolution's padding mode stands for a crop.
+    usable = mode in ("reflect", "replicate", "circular") and all(amount >= 0 for pair in padding for amount in pair)
+    return filtered(x, padding, recording, padding_mode=mode) if usable else None
+
+
+def _spatial_padding(call: Call, mode: object, recording: Recording) -> Padding | None:
+    """Return (before, after) per spatial axis; None where other axes are padded, or amounts are computed."""
+    x, amounts = call.input, call.get("pad")
+    if not isinstance(amounts, list | tuple) or contains_node(amounts):
+        return None
+    ndim = len(recording.shape_of[x]) - 2
+    # The amounts begin with the last axis.
+    pairs = [(int(before), int(after)) for before, after in zip(amounts[::2], amounts[1::2], strict=True)]
+    if not 1 <= ndim <= 3 or any(any(pair) for pair in pairs[ndim:]):
+        return None
+    if mode != "constant" and len(pairs) != ndim:
+        return None
+    spatial = pairs[:ndim] + [(0, 0)] * (ndim - len(pairs))
+    return tuple(reversed(spatial))
+
+
+def average_pool(call: Call, recording: Recording, *, ndim: int) -> Meaning | None:
+    """The mean of each window: as many equal taps, where every window has the same divisor.
+
+    Source: torch.nn.AvgPool2d. A window that lies partly in the padding is divided by less with
+    ``count_include_pad=False``, one that leaves the padded input (``ceil_mode``) by less too.
+    """
+    x = call.input
+    numbers = [value for name, value in call.given.items() if name != "input"]
+    if len(recording.shape_of[x]) != ndim + 2 or contains_node(numbers):
+        return None
+    kernel = per_axis(call.get("kernel_size"), ndim)
+    stride = per_axis(call.get("stride") or kernel, ndim)
+    padding = per_axis(call.get("padding", 0), ndim)
+    if call.get("ceil_mode", False) and not _same_rounded_up(kernel, stride, padding):
+        return Unfusible("pool-ceil", "with ceil_mode the last window of some input sizes is cut off")
+    divisor = call.get("divisor_override")
+    if divisor is None and any(padding) and not call.get("count_include_pad", True):
+        return Unfusible("pool-padding", "windows at the border have a smaller divisor")
+    pads = tuple((amount, amount) for amount in padding)
+    return filtered(x, pads, recording, kernel=kernel, stride=stride, value=1 / (divisor or math.prod(kernel)))
+
+
+def _same_rounded_up(kernel: Ints, stride: Ints, padding: Ints) -> bool:
+    """Whether ``ceil_mode`` makes no difference, for any input size n.
+
+    It admits each window that begins within the input or the padding before it: of the starts 0, s, 2s, ... those
+    below both n + p and n + 2p - k + s; without it those below n + 2p - k + 1. The two agree for every n if s = 1 or
+    n + p <= n + 2p - k + 1. (PyTorch keeps p <= k / 2.)
+    """
+    return all(s == 1 or k <= p + 1 for k, s, p in zip(kernel, stride, padding, strict=True))
+
+
+def enlarged(call: Call, recording: Recording) -> Meaning | None:
+    """Nearest upsampling by whole numbers r: ``y[o] = x[floor(o / r)]``, a transposed kernel of r ones and stride r.
+
+    It is read as that before a convolution of several taps, which of each r pixels in a row meets the same one; what
+    acts on channels alone goes across it instead (``ops.channels.resized``). Source: torch.nn.Upsample.
+    """
+    x, given = call.input, call.get("scale_factor") or call.get("scale_factors")
+    nearest = call.get("mode", "nearest") in ("nearest", "nearest-exact") and not _SMOOTH & {*call.operator.split("_")}
+    usable = nearest and given is not None and not contains_node(given)
+    if not usable or not recording.is_fixed(x, 1):
+        return None
+    ndim = len(recording.shape_of[x]) - 2
+    factors = [given] * ndim if isinstance(given, int | float) else given
+    if not all(map(_divides_exactly, factors)) or not _is_convolved(call.node, recording):
+        return None
+    steps, channels, none = tuple(map(int, factors)), recording.shape_of[x][1], (0,) * ndim
+    pads, ones = ((0, 0),) * ndim, (1,) * ndim
+    geometry = TransposedGeometry(channels, channels, steps, steps, pads, ones, channels, output_padding=none)
+    return Through(x, Filter(geometry, 1.0))
+
+
+_SMOOTH = {"linear1d", "bilinear2d", "trilinear3d", "bicubic2d"}
+
+
+def _divides_exactly(factor: float) -> bool:
+    """Whether PyTorch finds ``floor(o / factor)`` by a product with the reciprocal, a float32: rounded up or exact."""
+    return factor == int(factor) > 0 and Fraction(float(np.float32(1 / factor))) >= Fraction(1, int(factor))
+
+
+def _is_convolved(node: fx.Node, recording: Recording) -> bool:
+    """Whether a convolution of several taps, not a depthwise one, reads the value, as it is or padded.
+
+    Runtimes are slow at depthwise transposed ones: at a third of the speed, measured in ONNX Runtime.
+    """
+    calls = [call for user in node.users if (call := spelled(user)) is not None and call.input is node]
+    weights = (recording.shape_of.get(call.get("weight"), ()) for call in calls if "conv" in call.operator)
+    padded = (call.node for call in calls if call.operator in _PADS)
+    wide = (len(shape) > 1 and shape[1] > 1 and math.prod(shape[2:]) > 1 for shape in weights)
+    return any(wide) or any(_is_convolved(each, recording) for each in padded)
+
+
+_PADS = {"pad", "constant_pad_nd"}
+
+
+def filtered(
+    x: fx.Node,
+    padding: Padding,
+    recording: Recording,
+    *,
+    kernel: Ints | None = None,
+    stride: Ints | None = None,
+    value: float = 1.0,
+    fill: float | str = 0.0,
+    padding_mode: str = "zeros",
+) -> Through[fx.Node] | Same | None:
+    """Return the meaning of a filter of ``x``, an image; one tap of value 1 is the default."""
+    if not recording.is_fixed(x, 1):
+        return None
+    ones = (1,) * len(padding)
+    channels = recording.shape_of[x][1]
+    mode = padding_mode if any(amount for pair in padding for amount in pair) else "zeros"
+    geometry = Geometry(channels, channels, kernel or ones, stride or ones, padding, ones, channels, mode)
+    identical = geometry == Geometry.identity(channels, len(padding)) and value == 1
+    return Same(x) if identical else Through(x, Filter(geometry, value, fill))
+
+
+def is_pad(layer: Filter) -> bool:
+    """Whether the filter is a pad by a number, without crops."""
+    geometry = layer.geometry
+    one_tap = set(geometry.kernel) == set(geometry.stride) == {1} and layer.value == 1
+    return one_tap and geometry.padding_mode == "zeros" and min(map(min, geometry.padding)) >= 0

@@ -1,4 +1,4 @@
-"""Slices and lists as an index: a choice of channels, or a crop.
+"""Slices and lists as an index: a choice of channels, or a crop; assigned to, the border of a pad.
 
 ``x[:, :, a:-b:s]`` keeps ``ceil((n - a - b) / s)`` positions from a on, as a 1x1 kernel of stride s does whose padding
 is (-a, -b). Any other end or start counts from the side that the input size decides, so it is no such map.
@@ -7,20 +7,20 @@ is (-a, -b). Any other end or start counts from the side that the input size dec
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import fx
 
-from repfuse.algebra.expression import Selected
-from repfuse.ops.call import Call, axis_of, is_channel_axis, is_data
-from repfuse.ops.filters import filtered
-from repfuse.ops.meaning import Meaning, Same, Unfusible
-from repfuse.ops.spelling import spelled
-
-if TYPE_CHECKING:
-    from repfuse.recording.recording import Recording
-
+from repfuse.algebra.expression import Selected, Through
+from repfuse.algebra.geometry import Padding
+from repfuse.algebra.layers import Filter
+from repfuse.ops.convolution import filtered, is_pad, pad
+from repfuse.ops.meaning import Meaning, Passage, Same, Unfusible
+from repfuse.ops.spelling import Call, axis_of, constant, is_channel_axis, is_data, is_integer, number, spelled
+from repfuse.ops.sums import axis_of_constant
+from repfuse.recording.recording import Recording
 
 # Whether the last axis of a tensor holds the channels, as linear layers have them: for slices, which do not say.
 
@@ -72,36 +72,11 @@ def indexed(call: Call, recording: Recording) -> Meaning | None:
     x, index = call.input, call.get("index")
     if not is_data(x, recording):
         return None
+    if call.operator == "index":  # ATen's, which says None for a whole axis
+        index = tuple(_ALL if entry is None else entry for entry in call.get("indices"))
     written = [_written(entry, recording) for entry in (index if isinstance(index, tuple) else (index,))]
     entries = entries_of(tuple(written), len(recording.shape_of[x]))
     return None if entries is None else _chosen(call.node, x, entries, recording)
-
-
-def picked(call: Call, recording: Recording) -> Meaning | None:
-    """ATen's ``x[index]`` of tensors: an index along one axis."""
-    x, indices = call.input, call.get("indices")
-    if not is_data(x, recording) or not isinstance(indices, list | tuple):
-        return None
-    written = [_ALL if index is None else _written(index, recording) for index in indices]
-    entries = entries_of(tuple(written), len(recording.shape_of[x]))
-    return None if entries is None else _chosen(call.node, x, entries, recording)
-
-
-def index_selected(call: Call, recording: Recording) -> Meaning | None:
-    """``x.index_select(dim, index) = x[..., index, ...]`` with numbers that no input changes."""
-    x, index = call.input, _written(call.get("index"), recording)
-    axis = axis_of(call.get("dim"), len(recording.shape_of[x])) if is_data(x, recording) else None
-    return _along(call.node, x, axis, index, recording) if axis is not None and _is_list(index) else None
-
-
-def repeated(call: Call, recording: Recording) -> Meaning | None:
-    """``x.repeat_interleave(n, dim)``: each channel n times in a row."""
-    x, times = call.input, call.get("repeats")
-    axis = axis_of(call.get("dim"), len(recording.shape_of[x])) if is_data(x, recording) else None
-    if not is_integer(times) or not is_channel_axis(axis, len(recording.shape_of[x])):
-        return None
-    channels = range(recording.shape_of[x][axis])
-    return _along(call.node, x, axis, [channel for channel in channels for _ in range(times)], recording)
 
 
 def _written(index: Any, recording: Recording) -> Any:
@@ -112,31 +87,34 @@ def _written(index: Any, recording: Recording) -> Any:
     return recording.constants.numbers(name)
 
 
-def sliced(call: Call, recording: Recording) -> Meaning | None:
-    """ATen's ``x[..., start:end:step, ...]`` along one axis."""
+def along(call: Call, recording: Recording) -> Meaning | None:
+    """Some places along one axis: those of ``index_select``, a slice, a narrowing; each place several times."""
     x = call.input
-    bounds = [call.get(name) for name in ("start", "end", "step")]
-    axis = axis_of(call.get("dim", 0), len(recording.shape_of[x])) if is_data(x, recording) else None
-    if axis is None or not all(bound is None or is_integer(bound) for bound in bounds):
+    shape = recording.shape_of[x]
+    axis = axis_of(call.get("dim", 0 if call.operator == "slice" else None), len(shape))
+    if axis is None:
         return None
-    return _along(call.node, x, axis, slice(*bounds), recording)
-
-
-def narrowed(call: Call, recording: Recording) -> Meaning | None:
-    """``x.narrow(dim, start, length) = x[..., start:start + length, ...]``."""
-    x, start, length = call.input, call.get("start"), call.get("length")
-    axis = axis_of(call.get("dim"), len(recording.shape_of[x])) if is_data(x, recording) else None
-    if axis is None or not is_integer(start) or not is_integer(length):
-        return None
-    end = start + length
-    return _along(call.node, x, axis, slice(start, None if start < 0 and end == 0 else end), recording)
+    entry: Any = None
+    match call.operator:
+        case "index_select":
+            entry = _written(call.get("index"), recording)
+        case "repeat_interleave" if is_integer(times := call.get("repeats")) and is_channel_axis(axis, len(shape)):
+            entry = [channel for channel in range(shape[axis]) for _ in range(times)]
+        case "slice":
+            entry = slice(*(call.get(name) for name in ("start", "end", "step")))
+        case "narrow" if is_integer(start := call.get("start")) and is_integer(length := call.get("length")):
+            end = start + length
+            entry = slice(start, None if start < 0 and end == 0 else end)
+    entries: list[Entry] = [_ALL] * len(shape)
+    entries[axis] = entry
+    return _chosen(call.node, x, entries, recording) if _is_slice(entry) or _is_list(entry) else None
 
 
 def flipped(call: Call, recording: Recording) -> Meaning | None:
     """``x.flip(axis)``: the channels in the opposite order."""
     x, dims = call.input, call.get("dims")
     dims = dims if isinstance(dims, list | tuple) else (dims,)
-    axis = axis_of(dims[0], len(recording.shape_of[x])) if is_data(x, recording) and len(dims) == 1 else None
+    axis = axis_of(dims[0], len(recording.shape_of[x])) if len(dims) == 1 else None
     if axis is None or not is_channel_axis(axis, len(recording.shape_of[x])) or not recording.is_fixed(x, axis):
         return None
     return Selected(x, tuple(reversed(range(recording.shape_of[x][axis]))), axis)
@@ -157,17 +135,6 @@ def is_whole(entry: Entry) -> bool:
     return isinstance(entry, slice) and _bounds(entry) == (0, None, 1)
 
 
-def is_integer(value: Any) -> bool:
-    """Whether an argument is an integer written in the code."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _along(node: fx.Node, x: fx.Node, axis: int, entry: Entry, recording: Recording) -> Meaning | None:
-    entries: list[Entry] = [_ALL] * len(recording.shape_of[x])
-    entries[axis] = entry
-    return _chosen(node, x, entries, recording)
-
-
 def _chosen(node: fx.Node, x: fx.Node, entries: list[Entry], recording: Recording) -> Meaning | None:
     rank = len(entries)
     axes = [axis for axis, entry in enumerate(entries) if not is_whole(entry)]
@@ -176,11 +143,6 @@ def _chosen(node: fx.Node, x: fx.Node, entries: list[Entry], recording: Recordin
     if axes == [1] or (axes == [rank - 1] and rank > 2 and channels_last(node, x, recording)):
         return _selected(x, axes[0], entries[axes[0]], recording)
     return _cropped(x, entries[2:], recording) if min(axes) >= 2 and rank <= 5 else None
-
-
-def embedding(_call: Call, _recording: Recording) -> Meaning | None:
-    """``y = W[x]``: no map of a tensor of numbers."""
-    return Unfusible("embedding", "its input says which rows of the table to take")
 
 
 def _selected(x: fx.Node, axis: int, entry: Entry, recording: Recording) -> Meaning | None:
@@ -216,3 +178,92 @@ def _is_slice(entry: Any) -> bool:
 
 def _is_list(entry: Any) -> bool:
     return isinstance(entry, list) and all(map(is_integer, entry))
+
+
+# A border filled by assignment: ``y = F.pad(x, ...)``, then ``y[:, :, 0:1, :] = value`` on every padded side.
+#
+# Together they are one pad with ``value``, a number or one number per channel. Blocks write it so because ``F.pad``
+# takes numbers only (Ding et al., "Diverse Branch Block", arXiv 2103.13425: the bias of a 1x1 layer around its output).
+
+
+Side = tuple[int, bool]
+"""A spatial axis, and whether it is its end."""
+
+
+def assigned(call: Call, recording: Recording) -> Meaning | None:
+    """Return the pad that the last assignment completes; a passage for those before it."""
+    return _border(call.node, recording) or _passage(call.node, call.input, recording)
+
+
+def filled_pad(call: Call, recording: Recording) -> Meaning | None:
+    """Return what a pad means: a passage where assignments fill all of it, else by itself."""
+    return _passage(call.node, call.input, recording) or pad(call, recording)
+
+
+def _passage(node: fx.Node, x: Any, recording: Recording) -> Passage | None:
+    last = node
+    while (after := _next_assignment(last)) is not None:
+        last = after
+    return Passage((x,)) if last is not node and _border(last, recording) is not None else None
+
+
+def _next_assignment(node: fx.Node) -> fx.Node | None:
+    """Return the assignment into ``node``, where nothing else reads it."""
+    reader = next(iter(node.users)) if len(node.users) == 1 else None
+    call = None if reader is None else spelled(reader)
+    return reader if call is not None and call.operator == "assigned" and call.input is node else None
+
+
+def _border(last: fx.Node, recording: Recording) -> Through[fx.Node] | None:
+    """Return the pad whose border the assignments up to ``last`` fill."""
+    assignments: list[Call] = []
+    node, call = last, spelled(last)
+    while call is not None and call.operator == "assigned" and isinstance(call.input, fx.Node):
+        assignments.append(call)
+        node, reader = call.input, node
+        if _next_assignment(node) is not reader:
+            return None
+        call = spelled(node)
+    base = spelled(node)
+    padded = base is not None and base.operator in ("pad", "constant_pad_nd") and is_data(base.input, recording)
+    meaning = pad(base, recording) if base is not None and padded else None
+    if not assignments or not isinstance(meaning, Through) or not isinstance(meaning.layer, Filter):
+        return None
+    padding = meaning.layer.geometry.padding
+    sides = {_side(call, padding) for call in assignments}
+    wanted = {(axis, end) for axis, pair in enumerate(padding) for end in (False, True) if pair[end]}
+    fill = _fill(assignments, recording.shape_of[meaning.input], recording)
+    if not is_pad(meaning.layer) or sides != wanted or fill is None:
+        return None
+    return Through(meaning.input, replace(meaning.layer, fill=fill))
+
+
+def _side(call: Call, padding: Padding) -> Side | None:
+    """Return the side whose padding the assignment covers exactly; None if it covers anything else."""
+    entries = entries_of(call.get("index"), len(padding) + 2)
+    cut = [axis for axis, entry in enumerate(entries or ()) if not is_whole(entry)]
+    if entries is None or len(cut) != 1 or cut[0] < 2 or not isinstance(entries[cut[0]], slice):
+        return None
+    axis, entry = cut[0] - 2, entries[cut[0]]
+    assert isinstance(entry, slice)
+    before, after = padding[axis]
+    bounds = (entry.start or 0, entry.stop, entry.step or 1)
+    if bounds == (0, before, 1):
+        return axis, False
+    return (axis, True) if bounds == (-after, None, 1) else None
+
+
+def _fill(assignments: list[Call], shape: tuple[int, ...], recording: Recording) -> float | str | None:
+    """Return the one value that all of them assign."""
+    values = {_value(call.get("value"), shape, recording) for call in assignments}
+    return values.pop() if len(values) == 1 else None
+
+
+def _value(value: Any, shape: tuple[int, ...], recording: Recording) -> float | str | None:
+    if (plain := number(value)) is not None:
+        return plain
+    tensor = constant(value, recording)
+    if tensor is None:
+        return None
+    axis = axis_of_constant(tensor.shape, shape)
+    return tensor.name if axis == 1 or (axis is None and shape[1] == 1) else None

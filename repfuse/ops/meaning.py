@@ -6,9 +6,8 @@ convolutions, the last for linear layers; None where one number serves all chann
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import takewhile
 
 from torch import fx
 
@@ -26,7 +25,7 @@ class Same:
 
 @dataclass(frozen=True)
 class Rearranged:
-    """The node holds the values of ``input`` elsewhere, or means of them, alike for every channel (see ``ops.rows``).
+    """The node holds the values of ``input`` elsewhere, or means of them, alike for every channel (``ops.channels``).
 
     ``moves`` are pairs of an axis that may hold the channels, and where they then are in the node. Where pixels of
     several channels become those of one, ``channels`` says for each which one that is; if the node does that for any
@@ -83,19 +82,6 @@ def terms_of(combined: Combination) -> Iterator[Scaled[fx.Node]]:
         yield term if isinstance(term, Scaled) else Scaled(term, Factor(1.0))
 
 
-def before_phases(
-    nodes: Collection[fx.Node], meanings: Mapping[fx.Node, Meaning | None], order: Mapping[fx.Node, int]
-) -> list[fx.Node]:
-    """Return those nodes of a region, in order, among which its layer has to be: before the first depth to space."""
-    ordered = sorted(nodes, key=order.__getitem__)
-
-    def is_before(node: fx.Node) -> bool:
-        meaning = meanings[node]
-        return not (isinstance(meaning, Rearranged) and meaning.phases)
-
-    return list(takewhile(is_before, ordered))
-
-
 def convolves(meaning: Meaning | None) -> bool:
     """Whether a meaning is a convolution or a linear layer."""
     return isinstance(meaning, Through) and isinstance(meaning.layer, Convolution)
@@ -110,10 +96,3 @@ def inputs_of(meaning: Meaning | None) -> tuple[fx.Node, ...]:
             return tuple(term.input for term in terms_of(meaning))
         case _:
             return operands(meaning)
-
-
-def origin(node: fx.Node, meanings: Mapping[fx.Node, Meaning | None]) -> fx.Node:
-    """Return the node whose value ``node`` passes on unchanged."""
-    while isinstance(meaning := meanings.get(node), Same):
-        node = meaning.input
-    return node

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
 from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.algebra.layers import Convolution, Factor
-from repfuse.ops.call import Call, Constant, axes_turned, constant, is_channel_axis, is_data, number
 from repfuse.ops.convolution import layer_tensors, refused_as_fake
 from repfuse.ops.indexing import channels_last
 from repfuse.ops.meaning import Meaning, Unfusible
-from repfuse.ops.spelling import spelled
+from repfuse.ops.spelling import Call, Constant, axes_turned, constant, is_channel_axis, is_data, number, spelled
 from repfuse.ops.sums import by_constant
-
-if TYPE_CHECKING:
-    from repfuse.recording.recording import Recording
+from repfuse.recording.recording import Recording
 
 
 def linear(call: Call, recording: Recording) -> Meaning | None:
     """``y = x W^T + b`` along the last axis, with W of shape ``[C_out, C_in]``, a constant."""
-    if not is_data(call.input, recording):
-        return None
     tensors = layer_tensors(call, recording)
     return tensors if isinstance(tensors, Unfusible) else _linear(call.input, *tensors)
 
@@ -58,29 +52,27 @@ def einsum(call: Call, recording: Recording) -> Meaning | None:
     given = _operands(call, recording)
     if given is None:
         return None
-    x, other, letters = given
-    matrix = constant(other, recording)
-    assert matrix is not None
-    if letters.result == letters.data and len(letters.constant) == 1:
-        return by_constant(x, matrix, Factor(matrix.name), recording, letters.data.index(letters.constant))
-    lost, found = set(letters.data) - set(letters.result), set(letters.result) - set(letters.data)
-    if len(lost) != 1 or len(found) != 1 or not lost <= set(letters.constant):
+    x, other, matrix, (data, fixed, result) = given
+    if result == data and len(fixed) == 1:
+        return by_constant(x, matrix, Factor(matrix.name), recording, data.index(fixed))
+    lost, found = set(data) - set(result), set(result) - set(data)
+    if len(lost) != 1 or len(found) != 1 or not lost <= set(fixed):
         return None
     old, new = *lost, *found
-    axis = letters.data.index(old)
-    if letters.result != letters.data.replace(old, new):
+    axis = data.index(old)
+    if result != data.replace(old, new):
         return Unfusible("channel-mismatch", "the channels of the result are along another axis")
-    if set(letters.constant) != {old, new}:
+    if set(fixed) != {old, new}:
         return Unfusible("broadcast", "the weight is another one from place to place")
-    order = (letters.constant.index(new), letters.constant.index(old))
+    order = (fixed.index(new), fixed.index(old))
     # An axis of size 1, of either, would do for all places of the other's: a layer does not take that.
     same = matrix.shape[order[1]] == recording.shape_of[x][axis] and recording.is_fixed(x, axis)
     sure = same and (axis == 1 or channels_last(x, x, recording))
     return refused_as_fake(other) or (_mixed(x, matrix, axis, order, recording) if sure else None)
 
 
-def _operands(call: Call, recording: Recording) -> tuple[fx.Node, Any, _Letters] | None:
-    """Return the tensor and the constant of an ``einsum`` of two, and the letters of both."""
+def _operands(call: Call, recording: Recording) -> tuple[fx.Node, Any, Constant, list[str]] | None:
+    """Return the tensor and the constant of an ``einsum`` of two, as given and as such, and the letters of both."""
     operands = call.get("operands")
     if not isinstance(operands, list | tuple) or len(operands) != 2:
         return None
@@ -89,21 +81,14 @@ def _operands(call: Call, recording: Recording) -> tuple[fx.Node, Any, _Letters]
     if not is_data(x, recording) or matrix is None:
         return None
     letters = _letters(call.get("equation"), len(recording.shape_of[x]), place)
-    fits = letters is not None and len(letters.constant) == len(matrix.shape)
-    return (x, operands[1 - place], letters) if letters is not None and fits else None
+    fits = letters is not None and len(letters[1]) == len(matrix.shape)
+    return (x, operands[1 - place], matrix, letters) if letters is not None and fits else None
 
 
-@dataclass(frozen=True)
-class _Letters:
-    """A letter for each axis, none twice in one of them."""
-
-    data: str
-    constant: str
-    result: str
-
-
-def _letters(equation: Any, rank: int, data: int) -> _Letters | None:
-    """Return the letters of an equation of two operands, the one at ``data`` of this rank; digits for an ellipsis."""
+def _letters(equation: Any, rank: int, data: int) -> list[str] | None:
+    """Return the letters of the operand at ``data``, of this rank, of the other and of the result: one for each axis,
+    none twice in one of them, digits for an ellipsis.
+    """
     if not isinstance(equation, str):
         return None
     inputs, arrow, result = equation.replace(" ", "").partition("->")
@@ -116,7 +101,7 @@ def _letters(equation: Any, rank: int, data: int) -> _Letters | None:
         result = "..." * ("..." in inputs) + "".join(once)
     found = [term.replace("...", hidden) for term in (terms[data], terms[1 - data], result)]
     plain = all(len(set(term)) == len(term) for term in found) and "..." not in terms[1 - data]
-    return _Letters(*found) if plain and len(found[0]) == rank else None
+    return found if plain and len(found[0]) == rank else None
 
 
 def _times(x: fx.Node, other: Any, bias: Constant | None, recording: Recording) -> Meaning | None:

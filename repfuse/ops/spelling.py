@@ -7,24 +7,124 @@ signature per operator, with the argument names of torch.
 from __future__ import annotations
 
 import builtins
+import math
 import operator
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
 from torch._ops import OpOverload
 from torch.nn import functional as F
 
-from repfuse.ops.call import Call
+from repfuse.recording.constants import called
+from repfuse.recording.recording import Recording
+from repfuse.recording.run import assigned
+
+# A call of an operator: its name, its arguments by name, and what they are.
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that depends on parameters and buffers alone: name (see ``repfuse.algebra.layers``) and shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What ``node`` calls: ``operator`` is a key of ``repfuse.ops.table.ROWS``."""
+
+    node: fx.Node
+    operator: str
+    given: Mapping[str, Any]
+    in_place: bool = False
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an argument, or ``default`` where the call leaves it out."""
+        return self.given.get(name, default)
+
+    @property
+    def input(self) -> Any:
+        """The first argument of nearly every operator."""
+        return self.given.get("input")
+
+
+def is_data(value: Any, recording: Recording) -> TypeGuard[fx.Node]:
+    """Whether the value is a tensor that depends on the input of the model."""
+    return isinstance(value, fx.Node) and value in recording.shape_of and recording.constants.name_of(value) is None
+
+
+def constant(value: Any, recording: Recording) -> Constant | None:
+    """Return the constant that an argument is, or None."""
+    name = recording.constants.name_of(value)
+    return None if name is None else Constant(name, recording.constants.shape(name))
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number that is written in the code, or None."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def makes_zeros(node: fx.Node) -> bool:
+    """Whether a node returns a new tensor of zeros."""
+    return called(node) in ("zeros", "zeros_like", "new_zeros")
+
+
+def is_integer(value: Any) -> bool:
+    """Whether an argument is an integer written in the code."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def contains_node(value: Any) -> bool:
+    """Whether an argument, or anything in its lists, is computed in forward."""
+    return any(map(contains_node, value)) if isinstance(value, list | tuple) else isinstance(value, fx.Node)
+
+
+def axis_of(dim: Any, rank: int) -> int | None:
+    """Return the axis that ``dim`` names among ``rank``, counted from the front; None where it is not a literal."""
+    return dim % rank if is_integer(dim) and -rank <= dim < rank else None
+
+
+def is_channel_axis(axis: int | None, rank: int) -> TypeGuard[int]:
+    """Whether the axis may hold the channels: axis 1 for convolutions, the last for linear layers."""
+    return axis is not None and axis > 0 and axis in (1, rank - 1)
+
+
+def axes_turned(call: Call, rank: int) -> list[int] | None:
+    """Return the axes, of ``rank``, in the order in which a transpose or a permutation puts them."""
+    if call.operator == "permute":
+        given = call.get("dims", ())
+        order = [axis_of(dim, rank) for dim in given] if isinstance(given, list | tuple) else []
+    else:
+        order = [*range(rank)]
+        one, other = axis_of(call.get("dim0"), rank), axis_of(call.get("dim1"), rank)
+        if one is None or other is None:
+            return None
+        order[one], order[other] = other, one
+    usable = [axis for axis in order if axis is not None]
+    return usable if sorted(usable) == [*range(rank)] else None
+
 
 # The operators that repfuse knows, their arguments, and all their names.
 #
 # A new spelling of an operator is a row of ``ALIASES`` or ``FUNCTIONS``, a new operator a row of ``SIGNATURES``.
 
 
-_CONVOLUTION = "input weight bias stride padding dilation groups"
 _POOL = "input kernel_size stride padding ceil_mode count_include_pad divisor_override"
-_DROPOUT = "input p training inplace"
+DROPOUTS = [
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+]
+CASTS = ["float", "double", "half", "bfloat16", "cpu"]
 _NORM = "input weight bias running_mean running_var training momentum eps cudnn_enabled"
 _CAST = "dtype layout device pin_memory non_blocking copy memory_format other"
 
@@ -40,9 +140,7 @@ RESIZING = (
 
 # Argument names in the order of torch's own function. A name with a star takes all that follow: x.view(2, 3).
 SIGNATURES: dict[str, str] = {
-    "conv1d": _CONVOLUTION,
-    "conv2d": _CONVOLUTION,
-    "conv3d": _CONVOLUTION,
+    **{f"conv{n}d": "input weight bias stride padding dilation groups" for n in (1, 2, 3)},
     "convolution": "input weight bias stride padding dilation transposed output_padding groups",
     **{f"conv_transpose{n}d": "input weight bias stride padding output_padding groups dilation" for n in (1, 2, 3)},
     "linear": "input weight bias",
@@ -71,15 +169,8 @@ SIGNATURES: dict[str, str] = {
     "mean": "input dim keepdim dtype",
     "pad": "input pad mode value",
     "constant_pad_nd": "input pad value",
-    "reflection_pad1d": "input pad",
-    "reflection_pad2d": "input pad",
-    "reflection_pad3d": "input pad",
-    "replication_pad1d": "input pad",
-    "replication_pad2d": "input pad",
-    "replication_pad3d": "input pad",
-    "avg_pool1d": _POOL,
-    "avg_pool2d": _POOL,
-    "avg_pool3d": _POOL,
+    **{f"{how}_pad{n}d": "input pad" for how in ("reflection", "replication") for n in (1, 2, 3)},
+    **{f"avg_pool{n}d": _POOL for n in (1, 2, 3)},
     "getitem": "input index",
     "slice": "input dim start end step",
     "narrow": "input dim start length",
@@ -106,25 +197,13 @@ SIGNATURES: dict[str, str] = {
     **{f"adaptive_avg_pool{n}d": "input output_size" for n in (1, 2, 3)},
     "t": "input",
     "getattr": "input attribute",
-    "dropout": _DROPOUT,
-    "dropout1d": _DROPOUT,
-    "dropout2d": _DROPOUT,
-    "dropout3d": _DROPOUT,
-    "feature_dropout": _DROPOUT,
-    "alpha_dropout": _DROPOUT,
-    "feature_alpha_dropout": _DROPOUT,
-    "clone": "input memory_format",
-    "contiguous": "input memory_format",
+    **dict.fromkeys(DROPOUTS, "input p training inplace"),
+    **dict.fromkeys(("clone", "contiguous", *CASTS), "input memory_format"),
     "detach": "input",
     "positive": "input",
     "to": f"input target* {_CAST}",
     "type": "input dtype non_blocking",
     "type_as": "input other",
-    "float": "input memory_format",
-    "double": "input memory_format",
-    "half": "input memory_format",
-    "bfloat16": "input memory_format",
-    "cpu": "input memory_format",
     "cuda": "input device non_blocking memory_format",
     "assigned": "input index value",
     "fake_quantize_per_tensor_affine": "input scale zero_point quant_min quant_max",
@@ -193,17 +272,13 @@ FUNCTIONS: dict[Any, str] = {
     operator.matmul: "matmul",
     operator.getitem: "getitem",
     builtins.getattr: "getattr",
+    assigned: "assigned",
 }
 FUNCTIONS |= {
     getattr(package, name): name
     for package in (torch, F)
     for name in [*SIGNATURES, *ALIASES, *(f"{name}_" for name in IN_PLACE)]
     if callable(getattr(package, name, None))
-}
-
-# By module and name: torchvision is not imported for it.
-FOREIGN = {
-    ("repfuse.recording.run", "assigned"): "assigned",
 }
 
 # Functions whose arguments stand in another order than those of the torch function of their name.
@@ -237,8 +312,7 @@ def _spelled_name(node: fx.Node) -> str | None:
     if isinstance(node.target, OpOverload):
         namespace, _, name = node.target._schema.name.partition("::")
         return name if namespace == "aten" else None
-    foreign = FOREIGN.get((getattr(node.target, "__module__", ""), getattr(node.target, "__name__", "")))
-    return foreign or FUNCTIONS.get(node.target)
+    return FUNCTIONS.get(node.target)
 
 
 def _bound(node: fx.Node, signature: list[str]) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
-"""Sums, differences, multiples and means, with the constants in them.
+"""Sums, differences, multiples and means, with the constants in them; normalisations with frozen statistics.
 
-Everything here is ``a * one + b * other`` with numbers a and b; what the operands are decides:
+A sum is ``a * one + b * other`` with numbers a and b; what the operands are decides:
 
     tensor and tensor       a sum: a * x + b * y
     tensor and constant     x scaled: a * x + b * c, where c is one number per channel
@@ -10,20 +10,26 @@ Everything here is ``a * one + b * other`` with numbers a and b; what the operan
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from torch import fx
 
 from repfuse.algebra.expression import Scaled, Sum
-from repfuse.algebra.layers import Factor, Offset
-from repfuse.ops.call import Call, Constant, axis_of, constant, is_channel_axis, is_data, makes_zeros, number
+from repfuse.algebra.layers import Factor, Normalisation, Offset
 from repfuse.ops.meaning import Meaning, Passage, Same, Unfusible, combination
-from repfuse.ops.spelling import spelled
-
-if TYPE_CHECKING:
-    from repfuse.recording.recording import Recording
-
+from repfuse.ops.spelling import (
+    Call,
+    Constant,
+    axis_of,
+    constant,
+    is_channel_axis,
+    is_data,
+    makes_zeros,
+    number,
+    spelled,
+)
+from repfuse.recording.recording import Recording
 
 # When a constant that is broadcast over a tensor is one number per channel.
 
@@ -34,15 +40,8 @@ ARITHMETIC = frozenset({"add", "sub", "rsub", "mul", "div"})
 """Operators that compute a new tensor even where a 0 or a 1 makes no difference to its numbers."""
 
 
-@dataclass(frozen=True)
-class Channels:
-    """The constant varies along ``axis`` alone; along none where it is one number."""
-
-    axis: int | None
-
-
-def channels_of(constant: Shape, x: Shape) -> Channels | Unfusible:
-    """Return the axis of ``x`` along which a constant of this shape varies.
+def axis_of_constant(constant: Shape, x: Shape) -> int | Unfusible | None:
+    """Return the axis of ``x`` along which alone a constant of this shape varies; None where it is one number.
 
     Shapes are aligned at their last axes. The constant must not make the result larger than ``x``, for any size of
     ``x``: it has no more axes than ``x`` and varies along axis 1 or the last axis alone, with as many numbers as ``x``
@@ -51,29 +50,26 @@ def channels_of(constant: Shape, x: Shape) -> Channels | Unfusible:
     if len(constant) > len(x):
         return Unfusible("broadcast", f"a constant of shape {constant} enlarges a tensor of {len(x)} axes")
     if math.prod(constant) == 1:
-        return Channels(None)
+        return None
     aligned = (1,) * (len(x) - len(constant)) + constant
     varying = [axis for axis, size in enumerate(aligned) if size != 1]
     if len(varying) != 1 or not is_channel_axis(varying[0], len(x)) or aligned[varying[0]] != x[varying[0]]:
         return Unfusible("broadcast", f"a constant of shape {constant} is not one number per channel of {x}")
-    return Channels(varying[0])
+    return varying[0]
 
 
-def add(call: Call, recording: Recording) -> Meaning | None:
-    """``input + alpha * other``."""
-    return _two(call, recording, 1.0, number(call.get("alpha", 1)))
-
-
-def sub(call: Call, recording: Recording) -> Meaning | None:
-    """``input - alpha * other``."""
+def add(call: Call, recording: Recording, sign: float = 1.0) -> Meaning | None:
+    """``input + alpha * other``, or the difference, by the ``sign``."""
     alpha = number(call.get("alpha", 1))
-    return _two(call, recording, 1.0, None if alpha is None else -alpha)
+    terms = (call.input, 1.0), (call.get("other"), sign * (alpha or 0.0))
+    return None if alpha is None else _combination(terms, recording, call)
 
 
 def rsub(call: Call, recording: Recording) -> Meaning | None:
     """``other - alpha * input``."""
     alpha = number(call.get("alpha", 1))
-    return _two(call, recording, None if alpha is None else -alpha, 1.0)
+    terms = (call.input, -(alpha or 0.0)), (call.get("other"), 1.0)
+    return None if alpha is None else _combination(terms, recording, call)
 
 
 def lerp(call: Call, recording: Recording) -> Meaning | None:
@@ -106,9 +102,9 @@ def addcmul(call: Call, recording: Recording) -> Meaning | None:
     return replace(shifted, axis=scaled.axis) if isinstance(shifted, Scaled) and shifted.axis is None else shifted
 
 
-def neg(call: Call, recording: Recording) -> Meaning | None:
+def neg(call: Call, _recording: Recording) -> Meaning | None:
     """``-input``."""
-    return _multiple(call.input, -1.0, recording)
+    return _multiple(call.input, -1.0)
 
 
 def mul(call: Call, recording: Recording) -> Meaning | None:
@@ -120,18 +116,18 @@ def mul(call: Call, recording: Recording) -> Meaning | None:
         return None
     factor, tensor = number(by), constant(by, recording)
     if factor is not None:
-        return _multiple(x, factor, recording)
+        return _multiple(x, factor)
     return None if tensor is None else by_constant(x, tensor, Factor(tensor.name), recording)
 
 
 def div(call: Call, recording: Recording) -> Meaning | None:
     """``input / other`` by a number or a constant, without rounding."""
     x, by = call.input, call.get("other")
-    if call.get("rounding_mode") is not None or not is_data(x, recording):
+    if call.get("rounding_mode") is not None:
         return None
     divisor, tensor = number(by), constant(by, recording)
     if divisor is not None:
-        return None if divisor == 0 else _multiple(x, 1.0 / divisor, recording)
+        return None if divisor == 0 else _multiple(x, 1.0 / divisor)
     return None if tensor is None else by_constant(x, tensor, Factor(tensor.name, True), recording)
 
 
@@ -168,19 +164,13 @@ def _reduces(call: Call, producer: Call, recording: Recording) -> bool:
     return plain and axis is not None and axis == axis_of(producer.get("dim", 0), rank)
 
 
-def _two(call: Call, recording: Recording, one: float | None, other: float | None) -> Meaning | None:
-    if one is None or other is None:
-        return None
-    return _combination(((call.input, one), (call.get("other"), other)), recording, call)
-
-
 def _combination(
     terms: tuple[tuple[Any, float], tuple[Any, float]], recording: Recording, call: Call
 ) -> Meaning | None:
     (x, factor), (y, y_factor) = terms
     for zeros, other, by in ((y, x, factor), (x, y, y_factor)):
         if isinstance(zeros, fx.Node) and is_data(other, recording) and _adds_nothing(zeros, other, call, recording):
-            return _multiple(other, by, recording)
+            return _multiple(other, by)
     if is_data(x, recording) and is_data(y, recording):
         if recording.shape_of[x] != recording.shape_of[y]:
             return Unfusible("broadcast", "a sum of tensors of different shapes")
@@ -192,7 +182,7 @@ def _combination(
     amount = number(y)
     if amount is not None:
         shift = amount * y_factor
-        return Scaled(x, Offset(shift, scale=factor)) if shift else _multiple(x, factor, recording)
+        return Scaled(x, Offset(shift, scale=factor)) if shift else _multiple(x, factor)
     tensor = constant(y, recording)
     return None if tensor is None else by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording)
 
@@ -210,13 +200,56 @@ def by_constant(
     """Return ``x`` scaled or shifted by a constant, which is broadcast, or has one number per place of ``axis``."""
     shape = recording.shape_of[x]
     along = tensor.shape if axis is None else (*tensor.shape, *(1,) * (len(shape) - 1 - axis))
-    channels = channels_of(along, shape)
-    if isinstance(channels, Channels) and channels.axis is not None and not recording.is_fixed(x, channels.axis):
+    found = axis_of_constant(along, shape)
+    if isinstance(found, int) and not recording.is_fixed(x, found):
         return Unfusible("broadcast", "a constant of one number per place of an axis that other inputs have longer")
-    return Scaled(x, by, channels.axis) if isinstance(channels, Channels) else channels
+    return found if isinstance(found, Unfusible) else Scaled(x, by, found)
 
 
-def _multiple(x: Any, factor: float, recording: Recording) -> Meaning | None:
-    if not is_data(x, recording):
-        return None
+def _multiple(x: fx.Node, factor: float) -> Meaning:
     return Same(x) if factor == 1 else combination((x, factor))
+
+
+# Normalisations with frozen statistics: ``y = weight * (x - mean) / sqrt(var + eps) + bias``, channel by channel.
+#
+# Instance normalisation that tracks statistics uses them in inference, and is then the same map.
+
+
+_TENSORS = ("running_mean", "running_var", "weight", "bias")
+_DEFAULT_EPS = 1e-5
+
+
+def native_batch_norm(call: Call, recording: Recording) -> Meaning | None:
+    """ATen's normalisation, which returns its result with the statistics; ``normalised_part`` is the result."""
+    meaning = norm(call, recording)
+    read = all(_is_first_part(user, call.node) for user in call.node.users if user.users)
+    return Passage((meaning.input,)) if isinstance(meaning, Scaled) and read else None
+
+
+def normalised_part(call: Call, producer: Call, recording: Recording) -> Meaning | None:
+    """Part 0 of what ``native_batch_norm`` returns."""
+    return norm(producer, recording) if call.get("index") == 0 else None
+
+
+def _is_first_part(user: fx.Node, node: fx.Node) -> bool:
+    call = spelled(user)
+    return call is not None and call.operator == "getitem" and call.input is node and call.get("index") == 0
+
+
+def norm(call: Call, recording: Recording) -> Meaning | None:
+    """Batch normalisation, or instance normalisation: affine where it does not use the statistics of its input."""
+    x, given = call.input, [call.get(name) for name in _TENSORS]
+    if not is_data(x, recording) or len(recording.shape_of[x]) < 2:
+        return None
+    instance = call.operator == "instance_norm"
+    by_batch = call.get("use_input_stats", True) if instance else call.get("training", False)
+    if by_batch is not False or given[0] is None or given[1] is None:
+        return Unfusible("training-norm", "the normalisation uses the statistics of the batch")
+    tensors = [constant(tensor, recording) for tensor in given]
+    if any(tensor is None for tensor, argument in zip(tensors, given, strict=True) if argument is not None):
+        return Unfusible("computed-weight", "statistics or affine parameters of the normalisation depend on the input")
+    eps = number(call.get("eps", _DEFAULT_EPS))
+    if eps is None:
+        return Unfusible("computed-weight", "the eps of the normalisation is computed in forward")
+    mean, var, weight, bias = (None if tensor is None else tensor.name for tensor in tensors)
+    return Scaled(x, Normalisation(str(mean), str(var), weight, bias, eps), axis=1)

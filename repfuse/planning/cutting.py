@@ -17,11 +17,9 @@ from torch import fx
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import mixes
-from repfuse.ops.meaning import Same, convolves, inputs_of, origin
-from repfuse.planning.estimate import Estimate
+from repfuse.ops.meaning import Same, convolves, inputs_of
 from repfuse.planning.reader import Reader
-from repfuse.planning.region import region_of
-from repfuse.planning.terms import Term
+from repfuse.planning.region import Estimate, Term, region_of
 from repfuse.plans import Cost
 from repfuse.recording.stock import is_stock
 
@@ -77,8 +75,9 @@ class Cutting:
         self.readers = {node: list(readers(node)) for node in nodes[:-1]}
         self.inputs = {node: inputs_of(self.meanings[node]) for node in nodes}
         self._sources: dict[fx.Node, Terms] = {}
-        self._read: dict[tuple[fx.Node, tuple[_Known, ...]], Terms | NotAffine] = {}
-        self._cost: dict[tuple[fx.Node, _Known], Cost] = {}
+        # By the identity of terms, which they are kept for: comparing them would take as long as reading them.
+        self._read: dict[tuple[object, ...], tuple[list[Terms], Terms | NotAffine]] = {}
+        self._cost: dict[tuple[object, ...], tuple[Terms, Cost]] = {}
 
     def best(self, before: fx.Node | None = None, *, fewest: int = 0) -> Parts:
         """Return the parts that are least work, by at least so many cuts.
@@ -171,7 +170,7 @@ class Cutting:
         """
         operands = {}
         for x in self.inputs[node]:
-            within = x in terms and roots[x] is roots[node] and origin(x, self.meanings) not in cuts
+            within = x in terms and roots[x] is roots[node] and self.meanings.origin(x) not in cuts
             operands[x] = terms[x] if within else self._source(x)
         values = {x: self._source(x) for x in self.inputs[node]}
         for given in (operands, values):
@@ -185,54 +184,38 @@ class Cutting:
         return (replace(self.reader.source(node), nodes=frozenset({node})),)
 
     def _source(self, x: fx.Node) -> Terms:
-        value = origin(x, self.meanings)
+        value = self.meanings.origin(x)
         if value not in self._sources:
             self._sources[value] = (self.reader.source(value),)
         return self._sources[value]
 
     def _read_from(self, node: fx.Node, operands: dict[fx.Node, Terms]) -> Terms:
         """Read a node, once for the same operands."""
-        key = node, tuple(map(_Known, operands.values()))
+        key = node, *map(id, operands.values())
         if key not in self._read:
+            held = list(operands.values())
             try:
-                self._read[key] = self.reader.terms(node, operands.__getitem__)
+                self._read[key] = held, self.reader.terms(node, operands.__getitem__)
             except NotAffine as error:
-                self._read[key] = error
-        found = self._read[key]
+                self._read[key] = held, error
+        _, found = self._read[key]
         if isinstance(found, NotAffine):
             raise found
         return found
 
     def _least(self, root: fx.Node, terms: Terms) -> Cost:
         """Return the cost of these terms as they are, or as groups, whichever is less."""
-        key = root, _Known(terms)
+        key = root, id(terms)
         if key not in self._cost:
-            region = region_of(root, terms, self.estimate, _ignore)
+            region = region_of(root, terms, self.estimate, lambda *_: None)  # the question is hypothetical
             least = self.estimate.of_nodes(region.working)
             opaque = root in {term.source for term in terms}
             if region.is_writable and not opaque and any(group.convolves for group in region.groups):
                 merged = self.estimate.of_groups(region.groups, region.root)
                 least = merged if self.estimate.is_better(merged, least) else least
-            self._cost[key] = least
-        return self._cost[key]
+            self._cost[key] = terms, least
+        return self._cost[key][1]
 
 
 def _total(costs: Iterable[tuple[fx.Node, Cost]]) -> Cost:
     return sum((cost for _, cost in costs), Cost())
-
-
-class _Known:
-    """Terms that equal themselves alone: comparing what they hold would take as long as reading them."""
-
-    def __init__(self, terms: Terms) -> None:
-        self.terms = terms
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Known) and other.terms is self.terms
-
-    def __hash__(self) -> int:
-        return id(self.terms)
-
-
-def _ignore(_error: NotAffine, _node: fx.Node, _before: Cost | None, _after: Cost | None) -> None:
-    """Refuse nothing: the question was hypothetical."""

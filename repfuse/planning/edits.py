@@ -1,16 +1,19 @@
-"""What a rewrite changes, as data: which convolutions are written, and which modules get new bodies."""
+"""What a rewrite changes, as data: which convolutions are written, stored as what, and which modules get new bodies."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from repfuse.algebra.expression import Expression, tensor_names
-from repfuse.planning.region import Region
-from repfuse.planning.terms import Group
+from repfuse.algebra.evaluation import evaluate
+from repfuse.algebra.expression import Expression, convolutions, tensor_names
+from repfuse.planning.region import Group, Region
+from repfuse.recording.constants import Constants
 from repfuse.recording.recording import Recording
 from repfuse.recording.run import Call
 
@@ -74,14 +77,6 @@ class Layout:
         return [*self.folds, *(fused for block in self.blocks for fused in block.fused)]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A region with the groups of it that become convolutions."""
-
-    region: Region
-    groups: tuple[Group, ...]
-
-
 def owner_of(recording: Recording, region: Region) -> Call:
     """Return the innermost call in which all the nodes of a region were made, and weights put where it reads them."""
     names = (name for group in region.groups for name in tensor_names(group.expression))
@@ -94,3 +89,46 @@ def place_of(recording: Recording, region: Region) -> tuple[int, ...]:
     """Return where a region stands within its owner's forward: the same in every call of the owner."""
     start = owner_of(recording, region).start
     return tuple(sorted(recording.order[node] - start for node in region.working))
+
+
+# In what a fused map is stored: the dtype, device and memory format of the largest weight that it replaces.
+
+
+_SMALL_RANGE = 1e6
+"""What a format of less range than this holds has to be looked at: float16 ends at 65504."""
+_LARGE = 1e9
+"""Numbers below this leave no other format's range in the few products that a merge is made of."""
+
+
+def stored_like(expression: Expression, constants: Constants, tensors: Callable[[str], Tensor]) -> Tensor:
+    """Return the tensor of the model that the fused weight is to be stored like; ``tensors`` gives them by name."""
+    weights = [layer.weight for layer in convolutions(expression)]
+    # A filter that forward makes of numbers belongs to nobody: then the normalisation's tensors say what is wanted.
+    leaves = constants.floating_leaves(weights) or constants.floating_leaves(tensor_names(expression))
+    return max(map(tensors, leaves), key=Tensor.numel)
+
+
+def overflows(expression: Expression, constants: Constants, tensors: Callable[[str], Tensor]) -> torch.dtype | None:
+    """Return the dtype that the fused weight or bias does not fit into, if it is made of finite numbers.
+
+    The map is computed for this only where its numbers could be too large.
+    """
+    stored = dict.fromkeys(constants.floating_leaves(tensor_names(expression)))
+    like = stored_like(expression, constants, tensors)
+    if torch.finfo(like.dtype).max > _SMALL_RANGE and not any(_is_large(tensors(name)) for name in stored):
+        return None
+    rounded = evaluate(expression, tensors, like)
+    return like.dtype if left_range(rounded, map(tensors, tensor_names(expression))) else None
+
+
+def left_range(rounded: Iterable[Tensor], origins: Iterable[Tensor]) -> bool:
+    """Whether finite numbers became infinite when they were multiplied and rounded. (What is not a number comes from a
+    negative variance, and is one in the original too.)
+    """
+    # A sum is one pass, and not finite if any of its numbers is not; or if it is too large itself.
+    infinite = any(not bool(x.sum().isfinite()) and bool(x.isinf().any()) for x in rounded)
+    return infinite and all(bool(x.isfinite().all()) for x in origins)
+
+
+def _is_large(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and bool(torch.stack(torch.aminmax(tensor.detach())).abs().max() > _LARGE)

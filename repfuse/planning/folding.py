@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -12,9 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from repfuse.algebra.expression import Scaled, Through
 from repfuse.algebra.layers import Convolution, Normalisation
-from repfuse.ops import Meaning
-from repfuse.ops.meaning import Rearranged, before_phases, convolves
-from repfuse.planning.edits import Candidate
+from repfuse.ops.meaning import Rearranged, convolves
+from repfuse.planning.meanings import Meanings
 from repfuse.planning.region import Region
 from repfuse.recording.recording import Recording
 from repfuse.recording.run import Call
@@ -87,11 +85,11 @@ class Uses:
         return node not in self._recording.shape_of and node.op in ("call_function", "call_method")
 
 
-def call_signature(recording: Recording, call: Call, origin: Callable[[fx.Node], fx.Node]) -> str:
+def call_signature(meanings: Meanings, call: Call) -> str:
     """Return what a call does, its arguments apart: equal for two calls if one graph serves both."""
-    given: list[fx.Node] = []
+    recording, given = meanings.recording, list[fx.Node]()
     map_arg((call.args, call.kwargs), given.append)
-    values = [origin(node) for node in given]
+    values = list(map(meanings.origin, given))
 
     def name(node: fx.Node) -> str:
         position = recording.order[node]
@@ -129,23 +127,22 @@ class Row:
 class Folding:
     """Finds such rows in one recorded network."""
 
-    def __init__(self, recording: Recording, meanings: dict[fx.Node, Meaning | None], uses: Uses) -> None:
-        self.recording = recording
+    def __init__(self, meanings: Meanings, uses: Uses) -> None:
+        self.recording = meanings.recording
         self.meanings = meanings
         self.uses = uses
 
-    def row(self, candidate: Candidate, owner: Call, alike: list[Candidate]) -> Row | None:
+    def row(self, region: Region, owner: Call, alike: list[Region]) -> Row | None:
         """Return the region as a row of modules, if it is one and nothing else uses the modules.
 
         ``alike`` are all regions of the owner's call that are the same map: those of modules that it calls in a loop.
         """
-        region = candidate.region
         layers = [node for node in region.working if isinstance(self.meanings[node], Through)]
         norms = [node for node in region.working if self._normalises(node)]
         nodes = sorted((*layers, *norms), key=self.recording.order.__getitem__)
         call_of = {node: self._call(node, owner) for node in nodes}
         refuses = any(group.expression.geometry.fits for group in region.groups)
-        before = before_phases(region.nodes, self.meanings, self.recording.order)
+        before = self.meanings.before_phases(region.nodes)
         convolving = [node for node in before if convolves(self.meanings[node])]
         if (
             refuses
@@ -164,7 +161,7 @@ class Folding:
             return None
         if not stays and (len(alike) > 1 or self._is_moved_before(layers, convolution, region)):
             return None
-        if not stays and not (self._is_replaceable(call, convolution, region) and self._unseen(candidate)):
+        if not stays and not (self._is_replaceable(call, convolution, region) and self._unseen(region)):
             return None
         others = [(each, node) for node, each in call_of.items() if each is not None and each is not call]
         if not all(self._is_replaceable(each, node, region) for each, node in others):
@@ -216,10 +213,10 @@ class Folding:
             return None
         return self.recording.modules[path]._parameters.get(leaf)
 
-    def _alone(self, call: Call, owner: Call, alike: list[Candidate], *, keeps: bool) -> bool:
+    def _alone(self, call: Call, owner: Call, alike: list[Region], *, keeps: bool) -> bool:
         """Whether the module runs once for each of these regions in a call of the owner, and nothing else uses it."""
         module, calls = self.recording.modules[call.path], self.recording.calls
-        paths = [[self.recording.call_of[node].path for node in each.region.working] for each in alike]
+        paths = [[self.recording.call_of[node].path for node in each.working] for each in alike]
         once = all(path.count(call.path) == 1 for path in paths) or len(alike) == 1
         once = once and len(calls[call.path]) == len(alike) * len(calls[owner.path])
         return once and not self.uses.reads(module, call.path, keeps)
@@ -231,8 +228,7 @@ class Folding:
         own = (item for item in call.own if isinstance(item, fx.Node) and item in self.recording.shape_of)
         return all(item in region.nodes or self.recording.constants.is_constant(item) for item in own)
 
-    def _unseen(self, candidate: Candidate) -> bool:
+    def _unseen(self, region: Region) -> bool:
         """Whether nothing looks at a value within the row but at its rank: one of another shape will pass there."""
-        region = candidate.region
         readers = (user for node in region.nodes if node is not region.root for user in node.users)
         return all(user in region.nodes or user.target == "dim" for user in readers)

@@ -19,14 +19,12 @@ from torch.utils._pytree import tree_leaves
 from repfuse.algebra.expression import Expression, Scaled
 from repfuse.algebra.geometry import NotAffine
 from repfuse.networks import join, named_tensors
-from repfuse.ops.meaning import Meaning, Same, origin
-from repfuse.planning.bystanders import Bystanders
-from repfuse.planning.edits import Block, Candidate, Fused, Layout, is_affine_norm, owner_of, place_of
+from repfuse.ops.meaning import Same
+from repfuse.planning.edits import Block, Fused, Layout, is_affine_norm, owner_of, place_of
 from repfuse.planning.folding import Folding, Row, Uses, call_signature
 from repfuse.planning.local import Part, Replacement, local_graph, vanishing
-from repfuse.planning.region import Region, pieces
-from repfuse.planning.terms import Group
-from repfuse.recording.recording import Recording
+from repfuse.planning.meanings import Meanings
+from repfuse.planning.region import Group, Region, pieces
 from repfuse.recording.run import Call
 from repfuse.recording.stock import hooks_of, is_stock
 
@@ -73,144 +71,117 @@ def fused_names(module: nn.Module, count: int) -> tuple[str, ...]:
     return tuple(itertools.islice((name for name in names if not hasattr(module, name)), count))
 
 
-# Which call of which module gets which candidates: a module is rewritten once, for all its calls, or not at all.
-
-
 Refuse = Callable[[NotAffine, fx.Node], None]
 
 
-def once_per_module(
-    recording: Recording, candidates: list[Candidate], refuse: Refuse, unlike: set[str]
-) -> list[tuple[Call, Candidate]]:
-    """Keep one of the calls of each owner: a module that is called often is rewritten once, or not at all.
-
-    Those whose calls differ are added to ``unlike``.
-    """
-    found: dict[str, dict[Call, dict[tuple[int, ...], Candidate]]] = defaultdict(lambda: defaultdict(dict))
-    for candidate in candidates:
-        call = owner_of(recording, candidate.region)
-        found[call.path][call][place_of(recording, candidate.region)] = candidate
-    kept = []
-    for path, by_call in found.items():
-        calls = recording.calls[path]
-        if all(by_call[call].keys() == by_call[calls[0]].keys() for call in calls):
-            kept += [(calls[0], candidate) for candidate in by_call[calls[0]].values()]
-            continue
-        unlike.add(path)
-        error = NotAffine("called-differently", f"{path!r} is called {len(calls)} times, not always alike")
-        for candidate in (candidate for places in by_call.values() for candidate in places.values()):
-            refuse(error, candidate.region.root)
-    return kept
-
-
-def nodes_in(recording: Recording, call: Call, region: Region) -> list[fx.Node]:
-    """Return the nodes of the region that the call made; a no-op before it may stand outside."""
-    return [node for node in region.nodes if call.start <= recording.order[node] < call.stop]
-
-
-def whole(recording: Recording, blocks: Mapping[Call, list[Candidate]], refuse: Refuse) -> dict[Call, list[Candidate]]:
-    """Refuse what would take apart one call of a module that gets a new body for all its calls."""
-    rewritten = {call.path for call in blocks}
-    kept: dict[Call, list[Candidate]] = defaultdict(list)
-    for call, members in blocks.items():
-        for candidate in members:
-            nodes = nodes_in(recording, call, candidate.region)
-            inner = {each for node in nodes for each in recording.call_of[node].up_to(call)}
-            torn = [each.path for each in inner if each.path in rewritten and each not in blocks]
-            if torn:
-                error = NotAffine("called-differently", f"another call of {torn[0]!r} is merged on its own")
-                refuse(error, candidate.region.root)
-            else:
-                kept[call].append(candidate)
-    return kept
-
-
-def raised(recording: Recording, blocks: Mapping[Call, list[Candidate]]) -> dict[Call, list[Candidate]]:
-    """Move what lies in a module that an outer block dissolves up to that block."""
-    moved: dict[Call, list[Candidate]] = defaultdict(list)
-    for call in sorted(blocks, key=lambda call: (call.start, len(list(call.chain())))):  # the outermost first
-        moved[_dissolver(recording, call, moved)] += blocks[call]
-    return moved
-
-
-def _dissolver(recording: Recording, call: Call, outer: Mapping[Call, list[Candidate]]) -> Call:
-    for above in reversed(list(call.chain())):
-        nodes = (node for candidate in outer.get(above, ()) for node in candidate.region.nodes)
-        if any(call in recording.call_of[node].chain() for node in nodes):
-            return above
-    return call
-
-
-def lay_out(  # noqa: PLR0917 - what the planner knows
-    recording: Recording,
-    candidates: Iterable[Candidate],
-    meanings: dict[fx.Node, Meaning | None],
-    bystanders: Bystanders,
-    refuse: Refuse,
-    worth_the_class: Callable[[list[Candidate]], bool],
-    keeps_norm: Callable[[Region, Group], bool],
-) -> Layout:
-    """Decide owner and form of every candidate; what has no place is refused.
+class LayingOut:
+    """Decides owner and form of every candidate; what has no place goes to ``refuse``.
 
     The outermost module gets a new body, and loses its class, only for what is ``worth_the_class``. ``keeps_norm`` says
     behind which convolutions a BatchNorm stays.
     """
-    laying_out = _LayingOut(recording, meanings, bystanders, refuse, worth_the_class, keeps_norm)
-    return laying_out.run(list(candidates))
 
-
-def _maps(candidate: Candidate) -> tuple[Expression, ...]:
-    return tuple(group.expression for group in candidate.groups)
-
-
-class _LayingOut:
-    def __init__(  # noqa: PLR0917 - as lay_out
+    def __init__(
         self,
-        recording: Recording,
-        meanings: dict[fx.Node, Meaning | None],
-        bystanders: Bystanders,
+        meanings: Meanings,
         refuse: Refuse,
-        worth_the_class: Callable[[list[Candidate]], bool],
+        worth_the_class: Callable[[list[Region]], bool],
         keeps_norm: Callable[[Region, Group], bool],
     ) -> None:
-        self.recording = recording
+        self.recording = meanings.recording
         self.meanings = meanings
-        self.bystanders = bystanders
         self.refuse = refuse
         self.worth_the_class = worth_the_class
         self.keeps_norm = keeps_norm
         self.layout = Layout()
-        self.uses = Uses(recording)
-        self.folding = Folding(recording, meanings, self.uses)
+        self.uses = Uses(self.recording)
+        self.folding = Folding(meanings, self.uses)
         self.touched: Counter[Call] = Counter()
         """How many candidates have nodes in a call."""
 
-    def run(self, candidates: list[Candidate]) -> Layout:
-        blocks: dict[Call, list[Candidate]] = defaultdict(list)
-        kept = once_per_module(self.recording, candidates, self.refuse, self.layout.unlike)
-        self.touched = Counter(call for _, candidate in kept for call in self._calls(candidate.region))
-        alike: dict[tuple[Call, tuple[Expression, ...]], list[Candidate]] = defaultdict(list)
-        for call, candidate in kept:
-            alike[call, _maps(candidate)].append(candidate)
-        for call, candidate in kept:
-            if (inside := self._inside_of_a_line(call, candidate.region.root)) is not None:
+    def run(self, candidates: list[Region]) -> Layout:
+        """Lay out the candidates."""
+        blocks: dict[Call, list[Region]] = defaultdict(list)
+        kept = self._once_per_module(candidates)
+        self.touched = Counter(call for _, region in kept for call in self._calls(region))
+        alike: dict[tuple[Call, tuple[Expression, ...]], list[Region]] = defaultdict(list)
+        for call, region in kept:
+            alike[call, region.maps].append(region)
+        for call, region in kept:
+            if (inside := self._inside_of_a_line(call, region.root)) is not None:
                 error = NotAffine("outer-reference", f"it is within {inside.path!r}, one line of a graph")
-                self.layout.refused[inside] = error.code, error.reason
-                self.refuse(error, candidate.region.root)
+                self._leave(inside, [region], error)
                 continue
             try:
-                if not self._fold(call, candidate, alike[call, _maps(candidate)]):
-                    blocks[call].append(candidate)
+                if not self._fold(call, region, alike[call, region.maps]):
+                    blocks[call].append(region)
             except NotAffine as error:
-                self.refuse(error, candidate.region.root)
-        for call, members in raised(self.recording, whole(self.recording, blocks, self.refuse)).items():
+                self.refuse(error, region.root)
+        for call, members in self._raised(self._whole(blocks)).items():
             try:
                 self.layout.blocks.append(self._block(call, members))
             except NotAffine as error:
-                self.layout.refused[call] = error.code, error.reason
-                for candidate in members:
-                    self.refuse(error, candidate.region.root)
+                self._leave(call, members, error)
         return self.layout
+
+    def _leave(self, call: Call, regions: Iterable[Region], error: NotAffine) -> None:
+        """Refuse what would be written into a call, which cannot be."""
+        self.layout.refused[call] = error.code, error.reason
+        for region in regions:
+            self.refuse(error, region.root)
+
+    # Which call of which module gets which regions: a module is rewritten once, for all its calls, or not at all.
+
+    def _once_per_module(self, candidates: list[Region]) -> list[tuple[Call, Region]]:
+        """Keep one of the calls of each owner; those whose calls differ are ``unlike``."""
+        found: dict[str, dict[Call, dict[tuple[int, ...], Region]]] = defaultdict(lambda: defaultdict(dict))
+        for region in candidates:
+            call = owner_of(self.recording, region)
+            found[call.path][call][place_of(self.recording, region)] = region
+        kept = []
+        for path, by_call in found.items():
+            calls = self.recording.calls[path]
+            if all(by_call[call].keys() == by_call[calls[0]].keys() for call in calls):
+                kept += [(calls[0], region) for region in by_call[calls[0]].values()]
+                continue
+            self.layout.unlike.add(path)
+            error = NotAffine("called-differently", f"{path!r} is called {len(calls)} times, not always alike")
+            for region in (region for places in by_call.values() for region in places.values()):
+                self.refuse(error, region.root)
+        return kept
+
+    def _whole(self, blocks: Mapping[Call, list[Region]]) -> dict[Call, list[Region]]:
+        """Refuse what would take apart one call of a module that gets a new body for all its calls."""
+        rewritten = {call.path for call in blocks}
+        kept: dict[Call, list[Region]] = defaultdict(list)
+        for call, members in blocks.items():
+            for region in members:
+                inner = {each for node in self._nodes_in(call, region) for each in self._up_to(node, call)}
+                torn = [each.path for each in inner if each.path in rewritten and each not in blocks]
+                if torn:
+                    error = NotAffine("called-differently", f"another call of {torn[0]!r} is merged on its own")
+                    self.refuse(error, region.root)
+                else:
+                    kept[call].append(region)
+        return kept
+
+    def _raised(self, blocks: Mapping[Call, list[Region]]) -> dict[Call, list[Region]]:
+        """Move what lies in a module that an outer block dissolves up to that block."""
+        moved: dict[Call, list[Region]] = defaultdict(list)
+        for call in sorted(blocks, key=lambda call: (call.start, len(list(call.chain())))):  # the outermost first
+            above = (outer for outer in reversed(list(call.chain())) if self._dissolves(moved.get(outer, ()), call))
+            moved[next(above, call)] += blocks[call]
+        return moved
+
+    def _dissolves(self, regions: Iterable[Region], call: Call) -> bool:
+        return any(call in self.recording.call_of[node].chain() for region in regions for node in region.nodes)
+
+    def _nodes_in(self, call: Call, region: Region) -> list[fx.Node]:
+        """Return the nodes of the region that the call made; a no-op before it may stand outside."""
+        return [node for node in region.nodes if call.start <= self.recording.order[node] < call.stop]
+
+    def _up_to(self, node: fx.Node, call: Call) -> Iterable[Call]:
+        return self.recording.call_of[node].up_to(call)
 
     def _inside_of_a_line(self, call: Call, root: fx.Node) -> Call | None:
         """Return the call that made a value which is none of a line of the owner's graph; None where it is one."""
@@ -221,17 +192,15 @@ class _LayingOut:
         """Return every call in which a node of the region was made."""
         return {call for node in region.nodes for call in self.recording.call_of[node].chain()}
 
-    def _fold(self, call: Call, candidate: Candidate, alike: list[Candidate]) -> bool:
+    def _fold(self, call: Call, region: Region, alike: list[Region]) -> bool:
         """Lay a region out as a fold or a swap, if it is modules in a row that nothing else uses.
 
         Where modules run in a loop, that has to do for all of the regions ``alike``.
         """
-        row, *others = (self.folding.row(each, call, alike) for each in (candidate, *alike))
+        row, *others = (self.folding.row(each, call, alike) for each in (region, *alike))
         if row is None or any(other != row for other in others):
             return False
-        for path in {
-            inner.path for node in candidate.region.nodes for inner in self.recording.call_of[node].up_to(call)
-        }:
+        for path in {inner.path for node in region.nodes for inner in self._up_to(node, call)}:
             self._check_hooks(path)  # on a part of the row: they would see another value
         within: dict[Call, list[fx.Node]] = defaultdict(list)
         for node in row.norms:
@@ -239,9 +208,9 @@ class _LayingOut:
         bodies = [self._without(inner, nodes, call) for inner, nodes in within.items()]
         if None in bodies:
             return False
-        path, (group,) = row.convolution, candidate.groups
-        norm = self._norm_of(row, candidate.region) if self.keeps_norm(candidate.region, group) else ""
-        fused = Fused(path, call.path, "fold" if row.stays else "swap", candidate.region, group, norm)
+        path, (group,) = row.convolution, region.written
+        norm = self._norm_of(row, region) if self.keeps_norm(region, group) else ""
+        fused = Fused(path, call.path, "fold" if row.stays else "swap", region, group, norm)
         if row.stays:
             self.layout.folds.append(fused)
         else:
@@ -267,32 +236,33 @@ class _LayingOut:
             return None
         if self.touched[call] > 1:
             return None
-        replacements = [self._skipped(norm) for norm in norms]
+        replacements = []
+        for norm in norms:
+            meaning = self.meanings[norm]
+            assert isinstance(meaning, Scaled)
+            replacements.append(Replacement(norm, (Part(meaning.input, None),), frozenset({norm})))
         self._check_hooks(call.path)
-        graph = local_graph(self.recording, call, replacements, self.bystanders, self._origin)
+        graph = local_graph(self.meanings, call, replacements)
         self._check_uses(call, graph)
         return Block(call.path, graph, self._steps(call, graph))
 
-    def _skipped(self, norm: fx.Node) -> Replacement:
-        meaning = self.meanings[norm]
-        assert isinstance(meaning, Scaled)
-        return Replacement(norm, (Part(meaning.input, None),), frozenset({norm}))
-
-    def _block(self, call: Call, candidates: list[Candidate]) -> Block:
+    def _block(self, call: Call, candidates: list[Region]) -> Block:
         """Lay out every candidate of one owner as the owner's new body."""
-        fused = [(candidate, group) for candidate in candidates for group in candidate.groups]
+        fused = [(candidate, group) for candidate in candidates for group in candidate.written]
         names = self._names(call, [candidate for candidate, _ in fused])
         name_of = {id(group): name for (_, group), name in zip(fused, names, strict=True)}
-        replacements = [each for member in candidates for each in self._replacements(call, member.region, name_of)]
-        for path in {inner.path for r in replacements for n in r.nodes for inner in self._above(n, call)}:
+        replacements = [each for member in candidates for each in self._replacements(call, member, name_of)]
+        replaced = {node for each in replacements for node in each.nodes}
+        for path in {call.path, *(inner.path for node in replaced for inner in self._up_to(node, call))}:
             self._check_hooks(path)
-        self._check_readers(call, {node for each in replacements for node in each.nodes})
-        graph = local_graph(self.recording, call, replacements, self.bystanders, self._origin)
+        self._check_readers(call, replaced)
+        graph = local_graph(self.meanings, call, replacements)
         kept, steps = self._unread(call, replacements, graph), self._steps(call, graph)
         self._check_uses(call, graph, kept)
         form = "graph" if steps is None or kept else "chain"
         owner = type(self.recording.modules[call.path])
-        if not call.path and not self._stays(owner, form) and not self.worth_the_class(candidates):
+        stays = issubclass(owner, fx.GraphModule) or (form == "chain" and owner is nn.Sequential)
+        if not call.path and not stays and not self.worth_the_class(candidates):
             reason = f"for this the model would no longer be a {owner.__name__}, and lose its methods"
             raise NotAffine("outermost-class", reason)
         if form == "graph":
@@ -301,19 +271,19 @@ class _LayingOut:
         alone = form == "chain" and steps == ("fused",)
         paths = [call.path if alone else join(call.path, name) for name in names]
         written = tuple(
-            Fused(path, call.path, form, candidate.region, group, join(path, "norm") if norm else "")
+            Fused(path, call.path, form, candidate, group, join(path, "norm") if norm else "")
             for path, (candidate, group) in zip(paths, fused, strict=True)
-            for norm in [self.keeps_norm(candidate.region, group)]
+            for norm in [self.keeps_norm(candidate, group)]
         )
         return Block(call.path, graph, steps if form == "chain" else None, written, names, kept)
 
-    def _names(self, call: Call, candidates: list[Candidate]) -> tuple[str, ...]:
+    def _names(self, call: Call, candidates: list[Region]) -> tuple[str, ...]:
         """Name the convolutions of the owner's new body, one for each candidate.
 
         In a graph that calls a module for each operation, after the one whose result they give.
         """
         module = self.recording.modules[call.path]
-        made = [self.recording.call_of[candidate.region.root] for candidate in candidates]
+        made = [self.recording.call_of[candidate.root] for candidate in candidates]
         if not isinstance(module, fx.GraphModule) or any(each.caller is not call for each in made):
             return fused_names(module, len(candidates))
         own = (f"{each.path.rpartition('.')[2]}_fused" for each in made)
@@ -324,16 +294,11 @@ class _LayingOut:
             taken[name] += 1
         return tuple(names)
 
-    @staticmethod
-    def _stays(kind: type, form: str) -> bool:
-        """Whether a module of this class that gets a new body goes on being one."""
-        return issubclass(kind, fx.GraphModule) or (form == "chain" and kind is nn.Sequential)
-
     def _replacements(self, call: Call, region: Region, name_of: dict[int, str]) -> Iterator[Replacement]:
         """Yield what stands for the region; one piece after the other where values are put elsewhere in between."""
-        inside = nodes_in(self.recording, call, region)
+        inside = self._nodes_in(call, region)
         after = self._after(call, region.root, inside)
-        found = pieces(region, self.meanings, self.recording.order)
+        found = pieces(region, self.meanings)
         for piece in found:
             name = name_of[id(region.groups[0])] if piece.layered else None
             last = after if piece is found[-1] else []
@@ -353,9 +318,9 @@ class _LayingOut:
         Modules that are no-ops stay at the end of the block, and operations in blocks that are not dissolved with
         ``nodes`` stay there.
         """
-        dissolved = {above for node in nodes for above in self._above(node, call)}
+        dissolved = {call, *(above for node in nodes for above in self._up_to(node, call))}
         after, passed = list[fx.Node](), list[fx.Node]()
-        while len(readers := [user for user in root.users if not self.bystanders.reads_nothing(user)]) == 1:
+        while len(readers := [user for user in root.users if not self.meanings.reads_nothing(user)]) == 1:
             (root,) = readers
             passed.append(root)
             if not isinstance(self.meanings.get(root), Same) or self.recording.call_of[root] not in dissolved:
@@ -363,13 +328,10 @@ class _LayingOut:
             after = list(passed)
         return after
 
-    def _above(self, node: fx.Node, call: Call) -> list[Call]:
-        return [*self.recording.call_of[node].up_to(call), call]
-
     def _unread(self, call: Call, replacements: list[Replacement], graph: fx.Graph) -> tuple[str, ...]:
         """Return the tensors in the owner that neither the old nor the new body uses."""
         used = [f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr")]
-        vanished = vanishing(self.recording, call, replacements, self.bystanders)
+        vanished = vanishing(self.meanings, call, replacements)
         read = {name for node in vanished if node.op == "get_attr" for name in self.uses.names_of(str(node.target))}
         holders = {name.rpartition(".")[0] for name in read} | {self._stock(node) for node in vanished}
         owner = self.recording.modules[call.path]
@@ -402,16 +364,13 @@ class _LayingOut:
     def _check_uses(self, call: Call, graph: fx.Graph, kept: tuple[str, ...] = ()) -> None:
         """Raise NotAffine where one new body, ``graph``, does not serve every call, or hides what others reach for."""
         calls = self.recording.calls[call.path]
-        if len(calls) > 1 and len({call_signature(self.recording, other, self._origin) for other in calls}) > 1:
+        if len(calls) > 1 and len({call_signature(self.meanings, other) for other in calls}) > 1:
             raise NotAffine("called-differently", f"{call.path!r} is called with other arguments each time")
         there = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
         for target in self.uses.reached[call.path]:
             name = target[len(call.path) + 1 :]
             if name not in kept and not any(f"{name}.".startswith(f"{path}.") for path in there):
                 raise NotAffine("outer-reference", f"{target!r} is used from outside of {call.path!r}")
-
-    def _origin(self, node: fx.Node) -> fx.Node:
-        return origin(node, self.meanings)
 
     def _check_hooks(self, path: str) -> None:
         module = self.recording.modules[path]

@@ -20,8 +20,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from torch.utils._pytree import tree_map_only
 
 from repfuse.algebra.geometry import Fit, Fits, NotAffine
-from repfuse.planning.bystanders import Bystanders
-from repfuse.recording.recording import Recording
+from repfuse.planning.meanings import Meanings
 from repfuse.recording.run import Call, assigned, lower, set_data, unknown
 from repfuse.recording.stock import hooks_of
 
@@ -53,36 +52,28 @@ class Replacement:
     after: tuple[fx.Node, ...] = ()
 
 
-Origin = Callable[[fx.Node], fx.Node]
-
-
-def local_graph(
-    recording: Recording, call: Call, replacements: list[Replacement], bystanders: Bystanders, origin: Origin
-) -> fx.Graph:
+def local_graph(meanings: Meanings, call: Call, replacements: list[Replacement]) -> fx.Graph:
     """Return the graph of ``call`` with the replacements made; targets are relative to the called module.
 
-    ``origin`` gives the node whose value a node passes on unchanged: a source is often known here under another name.
     Raises NotAffine where the module cannot be written as a graph of its own.
     """
-    module = recording.modules[call.path]
+    module = meanings.recording.modules[call.path]
     kind = _Edited if isinstance(module, fx.GraphModule) and call.lines else _Written
-    return kind(recording, call, replacements, bystanders, origin).build()
+    return kind(meanings, call, replacements).build()
 
 
 class _Builder:
     """What both ways to a graph share: the values that are known, and how a replacement is written."""
 
-    def __init__(
-        self, recording: Recording, call: Call, replacements: list[Replacement], bystanders: Bystanders, origin: Origin
-    ) -> None:
-        self.recording = recording
+    def __init__(self, meanings: Meanings, call: Call, replacements: list[Replacement]) -> None:
+        recording = self.recording = meanings.recording
         self.module = recording.modules[call.path]
-        self.origin = origin
+        self.origin = meanings.origin
         self.call = call
         self.prefix = f"{call.path}." if call.path else ""
         self.by_root = {replacement.root: replacement for replacement in replacements}
-        self.gone = vanishing(recording, call, replacements, bystanders)
-        replaced = self.gone - vanishing(recording, call, [], bystanders)
+        self.gone = vanishing(meanings, call, replacements)
+        replaced = self.gone - vanishing(meanings, call, [])
         self.dissolved = {above for node in replaced for above in recording.call_of[node].up_to(call)}
         self.graph = fx.Graph()
         self.env: dict[fx.Node, Any] = {}
@@ -186,8 +177,9 @@ class _Written(_Builder):
                 raise NotAffine("structured-arguments", f"the default of its argument {name!r} cannot be written down")
             held.append((self.graph.placeholder(name, default_value=default), given.get(name, default)))
         for node, value in held:
-            if isinstance(value, fx.Node) or _holds_nodes(value):
-                for inner, take in _leaves(value):
+            leaves = list(_leaves(value))
+            if any(isinstance(inner, fx.Node) for inner, _ in leaves):
+                for inner, take in leaves:
                     self._take(inner, take(self.graph, node))
             elif value is not inspect.Parameter.empty:
                 self._assert(node, value)
@@ -317,41 +309,33 @@ class _Edited(_Builder):
             value(line)
 
 
-def vanishing(
-    recording: Recording, call: Call, replacements: list[Replacement], bystanders: Bystanders
-) -> set[fx.Node]:
+def vanishing(meanings: Meanings, call: Call, replacements: list[Replacement]) -> set[fx.Node]:
     """Return every node of the call that the replacements make superfluous, with the helpers that only they read."""
-    inside = recording.nodes[call.start : call.stop]
-    gone = set(bystanders.dead.intersection(inside)).union(*(replacement.nodes for replacement in replacements))
+    inside = meanings.recording.nodes[call.start : call.stop]
+    gone = set(meanings.dead.intersection(inside)).union(*(replacement.nodes for replacement in replacements))
     sources = {part.source for replacement in replacements for part in replacement.parts}
     seen: set[fx.Node] = set()
     while True:
-        unread = _unread(inside, gone, bystanders, sources | seen)
-        more = {node for node in unread.intersection(bystanders.written) if not _unseen(node, unread, bystanders)}
+        unread = _unread(inside, gone, meanings, sources | seen)
+        more = {node for node in unread.intersection(meanings.written) if not _unseen(node, unread, meanings)}
         if not more:
             return unread
         seen |= more
 
 
-def _unread(inside: list[fx.Node], gone: set[fx.Node], bystanders: Bystanders, stay: set[fx.Node]) -> set[fx.Node]:
+def _unread(inside: list[fx.Node], gone: set[fx.Node], meanings: Meanings, stay: set[fx.Node]) -> set[fx.Node]:
     """Return what is gone with the helpers that nothing else reads, except for those that ``stay``."""
     found = set(gone)
     for node in reversed(inside):
-        needed = bool(node.users) or node in bystanders.written
-        if node in bystanders.helpers and node not in stay and needed and found.issuperset(node.users):
+        needed = bool(node.users) or node in meanings.written
+        if node in meanings.helpers and node not in stay and needed and found.issuperset(node.users):
             found.add(node)
     return found
 
 
-def _unseen(writer: fx.Node, gone: set[fx.Node], bystanders: Bystanders) -> bool:
+def _unseen(writer: fx.Node, gone: set[fx.Node], meanings: Meanings) -> bool:
     """Whether nothing that stays reads the memory that the writer changes."""
-    return all(gone.issuperset(member.users) for member in bystanders.written[writer])
-
-
-def _holds_nodes(value: Any) -> bool:
-    found: list[fx.Node] = []
-    map_arg(value, found.append)
-    return bool(found)
+    return all(gone.issuperset(member.users) for member in meanings.written[writer])
 
 
 Take = Callable[[fx.Graph, fx.Node], fx.Node]

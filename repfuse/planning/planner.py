@@ -3,64 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from torch import fx, nn
 
-from repfuse.algebra.descriptions import branches
 from repfuse.algebra.evaluation import border_takes_weights, check_borders
-from repfuse.algebra.expression import Expression, Scaled, Sum, Through, tensor_names
+from repfuse.algebra.expression import Expression, Scaled, Sum, branches, tensor_names
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Layer, Normalisation
 from repfuse.memory import collecting_later
 from repfuse.networks import device_of, using_threads
-from repfuse.ops import Meaning, meaning_of
-from repfuse.ops.meaning import Passage, Rearranged, Unfusible, inputs_of, origin
-from repfuse.planning.bystanders import bystanders, find_dead
+from repfuse.ops.meaning import Passage, inputs_of
 from repfuse.planning.cost import WORTH_THE_CLASS
-from repfuse.planning.edits import Candidate, Fused, Layout
-from repfuse.planning.estimate import Estimate
-from repfuse.planning.layout import lay_out
+from repfuse.planning.edits import Fused, Layout, overflows
+from repfuse.planning.layout import LayingOut
+from repfuse.planning.meanings import Meanings
 from repfuse.planning.reader import Reader
-from repfuse.planning.region import Region
+from repfuse.planning.region import Estimate, Group, Region
 from repfuse.planning.regions import Regions
-from repfuse.planning.storage import Ranges
-from repfuse.planning.terms import Group
 from repfuse.plans import Cost, Measured, Plan, Policy, Refusal, Site
 from repfuse.recording.arguments import Arguments, description
 from repfuse.recording.constants import lookup
 from repfuse.recording.recording import Recording, record
-
-# Whether a layer pads with the very numbers that lie beyond the border: the one question that takes the weights.
-
-
-class Borders:
-    """Answers from the weights of the model, or from the answers of an earlier plan, ``known``.
-
-    ``matching`` collects the names of the sources and of the layers for which it depends on the weights, and holds: a
-    search tries one layer behind several maps.
-    """
-
-    def __init__(self, recording: Recording, matching: set[str], known: Collection[str] | None = None) -> None:
-        self.names = recording.names
-        self.tensors = lookup(recording.module, recording.constants)
-        self.device = device_of(recording.module)
-        self.known = known
-        self.matching = matching
-
-    def check(self, inner: Expression, layer: Layer, source: fx.Node, node: fx.Node) -> None:
-        """Raise NotAffine where ``layer``, at ``node``, pads ``inner``, which ``source`` becomes before it, with
-        something else than what it is there.
-        """
-        if not border_takes_weights(inner, layer):
-            return
-        link = f"{self.names[source]} -> {self.names[node]}"
-        if self.known is None:
-            check_borders(inner, layer, self.tensors, self.device)
-        elif link not in self.known:
-            raise NotAffine("shift-before-padding", "a layer that adds a constant, before one that pads with another")
-        self.matching.add(link)
 
 
 def plan(
@@ -113,7 +79,7 @@ class Planner:
         self.replays = matching_borders is not None
         self.matching_borders = matching_borders
         self.refusals: dict[tuple[str, str], Refusal] = {}
-        self._laid_out: tuple[list[Candidate], Layout] = ([], Layout())
+        self._laid_out: tuple[list[Region], Layout] = ([], Layout())
         self._matching: set[str] = set()
         self._read()
         while self._takes_back(self.lay_out(self.candidates)):
@@ -138,15 +104,9 @@ class Planner:
 
     def _read(self) -> None:
         """Read what the nodes mean, by what the recording says now."""
-        recording = self.recording
-        dead = find_dead(recording)
-        self.meanings = {node: None if node in dead else meaning_of(node, recording) for node in recording.nodes}
-        for node in recording.nodes:
-            self._drop_unusable(node)
-            self._drop_idle(node)
-        self.bystanders = bystanders(recording, self.meanings, dead)
-        self.estimate = Estimate(recording, self.meanings, self.policy)
-        self.borders = Borders(recording, self._matching, self.matching_borders)
+        self.meanings = Meanings(self.recording, self.refuse)
+        self.estimate = Estimate(self.meanings, self.policy)
+        self.tensors = lookup(self.recording.module, self.recording.constants)
         self._laid_out = ([], Layout())
         self.__dict__.pop("candidates", None)
 
@@ -171,116 +131,58 @@ class Planner:
         return tuple(map(self._site, (layout or self.lay_out(self.candidates)).fused))
 
     @cached_property
-    def candidates(self) -> list[Candidate]:
-        """Return every region with the groups of it that are worth one convolution each."""
+    def candidates(self) -> list[Region]:
+        """Return every region of which a group is worth a convolution."""
         search = self.search()
         regions = search.find()
         self.declined = search.declined
         for node in search.escaping():
             self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
-        found = [
-            Candidate(region, tuple(group for group in region.groups if self._is_site(region, group)))
-            for region in regions
-        ]
-        there = [candidate for candidate in found if candidate.groups and self._holds(candidate.region)]
-        ranges = Ranges(self.recording.constants)
-        return there if self.replays else [candidate for candidate in there if self._fits(candidate, ranges)]
+        found = [replace(each, written=tuple(g for g in each.groups if self._is_site(each, g))) for each in regions]
+        there = [region for region in found if region.written and self._holds(region)]
+        return there if self.replays else list(filter(self._fits, there))
 
     def search(self) -> Regions:
         """Return what finds the regions."""
-        recording, composes = self.recording, self.policy is not Policy.NEVER_COMPOSE
-        reader = Reader(self.meanings, recording.shape_of, recording.between, self.borders.check, composes)
-        return Regions(self.bystanders, reader, self.estimate, self.refuse, self.measured)
+        reader = Reader(self.meanings, self._check_border, self.policy is not Policy.NEVER_COMPOSE)
+        return Regions(reader, self.estimate, self.refuse, self.measured)
 
-    def lay_out(self, candidates: list[Candidate]) -> Layout:
+    def _check_border(self, inner: Expression, layer: Layer, source: fx.Node, node: fx.Node) -> None:
+        """Raise NotAffine where ``layer``, at ``node``, pads ``inner``, which ``source`` becomes before it, with
+        something else than what it is there: the one question that takes the weights, or what an earlier plan found.
+        """
+        if not border_takes_weights(inner, layer):
+            return
+        link = f"{self.recording.names[source]} -> {self.recording.names[node]}"
+        if self.matching_borders is None:
+            check_borders(inner, layer, self.tensors, device_of(self.recording.module))
+        elif link not in self.matching_borders:
+            raise NotAffine("shift-before-padding", "a layer that adds a constant, before one that pads with another")
+        self._matching.add(link)  # for a search that tries one layer behind several maps, too
+
+    def lay_out(self, candidates: list[Region]) -> Layout:
         """Decide where each of the candidates is written; the answer to the last question is kept."""
         if self._laid_out[0] != candidates:
-            layout = lay_out(
-                self.recording,
-                candidates,
-                self.meanings,
-                self.bystanders,
-                self.refuse,
-                self._worth_the_class,
-                self._keeps_norm,
-            )
-            self._laid_out = (candidates, layout)
+            laying_out = LayingOut(self.meanings, self.refuse, self._worth_the_class, self._keeps_norm)
+            self._laid_out = (candidates, laying_out.run(candidates))
         return self._laid_out[1]
 
-    def _worth_the_class(self, candidates: list[Candidate]) -> bool:
+    def _worth_the_class(self, candidates: list[Region]) -> bool:
         """Whether it gains enough to merge these that the network may lose its class, and its methods with it."""
         if self.keep_class is not None:
             return not self.keep_class
         if self.policy is Policy.ALWAYS:
             return True
-        regions, estimate = [candidate.region for candidate in candidates], self.estimate
-        before = estimate.of_nodes(node for region in regions for node in region.working)
-        after = sum((estimate.of_groups(region.groups, region.root) for region in regions), Cost())
+        estimate = self.estimate
+        before = estimate.of_nodes(node for region in candidates for node in region.working)
+        after = sum((estimate.of_groups(region.groups, region.root) for region in candidates), Cost())
         gained = estimate.price(before) - estimate.price(after)
         return gained >= WORTH_THE_CLASS * estimate.price(estimate.of_nodes(self.recording.nodes))
-
-    def origin(self, node: fx.Node) -> fx.Node:
-        """Return the node whose value ``node`` passes on unchanged."""
-        return origin(node, self.meanings)
 
     def refuse(self, error: NotAffine, node: fx.Node, before: Cost | None = None, after: Cost | None = None) -> None:
         """Record, once, that ``node`` looked fusible and is not."""
         where = self.recording.where(node)
         self.refusals.setdefault((error.code, where), Refusal(error.code, where, error.reason, before, after))
-
-    def _drop_unusable(self, node: fx.Node) -> None:
-        """Make a node opaque that only looks like an affine map, or of which one cannot be certain."""
-        meaning = self.meanings[node]
-        tensors = (node, *inputs_of(meaning))
-        mark = self.recording.mark_of(node, any_rank=not isinstance(meaning, Rearranged))
-        if isinstance(meaning, Unfusible):
-            uncertain = mark if meaning.code == "computed-weight" else None  # then no weight there counts as constant
-            self._reject(node, *(uncertain or (meaning.code, meaning.reason)))
-        elif meaning is None:
-            return
-        elif mark is not None:
-            self._reject(node, *mark)
-        elif not self.recording.foreign.get(node, set()) <= set(inputs_of(meaning)):
-            self._reject(node, "changes-with-size", "its weight is another one at other sizes")
-        elif isinstance(meaning, Passage):
-            return
-        elif not self.recording.shape_of.keys() >= set(tensors):
-            self.meanings[node] = None  # numbers and sizes, not tensors
-        elif len({self.recording.dtype_of[x] for x in tensors}) > 1:
-            self._drop_conversion(node)
-        elif isinstance(meaning, Sum) and len({self.recording.shape_of[x] for x in tensors}) > 1:
-            self._reject(node, "broadcast", "a sum of tensors of different shapes")
-        elif node in self.recording.run.writes and self.recording.memory.seen_later(node):
-            self._reject(node, "in-place", "what is overwritten here is read again later")
-
-    def _drop_idle(self, node: fx.Node) -> None:
-        """Make a node opaque that rearranges what no map made: nothing could be moved across it."""
-        meaning = self.meanings[node]
-        if isinstance(meaning, Rearranged):
-            made = self.meanings[self.origin(meaning.input)]
-            if not isinstance(made, Through | Scaled | Sum | Rearranged):
-                self.meanings[node] = None
-
-    def _drop_conversion(self, node: fx.Node) -> None:
-        """Make a node opaque that computes in another dtype than it is given: ``uint8 * 1.0`` is float."""
-        if isinstance(self.meanings[node], Through):
-            self._reject(node, "autocast", "it converts what it is given, as automatic mixed precision wants it")
-        self.meanings[node] = None
-
-    def _reject(self, node: fx.Node, code: str, reason: str) -> None:
-        layers_alone = code in ("broadcast", "embedding", "input-statistics")
-        meaning = self.meanings[node]
-        dynamic = isinstance(meaning, Unfusible) and meaning.code == "computed-weight"
-        beside = self._has_affine_neighbour(node, also=() if layers_alone else (Sum,))
-        if dynamic or (beside and not isinstance(meaning, Rearranged)):
-            self.refuse(NotAffine(code, reason), node)
-        self.meanings[node] = None
-
-    def _has_affine_neighbour(self, node: fx.Node, also: tuple[type[Meaning], ...]) -> bool:
-        """Whether a layer or a normalisation (or one of ``also``) is next to the node, or reads what it reads."""
-        beside = (operand for user in node.users for operand in user.all_input_nodes if operand is not node)
-        near = (*node.all_input_nodes, *node.users, *beside)
-        return any(isinstance(self.meanings.get(other), (Through, Scaled, *also)) for other in near)
 
     def _keeps_norm(self, region: Region, group: Group) -> bool:
         """Whether a BatchNorm stays behind what the group becomes, which takes channels on the second axis.
@@ -292,10 +194,6 @@ class Planner:
         merges = merges and not any(term.picks for term in group.terms)
         return merges and len(self.estimate.shape_made(group, region.root)) == axes
 
-    def _has_norm(self, group: Group) -> bool:
-        meanings = (self.meanings[node] for node in group.nodes)
-        return any(isinstance(each, Scaled) and isinstance(each.by, Normalisation) for each in meanings)
-
     def _operations(self, group: Group) -> int:
         return sum(not self.estimate.passes(node) for node in group.nodes)
 
@@ -306,18 +204,19 @@ class Planner:
         least = 2
         if self.keep_affine and len(region.groups) == 1:  # of several, all are written or none
             keeps = self._keeps_norm(region, group)
-            if not keeps and self._has_norm(group):
+            meanings = (self.meanings[node] for node in group.nodes)
+            if not keeps and any(isinstance(each, Scaled) and isinstance(each.by, Normalisation) for each in meanings):
                 return False  # the norm would be gone: over tokens, no other can stay
             least = 3 if keeps else 2
         return self._operations(group) >= least or self.estimate.is_computed(group.expression)
 
-    def _fits(self, candidate: Candidate, ranges: Ranges) -> bool:
+    def _fits(self, region: Region) -> bool:
         """Whether the fused weights fit into the dtype of those that they replace."""
-        for group in candidate.groups:
-            dtype = ranges.overflows(group.expression)
+        for group in region.written:
+            dtype = overflows(group.expression, self.recording.constants, self.tensors)
             if dtype is not None:
                 reason = f"a fused weight does not fit into {str(dtype).removeprefix('torch.')}"
-                self.refuse(NotAffine("overflow", reason), candidate.region.root)
+                self.refuse(NotAffine("overflow", reason), region.root)
                 return False
         return True
 

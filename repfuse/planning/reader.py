@@ -27,8 +27,9 @@ from repfuse.algebra.expression import (
 )
 from repfuse.algebra.geometry import Ints, NotAffine
 from repfuse.algebra.layers import Channelwise, Convolution, Factor, Layer, Normalisation, Offset, mixes
-from repfuse.ops.meaning import Meaning, Rearranged, Same, inputs_of, origin, terms_of
-from repfuse.planning.terms import Group, Term
+from repfuse.ops.meaning import Rearranged, Same, inputs_of, terms_of
+from repfuse.planning.meanings import Meanings
+from repfuse.planning.region import Group, Term
 
 
 class Ends(NotAffine):
@@ -39,30 +40,19 @@ class Ends(NotAffine):
 
 
 Reach = Callable[[fx.Node], tuple[Term, ...]]
-Between = Callable[[fx.Node, fx.Node], object]
 CheckBorders = Callable[[Expression, Layer, fx.Node, fx.Node], None]
 
 
 class Reader:
     """Reads terms off nodes, given those of their operands.
 
-    ``shape_of`` are the shapes at the example; ``between`` says why one node may not always read another, if so;
     ``check_borders`` raises NotAffine where a layer pads what is computed from a source with something else than what
-    lies beyond the border;
-    ``composes`` says whether layers in a row may become one.
+    lies beyond the border; ``composes`` says whether layers in a row may become one.
     """
 
-    def __init__(
-        self,
-        meanings: dict[fx.Node, Meaning | None],
-        shape_of: dict[fx.Node, tuple[int, ...]],
-        between: Between,
-        check_borders: CheckBorders,
-        composes: bool,
-    ) -> None:
+    def __init__(self, meanings: Meanings, check_borders: CheckBorders, composes: bool) -> None:
         self.meanings = meanings
-        self.shape_of = shape_of
-        self.between = between
+        self.shape_of = meanings.recording.shape_of
         self.check_borders = check_borders
         self.composes = composes
 
@@ -174,7 +164,7 @@ class Reader:
 
         Where it is one of channels alone, so do layers: ``P (X W^T + 1 b^T) = (P X) W^T + 1 b^T``.
         """
-        x, made = meaning.input, self.meanings[origin(meaning.input, self.meanings)]
+        x, made = meaning.input, self.meanings[self.meanings.origin(meaning.input)]
         at = term.axis
         if at is None and any(layers(term.expression)):
             at = 1 if term.expression.geometry.ndim else len(self.shape_of[x]) - 1
@@ -240,17 +230,17 @@ class Reader:
             return
         readers = (each for each in {*term.nodes, node} if self._reads(each, term.source))
         links = [(part.input, term.source), *((term.source, reader) for reader in readers)]
-        if any(self.between(*link) is not None for link in links):
+        if any(self.meanings.recording.between(*link) is not None for link in links):
             return
         try:
             inner = self._along(part.axis, term).expression
             whole = of_whole(inner, self.shape_of[part.input][part.axis], part.indices)
         except NotAffine:
             return
-        yield from self._of_wholes(replace(term, source=origin(part.input, self.meanings), expression=whole), node)
+        yield from self._of_wholes(replace(term, source=self.meanings.origin(part.input), expression=whole), node)
 
     def _reads(self, node: fx.Node, value: fx.Node) -> bool:
-        return any(origin(x, self.meanings) is value for x in inputs_of(self.meanings[node]))
+        return any(self.meanings.origin(x) is value for x in inputs_of(self.meanings[node]))
 
     def _along(self, axis: int | None, term: Term) -> Term:
         """Return the term as one whose channels lie along ``axis``. Raises NotAffine where they do not."""

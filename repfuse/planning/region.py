@@ -1,21 +1,204 @@
-"""One region: nodes that are together a sum of affine maps of their sources."""
+"""One region: nodes that are together a sum of affine maps of their sources, and what it costs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, combinations
 
 from torch import fx
 
-from repfuse.algebra.expression import Through
-from repfuse.algebra.geometry import NotAffine
-from repfuse.ops.meaning import Meaning, Rearranged, before_phases, inputs_of
-from repfuse.planning.cost import elementwise_cost
-from repfuse.planning.estimate import Estimate
-from repfuse.planning.terms import Group, Nodes, Term
-from repfuse.plans import Cost
+from repfuse.algebra.expression import (
+    Expression,
+    Joined,
+    Scaled,
+    Selected,
+    Sum,
+    Through,
+    convolutions,
+    multiple_of_source,
+    sum_of,
+    tensor_names,
+)
+from repfuse.algebra.geometry import Ints, NotAffine
+from repfuse.algebra.layers import Convolution
+from repfuse.ops.meaning import Rearranged, Same, inputs_of
+from repfuse.ops.spelling import spelled
+from repfuse.ops.sums import ARITHMETIC
+from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, is_better, price
+from repfuse.planning.meanings import Meanings
+from repfuse.plans import Cost, Key, Policy
+from repfuse.recording.constants import Constants
+
+# What a node computes, as a sum of terms: each one branch, an affine map of one source.
+
+
+Nodes = frozenset[fx.Node]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One branch: ``expression`` of ``source``, made by ``nodes``; ``top`` is the last node that holds it alone.
+
+    Where it was rearranged on the way (``ops.channels``), ``axis`` is where its channels are now: it is a map of
+    channels alone, and of rows that are others than those of its source. Where several channels became one, ``picks``
+    says which one each of them is in, and ``phases`` which of its pixels it is, if it can be another number of them.
+    """
+
+    source: fx.Node
+    expression: Expression
+    nodes: Nodes
+    top: fx.Node
+    axis: int | None = None
+    picks: Ints = ()
+    phases: Ints = ()
+
+    @cached_property
+    def of_source(self) -> float | None:
+        """The number that the branch multiplies its source by, if it does nothing else."""
+        return multiple_of_source(self.expression)
+
+    @cached_property
+    def convolves(self) -> bool:
+        """Whether there is a convolution in the branch."""
+        return next(convolutions(self.expression), None) is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Branches of one source that are together one map. Raises NotAffine where they are not."""
+
+    terms: tuple[Term, ...]
+
+    @property
+    def source(self) -> fx.Node:
+        """The tensor that the branches read."""
+        return self.terms[0].source
+
+    @cached_property
+    def expression(self) -> Expression:
+        """The map."""
+        return sum_of(tuple(term.expression for term in self.terms))
+
+    @cached_property
+    def nodes(self) -> Nodes:
+        """The nodes that the map replaces."""
+        return frozenset(chain.from_iterable(term.nodes for term in self.terms))
+
+    @property
+    def of_source(self) -> float | None:
+        """The number that the group multiplies its source by, if it does nothing else."""
+        return self.terms[0].of_source if len(self.terms) == 1 else None
+
+    @property
+    def convolves(self) -> bool:
+        """Whether there is a convolution to merge the rest into."""
+        return any(term.convolves for term in self.terms)
+
+
+# The cost of what is there, and of what would replace it, at the shapes of the example.
+
+
+class Estimate:
+    """Estimates for one recorded network."""
+
+    def __init__(self, meanings: Meanings, policy: Policy) -> None:
+        self.meanings = meanings
+        self.recording = meanings.recording
+        self.policy = policy
+
+    def price(self, cost: Cost) -> float:
+        """Return what the policy compares."""
+        return price(cost, self.policy)
+
+    def is_better(self, after: Cost, before: Cost) -> bool:
+        """Whether the policy prefers ``after`` by enough to replace ``before`` by it."""
+        return is_better(after, before, self.policy)
+
+    def of_nodes(self, nodes: Iterable[fx.Node]) -> Cost:
+        """Cost of the nodes as they are, computed weights included."""
+        return sum((self._node(node) for node in nodes), Cost())
+
+    def of_map(self, expression: Expression, source: fx.Node, output: Sequence[int]) -> Cost:
+        """Cost of an expression as one convolution from the value of ``source`` to a map of shape ``output``."""
+        geometry = expression.geometry.plainest
+        shape = (*output[:1], geometry.out_channels, *output[2:]) if geometry.ndim else output
+        return convolution_cost(geometry, tuple(shape), self.recording.shape_of[source], self._item(source))
+
+    def of_groups(self, groups: Sequence[Group], root: fx.Node) -> Cost:
+        """Cost of the sum of ``groups``, one convolution each."""
+        shape, item = self.recording.shape_of[root], self._item(root)
+        parts = [self.of_map(g.expression, g.source, self.shape_made(g, root)) for g in groups if g.of_source is None]
+        factors = [elementwise_cost(shape, 1, item) for g in groups if g.of_source not in (None, 1, -1)]
+        sums = [elementwise_cost(shape, 2, item)] * (len(groups) - 1)
+        return sum((*parts, *factors, *sums), Cost())
+
+    def of_norm(self, group: Group, root: fx.Node) -> Cost:
+        """Cost of a BatchNorm behind the convolution that a group becomes."""
+        shape = self.shape_made(group, root)
+        return elementwise_cost(shape, 1, self._item(root), parameters=4 * shape[1])
+
+    def shape_made(self, group: Group, root: fx.Node) -> tuple[int, ...]:
+        """Return the shape of what the convolution makes, which may be put elsewhere before it gets to ``root``."""
+        nodes = self.meanings.before_phases(group.nodes) or [root]
+        layered = [node for node in nodes if isinstance(self.meanings[node], Through)]
+        return self.recording.shape_of[(layered or nodes)[-1]]
+
+    def _node(self, node: fx.Node) -> Cost:  # noqa: PLR0911
+        if node not in self.recording.shape_of or node.op in ("placeholder", "get_attr"):
+            return Cost()
+        shape, item = self.recording.shape_of[node], self._item(node)
+        match self.meanings[node]:
+            case Through(x, Convolution(geometry, weight, bias)):
+                own = convolution_cost(geometry, shape, self.recording.shape_of[x], item)
+                return own + self._computed([weight] if bias is None else [weight, bias], item)
+            case Through(x, layer):
+                return filter_cost(layer.geometry, shape, self.recording.shape_of[x], item)
+            case Scaled(_, _, axis):
+                return elementwise_cost(shape, 1, item, parameters=4 * shape[axis] if axis is not None else 0)
+            case Sum(inputs):
+                return elementwise_cost(shape, len(inputs), item)
+            case Joined():
+                return elementwise_cost(shape, 1, item)
+            case Selected(_, indices):
+                contiguous = indices == tuple(range(indices[0], indices[0] + len(indices))) if indices else True
+                return Cost() if contiguous else elementwise_cost(shape, 1, item)
+            case Same() if self.is_wasted(node):
+                return elementwise_cost(shape, 1, item)
+            case None:  # at least as much as to read and to write
+                return elementwise_cost(shape, 1, item)
+            case _:
+                return Cost()
+
+    def passes(self, node: fx.Node) -> bool:
+        """Whether the node only passes on what it is given, as it is or elsewhere, at no cost that could be saved."""
+        return isinstance(self.meanings[node], Same | Rearranged) and not self.is_wasted(node)
+
+    def is_wasted(self, node: fx.Node) -> bool:
+        """Whether the node computes what it is given, number by number: adds 0, multiplies by 1."""
+        call = spelled(node) if isinstance(self.meanings[node], Same) else None
+        return call is not None and call.operator in ARITHMETIC
+
+    def computing(self, node: fx.Node) -> fx.Node:
+        """Return the node that computes the value of ``node``, be it in vain."""
+        while isinstance(meaning := self.meanings.get(node), Same) and not self.is_wasted(node):
+            node = meaning.input
+        return node
+
+    def _computed(self, names: Iterable[str], item: int) -> Cost:
+        constants: Constants = self.recording.constants
+        computed = filter(constants.is_computed, names)
+        return sum((elementwise_cost(constants.shape(name), 1, item) for name in computed), Cost())
+
+    def _item(self, node: fx.Node) -> int:
+        return self.recording.dtype_of[node].itemsize
+
+    def is_computed(self, expression: Expression) -> bool:
+        """Whether a tensor of the expression is computed in every forward."""
+        return any(map(self.recording.constants.is_computed, tensor_names(expression)))
+
 
 # terms -> groups: which branches of a region become one convolution.
 
@@ -108,21 +291,32 @@ class _Merging:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """``root`` is the sum of the groups.
+    """``root`` is the sum of the groups, of which those ``written`` become a convolution each.
 
     ``working`` are the nodes that compute, ``passing`` those among them that do not act on channels: no-ops, and what
-    only puts values elsewhere, which stays where it is (``ops.rows``).
+    only puts values elsewhere, which stays where it is (``ops.channels``).
     """
 
     root: fx.Node
     groups: tuple[Group, ...]
     working: Nodes
     passing: Nodes
+    written: tuple[Group, ...] = ()
 
     @property
     def nodes(self) -> Nodes:
         """Every node of the region."""
         return self.working | self.passing
+
+    def keys(self, names: Mapping[fx.Node, str]) -> set[Key]:
+        """Return what a plan knows its sites by."""
+        root = names[self.root]
+        return {(names[g.source], root, frozenset(names[node] for node in g.nodes)) for g in self.written}
+
+    @property
+    def maps(self) -> tuple[Expression, ...]:
+        """What is written."""
+        return tuple(group.expression for group in self.written)
 
     @property
     def is_writable(self) -> bool:
@@ -143,11 +337,12 @@ class Piece:
     layered: bool
 
 
-def pieces(region: Region, meanings: Mapping[fx.Node, Meaning | None], order: Mapping[fx.Node, int]) -> list[Piece]:
+def pieces(region: Region, meanings: Meanings) -> list[Piece]:
     """Return the pieces of a region in which something puts values elsewhere, in order; nearly always there are none.
 
     What rearranges has one source, so all that comes before it in the graph is before it, and all else behind it.
     """
+    order = meanings.recording.order
     nodes = sorted(region.nodes, key=order.__getitem__)
     ends = [node for node in nodes if isinstance(meanings[node], Rearranged)]
     if not ends:
@@ -161,7 +356,7 @@ def pieces(region: Region, meanings: Mapping[fx.Node, Meaning | None], order: Ma
             layered = any(isinstance(meanings[node], Through) for node in within)
             found.append(Piece(source, within[-1], frozenset(within), layered))
         source = end if end is not None else source
-    inside = set(before_phases(region.nodes, meanings, order))
+    inside = set(meanings.before_phases(region.nodes))
     before = [index for index, piece in enumerate(found) if piece.root in inside]
     last = max((index for index in before if found[index].layered), default=before[-1])
     return [replace(piece, layered=index == last) for index, piece in enumerate(found)]

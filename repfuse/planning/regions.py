@@ -16,14 +16,11 @@ from torch import fx
 
 from repfuse.algebra.expression import Scaled, Sum
 from repfuse.algebra.geometry import NotAffine
-from repfuse.ops.meaning import Passage, Same, convolves, inputs_of, origin
-from repfuse.ops.rows import only_measures
-from repfuse.planning.bystanders import Bystanders
+from repfuse.ops.channels import only_measures
+from repfuse.ops.meaning import Passage, Same, convolves, inputs_of
 from repfuse.planning.cutting import Cutting, Parts
-from repfuse.planning.estimate import Estimate
 from repfuse.planning.reader import Ends, Reader
-from repfuse.planning.region import Refuse, Region, region_of
-from repfuse.planning.terms import Term
+from repfuse.planning.region import Estimate, Refuse, Region, Term, region_of
 from repfuse.plans import Cost, Measured, Policy
 
 _Note = tuple[NotAffine, fx.Node, Cost | None, Cost | None]
@@ -39,7 +36,6 @@ class Regions:
 
     def __init__(
         self,
-        bystanders: Bystanders,
         reader: Reader,
         estimate: Estimate,
         refuse: Refuse,
@@ -47,13 +43,12 @@ class Regions:
     ) -> None:
         self.recording = estimate.recording
         self.meanings = estimate.meanings
-        self.bystanders = bystanders
         self.reader = reader
         self.estimate = estimate
         self.refuse = refuse
         self.measured = measured or {}
         self.declined: dict[str, tuple[Cost, Cost]] = {}
-        self._always = Estimate(estimate.recording, estimate.meanings, Policy.ALWAYS)
+        self._always = Estimate(estimate.meanings, Policy.ALWAYS)
         self._roots: dict[fx.Node, fx.Node] = {}
         self._terms: dict[fx.Node, tuple[Term, ...]] = {}
         self._operand_of: dict[fx.Node, list[int]] = {}  # for each term of a sum, the place of its operand
@@ -90,7 +85,7 @@ class Regions:
     def escaping(self) -> Iterator[fx.Node]:
         """Yield the values that would have merged into one of their readers if nothing else had read them."""
         for meaning in self.meanings.values():
-            sources = {origin(x, self.meanings) for x in inputs_of(meaning)}
+            sources = {self.meanings.origin(x) for x in inputs_of(meaning)}
             if not isinstance(meaning, Scaled | Sum):
                 continue
             for value in sources:
@@ -127,7 +122,7 @@ class Regions:
         for user in node.users:
             if isinstance(self.meanings.get(user), Passage):
                 yield from self._readers(user)
-            elif not self.bystanders.reads_nothing(user) and not only_measures(user, node):
+            elif not self.meanings.reads_nothing(user) and not only_measures(user, node):
                 yield user
 
     def _root_of_reader(self, node: fx.Node, user: fx.Node) -> fx.Node | None:
@@ -212,10 +207,10 @@ class Regions:
     def _is_within(self, x: fx.Node, node: fx.Node) -> bool:
         """Whether an operand of ``node`` is of the same region."""
         alike = x in self._terms and self._roots[x] is self._roots[node]
-        return alike and origin(x, self.meanings) not in self._cuts
+        return alike and self.meanings.origin(x) not in self._cuts
 
     def _source(self, x: fx.Node) -> Term:
-        return self.reader.source(origin(x, self.meanings))
+        return self.reader.source(self.meanings.origin(x))
 
     def _judge(self, root: fx.Node) -> Region:
         """Group the terms of a region, and cut it where a part is better left to itself."""

@@ -1,7 +1,13 @@
-"""A reader of written files: a fresh Python process, or this one where none can be had, and then why."""
+"""A reader of written files: a fresh Python process, or this one where none can be had, and then why.
+
+``python -m repfuse.readback.process`` is that process: a job comes in on its standard input, an answer goes out, and
+all that is printed goes elsewhere. The first line of the input says where Python modules are found, and which the job
+will need.
+"""
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -9,6 +15,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -24,10 +32,10 @@ from repfuse.wording import LINE
 if TYPE_CHECKING:  # the process is to start before this one imports torch
     from torch import nn
 
-    from repfuse.readback.messages import Answer, Job
+    from repfuse.readback.reading import Answer, Job
 
 ADVICE = "Try again. If it stays so, please report it; repfuse.save(..., verify=False) writes without this check."
-COMMAND = ("-P", "-m", "repfuse.readback")  # -P: the folder of the program is in the path that it is given
+COMMAND = ("-P", "-m", "repfuse.readback.process")  # -P: the folder of the program is in the path that it is given
 SAME_PROCESS = "REPFUSE_SAME_PROCESS"
 """The environment variable that, set to 1, leaves out the fresh process. The check stays, and says where it was."""
 FRESH, ASKED = "a fresh process", "that was asked for"
@@ -84,8 +92,6 @@ def _read_in_copy(given: int, answer: int, said: int, *, close: tuple[int, int])
             os.dup2(end, standard)
         modes = ("r", "w", "w")
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(each, mode, closefd=False) for each, mode in enumerate(modes))
-        from repfuse.readback.__main__ import main
-
         main()
         code = 0
     except BaseException:
@@ -163,7 +169,7 @@ class Reader:
 
     def ask(self, job: Job) -> None:
         """Give it the job. A process of its own begins at once; this one, where the job needs what no other has."""
-        from repfuse.readback.messages import packed
+        from repfuse.readback.reading import packed
 
         lost = sorted(name for name in set(job.needs) if not _importable(name)) if self._process else []
         if lost:
@@ -181,7 +187,10 @@ class Reader:
 
         Raises RepfuseError, with the exit code of a failed check, where there is none or the file could not be read.
         """
-        found = self._answer(seconds)
+        from repfuse.readback.reading import answer
+
+        assert self._asked is not None
+        found = self._received(self._asked, seconds) if isinstance(self._asked, Future) else answer(self._asked)
         if found.refused:
             what, why, hint = found.refused
             raise RepfuseError(
@@ -192,27 +201,20 @@ class Reader:
             )
         return found
 
-    def _answer(self, seconds: float) -> Answer:
-        from repfuse.readback.messages import Answer, unpacked
-        from repfuse.readback.reading import answer
+    def _received(self, asked: Future[tuple[bytes, bytes]], seconds: float) -> Answer:
+        from repfuse.readback.reading import Answer, unpacked
 
-        assert self._asked is not None
-        if not isinstance(self._asked, Future):
-            return answer(self._asked)
         assert self._process is not None
         try:
-            data, _ = self._asked.result(seconds)
+            data, _ = asked.result(seconds)
         except TimeoutError as error:
             raise self._failed(f"It did not answer within {seconds:.0f} s.") from error
         if code := self._process.returncode:
             raise self._failed(_died(code))
-        try:
-            found = unpacked(data)
-        except Exception as error:  # it is not what was agreed on, in whatever way
-            raise self._failed("What it answered is none.") from error
-        if not isinstance(found, Answer):
-            raise self._failed("What it answered is none.")
-        return found
+        with suppress(Exception):  # it is not what was agreed on, in whatever way
+            if isinstance(found := unpacked(data), Answer):
+                return found
+        raise self._failed("What it answered is none.")
 
     def _failed(self, why: str) -> RepfuseError:
         self._said.seek(0)
@@ -244,3 +246,40 @@ def _importable(name: str) -> bool:
         return script.is_known()
     finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
     return any(find is not None and find(package, None) is not None for find in finders)
+
+
+# The process itself.
+
+
+PATIENCE = 1.0  # seconds between two looks at whether the parent is still there
+
+
+def main() -> None:
+    """Read one job, do it, and write the answer."""
+    end_with_parent()
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)  # whatever the network's code prints is no part of the answer
+        from repfuse.readback.reading import answer, packed, unpacked  # takes its seconds while the parent writes
+
+        needed = json.loads(sys.stdin.buffer.readline())
+        sys.path[:] = needed["path"]
+        for name in needed["modules"]:
+            with suppress(Exception):  # of what is missing the job will tell
+                importlib.import_module(name)
+        out.write(packed(answer(unpacked(sys.stdin.buffer.read()))))
+
+
+def end_with_parent() -> None:
+    """Let this process end with the one that started it, which may be killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PATIENCE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

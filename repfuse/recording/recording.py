@@ -16,8 +16,15 @@ from torch.utils._pytree import tree_leaves
 
 from repfuse.errors import RepfuseError
 from repfuse.globs import ROOT
-from repfuse.networks import join, named_modules, named_tensors, same_randomness, stored_tensors, why_refused
-from repfuse.preconditions import check_rewritable
+from repfuse.networks import (
+    check_rewritable,
+    join,
+    named_modules,
+    named_tensors,
+    same_randomness,
+    stored_tensors,
+    why_refused,
+)
 from repfuse.recording.arguments import Arguments, other_ranks, try_other_sizes
 from repfuse.recording.comparing import Comparison, Mark
 from repfuse.recording.constants import Constants, Memory, called

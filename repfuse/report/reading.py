@@ -1,22 +1,23 @@
-"""What `convert`, `inspect`, `verify` and `bench` said as JSON, read back. Anybody may have written it."""
+"""What `convert`, `inspect`, `verify` and `bench` said as JSON, read back: anybody may have written it.
+
+And a benchmark as a file, against an earlier one: did the fused network get slower?
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from repfuse.benching.results import Benchmark
-from repfuse.checking.results import Drift, FewBits, RealData, SignalGain, Verdict
-from repfuse.checkpoint.json_file import read_json
+from repfuse.benching.results import Benchmark, Change, Measurement
+from repfuse.checking.results import Verification
+from repfuse.checkpoint.files import read_json, replacing
 from repfuse.errors import RepfuseError
-from repfuse.health import Finding
 from repfuse.plans import Plan, read_as
-from repfuse.quantization import SiteKernels
-from repfuse.report.schema import SCHEMA, Chosen, Environment, Input, Output, Status
+from repfuse.report.schema import SCHEMA, Report, envelope, to_json
 from repfuse.report.tables import plural
 from repfuse.wording import first_line
 
@@ -37,71 +38,10 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Verification:
-    """What `repfuse verify` found."""
+class Conversion(Report):
+    """A conversion as it is told. Its plan has a reader of its own."""
 
-    verdict: Verdict
-    reason: str
-    data: RealData | None = None
-    few_bits: FewBits | None = None
-
-
-@dataclass(frozen=True)
-class SiteProof:
-    """One site against what it replaces, in float64."""
-
-    path: str
-    error: float | None
-
-
-@dataclass(frozen=True)
-class NetworkProof:
-    """The whole network in float64; ``trials`` are the inputs."""
-
-    error: float | None
-    tolerance: float
-    trials: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What was proven in float64, and the worst error of all."""
-
-    passed: bool
-    error: float | None
-    reason: str
-    sites: tuple[SiteProof, ...]
-    network: NetworkProof
-
-
-@dataclass(frozen=True)
-class Equalization:
-    """What was rescaled, and what that gains."""
-
-    scales: int
-    inputs: str
-    tensors: tuple[Any, ...]
-    gains: tuple[SignalGain, ...]
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A conversion as ``report.schema`` has it: what a page shows of it."""
-
-    status: Status
-    environment: Environment
-    input: Input
-    seconds: float
-    output: Output | None = None
-    proof: Proof | None = None
-    equalization: Equalization | None = None
-    drift: Drift | None = None
-    timing: Benchmark | None = None
-    notes: tuple[str, ...] = ()
-    health: tuple[Finding, ...] = ()
-    chosen: Chosen | None = None
-    command: str = ""
-    quantization: tuple[SiteKernels, ...] = ()
+    plan: Any = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -153,6 +93,42 @@ def read_benchmark(path: Path) -> Benchmark:
     found = _read(*read(path))
     if not isinstance(found, Benchmark):
         raise _unreadable(path, "It is no benchmark.")
+    return found
+
+
+def write_benchmark(benchmark: Benchmark, path: Path, of: dict[str, Any] | None = None) -> None:
+    """Write a benchmark ``of`` some files as `repfuse bench --json` prints it, as a whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(to_json(envelope("benchmark", (of or {}) | benchmark.to_dict())), encoding="utf-8")
+
+
+def changes(now: Benchmark, then: Benchmark) -> list[Change]:
+    """Return what changed at the settings that both runs have: by itself, and beside the original's times."""
+    from repfuse.benching.statistics import ratio_of_samples  # torch takes a second to import
+
+    def beside(each: Measurement) -> list[float]:
+        return [x / each.original.median for x in each.fused.times]
+
+    known = _by_setting(then)
+    pairs = [(each, known[setting]) for setting, each in _by_setting(now).items() if setting in known]
+    return [
+        Change(one, ratio_of_samples(one.fused.times, two.fused.times), ratio_of_samples(beside(one), beside(two)))
+        for one, two in pairs
+    ]
+
+
+def _by_setting(run: Benchmark) -> dict[tuple[object, ...], Measurement]:
+    entries = run.measurements
+    return {(each.runtime, each.shapes or run.shapes, each.batch_size, each.threads): each for each in entries}
+
+
+def compared(now: Benchmark, then: Benchmark, path: Path) -> list[Change]:
+    """Return what changed since the run in the file at ``path``. Raises RepfuseError where it is of something else."""
+    found = changes(now, then)
+    if not found or (now.dtype, now.device) != (then.dtype, then.device):
+        what = f"{path} holds no times to compare with."
+        why = f"They are of {then.dtype} on {then.device}, or of other shapes, batch sizes, threads or runtimes."
+        raise RepfuseError(what, why, "Time the same as then.")
     return found
 
 

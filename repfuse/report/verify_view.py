@@ -79,11 +79,11 @@ def checks_view(checks: Sequence[Check], *, verbose: bool) -> Iterator[Renderabl
 def of_proof(proof: Proof) -> Iterator[Check]:
     """Yield what was proven in float64: the sites, their stored weights, and the whole network."""
     if proof.sites:
-        worst = max(proof.sites, key=lambda site: (not site.comparison.passed, site.comparison.error or 0.0))
+        worst = max(proof.sites, key=lambda site: (not site.comparison.passed, site.error or 0.0))
         found, passed = worst.comparison.worst, all(site.comparison.passed for site in proof.sites)
         place = f"{worst.path}, {found[0].label}" if found else worst.path
-        reached, allowed = apart(worst.comparison.error or 0.0, worst.comparison.tolerance)
-        reached = NOTHING if worst.comparison.error is None else reached
+        reached, allowed = apart(worst.error or 0.0, worst.tolerance)
+        reached = NOTHING if worst.error is None else reached
         yield Check("proof, float64", alone(len(proof.sites)), place, reached, allowed, passed)
         yield from _weights([weight for site in proof.sites for weight in site.weights])
     yield from of_network(proof.network)

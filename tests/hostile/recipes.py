@@ -56,6 +56,7 @@ def timm(*arguments: str) -> Attack:
 
 CALLS = (
     *("torch.hub:load", "torch:load", "os:system", "builtins:exec", "torch.nn:Identity", "torch.nn.modules:os"),
+    "torch.nn.functional:relu",
     *("repfuse.samples:torch.hub.load", "repfuse.samples:nn", "hf-hub:evil/net", "https://example.invalid/net.py:net"),
     *("timm:../x", "timm:hf-hub:evil/net", "timm:local-dir:/x", "timm.models:create_model", "torchvision:os"),
     *("timm.models._hub:load_state_dict_from_hf", "torchvision.models:list_models"),

@@ -10,9 +10,8 @@ _MEANINGS = ("ops", "ops_idioms", "ops_refused", "refusals")
 
 TESTS: dict[str, tuple[str, ...]] = {
     f"{ALGEBRA}affine.py": ("affine", "channels", "evaluation", "composition"),
-    f"{ALGEBRA}descriptions.py": ("evaluation", "report_views"),
     f"{ALGEBRA}evaluation.py": ("evaluation", "transposed"),
-    f"{ALGEBRA}expression.py": ("evaluation", "transposed"),
+    f"{ALGEBRA}expression.py": ("evaluation", "transposed", "report_views"),
     f"{ALGEBRA}geometry.py": (*_MAPS, "ops"),
     f"{ALGEBRA}layers.py": ("channels", "affine", "composition", "evaluation"),
     f"{ALGEBRA}transposed.py": ("transposed",),

@@ -21,10 +21,10 @@ from repfuse.checking.comparison import reference
 from repfuse.checking.drift import drift
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
-from repfuse.checking.results import Comparison
+from repfuse.checking.results import Comparison, SiteProof
 from repfuse.fusing import settled
-from repfuse.planning.choosing import Choice, again
 from repfuse.planning.planner import plan
+from repfuse.planning.replaying import Choice, again
 from repfuse.plans import Measured, Plan, Policy
 from repfuse.rewriting import rewrite
 
@@ -70,7 +70,7 @@ def check_module(
     _replays(original, result.module, result.plan)
     rounding = _rounding(pristine, examples)
     for site in prove_sites(original, result.module, result.plan):
-        proven = replace(site, comparison=_but_for(rounding, site.comparison))
+        proven = _but_for_site(rounding, site)
         assert proven.passed, f"{site.path}: {site.comparison}"
     return Counter(site.form for site in result.plan.sites)
 
@@ -94,7 +94,7 @@ def check_in(
     expected = reference(original, trials)
     proof = prove(original, found, fused, trials, expected)
     rounding = _rounding(copy.deepcopy(original).double(), [x.double() for x in examples])
-    sites = tuple(replace(site, comparison=_but_for(rounding, site.comparison)) for site in proof.sites)
+    sites = tuple(_but_for_site(rounding, site) for site in proof.sites)
     proof = replace(proof, sites=sites, network=_but_for(rounding, proof.network))
     assert proof.passed, proof.reason
     measured = drift(original, fused, trials, expected)
@@ -132,6 +132,10 @@ def _but_for(rounding: float, comparison: Comparison) -> Comparison:
     """Pass what differs by so little where terms cancel: a random sum may be x - x, and a proof is relative."""
     errors = [output.max_abs for trial in comparison.compared for output in trial.outputs]
     return replace(comparison, tolerance=math.inf) if max(errors, default=math.inf) <= rounding else comparison
+
+
+def _but_for_site(rounding: float, site: SiteProof) -> SiteProof:
+    return SiteProof.of(site.path, _but_for(rounding, site.comparison), site.weights, site.drift)
 
 
 def _inputs(examples: Sequence[Tensor]) -> list[list[Tensor]]:

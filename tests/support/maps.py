@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
 
-from repfuse.algebra.affine import AffineConv
+from repfuse.algebra.affine import AffineConv, swap_layout
 from repfuse.algebra.geometry import Geometry
+from repfuse.algebra.layers import Windows
+from repfuse.algebra.transposed import TransposedGeometry
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def apply(made: AffineConv, x: Tensor) -> Tensor:
+    """The map of ``x`` of shape ``[N, C_in, *axes]``, by torch; without spatial axes, of shape ``[..., C_in]``."""
+    geometry, weight, bias = made.geometry, made.weight.to(x.dtype), made.bias.to(x.dtype)
+    if geometry.ndim == 0:
+        inputs = x.reshape(*x.shape[:-1], geometry.groups, weight.shape[1])
+        blocks = weight.reshape(geometry.groups, -1, weight.shape[1])
+        return torch.einsum("...gi,goi->...go", inputs, blocks).flatten(-2) + bias
+    if isinstance(geometry, TransposedGeometry):
+        padding = [before for before, _ in geometry.padding]
+        stored, spread = swap_layout(geometry, weight), TRANSPOSED[geometry.ndim]
+        extra, groups = geometry.output_padding, geometry.groups
+        return spread(x, stored, bias, geometry.stride, padding, extra, groups, geometry.dilation)
+    convolve, padded = CONVOLUTIONS[geometry.ndim], pad_explicitly(x, geometry)
+    return convolve(padded, weight, bias, geometry.stride, 0, geometry.dilation, geometry.groups)
+
+
+def pad_explicitly(x: Tensor, geometry: Geometry) -> Tensor:
+    """``x`` padded and cropped as the geometry says, so that a convolution without padding follows."""
+    padding, crop = geometry.pad_then_crop
+    if any(padding):
+        x = F.pad(x, padding, mode="constant" if geometry.padding_mode == "zeros" else geometry.padding_mode)
+    return F.pad(x, crop) if any(crop) else x
+
+
+def stack(parts: list[AffineConv]) -> AffineConv:
+    """The channels of all parts, one after the other, in as many groups as that leaves."""
+    windows = Windows.concat([Windows.of(part.geometry) for part in parts])
+    geometry = dataclasses.replace(Geometry.stacked([part.geometry for part in parts]), groups=windows.groups())
+    return AffineConv.stack_on(geometry, [(part, range(geometry.in_channels)) for part in parts])
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:

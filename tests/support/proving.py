@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from repfuse.checking.comparison import answers_in_float64, reference, tabulate
+from repfuse.checking.inputs import Trial
 from repfuse.checking.places import ExactWeights, places
 from repfuse.checking.proof import prove_site
 from repfuse.checking.results import Comparison, SiteProof
-from repfuse.checking.trial import Trial
 from repfuse.plans import Plan
 
 

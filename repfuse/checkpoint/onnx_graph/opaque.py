@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from repfuse.checkpoint import onnx_file
 from repfuse.checkpoint.onnx_graph.operators import DTYPES
-from repfuse.checkpoint.onnx_graph.tensors import array_of, tensor_of
+from repfuse.checkpoint.onnx_graph.reading import array_of, tensor_of
 
 NUMBER_OF = {dtype: number for number, dtype in DTYPES.items()}
 

@@ -7,10 +7,10 @@ of those that torch has no function for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import reduce
-from typing import Any
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +38,8 @@ class Known:
     values: dict[int, Any] = field(default_factory=dict)
     given: tuple[bool, ...] = ()
     """Whether each input is there: one that is optional may be left out."""
-    sizes: Shape | None = None
-    """What is known of the shape that a Reshape or a Resize is told, where that is computed."""
+    gives: Shape | None = None
+    """What is known of the shape of the first output: what a Reshape or a Resize is told may be computed."""
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an attribute."""
@@ -95,27 +95,40 @@ class Computed(Exception):
 Row = Callable[[Known], Function | None]
 
 
-def _window(known: Known, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
+class Window(NamedTuple):
+    """What slides over space, a number per axis each: ``flat`` are the amounts of padding as torch wants them, from the
+    last axis on; ``padding`` is given where both sides of each axis have the same.
+    """
+
+    kernel: list[int]
+    stride: list[int]
+    dilation: list[int]
+    flat: list[int]
+    padding: list[int] | None
+
+    @property
+    def padded_by_pool(self) -> bool:
+        """Whether a pool of torch can pad so much itself."""
+        return self.padding is not None and all(2 * p <= k for p, k in zip(self.padding, self.kernel, strict=True))
+
+
+def _window(known: Known) -> Window:
+    """Return the window. Raises Computed where it depends on the size."""
+    kernel = known.kernel()
     ones = [1] * len(kernel)
-    return list(known.get("strides", ones)), list(known.get("dilations", ones))
-
-
-def _pads(known: Known, kernel: Sequence[int]) -> Pads:
-    """Return what is padded before and after each spatial axis. Raises Computed where it depends on the size."""
-    how, ndim = known.get("auto_pad", "NOTSET"), len(kernel)
+    stride, dilation = list(known.get("strides", ones)), list(known.get("dilations", ones))
+    pads, how = [(0, 0)] * len(kernel), known.get("auto_pad", "NOTSET")
     if how == "NOTSET":
-        pads = known.get("pads", [0] * 2 * ndim)
-        return list(zip(pads[:ndim], pads[ndim:], strict=True))
-    if how == "VALID":
-        return [(0, 0)] * ndim
-    steps, spread = _window(known, kernel)
-    found = []
-    for axis, (k, s, d) in enumerate(zip(kernel, steps, spread, strict=True)):
-        reach = d * (k - 1) + 1
-        total = reach - 1 if s == 1 else max((-(-known.size(axis + 2) // s) - 1) * s + reach - known.size(axis + 2), 0)
-        small, large = total // 2, total - total // 2
-        found.append((small, large) if how == "SAME_UPPER" else (large, small))
-    return found
+        said = known.get("pads", [0] * 2 * len(kernel))
+        pads = list(zip(said[: len(kernel)], said[len(kernel) :], strict=True))
+    elif how != "VALID":
+        for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
+            reach, size = d * (k - 1) + 1, 0 if s == 1 else known.size(axis + 2)
+            total = reach - 1 if s == 1 else max((-(-size // s) - 1) * s + reach - size, 0)
+            small, large = total // 2, total - total // 2
+            pads[axis] = (small, large) if how == "SAME_UPPER" else (large, small)
+    even = all(before == after for before, after in pads)
+    return Window(kernel, stride, dilation, _flat(pads), [before for before, _ in pads] if even else None)
 
 
 def _flat(pads: Pads) -> list[int]:
@@ -123,32 +136,25 @@ def _flat(pads: Pads) -> list[int]:
     return [amount for pair in reversed(pads) for amount in pair]
 
 
-def _even(pads: Pads) -> list[int] | None:
-    """Return the padding as one number per axis, where both sides have the same."""
-    return [before for before, _ in pads] if all(before == after for before, after in pads) else None
-
-
 def _conv(known: Known) -> Function | None:
-    kernel = known.kernel()
+    kernel, stride, dilation, flat, padding = _window(known)
     convolve: Function = (torch.conv1d, torch.conv2d, torch.conv3d)[len(kernel) - 1]
-    (stride, dilation), pads, groups = _window(known, kernel), _pads(known, kernel), known.get("group", 1)
-    padding = _even(pads)
+    groups, none = known.get("group", 1), [0] * len(kernel)
     if padding is not None:
         return lambda x, w, b=None: convolve(x, w, b, stride, padding, dilation, groups)
-    flat, none = _flat(pads), [0] * len(kernel)
     return lambda x, w, b=None: convolve(F.pad(x, flat), w, b, stride, none, dilation, groups)
 
 
 def _conv_transpose(known: Known) -> Function | None:
-    kernel = known.kernel()
+    kernel, stride, dilation, flat, padding = _window(known)
     if known.get("output_shape") or known.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return None
     convolve: Function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(kernel) - 1]
-    (stride, dilation), pads, groups = _window(known, kernel), _pads(known, kernel), known.get("group", 1)
-    more, padding = list(known.get("output_padding") or [0] * len(kernel)), _even(pads)
+    groups, none = known.get("group", 1), [0] * len(kernel)
+    more = list(known.get("output_padding") or none)
     if padding is not None:
         return lambda x, w, b=None: convolve(x, w, b, stride, padding, more, groups, dilation)
-    none, crop = [0] * len(kernel), [-amount for amount in _flat(pads)]
+    crop = [-amount for amount in flat]
     return lambda x, w, b=None: F.pad(convolve(x, w, b, stride, none, more, groups, dilation), crop)
 
 
@@ -176,37 +182,34 @@ def _gemm(known: Known) -> Function | None:
 
 
 def _average_pool(known: Known) -> Function | None:
-    kernel = known.kernel()
+    window = _window(known)
+    kernel, stride, dilation, flat, padding = window
     pool: Function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
-    (stride, dilation), pads = _window(known, kernel), _pads(known, kernel)
     rounds_up, counts = bool(known.get("ceil_mode", 0)), bool(known.get("count_include_pad", 0))
-    padding = _even(pads)
     if set(dilation) != {1} or (padding is None and rounds_up):
         return None
-    if padding is not None and all(2 * p <= k for p, k in zip(padding, kernel, strict=True)):
+    if window.padded_by_pool:
         return lambda x: pool(x, kernel, stride, padding, rounds_up, counts)
-    flat, none = _flat(pads), [0] * len(kernel)
     if counts:
-        return lambda x: pool(F.pad(x, flat), kernel, stride, none, rounds_up)
+        return lambda x: pool(F.pad(x, flat), kernel, stride, 0, rounds_up)
 
     def mean_of_what_is_there(x: Tensor) -> Tensor:
-        total: Tensor = pool(F.pad(x, flat), kernel, stride, none)
-        there: Tensor = pool(F.pad(torch.ones_like(x), flat), kernel, stride, none)
+        total: Tensor = pool(F.pad(x, flat), kernel, stride)
+        there: Tensor = pool(F.pad(torch.ones_like(x), flat), kernel, stride)
         return total / there
 
     return mean_of_what_is_there
 
 
 def _max_pool(known: Known) -> Function | None:
-    kernel = known.kernel()
     if known.outputs > 1:
         return None
+    window = _window(known)
+    kernel, stride, dilation, flat, padding = window
     pool: Function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel) - 1]
-    (stride, dilation), pads = _window(known, kernel), _pads(known, kernel)
-    rounds_up, padding = bool(known.get("ceil_mode", 0)), _even(pads)
-    if padding is not None and all(2 * p <= k for p, k in zip(padding, kernel, strict=True)):
+    rounds_up = bool(known.get("ceil_mode", 0))
+    if window.padded_by_pool:
         return lambda x: pool(x, kernel, stride, padding, dilation, rounds_up)
-    flat = _flat(pads)
     return lambda x: pool(F.pad(x, flat, value=-math.inf), kernel, stride, 0, dilation, rounds_up)
 
 
@@ -274,7 +277,7 @@ def _reshape(known: Known) -> Function | None:
         said = known.said("shape", 1)
         wanted: list[Any] = [str(axis) if n == 0 and kept else n for axis, n in enumerate(said)]
     else:  # computed of sizes that the input has, too
-        own, sizes = known.shape(), known.sizes or ()
+        own, sizes = known.shape(), known.gives or ()
         wanted = [n if isinstance(n, int) else str(own.index(n)) if n is not None and n in own else -1 for n in sizes]
         if not wanted or wanted.count(-1) > 1:
             raise Computed
@@ -375,7 +378,7 @@ def _resize(known: Known) -> Function | None:
     if known.get("antialias", 0) or known.get("axes") is not None or known.rank() != 4:
         return None
     if known.has(3):
-        whole = known.sizes or ()
+        whole = known.gives or ()
         size = [n for n in whole[2:] if isinstance(n, int)]
         if whole[:2] != known.shape()[:2] or len(size) != 2:
             return None
@@ -405,14 +408,9 @@ def _plain(function: Function) -> Row:
     return lambda _: function
 
 
-def _leaky(known: Known) -> Function:
-    slope = known.get("alpha", 0.01)
-    return lambda x: F.leaky_relu(x, slope)
-
-
-def _elu(known: Known) -> Function:
-    alpha = known.get("alpha", 1.0)
-    return lambda x: F.elu(x, alpha)
+def _told(function: Function, name: str, default: Any, ours: str = "") -> Row:
+    """Return the row of an operator whose one attribute is an argument of the function, which may call it ``ours``."""
+    return lambda known: partial(function, **{ours or name: known.get(name, default)})
 
 
 def _hard_sigmoid(known: Known) -> Function:
@@ -420,11 +418,6 @@ def _hard_sigmoid(known: Known) -> Function:
     if abs(alpha - 1 / 6) < 1e-7 and beta == 0.5:  # as torch means it, and its exporters write it
         return F.hardsigmoid
     return lambda x: torch.clamp(x * alpha + beta, 0, 1)
-
-
-def _gelu(known: Known) -> Function:
-    how = known.get("approximate", "none")
-    return lambda x: F.gelu(x, approximate=how)
 
 
 def _layer_norm(known: Known) -> Function | None:
@@ -459,14 +452,9 @@ def _expand(known: Known) -> Function:
     return lambda x, *_: x.expand(sizes)
 
 
-def _division(known: Known) -> Function:
-    del known
-
-    def divide(x: Tensor, y: Tensor) -> Tensor:
-        whole = not (x.dtype.is_floating_point or y.dtype.is_floating_point)
-        return torch.div(x, y, rounding_mode="trunc") if whole else torch.div(x, y)
-
-    return divide
+def _divide(x: Tensor, y: Tensor) -> Tensor:
+    whole = not (x.dtype.is_floating_point or y.dtype.is_floating_point)
+    return torch.div(x, y, rounding_mode="trunc" if whole else None)
 
 
 def _prelu(x: Tensor, slope: Tensor) -> Tensor:
@@ -486,7 +474,7 @@ ROWS: dict[str, Row] = {
     "Add": _plain(torch.add),
     "Sub": _plain(torch.sub),
     "Mul": _plain(torch.mul),
-    "Div": _division,
+    "Div": _plain(_divide),
     "Sum": _plain(_total),
     "Neg": _plain(torch.neg),
     "Pow": _plain(torch.pow),
@@ -523,15 +511,15 @@ ROWS: dict[str, Row] = {
     "Dropout": _dropout,
     "Identity": _plain(lambda x: x),
     "Relu": _plain(F.relu),
-    "LeakyRelu": _leaky,
-    "Elu": _elu,
+    "LeakyRelu": _told(F.leaky_relu, "alpha", 0.01, "negative_slope"),
+    "Elu": _told(F.elu, "alpha", 1.0),
     "Sigmoid": _plain(torch.sigmoid),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _plain(F.hardswish),
     "Tanh": _plain(torch.tanh),
     "Softplus": _plain(F.softplus),
     "Mish": _plain(F.mish),
-    "Gelu": _gelu,
+    "Gelu": _told(F.gelu, "approximate", "none"),
     "Erf": _plain(torch.erf),
     "Exp": _plain(torch.exp),
     "Log": _plain(torch.log),

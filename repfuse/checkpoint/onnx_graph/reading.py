@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
+import ml_dtypes
+import numpy as np
 import onnx_ir as ir
+import torch
 from onnx_ir.passes.common import ShapeInferencePass
 from torch import Tensor
 
+from repfuse.checkpoint.formats import damaged
 from repfuse.checkpoint.onnx_graph import operators
 from repfuse.checkpoint.onnx_graph.operators import DTYPES
-from repfuse.checkpoint.onnx_graph.tensors import tensor_of
-from repfuse.checkpoint.recognise import damaged
-from repfuse.checkpoint.shapes import Shape
+from repfuse.checkpoint.spec import Shape
 from repfuse.errors import RepfuseError
-from repfuse.networks import USUAL_SIZE
-from repfuse.preconditions import quantised
+from repfuse.networks import USUAL_SIZE, quantised
 from repfuse.wording import dtype_name, listed
 
 DOMAINS = ("", "ai.onnx")
@@ -99,15 +102,24 @@ def tensors_of(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
 
 
 def shapes_of(path: Path) -> dict[str, operators.Shape]:
-    """Return the shapes of all values, by name, as far as they can be told before the network runs."""
-    model = ir.load(path)
+    """Return the shapes of all values, by name, as far as they can be told before the network runs.
+
+    What the file says of them is put aside where ONNX itself can tell: it follows sizes that are computed, too, where
+    whatever wrote the file may have given them names that are nobody else's.
+    """
+    model, said = ir.load(path), dict[str, operators.Shape]()
+    values = [value for node in model.graph for value in node.outputs]
+    for value in values:
+        node = value.producer()
+        if value.shape is not None and node is not None and node.domain in DOMAINS:
+            said[str(value.name)] = tuple(n if isinstance(n, int) else None for n in value.shape.dims)
+            value.shape = None
     with suppress(Exception):  # what it does not know stays unknown
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    known = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
-    found = {str(value.name): value.shape for value in known if value.shape is not None}
+    found = {str(value.name): value.shape for value in (*model.graph.inputs, *values) if value.shape is not None}
     sizes = {name: tuple(n if isinstance(n, int) else n.value for n in shape.dims) for name, shape in found.items()}
     held = {name: tuple(map(int, tensor.shape.numpy())) for name, tensor in tensors_of(model)}
-    return {**sizes, **held}
+    return {**said, **sizes, **held}
 
 
 def files_of(model: ir.Model, path: Path) -> tuple[Path, ...]:
@@ -151,3 +163,21 @@ def shapes_said(model: ir.Model) -> dict[str, str]:
         dims = value.shape.dims if value.shape is not None else ("...",)
         said[str(value.name)] = "x".join(str(n if isinstance(n, int | str) else n.value or "?") for n in dims)
     return said
+
+
+def tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
+    """Return a tensor over the memory of an array: what is in a file beside the model stays there until it is read."""
+    held = np.ascontiguousarray(array).reshape(array.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that nobody may write there: nobody does
+        if held.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(held.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(held)
+
+
+def array_of(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return an array over the memory of a tensor."""
+    held = tensor.detach().cpu().contiguous()
+    if held.dtype is torch.bfloat16:
+        return held.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return held.numpy()

@@ -16,9 +16,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 
 from repfuse.checkpoint import onnx_file
-from repfuse.checkpoint.onnx_graph.network import Parts, captured, parts_of
-from repfuse.checkpoint.onnx_graph.reading import LISTS_NO_WEIGHTS, read, tensors_of, version_of
-from repfuse.checkpoint.onnx_graph.tensors import array_of, tensor_of
+from repfuse.checkpoint.onnx_graph.network import Building, captured, parts_of, unique
+from repfuse.checkpoint.onnx_graph.reading import LISTS_NO_WEIGHTS, array_of, read, tensor_of, tensors_of, version_of
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.networks import equal
 from repfuse.wording import first_line
@@ -45,7 +44,7 @@ def edited(path: Path, module: nn.Module) -> ir.Model:
 class _Editing:
     """Walks the lines of the module. ``values`` are the values of the graph that they stand for."""
 
-    def __init__(self, model: ir.Model, parts: Parts, module: fx.GraphModule) -> None:
+    def __init__(self, model: ir.Model, parts: Building, module: fx.GraphModule) -> None:
         self.model, self.parts, self.module = model, parts, module
         self.graph = model.graph
         self.values: dict[fx.Node, ir.Value] = {}
@@ -158,12 +157,7 @@ class _Editing:
         return self.values[argument]
 
     def _name(self, base: str) -> str:
-        name, number = base, 0
-        while name in self.names:
-            number += 1
-            name = f"{base}_{number}"
-        self.names.add(name)
-        return name
+        return unique(base, self.names)
 
     # New nodes
 

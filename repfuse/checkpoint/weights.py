@@ -1,4 +1,4 @@
-"""Which of a file's names are those of a network: the reading of the names with which the network fits exactly.
+"""The weights of a file in a network: which of the file's names are the network's, and whether both are in one mode.
 
 A name of the network becomes the file's by putting a prefix before it, and a wrapper's segments (``_orig_mod.``) behind
 the path of each module that was wrapped. Readings are tried from the plainest to the furthest: the names as they are,
@@ -12,19 +12,30 @@ import re
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from repfuse.checkpoint.choice import ChosenWeights
+from repfuse.checkpoint.spec import ModelSource
 from repfuse.errors import RepfuseError
 from repfuse.networks import equal, stored_tensors
 from repfuse.wording import listed
 
-if TYPE_CHECKING:
-    from pathlib import Path
+SEGMENTS = ("module", "_orig_mod")  # what DataParallel and AveragedModel, and torch.compile, add to the names
 
-WRAPPERS = ("module", "_orig_mod")  # what DataParallel and AveragedModel, and torch.compile, add to the names
+
+class ChosenWeights(NamedTuple):
+    """``way`` are the keys to the network; ``prefix`` is what its names must begin with, and ``kind`` says which of
+    several networks in one state dict is meant: ``ema``, ``model``, or ``auto``.
+    """
+
+    way: tuple[str, ...] = ()
+    prefix: str = ""
+    kind: str = "auto"
+
+
+BARE = ChosenWeights()
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,7 @@ def _dotted(path: str) -> str:
     return f"{path}." if path else ""
 
 
-LEVELS = ((), ("_orig_mod",), WRAPPERS)  # that is no name which people give; `module` may be one
+LEVELS = ((), ("_orig_mod",), SEGMENTS)  # that is no name which people give; `module` may be one
 AVERAGED = re.compile(r"(^|[._])(ema|swa|avg|averaged?)([._]|$)")
 COUNTER = "n_averaged"  # what AveragedModel adds to the state dict
 ANCHORS = 4  # names of the network whose place in the file says what the prefix is
@@ -141,18 +152,13 @@ class Expected(NamedTuple):
         return all(_shape(state[name]) == shape for name, shape in self.shapes.items() if name in state)
 
 
-def expected_of(network: nn.Module) -> Expected:
-    """Return what the state dict of ``network`` holds."""
-    return Expected({name: _shape(value) for name, value in network.state_dict().items()}, ties(network))
-
-
 def fit(state: Mapping[str, Any], network: nn.Module, chosen: ChosenWeights, about: str) -> Naming:
     """Return how ``state`` names the weights of ``network``; where nothing fits exactly, the nearest reading.
 
     Raises RepfuseError, which begins with ``about``, where several of its networks fit, and where ``chosen`` asks for
     one of them that is not there.
     """
-    expected = expected_of(network)
+    expected = Expected({name: _shape(value) for name, value in network.state_dict().items()}, ties(network))
     for wrappers in LEVELS:
         readings = list(_readings(state, expected, wrappers))
         fitting = [naming for naming in readings if expected.fits(naming.of_network(state))]
@@ -252,16 +258,29 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], path: Path, built
 
     Raises RepfuseError with the missing, unexpected and wrong-shaped names where the two do not fit exactly.
     """
-    groups = ties(network)
-    notes = _fill_ties(state, groups)
+    groups, filled, notes = ties(network), list[str](), list[str]()
+    for names in groups:  # safetensors files often hold a tied tensor under one name only
+        absent = [name for name in names if name not in state]
+        if held := [state[name] for name in names if name in state]:
+            state.update(dict.fromkeys(absent, held[0]))
+            filled += absent
+    if filled:
+        notes.append(f"the file leaves out {', '.join(filled)}, which the network shares with other names")
     try:
         network.load_state_dict(state, strict=True, assign=True)
     except (RuntimeError, AttributeError, TypeError, KeyError) as error:
         raise _mismatch(network, state, path, built_by, error) from error
-    held = dict(stored_tensors(network))
+    loaded = dict(stored_tensors(network))
     for names in groups:
-        notes += _tie(network, names, [held[name] for name in names])
-    return notes
+        first, *others = names
+        if not all(equal(loaded[first], loaded[name]) for name in others):
+            differ = f"{' and '.join(names)} are one tensor in the network, but differ in the file"
+            notes.append(f"{differ}: they are kept apart")
+            continue
+        for name in others:
+            owner, _, attribute = name.rpartition(".")
+            setattr(network.get_submodule(owner), attribute, loaded[first])
+    return tuple(notes)
 
 
 def ties(network: nn.Module) -> list[list[str]]:
@@ -272,27 +291,6 @@ def ties(network: nn.Module) -> list[list[str]]:
         if name in persistent:
             names[id(tensor)].append(name)
     return [group for group in names.values() if len(group) > 1]
-
-
-def _fill_ties(state: dict[str, Tensor], ties: list[list[str]]) -> tuple[str, ...]:
-    """Give each name of a tie its tensor: safetensors files often hold a tied tensor under one name only."""
-    filled = []
-    for names in ties:
-        held = next((state[name] for name in names if name in state), None)
-        for name in names:
-            if held is not None and name not in state:
-                state[name] = held
-                filled.append(name)
-    return (f"the file leaves out {', '.join(filled)}, which the network shares with other names",) if filled else ()
-
-
-def _tie(network: nn.Module, names: list[str], tensors: list[Tensor]) -> tuple[str, ...]:
-    if not all(equal(tensors[0], tensor) for tensor in tensors[1:]):
-        return (f"{' and '.join(names)} are one tensor in the network, but differ in the file: they are kept apart",)
-    for name in names[1:]:
-        owner, _, attribute = name.rpartition(".")
-        setattr(network.get_submodule(owner), attribute, tensors[0])
-    return ()
 
 
 def _mismatch(
@@ -319,3 +317,93 @@ def _mismatch(
 
 def _size(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+# Deploy mode: a file whose blocks are fused already, and a network that has their branches; or the other way round. The
+# mismatch says it first. Where a block is fused, one side has plain weights in it and the other has branches, which are
+# known by their normalisation statistics: so every surplus name of the fused side lies in a module in which the other
+# side has names that it lacks. The names that authors give to fused layers and to branches then say it for sure.
+
+FUSED = (  # the layer in the place of the branches: RepVGG, MobileOne and timm, DBB, RepLKNet, OREPA, ACNet, ...
+    *("rbr_reparam", "reparam_conv", "reparam", "conv_reparam", "dbb_reparam", "lkb_reparam", "orepa_reparam"),
+    *("fused_conv", "eval_conv", "rep_conv", "repconv_fused"),
+)
+BRANCHES = (  # and the branches themselves, as the same authors call them
+    *("rbr_dense", "rbr_1x1", "rbr_identity", "rbr_conv", "rbr_skip", "rbr_scale", "conv_kxk", "conv_1x1"),
+    *("conv_scale", "dbb_origin", "dbb_1x1", "dbb_avg", "dbb_1x1_kxk", "lkb_origin", "lk_origin", "large_conv"),
+    *("small_conv", "square_conv", "ver_conv", "hor_conv", "orepa_origin"),
+)
+FLAGS = ("deploy", "inference_mode", "reparam")  # the arguments that build a network in deploy mode
+BUILD_FUSED = (
+    "build the network fused: often --model-arg deploy=True, for timm inference_mode=True, or --model "
+    "path/to/file.py:callable with a function that returns timm.utils.reparameterize_model(timm.create_model(...))."
+)
+STATISTICS = ("running_mean", "running_var")
+
+
+def _names_in(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the names of which a part is one that authors give to fused layers, and to branches."""
+    names = list(names)
+    branches = [name for name in names if not set(name.split(".")).isdisjoint(BRANCHES)]
+    fused = [name for name in names if not set(name.split(".")).isdisjoint(FUSED) and name not in branches]
+    return fused, branches
+
+
+def deploy_mode(names: Iterable[str]) -> str:
+    """Say in words what the names give away of fused blocks; empty where they give nothing away."""
+    fused, branches = _names_in(names)
+    owners = listed(_owners(fused))
+    if not fused:
+        return ""
+    if branches:
+        return f"some of its blocks are fused already ({owners}), others are not"
+    return f"its blocks are fused already: {owners}"
+
+
+def check_deploy_mode(held: Mapping[str, Any], expected: Mapping[str, Any], source: ModelSource, about: str) -> None:
+    """Raise RepfuseError where the names ``held`` by a file and ``expected`` by its network differ in mode alone."""
+    unexpected = [name for name in held if name not in expected]
+    missing = [name for name in expected if name not in held]
+    fused, branches = _names_in(held)
+    if missing and unexpected and fused and branches:
+        raise RepfuseError(
+            f"{about} is fused in part: neither the network of training nor that of deployment fits it.",
+            f"Fused are {listed(_owners(fused))}\nBranches are in {listed(_owners(branches))}",
+            f"Convert the checkpoint of training, or give a --model that builds {source.spec} fused in these places.",
+        )
+    if _is_fused_form(unexpected, missing):
+        sure, _ = _names_in(unexpected)
+        raise RepfuseError(
+            f"{about} {'is' if sure else 'looks'} fused already (deploy mode), and {source} builds the branches.",
+            f"The file has {len(unexpected)} names of fused layers: {listed(unexpected)}\n"
+            f"The network has {len(missing)} names of branches instead: {listed(missing)}",
+            f"There is nothing left to fuse in it. To load it, {BUILD_FUSED}"
+            if sure
+            else f"If it is, nothing is left to fuse; to load it, {BUILD_FUSED} If not, check the name of the network.",
+        )
+    if _is_fused_form(missing, unexpected):
+        flag = next((flag for flag in FLAGS if source.arguments.get(flag)), "deploy")
+        raise RepfuseError(
+            f"{about} has the branches of training, and {source} builds the network fused (deploy mode).",
+            f"The file has {len(unexpected)} names of branches: {listed(unexpected)}\n"
+            f"The network has {len(missing)} names of fused layers instead: {listed(missing)}",
+            f"Build the network as it was trained, without --model-arg {flag}: repfuse fuses the branches itself.",
+        )
+
+
+def _is_fused_form(plain: list[str], branches: list[str]) -> bool:
+    """Say whether ``plain`` are weights that stand where ``branches`` stood."""
+    if not plain or not any(name.endswith(STATISTICS) for name in branches):
+        return False
+    blocks = {path for name in branches for path in _ancestors(name)}
+    within = (set(_ancestors(name)[-2:]) & blocks for name in plain)  # what owns it, or what that is in
+    return all(within) and all(name.endswith((".weight", ".bias")) for name in plain)
+
+
+def _ancestors(name: str) -> list[str]:
+    parts = name.split(".")[:-1]
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def _owners(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))

@@ -1,23 +1,137 @@
-"""What the graph of an exported program may say: checked before torch makes code of it.
+"""Reading and writing .pt2 files. Nothing of a file runs: its members are checked before torch loads any of them.
 
-torch turns names, guards and tree specs into Python source, and looks operators and types up by name. The rule here:
-every text at a place that torch reads as more than text must be of the plain form that torch.export writes. Operators
-it looks up in ``torch``, ``math`` and ``operator``: it would take ``torch.os.system`` as it takes a convolution.
-Symbolic sizes it hands to sympy's ``sympify``, and guards to ``exec``: both run any Python that they are given. So
-such a text is parsed first, and only arithmetic on sizes passes: an allow-list, node by node.
+torch's own loader runs a file in five ways: a member of plain pickle (custom objects, and whatever its safe unpickler
+refuses), compiled code (AOTInductor), guards and names (which become Python source), symbolic sizes (``sympify``), and
+operators and types that it looks up by name. The bytes that are checked are the very bytes that are loaded.
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import json
 import keyword
+import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from repfuse.checkpoint.formats import damaged
+from repfuse.checkpoint.torch_pickle import check_unpacked, read_plain
+from repfuse.errors import RepfuseError
+from repfuse.networks import quantised
+from repfuse.quiet import quietly
+from repfuse.wording import first_line
+
+PROGRAM = "models/model.json"
+INPUTS = "data/sample_inputs/model.pt"
+TENSORS = {"data/weights/": "model_weights_config.json", "data/constants/": "model_constants_config.json"}
+MEMBERS = re.compile(  # every member that a program without code of its own has
+    r"models/model\.json|data/sample_inputs/model\.pt|data/weights/(model_weights_config\.json|weight_\d+)"
+    r"|data/constants/(model_constants_config\.json|tensor_\d+)|extra/.*"
+    r"|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version|\.storage_alignment"
+)
+INT8 = b'"torch.ops.quantized'  # an operator of a network that was converted to int8
+KNOWN_DEVICES = ("cuda", "xpu", "mps")
+SAVE_AGAIN = "Save it again with torch.export.save, or, if you trust whoever made it, use --trust."
+
+
+def read(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
+    """Return the program in the file at ``path``, its tensors on the device that it names.
+
+    Raises RepfuseError where the file is damaged, where the network is one of int8, or, without ``trust``, where it
+    holds more than a graph of operators and plain tensors.
+    """
+    data = path.read_bytes()
+    if INT8 in data:
+        raise quantised(str(path), aware=False)
+    if not trust:
+        check(path, data)
+    try:
+        with quietly():
+            return torch.export.load(io.BytesIO(data))
+    except Exception as error:  # a damaged file can make torch's reader fail in any way, and a trusted one runs code
+        raise damaged(path, first_line(error)) from error
+
+
+def write(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write ``program`` as torch.export.save does. Raises RepfuseError where it cannot be saved, OSError for a disk."""
+    try:
+        with path.open("wb") as file, quietly():
+            torch.export.save(program, file)
+    except OSError:
+        raise
+    except Exception as error:  # the serialiser raises what it likes
+        raise RepfuseError(
+            "This program cannot be written as .pt2.",
+            first_line(error),
+            "Choose a .pt or .safetensors file.",
+        ) from error
+
+
+def check(path: Path, data: bytes) -> None:
+    """Raise RepfuseError where ``data``, the file at ``path``, is more than a graph of operators and plain tensors."""
+    try:
+        check_unpacked(io.BytesIO(data), len(data))  # torch's reader unpacks some members as soon as it is made
+        with quietly():
+            _check_members(path, torch._C.PyTorchFileReader(io.BytesIO(data)), len(data))  # another might see others
+    except RepfuseError:
+        raise
+    except Unsafe as error:
+        what = f"{path} cannot be loaded without running code from it."
+        raise RepfuseError(what, f"{error}.", SAVE_AGAIN) from error
+    except Exception as error:  # a damaged file can make torch's reader fail in any way
+        raise damaged(path, first_line(error)) from error
+
+
+def _check_members(path: Path, reader: Any, size: int) -> None:
+    members = set(reader.get_all_records())
+    if PROGRAM not in members:
+        compiled = any("aotinductor" in name for name in members)
+        older = "it has no models/model.json: it may be from torch 2.7 or before"
+        raise Unsafe("it was compiled by AOTInductor" if compiled else older)
+    if strange := sorted(name for name in members if not MEMBERS.fullmatch(name)):
+        raise Unsafe(f"it has the member {strange[0]!r}, which may be code or a pickle")
+    check_program(json.loads(reader.get_record(PROGRAM)))
+    for folder, config in TENSORS.items():
+        for name, payload in json.loads(reader.get_record(folder + config))["config"].items():
+            _require(is_path(name), "name", name)
+            _check_tensor(path, name, payload, folder, reader=reader, size=size)
+    inputs = reader.get_record(INPUTS)
+    try:
+        if inputs:  # torch would fall back from its safe unpickler to the one that runs code
+            check_unpacked(io.BytesIO(inputs), len(inputs))
+            read_plain(io.BytesIO(inputs), len(inputs))
+    except Exception as error:  # a damaged pickle can make its reader fail in any way
+        raise Unsafe("its sample inputs are more than tensors and plain containers") from error
+
+
+def _check_tensor(path: Path, name: str, payload: dict[str, Any], folder: str, *, reader: Any, size: int) -> None:
+    """Raise Unsafe where a tensor is a pickle, or where it would be larger than the file, which has ``size`` bytes."""
+    member, form = folder + payload["path_name"], payload["tensor_meta"]
+    if payload["use_pickle"] is not False or not MEMBERS.fullmatch(member) or form is None:
+        raise Unsafe(f"its tensor {name!r} is a pickle or an object of a class of its own")
+    if math.prod(dimension["as_int"] for dimension in form["sizes"]) > (size if reader.get_record_size(member) else 0):
+        raise Unsafe(f"its tensor {name!r} would be larger than the file")
+    device = form["device"]["type"]
+    if device != "cpu" and not (device in KNOWN_DEVICES and getattr(torch, device).is_available()):
+        raise RepfuseError(
+            f"{path} was exported for {str(device)[:20]!r}, which this machine does not have.",
+            "An exported program names its device at every place.",
+            "Move it first, where it runs: torch.export.passes.move_to_device_pass(program, 'cpu').",
+        )
+
+
+# What the graph of a program may say is checked before torch makes code of it. torch turns names, guards and tree specs
+# into Python source, and looks operators and types up by name. The rule: every text at a place that torch reads as more
+# than text must be of the plain form that torch.export writes. Operators it looks up in ``torch``, ``math`` and
+# ``operator``: it would take ``torch.os.system`` as it takes a convolution. Symbolic sizes it hands to sympy's
+# ``sympify``, and guards to ``exec``: both run any Python that they are given. So such a text is parsed first, and only
+# arithmetic on sizes passes: an allow-list, node by node.
 
 POWER = 8
 SYMBOL = re.compile(r"(s|u|zf|zuf)\d{1,5}")
@@ -36,7 +150,7 @@ SYMBOLIC = {  # what sympy's srepr writes, and torch's own functions of sizes
     *("true", "false", "oo", "int_oo"),
 }
 IN_GUARDS = {"L", "math", "max", "min", "abs", "float", "int"}
-MEMBERS = {"size", "stride", "storage_offset", "ceil", "floor", "trunc", "sqrt"}
+METHODS = {"size", "stride", "storage_offset", "ceil", "floor", "trunc", "sqrt"}
 
 
 def is_size(text: str) -> bool:
@@ -89,7 +203,7 @@ def _is_of_inputs(node: ast.AST) -> bool:
         case ast.Name(name):
             return name in IN_GUARDS
         case ast.Attribute(_, name):
-            return name in MEMBERS
+            return name in METHODS
         case ast.Constant(str() as text):
             return bool(WORDS.fullmatch(text))
     return False
@@ -151,12 +265,6 @@ def check_program(program: Any) -> None:
         raise Unsafe(f"it is not laid out as torch.export does it ({type(error).__name__}: {error})") from error
 
 
-def check_names(config: Any) -> None:
-    """Raise Unsafe where a name of the weights is not one that a network can have."""
-    for name in config:
-        _require(is_path(name), "name", name)
-
-
 def is_path(text: str) -> bool:
     """Whether ``text`` is a dotted name, such as ``layers.0.weight``, that hides nothing of ``nn.Module`` itself."""
     parts = text.split(".")
@@ -204,20 +312,13 @@ def is_operator(name: str) -> bool:
     namespace, base, overload = match.groups()
     if base.startswith("_") and base not in PRIVATE | TEXTS:
         return False
-    schema = _schema(namespace, base, overload)
-    return schema is not None and _only_computes(schema, base)
-
-
-def _schema(namespace: str, base: str, overload: str) -> torch._C.FunctionSchema | None:
     try:
         found = getattr(getattr(getattr(torch.ops, namespace), base), overload)
     except (AttributeError, RuntimeError):
-        return None
-    return found._schema if isinstance(found, torch._ops.OpOverload) else None
-
-
-def _only_computes(schema: torch._C.FunctionSchema, base: str) -> bool:
-    types = [str(argument.type) for argument in schema.arguments]
+        return False
+    if not isinstance(found, torch._ops.OpOverload):
+        return False
+    types = [str(argument.type) for argument in found._schema.arguments]
     texts = any(re.search(r"\bstr\b", name) for name in types)
     return (base in TEXTS or not texts) and not any(name in kind for kind in types for name in CARELESS)
 

@@ -1,24 +1,37 @@
-"""Writing a file as a whole or not at all."""
+"""Files as such: their digests, writing them as a whole or not at all, and reading JSON that anybody may have written.
+
+It knows no torch.
+"""
 
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from repfuse.errors import RepfuseError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 PART = ".part"
 Replacement = tuple[Path, Path]  # a whole temporary file, and the place that it will take
 _group: ContextVar[list[Replacement] | None] = ContextVar("group", default=None)
+
+
+def digest_of(*paths: Path) -> str:
+    """Return ``sha256:`` and the digest of the file in hexadecimal; of several, the digest of their digests."""
+    digests = []
+    for path in paths:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256"))
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(each.digest() for each in digests))
+    return f"sha256:{whole.hexdigest()}"
 
 
 def check_target(out: Path, source: Path, *, force: bool) -> None:
@@ -104,9 +117,7 @@ def _discard(paths: Iterable[Path]) -> None:
 
 def remove_left(out: Path) -> None:
     """Remove what processes that were killed have left of ``out``."""
-    for path in left_of(out):
-        with suppress(OSError):
-            path.unlink()
+    _discard(left_of(out))
 
 
 def left_of(out: Path) -> Iterator[Path]:
@@ -148,3 +159,37 @@ def _unwritable(out: Path, error: OSError, changed: str = "; nothing was changed
         error.strerror or str(error),
         "Free some space, or give a folder that you may write to.",
     )
+
+
+def read_json(path: Path, largest: int) -> Any:
+    """Return the JSON in a file of at most ``largest`` bytes. Raises ValueError where it is none, OSError of a disk."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")  # a pipe would wait
+    with path.open("rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"it is larger than {largest >> 20} MiB")
+    return parse_json(content)
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Return what JSON text says. Raises ValueError where it is none, or where two readers might differ on it."""
+    try:
+        return json.loads(content, object_pairs_hook=_mapping, parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise ValueError("it is no text") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in mapping:
+            raise ValueError(f"{name[:40]!r} stands twice in one place")
+        mapping[name] = value
+    return mapping
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number in JSON")

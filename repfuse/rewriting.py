@@ -1,0 +1,356 @@
+"""plan + module -> fused module. The module that is given is never changed."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import operator
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, jit, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from repfuse.algebra.evaluation import Tensors, behind_norm, evaluate
+from repfuse.algebra.expression import Expression, tensor_names
+from repfuse.algebra.geometry import Geometry, NotAffine
+from repfuse.algebra.transposed import TransposedGeometry
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.memory import collecting_later
+from repfuse.networks import holders, is_plain, join, named_tensors
+from repfuse.planning.cost import needs_separate_pad
+from repfuse.planning.edits import Block, Fused, left_range, stored_like
+from repfuse.planning.replaying import replay
+from repfuse.plans import AGAIN, Plan
+from repfuse.recording.constants import lookup
+from repfuse.recording.copies import copy_with, like
+
+# Fused maps as modules: the plainest stock module that computes them.
+
+
+_PADS = {"zeros": "Zero", "reflect": "Reflection", "replicate": "Replication", "circular": "Circular"}
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Memory formats by number of axes of the weight."""
+
+
+def _convolution_module(geometry: Geometry) -> nn.Module:
+    """Return a convolution of ``geometry`` without data, or a linear layer where it has no spatial axes.
+
+    Padding is in explicit integers, 0 where it is a module apart.
+    """
+    channels = geometry.in_channels, geometry.out_channels
+    if not geometry.ndim:
+        return nn.Linear(*channels, device="meta")
+    apart = needs_separate_pad(geometry)
+    options: dict[str, Any]
+    kind, options = "Conv", {"padding_mode": "zeros" if apart else geometry.padding_mode}
+    if isinstance(geometry, TransposedGeometry):
+        kind, options = "ConvTranspose", {"output_padding": geometry.output_padding}
+    options |= {"stride": geometry.stride, "dilation": geometry.dilation, "groups": geometry.groups}
+    padding = 0 if apart else tuple(before for before, _ in geometry.padding)
+    made: nn.Module = getattr(nn, f"{kind}{geometry.ndim}d")(
+        *channels, geometry.kernel, padding=padding, device="meta", **options
+    )
+    return made
+
+
+def _with_neighbours(convolution: nn.Module, geometry: Geometry, norm: _BatchNorm | None) -> nn.Module:
+    """Return the convolution, behind a padding or a crop of its own where it cannot do that itself, before the norm."""
+    steps: list[tuple[str, nn.Module]] = []
+    if needs_separate_pad(geometry):
+        kind = getattr(nn, f"{_PADS[geometry.padding_mode]}Pad{geometry.ndim}d")
+        both = zip(("pad", "crop"), geometry.pad_then_crop, strict=True)
+        steps = [(name, kind(part)) for name, part in both if any(part)]
+    behind = [("norm", norm)] if norm is not None else []
+    return nn.Sequential(OrderedDict([*steps, ("conv", convolution), *behind])) if steps or behind else convolution
+
+
+def without_neighbours(module: nn.Module) -> nn.Module:
+    """Return the convolution of a module that ``rewrite`` made, and any other module as it is."""
+    padded = isinstance(module, nn.Sequential) and "conv" in module._modules
+    return module.get_submodule("conv") if padded else module
+
+
+FOLDED_BY_HOST = ("forward_fuse", "fuseforward")
+"""The forward without ``bn`` of layers that their library folds itself, whatever ``bn`` is: ultralytics and YOLOv5 and
+6; YOLOX and YOLOv7."""
+
+
+def _folded_norm(mean: Tensor | None, owners: Iterable[nn.Module]) -> nn.Module:
+    """Return what takes the place of a folded normalisation with this running mean: nothing to do.
+
+    Some libraries fold what is left once more before they run or export a network, by its numbers and not by its class:
+    for them it has numbers that change nothing, which are no part of the state dict.
+    """
+    nothing: Any = nn.Identity()
+    folds = any(hasattr(owner, method) for owner in owners for method in FOLDED_BY_HOST)
+    if mean is not None and folds:
+        nothing.eps = 0.0
+        for name, value in (("running_mean", 0), ("running_var", 1), ("weight", 1), ("bias", 0)):
+            nothing.register_buffer(name, torch.full_like(mean, value), persistent=False)
+    return nothing  # type: ignore[no-any-return]
+
+
+def _write_weights(
+    convolution: nn.Module,
+    norm: _BatchNorm | None,
+    expression: Expression,
+    tensors: Tensors,
+    like: Tensor,
+    *,
+    unset: bool,
+) -> None:
+    """Give ``convolution`` the weight and bias of the map, with dtype, device and memory format of the weight ``like``;
+    and ``norm`` what it multiplies and adds, with statistics that change nothing.
+
+    Where they are to be left ``unset``, tensors of the right shapes whose numbers mean nothing yet. Raises RepfuseError
+    where a finite number becomes infinite in that dtype.
+    """
+    channels, made = expression.geometry.out_channels, list[Tensor]()
+    bias: Tensor | None = torch.zeros(channels, dtype=like.dtype, device=like.device)
+    assert isinstance(convolution.weight, Tensor) and bias is not None
+    if unset:
+        weight = torch.empty(convolution.weight.shape, dtype=like.dtype, device=like.device)
+    elif norm is None:
+        weight, bias = made = list(evaluate(expression, tensors, like))
+    if norm is not None:
+        mean, var = (x(channels, dtype=like.dtype, device=like.device) for x in (torch.zeros, torch.ones))
+        numbers = [var, mean]
+        if not unset:
+            made = [x.to(like.dtype) for x in behind_norm(expression, tensors, mean, var, norm.eps)]
+            weight, *numbers = made
+        norm.weight, norm.bias = (nn.Parameter(x.clone(), like.requires_grad) for x in numbers)
+        norm.running_mean, norm.running_var = mean, var
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=like.device)
+        bias = None if convolution.bias is None else bias
+    if left_range(made, map(tensors, tensor_names(expression))):
+        raise RepfuseError(
+            f"A fused weight does not fit into {str(like.dtype).removeprefix('torch.')}.",
+            "The plan was made with other weights; of these, a product leaves the range of the format.",
+            "Make the plan again with these weights, or convert in bfloat16 or float32.",
+            EXIT_FAILED_CHECK,
+        )
+    channels_last = _CHANNELS_LAST.get(like.dim())
+    if channels_last and not like.is_contiguous() and like.is_contiguous(memory_format=channels_last):
+        weight = weight.contiguous(memory_format=channels_last)
+    convolution.weight = nn.Parameter(weight, like.requires_grad)
+    convolution.register_parameter("bias", None if bias is None else nn.Parameter(bias, like.requires_grad))
+
+
+def _graph_module(owner: nn.Module, graph: fx.Graph, made: dict[str, nn.Module], kept: Iterable[str]) -> fx.GraphModule:
+    """Return ``graph`` as a module named like ``owner``, whose children it calls; ``made`` are new children."""
+    for name, module in made.items():
+        setattr(owner, name, module)
+    body = fx.GraphModule(owner, copy.deepcopy(graph), class_name=type(owner).__name__)
+    for name in kept:
+        _keep(owner, body, name)
+    body._non_persistent_buffers_set |= owner._non_persistent_buffers_set & body._buffers.keys()
+    for table in ("_parameters", "_buffers", "_modules"):
+        _in_order(getattr(body, table), list(getattr(owner, table)))
+    for path, module in body.named_modules():
+        if type(module) is nn.Module:  # what torch.fx puts around children that are called one by one
+            module.training = owner.get_submodule(path).training
+    return body
+
+
+def _in_order(table: dict[str, Any], names: list[str]) -> None:
+    """Put the entries of a table in the order of the owner's, so that ``state_dict`` keeps its order."""
+    for name in [*(name for name in names if name in table), *(name for name in table if name not in names)]:
+        table[name] = table.pop(name)
+
+
+def _keep(owner: nn.Module, body: nn.Module, name: str) -> None:
+    """Register the tensor ``name`` of ``owner`` under the same name in ``body``.
+
+    A module that is rewritten already, in another place where it also stands, may no longer have it: then that module.
+    """
+    first, _, rest = name.partition(".")
+    if not rest:
+        _keep_own(owner, body, first)
+        return
+    child = owner._modules[first]
+    assert child is not None
+    if isinstance(child, jit.ScriptModule):  # of which nothing can stand alone
+        body.add_module(first, child)
+        return
+    if first not in body._modules:
+        body.add_module(first, nn.Module() if _has(child, rest) else child)
+    if body._modules[first] is not child:
+        _keep(child, body.get_submodule(first), rest)
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    try:
+        operator.attrgetter(name)(module)
+    except AttributeError:
+        return False
+    return True
+
+
+def _keep_own(module: nn.Module, holder: nn.Module, leaf: str) -> None:
+    if leaf in module._parameters:
+        holder.register_parameter(leaf, module._parameters[leaf])
+    elif leaf in module._buffers:
+        holder.register_buffer(leaf, module._buffers[leaf], leaf not in module._non_persistent_buffers_set)
+    elif hasattr(module, leaf):
+        setattr(holder, leaf, getattr(module, leaf))
+
+
+_PRESERVED = "_user_preserved_attributes"
+"""Under this key in its ``meta`` a GraphModule has the attributes that PyTorch takes along when it is deep-copied."""
+
+
+def _keep_plain_attributes(owner: nn.Module, body: nn.Module) -> None:
+    """Copy what an owner and its class carry as plain data: others read it (``layer.f`` in YOLO, ``model.names``)."""
+    classes = itertools.takewhile(lambda kind: kind is not nn.Module, type(owner).__mro__)
+    tables = [vars(owner), *map(vars, classes)]
+    found = {name: value for table in reversed(tables) for name, value in table.items() if not name.startswith("_")}
+    kept = {name: value for name, value in found.items() if is_plain(value) and not hasattr(body, name)}
+    for name, value in kept.items():
+        setattr(body, name, value)
+    if isinstance(body, fx.GraphModule):
+        body.meta[_PRESERVED] = kept
+
+
+def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True, share: bool = False) -> nn.Module:
+    """Return a copy of ``module`` with every site of ``plan`` rewritten into its one convolution.
+
+    The weights may differ from those the plan was made with: a plan is about structure. Without ``weights`` the fused
+    ones are left unset, for who loads them next; with ``share`` all others are those of ``module``, for who changes
+    neither. Raises RepfuseError where the plan does not fit the module or its
+    weights, or where a fused weight overflows the dtype of the weights that it replaces.
+    """
+    with collecting_later():
+        return _Rewriting(module, plan, weights=weights, share=share).run()
+
+
+class _Rewriting:
+    """One rewrite: a copy of the module without the tensors that will be replaced, then the edits."""
+
+    def __init__(self, module: nn.Module, plan: Plan, *, weights: bool, share: bool) -> None:
+        planner, self.layout = replay(module, plan)
+        self.weights = weights
+        self.constants = planner.recording.constants
+        same = module is self.constants.module
+        self.tensors = self.constants.tensors if same else dict(named_tensors(module, remove_duplicate=False))
+        self.tensor = lookup(module, self.constants)
+        named = (name for fused in self.layout.fused for name in tensor_names(fused.expression))
+        merged = [self.tensors[leaf] for name in dict.fromkeys(named) for leaf in self.constants.leaves(name)]
+        self.replaced = {id(tensor): tensor for tensor in merged}
+        self.stand_ins = {key: like(x, x.to("meta")) for key, x in self.replaced.items()}  # so that no data is copied
+        kept = {id(tensor): tensor for _, tensor in named_tensors(module)} if share else {}
+        self.result = copy_with(module, kept | self.stand_ins)
+        self.successors: dict[nn.Module, nn.Module] = {}
+        self.holders = holders(self.result)
+
+    def run(self) -> nn.Module:
+        """Make the edits, the innermost first, so that an outer block takes its inner ones over as they are."""
+        for fused in self.layout.folds:
+            self._write(self.result.get_submodule(fused.path), self._norm_there(fused), fused)
+        for path in self.layout.identities:
+            owners = [owner for owner, _ in self.holders[self.result.get_submodule(path)]]
+            self._replace(path, _folded_norm(self.tensors.get(f"{path}.running_mean"), owners))
+        depth = {block.path: block.path.count(".") + bool(block.path) for block in self.layout.blocks}
+        for block in sorted(self.layout.blocks, key=lambda block: depth[block.path], reverse=True):
+            self._replace(block.path, self._body(block, self.result.get_submodule(block.path)))
+        self._replace_unregistered()
+        self._restore()
+        return self.result
+
+    def _replace(self, path: str, new: nn.Module) -> None:
+        """Put ``new`` wherever the module at ``path`` is registered, so that what was shared stays shared."""
+        old = self.result.get_submodule(path)
+        new.training = old.training
+        _keep_plain_attributes(old, new)
+        if old is self.result:
+            self.result = new
+        for parent, name in self.holders[old]:
+            setattr(parent, name, new)
+        self.successors[old] = new
+
+    def _replace_unregistered(self) -> None:
+        """Put the new modules also where old ones stand in plain lists, tuples and dicts."""
+        seen: set[int] = set()
+        for module in self.result.modules():
+            for name, value in vars(module).items():
+                if name not in _TABLES:
+                    vars(module)[name] = self._succeeded(value, seen)
+
+    def _succeeded(self, value: Any, seen: set[int]) -> Any:
+        """Return ``value`` with the new modules in it; lists and dicts stay the objects that they are."""
+        if isinstance(value, nn.Module):
+            while value in self.successors:
+                value = self.successors[value]
+        elif type(value) is tuple:
+            return tuple(self._succeeded(item, seen) for item in value)
+        elif type(value) in (list, dict) and id(value) not in seen:
+            seen.add(id(value))
+            for key, item in value.items() if type(value) is dict else enumerate(value):
+                value[key] = self._succeeded(item, seen)
+        return value
+
+    def _body(self, block: Block, owner: nn.Module) -> nn.Module:
+        """Return the new body of a block: the plainest module that computes its graph."""
+        made = {name: self._convolution(fused) for name, fused in zip(block.names, block.fused, strict=True)}
+        if block.steps is None:
+            body: nn.Module = _graph_module(owner, block.graph, made, block.kept)
+        elif block.fused and block.fused[0].path == block.path:
+            (body,) = made.values()
+        elif block.steps:
+            steps = [(name, made[name] if name in made else owner.get_submodule(name)) for name in block.steps]
+            body = nn.Sequential(OrderedDict(steps))
+        else:
+            body = nn.Identity()
+        return body
+
+    def _convolution(self, fused: Fused) -> nn.Module:
+        geometry = fused.expression.geometry.plainest
+        convolution, norm = _convolution_module(geometry), self._norm_there(fused)
+        own: _BatchNorm | None = None
+        if fused.norm:
+            convolution.register_parameter("bias", None)
+            if norm is None:
+                own = getattr(nn, f"BatchNorm{max(geometry.ndim, 1)}d")(geometry.out_channels, device="meta")
+        self._write(convolution, norm or own, fused)
+        return _with_neighbours(convolution, geometry, own).train(self.result.get_submodule(fused.owner).training)
+
+    def _norm_there(self, fused: Fused) -> _BatchNorm | None:
+        """Return the norm of the network itself that stays behind a convolution; None where there is none."""
+        if not fused.norm or fused.norm == join(fused.path, "norm"):
+            return None
+        norm = self.result.get_submodule(fused.norm)
+        assert isinstance(norm, _BatchNorm)
+        return norm
+
+    def _write(self, convolution: nn.Module, norm: _BatchNorm | None, fused: Fused) -> None:
+        """Write the fused weights; dtype, device and memory format come from the largest weight that is merged."""
+        largest = stored_like(fused.expression, self.constants, self.tensors.__getitem__)
+        try:
+            _write_weights(convolution, norm, fused.expression, self.tensor, largest, unset=not self.weights)
+        except NotAffine as error:
+            raise RepfuseError(
+                f"The plan does not fit the weights at {fused.path!r}.",
+                f"There is {error.reason}; with the weights that the plan was made with it was exact.",
+                AGAIN,
+            ) from error
+
+    def _restore(self) -> None:
+        """Give real copies to the tensors that were left out of the copy and turn out to be used elsewhere."""
+        originals = {id(stand_in): self.replaced[key] for key, stand_in in self.stand_ins.items()}
+        copies: dict[int, Tensor] = {}
+        for module in self.result.modules():
+            for store in (module._parameters, module._buffers, vars(module)):
+                for name, tensor in list(store.items()):
+                    if id(tensor) in originals:
+                        store[name] = copies.setdefault(id(tensor), _clone(originals[id(tensor)]))  # type: ignore[assignment]
+
+
+_TABLES = frozenset(vars(nn.Module()))
+"""What PyTorch keeps in every module."""
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    """Return a copy without a history."""
+    return like(tensor, tensor.detach().clone())
