@@ -34,11 +34,9 @@ from repfuse.benching.results import Benchmark, ColdCalls, Experiment, Measureme
 from repfuse.benching.runtimes import Inputs, forget_compiled, started
 from repfuse.benching.statistics import judge, ratio_of_medians, timing
 from repfuse.errors import RepfuseError
-from repfuse.fusing import fuse
 from repfuse.networks import between, check_runnable, device_of, main_dtype, placed, using_threads, why_refused
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import OperatorMode
-from repfuse.samples import NotebookBlock
 from repfuse.wording import Progress, described, dtype_name
 
 # What a network stores and computes.
@@ -325,6 +323,9 @@ def experiments(
     clock: Clock = time.perf_counter,
 ) -> tuple[Experiment, ...]:
     """Do it at each of NOTEBOOK_SHAPES, which takes ``seconds`` or ``rounds`` rounds."""
+    from repfuse.fusing import fuse  # which no other benchmark needs
+    from repfuse.samples import NotebookBlock
+
     found = []
     for number, shape in enumerate(NOTEBOOK_SHAPES):
         progress("the notebook's experiment", number / len(NOTEBOOK_SHAPES))
