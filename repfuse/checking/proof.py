@@ -5,7 +5,8 @@ Of a site its algebra, its stored weights and its drift; then the whole network,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
 
 import torch
 from torch import fx, nn
@@ -23,6 +24,7 @@ from repfuse.checking.rounding import half_spacing
 from repfuse.checking.runs import Outcome, run, run_float64
 from repfuse.memory import give_back
 from repfuse.networks import equal, main_dtype, named_tensors, stored_tensors
+from repfuse.ops.meaning import Rearranged, inputs_of
 from repfuse.plans import Plan
 from repfuse.recording.stock import is_stock
 from repfuse.rewriting import rewrite
@@ -39,15 +41,16 @@ from repfuse.wording import dtype_name
 #
 # This is a convolution itself: of |x|, with the weights ``e + k (|W| + e)``. A norm behind it, ``s (y - m) + t``, takes
 # eight more roundings, of s and of the sums; the bound of y and that of m, added up, are multiplied by ``|s| + e``.
+# Means of p values, before the convolution or behind it, are sums too: they make 1 + k ``(1 + g(p)) (1 + u)`` as large.
 
 
 TF32 = 2.0**-11
 """Unit roundoff of the factors of a product, where the device rounds float32 to TF32 for it."""
 
 
-def bounds(place: Place, fused: nn.Module, trials: Iterable[Trial], dtype: torch.dtype) -> list[torch.Tensor | None]:
+def bounds(place: Place, fused: nn.Module, trials: Sequence[Trial], dtype: torch.dtype) -> list[torch.Tensor | None]:
     """Return, per trial, the largest error of each output element; None for a trial that does not run."""
-    growth = _growth(place, fused, dtype)
+    growth = _growth(place, fused, dtype, max((_averaged(place, trial) for trial in trials), default=0))
     bounded = place.after(fused, lambda factor: growth * abs(factor))
     of_norms = {id(x): name for norm in place.norms(fused).values() for name, x in named_tensors(norm)}
     kinds = {name: of_norms.get(id(x), "") for name, x in named_tensors(bounded)}
@@ -68,7 +71,17 @@ def bounds(place: Place, fused: nn.Module, trials: Iterable[Trial], dtype: torch
     return [None if outcome.error else outcome.outputs["out"] + least for outcome in outcomes]
 
 
-def _growth(place: Place, fused: nn.Module, dtype: torch.dtype) -> float:
+def _averaged(place: Place, trial: Trial) -> int:
+    """Return how many values the means of a region may add up: at most all of one channel of one sample."""
+    recording, meanings = place.planner.recording, place.planner.meanings
+    for node in place.region.passing:
+        sizes = (prod(recording.shape_of[x]) for x in (node, *inputs_of(meanings[node])))
+        if isinstance(meanings[node], Rearranged) and len(set(sizes)) > 1:
+            return int(trial.inputs[0][0].numel()) // place.region.groups[0].expression.geometry.in_channels
+    return 0
+
+
+def _growth(place: Place, fused: nn.Module, dtype: torch.dtype, averaged: int) -> float:
     """Return k. PyTorch sums products of half precision in float32, those of a transposed convolution in half.
 
     Of a sum with n u >= 1 nothing is known beforehand: then k is as large as the format's numbers.
@@ -78,11 +91,12 @@ def _growth(place: Place, fused: nn.Module, dtype: torch.dtype) -> float:
     in_half = any(isinstance(convolution, _ConvTransposeNd) for convolution in convolutions)
     summing = unit if in_half else min(unit, torch.finfo(torch.float32).eps / 2)
     lost = summing * (sum(map(_terms, convolutions)) + 2 * len(place.region.groups))
-    if lost >= 1:
+    of_means = summing * averaged
+    if max(lost, of_means) >= 1:
         return torch.finfo(dtype).max
     # Before the bias, with each convolution that is added, and in each norm.
-    rounded = (1 + unit) ** (1 + len(place.region.groups) + 8 * len(place.norms(fused)))
-    grown = (1 + lost / (1 - lost)) * rounded
+    rounded = (1 + unit) ** (1 + len(place.region.groups) + 8 * len(place.norms(fused)) + (averaged > 0))
+    grown = (1 + lost / (1 - lost)) * (1 + of_means / (1 - of_means)) * rounded
     on_cuda = any(weight.is_cuda for convolution in convolutions for weight in convolution.parameters())
     allowed = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
     of_factors = TF32 if on_cuda and dtype is torch.float32 and allowed else 0.0
