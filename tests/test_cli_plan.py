@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_inspect_edit_convert_verify(cli: Cli, tmp_path: Path) -> None:
         ("excluded", "blocks.1.fused"),
         ("excluded", "blocks.3.fused"),
     }
-    assert report["chosen"] == {"plan": str(plan), "include": [], "exclude": []}
+    digest = f"sha256:{hashlib.sha256(plan.read_bytes()).hexdigest()}"
+    assert report["chosen"] == {"plan": str(plan), "include": [], "exclude": [], "digest": digest}
     assert report["proof"]["passed"] and report == json.loads((tmp_path / "fused.pt.report.json").read_text())
     verified = cli("verify", DIGITS, out, "--data", SAMPLES / "digits_heldout.safetensors", "--json")
     assert verified.returncode == 0 and json.loads(verified.stdout)["verdict"] == "same"

@@ -58,7 +58,12 @@ def unshuffled(x: Tensor) -> Tensor:
 MOVED = [
     Case("3x3, depth to space, norm", lambda: shuffled(lambda x: F.pixel_shuffle(x, 2)), "fold"),
     Case("3x3, depth to space by views, norm", lambda: shuffled(by_views), "fold"),
-    Case("3x3, depth to space, 1x1", lambda: pointwise_behind(lambda x: F.pixel_shuffle(x, 2)), "swap"),
+    Case(
+        "3x3, depth to space, 1x1",
+        lambda: pointwise_behind(lambda x: F.pixel_shuffle(x, 2)),
+        "swap",
+        less_in=("decomposed",),  # into views, which say how many channels there are
+    ),
     Case(
         "3x3 and 1x1, depth to space, norm, 1x1",
         lambda: Spelled(
@@ -66,6 +71,7 @@ MOVED = [
             **{"a": conv(3, outputs=4 * C), "b": conv(1, outputs=4 * C), "c": conv(1), "n": norm()},
         ),
         "graph",
+        less_in=("decomposed",),
     ),
     Case(
         "depth to space twice, with layers of single pixels between and behind",
@@ -74,6 +80,7 @@ MOVED = [
             **{"a": conv(3, outputs=16 * C), "b": conv(1, inputs=4 * C, outputs=4 * C), "n": norm(4 * C), "c": conv(1)},
         ),
         "swap",
+        less_in=("decomposed",),
     ),
     Case("3x3, upsampled, norm", lambda: Spelled(lambda m, x: m.n(upsampled(m.a(x))), a=conv(3), n=norm()), "fold"),
     Case(
