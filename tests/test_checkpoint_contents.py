@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import repfuse
 from repfuse.checkpoint.contents import KEYS, Contents, find
 from repfuse.errors import RepfuseError
 
@@ -124,3 +126,13 @@ def test_a_file_without_a_network_is_an_error_that_says_what_it_holds(tree: Any,
     with pytest.raises(RepfuseError, match="holds no network") as error:
         find(tree, PATH)
     assert said in error.value.why
+
+
+@pytest.mark.parametrize(("name", "value"), [("_parameters", [1]), ("_buffers", 3), ("_non_persistent_buffers_set", 5)])
+def test_a_network_whose_tables_are_none_is_no_error_of_python(name: str, value: Any, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1))
+    vars(network[0])[name] = value
+    torch.save({"model": network, "epoch": 3}, tmp_path / "in.pt")
+    for model in (None, "timm:resnet18"):
+        with pytest.raises(RepfuseError) if name != "_non_persistent_buffers_set" else nullcontext():
+            repfuse.load(tmp_path / "in.pt", model=model, input="1x3x4x4")

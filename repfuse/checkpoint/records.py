@@ -149,12 +149,14 @@ def module_state(value: Any) -> dict[str, Any] | None:
 
 
 def state_of_record(value: Any, prefix: str = "") -> OrderedDict[str, torch.Tensor]:
-    """Return the state dict of a record that looks like an nn.Module, without its class."""
+    """Return the state dict of a record that looks like an nn.Module, without its class; what is no table is empty."""
     found: OrderedDict[str, torch.Tensor] = OrderedDict()
     state = module_state(value) or {}
-    hidden = state.get("_non_persistent_buffers_set") or ()
+    hidden = state.get("_non_persistent_buffers_set")
+    hidden = hidden if isinstance(hidden, set | list | tuple) else ()
     for kind in ("_parameters", "_buffers"):
-        for name, tensor in (state.get(kind) or {}).items():
+        table = state.get(kind)
+        for name, tensor in table.items() if isinstance(table, dict) else ():
             if isinstance(tensor, torch.Tensor) and name not in hidden:
                 found[f"{prefix}{name}"] = tensor
     for name, child in state["_modules"].items() if state else ():
