@@ -113,9 +113,12 @@ class Reader:
         inner = relaid(term.expression, geometry.in_channels, geometry.ndim)
         expression = through(inner, layer)
         self.check_borders(inner, layer, term.source, node)
+        self._check_policy(inner, layer)
+        return _grown(term, node, expression)
+
+    def _check_policy(self, inner: Expression, layer: Layer) -> None:
         if not self.composes and mixes(layer) and any(map(mixes, layers(inner))):
             raise NotAffine("policy", "layers in a row, which are to stay that")
-        return _grown(term, node, expression)
 
     def _applied_to_phases(self, node: fx.Node, term: Term, layer: Layer) -> Term:
         """Apply a layer of single pixels to channels of which several became one: to each phase of these alone.
@@ -126,6 +129,7 @@ class Reader:
             raise Ends("a layer of more than single pixels, after depth to space")
         if not all(map(self._is_for_any_channels, term.nodes)):
             raise Ends("another number of channels would not do there")
+        self._check_policy(term.expression, layer)
         place = {pair: index for index, pair in enumerate(zip(term.phases, term.picks, strict=True))}
         count, inputs = len(set(term.phases)), layer.geometry.in_channels
         parts = tuple(

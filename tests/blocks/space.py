@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blocks.building import BORDER, ELSEWHERE, C, Case, Spelled, Twin, conv, norm
+from blocks.building import BORDER, ELSEWHERE, NOT_MERGED, C, Case, Spelled, Twin, conv, norm
+from repfuse.plans import Policy
 
 EVEN = {"multiple": 2, "least": 2}
 
@@ -143,6 +144,14 @@ CASES = [
 ]
 
 TWINS = [
+    Twin(
+        "3x3, depth to space, 1x1, never composed",
+        "policy",
+        lambda: pointwise_behind(lambda x: F.pixel_shuffle(x, 2)),
+        convolutions=2,
+        policy=Policy.NEVER_COMPOSE,
+        wrong=NOT_MERGED,
+    ),
     Twin(
         "norm, upsampled, padded 3x3",
         "shift-before-padding",
