@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from repfuse.algebra.expression import Scaled, Through
 from repfuse.algebra.layers import Convolution, Normalisation
 from repfuse.ops.meaning import Rearranged, convolves
-from repfuse.planning.meanings import Meanings
+from repfuse.ops.table import Meanings
 from repfuse.planning.region import Region
 from repfuse.recording.recording import Recording
 from repfuse.recording.run import Call

@@ -16,10 +16,10 @@ from repfuse.algebra.layers import Layer, Normalisation
 from repfuse.memory import collecting_later
 from repfuse.networks import device_of, using_threads
 from repfuse.ops.meaning import Passage, inputs_of
+from repfuse.ops.table import Meanings
 from repfuse.planning.cost import WORTH_THE_CLASS
 from repfuse.planning.edits import Fused, Layout, overflows
 from repfuse.planning.layout import LayingOut
-from repfuse.planning.meanings import Meanings
 from repfuse.planning.reader import Reader
 from repfuse.planning.region import Estimate, Group, Region
 from repfuse.planning.search import Search
