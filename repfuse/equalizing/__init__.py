@@ -18,7 +18,7 @@ from repfuse.checking.agreement import Data, chunks
 from repfuse.checking.inputs import Trial, is_floating, noise
 from repfuse.checking.results import Equalization, Rescaled, SignalGain
 from repfuse.checking.runs import WIDE, Change, Widening, as_stored, by_key, copied, in_float64, leaves, run_copy
-from repfuse.equalizing.network import Freedom, freedom
+from repfuse.equalizing.laws import Freedom, freedom
 from repfuse.equalizing.solving import TINY, Term, Weight, of_weight, predicted, solve
 from repfuse.networks import device_of, named_tensors, placed, same_randomness, using_threads
 from repfuse.planning.edits import left_range
