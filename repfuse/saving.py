@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
+from repfuse import __version__
 from repfuse.checking.results import Verified
 from repfuse.checkpoint import example, onnx_file, safetensors_file, torch_pickle
 from repfuse.checkpoint.allow import MAINS, NotAllowedError, names_refused
@@ -31,7 +32,6 @@ from repfuse.plans import Plan
 from repfuse.readback import checking
 from repfuse.readback.checking import Check, Written
 from repfuse.readback.process import Reader
-from repfuse.version import __version__
 from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:

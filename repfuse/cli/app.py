@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from repfuse import __version__
 from repfuse.cli import options
 from repfuse.cli.bench import bench
 from repfuse.cli.convert import convert, inspect
@@ -21,7 +22,6 @@ from repfuse.cli.verify import check, verify
 from repfuse.errors import EXIT_BAD_INPUT, RepfuseError
 from repfuse.refusals import REFUSALS
 from repfuse.topics import TOPICS
-from repfuse.version import __version__
 from repfuse.wording import described
 
 # Where errors end: every command runs in here, and what it raises becomes one message and an exit code.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from repfuse import cli
+from repfuse import __version__, cli
 from repfuse.benching.benchmark import bench
 from repfuse.benching.sites import tune
 from repfuse.checking.runs import enough_threads
@@ -31,7 +31,6 @@ from repfuse.plans import Plan
 from repfuse.quantization import kernels
 from repfuse.report.schema import Chosen, Environment, Input, Output, Report, Status, envelope, report_path, to_json
 from repfuse.saving import of_file, save
-from repfuse.version import __version__
 from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import typer
 
+from repfuse import __version__
 from repfuse.checkpoint.files import left_of, remove_left, replacing
 from repfuse.cli import urls
 from repfuse.cli.output import page_form, progress, say, show, show_json, write_page, write_pages
@@ -40,7 +41,6 @@ from repfuse.report import reading
 from repfuse.report.many_view import Result, Status, as_html, many_view, markdown, page_of
 from repfuse.report.schema import report_path
 from repfuse.report.tables import duration, plural
-from repfuse.version import __version__
 from repfuse.wording import described
 
 if TYPE_CHECKING:
