@@ -12,9 +12,8 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from repfuse.globs import ROOT
 from repfuse.health import MEANINGS, Ailment, Finding
-from repfuse.plans import Cost, Plan, Policy, Refusal, Site
+from repfuse.plans import ROOT, Cost, Plan, Policy, Refusal, Site
 from repfuse.quantization import BITS, SiteKernels, failing, needed, together
 from repfuse.refusals import Explanation
 from repfuse.report.bench_view import speed, speedup

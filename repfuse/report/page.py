@@ -17,9 +17,8 @@ from typing import Any
 
 from repfuse.benching.results import Measurement, SiteTiming
 from repfuse.errors import RepfuseError
-from repfuse.globs import ROOT
 from repfuse.planning.cost import price
-from repfuse.plans import Cost, Refusal, Site
+from repfuse.plans import ROOT, Cost, Refusal, Site
 from repfuse.quantization import SiteKernels
 from repfuse.report.bench_view import gain, speed, where
 from repfuse.report.convert_view import (
