@@ -22,9 +22,8 @@ from repfuse.checkpoint.contents import RECIPE, Around
 from repfuse.checkpoint.files import check_target, digest_of, replacing
 from repfuse.checkpoint.formats import Container, format_for
 from repfuse.checkpoint.records import origins
-from repfuse.checkpoint.script import script
 from repfuse.checkpoint.spec import as_texts, render
-from repfuse.checkpoint.user_code import Named
+from repfuse.checkpoint.user_code import Named, script
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
