@@ -16,7 +16,7 @@ from torch import nn
 
 from repfuse.planning.cost import TOLD_APART
 from repfuse.planning.planner import Planner
-from repfuse.planning.search import MOST_PLACES, Part, Search
+from repfuse.planning.search import MOST_PLACES, Search, Subgraph
 from repfuse.plans import Policy
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.recording import record
@@ -27,7 +27,7 @@ MOST_NODES = 9
 
 def searched(
     module: nn.Module, inputs: list[torch.Tensor], *, everywhere: bool
-) -> list[tuple[Search, Part, float, float]]:
+) -> list[tuple[Search, Subgraph, float, float]]:
     """Each region that may be taken apart, with the price of what the search leaves of it, and of the best there is.
 
     Cut between layers alone, or ``everywhere``.
@@ -48,7 +48,7 @@ def searched(
     return found
 
 
-def price(search: Search, part: Part, cuts) -> float:
+def price(search: Search, part: Subgraph, cuts) -> float:
     return search.estimate.price(search.divided(part, frozenset(cuts)).cost)
 
 

@@ -32,14 +32,14 @@ from repfuse.recording.stock import is_stock
 MOST_PLACES = 4
 """Of how many places every choice is tried: a block of three layers in a row with a skip has four."""
 
-Part = tuple[fx.Node, ...]
+Subgraph = tuple[fx.Node, ...]
 """Nodes in order, of which the last is the root of what is perhaps a region."""
 Cuts = frozenset[fx.Node]
 Note = tuple[NotAffine, fx.Node, Cost | None, Cost | None]
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Assessment:
     """A part that is a region: the terms of each of its nodes, what it costs, merged or as it is, whichever is less,
     and what looked fusible in it and is not.
     """
@@ -103,7 +103,7 @@ class Search:
         self._always = Estimate(estimate.meanings, Policy.ALWAYS)
         self._notes: list[Note] = []
         self._terms: dict[fx.Node, tuple[Term, ...]] = {}
-        self._known: dict[tuple[Policy, Part], Reading | Failure] = {}
+        self._known: dict[tuple[Policy, Subgraph], Assessment | Failure] = {}
         affine = [node for node in self.recording.nodes if inputs_of(self.meanings.get(node))]
         self._readers = {node: list(self._readers_of(node)) for node in affine}
         self._joining = {node: self._readers[node] for node in affine if self._may_join(node)}
@@ -162,7 +162,7 @@ class Search:
                 self._notes.append((NotAffine(*mark), user, None, None))
         return known == self._readers[node] and not marks and node not in self.recording.escaping
 
-    def _split(self, nodes: Sequence[fx.Node], cuts: Cuts = frozenset()) -> list[Part]:
+    def _split(self, nodes: Sequence[fx.Node], cuts: Cuts = frozenset()) -> list[Subgraph]:
         """Return what cuts leave, the last root first: a node is of the part of its readers, if they agree.
 
         No-ops on what is cut are of none.
@@ -177,18 +177,18 @@ class Search:
                 parts[roots[node]].append(node)
         return [tuple(reversed(part)) for part in parts.values()]
 
-    def _cuts_at(self, values: Iterable[fx.Node], part: Part) -> Cuts:
+    def _cuts_at(self, values: Iterable[fx.Node], part: Subgraph) -> Cuts:
         return frozenset(map(self.estimate.computing, values)).intersection(part[:-1])
 
     # What a part is.
 
-    def _read(self, part: Part, law: Estimate | None = None) -> Reading | Failure:
+    def _read(self, part: Subgraph, law: Estimate | None = None) -> Assessment | Failure:
         law = law or self.estimate
         if (law.policy, part) not in self._known:
             self._known[law.policy, part] = self._read_anew(part, law)
         return self._known[law.policy, part]
 
-    def _read_anew(self, part: Part, law: Estimate) -> Reading | Failure:
+    def _read_anew(self, part: Subgraph, law: Estimate) -> Assessment | Failure:
         terms: dict[fx.Node, tuple[Term, ...]] = {}
         for node in part:
             inputs = inputs_of(self.meanings[node])
@@ -204,7 +204,7 @@ class Search:
         if len(set(map(self.recording.memory.of, read))) < len(set(read)):
             reason = "the source is overwritten between its branches"
             notes.append((NotAffine("in-place", reason), part[-1], None, None))
-        return Reading(region, terms, self._least(region), tuple(notes))
+        return Assessment(region, terms, self._least(region), tuple(notes))
 
     def _least(self, region: Region) -> Cost:
         """Return the cost of a region as it is, or as groups, whichever is less."""
@@ -216,7 +216,7 @@ class Search:
 
     # Where to cut it: where it is no region, where less is to be done in parts, where a sum holds nothing together.
 
-    def _mended(self, part: Part, failure: Failure) -> Cuts:
+    def _mended(self, part: Subgraph, failure: Failure) -> Cuts:
         """Return where to cut what cannot be read."""
         self._say_why(failure)
         if failure.error.code == "several-sources" or isinstance(failure.error, Ends) or not failure.cuts:
@@ -237,25 +237,25 @@ class Search:
         if near and not expected:
             self.refuse(failure.error, failure.node, None, None)
 
-    def _as_measured(self, part: Part) -> tuple[Reading | Failure, Measured | None]:
+    def _as_measured(self, part: Subgraph) -> tuple[Assessment | Failure, Measured | None]:
         """Return a part as what was measured wants it, if that was of the whole of it."""
         name = self.recording.names[self.estimate.computing(part[-1])]
         measured = self.measured.get(name) if name not in self.declined else None  # of the whole, not of what is left
         read = self._read(part, self._always if measured and measured.speedup > 1 else None)
-        for error, _, apart, whole in read.notes if isinstance(read, Reading) else ():
+        for error, _, apart, whole in read.notes if isinstance(read, Assessment) else ():
             if error.code == "cost" and apart and whole:
                 self.declined.setdefault(name, (apart, whole))
                 measured = None
         return read, measured
 
-    def _judged(self, part: Part, read: Reading, measured: Measured | None) -> Cuts:
+    def _judged(self, part: Subgraph, read: Assessment, measured: Measured | None) -> Cuts:
         """Return where to cut a region: a part may be better left to itself."""
         region = read.region
         if len(region.groups) > 1 and (loose := self._loose(part, read)) is not None:
             return loose
         return self._weighed(part, region, measured) if len(region.working) > 1 else frozenset()
 
-    def _loose(self, part: Part, read: Reading) -> Cuts | None:
+    def _loose(self, part: Subgraph, read: Assessment) -> Cuts | None:
         """Return where to cut off the branches that merge with no other, or all; None where all need this root."""
         root, groups = part[-1], read.region.groups
         meaning = self.meanings[root]
@@ -277,7 +277,7 @@ class Search:
         together = any(len({place[id(term)] for term in group.terms}) > 1 for group in groups)
         return (self._cuts_at(alone, part) or None) if together else self._cuts_at((*alone, *inputs), part)
 
-    def _weighed(self, part: Part, region: Region, measured: Measured | None) -> Cuts:
+    def _weighed(self, part: Subgraph, region: Region, measured: Measured | None) -> Cuts:
         """Apply the law of cost, or what was measured: return where less is to be done in parts, or nothing."""
         apart = self._cuts_at(inputs_of(self.meanings[region.root]), part)
         if not region.is_writable:
@@ -309,7 +309,7 @@ class Search:
 
     # The cuts that are least work.
 
-    def best(self, part: Part, before: fx.Node | None = None, *, fewest: int = 0) -> Division:
+    def best(self, part: Subgraph, before: fx.Node | None = None, *, fewest: int = 0) -> Division:
         """Return the division that is least work, by at least so many cuts.
 
         Of too many places, those nearest ``before`` a node are tried, if it is given.
@@ -331,14 +331,14 @@ class Search:
         """Whether one choice is better in that in which they differ."""
         return self.estimate.is_better(_total(one.costs - other.costs), _total(other.costs - one.costs))
 
-    def divided(self, part: Part, cuts: Cuts) -> Division:
+    def divided(self, part: Subgraph, cuts: Cuts) -> Division:
         """Return what these cuts leave."""
         costs, failures = set[tuple[fx.Node, Cost]](), list[Failure]()
         left = self._split(part, cuts)
         while left:
             each = left.pop()
             read = self._read(each)
-            if isinstance(read, Reading):
+            if isinstance(read, Assessment):
                 costs.add((each[-1], read.cost))
                 continue
             failures.append(read)
@@ -349,7 +349,7 @@ class Search:
             left += self._split(each, read.cuts)
         return Division(cuts, frozenset(costs), tuple(failures))
 
-    def places(self, part: Part) -> Iterator[fx.Node]:
+    def places(self, part: Subgraph) -> Iterator[fx.Node]:
         """Yield the nodes at which a cut may be worth anything: between layers, those that only move values included.
 
         What scales or shifts a convolution costs nothing in it, branches of a sum are told apart without a cut, and a

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from repfuse.benching.results import Benchmark
 from repfuse.checking.results import Drift, Equalization, Proof, Verified
-from repfuse.health import Finding
+from repfuse.health import Anomaly
 from repfuse.jsonready import json_ready
 from repfuse.plans import Count, Plan, Text
 from repfuse.quantization import SiteKernels
@@ -103,7 +103,7 @@ class Report:
     output: Output | None = None
     timing: Benchmark | None = None
     notes: tuple[str, ...] = ()
-    health: tuple[Finding, ...] = ()
+    health: tuple[Anomaly, ...] = ()
     chosen: Chosen | None = None
     command: str = ""
     quantization: tuple[SiteKernels, ...] = ()
