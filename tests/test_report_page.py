@@ -27,8 +27,7 @@ from repfuse.quantization import Kernel, Rounded, SiteKernels
 from repfuse.report.bench_view import speed
 from repfuse.report.markdown import as_markdown
 from repfuse.report.page import RANGES_SHOWN, Page, as_html, layers, limit, range_axis, speed_axis
-from repfuse.report.reading import read, told
-from repfuse.report.schema import Chosen, Report, envelope, to_json
+from repfuse.report.schema import Chosen, Report, envelope, read, to_json, told
 
 SECTIONS = ["verdict", "speed", "size", "sites", "kernels", "refusals", "agreement", "environment"]
 HOSTILE = (

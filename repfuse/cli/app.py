@@ -170,7 +170,7 @@ def report(
         raise typer.BadParameter("give two places, one for each.", param_hint="--markdown")
     for form, out in pages:
         check_page(out, files, form, force=force)
-    from repfuse.report.reading import read, told
+    from repfuse.report.schema import read, told
 
     write_pages(told([read(path) for path in files]), pages)
 

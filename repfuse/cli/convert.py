@@ -163,7 +163,7 @@ def convert(
         )
         report = run(request, update, reader)
     if report_to:
-        from repfuse.report.reading import told
+        from repfuse.report.schema import told
 
         document = envelope("conversion", report.to_dict())
         write_pages(told([("the conversion", document)]), [(page_form(report_to), report_to)])

@@ -37,7 +37,7 @@ from repfuse.cli import urls
 from repfuse.cli.output import page_form, progress, say, show, show_json, write_page, write_pages
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.readback.process import FORKED, end_with_parent
-from repfuse.report import reading
+from repfuse.report import schema
 from repfuse.report.many_view import Status, TaskResult, as_html, many_view, markdown, page_of
 from repfuse.report.schema import report_path
 from repfuse.report.tables import duration, plural
@@ -125,7 +125,7 @@ def _known(task: Task) -> dict[str, Any]:
     place = report_path(task.target)
     for path in (place, *left_of(place)):
         try:
-            _, report = reading.read(path)
+            _, report = schema.read(path)
             if report["output"]["digest"] == digest_of(task.target):
                 path.replace(place)
                 return dict(report)
@@ -343,7 +343,7 @@ def _page(results: Sequence[TaskResult], seconds: float, page: Path) -> str:
             continue
         beside = page_of(report)
         if not beside.exists() or beside.stat().st_mtime < report.stat().st_mtime:
-            write_pages(reading.told([reading.read(report)]), [("html", beside)])
+            write_pages(schema.told([schema.read(report)]), [("html", beside)])
     return as_html(results, seconds, page.parent)
 
 

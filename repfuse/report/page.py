@@ -36,8 +36,7 @@ from repfuse.report.convert_view import (
     totals,
     verified_line,
 )
-from repfuse.report.reading import Told
-from repfuse.report.schema import Status
+from repfuse.report.schema import Status, Told
 from repfuse.report.tables import alone, change, count, duration, error, interval, percent, plural, size, times
 from repfuse.report.verify_view import data_lines, few_bits_lines
 from repfuse.wording import listed, printable
