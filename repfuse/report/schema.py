@@ -19,11 +19,10 @@ from repfuse.checking.results import Drift, Equalization, Proof, Verification, V
 from repfuse.checkpoint.files import read_json, replacing
 from repfuse.errors import RepfuseError
 from repfuse.health import Anomaly
-from repfuse.jsonready import json_ready
 from repfuse.plans import Count, Plan, Text, read_as
 from repfuse.quantization import SiteKernels
 from repfuse.report.tables import plural
-from repfuse.wording import first_line
+from repfuse.wording import first_line, json_ready
 
 SCHEMA = 1
 
