@@ -24,9 +24,6 @@ from repfuse.errors import RepfuseError
 from repfuse.refusals import REFUSALS
 from repfuse.wording import first_line
 
-ROOT = "(root)"
-"""How people name the model itself, whose path is empty."""
-
 SCHEMA = 5
 AGAIN = "Make the plan again from this model."  # what to do with a plan that does not fit
 
@@ -345,6 +342,9 @@ def _shown(value: Any) -> str:
 
 # Which sites are meant: module paths by glob.
 
+
+ROOT = "(root)"
+"""How people name the model itself, whose path is empty."""
 
 _NEAR = 4  # names that are shown where a glob matches none
 
