@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain, combinations
 
 import pytest
@@ -15,7 +16,7 @@ from support.programs import EXAMPLES, STEPS, program
 from torch import nn
 
 from repfuse.planning.cost import TOLD_APART
-from repfuse.planning.planner import Planner
+from repfuse.planning.planner import Planner, plan
 from repfuse.planning.search import MOST_PLACES, Search, Subgraph
 from repfuse.plans import Policy
 from repfuse.recording.arguments import Arguments
@@ -127,3 +128,17 @@ def test_the_first_choice_is_not_always_the_best():
             every = price(search, part, part[:-1])
             gained += left < min(whole, every)
     assert gained >= 3
+
+
+def test_a_long_row_takes_as_many_tries_as_it_has_layers(monkeypatch):
+    divided, tries = Search.divided, Counter[int]()
+
+    def count(search, part, cuts):
+        tries[layers] += 1
+        return divided(search, part, cuts)
+
+    monkeypatch.setattr(Search, "divided", count)
+    for layers in (32, 64):
+        row = widths(*[8] * (layers + 1), kernels=(3,) * layers)
+        plan(randomised(row), [image(1, 8, 160, 160)])
+    assert 0 < tries[64] <= 2.5 * tries[32]

@@ -5,8 +5,8 @@ are no such sum, where their parts are less work, and where a sum holds nothing 
 in the same way. A cut ends a region at a node, which is a source of what reads it.
 
 Where a cut is least work is searched for. Of up to ``MOST_PLACES`` places where one can be worth anything every choice
-is tried, which finds the best; of more the best one, and the parts are searched again. Of choices that the estimate
-cannot tell apart, the one of the least arithmetic and fewest operators is taken.
+is tried, which finds the best; of more the best one of the last ``MOST_ALONE``, and the parts are searched again. Of
+choices that the estimate cannot tell apart, the one of the least arithmetic and fewest operators is taken.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from repfuse.recording.stock import is_stock
 
 MOST_PLACES = 4
 """Of how many places every choice is tried: a block of three layers in a row with a skip has four."""
+MOST_ALONE = 16
+"""At how many, the last ones, a single cut is tried where there are more: the tries grow as the layers do."""
 
 Subgraph = tuple[fx.Node, ...]
 """Nodes in order, of which the last is the root of what is perhaps a region."""
@@ -317,8 +319,8 @@ class Search:
         places = list(self.places(part))
         if before is not None and len(places) > MOST_PLACES:
             places = [place for place in places if part.index(place) < part.index(before)][-MOST_PLACES:]
-        sizes = range(fewest, len(places) + 1) if len(places) <= MOST_PLACES else range(fewest, 2)
-        choices = chain.from_iterable(combinations(places, size) for size in sizes)
+        most = len(places) if len(places) <= MOST_PLACES else 1
+        choices = chain.from_iterable(combinations(places[-MOST_ALONE:], size) for size in range(fewest, most + 1))
         tried = [self.divided(part, frozenset(choice)) for choice in choices]
         least = min(tried, key=lambda each: (self.estimate.price(each.cost), len(each.cuts)))
         alike = (each for each in tried if each.cuts and not self._beats(least, each))
