@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from traceback import walk_tb
 from typing import Any
@@ -103,12 +103,13 @@ _ALSO = {**WIDE, torch.complex64: torch.complex128}
 class Widening(TorchFunctionMode):
     """While it is on, no function of torch narrows what is not computed from the tensors of ``network`` alone.
 
-    What such functions meet is widened, exactly; and what forward makes of numbers alone.
+    What such functions meet is widened, exactly; and what forward makes of numbers alone. ``acted`` says whether it
+    ever had to.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.resting = False
+        self.resting = self.acted = False
         self._constant = WeakTensorKeyDictionary()
         self._remember(x for _, x in named_tensors(network))
 
@@ -119,18 +120,39 @@ class Widening(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.resting:
             return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # an attribute: most are numbers, such as a shape
+            result = func(*args)
+            if isinstance(result, Tensor) and args[0] in self._constant:
+                self._constant[result] = True
+            return result
         tensors = tensors_of((args, kwargs))
         if all(x in self._constant for x in tensors):
             result = func(*args, **kwargs)
             if not tensors:
-                result = _all_wide(result)
+                result = self.wide(result)
             self._remember(tensors_of(result))
             return result
-        name = getattr(func, "__name__", "")
         if name in _NARROWING and args[0].is_floating_point():
-            return _all_wide(args[0])
+            self.acted = True
+            return self.wide(args[0])
         written = args[:1] if name in _WRITING or (name.endswith("_") and not name.endswith("__")) else ()
-        return func(*written, *(_all_wide(x) for x in args[len(written) :]), **_all_wide(kwargs))
+        return func(*written, *(self.wide(x) for x in args[len(written) :]), **self.wide(kwargs))
+
+    def wide(self, value: Any) -> Any:
+        """Widen the tensors and dtypes in a value."""
+        if isinstance(value, Tensor):
+            wide = _ALSO.get(value.dtype)
+            self.acted |= wide is not None
+            return value if wide is None else value.to(wide)
+        if isinstance(value, torch.dtype):
+            self.acted |= value in WIDE
+            return WIDE.get(value, value)
+        if isinstance(value, list):  # or torch.fx's kind of it
+            return [self.wide(item) for item in value]
+        if type(value) is tuple:
+            return tuple(self.wide(item) for item in value)
+        return {name: self.wide(item) for name, item in value.items()} if isinstance(value, dict) else value
 
     def _remember(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
@@ -138,24 +160,8 @@ class Widening(TorchFunctionMode):
 
 
 _NARROWING = frozenset({"float", "half", "bfloat16", "type"})
-_WRITING = frozenset({"__setitem__", "__set__", "__get__"})
+_WRITING = frozenset({"__setitem__", "__set__"})
 """Whose first argument has to stay the object that it is; so has that of every function whose name ends with _."""
-
-
-def _all_wide(value: Any) -> Any:
-    """Widen the tensors and dtypes in a value."""
-    if isinstance(value, Tensor):
-        wide = _ALSO.get(value.dtype)
-        return value if wide is None else value.to(wide)
-    if isinstance(value, torch.dtype):
-        return WIDE.get(value, value)
-    if isinstance(value, list):  # or torch.fx's kind of it
-        return [_all_wide(item) for item in value]
-    if type(value) is tuple:
-        return tuple(_all_wide(item) for item in value)
-    if isinstance(value, dict):
-        return {name: _all_wide(item) for name, item in value.items()}
-    return value
 
 
 SEED = 0  # of networks that draw random numbers: both draw the same
@@ -328,7 +334,7 @@ def _run_wide(  # noqa: PLR0917 - what ``run_float64`` was given, and what it fo
         wide = change(name, tensor)
         return wide.to(tensor.dtype) if any(within(name, path) for path in narrow) else wide
 
-    outcomes = []
+    outcomes = list[Outcome]()
     with copied(network, changed) as copy:
         device, widening = device_of(copy), Widening(copy)
         for path in narrow:
@@ -339,7 +345,8 @@ def _run_wide(  # noqa: PLR0917 - what ``run_float64`` was given, and what it fo
         compiled = not given and any(isinstance(part, jit.ScriptModule) for part in copy.modules())
         for trial in trials:
             inputs = placed(trial.inputs, device, given)
-            with widening:
+            # Where nothing was to be kept wide at first, the mode is left out: each function takes longer under it.
+            with widening if narrow or widening.acted or not outcomes else nullcontext():
                 outcome = call(copy, inputs)
             own = [path for path, part in named_modules(copy) if getattr(part, "narrow", False)]
             outcomes.append(replace(outcome, narrow=("",) if compiled else (*narrow, *own)))
@@ -363,7 +370,7 @@ def _in_own_dtype(module: nn.Module, dtype: torch.dtype, widening: Widening) -> 
         try:
             args, kwargs = tree_map(narrow, (args, kwargs))
             output = forward(*args, **kwargs)
-            return tree_map(_all_wide, output)
+            return tree_map(widening.wide, output)
         finally:
             widening.resting = False
 
