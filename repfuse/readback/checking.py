@@ -105,7 +105,7 @@ def check_read(written: Written, job: Job, reader: Reader, *, runs: bool) -> Ver
 
 
 def telling(example: Sequence[Any]) -> tuple[Trial, ...]:
-    """Return the example and the input whose size is most unlike it: not square, and about half as large."""
+    """Return the example and the input whose size is most unlike it: not square, and about a quarter as large."""
     first, *others = input_variants(example)
     sizes = [trial for trial in others if trial.label.startswith("size")]
     return (first, *(sizes or others)[:1])
@@ -274,7 +274,7 @@ def _of_original(written: Written, path: Path, job: Job) -> tuple[list[Trial], l
         return [], [], [], f"not run, since {onnx_file.runtime_name()} does not run the original: {found[0].error}"
     trials = [tried[index] for index in taken]
     exact, own = ([each[index] for index in taken] for each in (expected, found))
-    effect = RoundingEffects(written.original, written.original, trials, exact)
+    effect = RoundingEffects(written.original, written.original, trials, exact, exact)
     measured = drift(written.original, written.original, trials, exact, found=own, effect=effect)
     far = any(each.fused.max > half_the_digits(getattr(torch, each.dtype)) for each in measured.outputs)
     if measured.measured and not measured.passed and (measured.problem or far):
