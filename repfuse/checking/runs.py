@@ -285,10 +285,11 @@ def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
                 return time.perf_counter() - began
 
         seconds(1)  # the first call prepares what later ones find
-        one, several = seconds(1), seconds(count)
-    return count if several < WORTH_THREADS * one else 1
+        one = seconds(1)
+        return count if one > SHORT and seconds(count) < WORTH_THREADS * one else 1
 
 
+SHORT = 0.1  # seconds of a call with one thread: with less, all calls together take few seconds
 WORTH_THREADS = 0.8
 """The part of the time with one thread that a call has to take at most, to be worth the others."""
 

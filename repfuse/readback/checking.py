@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch.export import ExportedProgram
 
-Check = Callable[..., Verified]  # of a Reader, and whether it runs the file
+Check = Callable[..., Callable[[], Verified]]  # of a Reader, and whether it runs the file
 PATIENCE = 120.0  # seconds for the fresh process to import torch and a library of models from a slow disk
 BYTES_A_SECOND = 2e6  # that it reads at least
 SLOWER = 20  # times longer than here it may compute
@@ -81,14 +82,20 @@ def _compare_tensors(written: Mapping[str, str], read: Mapping[str, str]) -> Non
 # A file of a network or of weights.
 
 
-def check_read(written: Written, job: Job, reader: Reader, *, runs: bool) -> Verified:
-    """Have the file read by ``reader`` and return what was found; unless it ``runs``, its tensors alone count.
+def check_read(written: Written, job: Job, reader: Reader, *, runs: bool) -> Callable[[], Verified]:
+    """Have the file read by ``reader``, and return what waits for its answer and returns what was found.
 
-    Raises RepfuseError, with the exit code of a failed check, where it is not what was written.
+    Unless it ``runs``, its tensors alone count. That raises RepfuseError, with the exit code of a failed check, where
+    the file is not what was written.
     """
-    started, known = time.perf_counter(), written.state is None
+    known = written.state is None
     trials = telling(written.example) if runs and known else ()
     _ask(reader, job, trials)
+    return partial(_answered, written, job, reader, trials, runs=runs)
+
+
+def _answered(written: Written, job: Job, reader: Reader, trials: Sequence[Trial], *, runs: bool) -> Verified:
+    started, known = time.perf_counter(), written.state is None
     expected = run(written.module, trials, {})
     own = fingerprint_of(written.module, module=job.module) if known else Fingerprint(digests(written.state or {}))
     answer = _answer(reader, job, started)
