@@ -19,11 +19,10 @@ from repfuse.checking.runs import Outcome, as_stored, copied, run_copy
 from repfuse.equalizing import Equalized, equalize
 from repfuse.errors import RepfuseError
 from repfuse.fusing import recorded, settled
-from repfuse.globs import ROOT
 from repfuse.loading import Checkpoint
 from repfuse.networks import why_refused
 from repfuse.planning.replaying import Choice, choose
-from repfuse.plans import Plan, Policy, Refusal
+from repfuse.plans import ROOT, Plan, Policy, Refusal
 from repfuse.rewriting import rewrite
 from repfuse.wording import Progress
 

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 from repfuse.checkpoint.files import digest_of, read_json, replacing
 from repfuse.checkpoint.spec import Said, model_source
 from repfuse.errors import RepfuseError
-from repfuse.jsonready import json_ready
 from repfuse.plans import Plan, Text, read_as
 from repfuse.report.schema import Input, Report, envelope, report_path
-from repfuse.wording import first_line
+from repfuse.wording import first_line, json_ready
 
 if TYPE_CHECKING:  # it imports torch
     from repfuse.loading import Checkpoint

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
+from repfuse import __version__
 from repfuse.checking.results import Verified
 from repfuse.checkpoint import example, onnx_file, safetensors_file, torch_pickle
 from repfuse.checkpoint.allow import MAINS, NotAllowedError, names_refused
@@ -21,9 +22,8 @@ from repfuse.checkpoint.contents import RECIPE, Around
 from repfuse.checkpoint.files import check_target, digest_of, replacing
 from repfuse.checkpoint.formats import Container, format_for
 from repfuse.checkpoint.records import origins
-from repfuse.checkpoint.script import script
 from repfuse.checkpoint.spec import as_texts, render
-from repfuse.checkpoint.user_code import Named
+from repfuse.checkpoint.user_code import Named, script
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
@@ -31,7 +31,6 @@ from repfuse.plans import Plan
 from repfuse.readback import checking
 from repfuse.readback.checking import Check, Written
 from repfuse.readback.process import Reader
-from repfuse.version import __version__
 from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:

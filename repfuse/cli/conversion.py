@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from repfuse import cli
+from repfuse import __version__, cli
 from repfuse.benching.benchmark import bench
 from repfuse.benching.sites import tune
 from repfuse.checking.runs import enough_threads
@@ -32,7 +32,6 @@ from repfuse.plans import Plan
 from repfuse.quantization import kernels
 from repfuse.report.schema import Chosen, Environment, Input, Output, Report, Status, envelope, report_path, to_json
 from repfuse.saving import Saved, of_file, writing
-from repfuse.version import __version__
 from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:

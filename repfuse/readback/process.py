@@ -25,8 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
-from repfuse.checkpoint import script
-from repfuse.checkpoint.user_code import PIP, folders
+from repfuse.checkpoint.user_code import PIP, folders, knows_a_script
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.wording import LINE
 
@@ -246,7 +245,7 @@ def _importable(name: str) -> bool:
     """
     package = name.partition(".")[0]
     if package in ("__main__", "__mp_main__"):
-        return script.is_known()
+        return knows_a_script()
     finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
     return any(find is not None and find(package, None) is not None for find in finders)
 
