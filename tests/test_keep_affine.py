@@ -21,7 +21,7 @@ from support.onnx_models import kinds
 from support.programs import STEPS, Step
 from support.proving import prove_sites
 from test_blocks import check_sizes, made
-from test_random_graphs import ALSO, DTYPES, FEW, IMAGE, LONG, POLICIES, QUICK, SHAPES
+from test_random_graphs import ALSO, DTYPES, FEW, IMAGE, LONG, MANY, POLICIES, QUICK, SHAPES
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -82,6 +82,14 @@ def test_many_random_networks(policy: Policy, steps: Any, shapes: Any, also: Any
 @FEW
 @given(STEPS, SHAPES, st.sampled_from(Policy))
 def test_random_conversions(dtype: torch.dtype, steps: Any, shapes: Any, policy: Policy) -> None:
+    check_in(dtype, steps, shapes, policy, keep_affine=True)
+
+
+@pytest.mark.slow
+@DTYPES
+@MANY
+@given(STEPS, SHAPES, st.sampled_from(Policy))
+def test_many_random_conversions(dtype: torch.dtype, steps: Any, shapes: Any, policy: Policy) -> None:
     check_in(dtype, steps, shapes, policy, keep_affine=True)
 
 
