@@ -33,8 +33,9 @@ hypothesis.settings.register_profile("many", deadline=None, max_examples=300)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 
-def pytest_collection_finish() -> None:
-    """Recording a network collects garbage, which takes long among the objects of all tests: these stay anyway."""
+@pytest.fixture(autouse=True, scope="module")
+def what_stays() -> None:
+    """Recording a network collects garbage, which takes long among all that was imported: that stays anyway."""
     gc.collect()
     gc.freeze()
 

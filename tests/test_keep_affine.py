@@ -43,7 +43,7 @@ def norms_of(network: nn.Module) -> list[_BatchNorm]:
 
 
 @pytest.mark.parametrize(
-    "row", [pytest.param(r, id=r.name, marks=() if i % 6 == 0 else pytest.mark.slow) for i, r in enumerate(CASES)]
+    "row", [pytest.param(r, id=r.name, marks=() if i % 12 == 0 else pytest.mark.slow) for i, r in enumerate(CASES)]
 )
 def test_each_block_computes_the_same(row: Any) -> None:
     original, example = made(row), row.at(row.side)
@@ -352,7 +352,7 @@ def test_a_plan_says_it_and_settles_it() -> None:
     assert all(each.per_tensor == pytest.approx(each.per_channel) for site in found for each in site.after.rounded)
 
 
-@pytest.mark.parametrize("suffix", ["pt", "pt2", "safetensors"])
+@pytest.mark.parametrize("suffix", ["pt", pytest.param("pt2", marks=pytest.mark.slow), "safetensors"])
 def test_files_hold_it_and_verify_knows_the_plan(suffix: str, cli: Cli, tmp_path: Path) -> None:
     source: tuple[Any, ...] = (DIGITS,)
     if suffix == "safetensors":
