@@ -27,7 +27,14 @@ from repfuse.algebra.layers import Convolution
 from repfuse.ops.meaning import Rearranged, Same, inputs_of
 from repfuse.ops.spelling import spelled
 from repfuse.ops.sums import ARITHMETIC
-from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, is_better, price
+from repfuse.planning.cost import (
+    convolution_cost,
+    elementwise_cost,
+    filter_cost,
+    homogeneous_cost,
+    is_better,
+    price,
+)
 from repfuse.planning.meanings import Meanings
 from repfuse.plans import Cost, Key, Policy
 from repfuse.recording.constants import Constants
@@ -125,7 +132,8 @@ class Estimate:
         """Cost of an expression as one convolution from the value of ``source`` to a map of shape ``output``."""
         geometry = expression.geometry.plainest
         shape = (*output[:1], geometry.out_channels, *output[2:]) if geometry.ndim else output
-        return convolution_cost(geometry, tuple(shape), self.recording.shape_of[source], self._item(source))
+        law = homogeneous_cost if expression.has_ones else convolution_cost
+        return law(geometry, tuple(shape), self.recording.shape_of[source], self._item(source))
 
     def of_groups(self, groups: Sequence[Group], root: fx.Node) -> Cost:
         """Cost of the sum of ``groups``, one convolution each."""
