@@ -418,7 +418,7 @@ def _row(expression: Expression) -> str:  # noqa: PLR0911 - one for each kind
         case Joined(parts):
             return f"cat({', '.join(map(_inside, parts))})"
         case Homogeneous(inner):
-            return f"{_inside(inner)}, of a channel of ones too"
+            return f"{_inside(inner)} + ones"
         case _:
             return _inside(expression)
 

@@ -193,7 +193,7 @@ class _Editing:
         if isinstance(module, nn.Sequential):
             *steps, last = module
             if hasattr(module, "ones"):
-                x = self._beside_ones(x, last, f"{name}_ones")
+                x = self._beside_ones(x, module.get_submodule("conv"), f"{name}_ones")
                 steps = steps[1:]
             if len(steps) == 1 and isinstance(steps[0], _ConstantPadNd) and min(steps[0].padding) >= 0:
                 assert isinstance(last, _ConvNd)
@@ -249,12 +249,12 @@ class _Editing:
 
     def _beside_ones(self, x: ir.Value, layer: nn.Module, name: str) -> ir.Value:
         """Put a channel of ones behind the others: a Pad of the channels alone."""
-        assert isinstance(layer, _ConvNd) and isinstance(x.type, ir.TensorType)
+        assert isinstance(layer, _ConvNd)
         rank = len(layer.kernel_size) + 2
         amounts = [int(axis == rank + 1) for axis in range(2 * rank)]
         if version_of(self.model) < PADS_AS_INPUT:
             return self._node("Pad", [x], name, {"pads": amounts, "value": 1.0})
-        one = self._tensor(f"{name}.value", np.array(1, x.type.dtype.numpy()))
+        one = self._tensor(f"{name}.value", layer.weight.new_ones(()))
         return self._node("Pad", [x, self._tensor(f"{name}.amounts", np.array(amounts, np.int64)), one], name)
 
     def _pad(self, x: ir.Value, mode: str, pads: list[int], rank: int, name: str) -> ir.Value:
