@@ -56,13 +56,19 @@ def _convolution_module(geometry: Geometry) -> nn.Module:
     return made
 
 
-def _with_neighbours(convolution: nn.Module, geometry: Geometry, norm: _BatchNorm | None) -> nn.Module:
-    """Return the convolution, behind a padding or a crop of its own where it cannot do that itself, before the norm."""
+def _with_neighbours(
+    convolution: nn.Module, geometry: Geometry, norm: _BatchNorm | None, *, ones: bool = False
+) -> nn.Module:
+    """Return the convolution before the norm, behind what puts a channel of ``ones`` beside its input, and behind a
+    padding or a crop of its own where it cannot do that itself.
+    """
     steps: list[tuple[str, nn.Module]] = []
+    if ones:
+        steps.append(("ones", getattr(nn, f"ConstantPad{geometry.ndim}d")((0, 0) * geometry.ndim + (0, 1), 1.0)))
     if needs_separate_pad(geometry):
         kind = getattr(nn, f"{_PADS[geometry.padding_mode]}Pad{geometry.ndim}d")
         both = zip(("pad", "crop"), geometry.pad_then_crop, strict=True)
-        steps = [(name, kind(part)) for name, part in both if any(part)]
+        steps += [(name, kind(part)) for name, part in both if any(part)]
     behind = [("norm", norm)] if norm is not None else []
     return nn.Sequential(OrderedDict([*steps, ("conv", convolution), *behind])) if steps or behind else convolution
 
@@ -314,7 +320,8 @@ class _Rewriting:
             if norm is None:
                 own = getattr(nn, f"BatchNorm{max(geometry.ndim, 1)}d")(geometry.out_channels, device="meta")
         self._write(convolution, norm or own, fused)
-        return _with_neighbours(convolution, geometry, own).train(self.result.get_submodule(fused.owner).training)
+        whole = _with_neighbours(convolution, geometry, own, ones=fused.expression.has_ones)
+        return whole.train(self.result.get_submodule(fused.owner).training)
 
     def _norm_there(self, fused: Fused) -> _BatchNorm | None:
         """Return the norm of the network itself that stays behind a convolution; None where there is none."""

@@ -235,6 +235,18 @@ def test_a_bias_before_a_padded_convolution(tmp_path: Path) -> None:
     assert "shift-before-padding" in refused(made, tmp_path)
 
 
+@pytest.mark.parametrize("opset", [10, 17])
+def test_a_bias_before_a_transposed_convolution(tmp_path: Path, opset: int) -> None:
+    nodes = [node("Relu", "x", "r"), node("Conv", "r w1 i", "c")]
+    nodes.append(node("ConvTranspose", "c k", "y", strides=[2, 2], pads=[1, 1, 1, 1]))
+    path, out = (tmp_path / f"{name}.onnx" for name in ("in", "out"))
+    made = model(nodes, {**WEIGHTS, "i": BIAS, "k": tensor(22, 4, 4, 4, 4)}, opset=opset)
+    fused(written(made, path), out, "1x4x9x10")
+    assert kinds(out) == {"Relu": 1, "Pad": 1, "ConvTranspose": 1}
+    assert error(path, out, tensor(3, 2, 4, 3, 7)) < 1e-12
+    onnx.checker.check_model(str(out), full_check=True)
+
+
 def test_a_norm_of_the_batch(tmp_path: Path) -> None:
     norm = helper.make_node("BatchNormalization", ["a", *"gbmv"], ["y"], name="norm", training_mode=1)
     assert "training-norm" in refused(model([BRANCHES[0], norm], {"w3": W3, **NORM}), tmp_path)

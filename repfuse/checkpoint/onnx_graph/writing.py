@@ -192,6 +192,9 @@ class _Editing:
         """Add the nodes of a module that the rewrite made, and return what they give."""
         if isinstance(module, nn.Sequential):
             *steps, last = module
+            if hasattr(module, "ones"):
+                x = self._beside_ones(x, module.get_submodule("conv"), f"{name}_ones")
+                steps = steps[1:]
             if len(steps) == 1 and isinstance(steps[0], _ConstantPadNd) and min(steps[0].padding) >= 0:
                 assert isinstance(last, _ConvNd)
                 return self._convolution(last, x, name, _pads(steps[0].padding))
@@ -243,6 +246,16 @@ class _Editing:
         if not biased:
             return product
         return self._node("Add", [product, self._tensor(f"{name}.bias", module.bias)], name)
+
+    def _beside_ones(self, x: ir.Value, layer: nn.Module, name: str) -> ir.Value:
+        """Put a channel of ones behind the others: a Pad of the channels alone."""
+        assert isinstance(layer, _ConvNd)
+        rank = len(layer.kernel_size) + 2
+        amounts = [int(axis == rank + 1) for axis in range(2 * rank)]
+        if version_of(self.model) < PADS_AS_INPUT:
+            return self._node("Pad", [x], name, {"pads": amounts, "value": 1.0})
+        one = self._tensor(f"{name}.value", layer.weight.new_ones(()))
+        return self._node("Pad", [x, self._tensor(f"{name}.amounts", np.array(amounts, np.int64)), one], name)
 
     def _pad(self, x: ir.Value, mode: str, pads: list[int], rank: int, name: str) -> ir.Value:
         half, whole = len(pads) // 2, [0] * (2 * rank)
