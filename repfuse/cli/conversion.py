@@ -24,6 +24,7 @@ from repfuse.checkpoint.spec import as_texts
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
+from repfuse.memory import is_streamed
 from repfuse.networks import using_threads
 from repfuse.plan_file import PlanFile, said_beside
 from repfuse.planning.replaying import Choice, choose
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 TIMING_SECONDS = 1.0
 NEUTRAL = "the norms that stay have statistics that change nothing: give --data before you train this network on"
 SCALED = "the values between the layers are scaled now: features that are taken from within the network are others"
+UNTIMED = "not timed, since both networks would be in memory at once: repfuse bench does it"
 UNSOLVED = "--equalize makes no difference here: what it does is found out where a file is written"
 
 
@@ -87,12 +89,16 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
         report, module = _proven(checkpoint, request, progress)
         if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
             return report
-        progress("timing", 0.7)
-        with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
-            runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
-            timing = bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
+        if is_streamed(module):  # to time both would mean to hold both
+            report = replace(report, notes=(*report.notes, UNTIMED))
+        else:
+            progress("timing", 0.7)
+            with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
+                runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
+                timing = bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
+            report = replace(report, timing=timing)
         progress("writing, and reading it again", 0.9)
-        return _saved(replace(report, timing=timing), checkpoint, module, request, reader)
+        return _saved(report, checkpoint, module, request, reader)
 
 
 def _loaded(request: Request) -> Checkpoint:
