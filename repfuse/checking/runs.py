@@ -16,13 +16,14 @@ from traceback import walk_tb
 from typing import Any
 
 import torch
-from torch import Tensor, jit, nn
+from torch import Tensor, fx, jit, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from repfuse.checking.inputs import Trial
 from repfuse.errors import RepfuseError
+from repfuse.memory import is_streamed
 from repfuse.networks import (
     device_of,
     draw_alike,
@@ -114,6 +115,8 @@ class Widening(TorchFunctionMode):
         self.resting = self.acted = False
         self._constant = WeakTensorKeyDictionary()
         self._remember(x for _, x in named_tensors(network))
+        for table in _tables(network):
+            table.told = lambda made: self._remember([made])
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -281,6 +284,51 @@ def copied(network: nn.Module, change: Change) -> Iterator[nn.Module]:
                 module._buffers.clear()
 
 
+@contextmanager
+def readable(network: nn.Module, change: Change) -> Iterator[nn.Module]:
+    """Lend a copy as ``copied`` does, to be called and not to be changed: the tensors of a network that is streamed are
+    made as they are read, and gone when they were used.
+    """
+    if not is_streamed(network):
+        with copied(network, change) as copy:
+            yield copy
+        return
+    copy = changed_copy(network, lambda _, tensor: tensor)
+    name_of = {id(tensor): name for name, tensor in named_tensors(copy)}
+    for module in copy.modules():
+        for table in ("_parameters", "_buffers"):
+            vars(module)[table] = _Read(vars(module)[table], name_of, change)
+    set_eval(copy)
+    yield copy
+
+
+class _Read(dict[str, Tensor | None]):
+    """A table of a module's tensors, each changed when it is read: anew, once those that were are forgotten. ``told``
+    hears of what was made.
+    """
+
+    def __init__(self, held: Mapping[str, Tensor | None], name_of: Mapping[int, str], change: Change) -> None:
+        super().__init__(held)
+        self._name_of, self._change = name_of, change
+        self.told: Callable[[Tensor], None] = lambda _tensor: None
+        self.read: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        held = super().__getitem__(name)
+        if held is None:
+            return None
+        if name not in self.read:
+            with torch._C.DisableTorchFunction():
+                self.read[name] = self._change(self._name_of[id(held)], held.detach())
+            self.told(self.read[name])
+        return self.read[name]
+
+
+def _tables(network: nn.Module) -> list[_Read]:
+    tables = (table for module in network.modules() for table in (module._parameters, module._buffers))
+    return [table for table in tables if isinstance(table, _Read)]
+
+
 def _copy(network: nn.Module, change: Change) -> nn.Module:
     copied = changed_copy(network, lambda name, tensor: change(name, tensor.detach()))
     for path, module in named_modules(copied):
@@ -299,7 +347,7 @@ def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, 
 
     Raises RepfuseError where the network cannot be copied.
     """
-    with copied(network, as_stored) as copy:
+    with readable(network, as_stored) as copy:
         return run_copy(copy, trials, cast)
 
 
@@ -311,7 +359,7 @@ def takes(network: nn.Module, inputs: Sequence[Any]) -> bool:
 def run_copy(copy: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, torch.dtype]) -> list[Outcome]:
     """Call one of our copies itself on each trial: the call may change it."""
     device = device_of(copy)
-    return [call(copy, placed(trial.inputs, device, cast)) for trial in trials]
+    return _calls(copy, [placed(trial.inputs, device, cast) for trial in trials])
 
 
 def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
@@ -324,7 +372,7 @@ def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
     count = torch.get_num_threads()
     if count == 1:
         return 1
-    with copied(network, as_stored) as copy:
+    with readable(network, as_stored) as copy:
 
         def seconds(threads: int) -> float:
             with using_threads(threads):
@@ -383,8 +431,7 @@ def _run_wide(  # noqa: PLR0917 - what ``run_float64`` was given, and what it fo
         wide = change(name, tensor)
         return wide.to(tensor.dtype) if any(within(name, path) for path in narrow) else wide
 
-    outcomes = list[Outcome]()
-    with copied(network, changed) as copy:
+    with readable(network, changed) as copy:
         device, widening = device_of(copy), Widening(copy)
         for path in narrow:
             dtype = main_dtype(network.get_submodule(path)) or main_dtype(network)
@@ -392,14 +439,14 @@ def _run_wide(  # noqa: PLR0917 - what ``run_float64`` was given, and what it fo
                 _in_own_dtype(copy.get_submodule(path), dtype, widening)
         watch(copy)
         compiled = not given and any(isinstance(part, jit.ScriptModule) for part in copy.modules())
-        for trial in trials:
-            inputs = placed(trial.inputs, device, given)
-            # Where nothing was to be kept wide at first, the mode is left out: each function takes longer under it.
-            with Depthwise(), widening if narrow or widening.acted or not outcomes else nullcontext():
-                outcome = call(copy, inputs)
-            own = [path for path, part in named_modules(copy) if getattr(part, "narrow", False)]
-            outcomes.append(replace(outcome, narrow=("",) if compiled else (*narrow, *own)))
-    return outcomes
+        outcomes, inputs = list[Outcome](), [placed(trial.inputs, device, given) for trial in trials]
+        with Depthwise():
+            while len(outcomes) < len(inputs):
+                # Where nothing was to be kept wide at first, the mode is left out: each function takes longer under it.
+                with widening if narrow or widening.acted or not outcomes else nullcontext():
+                    outcomes += _calls(copy, inputs if is_streamed(network) else inputs[len(outcomes) :][:1])
+        own = [path for path, part in named_modules(copy) if getattr(part, "narrow", False)]
+    return [replace(outcome, narrow=("",) if compiled else (*narrow, *own)) for outcome in outcomes]
 
 
 def within(path: str, outer: str) -> bool:
@@ -426,6 +473,42 @@ def _in_own_dtype(module: nn.Module, dtype: torch.dtype, widening: Widening) -> 
     vars(module)["forward"] = narrowed
 
 
+def _calls(copy: nn.Module, inputs: Sequence[tuple[object, ...]]) -> list[Outcome]:
+    """Call one of our copies on each of the inputs; a graph that is streamed on all of them at once, line by line, so
+    that each of its tensors is made but once.
+    """
+    tables = _tables(copy)
+    if not tables or not isinstance(copy, fx.GraphModule) or "forward" in vars(copy):
+        return [call(copy, given) for given in inputs]
+    return _in_step(copy, tables, inputs)
+
+
+@torch.no_grad()
+def _in_step(copy: fx.GraphModule, tables: Sequence[_Read], inputs: Sequence[tuple[object, ...]]) -> list[Outcome]:
+    runs, failed, output = [fx.Interpreter(copy) for _ in inputs], dict[int, Outcome](), list(copy.graph.nodes)[-1]
+    for run, given in zip(runs, inputs, strict=True):
+        run.args_iter = iter(given)
+    with same_randomness(copy):
+        draw_alike(copy, SEED)
+        for line in copy.graph.nodes:
+            for number, run in enumerate(runs):
+                try:
+                    if number not in failed:
+                        run.env[line] = run.run_node(line)
+                except Exception as error:  # whatever a line may raise
+                    failed[number] = Outcome({}, described(error), _raised_in(copy, error))
+                    run.env.clear()
+                for used in run.user_to_last_uses.get(line, ()):
+                    run.env.pop(used, None)
+            for table in tables:
+                table.read.clear()
+    return [failed.get(number) or _outcome(run.env[output]) for number, run in enumerate(runs)]
+
+
+def _outcome(output: Any) -> Outcome:
+    return Outcome({name: leaf.to("cpu", copy=True) for name, leaf in leaves(output).items()})
+
+
 @torch.no_grad()
 def call(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
     """Call the network; what it raises becomes the outcome's error."""
@@ -435,7 +518,7 @@ def call(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
             output = network(*inputs)
         except Exception as error:  # whatever a forward may raise
             return Outcome({}, described(error), _raised_in(network, error))
-    return Outcome({name: leaf.to("cpu", copy=True) for name, leaf in leaves(output).items()})
+    return _outcome(output)
 
 
 def _raised_in(network: nn.Module, error: Exception) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 
 from repfuse import __version__, cli
 from repfuse.benching.benchmark import bench
+from repfuse.benching.results import Benchmark
 from repfuse.benching.sites import tune
 from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.files import digest_of, replacing, together
@@ -25,6 +26,7 @@ from repfuse.checkpoint.spec import as_texts
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
+from repfuse.memory import is_streamed
 from repfuse.networks import using_threads
 from repfuse.plan_file import PlanFile, said_beside
 from repfuse.planning.replaying import Choice, choose
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 TIMING_SECONDS = 1.0
 NEUTRAL = "the norms that stay have statistics that change nothing: give --data before you train this network on"
 SCALED = "the values between the layers are scaled now: features that are taken from within the network are others"
+UNTIMED = "not timed, since both networks would be in memory at once: repfuse bench does it"
 UNSOLVED = "--equalize makes no difference here: what it does is found out where a file is written"
 
 
@@ -97,13 +100,20 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
                 write(report.plan, module)
             progress("reading the file again", 0.7)
             report = _with_output(report, begun[0]())
-            progress("timing", 0.8)
-            with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
-                runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
-                timing = bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
-        report = replace(report, timing=timing, seconds=time.perf_counter() - cli.STARTED)
+            if is_streamed(module):  # to time both would mean to hold both
+                report = replace(report, notes=(*report.notes, UNTIMED))
+            else:
+                progress("timing", 0.8)
+                report = replace(report, timing=_timed(checkpoint, module))
+        report = replace(report, seconds=time.perf_counter() - cli.STARTED)
         _write_report(report, request.out)
         return report
+
+
+def _timed(checkpoint: Checkpoint, module: nn.Module) -> Benchmark:
+    runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
+    with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
+        return bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
 
 
 def _loaded(request: Request) -> Checkpoint:

@@ -31,6 +31,7 @@ from repfuse.checkpoint.contents import Around
 from repfuse.checkpoint.spec import as_texts
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
+from repfuse.memory import give_back
 from repfuse.networks import device_of
 from repfuse.readback.process import Reader
 from repfuse.readback.reading import Answer, FileKind, Fingerprint, Job, digests, fingerprint_of, rest_of
@@ -272,6 +273,7 @@ def _of_original(written: Written, path: Path, job: Job) -> tuple[list[Trial], l
     trials; why comes last.
     """
     tried, expected = with_fallbacks(written.original, input_variants(written.example))
+    give_back(written.original)
     try:
         found = _in_runtime(path, job, tried, expected)
     except RepfuseError as error:
