@@ -146,7 +146,8 @@ def _said_plan(original: Checkpoint, fused: Checkpoint, given: Path | None) -> K
     if fused.plan is not None and fused.plans[:-1] == original.plans:
         return KnownPlan(fused.plan)
     path = report_path(fused.path)
-    if not path.is_file() or fused.program is not None or fused.format == "onnx":  # they hold layers in other forms
+    exported = fused.program is not None or (fused.format == "onnx" and original.format != "onnx")
+    if not path.is_file() or exported:  # they hold layers in other forms
         return KnownPlan(None)
     try:
         report = read_plan_file(path)

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import chain
 from math import inf, isfinite, prod
 from reprlib import repr as short
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from unicodedata import category
 
 from annotated_types import Ge, Gt, Lt, Predicate
@@ -23,6 +24,9 @@ from annotated_types import Ge, Gt, Lt, Predicate
 from repfuse.errors import RepfuseError
 from repfuse.refusals import REFUSALS
 from repfuse.wording import first_line
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SCHEMA = 5
 AGAIN = "Make the plan again from this model."  # what to do with a plan that does not fit
@@ -310,10 +314,10 @@ def read_as(kind: Any, data: Any, *, strict: bool = True) -> Any:
 
     Where it is not ``strict``, numbers may be texts, as "inf" and "nan" are in JSON.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(data, ensure_ascii=False).encode(), strict=strict)
+        return _reader(kind).validate_json(json.dumps(data, ensure_ascii=False).encode(), strict=strict)
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in wrong["loc"]).lstrip(".")
@@ -323,6 +327,14 @@ def read_as(kind: Any, data: Any, *, strict: bool = True) -> Any:
         raise _no_plan(MISTAKES["predicate_failed"]) from error
     except (TypeError, ValueError, RecursionError) as error:  # it is no JSON
         raise _no_plan(first_line(error)) from error
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    """Return what reads a type: to make it takes longer than to read a plan."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _without(value: Any, name: str) -> Any:

@@ -101,6 +101,7 @@ def test_digits_of_8_bits(fused: nn.Module, equalised: Equalized, training: Tens
     assert accuracy(both) >= accuracy(fused) - 0.3
 
 
+@pytest.mark.slow
 def test_a_second_time_changes_little(equalised: Equalized, training: Tensor) -> None:
     """There is no more to gain than luck in rounding."""
     again = equalize(equalised.module, [training[:1]], training).equalization
@@ -132,7 +133,9 @@ def test_powers_of_two_compute_the_same_bits() -> None:
         assert set((other / one).log2().frac().flatten().tolist()) == {0.0}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, *(pytest.param(each, marks=pytest.mark.slow) for each in (torch.float64, torch.float32))]
+)
 def test_the_rest_of_the_network_stays(dtype: torch.dtype) -> None:
     model = uneven().to(dtype)
     model[0].weight.requires_grad_(False)

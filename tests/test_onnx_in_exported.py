@@ -54,7 +54,7 @@ def convolutions(path: Path) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize(
-    "row", [pytest.param(r, id=r.name, marks=() if i % 24 == 3 else pytest.mark.slow) for i, r in enumerate(CASES)]
+    "row", [pytest.param(r, id=r.name, marks=() if i % 48 == 3 else pytest.mark.slow) for i, r in enumerate(CASES)]
 )
 def test_block(row: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)

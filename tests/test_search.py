@@ -11,10 +11,11 @@ from blocks import CASES, TWINS
 from blocks.building import Case, Spelled, conv, norm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.agreement import image, randomised
+from support.agreement import error, image, operations, randomised
 from support.programs import EXAMPLES, STEPS, program
 from torch import nn
 
+from repfuse.fusing import fuse
 from repfuse.planning.cost import TOLD_APART
 from repfuse.planning.planner import Planner, plan
 from repfuse.planning.search import MOST_PLACES, Search, Subgraph
@@ -142,3 +143,32 @@ def test_a_long_row_takes_as_many_tries_as_it_has_layers(monkeypatch):
         row = widths(*[8] * (layers + 1), kernels=(3,) * layers)
         plan(randomised(row), [image(1, 8, 160, 160)])
     assert 0 < tries[64] <= 2.5 * tries[32]
+
+
+PARTS = {
+    "chunk": lambda x: x.chunk(5, 1),
+    "slices": lambda x: [x[:, 16 * n : 16 * n + 16] for n in range(5)],
+}
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_a_kernel_for_some_channels_stays_one(groups, parts):
+    """To choose channels is a view. As part of the kernel it would be zeros, so many that the norm stayed instead."""
+    made = [nn.Sequential(conv(5, inputs=16, outputs=16, groups=groups), norm(16)) for _ in range(5)]
+    network = Spelled(
+        lambda m, x: torch.cat([head(part).relu() for head, part in zip(m.heads, parts(x), strict=True)], 1),
+        heads=nn.ModuleList(made),
+    )
+    network, x = randomised(network), image(2, 80, 14, 14)
+    result = fuse(network, [x])
+    left = [module for module in result.module.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+    assert [(module.in_channels, module.groups) for module in left] == [(16, groups)] * 5
+    assert max(error(network, result.module, each) for each in (x, image(1, 80, 3, 4))) < 1e-12
+
+
+def test_a_choice_that_copies_goes_into_the_kernel():
+    network, x = randomised(Spelled(lambda m, x: m.a(x.flip(1)), a=conv(3, inputs=16))), image(2, 16, 14, 14)
+    result = fuse(network, [x], keep_class=False)
+    assert "flip" not in operations(result.module, x)
+    assert error(network, result.module, x) < 1e-12

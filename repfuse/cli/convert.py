@@ -152,7 +152,7 @@ def convert(
     check_page(report_to, [path for path in (source, target, plan) if path], force=force)
     check_sources((source,))
     loading = network.loading(code)
-    with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
+    with Reader(allowed=code.allow or ()) if target else nullcontext() as reader, progress(quiet=quiet) as update:
         file = read_plan_file(plan) if plan else None
         from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
         from repfuse.report.convert_view import convert_view

@@ -236,8 +236,8 @@ def _summary(report: dict[str, Any]) -> str:
     if not report["proof"]:
         return "nothing to fuse"
     sites = len(report["plan"]["sites"])
-    timed = report["timing"]["measurements"][0]
-    return f"{sites} merged, exact to {report['proof']['error']:.1e}, {timed['speedup']:.2f}x ({timed['verdict']})"
+    timed = [f"{each['speedup']:.2f}x ({each['verdict']})" for each in (report["timing"] or {}).get("measurements", [])]
+    return ", ".join([f"{sites} merged", f"exact to {report['proof']['error']:.1e}", *timed[:1]])
 
 
 def _peak() -> int:

@@ -156,6 +156,7 @@ class Folding:
         call = call_of[convolution]
         assert call is not None
         stays = {call_of[node] for node in layers} == {call} and self._stays(convolution, call)
+        stays = stays and not region.groups[0].expression.has_ones
         units = {each: each is call and stays for each in call_of.values() if each is not None}
         if not all(self._alone(each, owner, alike, keeps=keeps) for each, keeps in units.items()):
             return None

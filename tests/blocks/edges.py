@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blocks.building import NOT_IN_ATEN, C, Case, Spelled, Twin, conv, scale, total
+from repfuse.plans import Policy
 
 SOBEL = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
 LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
@@ -144,6 +145,7 @@ CASES = [
         )
         for axes in (1, 2)
     ),
+    Case("SESR of a biased 1x1 and 3x3, with a channel of ones", lambda: sesr(first=1, second=3)),
     Case("ECBSR", ecbsr, less_in=NOT_IN_ATEN),
     *(
         Case(f"edge filter {number}", lambda mask=mask: total(conv(3), Edge(mask)), less_in=NOT_IN_ATEN)
@@ -154,14 +156,21 @@ CASES = [
     Case("RRRB after a 3x3", lambda: nn.Sequential(conv(3), rrrb()), convolutions=2, less_in=NOT_IN_ATEN),
     Case("SPAN", span),
     *(
-        Case(f"blur then kernel, {axes}-d", lambda axes=axes: blur(axes, padded=False), axes=axes, least=5)
+        Case(
+            f"blur then kernel, {axes}-d",
+            lambda axes=axes: blur(axes, padded=False),
+            axes=axes,
+            least=5,
+            side=12,
+            policy=Policy.ALWAYS,
+        )
         for axes in (1, 2, 3)
     ),
 ]
 
 TWINS = [
     Twin("SESR of two padded kernels", "padding-between", lambda: sesr(second=3)),
-    Twin("SESR of a biased 1x1 and 3x3", "shift-before-padding", lambda: sesr(first=1, second=3)),
+    Twin("SESR of a biased 1x1 and 3x3", "shift-before-padding", lambda: sesr(wide=4, first=1, second=3)),
     Twin("an edge filter with another frame", "shift-before-padding", lambda: total(conv(3), Edge(SOBEL, 1.0)), 3),
     Twin("ECBSR's row with another frame", "shift-before-padding", lambda: total(conv(3), wide_row(excess=1.0)), 3),
     Twin(

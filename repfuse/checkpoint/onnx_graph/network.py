@@ -22,7 +22,16 @@ from torch import Tensor, fx, nn
 
 from repfuse.checkpoint.onnx_graph import opaque
 from repfuse.checkpoint.onnx_graph.operators import VALUES, Function, Known, Shape, function_of
-from repfuse.checkpoint.onnx_graph.reading import DOMAINS, LISTS_NO_WEIGHTS, inputs_of, shapes_of, tensor_of, version_of
+from repfuse.checkpoint.onnx_graph.reading import (
+    DOMAINS,
+    LISTS_NO_WEIGHTS,
+    inputs_of,
+    shapes_of,
+    tensor_of,
+    tensors_of,
+    version_of,
+)
+from repfuse.memory import HUGE, stream
 
 RANDOM = ("Random", "Bernoulli", "Multinomial")  # whose results are none that stay
 FOLDED = 1 << 10  # numbers that a constant may have to be looked for as an argument of an operator
@@ -297,6 +306,8 @@ def network_of(model: ir.Model, path: Path) -> fx.GraphModule:
     """Return the module of the model in the file at ``path``."""
     module = Building(model, shapes_of(path), bare=False).build()
     module.eval()
+    if sum(tensor.nbytes for _, tensor in tensors_of(model)) >= HUGE:
+        stream(module)
     return module
 
 
