@@ -115,7 +115,6 @@ def cli(python: Run) -> Cli:
 def _environment(more: dict[str, str]) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "REPFUSE_"))}
     kept = {key: value for key, value in kept.items() if not key.endswith("_COLOR")}
-    kept.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process compiles all of repfuse
     fixed = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)]),  # this tree, wherever it runs
         "OMP_NUM_THREADS": "1",
