@@ -20,9 +20,6 @@ import repfuse
 from repfuse.equalizing import Equalized, equalize
 from repfuse.quantization import rounded
 
-sys.path.insert(0, str(SAMPLES))
-from make_samples import digits
-
 DIGITS = SAMPLES / "repvgg_digits.pt"
 HELD_OUT = SAMPLES / "digits_heldout.safetensors"
 X = image(2, 3, 9, 8, dtype=torch.float32)
@@ -76,6 +73,9 @@ def accuracy(model: nn.Module) -> float:
 
 @pytest.fixture(scope="module")
 def training() -> Tensor:
+    sys.path.insert(0, str(SAMPLES))
+    from make_samples import digits  # scikit-learn takes a second to import
+
     return digits()[0][0]
 
 

@@ -56,9 +56,14 @@ def complaints(found: dict[str, Any]) -> list[str]:
     return [f"{found['name']}: {complaint}" for complaint, bad in checks.items() if bad]
 
 
-def test_no_attack_succeeds(python: Run, tmp_path: Path) -> None:
-    found = outcomes(python, list(CORPUS), tmp_path)
-    assert not [complaint for name in CORPUS for complaint in complaints(found[name])]
+SOON = [name for number, name in enumerate(CORPUS) if number % 4 == 0 or not name.startswith("pt2: given ")]
+"""But for most of those that are other attacks again, as members of an exported program."""
+
+
+@pytest.mark.parametrize("names", [SOON, pytest.param(list(CORPUS), marks=pytest.mark.slow)], ids=["soon", "all"])
+def test_no_attack_succeeds(names: list[str], python: Run, tmp_path: Path) -> None:
+    found = outcomes(python, names, tmp_path)
+    assert not [complaint for name in names for complaint in complaints(found[name])]
 
 
 @pytest.mark.slow

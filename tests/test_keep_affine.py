@@ -247,7 +247,7 @@ def test_a_norm_that_ends_a_row_of_modules_stays_in_its_place(network: nn.Module
 # Statistics.
 
 
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(st.integers(0, 2**32), st.integers(1, 3))
 def test_the_norms_have_the_statistics_of_data_and_nothing_else_changes(seed: int, batches: int) -> None:
     network = randomised(DigitsRepVGG(width=4), seed=seed % 1000, dtype=torch.float32)
