@@ -266,6 +266,37 @@ def test_an_activation_and_a_weight_that_is_an_input(tmp_path: Path) -> None:
     assert any("w1" in note for note in repfuse.load(tmp_path / "in.onnx").notes)
 
 
+GELU = [
+    node("Conv", "x w1", "a"), node("Div", "a root", "b"), node("Erf", "b", "c"), node("Add", "c one", "d"),
+    node("Mul", "a d", "e"), node("Mul", "e half", "f"), node("Conv", "f w1", "y"),
+]  # fmt: skip
+NORM_OF_LAYERS = [
+    node("ReduceMean", "x", "a", axes=[-1]), node("Sub", "x a", "b"), node("Mul", "b b", "c"),
+    node("ReduceMean", "c", "d", axes=[-1]), node("Add", "d eps", "e"), node("Sqrt", "e", "f"), node("Div", "b f", "g"),
+    node("Mul", "g gamma", "h"), node("Add", "h beta", "i"), node("MatMul", "i p", "y"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("nodes", "inner", "other"), [(GELU, "Erf", "Tanh"), (NORM_OF_LAYERS, "Sqrt", "Exp")])
+def test_what_runtimes_compute_as_one_operator_stays(
+    nodes: Sequence[Any], inner: str, other: str, tmp_path: Path
+) -> None:
+    """Its scale in the next layer would cost that operator: fused so, repvit_m1 got slower than it was."""
+    held = {"w1": W1, "p": MATRICES["p"], "root": np.array(2**0.5), "eps": np.array(1e-5)}
+    held |= {"one": np.array(1.0), "half": np.array(0.5), "gamma": NORM["g"], "beta": NORM["b"]}
+    shape = {"shape": ("n", "t", 4)} if inner == "Sqrt" else {}
+    size = "2x5x4" if shape else "2x4x9x10"
+    names = {name for each in nodes for name in each.input}
+    for inside, merges in ((inner, False), (other, True)):
+        spelled = [onnx.NodeProto.FromString(each.SerializeToString()) for each in nodes]
+        next(each for each in spelled if each.op_type == inner).op_type = inside
+        known = {name: array for name, array in held.items() if name in names}
+        path = written(model(spelled, known, opset=13, **shape), tmp_path / f"{inside}.onnx")
+        plan = fused(path, tmp_path / f"{inside}_out.onnx", size)
+        assert bool(plan.sites) == merges, inside
+        assert (kinds(path) == kinds(tmp_path / f"{inside}_out.onnx")) != merges
+
+
 def test_weights_were_inputs_once(tmp_path: Path) -> None:
     made = model([*BRANCHES, node("Add", "a c", "y")], WEIGHTS, ir_version=3, opset=8)
     made.graph.input.extend(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,20 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Cli
 from torch import nn
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx_ir")
 
+from bench_onnx_memory import READING, WANTED, peaks  # noqa: E402
 from onnx import TensorProto  # noqa: E402
-from support.onnx_models import kinds, model, node, tensor  # noqa: E402
+from support.onnx_models import fused, kinds, model, node, tensor, wide  # noqa: E402
 
 import repfuse  # noqa: E402
 from repfuse import memory, rewriting  # noqa: E402
 from repfuse.checking.inputs import Trial, input_variants  # noqa: E402
 from repfuse.checking.rounding import rounded_once  # noqa: E402
 from repfuse.checking.runs import Outcome, in_float64, run, run_float64  # noqa: E402
+from repfuse.checkpoint import onnx_file  # noqa: E402
 from repfuse.checkpoint.onnx_graph import network  # noqa: E402
 from repfuse.converting import convert  # noqa: E402
 from repfuse.errors import RepfuseError  # noqa: E402
@@ -131,3 +137,50 @@ def test_a_tensor_that_is_put_aside_stays_what_it_is(dtype: torch.dtype, monkeyp
     assert not torch.equal(found, x)
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
     assert memory.put_aside(x) is x
+
+
+def test_what_is_too_large_for_one_file_is_written_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message of protobuf holds 2 GB, the graph included."""
+    onnx.save(model(NODES, HELD, dtype=np.float32), tmp_path / "in.onnx")
+    monkeypatch.setattr(onnx_file, "LARGEST", 500)
+    fused(tmp_path / "in.onnx", tmp_path / "out.onnx", EXAMPLE)
+    assert {each.name for each in tmp_path.iterdir()} == {"in.onnx", "out.onnx", "out.onnx.data"}
+    onnx.checker.check_model(str(tmp_path / "out.onnx"))
+    assert repfuse.load(tmp_path / "out.onnx").files == (tmp_path / "out.onnx.data",)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder whose gigabytes do not stay."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what a process holds")
+def test_memory(folder: Path) -> None:
+    """A process holds no more than reading takes, and 1.3 times the weights of a site."""
+    path, out = folder / "in.onnx", folder / "out.onnx"
+    site = wide(path, 1024, 8)
+    (reading,) = peaks("-c", READING, str(path), "1x1024x4x4")
+    for command in (("convert", str(path), str(out)), ("inspect", str(path)), ("verify", str(path), str(out))):
+        for held in peaks("-m", "repfuse", *command, "--input", "1x1024x4x4", "--quiet"):
+            assert held <= reading + WANTED * site, command
+
+
+@pytest.mark.slow
+def test_more_than_two_gigabytes(cli: Cli, folder: Path) -> None:
+    path, out = folder / "in.onnx", folder / "out.onnx"
+    wide(path, 4096, 4)
+    assert path.with_name("in.onnx.data").stat().st_size > 2**31
+    sized = ("--input", "1x4096x2x2")
+    done = cli("convert", path, out, *sized, "--quick", "--json", timeout=3600)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert len(report["plan"]["sites"]) == 4 and report["timing"] is None
+    assert report["output"]["verified"]["compared"]
+    assert kinds(out) == {"Conv": 4, "Relu": 4}
+    onnx.checker.check_model(str(out))
+    done = cli("verify", path, out, "--quick", "--json", timeout=3600)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["proof"]["sites"]
