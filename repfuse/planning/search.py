@@ -175,7 +175,7 @@ class Search:
             found = {roots.get(reader) for reader in self._joining.get(node, ())} if node not in cuts else set()
             root = found.pop() if len(found) == 1 else None
             roots[node] = root or node
-            if root is None or self.meanings.origin(node) not in cuts:
+            if root is None or self.estimate.computing(node) not in cuts:
                 parts[roots[node]].append(node)
         return [tuple(reversed(part)) for part in parts.values()]
 
@@ -261,8 +261,6 @@ class Search:
         """Return where to cut off the branches that merge with no other, or all; None where all need this root."""
         root, groups = part[-1], read.region.groups
         meaning = self.meanings[root]
-        if any(map(self.estimate.is_wasted, read.region.nodes)):
-            return None  # what is added in vain goes with the sum
         scales = isinstance(meaning, Sum) and len(meaning.inputs) == 1 and read.region.is_writable
         if scales or not isinstance(meaning, Sum | Same):
             return None  # each branch takes its part of a factor
@@ -271,12 +269,14 @@ class Search:
             others = frozenset(chain.from_iterable(other.nodes for other in groups if other is not group))
             if len(group.terms) == 1 and group.of_source is None and group.terms[0].top not in others:
                 alone.append(group.terms[0].top)
-        if alone:
-            self._notes += read.notes
         inputs = inputs_of(meaning)
         operands = (index for index, x in enumerate(inputs) for _ in read.terms.get(x, (x,)))
         place = {id(term): operand for term, operand in zip(read.terms[root], operands, strict=True)}
         together = any(len({place[id(term)] for term in group.terms}) > 1 for group in groups)
+        if (read.region.is_writable or not together) and any(map(self.estimate.is_wasted, read.region.nodes)):
+            return None  # what is added in vain goes with the sum
+        if alone:
+            self._notes += read.notes
         return (self._cuts_at(alone, part) or None) if together else self._cuts_at((*alone, *inputs), part)
 
     def _weighed(self, part: Subgraph, region: Region, measured: Measured | None) -> Cuts:
