@@ -6,7 +6,7 @@ PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --dis
 DEMO := .demo
 SAMPLES := sample_checkpoints
 
-.PHONY: help demo test lint figures peers slow fuzz zoo mutants bench many samples clean
+.PHONY: help demo test lint figures peers slow fuzz zoo speed mutants bench many samples clean
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
@@ -41,6 +41,9 @@ fuzz: $(VENV)/.dev  ## Damaged files of each format, new ones each time; minutes
 zoo: $(VENV)/.dev  ## Convert and prove a network of every timm family and torchvision's; about an hour
 	$(BIN)/python -W ignore -m tests.zoo $(ZOO)
 
+speed: $(VENV)/.dev  ## Time each network of the zoo beside its fused form and timm's own; about an hour
+	PYTHONPATH=tests $(BIN)/python -W ignore -m tests.bench_zoo $(ZOO)
+
 # All mutants, and not the usual sample of the blunt ones: make mutants MUTANTS='--blunt-one-in 1'. Some files: MUTANTS=FILE
 mutants: $(VENV)/.mutants  ## What no test of the algebra and the operator tables notices; an hour on two cores, resumable
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(MUTANTS)
@@ -48,6 +51,7 @@ mutants: $(VENV)/.mutants  ## What no test of the algebra and the operator table
 bench: $(VENV)/.dev  ## Time conversion, verification and inference; writes the README's table
 	$(BIN)/python tests/bench_rewrite.py
 	$(BIN)/python tests/bench_verify.py
+	$(BIN)/python tests/bench_onnx_memory.py
 	$(BIN)/repfuse bench --notebook
 	$(BIN)/python tests/bench_readme.py
 

@@ -198,7 +198,8 @@ REFUSALS: dict[str, Explanation] = {
         "a constant before a convolution that pads with something else",
         "The padding is added after a normalisation, a bias or an average. Folded into the convolution, the constant "
         "would reach into the padding, and the border would be wrong by its size (measured: up to 13 %). It is exact "
-        "where the padding is filled with that very constant, as some blocks do on purpose.",
+        "where the padding is filled with that very constant, as some blocks do on purpose, and with a channel of ones "
+        "beside the input, whose weight is the constant: that is done where it is clearly predicted to be faster.",
         "Nothing to do here. When you design the block: put the normalisation after the convolution, or pad before it.",
     ),
     "size-dependent-slice": Explanation(

@@ -18,8 +18,8 @@ from repfuse.algebra.expression import Expression, tensor_names
 from repfuse.algebra.geometry import Geometry, NotAffine
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
-from repfuse.memory import collecting_later
-from repfuse.networks import holders, is_plain, join, named_tensors
+from repfuse.memory import APART, collecting_later, is_streamed, put_aside
+from repfuse.networks import holders, is_plain, join, keep_attributes, named_tensors
 from repfuse.planning.cost import needs_separate_pad
 from repfuse.planning.edits import Block, Fused, left_range, stored_like
 from repfuse.planning.replaying import replay
@@ -56,13 +56,19 @@ def _convolution_module(geometry: Geometry) -> nn.Module:
     return made
 
 
-def _with_neighbours(convolution: nn.Module, geometry: Geometry, norm: _BatchNorm | None) -> nn.Module:
-    """Return the convolution, behind a padding or a crop of its own where it cannot do that itself, before the norm."""
+def _with_neighbours(
+    convolution: nn.Module, geometry: Geometry, norm: _BatchNorm | None, *, ones: bool = False
+) -> nn.Module:
+    """Return the convolution before the norm, behind what puts a channel of ``ones`` beside its input, and behind a
+    padding or a crop of its own where it cannot do that itself.
+    """
     steps: list[tuple[str, nn.Module]] = []
+    if ones:
+        steps.append(("ones", getattr(nn, f"ConstantPad{geometry.ndim}d")((0, 0) * geometry.ndim + (0, 1), 1.0)))
     if needs_separate_pad(geometry):
         kind = getattr(nn, f"{_PADS[geometry.padding_mode]}Pad{geometry.ndim}d")
         both = zip(("pad", "crop"), geometry.pad_then_crop, strict=True)
-        steps = [(name, kind(part)) for name, part in both if any(part)]
+        steps += [(name, kind(part)) for name, part in both if any(part)]
     behind = [("norm", norm)] if norm is not None else []
     return nn.Sequential(OrderedDict([*steps, ("conv", convolution), *behind])) if steps or behind else convolution
 
@@ -198,20 +204,13 @@ def _keep_own(module: nn.Module, holder: nn.Module, leaf: str) -> None:
         setattr(holder, leaf, getattr(module, leaf))
 
 
-_PRESERVED = "_user_preserved_attributes"
-"""Under this key in its ``meta`` a GraphModule has the attributes that PyTorch takes along when it is deep-copied."""
-
-
 def _keep_plain_attributes(owner: nn.Module, body: nn.Module) -> None:
     """Copy what an owner and its class carry as plain data: others read it (``layer.f`` in YOLO, ``model.names``)."""
     classes = itertools.takewhile(lambda kind: kind is not nn.Module, type(owner).__mro__)
     tables = [vars(owner), *map(vars, classes)]
     found = {name: value for table in reversed(tables) for name, value in table.items() if not name.startswith("_")}
     kept = {name: value for name, value in found.items() if is_plain(value) and not hasattr(body, name)}
-    for name, value in kept.items():
-        setattr(body, name, value)
-    if isinstance(body, fx.GraphModule):
-        body.meta[_PRESERVED] = kept
+    keep_attributes(body, kept)
 
 
 def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True, share: bool = False) -> nn.Module:
@@ -240,7 +239,8 @@ class _Rewriting:
         merged = [self.tensors[leaf] for name in dict.fromkeys(named) for leaf in self.constants.leaves(name)]
         self.replaced = {id(tensor): tensor for tensor in merged}
         self.stand_ins = {key: like(x, x.to("meta")) for key, x in self.replaced.items()}  # so that no data is copied
-        kept = {id(tensor): tensor for _, tensor in named_tensors(module)} if share else {}
+        self.streamed = is_streamed(module)
+        kept = {id(tensor): tensor for _, tensor in named_tensors(module)} if share or self.streamed else {}
         self.result = copy_with(module, kept | self.stand_ins)
         self.successors: dict[nn.Module, nn.Module] = {}
         self.holders = holders(self.result)
@@ -314,7 +314,8 @@ class _Rewriting:
             if norm is None:
                 own = getattr(nn, f"BatchNorm{max(geometry.ndim, 1)}d")(geometry.out_channels, device="meta")
         self._write(convolution, norm or own, fused)
-        return _with_neighbours(convolution, geometry, own).train(self.result.get_submodule(fused.owner).training)
+        whole = _with_neighbours(convolution, geometry, own, ones=fused.expression.has_ones)
+        return whole.train(self.result.get_submodule(fused.owner).training)
 
     def _norm_there(self, fused: Fused) -> _BatchNorm | None:
         """Return the norm of the network itself that stays behind a convolution; None where there is none."""
@@ -329,6 +330,9 @@ class _Rewriting:
         largest = stored_like(fused.expression, self.constants, self.tensors.__getitem__)
         try:
             _write_weights(convolution, norm, fused.expression, self.tensor, largest, unset=not self.weights)
+            weight = convolution.weight
+            if self.streamed and self.weights and isinstance(weight, Tensor) and weight.nbytes >= APART:
+                convolution.weight = nn.Parameter(put_aside(weight), weight.requires_grad)
         except NotAffine as error:
             raise RepfuseError(
                 f"The plan does not fit the weights at {fused.path!r}.",
@@ -344,7 +348,9 @@ class _Rewriting:
             for store in (module._parameters, module._buffers, vars(module)):
                 for name, tensor in list(store.items()):
                     if id(tensor) in originals:
-                        store[name] = copies.setdefault(id(tensor), _clone(originals[id(tensor)]))  # type: ignore[assignment]
+                        original = originals[id(tensor)]
+                        made = original if self.streamed else _clone(original)
+                        store[name] = copies.setdefault(id(tensor), made)  # type: ignore[assignment]
 
 
 _TABLES = frozenset(vars(nn.Module()))

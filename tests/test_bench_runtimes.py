@@ -29,7 +29,7 @@ from repfuse.fusing import fuse
 from repfuse.loading import load
 from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
-from repfuse.report.reading import changes, read_benchmark, write_benchmark
+from repfuse.report.schema import changes, read_benchmark, write_benchmark
 from repfuse.rewriting import rewrite
 
 OTHERS = [

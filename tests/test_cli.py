@@ -14,11 +14,11 @@ import typer
 from conftest import SAMPLES, SUPPORT, Cli, Run
 from typer.testing import CliRunner
 
+from repfuse import __version__
 from repfuse.cli.app import Command, app
 from repfuse.errors import RepfuseError
 from repfuse.refusals import REFUSALS
 from repfuse.topics import TOPICS
-from repfuse.version import __version__
 
 COMMANDS = ["convert", "verify", "bench", "report", "inspect", "explain"]
 MODULE = SAMPLES / "repvgg_digits.pt"

@@ -15,7 +15,7 @@ from support.recordings import recorded
 from torch import nn
 from torch.nn import functional as F
 
-from repfuse.equalizing.network import Freedom, freedom
+from repfuse.equalizing.laws import Freedom, freedom
 from repfuse.networks import named_tensors
 from repfuse.refusals import REFUSALS
 

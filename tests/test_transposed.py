@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.agreement import error, operations, randomised
 from support.expressions import Tensors, channelwise, run
 from support.maps import apply, of, same, shapes_of
 from torch import nn
@@ -18,7 +19,18 @@ from torch.nn import functional as F
 import repfuse
 from repfuse.algebra.affine import AffineConv
 from repfuse.algebra.evaluation import constant, evaluate, scale_and_shift
-from repfuse.algebra.expression import Expression, Identity, Scaled, Through, joined, selected, sum_of, through
+from repfuse.algebra.expression import (
+    Expression,
+    Identity,
+    Scaled,
+    Sum,
+    Through,
+    homogeneous,
+    joined,
+    selected,
+    sum_of,
+    through,
+)
 from repfuse.algebra.geometry import Geometry, NotAffine
 from repfuse.algebra.layers import Convolution, Factor, Filter, Offset
 from repfuse.algebra.transposed import TransposedGeometry
@@ -385,3 +397,101 @@ def test_between_the_pixels_there_is_no_constant(outer):
     point = of_stride(1, 1)
     tensors["v"] = torch.randn(stored(point), dtype=torch.float64)
     check(through(expression_of(POINT, "b"), Convolution(point, "v", None)), tensors, plain=True)
+
+
+# A constant that the borders of the layer behind it cut
+
+
+@SETTINGS
+@given(st.data(), st.integers(1, 3), st.integers(0, 10_000))
+def test_a_constant_is_the_weight_of_a_channel_of_ones(data, ndim, seed):
+    """``V ⋆ pad(W ⋆ x + b) = V ⋆ pad([W, b] ⋆ [x, 1])``, whatever V is: transposed or padded, alone or in a sum."""
+    tensors, point = Tensors(seed), (1,) * ndim
+    kernel = tuple(data.draw(st.lists(st.integers(1, 2), min_size=ndim, max_size=ndim)))
+    inner = Geometry(4, 6, kernel, point, ((0, 0),) * ndim, point, data.draw(st.sampled_from([1, 2])))
+    first = through(Identity(4, ndim), layer(inner, tensors, data.draw(st.booleans())))
+    first = Scaled(first, data.draw(channelwise(6, tensors)))
+    last = layer(data.draw(layers((6, 2), ndim)), tensors, data.draw(st.booleans()))
+    try:
+        terms = [through(homogeneous(first), last)]
+    except NotAffine:  # a kernel that the padding reaches into
+        assume(False)
+    apart: list[Expression] = [Through(first, last)]
+    if data.draw(st.booleans()):
+        other = replace(terms[0].geometry, in_channels=4, groups=2)
+        apart.append(through(Identity(4, ndim), layer(other, tensors, biased=True)))
+        terms.append(apart[-1])
+    whole = sum_of(tuple(terms))
+    weight, bias = evaluate(whole, tensors, LIKE)
+    assert whole.has_ones and weight.shape == stored(whole.geometry)
+    compared = 0
+    for n in range(1, 7):
+        x = torch.randn(2, 4, *range(n, n + ndim), dtype=torch.float64)
+        try:
+            wanted = run(Sum(tuple(apart)), x, tensors)
+        except RuntimeError:  # there is no such input
+            continue
+        if wanted.numel():
+            compared += 1
+            assert same(applied(whole.geometry, torch.cat((x, torch.ones_like(x[:, :1])), 1), weight, bias), wanted)
+    assume(compared)
+
+
+@pytest.mark.parametrize("shape", [replace(POINT, padding=((1, 1),)), replace(POINT, padding=((-1, 0),)), of_stride(2)])
+def test_a_map_that_reads_beyond_its_input_takes_no_ones(shape):
+    with pytest.raises(NotAffine):
+        homogeneous(expression_of(shape, "b"))
+    with pytest.raises(NotAffine):
+        homogeneous(homogeneous(expression_of(POINT, "b")))
+
+
+def row(*layers: nn.Module) -> nn.Module:
+    return randomised(nn.Sequential(*layers))
+
+
+@pytest.mark.parametrize(
+    ("axes", "network"),
+    [
+        (1, lambda: row(nn.Conv1d(4, 4, 1), nn.ConvTranspose1d(4, 4, 4, 2, 1))),
+        (2, lambda: row(nn.Conv2d(4, 6, 1), nn.ConvTranspose2d(6, 3, 4, 2, 1))),
+        (2, lambda: row(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 2, 2))),
+        (2, lambda: row(nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 4, 3, 2, 1, 1, bias=False), nn.BatchNorm2d(4))),
+        (3, lambda: row(nn.Conv3d(4, 4, 1), nn.ConvTranspose3d(4, 4, 3, 2, 1))),
+        (2, lambda: row(nn.Conv2d(16, 128, 1), nn.Conv2d(128, 16, 3, padding=1))),
+    ],
+)
+def test_a_channel_of_ones_takes_the_place_of_a_layer(axes, network):
+    original = network()
+    channels, sizes = original[0].in_channels, range(8, 8 + axes)
+    x = torch.randn(2, channels, *sizes, dtype=torch.float64)
+    result = repfuse.fuse(original, (x,))
+    (site,) = result.plan.sites
+    left = operations(result.module, x)
+    assert (left["convolution"], left["constant_pad_nd"], left["batch_norm"]) == (1, 1, 0)
+    assert site.after.launches == 2
+    assert " + ones → conv" in site.branches[0]
+    for least in (1, 2, 9):
+        x = torch.randn(3, channels, *range(least, least + axes), dtype=torch.float64)
+        assert error(original, result.module, x) < 1e-12
+    assert repfuse.rewrite(original, repfuse.Plan.from_dict(result.plan.to_dict())) is not None
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: row(nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 8, 4, 2, 1)),  # a copy for a norm
+        lambda: row(nn.Conv2d(8, 2, 1), nn.ConvTranspose2d(2, 8, 4, 2, 1)),  # four times the arithmetic
+        lambda: row(nn.Conv2d(8, 8, 1), nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=8)),
+        lambda: row(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)),  # measured: no faster
+    ],
+)
+def test_a_channel_of_ones_that_gains_nothing_is_none(network):
+    plan = repfuse.plan(network(), (torch.randn(2, 8, 8, 8, dtype=torch.float64),))
+    assert not plan.sites
+    assert "shift-before-padding" in {refusal.code for refusal in plan.refusals}
+
+
+def test_output_padding_within_the_stride_takes_no_more_taps():
+    """As torch takes it: less than the stride or the dilation. A tap of zeros in its place is work for nothing."""
+    shape = replace(of_stride(2, kernel=3, padding=1), output_padding=(1,))
+    assert POINT.then(shape) == shape.then(POINT) == shape

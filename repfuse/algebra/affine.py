@@ -273,6 +273,14 @@ class AffineConv:
         bias = outer.bias + response(outer.geometry, outer.weight, self.bias)
         return AffineConv(geometry, weight, bias)
 
+    def homogeneous(self) -> AffineConv:
+        """Return the map of ``[x, 1]`` that is ``self(x)`` and has no bias, where the first tap is inside x always."""
+        weight = regrouped(self.weight, self.geometry, 1)
+        ones = weight.new_zeros(len(weight), 1, *self.geometry.kernel)
+        ones.flatten(1)[:, 0] = self.bias
+        geometry = replace(self.geometry, in_channels=self.geometry.in_channels + 1, groups=1)
+        return AffineConv.convolution(geometry, torch.cat((weight, ones), 1))
+
     def select(self, indices: Sequence[int]) -> AffineConv:
         """Return ``x -> self(x)[:, indices]``, in as many groups as that leaves."""
         windows = Windows.of(self.geometry).select(indices)

@@ -12,6 +12,7 @@ from torch import Tensor
 from repfuse.algebra.affine import Addend, AffineConv, check_beyond, response, sum_weights, swap_layout
 from repfuse.algebra.expression import (
     Expression,
+    Homogeneous,
     Identity,
     Joined,
     Scaled,
@@ -74,8 +75,8 @@ def constant(expression: Expression, tensors: Tensors, device: torch.device) -> 
             return torch.cat([constant(part, tensors, device) for part in parts])
         case Sum(terms):
             return torch.stack([constant(term, tensors, device) for term in terms]).sum(0)
-        case Identity():
-            raise AssertionError("the source adds nothing to itself")
+        case Identity() | Homogeneous():
+            raise AssertionError("it adds nothing to its source")
 
 
 def border_takes_weights(inner: Expression, layer: Layer) -> bool:
@@ -172,13 +173,17 @@ def _times(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return one * other
 
 
-def exact(expression: Expression, tensors: Tensors, device: torch.device) -> AffineConv:
+def exact(  # noqa: PLR0911 - one for each kind
+    expression: Expression, tensors: Tensors, device: torch.device
+) -> AffineConv:
     """Return the whole map in float64. Raises NotAffine where a padding does not hold what is beyond the border."""
     match expression:
         case Identity(channels, ndim):
             return AffineConv.identity(channels, ndim, device)
         case Through(Identity(), layer):
             return _layer_map(layer, tensors, device)
+        case Homogeneous(inner):
+            return exact(inner, tensors, device).homogeneous()
         case Scaled(inner):
             return _scaled_map(exact(inner, tensors, device), *scale_and_shift(expression, tensors))
         case Joined(parts):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from repfuse.algebra.geometry import Geometry, Ints
+from repfuse.algebra.geometry import Geometry, Ints, NotAffine
 from repfuse.algebra.layers import (
     Channelwise,
     Convolution,
@@ -31,6 +31,7 @@ class Identity:
 
     channels: int
     ndim: int
+    has_ones = False
 
     @property
     def geometry(self) -> Geometry:
@@ -54,6 +55,11 @@ class Operation(Generic[Operand]):
         expression: Expression = self  # type: ignore[assignment]
         geometry = _geometry(expression)
         return replace(geometry, groups=_windows(expression).groups()) if _moves_channels(expression) else geometry
+
+    @cached_property
+    def has_ones(self) -> bool:
+        """Whether an expression reads its source with a channel of ones behind the others."""
+        return any(operand.has_ones for operand in operands(self))
 
 
 @dataclass(frozen=True)
@@ -101,15 +107,27 @@ class Sum(Operation[Operand]):
     inputs: tuple[Operand, ...]
 
 
+@dataclass(frozen=True)
+class Homogeneous(Operation[Operand]):
+    """``input`` as a map of its source with a channel of ones behind the others, which adds no constant.
+
+    ``W ⋆ x + b = [W, b] ⋆ [x, 1]``, b at one tap, which has to be inside the source always.
+    """
+
+    input: Operand
+    has_ones = True
+
+
 Expression: TypeAlias = (
     "Identity | Through[Expression] | Scaled[Expression] | Selected[Expression] | Joined[Expression] | Sum[Expression]"
+    " | Homogeneous[Expression]"
 )
 
 
 def operands(operation: object) -> tuple[Any, ...]:
     """Return what an operation is done with; nothing for anything else."""
     match operation:
-        case Through(x) | Scaled(x) | Selected(x):
+        case Through(x) | Scaled(x) | Selected(x) | Homogeneous(x):
             return (x,)
         case Joined(several) | Sum(several):
             return several
@@ -147,12 +165,28 @@ def selected(inner: Expression, indices: Ints) -> Expression:
 
 def joined(parts: tuple[Expression, ...]) -> Expression:
     """Return the channels of all parts. Raises NotAffine where they are no single convolution."""
-    return _checked(Joined(parts))
+    return _checked(Joined(_of_ones_alike(parts)))
 
 
 def sum_of(terms: tuple[Expression, ...]) -> Expression:
     """Return the sum. Raises NotAffine where the terms are no single convolution."""
-    return terms[0] if len(terms) == 1 else _checked(Sum(terms))
+    return terms[0] if len(terms) == 1 else _checked(Sum(_of_ones_alike(terms)))
+
+
+def homogeneous(inner: Expression) -> Expression:
+    """Return the expression as one that adds no constant. Raises NotAffine where that is not known to be possible."""
+    geometry = inner.geometry
+    if type(geometry) is not Geometry or not geometry.keeps_edges or inner.has_ones:
+        raise NotAffine("shift-before-padding", f"{geometry.describe()} does not read a channel of ones at each pixel")
+    return _checked(Homogeneous(inner))
+
+
+def _of_ones_alike(parts: tuple[Expression, ...]) -> tuple[Expression, ...]:
+    """Return parts of which one reads a channel of ones as maps of one source, which has it."""
+    if not any(part.has_ones for part in parts):
+        return parts
+    source = max(part.geometry.in_channels for part in parts)
+    return tuple(part if part.has_ones else of_whole(part, source, tuple(range(source - 1))) for part in parts)
 
 
 def _checked(expression: Expression) -> Expression:
@@ -172,6 +206,8 @@ def _geometry(expression: Expression) -> Geometry:  # noqa: PLR0911 - one for ea
             return inner.geometry.then(layer.geometry)
         case Scaled(inner):
             return inner.geometry
+        case Homogeneous(inner):
+            return replace(inner.geometry, in_channels=inner.geometry.in_channels + 1, groups=1)
         case Selected(inner, indices):
             return inner.geometry.select(indices)
         case Joined(parts):
@@ -184,7 +220,7 @@ def _moves_channels(expression: Expression) -> bool:
     return any(isinstance(each, Selected | Joined) for each in walk(expression))
 
 
-def _windows(expression: Expression) -> Windows:
+def _windows(expression: Expression) -> Windows:  # noqa: PLR0911 - one for each kind
     """Return which channels of the source each output channel reads."""
     match expression:
         case Identity():
@@ -193,6 +229,8 @@ def _windows(expression: Expression) -> Windows:
             return _windows(inner).then(Windows.of(layer.geometry))
         case Scaled(inner):
             return _windows(inner)
+        case Homogeneous():
+            return Windows.of(expression.geometry)
         case Selected(inner, indices):
             return _windows(inner).select(indices)
         case Joined(parts):
@@ -309,13 +347,14 @@ def convolutions(expression: Expression) -> Iterator[Convolution]:
 
 def is_unshifted(expression: Expression) -> bool:
     """Whether the expression adds nothing to what it computes from its source, whatever the weights."""
-    for each in walk(expression):
-        match each:
-            case Scaled(_, Normalisation(str()) | Normalisation(bias=str()) | Offset()):
-                return False
-            case Through(_, Convolution(_, _, str())):
-                return False
-    return True
+    match expression:
+        case Homogeneous():
+            return True
+        case Scaled(_, Normalisation(str()) | Normalisation(bias=str()) | Offset()):
+            return False
+        case Through(_, Convolution(_, _, str())):
+            return False
+    return all(map(is_unshifted, operands(expression)))
 
 
 def tensor_names(expression: Expression) -> Iterator[str]:
@@ -364,7 +403,7 @@ def _scaled(name: str, by: Channelwise, after_sum: bool) -> str:
             return f"{name} + shift"
 
 
-def _row(expression: Expression) -> str:
+def _row(expression: Expression) -> str:  # noqa: PLR0911 - one for each kind
     """Describe a branch from its first layer to its last, ``conv 1x1 + norm → conv 3x3``."""
     match expression:
         case Through(Identity(), layer):
@@ -378,6 +417,8 @@ def _row(expression: Expression) -> str:
             return some if isinstance(inner, Identity) else f"{_inside(inner)} → {some}"
         case Joined(parts):
             return f"cat({', '.join(map(_inside, parts))})"
+        case Homogeneous(inner):
+            return f"{_inside(inner)} + ones"
         case _:
             return _inside(expression)
 

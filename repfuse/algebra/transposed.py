@@ -130,7 +130,7 @@ class TransposedGeometry(Geometry):
 
     def _on(self, axes: Sequence[range], slack: Ints) -> TransposedGeometry:
         """Return this geometry with other taps and growth, and with more taps where PyTorch has no module for these."""
-        laid = list(map(_storable, axes, slack))
+        laid = list(map(_storable, axes, slack, self.stride))
         extra = tuple(growth - 1 - axis[-1] - axis[0] for axis, growth in zip(laid, slack, strict=True))
         return replace(
             self,
@@ -141,10 +141,10 @@ class TransposedGeometry(Geometry):
         )
 
 
-def _storable(axis: range, growth: int) -> range:
+def _storable(axis: range, growth: int, stride: int) -> range:
     """Return the axis with as few more taps as it takes for the same padding, of at least 0, before and after.
 
-    ``output_padding = growth - 1 - last tap - first tap`` has to be at least 0, and less than the dilation will do.
+    ``output_padding = growth - 1 - last tap - first tap`` has to be at least 0, and less than the stride or dilation.
     """
     first, last, step = axis[0], axis[-1], axis.step
     first -= step * math.ceil(max(first, 0) / step)
@@ -152,7 +152,7 @@ def _storable(axis: range, growth: int) -> range:
     if extra < 0:
         first -= step * math.ceil(-extra / step)
     else:
-        last += step * (extra // step)
+        last += step * max(0, math.ceil((extra + 1 - max(stride, step)) / step))
     return range(first, last + 1, step)
 
 

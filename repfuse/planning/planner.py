@@ -10,19 +10,30 @@ from typing import Any
 from torch import fx, nn
 
 from repfuse.algebra.evaluation import border_takes_weights, check_borders
-from repfuse.algebra.expression import Expression, Scaled, Sum, branches, tensor_names
+from repfuse.algebra.expression import (
+    Expression,
+    Identity,
+    Scaled,
+    Sum,
+    branches,
+    homogeneous,
+    layers,
+    tensor_names,
+    through,
+)
 from repfuse.algebra.geometry import NotAffine
-from repfuse.algebra.layers import Layer, Normalisation
+from repfuse.algebra.layers import Convolution, Layer, Normalisation, mixes
+from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.memory import collecting_later
 from repfuse.networks import device_of, using_threads
 from repfuse.ops.meaning import Passage, inputs_of
-from repfuse.planning.cost import WORTH_THE_CLASS
+from repfuse.ops.table import Meanings
+from repfuse.planning.cost import TOLD_APART, WORTH_THE_CLASS
 from repfuse.planning.edits import Fused, Layout, overflows
 from repfuse.planning.layout import LayingOut
-from repfuse.planning.meanings import Meanings
 from repfuse.planning.reader import Reader
 from repfuse.planning.region import Estimate, Group, Region
-from repfuse.planning.regions import Regions
+from repfuse.planning.search import Search
 from repfuse.plans import Cost, Measured, Plan, Policy, Refusal, Site
 from repfuse.recording.arguments import Arguments, description
 from repfuse.recording.constants import lookup
@@ -142,23 +153,53 @@ class Planner:
         there = [region for region in found if region.written and self._holds(region)]
         return there if self.replays else list(filter(self._fits, there))
 
-    def search(self) -> Regions:
+    def search(self) -> Search:
         """Return what finds the regions."""
-        reader = Reader(self.meanings, self._check_border, self.policy is not Policy.NEVER_COMPOSE)
-        return Regions(reader, self.estimate, self.refuse, self.measured)
+        reader = Reader(self.meanings, self._bordered, self.policy is not Policy.NEVER_COMPOSE)
+        return Search(reader, self.estimate, self.refuse, self.measured)
 
-    def _check_border(self, inner: Expression, layer: Layer, source: fx.Node, node: fx.Node) -> None:
-        """Raise NotAffine where ``layer``, at ``node``, pads ``inner``, which ``source`` becomes before it, with
-        something else than what it is there: the one question that takes the weights, or what an earlier plan found.
+    def _bordered(self, inner: Expression, layer: Layer, source: fx.Node, node: fx.Node) -> Expression:
+        """Return ``inner``, which ``source`` becomes, as what ``layer``, at ``node``, may read: as a map of ones, too,
+        where the layer pads it with something else than what it is there. Raises NotAffine where that is not worth it.
         """
         if not border_takes_weights(inner, layer):
-            return
+            return inner
         link = f"{self.recording.names[source]} -> {self.recording.names[node]}"
+        try:
+            self._check_border(inner, layer, link)
+        except NotAffine:
+            if not self._is_worth_ones(inner, layer, source, node):
+                raise
+            return homogeneous(inner)
+        self._matching.add(link)  # for a search that tries one layer behind several maps, too
+        return inner
+
+    def _check_border(self, inner: Expression, layer: Layer, link: str) -> None:
+        """Raise NotAffine where a layer pads ``inner`` with something else than what it is there: the one question that
+        takes the weights, or what an earlier plan found.
+        """
         if self.matching_borders is None:
             check_borders(inner, layer, self.tensors, device_of(self.recording.module))
         elif link not in self.matching_borders:
             raise NotAffine("shift-before-padding", "a layer that adds a constant, before one that pads with another")
-        self._matching.add(link)  # for a search that tries one layer behind several maps, too
+
+    def _is_worth_ones(self, inner: Expression, layer: Layer, source: fx.Node, node: fx.Node) -> bool:
+        """Whether to copy the source, with a channel of ones, is clearly less than a convolution that adds a constant.
+
+        It never is where it takes the place of a normalisation, or where the layers are dear as one anyway.
+        """
+        if not isinstance(layer, Convolution) or not any(map(mixes, layers(inner))):
+            return False
+        try:
+            whole = through(homogeneous(inner), layer)
+        except NotAffine:
+            return False
+        (x,), shape_of, estimate = inputs_of(self.meanings[node]), self.recording.shape_of, self.estimate
+        alone = through(Identity(layer.geometry.in_channels, layer.geometry.ndim), layer)
+        apart = estimate.of_map(inner, source, shape_of[x]) + estimate.of_map(alone, x, shape_of[node])
+        without = estimate.of_map(through(inner, layer), source, shape_of[node])
+        after = estimate.of_map(whole, source, shape_of[node])
+        return without.macs <= apart.macs and estimate.price(after) < (1 - TOLD_APART) * estimate.price(apart)
 
     def lay_out(self, candidates: list[Region]) -> Layout:
         """Decide where each of the candidates is written; the answer to the last question is kept."""
@@ -244,7 +285,7 @@ class Planner:
 
     def _is_even(self, region: Region) -> bool:
         """Whether all that a sum adds up has one shape at the other sizes, too."""
-        for node in region.working:
+        for node in sorted(region.working, key=self.recording.order.__getitem__):
             meaning = self.meanings[node]
             adds = isinstance(meaning, Sum) and set(inputs_of(meaning)) <= set(node.all_input_nodes)
             if adds and any(len(set(shapes)) > 1 for shapes in self.recording.operand_shapes(node)):
@@ -274,6 +315,8 @@ class Planner:
         group, expression, recording = fused.group, fused.expression, self.recording
         made = self.estimate.shape_made(group, fused.region.root)
         after = self.estimate.of_map(expression, group.source, made)
+        if expression.has_ones and isinstance(expression.geometry, TransposedGeometry):
+            after += Cost(launches=1)  # the copy: an operator, too, if a short one
         return Site(
             path=fused.path,
             owner=fused.owner,

@@ -28,7 +28,7 @@ from repfuse.algebra.expression import (
 from repfuse.algebra.geometry import Ints, NotAffine
 from repfuse.algebra.layers import Channelwise, Convolution, Factor, Layer, Normalisation, Offset, mixes
 from repfuse.ops.meaning import Rearranged, Same, inputs_of, terms_of
-from repfuse.planning.meanings import Meanings
+from repfuse.ops.table import Meanings
 from repfuse.planning.region import Group, Term
 
 
@@ -40,20 +40,21 @@ class Ends(NotAffine):
 
 
 Reach = Callable[[fx.Node], tuple[Term, ...]]
-CheckBorders = Callable[[Expression, Layer, fx.Node, fx.Node], None]
+Bordered = Callable[[Expression, Layer, fx.Node, fx.Node], Expression]
 
 
 class Reader:
     """Reads terms off nodes, given those of their operands.
 
-    ``check_borders`` raises NotAffine where a layer pads what is computed from a source with something else than what
-    lies beyond the border; ``composes`` says whether layers in a row may become one.
+    ``bordered`` returns what is computed from a source as that which a layer may read, and raises NotAffine where the
+    layer pads it with something else than what lies beyond the border; ``composes`` says whether layers in a row may
+    become one.
     """
 
-    def __init__(self, meanings: Meanings, check_borders: CheckBorders, composes: bool) -> None:
+    def __init__(self, meanings: Meanings, bordered: Bordered, composes: bool) -> None:
         self.meanings = meanings
         self.shape_of = meanings.recording.shape_of
-        self.check_borders = check_borders
+        self.bordered = bordered
         self.composes = composes
 
     def source(self, node: fx.Node) -> Term:
@@ -112,9 +113,9 @@ class Reader:
             term = replace(term, expression=inside, axis=None)
         inner = relaid(term.expression, geometry.in_channels, geometry.ndim)
         expression = through(inner, layer)
-        self.check_borders(inner, layer, term.source, node)
+        bordered = self.bordered(inner, layer, term.source, node)
         self._check_policy(inner, layer)
-        return _grown(term, node, expression)
+        return _grown(term, node, expression if bordered is inner else through(bordered, layer))
 
     def _check_policy(self, inner: Expression, layer: Layer) -> None:
         if not self.composes and mixes(layer) and any(map(mixes, layers(inner))):

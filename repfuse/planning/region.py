@@ -17,8 +17,10 @@ from repfuse.algebra.expression import (
     Selected,
     Sum,
     Through,
+    channels_read,
     convolutions,
     multiple_of_source,
+    of_channels_read,
     sum_of,
     tensor_names,
 )
@@ -27,8 +29,15 @@ from repfuse.algebra.layers import Convolution
 from repfuse.ops.meaning import Rearranged, Same, inputs_of
 from repfuse.ops.spelling import spelled
 from repfuse.ops.sums import ARITHMETIC
-from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, is_better, price
-from repfuse.planning.meanings import Meanings
+from repfuse.ops.table import Meanings
+from repfuse.planning.cost import (
+    convolution_cost,
+    elementwise_cost,
+    filter_cost,
+    homogeneous_cost,
+    is_better,
+    price,
+)
 from repfuse.plans import Cost, Key, Policy
 from repfuse.recording.constants import Constants
 
@@ -68,24 +77,29 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Branches of one source that are together one map. Raises NotAffine where they are not."""
+    """Branches of one source that are together one map. Raises NotAffine where they are not.
+
+    Where they all read what one node has ``chosen`` of its channels, they may be a map of that node.
+    """
 
     terms: tuple[Term, ...]
+    chosen: fx.Node | None = None
 
     @property
     def source(self) -> fx.Node:
         """The tensor that the branches read."""
-        return self.terms[0].source
+        return self.chosen or self.terms[0].source
 
     @cached_property
     def expression(self) -> Expression:
         """The map."""
-        return sum_of(tuple(term.expression for term in self.terms))
+        whole = sum_of(tuple(term.expression for term in self.terms))
+        return of_channels_read(whole) if self.chosen else whole
 
     @cached_property
     def nodes(self) -> Nodes:
         """The nodes that the map replaces."""
-        return frozenset(chain.from_iterable(term.nodes for term in self.terms))
+        return frozenset(chain.from_iterable(term.nodes for term in self.terms)) - {self.chosen}
 
     @property
     def of_source(self) -> float | None:
@@ -125,7 +139,8 @@ class Estimate:
         """Cost of an expression as one convolution from the value of ``source`` to a map of shape ``output``."""
         geometry = expression.geometry.plainest
         shape = (*output[:1], geometry.out_channels, *output[2:]) if geometry.ndim else output
-        return convolution_cost(geometry, tuple(shape), self.recording.shape_of[source], self._item(source))
+        law = homogeneous_cost if expression.has_ones else convolution_cost
+        return law(geometry, tuple(shape), self.recording.shape_of[source], self._item(source))
 
     def of_groups(self, groups: Sequence[Group], root: fx.Node) -> Cost:
         """Cost of the sum of ``groups``, one convolution each."""
@@ -213,7 +228,8 @@ def grouped(terms: Sequence[Term], root: fx.Node, estimate: Estimate, refuse: Re
         by_source[term.source].append(term)
     groups: list[Group] = []
     for members in by_source.values():
-        groups += _Merging(root, estimate, refuse).run(members)
+        merging = _Merging(root, estimate, refuse)
+        groups += map(merging.of_chosen, merging.run(members))
     return tuple(groups)
 
 
@@ -276,7 +292,22 @@ class _Merging:
     def _cost(self, group: Group) -> Cost:
         if group.of_source is not None:
             return Cost()
+        group = self.of_chosen(group)
         return self.estimate.of_map(group.expression, group.source, self.shape)
+
+    def of_chosen(self, group: Group) -> Group:
+        """Return a group that begins with a choice of channels as one of these, where that is less work: the choice is
+        often a view, and the kernel for all channels has numbers for each of them.
+        """
+        meanings, read = self.estimate.meanings, channels_read(group.expression)
+        chosen = {node for node in group.nodes if isinstance(meanings[node], Selected)} if read is not None else set()
+        firsts = {node for node in chosen if meanings.origin(inputs_of(meanings[node])[0]) is group.source}
+        if len(firsts) != 1:
+            return group
+        behind = replace(group, chosen=firsts.pop())
+        costs = (self.estimate.of_map(each.expression, each.source, self.shape) for each in (behind, group))
+        less, whole = map(self.estimate.price, costs)
+        return behind if less + self.estimate.price(self.estimate.of_nodes([behind.source])) < whole else group
 
     def _explain(self, one: Group, other: Group) -> None:
         """Say why two groups of one source stay apart."""

@@ -145,6 +145,7 @@ CASES = [
         )
         for axes in (1, 2)
     ),
+    Case("SESR of a biased 1x1 and 3x3, with a channel of ones", lambda: sesr(first=1, second=3)),
     Case("ECBSR", ecbsr, less_in=NOT_IN_ATEN),
     *(
         Case(f"edge filter {number}", lambda mask=mask: total(conv(3), Edge(mask)), less_in=NOT_IN_ATEN)
@@ -169,7 +170,7 @@ CASES = [
 
 TWINS = [
     Twin("SESR of two padded kernels", "padding-between", lambda: sesr(second=3)),
-    Twin("SESR of a biased 1x1 and 3x3", "shift-before-padding", lambda: sesr(first=1, second=3)),
+    Twin("SESR of a biased 1x1 and 3x3", "shift-before-padding", lambda: sesr(wide=4, first=1, second=3)),
     Twin("an edge filter with another frame", "shift-before-padding", lambda: total(conv(3), Edge(SOBEL, 1.0)), 3),
     Twin("ECBSR's row with another frame", "shift-before-padding", lambda: total(conv(3), wide_row(excess=1.0)), 3),
     Twin(

@@ -136,9 +136,9 @@ CASES = [
 
 TWINS = [
     Twin(
-        "1x1 with a bias, then transposed",
+        "1x1 with a bias, then a grouped transposed",
         "shift-before-padding",
-        lambda: nn.Sequential(conv(1), spread(3, 2, 1)),
+        lambda: nn.Sequential(conv(1), spread(3, 2, 1, groups=4)),
         wrong=NOT_MERGED,
     ),
     Twin(
