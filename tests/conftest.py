@@ -48,7 +48,7 @@ def same_weights() -> None:
 
 Done = subprocess.CompletedProcess[str]
 Run = Cli = Callable[..., Done]
-READ_LATER = {"PYTHONPATH", "PYTHONSAFEPATH"}
+READ_LATER = {"PYTHONPATH", "PYTHONSAFEPATH", "PYTHONIOENCODING"}
 """The settings of Python's start that a copy of a process can still take."""
 
 

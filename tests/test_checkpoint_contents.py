@@ -100,7 +100,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.dictionaries(st.text().filter(lambda key: key not in KEYS), PLAIN), st.sampled_from(KEYS))
 def test_take_is_the_inverse_of_put(container: dict[str, Any], key: str) -> None:
     layout = find(container | {key: STATE}, PATH).around

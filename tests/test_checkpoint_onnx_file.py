@@ -114,7 +114,7 @@ def test_a_wrong_weight_in_the_file_is_found_and_nothing_is_written(
         onnx.save(model, path)
 
     monkeypatch.setattr(onnx_file, "write", corrupted)
-    checkpoint = repfuse.load(samples / "repvgg_digits.pt")
+    checkpoint = repfuse.load(samples / "notebook_block.pt")
     result = repfuse.fuse(checkpoint.module, checkpoint.example_inputs)
     with pytest.raises(RepfuseError, match="does not compute what the original does") as error:
         repfuse.save(checkpoint, result.module, tmp_path / "out.onnx")
@@ -124,7 +124,7 @@ def test_a_wrong_weight_in_the_file_is_found_and_nothing_is_written(
 
 
 def test_the_original_and_not_the_fused_network_is_what_counts(samples: Path, tmp_path: Path) -> None:
-    checkpoint = repfuse.load(samples / "repvgg_digits.pt")
+    checkpoint = repfuse.load(samples / "notebook_block.pt")
     result = repfuse.fuse(checkpoint.module, checkpoint.example_inputs)
     with torch.no_grad():
         next(result.module.parameters()).mul_(1.001)
@@ -137,7 +137,7 @@ def test_without_the_extra_it_is_said_before_the_work(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
-    checkpoint = repfuse.load(samples / "repvgg_digits.pt")
+    checkpoint = repfuse.load(samples / "notebook_block.pt")
     with pytest.raises(RepfuseError, match="onnxruntime") as error:
         repfuse.save(checkpoint, checkpoint.module, tmp_path / "d.onnx")
     assert "pip install 'repfuse[onnx]'" in error.value.hint
@@ -148,7 +148,7 @@ def test_a_network_that_is_too_large_for_one_file_is_refused(
     samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_file, "LARGEST", 1000)
-    checkpoint = repfuse.load(samples / "repvgg_digits.pt")
+    checkpoint = repfuse.load(samples / "notebook_block.pt")
     with pytest.raises(RepfuseError, match="too large"):
         repfuse.save(checkpoint, checkpoint.module, tmp_path / "out.onnx")
 

@@ -15,7 +15,7 @@ WIDE = 300  # so that no line breaks at a place that depends on how long a path 
 
 def test_convert_and_verify(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "fused.pt"
-    fresh = {"REPFUSE_SAME_PROCESS": "0"}
+    fresh = {"REPFUSE_SAME_PROCESS": "0", "REPFUSE_FORKED": "1"}  # a copy of what has imported torch is fresh, too
     shown = cli("convert", "sample_checkpoints/repvgg_digits.pt", out, cwd=SAMPLES.parent, columns=WIDE, env=fresh)
     assert shown.stderr == ""
     check("convert", masked(shown.stdout, tmp_path))

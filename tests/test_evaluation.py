@@ -237,7 +237,9 @@ def test_the_constant_of_pixels_taken_apart_is_in_their_order(order):
     tensors.put("b", 6)
     taken = F.pixel_unshuffle(run(SHIFTED, torch.zeros_like(IMAGE)[..., :6], tensors), 2)
     expected = taken[0, :, 1, 1][list(order)] if order else taken[0, :, 1, 1]
-    assert torch.equal(constant(through(SHIFTED, Phases.of(6, (2, 2), order)), tensors, CPU), expected)
+    apart = Phases.of(6, (2, 2), order)
+    assert apart.geometry.keeps_edges
+    assert torch.equal(constant(through(SHIFTED, apart), tensors, CPU), expected)
 
 
 @pytest.mark.parametrize("zero", [False, True])

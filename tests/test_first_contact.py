@@ -162,7 +162,8 @@ def made(contact: Contact, folder: Path, python: Run) -> Path:
 
 
 def typed(cli: Cli, line: str, cwd: Path) -> Done:
-    return cli(*line.split(), cwd=cwd, env={"PYTHONSAFEPATH": "1", "REPFUSE_SAME_PROCESS": "0"}, columns=80)
+    fresh = {"REPFUSE_SAME_PROCESS": "0", "REPFUSE_FORKED": "1"}  # a copy of what has imported torch is fresh, too
+    return cli(*line.split(), cwd=cwd, env={"PYTHONSAFEPATH": "1", **fresh}, columns=80)
 
 
 def tries(cli: Cli, line: str, cwd: Path) -> int:

@@ -45,6 +45,28 @@ def test_output_size_is_that_of_torch(axes, side):
         assert convolve(x, weight, None, shape.stride, padding, shape.dilation).shape[2:] == sizes
 
 
+def test_maps_beside_each_other_fit_where_their_outputs_are_of_one_size():
+    """And where they never are, they cannot be joined; their sum is the one map only where they always are."""
+    joined = 0
+    for one, other in itertools.product(EVERY_AXIS, repeat=2):
+        if one.stride != other.stride:
+            continue
+        sizes = range(max(one.smallest_input + other.smallest_input), 20)
+        agree = {n for n in sizes if one.output_size((n,)) == other.output_size((n,))}
+        if not agree:
+            with pytest.raises(NotAffine):
+                Geometry.stacked((one, other))
+            continue
+        made = Geometry.stacked((one, other))
+        assert {n for n in sizes if made.next_fitting((n,)) == (n,)} == agree
+        assert all(made.output_size((n,)) == one.output_size((n,)) for n in agree)
+        if len(agree) < len(sizes):
+            joined += 1
+            with pytest.raises(NotAffine):
+                one.add(other)
+    assert joined > 10
+
+
 def test_a_map_of_single_pixels_is_one_matrix_for_all():
     one = geometry((6, 4, 1, 1), (1, 1), (0, 0), (1, 1), 1)
     assert one.is_pointwise and geometry((6, 4), (), (), (), 1).is_pointwise

@@ -62,7 +62,9 @@ def run(
     signal.alarm(round(seconds))
     for stream, path in ((0, os.devnull), (1, out), (2, err)):
         os.dup2(os.open(path, os.O_RDWR), stream)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 - they end with the process
+    modes, encoding = ("r", "w", "w"), env.get("PYTHONIOENCODING")
+    streams = [open(each, mode, encoding=encoding, closefd=False) for each, mode in enumerate(modes)]  # noqa: SIM115
+    sys.stdin, sys.stdout, sys.stderr = streams
     if largest:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     os.chdir(cwd)
