@@ -204,3 +204,24 @@ def test_the_effect_of_a_change_is_seen_and_what_is_exempt_from_it_is_not():
     adding.a.bias = bias
     (found,) = run_float64(adding, [Trial("", (X,))], CHANGES["rounded"])
     assert torch.equal(found.outputs["out"], X.flatten()[:C].double() + bias.detach().double())
+
+
+class Guarded(nn.Module):
+    """Refuses inputs before it computes anything, and fixes a dtype later."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(C, C, 3)
+
+    def forward(self, x):
+        if x.shape[1] != C:
+            raise ValueError("other channels")
+        return self.layer(x.float())
+
+
+def test_an_input_that_is_refused_first_says_nothing_of_the_next():
+    network = randomised(Guarded(), dtype=torch.float32)
+    refused, *taken = run_float64(network, [Trial("", (X[:, :1],)), Trial("", (X,)), Trial("", (X,))])
+    (alone,) = run_float64(network, [Trial("", (X,))])
+    assert refused.error and not alone.error
+    assert all(torch.equal(each.outputs["out"], alone.outputs["out"]) for each in taken)

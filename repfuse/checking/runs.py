@@ -442,8 +442,10 @@ def _run_wide(  # noqa: PLR0917 - what ``run_float64`` was given, and what it fo
         outcomes, inputs = list[Outcome](), [placed(trial.inputs, device, given) for trial in trials]
         with Depthwise():
             while len(outcomes) < len(inputs):
-                # Where nothing was to be kept wide at first, the mode is left out: each function takes longer under it.
-                with widening if narrow or widening.acted or not outcomes else nullcontext():
+                # Where nothing was to be kept wide in a call that went through, the mode is left out: under it, each
+                # function takes longer.
+                refused = all(outcome.error for outcome in outcomes)
+                with widening if narrow or widening.acted or refused else nullcontext():
                     outcomes += _calls(copy, inputs if is_streamed(network) else inputs[len(outcomes) :][:1])
         own = [path for path, part in named_modules(copy) if getattr(part, "narrow", False)]
     return [replace(outcome, narrow=("",) if compiled else (*narrow, *own)) for outcome in outcomes]
