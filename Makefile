@@ -51,6 +51,7 @@ mutants: $(VENV)/.mutants  ## What no test of the algebra and the operator table
 bench: $(VENV)/.dev  ## Time conversion, verification and inference; writes the README's table
 	$(BIN)/python tests/bench_rewrite.py
 	$(BIN)/python tests/bench_verify.py
+	$(BIN)/python tests/bench_onnx_memory.py
 	$(BIN)/repfuse bench --notebook
 	$(BIN)/python tests/bench_readme.py
 

@@ -18,7 +18,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from repfuse.errors import RepfuseError
-from repfuse.version import __version__
 
 if TYPE_CHECKING:
     from repfuse.benching.benchmark import bench
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from repfuse.plans import Plan, Policy
     from repfuse.rewriting import rewrite
     from repfuse.saving import save
+
+__version__ = "0.1.0"
 
 _HOMES = {
     "Plan": "repfuse.plans",

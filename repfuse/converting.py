@@ -19,11 +19,10 @@ from repfuse.checking.runs import Outcome, as_stored, copied, run_copy
 from repfuse.equalizing import Equalized, equalize
 from repfuse.errors import RepfuseError
 from repfuse.fusing import recorded, settled
-from repfuse.globs import ROOT
 from repfuse.loading import Checkpoint
 from repfuse.networks import why_refused
 from repfuse.planning.replaying import Choice, choose
-from repfuse.plans import Plan, Policy, Refusal
+from repfuse.plans import ROOT, Plan, Policy, Refusal
 from repfuse.rewriting import rewrite
 from repfuse.wording import Progress
 
@@ -67,6 +66,7 @@ def convert(
     effort: Effort | str = Effort.DEFAULT,
     equalizing: bool = False,
     powers_of_two: bool = False,
+    proven: Callable[[Plan, nn.Module], object] = lambda _plan, _fused: None,
 ) -> Conversion:
     """Plan by ``policy`` (by cost, where none is given), rewrite and prove a checkpoint.
 
@@ -74,7 +74,8 @@ def convert(
     that narrow either, see Plan.select; for ``keep_class`` and ``keep_affine`` see ``repfuse.fuse``: the norms that
     stay get the statistics of ``data``, where there is some. ``equalizing`` asks for scales between the layers of the
     result, solved on the data too, or for ``powers_of_two``. ``effort`` is how much is tried to find a mistake, see
-    ``repfuse.checking.inputs.Effort``. ``progress`` is told the stage and the fraction of the work that is done.
+    ``repfuse.checking.inputs.Effort``. ``progress`` is told the stage and the fraction of the work that is done,
+    ``proven`` what is final, once it is proven: its drift is measured then.
 
     Raises RepfuseError where the model cannot be copied or run, or where the plan or a glob does not fit it.
     """
@@ -95,17 +96,17 @@ def convert(
     progress("running the original in float64", 0.15)
     trials, expected = with_fallbacks(original, variants)
 
-    def proven() -> Proof:
+    def proof_of_it() -> Proof:
         shown = lambda done: progress("proving", 0.3 + 0.4 * done)  # noqa: E731
         return prove(original, found, fused, trials, expected, effort=effort, progress=shown)
 
-    proof = proven() if found.sites else None
+    proof = proof_of_it() if found.sites else None
     if proof is not None and not proof.passed and plan is None:
         result = settled(original, found)
         if result.plan.sites != found.sites:
             found = result.plan
             fused = _rewritten(original, found, data)
-            proof = proven() if found.sites else None
+            proof = proof_of_it() if found.sites else None
     done: Equalization | None = None
     if equalizing and (proof is None or proof.passed):
         progress("equalising", 0.6)
@@ -116,6 +117,8 @@ def convert(
         found = replace(found, equalized=bool(done.tensors))
     if fused is original:
         return Conversion(checkpoint, found, original, None, None, done)
+    if proof is None or proof.passed:
+        proven(found, fused)
     progress("measuring the drift", 0.7)
     measured = drift(original, fused, trials, expected)
     progress("done", 1.0)

@@ -1,6 +1,11 @@
-"""The one exception that repfuse raises for what a user can mend."""
+"""The one exception that repfuse raises for what a user can mend; what libraries log and warn about it is not shown."""
 
 from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 EXIT_FAILED_CHECK = 1
 EXIT_BAD_INPUT = 2
@@ -29,3 +34,16 @@ class RepfuseError(Exception):
 
 def _clipped(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... and {len(text) - LONGEST:,} more characters"
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Let no warning and no log record through, critical ones apart."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -25,7 +25,7 @@ MEANINGS: dict[Ailment, str] = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class Anomaly:
     """``count`` of the ``of`` numbers in the parameter or buffer ``name`` suffer from ``what``."""
 
     name: str
@@ -34,28 +34,28 @@ class Finding:
     of: int
 
 
-def examine(network: nn.Module) -> tuple[Finding, ...]:
+def examine(network: nn.Module) -> tuple[Anomaly, ...]:
     """Return what looks wrong in the weights of a network, in its order; a shared tensor once."""
     from repfuse.networks import named_tensors
 
-    found: list[Finding] = []
+    found: list[Anomaly] = []
     for name, tensor in named_tensors(network):
         if tensor.is_floating_point() or tensor.is_complex():
             found += _counted(name, {"nan": tensor.isnan(), "infinite": tensor.isinf()})
-    seen = {finding.name for finding in found}
+    seen = {anomaly.name for anomaly in found}
     for path, module in network.named_modules():
-        found += [finding for finding in _of_module(path, module) if finding.name not in seen]
+        found += [anomaly for anomaly in _of_module(path, module) if anomaly.name not in seen]
     return tuple(found)
 
 
-def _counted(name: str, wrong: dict[Ailment, Tensor]) -> Iterator[Finding]:
+def _counted(name: str, wrong: dict[Ailment, Tensor]) -> Iterator[Anomaly]:
     """Yield what some of the numbers of a tensor suffer from, by where they do."""
     for what, where in wrong.items():
         if count := int(where.sum()):
-            yield Finding(name, what, count, where.numel())
+            yield Anomaly(name, what, count, where.numel())
 
 
-def _of_module(path: str, module: nn.Module) -> Iterator[Finding]:
+def _of_module(path: str, module: nn.Module) -> Iterator[Anomaly]:
     """Yield what is wrong with a layer: only there it is known what a tensor is for."""
     from torch.nn.modules.batchnorm import _NormBase
     from torch.nn.modules.conv import _ConvNd
@@ -67,7 +67,7 @@ def _of_module(path: str, module: nn.Module) -> Iterator[Finding]:
         return
     weight, variance = module.weight, getattr(module, "running_var", None)
     if weight is not None and weight.numel() and not bool(weight.any()):
-        yield Finding(join(path, "weight"), "all-zero", weight.numel(), weight.numel())
+        yield Anomaly(join(path, "weight"), "all-zero", weight.numel(), weight.numel())
     if variance is not None and isinstance(module, _NormBase):
         small = (variance >= 0) & (variance < module.eps)
         yield from _counted(join(path, "running_var"), {"negative-variance": variance < 0, "small-variance": small})

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryFile
 
-from torch import nn
+import torch
+from torch import Tensor, fx, nn
 
-from repfuse.networks import named_tensors
+from repfuse.networks import keep_attributes, named_tensors
 
 APART = 4 * 2**20
 """Bytes of a block of memory from which on glibc is to fetch it from the system by itself and give it back at once."""
 M_MMAP_THRESHOLD = -3  # of malloc.h
 LARGE = 32 * 2**20
 """Bytes of a network from which on it is worth the second that it can take to look for what is of no use."""
+HUGE = 256 * 2**20
+"""Bytes of the tensors of a graph from which on they are read one at a time, and never all at once."""
+STREAMED = "streamed"
 
 
 def keep_little() -> None:
@@ -37,6 +43,32 @@ def give_back(network: nn.Module) -> None:
         return
     gc.collect()
     _call("malloc_trim", 0)
+
+
+def stream(network: fx.GraphModule) -> None:
+    """Let whoever copies or rewrites ``network``, whose graph writes nowhere, hold few of its tensors at a time."""
+    keep_attributes(network, {STREAMED: True})
+
+
+def is_streamed(network: nn.Module) -> bool:
+    """Whether few of a network's tensors are to be held at a time."""
+    return getattr(network, STREAMED, False)
+
+
+def put_aside(tensor: Tensor) -> Tensor:
+    """Return a tensor with the same numbers in a file that goes with it: the system reads them as it needs them.
+
+    The tensor itself where there is no room for such a file.
+    """
+    numbers = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
+    try:
+        with TemporaryFile() as file:
+            file.write(numbers)
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), len(numbers), access=mmap.ACCESS_COPY)
+    except OSError:
+        return tensor
+    return torch.frombuffer(mapped, dtype=tensor.dtype).reshape(tensor.shape)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import jit, nn
+from torch import fx, jit, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
@@ -159,6 +159,18 @@ def between(original: nn.Module, fused: nn.Module) -> dict[torch.dtype, torch.dt
     """Return the cast that makes inputs of the original's dtype inputs of the fused network's."""
     own, other = main_dtype(original), main_dtype(fused)
     return {own: other} if own and other else {}
+
+
+PRESERVED = "_user_preserved_attributes"
+"""Under this key in its ``meta`` a GraphModule has the attributes that PyTorch takes along when it is deep-copied."""
+
+
+def keep_attributes(network: nn.Module, attributes: dict[str, Any]) -> None:
+    """Give a network attributes, and its copies, too."""
+    for name, value in attributes.items():
+        setattr(network, name, value)
+    if isinstance(network, fx.GraphModule):
+        network.meta[PRESERVED] = attributes
 
 
 def device_of(network: nn.Module) -> torch.device:

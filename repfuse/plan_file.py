@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 from repfuse.checkpoint.files import digest_of, read_json, replacing
 from repfuse.checkpoint.spec import Said, model_source
 from repfuse.errors import RepfuseError
-from repfuse.jsonready import json_ready
 from repfuse.plans import Plan, Text, read_as
 from repfuse.report.schema import Input, Report, envelope, report_path
-from repfuse.wording import first_line
+from repfuse.wording import first_line, json_ready
 
 if TYPE_CHECKING:  # it imports torch
     from repfuse.loading import Checkpoint
@@ -147,7 +146,8 @@ def _said_plan(original: Checkpoint, fused: Checkpoint, given: Path | None) -> K
     if fused.plan is not None and fused.plans[:-1] == original.plans:
         return KnownPlan(fused.plan)
     path = report_path(fused.path)
-    if not path.is_file() or fused.program is not None or fused.format == "onnx":  # they hold layers in other forms
+    exported = fused.program is not None or (fused.format == "onnx" and original.format != "onnx")
+    if not path.is_file() or exported:  # they hold layers in other forms
         return KnownPlan(None)
     try:
         report = read_plan_file(path)

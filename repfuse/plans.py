@@ -7,21 +7,26 @@ stand there; pydantic checks it, and is imported when the first plan is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from enum import StrEnum
+from fnmatch import fnmatchcase
+from functools import cache
 from itertools import chain
 from math import inf, isfinite, prod
 from reprlib import repr as short
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from unicodedata import category
 
 from annotated_types import Ge, Gt, Lt, Predicate
 
 from repfuse.errors import RepfuseError
-from repfuse.globs import ROOT, as_globs, check_globs, first_match, names_of
 from repfuse.refusals import REFUSALS
 from repfuse.wording import first_line
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SCHEMA = 5
 AGAIN = "Make the plan again from this model."  # what to do with a plan that does not fit
@@ -309,10 +314,10 @@ def read_as(kind: Any, data: Any, *, strict: bool = True) -> Any:
 
     Where it is not ``strict``, numbers may be texts, as "inf" and "nan" are in JSON.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(data, ensure_ascii=False).encode(), strict=strict)
+        return _reader(kind).validate_json(json.dumps(data, ensure_ascii=False).encode(), strict=strict)
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in wrong["loc"]).lstrip(".")
@@ -322,6 +327,14 @@ def read_as(kind: Any, data: Any, *, strict: bool = True) -> Any:
         raise _no_plan(MISTAKES["predicate_failed"]) from error
     except (TypeError, ValueError, RecursionError) as error:  # it is no JSON
         raise _no_plan(first_line(error)) from error
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    """Return what reads a type: to make it takes longer than to read a plan."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _without(value: Any, name: str) -> Any:
@@ -337,3 +350,42 @@ def _shown(value: Any) -> str:
     """Return so much of a value as fits in a message."""
     text = short(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+# Which sites are meant: module paths by glob.
+
+
+ROOT = "(root)"
+"""How people name the model itself, whose path is empty."""
+
+_NEAR = 4  # names that are shown where a glob matches none
+
+
+def names_of(path: str) -> Iterator[str]:
+    """Yield a path and those of the modules around it, innermost first: a.b.c, a.b, a. The model is around all."""
+    name = path or ROOT
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def first_match(names: Iterable[str], globs: Iterable[str]) -> str | None:
+    """Return the first glob that matches one of the names, where ``*`` stands for dots too."""
+    known = list(names)
+    return next((glob for glob in globs if any(fnmatchcase(name, glob) for name in known)), None)
+
+
+def as_globs(globs: str | Iterable[str]) -> tuple[str, ...]:
+    """Return one glob or several as several."""
+    return (globs,) if isinstance(globs, str) else tuple(globs)
+
+
+def check_globs(globs: Iterable[str], names: Iterable[str]) -> None:
+    """Raise RepfuseError for a glob that matches none of the names."""
+    known = dict.fromkeys(names)
+    for glob in globs:
+        if first_match(known, (glob,)) is None:
+            near = get_close_matches(glob, known, _NEAR, cutoff=0.4) or list(known)[:_NEAR]
+            said = f"Near are {', '.join(near)}." if near else "There are no sites."
+            hint = "`repfuse inspect` lists the sites; * stands for anything, dots too."
+            raise RepfuseError(f"No site matches {glob!r}.", said, hint)

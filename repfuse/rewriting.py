@@ -18,8 +18,8 @@ from repfuse.algebra.expression import Expression, tensor_names
 from repfuse.algebra.geometry import Geometry, NotAffine
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
-from repfuse.memory import collecting_later
-from repfuse.networks import holders, is_plain, join, named_tensors
+from repfuse.memory import APART, collecting_later, is_streamed, put_aside
+from repfuse.networks import holders, is_plain, join, keep_attributes, named_tensors
 from repfuse.planning.cost import needs_separate_pad
 from repfuse.planning.edits import Block, Fused, left_range, stored_like
 from repfuse.planning.replaying import replay
@@ -204,20 +204,13 @@ def _keep_own(module: nn.Module, holder: nn.Module, leaf: str) -> None:
         setattr(holder, leaf, getattr(module, leaf))
 
 
-_PRESERVED = "_user_preserved_attributes"
-"""Under this key in its ``meta`` a GraphModule has the attributes that PyTorch takes along when it is deep-copied."""
-
-
 def _keep_plain_attributes(owner: nn.Module, body: nn.Module) -> None:
     """Copy what an owner and its class carry as plain data: others read it (``layer.f`` in YOLO, ``model.names``)."""
     classes = itertools.takewhile(lambda kind: kind is not nn.Module, type(owner).__mro__)
     tables = [vars(owner), *map(vars, classes)]
     found = {name: value for table in reversed(tables) for name, value in table.items() if not name.startswith("_")}
     kept = {name: value for name, value in found.items() if is_plain(value) and not hasattr(body, name)}
-    for name, value in kept.items():
-        setattr(body, name, value)
-    if isinstance(body, fx.GraphModule):
-        body.meta[_PRESERVED] = kept
+    keep_attributes(body, kept)
 
 
 def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True, share: bool = False) -> nn.Module:
@@ -246,7 +239,8 @@ class _Rewriting:
         merged = [self.tensors[leaf] for name in dict.fromkeys(named) for leaf in self.constants.leaves(name)]
         self.replaced = {id(tensor): tensor for tensor in merged}
         self.stand_ins = {key: like(x, x.to("meta")) for key, x in self.replaced.items()}  # so that no data is copied
-        kept = {id(tensor): tensor for _, tensor in named_tensors(module)} if share else {}
+        self.streamed = is_streamed(module)
+        kept = {id(tensor): tensor for _, tensor in named_tensors(module)} if share or self.streamed else {}
         self.result = copy_with(module, kept | self.stand_ins)
         self.successors: dict[nn.Module, nn.Module] = {}
         self.holders = holders(self.result)
@@ -336,6 +330,9 @@ class _Rewriting:
         largest = stored_like(fused.expression, self.constants, self.tensors.__getitem__)
         try:
             _write_weights(convolution, norm, fused.expression, self.tensor, largest, unset=not self.weights)
+            weight = convolution.weight
+            if self.streamed and self.weights and isinstance(weight, Tensor) and weight.nbytes >= APART:
+                convolution.weight = nn.Parameter(put_aside(weight), weight.requires_grad)
         except NotAffine as error:
             raise RepfuseError(
                 f"The plan does not fit the weights at {fused.path!r}.",
@@ -351,7 +348,9 @@ class _Rewriting:
             for store in (module._parameters, module._buffers, vars(module)):
                 for name, tensor in list(store.items()):
                     if id(tensor) in originals:
-                        store[name] = copies.setdefault(id(tensor), _clone(originals[id(tensor)]))  # type: ignore[assignment]
+                        original = originals[id(tensor)]
+                        made = original if self.streamed else _clone(original)
+                        store[name] = copies.setdefault(id(tensor), made)  # type: ignore[assignment]
 
 
 _TABLES = frozenset(vars(nn.Module()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
+from repfuse import __version__
 from repfuse.checking.results import Verified
 from repfuse.checkpoint import example, onnx_file, safetensors_file, torch_pickle
 from repfuse.checkpoint.allow import MAINS, NotAllowedError, names_refused
@@ -21,9 +22,8 @@ from repfuse.checkpoint.contents import RECIPE, Around
 from repfuse.checkpoint.files import check_target, digest_of, replacing
 from repfuse.checkpoint.formats import Container, format_for
 from repfuse.checkpoint.records import origins
-from repfuse.checkpoint.script import script
 from repfuse.checkpoint.spec import as_texts, render
-from repfuse.checkpoint.user_code import Named
+from repfuse.checkpoint.user_code import Named, script
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
@@ -31,7 +31,6 @@ from repfuse.plans import Plan
 from repfuse.readback import checking
 from repfuse.readback.checking import Check, Written
 from repfuse.readback.process import Reader
-from repfuse.version import __version__
 from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:
@@ -89,26 +88,63 @@ def save(
     Raises RepfuseError where ``out`` is the input, exists (without ``force``) or cannot be written, and where the file
     is not what was to be written: then there is none.
     """
+    options: dict[str, Any] = {"format": format, "force": force, "keep_metadata": keep_metadata, "verify": verify}
+    with writing(checkpoint, module, out, plan, reader=reader, **options) as saved:
+        return saved()
+
+
+@contextmanager
+def writing(
+    checkpoint: Checkpoint,
+    module: nn.Module,
+    out: str | Path,
+    plan: Plan | None,
+    *,
+    format: str | None = None,
+    force: bool = False,
+    keep_metadata: bool = True,
+    verify: bool = True,
+    reader: Reader | None = None,
+) -> Iterator[Callable[[], Saved]]:
+    """As ``save``: write the file, and have it read while the block goes on, which asks what was found before its end.
+
+    The file takes its place when the block ends without an error, and was asked for.
+    """
     out = Path(out)
     for source in (checkpoint.path, *checkpoint.files):
         check_target(out, source, force=force)
     form = format_for(out, format, checkpoint.format, keep_affine=plan is not None and plan.keep_affine)
     if form == checkpoint.format == "onnx":
-        return _save_graph(checkpoint, module, out, force=force, verify=verify, reader=reader)
+        yield partial(_save_graph, checkpoint, module, out, force=force, verify=verify, reader=reader)
+        return
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
-    with ExitStack() as stack, replacing(out) as temporary:
+    found: list[Saved] = []
+    with suppress(_NotWanted), ExitStack() as stack, replacing(out) as temporary:
         reader = reader or stack.enter_context(Reader(fresh=verify))  # a process gets ready while the file is written
-        try:
-            notes, use, check = _write(checkpoint, module, plan, form, temporary)
-            verified = check(reader, runs=verify)
-        except RepfuseError as error:
-            if form != "onnx" or error.exit_code != EXIT_FAILED_CHECK:
-                raise
-            notes, use, check = _write_program(checkpoint, module, form, temporary, sizes=False)
-            verified = check(stack.enter_context(Reader(fresh=verify)), runs=verify)
-        digest = digest_of(temporary)
-    return Saved(out, digest, form, (*notes, *dropped), verified if verify else None, use(out))
+        notes, use, check = _write(checkpoint, module, plan, form, temporary)
+        answer = check(reader, runs=verify)
+
+        def saved() -> Saved:
+            nonlocal notes, use
+            try:
+                verified = answer()
+            except RepfuseError as error:
+                if form != "onnx" or error.exit_code != EXIT_FAILED_CHECK:
+                    raise
+                notes, use, check = _write_program(checkpoint, module, form, temporary, sizes=False)
+                verified = check(stack.enter_context(Reader(fresh=verify)), runs=verify)()
+            made = (*notes, *dropped), verified if verify else None, use(out)
+            found.append(Saved(out, digest_of(temporary), form, *made))
+            return found[0]
+
+        yield saved
+        if not found:
+            raise _NotWanted
+
+
+class _NotWanted(Exception):
+    """Nobody asked whether a file was right: it goes."""
 
 
 @contextmanager
@@ -201,7 +237,7 @@ def _write_program(
             notes.append(f"the program is in torch.export's {dialects}")
     job = checking.program_job(written, path, "onnx" if form == "onnx" else "pt2")
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
-    check = partial(checking.check_program, written, program, job)
+    check = partial(partial, checking.check_program, written, program, job)
     use = partial(_use_of_program, program, written.example) if form == "onnx" else _use_of_pt2
     return (alone if checkpoint.around.keys else []) + notes, use, check
 

@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 import torch
 from support import torchvision_schemas
+from support.ticks import time_briefly
 
 ROOT = Path(__file__).parents[1]
 SUPPORT = ROOT / "tests" / "support"
@@ -24,14 +25,17 @@ SAMPLES = ROOT / "sample_checkpoints"
 os.environ["REPFUSE_SAME_PROCESS"] = "1"  # for tests of other things: a fresh process per conversion takes seconds
 torchvision_schemas.install()
 torch.set_num_threads(1)  # the machine is shared by the workers of xdist
-hypothesis.settings.register_profile("dev", deadline=None, max_examples=30)
+gc.set_threshold(100_000)  # what is imported and collected stays: Python would look through it hundreds of times
+time_briefly()
+hypothesis.settings.register_profile("dev", deadline=None, max_examples=20)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("many", deadline=None, max_examples=300)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 
-def pytest_collection_finish() -> None:
-    """Recording a network collects garbage, which takes long among the objects of all tests: these stay anyway."""
+@pytest.fixture(autouse=True, scope="module")
+def what_stays() -> None:
+    """Recording a network collects garbage, which takes long among all that was imported: that stays anyway."""
     gc.collect()
     gc.freeze()
 

@@ -29,7 +29,7 @@ from repfuse.fusing import fuse
 from repfuse.loading import load
 from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
-from repfuse.report.reading import changes, read_benchmark, write_benchmark
+from repfuse.report.schema import changes, read_benchmark, write_benchmark
 from repfuse.rewriting import rewrite
 
 OTHERS = [
@@ -141,7 +141,7 @@ def test_the_floor_is_the_time_of_as_many_products_in_a_matrix_product():
     for entry in found.measurements:
         macs = found.before.macs * entry.batch_size
         product = 0.01  # seconds that the clock gives each timing, of one call
-        assert entry.original.floor == entry.fused.floor == pytest.approx(product * macs / 512**3)
+        assert entry.original.floor == entry.fused.floor == pytest.approx(product * macs / benchmark.SIDES["cpu"] ** 3)
         assert entry.fused.of_machine == pytest.approx(entry.fused.floor / entry.fused.median)
 
 

@@ -57,7 +57,7 @@ def test_block(row):
 
 
 @pytest.mark.parametrize(
-    "row", [pytest.param(r, id=r.name, marks=() if i % 6 == 0 else pytest.mark.slow) for i, r in enumerate(CASES)]
+    "row", [pytest.param(r, id=r.name, marks=() if i % 12 == 0 else pytest.mark.slow) for i, r in enumerate(CASES)]
 )
 def test_block_in_functions(row):
     original, example = made(row), row.at(row.side)

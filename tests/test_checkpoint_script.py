@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from repfuse.checkpoint.script import Script, playing_main, script
+from repfuse.checkpoint.user_code import Script, playing_main, script
 
 HEAD = "from __future__ import annotations\nran = []\n"
 

@@ -48,7 +48,7 @@ LITERALS = st.recursive(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(st.dictionaries(st.from_regex(r"[a-z_][a-z0-9_]*", fullmatch=True), LITERALS))
 def test_arguments_survive_their_text_form(arguments: dict[str, Any]) -> None:
     source = ModelSource("timm:x", arguments)

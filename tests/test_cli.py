@@ -14,41 +14,55 @@ import typer
 from conftest import SAMPLES, SUPPORT, Cli, Run
 from typer.testing import CliRunner
 
+from repfuse import __version__
 from repfuse.cli.app import Command, app
 from repfuse.errors import RepfuseError
 from repfuse.refusals import REFUSALS
 from repfuse.topics import TOPICS
-from repfuse.version import __version__
 
 COMMANDS = ["convert", "verify", "bench", "report", "inspect", "explain"]
 MODULE = SAMPLES / "repvgg_digits.pt"
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["explain"], *([name, "--help"] for name in COMMANDS)])
-def test_help_and_explain_import_no_torch(args: list[str]) -> None:
-    program = "import sys, runpy\ntry:\n    runpy.run_module('repfuse', run_name='__main__')\n"
-    program += "except SystemExit as done:\n    assert not done.code\n"
-    program += "heavy = {'torch', 'numpy', 'safetensors', 'timm'} & set(sys.modules)\nassert not heavy, heavy"
+def in_turn(typed: list[list[str]], heavy: set[str]) -> str:
+    """Return a program that runs several commands in one process, which is to load none of ``heavy``.
+
+    Below what each prints stands its exit code, and which of ``heavy`` are loaded.
+    """
+    return f"""
+import runpy, sys
+for args in {typed!r}:
+    sys.argv[1:], code = args, None
+    try:
+        runpy.run_module("repfuse", run_name="__main__")
+    except SystemExit as done:
+        code = done.code
+    print("code", code or 0, "loaded", sorted({heavy!r} & sys.modules.keys()))
+"""
+
+
+def test_help_and_explain_import_no_torch() -> None:
+    typed = [["--help"], ["--version"], ["explain"], *([name, "--help"] for name in COMMANDS)]
+    program = in_turn(typed, {"torch", "numpy", "safetensors", "timm"})
     environment = os.environ | {"PYTHONPATH": str(SUPPORT)}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *args], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout
+    printed = done.stdout.split("code 0 loaded []\n")
+    assert len(printed) == len(typed) + 1 and all(printed[:-1]) and not printed[-1], done.stdout
 
 
-@pytest.mark.parametrize("name", ["convert", "verify", "bench", "inspect"])
-def test_no_command_loads_a_compiler(name: str, tmp_path: Path, python: Run) -> None:
+def test_no_command_loads_a_compiler(tmp_path: Path, python: Run) -> None:
     """torch._dynamo and what comes with it take longer to load than torch."""
-    given = {"convert": [MODULE, tmp_path / "out.pt"], "inspect": [MODULE], "verify": [MODULE, MODULE, "--quick"]}
-    args = given.get(name, [MODULE, MODULE, "--seconds", "0.1"])
-    program = "import runpy, sys\ntry:\n    runpy.run_module('repfuse', run_name='__main__')\n"
-    program += "except SystemExit as done:\n    assert not done.code\nprint(*sys.modules, sep='\\n', file=sys.stderr)"
-    done = python("-c", program, name, *args)
-    assert done.returncode == 0, done.stderr
-    loaded = set(done.stderr.splitlines())
-    assert {"torch.nn", "repfuse.cli"} <= loaded
-    assert not loaded & {"torch._dynamo", "torch._inductor", "torch.onnx", "sympy", "torchvision"}
+    typed = [
+        ["inspect", MODULE],
+        ["convert", MODULE, tmp_path / "out.pt"],
+        ["verify", MODULE, MODULE, "--quick"],
+        ["bench", MODULE, MODULE, "--seconds", "0.1"],
+    ]
+    compilers = {"torch._dynamo", "torch._inductor", "torch.onnx", "sympy", "torchvision"}
+    done = python("-c", in_turn([list(map(str, args)) for args in typed], compilers), fresh=True)
+    codes = [line for line in done.stdout.splitlines() if line.startswith("code ")]
+    assert codes == ["code 0 loaded []"] * 4, done.stderr + done.stdout
 
 
 @pytest.mark.parametrize("columns", [80, 120])

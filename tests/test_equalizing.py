@@ -20,9 +20,6 @@ import repfuse
 from repfuse.equalizing import Equalized, equalize
 from repfuse.quantization import rounded
 
-sys.path.insert(0, str(SAMPLES))
-from make_samples import digits
-
 DIGITS = SAMPLES / "repvgg_digits.pt"
 HELD_OUT = SAMPLES / "digits_heldout.safetensors"
 X = image(2, 3, 9, 8, dtype=torch.float32)
@@ -76,6 +73,9 @@ def accuracy(model: nn.Module) -> float:
 
 @pytest.fixture(scope="module")
 def training() -> Tensor:
+    sys.path.insert(0, str(SAMPLES))
+    from make_samples import digits  # scikit-learn takes a second to import
+
     return digits()[0][0]
 
 
@@ -101,6 +101,7 @@ def test_digits_of_8_bits(fused: nn.Module, equalised: Equalized, training: Tens
     assert accuracy(both) >= accuracy(fused) - 0.3
 
 
+@pytest.mark.slow
 def test_a_second_time_changes_little(equalised: Equalized, training: Tensor) -> None:
     """There is no more to gain than luck in rounding."""
     again = equalize(equalised.module, [training[:1]], training).equalization
@@ -132,7 +133,9 @@ def test_powers_of_two_compute_the_same_bits() -> None:
         assert set((other / one).log2().frac().flatten().tolist()) == {0.0}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, *(pytest.param(each, marks=pytest.mark.slow) for each in (torch.float64, torch.float32))]
+)
 def test_the_rest_of_the_network_stays(dtype: torch.dtype) -> None:
     model = uneven().to(dtype)
     model[0].weight.requires_grad_(False)

@@ -15,7 +15,7 @@ from support.recordings import recorded
 from torch import nn
 from torch.nn import functional as F
 
-from repfuse.equalizing.network import Freedom, freedom
+from repfuse.equalizing.laws import Freedom, freedom
 from repfuse.networks import named_tensors
 from repfuse.refusals import REFUSALS
 
@@ -160,7 +160,7 @@ def test_layers_of_any_groups_and_axes(groups, inputs, outputs, transposes, axes
     assert exact(randomised(model, seed), image(2, 2, *[5] * axes)).count == wide + groups * outputs
 
 
-@settings(suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings().max_examples // 3, suppress_health_check=list(HealthCheck))
 @given(STEPS, st.sampled_from(EXAMPLES), st.lists(st.integers(0, 8), max_size=2))
 def test_random_networks(steps, shapes, also):
     inputs = [image(*shape, seed=seed) for seed, shape in enumerate(shapes)]

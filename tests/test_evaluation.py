@@ -10,7 +10,7 @@ from support.expressions import CHANNELS, Tensors, expressions, run, square
 from support.maps import same
 from torch.nn import functional as F
 
-from repfuse.algebra.evaluation import check_borders, constant, evaluate
+from repfuse.algebra.evaluation import behind_norm, check_borders, constant, evaluate
 from repfuse.algebra.expression import (
     Identity,
     Scaled,
@@ -31,7 +31,7 @@ from repfuse.algebra.expression import (
     through,
 )
 from repfuse.algebra.geometry import Geometry, NotAffine
-from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset, mixes
+from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset, Phases, mixes
 
 CPU = torch.device("cpu")
 LIKE = torch.empty(0, dtype=torch.float64)
@@ -230,6 +230,33 @@ def test_what_adds_nothing_whatever_the_weights():
     assert not is_unshifted(selected(through(SOURCE, conv(bias="b")), (0,)))
 
 
+@pytest.mark.parametrize("order", [(), (3, 1, 0, 2, *range(23, 3, -1))])
+def test_the_constant_of_pixels_taken_apart_is_in_their_order(order):
+    tensors = Tensors()
+    tensors.put("one", 6, CHANNELS, 1, 1)
+    tensors.put("b", 6)
+    taken = F.pixel_unshuffle(run(SHIFTED, torch.zeros_like(IMAGE)[..., :6], tensors), 2)
+    expected = taken[0, :, 1, 1][list(order)] if order else taken[0, :, 1, 1]
+    assert torch.equal(constant(through(SHIFTED, Phases.of(6, (2, 2), order)), tensors, CPU), expected)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("shape", [square(CHANNELS, 6, 3, 2), square(CHANNELS, 6, 1)])
+def test_a_norm_behind_a_map_leaves_it_what_it_is(shape, zero):
+    """With a range of 1 in each channel that is not zero."""
+    tensors, (mean, var) = Tensors(), torch.rand(2, 6, dtype=torch.float64) + 0.5
+    tensors.put("w", *shape.weight_shape)
+    tensors.put("b", 6)
+    if zero:
+        tensors["w"][2] = 0
+    expression = through(SOURCE, Convolution(shape, "w", "b"))
+    made, scale, shift = behind_norm(expression, tensors, mean, var, 0.1)
+    ranges = made.abs().flatten(1).amax(1)
+    assert ranges.tolist() == [0.0 if zero and row == 2 else 1.0 for row in range(6)]
+    y = F.conv2d(IMAGE, made, None, 1, [pair[0] for pair in shape.padding], 1, shape.groups)
+    assert same(F.batch_norm(y, mean, var, scale, shift, eps=0.1), run(expression, IMAGE, tensors))
+
+
 def test_the_source_has_no_constant():
     assert constant(SOURCE, Tensors(), CPU).tolist() == [0] * CHANNELS
     assert constant(SOURCE, Tensors(), CPU).dtype == torch.float64
@@ -366,6 +393,8 @@ one, three = through(SOURCE, conv(kernel=1)), through(SOURCE, conv())
         (selected(SOURCE, (0, 2)), ("2 of 4 channels",)),
         (selected(three, (0, 2)), ("conv 3x3 → 2 of 6 channels",)),
         (joined((three, SOURCE)), ("cat(conv 3x3, skip)",)),
+        (through(SOURCE, Phases.of(4, (2, 2))), ("unshuffle 2x2",)),
+        (Scaled(sum_of((three, one)), NORM), ("conv 3x3 (norm after the sum)", "conv 1x1 (norm after the sum)")),
     ],
 )
 def test_branches_for_people(expression, names):

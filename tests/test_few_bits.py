@@ -38,7 +38,7 @@ def _by_hand(network: nn.Module, x: Tensor, bits: int, axis: int | None, only: s
         return signal_to_noise(exact(x.double()), changed(x.double()))
 
 
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(st.integers(0, 2**32), st.integers(LEAST, MOST))
 def test_it_is_what_one_gets_by_hand(seed: int, bits: int) -> None:
     torch.manual_seed(seed)
@@ -117,7 +117,7 @@ def test_other_bits_are_refused_before_anything_runs(bits: int, cli: Cli) -> Non
 
 def test_the_command_says_it_and_keeps_its_verdict(cli: Cli, tmp_path: Path) -> None:
     fused, wrong = tmp_path / "fused.pt", tmp_path / "wrong.pt"
-    assert cli("convert", DIGITS, fused).returncode == 0
+    assert cli("convert", DIGITS, fused, "--quick").returncode == 0
     data = ("--data", HELD_OUT, "--quick")
     told = cli("verify", DIGITS, fused, "--bits", "4", *data, columns=80)
     assert told.returncode == 0 and max(map(len, told.stdout.splitlines())) <= 80
@@ -137,7 +137,7 @@ def test_the_command_says_it_and_keeps_its_verdict(cli: Cli, tmp_path: Path) -> 
 
 def test_a_page_tells_it(cli: Cli, tmp_path: Path) -> None:
     fused, said = tmp_path / "fused.pt", tmp_path / "verify.json"
-    assert cli("convert", DIGITS, fused).returncode == 0
+    assert cli("convert", DIGITS, fused, "--quick").returncode == 0
     said.write_text(cli("verify", DIGITS, fused, "--bits", "4", "--quick", "--json").stdout)
     page = tmp_path / "page.html"
     assert cli("report", f"{fused}.report.json", said, "--html", page).returncode == 0

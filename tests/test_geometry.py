@@ -45,6 +45,14 @@ def test_output_size_is_that_of_torch(axes, side):
         assert convolve(x, weight, None, shape.stride, padding, shape.dilation).shape[2:] == sizes
 
 
+def test_a_map_of_single_pixels_is_one_matrix_for_all():
+    one = geometry((6, 4, 1, 1), (1, 1), (0, 0), (1, 1), 1)
+    assert one.is_pointwise and geometry((6, 4), (), (), (), 1).is_pointwise
+    several = [replace(one, stride=(1, 2)), replace(one, kernel=(3, 1)), replace(one, padding=((0, 0), (0, 1)))]
+    several += [replace(one, padding=((-1, 0), (0, 0))), replace(one, groups=2)]
+    assert not any(each.is_pointwise for each in several)
+
+
 @given(AXIS, st.integers(1, 9))
 def test_taps_are_what_an_output_reads(axis, side):
     shape = of([axis])

@@ -19,7 +19,7 @@ from repfuse.checking.comparison import reference
 from repfuse.checking.inputs import input_variants
 from repfuse.checking.proof import prove
 from repfuse.fusing import fuse
-from repfuse.health import MEANINGS, Finding, examine
+from repfuse.health import MEANINGS, Anomaly, examine
 from repfuse.report.convert_view import health_view
 
 NAN, INF = math.nan, math.inf
@@ -56,7 +56,7 @@ def test_healthy_weights_are_not_mentioned():
 @pytest.mark.parametrize("name", AILING)
 def test_what_is_wrong_is_found_and_named(name):
     where, _, _, (what, count, of) = AILING[name]
-    assert examine(spoilt(name)) == (Finding(where, what, count, of),)
+    assert examine(spoilt(name)) == (Anomaly(where, what, count, of),)
 
 
 def test_a_shared_tensor_is_named_once_and_integers_are_fine():
@@ -66,7 +66,7 @@ def test_a_shared_tensor_is_named_once_and_integers_are_fine():
     other.weight = layer.weight
     model = nn.Sequential(layer, other, nn.Embedding(3, 2))
     model.register_buffer("index", torch.zeros(3, dtype=torch.int64))
-    assert [finding.name for finding in examine(model)] == ["0.weight"]
+    assert [anomaly.name for anomaly in examine(model)] == ["0.weight"]
 
 
 @pytest.mark.parametrize("name", AILING)
@@ -92,9 +92,9 @@ def test_a_wrong_rewrite_of_ailing_weights_does_not_pass(name):
 
 
 def test_every_kind_is_shown_with_its_places():
-    findings = tuple(Finding(f"layer{number}.weight", kind, 1, 4) for kind in MEANINGS for number in range(6))
+    anomalies = tuple(Anomaly(f"layer{number}.weight", kind, 1, 4) for kind in MEANINGS for number in range(6))
     console = Console(width=100, file=io.StringIO())
-    for part in health_view(findings):
+    for part in health_view(anomalies):
         console.print(part)
     shown = " ".join(console.file.getvalue().split())
     assert all(kind in shown for kind in MEANINGS) and "layer3.weight (1 of 4) and 2 more" in shown

@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import os
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SUPPORT, Cli
+from conftest import ROOT, SUPPORT, Cli, Run
 from hostile.controls import CONTROLS
 from hostile.corpus import CORPUS
 
@@ -28,12 +26,11 @@ GROWN = 400 << 20  # bytes of memory beyond what the process has; a file may ask
 MESSAGE = 12_000  # characters
 
 
-def outcomes(names: list[str], folder: Path, *, trust: bool = False) -> dict[str, dict[str, Any]]:
+def outcomes(python: Run, names: list[str], folder: Path, *, trust: bool = False) -> dict[str, dict[str, Any]]:
     """Load the files, and return what the process said of each. One that is missing ended the process."""
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", SUPPORT)))
-    command = [sys.executable, "-m", "hostile.child", str(folder), "trust" if trust else "no", *names]
-    env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200, check=False)
+    trusted = "trust" if trust else "no"
+    done = python("-m", "hostile.child", folder, trusted, *names, env={"PYTHONPATH": paths}, timeout=1200)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     found = {line["name"]: line for line in lines if "name" in line}
     missing = [name for name in names if name not in found]
@@ -59,16 +56,21 @@ def complaints(found: dict[str, Any]) -> list[str]:
     return [f"{found['name']}: {complaint}" for complaint, bad in checks.items() if bad]
 
 
-def test_no_attack_succeeds(tmp_path: Path) -> None:
-    found = outcomes(list(CORPUS), tmp_path)
-    assert not [complaint for name in CORPUS for complaint in complaints(found[name])]
+SOON = [name for number, name in enumerate(CORPUS) if number % 4 == 0 or not name.startswith("pt2: given ")]
+"""But for most of those that are other attacks again, as members of an exported program."""
+
+
+@pytest.mark.parametrize("names", [SOON, pytest.param(list(CORPUS), marks=pytest.mark.slow)], ids=["soon", "all"])
+def test_no_attack_succeeds(names: list[str], python: Run, tmp_path: Path) -> None:
+    found = outcomes(python, names, tmp_path)
+    assert not [complaint for name in names for complaint in complaints(found[name])]
 
 
 @pytest.mark.slow
-def test_the_attacks_are_real_and_the_harness_sees_them(tmp_path: Path) -> None:
+def test_the_attacks_are_real_and_the_harness_sees_them(python: Run, tmp_path: Path) -> None:
     """The control: where the files are trusted, each touches its canary, and other harm is seen as well."""
     executes = [name for name, attack in CORPUS.items() if attack.executes and not name.startswith("recipe")]
-    found = outcomes([*executes, *CONTROLS], tmp_path, trust=True)
+    found = outcomes(python, [*executes, *CONTROLS], tmp_path, trust=True)
     said = {name: " ".join(complaints(outcome)) for name, outcome in found.items()}
     assert len(executes) > 60
     assert [name for name in executes if not (found[name]["canary"] and "it ran" in said[name])] == []

@@ -23,7 +23,7 @@ from conftest import Cli
 
 import repfuse
 from repfuse.checkpoint.files import replacing, together
-from repfuse.cli.conversion import Request, _proven, _saved
+from repfuse.cli.conversion import Request, _proven, _with_output, _write_report, _writing
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
 from repfuse.planning.replaying import Choice
@@ -46,12 +46,15 @@ def write(samples: Path) -> Callable[..., None]:
     """Write the result of a conversion that is done, and its report, to ``folder``, as the command does."""
     source = samples / "notebook_block.pt"
     checkpoint = load(source)
-    report, module = _proven(checkpoint, Request(source, {}, Choice()), lambda *_: None)
+    report, module = _proven(checkpoint, Request(source, {}, Choice()), lambda *_: None, lambda *_: None)
 
     def run(folder: Path, name: str = "out.pt", *, force: bool = False) -> None:
         out = folder / name
-        with Reader() as reader:
-            _saved(report, checkpoint, module, Request(source, {}, Choice(), out=out, force=force), reader)
+        request = Request(source, {}, Choice(), out=out, force=force)
+        with Reader() as reader, together():
+            with _writing(request, checkpoint, report.plan, module, reader) as saved:
+                done = _with_output(report, saved())
+            _write_report(done, out)
 
     return run
 

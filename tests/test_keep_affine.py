@@ -21,7 +21,7 @@ from support.onnx_models import kinds
 from support.programs import STEPS, Step
 from support.proving import prove_sites
 from test_blocks import check_sizes, made
-from test_random_graphs import ALSO, DTYPES, FEW, IMAGE, LONG, POLICIES, QUICK, SHAPES
+from test_random_graphs import ALSO, DTYPES, FEW, IMAGE, LONG, MANY, POLICIES, QUICK, SHAPES
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -43,7 +43,7 @@ def norms_of(network: nn.Module) -> list[_BatchNorm]:
 
 
 @pytest.mark.parametrize(
-    "row", [pytest.param(r, id=r.name, marks=() if i % 6 == 0 else pytest.mark.slow) for i, r in enumerate(CASES)]
+    "row", [pytest.param(r, id=r.name, marks=() if i % 12 == 0 else pytest.mark.slow) for i, r in enumerate(CASES)]
 )
 def test_each_block_computes_the_same(row: Any) -> None:
     original, example = made(row), row.at(row.side)
@@ -82,6 +82,14 @@ def test_many_random_networks(policy: Policy, steps: Any, shapes: Any, also: Any
 @FEW
 @given(STEPS, SHAPES, st.sampled_from(Policy))
 def test_random_conversions(dtype: torch.dtype, steps: Any, shapes: Any, policy: Policy) -> None:
+    check_in(dtype, steps, shapes, policy, keep_affine=True)
+
+
+@pytest.mark.slow
+@DTYPES
+@MANY
+@given(STEPS, SHAPES, st.sampled_from(Policy))
+def test_many_random_conversions(dtype: torch.dtype, steps: Any, shapes: Any, policy: Policy) -> None:
     check_in(dtype, steps, shapes, policy, keep_affine=True)
 
 
@@ -239,7 +247,7 @@ def test_a_norm_that_ends_a_row_of_modules_stays_in_its_place(network: nn.Module
 # Statistics.
 
 
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(st.integers(0, 2**32), st.integers(1, 3))
 def test_the_norms_have_the_statistics_of_data_and_nothing_else_changes(seed: int, batches: int) -> None:
     network = randomised(DigitsRepVGG(width=4), seed=seed % 1000, dtype=torch.float32)
@@ -344,7 +352,7 @@ def test_a_plan_says_it_and_settles_it() -> None:
     assert all(each.per_tensor == pytest.approx(each.per_channel) for site in found for each in site.after.rounded)
 
 
-@pytest.mark.parametrize("suffix", ["pt", "pt2", "safetensors"])
+@pytest.mark.parametrize("suffix", ["pt", pytest.param("pt2", marks=pytest.mark.slow), "safetensors"])
 def test_files_hold_it_and_verify_knows_the_plan(suffix: str, cli: Cli, tmp_path: Path) -> None:
     source: tuple[Any, ...] = (DIGITS,)
     if suffix == "safetensors":

@@ -27,8 +27,8 @@ LAYER = "blocks.2.fused.weight"
 def made(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
     """A folder with the digits classifier converted to a module and to safetensors, each with its report."""
     folder = tmp_path_factory.mktemp("made")
-    assert cli("convert", MODULE, folder / "fused.pt").returncode == 0
-    assert cli("convert", STATE, folder / "state.safetensors", "--model", MODEL).returncode == 0
+    assert cli("convert", MODULE, folder / "fused.pt", "--quick").returncode == 0
+    assert cli("convert", STATE, folder / "state.safetensors", "--model", MODEL, "--quick").returncode == 0
     return folder
 
 
@@ -85,7 +85,7 @@ def with_metadata(like: Path, path: Path, state: dict[str, torch.Tensor]) -> Non
 
 def test_a_report_of_another_file_never_judges_this_one(folder: Path, cli: Cli) -> None:
     """Converted again by other means, and put in the place of the first: the file is right, and so is the verdict."""
-    options = ("--exclude", "blocks.1.fused", "--quiet")
+    options = ("--exclude", "blocks.1.fused", "--quiet", "--quick")
     assert cli("convert", MODULE, folder / "again.pt", *options).returncode == 0
     (folder / "again.pt").replace(folder / "fused.pt")
     found, said = verified(cli, MODULE, folder / "fused.pt", code=0)

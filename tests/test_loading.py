@@ -179,13 +179,13 @@ def test_where_the_input_is_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "origin"),
     [
-        ("timm:repvgg_a0", "checkpoint"),
+        pytest.param("timm:repvgg_a0", "checkpoint", marks=pytest.mark.slow),
         ("timm:mobileone_s0", "checkpoint"),
-        ("timm:resnet18", "checkpoint"),
+        pytest.param("timm:resnet18", "checkpoint", marks=pytest.mark.slow),
         ("timm:convnext_atto", "checkpoint"),
-        ("timm:vit_tiny_patch16_224", "checkpoint"),
+        pytest.param("timm:vit_tiny_patch16_224", "checkpoint", marks=pytest.mark.slow),
         ("timm:deit_tiny_patch16_224", "checkpoint"),  # has an enumeration
-        ("torchvision:resnet18", "guess"),
+        pytest.param("torchvision:resnet18", "guess", marks=pytest.mark.slow),
         ("torchvision:mobilenet_v3_small", "guess"),
         ("torchvision:swin_t", "guess"),  # has buffers that are in no state dict
     ],

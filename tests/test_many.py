@@ -23,7 +23,7 @@ from support.cluster import Cluster
 from test_report_page import Elements
 from torch import nn
 
-from repfuse.cli.many import Task, how_far, listed, tasks
+from repfuse.cli.many import Task, how_far, lines_of, tasks
 from repfuse.errors import RepfuseError
 
 SAMPLE = SAMPLES / "repvgg_digits.pt"
@@ -72,10 +72,10 @@ def test_what_cannot_be_is_said_before_anything_is_done(tmp_path, patterns, form
 def test_a_list_has_a_path_a_line(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("# all\nruns/a.pt\n\n  runs/b.pt \n")
-    assert listed([str(path)]) == ["runs/a.pt", "runs/b.pt"]
+    assert lines_of([str(path)]) == ["runs/a.pt", "runs/b.pt"]
     for wrong in (tmp_path / "none.txt", tree(tmp_path, "empty")):
         with pytest.raises(RepfuseError):
-            listed([str(wrong)])
+            lines_of([str(wrong)])
 
 
 # --- all of it ---------------------------------------------------------------------------------------------------

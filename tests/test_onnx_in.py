@@ -23,6 +23,7 @@ from support.onnx_models import error, exported, fused, kinds, model, node, tens
 
 import repfuse  # noqa: E402
 from repfuse.checkpoint.onnx_graph import operators  # noqa: E402
+from repfuse.cli.pair import Pair, compare_pair  # noqa: E402
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError  # noqa: E402
 from repfuse.plans import Policy  # noqa: E402
 
@@ -263,6 +264,37 @@ def test_an_activation_and_a_weight_that_is_an_input(tmp_path: Path) -> None:
     made.graph.input.append(helper.make_tensor_value_info("w1", TensorProto.DOUBLE, W1.shape))
     assert "computed-weight" in refused(made, tmp_path)
     assert any("w1" in note for note in repfuse.load(tmp_path / "in.onnx").notes)
+
+
+GELU = [
+    node("Conv", "x w1", "a"), node("Div", "a root", "b"), node("Erf", "b", "c"), node("Add", "c one", "d"),
+    node("Mul", "a d", "e"), node("Mul", "e half", "f"), node("Conv", "f w1", "y"),
+]  # fmt: skip
+NORM_OF_LAYERS = [
+    node("ReduceMean", "x", "a", axes=[-1]), node("Sub", "x a", "b"), node("Mul", "b b", "c"),
+    node("ReduceMean", "c", "d", axes=[-1]), node("Add", "d eps", "e"), node("Sqrt", "e", "f"), node("Div", "b f", "g"),
+    node("Mul", "g gamma", "h"), node("Add", "h beta", "i"), node("MatMul", "i p", "y"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("nodes", "inner", "other"), [(GELU, "Erf", "Tanh"), (NORM_OF_LAYERS, "Sqrt", "Exp")])
+def test_what_runtimes_compute_as_one_operator_stays(
+    nodes: Sequence[Any], inner: str, other: str, tmp_path: Path
+) -> None:
+    """Its scale in the next layer would cost that operator: fused so, repvit_m1 got slower than it was."""
+    held = {"w1": W1, "p": MATRICES["p"], "root": np.array(2**0.5), "eps": np.array(1e-5)}
+    held |= {"one": np.array(1.0), "half": np.array(0.5), "gamma": NORM["g"], "beta": NORM["b"]}
+    shape = {"shape": ("n", "t", 4)} if inner == "Sqrt" else {}
+    size = "2x5x4" if shape else "2x4x9x10"
+    names = {name for each in nodes for name in each.input}
+    for inside, merges in ((inner, False), (other, True)):
+        spelled = [onnx.NodeProto.FromString(each.SerializeToString()) for each in nodes]
+        next(each for each in spelled if each.op_type == inner).op_type = inside
+        known = {name: array for name, array in held.items() if name in names}
+        path = written(model(spelled, known, opset=13, **shape), tmp_path / f"{inside}.onnx")
+        plan = fused(path, tmp_path / f"{inside}_out.onnx", size)
+        assert bool(plan.sites) == merges, inside
+        assert (kinds(path) == kinds(tmp_path / f"{inside}_out.onnx")) != merges
 
 
 def test_weights_were_inputs_once(tmp_path: Path) -> None:
@@ -531,9 +563,64 @@ def test_the_commands(cli: Cli, tmp_path: Path) -> None:
     assert report["timing"]["measurements"]
     assert kinds(out) == {"Conv": 3, "Relu": 2, "ReduceMean": 1, "Gemm": 1}
     assert [site["path"] for site in report["plan"]["sites"]] == [f"/blocks/blocks_{n}/Add_1_fused" for n in (0, 1)]
-    done = cli("verify", path, out)
+    done = cli("verify", path, out, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Same." in done.stdout
+    verified = json.loads(done.stdout)
+    assert verified["verdict"] == "same"
+    assert [site["path"] for site in verified["proof"]["sites"]] == [site["path"] for site in report["plan"]["sites"]]
+
+
+def changed(path: Path, name: str, by: float) -> None:
+    """Multiply one number of a tensor in a file."""
+    made = onnx.load(path)
+    held = next(each for each in made.graph.initializer if each.name == name)
+    numbers = numpy_helper.to_array(held).copy()
+    numbers.flat[3] *= by
+    held.CopyFrom(numpy_helper.from_array(numbers, name))
+    onnx.save(made, path)
+
+
+def by_plan(path: Path, out: Path, plan: Any) -> Any:
+    """What `repfuse verify` finds of two files by a plan."""
+    loaded = Pair(*(repfuse.load(each, input="2x4x9x10") for each in (path, out)))
+    return compare_pair(loaded, plan)
+
+
+def test_two_files_are_compared_by_the_plan(tmp_path: Path) -> None:
+    nodes = [*BRANCHES, node("Add", "a c", "d"), node("Relu", "d", "e"), node("Conv", "e k i", "y")]
+    held = {name: x.astype(np.float32) for name, x in {**WEIGHTS, "k": W1, "i": BIAS}.items()}
+    path, out = written(model(nodes, held, dtype=np.float32), tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    plan = fused(path, out, "2x4x9x10")
+    found = by_plan(path, out, plan)
+    assert found.verdict == "same" and len(found.proof.sites) == 1 and not found.notes
+    changed(out, "Add_d_fused.weight", 1 + 2**-22)  # two units in the last place, which the outputs hide
+    assert by_plan(path, out, None).verdict == "same"
+    found = by_plan(path, out, plan)
+    assert found.verdict == "different" and "Add_d_fused" in found.reason
+    fused(path, out, "2x4x9x10")
+    changed(out, "k", 1 + 2**-22)  # which is no part of the plan
+    found = by_plan(path, out, plan)
+    assert found.proof is None and "compared as a whole" in found.notes[-1]
+    fused(path, out, "2x4x9x10")
+    made = onnx.load(out)
+    made.graph.node.append(node("Identity", "y", "z"))
+    onnx.save(made, out)
+    assert "compared as a whole" in by_plan(path, out, plan).notes[-1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"keep_affine": True}])
+def test_layers_of_all_kinds_are_compared_by_the_plan(settings: dict[str, Any], tmp_path: Path) -> None:
+    """A Gemm, a MatMul and an Add, a transposed convolution, each of them with its weights as ONNX has them."""
+    rows = [row for row in SPELLINGS if row.name in ("Gemm and MatMul with Add", "MatMul of tokens", "ConvTranspose")]
+    for row in rows:
+        held = {name: x.astype(np.float32 if x.dtype == np.float64 else x.dtype) for name, x in row.tensors.items()}
+        made = model(row.nodes, held, shape=row.shape, dtype=np.float32)
+        size = "x".join(map(str, row.given.shape))
+        path, out = written(made, tmp_path / "in.onnx"), tmp_path / "out.onnx"
+        plan = fused(path, out, size, **settings)
+        loaded = Pair(*(repfuse.load(each, input=size) for each in (path, out)))
+        found = compare_pair(loaded, plan)
+        assert found.verdict == "same" and found.proof.passed and not found.notes, row.name
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def convolutions(path: Path) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize(
-    "row", [pytest.param(r, id=r.name, marks=() if i % 24 == 3 else pytest.mark.slow) for i, r in enumerate(CASES)]
+    "row", [pytest.param(r, id=r.name, marks=() if i % 48 == 3 else pytest.mark.slow) for i, r in enumerate(CASES)]
 )
 def test_block(row: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -123,26 +123,31 @@ class Detector(nn.Module):
         return boxes.flatten(2).permute(0, 2, 1), boxes.sigmoid()
 
 
-def test_detector(tmp_path: Path) -> None:
-    alike(randomised(Detector(), dtype=torch.float32), [torch.randn(1, 3, 16, 16)], tmp_path)
+NETWORKS = ("repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m0_9", "repvit_m1", "ghostnetv3_050", "levit_128s")
+DYNAMO: dict[str, Any] = {"dynamo": True, "external_data": False}
 
 
-NETWORKS = ("repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m0_9", "ghostnetv3_050", "levit_128s")
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_detector(dynamo: bool, tmp_path: Path) -> None:
+    net = randomised(Detector(), dtype=torch.float32)
+    alike(net, [torch.randn(1, 3, 16, 16)], tmp_path, **DYNAMO if dynamo else {})
+
+
 BLOCKS = ("RepVGG stride 1 groups 1", "MobileOne 4", "ACNet", "dilated union", "UniRepLKNet without the norm after")
 
 
 @pytest.mark.parametrize("dynamo", [False, True])
 def test_stack(dynamo: bool, tmp_path: Path) -> None:
     net = randomised(Stack(*BLOCKS), dtype=torch.float32)
-    settings = {"dynamo": True, "external_data": False} if dynamo else {}
-    alike(net, [torch.randn(1, 3, 20, 20)], tmp_path, **settings)
+    alike(net, [torch.randn(1, 3, 20, 20)], tmp_path, **DYNAMO if dynamo else {})
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_network_of_timm(name: str, tmp_path: Path) -> None:
+def test_network_of_timm(name: str, dynamo: bool, tmp_path: Path) -> None:
     import timm
 
     net = randomised(timm.create_model(name), dtype=torch.float32)
     size = 256 if "fastvit" in name else 224
-    alike(net, [torch.randn(1, 3, size, size)], tmp_path)
+    alike(net, [torch.randn(1, 3, size, size)], tmp_path, **DYNAMO if dynamo else {})

@@ -143,7 +143,7 @@ def check(made: Any) -> None:
 
 
 @given(models())
-@settings(max_examples=40)
+@settings(max_examples=15)
 def test_random_graphs(made: Any) -> None:
     check(made)
 

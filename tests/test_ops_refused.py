@@ -202,7 +202,7 @@ OPAQUE = [
     lambda m, x, y: F.adaptive_max_pool2d(x, 1),
     lambda m, x, y: F.max_pool2d(x, 2),
     lambda m, x, y: F.avg_pool2d(x[0], 3, 1),
-    lambda m, x, y: F.conv_transpose2d(x, m.kernel2[:4], stride=99, output_padding=x.size(0)),
+    lambda m, x, y: F.conv_transpose2d(x, m.kernel2[:4], stride=9, output_padding=x.size(0)),
     lambda m, x, y: torch.cat([x, y]),
     lambda m, x, y: x.chunk(2)[0],
     lambda m, x, y: x.chunk(y.size(0), 1)[0],

@@ -21,14 +21,13 @@ from repfuse.benching.results import Benchmark, Gain, Measurement, Ratio, SiteTi
 from repfuse.checking.results import Flips, Level, RealData, SiteDrift, SiteProof
 from repfuse.cli.app import app
 from repfuse.errors import RepfuseError
-from repfuse.health import Finding
+from repfuse.health import Anomaly
 from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.quantization import Kernel, Rounded, SiteKernels
 from repfuse.report.bench_view import speed
 from repfuse.report.markdown import as_markdown
 from repfuse.report.page import RANGES_SHOWN, Page, as_html, layers, limit, range_axis, speed_axis
-from repfuse.report.reading import read, told
-from repfuse.report.schema import Chosen, Report, envelope, to_json
+from repfuse.report.schema import Chosen, Report, envelope, read, to_json, told
 
 SECTIONS = ["verdict", "speed", "size", "sites", "kernels", "refusals", "agreement", "environment"]
 HOSTILE = (
@@ -102,7 +101,7 @@ def large(number: int = 600, name: str = "backbone.stages.{}.token_mixer.reparam
         plan=plan,
         proof=proof(sites=proofs),
         notes=(said,),
-        health=(Finding(name.format("bn.running_var"), "small-variance", 3, 64),),
+        health=(Anomaly(name.format("bn.running_var"), "small-variance", 3, 64),),
         chosen=Chosen(said, (), ("head",)),
         command=f"repfuse convert in.pt out.pt --exclude head # {said}",
         quantization=kernels(name.format(said)) * 20,

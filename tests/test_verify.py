@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -16,14 +17,20 @@ from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("wide", [True, False], ids=["folded in float64", "folded in its own dtype"])
-@pytest.mark.parametrize(("depth", "seeds"), [(1, 2), (4, 1), (20, 1)])
-def test_a_correct_fusion_is_the_same(dtype, wide, depth, seeds):
-    for seed in range(seeds):
-        original = network(depth, seed=seed, dtype=dtype)
-        verification = verify(original, folded(original, wide=wide), example(dtype))
-        assert verification.verdict == "same", verification.reason
+def in_pairs(*axes):
+    """Every second combination, so that each value meets others of each axis; all of them in the slow suite."""
+    rows = [zip(*each, strict=True) for each in product(*(enumerate(axis) for axis in axes))]
+    return [
+        pytest.param(*values, marks=pytest.mark.slow if sum(places) % 2 else ()) for places, values in map(tuple, rows)
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "wide", "depth"), in_pairs(DTYPES, (True, False), (1, 4, 20)))
+def test_a_correct_fusion_is_the_same(dtype, wide, depth):
+    """Folded in float64 or in its own dtype."""
+    original = network(depth, dtype=dtype)
+    verification = verify(original, folded(original, wide=wide), example(dtype))
+    assert verification.verdict == "same", verification.reason
 
 
 @pytest.mark.parametrize("classes", [0, 1, 2])
@@ -108,8 +115,7 @@ def _border(fused: nn.Module, _step: float) -> None:
 STEPS = {torch.float64: 1e-6, torch.float32: 0.01, torch.float16: 0.5, torch.bfloat16: 3.0}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("harm", [_weight, _bias, _swap, _border])
+@pytest.mark.parametrize(("dtype", "harm"), in_pairs(DTYPES, [_weight, _bias, _swap, _border]))
 def test_one_wrong_number_is_different(dtype, harm):
     original = network(dtype=dtype)
     fused = folded(original)

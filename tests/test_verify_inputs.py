@@ -117,7 +117,7 @@ def test_variants_cover_sizes_batches_and_kinds():
     shapes = {trial.inputs[0].shape for trial in trials}
     assert torch.equal(trials[0].inputs[0], image)
     assert {shape[0] for shape in shapes} == {1, 2, 3}
-    assert {shape[2:] for shape in shapes} >= {(n, n) for n in (1, 2, 3, 5, 7)} | {(16, 21)}
+    assert {shape[2:] for shape in shapes} >= {(n, n) for n in (1, 2, 7)} | {(8, 11), (16, 21)}
     assert {shape[2] % 2 for shape in shapes} == {0, 1}
     assert any((trial.inputs[0][-1] == 1).all() for trial in trials)
     assert len({trial.label for trial in trials}) == len(trials)
@@ -126,7 +126,7 @@ def test_variants_cover_sizes_batches_and_kinds():
 
 
 @pytest.mark.parametrize(
-    ("effort", "work", "measured"), [("quick", 2, 0.3), ("default", 3.5, 0.6), ("thorough", 21, 3)]
+    ("effort", "work", "measured"), [("quick", 2, 0.3), ("default", 3.2, 0.3), ("thorough", 21, 3)]
 )
 @pytest.mark.parametrize("shape", [(1, 3, 224, 224), (1, 3, 64, 64), (8, 3, 64, 96), (1, 2, 32, 32, 32)])
 def test_the_work_of_the_variants_is_bounded(effort, work, measured, shape):
@@ -257,7 +257,7 @@ class Last(nn.Module):
     [
         (lambda: Fixed(40), (1, 3, 40, 40), {(3, 40, 40)}),
         (Halving, (1, 3, 96, 96), {(3, 64, 32)}),
-        (Tokens, (1, 40, 48), {(20, 48)}),
+        (Tokens, (1, 40, 48), {(32, 48)}),
         (Last, (1, 40, 44, 5), {(20, 23, 5)}),
     ],
 )

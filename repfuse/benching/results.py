@@ -11,8 +11,8 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le, MinLen
 
-from repfuse.jsonready import Result
 from repfuse.plans import Count
+from repfuse.wording import Result
 
 SpeedVerdict = Literal["faster", "slower", "no difference"]
 COLD_NOTE = (

@@ -20,9 +20,8 @@ from torch.utils._pytree import tree_leaves
 from repfuse.benching.clock import Call
 from repfuse.benching.results import Runtime
 from repfuse.checkpoint import onnx_file
-from repfuse.errors import RepfuseError
+from repfuse.errors import RepfuseError, quietly
 from repfuse.networks import device_of
-from repfuse.quiet import quietly
 from repfuse.wording import described
 
 Inputs = tuple[Any, ...]

@@ -105,7 +105,7 @@ def drift(
     float64.
     """
     exact = reference(original, trials) if exact is None else exact
-    effect = effect or RoundingEffects(fused, original, trials, run_float64(fused, trials), scale=exact)
+    effect = effect or RoundingEffects(fused, original, trials, exact)
     after = run(fused, trials, between(original, fused)) if found is None else found
     before = run(original, trials, {}) if own is None else own
     wanted, given = by_key(before), by_key(after)
@@ -270,8 +270,8 @@ def gather(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], progr
         return Evidence(table, tried)
     trials, expected, found = [trials[at] for at in kept], [expected[at] for at in kept], [found[at] for at in kept]
     progress("what rounding explains", 0.2)
-    before = RoundingEffects(original, fused, trials, expected)
-    after = RoundingEffects(fused, original, trials, found, scale=expected)
+    before = RoundingEffects(original, fused, trials, expected, expected)
+    after = RoundingEffects(fused, original, trials, expected, found)
     effects, settled = explained(before, after, {key: each.relative for key, each in outputs.items()})
     progress("drift", 0.6)
     measured = drift(original, fused, trials, expected, effect=after)

@@ -86,7 +86,7 @@ class Effort(StrEnum):
     """The example, and noise of a few sizes up to a quarter of it, or longer along an axis: seconds."""
 
     DEFAULT = "default"
-    """The example, every kind of input at about half of its size, and small sizes, odd and even."""
+    """The example, every kind of input at about a quarter of its size, and small sizes, odd and even."""
 
     THOROUGH = "thorough"
     """More random inputs, every kind at three sizes, larger batches, and 32 sizes in a row: each phase of a stride."""
@@ -115,7 +115,7 @@ class Scope:
 # Small sizes are less than a kernel's reach, odd and even: there mistakes at the border are all there is.
 SCOPES = {
     Effort.QUICK: Scope(seeds=(0,), parts=(4,), small=(2,), sampled=1, kinds=1, of_site=1),
-    Effort.DEFAULT: Scope(seeds=(0,), parts=(2,), small=(1, 2, 3, 5, 7), sampled=3),
+    Effort.DEFAULT: Scope(seeds=(0,), parts=(4,), small=(1, 2, 7), sampled=3),
     Effort.THOROUGH: Scope((0, 1, 2, 3), (1, 2, 4), (1, 2, 3, 4, 5, 6, 7, 9), sampled=7, batches=(1, 6), in_a_row=32),
 }
 
@@ -330,11 +330,11 @@ def input_variants(
 ) -> tuple[Trial, ...]:
     """Return trials around the example, the example itself first.
 
-    Then a random input of its shape per further seed; for inputs with one to three spatial axes other sizes: about
-    half, not square, a few pixels, odd and even, and larger than the example along each axis; each kind of input (see
-    ``repfuse.checking.inputs``) at about half the size; a batch one larger than the example's, with random
-    samples and one of ones, and a batch of 1.
-    That is what the default ``effort`` does, in all about three times the example's own work, or eight times where the
+    Then a random input of its shape per further seed; for inputs with one to three spatial axes other sizes: about a
+    quarter, not square, a few pixels, odd and even, and larger than the example along each axis; each kind of input
+    (see ``repfuse.checking.inputs``) at about a quarter of the size, or half of it where a quarter has no room; a batch
+    one larger than the example's, with random samples and one of ones, and a batch of 1.
+    That is what the default ``effort`` does, in all about twice the example's own work, or eight times where the
     example is small or the network takes no other size; see ``Effort`` for the others. ``seeds`` are the effort's own
     where none are given.
 
@@ -389,9 +389,11 @@ def _kinds(example: Example, count: int | None, part: int, seed: int) -> Iterato
 
 
 def _extents(example: Example, part: int) -> list[Extent]:
-    """Return where to try an input that may have any size: reduced, and at last the example's own size."""
+    """Return where to try an input that may have any size: reduced, less so, and at last the example's own size."""
     axes = example.readings[0] if example.readings else (1,) if example.main else ()
-    return [*example.reduced(part, KIND_FROM.get(len(axes), 1)), Extent(axes)]
+    least = KIND_FROM.get(len(axes), 1)
+    parts = dict.fromkeys((part, min(part, 2)))
+    return [*(extent for each in parts for extent in example.reduced(each, least)), Extent(axes)]
 
 
 def _batches(example: Example, scope: Scope, seed: int) -> Iterator[Trial]:

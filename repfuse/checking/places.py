@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -93,22 +93,24 @@ class Place:
         if any(node.op == "placeholder" for node in _needed(self.region.root, set(env), origin, {})):
             env |= recording.run.size_of  # as numbers: the region takes some of tensors that are not its own
         needed = _needed(self.region.root, set(env), origin, read)
-        made: dict[str, Any] = {}
+        held: dict[str, Any] = {}
 
         def known(node: fx.Node) -> Any:
             return env[node if node in env else origin(node)]
 
         for node in (node for node in recording.nodes if node in needed):
             sources, part = parts.get(node, ((), None))
+            name = f"held{len(held)}"
             if part is not None:
-                name = f"part{len(made)}"
-                made[name] = part
+                held[name] = part
                 env[node] = graph.call_module(name, tuple(map(known, sources)))
+            elif node.op == "get_attr":  # by a name without dots, so that there are no modules to copy
+                held[name] = operator.attrgetter(str(node.target))(self.module)
+                env[node] = graph.get_attr(name)
             else:
                 env[node] = known(sources[0]) if sources else graph.node_copy(node, known)
         graph.output(env[self.region.root])
-        held = {node.target for node in graph.nodes if node.op == "get_attr"}
-        return _Computed(made | {name: operator.attrgetter(name)(self.module) for name in held}, graph)
+        return _Computed(held, graph)
 
     def after(self, fused: nn.Module, factor: Callable[[float], float] = lambda by: by) -> nn.Module:
         """Return the convolutions of the network ``fused`` that replace the region, over its tensors.
@@ -119,19 +121,12 @@ class Place:
             (group,) = (each for each in self.region.groups if id(each) in self.path_of)
             part = self._part(fused, group)
             return self._computed({each.root: ((each.source,), part if each.layered else None) for each in self.pieces})
-        made, graph = dict[str, Any](), fx.Graph()
-        inputs = {source: graph.placeholder(source.name) for source in self.sources}
-        total: fx.Node | None = None
-        for number, group in enumerate(self.region.groups):
-            value = inputs[group.source]
-            if id(group) in self.path_of:
-                made[f"part{number}"] = self._part(fused, group)
-                value = graph.call_module(f"part{number}", (value,))
-            elif group.of_source is not None and factor(group.of_source) != 1:
-                value = graph.call_function(operator.mul, (value, factor(group.of_source)))
-            total = value if total is None else graph.call_function(operator.add, (total, value))
-        graph.output(total)
-        return _Computed(made, graph)
+        number = {source: position for position, source in enumerate(self.sources)}
+        terms = list[tuple[int, nn.Module | float]]()
+        for group in self.region.groups:
+            made = id(group) in self.path_of
+            terms.append((number[group.source], self._part(fused, group) if made else factor(group.of_source or 1)))
+        return _Sum(terms)
 
     def _part(self, fused: nn.Module, group: Group) -> nn.Module:
         path, norm = self.path_of[id(group)], self.norm_of[id(group)]
@@ -143,6 +138,21 @@ class Place:
         where one is missing.
         """
         return {path: norm_at(fused, path) for path in self.norm_of.values() if path}
+
+
+class _Sum(nn.Module):
+    """A sum of terms: a module of one of the inputs, or that input times a number; each with the input's position."""
+
+    def __init__(self, terms: Sequence[tuple[int, nn.Module | float]]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(term for _, term in terms if isinstance(term, nn.Module))
+        self.steps = tuple((number, None if isinstance(term, nn.Module) else term) for number, term in terms)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        parts = iter(self.parts)
+        values = (next(parts)(inputs[at]) if by is None else inputs[at] * by for at, by in self.steps)
+        total: Tensor = reduce(operator.add, values)
+        return total
 
 
 class _Computed(nn.Module):

@@ -244,6 +244,9 @@ def _wrong(stored: torch.Tensor, exact: torch.Tensor, largest: float) -> tuple[i
     return wrong, float((difference / spacing).nan_to_num(nan=float("inf")).max())
 
 
+LARGE_SITE = 1 << 18  # weights from which on a run takes longer than all else: then two sizes are tried
+
+
 def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effort = Effort.DEFAULT) -> SiteProof:
     """Compare one site of ``fused`` with the nodes of the original's graph that it replaces.
 
@@ -251,7 +254,8 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effo
     stored dtype, which is the drift.
     """
     after = place.after(fused)
-    trials, expected = _runs(place, after, SCOPES[effort].of_site)
+    large = sum(x.numel() for _, x in named_tensors(after)) > LARGE_SITE
+    trials, expected = _runs(place, after, min(SCOPES[effort].of_site, 2) if large else SCOPES[effort].of_site)
     answers = answers_in_float64(after, trials, expected, exact.change(after))
     comparison = tabulate(trials, expected, answers)
     weights = tuple(_compared(exact.name_of[id(each.stored)], each.stored, each.exact()) for each in exact.at(place))

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from repfuse.jsonready import Result
 from repfuse.plans import Refusal
-from repfuse.wording import apart
+from repfuse.wording import Result, apart
 
 
 def quotient(value: float, allowed: float) -> float:

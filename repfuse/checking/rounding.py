@@ -212,9 +212,9 @@ def _change(before: torch.Tensor, after: torch.Tensor | None, reference: torch.T
 class RoundingEffects:
     """The effect of rounding on one network's outputs, relative, by position of the trial and name of the output.
 
-    ``outcomes`` are what the network gives in float64 on ``trials``; ``other`` is the network that it is compared with:
-    tensors that are the same in both were not rounded between them. The effect is relative to the outputs in ``scale``,
-    of the same trials: the network's own, unless others are given.
+    ``other`` is the network that it is compared with: tensors that are the same in both were not rounded between them.
+    The effect is relative to the outputs in ``scale``, of the same ``trials``, on which it is measured that have any.
+    ``outcomes`` are what the network itself gives in float64; without them it is run where the effect is measured.
     """
 
     def __init__(
@@ -222,12 +222,10 @@ class RoundingEffects:
         network: nn.Module,
         other: nn.Module,
         trials: Sequence[Trial],
-        outcomes: Sequence[Outcome],
-        *,
-        scale: Sequence[Outcome] | None = None,
+        scale: Sequence[Outcome],
+        outcomes: Sequence[Outcome] | None = None,
     ) -> None:
-        self._network, self._trials, self._outcomes = network, trials, outcomes
-        self._scale = outcomes if scale is None else scale
+        self._network, self._trials, self._scale, self._outcomes = network, trials, scale, outcomes
         self._exact = unchanged(network, other)
         self._levels: Levels = {}
         self._lent: list[tuple[Key, Level]] = []
@@ -235,7 +233,7 @@ class RoundingEffects:
 
     def measure_usual(self) -> None:
         """Measure on the sampled inputs among the trials that the network took, or else on the cheapest of these."""
-        taken = [position for position, outcome in enumerate(self._outcomes) if outcome.outputs]
+        taken = [position for position, outcome in enumerate(self._scale) if outcome.outputs]
         marked = [position for position in taken if self._trials[position].sampled]
         if taken and not self._lent:
             self.measure(marked or [self.cheapest(taken)])
@@ -246,16 +244,21 @@ class RoundingEffects:
         at = [position for position in positions if position not in self.measured]
         if not at:
             return
-        run = on([self._trials[position] for position in at])
-        own, scale = ([each[position] for position in at] for each in (self._outcomes, self._scale))
-        found = rounding(self._network, run, own, self._exact, scale)
+        run, scale = on([self._trials[position] for position in at]), [self._scale[position] for position in at]
+        found = rounding(self._network, run, self._own(at), self._exact, scale)
         self._levels |= {(at[index], name): level for (index, name), level in found.items()}
         self.measured |= set(at)
 
     def order(self, position: int) -> Levels:
         """Return the effect of the order of summation on one trial."""
-        found = summation(self._network, on([self._trials[position]]), [self._outcomes[position]])
+        found = summation(self._network, on([self._trials[position]]), self._own([position]))
         return {(position, name): level for (_, name), level in found.items()}
+
+    def _own(self, positions: Sequence[int]) -> list[Outcome]:
+        """Return what the network itself gives on the trials at these positions."""
+        if self._outcomes is None:
+            return run_float64(self._network, [self._trials[position] for position in positions])
+        return [self._outcomes[position] for position in positions]
 
     def cheapest(self, positions: Iterable[int]) -> int:
         """Return the position of the trial that takes the least work."""

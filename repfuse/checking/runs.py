@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import product
+from operator import add
 from traceback import walk_tb
 from typing import Any
 
 import torch
-from torch import Tensor, jit, nn
+from torch import Tensor, fx, jit, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from repfuse.checking.inputs import Trial
 from repfuse.errors import RepfuseError
+from repfuse.memory import is_streamed
 from repfuse.networks import (
     device_of,
     draw_alike,
@@ -103,14 +106,17 @@ _ALSO = {**WIDE, torch.complex64: torch.complex128}
 class Widening(TorchFunctionMode):
     """While it is on, no function of torch narrows what is not computed from the tensors of ``network`` alone.
 
-    What such functions meet is widened, exactly; and what forward makes of numbers alone.
+    What such functions meet is widened, exactly; and what forward makes of numbers alone. ``acted`` says whether it
+    ever had to.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.resting = False
+        self.resting = self.acted = False
         self._constant = WeakTensorKeyDictionary()
         self._remember(x for _, x in named_tensors(network))
+        for table in _tables(network):
+            table.told = lambda made: self._remember([made])
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -119,18 +125,39 @@ class Widening(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.resting:
             return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # an attribute: most are numbers, such as a shape
+            result = func(*args)
+            if isinstance(result, Tensor) and args[0] in self._constant:
+                self._constant[result] = True
+            return result
         tensors = tensors_of((args, kwargs))
         if all(x in self._constant for x in tensors):
             result = func(*args, **kwargs)
             if not tensors:
-                result = _all_wide(result)
+                result = self.wide(result)
             self._remember(tensors_of(result))
             return result
-        name = getattr(func, "__name__", "")
         if name in _NARROWING and args[0].is_floating_point():
-            return _all_wide(args[0])
+            self.acted = True
+            return self.wide(args[0])
         written = args[:1] if name in _WRITING or (name.endswith("_") and not name.endswith("__")) else ()
-        return func(*written, *(_all_wide(x) for x in args[len(written) :]), **_all_wide(kwargs))
+        return func(*written, *(self.wide(x) for x in args[len(written) :]), **self.wide(kwargs))
+
+    def wide(self, value: Any) -> Any:
+        """Widen the tensors and dtypes in a value."""
+        if isinstance(value, Tensor):
+            wide = _ALSO.get(value.dtype)
+            self.acted |= wide is not None
+            return value if wide is None else value.to(wide)
+        if isinstance(value, torch.dtype):
+            self.acted |= value in WIDE
+            return WIDE.get(value, value)
+        if isinstance(value, list):  # or torch.fx's kind of it
+            return [self.wide(item) for item in value]
+        if type(value) is tuple:
+            return tuple(self.wide(item) for item in value)
+        return {name: self.wide(item) for name, item in value.items()} if isinstance(value, dict) else value
 
     def _remember(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
@@ -138,24 +165,54 @@ class Widening(TorchFunctionMode):
 
 
 _NARROWING = frozenset({"float", "half", "bfloat16", "type"})
-_WRITING = frozenset({"__setitem__", "__set__", "__get__"})
+_WRITING = frozenset({"__setitem__", "__set__"})
 """Whose first argument has to stay the object that it is; so has that of every function whose name ends with _."""
 
 
-def _all_wide(value: Any) -> Any:
-    """Widen the tensors and dtypes in a value."""
-    if isinstance(value, Tensor):
-        wide = _ALSO.get(value.dtype)
-        return value if wide is None else value.to(wide)
-    if isinstance(value, torch.dtype):
-        return WIDE.get(value, value)
-    if isinstance(value, list):  # or torch.fx's kind of it
-        return [_all_wide(item) for item in value]
-    if type(value) is tuple:
-        return tuple(_all_wide(item) for item in value)
-    if isinstance(value, dict):
-        return {name: _all_wide(item) for name, item in value.items()}
-    return value
+class Depthwise(TorchFunctionMode):
+    """While it is on, depthwise convolutions of few pixels in float64 are sums over their taps,
+
+    ``y[c, o] = b[c] + sum over k of  w[c, k] x[c, stride o + dilation k - padding]``,
+
+    which is what they are defined as. PyTorch has kernels for them in float32, and takes channel by channel in float64:
+    twenty to fifty times as long, most of what a mobile network takes.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call one function of torch."""
+        if func in _CONVOLUTIONS and len(args) == 7 and not kwargs and _is_depthwise(*args):
+            return _by_taps(*args[:6])
+        return func(*args, **(kwargs or {}))
+
+
+_CONVOLUTIONS = frozenset({torch.conv1d, torch.conv2d, torch.conv3d})
+FEW_PIXELS = 1 << 10  # of one channel: of more, memory is what takes time
+
+
+def _is_depthwise(x: Any, weight: Any, _bias: Any, _stride: Any, padding: Any, _dilation: Any, groups: Any) -> bool:
+    each_alone = groups > 1 and groups == len(weight) and weight.shape[1] == 1
+    wide = x.dtype is weight.dtype is torch.float64 and x.dim() == weight.dim() and x.is_cpu
+    return each_alone and wide and isinstance(padding, tuple) and x[0, 0].numel() <= FEW_PIXELS
+
+
+def _by_taps(  # noqa: PLR0917 - what a convolution is called with
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any
+) -> Tensor:
+    kernel, ones = weight.shape[2:], [1] * (weight.dim() - 2)
+    if any(padding):
+        x = nn.functional.pad(x, [amount for amount in reversed(padding) for _ in range(2)])
+    spans = [n - step * (k - 1) for n, step, k in zip(x.shape[2:], dilation, kernel, strict=True)]
+    total: Tensor | None = None
+    for tap in product(*map(range, kernel)):
+        first = [step * at for step, at in zip(dilation, tap, strict=True)]
+        window: tuple[Any, ...] = tuple(map(slice, first, map(add, first, spans), stride))
+        of_tap: tuple[Any, ...] = (slice(None), 0, *tap)
+        seen, factor = x[(..., *window)], weight[of_tap].reshape(-1, *ones)
+        total = seen * factor if total is None else total.addcmul_(seen, factor)
+    assert total is not None
+    return total if bias is None else total.add_(bias.reshape(-1, *ones))
 
 
 SEED = 0  # of networks that draw random numbers: both draw the same
@@ -227,6 +284,51 @@ def copied(network: nn.Module, change: Change) -> Iterator[nn.Module]:
                 module._buffers.clear()
 
 
+@contextmanager
+def readable(network: nn.Module, change: Change) -> Iterator[nn.Module]:
+    """Lend a copy as ``copied`` does, to be called and not to be changed: the tensors of a network that is streamed are
+    made as they are read, and gone when they were used.
+    """
+    if not is_streamed(network):
+        with copied(network, change) as copy:
+            yield copy
+        return
+    copy = changed_copy(network, lambda _, tensor: tensor)
+    name_of = {id(tensor): name for name, tensor in named_tensors(copy)}
+    for module in copy.modules():
+        for table in ("_parameters", "_buffers"):
+            vars(module)[table] = _Read(vars(module)[table], name_of, change)
+    set_eval(copy)
+    yield copy
+
+
+class _Read(dict[str, Tensor | None]):
+    """A table of a module's tensors, each changed when it is read: anew, once those that were are forgotten. ``told``
+    hears of what was made.
+    """
+
+    def __init__(self, held: Mapping[str, Tensor | None], name_of: Mapping[int, str], change: Change) -> None:
+        super().__init__(held)
+        self._name_of, self._change = name_of, change
+        self.told: Callable[[Tensor], None] = lambda _tensor: None
+        self.read: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        held = super().__getitem__(name)
+        if held is None:
+            return None
+        if name not in self.read:
+            with torch._C.DisableTorchFunction():
+                self.read[name] = self._change(self._name_of[id(held)], held.detach())
+            self.told(self.read[name])
+        return self.read[name]
+
+
+def _tables(network: nn.Module) -> list[_Read]:
+    tables = (table for module in network.modules() for table in (module._parameters, module._buffers))
+    return [table for table in tables if isinstance(table, _Read)]
+
+
 def _copy(network: nn.Module, change: Change) -> nn.Module:
     copied = changed_copy(network, lambda name, tensor: change(name, tensor.detach()))
     for path, module in named_modules(copied):
@@ -245,7 +347,7 @@ def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, 
 
     Raises RepfuseError where the network cannot be copied.
     """
-    with copied(network, as_stored) as copy:
+    with readable(network, as_stored) as copy:
         return run_copy(copy, trials, cast)
 
 
@@ -257,7 +359,7 @@ def takes(network: nn.Module, inputs: Sequence[Any]) -> bool:
 def run_copy(copy: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, torch.dtype]) -> list[Outcome]:
     """Call one of our copies itself on each trial: the call may change it."""
     device = device_of(copy)
-    return [call(copy, placed(trial.inputs, device, cast)) for trial in trials]
+    return _calls(copy, [placed(trial.inputs, device, cast) for trial in trials])
 
 
 def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
@@ -270,7 +372,7 @@ def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
     count = torch.get_num_threads()
     if count == 1:
         return 1
-    with copied(network, as_stored) as copy:
+    with readable(network, as_stored) as copy:
 
         def seconds(threads: int) -> float:
             with using_threads(threads):
@@ -279,10 +381,11 @@ def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
                 return time.perf_counter() - began
 
         seconds(1)  # the first call prepares what later ones find
-        one, several = seconds(1), seconds(count)
-    return count if several < WORTH_THREADS * one else 1
+        one = seconds(1)
+        return count if one > SHORT and seconds(count) < WORTH_THREADS * one else 1
 
 
+SHORT = 0.1  # seconds of a call with one thread: with less, all calls together take few seconds
 WORTH_THREADS = 0.8
 """The part of the time with one thread that a call has to take at most, to be worth the others."""
 
@@ -328,8 +431,7 @@ def _run_wide(  # noqa: PLR0917 - what ``run_float64`` was given, and what it fo
         wide = change(name, tensor)
         return wide.to(tensor.dtype) if any(within(name, path) for path in narrow) else wide
 
-    outcomes = []
-    with copied(network, changed) as copy:
+    with readable(network, changed) as copy:
         device, widening = device_of(copy), Widening(copy)
         for path in narrow:
             dtype = main_dtype(network.get_submodule(path)) or main_dtype(network)
@@ -337,13 +439,14 @@ def _run_wide(  # noqa: PLR0917 - what ``run_float64`` was given, and what it fo
                 _in_own_dtype(copy.get_submodule(path), dtype, widening)
         watch(copy)
         compiled = not given and any(isinstance(part, jit.ScriptModule) for part in copy.modules())
-        for trial in trials:
-            inputs = placed(trial.inputs, device, given)
-            with widening:
-                outcome = call(copy, inputs)
-            own = [path for path, part in named_modules(copy) if getattr(part, "narrow", False)]
-            outcomes.append(replace(outcome, narrow=("",) if compiled else (*narrow, *own)))
-    return outcomes
+        outcomes, inputs = list[Outcome](), [placed(trial.inputs, device, given) for trial in trials]
+        with Depthwise():
+            while len(outcomes) < len(inputs):
+                # Where nothing was to be kept wide at first, the mode is left out: each function takes longer under it.
+                with widening if narrow or widening.acted or not outcomes else nullcontext():
+                    outcomes += _calls(copy, inputs if is_streamed(network) else inputs[len(outcomes) :][:1])
+        own = [path for path, part in named_modules(copy) if getattr(part, "narrow", False)]
+    return [replace(outcome, narrow=("",) if compiled else (*narrow, *own)) for outcome in outcomes]
 
 
 def within(path: str, outer: str) -> bool:
@@ -363,11 +466,47 @@ def _in_own_dtype(module: nn.Module, dtype: torch.dtype, widening: Widening) -> 
         try:
             args, kwargs = tree_map(narrow, (args, kwargs))
             output = forward(*args, **kwargs)
-            return tree_map(_all_wide, output)
+            return tree_map(widening.wide, output)
         finally:
             widening.resting = False
 
     vars(module)["forward"] = narrowed
+
+
+def _calls(copy: nn.Module, inputs: Sequence[tuple[object, ...]]) -> list[Outcome]:
+    """Call one of our copies on each of the inputs; a graph that is streamed on all of them at once, line by line, so
+    that each of its tensors is made but once.
+    """
+    tables = _tables(copy)
+    if not tables or not isinstance(copy, fx.GraphModule) or "forward" in vars(copy):
+        return [call(copy, given) for given in inputs]
+    return _in_step(copy, tables, inputs)
+
+
+@torch.no_grad()
+def _in_step(copy: fx.GraphModule, tables: Sequence[_Read], inputs: Sequence[tuple[object, ...]]) -> list[Outcome]:
+    runs, failed, output = [fx.Interpreter(copy) for _ in inputs], dict[int, Outcome](), list(copy.graph.nodes)[-1]
+    for run, given in zip(runs, inputs, strict=True):
+        run.args_iter = iter(given)
+    with same_randomness(copy):
+        draw_alike(copy, SEED)
+        for line in copy.graph.nodes:
+            for number, run in enumerate(runs):
+                try:
+                    if number not in failed:
+                        run.env[line] = run.run_node(line)
+                except Exception as error:  # whatever a line may raise
+                    failed[number] = Outcome({}, described(error), _raised_in(copy, error))
+                    run.env.clear()
+                for used in run.user_to_last_uses.get(line, ()):
+                    run.env.pop(used, None)
+            for table in tables:
+                table.read.clear()
+    return [failed.get(number) or _outcome(run.env[output]) for number, run in enumerate(runs)]
+
+
+def _outcome(output: Any) -> Outcome:
+    return Outcome({name: leaf.to("cpu", copy=True) for name, leaf in leaves(output).items()})
 
 
 @torch.no_grad()
@@ -379,7 +518,7 @@ def call(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
             output = network(*inputs)
         except Exception as error:  # whatever a forward may raise
             return Outcome({}, described(error), _raised_in(network, error))
-    return Outcome({name: leaf.to("cpu", copy=True) for name, leaf in leaves(output).items()})
+    return _outcome(output)
 
 
 def _raised_in(network: nn.Module, error: Exception) -> str:

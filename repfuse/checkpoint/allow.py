@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from repfuse.checkpoint.script import MAIN
-from repfuse.checkpoint.user_code import PIP, Named, explained, installed_only, is_found, is_found_in
+from repfuse.checkpoint.user_code import MAIN, PIP, Named, explained, installed_only, is_found, is_found_in
 from repfuse.errors import RepfuseError
 from repfuse.wording import described, listed
 

@@ -21,15 +21,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from repfuse import __version__
 from repfuse.checkpoint import user_code
 from repfuse.checkpoint.allow import GlobalName, NotAllowedError, resolve
 from repfuse.checkpoint.files import parse_json
-from repfuse.checkpoint.script import script
 from repfuse.checkpoint.spec import ModelSource, as_texts, model_source
-from repfuse.checkpoint.user_code import Named
+from repfuse.checkpoint.user_code import Named, script
 from repfuse.errors import RepfuseError
 from repfuse.plans import Plan
-from repfuse.version import __version__
 
 SCHEMA = 1
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from repfuse.checkpoint.plain import NotPlainError, Plain
-from repfuse.checkpoint.records import Record, module_state, state_of_record
+from repfuse.checkpoint.records import NotPlainError, Plain, Record, module_state, state_of_record
 from repfuse.checkpoint.weights import BARE, SEGMENTS, ChosenWeights, Naming, without
 from repfuse.errors import RepfuseError
 from repfuse.networks import join

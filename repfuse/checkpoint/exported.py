@@ -30,9 +30,8 @@ from repfuse.checking.runs import call
 from repfuse.checkpoint.example import make_inputs, random_tensor
 from repfuse.checkpoint.formats import damaged
 from repfuse.checkpoint.spec import Shape
-from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError, quietly
 from repfuse.networks import quantised
-from repfuse.quiet import quietly
 from repfuse.recording.copies import changed_copy
 from repfuse.wording import described, first_line
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repfuse.checking.runs import Outcome
-from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
-from repfuse.quiet import quietly
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError, quietly
 from repfuse.wording import described, first_line
 
 if TYPE_CHECKING:

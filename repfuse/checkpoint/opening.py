@@ -24,8 +24,7 @@ from repfuse.checkpoint.formats import CONFIG, Container, damaged, is_hub_name, 
 from repfuse.checkpoint.safetensors_file import weight_map
 from repfuse.checkpoint.spec import ModelSource, Shape
 from repfuse.checkpoint.user_code import Named
-from repfuse.errors import RepfuseError
-from repfuse.quiet import quietly
+from repfuse.errors import RepfuseError, quietly
 from repfuse.wording import described, first_line
 
 if TYPE_CHECKING:

@@ -22,9 +22,8 @@ from torch import nn
 
 from repfuse.checkpoint.formats import damaged
 from repfuse.checkpoint.torch_pickle import check_unpacked, read_plain
-from repfuse.errors import RepfuseError
+from repfuse.errors import RepfuseError, quietly
 from repfuse.networks import quantised
-from repfuse.quiet import quietly
 from repfuse.wording import first_line
 
 PROGRAM = "models/model.json"

@@ -19,11 +19,9 @@ from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_g
 from repfuse.checkpoint.allow import GlobalName, advice, names_refused
 from repfuse.checkpoint.formats import Container, damaged
 from repfuse.checkpoint.records import PlayedDict, Record, stand_in, tidied, walk
-from repfuse.checkpoint.script import playing_main
-from repfuse.checkpoint.user_code import Named
-from repfuse.errors import RepfuseError
+from repfuse.checkpoint.user_code import Named, playing_main
+from repfuse.errors import RepfuseError, quietly
 from repfuse.networks import quantised
-from repfuse.quiet import quietly
 from repfuse.wording import described, first_line, listed
 
 LEGACY_PICKLES = 4  # magic number, protocol version, system, and the object itself

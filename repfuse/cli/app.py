@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from repfuse import __version__
 from repfuse.cli import options
 from repfuse.cli.bench import bench
 from repfuse.cli.convert import convert, inspect
@@ -21,7 +22,6 @@ from repfuse.cli.verify import check, verify
 from repfuse.errors import EXIT_BAD_INPUT, RepfuseError
 from repfuse.refusals import REFUSALS
 from repfuse.topics import TOPICS
-from repfuse.version import __version__
 from repfuse.wording import described
 
 # Where errors end: every command runs in here, and what it raises becomes one message and an exit code.
@@ -170,7 +170,7 @@ def report(
         raise typer.BadParameter("give two places, one for each.", param_hint="--markdown")
     for form, out in pages:
         check_page(out, files, form, force=force)
-    from repfuse.report.reading import read, told
+    from repfuse.report.schema import read, told
 
     write_pages(told([read(path) for path in files]), pages)
 

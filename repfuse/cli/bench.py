@@ -117,7 +117,7 @@ def bench(
         import torch
 
         from repfuse.report.bench_view import bench_view
-        from repfuse.report.reading import read_benchmark, write_benchmark
+        from repfuse.report.schema import read_benchmark, write_benchmark
 
         then = read_benchmark(compare) if compare else None
         loaded = pair.load_pair(*both)
@@ -180,7 +180,7 @@ def _with_sites(result: Benchmark, loaded: pair.Pair, plan: Plan, seconds: float
 def _compare(result: Benchmark, then: Benchmark, path: Path, *, quiet: bool) -> None:
     """Say how the fused network's times changed. Raises typer.Exit where it got slower."""
     from repfuse.report.bench_view import changes_view
-    from repfuse.report.reading import compared
+    from repfuse.report.schema import compared
 
     found = compared(result, then, path)
     if not quiet:

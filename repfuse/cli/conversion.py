@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from repfuse import cli
+from repfuse import __version__, cli
 from repfuse.benching.benchmark import bench
+from repfuse.benching.results import Benchmark
 from repfuse.benching.sites import tune
 from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.files import digest_of, replacing, together
@@ -24,14 +26,14 @@ from repfuse.checkpoint.spec import as_texts
 from repfuse.converting import convert
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
+from repfuse.memory import is_streamed
 from repfuse.networks import using_threads
 from repfuse.plan_file import PlanFile, said_beside
 from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
 from repfuse.quantization import kernels
 from repfuse.report.schema import Chosen, Environment, Input, Output, Report, Status, envelope, report_path, to_json
-from repfuse.saving import of_file, save
-from repfuse.version import __version__
+from repfuse.saving import Saved, of_file, writing
 from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 TIMING_SECONDS = 1.0
 NEUTRAL = "the norms that stay have statistics that change nothing: give --data before you train this network on"
 SCALED = "the values between the layers are scaled now: features that are taken from within the network are others"
+UNTIMED = "not timed, since both networks would be in memory at once: repfuse bench does it"
 UNSOLVED = "--equalize makes no difference here: what it does is found out where a file is written"
 
 
@@ -83,16 +86,34 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
         return _report("planned" if found.sites else "nothing-to-fuse", checkpoint, found, request, notes)
     # What cannot be written is said before the work is done.
     format_for(request.out, request.format, checkpoint.format, keep_affine=request.choice.keeps_affine)
-    with using_threads(enough_threads(checkpoint.module, checkpoint.example_inputs)):
-        report, module = _proven(checkpoint, request, progress)
-        if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
-            return report
-        progress("timing", 0.7)
-        with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
-            runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
-            timing = bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
-        progress("writing, and reading it again", 0.9)
-        return _saved(replace(report, timing=timing), checkpoint, module, request, reader)
+    with using_threads(enough_threads(checkpoint.module, checkpoint.example_inputs)), together():
+        with ExitStack() as stack:
+            begun = list[Callable[[], Saved]]()
+
+            def write(plan: Plan, fused: nn.Module) -> None:
+                begun.append(stack.enter_context(_writing(request, checkpoint, plan, fused, reader)))
+
+            report, module = _proven(checkpoint, request, progress, write)
+            if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
+                return report
+            if not begun:
+                write(report.plan, module)
+            progress("reading the file again", 0.7)
+            report = _with_output(report, begun[0]())
+            if is_streamed(module):  # to time both would mean to hold both
+                report = replace(report, notes=(*report.notes, UNTIMED))
+            else:
+                progress("timing", 0.8)
+                report = replace(report, timing=_timed(checkpoint, module))
+        report = replace(report, seconds=time.perf_counter() - cli.STARTED)
+        _write_report(report, request.out)
+        return report
+
+
+def _timed(checkpoint: Checkpoint, module: nn.Module) -> Benchmark:
+    runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
+    with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
+        return bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
 
 
 def _loaded(request: Request) -> Checkpoint:
@@ -106,7 +127,9 @@ def _loaded(request: Request) -> Checkpoint:
     return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
-def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tuple[Report, nn.Module]:
+def _proven(
+    checkpoint: Checkpoint, request: Request, progress: Progress, proven: Callable[[Plan, nn.Module], object]
+) -> tuple[Report, nn.Module]:
     choice, notes = request.choice, list[str]()
     if request.tune:
         progress("timing the doubtful places", 0.1)
@@ -121,6 +144,7 @@ def _proven(checkpoint: Checkpoint, request: Request, progress: Progress) -> tup
         effort=request.effort,
         equalizing=request.equalize,
         powers_of_two=request.powers_of_two,
+        proven=proven,
         **vars(choice),
     )
     plan, module = conversion.plan, conversion.module
@@ -154,21 +178,23 @@ def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
     return (f"the outermost forward was rewritten: the network is a {kind} now, without the methods of its class",)
 
 
-def _saved(
-    report: Report, checkpoint: Checkpoint, module: nn.Module, request: Request, reader: Reader | None
-) -> Report:
-    """Write the result and its report: both or neither."""
-    out = request.out
-    assert out is not None
+def _writing(
+    request: Request, checkpoint: Checkpoint, plan: Plan, module: nn.Module, reader: Reader | None
+) -> AbstractContextManager[Callable[[], Saved]]:
+    """Write the result, which is read again meanwhile."""
+    assert request.out is not None
     options: dict[str, Any] = {"format": request.format, "force": request.force, "keep_metadata": request.keep_metadata}
-    with together():
-        saved = save(checkpoint, module, out, plan=report.plan, reader=reader, **options)
-        output = Output(str(saved.path), saved.digest, saved.format, saved.verified, saved.use)
-        notes = (*report.notes, *saved.notes)
-        report = replace(report, output=output, notes=notes, seconds=time.perf_counter() - cli.STARTED)
-        with replacing(report_path(out)) as temporary:
-            temporary.write_text(to_json(envelope("conversion", report.to_dict())), encoding="utf-8")
-    return report
+    return writing(checkpoint, module, request.out, plan, reader=reader, **options)
+
+
+def _with_output(report: Report, saved: Saved) -> Report:
+    output = Output(str(saved.path), saved.digest, saved.format, saved.verified, saved.use)
+    return replace(report, output=output, notes=(*report.notes, *saved.notes))
+
+
+def _write_report(report: Report, out: Path) -> None:
+    with replacing(report_path(out)) as temporary:
+        temporary.write_text(to_json(envelope("conversion", report.to_dict())), encoding="utf-8")
 
 
 def _report(status: Status, checkpoint: Checkpoint, found: Plan, request: Request, notes: Iterable[str]) -> Report:

@@ -133,7 +133,7 @@ def convert(
         given = [str(source), *([str(out)] if out else []), *(others or [])]
         way = many.way_of(context, jobs=jobs, memory=job_memory, dask=dask)
         check_page(report_to, (into,), force=force)
-        named = many.tasks(many.listed(given) if listed else given, into, file_format)
+        named = many.tasks(many.lines_of(given) if listed else given, into, file_format)
         many.run(named, way, page=report_to, as_json=as_json, quiet=quiet)
     if others:
         raise typer.BadParameter("give one IN and one OUT, or --into FOLDER for many.", param_hint="OUT")
@@ -152,7 +152,7 @@ def convert(
     check_page(report_to, [path for path in (source, target, plan) if path], force=force)
     check_sources((source,))
     loading = network.loading(code)
-    with Reader() if target else nullcontext() as reader, progress(quiet=quiet) as update:
+    with Reader(allowed=code.allow or ()) if target else nullcontext() as reader, progress(quiet=quiet) as update:
         file = read_plan_file(plan) if plan else None
         from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
         from repfuse.report.convert_view import convert_view
@@ -163,7 +163,7 @@ def convert(
         )
         report = run(request, update, reader)
     if report_to:
-        from repfuse.report.reading import told
+        from repfuse.report.schema import told
 
         document = envelope("conversion", report.to_dict())
         write_pages(told([("the conversion", document)]), [(page_form(report_to), report_to)])

@@ -31,16 +31,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import typer
 
+from repfuse import __version__
 from repfuse.checkpoint.files import left_of, remove_left, replacing
 from repfuse.cli import urls
 from repfuse.cli.output import page_form, progress, say, show, show_json, write_page, write_pages
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.readback.process import FORKED, end_with_parent
-from repfuse.report import reading
-from repfuse.report.many_view import Result, Status, as_html, many_view, markdown, page_of
+from repfuse.report import schema
+from repfuse.report.many_view import Status, TaskResult, as_html, many_view, markdown, page_of
 from repfuse.report.schema import report_path
 from repfuse.report.tables import duration, plural
-from repfuse.version import __version__
 from repfuse.wording import described
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class Task(NamedTuple):
     source: Path
     target: Path
 
-    def ended(self, status: Status, said: str, seconds: float = 0.0, peak: int = 0) -> Result:
+    def ended(self, status: Status, said: str, seconds: float = 0.0, peak: int = 0) -> TaskResult:
         """Return what became of it."""
-        return Result(urls.name_of(self.source), urls.name_of(self.target), status, said, seconds, peak)
+        return TaskResult(urls.name_of(self.source), urls.name_of(self.target), status, said, seconds, peak)
 
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
@@ -97,7 +97,7 @@ def tasks(patterns: Sequence[str], into: Path, form: str | None) -> list[Task]:
     return [Task(source, target) for target, source in made.items()]
 
 
-def listed(paths: Sequence[str]) -> list[str]:
+def lines_of(paths: Sequence[str]) -> list[str]:
     """Return the lines of text files, empty ones and comments apart. Raises RepfuseError where one cannot be read."""
     found = []
     for path in paths:
@@ -125,7 +125,7 @@ def _known(task: Task) -> dict[str, Any]:
     place = report_path(task.target)
     for path in (place, *left_of(place)):
         try:
-            _, report = reading.read(path)
+            _, report = schema.read(path)
             if report["output"]["digest"] == digest_of(task.target):
                 path.replace(place)
                 return dict(report)
@@ -153,7 +153,7 @@ def _done(report: dict[str, Any], task: Task, way: Way) -> str:
     return said if same else ""
 
 
-def convert_one(task: Task, way: Way) -> Result:
+def convert_one(task: Task, way: Way) -> TaskResult:
     """Run the command for one checkpoint, unless that is done, and say what came of it."""
     try:
         if not any(map(urls.url_of, task)):
@@ -164,7 +164,7 @@ def convert_one(task: Task, way: Way) -> Result:
         return task.ended("failed", described(error))
 
 
-def _convert_elsewhere(task: Task, folder: Path, way: Way) -> Result:
+def _convert_elsewhere(task: Task, folder: Path, way: Way) -> TaskResult:
     """Convert in a folder of this machine, and send what is made; whatever is said is of the files themselves."""
     source, target = urls.fetch(task.source, folder / "in"), urls.fetch(task.target, folder / "out")
     report = report_path(target)
@@ -183,7 +183,7 @@ def _convert_elsewhere(task: Task, folder: Path, way: Way) -> Result:
     return task.ended(result.status, renamed(result.said), result.seconds, result.peak)
 
 
-def _convert(task: Task, way: Way) -> Result:
+def _convert(task: Task, way: Way) -> TaskResult:
     report = _known(task)
     if done := _done(report, task, way):
         for path in (task.target, report_path(task.target)):
@@ -236,8 +236,8 @@ def _summary(report: dict[str, Any]) -> str:
     if not report["proof"]:
         return "nothing to fuse"
     sites = len(report["plan"]["sites"])
-    timed = report["timing"]["measurements"][0]
-    return f"{sites} merged, exact to {report['proof']['error']:.1e}, {timed['speedup']:.2f}x ({timed['verdict']})"
+    timed = [f"{each['speedup']:.2f}x ({each['verdict']})" for each in (report["timing"] or {}).get("measurements", [])]
+    return ", ".join([f"{sites} merged", f"exact to {report['proof']['error']:.1e}", *timed[:1]])
 
 
 def _peak() -> int:
@@ -312,7 +312,7 @@ def _free_memory(jobs: int) -> int | None:
 
 def run(todo: Sequence[Task], way: Way, *, page: Path | None, as_json: bool, quiet: bool) -> NoReturn:
     """Convert all, say what became of them, and end the command: with exit code 1 where one failed."""
-    began, results = time.perf_counter(), list[Result]()
+    began, results = time.perf_counter(), list[TaskResult]()
     if not quiet:
         say(f"{plural(len(todo), 'checkpoint')}, {way}")
     try:
@@ -333,7 +333,7 @@ def run(todo: Sequence[Task], way: Way, *, page: Path | None, as_json: bool, qui
     raise typer.Exit(EXIT_FAILED_CHECK if any(result.status == "failed" for result in results) else 0)
 
 
-def _page(results: Sequence[Result], seconds: float, page: Path) -> str:
+def _page(results: Sequence[TaskResult], seconds: float, page: Path) -> str:
     """Return the summary as a page, after what it links to: the page of each, where that is not there already."""
     if page_form(page) == "markdown":
         return markdown(results, seconds)
@@ -343,14 +343,14 @@ def _page(results: Sequence[Result], seconds: float, page: Path) -> str:
             continue
         beside = page_of(report)
         if not beside.exists() or beside.stat().st_mtime < report.stat().st_mtime:
-            write_pages(reading.told([reading.read(report)]), [("html", beside)])
+            write_pages(schema.told([schema.read(report)]), [("html", beside)])
     return as_html(results, seconds, page.parent)
 
 
 PRELOADED = ("repfuse.cli.conversion", "repfuse.readback.reading", "repfuse.report.convert_view")
 
 
-def convert_all(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Result]:
+def convert_all(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[TaskResult]:
     """Yield what became of each, as they end. One that fails stops no other; on an interrupt, whole results stay."""
     if way.dask:
         yield from _on_dask(todo, way, update)
@@ -360,7 +360,7 @@ def convert_all(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Re
     if known:
         context.set_forkserver_preload(list(PRELOADED))
     waiting, running = list(reversed(todo)), dict[Connection, tuple[Any, Task]]()
-    ended, began = list[Result](), time.perf_counter()
+    ended, began = list[TaskResult](), time.perf_counter()
     try:
         while waiting or running:
             while waiting and len(running) < way.jobs:
@@ -394,9 +394,9 @@ def _in_process(answer: Connection, task: Task, way: Way) -> None:
     answer.close()
 
 
-def _result(answer: Connection, process: Any, task: Task) -> Result:
+def _result(answer: Connection, process: Any, task: Task) -> TaskResult:
     try:
-        found: Result = answer.recv()
+        found: TaskResult = answer.recv()
     except EOFError:
         process.join()
         code = process.exitcode
@@ -407,7 +407,7 @@ def _result(answer: Connection, process: Any, task: Task) -> Result:
     return found
 
 
-def how_far(ended: Sequence[Result], of: int, seconds: float) -> str:
+def how_far(ended: Sequence[TaskResult], of: int, seconds: float) -> str:
     """Return how many have ended, how many of them failed, and how long the others take if they take as long."""
     ran = sum(each.status != "skipped" for each in ended)
     failed = sum(each.status == "failed" for each in ended)
@@ -420,7 +420,7 @@ def how_far(ended: Sequence[Result], of: int, seconds: float) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _on_dask(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Result]:
+def _on_dask(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[TaskResult]:
     """Let the workers of a Dask cluster do it, which see the same folders; a task whose worker is lost is run again."""
     try:
         distributed = importlib.import_module("distributed")
@@ -435,7 +435,7 @@ def _on_dask(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Resul
     with client:
         given = [Task(*map(urls.absolute, task)) for task in todo]
         task_of = dict(zip(client.map(_on_worker, given, way=way, retries=2, pure=False), given, strict=True))
-        left, busy, results, began = set(task_of), set[str](), list[Result](), time.perf_counter()
+        left, busy, results, began = set(task_of), set[str](), list[TaskResult](), time.perf_counter()
         while left:
             with suppress(TimeoutError, CancelledError):  # then it is asked again whether the scheduler is still there
                 distributed.wait(left, timeout=PATIENCE, return_when="FIRST_COMPLETED")
@@ -457,7 +457,7 @@ def _on_dask(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Resul
 PATIENCE = 2.0  # seconds between two looks at the scheduler
 
 
-def _on_worker(task: Task, way: Way) -> Result:
+def _on_worker(task: Task, way: Way) -> TaskResult:
     """Have a helper of this thread do it: a worker itself may have no processes that are forked."""
     if getattr(OF_THREAD, "helper", None) is None:
         start = [sys.executable, "-c", "from repfuse.cli.many import be_helper; be_helper()"]
@@ -466,7 +466,7 @@ def _on_worker(task: Task, way: Way) -> Result:
     try:
         pickle.dump((task, way), helper.stdin)
         helper.stdin.flush()
-        result: Result = pickle.load(helper.stdout)
+        result: TaskResult = pickle.load(helper.stdout)
     except (OSError, EOFError):
         OF_THREAD.helper = None
         return task.ended("failed", f"the process that converts ended with exit code {helper.wait()}")

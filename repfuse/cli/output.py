@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from repfuse.errors import RepfuseError
-    from repfuse.report.reading import Told
+    from repfuse.report.schema import Told
     from repfuse.wording import Progress
 
 Form = Literal["html", "markdown"]

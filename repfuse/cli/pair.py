@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,9 +62,19 @@ def compare_pair(loaded: Pair, plan: Plan | None, **settings: Any) -> Verificati
     from repfuse.checking.verification import verify
     from repfuse.networks import using_threads
 
-    modules, example = (loaded.original.module, loaded.fused.module), loaded.original.example_inputs
-    with using_threads(enough_threads(modules[0], example)):
-        return verify(*modules, example, plan=plan, **settings)
+    original, fused = loaded
+    module, example, notes = fused.module, original.example_inputs, list[str]()
+    if plan is not None and plan.sites and original.format == fused.format == "onnx":
+        from repfuse.checkpoint.onnx_graph.writing import with_numbers_of  # onnx takes a second to import
+        from repfuse.rewriting import rewrite
+
+        module = rewrite(original.module, plan, weights=False)
+        if not with_numbers_of(fused.path, original.path, module):
+            module, plan = fused.module, None
+            notes.append(f"{fused.path} is another graph than its plan makes: it is compared as a whole.")
+    with using_threads(enough_threads(original.module, example)):
+        result = verify(original.module, module, example, plan=plan, **settings)
+    return replace(result, notes=(*result.notes, *notes))
 
 
 def time_pair(

@@ -186,7 +186,7 @@ def check(
         update("reading", 0.0)
         from repfuse.loading import load
         from repfuse.plan_file import said_beside
-        from repfuse.report.reading import read_benchmark
+        from repfuse.report.schema import read_benchmark
 
         then = read_benchmark(baseline) if baseline else None
         for source in sources:
@@ -247,7 +247,7 @@ def _differs(both: pair.Pair, effort: str, update: Progress, *, quiet: bool) -> 
 def _slower(both: pair.Pair, then: Benchmark, baseline: Path, update: Progress) -> Iterator[Finding]:
     from repfuse.checkpoint.example import shapes_of
     from repfuse.report.bench_view import where
-    from repfuse.report.reading import compared
+    from repfuse.report.schema import compared
 
     example = shapes_of(both.original.example_inputs, both.original.module)
     inputs = dict.fromkeys(entry.shapes for entry in then.measurements if entry.shapes)

@@ -18,8 +18,8 @@ from repfuse.checking.agreement import Data, chunks
 from repfuse.checking.inputs import Trial, is_floating, noise
 from repfuse.checking.results import Equalization, Rescaled, SignalGain
 from repfuse.checking.runs import WIDE, Change, Widening, as_stored, by_key, copied, in_float64, leaves, run_copy
-from repfuse.equalizing.network import Freedom, freedom
-from repfuse.equalizing.solving import TINY, Term, Weight, of_weight, predicted, solve
+from repfuse.equalizing.laws import Freedom, freedom
+from repfuse.equalizing.solving import TINY, ObjectiveTerm, Weight, of_weight, predicted, solve
 from repfuse.networks import device_of, named_tensors, placed, same_randomness, using_threads
 from repfuse.planning.edits import left_range
 from repfuse.quantization import BITS, in_decibels, rounded
@@ -72,7 +72,7 @@ def equalize(
     done = Equalization((), free.count, powers_of_two, "data" if data is not None else "noise", (), free.refusals)
     if not weights:
         return Equalized(module, done, exact)
-    terms, why = terms_of(module, weights, trials, real=data is not None)
+    terms, why = objective_terms(module, weights, trials, real=data is not None)
     done = replace(done, notes=(why,) if why else ())
     with copied(module, as_stored) as copy:
         search = _Search(module, copy, free, exact, trials[:MEASURED], powers_of_two)
@@ -135,7 +135,7 @@ class _Search:
                 self._made[name] = own, torch.empty_like(x).copy_(change(name, x))
         return {name: made for name, (_, made) in self._made.items()}
 
-    def best(self, terms: Sequence[Term], start: Tensor) -> Tensor | None:
+    def best(self, terms: Sequence[ObjectiveTerm], start: Tensor) -> Tensor | None:
         """Return log2 of the best scales, those at ``start`` or near them; None where none are better than 1.
 
         Those solved for are taken where they are better with the most bits. They are so on average: of those near them,
@@ -214,9 +214,9 @@ def _no_more(trials: Iterator[Trial]) -> list[Trial]:
     return found
 
 
-def terms_of(
+def objective_terms(
     network: nn.Module, weights: Sequence[Weight], trials: Sequence[Trial], *, real: bool
-) -> tuple[list[Term], str]:
+) -> tuple[list[ObjectiveTerm], str]:
     """Return what rounding each weight does to the outputs, by its gradients on ``real`` inputs.
 
     On noise they would say little of the inputs that are to come: there each weight counts alike, by its size. So it

@@ -137,7 +137,7 @@ TINY = 1e-300
 
 
 @dataclass(frozen=True)
-class Term:
+class ObjectiveTerm:
     """A weight that is rounded: ``size`` [groups, outputs, inputs] are its largest numbers for each pair of scales, and
     ``effect`` the sums of the squares of what the outputs do for each of them.
     """
@@ -148,13 +148,13 @@ class Term:
     effect: Tensor
 
 
-def of_weight(weight: Weight, tensor: Tensor, slope: Tensor) -> Term:
+def of_weight(weight: Weight, tensor: Tensor, slope: Tensor) -> ObjectiveTerm:
     """Return the term of a weight; ``slope`` are the squares of the outputs' slopes, laid out as the weight is."""
     size = weight.by_channel(tensor.double().cpu()).abs().amax(3)
-    return Term(weight.times, weight.over, size, weight.by_channel(slope.double().cpu()).sum(3))
+    return ObjectiveTerm(weight.times, weight.over, size, weight.by_channel(slope.double().cpu()).sum(3))
 
 
-def solve(terms: Sequence[Term], count: int) -> Tensor:
+def solve(terms: Sequence[ObjectiveTerm], count: int) -> Tensor:
     """Return log2 of scales 0 to ``count``, number 0 being 1, in float64."""
     solved = torch.zeros(count, dtype=torch.float64)
     for norm in NORMS:
@@ -162,13 +162,13 @@ def solve(terms: Sequence[Term], count: int) -> Tensor:
     return torch.cat([solved.new_zeros(1), solved / math.log(2)])
 
 
-def predicted(terms: Sequence[Term], scale: Tensor) -> float:
+def predicted(terms: Sequence[ObjectiveTerm], scale: Tensor) -> float:
     """Return the logarithm of the objective with these scales, given as log2."""
     found = [_with(term, scale * math.log(2)) for term in terms]
     return math.log(sum(float(size.max().square() * effect.sum()) for size, effect in found) or TINY)
 
 
-def _step(terms: Sequence[Term], start: Tensor, norm: float) -> Tensor:
+def _step(terms: Sequence[ObjectiveTerm], start: Tensor, norm: float) -> Tensor:
     """Return how far the solution with one norm is from ``start``, in natural logarithms."""
     there = [_Moved(term, torch.cat([start.new_zeros(1), start]), norm) for term in terms]
     moved = torch.zeros_like(start, requires_grad=True)
@@ -187,7 +187,7 @@ def _step(terms: Sequence[Term], start: Tensor, norm: float) -> Tensor:
     return found if bool(found.isfinite().all()) else torch.zeros_like(found)
 
 
-def _with(term: Term, scale: Tensor) -> tuple[Tensor, Tensor]:
+def _with(term: ObjectiveTerm, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sizes and the effects with these scales, given as natural logarithms."""
     factors = (scale[term.times][:, None, :] - scale[term.over][:, :, None]).exp()
     return term.size * factors, term.effect / factors.square()
@@ -196,7 +196,7 @@ def _with(term: Term, scale: Tensor) -> tuple[Tensor, Tensor]:
 class _Moved:
     """The logarithm of a term, for scales that are moved from where they are."""
 
-    def __init__(self, term: Term, scale: Tensor, norm: float) -> None:
+    def __init__(self, term: ObjectiveTerm, scale: Tensor, norm: float) -> None:
         self.times, self.over, self.norm = torch.from_numpy(term.times), torch.from_numpy(term.over), norm
         size, self.effect = _with(term, scale)
         self.largest = size.max().clamp_min(TINY)

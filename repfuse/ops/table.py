@@ -1,15 +1,18 @@
-"""What each operator means: a row per operator, whatever its spelling."""
+"""What each operator means: a row per operator, whatever its spelling; and what the nodes of a recording mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
+from itertools import takewhile
 
 from torch import fx
 
+from repfuse.algebra.expression import Scaled, Sum, Through
+from repfuse.algebra.geometry import NotAffine
 from repfuse.ops import channels, convolution, indexing, products, sums
-from repfuse.ops.meaning import Meaning, Same, Unfusible
-from repfuse.ops.spelling import CASTS, DROPOUTS, RESIZING, Call, is_data, spelled
+from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same, Unfusible, inputs_of
+from repfuse.ops.spelling import CASTS, DROPOUTS, RESIZING, Call, is_data, makes_zeros, spelled
 from repfuse.recording.recording import Recording
 
 Row = Callable[[Call, Recording], Meaning | None]
@@ -115,3 +118,117 @@ def meaning_of(node: fx.Node, recording: Recording) -> Meaning | None:
         return None
     usable = call.operator in OF_ANY or is_data(call.input, recording)
     return ROWS[call.operator](call, recording) if usable else None
+
+
+class Meanings(dict[fx.Node, Meaning | None]):
+    """The meaning of each node of a recording, None where it is opaque; ``refuse`` records what looks fusible and is
+    not.
+
+    ``dead`` is code that reads no values and changes nothing. ``sizes`` measure tensors for operations that are known.
+    ``helpers`` are needed by their readers alone and go with them: parameters, weights computed from them, sizes, lists
+    of chunks. Helpers that write are in ``written``, with the values that lie in the memory that they change: these
+    have readers too.
+    """
+
+    def __init__(self, recording: Recording, refuse: Callable[[NotAffine, fx.Node], None]) -> None:
+        self.recording = recording
+        self.refuse = refuse
+        self.dead = self._find_dead()
+        super().__init__((x, None if x in self.dead else meaning_of(x, recording)) for x in recording.nodes)
+        for node in recording.nodes:
+            self._drop_unusable(node)
+            self._drop_idle(node)
+        self.sizes = set[fx.Node]()
+        for node in reversed(recording.nodes):
+            known = (user in self.sizes or user in self.dead or self.get(user) is not None for user in node.users)
+            if self._measures(node) and all(known):
+                self.sizes.add(node)
+        plain = (x for x in recording.nodes if x.op == "get_attr" or x.target is getattr or makes_zeros(x))
+        constants = {*plain, *filter(recording.constants.is_constant, recording.nodes)}
+        idle = {x for x in recording.nodes if isinstance(self[x], Passage) or self._measures(x)}
+        self.helpers = idle | constants
+        memory = recording.memory
+        self.written = {node: frozenset(memory.members(node)) for node in constants if memory.writes(node)}
+
+    def origin(self, node: fx.Node) -> fx.Node:
+        """Return the node whose value ``node`` passes on unchanged."""
+        while isinstance(meaning := self.get(node), Same):
+            node = meaning.input
+        return node
+
+    def before_phases(self, nodes: Collection[fx.Node]) -> list[fx.Node]:
+        """Return the nodes of a region, in order, among which its layer has to be: those before any depth to space."""
+        ordered = sorted(nodes, key=self.recording.order.__getitem__)
+        return list(takewhile(lambda node: not getattr(self[node], "phases", ()), ordered))
+
+    def reads_nothing(self, node: fx.Node) -> bool:
+        """Whether ``node`` looks at no values of its inputs, or only for operations that are known."""
+        return node in self.dead or node in self.sizes
+
+    def _find_dead(self) -> set[fx.Node]:
+        """Return what nothing needs: sizes and dtypes, parts of lists, parameters that were read in vain."""
+        dead, recording = set[fx.Node](), self.recording
+        for node in reversed(recording.nodes):
+            if not dead.issuperset(node.users) or recording.memory.writes(node) or node in recording.escaping:
+                continue
+            getitem = getattr(node.target, "__name__", "") == "getitem"
+            part = getitem and node.all_input_nodes[0] not in recording.shape_of
+            useless = part or self._measures(node) or recording.constants.is_constant(node)
+            if useless and node.op != "placeholder":
+                dead.add(node)
+        return dead
+
+    def _measures(self, node: fx.Node) -> bool:
+        """Whether a node is a size of a tensor, a number computed from sizes, or the dtype or device of a tensor."""
+        shape_of = self.recording.shape_of
+        return node in self.recording.run.size_of or (node.target is getattr and node not in shape_of)
+
+    def _drop_unusable(self, node: fx.Node) -> None:
+        """Make a node opaque that only looks like an affine map, or of which one cannot be certain."""
+        meaning, recording = self[node], self.recording
+        tensors = (node, *inputs_of(meaning))
+        mark = recording.mark_of(node, any_rank=not isinstance(meaning, Rearranged))
+        if isinstance(meaning, Unfusible):
+            uncertain = mark if meaning.code == "computed-weight" else None  # then no weight there counts as constant
+            self._reject(node, *(uncertain or (meaning.code, meaning.reason)))
+        elif meaning is None:
+            return
+        elif mark is not None:
+            self._reject(node, *mark)
+        elif not recording.foreign.get(node, set()) <= set(inputs_of(meaning)):
+            self._reject(node, "changes-with-size", "its weight is another one at other sizes")
+        elif isinstance(meaning, Passage):
+            return
+        elif not recording.shape_of.keys() >= set(tensors):
+            self[node] = None  # numbers and sizes, not tensors
+        elif len({recording.dtype_of[x] for x in tensors}) > 1:  # ``uint8 * 1.0`` is float
+            self._drop_conversion(node)
+        elif isinstance(meaning, Sum) and len({recording.shape_of[x] for x in tensors}) > 1:
+            self._reject(node, "broadcast", "a sum of tensors of different shapes")
+        elif node in recording.run.writes and recording.memory.seen_later(node):
+            self._reject(node, "in-place", "what is overwritten here is read again later")
+
+    def _drop_conversion(self, node: fx.Node) -> None:
+        if isinstance(self[node], Through):
+            self._reject(node, "autocast", "it converts what it is given, as automatic mixed precision wants it")
+        self[node] = None
+
+    def _drop_idle(self, node: fx.Node) -> None:
+        """Make a node opaque that rearranges what no map made: nothing could be moved across it."""
+        meaning = self[node]
+        if isinstance(meaning, Rearranged):
+            made = self[self.origin(meaning.input)]
+            if not isinstance(made, Through | Scaled | Sum | Rearranged):
+                self[node] = None
+
+    def _reject(self, node: fx.Node, code: str, reason: str) -> None:
+        """Make a node opaque; a refusal where a layer or a normalisation is next to it, or reads what it reads."""
+        meaning = self[node]
+        dynamic = isinstance(meaning, Unfusible) and meaning.code == "computed-weight"
+        layers_alone = code in ("broadcast", "embedding", "input-statistics")
+        kinds = (Through, Scaled) if layers_alone else (Through, Scaled, Sum)
+        beside = (operand for user in node.users for operand in user.all_input_nodes if operand is not node)
+        near = any(isinstance(self.get(x), kinds) for x in (*node.all_input_nodes, *node.users, *beside))
+        if dynamic or (near and not isinstance(meaning, Rearranged)):
+            self.refuse(NotAffine(code, reason), node)
+        self[node] = None

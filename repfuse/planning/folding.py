@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from repfuse.algebra.expression import Scaled, Through
 from repfuse.algebra.layers import Convolution, Normalisation
 from repfuse.ops.meaning import Rearranged, convolves
-from repfuse.planning.meanings import Meanings
+from repfuse.ops.table import Meanings
 from repfuse.planning.region import Region
 from repfuse.recording.recording import Recording
 from repfuse.recording.run import Call
@@ -112,7 +112,7 @@ def _above(target: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Row:
+class ModuleRow:
     """``convolution`` is the module that becomes the fused one; if it ``stays``, that takes new weights alone.
 
     ``others`` are modules that become no-ops, ``norms`` normalisations that forwards of their own compute.
@@ -132,7 +132,7 @@ class Folding:
         self.meanings = meanings
         self.uses = uses
 
-    def row(self, region: Region, owner: Call, alike: list[Region]) -> Row | None:
+    def row(self, region: Region, owner: Call, alike: list[Region]) -> ModuleRow | None:
         """Return the region as a row of modules, if it is one and nothing else uses the modules.
 
         ``alike`` are all regions of the owner's call that are the same map: those of modules that it calls in a loop.
@@ -167,7 +167,7 @@ class Folding:
         others = [(each, node) for node, each in call_of.items() if each is not None and each is not call]
         if not all(self._is_replaceable(each, node, region) for each, node in others):
             return None
-        return Row(
+        return ModuleRow(
             call.path,
             stays,
             tuple(dict.fromkeys(each.path for each, _ in others)),

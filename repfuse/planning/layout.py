@@ -20,10 +20,10 @@ from repfuse.algebra.expression import Expression, Scaled
 from repfuse.algebra.geometry import NotAffine
 from repfuse.networks import join, named_tensors
 from repfuse.ops.meaning import Same
+from repfuse.ops.table import Meanings
 from repfuse.planning.edits import Block, Fused, Layout, is_affine_norm, owner_of, place_of
-from repfuse.planning.folding import Folding, Row, Uses, call_signature
+from repfuse.planning.folding import Folding, ModuleRow, Uses, call_signature
 from repfuse.planning.local import Part, Replacement, local_graph, vanishing
-from repfuse.planning.meanings import Meanings
 from repfuse.planning.region import Group, Region, pieces
 from repfuse.recording.run import Call
 from repfuse.recording.stock import hooks_of, is_stock
@@ -219,7 +219,7 @@ class LayingOut:
         self.layout.blocks += [body for body in bodies if body is not None]
         return True
 
-    def _norm_of(self, row: Row, region: Region) -> str:
+    def _norm_of(self, row: ModuleRow, region: Region) -> str:
         """Return where the norm of a row stays: the last of its modules, where that is one, else in the new module."""
         last = self.recording.call_of[region.root].path
         module = self.recording.modules[last]

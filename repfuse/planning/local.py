@@ -20,7 +20,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from torch.utils._pytree import tree_map_only
 
 from repfuse.algebra.geometry import Fit, Fits, NotAffine
-from repfuse.planning.meanings import Meanings
+from repfuse.ops.table import Meanings
 from repfuse.recording.run import Call, assigned, lower, set_data, unknown
 from repfuse.recording.stock import hooks_of
 

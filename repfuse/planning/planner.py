@@ -27,13 +27,13 @@ from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.memory import collecting_later
 from repfuse.networks import device_of, using_threads
 from repfuse.ops.meaning import Passage, inputs_of
+from repfuse.ops.table import Meanings
 from repfuse.planning.cost import TOLD_APART, WORTH_THE_CLASS
 from repfuse.planning.edits import Fused, Layout, overflows
 from repfuse.planning.layout import LayingOut
-from repfuse.planning.meanings import Meanings
 from repfuse.planning.reader import Reader
 from repfuse.planning.region import Estimate, Group, Region
-from repfuse.planning.regions import Regions
+from repfuse.planning.search import Search
 from repfuse.plans import Cost, Measured, Plan, Policy, Refusal, Site
 from repfuse.recording.arguments import Arguments, description
 from repfuse.recording.constants import lookup
@@ -153,10 +153,10 @@ class Planner:
         there = [region for region in found if region.written and self._holds(region)]
         return there if self.replays else list(filter(self._fits, there))
 
-    def search(self) -> Regions:
+    def search(self) -> Search:
         """Return what finds the regions."""
         reader = Reader(self.meanings, self._bordered, self.policy is not Policy.NEVER_COMPOSE)
-        return Regions(reader, self.estimate, self.refuse, self.measured)
+        return Search(reader, self.estimate, self.refuse, self.measured)
 
     def _bordered(self, inner: Expression, layer: Layer, source: fx.Node, node: fx.Node) -> Expression:
         """Return ``inner``, which ``source`` becomes, as what ``layer``, at ``node``, may read: as a map of ones, too,
@@ -285,7 +285,7 @@ class Planner:
 
     def _is_even(self, region: Region) -> bool:
         """Whether all that a sum adds up has one shape at the other sizes, too."""
-        for node in region.working:
+        for node in sorted(region.working, key=self.recording.order.__getitem__):
             meaning = self.meanings[node]
             adds = isinstance(meaning, Sum) and set(inputs_of(meaning)) <= set(node.all_input_nodes)
             if adds and any(len(set(shapes)) > 1 for shapes in self.recording.operand_shapes(node)):

@@ -28,7 +28,7 @@ from repfuse.algebra.expression import (
 from repfuse.algebra.geometry import Ints, NotAffine
 from repfuse.algebra.layers import Channelwise, Convolution, Factor, Layer, Normalisation, Offset, mixes
 from repfuse.ops.meaning import Rearranged, Same, inputs_of, terms_of
-from repfuse.planning.meanings import Meanings
+from repfuse.ops.table import Meanings
 from repfuse.planning.region import Group, Term
 
 

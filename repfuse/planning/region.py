@@ -29,6 +29,7 @@ from repfuse.algebra.layers import Convolution
 from repfuse.ops.meaning import Rearranged, Same, inputs_of
 from repfuse.ops.spelling import spelled
 from repfuse.ops.sums import ARITHMETIC
+from repfuse.ops.table import Meanings
 from repfuse.planning.cost import (
     convolution_cost,
     elementwise_cost,
@@ -37,7 +38,6 @@ from repfuse.planning.cost import (
     is_better,
     price,
 )
-from repfuse.planning.meanings import Meanings
 from repfuse.plans import Cost, Key, Policy
 from repfuse.recording.constants import Constants
 

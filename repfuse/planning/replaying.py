@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from repfuse.errors import RepfuseError
-from repfuse.globs import ROOT, as_globs, check_globs
 from repfuse.networks import is_plain, named_modules, own_tensors
 from repfuse.planning.edits import Layout, owner_of, place_of
 from repfuse.planning.planner import Planner
 from repfuse.planning.planner import plan as make_plan
 from repfuse.planning.region import Region
-from repfuse.plans import AGAIN, Key, Measured, Plan, Policy, Site
+from repfuse.plans import AGAIN, ROOT, Key, Measured, Plan, Policy, Site, as_globs, check_globs
 from repfuse.recording.arguments import Arguments, recreate
 from repfuse.recording.recording import record
 from repfuse.recording.stock import hooks_of

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from repfuse.checkpoint.contents import Around
 from repfuse.checkpoint.spec import as_texts
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
+from repfuse.memory import give_back
 from repfuse.networks import device_of
 from repfuse.readback.process import Reader
 from repfuse.readback.reading import Answer, FileKind, Fingerprint, Job, digests, fingerprint_of, rest_of
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch.export import ExportedProgram
 
-Check = Callable[..., Verified]  # of a Reader, and whether it runs the file
+Check = Callable[..., Callable[[], Verified]]  # of a Reader, and whether it runs the file
 PATIENCE = 120.0  # seconds for the fresh process to import torch and a library of models from a slow disk
 BYTES_A_SECOND = 2e6  # that it reads at least
 SLOWER = 20  # times longer than here it may compute
@@ -81,14 +83,20 @@ def _compare_tensors(written: Mapping[str, str], read: Mapping[str, str]) -> Non
 # A file of a network or of weights.
 
 
-def check_read(written: Written, job: Job, reader: Reader, *, runs: bool) -> Verified:
-    """Have the file read by ``reader`` and return what was found; unless it ``runs``, its tensors alone count.
+def check_read(written: Written, job: Job, reader: Reader, *, runs: bool) -> Callable[[], Verified]:
+    """Have the file read by ``reader``, and return what waits for its answer and returns what was found.
 
-    Raises RepfuseError, with the exit code of a failed check, where it is not what was written.
+    Unless it ``runs``, its tensors alone count. That raises RepfuseError, with the exit code of a failed check, where
+    the file is not what was written.
     """
-    started, known = time.perf_counter(), written.state is None
+    known = written.state is None
     trials = telling(written.example) if runs and known else ()
     _ask(reader, job, trials)
+    return partial(_answered, written, job, reader, trials, runs=runs)
+
+
+def _answered(written: Written, job: Job, reader: Reader, trials: Sequence[Trial], *, runs: bool) -> Verified:
+    started, known = time.perf_counter(), written.state is None
     expected = run(written.module, trials, {})
     own = fingerprint_of(written.module, module=job.module) if known else Fingerprint(digests(written.state or {}))
     answer = _answer(reader, job, started)
@@ -105,7 +113,7 @@ def check_read(written: Written, job: Job, reader: Reader, *, runs: bool) -> Ver
 
 
 def telling(example: Sequence[Any]) -> tuple[Trial, ...]:
-    """Return the example and the input whose size is most unlike it: not square, and about half as large."""
+    """Return the example and the input whose size is most unlike it: not square, and about a quarter as large."""
     first, *others = input_variants(example)
     sizes = [trial for trial in others if trial.label.startswith("size")]
     return (first, *(sizes or others)[:1])
@@ -265,6 +273,7 @@ def _of_original(written: Written, path: Path, job: Job) -> tuple[list[Trial], l
     trials; why comes last.
     """
     tried, expected = with_fallbacks(written.original, input_variants(written.example))
+    give_back(written.original)
     try:
         found = _in_runtime(path, job, tried, expected)
     except RepfuseError as error:
@@ -274,7 +283,7 @@ def _of_original(written: Written, path: Path, job: Job) -> tuple[list[Trial], l
         return [], [], [], f"not run, since {onnx_file.runtime_name()} does not run the original: {found[0].error}"
     trials = [tried[index] for index in taken]
     exact, own = ([each[index] for index in taken] for each in (expected, found))
-    effect = RoundingEffects(written.original, written.original, trials, exact)
+    effect = RoundingEffects(written.original, written.original, trials, exact, exact)
     measured = drift(written.original, written.original, trials, exact, found=own, effect=effect)
     far = any(each.fused.max > half_the_digits(getattr(torch, each.dtype)) for each in measured.outputs)
     if measured.measured and not measured.passed and (measured.problem or far):

@@ -1,8 +1,8 @@
 """A reader of written files: a fresh Python process, or this one where none can be had, and then why.
 
 ``python -m repfuse.readback.process`` is that process: a job comes in on its standard input, an answer goes out, and
-all that is printed goes elsewhere. The first line of the input says where Python modules are found, and which the job
-will need.
+all that is printed goes elsewhere. Each line of the input before the job says where Python modules are found, and which
+it will need; an empty line ends them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
-from repfuse.checkpoint import script
-from repfuse.checkpoint.user_code import folders
+from repfuse.checkpoint.user_code import PIP, folders, knows_a_script
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.wording import LINE
 
@@ -105,18 +105,20 @@ class Reader:
     """Takes one job and gives its answer. ``name`` says where, and why there if that is not a fresh process.
 
     The process starts at once, so that it has imported what it needs when there is a job, and ends with the block that
-    it is for. ``prepare`` names more to import, which this process has imported; then comes the job. It shares the
+    it is for. It imports the libraries of networks that the user ``allowed``, and what ``prepare`` finds. It shares the
     environment, the working directory and the import path of this process, and nothing else. There is no shell and no
     temporary file that a killed process would leave.
     """
 
-    def __init__(self, *, fresh: bool = True) -> None:
+    def __init__(self, *, fresh: bool = True, allowed: Iterable[str] = ()) -> None:
         self._process: subprocess.Popen[bytes] | Copy | None = None
         self._prepared = False
         self._asked: Future[tuple[bytes, bytes]] | Job | None = None
         self._thread = ThreadPoolExecutor(1)
         self._said: IO[bytes] = io.BytesIO()
         self.name = f"this process, because {why}" if (why := self._started() if fresh else ASKED) else FRESH
+        if libraries := PIP.keys() & set(allowed):  # each takes as long to import as torch
+            self._import(sorted(libraries))
 
     def _started(self) -> str:
         """Start the process, or return why there is none."""
@@ -157,9 +159,9 @@ class Reader:
     def prepare(self, network: nn.Module) -> None:
         """Let the process import what defines a network like this one, while this process works."""
         modules = {type(part).__module__ for part in network.modules()}
-        self._prepare(sorted(filter(_importable, modules)))
+        self._import(sorted(filter(_importable, modules)))
 
-    def _prepare(self, modules: list[str]) -> None:
+    def _import(self, modules: Sequence[str]) -> None:
         """Have it import modules from where this process finds them now; what it cannot, it will say of the job."""
         self._prepared, path = True, [path or os.getcwd() for path in sys.path]  # noqa: PTH109
         if self._process:
@@ -178,8 +180,8 @@ class Reader:
             self._asked = job
             return
         if not self._prepared:
-            self._prepare([])
-        sent = packed(replace(job, folders=tuple(folders)))
+            self._import([])
+        sent = b"\n" + packed(replace(job, folders=tuple(folders)))
         self._asked = self._thread.submit(self._process.communicate, sent)
 
     def answer(self, seconds: float) -> Answer:
@@ -243,7 +245,7 @@ def _importable(name: str) -> bool:
     """
     package = name.partition(".")[0]
     if package in ("__main__", "__mp_main__"):
-        return script.is_known()
+        return knows_a_script()
     finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
     return any(find is not None and find(package, None) is not None for find in finders)
 
@@ -261,11 +263,12 @@ def main() -> None:
         os.dup2(2, 1)  # whatever the network's code prints is no part of the answer
         from repfuse.readback.reading import answer, packed, unpacked  # takes its seconds while the parent writes
 
-        needed = json.loads(sys.stdin.buffer.readline())
-        sys.path[:] = needed["path"]
-        for name in needed["modules"]:
-            with suppress(Exception):  # of what is missing the job will tell
-                importlib.import_module(name)
+        for line in iter(sys.stdin.buffer.readline, b"\n"):
+            needed = json.loads(line)
+            sys.path[:] = needed["path"]
+            for name in needed["modules"]:
+                with suppress(Exception):  # of what is missing the job will tell
+                    importlib.import_module(name)
         out.write(packed(answer(unpacked(sys.stdin.buffer.read()))))
 
 

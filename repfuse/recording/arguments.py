@@ -138,8 +138,8 @@ class _Step:
     smaller: Callable[[int], int]
 
 
-_LITTLE = 1 << 12
-"""As many numbers as an input may have to be made a thousand longer."""
+_LITTLE, _MUCH = 1 << 12, 1 << 17
+"""As many numbers as an input may have to be made a thousand longer, and may then have."""
 
 _FAR = _Step(lambda n: n + 1029, lambda n: max(1, n // 3 + 1 - n // 3 % 2))
 """Beyond what code compares sizes with, where that is little work."""
@@ -213,11 +213,12 @@ def _together(arguments: Arguments, axes: list[Axis], attempt: Try, thoroughly: 
     """Try all axes at once, once or twice; return sizes that the network takes, if there are some."""
     far = (_FAR,) if arguments.numbers < _LITTLE else ()
     for step in (*far, *_STEPS[:2]):
-        one, other = _sizes(axes, step, 1), _sizes(axes, step, 0)
         took: list[Mapping[Axis, int]] = []
-        for sizes in (one, other):
-            if (thoroughly or not took) and attempt(_resized(arguments, sizes), True):
-                took.append(sizes)
+        for sizes in (_sizes(axes, step, 1), _sizes(axes, step, 0)):
+            if not took or thoroughly:
+                others = _resized(arguments, sizes)
+                if (step is not _FAR or others.numbers <= _MUCH) and attempt(others, True):
+                    took.append(sizes)
         if took:
             return took[-1]
     return {}

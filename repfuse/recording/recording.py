@@ -15,7 +15,6 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from repfuse.errors import RepfuseError
-from repfuse.globs import ROOT
 from repfuse.networks import (
     check_rewritable,
     join,
@@ -25,6 +24,7 @@ from repfuse.networks import (
     stored_tensors,
     why_refused,
 )
+from repfuse.plans import ROOT
 from repfuse.recording.arguments import Arguments, other_ranks, try_other_sizes
 from repfuse.recording.comparing import Comparison, Mark
 from repfuse.recording.constants import Constants, Memory, called

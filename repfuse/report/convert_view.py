@@ -12,9 +12,8 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from repfuse.globs import ROOT
-from repfuse.health import MEANINGS, Ailment, Finding
-from repfuse.plans import Cost, Plan, Policy, Refusal, Site
+from repfuse.health import MEANINGS, Ailment, Anomaly
+from repfuse.plans import ROOT, Cost, Plan, Policy, Refusal, Site
 from repfuse.quantization import BITS, SiteKernels, failing, needed, together
 from repfuse.refusals import Explanation
 from repfuse.report.bench_view import speed, speedup
@@ -236,20 +235,20 @@ def verified_line(verified: Verified) -> str:
 # What is found in a network.
 
 
-def health_rows(findings: Iterable[Finding], shown: Callable[[list[str]], str]) -> list[tuple[str, str]]:
-    """Return each kind of finding, weights that look wrong, with what it means and where, as far as ``shown``."""
+def health_rows(anomalies: Iterable[Anomaly], shown: Callable[[list[str]], str]) -> list[tuple[str, str]]:
+    """Return each kind of anomaly, weights that look wrong, with what it means and where, as far as ``shown``."""
     found = defaultdict[Ailment, list[str]](list)
-    for each in findings:
+    for each in anomalies:
         found[each.what].append(f"{each.name} ({each.count} of {each.of})")
     return [(what, f"{MEANINGS[what]}; {shown(names)}") for what, names in found.items()]
 
 
-def health_view(findings: Sequence[Finding]) -> Iterator[RenderableType]:
-    """Yield each kind of finding once; nothing where all weights are well."""
-    if findings:
+def health_view(anomalies: Sequence[Anomaly]) -> Iterator[RenderableType]:
+    """Yield each kind of anomaly once; nothing where all weights are well."""
+    if anomalies:
         yield heading("Weights that look wrong")
         order = list(MEANINGS)
-        yield facts(health_rows(sorted(findings, key=lambda each: order.index(each.what)), first))
+        yield facts(health_rows(sorted(anomalies, key=lambda each: order.index(each.what)), first))
 
 
 # What rounding to few bits leaves of the kernels.

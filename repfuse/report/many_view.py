@@ -22,7 +22,7 @@ Status = Literal["converted", "nothing-to-fuse", "skipped", "failed"]
 
 
 @dataclass(frozen=True)
-class Result:
+class TaskResult:
     """What became of one checkpoint; ``said`` is its last line, or why it failed. ``peak`` are bytes of its process."""
 
     source: str
@@ -36,7 +36,7 @@ class Result:
 COLUMNS = ("Checkpoint", "Result", ("Time", NUMBER), ("Memory", NUMBER))
 
 
-def many_view(results: Sequence[Result], seconds: float) -> Iterator[RenderableType]:
+def many_view(results: Sequence[TaskResult], seconds: float) -> Iterator[RenderableType]:
     """Yield a table of all, those that failed last, and what they come to in a line."""
     yield heading(plural(len(results), "checkpoint"))
     ordered = sorted(results, key=lambda each: (each.status == "failed", each.source))
@@ -45,13 +45,13 @@ def many_view(results: Sequence[Result], seconds: float) -> Iterator[RenderableT
     yield Text(f"\n{summary(results)} in {duration(seconds)}", style=BAD if failed else GOOD)
 
 
-def _row(each: Result) -> tuple[str, ...]:
+def _row(each: TaskResult) -> tuple[str, ...]:
     said = f"failed: {each.said}" if each.status == "failed" else each.said
     spent = ("", "") if each.status == "skipped" else (duration(each.seconds), size(each.peak))
     return (each.source, said, *spent)
 
 
-def summary(results: Sequence[Result]) -> str:
+def summary(results: Sequence[TaskResult]) -> str:
     """Return ``98 converted, 1 skipped, 1 failed``."""
     counts = Counter[str](each.status for each in results)
     return ", ".join(f"{counts[status]} {name}" for status, name in NAMES.items() if counts[status])
@@ -65,7 +65,7 @@ NAMES = {
 }
 
 
-def markdown(results: Sequence[Result], seconds: float) -> str:
+def markdown(results: Sequence[TaskResult], seconds: float) -> str:
     """Return the same as a comment: a line, and a table that folds."""
     lines = [
         f"**repfuse**: {summary(results)} in {duration(seconds)}",
@@ -78,7 +78,7 @@ def markdown(results: Sequence[Result], seconds: float) -> str:
     return "\n".join([*lines, "", "</details>", ""])
 
 
-def as_html(results: Sequence[Result], seconds: float, folder: Path) -> str:
+def as_html(results: Sequence[TaskResult], seconds: float, folder: Path) -> str:
     """Return the same as a page for this folder, with a link to the page of each; those that failed first."""
     ordered = sorted(results, key=lambda each: (each.status != "failed", each.source))
     return rendered(
@@ -96,7 +96,7 @@ def page_of(report: Path) -> Path:
     return report.with_suffix(".html")
 
 
-def _link(each: Result, folder: Path) -> str:
+def _link(each: TaskResult, folder: Path) -> str:
     if each.status == "failed":
         return ""
     if "://" in each.target:  # elsewhere, with its report alone

@@ -9,7 +9,7 @@ from repfuse.benching.results import Measurement
 from repfuse.plans import Site
 from repfuse.report.bench_view import speedup, where
 from repfuse.report.page import Page, counted, share
-from repfuse.report.reading import Told
+from repfuse.report.schema import Told
 from repfuse.report.tables import duration, plural
 from repfuse.wording import printable
 

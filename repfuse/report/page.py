@@ -17,9 +17,8 @@ from typing import Any
 
 from repfuse.benching.results import Measurement, SiteTiming
 from repfuse.errors import RepfuseError
-from repfuse.globs import ROOT
 from repfuse.planning.cost import price
-from repfuse.plans import Cost, Refusal, Site
+from repfuse.plans import ROOT, Cost, Refusal, Site
 from repfuse.quantization import SiteKernels
 from repfuse.report.bench_view import gain, speed, where
 from repfuse.report.convert_view import (
@@ -37,8 +36,7 @@ from repfuse.report.convert_view import (
     totals,
     verified_line,
 )
-from repfuse.report.reading import Told
-from repfuse.report.schema import Status
+from repfuse.report.schema import Status, Told
 from repfuse.report.tables import alone, change, count, duration, error, interval, percent, plural, size, times
 from repfuse.report.verify_view import data_lines, few_bits_lines
 from repfuse.wording import listed, printable

@@ -114,10 +114,14 @@ class Inputs:
     axes: int = 2
     channels: int = C
     least: int = 1
-    side: int = 6
+    side: int = 0
     square: bool = False
     multiple: int = 1
     last: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.side:  # a volume of fewer numbers would be tried a thousand longer, too, which takes a second
+            object.__setattr__(self, "side", 8 if self.axes == 3 else 6)
 
     @property
     def channel_axis(self) -> int:

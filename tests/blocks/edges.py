@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blocks.building import NOT_IN_ATEN, C, Case, Spelled, Twin, conv, scale, total
+from repfuse.plans import Policy
 
 SOBEL = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
 LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
@@ -155,7 +156,14 @@ CASES = [
     Case("RRRB after a 3x3", lambda: nn.Sequential(conv(3), rrrb()), convolutions=2, less_in=NOT_IN_ATEN),
     Case("SPAN", span),
     *(
-        Case(f"blur then kernel, {axes}-d", lambda axes=axes: blur(axes, padded=False), axes=axes, least=5)
+        Case(
+            f"blur then kernel, {axes}-d",
+            lambda axes=axes: blur(axes, padded=False),
+            axes=axes,
+            least=5,
+            side=12,
+            policy=Policy.ALWAYS,
+        )
         for axes in (1, 2, 3)
     ),
 ]

@@ -96,6 +96,7 @@ def load(attack: Attack, folder: Path, trust: bool) -> tuple[str, str]:
 
 
 def main(folder: str, trust: str, *names: str) -> None:
+    sys.dont_write_bytecode = True  # or what a late import writes is taken for what an attack did
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for code in EXTENSIONS:

@@ -9,10 +9,10 @@ _MAPS = ("geometry", "channels", "affine", "composition")
 _MEANINGS = ("ops", "ops_idioms", "ops_refused", "refusals")
 
 TESTS: dict[str, tuple[str, ...]] = {
-    f"{ALGEBRA}affine.py": ("affine", "channels", "evaluation", "composition"),
+    f"{ALGEBRA}affine.py": ("affine", "channels", "evaluation", "composition", "transposed"),
     f"{ALGEBRA}evaluation.py": ("evaluation", "transposed"),
-    f"{ALGEBRA}expression.py": ("evaluation", "transposed", "report_views"),
-    f"{ALGEBRA}geometry.py": (*_MAPS, "ops"),
+    f"{ALGEBRA}expression.py": ("evaluation", "transposed", "report_views", "rows"),
+    f"{ALGEBRA}geometry.py": (*_MAPS, "transposed", "ops"),
     f"{ALGEBRA}layers.py": ("channels", "affine", "composition", "evaluation"),
     f"{ALGEBRA}transposed.py": ("transposed",),
     f"{OPS}convolution.py": (*_MEANINGS, "geometry"),

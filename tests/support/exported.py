@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def net() -> nn.Module:
     return randomised(Net(), dtype=torch.float32)
 
 
+@cache
 def program(network: nn.Module | None = None) -> ExportedProgram:
     """Export the network with a batch up to 64 and sizes from 8 to 1000."""
     axes = {0: Dim("batch", max=64), 2: Dim("height", min=8, max=1000), 3: Dim("width", min=8, max=1000)}

@@ -15,34 +15,50 @@ import resource
 import runpy
 import signal
 import sys
+import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
+
+from ticks import time_briefly
 
 LOADED = (
     *("rich.table", "safetensors.torch", "torch.utils.flop_counter", "typer"),
     *("repfuse.benching", "repfuse.converting", "repfuse.loading", "repfuse.plan_file", "repfuse.saving"),
     *("repfuse.checking.verification", "repfuse.report.convert_view", "repfuse.samples"),
+    *("repfuse.cli.bench", "repfuse.cli.convert", "repfuse.cli.verify"),
 )
-"""Not repfuse.cli: it takes the time at which it is imported for that of the command."""
+HEAVY = ("torch._dynamo", "torch.export", "timm", "onnx_ir", "onnxscript", "onnxruntime", "pydantic", "typer._adapters")
+"""What takes long to load, and which not all programs need: the first that does is the last that loads it."""
 
 
 def main() -> None:
     for name in LOADED:
         importlib.import_module(name)
+    time_briefly()
     gc.collect()
     gc.freeze()  # or each copy copies what it looks through for garbage
     own = {str(Path(__file__).parent), *os.environ["PYTHONPATH"].split(os.pathsep)}
     sys.path[:] = [path for path in sys.path if path not in own]
+    loaded, tell = os.pipe()
+    os.set_blocking(loaded, False)
     for line in sys.stdin:
         if (child := os.fork()) == 0:
-            run(**json.loads(line))
+            run(**json.loads(line), tell=tell)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        with suppress(BlockingIOError):
+            for name in os.read(loaded, 1 << 16).decode().split():
+                importlib.import_module(name)
 
 
 def run(
-    args: list[str], cwd: str, env: dict[str, str], out: str, err: str, seconds: float, largest: int | None = None
+    args: list[str], cwd: str, env: dict[str, str], out: str, err: str, seconds: float, largest: int | None, tell: int
 ) -> None:
-    """Be `python ARGS`, and end. ``largest`` bounds the files that it may write, in bytes."""
+    """Be `python ARGS`, and end. ``largest`` bounds the files that it may write, in bytes.
+
+    Which of HEAVY it loaded goes to ``tell``.
+    """
+    before = set(sys.modules)
     signal.alarm(round(seconds))
     for stream, path in ((0, os.devnull), (1, out), (2, err)):
         os.dup2(os.open(path, os.O_RDWR), stream)
@@ -52,6 +68,7 @@ def run(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    sys.modules["repfuse.cli"].STARTED = time.perf_counter()  # type: ignore[attr-defined]  # it was imported long ago
     code: object = 0
     try:
         _run(*args)
@@ -62,6 +79,7 @@ def run(
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
+    os.write(tell, "".join(f"{name} " for name in HEAVY if name in sys.modules.keys() - before).encode())
     os._exit(code if isinstance(code, int) else 0)  # without taking torch down, which takes half a second
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import keyword
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,16 @@ from torch import Tensor, fx, nn
 
 from repfuse.checkpoint.onnx_graph import opaque
 from repfuse.checkpoint.onnx_graph.operators import VALUES, Function, Known, Shape, function_of
-from repfuse.checkpoint.onnx_graph.reading import DOMAINS, LISTS_NO_WEIGHTS, inputs_of, shapes_of, tensor_of, version_of
+from repfuse.checkpoint.onnx_graph.reading import (
+    DOMAINS,
+    LISTS_NO_WEIGHTS,
+    inputs_of,
+    shapes_of,
+    tensor_of,
+    tensors_of,
+    version_of,
+)
+from repfuse.memory import HUGE, stream
 
 RANDOM = ("Random", "Bernoulli", "Multinomial")  # whose results are none that stay
 FOLDED = 1 << 10  # numbers that a constant may have to be looked for as an argument of an operator
@@ -101,6 +110,7 @@ class Building:
         self._root, self._graph, self._taken = nn.Module(), fx.Graph(), {*dir(fx.GraphModule), *keyword.kwlist}
         self._lines: dict[ir.Value, fx.Node] = {}
         self._constants = Constants(model, shapes)
+        self._ends = set(ends_of_groups(model.graph))
         self._functions = tuple(ir.to_proto(each).SerializeToString() for each in model.functions.values())
 
     def _name(self, name: str | None) -> str:
@@ -170,7 +180,7 @@ class Building:
     def _module(self, node: ir.Node, taken: list[ir.Value | None]) -> nn.Module:
         plain = node.domain in DOMAINS and node.op_identifier() not in self.model.functions
         if plain and (function := function_of(node.op_type, self._known(node))) is not None:
-            return Operation(function)
+            return opaque.Kept(function) if node in self._ends else Operation(function)
         if plain and node.op_type == "Shape":
             return opaque.Sizes(_attribute(node, "start", 0), _attribute(node, "end", None))
         if plain and node.op_type == "Reshape" and not _attribute(node, "allowzero", 0):
@@ -190,6 +200,30 @@ class Building:
             tuple(value is not None for value in node.inputs),
             self.shapes.get(str(node.outputs[0].name)),
         )
+
+
+def ends_of_groups(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Yield the nodes that scale or shift what a runtime computes as one operator with the nodes before them.
+
+    Those are GELU, as exporters wrote it before opset 20, ``x (1 + erf(x / sqrt(2))) / 2``, and layer normalisation,
+    before 17. A scale that went into the next layer would save less than that operator.
+    """
+    for node in graph:
+        if node.op_type == "Erf":
+            yield from _after(node, "Add", "Mul", "Mul")
+        elif node.op_type == "Div" and node.inputs[1] is not None:
+            divisor = node.inputs[1].producer()
+            if divisor is not None and divisor.op_type == "Sqrt":
+                yield from _after(node, "Mul")
+                yield from _after(node, "Mul", "Add")
+
+
+def _after(node: ir.Node, *kinds: str) -> list[ir.Node]:
+    """Return the ends of all rows of nodes of these kinds behind a node."""
+    ends = [node]
+    for kind in kinds:
+        ends = [user for end in ends for user in end.outputs[0].consumers() if user.op_type == kind]
+    return ends
 
 
 def _opaque(
@@ -297,6 +331,8 @@ def network_of(model: ir.Model, path: Path) -> fx.GraphModule:
     """Return the module of the model in the file at ``path``."""
     module = Building(model, shapes_of(path), bare=False).build()
     module.eval()
+    if sum(tensor.nbytes for _, tensor in tensors_of(model)) >= HUGE:
+        stream(module)
     return module
 
 

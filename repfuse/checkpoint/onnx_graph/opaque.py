@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from repfuse.checkpoint import onnx_file
-from repfuse.checkpoint.onnx_graph.operators import DTYPES
+from repfuse.checkpoint.onnx_graph.operators import DTYPES, Function
 from repfuse.checkpoint.onnx_graph.reading import array_of, tensor_of
 
 NUMBER_OF = {dtype: number for number, dtype in DTYPES.items()}
@@ -39,6 +39,18 @@ class Unseen(nn.Module):
     def compute(self, *inputs: Tensor | None) -> Any:
         """Return what the operation gives."""
         raise NotImplementedError
+
+
+class Kept(Unseen):
+    """What torch has a ``function`` for, and stays a node of its own for the sake of runtimes."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def compute(self, *inputs: Tensor | None) -> Any:
+        """Compute the node."""
+        return self.function(*inputs)
 
 
 class Sizes(nn.Module):

@@ -41,8 +41,41 @@ def edited(path: Path, module: nn.Module) -> ir.Model:
     return model
 
 
+def with_numbers_of(file: Path, path: Path, module: nn.Module) -> bool:
+    """Give ``module``, which was read from the file at ``path`` and rewritten, the merged numbers in another ``file``.
+
+    False where that holds another graph than would be written of it, or other numbers beside what was merged.
+    """
+    made, held = read(path), read(file)
+    assert isinstance(module, fx.GraphModule)
+    editing = _Editing(made, parts_of(made, path), module)
+    editing.run()
+    if _form(made) != _form(held):
+        return False
+    for name, tensor in tensors_of(held):
+        numbers, known = tensor_of(tensor.numpy()), editing.tensors.get(name)
+        if known is None:
+            stays = made.graph.initializers[name].const_value
+            if stays is None or not equal(tensor_of(stays.numpy()), numbers):
+                return False
+        elif isinstance(known, nn.Parameter):
+            known.data = numbers
+        else:
+            known.detach().copy_(numbers)
+    return True
+
+
+def _form(model: ir.Model) -> list[Any]:
+    """Return all of a graph but the numbers of its initialisers."""
+    held = sorted((name, tensor.dtype, tuple(tensor.shape.numpy())) for name, tensor in tensors_of(model))
+    ends = [str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)]
+    return [dict(model.opset_imports), ends, held, [ir.to_proto(node).SerializeToString() for node in model.graph]]
+
+
 class _Editing:
-    """Walks the lines of the module. ``values`` are the values of the graph that they stand for."""
+    """Walks the lines of the module. ``values`` are the values of the graph that they stand for, ``tensors`` are those
+    of the module that became initialisers, by their names.
+    """
 
     def __init__(self, model: ir.Model, parts: Building, module: fx.GraphModule) -> None:
         self.model, self.parts, self.module = model, parts, module
@@ -54,6 +87,7 @@ class _Editing:
         self.replaced: dict[ir.Value, ir.Value] = {}
         self.made: set[ir.Value] = set()
         self.names = _taken(model)
+        self.tensors: dict[str, Tensor] = {}
 
     def run(self) -> None:
         """Make the edits."""
@@ -172,6 +206,8 @@ class _Editing:
 
     def _tensor(self, name: str, held: Tensor | np.ndarray[Any, Any]) -> ir.Value:
         name = self._name(name)
+        if isinstance(held, Tensor):
+            self.tensors[name] = held
         array = array_of(held) if isinstance(held, Tensor) else held
         tensor = ir.tensor(array, name=name)
         value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))

@@ -15,7 +15,7 @@ from support.programs import joining, layers, moving, others, scaling
 from support.programs.made import Made, Pick, Spelled, Unfit, called
 from torch import Tensor, nn
 
-LARGEST = 4000
+LARGEST = 4500
 """Numbers in a value; a step that makes more is left out."""
 
 

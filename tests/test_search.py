@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain, combinations
 
 import pytest
@@ -16,8 +17,8 @@ from torch import nn
 
 from repfuse.fusing import fuse
 from repfuse.planning.cost import TOLD_APART
-from repfuse.planning.cutting import MOST_PLACES, Cutting
-from repfuse.planning.planner import Planner
+from repfuse.planning.planner import Planner, plan
+from repfuse.planning.search import MOST_PLACES, Search, Subgraph
 from repfuse.plans import Policy
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.recording import record
@@ -26,31 +27,31 @@ MOST_NODES = 9
 """Of regions with no more nodes every set of cuts is tried: 256 of them."""
 
 
-def searched(module: nn.Module, inputs: list[torch.Tensor], *, everywhere: bool) -> list[tuple[Cutting, float, float]]:
+def searched(
+    module: nn.Module, inputs: list[torch.Tensor], *, everywhere: bool
+) -> list[tuple[Search, Subgraph, float, float]]:
     """Each region that may be taken apart, with the price of what the search leaves of it, and of the best there is.
 
     Cut between layers alone, or ``everywhere``.
     """
     planner = Planner(record(module, Arguments(tuple(inputs))), Policy.COST)
     planner._read()
+    search = planner.search()
+    search.find()
+    planner._read()  # what is no operation on terms has lost its meaning
     before = planner.search()
-    before._partition()
-    planner._read()
-    after = planner.search()
-    after.find()
     found = []
-    for root, nodes in before._members.items():
-        cutting = before._cutting(root)
-        if 1 < len(nodes) <= MOST_NODES and len(list(cutting.places())) <= MOST_PLACES:
-            left = price(cutting, after._cuts.intersection(nodes[:-1]))
-            within = nodes[:-1] if everywhere else list(cutting.places())
-            best = min(price(cutting, cuts) for cuts in subsets(within))
-            found.append((cutting, left, best))
+    for part in before.largest:
+        places = list(before.places(part))
+        if 1 < len(part) <= MOST_NODES and len(places) <= MOST_PLACES:
+            left = price(before, part, search.cuts.intersection(part[:-1]))
+            best = min(price(before, part, cuts) for cuts in subsets(part[:-1] if everywhere else places))
+            found.append((before, part, left, best))
     return found
 
 
-def price(cutting: Cutting, cuts) -> float:
-    return cutting.estimate.price(cutting.parts(cuts).cost)
+def price(search: Search, part: Subgraph, cuts) -> float:
+    return search.estimate.price(search.divided(part, frozenset(cuts)).cost)
 
 
 def subsets(nodes):
@@ -58,8 +59,8 @@ def subsets(nodes):
 
 
 def check(module: nn.Module, inputs: list[torch.Tensor], *, everywhere: bool = True) -> None:
-    for cutting, left, best in searched(module, inputs, everywhere=everywhere):
-        assert left <= (1 + TOLD_APART) * best, cutting.nodes
+    for _, part, left, best in searched(module, inputs, everywhere=everywhere):
+        assert left <= (1 + TOLD_APART) * best, part
 
 
 def widths(*channels: int, kernels: tuple[int, ...], groups: tuple[int, ...] = (), normed: bool = False) -> nn.Module:
@@ -123,11 +124,25 @@ def test_the_first_choice_is_not_always_the_best():
     """Without the search some of these were more work: merged as a whole, or not at all."""
     gained = 0
     for _, module, channels in ROWS:
-        for cutting, left, _ in searched(randomised(module), [image(1, channels, 28, 28)], everywhere=True):
-            whole = price(cutting, ())
-            every = price(cutting, cutting.nodes[:-1])
+        for search, part, left, _ in searched(randomised(module), [image(1, channels, 28, 28)], everywhere=True):
+            whole = price(search, part, ())
+            every = price(search, part, part[:-1])
             gained += left < min(whole, every)
     assert gained >= 3
+
+
+def test_a_long_row_takes_as_many_tries_as_it_has_layers(monkeypatch):
+    divided, tries = Search.divided, Counter[int]()
+
+    def count(search, part, cuts):
+        tries[layers] += 1
+        return divided(search, part, cuts)
+
+    monkeypatch.setattr(Search, "divided", count)
+    for layers in (32, 64):
+        row = widths(*[8] * (layers + 1), kernels=(3,) * layers)
+        plan(randomised(row), [image(1, 8, 160, 160)])
+    assert 0 < tries[64] <= 2.5 * tries[32]
 
 
 PARTS = {
