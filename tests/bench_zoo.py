@@ -1,6 +1,6 @@
 """Times every network of the zoo that has sites against its fused form, and against timm's own form where there is one.
 
-`make speed`, or `python -m tests.bench_zoo [--rounds N] [--batch N ...] [NAME ...]`. One thread, interleaved rounds, in
+`make speed`, or `python -m tests.bench_zoo [--rounds N] [--batch N] [NAME ...]`. One thread, interleaved rounds, in
 seconds of the processor, so that other work beside it disturbs little; images of 96 pixels where a network takes them.
 A ratio is how many times as fast the fused form is, with its 95 % interval; the last lines name what got slower.
 """
@@ -36,14 +36,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="timm:NAME or torchvision:NAME, unless all")
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--batch", type=int, action="append", help="1 and 32 unless told")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(ROW.format("network", "sites", "batch", "fused, ms", "original over fused", "timm's over fused"), flush=True)
     slower = []
     for name in options.names or names():
         try:
-            slower += measured(name, options.batch, options.rounds)
+            slower += measured(name, options.batch or [1, 32], options.rounds)
         except Exception as error:  # what it says is the row
             print(f"{name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr, flush=True)
         gc.collect()

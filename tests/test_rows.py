@@ -278,3 +278,25 @@ def test_what_moves_values_moves_them_at_all_sizes(name):
     fused = fuse(model, (image(*example),)).module
     assert error(model, fused, image(*example)) < 1e-12
     assert error(model, fused, image(*far, seed=1)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("back", "undone"),
+    [
+        (lambda z, y: z.reshape_as(y), True),
+        (lambda z, y: z.view(y.shape), True),
+        (lambda z, y: z.view(y.shape[1], y.shape[0], -1), False),  # of one shape where there are as many of each
+        (lambda z, y: z.view(y.shape[0], y.shape[1], 1, -1), False),
+        (lambda z, y: z.view(y.shape).transpose(0, 1).contiguous().view(y.shape), False),
+    ],
+)
+def test_views_go_with_the_norm_between_them_where_one_undoes_the_other(back, undone):
+    def forward(m, x):
+        y = m.a(x)
+        return back(m.n(y.flatten(0, 1)), y)
+
+    network = nn.Sequential(randomised(Spelled(forward, a=nn.Linear(6, 4), n=nn.BatchNorm1d(4))))
+    result = fuse(network, [image(3, 3, 6)])
+    assert isinstance(result.module[0], nn.Linear) == undone
+    for shape in ((3, 3, 6), (2, 5, 6), (4, 1, 6)):
+        assert error(network, result.module, image(*shape)) < 1e-12

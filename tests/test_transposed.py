@@ -409,7 +409,10 @@ def test_a_constant_is_the_weight_of_a_channel_of_ones(data, ndim, seed):
     tensors, point = Tensors(seed), (1,) * ndim
     kernel = tuple(data.draw(st.lists(st.integers(1, 2), min_size=ndim, max_size=ndim)))
     inner = Geometry(4, 6, kernel, point, ((0, 0),) * ndim, point, data.draw(st.sampled_from([1, 2])))
-    first = through(Identity(4, ndim), layer(inner, tensors, data.draw(st.booleans())))
+    source: Expression = Identity(4, ndim)
+    if data.draw(st.booleans()):
+        source = selected(source, tuple(data.draw(st.permutations(range(4)))))
+    first = through(source, layer(inner, tensors, data.draw(st.booleans())))
     first = Scaled(first, data.draw(channelwise(6, tensors)))
     last = layer(data.draw(layers((6, 2), ndim)), tensors, data.draw(st.booleans()))
     try:

@@ -229,8 +229,8 @@ def _windows(expression: Expression) -> Windows:  # noqa: PLR0911 - one for each
             return _windows(inner).then(Windows.of(layer.geometry))
         case Scaled(inner):
             return _windows(inner)
-        case Homogeneous():
-            return Windows.of(expression.geometry)
+        case Homogeneous():  # each reads the last channel
+            return Windows.of(_geometry(expression))
         case Selected(inner, indices):
             return _windows(inner).select(indices)
         case Joined(parts):

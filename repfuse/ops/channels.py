@@ -230,7 +230,7 @@ def viewed(call: Call, recording: Recording) -> Meaning | None:
         moves[1] = 1
     if recording.is_fixed(x, last[0]) and all(a[-1] == b[-1] for a, b in zip(before, after, strict=True)):
         moves[last[0]] = last[1]
-    return _moved(x, moves)
+    return _moved(x, moves, view=True)
 
 
 def squeezed(call: Call, recording: Recording) -> Meaning | None:
@@ -301,9 +301,9 @@ def _without(x: fx.Node, gone: set[int | None], rank: int, *, keeps: bool = Fals
     return None if None in gone else _moved(x, {axis: kept.index(axis) for axis in stay})
 
 
-def _moved(x: fx.Node, moves: dict[int, int]) -> Rearranged | None:
+def _moved(x: fx.Node, moves: dict[int, int], *, view: bool = False) -> Rearranged | None:
     found = tuple((axis, place) for axis, place in moves.items() if place > 0)
-    return Rearranged(x, found) if found else None
+    return Rearranged(x, found, view=view) if found else None
 
 
 _MEASURING = frozenset({"view_as", "reshape_as", "expand_as", "type_as"})

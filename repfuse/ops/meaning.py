@@ -7,7 +7,7 @@ convolutions, the last for linear layers; None where one number serves all chann
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx
 
@@ -29,11 +29,12 @@ class Rearranged:
 
     ``moves`` are pairs of an axis that may hold the channels, and where they then are in the node. Where pixels of
     several channels become those of one, ``channels`` says for each which one that is; if the node does that for any
-    number of channels, ``phases`` says which of the pixels, as a number.
+    number of channels, ``phases`` says which of the pixels, as a number. A ``view`` has the numbers in the same order.
     """
 
     input: fx.Node
     moves: tuple[tuple[int, int], ...]
+    view: bool = field(default=False, kw_only=True)
     channels: Ints = ()
     phases: Ints = ()
 

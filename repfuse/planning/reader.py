@@ -178,7 +178,11 @@ class Reader:
         axis = None if at is None else dict(meaning.moves).get(at)
         if axis is None or term.of_source is not None:
             raise Ends("the channels are elsewhere")
-        grown = replace(_grown(term, node, term.expression), axis=axis)
+        left = (term.left if term.axis is not None else self.meanings.origin(x)) if meaning.view else None
+        grown = replace(_grown(term, node, term.expression), axis=axis, left=left)
+        if left is not None and self._is_of_one_shape(node, left):
+            undone = term.undone | {each for each in grown.nodes if isinstance(self.meanings[each], Rearranged)}
+            return replace(grown, axis=None, left=None, undone=undone)
         if not meaning.channels:
             return grown
         if not term.picks:
@@ -189,6 +193,12 @@ class Reader:
             pairs = zip(term.phases, term.picks, strict=True)
             phases = tuple(count * phase + meaning.phases[pick] for phase, pick in pairs)
         return replace(grown, picks=picks, phases=phases)
+
+    def _is_of_one_shape(self, one: fx.Node, other: fx.Node) -> bool:
+        """Whether two values have the same shape for whatever the network takes."""
+        recording = self.meanings.recording
+        shapes = ([*recording.shapes(x), *recording.shapes_at_other_ranks(x)] for x in (one, other))
+        return next(shapes) == next(shapes)
 
     def _combined(
         self, node: fx.Node, operands: Sequence[tuple[tuple[Term, ...], Scaled[fx.Node]]]

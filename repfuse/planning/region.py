@@ -54,6 +54,7 @@ class Term:
     Where it was rearranged on the way (``ops.channels``), ``axis`` is where its channels are now: it is a map of
     channels alone, and of rows that are others than those of its source. Where several channels became one, ``picks``
     says which one each of them is in, and ``phases`` which of its pixels it is, if it can be another number of them.
+    Where views alone took it there, ``left`` is the value before them; those that another one took back are ``undone``.
     """
 
     source: fx.Node
@@ -63,6 +64,8 @@ class Term:
     axis: int | None = None
     picks: Ints = ()
     phases: Ints = ()
+    left: fx.Node | None = None
+    undone: Nodes = frozenset()
 
     @cached_property
     def of_source(self) -> float | None:
@@ -375,7 +378,7 @@ def pieces(region: Region, meanings: Meanings) -> list[Piece]:
     """
     order = meanings.recording.order
     nodes = sorted(region.nodes, key=order.__getitem__)
-    ends = [node for node in nodes if isinstance(meanings[node], Rearranged)]
+    ends = [node for node in nodes if node in region.passing and isinstance(meanings[node], Rearranged)]
     if not ends:
         return []
     found, source = [], region.groups[0].source
@@ -397,7 +400,8 @@ def region_of(root: fx.Node, terms: Sequence[Term], estimate: Estimate, refuse: 
     """Return the region of these terms, without the no-ops at its end: they stay, after the one convolution."""
     groups = grouped(terms, root, estimate, refuse)
     nodes = frozenset(chain.from_iterable(group.nodes for group in groups))
-    passing = frozenset(filter(estimate.passes, nodes))
+    undone = frozenset[fx.Node]().union(*(term.undone for group in groups for term in group.terms))
+    passing = frozenset(filter(estimate.passes, nodes - undone))
     while root in passing and (value := inputs_of(estimate.meanings[root])[0]) in nodes:
         nodes, passing, root = nodes - {root}, passing - {root}, value
     return Region(root, groups, nodes - passing, passing)

@@ -68,8 +68,8 @@ def onto_an_image(m: Spelled, x: Tensor) -> Tensor:
 IMAGE = {"convolutions": 0, "linears": 1}
 
 CASES = [
-    Case("rows, flattened", lambda: rows(flattened), "fold", **TOKENS),
-    Case("rows, joined and parted by numbers", lambda: rows(parted_again), "fold", **TOKENS),
+    Case("rows, flattened", lambda: rows(flattened), **TOKENS),
+    Case("rows, joined and parted by numbers", lambda: rows(parted_again), **TOKENS),
     Case("rows, turned", lambda: rows(turned), "fold", **TOKENS),
     Case("rows, turned and left so", lambda: rows(lambda m, x: m.n(m.a(x).permute(0, 2, 1))), "fold", **TOKENS),
     Case(

@@ -32,7 +32,7 @@ COLUMNS = (
     "why",
 )
 FORWARDS, PER_NODE = 12, 1e-3
-"""How long a plan may take: so many forward passes, and so many seconds for each operation."""
+"""How long a plan may take, in seconds of the processor: so many forward passes, and so many for each operation."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,14 @@ def convert(name: str) -> Row:
 
     network, example = build(name)
     before = operations(network, *example)
+    begun = time.perf_counter()
     with torch.no_grad():
-        started = time.perf_counter()
+        started = time.process_time()
         network(*example)
-        forward = time.perf_counter() - started
-    started = time.perf_counter()
+        forward = time.process_time() - started
+    started = time.process_time()
     found = plan(network, example)
-    planned = time.perf_counter() - started
+    planned = time.process_time() - started
     fused, proof = network, None
     if found.sites:
         fused, trials = rewrite(network, found), input_variants(example)
@@ -90,7 +91,7 @@ def convert(name: str) -> Row:
         proof.error if proof else None,
         planned,
         FORWARDS * forward + PER_NODE * len(found.live.recording.nodes),
-        time.perf_counter() - started,
+        time.perf_counter() - begun,
         dict(Counter(refusal.code for refusal in found.refusals)) if after["batch_norm"] else {},
         "" if proof is None or proof.passed else f"not proven: {proof.reason}",
     )
@@ -112,16 +113,20 @@ def table(rows: list[Row]) -> Table:
     """Return the table, failures first."""
     made = Table(*COLUMNS)
     for row in sorted(rows, key=lambda row: not row.failure):
-        if row.failure:
-            made.add_row(row.name, row.failure, style="red")
-            continue
-        arrow = (f"{before} -> {after}" for before, after in (row.norms, row.convolutions))
-        error = "" if row.error is None else f"{row.error:.1e}"
-        seconds = (f"{each:.1f}" for each in (row.plan_seconds, row.allowed_seconds, row.seconds))
-        slow = "slow; " if row.plan_seconds > row.allowed_seconds else ""
-        why = slow + ", ".join(f"{count} {code}" for code, count in row.refusals.items())
-        made.add_row(row.name, str(row.sites), *arrow, error, *seconds, why)
+        made.add_row(*cells(row), style="red" if row.failure else None)
     return made
+
+
+def cells(row: Row) -> list[str]:
+    """Return what stands in a row of the table."""
+    if row.failure:
+        return [row.name, row.failure]
+    arrow = (f"{before} -> {after}" for before, after in (row.norms, row.convolutions))
+    error = "" if row.error is None else f"{row.error:.1e}"
+    seconds = (f"{each:.1f}" for each in (row.plan_seconds, row.allowed_seconds, row.seconds))
+    slow = "slow; " if row.plan_seconds > row.allowed_seconds else ""
+    why = slow + ", ".join(f"{count} {code}" for code, count in row.refusals.items())
+    return [row.name, str(row.sites), *arrow, error, *seconds, why]
 
 
 def main() -> int:
@@ -139,8 +144,7 @@ def main() -> int:
     rows = []
     for name in track(chosen, "converting", console=progress):
         rows.append(in_a_process(name))
-        if rows[-1].failure:
-            progress.print(f"{name}: {rows[-1].failure}")
+        progress.print("  ".join(cells(rows[-1])), soft_wrap=True)  # the table comes in an hour, or never
     console = Console(width=200)
     console.print(table(rows))
     failed = sum(bool(row.failure) for row in rows)
