@@ -2,6 +2,7 @@
 
 `make speed`, or `python -m tests.bench_zoo [--rounds N] [--batch N] [NAME ...]`. One thread, interleaved rounds, in
 seconds of the processor, so that other work beside it disturbs little; images of 96 pixels where a network takes them.
+Each batch has a plan of its own: what is worth merging depends on it, so the example is to be what will be deployed.
 A ratio is how many times as fast the fused form is, with its 95 % interval; the last lines name what got slower.
 """
 
@@ -59,10 +60,12 @@ def measured(name: str, batches: list[int], rounds: int) -> list[str]:
         network(*small)
     except Exception:  # it takes images of one size, or larger ones
         small = example
-    result = fuse(network, small)
     others, slower = [network, *timms(network)], list[str]()
-    for size in batches if result.plan.sites else ():
+    for size in batches:
         inputs = batched(small, size)
+        result = fuse(network, inputs)
+        if not result.plan.sites:
+            continue
         calls = [partial(each, *inputs) for each in (result.module, *others)]
         ours, *theirs = time_rounds(
             calls, time.process_time, rounds=rounds, seconds=SECONDS * len(calls), progress=lambda _fraction: None
