@@ -8,7 +8,7 @@ another is known, each site can be proven by itself. It knows no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,9 +83,17 @@ def said_beside(path: Path, of: Path | None = None) -> Said | None:
     except RepfuseError:
         return None
     known = file.origin.input if of else file.origin.output
-    if said is None or known is None or known.digest != digest_of(subject):
+    if said is None or known is None or known.digest not in _digests(subject):
         return None
     return replace(said, by=report.name, source=said.source if of else None)  # which builds no fused network
+
+
+def _digests(path: Path) -> Iterator[str]:
+    """Yield the digests that a file may be known by: its own, and that of an ONNX graph with the weights beside it."""
+    yield digest_of(path)
+    weights = path.with_name(f"{path.name}.data")
+    if weights.is_file():
+        yield digest_of(path, weights)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import repfuse  # noqa: E402
 from repfuse.checkpoint.onnx_graph import operators  # noqa: E402
 from repfuse.cli.pair import Pair, compare_pair  # noqa: E402
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError  # noqa: E402
+from repfuse.plan_file import said_beside  # noqa: E402
 from repfuse.plans import Policy  # noqa: E402
 
 W3, W1, BIAS = tensor(1, 4, 4, 3, 3), tensor(2, 4, 4, 1, 1), tensor(3, 4)
@@ -464,6 +465,20 @@ def test_weights_in_a_file_of_their_own_stay_in_one(tmp_path: Path) -> None:
         out.unlink()
         checkpoint = repfuse.load(path, input="2x4x9x10")
         repfuse.save(checkpoint, checkpoint.module, out, verify=False)
+
+
+def test_a_report_is_known_by_the_weights_beside_the_graph_too(cli: Cli, tmp_path: Path) -> None:
+    path, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    held = {name: array.astype(np.float32) for name, array in WEIGHTS.items()}
+    made = model([*BRANCHES, node("Add", "a c", "y")], held, dtype=np.float32)
+    onnx.save(made, path, save_as_external_data=True, location="in.onnx.data", size_threshold=0)
+    done = cli("convert", path, out, "--input", "2x4x9x10", "--quiet")
+    assert done.returncode == 0, done.stderr
+    found = [said_beside(out), said_beside(out, path)]
+    assert [each and each.input for each in found] == ["2x4x9x10"] * 2
+    with (tmp_path / "out.onnx.data").open("r+b") as file:
+        file.write(b"\0")
+    assert said_beside(out) is None
 
 
 @pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "..\\weights.bin"])

@@ -161,10 +161,10 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def test_memory(folder: Path) -> None:
     """A process holds no more than reading takes, and 1.3 times the weights of a site."""
     path, out = folder / "in.onnx", folder / "out.onnx"
-    site = wide(path, 1024, 8)
-    (reading,) = peaks("-c", READING, str(path), "1x1024x4x4")
+    site = wide(path, 1536, 4)
+    (reading,) = peaks("-c", READING, str(path), "1x1536x4x4")
     for command in (("convert", str(path), str(out)), ("inspect", str(path)), ("verify", str(path), str(out))):
-        for held in peaks("-m", "repfuse", *command, "--input", "1x1024x4x4", "--quiet"):
+        for held in peaks("-m", "repfuse", *command, "--input", "1x1536x4x4", "--quiet"):
             assert held <= reading + WANTED * site, command
 
 
