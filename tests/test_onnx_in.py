@@ -448,6 +448,19 @@ def test_bfloat16_is_merged_where_the_runtime_does_not_run_it(tmp_path: Path) ->
     assert {each.data_type for each in onnx.load(tmp_path / "out.onnx").graph.initializer} == {TensorProto.BFLOAT16}
 
 
+def test_what_the_runtime_has_no_kernels_for_is_converted_untimed(cli: Cli, tmp_path: Path) -> None:
+    path, out = (
+        written(model([*BRANCHES, node("Add", "a c", "y")], WEIGHTS), tmp_path / "in.onnx"),
+        tmp_path / "out.onnx",
+    )
+    done = cli("convert", path, out, "--input", "1x4x6x5", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["status"], report["timing"]) == ("converted", None)
+    assert any(note.startswith("not timed: onnxruntime: ") for note in report["notes"])
+    assert kinds(out) == {"Conv": 1}
+
+
 def external(path: Path, out: str = "weights.bin") -> Path:
     """A file that has its weights in another."""
     made = model([*BRANCHES, node("Add", "a c", "y")], {**WEIGHTS, "w1": tensor(2, 4, 4, 1, 1)})

@@ -170,7 +170,7 @@ def test_a_network_that_only_one_input_size_suits():
     verification = verify(original, copy.deepcopy(original), example())
     assert verification.verdict == "same"
     refused = [trial for trial in verification.trials if trial.skipped]
-    assert {trial.label for trial in refused} >= {"size 3x3", "size 4x5"}
+    assert {trial.label for trial in refused} >= {"size 2x2", "size 2x3"}
     assert all("Error" in trial.skipped for trial in refused)
 
 

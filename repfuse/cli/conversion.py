@@ -17,13 +17,13 @@ from torch import nn
 
 from repfuse import __version__, cli
 from repfuse.benching.benchmark import bench
-from repfuse.benching.results import Benchmark
 from repfuse.benching.sites import tune
 from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.files import digest_of, replacing, together
 from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.spec import as_texts
 from repfuse.converting import convert
+from repfuse.errors import RepfuseError
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
 from repfuse.memory import is_streamed
@@ -100,20 +100,26 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
                 write(report.plan, module)
             progress("reading the file again", 0.7)
             report = _with_output(report, begun[0]())
-            if is_streamed(module):  # to time both would mean to hold both
-                report = replace(report, notes=(*report.notes, UNTIMED))
-            else:
-                progress("timing", 0.8)
-                report = replace(report, timing=_timed(checkpoint, module))
+            progress("timing", 0.8)
+            report = _timed(report, checkpoint, module)
         report = replace(report, seconds=time.perf_counter() - cli.STARTED)
         _write_report(report, request.out)
         return report
 
 
-def _timed(checkpoint: Checkpoint, module: nn.Module) -> Benchmark:
+def _timed(report: Report, checkpoint: Checkpoint, module: nn.Module) -> Report:
+    """Add how long both networks take, or why that is not known."""
+    if is_streamed(module):  # to time both would mean to hold both
+        return replace(report, notes=(*report.notes, UNTIMED))
     runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
     with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
-        return bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
+        try:
+            timing = bench(before, after, checkpoint.example_inputs, runtimes=(runtime,), seconds=TIMING_SECONDS)
+        except RepfuseError as error:
+            if checkpoint.format != "onnx":
+                raise
+            return replace(report, notes=(*report.notes, f"not timed: {error.why}"))  # a dtype that it has not
+    return replace(report, timing=timing)
 
 
 def _loaded(request: Request) -> Checkpoint:
