@@ -380,9 +380,10 @@ def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
                 run_copy(copy, [Trial("the example", inputs)], {})
                 return time.perf_counter() - began
 
-        seconds(1)  # the first call prepares what later ones find
-        one = seconds(1)
-        return count if one > SHORT and seconds(count) < WORTH_THREADS * one else 1
+        one = seconds(1)  # the first call prepares what later ones find
+        if one <= SHORT or seconds(count) >= WORTH_THREADS * one:
+            return 1
+        return count if seconds(count) < WORTH_THREADS * seconds(1) else 1
 
 
 SHORT = 0.1  # seconds of a call with one thread: with less, all calls together take few seconds

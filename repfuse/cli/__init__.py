@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 import time
@@ -16,7 +17,8 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line."""
-    gc.set_threshold(20_000)  # libraries make objects by the hundred thousand, and they stay: looking often is in vain
+    gc.set_threshold(50_000)  # libraries make objects by the hundred thousand, and they stay: looking often is in vain
+    atexit.register(gc.freeze)  # Python would look through them all at its end, for up to half a second
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # an old code page must not end in an error about an arrow
             cast(TextIO, stream).reconfigure(errors="replace")  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import shlex
 import sys
@@ -77,6 +78,7 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
     """Do all of it, and return the report, which is also written beside the result; ``reader`` reads that again."""
     progress("reading", 0.0)
     checkpoint = _loaded(request)
+    gc.freeze()  # what is imported and loaded stays: nobody need look through it for garbage again
     if reader:
         reader.prepare(checkpoint.module)
     if request.out is None:
