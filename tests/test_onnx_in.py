@@ -336,6 +336,16 @@ def test_outputs_that_become_one_value_or_the_input(tmp_path: Path) -> None:
     assert error(path, tmp_path / "out.onnx", IMAGE) == pytest.approx(0, abs=1e-12)
 
 
+def test_what_only_a_merged_node_read_goes_and_what_nobody_read_stays(tmp_path: Path) -> None:
+    held = {"w": tensor(0, 10, 6)} | {name: 1 + np.abs(tensor(n, 6)) for n, name in enumerate("gbmv", 1)}
+    rows = [node("MatMul", "x w", "a"), node("Flatten", "a", "f", axis=2), node("BatchNormalization", "f g b m v", "n"),
+            node("Shape", "a", "s"), node("Reshape", "n s", "y"), node("Relu", "x", "unread")]  # fmt: skip
+    path = written(model(rows, held, shape=("n", 5, 10)), tmp_path / "in.onnx")
+    fused(path, tmp_path / "out.onnx", "2x5x10")
+    assert kinds(tmp_path / "out.onnx") == {"MatMul": 1, "Add": 1, "Relu": 1}
+    assert error(path, tmp_path / "out.onnx", tensor(9, 3, 5, 10)) < 1e-12
+
+
 def conditional(value: str, output: str) -> Any:
     """An If, whose branches read a value from outside."""
 

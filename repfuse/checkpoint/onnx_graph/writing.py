@@ -92,6 +92,7 @@ class _Editing:
     def run(self) -> None:
         """Make the edits."""
         before = list(self.graph)
+        read = [node for node in before if not _is_unread(node)]
         used = [value for value in self.graph.initializers.values() if value.uses()]
         for line in self.module.graph.nodes:
             self._follow(line)
@@ -102,6 +103,7 @@ class _Editing:
         outputs = [self._replace(old, new) for old, new in self.replaced.items()]
         self.graph.extend(node for node in outputs if node is not None)
         self.graph.remove([node for node in before if node not in self.kept], safe=True)
+        self._remove_unread(read)
         for value in (value for node in self.graph for value in node.outputs if moved):
             if not value.is_graph_output():  # what rearranges values stays, and what it gives may have other channels
                 value.shape = None
@@ -119,6 +121,12 @@ class _Editing:
         node = new.producer() if new in self.made else None
         bias = None if node is None or len(node.inputs) < 2 else node.inputs[-1]
         return old.shape is not None and bias is not None and bias.shape is not None and bias.shape[-1] not in old.shape
+
+    def _remove_unread(self, nodes: list[ir.Node]) -> None:
+        """Remove those that only what is gone has read: to take a shape from, say."""
+        for node in reversed(nodes):
+            if node in self.kept and _is_unread(node):
+                self.graph.remove(node, safe=True)
 
     def _drop(self, value: ir.Value) -> None:
         del self.graph.initializers[str(value.name)]
@@ -299,6 +307,10 @@ class _Editing:
         if version_of(self.model) < PADS_AS_INPUT:
             return self._node("Pad", [x], name, {"mode": mode, "pads": whole})
         return self._node("Pad", [x, self._tensor(f"{name}.amounts", np.array(whole, np.int64))], name, {"mode": mode})
+
+
+def _is_unread(node: ir.Node) -> bool:
+    return not any(value.uses() or value.is_graph_output() for value in node.outputs)
 
 
 def _differ(one: ir.Shape | None, other: ir.Shape | None) -> bool:
