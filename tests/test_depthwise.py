@@ -70,6 +70,8 @@ def test_other_convolutions_are_left_to_pytorch():
         (*wide, *rest, 4),  # two outputs of each channel
         (x, torch.randn(4, 4, 3, 3, dtype=torch.float64), bias, *rest, 1),
         (x, weight, bias, (1, 1), "same", (1, 1), 4),
+        (x, weight, bias, 1, (1, 1), (1, 1), 4),  # a number for both axes
+        (x, weight, bias, (1,), (1,), (1,), 4),
     ):
         expected, found, count = both(2, *args)
         assert count == 1 and torch.equal(found, expected)
@@ -85,3 +87,12 @@ def test_a_wrong_setting_shows(name):
         taken, too = (torch.conv2d(x, weight, bias, *each.values(), 4) for each in (settings, wrong))
     assert torch.allclose(taken, right) and torch.allclose(too, other)
     assert taken.shape != too.shape or not torch.allclose(taken, too)
+
+
+def test_none_of_a_batch_and_too_few_pixels_are_as_in_pytorch():
+    x, weight, bias = drawn(2, 4, (6, 6), (3, 3))
+    expected, found, _ = both(2, x[:0], weight, bias, (1, 1), (0, 0), (1, 1), 4)
+    assert found.shape == expected.shape == (0, 4, 4, 4)
+    for size, dilation in ((2, 1), (1, 1), (6, 3)):
+        with Depthwise(), pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+            torch.conv2d(x[..., :size, :size], weight, bias, (1, 1), (0, 0), (dilation, dilation), 4)

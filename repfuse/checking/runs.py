@@ -191,10 +191,17 @@ _CONVOLUTIONS = frozenset({torch.conv1d, torch.conv2d, torch.conv3d})
 FEW_PIXELS = 1 << 10  # of one channel: of more, memory is what takes time
 
 
-def _is_depthwise(x: Any, weight: Any, _bias: Any, _stride: Any, padding: Any, _dilation: Any, groups: Any) -> bool:
-    each_alone = groups > 1 and groups == len(weight) and weight.shape[1] == 1
+def _is_depthwise(  # noqa: PLR0917 - what a convolution is called with
+    x: Any, weight: Any, _bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> bool:
+    each_alone = groups > 1 and groups == len(weight) == x.shape[1] and weight.shape[1] == 1
     wide = x.dtype is weight.dtype is torch.float64 and x.dim() == weight.dim() and x.is_cpu
-    return each_alone and wide and isinstance(padding, tuple) and x[0, 0].numel() <= FEW_PIXELS
+    if not (each_alone and wide and x.shape[2:].numel() <= FEW_PIXELS):
+        return False
+    if not all(isinstance(each, tuple) and len(each) == x.dim() - 2 for each in (stride, padding, dilation)):
+        return False
+    sizes = zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)
+    return all(n + 2 * p > d * (k - 1) for n, k, p, d in sizes)  # else PyTorch says what is wrong
 
 
 def _by_taps(  # noqa: PLR0917 - what a convolution is called with
