@@ -41,6 +41,8 @@ LIBRARIES = ("torch", "torchvision", "timm")
 WIDTH = 76  # what a terminal of 80 columns shows of the lines that use a file
 Lines = tuple[str, ...]
 Use = Callable[[Path], Lines]
+Read = tuple[list[str], Use, Verified]
+"""What the user must be told of a file, what gives the lines that use it, and what was found in it."""
 
 
 @dataclass(frozen=True)
@@ -122,18 +124,15 @@ def writing(
     found: list[Saved] = []
     with suppress(_NotWanted), ExitStack() as stack, replacing(out) as temporary:
         reader = reader or stack.enter_context(Reader(fresh=verify))  # a process gets ready while the file is written
-        notes, use, check = _write(checkpoint, module, plan, form, temporary)
-        answer = check(reader, runs=verify)
+        if form in ("pt2", "onnx"):  # which are exported when asked for: a failed check is to spare that
+            read: Callable[[], Read] = partial(
+                _program_written, checkpoint, module, form, temporary, reader=reader, verify=verify
+            )
+        else:
+            read = _begun(_write(checkpoint, module, plan, form, temporary), reader, verify=verify)
 
         def saved() -> Saved:
-            nonlocal notes, use
-            try:
-                verified = answer()
-            except RepfuseError as error:
-                if form != "onnx" or error.exit_code != EXIT_FAILED_CHECK:
-                    raise
-                notes, use, check = _write_program(checkpoint, module, form, temporary, sizes=False)
-                verified = check(stack.enter_context(Reader(fresh=verify)), runs=verify)()
+            notes, use, verified = read()
             made = (*notes, *dropped), verified if verify else None, use(out)
             found.append(Saved(out, digest_of(temporary), form, *made))
             return found[0]
@@ -198,21 +197,41 @@ def _save_graph(
 def _write(
     checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path
 ) -> tuple[list[str], Use, Check]:
-    """Write the file at ``path``.
+    """Write a file of a network or of weights at ``path``.
 
-    Return what the user must be told of it, what gives the lines that use it, and what reads it again.
+    Return what the user must be told of it, what gives the lines that use it, and what has it read.
     """
     if form == "pt":
         return _write_network(checkpoint, module, path)
-    if form not in ("pt2", "onnx"):
-        return _write_weights(checkpoint, module, plan, form, path)
-    return _write_program(checkpoint, module, form, path)
+    return _write_weights(checkpoint, module, plan, form, path)
+
+
+def _begun(written: tuple[list[str], Use, Check], reader: Reader, *, verify: bool) -> Callable[[], Read]:
+    """Have the file that was ``written`` read, and return what waits for that."""
+    notes, use, check = written
+    answer = check(reader, runs=verify)
+    return lambda: (notes, use, answer())
+
+
+def _program_written(
+    checkpoint: Checkpoint, module: nn.Module, form: str, path: Path, *, reader: Reader, verify: bool
+) -> Read:
+    """Write a file of a program at ``path`` and have it read: of the example's size, where ONNX takes no other."""
+    try:
+        notes, use, check = _write_program(checkpoint, module, form, path)
+        return notes, use, check(reader, runs=verify)
+    except RepfuseError as error:
+        if form != "onnx" or error.exit_code != EXIT_FAILED_CHECK:
+            raise
+    notes, use, check = _write_program(checkpoint, module, form, path, sizes=False)
+    with Reader(fresh=verify) as another:
+        return notes, use, check(another, runs=verify)
 
 
 def _write_program(
     checkpoint: Checkpoint, module: nn.Module, form: str, path: Path, *, sizes: bool = True
-) -> tuple[list[str], Use, Check]:
-    """As ``_write``; without ``sizes`` the file takes those of the example alone.
+) -> tuple[list[str], Use, Callable[..., Verified]]:
+    """As ``_write``, of a program; without ``sizes`` the file takes those of the example alone.
 
     ONNX's exporter writes some operators for the size that it sees, and says so nowhere.
     """
@@ -237,7 +256,7 @@ def _write_program(
             notes.append(f"the program is in torch.export's {dialects}")
     job = checking.program_job(written, path, "onnx" if form == "onnx" else "pt2")
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
-    check = partial(partial, checking.check_program, written, program, job)
+    check = partial(checking.check_program, written, program, job)
     use = partial(_use_of_program, program, written.example) if form == "onnx" else _use_of_pt2
     return (alone if checkpoint.around.keys else []) + notes, use, check
 

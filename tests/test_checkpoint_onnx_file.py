@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import repfuse
+from repfuse import saving
 from repfuse.checkpoint import onnx_file
-from repfuse.errors import RepfuseError
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -60,6 +61,23 @@ def test_a_network_becomes_onnx_with_dynamic_axes_that_is_verified(cli: Cli, sam
     for size in ((1, 1, 8, 8), (5, 1, 11, 6)):
         given = torch.randn(size)
         assert close(network(given), run(given)[0])
+
+
+def test_what_is_exported_for_no_other_size_is_written_for_the_examples(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, write, tried = repfuse.load(samples / "repvgg_digits.pt"), onnx_file.write, []
+
+    def failing(program: Any, path: Path) -> None:
+        tried.append(path)
+        if len(tried) == 1:
+            raise RepfuseError("The network cannot be exported to ONNX.", "", exit_code=EXIT_FAILED_CHECK)
+        write(program, path)
+
+    monkeypatch.setattr(onnx_file, "write", failing)
+    saved = repfuse.save(checkpoint, checkpoint.module, tmp_path / "out.onnx")
+    assert len(tried) == 2 and saving.ONE_SIZE in saved.notes
+    assert saved.verified is not None and saved.verified.shapes == ("d0x1x8x8",)
 
 
 def test_a_program_with_keywords_and_nested_outputs_becomes_onnx(tmp_path: Path) -> None:
