@@ -99,7 +99,8 @@ class Scope:
     ``parts`` are the divisors of the example's size at which the first ``kinds`` (or all) are tried, ``small`` the
     sizes of a few pixels, ``in_a_row`` how many consecutive sizes, ``batches`` what is added to the batch. On
     ``sampled`` trials the effect of rounding is measured in any case, which costs as much as the network has weights. A
-    site by itself is tried at its last ``of_site`` sizes.
+    site by itself is tried at its last ``of_site`` sizes; one of many weights, where a run takes longer than all else,
+    at ``of_large_site``.
     """
 
     seeds: tuple[int, ...]
@@ -110,13 +111,22 @@ class Scope:
     in_a_row: int = 0
     kinds: int | None = None
     of_site: int = 4
+    of_large_site: int = 2
 
 
 # Small sizes are less than a kernel's reach, odd and even: there mistakes at the border are all there is.
 SCOPES = {
-    Effort.QUICK: Scope(seeds=(0,), parts=(4,), small=(2,), sampled=1, kinds=1, of_site=1),
+    Effort.QUICK: Scope(seeds=(0,), parts=(4,), small=(2,), sampled=1, kinds=1, of_site=1, of_large_site=1),
     Effort.DEFAULT: Scope(seeds=(0,), parts=(4,), small=(1, 2, 7), sampled=3),
-    Effort.THOROUGH: Scope((0, 1, 2, 3), (1, 2, 4), (1, 2, 3, 4, 5, 6, 7, 9), sampled=7, batches=(1, 6), in_a_row=32),
+    Effort.THOROUGH: Scope(
+        seeds=(0, 1, 2, 3),
+        parts=(1, 2, 4),
+        small=(1, 2, 3, 4, 5, 6, 7, 9),
+        sampled=7,
+        batches=(1, 6),
+        in_a_row=32,
+        of_large_site=4,
+    ),
 }
 
 

@@ -150,9 +150,14 @@ class _Sum(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         parts = iter(self.parts)
-        values = (next(parts)(inputs[at]) if by is None else inputs[at] * by for at, by in self.steps)
-        total: Tensor = reduce(operator.add, values)
+        total: Tensor = reduce(operator.add, (self._term(inputs[at], by, parts) for at, by in self.steps))
         return total
+
+    @staticmethod
+    def _term(x: Tensor, by: float | None, parts: Iterator[nn.Module]) -> Tensor:
+        if by is None:
+            return next(parts)(x)  # type: ignore[no-any-return]
+        return x if by == 1 else x * by
 
 
 class _Computed(nn.Module):

@@ -244,7 +244,7 @@ def _wrong(stored: torch.Tensor, exact: torch.Tensor, largest: float) -> tuple[i
     return wrong, float((difference / spacing).nan_to_num(nan=float("inf")).max())
 
 
-LARGE_SITE = 1 << 18  # weights from which on a run takes longer than all else: then two sizes are tried
+LARGE_SITE = 1 << 18  # weights
 
 
 def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effort = Effort.DEFAULT) -> SiteProof:
@@ -254,8 +254,8 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effo
     stored dtype, which is the drift.
     """
     after = place.after(fused)
-    large = sum(x.numel() for _, x in named_tensors(after)) > LARGE_SITE
-    trials, expected = _runs(place, after, min(SCOPES[effort].of_site, 2) if large else SCOPES[effort].of_site)
+    scope, weights_held = SCOPES[effort], sum(x.numel() for _, x in named_tensors(after))
+    trials, expected = _runs(place, after, scope.of_large_site if weights_held > LARGE_SITE else scope.of_site)
     answers = answers_in_float64(after, trials, expected, exact.change(after))
     comparison = tabulate(trials, expected, answers)
     weights = tuple(_compared(exact.name_of[id(each.stored)], each.stored, each.exact()) for each in exact.at(place))
