@@ -142,13 +142,18 @@ def _generator(name: str, seed: int) -> torch.Generator:
 
 
 def _moved(wide: torch.Tensor, stored: torch.Tensor, factor: float, generator: torch.Generator) -> torch.Tensor:
-    """Move each number of ``wide`` by a random part of ``factor`` half spacings of ``stored``; a block at a time."""
+    """Move each number of ``wide`` by a random part of ``factor`` half spacings of ``stored``; a block at a time.
+
+    The part is ``(k + 1/2) / 128`` with k a random byte: evenly between -1 and 1, as nearly as it matters, and a byte
+    is drawn in an eighth of the time of a floating number.
+    """
     if not stored.dim():
         return _moved(wide[None], stored[None], factor, generator)[0]
     rows = max(1, BLOCK * len(stored) // max(1, stored.numel()))
     for whole, part in zip(torch.split(wide, rows), torch.split(stored, rows), strict=True):
-        noise = torch.rand(part.shape, generator=generator).mul_(2).sub_(1).to(part.device)
-        whole.add_(half_spacing(part).mul_(factor).mul_(noise))
+        words = torch.empty((part.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+        steps = words.view(torch.int8)[: part.numel()].reshape(part.shape).to(part.device, torch.float64).add_(0.5)
+        whole.add_(half_spacing(part).mul_(steps), alpha=factor / 128)
     return wide
 
 
