@@ -50,17 +50,6 @@ def signal_to_noise(signal: Tensor, found: Tensor) -> float:
     return in_decibels((noise / size) ** 2) if size > 0 else inf if noise == 0 else -inf
 
 
-def of_channels(weight: Tensor, found: Tensor) -> float:
-    """Return the signal-to-noise of a kernel ``[C_out, ...]`` in which each output channel counts alike.
-
-    In that of the whole tensor the largest channel hides that all others became 0, and what comes after a small channel
-    may scale it up again. One of a range of DEAD of the median's counts for nothing.
-    """
-    energy, noise = (x.flatten(1).square().sum(1).double() for x in (weight[:, None], (found - weight)[:, None]))
-    alive = ranges(weight) > DEAD * ranges(weight).median()
-    return in_decibels(float((noise[alive] / energy[alive]).mean())) if bool(alive.any()) else inf
-
-
 def in_decibels(share: float) -> float:
     """Return the signal-to-noise where noise has this share of a signal's energy."""
     return -10 * log10(share) if share > 0 else inf
@@ -78,7 +67,11 @@ def needed(layers: int) -> float:
 
 @dataclass(frozen=True)
 class Rounded:
-    """The signal-to-noise of a kernel's weights with so many ``bits``, in decibels: see ``of_channels``."""
+    """The signal-to-noise of a kernel ``[C_out, ...]`` with so many ``bits``, each output channel counting alike.
+
+    In that of the whole tensor the largest channel hides that all others became 0, and what comes after a small channel
+    may scale it up again. One of a range of DEAD of the median's counts for nothing.
+    """
 
     bits: int
     per_tensor: float
@@ -124,10 +117,23 @@ def failing(sites: Sequence[SiteKernels], bits: int) -> list[SiteKernels]:
 
 def kernel(weight: Tensor) -> Kernel:
     """Return what is to be said of a weight ``[C_out, ...]``."""
-    sizes = ranges(weight).sort().values.tolist()
+    channels = ranges(weight)
+    alive, energy = channels > DEAD * channels.median(), _energies(weight)
+
+    def left(bits: int, axis: int | None) -> float:
+        noise = _energies(rounded(weight, bits, axis).sub_(weight))
+        return in_decibels(float((noise[alive] / energy[alive]).mean())) if bool(alive.any()) else inf
+
+    sizes = channels.sort().values.tolist()
     least, lower, median, upper, most = (sizes[round(part * (len(sizes) - 1) / 4)] for part in range(5))
-    levels = (Rounded(bits, *(of_channels(weight, rounded(weight, bits, axis)) for axis in (None, 0))) for bits in BITS)
+    levels = (Rounded(bits, left(bits, None), left(bits, 0)) for bits in BITS)
     return Kernel((least, lower, median, upper, most), tuple(levels))
+
+
+def _energies(weight: Tensor) -> Tensor:
+    """Return the sum of the squares in each output channel."""
+    norms: Tensor = weight.reshape(len(weight), -1).norm(dim=1)
+    return norms.double().square()
 
 
 def kernels(network: nn.Module, plan: Plan) -> tuple[SiteKernels, ...]:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from repfuse import fuse, plan
 from repfuse.quantization import (
+    BITS,
     ENOUGH,
     SiteKernels,
     failing,
     kernel,
     kernels,
     needed,
-    of_channels,
     ranges,
     rounded,
     signal_to_noise,
@@ -163,7 +163,7 @@ def test_before_is_the_stored_weight_that_rounding_hurts_most() -> None:
     (found,), _ = _examined(network, 1, 4, 6, 6)
     assert found.replaced == "conv1.0.weight"
     stored = network.conv1[0].weight.detach()
-    assert found.before.at(8).per_tensor == pytest.approx(of_channels(stored, rounded(stored, 8)), abs=1e-3)
+    assert found.before.at(8).per_tensor == pytest.approx(kernel(stored).at(8).per_tensor, abs=1e-3)
 
 
 def test_a_channel_that_is_scaled_up_makes_its_site_the_worst_per_tensor_alone() -> None:
@@ -182,16 +182,16 @@ def test_a_channel_that_is_scaled_up_makes_its_site_the_worst_per_tensor_alone()
     assert ours.at(8).per_channel == pytest.approx(own.at(8).per_channel, abs=3)
 
 
-@given(st.integers(1, 7), st.floats(-9, 9), few)
+@given(st.integers(1, 7), st.floats(-9, 9), st.sampled_from(BITS))
 def test_each_channel_counts_alike_but_dead_ones(number: int, power: float, bits: int) -> None:
     """As long as each is rounded by itself, the size of a channel makes no difference, nor do channels next to 0."""
     weight = torch.randn((8, 4, 3, 3), generator=torch.Generator().manual_seed(number), dtype=torch.float64)
-    own = of_channels(weight, rounded(weight, bits, 0))
+    own = kernel(weight).at(bits)
     scaled = torch.cat([weight[:number] * 2.0 ** round(power), weight[number:]])
-    assert math.isclose(of_channels(scaled, rounded(scaled, bits, 0)), own, rel_tol=1e-9)
+    assert math.isclose(kernel(scaled).at(bits).per_channel, own.per_channel, rel_tol=1e-9)
     dead = torch.cat([weight, weight[:3] * 1e-12, 0 * weight[:2]])
-    assert math.isclose(of_channels(dead, rounded(dead, bits)), of_channels(weight, rounded(weight, bits)))
-    assert of_channels(weight * 0, weight * 0) == math.inf
+    assert math.isclose(kernel(dead).at(bits).per_tensor, own.per_tensor)
+    assert kernel(weight * 0).at(bits).per_tensor == math.inf
 
 
 def test_the_order_is_by_what_is_left_and_failing_is_what_has_too_little() -> None:
