@@ -348,7 +348,7 @@ class Known(RoundingEffects):
         self.borrowed, self.there, self.measured = borrowed, there, set()
 
     def measure_usual(self):
-        pass
+        self.measured.add(0)
 
     def cheapest(self, positions):
         return min(positions)
@@ -373,6 +373,16 @@ def test_a_drift_above_a_borrowed_effect_is_judged_by_its_own():
     low, high = Level(1e-6, 1e-6), Level(1e-2, 1e-2)
     assert drift(original, fused, trials, exact, effect=Known(low, there=high)).passed
     assert not drift(original, fused, trials, exact, effect=Known(low, there=low)).passed
+
+
+def test_what_rounding_explains_is_not_measured_where_the_originals_own_error_is_as_large():
+    original, trials = network(2), input_variants(example())
+    never = Known(Level(1e-2, 1e-2))
+    found = drift(original, folded(original), trials, effect=never)
+    assert found.passed and not never.measured
+    assert {row.rounding for row in found.outputs} == {None}
+    needed = drift(original, AsStored(original, lower), trials, effect=Known(Level(1e-2, 1e-2)))
+    assert needed.passed and {row.rounding for row in needed.outputs} == {Level(1e-2, 1e-2)}
 
 
 class LuckyFirst(nn.Module):

@@ -98,11 +98,11 @@ def drift(
     """Measure both networks in the dtype they are stored in against the original in float64.
 
     ``fused`` is expected to hold weights computed in float64 and rounded once; what that does to its outputs is the
-    ``effect``. ``exact`` are the original's outcomes in float64 on ``trials``, ``found`` those of ``fused`` as it is
+    ``effect``, which is measured where one draw of the original's own error does not explain all: it takes several runs
+    in float64. ``exact`` are the original's outcomes in float64 on ``trials``, ``found`` those of ``fused`` as it is
     stored, in whatever runtime, and ``own`` those of the original in the same. Each is computed where it is not given.
-    Where a drift exceeds what borrowed effects and one draw of the original's own error explain, both are measured on
-    that very trial. Neither network is changed. Raises RepfuseError where the original cannot run the first trial in
-    float64.
+    Where a drift exceeds what borrowed effects explain as well, both are measured on that very trial. Neither network
+    is changed. Raises RepfuseError where the original cannot run the first trial in float64.
     """
     exact = reference(original, trials) if exact is None else exact
     effect = effect or RoundingEffects(fused, original, trials, exact)
@@ -123,17 +123,16 @@ def drift(
             problem = mismatch({name: x}, {name: other if alike else other.to(x.dtype)})
         if problem:
             return Drift((), problem=f"{trials[position].label}: {problem}")
-    effect.measure_usual()
     drawn = {key: level(x, wanted[key]) for key, x in wide.items()}
     errors = {key: level(x, given[key]) for key, x in wide.items()}
     without = any("" in outcome.narrow for outcome in exact)  # then its own error is not to be had
 
     def rows() -> dict[Key, OutputDrift]:
-        explained = effect.levels(drawn)
+        explained = [effect.levels(drawn)] if effect.measured else []
         if without:
             limits = {key: Level(half, half) for key in drawn for half in [half_the_digits(given[key].dtype)]}
         else:
-            limits = allowed([drawn, explained, {key: _last_rounding(given[key]) for key in wide}])
+            limits = allowed([drawn, *explained, {key: _last_rounding(given[key]) for key in wide}])
         return {
             key: OutputDrift(
                 trials[key[0]].label,
@@ -141,7 +140,7 @@ def drift(
                 dtype_name(given[key].dtype),
                 drawn[key],
                 errors[key],
-                explained[key],
+                explained[0][key] if explained else None,
                 limits[key],
             )
             for key in drawn
@@ -155,7 +154,9 @@ def drift(
         again = drawn_again(original, trials[position], {name: drawn[at, name] for at, name in drawn if at == position})
         drawn.update({(position, name): error for name, error in again.items()})
 
-    settle(excessive, measure, effect.cheapest)
+    if excessive():  # what rounding explains only adds to what is allowed: where the original's own error does, it is
+        effect.measure_usual()  # not needed
+        settle(excessive, measure, effect.cheapest)
     return Drift(tuple(rows().values()))
 
 

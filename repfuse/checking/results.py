@@ -177,8 +177,9 @@ EXIT_CODES: dict[Verdict, int] = {"same": 0, "different": 1, "could-not-tell": 2
 class OutputDrift:
     """One output of one trial, computed in each network's own dtype, against the original in float64.
 
-    ``own`` is the original's error, ``fused`` the fused network's; ``rounding`` the measured effect of
-    rounding each changed weight once; ``allowed`` what arithmetic explains (see repfuse.checking.drift).
+    ``own`` is the original's error, ``fused`` the fused network's; ``rounding`` the effect of rounding each changed
+    weight once, where it was measured: the original's own error does not explain all there. ``allowed`` is what
+    arithmetic explains (see repfuse.checking.drift).
     """
 
     trial: str
@@ -186,7 +187,7 @@ class OutputDrift:
     dtype: str
     own: Level
     fused: Level
-    rounding: Level
+    rounding: Level | None
     allowed: Level
 
     @property
@@ -440,7 +441,8 @@ class SiteProof(Result):
 
     ``comparison`` is the proof: both in float64, with weights that are not rounded yet; of it, JSON holds ``error`` and
     ``tolerance`` alone. ``weights`` compares those with what is stored. ``drift`` is None where the stored dtype is
-    float64, or does not run here. It ``passed`` where all three do, and ``reason`` is one sentence: what decided.
+    float64, or does not run here, and in a quick check. It ``passed`` where all three do, and ``reason`` is one
+    sentence: what decided.
     """
 
     path: str
