@@ -387,8 +387,7 @@ def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
                 run_copy(copy, [Trial("the example", inputs)], {})
                 return time.perf_counter() - began
 
-        one = seconds(1)  # the first call prepares what later ones find
-        if one <= SHORT or seconds(count) >= WORTH_THREADS * one:
+        if seconds(1) <= SHORT:  # the first call prepares what later ones find
             return 1
         return count if seconds(count) < WORTH_THREADS * seconds(1) else 1
 
