@@ -85,7 +85,9 @@ def test_a_block_that_has_become_a_convolution_has_its_input_from_the_report(
 ) -> None:
     """The sample says its input itself; what is written of it cannot."""
     source = samples / "notebook_block.pt"
-    assert cli("convert", source, "fused.pt", "--quick", "-q", cwd=tmp_path).returncode == 0
+    quick = cli("convert", source, "fused.pt", "--quick", "--json", cwd=tmp_path)
+    assert quick.returncode == 0, quick.stderr
+    assert json.loads(quick.stdout)["timing"] is None and "not timed" in quick.stdout
     done = cli("inspect", "fused.pt", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["input"]["shapes"] == [[1, 16, 32, 32]]
     assert "guess" not in done.stdout

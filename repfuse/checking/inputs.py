@@ -83,7 +83,7 @@ class Effort(StrEnum):
     """How many inputs are tried, and how large ones."""
 
     QUICK = "quick"
-    """The example, and noise of a few sizes up to a quarter of it, or longer along an axis: seconds."""
+    """The example, and a few inputs of up to a quarter of its size, or longer along an axis: seconds."""
 
     DEFAULT = "default"
     """The example, every kind of input at about a quarter of its size, and small sizes, odd and even."""
@@ -100,7 +100,7 @@ class Scope:
     sizes of a few pixels, ``in_a_row`` how many consecutive sizes, ``batches`` what is added to the batch. On
     ``sampled`` trials the effect of rounding is measured in any case, which costs as much as the network has weights. A
     site by itself is tried at its last ``of_site`` sizes; one of many weights, where a run takes longer than all else,
-    at ``of_large_site``.
+    at ``of_large_site``. ``drift_of_site`` asks for its rounding in the stored dtype, too.
     """
 
     seeds: tuple[int, ...]
@@ -112,11 +112,14 @@ class Scope:
     kinds: int | None = None
     of_site: int = 4
     of_large_site: int = 2
+    drift_of_site: bool = True
 
 
 # Small sizes are less than a kernel's reach, odd and even: there mistakes at the border are all there is.
 SCOPES = {
-    Effort.QUICK: Scope(seeds=(0,), parts=(4,), small=(2,), sampled=1, kinds=1, of_site=1, of_large_site=1),
+    Effort.QUICK: Scope(
+        seeds=(0,), parts=(4,), small=(2,), sampled=1, kinds=1, of_site=1, of_large_site=1, drift_of_site=False
+    ),
     Effort.DEFAULT: Scope(seeds=(0,), parts=(4,), small=(1, 2, 7), sampled=3),
     Effort.THOROUGH: Scope(
         seeds=(0, 1, 2, 3),

@@ -251,7 +251,7 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effo
     """Compare one site of ``fused`` with the nodes of the original's graph that it replaces.
 
     In float64 with the weights before they were rounded, which is the proof; each stored weight with that; and in the
-    stored dtype, which is the drift.
+    stored dtype, which is the drift, as the ``effort`` says.
     """
     after = place.after(fused)
     scope, weights_held = SCOPES[effort], sum(x.numel() for _, x in named_tensors(after))
@@ -259,7 +259,8 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effo
     answers = answers_in_float64(after, trials, expected, exact.change(after))
     comparison = tabulate(trials, expected, answers)
     weights = tuple(_compared(exact.name_of[id(each.stored)], each.stored, each.exact()) for each in exact.at(place))
-    drift = site_drift(place, fused, after, trials, expected) if comparison.passed else None
+    asked = comparison.passed and scope.drift_of_site
+    drift = site_drift(place, fused, after, trials, expected) if asked else None
     return SiteProof.of(place.path, comparison, weights, drift)
 
 

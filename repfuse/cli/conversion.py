@@ -102,8 +102,9 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
                 write(report.plan, module)
             progress("reading the file again", 0.7)
             report = _with_output(report, begun[0]())
-            progress("timing", 0.8)
-            report = _timed(report, checkpoint, module)
+            if request.effort != "quick":
+                progress("timing", 0.8)
+                report = _timed(report, checkpoint, module)
         report = replace(report, seconds=time.perf_counter() - cli.STARTED)
         _write_report(report, request.out)
         return report
@@ -165,7 +166,7 @@ def _proven(
     if conversion.drift is None:
         notes += _unchecked(request)
     elif request.effort == "quick":
-        notes.append("proven on few and small inputs: leave --quick out before you rely on it")
+        notes.append("proven on few and small inputs, and not timed: leave --quick out before you rely on it")
     report = _report(done if conversion.passed else "failed", checkpoint, plan, request, notes)
     measured = {name: getattr(conversion, name) for name in ("proof", "drift", "equalization")}
     return replace(report, **measured), module
