@@ -273,7 +273,8 @@ def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tup
             del vars(module)[RECIPE]
     refused: list[NotAllowedError] = []
     if not checkpoint.trust:
-        refused = names_refused(origins(around.take(torch_pickle.read(path, Container.TORCH_ZIP))), checkpoint.code)
+        found = around.take(torch_pickle.read(path, Container.TORCH_ZIP, "meta"))
+        refused = names_refused(origins(found), checkpoint.code)
     job = checking.network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
     notes = around.said() + _texts_lost(checkpoint) + unguarded
     if refused:
