@@ -65,14 +65,17 @@ class _Counting(OperatorMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one operator."""
-        kwargs = kwargs or {}
+        kwargs, formula = kwargs or {}, flop_registry.get(func.overloadpacket)
+        if formula is None:
+            with self:  # one that is made of others comes whole in inference mode
+                result = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if result is NotImplemented else result
         result = func(*args, **kwargs)
-        if formula := flop_registry.get(func.overloadpacket):
-            self.operations += int(formula(*args, **kwargs, out_val=result))
+        self.operations += int(formula(*args, **kwargs, out_val=result))
         return result
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _macs(network: nn.Module, inputs: tuple[Any, ...]) -> int | None:
     counter = _Counting()
     try:
@@ -156,6 +159,9 @@ def bench(
             work = [None if cost.macs is None else cost.macs * grown / macs for cost in costs[both]]
             shapes = pair[0].shapes if more_inputs else ()
             with using_threads(count), TemporaryDirectory() as folder:
+                for each, cost in zip(pair, costs[both], strict=True):
+                    if each not in both or cost.macs is None:  # else it ran to be counted
+                        each.time_once(time.perf_counter)
                 calls = _start(pair, [name for name in runtimes if name not in left_out], Path(folder), left_out)
                 found = _measure(calls, work, product_of, clock, report, size=size, rounds=rounds, seconds=seconds)
                 measurements += (replace(each, shapes=shapes) for each in found)
@@ -248,8 +254,6 @@ def _start(pair: Pair, runtimes: Sequence[str], folder: Path, left_out: dict[str
     """Return a call of both networks for each runtime that takes both; note for the others why they do not."""
     found: dict[str, list[Call]] = {}
     threads = torch.get_num_threads()
-    for each in pair:
-        each.time_once(time.perf_counter)  # whether it runs at all
     for name in runtimes:
         try:
             made = [started(name, each.network, each.inputs, threads, folder) for each in pair]

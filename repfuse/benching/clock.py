@@ -23,7 +23,7 @@ Call = Callable[[], Any]
 
 SHORTEST = 5e-3  # seconds: one timing lasts at least this long, thousands of times the resolution of the clock
 MOST_CALLS = 10_000
-WARM_UP = 3
+WARM_UP = 2
 MOST_WARM_UP = 30
 STABLE = 0.05  # a network is warm whose last calls, by their median, are as fast as its fastest, by this much
 FEWEST_ROUNDS = 8  # with fewer, fewer than 95 % of the intervals hold the ratio
