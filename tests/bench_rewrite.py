@@ -1,8 +1,9 @@
 """Times plan + rewrite against timm's own conversion, or against a forward pass where timm has nothing to convert.
 
 `make bench`, or `python tests/bench_rewrite.py [--rounds N] [NAME ...]`. One thread, one process, interleaved rounds,
-medians; a ratio has a bootstrap interval over the rounds. How the time grows with the depth, and how much memory a plan
-takes, are measured as well. What is wanted stands beside what was measured; no number makes this fail.
+medians of CPU time, which others on the machine disturb less than the time of the clock; a ratio has a bootstrap
+interval over the rounds. How the time grows with the depth, and how much memory a plan takes, are measured as well.
+What is wanted stands beside what was measured; no number makes this fail.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ MIB = 2**20
 ROW = "{:<16} {:>10} {:>13} {:>9} {:>7} {:>16} {:>6} {:>13}"
 Work = Callable[[], object]
 Times = tuple[list[float], list[float]]
-"""Seconds of two kinds of work, round by round."""
+"""Seconds of CPU time of two kinds of work, round by round."""
 
 
 class ThreeBranches(nn.Module):
@@ -140,9 +141,9 @@ def interleaved(ours: Work, theirs: Work, rounds: int) -> Times:
 def seconds(work: Work) -> float:
     """Time one run, without the garbage of the one before it: graphs refer to themselves and stay until collected."""
     gc.collect()
-    start = time.perf_counter()
+    start = time.process_time()
     made = work()
-    taken = time.perf_counter() - start
+    taken = time.process_time() - start
     del made  # to free it is not part of the work
     return taken
 

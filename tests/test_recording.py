@@ -1080,6 +1080,7 @@ def listing(found):
             found.shape_of.get(n),
             found.dtype_of.get(n),
             found.memory.of(n),
+            found.run.writes.get(n),
         )
         for n in found.nodes
     ]
@@ -1095,6 +1096,8 @@ SKETCHED = {
     ),
     "linear": lambda: nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 2, bias=False)),
     "in training": lambda: nn.Sequential(conv(3), nn.BatchNorm2d(4).train()),
+    "in place": lambda: Spelled(lambda m, x: m.b((0 + x).add_(m.a(x)).mul_(2).sub_(x)), a=conv(3), b=nn.ReLU(True)),
+    "pools": lambda: nn.Sequential(conv(3), nn.MaxPool2d(3, 2, 1), nn.Upsample(scale_factor=3), nn.AvgPool2d((2, 3))),
     "computed": computed,
 }
 
@@ -1137,9 +1140,17 @@ def test_no_arithmetic_is_done_where_nobody_asks_for_numbers():
             kinds.add(func.overloadpacket.__name__)
             return result
 
-    with Seen():  # the normalisation comes first: images without a batch would be computed
-        recorded(randomised(nn.Sequential(nn.BatchNorm2d(4), Twice(), nn.Linear(6, 2))), X)
-    assert not kinds & {"convolution", "addmm", "native_batch_norm", "cudnn_batch_norm", "mm"}
+    model = Spelled(lambda m, x: m.relu(m.twice(x)).add_(1), twice=Twice(), relu=nn.ReLU(inplace=True))
+    with Seen():
+        recorded(randomised(nn.Sequential(model, nn.BatchNorm2d(4), nn.Linear(6, 2))), X)
+    assert not kinds & {"convolution", "addmm", "native_batch_norm", "cudnn_batch_norm", "mm", "relu_", "add_"}
+
+
+def test_what_works_in_place_leaves_the_network_alone_without_arithmetic_too():
+    model = Spelled(lambda m, x: m.a(x) + m.kept.add_(x[:1, :1, :2, :2].contiguous()).sum(), a=conv(3))
+    model = buffered(model, kept=torch.zeros(1, 1, 2, 2))
+    found = recorded(model, X.float())
+    assert not model.kept.any() and found.memory.is_rewritten(named(found, "add_")[0])
 
 
 # --- hooks, parametrisations, copies --------------------------------------------------------------------------------

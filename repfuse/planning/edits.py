@@ -131,4 +131,7 @@ def left_range(rounded: Iterable[Tensor], origins: Iterable[Tensor]) -> bool:
 
 
 def _is_large(tensor: Tensor) -> bool:
-    return tensor.numel() > 0 and bool(torch.stack(torch.aminmax(tensor.detach())).abs().max() > _LARGE)
+    if not tensor.numel():
+        return False
+    least, most = torch.aminmax(tensor.detach())
+    return least.item() < -_LARGE or most.item() > _LARGE

@@ -248,6 +248,8 @@ class Constants:
 
     def _steps(self, node: fx.Node, stop: fx.Node) -> list[fx.Node]:
         """Return all that has to run for the value of ``node`` as it is after ``stop``, in order."""
+        if node.op == "get_attr" and not self._memory.writers(node):
+            return [node]
         order = self.recording.order
         end, found, pending = order[stop], set[fx.Node](), [node]
         while pending:

@@ -60,8 +60,13 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     # What refers back to a module that deepcopy meets on the way finds the copy that is under way.
     held = vars(made)
     for name, value in vars(module).items():
-        if name != "_compiled_call_impl":
-            held[name] = value if type(value) in _IMMUTABLE else _copied_value(value, memo)
+        kind = type(value)
+        if kind in _IMMUTABLE:
+            held[name] = value
+        elif kind in _CONTAINERS and not value and id(value) not in memo:  # most are: hooks, of which there are none
+            held[name] = memo[id(value)] = kind()
+        elif name != "_compiled_call_impl":
+            held[name] = _copied_value(value, memo)
     return made
 
 

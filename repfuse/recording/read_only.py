@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -62,12 +62,11 @@ class ReadOnly(OperatorMode):  # type: ignore[no-untyped-call]
         if named.get("training") is False:
             names -= {"running_mean", "running_var"}  # which the schema says that it writes, and it does not then
         if names:
-            tensors = tensors_of([value for name, value in named.items() if name in names])
-            self.wrote += tensors
-            self.keep(tensors)
+            self.overwritten(tensors_of([value for name, value in named.items() if name in names]))
 
-    def keep(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Raise OverwritesItself where one of these is not to change."""
+    def overwritten(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Note that these are written into. Raises OverwritesItself where one of them is not to change."""
+        self.wrote += tensors
         if any(_storage(tensor) in self._storages for tensor in tensors):
             self.wrong = True
             raise OverwritesItself

@@ -180,11 +180,9 @@ class Recorder(TorchFunctionMode):
         tensors = tensors_of((args, kwargs))
         given = (args[0], name) if target is getattr else (args[1], args[0]) if swaps else args
         given, by_name = self._noted(given), self._noted(kwargs)
-        result, guard = None, self.guard
+        guard = self.guard
         guard.forget()
-        if self.sketches and _autocast() is _FULL and self._has_data(tensors):
-            with torch._C._DisableTorchDispatch():  # the guard has nothing to see
-                result = shortcut(func, args, kwargs)  # numbers that the weights alone make are real ones
+        result = self._sketched(func, args, kwargs, tensors) if self.sketches else None
         if result is None:
             result = self._done(func, args, kwargs)
         if target is not assigned and not isinstance(result, Tensor) and not tensors_of(result):
@@ -206,8 +204,16 @@ class Recorder(TorchFunctionMode):
             self._remember_all(result, node)
         return result
 
-    def _has_data(self, tensors: list[Tensor]) -> bool:
-        return any(self._values.node(x) in self.found.of_inputs for x in tensors)
+    def _sketched(self, func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> Tensor | None:
+        """Return the result but for its numbers, where they depend on the inputs; None where that takes arithmetic."""
+        of_inputs = any(self._values.node(x) in self.found.of_inputs for x in tensors)
+        if not of_inputs or not args or _autocast() is not _FULL:
+            return None
+        with torch._C._DisableTorchDispatch():  # the guard has nothing to see
+            result = shortcut(func, args, kwargs)
+        if result is args[0]:
+            self.guard.overwritten([result])
+        return result
 
     def _done(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function. Whether it fails is a decision, if the forward goes on after that."""

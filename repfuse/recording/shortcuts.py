@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 _CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _SUMS = {torch.add, Tensor.add, Tensor.sub, Tensor.mul}
+_SUMS_IN_PLACE = {Tensor.add_, Tensor.sub_, Tensor.mul_}
+_POOLS = {F.avg_pool2d, F.interpolate, F.max_pool2d}
+"""Functions that do the same to each channel of each image."""
 _ALIKE = {
     F.elu,
     F.gelu,
@@ -32,12 +35,12 @@ _ALIKE = {
     torch.sigmoid,
     torch.tanh,
 }
-"""Functions of one tensor whose result has its shape; in place they are called."""
+"""Functions of one tensor whose result has its shape."""
 
 
 def shortcut(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:  # noqa: PLR0911
     """Return a tensor of the shape that ``func`` would return, whatever it holds; None where that takes calling it, or
-    it would fail.
+    it would fail. What works in place returns its first argument, as it is.
     """
     try:
         ndim, alike = _CONVOLUTIONS.get(func), func in _ALIKE
@@ -45,8 +48,10 @@ def shortcut(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
         return None
     if alike:
         return _alike(*args, **kwargs)
-    if func in _SUMS and len(args) == 2 and not kwargs:
-        return _added(*args)
+    if len(args) == 2 and not kwargs and (func in _SUMS or func in _SUMS_IN_PLACE):
+        return _added(*args, inplace=func in _SUMS_IN_PLACE)
+    if func in _POOLS:
+        return _pooled(func, *args, **kwargs)
     if kwargs and func is not F.batch_norm:
         return None
     if ndim is not None:
@@ -66,9 +71,9 @@ def _convolved(  # noqa: PLR0917 - the arguments of torch
     dilation: Any = 1,
     groups: Any = 1,
 ) -> Tensor | None:
-    if not _plain(x, weight, bias) or x.dim() != ndim + 2 or weight.dim() != ndim + 2:
+    if not _plain(x, weight, bias) or not ndim < x.dim() < ndim + 3 or weight.dim() != ndim + 2:
         return None
-    if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+    if x.shape[-ndim - 1] != weight.shape[1] * groups or weight.shape[0] % groups:
         return None
     steps, spread = _per_axis(stride, ndim), _per_axis(dilation, ndim)
     kernel = [d * (k - 1) + 1 for k, d in zip(weight.shape[2:], spread, strict=True)]
@@ -78,10 +83,10 @@ def _convolved(  # noqa: PLR0917 - the arguments of torch
         pads = [0] * ndim
     else:
         pads = [2 * amount for amount in _per_axis(padding, ndim)]
-    room = [n + p - k for n, p, k in zip(x.shape[2:], pads, kernel, strict=True)]
+    room = [n + p - k for n, p, k in zip(x.shape[-ndim:], pads, kernel, strict=True)]
     if min(room) < 0 or (padding == "same" and set(steps) != {1}):
         return None
-    shape = (x.shape[0], weight.shape[0], *(r // s + 1 for r, s in zip(room, steps, strict=True)))
+    shape = (*x.shape[: -ndim - 1], weight.shape[0], *(r // s + 1 for r, s in zip(room, steps, strict=True)))
     return torch.empty(shape, dtype=x.dtype, device=x.device)
 
 
@@ -99,13 +104,32 @@ def _normalised(  # noqa: PLR0917 - the arguments of torch
 
 
 def _alike(x: Any, *others: Any, inplace: bool = False, **_: Any) -> Tensor | None:
-    fits = type(x) is Tensor and x.is_floating_point() and x.is_contiguous() and x.numel() and x.dim() > 1
-    return x.new_empty(x.shape) if fits and not inplace and True not in others else None
+    return _of_shape(x, inplace) if _is_image(x) and True not in others else None
 
 
-def _added(x: Any, y: Any) -> Tensor | None:
-    fits = _plain(x, y, None) and type(y) is Tensor and x.shape == y.shape
-    return x.new_empty(x.shape) if fits else None
+def _added(x: Any, y: Any, *, inplace: bool) -> Tensor | None:
+    number = type(y) in (int, float) and _is_image(x)
+    fits = number or (_plain(x, y, None) and type(y) is Tensor and x.shape == y.shape)
+    return _of_shape(x, inplace) if fits else None
+
+
+def _of_shape(x: Tensor, inplace: bool) -> Tensor:
+    return x if inplace else x.new_empty(x.shape)
+
+
+def _pooled(func: Any, x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    if not _is_image(x) or x.dim() != 4:
+        return None
+    try:
+        one = func(x[:1, :1], *args, **kwargs)
+    except Exception:  # whatever the call for the whole raises
+        return None
+    return x.new_empty((*x.shape[:2], *one.shape[2:])) if isinstance(one, Tensor) else None
+
+
+def _is_image(x: Any) -> bool:
+    """Whether x is a contiguous tensor of numbers with a fraction, of two axes at least."""
+    return type(x) is Tensor and x.is_floating_point() and x.is_contiguous() and x.numel() > 0 and x.dim() > 1
 
 
 def _plain(x: Any, weight: Any, bias: Any) -> bool:
