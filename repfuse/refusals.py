@@ -123,8 +123,10 @@ REFUSALS: dict[str, Explanation] = {
         "Nothing to do: the result is right as it is. Only a BatchNorm with frozen statistics goes into a weight.",
     ),
     "no-convolution": Explanation(
-        "a sum of skips and normalisations alone",
-        "There is no convolution to merge these into. As one depthwise 1x1 convolution they would hardly be faster.",
+        "skips and normalisations without a convolution beside them",
+        "There is no convolution to merge these into: a sum of skips and normalisations alone, or a normalisation that "
+        "stands between an activation, a pool, a join or a sum and the next. As one depthwise 1x1 convolution they "
+        "would hardly be faster.",
         "Nothing to do: the result is right as it is.",
     ),
     "not-homogeneous": Explanation(

@@ -17,7 +17,7 @@ from support.small_nets import Block, Net, X
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from repfuse.cli.conversion import class_notes
+from repfuse.cli.conversion import axes_notes, class_notes
 from repfuse.fusing import fuse
 from repfuse.planning.replaying import fitted
 from repfuse.plans import Plan, Policy
@@ -117,6 +117,21 @@ def test_the_report_says_that_the_class_is_gone(known, fused):
     assert "torch.fx.GraphModule now, without the methods" in note
     pair = randomised(nn.Sequential(Block()))
     assert class_notes(known, fused) == () == class_notes(pair, fuse(pair, (X,)).module)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "said"),
+    [
+        (nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), (5, 4), True),
+        (nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), (5, 4), False),
+        (nn.Sequential(nn.Conv1d(4, 6, 1), nn.BatchNorm1d(6)), (5, 4, 3), False),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6), nn.BatchNorm1d(6)), (2, 4, 5, 5), False),
+    ],
+)
+def test_a_norm_of_rows_in_a_linear_layer_is_for_inputs_of_two_axes(network, shape, said):
+    model = randomised(network)
+    found = fuse(model, (image(*shape),)).plan
+    assert found.sites and bool(axes_notes(found, (image(*shape),))) is said
 
 
 def test_fixed_arguments_of_such_a_root_are_checked():

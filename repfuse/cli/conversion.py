@@ -7,14 +7,15 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from repfuse import __version__, cli
 from repfuse.benching.benchmark import bench
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 TIMING_SECONDS = 1.0
 NEUTRAL = "the norms that stay have statistics that change nothing: give --data before you train this network on"
 SCALED = "the values between the layers are scaled now: features that are taken from within the network are others"
+TWO_AXES = (
+    "for inputs of two axes: of three, the BatchNorm1d that is merged normalised the second, the layer has the last"
+)
 UNTIMED = "not timed, since both networks would be in memory at once: repfuse bench does it"
 UNSOLVED = "--equalize makes no difference here: what it does is found out where a file is written"
 
@@ -85,6 +89,7 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
         progress("looking for what can be fused", 0.3)
         found = choose(checkpoint.module, checkpoint.example_inputs, request.choice)
         notes = (*_unchecked(request), *((UNSOLVED,) if request.equalize else ()))
+        notes += axes_notes(found, checkpoint.example_inputs)
         return _report("planned" if found.sites else "nothing-to-fuse", checkpoint, found, request, notes)
     # What cannot be written is said before the work is done.
     format_for(request.out, request.format, checkpoint.format, keep_affine=request.choice.keeps_affine)
@@ -163,6 +168,7 @@ def _proven(
     notes += [SCALED] if plan.equalized else []
     notes += conversion.equalization.notes if conversion.equalization else ()
     notes += class_notes(checkpoint.module, module) if checkpoint.format != "onnx" else ()
+    notes += axes_notes(plan, checkpoint.example_inputs)
     if conversion.drift is None:
         notes += _unchecked(request)
     elif request.effort == "quick":
@@ -185,6 +191,14 @@ def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
     after = type(fused)
     kind = "torch.fx.GraphModule" if hasattr(fused, "graph") else f"{after.__module__}.{after.__name__}"
     return (f"the outermost forward was rewritten: the network is a {kind} now, without the methods of its class",)
+
+
+def axes_notes(plan: Plan, example: Sequence[Any]) -> tuple[str, ...]:
+    """Say so where a normalisation of rows is merged into a linear layer: of more axes it was another one."""
+    ranks = [x.dim() for x in tree_leaves(example) if isinstance(x, Tensor)]
+    linear = (site.nodes for site in plan.sites if site.kernel.startswith("linear"))
+    merged = any("batch_norm" in node for nodes in linear for node in nodes)
+    return (TWO_AXES,) if merged and max(ranks) == 2 else ()
 
 
 def _writing(

@@ -217,6 +217,8 @@ def _multiple(x: fx.Node, factor: float) -> Meaning:
 
 _TENSORS = ("running_mean", "running_var", "weight", "bias")
 _DEFAULT_EPS = 1e-5
+NATIVE_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training")
+"""Normalisations that return their result with the statistics."""
 
 
 def native_batch_norm(call: Call, recording: Recording) -> Meaning | None:
@@ -229,6 +231,15 @@ def native_batch_norm(call: Call, recording: Recording) -> Meaning | None:
 def normalised_part(call: Call, producer: Call, recording: Recording) -> Meaning | None:
     """Part 0 of what ``native_batch_norm`` returns."""
     return norm(producer, recording) if call.get("index") == 0 else None
+
+
+def normalises(node: fx.Node, recording: Recording) -> bool:
+    """Whether a node is what a batch or instance normalisation of data returns."""
+    call = spelled(node)
+    if call is not None and call.operator == "getitem" and call.get("index") == 0 and isinstance(call.input, fx.Node):
+        producer = spelled(call.input)
+        return producer is not None and producer.operator in NATIVE_NORMS and is_data(producer.input, recording)
+    return call is not None and call.operator in ("batch_norm", "instance_norm") and is_data(call.input, recording)
 
 
 def _is_first_part(user: fx.Node, node: fx.Node) -> bool:

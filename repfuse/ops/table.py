@@ -42,12 +42,11 @@ def _item(call: Call, recording: Recording) -> Meaning | None:
     producer = spelled(call.input) if isinstance(call.input, fx.Node) else None
     if producer is not None and producer.operator in channels.PIECES:
         return channels.piece(call, producer, recording)
-    if producer is not None and producer.operator in _NATIVE_NORMS:
+    if producer is not None and producer.operator in sums.NATIVE_NORMS:
         return sums.normalised_part(call, producer, recording)
     return indexing.indexed(call, recording) or channels.picked(call, recording)
 
 
-_NATIVE_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training")
 _BY_INPUT = _always("input-statistics", "the normalisation uses the statistics of what it is given")
 _BY_NUMBER = _always("embedding", "its input says which rows of the table to take")
 _ROUNDED = _always("fake-quantised", "the value is rounded as a quantised one would be")
@@ -77,7 +76,7 @@ ROWS: dict[str, Row] = {
     **{f"conv_transpose{ndim}d": convolution.transposed for ndim in (1, 2, 3)},
     "linear": products.linear,
     **dict.fromkeys(("batch_norm", "instance_norm"), sums.norm),
-    **dict.fromkeys(_NATIVE_NORMS, sums.native_batch_norm),
+    **dict.fromkeys(sums.NATIVE_NORMS, sums.native_batch_norm),
     "div": sums.div,
     "neg": sums.neg,
     "sum": sums.total,
@@ -222,13 +221,15 @@ class Meanings(dict[fx.Node, Meaning | None]):
                 self[node] = None
 
     def _reject(self, node: fx.Node, code: str, reason: str) -> None:
-        """Make a node opaque; a refusal where a layer or a normalisation is next to it, or reads what it reads."""
+        """Make a node opaque; a refusal where it is a normalisation, or a layer or one is next to it, or reads what it
+        reads.
+        """
         meaning = self[node]
         dynamic = isinstance(meaning, Unfusible) and meaning.code == "computed-weight"
         layers_alone = code in ("broadcast", "embedding", "input-statistics")
         kinds = (Through, Scaled) if layers_alone else (Through, Scaled, Sum)
         beside = (operand for user in node.users for operand in user.all_input_nodes if operand is not node)
         near = any(isinstance(self.get(x), kinds) for x in (*node.all_input_nodes, *node.users, *beside))
-        if dynamic or (near and not isinstance(meaning, Rearranged)):
+        if dynamic or (near and not isinstance(meaning, Rearranged)) or sums.normalises(node, self.recording):
             self.refuse(NotAffine(code, reason), node)
         self[node] = None

@@ -27,6 +27,7 @@ from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.memory import collecting_later
 from repfuse.networks import device_of, using_threads
 from repfuse.ops.meaning import Passage, inputs_of
+from repfuse.ops.sums import normalises
 from repfuse.ops.table import Meanings
 from repfuse.planning.cost import TOLD_APART, WORTH_THE_CLASS
 from repfuse.planning.edits import Fused, Layout, overflows
@@ -34,6 +35,7 @@ from repfuse.planning.layout import LayingOut
 from repfuse.planning.reader import Reader
 from repfuse.planning.region import Estimate, Group, Region
 from repfuse.planning.search import Search
+from repfuse.planning.staying import why_it_stays
 from repfuse.plans import Cost, Measured, Plan, Policy, Refusal, Site
 from repfuse.recording.arguments import Arguments, description
 from repfuse.recording.constants import lookup
@@ -124,6 +126,8 @@ class Planner:
     def plan(self, arguments: Any) -> Plan:
         """Return the plan; ``arguments`` describe those that the network was recorded with."""
         sites = self.sites()
+        if not self.keep_affine:
+            self._name_norms()
         return Plan(
             sites,
             tuple(self.refusals.values()),
@@ -144,8 +148,8 @@ class Planner:
     @cached_property
     def candidates(self) -> list[Region]:
         """Return every region of which a group is worth a convolution."""
-        search = self.search()
-        regions = search.find()
+        search = self._searched = self.search()
+        regions = self._regions = search.find()
         self.declined = search.declined
         for node in search.escaping():
             self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
@@ -224,6 +228,20 @@ class Planner:
         """Record, once, that ``node`` looked fusible and is not."""
         where = self.recording.where(node)
         self.refusals.setdefault((error.code, where), Refusal(error.code, where, error.reason, before, after))
+
+    def _name_norms(self) -> None:
+        """Refuse by its own name each normalisation that stays, if nothing was said of it."""
+        recording, search = self.recording, self._searched
+        merged = (node for fused in self.lay_out(self.candidates).fused for node in fused.group.nodes)
+        said = {refusal.where: NotAffine(refusal.code, refusal.reason) for refusal in self.refusals.values()}
+        known = {*map(recording.where, merged), *said}
+        root_of = {node: region.root for region in self._regions for node in region.nodes}
+        for norm in (node for node in recording.nodes if normalises(node, recording)):
+            if recording.where(norm) not in known:
+                sums = (reader for reader in search.readers.get(norm, ()) if isinstance(self.meanings.get(reader), Sum))
+                places = map(recording.where, (root_of.get(norm, norm), *sums))
+                of_region = next((said[where] for where in places if where in said), None)
+                self.refuse(of_region or why_it_stays(norm, search), norm)
 
     def _keeps_norm(self, region: Region, group: Group) -> bool:
         """Whether a BatchNorm stays behind what the group becomes, which takes channels on the second axis.

@@ -88,7 +88,8 @@ class Search:
     ``reader`` says what each node computes; a node that turns out to be no operation on terms loses its meaning.
     ``estimate`` is the law of cost; ``refuse`` records what looked fusible and is not; what was ``measured`` at an
     output goes before the law. ``cuts`` are those that were made, ``declined`` the outputs of what could be one layer
-    and is not, being predicted to gain nothing: what that costs in parts, and as one.
+    and is not, being predicted to gain nothing: what that costs in parts, and as one. ``readers`` are those of each
+    value, ``terms`` what it is in the region that was found.
     """
 
     def __init__(
@@ -104,11 +105,11 @@ class Search:
         self.declined: dict[str, tuple[Cost, Cost]] = {}
         self._always = Estimate(estimate.meanings, Policy.ALWAYS)
         self._notes: list[Note] = []
-        self._terms: dict[fx.Node, tuple[Term, ...]] = {}
+        self.terms: dict[fx.Node, tuple[Term, ...]] = {}
         self._known: dict[tuple[Policy, Subgraph], Assessment | Failure] = {}
         affine = [node for node in self.recording.nodes if inputs_of(self.meanings.get(node))]
-        self._readers = {node: list(self._readers_of(node)) for node in affine}
-        self._joining = {node: self._readers[node] for node in affine if self._may_join(node)}
+        self.readers = {node: list(self._readers_of(node)) for node in affine}
+        self._joining = {node: self.readers[node] for node in affine if self._may_join(node)}
         self.largest = self._split(affine)
 
     def find(self) -> list[Region]:
@@ -126,7 +127,7 @@ class Search:
                 left += self._split([node for node in part if node is not read.node])
             else:
                 found.append(read.region)
-                self._terms |= read.terms
+                self.terms |= read.terms
                 self._notes += read.notes
         for note in self._notes:
             self.refuse(*note)
@@ -139,10 +140,10 @@ class Search:
             if not isinstance(meaning, Scaled | Sum):
                 continue
             for value in sources:
-                roots = {term.source for other in sources - {value} for term in self._terms.get(other, ())} | sources
-                branch = self._terms.get(value, ())
+                roots = {term.source for other in sources - {value} for term in self.terms.get(other, ())} | sources
+                branch = self.terms.get(value, ())
                 alone = isinstance(meaning, Scaled) or any(term.source in roots for term in branch)
-                if len(self._readers.get(value, ())) > 1 and alone and any(term.convolves for term in branch):
+                if len(self.readers.get(value, ())) > 1 and alone and any(term.convolves for term in branch):
                     yield value
 
     # Who reads what, and what belongs together.
@@ -157,12 +158,12 @@ class Search:
 
     def _may_join(self, node: fx.Node) -> bool:
         """Whether all that reads a value is known, and always does; a refusal where not and they would have merged."""
-        known = [user for user in self._readers[node] if node in inputs_of(self.meanings.get(user))]
+        known = [user for user in self.readers[node] if node in inputs_of(self.meanings.get(user))]
         marks = {user: mark for user in known if (mark := self.recording.between(node, user)) is not None}
         for user, mark in marks.items():
             if isinstance(self.meanings[user], Scaled | Sum) or convolves(self.meanings[user]):
                 self._notes.append((NotAffine(*mark), user, None, None))
-        return known == self._readers[node] and not marks and node not in self.recording.escaping
+        return known == self.readers[node] and not marks and node not in self.recording.escaping
 
     def _split(self, nodes: Sequence[fx.Node], cuts: Cuts = frozenset()) -> list[Subgraph]:
         """Return what cuts leave, the last root first: a node is of the part of its readers, if they agree.
@@ -184,7 +185,8 @@ class Search:
 
     # What a part is.
 
-    def _read(self, part: Subgraph, law: Estimate | None = None) -> Assessment | Failure:
+    def read(self, part: Subgraph, law: Estimate | None = None) -> Assessment | Failure:
+        """Return what a part is, by the law of the search or another one."""
         law = law or self.estimate
         if (law.policy, part) not in self._known:
             self._known[law.policy, part] = self._read_anew(part, law)
@@ -232,7 +234,7 @@ class Search:
         """Record why a node ends its operands' regions, where a layer is near that one might have hoped to merge."""
         layered = convolves(self.meanings[failure.node])
         near = (  # a pad stands before a layer
-            failure.below or layered or any(convolves(self.meanings.get(x)) for x in self._readers[failure.node])
+            failure.below or layered or any(convolves(self.meanings.get(x)) for x in self.readers[failure.node])
         )
         # A layer on a residual sum is no place where anybody looks for a merge.
         expected = isinstance(failure.error, Ends) or (layered and failure.error.code == "several-sources")
@@ -243,7 +245,7 @@ class Search:
         """Return a part as what was measured wants it, if that was of the whole of it."""
         name = self.recording.names[self.estimate.computing(part[-1])]
         measured = self.measured.get(name) if name not in self.declined else None  # of the whole, not of what is left
-        read = self._read(part, self._always if measured and measured.speedup > 1 else None)
+        read = self.read(part, self._always if measured and measured.speedup > 1 else None)
         for error, _, apart, whole in read.notes if isinstance(read, Assessment) else ():
             if error.code == "cost" and apart and whole:
                 self.declined.setdefault(name, (apart, whole))
@@ -295,7 +297,7 @@ class Search:
             reason = NotAffine("cost", str(measured or "as one layer these are predicted to gain nothing"))
             self._decline(region, better.cost, after)
             for cut in sorted(better.cuts, key=self.recording.order.__getitem__):
-                self.refuse(reason, self._readers[cut][0], better.cost, after)
+                self.refuse(reason, self.readers[cut][0], better.cost, after)
             return better.cuts
         if measured or not self.estimate.is_better(after, before):
             reason = NotAffine("cost", str(measured or "one convolution is predicted to gain nothing here"))
@@ -339,7 +341,7 @@ class Search:
         left = self._split(part, cuts)
         while left:
             each = left.pop()
-            read = self._read(each)
+            read = self.read(each)
             if isinstance(read, Assessment):
                 costs.add((each[-1], read.cost))
                 continue
@@ -371,11 +373,11 @@ class Search:
 
     def _is_moved(self, node: fx.Node) -> bool:
         """Whether a reader puts the value elsewhere, for a layer after that."""
-        readers = map(self.meanings.get, self._readers[node])
+        readers = map(self.meanings.get, self.readers[node])
         return any(isinstance(reader, Through) and not mixes(reader.layer) for reader in readers)
 
     def _goes_with_its_readers(self, node: fx.Node) -> bool:
-        meaning, readers = self.meanings[node], [self.meanings[reader] for reader in self._readers[node]]
+        meaning, readers = self.meanings[node], [self.meanings[reader] for reader in self.readers[node]]
         scaled = all(isinstance(reader, Scaled | Same) for reader in readers)
         added = all(isinstance(reader, Sum) for reader in readers)
         pointless = added or (scaled and (convolves(meaning) or isinstance(meaning, Scaled)))
@@ -383,7 +385,7 @@ class Search:
 
     def _is_within_stock(self, node: fx.Node) -> bool:
         call = self.recording.call_of[node]
-        together = all(self.recording.call_of[reader] is call for reader in self._readers[node])
+        together = all(self.recording.call_of[reader] is call for reader in self.readers[node])
         return together and bool(call.path) and is_stock(self.recording.modules[call.path])
 
 

@@ -12,6 +12,7 @@ from random import Random
 
 import torch
 from support.agreement import image, outputs, peak, randomised
+from support.norms import unexplained
 from support.programs import Step, program
 from support.proving import prove_sites
 from torch import Tensor, nn
@@ -63,6 +64,7 @@ def check_module(
         outputs = sorted({site.output for site in made.sites} | made.live.declined.keys())
         chosen = [(output, measured.choice((0.5, 2.0))) for output in outputs if measured.random() < 0.8]
         made = again(original, made, Choice(policy), [Measured(output, by, by, by) for output, by in chosen])
+    assert keep_affine or not unexplained(made), "normalisations stay without a refusal"
     result = settled(original, made)
     for seed, inputs in enumerate(_inputs(examples)):
         _equal(pristine, result.module, inputs, required=seed == 0)

@@ -60,6 +60,7 @@ def convert(name: str) -> Row:
 
     torchvision_schemas.install()
     from support.agreement import operations
+    from support.norms import unexplained
 
     from repfuse.checking.comparison import reference
     from repfuse.checking.inputs import input_variants
@@ -82,7 +83,8 @@ def convert(name: str) -> Row:
     if found.sites:
         fused, trials = rewrite(network, found), input_variants(example)
         proof = prove(network, found, fused, trials, reference(network, trials))
-    after = operations(fused, *example)
+    after, silent = operations(fused, *example), unexplained(found)
+    failure = f"stay without a refusal: {', '.join(silent)}" if silent else ""
     return Row(
         name,
         len(found.sites),
@@ -93,7 +95,7 @@ def convert(name: str) -> Row:
         FORWARDS * forward + PER_NODE * len(found.live.recording.nodes),
         time.perf_counter() - begun,
         dict(Counter(refusal.code for refusal in found.refusals)) if after["batch_norm"] else {},
-        "" if proof is None or proof.passed else f"not proven: {proof.reason}",
+        failure if proof is None or proof.passed else f"not proven: {proof.reason}",
     )
 
 
