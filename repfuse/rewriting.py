@@ -79,9 +79,9 @@ def without_neighbours(module: nn.Module) -> nn.Module:
     return module.get_submodule("conv") if padded else module
 
 
-FOLDED_BY_HOST = ("forward_fuse", "fuseforward")
-"""The forward without ``bn`` of layers that their library folds itself, whatever ``bn`` is: ultralytics and YOLOv5 and
-6; YOLOX and YOLOv7."""
+FOLDED_BY_HOST = ("forward_fuse", "fuseforward", "fuse")
+"""Methods of layers that their library folds itself, whatever ``bn`` is: the forward without it of ultralytics and
+YOLOv5 and 6, of YOLOX and YOLOv7; what gives the folded layer of LeViT and its heirs."""
 
 
 def _folded_norm(mean: Tensor | None, owners: Iterable[nn.Module]) -> nn.Module:

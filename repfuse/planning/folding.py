@@ -47,10 +47,10 @@ class Uses:
         """Note that a call uses ``target``, a module or a tensor, for each module around it that is not under way."""
         inside = {each.path for each in call.chain()}
         for name in self._names_for(target, call):
-            for above in _above(name):
-                path = self._recording.paths(above)[0]
+            for outer in above(name):
+                path = self._recording.paths(outer)[0]
                 if path not in inside:
-                    self.reached[path].append(path + name[len(above) :])
+                    self.reached[path].append(path + name[len(outer) :])
 
     def _names_for(self, target: str, call: Call) -> list[str]:
         """Return the names by which the call may have found ``target``: of what it holds itself, its own."""
@@ -106,7 +106,8 @@ def call_signature(meanings: Meanings, call: Call) -> str:
     return repr((arguments, same_values, steps, map_arg(call.output, name)))
 
 
-def _above(target: str) -> list[str]:
+def above(target: str) -> list[str]:
+    """Return the paths of the modules around a module or a tensor, but for the outermost."""
     parts = target.split(".")
     return [".".join(parts[:length]) for length in range(1, len(parts))]
 

@@ -2,16 +2,21 @@
 
 1. *fold*: one convolution with normalisations: new weights in that convolution, ``Identity`` for the rest.
 2. *swap*: several layers in a row: the fused convolution in the place of one, ``Identity`` for the rest.
-3. *chain*: a block that becomes modules in a row: ``Sequential`` of stock modules, or the one convolution.
+3. *chain*: a block that becomes modules in a row: ``Sequential`` of stock modules, or the one convolution; and a
+   convolution with its norm, where their class has a ``fuse`` that makes the one convolution of them.
 4. *graph*: otherwise a ``GraphModule`` of that block alone.
 """
 
 from __future__ import annotations
 
+import dis
+import inspect
 import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import CodeType, FunctionType
+from typing import Any
 
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
@@ -21,8 +26,9 @@ from repfuse.algebra.geometry import NotAffine
 from repfuse.networks import join, named_tensors
 from repfuse.ops.meaning import Same
 from repfuse.ops.table import Meanings
+from repfuse.planning.cost import needs_separate_pad
 from repfuse.planning.edits import Block, Fused, Layout, is_affine_norm, owner_of, place_of
-from repfuse.planning.folding import Folding, ModuleRow, Uses, call_signature
+from repfuse.planning.folding import Folding, ModuleRow, Uses, above, call_signature
 from repfuse.planning.local import Part, Replacement, local_graph, vanishing
 from repfuse.planning.region import Group, Region, pieces
 from repfuse.recording.run import Call
@@ -69,6 +75,38 @@ def fused_names(module: nn.Module, count: int) -> tuple[str, ...]:
         return (free[0],)
     names = (f"fused_{index}" if index else "fused" for index in itertools.count())
     return tuple(itertools.islice((name for name in names if not hasattr(module, name)), count))
+
+
+def is_replaced_by(kind: type[nn.Module], module: nn.Module) -> bool:
+    """Whether ``fuse`` of the module makes one of ``kind`` and sets nothing: its authors put that in its place (LeViT
+    and its heirs).
+    """
+    function = _function(getattr(type(module), "fuse", None))
+    if function is None or kind.__name__ not in function.__code__.co_names:
+        return False
+    return all(step.opname not in ("STORE_ATTR", "DELETE_ATTR") for step in dis.get_instructions(function))
+
+
+def is_named(module: nn.Module, name: str, others: set[str]) -> bool:
+    """Whether a method of the module names ``name`` and with it one of ``others``, as ``self.head.l`` does."""
+    classes = itertools.takewhile(lambda kind: kind is not nn.Module, type(module).__mro__)
+    functions = filter(None, map(_function, itertools.chain.from_iterable(vars(kind).values() for kind in classes)))
+    return any(name in names and not others.isdisjoint(names) for names in map(_names_in, functions))
+
+
+def _function(method: Any) -> FunctionType | None:
+    """Return the function that a method, or a property, is."""
+    inner: Any = method.fget if isinstance(method, property) else method
+    function = inspect.unwrap(inner)
+    return function if isinstance(function, FunctionType) else None
+
+
+def _names_in(function: FunctionType) -> set[str]:
+    """Return the names that a function and those within it look up."""
+    codes = [function.__code__]
+    for code in codes:
+        codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+    return {name for code in codes for name in code.co_names}
 
 
 Refuse = Callable[[NotAffine, fx.Node], None]
@@ -208,6 +246,9 @@ class LayingOut:
         bodies = [self._without(inner, nodes, call) for inner, nodes in within.items()]
         if None in bodies:
             return False
+        if (layer := self._layer(call, region, row)) is not None:
+            self.layout.blocks.append(layer)
+            return True
         path, (group,) = row.convolution, region.written
         norm = self._norm_of(row, region) if self.keeps_norm(region, group) else ""
         fused = Fused(path, call.path, "fold" if row.stays else "swap", region, group, norm)
@@ -218,6 +259,27 @@ class LayingOut:
         self.layout.identities += [path for path in row.others if path not in (norm, *self.layout.identities)]
         self.layout.blocks += [body for body in bodies if body is not None]
         return True
+
+    def _layer(self, call: Call, region: Region, row: ModuleRow) -> Block | None:
+        """Return the row's layer as the new body of the module that calls it, if its ``fuse`` would put it there, too.
+
+        None where a method of a module around it would miss what is in it, or its ``fuse``.
+        """
+        module, layer = (self.recording.modules[path] for path in (call.path, row.convolution))
+        if not is_replaced_by(type(layer), module):
+            return None
+        for path in self.recording.paths(call.path):
+            name = next((part for part in reversed(path.split(".")) if not part.isdecimal()), "")
+            around = map(self.recording.modules.__getitem__, ("", *above(path)))
+            if not path or any(is_named(each, name, {"fuse", *module._modules}) for each in around):
+                return None
+        try:
+            block = self._block(call, [region])
+        except NotAffine:  # it has hooks, or a part of it is used from outside
+            return None
+        (fused,) = block.fused
+        neighbours = fused.norm or fused.expression.has_ones or needs_separate_pad(fused.expression.geometry)
+        return block if fused.path == call.path and not neighbours else None
 
     def _norm_of(self, row: ModuleRow, region: Region) -> str:
         """Return where the norm of a row stays: the last of its modules, where that is one, else in the new module."""
