@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from repfuse.equalizing.laws import Freedom, freedom
+from repfuse.explanations import REFUSALS
 from repfuse.networks import named_tensors
-from repfuse.refusals import REFUSALS
 
 X = image(2, 3, 8, 8)
 LARGER = image(3, 3, 12, 10)

@@ -20,8 +20,7 @@ from repfuse.cli.convert import convert, inspect
 from repfuse.cli.output import Form, check_page, say, say_error, show, show_json, write_pages
 from repfuse.cli.verify import check, verify
 from repfuse.errors import EXIT_BAD_INPUT, RepfuseError
-from repfuse.refusals import REFUSALS
-from repfuse.topics import TOPICS
+from repfuse.explanations import REFUSALS, TOPICS
 from repfuse.wording import described
 
 # Where errors end: every command runs in here, and what it raises becomes one message and an exit code.

@@ -12,10 +12,10 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from repfuse.explanations import Explanation, Topic
 from repfuse.health import MEANINGS, Ailment, Anomaly
 from repfuse.plans import ROOT, Cost, Plan, Policy, Refusal, Site
 from repfuse.quantization import BITS, SiteKernels, failing, needed, together
-from repfuse.refusals import Explanation
 from repfuse.report.bench_view import speed, speedup
 from repfuse.report.schema import Chosen, Input, Report, Status
 from repfuse.report.tables import (
@@ -38,7 +38,6 @@ from repfuse.report.tables import (
     table,
 )
 from repfuse.report.verify_view import checks_view, of_drift, of_network, of_proof, of_site_drift
-from repfuse.topics import Topic
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
