@@ -18,9 +18,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from repfuse.benching.clock import FEWEST_ROUNDS, Clock, device_clock, evaluating, time_rounds
 from repfuse.benching.results import Gain, SiteTiming
-from repfuse.benching.statistics import difference_of_medians, ratio_of_medians
+from repfuse.benching.timing import (
+    FEWEST_ROUNDS,
+    Clock,
+    device_clock,
+    difference_of_medians,
+    evaluating,
+    ratio_of_medians,
+    time_rounds,
+)
 from repfuse.checking.places import Place, places
 from repfuse.checking.proof import at_the_example
 from repfuse.errors import RepfuseError

@@ -117,7 +117,7 @@ def bench(
         import torch
 
         from repfuse.report.bench_view import bench_view
-        from repfuse.report.schema import read_benchmark, write_benchmark
+        from repfuse.report.schema import read_benchmark, write
 
         then = read_benchmark(compare) if compare else None
         loaded = pair.load_pair(*both)
@@ -141,7 +141,7 @@ def bench(
         if plan is not None:
             result = _with_sites(result, loaded, plan, seconds, update)
     if save is not None:
-        write_benchmark(result, save, loaded.files)
+        write("benchmark", loaded.files | result.to_dict(), save)
     if as_json:
         show_json("benchmark", loaded.files | result.to_dict())
     elif not quiet:

@@ -138,6 +138,12 @@ def to_json(data: dict[str, Any]) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def write(kind: str, data: dict[str, Any], path: Path) -> None:
+    """Write a document as a whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(to_json(envelope(kind, data)), encoding="utf-8")
+
+
 # What was printed, read back.
 
 
@@ -216,15 +222,9 @@ def read_benchmark(path: Path) -> Benchmark:
     return found
 
 
-def write_benchmark(benchmark: Benchmark, path: Path, of: dict[str, Any] | None = None) -> None:
-    """Write a benchmark ``of`` some files as `repfuse bench --json` prints it, as a whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(to_json(envelope("benchmark", (of or {}) | benchmark.to_dict())), encoding="utf-8")
-
-
 def changes(now: Benchmark, then: Benchmark) -> list[Change]:
     """Return what changed at the settings that both runs have: by itself, and beside the original's times."""
-    from repfuse.benching.statistics import ratio_of_samples  # torch takes a second to import
+    from repfuse.benching.timing import ratio_of_samples  # torch takes a second to import
 
     def beside(each: Measurement) -> list[float]:
         return [x / each.original.median for x in each.fused.times]
