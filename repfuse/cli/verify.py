@@ -274,7 +274,7 @@ def _line(finding: Finding, form: Style) -> str:
 
 
 def _comment(found: list[Finding], sources: list[Path]) -> str:
-    from repfuse.report.markdown import code, text
+    from repfuse.report.page import code, text
     from repfuse.report.tables import plural
 
     if not found:

@@ -20,7 +20,7 @@ from repfuse.errors import RepfuseError
 from repfuse.planning.cost import price
 from repfuse.plans import ROOT, Cost, Refusal, Site
 from repfuse.quantization import SiteKernels
-from repfuse.report.bench_view import gain, speed, where
+from repfuse.report.bench_view import gain, speed, speedup, where
 from repfuse.report.convert_view import (
     achieved,
     chosen_line,
@@ -378,3 +378,71 @@ def range_axis(sites: Sequence[SiteKernels]) -> Axis:
     found = [size for site in sites for size in (*site.before.ranges, *site.after.ranges) if size > 0]
     greatest = max(found, default=1.0)
     return Axis((max(min(found, default=1.0), greatest / RANGES_SHOWN) / 1.12, greatest * 1.12))
+
+
+# The same as a comment on a pull request: ten lines, and the rest folded away. GitHub takes 65,536 characters.
+
+TIMES_SHOWN = 2
+ROWS_SHOWN = 30
+TEXT_SHOWN = 300
+MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&!$@])")
+
+
+def as_markdown(told: Told) -> str:
+    """Return the comment."""
+    page, plan = Page(told), told.plan
+    amounts = [(name, before, after, changed) for name, before, after, changed, _ in page.amounts]
+    speeds = [(text(where(row)), *_times(row), speedup(row)) for row in page.speeds]
+    lines = [f"**{text(page.name)}**: {page.word}. {text(page.verdict)}", ""]
+    lines += markdown_table(("", "before", "after", ""), "lrrr", amounts + speeds[:TIMES_SHOWN])
+    counts = f"{plural(len(plan.sites), 'site')}, {plural(len(plan.refusals), 'refusal')}"
+    lines += ["", f"<details><summary>{counts}</summary>", ""]
+    if speeds:
+        rows: list[tuple[str, ...]] = [(*cells, share(row)) for cells, row in zip(speeds, page.speeds, strict=True)]
+        lines += (*markdown_table(("", "before", "after", "", "of a matrix product's speed"), "lrrrr", rows), "")
+    if page.kinds:
+        rows = [(str(len(sites)), code(_formula(sites[0])), *page.numbers(sites)) for sites in page.kinds]
+        lines += (*markdown_table(("sites", "formula", "predicted", "measured", "error"), "rlrrr", rows), "")
+    if page.refused:
+        rows = [(each.code, places, code(place), text(each.hint)) for each, places, place, _ in page.refused]
+        lines += (*markdown_table(("not merged", "", "where", "what to do"), "llll", rows), "")
+    said = [*page.health, *(("timing", each) for each in page.untimed), *page.agreement(), *page.few_bits]
+    made = (*page.environment, ("made by", told.conversion.command))
+    facts = [(text(name), text(value)) for name, value in said] + [(name, code(value)) for name, value in made if value]
+    return "\n".join([*lines, *markdown_table(("", ""), "ll", facts), "", "</details>", ""])
+
+
+def _times(row: Measurement) -> tuple[str, str]:
+    return duration(row.original.median), duration(row.fused.median)
+
+
+def _formula(site: Site) -> str:
+    branches = (f"{times} of {branch}" if times > 1 else branch for branch, times in counted(site.branches))
+    return f"{' | '.join(branches)} → {site.kernel}"
+
+
+def markdown_table(titles: Sequence[str], sides: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, without the columns that have nothing in them."""
+    kept = [number for number in range(len(titles)) if any(row[number] for row in rows)]
+    marks = [{"l": "---", "r": "---:"}[side] for side in sides]
+    lines = [[row[number] for number in kept] for row in (titles, marks, *rows[:ROWS_SHOWN])]
+    if len(rows) > ROWS_SHOWN:
+        lines.append([f"and {len(rows) - ROWS_SHOWN} more", *[""] * (len(kept) - 1)])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def text(said: str) -> str:
+    """Return a text in which no character is a mark, and nobody is called."""
+    return MARKS.sub(r"\\\1", _clipped(said)).replace("@", "@\u200b")
+
+
+def code(said: str) -> str:
+    """Return a text as code, for a table: between more backticks than it has in a row."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", said)), default=0))
+    space = " " if "`" in said else ""
+    return f"{fence}{space}{_clipped(said)}{space}{fence}".replace("|", "\\|") if said else ""
+
+
+def _clipped(said: str) -> str:
+    line = " ".join(printable(said).split())
+    return line if len(line) <= TEXT_SHOWN else f"{line[:TEXT_SHOWN]}..."
