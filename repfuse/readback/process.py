@@ -42,6 +42,9 @@ SAME_PROCESS = "REPFUSE_SAME_PROCESS"
 FRESH, ASKED = "a fresh process", "that was asked for"
 
 
+PATIENCE = 120.0  # seconds for the process to import torch and a library of models from a slow disk
+BYTES_A_SECOND = 2e6  # that it reads at least
+SLOWER = 20  # times longer than here it may compute
 FORKED = "REPFUSE_FORKED"
 """The environment variable of a process that has imported torch and computed nothing: a copy of it is a fresh one."""
 
@@ -115,6 +118,7 @@ class Reader:
         self._process: subprocess.Popen[bytes] | Copy | None = None
         self._prepared = False
         self._asked: Future[tuple[bytes, bytes]] | Job | None = None
+        self._since, self._size = 0.0, 0  # when it was asked, and the bytes of the file
         self._thread = ThreadPoolExecutor(1)
         self._said: IO[bytes] = io.BytesIO()
         self.name = f"this process, because {why}" if (why := self._started() if fresh else ASKED) else FRESH
@@ -183,17 +187,18 @@ class Reader:
         if not self._prepared:
             self._import([])
         sent = b"\n" + packed(replace(job, folders=tuple(folders)))
+        self._since, self._size = time.perf_counter(), Path(job.path).stat().st_size
         self._asked = self._thread.submit(self._process.communicate, sent)
 
-    def answer(self, seconds: float) -> Answer:
-        """Return the answer; one from a process of its own may take so many seconds more.
+    def answer(self) -> Answer:
+        """Return the answer, for which a process of its own has as long as it may take.
 
         Raises RepfuseError, with the exit code of a failed check, where there is none or the file could not be read.
         """
         from repfuse.readback.reading import answer
 
         assert self._asked is not None
-        found = self._received(self._asked, seconds) if isinstance(self._asked, Future) else answer(self._asked)
+        found = self._received(self._asked) if isinstance(self._asked, Future) else answer(self._asked)
         if found.refused:
             what, why, hint = found.refused
             raise RepfuseError(
@@ -204,10 +209,11 @@ class Reader:
             )
         return found
 
-    def _received(self, asked: Future[tuple[bytes, bytes]], seconds: float) -> Answer:
+    def _received(self, asked: Future[tuple[bytes, bytes]]) -> Answer:
         from repfuse.readback.reading import Answer, unpacked
 
         assert self._process is not None
+        seconds = PATIENCE + self._size / BYTES_A_SECOND + SLOWER * (time.perf_counter() - self._since)
         try:
             data, _ = asked.result(seconds)
         except TimeoutError as error:
@@ -254,7 +260,7 @@ def _importable(name: str) -> bool:
 # The process itself.
 
 
-PATIENCE = 1.0  # seconds between two looks at whether the parent is still there
+LOOKS = 1.0  # seconds between two looks at whether the parent is still there
 
 
 def main() -> None:
@@ -281,7 +287,7 @@ def end_with_parent() -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(PATIENCE)
+            time.sleep(LOOKS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
