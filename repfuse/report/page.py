@@ -132,7 +132,11 @@ class Page:
             rows.append(("bytes of weights", size, whole.weight_bytes, fused.weight_bytes))
             if whole.macs is not None and fused.macs is not None:
                 rows.append(("multiply-accumulates", count, whole.macs, fused.macs))
-        return [(name, text(old), text(new), _changed(new / old), new / old) for name, text, old, new in rows if old]
+
+        def changed(share: float) -> str:
+            return "the same" if share == 1 else f"{100 * share - 100:+.0f} %".replace("-", "−")
+
+        return [(name, text(old), text(new), changed(new / old), new / old) for name, text, old, new in rows if old]
 
     @cached_property
     def kinds(self) -> list[list[Site]]:
@@ -220,7 +224,7 @@ class Page:
     def environment(self) -> list[Pair]:
         """What it was made of, and with."""
         conversion = self.told.conversion
-        source, made, versions = conversion.input, conversion.output, conversion.environment
+        source, made = conversion.input, conversion.output
         rows = [
             ("original", f"{source.path} ({source.format})"),
             ("its digest", source.digest),
@@ -230,7 +234,7 @@ class Page:
             ("its digest", made.digest if made else ""),
             ("chosen", chosen_line(conversion.chosen) if conversion.chosen else ""),
             ("policy", str(self.told.plan.policy)),
-            ("repfuse", f"{versions.repfuse}, torch {versions.torch}, Python {versions.python}, {versions.platform}"),
+            ("repfuse", str(conversion.environment).removeprefix("repfuse ")),
             ("took", duration(conversion.seconds)),
         ]
         return [row for row in rows if row[1]]
@@ -262,7 +266,7 @@ def _jinja() -> Any:
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
-        finalize=_shown,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # what is markup stays as it is
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -276,11 +280,6 @@ def check_extra() -> None:
     except ImportError as missing:
         hint = "Install it: pip install 'repfuse[report]'."
         raise RepfuseError("jinja2 is not installed, which a page in HTML needs.", "", hint) from missing
-
-
-def _shown(value: Any) -> Any:
-    """Return what a template prints: of a text what can be seen; what is markup already stays as it is."""
-    return printable(value) if type(value) is str else value
 
 
 def share(row: Measurement) -> str:
@@ -310,10 +309,6 @@ def layers(branch: str) -> tuple[Pair, ...]:
 def predicted(before: Cost, after: Cost) -> str:
     """Return how many times as fast a place is predicted to be."""
     return times(price(before) / price(after)) if price(after) else "-"
-
-
-def _changed(share: float) -> str:
-    return "the same" if share == 1 else f"{100 * share - 100:+.0f} %".replace("-", "−")
 
 
 def _refused(same: list[Refusal]) -> tuple[float, Refusal, str, str, str]:

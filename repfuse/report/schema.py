@@ -38,6 +38,9 @@ class Environment:
     python: str
     platform: str
 
+    def __str__(self) -> str:
+        return f"repfuse {self.repfuse}, torch {self.torch}, Python {self.python}, {self.platform}"
+
 
 @dataclass(frozen=True)
 class Input:
@@ -226,20 +229,19 @@ def changes(now: Benchmark, then: Benchmark) -> list[Change]:
     """Return what changed at the settings that both runs have: by itself, and beside the original's times."""
     from repfuse.benching.timing import ratio_of_samples  # torch takes a second to import
 
+    def by_setting(run: Benchmark) -> dict[tuple[object, ...], Measurement]:
+        entries = run.measurements
+        return {(each.runtime, each.shapes or run.shapes, each.batch_size, each.threads): each for each in entries}
+
     def beside(each: Measurement) -> list[float]:
         return [x / each.original.median for x in each.fused.times]
 
-    known = _by_setting(then)
-    pairs = [(each, known[setting]) for setting, each in _by_setting(now).items() if setting in known]
+    known = by_setting(then)
+    pairs = [(each, known[setting]) for setting, each in by_setting(now).items() if setting in known]
     return [
         Change(one, ratio_of_samples(one.fused.times, two.fused.times), ratio_of_samples(beside(one), beside(two)))
         for one, two in pairs
     ]
-
-
-def _by_setting(run: Benchmark) -> dict[tuple[object, ...], Measurement]:
-    entries = run.measurements
-    return {(each.runtime, each.shapes or run.shapes, each.batch_size, each.threads): each for each in entries}
 
 
 def compared(now: Benchmark, then: Benchmark, path: Path) -> list[Change]:
