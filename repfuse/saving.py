@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 
 from repfuse import __version__
 from repfuse.checking.results import Verified
-from repfuse.checkpoint import example, onnx_file, safetensors_file, torch_pickle
+from repfuse.checkpoint import onnx_file, safetensors_file, torch_pickle
 from repfuse.checkpoint.allow import MAINS, NotAllowedError, names_refused
-from repfuse.checkpoint.build import Recipe, is_buildable
+from repfuse.checkpoint.build import Recipe, is_buildable, shapes_of
 from repfuse.checkpoint.contents import RECIPE, Around
 from repfuse.checkpoint.files import check_target, digest_of, replacing
 from repfuse.checkpoint.formats import Container, format_for
@@ -300,7 +300,7 @@ def _texts_lost(checkpoint: Checkpoint, why: str = "only safetensors holds it") 
 def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> Recipe:
     if plan is None and module is not checkpoint.module:
         plan = make_plan(checkpoint.module, checkpoint.example_inputs)
-    known = example.shapes_of(checkpoint.example_inputs, checkpoint.module)
+    known = shapes_of(checkpoint.example_inputs, checkpoint.module)
     plans = (*checkpoint.plans, plan) if plan and plan.sites else checkpoint.plans
     source = checkpoint.source if checkpoint.source and as_texts(checkpoint.source) is not None else None
     return Recipe(source, render(known), plans, _made_of(checkpoint))

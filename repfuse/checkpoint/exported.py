@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 
 from repfuse.checking.drift import check_written
 from repfuse.checking.runs import call
-from repfuse.checkpoint.example import make_inputs, random_tensor
+from repfuse.checkpoint.build import make_inputs, random_tensor
 from repfuse.checkpoint.formats import damaged
 from repfuse.checkpoint.spec import Shape
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError, quietly

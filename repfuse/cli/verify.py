@@ -87,7 +87,7 @@ def verify(
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
         from repfuse.checking.verification import tolerances
-        from repfuse.checkpoint.example import make_inputs
+        from repfuse.checkpoint.build import make_inputs
         from repfuse.memory import keep_little
         from repfuse.plan_file import known_plan
         from repfuse.report.verify_view import verify_view
@@ -238,7 +238,7 @@ def _differs(both: pair.Pair, effort: str, update: Progress, *, quiet: bool) -> 
 
 
 def _slower(both: pair.Pair, then: Benchmark, baseline: Path, update: Progress) -> Iterator[Finding]:
-    from repfuse.checkpoint.example import shapes_of
+    from repfuse.checkpoint.build import shapes_of
     from repfuse.report.bench_view import where
     from repfuse.report.schema import compared
 
