@@ -241,8 +241,7 @@ def _write_program(
     job = checking.program_job(checkpoint, path, "onnx" if form == "onnx" else "pt2")
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
     check = partial(checking.check_program, checkpoint, module, program, job)
-    use = partial(_use_of_program, program, example) if form == "onnx" else _use_of_pt2
-    return (alone if checkpoint.around.keys else []) + notes, use, check
+    return (alone if checkpoint.around.keys else []) + notes, partial(_use_of_program, program, example, form), check
 
 
 def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tuple[list[str], Use, Check]:
@@ -336,12 +335,10 @@ def _use_of_weights(recipe: Recipe, out: Path) -> Lines:
     return ("import repfuse", *about, *_call("model = repfuse.load(", said, ").module"))
 
 
-def _use_of_pt2(out: Path) -> Lines:
-    """Return how an exported program is loaded."""
-    return ("import torch", f"model = torch.export.load({_text(out)}).module()")
-
-
-def _use_of_program(program: ExportedProgram, example: Iterable[Tensor], out: Path) -> Lines:
+def _use_of_program(program: ExportedProgram, example: Iterable[Tensor], form: str, out: Path) -> Lines:
+    """Return how an exported program is loaded, or the ONNX file that was made of it."""
+    if form == "pt2":
+        return ("import torch", f"model = torch.export.load({_text(out)}).module()")
     names = program.graph_signature.user_inputs
     shapes = [f"{'x'.join(map(str, x.shape))} {dtype_name(x.dtype)}" for x in example]
     return _use_of_onnx(dict(zip(names, shapes, strict=True)), names, out)

@@ -207,9 +207,7 @@ def _report(status: Status, checkpoint: Checkpoint, found: Plan, request: Reques
             __version__, torch.__version__, platform.python_version(), f"{platform.system()} {platform.machine()}"
         ),
         Input(
-            path=str(checkpoint.path),
-            digest=checkpoint.digest,
-            format=checkpoint.format,
+            *(str(checkpoint.path), checkpoint.digest, checkpoint.format),
             model=source.spec if source else None,
             shapes=tuple(tuple(example.shape) for example in examples),
             dtypes=tuple(dtype_name(example.dtype) for example in examples),

@@ -52,11 +52,6 @@ class Freedom:
     refusals: tuple[Refusal, ...]
 
 
-def freedom(recording: Recording) -> Freedom:
-    """Return the scales of a network: those of its inputs and outputs, and of all that depends on these, are 1."""
-    return Reading(recording).run()
-
-
 class Reading:
     """Goes through the nodes in order. ``along`` are values with scales, ``parts`` the tensors, by one name each."""
 
@@ -109,7 +104,7 @@ class Reading:
     # The walk
 
     def run(self) -> Freedom:
-        """Go through all nodes."""
+        """Return the scales of a network: those of its inputs and outputs, and of all that depends on these, are 1."""
         recording = self.recording
         for node in recording.nodes:
             idle = node.op in ("placeholder", "get_attr") or recording.constants.is_constant(node)
