@@ -320,16 +320,12 @@ def _check_state(origin: GlobalName, cls: type, state: dict[Any, Any]) -> None:
             raise NotAllowedError(origin, f"the file replaces its {key!r}")
         if key.endswith("_hooks") and value:
             raise NotAllowedError(origin, f"the file hooks code into it: {key}")
-        if key in HELD and not _is_table(value, HELD[key]):
-            raise NotAllowedError(origin, f"its {key} are not what they should be")
+        if key in HELD:
+            fits = isinstance(value, dict) and all(x is None or isinstance(x, HELD[key]) for x in value.values())
+            if not fits or not all(map(_is_harmless, value)):
+                raise NotAllowedError(origin, f"its {key} are not what they should be")
     if not HELD.keys() <= state.keys():
         raise NotAllowedError(origin, "its state is incomplete")
-
-
-def _is_table(value: object, held: type) -> bool:
-    if not isinstance(value, dict):
-        return False
-    return all(_is_harmless(name) and (item is None or isinstance(item, held)) for name, item in value.items())
 
 
 def _is_harmless(name: object) -> bool:

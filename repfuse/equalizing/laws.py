@@ -127,7 +127,8 @@ class Reading:
             return
         try:
             self._check(node, meaning)
-            found = law_of(node, meaning)(node, meaning, self)
+            law = OF_MEANINGS.get(type(meaning)) or OF_OPERATORS.get(called(node).rstrip("_")) or none
+            found = law(node, meaning, self)
             self._check_written(node, found)
         except Fixed as error:
             if convolves(meaning) and node in self.before_layers:
@@ -446,11 +447,6 @@ OF_OPERATORS: dict[str, Law] = {
     **dict.fromkeys(("flatten", "view", "reshape"), flattened),
 }
 """By its name, where it means nothing to the planner."""
-
-
-def law_of(node: fx.Node, meaning: Meaning | None) -> Law:
-    """Return the law of a node."""
-    return OF_MEANINGS.get(type(meaning)) or OF_OPERATORS.get(called(node).rstrip("_")) or none
 
 
 def none(_node: fx.Node, _meaning: Any, _known: Reading) -> Along | None:
