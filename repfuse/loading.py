@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from repfuse.checkpoint.build import build, check_buildable
+from repfuse.checkpoint.build import build, check_buildable, guessed_shape, known_shape, make_inputs, shapes_of
 from repfuse.checkpoint.contents import RECIPE, Around, no_network
-from repfuse.checkpoint.example import guessed_shape, known_shape, make_inputs, shapes_of
 from repfuse.checkpoint.formats import damaged
 from repfuse.checkpoint.opening import Opened, open_checkpoint
 from repfuse.checkpoint.records import module_state, revive, state_of_record

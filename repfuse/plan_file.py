@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from repfuse.checkpoint.files import digest_of, read_json, replacing
 from repfuse.checkpoint.spec import Said, model_source
@@ -96,8 +96,7 @@ def _digests(path: Path) -> Iterator[str]:
         yield digest_of(path, weights)
 
 
-@dataclass(frozen=True)
-class KnownPlan:
+class KnownPlan(NamedTuple):
     """A plan, or None, and what to say of where it is from or of why there is none."""
 
     plan: Plan | None
@@ -172,10 +171,9 @@ def _said_plan(original: Checkpoint, fused: Checkpoint, given: Path | None) -> K
 
 def is_of_other_bytes(fused: Checkpoint) -> bool:
     """Whether the report beside a checkpoint is of other bytes than it has. One that cannot be read says nothing."""
-    path = report_path(fused.path)
     try:
-        made = read_plan_file(path).origin.output if path.is_file() else None
-    except RepfuseError:
+        made = read_plan_file(report_path(fused.path)).origin.output
+    except RepfuseError:  # also where there is none
         return False
     return made is not None and made.digest != fused.digest
 

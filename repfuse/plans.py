@@ -22,7 +22,7 @@ from unicodedata import category
 from annotated_types import Ge, Gt, Lt, Predicate
 
 from repfuse.errors import RepfuseError
-from repfuse.refusals import REFUSALS
+from repfuse.explanations import REFUSALS
 from repfuse.wording import first_line
 
 if TYPE_CHECKING:

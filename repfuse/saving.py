@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 
 from repfuse import __version__
 from repfuse.checking.results import Verified
-from repfuse.checkpoint import example, onnx_file, safetensors_file, torch_pickle
+from repfuse.checkpoint import onnx_file, safetensors_file, torch_pickle
 from repfuse.checkpoint.allow import MAINS, NotAllowedError, names_refused
-from repfuse.checkpoint.build import Recipe, is_buildable
+from repfuse.checkpoint.build import Recipe, is_buildable, shapes_of
 from repfuse.checkpoint.contents import RECIPE, Around
 from repfuse.checkpoint.files import check_target, digest_of, replacing
 from repfuse.checkpoint.formats import Container, format_for
@@ -29,7 +29,7 @@ from repfuse.loading import Checkpoint
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
 from repfuse.readback import checking
-from repfuse.readback.checking import Check, Written
+from repfuse.readback.checking import Check
 from repfuse.readback.process import Reader
 from repfuse.wording import dtype_name
 
@@ -129,7 +129,10 @@ def writing(
                 _program_written, checkpoint, module, form, temporary, reader=reader, verify=verify
             )
         else:
-            read = _begun(_write(checkpoint, module, plan, form, temporary), reader, verify=verify)
+            network = _write_network(checkpoint, module, temporary) if form == "pt" else None
+            notes, use, check = network or _write_weights(checkpoint, module, plan, form, temporary)
+            answer = check(reader, runs=verify)
+            read = lambda: (notes, use, answer())  # noqa: E731
 
         def saved() -> Saved:
             notes, use, verified = read()
@@ -181,9 +184,8 @@ def _save_graph(
         check_valid(folder / out.name, checkpoint.path)
         for source in (checkpoint.path, *checkpoint.files) if files else ():
             check_target(weights, source, force=force)
-        written = _written(checkpoint, module)
-        job = checking.program_job(written, folder / out.name, "onnx", module=True)
-        verified = checking.check_graph(written, checkpoint.path, model, job, reader, runs=verify)
+        job = checking.program_job(checkpoint, folder / out.name, "onnx", module=True)
+        verified = checking.check_graph(checkpoint, module, model, job, reader, runs=verify)
         digest = digest_of(folder / out.name, *files)
         for file in files:
             file.replace(stack.enter_context(replacing(weights)))
@@ -192,25 +194,6 @@ def _save_graph(
     inputs = shapes_said(model)
     use = _use_of_onnx(inputs, [f"x{number or ''}" for number in range(len(inputs))], out)
     return Saved(out, digest, "onnx", tuple(notes), verified if verify else None, use)
-
-
-def _write(
-    checkpoint: Checkpoint, module: nn.Module, plan: Plan | None, form: str, path: Path
-) -> tuple[list[str], Use, Check]:
-    """Write a file of a network or of weights at ``path``.
-
-    Return what the user must be told of it, what gives the lines that use it, and what has it read.
-    """
-    if form == "pt":
-        return _write_network(checkpoint, module, path)
-    return _write_weights(checkpoint, module, plan, form, path)
-
-
-def _begun(written: tuple[list[str], Use, Check], reader: Reader, *, verify: bool) -> Callable[[], Read]:
-    """Have the file that was ``written`` read, and return what waits for that."""
-    notes, use, check = written
-    answer = check(reader, runs=verify)
-    return lambda: (notes, use, answer())
 
 
 def _program_written(
@@ -231,15 +214,16 @@ def _program_written(
 def _write_program(
     checkpoint: Checkpoint, module: nn.Module, form: str, path: Path, *, sizes: bool = True
 ) -> tuple[list[str], Use, Callable[..., Verified]]:
-    """As ``_write``, of a program; without ``sizes`` the file takes those of the example alone.
+    """Write a file of a program at ``path``; without ``sizes`` it takes those of the example alone.
 
-    ONNX's exporter writes some operators for the size that it sees, and says so nowhere.
+    Return what the user must be told of it, what gives the lines that use it, and what has it read. ONNX's exporter
+    writes some operators for the size that it sees, and says so nowhere.
     """
     from repfuse.checkpoint import exported, pt2_file  # torch.export takes a second to import
 
-    written, before, notes = _written(checkpoint, module), checkpoint.program, []
+    before, example, notes = checkpoint.program, checkpoint.example_inputs, []
     if before is None or not sizes:
-        program = exported.program_of(module, written.example, sizes=sizes)
+        program = exported.program_of(module, example, sizes=sizes)
     else:
         program = before if module is checkpoint.module else exported.program_like(before, module)
     if form == "onnx":
@@ -254,11 +238,10 @@ def _write_program(
         if before is not None and before.dialect != program.dialect:
             dialects = f"{program.dialect} dialect, where the input was {before.dialect}"
             notes.append(f"the program is in torch.export's {dialects}")
-    job = checking.program_job(written, path, "onnx" if form == "onnx" else "pt2")
+    job = checking.program_job(checkpoint, path, "onnx" if form == "onnx" else "pt2")
     alone = [f"{form} holds the network alone: the rest of the training checkpoint is left out"]
-    check = partial(checking.check_program, written, program, job)
-    use = partial(_use_of_program, program, written.example) if form == "onnx" else _use_of_pt2
-    return (alone if checkpoint.around.keys else []) + notes, use, check
+    check = partial(checking.check_program, checkpoint, module, program, job)
+    return (alone if checkpoint.around.keys else []) + notes, partial(_use_of_program, program, example, form), check
 
 
 def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tuple[list[str], Use, Check]:
@@ -280,11 +263,8 @@ def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tup
     if refused:
         names = ", ".join(str(need.name) for need in refused)
         notes.append(f"this file needs --trust where its input did not, because of {names}; .safetensors would not")
-    return (
-        notes,
-        partial(_use_of_network, module, around.keys),
-        partial(checking.check_read, _written(checkpoint, module), job),
-    )
+    check = partial(checking.check_read, replace(checkpoint, metadata={}), module, job)
+    return notes, partial(_use_of_network, module, around.keys), check
 
 
 def _write_weights(
@@ -304,16 +284,12 @@ def _write_weights(
         rest = [*around.kept(), *around.left_out]
         lost = f"safetensors holds weights alone: left out of the training checkpoint: {', '.join(rest)}"
         notes, around = [lost] if rest else [], Around(naming=around.naming)
-    written = replace(_written(checkpoint, module), around=around, metadata=metadata)
+    check = partial(checking.check_read, replace(checkpoint, around=around, metadata=metadata), module)
     use = partial(_use_of_weights, recipe)
     if recipe.source:
-        return notes, use, partial(checking.check_read, written, checking.weights_job(checkpoint, path, around.keys))
+        return notes, use, partial(check, checking.weights_job(checkpoint, path, around.keys))
     notes.append("the file does not say how its network is built: that is to be said where it is loaded")
-    return notes, use, partial(checking.check_read, replace(written, state=state), checking.bare_job(path, around.keys))
-
-
-def _written(checkpoint: Checkpoint, module: nn.Module) -> Written:
-    return Written(checkpoint.module, module, checkpoint.example_inputs, checkpoint.around)
+    return notes, use, partial(check, checking.job_of("weights", path, keys=around.keys), state=state)
 
 
 def _texts_lost(checkpoint: Checkpoint, why: str = "only safetensors holds it") -> list[str]:
@@ -324,7 +300,7 @@ def _texts_lost(checkpoint: Checkpoint, why: str = "only safetensors holds it") 
 def _recipe(checkpoint: Checkpoint, module: nn.Module, plan: Plan | None) -> Recipe:
     if plan is None and module is not checkpoint.module:
         plan = make_plan(checkpoint.module, checkpoint.example_inputs)
-    known = example.shapes_of(checkpoint.example_inputs, checkpoint.module)
+    known = shapes_of(checkpoint.example_inputs, checkpoint.module)
     plans = (*checkpoint.plans, plan) if plan and plan.sites else checkpoint.plans
     source = checkpoint.source if checkpoint.source and as_texts(checkpoint.source) is not None else None
     return Recipe(source, render(known), plans, _made_of(checkpoint))
@@ -360,12 +336,10 @@ def _use_of_weights(recipe: Recipe, out: Path) -> Lines:
     return ("import repfuse", *about, *_call("model = repfuse.load(", said, ").module"))
 
 
-def _use_of_pt2(out: Path) -> Lines:
-    """Return how an exported program is loaded."""
-    return ("import torch", f"model = torch.export.load({_text(out)}).module()")
-
-
-def _use_of_program(program: ExportedProgram, example: Iterable[Tensor], out: Path) -> Lines:
+def _use_of_program(program: ExportedProgram, example: Iterable[Tensor], form: str, out: Path) -> Lines:
+    """Return how an exported program is loaded, or the ONNX file that was made of it."""
+    if form == "pt2":
+        return ("import torch", f"model = torch.export.load({_text(out)}).module()")
     names = program.graph_signature.user_inputs
     shapes = [f"{'x'.join(map(str, x.shape))} {dtype_name(x.dtype)}" for x in example]
     return _use_of_onnx(dict(zip(names, shapes, strict=True)), names, out)

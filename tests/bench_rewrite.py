@@ -22,7 +22,7 @@ from support import torchvision_schemas
 from support.networks import timm_network
 from torch import Tensor, nn
 
-from repfuse.benching.statistics import ratio_of_medians
+from repfuse.benching.timing import ratio_of_medians
 from repfuse.fusing import settled
 from repfuse.networks import named_tensors
 from repfuse.planning.planner import plan

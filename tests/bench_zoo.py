@@ -20,9 +20,8 @@ import torch
 from support import torchvision_schemas
 from torch import nn
 
-from repfuse.benching.clock import batched, time_rounds
 from repfuse.benching.results import Ratio
-from repfuse.benching.statistics import ratio_of_medians
+from repfuse.benching.timing import batched, ratio_of_medians, time_rounds
 from repfuse.fusing import fuse
 from tests.zoo.networks import build, names
 

@@ -19,8 +19,18 @@ from support.ticks import Ticks
 from torch import nn
 
 from repfuse.benching.benchmark import bench
-from repfuse.benching.clock import FEWEST_ROUNDS, SHORTEST, Rounds, batched, device_clock, time_rounds
-from repfuse.benching.statistics import judge, outliers, ratio_of_medians, timing
+from repfuse.benching.results import Timing
+from repfuse.benching.timing import (
+    FEWEST_ROUNDS,
+    SHORTEST,
+    Rounds,
+    batched,
+    device_clock,
+    judge,
+    outliers,
+    ratio_of_medians,
+    time_rounds,
+)
 from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.loading import load
@@ -253,7 +263,7 @@ def waiting(device: torch.device):
 
 
 def _judge(first, second, calls=(1, 1), rounds=None):
-    both = [timing(tuple(times), count) for times, count in zip((first, second), calls, strict=True)]
+    both = [Timing.of(tuple(times), count) for times, count in zip((first, second), calls, strict=True)]
     return judge(*both, batch_size=1, threads=1, rounds=rounds or len(first))
 
 

@@ -18,10 +18,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
-from repfuse.benching import benchmark, runtimes, sites
+from repfuse.benching import benchmark, sites
 from repfuse.benching.benchmark import bench
-from repfuse.benching.results import Benchmark, Gain, NetworkCost, Ratio, SiteTiming
-from repfuse.benching.statistics import drift, judge, ratio_of_samples, timing
+from repfuse.benching.results import Benchmark, Gain, NetworkCost, Ratio, SiteTiming, Timing
+from repfuse.benching.timing import drift, judge, ratio_of_samples
 from repfuse.checking.verification import verify
 from repfuse.cli.app import app
 from repfuse.errors import RepfuseError
@@ -29,12 +29,12 @@ from repfuse.fusing import fuse
 from repfuse.loading import load
 from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
-from repfuse.report.schema import changes, read_benchmark, write_benchmark
+from repfuse.report.schema import changes, read_benchmark, write
 from repfuse.rewriting import rewrite
 
 OTHERS = [
     pytest.param(name, marks=pytest.mark.slow) if name == "compile" else name
-    for name, (_, needed, _) in runtimes.RUNTIMES.items()
+    for name, (_, needed, _) in benchmark.RUNTIMES.items()
     if all(importlib.util.find_spec(package) for package in needed)
 ]
 
@@ -53,20 +53,20 @@ def timed(original: nn.Module, fused: nn.Module, **settings) -> Benchmark:
 def test_each_runtime_is_there(name, tmp_path):
     """And computes what the network does: another one is not timed."""
     model, wrong = network(2), network(2, seed=1)
-    assert runtimes.started(name, model, example(), 1, tmp_path)
-    start, needed, extra = runtimes.RUNTIMES[name]
+    assert benchmark.started(name, model, example(), 1, tmp_path)
+    start, needed, extra = benchmark.RUNTIMES[name]
     runtimes_of = {name: (lambda _model, *rest: start(wrong, *rest), needed, extra)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtimes, "RUNTIMES", runtimes_of)
+        patch.setattr(benchmark, "RUNTIMES", runtimes_of)
         with pytest.raises(RepfuseError, match="something else"):
-            runtimes.started(name, model, example(), 1, tmp_path)
+            benchmark.started(name, model, example(), 1, tmp_path)
 
 
 def test_a_network_is_exported_once_for_all_runtimes(tmp_path):
     made = []
     for name in ("onnxruntime", "openvino"):
         if name in OTHERS:
-            runtimes.started(name, MODEL, example(), 1, tmp_path)
+            benchmark.started(name, MODEL, example(), 1, tmp_path)
             made.append(sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()))
     assert len(made[0]) == 1 and all(each == made[0] for each in made)
 
@@ -87,8 +87,8 @@ def test_a_compiled_network_is_compiled_for_each_batch_size():
 
 
 def test_a_runtime_that_is_not_there_is_named_and_the_others_are_timed(monkeypatch):
-    start, _, extra = runtimes.RUNTIMES["openvino"]
-    monkeypatch.setitem(runtimes.RUNTIMES, "openvino", (start, ("no_such_package",), extra))
+    start, _, extra = benchmark.RUNTIMES["openvino"]
+    monkeypatch.setitem(benchmark.RUNTIMES, "openvino", (start, ("no_such_package",), extra))
     found = timed(network(1), network(1), runtimes=("openvino", "eager"))
     assert [entry.runtime for entry in found.measurements] == ["eager"]
     assert found.left_out == ("openvino: no_such_package not installed: pip install 'repfuse[openvino]'",)
@@ -313,7 +313,7 @@ NOISE = [1, 1.02, 0.98, 1.01, 0.99, 1, 1.03, 0.97]
 
 
 def run(original: float, fused: float, runtime: str = "eager") -> Benchmark:
-    times = (timing(tuple(seconds * noise for noise in NOISE), 1) for seconds in (original, fused))
+    times = (Timing.of(tuple(seconds * noise for noise in NOISE), 1) for seconds in (original, fused))
     entry = judge(*times, batch_size=1, threads=1, rounds=8, runtime=runtime)
     cost = NetworkCost(1, 4, 1, None)
     return Benchmark("cpu", "float32", ((1, 3, 9, 9),), cost, cost, (entry,))
@@ -341,7 +341,7 @@ def test_only_the_same_settings_are_compared():
 
 def test_a_benchmark_survives_its_file(tmp_path):
     path, kept = tmp_path / "baseline.json", replace(run(4, 1), left_out=("openvino: no",))
-    write_benchmark(kept, path)
+    write("benchmark", kept.to_dict(), path)
     assert read_benchmark(path) == kept
 
 
@@ -366,7 +366,7 @@ def test_what_is_no_benchmark_is_bad_input(tmp_path, text):
 
 def test_a_benchmark_with_a_hole_is_bad_input(tmp_path):
     path = tmp_path / "baseline.json"
-    write_benchmark(run(4, 1), path)
+    write("benchmark", run(4, 1).to_dict(), path)
     data = json.loads(path.read_text())
     del data["measurements"][0]["fused"]
     path.write_text(json.dumps(data))
@@ -387,10 +387,12 @@ def test_the_ratio_of_two_runs_scales_with_one_of_them(first, second, factor):
 def test_a_drift_of_both_networks_is_said(first, factor):
     drifting = [1.0] * 10 + [factor] * 10
     assert drift(drifting) == pytest.approx(factor)
-    said = judge(timing(tuple(drifting), 1), timing(tuple(drifting), 1), batch_size=1, threads=1, rounds=20).warnings
+    said = judge(
+        Timing.of(tuple(drifting), 1), Timing.of(tuple(drifting), 1), batch_size=1, threads=1, rounds=20
+    ).warnings
     assert any("slower during the measurement" in text for text in said)
-    steady = timing((1.0,) * 20, 1)
-    said = judge(timing(tuple(drifting), 1), steady, batch_size=1, threads=1, rounds=20).warnings
+    steady = Timing.of((1.0,) * 20, 1)
+    said = judge(Timing.of(tuple(drifting), 1), steady, batch_size=1, threads=1, rounds=20).warnings
     assert not any("during the measurement" in text for text in said)
 
 

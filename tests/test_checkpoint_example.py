@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from repfuse.checkpoint.example import (
+from repfuse.checkpoint.build import (
     guessed_shape,
     known_shape,
     make_inputs,

@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 from repfuse import __version__
 from repfuse.cli.app import Command, app
 from repfuse.errors import RepfuseError
-from repfuse.refusals import REFUSALS
-from repfuse.topics import TOPICS
+from repfuse.explanations import REFUSALS, TOPICS
 
 COMMANDS = ["convert", "verify", "bench", "report", "inspect", "explain"]
 MODULE = SAMPLES / "repvgg_digits.pt"

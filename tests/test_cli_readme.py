@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from support.onnx_models import exported
 from support.snapshots import FOLDER as SNAPSHOTS
 
+from repfuse.explanations import TOPICS
 from repfuse.samples import DigitsRepVGG
-from repfuse.topics import TOPICS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))

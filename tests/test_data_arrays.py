@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from repfuse.data import read_data
-from repfuse.data.finding import INPUTS, LABELS
+from repfuse.data import INPUTS, LABELS, read_data
 from repfuse.errors import RepfuseError
 
 IMAGES = torch.arange(24.0).reshape(2, 3, 4)

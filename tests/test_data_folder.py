@@ -18,8 +18,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from repfuse.data.finding import SUFFIXES, numbering, read_folder
-from repfuse.data.prepare import by_pillow, read_image
+from repfuse.data import SUFFIXES, by_pillow, numbering, read_folder, read_image
 from repfuse.errors import RepfuseError
 
 

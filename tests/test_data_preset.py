@@ -22,16 +22,18 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 from torchvision.transforms.functional import center_crop
 
 from repfuse.checkpoint.spec import ModelSource
-from repfuse.data import Wishes, prepare, read_data
-from repfuse.data.prepare import (
+from repfuse.data import (
     INTERPOLATIONS,
     Preset,
+    Wishes,
     by_pillow,
     known,
     laid_out,
     normalised,
     of_timm,
     of_torchvision,
+    prepare,
+    read_data,
     read_image,
 )
 from repfuse.errors import RepfuseError

@@ -15,9 +15,9 @@ from support.recordings import recorded
 from torch import nn
 from torch.nn import functional as F
 
-from repfuse.equalizing.laws import Freedom, freedom
+from repfuse.equalizing.laws import Freedom, Reading
+from repfuse.explanations import REFUSALS
 from repfuse.networks import named_tensors
-from repfuse.refusals import REFUSALS
 
 X = image(2, 3, 8, 8)
 LARGER = image(3, 3, 12, 10)
@@ -37,7 +37,7 @@ def rescaled(model: nn.Module, found: Freedom, seed: int = 0) -> nn.Module:
 
 def exact(model: nn.Module, *inputs: torch.Tensor, others: tuple[torch.Tensor, ...] = ()) -> Freedom:
     """What is free in a network, which has been tried."""
-    found = freedom(recorded(model, *inputs))
+    found = Reading(recorded(model, *inputs)).run()
     for seed in range(2):
         made = rescaled(model, found, seed)
         assert error(model, made, *inputs) < 1e-12

@@ -23,11 +23,14 @@ from conftest import Cli
 
 import repfuse
 from repfuse.checkpoint.files import replacing, together
-from repfuse.cli.conversion import Request, _proven, _with_output, _write_report, _writing
+from repfuse.cli.conversion import Request, _proven, with_output
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
 from repfuse.planning.replaying import Choice
 from repfuse.readback.process import Reader
+from repfuse.report.schema import report_path
+from repfuse.report.schema import write as write_document
+from repfuse.saving import writing
 
 POINTS = ("open", "fsync", "chmod", "unlink", "replace", "rename")  # of os: where the disk is changed
 Files = dict[str, bytes]
@@ -50,11 +53,10 @@ def write(samples: Path) -> Callable[..., None]:
 
     def run(folder: Path, name: str = "out.pt", *, force: bool = False) -> None:
         out = folder / name
-        request = Request(source, {}, Choice(), out=out, force=force)
         with Reader() as reader, together():
-            with _writing(request, checkpoint, report.plan, module, reader) as saved:
-                done = _with_output(report, saved())
-            _write_report(done, out)
+            with writing(checkpoint, module, out, report.plan, force=force, reader=reader) as saved:
+                done = with_output(report, saved())
+            write_document("conversion", done.to_dict(), report_path(out))
 
     return run
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from repfuse.checkpoint.spec import Said
 from repfuse.errors import RepfuseError
+from repfuse.explanations import REFUSALS
 from repfuse.plan_file import LARGEST, Origin, read_plan_file, write_plan
 from repfuse.plans import Cost, Plan, Refusal, Site
-from repfuse.refusals import REFUSALS
 from repfuse.report.schema import Environment, Input, Report, envelope, to_json
 
 TENSOR = {"shape": [1, 1, 8, 8], "dtype": "float32"}

@@ -14,9 +14,9 @@ from torch import nn
 from torch.ao.quantization import FakeQuantize
 from torch.nn import functional as F
 
+from repfuse.explanations import REFUSALS
 from repfuse.fusing import fuse
 from repfuse.plans import Policy
-from repfuse.refusals import REFUSALS
 
 INPUTS = (image(2, 4, 6, 7), image(2, 4, 6, 7, seed=1))
 ROWS, INDICES = image(2, 5, 4), torch.arange(10).view(2, 5) % 9

@@ -25,8 +25,7 @@ from repfuse.health import Anomaly
 from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.quantization import Kernel, Rounded, SiteKernels
 from repfuse.report.bench_view import speed
-from repfuse.report.markdown import as_markdown
-from repfuse.report.page import RANGES_SHOWN, Page, as_html, layers, limit, range_axis, speed_axis
+from repfuse.report.page import RANGES_SHOWN, Page, as_html, as_markdown, layers, limit, range_axis, speed_axis
 from repfuse.report.schema import Chosen, Report, envelope, read, to_json, told
 
 SECTIONS = ["verdict", "speed", "size", "sites", "kernels", "refusals", "agreement", "environment"]

@@ -40,13 +40,12 @@ from repfuse.checking.results import (
     Verified,
     WeightProof,
 )
+from repfuse.explanations import REFUSALS, TOPICS
 from repfuse.plans import Cost, Plan, Refusal, Site
-from repfuse.refusals import REFUSALS
 from repfuse.report.bench_view import bench_view
 from repfuse.report.convert_view import convert_view, explain_view, list_view, merged, name_of, plan_view, topic_view
 from repfuse.report.schema import Environment, Input, Output, Report, envelope, to_json
 from repfuse.report.verify_view import verify_view
-from repfuse.topics import TOPICS
 
 LONG = "backbone.stages.2.blocks.13.token_mixer.reparam_conv_with_a_long_name"
 WIDTHS = [60, 80, 120, 200]

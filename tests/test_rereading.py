@@ -26,7 +26,7 @@ import repfuse
 from repfuse import saving
 from repfuse.checking.runs import Outcome
 from repfuse.errors import RepfuseError
-from repfuse.readback import checking, process, reading
+from repfuse.readback import process, reading
 from repfuse.readback.process import SAME_PROCESS, Reader
 from repfuse.readback.reading import Job, fingerprint_of
 
@@ -187,14 +187,15 @@ FAULTS = {
 
 def corrupted(change: Change, patch: pytest.MonkeyPatch) -> None:
     """Have the file changed between the moment that it is written and that it is read again."""
-    write = saving._write
+    for name in ("_write_network", "_write_weights"):
+        write = getattr(saving, name)
 
-    def wrong(*arguments: Any) -> Any:
-        wrote = write(*arguments)
-        change(arguments[-1])
-        return wrote
+        def wrong(*arguments: Any, write: Callable[..., Any] = write) -> Any:
+            wrote = write(*arguments)
+            change(arguments[-1])
+            return wrote
 
-    patch.setattr(saving, "_write", wrong)
+        patch.setattr(saving, name, wrong)
 
 
 @pytest.mark.parametrize(("source", "target"), sorted({fault[:2] for fault in FAULTS.values()}))
@@ -279,8 +280,8 @@ def test_a_process_that_does_not_answer_fails_closed(
 ) -> None:
     command, said = LOST[way]
     monkeypatch.setattr(process, "COMMAND", command)
-    monkeypatch.setattr(checking, "PATIENCE", 1.0 if "hangs" in way else 60.0)
-    monkeypatch.setattr(checking, "SLOWER", 1)
+    monkeypatch.setattr(process, "PATIENCE", 1.0 if "hangs" in way else 60.0)
+    monkeypatch.setattr(process, "SLOWER", 1)
     started = time.monotonic()
     with pytest.raises(RepfuseError) as raised:
         converted(samples / "notebook_block.pt", tmp_path / "out.pt", input="1x16x8x8")
@@ -295,9 +296,9 @@ def test_a_process_that_died_before_it_was_asked_is_said(monkeypatch: pytest.Mon
     with Reader() as reader:
         assert reader._process is not None
         os.waitid(os.P_PID, reader._process.pid, os.WEXITED | os.WNOWAIT)
-        reader.ask(Job("weights", "nothing", 1))
+        reader.ask(Job("weights", __file__, 1))
         with pytest.raises(RepfuseError, match="killed by SIGKILL"):
-            reader.answer(60)
+            reader.answer()
 
 
 def test_the_process_ends_with_what_it_is_for_however_that_ends(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
@@ -375,7 +376,7 @@ def test_a_process_finds_what_was_found_after_it_was_started(
             if marked.exists():
                 break
         started.ask(Job("network", str(tmp_path / "in.pt"), 1, loading={"trust": True}, module=True))
-        assert started.answer(60).network == fingerprint_of(network, module=True)
+        assert started.answer().network == fingerprint_of(network, module=True)
     assert marked.exists()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from repfuse.benching.clock import (
+from repfuse.benching.results import Benchmark, ColdCalls, Experiment, Measurement, NetworkCost, Runtime, Timing
+from repfuse.benching.timing import (
     FEWEST_ROUNDS,
     Call,
     Clock,
@@ -27,13 +31,13 @@ from repfuse.benching.clock import (
     batched,
     device_clock,
     evaluating,
+    judge,
+    ratio_of_medians,
     time_calls,
     time_rounds,
 )
-from repfuse.benching.results import Benchmark, ColdCalls, Experiment, Measurement, NetworkCost, Runtime, Timing
-from repfuse.benching.runtimes import Inputs, forget_compiled, started
-from repfuse.benching.statistics import judge, ratio_of_medians, timing
-from repfuse.errors import RepfuseError
+from repfuse.checkpoint import onnx_file
+from repfuse.errors import RepfuseError, quietly
 from repfuse.networks import between, check_runnable, device_of, main_dtype, placed, using_threads, why_refused
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import OperatorMode
@@ -98,6 +102,106 @@ def _peak(network: nn.Module, inputs: tuple[Any, ...], weight_bytes: int) -> int
     return weight_bytes + torch.cuda.max_memory_allocated(device) - before
 
 
+# A network in the runtimes that people deploy in: each as a call without arguments. The inputs stay what they are, one
+# shape for all calls; a runtime gets the network as its own tools make it: what torch.compile compiles, what PyTorch's
+# exporter writes. What nobody asked for is not imported.
+
+Inputs = tuple[Any, ...]
+Start = Callable[[nn.Module, Inputs, int, Path], Call]
+"""Makes a network ready, with so many threads; files may be written into a folder that is there as long as the call."""
+
+
+def eager(network: nn.Module, inputs: Inputs, _threads: int, _folder: Path) -> Call:
+    """PyTorch, operator by operator."""
+    return lambda: network(*inputs)
+
+
+def compiled(network: nn.Module, inputs: Inputs, _threads: int, _folder: Path) -> Call:
+    """``torch.compile``, of this shape alone."""
+    with quietly():
+        made = torch.compile(network, dynamic=False)
+    return lambda: made(*inputs)
+
+
+def onnxruntime(network: nn.Module, inputs: Inputs, threads: int, folder: Path) -> Call:
+    """ONNX Runtime on the CPU, with all of its own optimisations."""
+    session = onnx_file.session(str(_exported(network, inputs, folder)), threads)
+    fed = {slot.name: x.numpy() for slot, x in zip(session.get_inputs(), inputs, strict=True)}
+    return lambda: session.run(None, fed)
+
+
+def openvino(network: nn.Module, inputs: Inputs, threads: int, folder: Path) -> Call:
+    """OpenVINO on the CPU, in float32: of itself it would compute in bfloat16 where the processor can."""
+    path = _exported(network, inputs, folder)
+    runtime = importlib.import_module("openvino")
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = runtime.compile_model(str(path), "CPU", settings).create_infer_request()
+    fed = {place: x.numpy() for place, x in enumerate(inputs)}
+    return lambda: list(request.infer(fed).values())
+
+
+def _exported(network: nn.Module, inputs: Inputs, folder: Path) -> Path:
+    """Return the network as an ONNX file for inputs of these shapes, written where no runtime had it written before."""
+    if isinstance(network, onnx_file.OfFile):
+        return network.path
+    if not all(isinstance(x, Tensor) for x in inputs):
+        raise RepfuseError("It takes tensors alone as inputs.")
+    if device_of(network).type != "cpu":
+        raise RepfuseError("It is timed on the CPU, and the network is elsewhere.")
+    path = folder / f"{id(network)}.onnx"
+    if not path.exists():
+        with quietly(), torch.no_grad():
+            program = torch.export.export(network, inputs)
+        onnx_file.write(program, path)
+    return path
+
+
+RUNTIMES: dict[str, tuple[Start, Sequence[str], str]] = {
+    Runtime.EAGER: (eager, (), ""),
+    Runtime.COMPILE: (compiled, (), ""),
+    Runtime.ONNXRUNTIME: (onnxruntime, onnx_file.NEEDED, "onnx"),
+    Runtime.OPENVINO: (openvino, ("openvino", *onnx_file.NEEDED), "openvino"),
+}
+"""For each runtime what starts it, the packages that it needs, and the extra that brings them."""
+
+
+def started(name: str, network: nn.Module, inputs: Inputs, threads: int, folder: Path) -> Call:
+    """Return what calls the network once in a runtime. Raises RepfuseError where that is not there, or refuses it."""
+    start, needed, extra = RUNTIMES[name]
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        what = f"{', '.join(missing)} not installed"
+        raise RepfuseError(f"{what}: pip install 'repfuse[{extra}]'")
+    try:
+        call = start(network, inputs, threads, folder)
+        with quietly():
+            alike = _alike(network(*inputs), call())
+    except RepfuseError:
+        raise
+    except Exception as error:  # each raises what it likes
+        raise RepfuseError(described(error)) from error
+    if not alike:
+        raise RepfuseError("what it made of the network computes something else")
+    return call
+
+
+def _alike(wanted: Any, found: Any) -> bool:
+    """Whether a runtime computes what the network does, roughly: a drift of kernels is none, another branch is one."""
+    arrays = ((x for x in tree_leaves(value) if isinstance(x, Tensor | np.ndarray)) for value in (wanted, found))
+    pairs = [[torch.as_tensor(x).double() for x in each] for each in arrays]
+    if [x.shape for x in pairs[0]] != [x.shape for x in pairs[1]]:
+        return False
+    return all(bool(((x - y).abs() <= ROUGHLY * x.abs().max()).all()) for x, y in zip(*pairs, strict=True) if x.numel())
+
+
+ROUGHLY = 0.05
+"""Of the largest number of an output."""
+
+
 def bench(
     original: nn.Module,
     fused: nn.Module,
@@ -136,7 +240,8 @@ def bench(
     pairs, settings = list[Pair](), list[tuple[Pair, int, int]]()
     for inputs in (example_inputs, *more_inputs):
         example = tuple(map(_channels_last, inputs)) if channels_last else tuple(inputs)
-        cast = dict.fromkeys(_floats(example), dtype) if dtype else {}
+        floats = {x.dtype for x in tree_leaves(example) if isinstance(x, Tensor) and x.is_floating_point()}
+        cast = dict.fromkeys(floats, dtype) if dtype else {}
         sizes = at_least(1, "The batch size", [batch_of(example) or 1] if batch_sizes is None else batch_sizes)
         first = Contestant(original, placed(example, device_of(original), cast))
         second = Contestant(fused, placed(example, device_of(fused), cast or between(original, fused)))
@@ -147,7 +252,7 @@ def bench(
     left_out: dict[str, str] = {}
     with evaluating(original, fused):
         once = ColdCalls(pairs[0][0].time_once(clock), pairs[0][1].time_once(clock)) if cold else None
-        costs = {both: tuple(each.cost() for each in both) for both in pairs}
+        costs = {both: tuple(network_cost(each.network, each.inputs) for each in both) for both in pairs}
         product_of, macs = _matrix_product(original)
         for done, (both, size, count) in enumerate(settings):
 
@@ -165,8 +270,8 @@ def bench(
                 calls = _start(pair, [name for name in runtimes if name not in left_out], Path(folder), left_out)
                 found = _measure(calls, work, product_of, clock, report, size=size, rounds=rounds, seconds=seconds)
                 measurements += (replace(each, shapes=shapes) for each in found)
-                if "compile" in calls:
-                    forget_compiled()
+                if "compile" in calls:  # after some shapes of one forward it compiles no more of them, without a word
+                    torch._dynamo.reset()
     before, after = costs[pairs[0]]
     return Benchmark(
         device=str(device_of(fused)),
@@ -187,7 +292,7 @@ def _changed(
     if dtype is None and device is None and not channels_last:
         return network
 
-    def changed(_name: str, x: torch.Tensor) -> torch.Tensor:
+    def changed(_name: str, x: Tensor) -> Tensor:
         x = x.detach().to(device=device, dtype=dtype if x.is_floating_point() else None)
         return _channels_last(x) if channels_last else x
 
@@ -201,12 +306,8 @@ def _changed(
 
 def _channels_last(x: Any) -> Any:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    known = isinstance(x, torch.Tensor) and x.dim() in formats
+    known = isinstance(x, Tensor) and x.dim() in formats
     return x.contiguous(memory_format=formats[x.dim()]) if known else x
-
-
-def _floats(example: Inputs) -> set[torch.dtype]:
-    return {x.dtype for x in tree_leaves(example) if isinstance(x, torch.Tensor) and x.is_floating_point()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,17 +320,13 @@ class Contestant:
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Those of the tensors among the inputs."""
-        return tuple(tuple(x.shape) for x in tree_leaves(self.inputs) if isinstance(x, torch.Tensor))
+        return tuple(tuple(x.shape) for x in tree_leaves(self.inputs) if isinstance(x, Tensor))
 
     def at(self, size: int) -> Contestant:
         """Return the same network with a batch of ``size``."""
         if batch_of(self.inputs) in (size, None):
             return self
         return Contestant(self.network, batched(self.inputs, size))
-
-    def cost(self) -> NetworkCost:
-        """Count what the network stores, and its work in one call."""
-        return network_cost(self.network, self.inputs)
 
     @torch.inference_mode()
     def time_once(self, clock: Clock) -> float:
@@ -288,7 +385,7 @@ def _measure(
     once = statistics.median(found.times[-1])
     floors = [None if amount is None else amount * once for amount in work]
     pairs = zip(found.times[:-1], found.calls[:-1], floors * len(calls), strict=True)
-    timings = iter([timing(*each) for each in pairs])
+    timings = iter([Timing.of(*each) for each in pairs])
     whole: Timing | None = None
     for runtime in calls:
         first, second = next(timings), next(timings)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import median
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le, MinLen
@@ -22,7 +23,7 @@ COLD_NOTE = (
 
 
 class Runtime(StrEnum):
-    """Where networks are timed; see ``benching.runtimes``."""
+    """Where networks are timed; see ``benching.benchmark.RUNTIMES``."""
 
     EAGER = "eager"
     COMPILE = "compile"
@@ -82,6 +83,11 @@ class Timing:
     calls: Count
     times: Annotated[tuple[Positive, ...], MinLen(2)]
     floor: Positive | None = None
+
+    @classmethod
+    def of(cls, times: tuple[float, ...], calls: int, floor: float | None = None) -> Timing:
+        """Return what is said of these times."""
+        return cls(median(times), min(times), max(times), calls, times, floor)
 
     @property
     def of_machine(self) -> float | None:

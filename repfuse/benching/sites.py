@@ -9,25 +9,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from math import ceil, inf
+from math import ceil
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from repfuse.benching.clock import FEWEST_ROUNDS, Clock, device_clock, evaluating, time_rounds
 from repfuse.benching.results import Gain, SiteTiming
-from repfuse.benching.statistics import difference_of_medians, ratio_of_medians
+from repfuse.benching.timing import (
+    FEWEST_ROUNDS,
+    Clock,
+    device_clock,
+    difference_of_medians,
+    evaluating,
+    ratio_of_medians,
+    time_rounds,
+)
 from repfuse.checking.places import Place, places
 from repfuse.checking.proof import at_the_example
 from repfuse.errors import RepfuseError
 from repfuse.networks import device_of
 from repfuse.planning.cost import is_trade, price
 from repfuse.planning.replaying import Choice, again, replay
-from repfuse.plans import Measured, Plan, Site
+from repfuse.plans import Measured, Plan
 from repfuse.rewriting import rewrite
 
 ROUNDS = 10 * FEWEST_ROUNDS
@@ -92,7 +99,9 @@ def time_places(
     clock = device_clock(clock, device_of(fused))
     timed = []
     for number, (place, other) in enumerate(pairs):
-        inputs = _inputs(place)
+        device, dtype_of = device_of(place.module), place.planner.recording.dtype_of
+        given = zip(place.sources, at_the_example(place).inputs, strict=True)
+        inputs = [x.to(device=device, dtype=dtype_of[source]) for source, x in given]
         calls = [partial(module, *inputs) for module in (_at_hand(other), place.after(fused))]
         rounds = time_rounds(calls, clock, rounds=ROUNDS, seconds=seconds / len(pairs), progress=lambda _fraction: None)
         timed.append(_timing(place, plan, *rounds.times))
@@ -123,31 +132,14 @@ def _at_hand(module: nn.Module) -> nn.Module:
     return module
 
 
-def _inputs(place: Place) -> tuple[torch.Tensor, ...]:
-    recording = place.planner.recording
-    device = device_of(place.module)
-    pairs = zip(place.sources, at_the_example(place).inputs, strict=True)
-    return tuple(x.to(device=device, dtype=recording.dtype_of[source]) for source, x in pairs)
-
-
-def _predicted(place: Place, plan: Plan) -> float:
-    """Return how many times as fast the law of cost expects the place to get."""
-    before, after = (sum(price(getattr(site, side)) for site in _sites(place, plan)) for side in ("before", "after"))
-    return before / after if after else inf
-
-
-def _sites(place: Place, plan: Plan) -> list[Site]:
-    """Return the sites of a plan that are written there: several where what they compute is added up."""
-    return [site for site in plan.sites if site.output == place.output]
-
-
 def _timing(place: Place, plan: Plan, before: tuple[float, ...], after: tuple[float, ...]) -> SiteTiming:
-    predicted = _predicted(place, plan)
+    sites = [site for site in plan.sites if site.output == place.output]  # several where what they compute is added up
+    costs = [sum(price(getattr(site, side)) for site in sites) for side in ("before", "after")]
     return SiteTiming(
         path=place.path,
         output=place.output,
-        kernel=" + ".join(site.kernel for site in _sites(place, plan)),
-        predicted=predicted if predicted < inf else None,
+        kernel=" + ".join(site.kernel for site in sites),
+        predicted=costs[0] / costs[1] if costs[1] else None,
         before=median(before),
         after=median(after),
         speedup=ratio_of_medians(before, after),
@@ -162,8 +154,7 @@ leaves in parts where that is not to get so many times as slow.
 """
 
 
-@dataclass(frozen=True)
-class Tuned:
+class Tuned(NamedTuple):
     """A plan that goes by what was measured, and a line for each place that was."""
 
     plan: Plan

@@ -85,7 +85,10 @@ def resolve(name: GlobalName, named: Named) -> Any:
     if name.module in ("torch.nn.functional", "torch._C._nn") and name.name in ACTIVATIONS:
         return getattr(nn.functional, name.name)
     found = _of_script(name, named) if name.module in MAINS else _of_module(name, named)
-    if not _is_plain_class(found, name, named):
+    plain = isinstance(found, type) and issubclass(found, (nn.Module, Enum)) and not issubclass(found, NEVER)
+    own = found.__module__ if plain else ""
+    ours = _is_inside(own, KNOWN) or (own == MAIN and name.module in MAINS)
+    if not plain or not (ours or named.covers(own, found.__name__)):
         raise NotAllowedError(name, NOT_DATA)
     return found
 
@@ -157,13 +160,6 @@ def _of_script(name: GlobalName, named: Named) -> Any:
 
 def _is_inside(module: str, packages: Iterable[str]) -> bool:
     return any(f"{module}.".startswith(f"{package}.") for package in packages)
-
-
-def _is_plain_class(found: object, name: GlobalName, named: Named) -> bool:
-    if not isinstance(found, type) or not issubclass(found, (nn.Module, Enum)) or issubclass(found, NEVER):
-        return False
-    own = found.__module__
-    return _is_inside(own, KNOWN) or named.covers(own, found.__name__) or (own == MAIN and name.module in MAINS)
 
 
 def _outside(name: GlobalName, named: Named) -> NotAllowedError:

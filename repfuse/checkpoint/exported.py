@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 
 from repfuse.checking.drift import check_written
 from repfuse.checking.runs import call
-from repfuse.checkpoint.example import make_inputs, random_tensor
+from repfuse.checkpoint.build import make_inputs, random_tensor
 from repfuse.checkpoint.formats import damaged
 from repfuse.checkpoint.spec import Shape
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError, quietly
@@ -45,16 +45,16 @@ class Contract:
     axes: tuple[tuple[Axis, ...], ...]
     ranges: tuple[tuple[str, int | None, int | None], ...]
 
+    def admits(self, shapes: Sequence[Sequence[int]]) -> bool:
+        """Whether the axes that are fixed have the sizes of these ``shapes``."""
+        pairs = (zip(axes, shape, strict=True) for axes, shape in zip(self.axes, shapes, strict=True))
+        return all(axis == size for pair in pairs for axis, size in pair if isinstance(axis, int))
+
     def describe(self) -> str:
         """Return the shapes as text: ``d0x3xd1xd2``, with the ranges."""
         shapes = ", ".join("x".join(map(str, axes)) for axes in self.axes)
         ranges = ", ".join(f"{name} from {low} to {high or 'any'}" for name, low, high in self.ranges)
         return f"{shapes} ({ranges})" if ranges else shapes
-
-    def admits(self, shapes: Sequence[Sequence[int]]) -> bool:
-        """Whether the axes that are fixed have the sizes of these ``shapes``."""
-        pairs = (zip(axes, shape, strict=True) for axes, shape in zip(self.axes, shapes, strict=True))
-        return all(axis == size for pair in pairs for axis, size in pair if isinstance(axis, int))
 
 
 def contract_of(program: ExportedProgram) -> Contract:
@@ -79,21 +79,8 @@ def input_values(program: ExportedProgram) -> list[torch.Tensor]:
     return [node.meta["val"] for node in program.graph.find_nodes(op="placeholder") if node.name in wanted]
 
 
-def dims_of(program: ExportedProgram) -> tuple[dict[int, Any], ...]:
-    """Return the dynamic shapes of the flattened inputs as torch.export.export takes them.
-
-    An axis is a Dim, or k * Dim + c where the program says so. Raises ValueError where it is no such expression.
-    """
-    dims: dict[Any, Any] = {}
-    return _dynamic(program, lambda size: _dim(program, size, dims))
-
-
-def automatic(program: ExportedProgram) -> tuple[dict[int, Any], ...]:
-    """As ``dims_of``, with sizes that torch.export relates to each other by itself."""
-    return _dynamic(program, lambda size: Dim.AUTO(**_limits(program, size.node.expr)))
-
-
 def _dynamic(program: ExportedProgram, dim: Callable[[torch.SymInt], Any]) -> tuple[dict[int, Any], ...]:
+    """Return the dynamic shapes of the flattened inputs as torch.export.export takes them."""
     return tuple(
         {axis: dim(size) for axis, size in enumerate(shape) if isinstance(size, torch.SymInt)}
         for shape in _shapes(program)
@@ -122,6 +109,7 @@ def _shapes(program: ExportedProgram) -> list[tuple[Any, ...]]:
 
 
 def _dim(program: ExportedProgram, size: torch.SymInt, dims: dict[Any, Any]) -> Any:
+    """Return a Dim, or k * Dim + c where the program says so. Raises ValueError where it is no such expression."""
     expression = size.node.expr
     (symbol,) = expression.free_symbols
     if symbol not in dims:
@@ -207,7 +195,8 @@ def program_like(original: ExportedProgram, network: nn.Module) -> ExportedProgr
     Raises RepfuseError where it cannot be exported, or where any of that would change.
     """
     try:
-        shapes = dims_of(original)
+        dims: dict[Any, Any] = {}
+        shapes = _dynamic(original, lambda size: _dim(original, size, dims))
     except ValueError as error:
         raise _changed(str(error)) from error
     example = list(flat_inputs(original))
@@ -217,7 +206,8 @@ def program_like(original: ExportedProgram, network: nn.Module) -> ExportedProgr
     try:
         program = _export(network, tuple(example), shapes)
     except RepfuseError:  # torch wants guards between sizes, which only its automatic dimensions may have
-        program = _export(network, tuple(example), automatic(original))
+        automatic = _dynamic(original, lambda size: Dim.AUTO(**_limits(original, size.node.expr)))
+        program = _export(network, tuple(example), automatic)
     signature, wanted = program.module_call_graph[0].signature, original.module_call_graph[0].signature
     assert signature is not None and wanted is not None
     signature.in_spec, signature.out_spec = wanted.in_spec, wanted.out_spec
@@ -236,13 +226,14 @@ def program_of(network: nn.Module, example: Sequence[Tensor], *, sizes: bool = T
     Without ``sizes`` the batch alone is. Raises RepfuseError where it cannot be exported.
     """
     batch = example[0].shape[:1]
-    ways = [(doubled(example), True), (tuple(example), False)]  # a forward may hold its batch as a number
-    for inputs, batched in ways:
-        axes = tuple(
-            _axes(x, y.shape[:1] == batch and batched, sizes=sizes) for x, y in zip(inputs, example, strict=True)
-        )
+
+    def axes(x: Tensor, *, batched: bool) -> dict[int, Any]:
+        space = range(2, x.dim()) if sizes and x.is_floating_point() and 3 <= x.dim() <= 5 else ()
+        return dict.fromkeys([*([0] if batched and x.shape[:1] == batch else []), *space], Dim.AUTO)
+
+    for inputs, batched in ((doubled(example), True), (tuple(example), False)):  # its batch may be a number
         with suppress(RepfuseError):
-            program = _export(network, inputs, axes)
+            program = _export(network, inputs, tuple(axes(x, batched=batched) for x in example))
             if contract_of(program).admits([x.shape for x in example]):
                 return program
     return _export(network, tuple(example), None)
@@ -265,13 +256,6 @@ def doubled(example: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the example with a batch of two where it has a batch of one: torch.export takes one for a constant."""
     batch = example[0].shape[:1]
     return tuple(torch.cat([x, x]) if batch == (1,) and x.shape[:1] == batch else x for x in example)
-
-
-def _axes(tensor: Tensor, batched: bool, *, sizes: bool) -> dict[int, Any]:
-    axes = {0: Dim.AUTO} if batched else {}
-    if sizes and tensor.is_floating_point() and 3 <= tensor.dim() <= 5:
-        axes |= dict.fromkeys(range(2, tensor.dim()), Dim.AUTO)
-    return axes
 
 
 def _changed(why: str) -> RepfuseError:

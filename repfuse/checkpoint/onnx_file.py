@@ -109,12 +109,9 @@ def session(model: str | bytes, threads: int = 0) -> Any:
 
 def _run(session: Any, inputs: tuple[Any, ...], names: Sequence[str]) -> Outcome:
     try:
-        fed = {slot.name: _array(tensor) for slot, tensor in zip(session.get_inputs(), inputs, strict=True)}
+        pairs = zip(session.get_inputs(), inputs, strict=True)
+        fed = {slot.name: tensor.detach().cpu().numpy() for slot, tensor in pairs}
         outputs = [torch.from_numpy(array) for array in session.run(None, fed)]
         return Outcome(dict(zip(names, outputs, strict=True)))
     except Exception as error:  # likewise
         return Outcome({}, described(error))
-
-
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().numpy()

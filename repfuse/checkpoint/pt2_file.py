@@ -170,12 +170,12 @@ def _is_made_of(text: str, is_known: Callable[[ast.AST], bool]) -> bool:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return False
-    return all(_is_plain(node) or is_known(node) for node in ast.walk(tree))
 
+    def is_plain(node: ast.AST) -> bool:
+        number = isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, int | float))
+        return number or isinstance(node, ARITHMETIC)
 
-def _is_plain(node: ast.AST) -> bool:
-    number = isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, int | float))
-    return number or isinstance(node, ARITHMETIC)
+    return all(is_plain(node) or is_known(node) for node in ast.walk(tree))
 
 
 def _is_symbolic(node: ast.AST) -> bool:
@@ -275,10 +275,6 @@ def _is_identifier(text: str) -> bool:
     return text == "" or (plain and not text.startswith("__"))
 
 
-def _is_path_or_root(text: str) -> bool:
-    return text == "" or all(re.fullmatch(r"[\w@]+", part, re.ASCII) for part in text.split("."))
-
-
 def _is_tree(text: str) -> bool:
     version, tree = json.loads(text)
     return version == 1 and _is_branch(tree)
@@ -288,14 +284,15 @@ def _is_branch(tree: Any) -> bool:
     children = tree["children_spec"]
     if tree["type"] is None:
         return tree["context"] is None and not children
+
+    def is_key(key: Any) -> bool:
+        return isinstance(key, int) or (isinstance(key, str) and bool(WORDS.fullmatch(key)))
+
     context = tree["context"]
     keys = json.loads(context) if isinstance(context, str) else context
-    plain = keys is None or (isinstance(keys, list) and all(map(_is_key, keys))) or isinstance(keys, int)
+    listed = isinstance(keys, list) and all(map(is_key, keys))
+    plain = keys is None or listed or isinstance(keys, int)
     return tree["type"] in CONTAINERS and plain and all(map(_is_branch, children))
-
-
-def _is_key(key: Any) -> bool:
-    return isinstance(key, int) or (isinstance(key, str) and bool(WORDS.fullmatch(key)))
 
 
 def is_operator(name: str) -> bool:
@@ -335,7 +332,7 @@ RULES: dict[str, tuple[str, Callable[[str], object]]] = {
     "parameter_name": ("name", is_path),
     "buffer_name": ("name", is_path),
     "tensor_constant_name": ("name", is_path),
-    "fqn": ("name", _is_path_or_root),
+    "fqn": ("name", lambda text: text == "" or all(re.fullmatch(r"[\w@]+", x, re.ASCII) for x in text.split("."))),
     "as_string": ("text among the inputs", WORDS.fullmatch),
 }
 ELSEWHERE = {"verifiers", "guards_code", "range_constraints"}  # checked apart

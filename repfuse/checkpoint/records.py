@@ -320,16 +320,12 @@ def _check_state(origin: GlobalName, cls: type, state: dict[Any, Any]) -> None:
             raise NotAllowedError(origin, f"the file replaces its {key!r}")
         if key.endswith("_hooks") and value:
             raise NotAllowedError(origin, f"the file hooks code into it: {key}")
-        if key in HELD and not _is_table(value, HELD[key]):
-            raise NotAllowedError(origin, f"its {key} are not what they should be")
+        if key in HELD:
+            fits = isinstance(value, dict) and all(x is None or isinstance(x, HELD[key]) for x in value.values())
+            if not fits or not all(map(_is_harmless, value)):
+                raise NotAllowedError(origin, f"its {key} are not what they should be")
     if not HELD.keys() <= state.keys():
         raise NotAllowedError(origin, "its state is incomplete")
-
-
-def _is_table(value: object, held: type) -> bool:
-    if not isinstance(value, dict):
-        return False
-    return all(_is_harmless(name) and (item is None or isinstance(item, held)) for name, item in value.items())
 
 
 def _is_harmless(name: object) -> bool:
@@ -405,10 +401,6 @@ class Plain:
         raise NotPlainError(f"an object of {record.origin}")
 
 
-def _namespace(_record: Record, args: list[Any], state: Any) -> Any:
-    return Namespace(*args, **(state or {}))
-
-
 def _path(record: Record, args: list[Any], _state: Any) -> Any:
     """Return a path in its pure form, which names the same and opens nothing."""
     if not record.called or not all(isinstance(part, str) for part in args):
@@ -425,18 +417,12 @@ def _dtype(_record: Record, args: list[Any], state: Any) -> Any:
 
 def _scalar(_record: Record, args: list[Any], _state: Any) -> Any:
     dtype, content = args
-    return np.frombuffer(_bytes(content), dtype, count=1)[0]
+    return np.frombuffer(content, dtype, count=1)[0]
 
 
 def _array(_record: Record, _args: list[Any], state: Any) -> Any:
     _version, shape, dtype, by_columns, content = state
-    return np.frombuffer(_bytes(content), dtype).reshape(shape, order="F" if by_columns else "C").copy(order="A")
-
-
-def _bytes(content: Any) -> bytes | bytearray:
-    if not isinstance(content, (bytes, bytearray)):
-        raise TypeError("no bytes")
-    return content
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C").copy(order="A")
 
 
 def _holds_objects(value: Any) -> bool:
@@ -447,7 +433,7 @@ def _holds_objects(value: Any) -> bool:
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 _ARRAYS = {"scalar": _scalar, "_reconstruct": _array}
 _MAKERS: dict[str, Callable[[Record, list[Any], Any], Any]] = {
-    "argparse.Namespace": _namespace,
+    "argparse.Namespace": lambda _record, args, state: Namespace(*args, **(state or {})),
     **{f"{module}.{name}": _path for module in ("pathlib", "pathlib._local") for name in _PATHS},
     "numpy.dtype": _dtype,
     **{f"{core}.multiarray.{name}": make for core in ("numpy.core", "numpy._core") for name, make in _ARRAYS.items()},

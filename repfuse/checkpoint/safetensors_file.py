@@ -82,7 +82,13 @@ def read_shards(path: Path) -> tuple[dict[str, Tensor], tuple[Path, ...]]:
         )
     held: dict[str, dict[str, Tensor]] = {}
     for name, shard in shards.items():
-        held[name] = _read_shard(shard)
+        if recognise(shard) is not Container.SAFETENSORS:
+            raise RepfuseError(
+                f"The shard {shard} is not a safetensors file.",
+                "repfuse joins shards of this format alone.",
+                "Save the weights again: model.save_pretrained(folder, safe_serialization=True).",
+            )
+        held[name], _ = read(shard)
         if any(held[name].keys() & other.keys() for other in list(held.values())[:-1]):  # links can make one file many
             raise damaged(index, f"{name} holds what another shard holds too")
     if missing := [name for name, shard in places.items() if name not in held[shard]]:
@@ -107,13 +113,3 @@ def weight_map(index: Path) -> dict[str, str]:
             what = f"{index} names a shard outside its own folder."
             raise RepfuseError(what, f"It names {name!r}.", "Get the index again from where the weights are from.")
     return places
-
-
-def _read_shard(shard: Path) -> dict[str, Tensor]:
-    if recognise(shard) is not Container.SAFETENSORS:
-        raise RepfuseError(
-            f"The shard {shard} is not a safetensors file.",
-            "repfuse joins shards of this format alone.",
-            "Save the weights again: model.save_pretrained(folder, safe_serialization=True).",
-        )
-    return read(shard)[0]

@@ -59,8 +59,8 @@ class PickleSummary(NamedTuple):
 def read(path: Path, container: Container, device: str = "cpu") -> Any:
     """Return what the file holds: tensors and containers as they are, every other object as a Record.
 
-    No code of the file runs. All tensors come to the ``device``: those on ``meta`` have no numbers. Raises RepfuseError where the file is damaged, or where
-    it needs what torch's restricted unpickler does not do.
+    No code of the file runs. All tensors come to the ``device``: those on ``meta`` have no numbers. Raises RepfuseError
+    where the file is damaged, or where it needs what torch's restricted unpickler does not do.
     """
     said = _summary(path, container)
     said.check_floating(path)

@@ -297,13 +297,8 @@ class Script:
         self._body = [statement for statement in body if not _asks_for_its_name(statement)]
         self._guarded = len(self._body) < len(body)
         self._parts = [_Part(statement) for statement in self._body]
-        self._done: set[int] = set()
+        self.done: set[int] = set()
         self._space: dict[str, Any] = {"__name__": MAIN, "__file__": str(path), "__builtins__": builtins}
-
-    @property
-    def ran(self) -> bool:
-        """Whether any of it ran."""
-        return bool(self._done)
 
     @property
     def names(self) -> set[str]:
@@ -317,8 +312,8 @@ class Script:
 
     def get(self, name: str) -> Any:
         """Return what ``name`` is, having run what that takes, each statement once. It may raise anything."""
-        left = [i for i in self._needed(name) if i not in self._done]
-        self._done.update(left)
+        left = [i for i in self._needed(name) if i not in self.done]
+        self.done.update(left)
         future = [each for each in self._body if isinstance(each, ast.ImportFrom) and each.module == "__future__"]
         chosen = [*future, *(self._body[i] for i in left if self._body[i] not in future)]
         exec(compile(ast.Module(chosen, []), str(self.path), "exec", dont_inherit=True), self._space)
@@ -412,7 +407,7 @@ def script(path: Path) -> Script:
 
 def knows_a_script() -> bool:
     """Whether a script gave a class."""
-    return any(each.ran for each in _MAIN.scripts.values())
+    return any(each.done for each in _MAIN.scripts.values())
 
 
 @contextmanager

@@ -164,7 +164,11 @@ def fit(state: Mapping[str, Any], network: nn.Module, chosen: ChosenWeights, abo
         fitting = [naming for naming in readings if expected.fits(naming.of_network(state))]
         wanted = [naming for naming in fitting if _is_wanted(naming, state, chosen)]
         if len(wanted) > 1:
-            raise _ambiguous(wanted, chosen, about)
+            raise RepfuseError(
+                f"{about} several networks that fit.",
+                f"Their names begin with {' and '.join(repr(naming.in_file('')) for naming in wanted)}.",
+                f"Choose one: {_options(wanted, chosen)}.",
+            )
         if wanted:
             return _with_rest(wanted[0], state, fitting)
         if fitting:
@@ -176,18 +180,12 @@ def _readings(state: Mapping[str, Any], expected: Expected, wrappers: tuple[str,
     wrapped = wrapped_in(state, wrappers)
     if wrapped is None or bool(wrappers) != bool(wrapped):
         return
-    names = [without(name, wrappers) for name in state]
-    for prefix in _prefixes(names, expected):
-        yield Naming(prefix, wrapped)
-
-
-def _prefixes(names: list[str], expected: Expected) -> list[str]:
-    """Return what may stand before the network's names: nothing, else what stands before most of the anchors."""
-    every = list(expected.shapes)
-    found: Counter[str] = Counter()
+    names, every = [without(name, wrappers) for name in state], list(expected.shapes)
+    found: Counter[str] = Counter()  # what may stand before the names: nothing, else what does before most anchors
     for anchor in {*every[:ANCHORS], *every[-ANCHORS:]}:
         found.update(name[: -len(anchor)] for name in names if name.endswith(f".{anchor}"))
-    return ["", *sorted(prefix for prefix, _ in found.most_common(PREFIXES))]
+    for prefix in ["", *sorted(prefix for prefix, _ in found.most_common(PREFIXES))]:
+        yield Naming(prefix, wrapped)
 
 
 def _is_wanted(naming: Naming, state: Mapping[str, Any], chosen: ChosenWeights) -> bool:
@@ -214,14 +212,6 @@ def _nearest(state: Mapping[str, Any], expected: Expected, chosen: ChosenWeights
         raise _not_there([], chosen, about)
     best = max(wanted, key=lambda naming: len(expected.shapes.keys() & naming.of_network(state).keys()))
     return _with_rest(best, state, [])
-
-
-def _ambiguous(fitting: list[Naming], chosen: ChosenWeights, about: str) -> RepfuseError:
-    return RepfuseError(
-        f"{about} several networks that fit.",
-        f"Their names begin with {' and '.join(repr(naming.in_file('')) for naming in fitting)}.",
-        f"Choose one: {_options(fitting, chosen)}.",
-    )
 
 
 def _not_there(fitting: list[Naming], chosen: ChosenWeights, about: str) -> RepfuseError:

@@ -20,14 +20,14 @@ from repfuse.cli.convert import convert, inspect
 from repfuse.cli.output import Form, check_page, say, say_error, show, show_json, write_pages
 from repfuse.cli.verify import check, verify
 from repfuse.errors import EXIT_BAD_INPUT, RepfuseError
-from repfuse.refusals import REFUSALS
-from repfuse.topics import TOPICS
+from repfuse.explanations import REFUSALS, TOPICS
 from repfuse.wording import described
 
 # Where errors end: every command runs in here, and what it raises becomes one message and an exit code.
 
 
 EXIT_INTERRUPTED = 130
+UNEXPECTED = "Something happened that repfuse does not expect. This is a mistake in repfuse."
 
 
 class Command(TyperCommand):
@@ -50,7 +50,8 @@ class Command(TyperCommand):
         except Exception as error:
             if ctx.find_root().obj:
                 raise
-            say_error(_unexpected(error))
+            hint = f"Please report it with what `repfuse --debug {' '.join(sys.argv[1:])}` prints."
+            say_error(RepfuseError(UNEXPECTED, described(error), hint))
             raise typer.Exit(EXIT_BAD_INPUT) from None
 
 
@@ -91,7 +92,10 @@ def _usage(error: Any) -> RepfuseError:
     elif found := re.search(r"unexpected extra argument\S* \((.*)\)", message):
         what = f"{command} takes fewer arguments: what is {found[1]}?"
     elif option:
-        what = f"{option} {_wanted(message)}."
+        matches = ((re.search(pattern, message), text) for pattern, text in WANTED)
+        texts = (match.expand(text).replace("'", "") for match, text in matches if match)
+        wanted = next(texts, f"does not take this: {message.rstrip('.')}")
+        what = f"{option} {wanted}."
     return RepfuseError(what, "", hint)
 
 
@@ -104,13 +108,6 @@ WANTED = (
 """What the message says of a value that an option does not take, and what it does take."""
 
 
-def _wanted(message: str) -> str:
-    for pattern, text in WANTED:
-        if found := re.search(pattern, message):
-            return found.expand(text).replace("'", "")
-    return f"does not take this: {message.rstrip('.')}"
-
-
 def _name_of(param: Any) -> str:
     if param is None:
         return ""
@@ -120,14 +117,6 @@ def _name_of(param: Any) -> str:
 def _close(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, known, n=2)
     return f"Did you mean {' or '.join(close)}? " if close else ""
-
-
-def _unexpected(error: Exception) -> RepfuseError:
-    return RepfuseError(
-        "Something happened that repfuse does not expect. This is a mistake in repfuse.",
-        described(error),
-        f"Please report it with what `repfuse --debug {' '.join(sys.argv[1:])}` prints.",
-    )
 
 
 # The two commands that need no checkpoint.

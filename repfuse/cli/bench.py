@@ -15,9 +15,10 @@ from repfuse.cli.output import check_targets, progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 
 if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark
+    from collections.abc import Sequence
+
+    from repfuse.benching.results import Change
     from repfuse.plans import Plan
-    from repfuse.wording import Progress
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -117,7 +118,7 @@ def bench(
         import torch
 
         from repfuse.report.bench_view import bench_view
-        from repfuse.report.schema import read_benchmark, write_benchmark
+        from repfuse.report.schema import compared, read_benchmark, write
 
         then = read_benchmark(compare) if compare else None
         loaded = pair.load_pair(*both)
@@ -139,15 +140,21 @@ def bench(
             progress=update,
         )
         if plan is not None:
-            result = _with_sites(result, loaded, plan, seconds, update)
+            from repfuse.benching.sites import time_sites
+            from repfuse.networks import using_threads
+
+            those = loaded.original.module, loaded.fused.module, plan, loaded.original.example_inputs
+            with using_threads(result.measurements[0].threads):
+                timed = time_sites(*those, seconds=seconds, progress=lambda done: update("places", done))
+            result = replace(result, sites=timed)
     if save is not None:
-        write_benchmark(result, save, loaded.files)
+        write("benchmark", loaded.files | result.to_dict(), save)
     if as_json:
         show_json("benchmark", loaded.files | result.to_dict())
     elif not quiet:
         show(bench_view(result))
     if then is not None and compare is not None:
-        _compare(result, then, compare, quiet=quiet or as_json)
+        _say_changes(compared(result, then, compare), quiet=quiet or as_json)
 
 
 def _plan(loaded: pair.Pair) -> Plan:
@@ -161,31 +168,13 @@ def _plan(loaded: pair.Pair) -> Plan:
     return known.plan
 
 
-def _with_sites(result: Benchmark, loaded: pair.Pair, plan: Plan, seconds: float, update: Progress) -> Benchmark:
-    from repfuse.benching.sites import time_sites
-    from repfuse.networks import using_threads
-
-    modules = (loaded.original.module, loaded.fused.module)
-    with using_threads(result.measurements[0].threads):
-        timed = time_sites(
-            *modules,
-            plan,
-            loaded.original.example_inputs,
-            seconds=seconds,
-            progress=lambda done: update("places", done),
-        )
-    return replace(result, sites=timed)
-
-
-def _compare(result: Benchmark, then: Benchmark, path: Path, *, quiet: bool) -> None:
+def _say_changes(changes: Sequence[Change], *, quiet: bool) -> None:
     """Say how the fused network's times changed. Raises typer.Exit where it got slower."""
     from repfuse.report.bench_view import changes_view
-    from repfuse.report.schema import compared
 
-    found = compared(result, then, path)
     if not quiet:
-        show(changes_view(found))
-    if any(change.slower for change in found):
+        show(changes_view(changes))
+    if any(change.slower for change in changes):
         raise typer.Exit(EXIT_FAILED_CHECK)
 
 

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from repfuse import __version__, cli
 from repfuse.benching.benchmark import bench
 from repfuse.benching.sites import tune
 from repfuse.checking.runs import enough_threads
-from repfuse.checkpoint.files import digest_of, replacing, together
+from repfuse.checkpoint.files import digest_of, together
 from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.spec import as_texts
 from repfuse.converting import convert
@@ -34,7 +34,8 @@ from repfuse.plan_file import PlanFile, said_beside
 from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
 from repfuse.quantization import kernels
-from repfuse.report.schema import Chosen, Environment, Input, Output, Report, Status, envelope, report_path, to_json
+from repfuse.report.schema import Chosen, Environment, Input, Output, Report, Status, report_path
+from repfuse.report.schema import write as write_document
 from repfuse.saving import Saved, of_file, writing
 from repfuse.wording import dtype_name
 
@@ -98,7 +99,10 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
             begun = list[Callable[[], Saved]]()
 
             def write(plan: Plan, fused: nn.Module) -> None:
-                begun.append(stack.enter_context(_writing(request, checkpoint, plan, fused, reader)))
+                assert request.out is not None
+                how: dict[str, Any] = {"force": request.force, "keep_metadata": request.keep_metadata, "reader": reader}
+                made = writing(checkpoint, fused, request.out, plan, format=request.format, **how)
+                begun.append(stack.enter_context(made))
 
             report, module = _proven(checkpoint, request, progress, write)
             if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
@@ -106,12 +110,12 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
             if not begun:
                 write(report.plan, module)
             progress("reading the file again", 0.7)
-            report = _with_output(report, begun[0]())
+            report = with_output(report, begun[0]())
             if request.effort != "quick":
                 progress("timing", 0.8)
                 report = _timed(report, checkpoint, module)
         report = replace(report, seconds=time.perf_counter() - cli.STARTED)
-        _write_report(report, request.out)
+        write_document("conversion", report.to_dict(), report_path(request.out))
         return report
 
 
@@ -201,23 +205,10 @@ def axes_notes(plan: Plan, example: Sequence[Any]) -> tuple[str, ...]:
     return (TWO_AXES,) if merged and max(ranks) == 2 else ()
 
 
-def _writing(
-    request: Request, checkpoint: Checkpoint, plan: Plan, module: nn.Module, reader: Reader | None
-) -> AbstractContextManager[Callable[[], Saved]]:
-    """Write the result, which is read again meanwhile."""
-    assert request.out is not None
-    options: dict[str, Any] = {"format": request.format, "force": request.force, "keep_metadata": request.keep_metadata}
-    return writing(checkpoint, module, request.out, plan, reader=reader, **options)
-
-
-def _with_output(report: Report, saved: Saved) -> Report:
+def with_output(report: Report, saved: Saved) -> Report:
+    """Add the file that was written."""
     output = Output(str(saved.path), saved.digest, saved.format, saved.verified, saved.use)
     return replace(report, output=output, notes=(*report.notes, *saved.notes))
-
-
-def _write_report(report: Report, out: Path) -> None:
-    with replacing(report_path(out)) as temporary:
-        temporary.write_text(to_json(envelope("conversion", report.to_dict())), encoding="utf-8")
 
 
 def _report(status: Status, checkpoint: Checkpoint, found: Plan, request: Request, notes: Iterable[str]) -> Report:
@@ -231,9 +222,7 @@ def _report(status: Status, checkpoint: Checkpoint, found: Plan, request: Reques
             __version__, torch.__version__, platform.python_version(), f"{platform.system()} {platform.machine()}"
         ),
         Input(
-            path=str(checkpoint.path),
-            digest=checkpoint.digest,
-            format=checkpoint.format,
+            *(str(checkpoint.path), checkpoint.digest, checkpoint.format),
             model=source.spec if source else None,
             shapes=tuple(tuple(example.shape) for example in examples),
             dtypes=tuple(dtype_name(example.dtype) for example in examples),

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import typer
 
 from repfuse import __version__
-from repfuse.checkpoint.files import left_of, remove_left, replacing
+from repfuse.checkpoint.files import digest_of, left_of, remove_left, replacing
 from repfuse.cli import urls
 from repfuse.cli.output import page_form, progress, say, show, show_json, write_page, write_pages
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
@@ -120,8 +120,6 @@ def _known(task: Task) -> dict[str, Any]:
 
     A process that was killed between the two may have left the report whole, and not in its place: it is put there.
     """
-    from repfuse.checkpoint.files import digest_of
-
     place = report_path(task.target)
     for path in (place, *left_of(place)):
         try:
@@ -138,8 +136,6 @@ def _done(report: dict[str, Any], task: Task, way: Way) -> str:
     """Return what this report says, where a command with these options, of this version, made the target of the source
     and the plan as they are; else nothing.
     """
-    from repfuse.checkpoint.files import digest_of
-
     try:
         _, _, _, _, *options = shlex.split(report["command"])  # repfuse convert IN OUT
         asked = [report["environment"]["repfuse"], *options]
@@ -412,12 +408,8 @@ def how_far(ended: Sequence[TaskResult], of: int, seconds: float) -> str:
     ran = sum(each.status != "skipped" for each in ended)
     failed = sum(each.status == "failed" for each in ended)
     left = seconds / ran * (of - len(ended)) if ran else 0
-    parts = (
-        f"{len(ended)} of {of}",
-        f"{failed} failed" if failed else "",
-        f"about {duration(left)} left" if left else "",
-    )
-    return ", ".join(filter(None, parts))
+    more = [f"{failed} failed"] * bool(failed) + [f"about {duration(left)} left"] * bool(left)
+    return ", ".join([f"{len(ended)} of {of}", *more])
 
 
 def _on_dask(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[TaskResult]:

@@ -92,8 +92,7 @@ def check_page(out: Path | None, sources: Sequence[Path], form: Form | None = No
 
 def write_pages(told: Told, pages: Iterable[tuple[Form, Path]]) -> None:
     """Write what was told as HTML or as Markdown: all of the pages, or none."""
-    from repfuse.report.markdown import as_markdown
-    from repfuse.report.page import as_html
+    from repfuse.report.page import as_html, as_markdown
 
     with together():
         for form, out in pages:

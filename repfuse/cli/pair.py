@@ -85,7 +85,7 @@ def time_pair(
     On all ``inputs``, or the original's example where there are none. ``settings`` are those of ``repfuse.bench``.
     """
     from repfuse.benching.benchmark import bench
-    from repfuse.checkpoint.example import make_inputs
+    from repfuse.checkpoint.build import make_inputs
     from repfuse.saving import of_file
 
     original, fused = loaded
@@ -97,7 +97,7 @@ def time_pair(
 
 def _said_by(fused: Checkpoint) -> Said:
     """Return what FUSED says of its original: the network, and the input where it holds one."""
-    from repfuse.checkpoint.example import shapes_of
+    from repfuse.checkpoint.build import shapes_of
     from repfuse.checkpoint.spec import Said, render
 
     known = fused.input_origin == "checkpoint" and fused.plans

@@ -87,7 +87,7 @@ def verify(
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
         from repfuse.checking.verification import tolerances
-        from repfuse.checkpoint.example import make_inputs
+        from repfuse.checkpoint.build import make_inputs
         from repfuse.memory import keep_little
         from repfuse.plan_file import known_plan
         from repfuse.report.verify_view import verify_view
@@ -185,7 +185,7 @@ def check(
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
         from repfuse.loading import load
-        from repfuse.plan_file import said_beside
+        from repfuse.plan_file import is_of_other_bytes, said_beside
         from repfuse.report.schema import read_benchmark
 
         then = read_benchmark(baseline) if baseline else None
@@ -193,7 +193,9 @@ def check(
             both = None if original is None else pair.load_pair(*sides)
             fused = both.fused if both else load(source, **loading, said=said_beside(source))
             notes(source, fused.notes, quiet=quiet)
-            found += [*_changed(fused), *_could_be_fused(fused, max_sites, max_time / 1e3)]
+            if is_of_other_bytes(fused):
+                found.append(Finding(str(fused.path), "changed", CHANGED))
+            found += _could_be_fused(fused, max_sites, max_time / 1e3)
             if both is not None:
                 found += _differs(both, tried, update, quiet=quiet)
                 found += _slower(both, then, baseline, update) if then and baseline else []
@@ -207,18 +209,9 @@ def check(
     raise typer.Exit(EXIT_FAILED_CHECK if found else 0)
 
 
+CHANGED = "it is not the file that the report beside it is of: convert it again"
 BYTES_PER_SECOND = 12e9
 """Of the core for which the law of cost counts bytes, see ``planning.cost``."""
-
-
-def _changed(fused: Checkpoint) -> Iterator[Finding]:
-    """Yield a finding where the file is not the one that was proven, be it by one bit."""
-    from repfuse.plan_file import is_of_other_bytes
-
-    if is_of_other_bytes(fused):
-        yield Finding(
-            str(fused.path), "changed", "it is not the file that the report beside it is of: convert it again"
-        )
 
 
 def _could_be_fused(fused: Checkpoint, sites: int, seconds: float) -> Iterator[Finding]:
@@ -245,7 +238,7 @@ def _differs(both: pair.Pair, effort: str, update: Progress, *, quiet: bool) -> 
 
 
 def _slower(both: pair.Pair, then: Benchmark, baseline: Path, update: Progress) -> Iterator[Finding]:
-    from repfuse.checkpoint.example import shapes_of
+    from repfuse.checkpoint.build import shapes_of
     from repfuse.report.bench_view import where
     from repfuse.report.schema import compared
 
@@ -270,21 +263,16 @@ def _line(finding: Finding, form: Style) -> str:
     line = " ".join(said.split())
     if form is Style.TEXT:
         return f"{path}: {kind}: {line}"
-    return f"::error file={_escaped(path)},title=repfuse {kind}::{line.replace('%', '%25')}"
+    for one, other in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"), (":", "%3A"), (",", "%2C")):
+        path = path.replace(one, other)  # a property of GitHub's workflow commands
+    return f"::error file={path},title=repfuse {kind}::{line.replace('%', '%25')}"
 
 
 def _comment(found: list[Finding], sources: list[Path]) -> str:
-    from repfuse.report.markdown import code, text
+    from repfuse.report.page import code, text
     from repfuse.report.tables import plural
 
     if not found:
         return f"**repfuse**: nothing to say of {', '.join(code(str(source)) for source in sources)}\n"
     lines = (f"- {code(path)} **{kind}**: {text(said)}\n" for path, kind, said in found)
     return "".join([f"**repfuse**: {plural(len(found), 'finding')}\n\n", *lines])
-
-
-def _escaped(text: str) -> str:
-    """Return text as a property of GitHub's workflow commands."""
-    for one, other in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"), (":", "%3A"), (",", "%2C")):
-        text = text.replace(one, other)
-    return text

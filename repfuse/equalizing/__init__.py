@@ -18,7 +18,7 @@ from repfuse.checking.agreement import Data, chunks
 from repfuse.checking.inputs import Trial, is_floating, noise
 from repfuse.checking.results import Equalization, Rescaled, SignalGain
 from repfuse.checking.runs import WIDE, Change, Widening, as_stored, by_key, copied, in_float64, leaves, run_copy
-from repfuse.equalizing.laws import Freedom, freedom
+from repfuse.equalizing.laws import Freedom, Reading
 from repfuse.equalizing.solving import TINY, ObjectiveTerm, Weight, of_weight, predicted, solve
 from repfuse.networks import device_of, named_tensors, placed, same_randomness, using_threads
 from repfuse.planning.edits import left_range
@@ -66,7 +66,7 @@ def equalize(
     """
     example = tuple(example_inputs)
     with using_threads(1):
-        free = freedom(record(module, Arguments(example)))
+        free = Reading(record(module, Arguments(example))).run()
     weights = [part for part in free.parts if isinstance(part, Weight)]
     trials = trials_of(example, data)
     done = Equalization((), free.count, powers_of_two, "data" if data is not None else "noise", (), free.refusals)

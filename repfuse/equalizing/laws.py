@@ -52,11 +52,6 @@ class Freedom:
     refusals: tuple[Refusal, ...]
 
 
-def freedom(recording: Recording) -> Freedom:
-    """Return the scales of a network: those of its inputs and outputs, and of all that depends on these, are 1."""
-    return Reading(recording).run()
-
-
 class Reading:
     """Goes through the nodes in order. ``along`` are values with scales, ``parts`` the tensors, by one name each."""
 
@@ -109,7 +104,7 @@ class Reading:
     # The walk
 
     def run(self) -> Freedom:
-        """Go through all nodes."""
+        """Return the scales of a network: those of its inputs and outputs, and of all that depends on these, are 1."""
         recording = self.recording
         for node in recording.nodes:
             idle = node.op in ("placeholder", "get_attr") or recording.constants.is_constant(node)
@@ -132,7 +127,8 @@ class Reading:
             return
         try:
             self._check(node, meaning)
-            found = law_of(node, meaning)(node, meaning, self)
+            law = OF_MEANINGS.get(type(meaning)) or OF_OPERATORS.get(called(node).rstrip("_")) or none
+            found = law(node, meaning, self)
             self._check_written(node, found)
         except Fixed as error:
             if convolves(meaning) and node in self.before_layers:
@@ -451,11 +447,6 @@ OF_OPERATORS: dict[str, Law] = {
     **dict.fromkeys(("flatten", "view", "reshape"), flattened),
 }
 """By its name, where it means nothing to the planner."""
-
-
-def law_of(node: fx.Node, meaning: Meaning | None) -> Law:
-    """Return the law of a node."""
-    return OF_MEANINGS.get(type(meaning)) or OF_OPERATORS.get(called(node).rstrip("_")) or none
 
 
 def none(_node: fx.Node, _meaning: Any, _known: Reading) -> Along | None:

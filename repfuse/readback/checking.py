@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,45 +33,13 @@ from repfuse.loading import Checkpoint
 from repfuse.memory import give_back
 from repfuse.networks import device_of
 from repfuse.readback.process import Reader
-from repfuse.readback.reading import Answer, FileKind, Fingerprint, Job, digests, fingerprint_of, rest_of
+from repfuse.readback.reading import FileKind, Fingerprint, Job, digests, fingerprint_of, rest_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch.export import ExportedProgram
 
 Check = Callable[..., Callable[[], Verified]]  # of a Reader, and whether it runs the file
-PATIENCE = 120.0  # seconds for the fresh process to import torch and a library of models from a slow disk
-BYTES_A_SECOND = 2e6  # that it reads at least
-SLOWER = 20  # times longer than here it may compute
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was written: the networks ``original`` and ``module``, and what is ``around`` it in the file.
-
-    ``metadata`` are the texts beside the weights. ``state`` is given where the file holds these tensors and nobody
-    knows their network.
-    """
-
-    original: nn.Module
-    module: nn.Module
-    example: Sequence[Any]
-    around: Around = Around()  # noqa: RUF009 - it is frozen
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    state: Mapping[str, Any] | None = None
-
-
-def patience(path: Path, seconds: float) -> float:
-    """Return how long a fresh process may take for a file where this one computed for so many seconds."""
-    return PATIENCE + path.stat().st_size / BYTES_A_SECOND + SLOWER * seconds
-
-
-def _ask(reader: Reader, job: Job, trials: Sequence[Trial]) -> None:
-    reader.ask(replace(job, inputs=tuple(trial.inputs for trial in trials)))
-
-
-def _answer(reader: Reader, job: Job, since: float) -> Answer:
-    return reader.answer(patience(Path(job.path), time.perf_counter() - since))
 
 
 def _compare_tensors(written: Mapping[str, str], read: Mapping[str, str]) -> None:
@@ -83,33 +50,41 @@ def _compare_tensors(written: Mapping[str, str], read: Mapping[str, str]) -> Non
 # A file of a network or of weights.
 
 
-def check_read(written: Written, job: Job, reader: Reader, *, runs: bool) -> Callable[[], Verified]:
-    """Have the file read by ``reader``, and return what waits for its answer and returns what was found.
+def check_read(
+    written: Checkpoint,
+    module: nn.Module,
+    job: Job,
+    reader: Reader,
+    *,
+    runs: bool,
+    state: Mapping[str, Any] | None = None,
+) -> Callable[[], Verified]:
+    """Have the file of ``module`` read by ``reader``, and return what waits for its answer and returns what was found.
 
-    Unless it ``runs``, its tensors alone count. That raises RepfuseError, with the exit code of a failed check, where
-    the file is not what was written.
+    Around the module the file has what is around the network in ``written``; ``state`` is given where it holds these
+    tensors and nobody knows their network. Unless it ``runs``, its tensors alone count. That raises RepfuseError, with
+    the exit code of a failed check, where the file is not what was written.
     """
-    known = written.state is None
-    trials = telling(written.example) if runs and known else ()
-    _ask(reader, job, trials)
-    return partial(_answered, written, job, reader, trials, runs=runs)
+    trials = telling(written.example_inputs) if runs and state is None else ()
+    reader.ask(job.on(trials))
 
+    def answered() -> Verified:
+        started = time.perf_counter()
+        expected = run(module, trials, {})
+        own = fingerprint_of(module, module=job.module) if state is None else Fingerprint(digests(state))
+        answer = reader.answer()
+        if answer.network is None:
+            raise not_the_same("the network is missing")
+        if what := own.differs(answer.network, modules=runs):
+            raise not_the_same(what)
+        rest = rest_of(written.around if job.kind == "network" else Around(), written.metadata)
+        if lost := rest.items() ^ answer.rest.items():
+            raise not_the_same(f"what stands around the network, {min(key for key, _ in lost).partition('.')[2]}")
+        found = Verified(answer.runtime, (), (), (), where=reader.name, tensors=len(own.tensors))
+        found = _judged(found, written.module, module, list(zip(trials, expected, strict=True)), answer.outcomes)
+        return replace(found, seconds=time.perf_counter() - started)
 
-def _answered(written: Written, job: Job, reader: Reader, trials: Sequence[Trial], *, runs: bool) -> Verified:
-    started, known = time.perf_counter(), written.state is None
-    expected = run(written.module, trials, {})
-    own = fingerprint_of(written.module, module=job.module) if known else Fingerprint(digests(written.state or {}))
-    answer = _answer(reader, job, started)
-    if answer.network is None:
-        raise not_the_same("the network is missing")
-    if what := own.differs(answer.network, modules=runs):
-        raise not_the_same(what)
-    rest = rest_of(written.around if job.kind == "network" else Around(), written.metadata)
-    if lost := rest.items() ^ answer.rest.items():
-        raise not_the_same(f"what stands around the network, {min(key for key, _ in lost).partition('.')[2]}")
-    found = Verified(answer.runtime, (), (), (), where=reader.name, tensors=len(own.tensors))
-    found = _judged(found, written, trials, expected, answer.outcomes)
-    return replace(found, seconds=time.perf_counter() - started)
+    return answered
 
 
 def telling(example: Sequence[Any]) -> tuple[Trial, ...]:
@@ -120,12 +95,16 @@ def telling(example: Sequence[Any]) -> tuple[Trial, ...]:
 
 
 def _judged(
-    found: Verified, written: Written, trials: Sequence[Trial], expected: Sequence[Outcome], given: Sequence[Outcome]
+    found: Verified,
+    original: nn.Module,
+    module: nn.Module,
+    expected: Sequence[tuple[Trial, Outcome]],
+    given: Sequence[Outcome],
 ) -> Verified:
     """Add what the runs gave: on the inputs that the network in memory takes."""
     if len(given) != len(expected):
         raise not_the_same(f"the number of its answers: {len(given)} for {len(expected)} inputs")
-    taken = [each for each in zip(trials, expected, given, strict=True) if not each[1].error]
+    taken = [(trial, own, read) for (trial, own), read in zip(expected, given, strict=True) if not own.error]
     for trial, _, read in taken:
         if read.error:
             raise not_the_same(f"{trial.label}: only the network in memory runs ({read.error})")
@@ -133,7 +112,7 @@ def _judged(
     if all(digests(own.outputs) == digests(read.outputs) for _, own, read in taken):
         return replace(found, identical=bool(taken))
     tried, outcomes = [trial for trial, _, _ in taken], [read for _, _, read in taken]
-    measured = drift(written.original, written.module, tried, found=outcomes)
+    measured = drift(original, module, tried, found=outcomes)
     if measured.worst is None or not measured.passed:
         raise not_the_same(f"its outputs, and no rounding explains it. {measured.reason}")
     error, own, allowed = measured.worst.numbers
@@ -150,22 +129,20 @@ def not_the_same(what: str) -> RepfuseError:
     )
 
 
+def job_of(kind: FileKind, path: Path, **said: Any) -> Job:
+    """Return the job for a file, which takes as many threads as there are here."""
+    return Job(kind, str(path.resolve()), torch.get_num_threads(), **said)
+
+
 def network_job(checkpoint: Checkpoint, path: Path, *, trust: bool) -> Job:
     """Return the job for a file that holds its network as modules, in what was around it in ``checkpoint``.
 
     It may need ``trust`` where the checkpoint did not: what it holds was pickled just now from objects that this
     process has, and reading it runs the code of their classes, which ran here.
     """
-    keys = checkpoint.around.keys
-    return Job(
-        "network",
-        str(path.resolve()),
-        torch.get_num_threads(),
-        loading=_loading(checkpoint, keys) | {"trust": trust},
-        keys=keys,
-        module=True,
-        needs=tuple(torch_pickle.modules_named(path)),
-    )
+    keys, needs = checkpoint.around.keys, tuple(torch_pickle.modules_named(path))
+    loading = _loading(checkpoint, keys) | {"trust": trust}
+    return job_of("network", path, loading=loading, keys=keys, module=True, needs=needs)
 
 
 def weights_job(checkpoint: Checkpoint, path: Path, keys: tuple[str, ...]) -> Job:
@@ -177,35 +154,30 @@ def weights_job(checkpoint: Checkpoint, path: Path, keys: tuple[str, ...]) -> Jo
     assert source is not None
     said = {} if is_buildable(source, checkpoint.code) else {"model": source.spec, "model_args": as_texts(source)}
     needs = (source.parts[0],) if source.kind == "import" else ()
-    loading = _loading(checkpoint, keys) | said
-    return Job("network", str(path.resolve()), torch.get_num_threads(), loading=loading, keys=keys, needs=needs)
-
-
-def bare_job(path: Path, keys: tuple[str, ...]) -> Job:
-    """Return the job for a file of weights whose network nobody could build from it."""
-    return Job("weights", str(path.resolve()), torch.get_num_threads(), keys=keys)
+    return job_of("network", path, loading=_loading(checkpoint, keys) | said, keys=keys, needs=needs)
 
 
 def _loading(checkpoint: Checkpoint, keys: tuple[str, ...]) -> dict[str, Any]:
-    weights = ".".join(keys) or "auto"
     device = str(device_of(checkpoint.module))
-    return {"weights": weights, "allow": list(checkpoint.allow), "device": device}
+    return {"weights": ".".join(keys) or "auto", "allow": list(checkpoint.allow), "device": device}
 
 
 # A file of an exported program or of ONNX, run in its own runtime and held against the original network.
 
 
-def program_job(written: Written, path: Path, kind: FileKind, *, module: bool = False) -> Job:
+def program_job(checkpoint: Checkpoint, path: Path, kind: FileKind, *, module: bool = False) -> Job:
     """Return the job of running the file at ``path``, and of saying what a graph of ONNX, a ``module``, holds.
 
     ONNX names no outputs: they are those of the original.
     """
-    example = [Trial("the example", tuple(written.example))]
-    outputs = tuple(run(written.original, example, {})[0].outputs) if kind == "onnx" else ()
-    return Job(kind, str(path.resolve()), torch.get_num_threads(), module=module, outputs=outputs)
+    example = [Trial("the example", checkpoint.example_inputs)]
+    outputs = tuple(run(checkpoint.module, example, {})[0].outputs) if kind == "onnx" else ()
+    return job_of(kind, path, module=module, outputs=outputs)
 
 
-def check_program(written: Written, program: ExportedProgram, job: Job, reader: Reader, *, runs: bool) -> Verified:
+def check_program(
+    checkpoint: Checkpoint, module: nn.Module, program: ExportedProgram, job: Job, reader: Reader, *, runs: bool
+) -> Verified:
     """Have the file of ``program`` read by ``reader``, and where it ``runs`` run, and return what was found.
 
     Raises RepfuseError, with the exit code of a failed check, where it does not compute what the original does.
@@ -216,8 +188,8 @@ def check_program(written: Written, program: ExportedProgram, job: Job, reader: 
     tensors = digests(program.state_dict) if job.kind == "pt2" else {}
 
     def run_file(trials: Sequence[Trial]) -> tuple[str, Sequence[Outcome]]:
-        _ask(reader, job, trials)
-        answer = _answer(reader, job, started)
+        reader.ask(job.on(trials))
+        answer = reader.answer()
         if job.kind == "pt2":
             _compare_tensors(tensors, answer.network.tensors if answer.network else {})
             if answer.contract != contract.describe():
@@ -228,31 +200,34 @@ def check_program(written: Written, program: ExportedProgram, job: Job, reader: 
         return Verified(run_file(())[0], (), (), ())
     gate = network_of(complete(program, Path()))
     shapes = tuple("x".join(map(str, axes)) for axes in contract.axes)
-    found = check_written(written.original, written.module, written.example, run_file, gate=gate, shapes=shapes)
+    example = checkpoint.example_inputs
+    found = check_written(checkpoint.module, module, example, run_file, gate=gate, shapes=shapes)
     return replace(found, where=reader.name, tensors=len(tensors), seconds=time.perf_counter() - started)
 
 
 # A graph of ONNX that was edited, run beside the one that it was made from, in ONNX Runtime.
 
 
-def check_graph(written: Written, before: Path, model: ir.Model, job: Job, reader: Reader, *, runs: bool) -> Verified:
+def check_graph(
+    checkpoint: Checkpoint, module: nn.Module, model: ir.Model, job: Job, reader: Reader, *, runs: bool
+) -> Verified:
     """Have the file of ``model`` read by ``reader``, and where it ``runs`` run, and return what was found.
 
-    It is held against the file that it was made from, ``before``, which runs here in the same runtime. Raises
-    RepfuseError, with the exit code of a failed check, where it holds or computes something else.
+    It is held against the file that it was made from, which runs here in the same runtime. Raises RepfuseError, with
+    the exit code of a failed check, where it holds or computes something else.
     """
     from repfuse.checkpoint.onnx_graph.reading import held, shapes_said  # onnx takes a second to import
 
     started = time.perf_counter()
-    trials, exact, own, problem = _of_original(written, before, job) if runs else ([], [], [], "")
-    _ask(reader, job, trials)
-    answer, tensors = _answer(reader, job, started), digests(held(model))
+    trials, exact, own, problem = _of_original(checkpoint, job) if runs else ([], [], [], "")
+    reader.ask(job.on(trials))
+    answer, tensors = reader.answer(), digests(held(model))
     _compare_tensors(tensors, answer.network.tensors if answer.network else {})
     labels = tuple(trial.label for trial in trials)
     shapes = tuple(shapes_said(model).values())
     found = Verified(problem or answer.runtime, shapes, labels, (), where=reader.name, tensors=len(tensors))
     if trials:
-        measured = drift(written.original, written.module, trials, exact, found=answer.outcomes, own=own)
+        measured = drift(checkpoint.module, module, trials, exact, found=answer.outcomes, own=own)
         worst = measured.worst
         if not measured.measured:
             found = replace(found, runtime=f"not judged: {measured.problem}")
@@ -264,7 +239,7 @@ def check_graph(written: Written, before: Path, model: ir.Model, job: Job, reade
     return replace(found, seconds=time.perf_counter() - started)
 
 
-def _of_original(written: Written, path: Path, job: Job) -> tuple[list[Trial], list[Outcome], list[Outcome], str]:
+def _of_original(checkpoint: Checkpoint, job: Job) -> tuple[list[Trial], list[Outcome], list[Outcome], str]:
     """Return the trials that the original takes, with its outcomes in float64 and in ONNX Runtime.
 
     Raises RepfuseError where the two are further apart than half of the digits: then the file was misread. Less is the
@@ -272,10 +247,14 @@ def _of_original(written: Written, path: Path, job: Job) -> tuple[list[Trial], l
     one after the other, is 20 times further off than torch's. Where ONNX Runtime does not run it here, there are no
     trials; why comes last.
     """
-    tried, expected = with_fallbacks(written.original, input_variants(written.example))
-    give_back(written.original)
+    original = checkpoint.module
+    tried, expected = with_fallbacks(original, input_variants(checkpoint.example_inputs))
+    give_back(original)
     try:
-        found = _in_runtime(path, job, tried, expected)
+        run_file = onnx_file.runner(checkpoint.path, job.outputs)
+        both = zip(tried, expected, strict=True)
+        found = [outcome if outcome.error else run_file(trial.inputs) for trial, outcome in both]
+        del run_file  # its session holds the weights
     except RepfuseError as error:
         return [], [], [], f"not run, since {onnx_file.runtime_name()} does not take the original: {error.why}"
     taken = [index for index, outcome in enumerate(found) if not outcome.error]
@@ -283,19 +262,12 @@ def _of_original(written: Written, path: Path, job: Job) -> tuple[list[Trial], l
         return [], [], [], f"not run, since {onnx_file.runtime_name()} does not run the original: {found[0].error}"
     trials = [tried[index] for index in taken]
     exact, own = ([each[index] for index in taken] for each in (expected, found))
-    effect = RoundingEffects(written.original, written.original, trials, exact, exact)
-    measured = drift(written.original, written.original, trials, exact, found=own, effect=effect)
+    effect = RoundingEffects(original, original, trials, exact, exact)
+    measured = drift(original, original, trials, exact, found=own, effect=effect)
     far = any(each.fused.max > half_the_digits(getattr(torch, each.dtype)) for each in measured.outputs)
     if measured.measured and not measured.passed and (measured.problem or far):
         raise _wrong("The file was not understood: ONNX Runtime computes something else of it", measured)
     return trials, exact, own, ""
-
-
-def _in_runtime(path: Path, job: Job, trials: list[Trial], expected: list[Outcome]) -> list[Outcome]:
-    """Run the file on the trials that the network takes, in a session that ends with it."""
-    run_file = onnx_file.runner(path, job.outputs)
-    both = zip(trials, expected, strict=True)
-    return [outcome if outcome.error else run_file(trial.inputs) for trial, outcome in both]
 
 
 def _wrong(what: str, measured: Drift) -> RepfuseError:

@@ -18,13 +18,13 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING
 
 from repfuse.checkpoint.user_code import PIP, folders, knows_a_script
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
@@ -42,6 +42,9 @@ SAME_PROCESS = "REPFUSE_SAME_PROCESS"
 FRESH, ASKED = "a fresh process", "that was asked for"
 
 
+PATIENCE = 120.0  # seconds for the process to import torch and a library of models from a slow disk
+BYTES_A_SECOND = 2e6  # that it reads at least
+SLOWER = 20  # times longer than here it may compute
 FORKED = "REPFUSE_FORKED"
 """The environment variable of a process that has imported torch and computed nothing: a copy of it is a fresh one."""
 
@@ -51,55 +54,37 @@ class Copy:
 
     def __init__(self, said: IO[bytes]) -> None:
         (given, give), (answered, answer) = os.pipe(), os.pipe()
-        self.returncode: int | None = None
-        self._pid = os.fork()
-        if self._pid == 0:
-            _read_in_copy(given, answer, said.fileno(), close=(give, answered))
+        streams = (given, answer, said.fileno())
+        self._process = get_context("fork").Process(target=_read_in_copy, args=(streams, (give, answered)))
+        self._process.start()
         for end in (given, answer):
             os.close(end)
-        self.stdin, self.stdout = os.fdopen(give, "wb", buffering=0), os.fdopen(answered, "rb")
+        self.stdin, self.stdout = os.fdopen(give, "wb"), os.fdopen(answered, "rb")
+        self.kill, self.wait = self._process.kill, self._process.join
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, as ``Popen`` has it."""
+        return self._process.exitcode
 
     def communicate(self, sent: bytes) -> tuple[bytes, bytes]:
         """Send the job, and return the answer."""
         with suppress(BrokenPipeError):
-            view = memoryview(sent)
-            while view:
-                view = view[self.stdin.write(view) :]
-        self.stdin.close()
+            self.stdin.write(sent)
+            self.stdin.close()
         data = self.stdout.read()
         self.wait()
         return data, b""
 
-    def kill(self) -> None:
-        """End it, where it still runs."""
-        if self.returncode is None:
-            with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
 
-    def wait(self) -> int:
-        """Wait for its end, and return its exit code, as ``Popen`` has it."""
-        if self.returncode is None:
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-        return self.returncode
-
-
-def _read_in_copy(given: int, answer: int, said: int, *, close: tuple[int, int]) -> NoReturn:
+def _read_in_copy(streams: Sequence[int], others: Sequence[int]) -> None:
     """Be the reading process: its standard streams are those of one that was started, and nothing else of it runs."""
-    code = 1
-    try:
-        for end in close:
-            os.close(end)
-        for end, standard in ((given, 0), (answer, 1), (said, 2)):
-            os.dup2(end, standard)
-        modes = ("r", "w", "w")
-        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(each, mode, closefd=False) for each, mode in enumerate(modes))
-        main()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+    for end in others:
+        os.close(end)
+    for standard, end in enumerate(streams):
+        os.dup2(end, standard)
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(each, mode, closefd=False) for each, mode in enumerate("rww"))
+    main()
 
 
 class Reader:
@@ -115,6 +100,7 @@ class Reader:
         self._process: subprocess.Popen[bytes] | Copy | None = None
         self._prepared = False
         self._asked: Future[tuple[bytes, bytes]] | Job | None = None
+        self._since, self._size = 0.0, 0  # when it was asked, and the bytes of the file
         self._thread = ThreadPoolExecutor(1)
         self._said: IO[bytes] = io.BytesIO()
         self.name = f"this process, because {why}" if (why := self._started() if fresh else ASKED) else FRESH
@@ -169,6 +155,7 @@ class Reader:
             assert self._process.stdin is not None
             with suppress(BrokenPipeError):
                 self._process.stdin.write(json.dumps({"path": path, "modules": modules}).encode() + b"\n")
+                self._process.stdin.flush()
 
     def ask(self, job: Job) -> None:
         """Give it the job. A process of its own begins at once; this one, where the job needs what no other has."""
@@ -183,17 +170,18 @@ class Reader:
         if not self._prepared:
             self._import([])
         sent = b"\n" + packed(replace(job, folders=tuple(folders)))
+        self._since, self._size = time.perf_counter(), Path(job.path).stat().st_size
         self._asked = self._thread.submit(self._process.communicate, sent)
 
-    def answer(self, seconds: float) -> Answer:
-        """Return the answer; one from a process of its own may take so many seconds more.
+    def answer(self) -> Answer:
+        """Return the answer, for which a process of its own has as long as it may take.
 
         Raises RepfuseError, with the exit code of a failed check, where there is none or the file could not be read.
         """
         from repfuse.readback.reading import answer
 
         assert self._asked is not None
-        found = self._received(self._asked, seconds) if isinstance(self._asked, Future) else answer(self._asked)
+        found = self._received(self._asked) if isinstance(self._asked, Future) else answer(self._asked)
         if found.refused:
             what, why, hint = found.refused
             raise RepfuseError(
@@ -204,10 +192,11 @@ class Reader:
             )
         return found
 
-    def _received(self, asked: Future[tuple[bytes, bytes]], seconds: float) -> Answer:
+    def _received(self, asked: Future[tuple[bytes, bytes]]) -> Answer:
         from repfuse.readback.reading import Answer, unpacked
 
         assert self._process is not None
+        seconds = PATIENCE + self._size / BYTES_A_SECOND + SLOWER * (time.perf_counter() - self._since)
         try:
             data, _ = asked.result(seconds)
         except TimeoutError as error:
@@ -254,7 +243,7 @@ def _importable(name: str) -> bool:
 # The process itself.
 
 
-PATIENCE = 1.0  # seconds between two looks at whether the parent is still there
+LOOKS = 1.0  # seconds between two looks at whether the parent is still there
 
 
 def main() -> None:
@@ -281,7 +270,7 @@ def end_with_parent() -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(PATIENCE)
+            time.sleep(LOOKS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.serialization import safe_globals
 
+from repfuse.checking.inputs import Trial
 from repfuse.checking.runs import Outcome, call
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.contents import RECIPE, Around
@@ -144,6 +145,10 @@ class Job:
     needs: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     inputs: tuple[Inputs, ...] = ()
+
+    def on(self, trials: Iterable[Trial]) -> Job:
+        """Return the job on the inputs of these trials."""
+        return replace(self, inputs=tuple(trial.inputs for trial in trials))
 
 
 @dataclass(frozen=True)

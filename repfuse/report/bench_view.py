@@ -30,7 +30,7 @@ from repfuse.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark, Change, Experiment, Gain, Measurement, Ratio, SiteTiming
+    from repfuse.benching.results import Benchmark, Change, Experiment, Measurement, Ratio, SiteTiming
 
 FEW = 2  # times: below, a second decimal says something
 STYLES = {"faster": GOOD, "slower": BAD, "no difference": UNSURE}
@@ -146,13 +146,10 @@ def _sites(sites: Sequence[SiteTiming]) -> Iterator[RenderableType]:
 def _site(site: SiteTiming) -> tuple[str, ...]:
     predicted = NOTHING if site.predicted is None else f"{site.predicted:.1f}x"
     both = (duration(site.before), duration(site.after))
-    gained = gain_of(site.gain) if site.gain else NOTHING
+    gain, gained = site.gain, NOTHING
+    if gain:
+        gained = f"{duration(gain.value)} ± {duration((gain.high - gain.low) / 2)}"
     return (site.path, *both, predicted, f"{site.speedup.value:.1f}x", gained)
-
-
-def gain_of(found: Gain) -> str:
-    """Return ``48.3 µs ± 2.10 µs``."""
-    return f"{duration(found.value)} ± {duration((found.high - found.low) / 2)}"
 
 
 def changes_view(changes: Sequence[Change]) -> Iterator[RenderableType]:

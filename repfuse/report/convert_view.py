@@ -12,10 +12,10 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from repfuse.explanations import Explanation, Topic
 from repfuse.health import MEANINGS, Ailment, Anomaly
 from repfuse.plans import ROOT, Cost, Plan, Policy, Refusal, Site
 from repfuse.quantization import BITS, SiteKernels, failing, needed, together
-from repfuse.refusals import Explanation
 from repfuse.report.bench_view import speed, speedup
 from repfuse.report.schema import Chosen, Input, Report, Status
 from repfuse.report.tables import (
@@ -38,7 +38,6 @@ from repfuse.report.tables import (
     table,
 )
 from repfuse.report.verify_view import checks_view, of_drift, of_network, of_proof, of_site_drift
-from repfuse.topics import Topic
 
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
@@ -86,7 +85,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     if line := int8_line(report.quantization, BITS[:1] if report.status == "converted" else BITS):
         yield "int8", f"{line}; see `repfuse explain int8`"
     if report.status == "converted" and report.plan.refusals:
-        yield "not fused", f"{refusals_line(report.plan.refusals)}; -v says where and why"
+        counts = Counter(refusal.code for refusal in report.plan.refusals).most_common()
+        yield "not fused", f"{', '.join(f'{code} ({times})' for code, times in counts)}; -v says where and why"
     yield from cost_lines(report.timing) if report.timing else ()
     if report.output:
         verified = report.output.verified
@@ -111,9 +111,7 @@ def _details(report: Report) -> Iterator[tuple[str, str]]:
     if report.output:
         yield "output", file_line(report.output.path, report.output.format, report.output.digest)
         yield "verified", verified_line(report.output.verified) if report.output.verified else ""
-    versions = report.environment
-    said = f"repfuse {versions.repfuse}, torch {versions.torch}, Python {versions.python}, {versions.platform}"
-    yield "with", said
+    yield "with", str(report.environment)
 
 
 def last_line(report: Report, plan_path: str = "") -> str:
@@ -348,11 +346,6 @@ def declined(refusals: Sequence[Refusal]) -> str:
     if not known:
         return ""
     return _costs(total(before for before, _ in known), total(after for _, after in known))
-
-
-def refusals_line(refusals: Sequence[Refusal]) -> str:
-    """Return how many places were refused for what: ``cost (2), shift-before-padding (1)``."""
-    return ", ".join(f"{code} ({times})" for code, times in Counter(refusal.code for refusal in refusals).most_common())
 
 
 def _costs(before: Cost, after: Cost, *, macs: bool = True) -> str:

@@ -13,8 +13,7 @@ from urllib.parse import quote
 from rich.console import RenderableType
 from rich.text import Text
 
-from repfuse.report.markdown import text
-from repfuse.report.page import rendered
+from repfuse.report.page import rendered, text
 from repfuse.report.schema import report_path
 from repfuse.report.tables import BAD, GOOD, NUMBER, duration, heading, plural, size, table
 

@@ -20,7 +20,7 @@ from repfuse.errors import RepfuseError
 from repfuse.planning.cost import price
 from repfuse.plans import ROOT, Cost, Refusal, Site
 from repfuse.quantization import SiteKernels
-from repfuse.report.bench_view import gain, speed, where
+from repfuse.report.bench_view import gain, speed, speedup, where
 from repfuse.report.convert_view import (
     achieved,
     chosen_line,
@@ -132,7 +132,11 @@ class Page:
             rows.append(("bytes of weights", size, whole.weight_bytes, fused.weight_bytes))
             if whole.macs is not None and fused.macs is not None:
                 rows.append(("multiply-accumulates", count, whole.macs, fused.macs))
-        return [(name, text(old), text(new), _changed(new / old), new / old) for name, text, old, new in rows if old]
+
+        def changed(share: float) -> str:
+            return "the same" if share == 1 else f"{100 * share - 100:+.0f} %".replace("-", "−")
+
+        return [(name, text(old), text(new), changed(new / old), new / old) for name, text, old, new in rows if old]
 
     @cached_property
     def kinds(self) -> list[list[Site]]:
@@ -220,7 +224,7 @@ class Page:
     def environment(self) -> list[Pair]:
         """What it was made of, and with."""
         conversion = self.told.conversion
-        source, made, versions = conversion.input, conversion.output, conversion.environment
+        source, made = conversion.input, conversion.output
         rows = [
             ("original", f"{source.path} ({source.format})"),
             ("its digest", source.digest),
@@ -230,7 +234,7 @@ class Page:
             ("its digest", made.digest if made else ""),
             ("chosen", chosen_line(conversion.chosen) if conversion.chosen else ""),
             ("policy", str(self.told.plan.policy)),
-            ("repfuse", f"{versions.repfuse}, torch {versions.torch}, Python {versions.python}, {versions.platform}"),
+            ("repfuse", str(conversion.environment).removeprefix("repfuse ")),
             ("took", duration(conversion.seconds)),
         ]
         return [row for row in rows if row[1]]
@@ -262,7 +266,7 @@ def _jinja() -> Any:
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
-        finalize=_shown,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # what is markup stays as it is
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -276,11 +280,6 @@ def check_extra() -> None:
     except ImportError as missing:
         hint = "Install it: pip install 'repfuse[report]'."
         raise RepfuseError("jinja2 is not installed, which a page in HTML needs.", "", hint) from missing
-
-
-def _shown(value: Any) -> Any:
-    """Return what a template prints: of a text what can be seen; what is markup already stays as it is."""
-    return printable(value) if type(value) is str else value
 
 
 def share(row: Measurement) -> str:
@@ -310,10 +309,6 @@ def layers(branch: str) -> tuple[Pair, ...]:
 def predicted(before: Cost, after: Cost) -> str:
     """Return how many times as fast a place is predicted to be."""
     return times(price(before) / price(after)) if price(after) else "-"
-
-
-def _changed(share: float) -> str:
-    return "the same" if share == 1 else f"{100 * share - 100:+.0f} %".replace("-", "−")
 
 
 def _refused(same: list[Refusal]) -> tuple[float, Refusal, str, str, str]:
@@ -378,3 +373,71 @@ def range_axis(sites: Sequence[SiteKernels]) -> Axis:
     found = [size for site in sites for size in (*site.before.ranges, *site.after.ranges) if size > 0]
     greatest = max(found, default=1.0)
     return Axis((max(min(found, default=1.0), greatest / RANGES_SHOWN) / 1.12, greatest * 1.12))
+
+
+# The same as a comment on a pull request: ten lines, and the rest folded away. GitHub takes 65,536 characters.
+
+TIMES_SHOWN = 2
+ROWS_SHOWN = 30
+TEXT_SHOWN = 300
+MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&!$@])")
+
+
+def as_markdown(told: Told) -> str:
+    """Return the comment."""
+    page, plan = Page(told), told.plan
+    amounts = [(name, before, after, changed) for name, before, after, changed, _ in page.amounts]
+    speeds = [(text(where(row)), *_times(row), speedup(row)) for row in page.speeds]
+    lines = [f"**{text(page.name)}**: {page.word}. {text(page.verdict)}", ""]
+    lines += markdown_table(("", "before", "after", ""), "lrrr", amounts + speeds[:TIMES_SHOWN])
+    counts = f"{plural(len(plan.sites), 'site')}, {plural(len(plan.refusals), 'refusal')}"
+    lines += ["", f"<details><summary>{counts}</summary>", ""]
+    if speeds:
+        rows: list[tuple[str, ...]] = [(*cells, share(row)) for cells, row in zip(speeds, page.speeds, strict=True)]
+        lines += (*markdown_table(("", "before", "after", "", "of a matrix product's speed"), "lrrrr", rows), "")
+    if page.kinds:
+        rows = [(str(len(sites)), code(_formula(sites[0])), *page.numbers(sites)) for sites in page.kinds]
+        lines += (*markdown_table(("sites", "formula", "predicted", "measured", "error"), "rlrrr", rows), "")
+    if page.refused:
+        rows = [(each.code, places, code(place), text(each.hint)) for each, places, place, _ in page.refused]
+        lines += (*markdown_table(("not merged", "", "where", "what to do"), "llll", rows), "")
+    said = [*page.health, *(("timing", each) for each in page.untimed), *page.agreement(), *page.few_bits]
+    made = (*page.environment, ("made by", told.conversion.command))
+    facts = [(text(name), text(value)) for name, value in said] + [(name, code(value)) for name, value in made if value]
+    return "\n".join([*lines, *markdown_table(("", ""), "ll", facts), "", "</details>", ""])
+
+
+def _times(row: Measurement) -> tuple[str, str]:
+    return duration(row.original.median), duration(row.fused.median)
+
+
+def _formula(site: Site) -> str:
+    branches = (f"{times} of {branch}" if times > 1 else branch for branch, times in counted(site.branches))
+    return f"{' | '.join(branches)} → {site.kernel}"
+
+
+def markdown_table(titles: Sequence[str], sides: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, without the columns that have nothing in them."""
+    kept = [number for number in range(len(titles)) if any(row[number] for row in rows)]
+    marks = [{"l": "---", "r": "---:"}[side] for side in sides]
+    lines = [[row[number] for number in kept] for row in (titles, marks, *rows[:ROWS_SHOWN])]
+    if len(rows) > ROWS_SHOWN:
+        lines.append([f"and {len(rows) - ROWS_SHOWN} more", *[""] * (len(kept) - 1)])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def text(said: str) -> str:
+    """Return a text in which no character is a mark, and nobody is called."""
+    return MARKS.sub(r"\\\1", _clipped(said)).replace("@", "@\u200b")
+
+
+def code(said: str) -> str:
+    """Return a text as code, for a table: between more backticks than it has in a row."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", said)), default=0))
+    space = " " if "`" in said else ""
+    return f"{fence}{space}{_clipped(said)}{space}{fence}".replace("|", "\\|") if said else ""
+
+
+def _clipped(said: str) -> str:
+    line = " ".join(printable(said).split())
+    return line if len(line) <= TEXT_SHOWN else f"{line[:TEXT_SHOWN]}..."

@@ -38,6 +38,9 @@ class Environment:
     python: str
     platform: str
 
+    def __str__(self) -> str:
+        return f"repfuse {self.repfuse}, torch {self.torch}, Python {self.python}, {self.platform}"
+
 
 @dataclass(frozen=True)
 class Input:
@@ -138,6 +141,12 @@ def to_json(data: dict[str, Any]) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def write(kind: str, data: dict[str, Any], path: Path) -> None:
+    """Write a document as a whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(to_json(envelope(kind, data)), encoding="utf-8")
+
+
 # What was printed, read back.
 
 
@@ -216,30 +225,23 @@ def read_benchmark(path: Path) -> Benchmark:
     return found
 
 
-def write_benchmark(benchmark: Benchmark, path: Path, of: dict[str, Any] | None = None) -> None:
-    """Write a benchmark ``of`` some files as `repfuse bench --json` prints it, as a whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(to_json(envelope("benchmark", (of or {}) | benchmark.to_dict())), encoding="utf-8")
-
-
 def changes(now: Benchmark, then: Benchmark) -> list[Change]:
     """Return what changed at the settings that both runs have: by itself, and beside the original's times."""
-    from repfuse.benching.statistics import ratio_of_samples  # torch takes a second to import
+    from repfuse.benching.timing import ratio_of_samples  # torch takes a second to import
+
+    def by_setting(run: Benchmark) -> dict[tuple[object, ...], Measurement]:
+        entries = run.measurements
+        return {(each.runtime, each.shapes or run.shapes, each.batch_size, each.threads): each for each in entries}
 
     def beside(each: Measurement) -> list[float]:
         return [x / each.original.median for x in each.fused.times]
 
-    known = _by_setting(then)
-    pairs = [(each, known[setting]) for setting, each in _by_setting(now).items() if setting in known]
+    known = by_setting(then)
+    pairs = [(each, known[setting]) for setting, each in by_setting(now).items() if setting in known]
     return [
         Change(one, ratio_of_samples(one.fused.times, two.fused.times), ratio_of_samples(beside(one), beside(two)))
         for one, two in pairs
     ]
-
-
-def _by_setting(run: Benchmark) -> dict[tuple[object, ...], Measurement]:
-    entries = run.measurements
-    return {(each.runtime, each.shapes or run.shapes, each.batch_size, each.threads): each for each in entries}
 
 
 def compared(now: Benchmark, then: Benchmark, path: Path) -> list[Change]:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
         Drift,
         FewBits,
         FirstDifference,
-        Flip,
         Flips,
         OutputVerdict,
         Proof,
@@ -209,7 +208,11 @@ def data_lines(data: RealData) -> Iterator[tuple[str, str]]:
         yield "flips", _flips(data.flips)
     if data.flips and data.flips.first:
         more = data.flips.samples - len(data.flips.first)
-        yield "flipped", "; ".join([*map(_flip, data.flips.first), *([f"and {more} more"] if more else [])])
+        flips = [
+            f"{flip.sample}: {flip.original} → {flip.fused}" + ("" if flip.label is None else f" (it is {flip.label})")
+            for flip in data.flips.first
+        ]
+        yield "flipped", "; ".join([*flips, *([f"and {more} more"] if more else [])])
 
 
 LAYERS_SHOWN = 3
@@ -233,11 +236,6 @@ def _flips(flips: Flips) -> str:
     margins = dict.fromkeys((error(flips.smallest_margin), error(flips.largest_margin)))
     preferred = f"the original preferred its own by {' to '.join(margins)} of its largest output there"
     return f"{plural(flips.samples, 'sample')} in another class{turned}; {preferred}"
-
-
-def _flip(flip: Flip) -> str:
-    label = "" if flip.label is None else f" (it is {flip.label})"
-    return f"{flip.sample}: {flip.original} → {flip.fused}{label}"
 
 
 def _parting(difference: FirstDifference) -> str:

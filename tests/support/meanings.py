@@ -16,12 +16,12 @@ from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset, Phases
 from repfuse.algebra.transposed import TransposedGeometry
+from repfuse.explanations import REFUSALS
 from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same, Unfusible, terms_of
 from repfuse.ops.table import meaning_of
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.constants import lookup
 from repfuse.recording.recording import Recording, record
-from repfuse.refusals import REFUSALS
 
 Function = Callable[[Any, Any, Any], Any]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from repfuse.benching import clock
+from repfuse.benching import timing
 
 
 def time_briefly() -> None:
     """Let timings last a twentieth of what they do for users, in this process and its copies."""
-    clock.SHORTEST /= 20
+    timing.SHORTEST /= 20
     from repfuse.benching import benchmark  # after that: others import the number
 
     benchmark.SIDES["cpu"] = 64

@@ -10,21 +10,27 @@ import keyword
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
 from onnx_ir.traversal import RecursiveGraphIterator
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
 
-from repfuse.checkpoint.onnx_graph import opaque
-from repfuse.checkpoint.onnx_graph.operators import VALUES, Function, Known, Shape, function_of
+from repfuse.checkpoint import onnx_file
+from repfuse.checkpoint.onnx_graph.operators import DTYPES, VALUES, Function, Known, Shape, function_of
 from repfuse.checkpoint.onnx_graph.reading import (
     DOMAINS,
     LISTS_NO_WEIGHTS,
+    array_of,
     inputs_of,
     shapes_of,
     tensor_of,
@@ -33,6 +39,7 @@ from repfuse.checkpoint.onnx_graph.reading import (
 )
 from repfuse.memory import HUGE, stream
 
+NUMBER_OF = {dtype: number for number, dtype in DTYPES.items()}
 RANDOM = ("Random", "Bernoulli", "Multinomial")  # whose results are none that stay
 FOLDED = 1 << 10  # numbers that a constant may have to be looked for as an argument of an operator
 LARGE = 1 << 26
@@ -53,33 +60,116 @@ class Operation(nn.Module):
         return self.function(*inputs)
 
 
-class Expected(opaque.Unseen):
-    """What the file says of its inputs: names, and sizes as far as they are fixed."""
+class Unseen(nn.Module):
+    """A function that a recording does not look into: what it gives comes from nowhere, which is a source."""
 
-    def __init__(self, wanted: Iterable[tuple[str, Shape | None]]) -> None:
+    def __init__(self, function: Function) -> None:
         super().__init__()
-        self.wanted = tuple(wanted)
+        self.function = function
 
-    def compute(self, *inputs: Tensor | None) -> None:
-        """Raise AssertionError where an input has another size, as an exported program does."""
-        for (name, sizes), x in zip(self.wanted, inputs, strict=True):
-            assert x is not None
-            if sizes is None:
-                continue
-            pairs = zip(sizes, x.shape, strict=False)
-            if len(sizes) != x.dim() or any(isinstance(n, int) and n != m for n, m in pairs):
-                said, given = "x".join("?" if n is None else str(n) for n in sizes), "x".join(map(str, x.shape))
-                raise AssertionError(f"Guard failed: {name} is {given}, and the file takes {said}")
+    def forward(self, *inputs: Tensor | None) -> Any:
+        """Call it."""
+        with torch._C.DisableTorchFunction():
+            return self.function(*inputs)
 
 
-class Default(opaque.Unseen):
-    """A tensor that whoever runs the file may give: the one in the file is no constant."""
+def _check_sizes(wanted: Sequence[tuple[str, Shape | None]], *inputs: Tensor) -> None:
+    """Raise AssertionError where an input has another size than the file says of it, as an exported program does."""
+    for (name, sizes), x in zip(wanted, inputs, strict=True):
+        if sizes is None:
+            continue
+        pairs = zip(sizes, x.shape, strict=False)
+        if len(sizes) != x.dim() or any(isinstance(n, int) and n != m for n, m in pairs):
+            said, given = "x".join("?" if n is None else str(n) for n in sizes), "x".join(map(str, x.shape))
+            raise AssertionError(f"Guard failed: {name} is {given}, and the file takes {said}")
 
-    def compute(self, *inputs: Tensor | None) -> Tensor:
-        """Return the one in the file."""
-        (x,) = inputs
-        assert x is not None
-        return x.clone()
+
+def _sizes(start: int, end: int | None, x: Tensor) -> Tensor:
+    """``Shape``: the sizes of a tensor, as a tensor. It reads no number of it, which a recording sees."""
+    with torch._C.DisableTorchFunction():
+        sizes = list(x.shape[start:end])
+    return torch.tensor(sizes, dtype=torch.int64)
+
+
+def _reshaped(x: Tensor, shape: Tensor) -> Tensor:
+    """``Reshape`` to a shape that is computed; a size of 0 stands for the one that the tensor has."""
+    return x.reshape([x.shape[axis] if n == 0 else n for axis, n in enumerate(shape.tolist())]).clone()
+
+
+class _NoFloat64(Exception):
+    """ONNX Runtime does not run a node in float64."""
+
+
+class Foreign(nn.Module):
+    """A node that torch has no function for: run by itself, in ONNX Runtime or as ONNX itself defines it.
+
+    ``inputs`` and ``outputs`` are the names of what it takes and gives; what its subgraphs take from outside is among
+    the inputs. ONNX Runtime has few operators in float64: of a model in it (``wide``), what that lacks is run as ONNX
+    defines it, by the reference; of any other, in float32, and the node is ``narrow`` from then on.
+    """
+
+    def __init__(
+        self,
+        node: ir.Node,
+        taken: Iterable[ir.Value | None],
+        model: ir.Model,
+        functions: tuple[bytes, ...],
+        *,
+        wide: bool,
+    ) -> None:
+        super().__init__()
+        self.wide, self.narrow = wide, False
+        self.proto, self.functions = ir.to_proto(node).SerializeToString(), functions
+        self.opsets = tuple(dict(model.opset_imports).items())
+        self.inputs = tuple("" if value is None else str(value.name) for value in taken)
+        self.outputs = tuple(str(value.name) for value in node.outputs if value.name)
+
+    def forward(self, *inputs: Tensor | None) -> Any:
+        """Run the node, unseen."""
+        with torch._C.DisableTorchFunction():
+            try:
+                return self._run(inputs)
+            except _NoFloat64:
+                self.narrow = True
+                found = self._run([x.float() if x is not None and x.dtype is torch.float64 else x for x in inputs])
+                return tree_map(lambda x: x.double() if x.dtype is torch.float32 else x, found)
+
+    def _run(self, inputs: Sequence[Tensor | None]) -> Any:
+        given = {name: x for name, x in zip(self.inputs, inputs, strict=True) if x is not None}
+        numbers = tuple((name, NUMBER_OF[x.dtype]) for name, x in given.items())
+        fed = {name: array_of(x) for name, x in given.items()}
+        model = _model_of(self.proto, self.opsets, self.functions, numbers, self.outputs)
+        try:
+            found = _session(model).run(None, fed)
+        except Exception as error:  # it has no class for its errors
+            if not self.wide and torch.float64 in {x.dtype for x in given.values()}:
+                raise _NoFloat64 from error
+            found = _reference(model).run(None, fed)
+        tensors = [tensor_of(np.asarray(array)) for array in found]
+        return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+@lru_cache(maxsize=1024)
+def _model_of(
+    proto: bytes,
+    opsets: tuple[tuple[str, int], ...],
+    functions: tuple[bytes, ...],
+    inputs: tuple[tuple[str, int], ...],
+    outputs: tuple[str, ...],
+) -> bytes:
+    """Return a model of one node."""
+    taken = [helper.make_tensor_value_info(name, number, None) for name, number in inputs]
+    given = [onnx.ValueInfoProto(name=name) for name in outputs]
+    graph = helper.make_graph([onnx.NodeProto.FromString(proto)], "node", taken, given)
+    imports = [helper.make_opsetid(domain, version) for domain, version in opsets]
+    known = [onnx.FunctionProto.FromString(function) for function in functions]
+    model = helper.make_model(graph, opset_imports=imports, functions=known)
+    model.ir_version = min(model.ir_version, 10)
+    return bytes(model.SerializeToString())
+
+
+_session = lru_cache(maxsize=1024)(partial(onnx_file.session, threads=1))
+_reference = lru_cache(maxsize=1024)(lambda model: ReferenceEvaluator(onnx.ModelProto.FromString(model)))
 
 
 def unique(name: str, taken: set[str]) -> str:
@@ -126,7 +216,7 @@ class Building:
             self.inputs[str(line.target)] = value
         wanted = [(str(value.name), self.shapes.get(str(value.name))) for value in given]
         self.expected = self._name("inputs")
-        self._root.add_module(self.expected, Expected(wanted))
+        self._root.add_module(self.expected, Unseen(partial(_check_sizes, wanted)))
         self._graph.call_module(self.expected, tuple(self._lines[value] for value in given))
         for node in self.model.graph:
             self._add(node)
@@ -138,9 +228,9 @@ class Building:
         taken = [*node.inputs, *captured(node)]
         path = self._name(node.name or f"{node.op_type}_{node.outputs[0].name}")
         module = self._module(node, taken)
-        computed = isinstance(module, opaque.Node) or node.op_type == "Cast"  # whose dtype the merged weights get
+        computed = isinstance(module, Foreign) or node.op_type == "Cast"  # whose dtype the merged weights get
         constant = self._constants.made(node) if computed else None
-        module = module if constant is None else Operation(_last)
+        module = module if constant is None else Operation(lambda *given: given[-1])
         args = [None if value is None else self._line(value) for value in taken]
         args += [] if constant is None else [self._held(self._name(f"{path}_value"), ir.tensor(constant))]
         self.nodes[path] = node
@@ -163,7 +253,7 @@ class Building:
             if self._constants.may_be_given(value):
                 name = self._name(f"{value.name}_given")
                 self.passing.add(name)
-                self._root.add_module(name, Default())
+                self._root.add_module(name, Unseen(torch.clone))
                 line = self._graph.call_module(name, (line,))
             self._lines[value] = line
         return self._lines[value]
@@ -180,19 +270,23 @@ class Building:
     def _module(self, node: ir.Node, taken: list[ir.Value | None]) -> nn.Module:
         plain = node.domain in DOMAINS and node.op_identifier() not in self.model.functions
         if plain and (function := function_of(node.op_type, self._known(node))) is not None:
-            return opaque.Kept(function) if node in self._ends else Operation(function)
+            return Unseen(function) if node in self._ends else Operation(function)
         if plain and node.op_type == "Shape":
-            return opaque.Sizes(_attribute(node, "start", 0), _attribute(node, "end", None))
+            return Operation(partial(_sizes, _attribute(node, "start", 0), _attribute(node, "end", None)))
         if plain and node.op_type == "Reshape" and not _attribute(node, "allowzero", 0):
-            return opaque.Reshaped()
+            return Unseen(_reshaped)
         wide = any(x.dtype is ir.DataType.DOUBLE for x in inputs_of(self.model))
-        return _opaque(node, taken, self.model, self._functions, wide=wide)
+        return Foreign(node, taken, self.model, self._functions, wide=wide)
 
     def _known(self, node: ir.Node) -> Known:
         values = ((place, node.inputs[place]) for place in VALUES.get(node.op_type, ()) if place < len(node.inputs))
         found = {place: self._constants.value(value) for place, value in values if value is not None}
         return Known(
-            {name: _listed(attribute.value) for name, attribute in node.attributes.items() if attribute.type in PLAIN},
+            {
+                name: list(attribute.value) if isinstance(attribute.value, tuple) else attribute.value
+                for name, attribute in node.attributes.items()
+                if attribute.type in PLAIN
+            },
             version_of(self.model),
             sum(1 for value in node.outputs if value.name),
             tuple(None if value is None else self.shapes.get(str(value.name)) for value in node.inputs),
@@ -224,23 +318,6 @@ def _after(node: ir.Node, *kinds: str) -> list[ir.Node]:
     for kind in kinds:
         ends = [user for end in ends for user in end.outputs[0].consumers() if user.op_type == kind]
     return ends
-
-
-def _opaque(
-    node: ir.Node, taken: Iterable[ir.Value | None], model: ir.Model, functions: Sequence[bytes], *, wide: bool
-) -> opaque.Node:
-    inputs = ["" if value is None else str(value.name) for value in taken]
-    outputs = [str(value.name) for value in node.outputs if value.name]
-    proto, opsets = ir.to_proto(node).SerializeToString(), dict(model.opset_imports)
-    return opaque.Node(proto, opsets, functions, inputs, outputs, wide=wide)
-
-
-def _last(*given: Tensor) -> Tensor:
-    return given[-1]
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _attribute(node: ir.Node, name: str, default: Any) -> Any:
@@ -318,7 +395,7 @@ class Constants:
         arrays = [None if x is None else self.value(x, most) for x in node.inputs]
         if not arrays or any(x is not None and array is None for x, array in zip(node.inputs, arrays, strict=True)):
             return None
-        run = _opaque(node, node.inputs, self.model, (), wide=True)
+        run = Foreign(node, node.inputs, self.model, (), wide=True)
         try:
             result = run(*(None if array is None else tensor_of(array) for array in arrays))
         except Exception:  # it takes what no such run has: nothing is known then

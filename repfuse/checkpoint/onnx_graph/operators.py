@@ -308,11 +308,6 @@ def _unsqueeze(known: Known) -> Function | None:
     return lambda x, *_: reduce(lambda y, axis: y.unsqueeze(axis), sorted(axes), x)
 
 
-def _transpose(known: Known) -> Function | None:
-    order = known.get("perm") or list(reversed(range(known.rank())))
-    return lambda x: x.permute(order)
-
-
 def _cast(known: Known) -> Function | None:
     dtype = DTYPES.get(known.get("to"))
     return None if dtype is None else lambda x: x.to(dtype)
@@ -428,21 +423,6 @@ def _layer_norm(known: Known) -> Function | None:
     return lambda x, w, b=None: F.layer_norm(x, sizes, w, b, eps)
 
 
-def _instance_norm(known: Known) -> Function:
-    eps = known.get("epsilon", 1e-5)
-    return lambda x, w, b: F.instance_norm(x, None, None, w, b, True, 0.0, eps)
-
-
-def _concat(known: Known) -> Function:
-    axis = known.get("axis")
-    return lambda *parts: torch.cat(parts, axis)
-
-
-def _einsum(known: Known) -> Function:
-    equation = known.get("equation")
-    return lambda *operands: torch.einsum(equation, *operands)
-
-
 def _expand(known: Known) -> Function:
     wanted = known.said("shape", 1)
     wanted = [1] * (known.rank() - len(wanted)) + wanted
@@ -457,14 +437,6 @@ def _divide(x: Tensor, y: Tensor) -> Tensor:
     return torch.div(x, y, rounding_mode="trunc" if whole else None)
 
 
-def _prelu(x: Tensor, slope: Tensor) -> Tensor:
-    return torch.where(x >= 0, x, x * slope)
-
-
-def _total(*addends: Tensor) -> Tensor:
-    return reduce(torch.add, addends)
-
-
 ROWS: dict[str, Row] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -475,11 +447,11 @@ ROWS: dict[str, Row] = {
     "Sub": _plain(torch.sub),
     "Mul": _plain(torch.mul),
     "Div": _plain(_divide),
-    "Sum": _plain(_total),
+    "Sum": _plain(lambda *addends: reduce(torch.add, addends)),
     "Neg": _plain(torch.neg),
     "Pow": _plain(torch.pow),
     "Where": _plain(torch.where),
-    "PRelu": _plain(_prelu),
+    "PRelu": _plain(lambda x, slope: torch.where(x >= 0, x, x * slope)),
     "AveragePool": _average_pool,
     "MaxPool": _max_pool,
     "GlobalAveragePool": _over_space(lambda x, axes, keeps: x.mean(axes, keepdim=keeps)),
@@ -495,14 +467,14 @@ ROWS: dict[str, Row] = {
     "ReduceL1": _reduced(lambda x, axes, keeps: x.abs().sum(axes, keepdim=keeps)),
     "ReduceL2": _reduced(lambda x, axes, keeps: torch.linalg.vector_norm(x, dim=axes, keepdim=keeps)),
     "ReduceSumSquare": _reduced(lambda x, axes, keeps: (x * x).sum(axes, keepdim=keeps)),
-    "Einsum": _einsum,
-    "Concat": _concat,
+    "Einsum": lambda known: partial(torch.einsum, known.get("equation")),
+    "Concat": lambda known: lambda *parts: torch.cat(parts, known.get("axis")),
     "Split": _split,
     "Reshape": _reshape,
     "Flatten": _flatten,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
-    "Transpose": _transpose,
+    "Transpose": lambda known: partial(torch.permute, dims=known.get("perm") or list(reversed(range(known.rank())))),
     "Expand": _expand,
     "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth,
@@ -529,7 +501,9 @@ ROWS: dict[str, Row] = {
     "Softmax": _softmax(torch.softmax),
     "LogSoftmax": _softmax(torch.log_softmax),
     "LayerNormalization": _layer_norm,
-    "InstanceNormalization": _instance_norm,
+    "InstanceNormalization": lambda known: (
+        lambda x, w, b: F.instance_norm(x, None, None, w, b, True, 0.0, known.get("epsilon", 1e-5))
+    ),
 }
 
 VALUES = {

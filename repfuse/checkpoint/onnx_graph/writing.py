@@ -98,40 +98,38 @@ class _Editing:
             self._follow(line)
         if self.new:
             self.graph.extend(self.new)
-        moved = any(_differ(old.shape, new.shape) for old, new in self.replaced.items() if new not in self.made)
-        moved = moved or any(self._resized(old, new) for old, new in self.replaced.items())
+        moved = any(self._differ(old, new) for old, new in self.replaced.items())
         outputs = [self._replace(old, new) for old, new in self.replaced.items()]
         self.graph.extend(node for node in outputs if node is not None)
         self.graph.remove([node for node in before if node not in self.kept], safe=True)
-        self._remove_unread(read)
         for value in (value for node in self.graph for value in node.outputs if moved):
             if not value.is_graph_output():  # what rearranges values stays, and what it gives may have other channels
                 value.shape = None
-        for value in used:
-            if not value.uses() and not value.is_graph_output():
-                self._drop(value)
+        self._remove_unread(read, used)
         if (self.model.ir_version or 0) < LISTS_NO_WEIGHTS:  # the new ones are no inputs
             self.model.ir_version = LISTS_NO_WEIGHTS
             for value in self.graph.initializers.values():
                 if value.is_graph_input():
                     self.graph.inputs.remove(value)
 
-    def _resized(self, old: ir.Value, new: ir.Value) -> bool:
-        """Whether a new layer gives other channels than what it stands for."""
-        node = new.producer() if new in self.made else None
-        bias = None if node is None or len(node.inputs) < 2 else node.inputs[-1]
-        return old.shape is not None and bias is not None and bias.shape is not None and bias.shape[-1] not in old.shape
-
-    def _remove_unread(self, nodes: list[ir.Node]) -> None:
-        """Remove those that only what is gone has read: to take a shape from, say."""
+    def _remove_unread(self, nodes: list[ir.Node], tensors: list[ir.Value]) -> None:
+        """Remove what only that has read which is gone: to take a shape from, say."""
         for node in reversed(nodes):
             if node in self.kept and _is_unread(node):
                 self.graph.remove(node, safe=True)
+        for value in tensors:
+            if not value.uses() and not value.is_graph_output():
+                del self.graph.initializers[str(value.name)]
+                if value.is_graph_input():
+                    self.graph.inputs.remove(value)
 
-    def _drop(self, value: ir.Value) -> None:
-        del self.graph.initializers[str(value.name)]
-        if value.is_graph_input():
-            self.graph.inputs.remove(value)
+    def _differ(self, old: ir.Value, new: ir.Value) -> bool:
+        """Whether another shape stands in the place of one; of a new layer, other channels."""
+        if new not in self.made:
+            return old.shape is not None and new.shape is not None and old.shape != new.shape
+        node = new.producer()
+        bias = None if node is None or len(node.inputs) < 2 else node.inputs[-1]
+        return old.shape is not None and bias is not None and bias.shape is not None and bias.shape[-1] not in old.shape
 
     def _follow(self, line: fx.Node) -> None:
         target = str(line.target)
@@ -311,10 +309,6 @@ class _Editing:
 
 def _is_unread(node: ir.Node) -> bool:
     return not any(value.uses() or value.is_graph_output() for value in node.outputs)
-
-
-def _differ(one: ir.Shape | None, other: ir.Shape | None) -> bool:
-    return one is not None and other is not None and one != other
 
 
 def _pads(padding: Any) -> list[int]:
