@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from repfuse import __version__
@@ -26,6 +27,7 @@ from repfuse.checkpoint.spec import as_texts, render
 from repfuse.checkpoint.user_code import Named, script
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
+from repfuse.networks import using_threads
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
 from repfuse.readback import checking
@@ -122,13 +124,14 @@ def writing(
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
     found: list[Saved] = []
-    with suppress(_NotWanted), ExitStack() as stack, replacing(out) as temporary:
+    with suppress(_NotWanted), ExitStack() as stack, replacing(out) as temporary, ExitStack() as shared:
         reader = reader or stack.enter_context(Reader(fresh=verify))  # a process gets ready while the file is written
         if form in ("pt2", "onnx"):  # which are exported when asked for: a failed check is to spare that
             read: Callable[[], Read] = partial(
                 _program_written, checkpoint, module, form, temporary, reader=reader, verify=verify
             )
-        else:
+        else:  # two processes on the same cores would wait for each other at each operation: each gets half of them
+            shared.enter_context(using_threads((torch.get_num_threads() + 1) // 2))
             network = _write_network(checkpoint, module, temporary) if form == "pt" else None
             notes, use, check = network or _write_weights(checkpoint, module, plan, form, temporary)
             answer = check(reader, runs=verify)
@@ -136,6 +139,7 @@ def writing(
 
         def saved() -> Saved:
             notes, use, verified = read()
+            shared.close()
             made = (*notes, *dropped), verified if verify else None, use(out)
             found.append(Saved(out, digest_of(temporary), form, *made))
             return found[0]
