@@ -40,7 +40,7 @@ def examine(network: nn.Module) -> tuple[Anomaly, ...]:
 
     found: list[Anomaly] = []
     for name, tensor in named_tensors(network):
-        if tensor.is_floating_point() or tensor.is_complex():
+        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(tensor.isfinite().all()):
             found += _counted(name, {"nan": tensor.isnan(), "infinite": tensor.isinf()})
     seen = {anomaly.name for anomaly in found}
     for path, module in network.named_modules():

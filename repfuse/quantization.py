@@ -149,8 +149,8 @@ def _sites(network: nn.Module, plan: Plan) -> Iterator[SiteKernels]:
     import torch
 
     from repfuse.algebra.affine import swap_layout
-    from repfuse.algebra.evaluation import evaluate
-    from repfuse.algebra.expression import Identity, Through, convolutions
+    from repfuse.algebra.evaluation import evaluate, stored_weight
+    from repfuse.algebra.expression import convolutions
     from repfuse.planning.edits import stored_like
     from repfuse.planning.replaying import replay
     from repfuse.recording.constants import lookup
@@ -169,10 +169,7 @@ def _sites(network: nn.Module, plan: Plan) -> Iterator[SiteKernels]:
         if fused.norm:  # which has the sizes of the channels
             made /= ranges(made).clamp(min=TINY).reshape(-1, *(1 for _ in made.shape[1:]))
         layers = {layer.weight: layer for layer in convolutions(fused.expression)}
-        before = {
-            name: kernel(weight(Through(Identity(layer.geometry.in_channels, layer.geometry.ndim), layer)))
-            for name, layer in layers.items()
-        }
+        before = {name: kernel(stored_weight(layer, tensors).float()) for name, layer in layers.items()}
         if made.numel() and bool(made.isfinite().all()):
             worst = min(before, key=lambda name: before[name].at(8).per_tensor)
             yield SiteKernels(fused.path, worst, before[worst], kernel(made))

@@ -110,7 +110,7 @@ def _layer_constant(layer: Layer, inside: Tensor | None, tensors: Tensors) -> Te
     if isinstance(layer, Phases):
         taps = inside.repeat_interleave(prod(layer.geometry.kernel))
         return taps[list(layer.order)] if layer.order else taps
-    answer = response(layer.geometry, _weight(layer, tensors).double(), inside)
+    answer = response(layer.geometry, stored_weight(layer, tensors).double(), inside)
     return answer if own is None else answer + own
 
 
@@ -153,7 +153,7 @@ def _addends(expression: Expression, tensors: Tensors, scale: Tensor | None, dev
             ones = torch.ones(expression.geometry.weight_shape, dtype=torch.float64, device=device)
             yield Addend(expression.geometry, ones, scale)
         case Through(Identity(), Convolution() as layer):
-            yield Addend(layer.geometry, _weight(layer, tensors), scale)
+            yield Addend(layer.geometry, stored_weight(layer, tensors), scale)
         case Scaled(inner):
             own, _ = scale_and_shift(expression, tensors)
             if own is not None:
@@ -220,10 +220,10 @@ def _layer_map(layer: Layer, tensors: Tensors, device: torch.device) -> AffineCo
     if isinstance(layer, Phases):
         return AffineConv.phases(layer, device)
     bias = None if layer.bias is None else tensors(layer.bias)
-    return AffineConv.convolution(layer.geometry, _weight(layer, tensors), bias)
+    return AffineConv.convolution(layer.geometry, stored_weight(layer, tensors), bias)
 
 
-def _weight(layer: Convolution, tensors: Tensors) -> Tensor:
+def stored_weight(layer: Convolution, tensors: Tensors) -> Tensor:
     """Return the weight of the layer, ``geometry.weight_shape``, in its own dtype."""
     weight = tensors(layer.weight)
     if layer.order:

@@ -178,6 +178,8 @@ def started(name: str, network: nn.Module, inputs: Inputs, threads: int, folder:
         raise RepfuseError(f"{what}: pip install 'repfuse[{extra}]'")
     try:
         call = start(network, inputs, threads, folder)
+        if name == Runtime.EAGER:  # which is the network itself
+            return call
         with quietly():
             alike = _alike(network(*inputs), call())
     except RepfuseError:

@@ -387,14 +387,15 @@ def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
                 run_copy(copy, [Trial("the example", inputs)], {})
                 return time.perf_counter() - began
 
-        if seconds(1) <= SHORT:  # the first call prepares what later ones find
-            return 1
-        return count if seconds(count) < WORTH_THREADS * seconds(1) else 1
+        one = seconds(1)
+        return 1 if one <= SHORT or seconds(count) > WORTH_THREADS * one else count
 
 
 SHORT = 0.1  # seconds of a call with one thread: with less, all calls together take few seconds
-WORTH_THREADS = 0.8
-"""The part of the time with one thread that a call has to take at most, to be worth the others."""
+WORTH_THREADS = 0.6
+"""The part of the time with one thread that a call has to take at most, to be worth the others: that was the first
+call, which prepares what later ones find.
+"""
 
 
 def run_float64(
