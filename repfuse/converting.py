@@ -11,7 +11,7 @@ from torch import nn
 from repfuse.checking.agreement import Data, chunks
 from repfuse.checking.comparison import with_fallbacks
 from repfuse.checking.drift import drift
-from repfuse.checking.inputs import Effort, Trial, input_variants, known_effort
+from repfuse.checking.inputs import SCOPES, Effort, Trial, input_variants, known_effort
 from repfuse.checking.places import ExactWeights, compare_exact, places
 from repfuse.checking.proof import prove
 from repfuse.checking.results import Drift, Equalization, Proof
@@ -120,7 +120,8 @@ def convert(
     if proof is None or proof.passed:
         proven(found, fused)
     progress("measuring the drift", 0.7)
-    measured = drift(original, fused, trials, expected)
+    count = SCOPES[effort].of_drift
+    measured = drift(original, fused, trials[:count], expected[:count])
     progress("done", 1.0)
     return Conversion(checkpoint, found, fused, proof, measured, done)
 

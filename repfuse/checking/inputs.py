@@ -100,7 +100,8 @@ class Scope:
     sizes of a few pixels, ``in_a_row`` how many consecutive sizes, ``batches`` what is added to the batch. On
     ``sampled`` trials the effect of rounding is measured in any case, which costs as much as the network has weights. A
     site by itself is tried at its last ``of_site`` sizes; one of many weights, where a run takes longer than all else,
-    at ``of_large_site``. ``drift_of_site`` asks for its rounding in the stored dtype, too.
+    at ``of_large_site``. ``drift_of_site`` asks for its rounding in the stored dtype, too; that of the whole network is
+    measured on the first ``of_drift`` trials, or all.
     """
 
     seeds: tuple[int, ...]
@@ -113,12 +114,21 @@ class Scope:
     of_site: int = 4
     of_large_site: int = 2
     drift_of_site: bool = True
+    of_drift: int | None = None
 
 
 # Small sizes are less than a kernel's reach, odd and even: there mistakes at the border are all there is.
 SCOPES = {
     Effort.QUICK: Scope(
-        seeds=(0,), parts=(4,), small=(2,), sampled=1, kinds=1, of_site=1, of_large_site=1, drift_of_site=False
+        seeds=(0,),
+        parts=(4,),
+        small=(2,),
+        sampled=1,
+        kinds=1,
+        of_site=1,
+        of_large_site=1,
+        drift_of_site=False,
+        of_drift=2,
     ),
     Effort.DEFAULT: Scope(seeds=(0,), parts=(4,), small=(1, 2, 7), sampled=3),
     Effort.THOROUGH: Scope(

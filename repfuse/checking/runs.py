@@ -392,7 +392,7 @@ def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
 
 
 SHORT = 0.1  # seconds of a call with one thread: with less, all calls together take few seconds
-WORTH_THREADS = 0.6
+WORTH_THREADS = 0.8
 """The part of the time with one thread that a call has to take at most, to be worth the others: that was the first
 call, which prepares what later ones find.
 """
