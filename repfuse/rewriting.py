@@ -38,17 +38,17 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 def _convolution_module(geometry: Geometry) -> nn.Module:
     """Return a convolution of ``geometry`` without data, or a linear layer where it has no spatial axes.
 
-    Padding is in explicit integers, 0 where it is a module apart.
+    It has no bias yet. Padding is in explicit integers, 0 where it is a module apart.
     """
     channels = geometry.in_channels, geometry.out_channels
     if not geometry.ndim:
-        return nn.Linear(*channels, device="meta")
+        return nn.Linear(*channels, bias=False, device="meta")
     apart = needs_separate_pad(geometry)
     options: dict[str, Any]
     kind, options = "Conv", {"padding_mode": "zeros" if apart else geometry.padding_mode}
     if isinstance(geometry, TransposedGeometry):
         kind, options = "ConvTranspose", {"output_padding": geometry.output_padding}
-    options |= {"stride": geometry.stride, "dilation": geometry.dilation, "groups": geometry.groups}
+    options |= {"stride": geometry.stride, "dilation": geometry.dilation, "groups": geometry.groups, "bias": False}
     padding = 0 if apart else tuple(before for before, _ in geometry.padding)
     made: nn.Module = getattr(nn, f"{kind}{geometry.ndim}d")(
         *channels, geometry.kernel, padding=padding, device="meta", **options
@@ -238,7 +238,7 @@ class _Rewriting:
         named = (name for fused in self.layout.fused for name in tensor_names(fused.expression))
         merged = [self.tensors[leaf] for name in dict.fromkeys(named) for leaf in self.constants.leaves(name)]
         self.replaced = {id(tensor): tensor for tensor in merged}
-        self.stand_ins = {key: like(x, x.to("meta")) for key, x in self.replaced.items()}  # so that no data is copied
+        self.stand_ins = {key: like(x, x) for key, x in self.replaced.items()}  # so that no data is copied
         self.streamed = is_streamed(module)
         kept = {id(tensor): tensor for _, tensor in named_tensors(module)} if share or self.streamed else {}
         self.result = copy_with(module, kept | self.stand_ins)
@@ -309,10 +309,8 @@ class _Rewriting:
         geometry = fused.expression.geometry.plainest
         convolution, norm = _convolution_module(geometry), self._norm_there(fused)
         own: _BatchNorm | None = None
-        if fused.norm:
-            convolution.register_parameter("bias", None)
-            if norm is None:
-                own = getattr(nn, f"BatchNorm{max(geometry.ndim, 1)}d")(geometry.out_channels, device="meta")
+        if fused.norm and norm is None:
+            own = getattr(nn, f"BatchNorm{max(geometry.ndim, 1)}d")(geometry.out_channels, device="meta")
         self._write(convolution, norm or own, fused)
         whole = _with_neighbours(convolution, geometry, own, ones=fused.expression.has_ones)
         return whole.train(self.result.get_submodule(fused.owner).training)

@@ -94,6 +94,6 @@ def inputs_of(meaning: Meaning | None) -> tuple[fx.Node, ...]:
         case Same(node) | Rearranged(node):
             return (node,)
         case Sum():
-            return tuple(term.input for term in terms_of(meaning))
+            return tuple(term.input if isinstance(term, Scaled) else term for term in meaning.inputs)
         case _:
             return operands(meaning)

@@ -36,15 +36,14 @@ TOLD_APART = 0.05
 def convolution_cost(geometry: Geometry, output: Ints, source: Ints, item: int) -> Cost:
     """Cost of one convolution with bias from shape ``source`` to shape ``output``, ``item`` bytes a number."""
     weights = prod(geometry.weight_shape) + geometry.out_channels
-    apart, read = Cost(), source
+    moved, launches, read = prod(output) + weights, 1, source
     copies = needs_separate_pad(geometry) or geometry.padding_mode != "zeros"  # as PyTorch's own module does
     for amounts in filter(any, geometry.pad_then_crop if copies else ()):
         pairs = zip(reversed(amounts[::2]), reversed(amounts[1::2]), strict=True)
         spatial = (n + sum(pair) for n, pair in zip(read[-geometry.ndim :], pairs, strict=True))
         padded = (*read[: -geometry.ndim], *spatial)
-        apart, read = apart + Cost(0, item * (prod(read) + prod(padded)), 1), padded
-    moved = item * (prod(read) + prod(output) + weights)
-    return apart + Cost(geometry.macs(source, output), moved, 1, weights)
+        moved, launches, read = moved + prod(read) + prod(padded), launches + 1, padded
+    return Cost(geometry.macs(source, output), item * (moved + prod(read)), launches, weights)
 
 
 def homogeneous_cost(geometry: Geometry, output: Ints, source: Ints, item: int) -> Cost:

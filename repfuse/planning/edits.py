@@ -81,8 +81,9 @@ def owner_of(recording: Recording, region: Region) -> Call:
     """Return the innermost call in which all the nodes of a region were made, and weights put where it reads them."""
     names = (name for group in region.groups for name in tensor_names(group.expression))
     nodes = (*region.working, *recording.constants.written(names))
-    chains = [list(recording.call_of[node].chain()) for node in nodes]
-    return next(call for call in chains[0] if all(call in chain for chain in chains))
+    first, *others = dict.fromkeys(map(recording.call_of.__getitem__, nodes))
+    above = [set(call.chain()) for call in others]
+    return next(call for call in first.chain() if all(call in chain for chain in above))
 
 
 def place_of(recording: Recording, region: Region) -> tuple[int, ...]:

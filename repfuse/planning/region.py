@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, combinations
@@ -171,7 +171,7 @@ class Estimate:
         match self.meanings[node]:
             case Through(x, Convolution(geometry, weight, bias)):
                 own = convolution_cost(geometry, shape, self.recording.shape_of[x], item)
-                return own + self._computed([weight] if bias is None else [weight, bias], item)
+                return sum(self._computed([weight] if bias is None else [weight, bias], item), own)
             case Through(x, layer):
                 return filter_cost(layer.geometry, shape, self.recording.shape_of[x], item)
             case Scaled(_, _, axis):
@@ -205,10 +205,10 @@ class Estimate:
             node = meaning.input
         return node
 
-    def _computed(self, names: Iterable[str], item: int) -> Cost:
+    def _computed(self, names: Iterable[str], item: int) -> Iterator[Cost]:
         constants: Constants = self.recording.constants
         computed = filter(constants.is_computed, names)
-        return sum((elementwise_cost(constants.shape(name), 1, item) for name in computed), Cost())
+        return (elementwise_cost(constants.shape(name), 1, item) for name in computed)
 
     def _item(self, node: fx.Node) -> int:
         return self.recording.dtype_of[node].itemsize

@@ -73,6 +73,8 @@ def _kept(planner: Planner, plan: Plan) -> list[Region]:
                 f"{kept!r} is kept.",
                 "Keep all sites with this output, or leave all of them out.",
             )
+    if known == wanted:
+        return planner.candidates
     places = {region: (owner_of(recording, region).path, place_of(recording, region)) for region in keys}
     there = {places[region] for region, own in keys.items() if own <= wanted}
     return [region for region in keys if places[region] in there]

@@ -169,7 +169,7 @@ class State:
         self._module = module
         self._before, self._values = list[dict[Any, Any]](), list[tuple[Collection[Any], Collection[Any]]]()
         for table in _tables(module):
-            before = dict(_entries(table))
+            before = table.copy() if isinstance(table, dict) else dict(enumerate(table))
             self._before.append(before)
             self._values.append((before.values(), table.values() if isinstance(table, dict) else table))
 

@@ -698,7 +698,7 @@ _SIZES = frozenset(
 _QUESTIONS = frozenset(
     {
         "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__repr__",
-        "__format__", "equal", "allclose", "is_nonzero", "_local_scalar_dense",
+        "__format__", "equal", "allclose", "is_nonzero", "_local_scalar_dense", "_assert",
     }
 )  # fmt: skip
 _TAKING = frozenset(

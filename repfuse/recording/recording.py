@@ -107,7 +107,7 @@ class Recording:
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
         """The modules by each of their paths."""
-        return dict(self.module.named_modules(remove_duplicate=False))
+        return dict(named_modules(self.module, remove_duplicate=False))
 
     def shapes(self, node: fx.Node) -> list[tuple[int, ...]]:
         """Return the shapes that a value had, at the example and at the other sizes."""
@@ -375,7 +375,7 @@ class Runs:
     def _copy(self) -> Subject:
         storages: dict[int, Any] = {}
         change = _shared if self.shares else partial(_cloned, storages)
-        copy = changed_copy(self.module, lambda _, x: change(x.detach()))
+        copy = changed_copy(self.module, lambda _, x: change(x))
         return Subject(copy, shares_memory=self.shares)
 
     def attempt(self, arguments: Arguments, comparison: Comparison) -> tuple[Run | None, int]:

@@ -178,7 +178,8 @@ class Run:
         """Return a new node of the graph, or a step where there is to be none."""
         if not self.with_graph:
             return Step(op, target, args, kwargs)
-        node = self.graph.create_node(op, target)  # which takes twice as long with arguments, all of which it looks at
+        # To create it with arguments, all of which it looks at, takes twice as long; to make a name of a path, as well.
+        node = self.graph.create_node(op, target, name=str(target) if op == "get_attr" else None)
         if args:
             node.args = args
         if kwargs:
