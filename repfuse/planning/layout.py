@@ -15,6 +15,7 @@ import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -77,21 +78,33 @@ def fused_names(module: nn.Module, count: int) -> tuple[str, ...]:
     return tuple(itertools.islice((name for name in names if not hasattr(module, name)), count))
 
 
-def is_replaced_by(kind: type[nn.Module], module: nn.Module) -> bool:
-    """Whether ``fuse`` of the module makes one of ``kind`` and sets nothing: its authors put that in its place (LeViT
-    and its heirs).
+def is_replaced_by(owner: type[nn.Module], layer: type[nn.Module]) -> bool:
+    """Whether ``fuse`` of the owner makes a ``layer`` and sets nothing: its authors put that in its place (LeViT and
+    its heirs).
     """
-    function = _function(getattr(type(module), "fuse", None))
-    if function is None or kind.__name__ not in function.__code__.co_names:
+    function = _function(getattr(owner, "fuse", None))
+    if function is None or layer.__name__ not in function.__code__.co_names:
         return False
     return all(step.opname not in ("STORE_ATTR", "DELETE_ATTR") for step in dis.get_instructions(function))
 
 
-def is_named(module: nn.Module, name: str, others: set[str]) -> bool:
-    """Whether a method of the module names ``name`` and with it one of ``others``, as ``self.head.l`` does."""
-    classes = itertools.takewhile(lambda kind: kind is not nn.Module, type(module).__mro__)
-    functions = filter(None, map(_function, itertools.chain.from_iterable(vars(kind).values() for kind in classes)))
-    return any(name in names and not others.isdisjoint(names) for names in map(_names_in, functions))
+def is_named(kind: Any, name: str, others: set[str]) -> bool:
+    """Whether a method of the class names ``name`` and with it one of ``others``, as ``self.head.l`` does."""
+    return any(name in names and not others.isdisjoint(names) for names in _names_in(kind))
+
+
+@cache
+def _names_in(kind: type[nn.Module]) -> tuple[set[str], ...]:
+    """Return the names that each method of a class looks up, with the functions within it."""
+    classes = itertools.takewhile(lambda base: base is not nn.Module, kind.__mro__)
+    functions = map(_function, itertools.chain.from_iterable(vars(base).values() for base in classes))
+    found = []
+    for function in filter(None, functions):
+        codes = [function.__code__]
+        for code in codes:
+            codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+        found.append({name for code in codes for name in code.co_names})
+    return tuple(found)
 
 
 def _function(method: Any) -> FunctionType | None:
@@ -99,14 +112,6 @@ def _function(method: Any) -> FunctionType | None:
     inner: Any = method.fget if isinstance(method, property) else method
     function = inspect.unwrap(inner)
     return function if isinstance(function, FunctionType) else None
-
-
-def _names_in(function: FunctionType) -> set[str]:
-    """Return the names that a function and those within it look up."""
-    codes = [function.__code__]
-    for code in codes:
-        codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
-    return {name for code in codes for name in code.co_names}
 
 
 Refuse = Callable[[NotAffine, fx.Node], None]
@@ -266,12 +271,12 @@ class LayingOut:
         None where a method of a module around it would miss what is in it, or its ``fuse``.
         """
         module, layer = (self.recording.modules[path] for path in (call.path, row.convolution))
-        if not is_replaced_by(type(layer), module):
+        if not is_replaced_by(type(module), type(layer)):
             return None
         for path in self.recording.paths(call.path):
             name = next((part for part in reversed(path.split(".")) if not part.isdecimal()), "")
             around = map(self.recording.modules.__getitem__, ("", *above(path)))
-            if not path or any(is_named(each, name, {"fuse", *module._modules}) for each in around):
+            if not path or any(is_named(type(each), name, {"fuse", *module._modules}) for each in around):
                 return None
         try:
             block = self._block(call, [region])
