@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import fractions
 import functools
 import io
 import math
+import pickle
 import types
 import warnings
 from collections import Counter, deque
@@ -392,6 +394,44 @@ def large_by_numel_of_shape(x):
 BY_SIZE = [value for name, value in list(globals().items()) if name.startswith("large_by_") or name == "large_in_try"]
 
 
+# The same of ways that a size goes where no recorded size decides otherwise: all are below 256
+
+
+def beyond_by_pieces(x):
+    return len(x.split(256, 2)) > 1
+
+
+def beyond_by_bytes(x):
+    return x.shape[2].to_bytes(4, "big") > (256).to_bytes(4, "big")
+
+
+def beyond_by_count_of_bits(x):
+    return (x.shape[2] // 256).bit_count() > 0
+
+
+def beyond_by_ratio(x):
+    return x.shape[2].as_integer_ratio()[0] > 256
+
+
+def beyond_by_part(x):
+    return x.shape[2].real > 256 or x.shape[2].numerator > 256 or x.shape[2].conjugate() > 256
+
+
+def beyond_by_fraction(x):
+    return fractions.Fraction(x.shape[2], 2) > 128
+
+
+def beyond_by_copy(x):
+    return copy.deepcopy(list(x.shape))[2] > 256
+
+
+def beyond_by_pickle(x):
+    return pickle.loads(pickle.dumps(x.shape[2])) > 256
+
+
+BEYOND = [value for name, value in list(globals().items()) if name.startswith("beyond_by_")]
+
+
 class BySize(nn.Module):
     """3x3 + 1x1, without the 1x1 where a function says that the input is large."""
 
@@ -409,6 +449,10 @@ class BySizeBetween(BySize):
     def forward(self, x):
         y = self.b(x)
         return self.b(torch.relu(y) if self.large(y) else y) + self.a(x)
+
+
+def in_pieces(m, x):
+    return torch.cat([m.a(piece) + m.b(piece) for piece in x.split(256, 2)], 2)
 
 
 # Branches on the number of axes
@@ -1214,6 +1258,15 @@ def test_a_branch_on_the_size_of_a_value_between_layers_stays(large):
 @pytest.mark.parametrize("large", BY_SIZE[::3], ids=lambda large: large.__name__)
 def test_a_branch_on_a_size_stays_where_the_example_is_large(large):
     check(Case(functools.partial(BySize, large), (1, 4, 300, 2), ((1, 4, 6, 6), (2, 4, 2, 300), (3, 4, 5, 3))))
+
+
+@pytest.mark.parametrize("large", BEYOND, ids=lambda large: large.__name__)
+def test_a_branch_that_no_recorded_size_takes_stays(large):
+    check(Case(functools.partial(BySize, large), (1, 4, 64, 64), ((1, 4, 600, 3), (2, 4, 5, 7))))
+
+
+def test_pieces_of_a_length_are_more_at_a_larger_size():
+    check(Case(two(in_pieces), (1, 4, 64, 64), ((1, 4, 600, 3), (2, 4, 5, 7))))
 
 
 @pytest.mark.parametrize("forward", WRITES, ids=lambda forward: forward.__name__)

@@ -178,6 +178,14 @@ class Recorder(TorchFunctionMode):
         self._current.switches_gradients = True
         return func(*args, **kwargs)
 
+    def cut(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note an operation that returns as many pieces as a size makes of it."""
+        x, length, dim = (*args, 0, 0)[:3]
+        dim = kwargs.get("dim", dim)
+        if isinstance(x, Tensor) and type(length) is type(dim) is int:
+            self._call_decides(Decision("split", (x.shape[dim],), (length,), None, of_rank=False))
+        return self.operate(func, args, kwargs)
+
     def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note an operation, and do it."""
         name, _, op, target, swaps = _function(func)
@@ -679,7 +687,7 @@ def _looked_at(func: Any) -> _Function:
 _known = cache(_looked_at)
 
 
-def _handler(own: str, name: str) -> Handler:
+def _handler(own: str, name: str) -> Handler:  # noqa: PLR0911 - one for each kind
     if own == "__set__":
         return Recorder.assign if name == "data" else Recorder.answer
     if name in _SIZES:
@@ -688,6 +696,8 @@ def _handler(own: str, name: str) -> Handler:
         return Recorder.ask
     if name in _GRADIENTS:
         return Recorder.switch
+    if name == "split":
+        return Recorder.cut
     if own == "__get__":
         return Recorder.operate if name in _TENSORS else Recorder.answer
     return Recorder.answer if name in _FACTS else Recorder.operate
