@@ -308,3 +308,34 @@ def test_a_part_of_what_was_worth_the_class_is_still_written():
         part = replace(whole.plan, sites=(site,))
         for each in (part, Plan.from_dict(json.loads(part.to_json()))):
             assert error(model, rewrite(model, each), LARGE) < 1e-12
+
+
+OF_SIZES = {
+    "zeros": lambda h, w: torch.zeros(h, w) + 1,
+    "ones": lambda h, w: torch.ones(h, w, dtype=torch.float64),
+    "a random one": lambda h, w: torch.rand(h, w).sign(),
+    "a number": lambda h, w: torch.tensor(h) * torch.as_tensor(w, dtype=torch.float64),
+    "a list": lambda h, w: torch.tensor([h, 2, w]).prod(),
+    "lists in a list": lambda h, w: torch.tensor([[h, 0.5], [w, 2]], dtype=torch.float64).det(),
+}
+
+
+class OfSizes(nn.Module):
+    """Makes tensors of the size of its input."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.a, self.b, self.made = conv(3), conv(1), made
+
+    def forward(self, x):
+        return torch.relu(self.a(x) + self.b(x)) * OF_SIZES[self.made](*x.shape[2:])
+
+
+@pytest.mark.parametrize("made", OF_SIZES)
+def test_a_block_that_makes_tensors_of_sizes_can_be_read_again(made):
+    model = randomised(nn.Sequential(OfSizes(made), nn.ReLU()))
+    fused = fuse(model, (X,)).module
+    again = pickle.loads(pickle.dumps(fused))
+    assert isinstance(again[0], fx.GraphModule)
+    for x in (X, image(1, 4, 5, 9)):
+        assert error(model, fused, x) < 1e-12 and error(model, again, x) < 1e-12

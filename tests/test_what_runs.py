@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import copy
+import fractions
 import functools
 import io
 import math
+import pickle
 import types
+import warnings
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from blocks import conv, conv_norm, norm
+from blocks import RepVGG, conv, conv_norm, norm
 from support.agreement import image, operations, randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from repfuse.fusing import fuse
+from repfuse.planning.planner import plan
+from repfuse.rewriting import rewrite
 
 SQUARES = ((1, 4, 9, 7), (3, 4, 5, 5), (2, 4, 12, 3))
 LONG = ((1, 4, 300, 2), (2, 4, 2, 300), (1, 4, 3, 5), (2, 4, 6, 6))
@@ -387,6 +394,44 @@ def large_by_numel_of_shape(x):
 BY_SIZE = [value for name, value in list(globals().items()) if name.startswith("large_by_") or name == "large_in_try"]
 
 
+# The same of ways that a size goes where no recorded size decides otherwise: all are below 256
+
+
+def beyond_by_pieces(x):
+    return len(x.split(256, 2)) > 1
+
+
+def beyond_by_bytes(x):
+    return x.shape[2].to_bytes(4, "big") > (256).to_bytes(4, "big")
+
+
+def beyond_by_count_of_bits(x):
+    return (x.shape[2] // 256).bit_count() > 0
+
+
+def beyond_by_ratio(x):
+    return x.shape[2].as_integer_ratio()[0] > 256
+
+
+def beyond_by_part(x):
+    return x.shape[2].real > 256 or x.shape[2].numerator > 256 or x.shape[2].conjugate() > 256
+
+
+def beyond_by_fraction(x):
+    return fractions.Fraction(x.shape[2], 2) > 128
+
+
+def beyond_by_copy(x):
+    return copy.deepcopy(list(x.shape))[2] > 256
+
+
+def beyond_by_pickle(x):
+    return pickle.loads(pickle.dumps(x.shape[2])) > 256
+
+
+BEYOND = [value for name, value in list(globals().items()) if name.startswith("beyond_by_")]
+
+
 class BySize(nn.Module):
     """3x3 + 1x1, without the 1x1 where a function says that the input is large."""
 
@@ -404,6 +449,10 @@ class BySizeBetween(BySize):
     def forward(self, x):
         y = self.b(x)
         return self.b(torch.relu(y) if self.large(y) else y) + self.a(x)
+
+
+def in_pieces(m, x):
+    return torch.cat([m.a(piece) + m.b(piece) for piece in x.split(256, 2)], 2)
 
 
 # Branches on the number of axes
@@ -594,13 +643,127 @@ def sets_on_a_child(m, x):
     return m.n(m.a(x)) * m.a.scale
 
 
+def seldom(count):
+    """Something that a forward counts, and takes account of after two calls alone."""
+
+    def forward(m, x):
+        y = m.n(m.a(x))
+        return y * (2.0 if count(m) > 2 else 1.0)
+
+    forward.__name__ = count.__name__
+    return forward
+
+
+@seldom
+def counts_in_a_private_list(m):
+    m._seen.append(1)
+    return len(m._seen)
+
+
+@seldom
+def counts_in_a_list_in_a_dict(m):
+    m.nested["seen"].append(1)
+    return len(m.nested["seen"])
+
+
+@seldom
+def counts_in_an_object(m):
+    m.space.count += 1
+    return m.space.count
+
+
+@seldom
+def counts_in_a_queue(m):
+    m.queue.append(1)
+    return len(m.queue)
+
+
+@seldom
+def counts_in_a_counter(m):
+    m.counter["calls"] += 1
+    return m.counter["calls"]
+
+
+@seldom
+def counts_in_an_array(m):
+    m.array += 1
+    return m.array[0]
+
+
+@seldom
+def counts_in_an_own_object(m):
+    return m.tick()
+
+
+@seldom
+def counts_on_what_is_not_called(m):
+    m.b.count = getattr(m.b, "count", 0) + 1
+    return m.b.count
+
+
+class Ticking:
+    """Counts its calls."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self):
+        self.count += 1
+        return self.count
+
+
 def stateful():
     held = {"mean": torch.zeros(()), "count": 0, "seen": [], "last": None, "table": {}, "odd": False}
-    return {"a": conv(3), "b": conv(1), "n": norm(), **held}
+    objects = {"_seen": [], "nested": {"seen": []}, "space": types.SimpleNamespace(count=0), "queue": deque()}
+    others = {"counter": Counter(), "array": np.zeros(1), "tick": Ticking()}
+    return {"a": conv(3), "b": conv(1), "n": norm(), **held, **objects, **others}
 
 
 STATES = [keeps_a_mean, keeps_a_mean_in_place, counts, keeps_a_list, keeps_tensors_in_a_list, keeps_the_input,
-          keeps_by_shape, alternates, sets_on_a_child]  # fmt: skip
+          keeps_by_shape, alternates, sets_on_a_child, counts_in_a_private_list, counts_in_a_list_in_a_dict,
+          counts_in_an_object, counts_in_a_queue, counts_in_a_counter, counts_in_an_array, counts_in_an_own_object,
+          counts_on_what_is_not_called]  # fmt: skip
+
+
+class OfClass(Net):
+    """A state of all its objects: a number, a list, and one in a method."""
+
+    count, seen = 0, list[int]()
+
+    def tally(self, seen=[]):  # noqa: B006
+        seen.append(1)
+        return len(seen)
+
+
+SEEN, CALLS = list[int](), 0
+
+
+def counts_in_its_class(m):
+    OfClass.count += 1
+    return OfClass.count
+
+
+def lists_in_its_class(m):
+    OfClass.seen.append(1)
+    return len(OfClass.seen)
+
+
+def counts_in_its_file(m):
+    global CALLS  # noqa: PLW0603
+    CALLS += 1
+    return CALLS
+
+
+def lists_in_its_file(m):
+    SEEN.append(1)
+    return len(SEEN)
+
+
+def lists_in_a_default(m):
+    return OfClass.tally(m)
+
+
+OUTSIDE = [counts_in_its_class, lists_in_its_class, counts_in_its_file, lists_in_its_file, lists_in_a_default]
 
 
 # Autocast
@@ -1097,6 +1260,15 @@ def test_a_branch_on_a_size_stays_where_the_example_is_large(large):
     check(Case(functools.partial(BySize, large), (1, 4, 300, 2), ((1, 4, 6, 6), (2, 4, 2, 300), (3, 4, 5, 3))))
 
 
+@pytest.mark.parametrize("large", BEYOND, ids=lambda large: large.__name__)
+def test_a_branch_that_no_recorded_size_takes_stays(large):
+    check(Case(functools.partial(BySize, large), (1, 4, 64, 64), ((1, 4, 600, 3), (2, 4, 5, 7))))
+
+
+def test_pieces_of_a_length_are_more_at_a_larger_size():
+    check(Case(two(in_pieces), (1, 4, 64, 64), ((1, 4, 600, 3), (2, 4, 5, 7))))
+
+
 @pytest.mark.parametrize("forward", WRITES, ids=lambda forward: forward.__name__)
 def test_a_weight_that_forward_writes_is_no_constant(forward):
     check(Case(lambda: Net(forward, a=conv(3), b=conv(1), n=norm()), calls=3))
@@ -1105,6 +1277,30 @@ def test_a_weight_that_forward_writes_is_no_constant(forward):
 @pytest.mark.parametrize("forward", STATES, ids=lambda forward: forward.__name__)
 def test_a_state_is_kept_from_call_to_call(forward):
     check(Case(lambda: Net(forward, **stateful()), calls=4))
+
+
+@pytest.mark.parametrize("count", OUTSIDE, ids=lambda count: count.__name__)
+def test_a_state_outside_of_the_network_goes_on_changing(count):
+    class Block(OfClass):
+        def forward(self, x):
+            return (self.a(x) + self.b(x)) * (1 if count(self) else 0)
+
+    model = randomised(nn.Sequential(Block(None, a=conv(3), b=conv(1)), nn.ReLU(), RepVGG()))
+    made = plan(model, (image(1, 4, 6, 6),))
+    assert [site.owner for site in made.sites] == ["2"]
+    fused, before = rewrite(model, made), count(None)
+    fused(image(1, 4, 6, 6))
+    assert count(None) == before + 2
+
+
+def test_a_warning_is_no_state():
+    def warns(m, x):
+        warnings.warn("not again", UserWarning, stacklevel=1)
+        return m.a(x) + m.b(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("once")
+        assert plan(randomised(two(warns)()), (image(1, 4, 6, 6),)).sites
 
 
 @pytest.mark.parametrize("make", BY_VALUES.values(), ids=BY_VALUES.keys())

@@ -225,10 +225,23 @@ class _Written(_Builder):
         if node.target is assigned:
             self.know(node, lower(self.graph, map_arg(node.args, self._known)))
             return
-        copied = self.graph.node_copy(node, self._known)
+        copied, sizes = self.graph.node_copy(node, self._known), node.all_input_nodes
         if node.op == "get_attr":
             copied.target = self._relative(str(node.target))
+        elif node.target in _FILLED and len(copied.args) > 1:
+            copied.args = (copied.args,)
+        elif node.target in (torch.tensor, torch.as_tensor) and self.recording.shape_of.keys().isdisjoint(sizes):
+            self.graph.erase_node(copied)
+            copied = self._of_sizes(map_arg(node.args[0], self._known), map_arg(node.kwargs, self._known))
         self.know(node, copied)
+
+    def _of_sizes(self, value: Any, options: dict[str, Any]) -> fx.Node:
+        """Write ``torch.tensor(value)`` of sizes by operators that take the stand-ins of these, too, on which a graph
+        runs that is read from a file.
+        """
+        if isinstance(value, list | tuple):
+            return self.graph.call_function(torch.stack, ([self._of_sizes(each, options) for each in value],))
+        return self.graph.call_function(torch.full, ((), value), options)
 
     def _call(self, unit: Call) -> None:
         """Write the call of a child as it is; one that does nothing is left out."""
@@ -339,6 +352,9 @@ def _unseen(writer: fx.Node, gone: set[fx.Node], meanings: Meanings) -> bool:
 
 
 Take = Callable[[fx.Graph, fx.Node], fx.Node]
+
+_FILLED = (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)
+"""Functions that take sizes one by one, or in a tuple, and stand-ins for sizes in a tuple alone."""
 
 _METADATA = torch.ops.aten._assert_tensor_metadata.default
 

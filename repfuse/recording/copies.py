@@ -206,7 +206,7 @@ _Table = dict[Any, Any] | list[Any] | set[Any]
 def _tables(module: nn.Module) -> list[_Table]:
     """Return the attributes, the tables of a module, and the lists, dicts and sets among the attributes."""
     own = _own_tables(module)
-    return [*own, *(x for name, x in own[0].items() if type(x) in _WATCHED and name[0] != "_")] if own else []
+    return [*own, *(x for name, x in own[0].items() if type(x) in _WATCHED and name not in OF_MODULES)] if own else []
 
 
 def _own_tables(module: nn.Module) -> list[dict[str, Any]]:
@@ -222,5 +222,7 @@ def _entries(table: _Table) -> Iterable[tuple[Any, Any]]:
 
 
 _MISSING = object()
+OF_MODULES = frozenset(vars(nn.Module()))
+"""The attributes that every module has."""
 _WATCHED = frozenset({list, dict, set})
 """What is looked into, where it is an attribute."""

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from repfuse.networks import named_modules, named_tensors, tensors_of
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.copies import State
+from repfuse.recording.held import Held
 from repfuse.recording.read_only import OverwritesItself, ReadOnly
 from repfuse.recording.run import Call, Node, Question, Run, Step, assigned, set_data, unknown
 from repfuse.recording.shortcuts import shortcut
@@ -91,6 +92,8 @@ class Recorder(TorchFunctionMode):
     def run(self, arguments: Arguments) -> Run:
         """Call the network once and return what it did."""
         placed = self._placeholders(arguments)
+        own = (module for module, path in self._path_of.items() if path not in self._stock)
+        held = Held(own if self.found.with_graph else ())
         try:
             with torch.no_grad(), self._interpreting(self._generated), self.guard, self:
                 result = self.network(*arguments.args, **arguments.kwargs)
@@ -102,6 +105,7 @@ class Recorder(TorchFunctionMode):
         root.args, root.kwargs = placed
         self.found.finish(root.output)
         self._find_kept((result, arguments.args, arguments.kwargs))
+        self._find_written(held)
         return self.found
 
     # What the run meets
@@ -173,6 +177,14 @@ class Recorder(TorchFunctionMode):
         """Note that the forward turns gradients on or off."""
         self._current.switches_gradients = True
         return func(*args, **kwargs)
+
+    def cut(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note an operation that returns as many pieces as a size makes of it."""
+        x, length, dim = (*args, 0, 0)[:3]
+        dim = kwargs.get("dim", dim)
+        if isinstance(x, Tensor) and type(length) is type(dim) is int:
+            self._call_decides(Decision("split", (x.shape[dim],), (length,), None, of_rank=False))
+        return self.operate(func, args, kwargs)
 
     def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note an operation, and do it."""
@@ -421,7 +433,7 @@ class Recorder(TorchFunctionMode):
     def _find_kept(self, outside: Any) -> None:
         """Find what is held since that no call of its own module put there; ``outside`` are arguments and results."""
         for module, state in self._states.items():
-            calls = self.found.calls.get(self._path_of[module], ())
+            calls = self._calls_around(module)
             changes = list(state.changes())
             if changes and not any(call.stored or call.changes_state for call in calls):
                 for old, _ in changes:
@@ -436,6 +448,24 @@ class Recorder(TorchFunctionMode):
             self.found.escaping.add(node)
             for call in self.found.call_of[node].chain():
                 call.stored.append(node)
+
+    def _find_written(self, held: Held) -> None:
+        """Find whose objects, and whose class or file, hold something else since."""
+        changed = held.changed()
+        for module in self._path_of if changed else ():
+            if module in changed:
+                for call in {each for inner in self._calls_around(module) for each in inner.chain()}:
+                    call.changes_state = True
+            if type(module) in changed:
+                for call in self.found.calls.get(self._path_of[module], ()):
+                    call.changes_state = True
+
+    def _calls_around(self, module: nn.Module) -> list[Call]:
+        """Return the calls of a module, or if there are none those of the next one around it that has some."""
+        path = self._path_of[module]
+        while path not in self.found.calls:
+            path = path.rpartition(".")[0]
+        return self.found.calls[path]
 
     def _decide(self, decision: Decision) -> None:
         if self._call is not None and not self._inside:
@@ -663,7 +693,7 @@ def _looked_at(func: Any) -> _Function:
 _known = cache(_looked_at)
 
 
-def _handler(own: str, name: str) -> Handler:
+def _handler(own: str, name: str) -> Handler:  # noqa: PLR0911 - one for each kind
     if own == "__set__":
         return Recorder.assign if name == "data" else Recorder.answer
     if name in _SIZES:
@@ -672,6 +702,8 @@ def _handler(own: str, name: str) -> Handler:
         return Recorder.ask
     if name in _GRADIENTS:
         return Recorder.switch
+    if name == "split":
+        return Recorder.cut
     if own == "__get__":
         return Recorder.operate if name in _TENSORS else Recorder.answer
     return Recorder.answer if name in _FACTS else Recorder.operate

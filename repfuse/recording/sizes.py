@@ -49,10 +49,10 @@ class Dimension(int):
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return int, (int.__int__(self),)
+        return int, (int(self),)
 
     def __deepcopy__(self, memo: Any) -> int:
-        return int.__int__(self)
+        return int(self)
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
@@ -106,9 +106,9 @@ def _decided(name: str, *, answers: bool) -> Callable[..., Any]:
 def _left(name: str) -> Callable[..., Any]:
     plain = getattr(int, name)
 
-    def method(self: Dimension, *others: Any) -> Any:
+    def method(self: Dimension, *others: Any, **named: Any) -> Any:
         self.note(Decision(name, self.sizes, _known(others), None, self.is_rank, leaves=True))
-        return plain(self, *others)
+        return plain(self, *others, **named)
 
     return method
 
@@ -144,6 +144,10 @@ for _name in (
     "__index__",
     "__invert__",
     "bit_length",
+    "bit_count",
+    "to_bytes",
+    "as_integer_ratio",
 ):
     setattr(Dimension, _name, _left(_name))
-Dimension.__abs__ = Dimension.__pos__ = lambda self: self  # type: ignore[method-assign]
+Dimension.__abs__ = Dimension.__pos__ = Dimension.conjugate = lambda self: self  # type: ignore[method-assign]
+Dimension.real = Dimension.numerator = property(lambda self: self)  # type: ignore[assignment,method-assign]
