@@ -19,7 +19,7 @@ from repfuse.checking.inputs import Trial, is_floating, noise
 from repfuse.checking.results import Equalization, Rescaled, SignalGain
 from repfuse.checking.runs import WIDE, Change, Widening, as_stored, by_key, copied, in_float64, leaves, run_copy
 from repfuse.equalizing.laws import Freedom, Reading
-from repfuse.equalizing.solving import TINY, ObjectiveTerm, Weight, of_weight, predicted, solve
+from repfuse.equalizing.solving import TINY, ObjectiveTerm, Weight, predicted, solve
 from repfuse.networks import device_of, named_tensors, placed, same_randomness, using_threads
 from repfuse.planning.edits import left_range
 from repfuse.quantization import BITS, in_decibels, rounded
@@ -230,7 +230,9 @@ def objective_terms(
             slopes = _slopes(network, names, trials)
         except Exception as error:  # whatever a forward, or its way back, may raise
             why = f"it is equalised as if each weight counted alike, for want of gradients: {described(error)}"
-    return [of_weight(each, stored[each.name], slopes[each.name]) for each in weights], why
+    both = [[each.by_channel(x[each.name].cpu()) for x in (stored, slopes)] for each in weights]
+    pairs = zip(weights, both, strict=True)
+    return [ObjectiveTerm(each.times, each.over, x.abs().amax(3), slope.sum(3)) for each, (x, slope) in pairs], why
 
 
 def _slopes(network: nn.Module, names: Sequence[str], trials: Sequence[Trial]) -> dict[str, Tensor]:
