@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -190,24 +190,21 @@ class _Search:
 
 
 def trials_of(example: Sequence[Any], data: Data | None) -> list[Trial]:
-    """Return the inputs that scales are solved on: parts of the data, else noise like the example."""
-    if data is not None:
-        batches = (
-            tuple(y) for x in chunks(data) for y in zip(*(torch.split(each, AT_ONCE) for each in x), strict=True)
-        )
-        return _no_more(Trial("data", batch) for batch in islice(batches, PASSES))
+    """Return the inputs that scales are solved on, as many as are not too much work: parts of the data, else noise like
+    the example.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def drawn(x: Any) -> Any:
         return noise(tuple(x.shape), (), generator).to(x.device, x.dtype) if is_floating(x) else x
 
-    return _no_more(Trial("noise", tuple(map(drawn, example))) for _ in range(PASSES))
-
-
-def _no_more(trials: Iterator[Trial]) -> list[Trial]:
-    """Return the first of them, as many as are not too much work."""
+    if data is not None:
+        parts = (zip(*(torch.split(each, AT_ONCE) for each in x), strict=True) for x in chunks(data))
+        trials = (Trial("data", tuple(batch)) for batches in parts for batch in batches)
+    else:
+        trials = (Trial("noise", tuple(map(drawn, example))) for _ in count())
     found, work = list[Trial](), 0
-    for trial in trials:
+    for trial in islice(trials, PASSES):
         found, work = [*found, trial], work + trial.work
         if work >= MOST:
             break
