@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from repfuse.checkpoint.build import build, check_buildable, guessed_shape, known_shape, make_inputs, shapes_of
+from repfuse.checkpoint.build import build, guessed_shape, is_buildable, known_shape, make_inputs, shapes_of
 from repfuse.checkpoint.contents import RECIPE, Around, no_network
 from repfuse.checkpoint.formats import damaged
 from repfuse.checkpoint.opening import Opened, open_checkpoint
@@ -229,8 +229,12 @@ def _built(opened: Opened, source: ModelSource | None, said: Said, code: Named, 
                 f"It is a state dict with {len(state)} entries: {', '.join(list(state)[:4])}, ...",
                 f"Say how to build the network: --model {(recipe.made_of if recipe else '') or FORMS}.",
             )
-        if not trust:
-            check_buildable(source, by, code)
+        if not (trust or is_buildable(source, code)):
+            raise RepfuseError(
+                f"{by} says that {source} builds its network, which means running that code.",
+                "repfuse runs no code because a file names it.",
+                f"If that is the right code, say so: {source.options}",
+            )
         notes = () if recipe else (f"the network is {source}, as {by} says",)
     network = _filled(opened, state, source, recipe.plans if recipe else ())
     return network._replace(notes=(*notes, *network.notes))

@@ -8,7 +8,7 @@ another is known, each site can be proven by itself. It knows no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,18 +82,11 @@ def said_beside(path: Path, of: Path | None = None) -> Said | None:
         said = file.said
     except RepfuseError:
         return None
-    known = file.origin.input if of else file.origin.output
-    if said is None or known is None or known.digest not in _digests(subject):
+    known, weights = file.origin.input if of else file.origin.output, subject.with_name(f"{subject.name}.data")
+    digests = [digest_of(subject), *([digest_of(subject, weights)] if weights.is_file() else [])]  # of ONNX, of both
+    if said is None or known is None or known.digest not in digests:
         return None
     return replace(said, by=report.name, source=said.source if of else None)  # which builds no fused network
-
-
-def _digests(path: Path) -> Iterator[str]:
-    """Yield the digests that a file may be known by: its own, and that of an ONNX graph with the weights beside it."""
-    yield digest_of(path)
-    weights = path.with_name(f"{path.name}.data")
-    if weights.is_file():
-        yield digest_of(path, weights)
 
 
 class KnownPlan(NamedTuple):

@@ -195,14 +195,11 @@ def _with_interval(
     generator = torch.Generator().manual_seed(SEED)
     of_first = torch.randint(len(first), (RESAMPLES, len(first)), generator=generator)
     of_second = of_first if paired else torch.randint(len(second), (RESAMPLES, len(second)), generator=generator)
-    drawn = by(*(_medians(*each) for each in ((first, of_first), (second, of_second))))
+    both = ((first, of_first), (second, of_second))
+    drawn = by(*(torch.tensor(x, dtype=torch.float64)[draws].quantile(0.5, dim=-1) for x, draws in both))
     tail = (1 - CONFIDENCE) / 2
     low, high = torch.quantile(drawn, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return by(median(first), median(second)), low, high
-
-
-def _medians(times: Sequence[float], drawn: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(times, dtype=torch.float64)[drawn].quantile(0.5, dim=-1)
 
 
 def outliers(times: Sequence[float]) -> int:

@@ -88,16 +88,6 @@ def read_recipe(text: Any, path: Path) -> Recipe | None:
         ) from error
 
 
-def check_buildable(source: ModelSource, path: Path | str, named: Named) -> None:
-    """Raise RepfuseError where building ``source`` would run code merely because a file, at ``path``, names it."""
-    if not is_buildable(source, named):
-        raise RepfuseError(
-            f"{path} says that {source} builds its network, which means running that code.",
-            "repfuse runs no code because a file names it.",
-            f"If that is the right code, say so: {source.options}",
-        )
-
-
 def is_buildable(source: ModelSource, named: Named) -> bool:
     """Whether a file may name what builds its network without being trusted.
 

@@ -111,7 +111,11 @@ def find(tree: Any, path: Path, weights: str = "auto") -> Contents:
     bare = is_network(tree) or isinstance(tree, Record)
     if not bare and not isinstance(tree, dict):
         raise no_network(path, f"It holds one object of type {type(tree).__name__}.")
-    chosen = _of_bare(tree, weights) if bare else _choose(tree, weights)
+    of_weights = is_state_dict(tree)
+    if bare and (weights == "auto" or (weights in KINDS and of_weights)):
+        chosen: ChosenWeights | None = ChosenWeights(kind=weights)
+    else:
+        chosen = _choose(tree, weights) if not bare else _named(tree, weights) if of_weights else None
     if chosen is None:
         raise _not_there(tree, path, weights, bare=bare)
     around = _around(tree, chosen.way) if chosen.way else Around()
@@ -121,12 +125,6 @@ def find(tree: Any, path: Path, weights: str = "auto") -> Contents:
     state = OrderedDict(value)
     vars(state).update({"_metadata": value._metadata} if hasattr(value, "_metadata") else {})
     return Contents(None, state, getattr(value, RECIPE, None), around, chosen, notes)
-
-
-def _of_bare(network: Any, weights: str) -> ChosenWeights | None:
-    if weights == "auto" or (weights in KINDS and is_state_dict(network)):
-        return ChosenWeights(kind=weights)
-    return _named(network, weights) if is_state_dict(network) else None
 
 
 def _choose(tree: dict[Any, Any], weights: str) -> ChosenWeights | None:

@@ -28,12 +28,12 @@ from torch.utils import _pytree as pytree
 from repfuse.checking.drift import check_written
 from repfuse.checking.runs import call
 from repfuse.checkpoint.build import make_inputs, random_tensor
-from repfuse.checkpoint.formats import damaged
+from repfuse.checkpoint.formats import reading
 from repfuse.checkpoint.spec import Shape
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError, quietly
 from repfuse.networks import quantised
 from repfuse.recording.copies import changed_copy
-from repfuse.wording import described, first_line
+from repfuse.wording import described
 
 Axis = int | str  # a fixed size, or an expression of dynamic sizes
 
@@ -134,12 +134,8 @@ def opened(program: ExportedProgram, path: Path) -> fx.GraphModule:
 
     Raises RepfuseError where its parts do not fit each other, or where it takes more than tensors.
     """
-    try:
+    with reading(path, described):  # torch makes code of what the file says, and runs it
         return network_of(complete(program, path))
-    except RepfuseError:
-        raise
-    except Exception as error:  # torch makes code of what the file says, and runs it: anything may be wrong with it
-        raise damaged(path, described(error)) from error
 
 
 def network_of(program: ExportedProgram) -> fx.GraphModule:
@@ -286,12 +282,9 @@ def read_torchscript(path: Path, shapes: Sequence[Shape] | None, *, trust: bool)
         )
     if shapes is None:
         raise RepfuseError(f"The input of {path} is not known.", "TorchScript does not say it.", "Give it: --input.")
-    try:
-        with quietly():
-            script: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-            script.eval()
-    except Exception as error:  # a damaged archive can make its reader fail in any way
-        raise damaged(path, first_line(error)) from error
+    with reading(path), quietly():
+        script: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        script.eval()
     if found := QUANTISED.search(str(script.inlined_graph)):
         raise quantised(str(path), aware=found["aware"] is not None)
     inputs = make_inputs(shapes, script)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import Enum, StrEnum
 from pathlib import Path
 
@@ -129,11 +130,8 @@ def _head(path: Path) -> tuple[bytes, int]:
 
 
 def _recognise_zip(path: Path) -> Container:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-    except Exception as error:  # a damaged archive can make its reader fail in any way
-        raise damaged(path, first_line(error)) from error
+    with reading(path), zipfile.ZipFile(path) as archive:
+        members = archive.namelist()
     if any(re.fullmatch(EXPORTED, member) for member in members):
         return Container.EXPORTED
     if any(re.fullmatch(TORCHSCRIPT, member) for member in members):
@@ -153,6 +151,17 @@ def damaged(path: Path, detail: str) -> RepfuseError:
         detail,
         "Copy or download it again, and compare its size with the original's.",
     )
+
+
+@contextmanager
+def reading(path: Path, said: Callable[[BaseException], str] = first_line) -> Iterator[None]:
+    """Say of whatever goes wrong that the file is damaged: its reader, and what is made of it, can fail in any way."""
+    try:
+        yield
+    except RepfuseError:
+        raise
+    except Exception as error:
+        raise damaged(path, said(error)) from error
 
 
 def _not_a_checkpoint(path: Path, head: bytes) -> RepfuseError:

@@ -20,7 +20,7 @@ from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.build import FETCHING, Recipe, library, read_recipe, timm_defaults
 from repfuse.checkpoint.contents import RECIPE, Contents, find
 from repfuse.checkpoint.files import digest_of, read_json
-from repfuse.checkpoint.formats import CONFIG, Container, damaged, is_hub_name, is_snapshot, recognise
+from repfuse.checkpoint.formats import CONFIG, Container, is_hub_name, is_snapshot, reading, recognise
 from repfuse.checkpoint.safetensors_file import weight_map
 from repfuse.checkpoint.spec import ModelSource, Shape
 from repfuse.checkpoint.user_code import Named
@@ -109,15 +109,10 @@ def _open_graph(path: Path) -> Opened:
     from repfuse.checkpoint.onnx_graph.network import network_of  # onnx takes a second to import
     from repfuse.checkpoint.onnx_graph.reading import example_of, files_of, notes_on, read
 
-    try:
-        with quietly():
-            model = read(path)
-            files, (inputs, is_open) = files_of(model, path), example_of(model)
-            contents = Contents(module=network_of(model, path), notes=notes_on(model))
-    except RepfuseError:
-        raise
-    except Exception as error:  # its parts may say anything, and of some that is looked at before they run
-        raise damaged(path, described(error)) from error
+    with reading(path, described), quietly():
+        model = read(path)
+        files, (inputs, is_open) = files_of(model, path), example_of(model)
+        contents = Contents(module=network_of(model, path), notes=notes_on(model))
     return Opened(path, "onnx", digest_of(path, *files), contents, None, files=files, inputs=inputs, open=is_open)
 
 

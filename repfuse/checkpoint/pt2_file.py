@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from repfuse.checkpoint.formats import damaged
+from repfuse.checkpoint.formats import reading
 from repfuse.checkpoint.torch_pickle import check_unpacked, read_plain
 from repfuse.errors import RepfuseError, quietly
 from repfuse.networks import quantised
@@ -50,11 +50,8 @@ def read(path: Path, *, trust: bool) -> torch.export.ExportedProgram:
         raise quantised(str(path), aware=False)
     if not trust:
         check(path, data)
-    try:
-        with quietly():
-            return torch.export.load(io.BytesIO(data))
-    except Exception as error:  # a damaged file can make torch's reader fail in any way, and a trusted one runs code
-        raise damaged(path, first_line(error)) from error
+    with reading(path), quietly():
+        return torch.export.load(io.BytesIO(data))
 
 
 def write(program: torch.export.ExportedProgram, path: Path) -> None:
@@ -74,17 +71,13 @@ def write(program: torch.export.ExportedProgram, path: Path) -> None:
 
 def check(path: Path, data: bytes) -> None:
     """Raise RepfuseError where ``data``, the file at ``path``, is more than a graph of operators and plain tensors."""
-    try:
+    with reading(path), quietly():
         check_unpacked(io.BytesIO(data), len(data))  # torch's reader unpacks some members as soon as it is made
-        with quietly():
+        try:
             _check_members(path, torch._C.PyTorchFileReader(io.BytesIO(data)), len(data))  # another might see others
-    except RepfuseError:
-        raise
-    except Unsafe as error:
-        what = f"{path} cannot be loaded without running code from it."
-        raise RepfuseError(what, f"{error}.", SAVE_AGAIN) from error
-    except Exception as error:  # a damaged file can make torch's reader fail in any way
-        raise damaged(path, first_line(error)) from error
+        except Unsafe as error:
+            what = f"{path} cannot be loaded without running code from it."
+            raise RepfuseError(what, f"{error}.", SAVE_AGAIN) from error
 
 
 def _check_members(path: Path, reader: Any, size: int) -> None:

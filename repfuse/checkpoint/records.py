@@ -372,7 +372,9 @@ class Plain:
             return type(value)(self.of(item) for item in value)
         if type(value) is Namespace:
             return Namespace(**{str(key): self.of(held) for key, held in vars(value).items()})
-        if value is None or type(value) in PLAIN or (isinstance(value, HARMLESS) and not _holds_objects(value)):
+        dtype = getattr(value, "dtype", value)
+        holds_objects = isinstance(dtype, np.dtype) and dtype.hasobject
+        if value is None or type(value) in PLAIN or (isinstance(value, HARMLESS) and not holds_objects):
             return value
         if is_reference(value):
             raise NotPlainError(f"the class or function {value.origin}")
@@ -423,11 +425,6 @@ def _scalar(_record: Record, args: list[Any], _state: Any) -> Any:
 def _array(_record: Record, _args: list[Any], state: Any) -> Any:
     _version, shape, dtype, by_columns, content = state
     return np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C").copy(order="A")
-
-
-def _holds_objects(value: Any) -> bool:
-    dtype: Any = value.dtype if isinstance(value, np.ndarray) else value
-    return isinstance(dtype, np.dtype) and dtype.hasobject
 
 
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")

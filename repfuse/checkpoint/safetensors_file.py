@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from repfuse.checkpoint.files import parse_json, read_json
-from repfuse.checkpoint.formats import Container, damaged, index_in, recognise
+from repfuse.checkpoint.formats import Container, damaged, index_in, reading, recognise
 from repfuse.errors import RepfuseError
 from repfuse.wording import described, first_line, listed
 
@@ -22,14 +22,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     The tensors are copies: none of them goes on reading the file, which may be overwritten later.
     """
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            with path.open("rb") as header:  # of a name that is there twice, each reader takes another one
-                parse_json(header.read(int.from_bytes(header.read(8), "little")))
-            names = list(file.keys())
-            return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
-    except Exception as error:  # a damaged file can make its reader fail in any way
-        raise damaged(path, first_line(error)) from error
+    with reading(path), safe_open(path, framework="pt", device="cpu") as file:
+        with path.open("rb") as header:  # of a name that is there twice, each reader takes another one
+            parse_json(header.read(int.from_bytes(header.read(8), "little")))
+        names = list(file.keys())
+        return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
 
 
 def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:

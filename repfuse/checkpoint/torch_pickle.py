@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from repfuse.checkpoint.allow import GlobalName, advice, names_refused
-from repfuse.checkpoint.formats import Container, damaged
+from repfuse.checkpoint.formats import Container, damaged, reading
 from repfuse.checkpoint.records import PlayedDict, Record, stand_in, tidied, walk
 from repfuse.checkpoint.user_code import Named, playing_main
 from repfuse.errors import RepfuseError, quietly
@@ -142,7 +142,7 @@ def modules_named(path: Path) -> set[str]:
 
 def _summary(path: Path, container: Container) -> PickleSummary:
     names, protocol, aware = set(), 0, False
-    try:
+    with reading(path):
         for opcode, argument, _ in _instructions(path, container):
             if opcode.name == "PROTO":
                 protocol = max(protocol, int(argument))
@@ -150,8 +150,6 @@ def _summary(path: Path, container: Container) -> PickleSummary:
                 names.add(_name(str(argument)))
             elif opcode.name in ("BINUNICODE", "SHORT_BINUNICODE"):
                 aware = aware or AWARE.search(argument) is not None
-    except Exception as error:  # likewise
-        raise damaged(path, first_line(error)) from error
     return PickleSummary(frozenset(names), protocol, aware)
 
 

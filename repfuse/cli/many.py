@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import typer
 
 from repfuse import __version__
-from repfuse.checkpoint.files import digest_of, left_of, remove_left, replacing
-from repfuse.cli import urls
+from repfuse.checkpoint import files
+from repfuse.checkpoint.files import digest_of, left_of, remove_left, replacing, url_of
 from repfuse.cli.output import page_form, progress, say, show, show_json, write_page, write_pages
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.readback.process import FORKED, end_with_parent
@@ -57,7 +57,7 @@ class Task(NamedTuple):
 
     def ended(self, status: Status, said: str, seconds: float = 0.0, peak: int = 0) -> TaskResult:
         """Return what became of it."""
-        return TaskResult(urls.name_of(self.source), urls.name_of(self.target), status, said, seconds, peak)
+        return TaskResult(files.name_of(self.source), files.name_of(self.target), status, said, seconds, peak)
 
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
@@ -72,26 +72,26 @@ def tasks(patterns: Sequence[str], into: Path, form: str | None) -> list[Task]:
     """
     named: list[Path] = []
     for pattern in patterns:
-        files = [path for path in urls.found(pattern) if not path.name.endswith(".report.json")]
-        if not files:
+        known = [path for path in files.found(pattern) if not path.name.endswith(".report.json")]
+        if not known:
             hint = f"You are in {Path.cwd()}; quote patterns, as 'runs/*/best.pt'."
             raise RepfuseError(f"There is no file {pattern}.", "", hint)
-        named += files
+        named += known
     sources = list(dict.fromkeys(named))
-    if len({bool(urls.url_of(source)) for source in sources}) > 1:
+    if len({bool(url_of(source)) for source in sources}) > 1:
         raise RepfuseError(
             "Some files are here, others elsewhere.", "They have no folder in common.", "Two commands do."
         )
-    common = Path(os.path.commonpath([urls.absolute(path).parent for path in sources]))
+    common = Path(os.path.commonpath([files.absolute(path).parent for path in sources]))
     made: dict[Path, Path] = {}
     suffix = SUFFIXES.get(form) if form else None
     for source in sources:
-        target = urls.here(into) / urls.absolute(source).relative_to(common)
+        target = files.here(into) / files.absolute(source).relative_to(common)
         target = target.with_suffix(suffix) if suffix else target
         if target in made:
             why = f"One is {made[target]}, the other {source}."
             raise RepfuseError(f"Two results would be {target}.", why, "Rename one of them, or convert it apart.")
-        if urls.absolute(target) == urls.absolute(source):
+        if files.absolute(target) == files.absolute(source):
             raise RepfuseError(f"{into} would be written over {source}.", "", "Give another folder.")
         made[target] = source
     return [Task(source, target) for target, source in made.items()]
@@ -152,7 +152,7 @@ def _done(report: dict[str, Any], task: Task, way: Way) -> str:
 def convert_one(task: Task, way: Way) -> TaskResult:
     """Run the command for one checkpoint, unless that is done, and say what came of it."""
     try:
-        if not any(map(urls.url_of, task)):
+        if not any(map(url_of, task)):
             return _convert(task, way)
         with tempfile.TemporaryDirectory() as folder:
             return _convert_elsewhere(task, Path(folder), way)
@@ -162,20 +162,20 @@ def convert_one(task: Task, way: Way) -> TaskResult:
 
 def _convert_elsewhere(task: Task, folder: Path, way: Way) -> TaskResult:
     """Convert in a folder of this machine, and send what is made; whatever is said is of the files themselves."""
-    source, target = urls.fetch(task.source, folder / "in"), urls.fetch(task.target, folder / "out")
+    source, target = files.fetch(task.source, folder / "in"), files.fetch(task.target, folder / "out")
     report = report_path(target)
-    if url := urls.url_of(task.target):
-        urls.fetch(report_path(task.target), folder / "out")
+    if url := url_of(task.target):
+        files.fetch(report_path(task.target), folder / "out")
 
     def renamed(text: str) -> str:
-        return text.replace(str(source), urls.name_of(task.source)).replace(str(target), urls.name_of(task.target))
+        return text.replace(str(source), files.name_of(task.source)).replace(str(target), files.name_of(task.target))
 
     result = _convert(Task(source, target), way)
     if result.status in ("converted", "nothing-to-fuse"):
         with replacing(report) as temporary:
             temporary.write_text(renamed(report.read_text(encoding="utf-8")), encoding="utf-8")
         if url:
-            urls.send({target: task.target, report: report_path(task.target)})
+            files.send({target: task.target, report: report_path(task.target)})
     return task.ended(result.status, renamed(result.said), result.seconds, result.peak)
 
 
@@ -335,7 +335,7 @@ def _page(results: Sequence[TaskResult], seconds: float, page: Path) -> str:
         return markdown(results, seconds)
     for each in results:
         report = report_path(Path(each.target))
-        if each.status == "failed" or urls.url_of(report):
+        if each.status == "failed" or url_of(report):
             continue
         beside = page_of(report)
         if not beside.exists() or beside.stat().st_mtime < report.stat().st_mtime:
@@ -366,7 +366,7 @@ def convert_all(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[Ta
                 process.start()
                 there.close()
                 running[here] = process, task
-            names = ", ".join(urls.name_of(task.source) for _, task in running.values())
+            names = ", ".join(files.name_of(task.source) for _, task in running.values())
             update(f"{how_far(ended, len(todo), time.perf_counter() - began)}: {names}", len(ended) / len(todo))
             for answer in wait(list(running)):
                 assert isinstance(answer, Connection)
@@ -425,7 +425,7 @@ def _on_dask(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[TaskR
     except Exception as error:
         raise RepfuseError(f"There is no Dask scheduler at {way.dask}.", str(error), "Check the address.") from error
     with client:
-        given = [Task(*map(urls.absolute, task)) for task in todo]
+        given = [Task(*map(files.absolute, task)) for task in todo]
         task_of = dict(zip(client.map(_on_worker, given, way=way, retries=2, pure=False), given, strict=True))
         left, busy, results, began = set(task_of), set[str](), list[TaskResult](), time.perf_counter()
         while left:
@@ -442,7 +442,7 @@ def _on_dask(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[TaskR
                 raise RepfuseError(what, "What is done is whole.", "Give the command again: it goes on from there.", 1)
             with suppress(OSError):
                 busy = {key for keys in client.processing().values() for key in keys}
-            names = ", ".join(urls.name_of(task_of[future].source) for future in left if future.key in busy)
+            names = ", ".join(files.name_of(task_of[future].source) for future in left if future.key in busy)
             update(f"{how_far(results, len(todo), time.perf_counter() - began)}: {names}", len(results) / len(todo))
 
 

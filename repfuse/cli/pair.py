@@ -13,7 +13,7 @@ from repfuse.cli.output import check_sources, notes
 if TYPE_CHECKING:
     from repfuse.benching.results import Benchmark
     from repfuse.checking.results import Verification
-    from repfuse.checkpoint.spec import Said, Shape
+    from repfuse.checkpoint.spec import Shape
     from repfuse.loading import Checkpoint
     from repfuse.plans import Plan
 
@@ -46,14 +46,19 @@ def sides(paths: tuple[Path, Path], networks: tuple[OneNetwork, OneNetwork], cod
     return original, fused
 
 
-def load_pair(original: Side, fused: Side) -> Pair:
+def load_pair(original: Side, second: Side) -> Pair:
     """Load both. What neither an option nor ORIGINAL says of itself, the report beside FUSED may, or FUSED itself."""
+    from repfuse.checkpoint.build import shapes_of
+    from repfuse.checkpoint.spec import Said, render
     from repfuse.loading import load
     from repfuse.plan_file import said_beside
 
-    (path, loading), (fused_path, fused_loading) = original, fused
-    second = load(fused_path, **fused_loading, said=said_beside(fused_path))
-    return Pair(load(path, **loading, said=said_beside(fused_path, path) or _said_by(second)), second)
+    (path, loading), (fused_path, fused_loading) = original, second
+    fused = load(fused_path, **fused_loading, said=said_beside(fused_path))
+    known = fused.input_origin == "checkpoint" and fused.plans
+    shapes = render(shapes_of(fused.example_inputs, fused.module)) if known else None
+    said = said_beside(fused_path, path) or Said(fused_path.name, fused.source, shapes)
+    return Pair(load(path, **loading, said=said), fused)
 
 
 def compare_pair(loaded: Pair, plan: Plan | None, **settings: Any) -> Verification:
@@ -93,13 +98,3 @@ def time_pair(
     with of_file(original, original.module) as before, of_file(fused, fused.module) as after:
         example, *more = [make_inputs(shapes, original.module) for shapes in inputs] or [original.example_inputs]
         return bench(before, after, example, more_inputs=more, runtimes=runtimes or (usual,), **settings)
-
-
-def _said_by(fused: Checkpoint) -> Said:
-    """Return what FUSED says of its original: the network, and the input where it holds one."""
-    from repfuse.checkpoint.build import shapes_of
-    from repfuse.checkpoint.spec import Said, render
-
-    known = fused.input_origin == "checkpoint" and fused.plans
-    shapes = render(shapes_of(fused.example_inputs, fused.module)) if known else None
-    return Said(fused.path.name, fused.source, shapes)

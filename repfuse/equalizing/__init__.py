@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from repfuse.checking.inputs import Trial, is_floating, noise
 from repfuse.checking.results import Equalization, Rescaled, SignalGain
 from repfuse.checking.runs import WIDE, Change, Widening, as_stored, by_key, copied, in_float64, leaves, run_copy
 from repfuse.equalizing.laws import Freedom, Reading
-from repfuse.equalizing.solving import TINY, ObjectiveTerm, Weight, of_weight, predicted, solve
+from repfuse.equalizing.solving import TINY, ObjectiveTerm, Weight, predicted, solve
 from repfuse.networks import device_of, named_tensors, placed, same_randomness, using_threads
 from repfuse.planning.edits import left_range
 from repfuse.quantization import BITS, in_decibels, rounded
@@ -190,24 +190,21 @@ class _Search:
 
 
 def trials_of(example: Sequence[Any], data: Data | None) -> list[Trial]:
-    """Return the inputs that scales are solved on: parts of the data, else noise like the example."""
-    if data is not None:
-        batches = (
-            tuple(y) for x in chunks(data) for y in zip(*(torch.split(each, AT_ONCE) for each in x), strict=True)
-        )
-        return _no_more(Trial("data", batch) for batch in islice(batches, PASSES))
+    """Return the inputs that scales are solved on, as many as are not too much work: parts of the data, else noise like
+    the example.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def drawn(x: Any) -> Any:
         return noise(tuple(x.shape), (), generator).to(x.device, x.dtype) if is_floating(x) else x
 
-    return _no_more(Trial("noise", tuple(map(drawn, example))) for _ in range(PASSES))
-
-
-def _no_more(trials: Iterator[Trial]) -> list[Trial]:
-    """Return the first of them, as many as are not too much work."""
+    if data is not None:
+        parts = (zip(*(torch.split(each, AT_ONCE) for each in x), strict=True) for x in chunks(data))
+        trials = (Trial("data", tuple(batch)) for batches in parts for batch in batches)
+    else:
+        trials = (Trial("noise", tuple(map(drawn, example))) for _ in count())
     found, work = list[Trial](), 0
-    for trial in trials:
+    for trial in islice(trials, PASSES):
         found, work = [*found, trial], work + trial.work
         if work >= MOST:
             break
@@ -230,7 +227,9 @@ def objective_terms(
             slopes = _slopes(network, names, trials)
         except Exception as error:  # whatever a forward, or its way back, may raise
             why = f"it is equalised as if each weight counted alike, for want of gradients: {described(error)}"
-    return [of_weight(each, stored[each.name], slopes[each.name]) for each in weights], why
+    both = [[each.by_channel(x[each.name].cpu()) for x in (stored, slopes)] for each in weights]
+    pairs = zip(weights, both, strict=True)
+    return [ObjectiveTerm(each.times, each.over, x.abs().amax(3), slope.sum(3)) for each, (x, slope) in pairs], why
 
 
 def _slopes(network: nn.Module, names: Sequence[str], trials: Sequence[Trial]) -> dict[str, Tensor]:

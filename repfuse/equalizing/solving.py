@@ -148,12 +148,6 @@ class ObjectiveTerm:
     effect: Tensor
 
 
-def of_weight(weight: Weight, tensor: Tensor, slope: Tensor) -> ObjectiveTerm:
-    """Return the term of a weight; ``slope`` are the squares of the outputs' slopes, laid out as the weight is."""
-    size = weight.by_channel(tensor.double().cpu()).abs().amax(3)
-    return ObjectiveTerm(weight.times, weight.over, size, weight.by_channel(slope.double().cpu()).sum(3))
-
-
 def solve(terms: Sequence[ObjectiveTerm], count: int) -> Tensor:
     """Return log2 of scales 0 to ``count``, number 0 being 1, in float64."""
     solved = torch.zeros(count, dtype=torch.float64)

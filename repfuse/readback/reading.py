@@ -100,7 +100,9 @@ def _pieces(value: Any) -> Iterable[Any]:
     if isinstance(value, Tensor):
         yield f"{value.dtype} {tuple(value.shape)}".encode()
         if not value.is_meta:
-            yield bits_of(value.int_repr() if value.is_quantized else value).numpy().data
+            stored = value.int_repr() if value.is_quantized else value
+            flat = stored.detach().cpu().to_dense().contiguous().flatten()  # bytes in the order of the elements
+            yield (flat.view(torch.uint8) if flat.numel() else flat).numpy().data
     elif isinstance(value, dict):
         yield f"dict of {len(value)}".encode()
         for item in value.items():
@@ -113,12 +115,6 @@ def _pieces(value: Any) -> Iterable[Any]:
         yield repr(sorted(map(repr, value))).encode()
     else:
         yield f"{type(value).__name__} {value!r}".encode()
-
-
-def bits_of(tensor: Tensor) -> Tensor:
-    """Return the bytes of a tensor in the order of its elements, on the CPU."""
-    flat = tensor.detach().cpu().to_dense().contiguous().flatten()
-    return flat.view(torch.uint8) if flat.numel() else flat
 
 
 FileKind = Literal["network", "weights", "pt2", "onnx"]

@@ -86,7 +86,10 @@ class _Editing:
         self.new: list[ir.Node] = []
         self.replaced: dict[ir.Value, ir.Value] = {}
         self.made: set[ir.Value] = set()
-        self.names = _taken(model)
+        nodes = list(model.graph.all_nodes())
+        self.names = {str(node.name) for node in nodes} | {str(x.name) for node in nodes for x in node.outputs}
+        for graph in model.graphs():
+            self.names |= {str(value.name) for value in (*graph.inputs, *graph.initializers.values())}
         self.tensors: dict[str, Tensor] = {}
 
     def run(self) -> None:
@@ -315,15 +318,6 @@ def _pads(padding: Any) -> list[int]:
     """Return amounts as ONNX wants them, all befores and then all afters, from torch's, pairs from the last axis on."""
     pairs = list(zip(padding[::2], padding[1::2], strict=True))[::-1]
     return [int(before) for before, _ in pairs] + [int(after) for _, after in pairs]
-
-
-def _taken(model: ir.Model) -> set[str]:
-    """Return the names that nodes and values have, in all of the graphs."""
-    names = {str(node.name) for node in model.graph.all_nodes()}
-    names |= {str(value.name) for node in model.graph.all_nodes() for value in node.outputs}
-    for graph in model.graphs():
-        names |= {str(value.name) for value in (*graph.inputs, *graph.initializers.values())}
-    return names
 
 
 SMALL = 256  # bytes of a tensor that is not worth a place in another file
