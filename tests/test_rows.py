@@ -152,6 +152,17 @@ def test_a_view_that_is_another_one_at_another_rank_is_left_alone():
         assert error(network, fused, x) < 1e-12
 
 
+@pytest.mark.parametrize("last", [conv(1), nn.Sequential(nn.BatchNorm2d(C), conv(1))], ids=["any rank", "batches"])
+def test_a_shuffle_is_of_channels_where_every_input_has_a_batch(last):
+    """Without one, what it shuffles are rows: of a network that takes such inputs it stays."""
+    network = randomised(Spelled(lambda m, x: m.last(F.channel_shuffle(m.a(x), 2)), a=conv(1), last=last))
+    found = fuse(network, (X,), policy="always")
+    assert bool(found.plan.sites) == isinstance(last, nn.Sequential)
+    assert error(network, found.module, X) < 1e-12
+    if not found.plan.sites:
+        assert error(network, found.module, X[0]) < 1e-12
+
+
 def test_a_value_that_is_measured_alone_is_no_obstacle():
     def forward(m, x):
         y = m.a(x)

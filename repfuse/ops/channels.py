@@ -64,9 +64,7 @@ def piece(call: Call, producer: Call, recording: Recording) -> Meaning | None:
     if found is None or not is_integer(place):
         return None
     axis, parts = found
-    if not -len(parts) <= place < len(parts) or not parts[place]:
-        return None
-    return Selected(producer.input, tuple(parts[place]), axis)
+    return Selected(producer.input, tuple(parts[place]), axis) if parts[place] else None
 
 
 def _parts(call: Call, recording: Recording) -> tuple[int, Sequence[Sequence[int]]] | None:
@@ -98,7 +96,7 @@ def shuffle(call: Call, recording: Recording) -> Meaning | None:
     rank = len(recording.shape_of[x])
     channels = recording.shape_of[x][1] if rank > 2 else 0
     elsewhere = any(len(shape) != rank for shape in recording.shapes_at_other_ranks(x))  # there it shuffles others
-    if groups < 1 or not channels or channels % groups or elsewhere:
+    if not channels or elsewhere:
         return None
     return Selected(x, tuple(np.arange(channels).reshape(groups, -1).T.flatten().tolist()), 1)
 
