@@ -13,7 +13,7 @@ from repfuse.algebra.affine import AffineConv
 from repfuse.algebra.expression import Joined, Scaled, Selected, Through
 from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Filter, Phases
-from repfuse.ops.meaning import Passage, Rearranged, combination
+from repfuse.ops.meaning import Passage, Rearranged, Same, combination
 
 SHAPES = [(2, 4, *size) for size in SIZES[2]]
 
@@ -225,6 +225,14 @@ def test_space_to_depth(function, order):
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64)
     made = apply(AffineConv.phases(Phases.of(3, (2, 2), order)), x)
     assert torch.equal(made, function(None, x, None))
+
+
+def test_blocks_of_pixels_have_other_sizes_too():
+    shapes = [(2, 9, 3, 6), (1, 9, 6, 3)]
+    nine = Rearranged("x", ((1, 1),), (0,) * 9, tuple(range(9)))
+    assert meaning_at(lambda m, x, y: F.pixel_shuffle(x, 3), shapes) == nine
+    assert meaning_at(lambda m, x, y: F.pixel_unshuffle(x, 3), shapes) == Through("x", Phases.of(9, (3, 3)))
+    assert meaning_at(lambda m, x, y: F.pixel_unshuffle(x, 1), shapes) == Same("x")
 
 
 def test_space_to_depth_along_one_axis():
