@@ -238,7 +238,7 @@ class _Rewriting:
         named = (name for fused in self.layout.fused for name in tensor_names(fused.expression))
         merged = [self.tensors[leaf] for name in dict.fromkeys(named) for leaf in self.constants.leaves(name)]
         self.replaced = {id(tensor): tensor for tensor in merged}
-        self.stand_ins = {key: like(x, x) for key, x in self.replaced.items()}  # so that no data is copied
+        self.stand_ins = {key: like(x, x.to("meta")) for key, x in self.replaced.items()}  # so that no data is copied
         self.streamed = is_streamed(module)
         kept = {id(tensor): tensor for _, tensor in named_tensors(module)} if share or self.streamed else {}
         self.result = copy_with(module, kept | self.stand_ins)

@@ -249,9 +249,9 @@ class _Merging:
 
     def run(self, terms: Sequence[Term]) -> list[Group]:
         """Begin with every term for itself, and merge the two groups that save most until no two save anything."""
-        groups = [Group((term,)) for term in terms]
-        if len(groups) == 1 or self._all_at_no_cost(groups):
-            return [Group(tuple(terms))]
+        groups, total = [Group((term,)) for term in terms], Group(tuple(terms))
+        if len(groups) == 1 or self._is_at_no_cost(total, groups):
+            return [total]
         while len(groups) > 1:
             one, other = max(combinations(groups, 2), key=lambda pair: self._saving(*pair))
             merged = self._merge(one, other)
@@ -263,9 +263,8 @@ class _Merging:
             self._explain(*pair)
         return groups
 
-    def _all_at_no_cost(self, groups: Sequence[Group]) -> bool:
+    def _is_at_no_cost(self, total: Group, groups: Sequence[Group]) -> bool:
         """Whether the sum of all is no more work than the largest alone: nothing can be better than that."""
-        total = Group(tuple(term for group in groups for term in group.terms))
         try:
             return self._price(total) <= max(map(self._price, groups))
         except NotAffine:
