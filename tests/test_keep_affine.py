@@ -320,7 +320,7 @@ def test_a_number_that_is_off_by_a_hundred_thousandth_is_found(kind: str) -> Non
 
 def test_nothing_is_found_where_nothing_is_wrong() -> None:
     network, fused, made = _damaged("")
-    found = verify(network, fused, (torch.rand(1, 1, 8, 8),), plan=made, effort="quick")
+    found = verify(network, fused, (torch.rand(1, 1, 8, 8),), plan=made)
     assert found.verdict == "same" and found.proof is not None
     assert 0 < max(site.drift.of_bound for site in found.proof.sites if site.drift) < 1
 

@@ -202,7 +202,7 @@ def axes_notes(plan: Plan, example: Sequence[Any]) -> tuple[str, ...]:
     ranks = [x.dim() for x in tree_leaves(example) if isinstance(x, Tensor)]
     linear = (site.nodes for site in plan.sites if site.kernel.startswith("linear"))
     merged = any("batch_norm" in node for nodes in linear for node in nodes)
-    return (TWO_AXES,) if merged and max(ranks) == 2 else ()
+    return (TWO_AXES,) if merged and max(ranks, default=0) == 2 else ()
 
 
 def with_output(report: Report, saved: Saved) -> Report:
