@@ -48,9 +48,9 @@ TF32 = 2.0**-11
 """Unit roundoff of the factors of a product, where the device rounds float32 to TF32 for it."""
 
 
-def bounds(place: Place, fused: nn.Module, trials: Sequence[Trial], dtype: torch.dtype) -> list[torch.Tensor | None]:
-    """Return, per trial, the largest error of each output element; None for a trial that does not run."""
-    growth = _growth(place, fused, dtype, max((_averaged(place, trial) for trial in trials), default=0))
+def bound(place: Place, fused: nn.Module, trial: Trial, dtype: torch.dtype) -> torch.Tensor | None:
+    """Return the largest error of each output element on a trial; None where it does not run."""
+    growth = _growth(place, fused, dtype, _averaged(place, trial))
     bounded = place.after(fused, lambda factor: growth * abs(factor))
     of_norms = {id(x): name for norm in place.norms(fused).values() for name, x in named_tensors(norm)}
     kinds = {name: of_norms.get(id(x), "") for name, x in named_tensors(bounded)}
@@ -65,10 +65,10 @@ def bounds(place: Place, fused: nn.Module, trials: Sequence[Trial], dtype: torch
         grown = size.mul_(growth).add_(half)
         return grown.neg_() if kinds[name] == "running_mean" else grown
 
-    magnitudes = [Trial(trial.label, tuple(x.abs() for x in trial.inputs)) for trial in trials]
-    outcomes = run_float64(bounded, magnitudes, bounding)
+    magnitudes = Trial(trial.label, tuple(x.abs() for x in trial.inputs))
+    (outcome,) = run_float64(bounded, [magnitudes], bounding)
     least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2  # which no relative bound covers
-    return [None if outcome.error else outcome.outputs["out"] + least for outcome in outcomes]
+    return None if outcome.error else outcome.outputs["out"] + least
 
 
 def _averaged(place: Place, trial: Trial) -> int:
@@ -179,35 +179,26 @@ def _random(shape: Ints, seed: int) -> torch.Tensor:
 # The drift of one site: what rounding did to it in its stored dtype, against what arithmetic allows.
 
 
-def site_drift(
-    place: Place, fused: nn.Module, after: nn.Module, trials: Sequence[Trial], expected: Sequence[Outcome]
-) -> SiteDrift | None:
-    """Run a site before and ``after`` the rewrite in its stored dtype, against its outcomes in float64, ``expected``.
+def site_drift(place: Place, fused: nn.Module, after: nn.Module, trial: Trial, expected: Outcome) -> SiteDrift | None:
+    """Run a site before and ``after`` the rewrite in its stored dtype, against its outcome in float64, ``expected``.
 
-    Returns the trial that comes closest to its bound. None where that is float64, which is the proof's, or where the
-    original's operations do not run in it here, or overflow.
+    None where that is float64, which is the proof's, or where the original's operations do not run in it here, or
+    overflow.
     """
     dtype = main_dtype(after)
     if dtype in (None, torch.float64):
         return None
-    taken = [position for position, outcome in enumerate(expected) if not outcome.error]
-    chosen, exact = [trials[position] for position in taken], [expected[position] for position in taken]
-    own, found = (run(network, chosen, {torch.float64: dtype}) for network in (place.before, after))
-    outcomes = zip(chosen, exact, own, found, bounds(place, fused, chosen, dtype), strict=True)
-    drifts = [_drift(*each) for each in outcomes if not each[2].error and bool(each[2].outputs["out"].isfinite().all())]
-    return max(drifts, key=lambda drift: drift.of_bound, default=None)
-
-
-def _drift(trial: Trial, exact: Outcome, own: Outcome, found: Outcome, bound: torch.Tensor | None) -> SiteDrift:
-    wanted, original = exact.outputs["out"], own.outputs["out"]
-    dtype = dtype_name(original.dtype)
-    if found.error or bound is None:
-        return SiteDrift(trial.label, dtype, level(wanted, original), WORST, WORST, WORST.max)
-    fused = found.outputs["out"]
-    error = (fused.double() - wanted).abs()
-    over = float((error / bound).nan_to_num(nan=float("inf")).max()) if error.numel() else 0.0
-    allowed = level(wanted, wanted + bound)
-    return SiteDrift(trial.label, dtype, level(wanted, original), level(wanted, fused), allowed, over)
+    own, found = (run(network, [trial], {torch.float64: dtype})[0] for network in (place.before, after))
+    if own.error or not bool(own.outputs["out"].isfinite().all()):
+        return None
+    wanted, original, most = expected.outputs["out"], own.outputs["out"], bound(place, fused, trial, dtype)
+    own_level, name = level(wanted, original), dtype_name(original.dtype)
+    if found.error or most is None:
+        return SiteDrift(trial.label, name, own_level, WORST, WORST, WORST.max)
+    error = (found.outputs["out"].double() - wanted).abs()
+    over = float((error / most).nan_to_num(nan=float("inf")).max()) if error.numel() else 0.0
+    allowed = level(wanted, wanted + most)
+    return SiteDrift(trial.label, name, own_level, level(wanted, found.outputs["out"]), allowed, over)
 
 
 WORST = Level(float("inf"), float("inf"))
@@ -259,8 +250,10 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effo
     answers = answers_in_float64(after, trials, expected, exact.change(after))
     comparison = tabulate(trials, expected, answers)
     weights = tuple(_compared(exact.name_of[id(each.stored)], each.stored, each.exact()) for each in exact.at(place))
-    asked = comparison.passed and scope.drift_of_site
-    drift = site_drift(place, fused, after, trials, expected) if asked else None
+    drift = None
+    if comparison.passed and scope.drift_of_site:  # on the largest input, where most numbers are rounded
+        at = max(position for position, outcome in enumerate(expected) if not outcome.error)
+        drift = site_drift(place, fused, after, trials[at], expected[at])
     return SiteProof.of(place.path, comparison, weights, drift)
 
 
