@@ -28,7 +28,7 @@ from repfuse.converting import convert
 from repfuse.errors import RepfuseError
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
-from repfuse.memory import is_streamed
+from repfuse.memory import collecting_later, is_streamed
 from repfuse.networks import using_threads
 from repfuse.plan_file import PlanFile, said_beside
 from repfuse.planning.replaying import Choice, choose
@@ -82,7 +82,8 @@ class Request:
 def run(request: Request, progress: Progress, reader: Reader | None = None) -> Report:
     """Do all of it, and return the report, which is also written beside the result; ``reader`` reads that again."""
     progress("reading", 0.0)
-    checkpoint = _loaded(request)
+    with collecting_later():
+        checkpoint = _loaded(request)
     gc.freeze()  # what is imported and loaded stays: nobody need look through it for garbage again
     if reader:
         reader.prepare(checkpoint.module)
