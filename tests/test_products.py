@@ -93,6 +93,9 @@ ROWS = [
     lambda m, x, y: torch.matmul(x, m.m.w[None]),
     lambda m, x, y: torch.einsum("...c,ck->...k", m.f(x), m.m.w),
     lambda m, x, y: torch.einsum("abc,cd", m.f(x), m.m.w),
+    lambda m, x, y: torch.tensordot(m.f(x), m.m.w, 1),
+    lambda m, x, y: torch.tensordot(m.f(x), m.m.w, dims=([-1], [0])),
+    lambda m, x, y: torch.tensordot(m.f(x), m.m.w.t(), ((2,), (1,))),
     lambda m, x, y: torch.bmm(x, m.m.w.expand(x.size(0), -1, -1)),
     lambda m, x, y: torch.bmm(x, m.m.w.unsqueeze(0).expand(x.shape[0], 4, 6)),
 ]
@@ -108,6 +111,20 @@ COLUMNS = [
 def test_spellings_of_a_linear_layer(function):
     layer = layer_of(meaning(function, (2, 3, 4), m=Matrix(4, 6), f=nn.Linear(4, 4)))
     assert layer is not None and layer.geometry.weight_shape == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda m, x, y: torch.tensordot(x, m.m.w, ([1], [0])), (4, 6)),
+        (lambda m, x, y: torch.tensordot(x, m.m.w, 0), (4, 6)),
+        (lambda m, x, y: torch.tensordot(x, m.m.w, 2), (4, 4)),
+        (lambda m, x, y: torch.tensordot(x, m.m.w, ([-1], [0])), (1, 6)),
+        (lambda m, x, y: torch.tensordot(x, y, ([0, 1, 2], [0, 1, 2])), (4, 6)),
+    ],
+)
+def test_other_products_of_tensors_are_no_layer(function, shape):
+    assert layer_of(meaning(function, (2, 4, 4), m=Matrix(*shape))) is None
 
 
 @pytest.mark.parametrize("function", COLUMNS)

@@ -18,6 +18,7 @@ from repfuse.algebra.layers import Phases
 from repfuse.ops.indexing import entries_of, is_whole
 from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same
 from repfuse.ops.spelling import (
+    TURNING,
     Call,
     axes_turned,
     axis_of,
@@ -149,7 +150,7 @@ def _steps(last: Call, recording: Recording) -> tuple[list[fx.Node], Meaning] | 
     turned = _before(last, ("view", "flatten"))
     copied = turned if turned is not None and turned.operator in ("contiguous", "clone") else None
     turned = turned if copied is None else _before(copied, ("contiguous", "clone"))
-    view = None if turned is None else _before(turned, ("transpose", "permute"))
+    view = None if turned is None else _before(turned, TURNING)
     if turned is None or view is None or view.operator != "view" or not is_data(view.input, recording):
         return None
     x = view.input

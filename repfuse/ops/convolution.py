@@ -17,7 +17,7 @@ from repfuse.algebra.expression import Through
 from repfuse.algebra.geometry import Geometry, Ints, Padding
 from repfuse.algebra.layers import Convolution, Filter
 from repfuse.algebra.transposed import TransposedGeometry
-from repfuse.ops.meaning import Meaning, Same, Unfusible
+from repfuse.ops.meaning import Meaning, Rearranged, Same, Unfusible
 from repfuse.ops.spelling import Call, Constant, constant, contains_node, number, spelled
 from repfuse.recording.recording import Recording
 
@@ -193,8 +193,11 @@ def average_pool(call: Call, recording: Recording, *, ndim: int) -> Meaning | No
     """
     x = call.input
     numbers = [value for name, value in call.given.items() if name != "input"]
-    if len(recording.shape_of[x]) != ndim + 2 or contains_node(numbers):
+    if len(recording.shape_of[x]) != ndim + 2:
         return None
+    if contains_node(numbers):  # windows that are as large as the image, say: means of pixels, whichever they are
+        plain = call.get("padding", 0) in (0, [0] * ndim, (0,) * ndim) and call.get("divisor_override") is None
+        return Rearranged(x, ((1, 1),)) if plain else None
     kernel = per_axis(call.get("kernel_size"), ndim)
     stride = per_axis(call.get("stride") or kernel, ndim)
     padding = per_axis(call.get("padding", 0), ndim)

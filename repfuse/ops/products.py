@@ -13,7 +13,17 @@ from repfuse.algebra.layers import Convolution, Factor
 from repfuse.ops.convolution import layer_tensors, refused_as_fake
 from repfuse.ops.indexing import channels_last
 from repfuse.ops.meaning import Meaning, Unfusible
-from repfuse.ops.spelling import Call, Constant, axes_turned, constant, is_channel_axis, is_data, number, spelled
+from repfuse.ops.spelling import (
+    Call,
+    Constant,
+    axes_turned,
+    axis_of,
+    constant,
+    is_channel_axis,
+    is_data,
+    number,
+    spelled,
+)
 from repfuse.ops.sums import by_constant
 from repfuse.recording.recording import Recording
 
@@ -42,6 +52,24 @@ def biased_product(call: Call, recording: Recording) -> Meaning | None:
     if bias is None or not plain or not is_data(x, recording):
         return None
     return _times(x, call.get("mat2"), bias, recording)
+
+
+def tensordot(call: Call, recording: Recording) -> Meaning | None:
+    """A sum over the last axis of a tensor and an axis of a matrix: a linear layer."""
+    x, other, dims = call.input, call.get("other"), call.get("dims")
+    matrix, rank = constant(other, recording), len(recording.shape_of[x])
+    if dims == 1:
+        dims = [rank - 1], [0]
+    axes = [axis for each in dims for axis in each] if isinstance(dims, list | tuple) else []
+    if matrix is None or len(matrix.shape) != 2 or len(axes) != 2 or call.get("out") is not None:
+        return None
+    last, summed = axis_of(axes[0], rank), axis_of(axes[1], 2)
+    if last != rank - 1:
+        return Unfusible("channel-mismatch", "the channels of the result are along another axis")
+    # An axis of size 1, of either, would be added up with all of the other's.
+    if summed is None or matrix.shape[summed] != recording.shape_of[x][last] or not recording.is_fixed(x, last):
+        return None
+    return refused_as_fake(other) or _linear(x, matrix, None, (1 - summed, summed))
 
 
 def einsum(call: Call, recording: Recording) -> Meaning | None:
@@ -167,16 +195,7 @@ def _transposed(value: Any, recording: Recording) -> Constant | None:
     matrix = None if call is None else constant(call.input, recording)
     if call is None or matrix is None or len(matrix.shape) != 2:
         return None
-    match call.operator:
-        case "t":
-            swaps = True
-        case "transpose" | "permute":
-            swaps = axes_turned(call, 2) == [1, 0]
-        case "getattr":
-            swaps = call.get("attribute") in ("T", "mT")
-        case _:
-            swaps = False
-    return matrix if swaps else None
+    return matrix if axes_turned(call, 2) == [1, 0] else None
 
 
 def _measured(node: fx.Node, recording: Recording) -> set[fx.Node]:

@@ -94,19 +94,22 @@ def is_channel_axis(axis: int | None, rank: int) -> TypeGuard[int]:
     return axis is not None and axis > 0 and axis in (1, rank - 1)
 
 
+TURNING = ("transpose", "permute", "movedim", "t", "getattr")
+"""Operators that put axes in another order: ``x.mT`` gets an attribute."""
+
+
 def axes_turned(call: Call, rank: int) -> list[int] | None:
-    """Return the axes, of ``rank``, in the order in which a transpose or a permutation puts them."""
-    if call.operator == "permute":
-        given = call.get("dims", ())
-        order = [axis_of(dim, rank) for dim in given] if isinstance(given, list | tuple) else []
-    else:
-        order = [*range(rank)]
-        one, other = axis_of(call.get("dim0"), rank), axis_of(call.get("dim1"), rank)
-        if one is None or other is None:
-            return None
-        order[one], order[other] = other, one
-    usable = [axis for axis in order if axis is not None]
-    return usable if sorted(usable) == [*range(rank)] else None
+    """Return the axes, of ``rank``, in the order in which a transpose or a permutation puts them, as PyTorch does."""
+    how = [value for name, value in call.given.items() if name != "input"]
+    if call.operator not in TURNING or contains_node(how):
+        return None
+    axes = torch.empty(tuple(range(rank)), device="meta")
+    if call.operator == "getattr":
+        return list(getattr(axes, how[0]).shape) if how[0] in ("T", "mT") and rank > 1 else None
+    try:
+        return list(getattr(axes, call.operator)(*how).shape)
+    except (RuntimeError, IndexError):  # of another rank
+        return None
 
 
 # The operators that repfuse knows, their arguments, and all their names.
@@ -146,6 +149,7 @@ SIGNATURES: dict[str, str] = {
     "linear": "input weight bias",
     "matmul": "input other",
     "einsum": "equation operands* path",
+    "tensordot": "input other dims out",
     "expand": "input size*",
     "addmm": "input mat1 mat2 beta alpha",
     "batch_norm": _NORM,
@@ -190,6 +194,7 @@ SIGNATURES: dict[str, str] = {
     "view": "input size*",
     "transpose": "input dim0 dim1",
     "permute": "input dims*",
+    "movedim": "input source destination",
     "flatten": "input start_dim end_dim",
     "view_as": "input other",
     "squeeze": "input dim*",
@@ -224,6 +229,7 @@ ALIASES = {
     "native_channel_shuffle": "channel_shuffle",
     "swapaxes": "transpose",
     "swapdims": "transpose",
+    "moveaxis": "movedim",
     "reshape": "view",
     "reshape_as": "view_as",
     "_unsafe_view": "view",

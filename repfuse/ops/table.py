@@ -12,7 +12,7 @@ from repfuse.algebra.expression import Scaled, Sum, Through
 from repfuse.algebra.geometry import NotAffine
 from repfuse.ops import channels, convolution, indexing, products, sums
 from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same, Unfusible, inputs_of
-from repfuse.ops.spelling import CASTS, DROPOUTS, RESIZING, Call, is_data, makes_zeros, spelled
+from repfuse.ops.spelling import CASTS, DROPOUTS, RESIZING, TURNING, Call, is_data, makes_zeros, spelled
 from repfuse.recording.recording import Recording
 
 Row = Callable[[Call, Recording], Meaning | None]
@@ -47,6 +47,11 @@ def _item(call: Call, recording: Recording) -> Meaning | None:
     return indexing.indexed(call, recording) or channels.picked(call, recording)
 
 
+def _attribute(call: Call, recording: Recording) -> Meaning | None:
+    """``x.data``, and the transposes that are written as attributes."""
+    return Same(call.input) if call.get("attribute") == "data" else channels.permuted(call, recording)
+
+
 _BY_INPUT = _always("input-statistics", "the normalisation uses the statistics of what it is given")
 _BY_NUMBER = _always("embedding", "its input says which rows of the table to take")
 _ROUNDED = _always("fake-quantised", "the value is rounded as a quantised one would be")
@@ -75,6 +80,7 @@ ROWS: dict[str, Row] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), convolution.convolution),
     **{f"conv_transpose{ndim}d": convolution.transposed for ndim in (1, 2, 3)},
     "linear": products.linear,
+    "tensordot": products.tensordot,
     **dict.fromkeys(("batch_norm", "instance_norm"), sums.norm),
     **dict.fromkeys(sums.NATIVE_NORMS, sums.native_batch_norm),
     "div": sums.div,
@@ -98,12 +104,12 @@ ROWS: dict[str, Row] = {
     **dict.fromkeys(("view", "flatten"), _either(channels.reshaped, channels.viewed)),
     **dict.fromkeys(("view_as", "unsqueeze"), channels.viewed),
     "squeeze": channels.squeezed,
-    **dict.fromkeys(("transpose", "permute"), _either(channels.passing, channels.permuted)),
+    **dict.fromkeys(TURNING, _either(channels.passing, channels.permuted)),
     **{f"adaptive_avg_pool{ndim}d": partial(channels.adaptive_pool, ndim=ndim) for ndim in (1, 2, 3)},
     **dict.fromkeys(("clone", "contiguous"), _either(channels.passing, _same)),
     **dict.fromkeys(("detach", "positive", "to", "type_as", "cuda", *CASTS), _same),
     "type": lambda call, _recording: None if call.get("dtype") is None else Same(call.input),  # else it is a string
-    "getattr": lambda call, _recording: Same(call.input) if call.get("attribute") == "data" else None,
+    "getattr": _attribute,
     **dict.fromkeys(
         DROPOUTS, lambda call, _recording: Same(call.input) if call.get("training", True) is False else None
     ),
