@@ -55,17 +55,18 @@ def cat(call: Call, recording: Recording) -> Meaning | None:
 def pieces(call: Call, recording: Recording) -> Meaning | None:
     """A list of parts whose readers take one part each; ``piece`` is such a reader."""
     users = [spelled(user) for user in call.node.users]
-    taken = all(user is not None and user.operator == "getitem" and is_integer(user.get("index")) for user in users)
+    taken = all(user is not None and user.operator == "getitem" for user in users)
     return Passage((call.input,)) if users and taken and _parts(call, recording) is not None else None
 
 
 def piece(call: Call, producer: Call, recording: Recording) -> Meaning | None:
     """One part of a list of parts: a range of channels."""
-    found, place = _parts(producer, recording), call.get("index")
-    if found is None or not is_integer(place):
+    found = _parts(producer, recording)
+    if found is None:
         return None
     axis, parts = found
-    return Selected(producer.input, tuple(parts[place]), axis) if parts[place] else None
+    part = parts[call.get("index")]
+    return Selected(producer.input, tuple(part), axis) if part else None
 
 
 def _parts(call: Call, recording: Recording) -> tuple[int, Sequence[Sequence[int]]] | None:
