@@ -81,12 +81,16 @@ def assigned(t: Tensor, index: Any, value: Any) -> Tensor:
 
 
 def lower(graph: fx.Graph, args: tuple[Any, ...]) -> fx.Node:
-    """Append ``assigned(*args)`` in Python's own operators to a graph that has to run without repfuse.
+    """Append ``assigned(*args)`` to a graph that has to run without repfuse.
+
+    It is written as a method, since a graph that is read from a file runs on stand-ins, which take no assignment; what
+    removes dead code leaves it there since it is asserted of its result that this is None, as it is.
 
     ``args`` are the nodes (and numbers) of ``graph`` that stand for ``t, index, value``. The node that is returned is
     a view of the whole of ``t``, made after the write.
     """
-    graph.call_function(operator.setitem, args)
+    written = graph.call_method("__setitem__", args)
+    graph.call_function(torch._assert, (graph.call_function(operator.eq, (written, None)), "an assignment"))
     whole: Any = (args[0], Ellipsis)
     return graph.call_function(operator.getitem, whole)
 
