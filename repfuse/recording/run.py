@@ -148,7 +148,7 @@ class Run:
     node was made. ``unknown`` are tensors that came from nowhere, ``returned`` those of them that a call returned.
     ``escaping`` are values that somebody holds or reads unseen. ``of_inputs`` are nodes that depend on the inputs,
     ``random`` those that drew random numbers. ``replaced`` are names of tensors of the network in whose place others
-    were put.
+    were put. ``last_decisions`` are those since the last operation: path and number of the call, and place in it.
 
     ``asks_for_sizes`` says that some forward asked for a size, or cut a part out of a tensor by itself.
 
@@ -176,6 +176,7 @@ class Run:
         self.asks_for_sizes = False
         self.returned: set[Node] = set()
         self.replaced: set[str] = set()
+        self.last_decisions: list[tuple[str, int, int]] = []
         self._storages_of_inputs: set[int] = set()
 
     def make(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -198,6 +199,7 @@ class Run:
     def add(self, node: Node, call: Call) -> None:
         """Take in the next node."""
         self.nodes.append(node)
+        self.last_decisions.clear()
         self.call_of[node] = call
         call.own.append(node)
         given = node.op == "placeholder" or node.target is unknown
