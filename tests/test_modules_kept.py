@@ -339,3 +339,35 @@ def test_a_block_that_makes_tensors_of_sizes_can_be_read_again(made):
     assert isinstance(again[0], fx.GraphModule)
     for x in (X, image(1, 4, 5, 9)):
         assert error(model, fused, x) < 1e-12 and error(model, again, x) < 1e-12
+
+
+def blanks_the_frame(m, x):
+    y = m.a(x) + m.b(x)
+    y[:, :, 0] = 0
+    y[..., -1] = x[..., 0]
+    y[:, [0, 2]] = -y[:, [0, 2]]
+    y[y > 1] = 1.0
+    return y
+
+
+class Framed(nn.Module):
+    """Writes into what it computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3), conv(1)
+
+    def forward(self, x):
+        return blanks_the_frame(self, x)
+
+
+def test_a_block_that_writes_into_a_tensor_can_be_read_again():
+    model = randomised(nn.Sequential(Framed(), nn.ReLU()))
+    fused = fuse(model, (X,)).module
+    again = pickle.loads(pickle.dumps(fused))
+    again[0].graph.eliminate_dead_code()
+    again[0].recompile()
+    assert isinstance(again[0], fx.GraphModule)
+    for x in (X, image(1, 4, 5, 9)):
+        assert error(model, fused, x) < 1e-12 and error(model, again, x) < 1e-12
+    assert error(model, torch.export.export(again, (X,)).module(), X) < 1e-12

@@ -451,6 +451,17 @@ class BySizeBetween(BySize):
         return self.b(torch.relu(y) if self.large(y) else y) + self.a(x)
 
 
+def halved_while_large(m, x):
+    """What is larger than at the example is refused where the other side is short, for another reason."""
+    while x.shape[2] > 20:
+        x = nn.functional.avg_pool2d(x, 2)
+    return m.a(x) + m.b(x)
+
+
+def in_three_pieces(m, x):
+    return torch.cat([torch.relu(m.a(piece) + m.b(piece)) for piece in x.chunk(3, 2)], 2)
+
+
 def in_pieces(m, x):
     return torch.cat([m.a(piece) + m.b(piece) for piece in x.split(256, 2)], 2)
 
@@ -1267,6 +1278,22 @@ def test_a_branch_that_no_recorded_size_takes_stays(large):
 
 def test_pieces_of_a_length_are_more_at_a_larger_size():
     check(Case(two(in_pieces), (1, 4, 64, 64), ((1, 4, 600, 3), (2, 4, 5, 7))))
+
+
+def test_some_pieces_are_fewer_at_a_smaller_size():
+    check(Case(two(in_three_pieces), others=((1, 4, 2, 3), (2, 4, 7, 7))))
+
+
+def test_a_branch_that_fails_later_may_not_fail_elsewhere():
+    check(Case(two(halved_while_large), others=((2, 4, 40, 40), (1, 4, 300, 300), (2, 4, 5, 7))))
+
+
+def test_what_a_forward_refuses_at_once_is_no_branch():
+    def insists(m, x):
+        assert x.shape[2] < 1000, f"{x.shape[2]} is too much"
+        return m.a(x) + m.b(x)
+
+    check(Case(two(insists), left=(1, 0, 0)))
 
 
 @pytest.mark.parametrize("forward", WRITES, ids=lambda forward: forward.__name__)

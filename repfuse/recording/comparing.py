@@ -78,8 +78,12 @@ class Comparison:
         self._hear(other, self._asked)
 
     def add_failed(self, failed: Run) -> None:
-        """Take note of how forwards decided before the network refused a size."""
-        self._hear(failed, self._failed)
+        """Take note of how forwards decided right before the network refused a size: that is what they decided.
+
+        What they decided before that they may have done in vain, and another size may not be refused.
+        """
+        for path, number, place in failed.last_decisions:
+            self._failed[path, number, place].append(failed.calls[path][number].decisions[place])
 
     def decided(self, *, leaves: bool) -> Iterator[Call]:
         """Yield the calls that decide by a size, without that both answers were seen; or that make plain numbers of

@@ -180,10 +180,10 @@ class Recorder(TorchFunctionMode):
 
     def cut(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note an operation that returns as many pieces as a size makes of it."""
-        x, length, dim = (*args, 0, 0)[:3]
+        x, how, dim = (*args, 0, 0)[:3]
         dim = kwargs.get("dim", dim)
-        if isinstance(x, Tensor) and type(length) is type(dim) is int:
-            self._call_decides(Decision("split", (x.shape[dim],), (length,), None, of_rank=False))
+        if isinstance(x, Tensor) and type(how) is type(dim) is int:
+            self._call_decides(Decision("pieces", (x.shape[dim],), (how,), None, of_rank=False))
         return self.operate(func, args, kwargs)
 
     def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -233,6 +233,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         except Exception:
             self._current.meets_errors = True
+            self.found.last_decisions.clear()
             raise
 
     # Nodes and values
@@ -472,8 +473,10 @@ class Recorder(TorchFunctionMode):
             self._call_decides(decision)
 
     def _call_decides(self, decision: Decision) -> None:
-        if self._current.path not in self._stock:
-            self._current.decisions.append(decision)
+        call = self._current
+        if call.path not in self._stock:
+            self.found.last_decisions.append((call.path, call.number, len(call.decisions)))
+            call.decisions.append(decision)
 
     def _question(self, name: str, tensors: list[Tensor]) -> None:
         nodes = tuple(self._node(x) for x in tensors)
@@ -702,7 +705,7 @@ def _handler(own: str, name: str) -> Handler:  # noqa: PLR0911 - one for each ki
         return Recorder.ask
     if name in _GRADIENTS:
         return Recorder.switch
-    if name == "split":
+    if name in ("split", "chunk"):
         return Recorder.cut
     if own == "__get__":
         return Recorder.operate if name in _TENSORS else Recorder.answer

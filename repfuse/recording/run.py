@@ -81,12 +81,16 @@ def assigned(t: Tensor, index: Any, value: Any) -> Tensor:
 
 
 def lower(graph: fx.Graph, args: tuple[Any, ...]) -> fx.Node:
-    """Append ``assigned(*args)`` in Python's own operators to a graph that has to run without repfuse.
+    """Append ``assigned(*args)`` to a graph that has to run without repfuse.
+
+    It is written as a method, since a graph that is read from a file runs on stand-ins, which take no assignment; what
+    removes dead code leaves it there since it is asserted of its result that this is None, as it is.
 
     ``args`` are the nodes (and numbers) of ``graph`` that stand for ``t, index, value``. The node that is returned is
     a view of the whole of ``t``, made after the write.
     """
-    graph.call_function(operator.setitem, args)
+    written = graph.call_method("__setitem__", args)
+    graph.call_function(torch._assert, (graph.call_function(operator.eq, (written, None)), "an assignment"))
     whole: Any = (args[0], Ellipsis)
     return graph.call_function(operator.getitem, whole)
 
@@ -144,7 +148,7 @@ class Run:
     node was made. ``unknown`` are tensors that came from nowhere, ``returned`` those of them that a call returned.
     ``escaping`` are values that somebody holds or reads unseen. ``of_inputs`` are nodes that depend on the inputs,
     ``random`` those that drew random numbers. ``replaced`` are names of tensors of the network in whose place others
-    were put.
+    were put. ``last_decisions`` are those since the last operation: path and number of the call, and place in it.
 
     ``asks_for_sizes`` says that some forward asked for a size, or cut a part out of a tensor by itself.
 
@@ -172,6 +176,7 @@ class Run:
         self.asks_for_sizes = False
         self.returned: set[Node] = set()
         self.replaced: set[str] = set()
+        self.last_decisions: list[tuple[str, int, int]] = []
         self._storages_of_inputs: set[int] = set()
 
     def make(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -194,6 +199,7 @@ class Run:
     def add(self, node: Node, call: Call) -> None:
         """Take in the next node."""
         self.nodes.append(node)
+        self.last_decisions.clear()
         self.call_of[node] = call
         call.own.append(node)
         given = node.op == "placeholder" or node.target is unknown
