@@ -16,7 +16,7 @@ pytest.importorskip("onnx_ir")
 from support.onnx_models import model, node, tensor  # noqa: E402
 
 import repfuse  # noqa: E402
-from repfuse.checkpoint.onnx_graph.network import Operation  # noqa: E402
+from repfuse.checkpoint.onnx_graph.network import OnnxNode  # noqa: E402
 
 F = np.float32
 X = tensor(1, 2, 4, 6, 9).astype(F)
@@ -95,4 +95,4 @@ def test_operator(
     found = network(torch.from_numpy(X)).numpy()
     assert found.shape == wanted.shape
     assert np.allclose(found, wanted, rtol=1e-5, atol=1e-5)
-    assert sum(isinstance(part, Operation) for part in network.modules()) == 1 or kind in ("Slice", "Gather", "Resize")
+    assert sum(isinstance(part, OnnxNode) for part in network.modules()) == 1 or kind in ("Slice", "Gather", "Resize")

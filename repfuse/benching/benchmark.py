@@ -24,8 +24,8 @@ from torch.utils.flop_counter import flop_registry
 from repfuse.benching.results import Benchmark, ColdCalls, Experiment, Measurement, NetworkCost, Runtime, Timing
 from repfuse.benching.timing import (
     FEWEST_ROUNDS,
-    Call,
     Clock,
+    TimedCall,
     at_least,
     batch_of,
     batched,
@@ -107,30 +107,30 @@ def _peak(network: nn.Module, inputs: tuple[Any, ...], weight_bytes: int) -> int
 # exporter writes. What nobody asked for is not imported.
 
 Inputs = tuple[Any, ...]
-Start = Callable[[nn.Module, Inputs, int, Path], Call]
+Start = Callable[[nn.Module, Inputs, int, Path], TimedCall]
 """Makes a network ready, with so many threads; files may be written into a folder that is there as long as the call."""
 
 
-def eager(network: nn.Module, inputs: Inputs, _threads: int, _folder: Path) -> Call:
+def eager(network: nn.Module, inputs: Inputs, _threads: int, _folder: Path) -> TimedCall:
     """PyTorch, operator by operator."""
     return lambda: network(*inputs)
 
 
-def compiled(network: nn.Module, inputs: Inputs, _threads: int, _folder: Path) -> Call:
+def compiled(network: nn.Module, inputs: Inputs, _threads: int, _folder: Path) -> TimedCall:
     """``torch.compile``, of this shape alone."""
     with quietly():
         made = torch.compile(network, dynamic=False)
     return lambda: made(*inputs)
 
 
-def onnxruntime(network: nn.Module, inputs: Inputs, threads: int, folder: Path) -> Call:
+def onnxruntime(network: nn.Module, inputs: Inputs, threads: int, folder: Path) -> TimedCall:
     """ONNX Runtime on the CPU, with all of its own optimisations."""
     session = onnx_file.session(str(_exported(network, inputs, folder)), threads)
     fed = {slot.name: x.numpy() for slot, x in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: session.run(None, fed)
 
 
-def openvino(network: nn.Module, inputs: Inputs, threads: int, folder: Path) -> Call:
+def openvino(network: nn.Module, inputs: Inputs, threads: int, folder: Path) -> TimedCall:
     """OpenVINO on the CPU, in float32: of itself it would compute in bfloat16 where the processor can."""
     path = _exported(network, inputs, folder)
     runtime = importlib.import_module("openvino")
@@ -169,7 +169,7 @@ RUNTIMES: dict[str, tuple[Start, Sequence[str], str]] = {
 """For each runtime what starts it, the packages that it needs, and the extra that brings them."""
 
 
-def started(name: str, network: nn.Module, inputs: Inputs, threads: int, folder: Path) -> Call:
+def started(name: str, network: nn.Module, inputs: Inputs, threads: int, folder: Path) -> TimedCall:
     """Return what calls the network once in a runtime. Raises RepfuseError where that is not there, or refuses it."""
     start, needed, extra = RUNTIMES[name]
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
@@ -349,9 +349,9 @@ Pair = tuple[Contestant, Contestant]
 
 
 @torch.inference_mode()
-def _start(pair: Pair, runtimes: Sequence[str], folder: Path, left_out: dict[str, str]) -> dict[str, list[Call]]:
+def _start(pair: Pair, runtimes: Sequence[str], folder: Path, left_out: dict[str, str]) -> dict[str, list[TimedCall]]:
     """Return a call of both networks for each runtime that takes both; note for the others why they do not."""
-    found: dict[str, list[Call]] = {}
+    found: dict[str, list[TimedCall]] = {}
     threads = torch.get_num_threads()
     for name in runtimes:
         try:
@@ -368,9 +368,9 @@ def _start(pair: Pair, runtimes: Sequence[str], folder: Path, left_out: dict[str
 
 @torch.inference_mode()
 def _measure(
-    calls: Mapping[str, Sequence[Call]],
+    calls: Mapping[str, Sequence[TimedCall]],
     work: Sequence[float | None],
-    product_of: Call,
+    product_of: TimedCall,
     clock: Clock,
     report: Callable[[float], None],
     *,
@@ -403,7 +403,7 @@ SIDES = {"cpu": 512, "cuda": 4096}
 """Of a matrix product that a processor does about as fast as it can."""
 
 
-def _matrix_product(network: nn.Module) -> tuple[Call, float]:
+def _matrix_product(network: nn.Module) -> tuple[TimedCall, float]:
     """Return a plain product of square matrices on the network's device in its dtype, and its multiply-accumulates."""
     device, side = device_of(network), SIDES.get(device_of(network).type, 512)
     one = torch.ones(side, side, device=device, dtype=main_dtype(network) or torch.float32)

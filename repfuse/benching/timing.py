@@ -24,7 +24,7 @@ from repfuse.networks import same_randomness, set_eval
 from repfuse.recording.copies import restored
 
 Clock = Callable[[], float]
-Call = Callable[[], Any]
+TimedCall = Callable[[], Any]
 
 SHORTEST = 5e-3  # seconds: one timing lasts at least this long, thousands of times the resolution of the clock
 MOST_CALLS = 10_000
@@ -43,7 +43,7 @@ class Rounds:
 
 
 def time_rounds(
-    calls: Sequence[Call], clock: Clock, *, rounds: int, seconds: float, progress: Callable[[float], None]
+    calls: Sequence[TimedCall], clock: Clock, *, rounds: int, seconds: float, progress: Callable[[float], None]
 ) -> Rounds:
     """Time all calls, warm and interleaved: each round times each of them once.
 
@@ -66,7 +66,7 @@ def time_rounds(
     return Rounds(tuple(map(tuple, times)), tuple(counts))
 
 
-def time_calls(call: Call, calls: int, clock: Clock) -> float:
+def time_calls(call: TimedCall, calls: int, clock: Clock) -> float:
     """Return the mean seconds of ``calls`` calls in a row."""
     start = clock()
     for _ in range(calls):
@@ -74,7 +74,7 @@ def time_calls(call: Call, calls: int, clock: Clock) -> float:
     return (clock() - start) / calls
 
 
-def _calibrate(call: Call, clock: Clock, end: float) -> int:
+def _calibrate(call: TimedCall, clock: Clock, end: float) -> int:
     """Warm up until calls get no faster, and return how many in a row last SHORTEST, judged by the fastest of them."""
     once = [time_calls(call, 1, clock) for _ in range(WARM_UP)]
     while median(once[-WARM_UP:]) > (1 + STABLE) * min(once) and len(once) < MOST_WARM_UP and clock() < end:

@@ -20,7 +20,7 @@ KEPT = 1 << 16  # elements kept of each module's output, drawn at random: a thou
 
 
 @dataclass
-class Record:
+class ModuleOutputs:
     """What the modules of a network gave in one call, in the order in which they finished.
 
     ``outputs`` by path and number of the call (``layer1.conv#0``); ``readers`` names the modules that read a
@@ -57,8 +57,8 @@ def first_difference(original: nn.Module, fused: nn.Module, trial: Trial) -> Fir
     return FirstDifference(path, last, trial.label, errors[wrong], limits[wrong])
 
 
-def _recorded(network: nn.Module, trial: Trial, change: Change = in_float64) -> Record:
-    record = Record()
+def _recorded(network: nn.Module, trial: Trial, change: Change = in_float64) -> ModuleOutputs:
+    record = ModuleOutputs()
 
     def watch(copy: nn.Module) -> None:
         record.outputs.clear()
@@ -71,7 +71,7 @@ def _recorded(network: nn.Module, trial: Trial, change: Change = in_float64) -> 
     return record
 
 
-def _watch(module: nn.Module, path: str, record: Record) -> None:
+def _watch(module: nn.Module, path: str, record: ModuleOutputs) -> None:
     calls = 0
 
     def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -99,7 +99,9 @@ def _kept(tensor: torch.Tensor) -> torch.Tensor:
     return flat.to("cpu", torch.float64, copy=True)  # what follows may work in place
 
 
-def _limits(original: nn.Module, before: Record, fused: nn.Module, after: Record, trial: Trial) -> dict[str, Level]:
+def _limits(
+    original: nn.Module, before: ModuleOutputs, fused: nn.Module, after: ModuleOutputs, trial: Trial
+) -> dict[str, Level]:
     def run(network: nn.Module, change: Change) -> list[Outcome]:
         return [Outcome(_recorded(network, trial, change).outputs)]
 
@@ -110,7 +112,7 @@ def _limits(original: nn.Module, before: Record, fused: nn.Module, after: Record
     return {name: limit for (_, name), limit in limits.items()}
 
 
-def _holders(key: str, record: Record) -> set[str]:
+def _holders(key: str, record: ModuleOutputs) -> set[str]:
     """Return the calls within which the call ``key`` was made: of each module above it, the next to finish."""
     finished = list(record.outputs)
     later: dict[str, str] = {}

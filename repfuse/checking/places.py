@@ -208,7 +208,7 @@ def _needed(
     return needed
 
 
-class Weight(NamedTuple):
+class StoredWeight(NamedTuple):
     """A stored tensor of a fused convolution, and what computes it in float64."""
 
     stored: torch.Tensor
@@ -227,7 +227,7 @@ class ExactWeights:
         self._by_id = {id(weight.stored): weight for weights in self._of_place.values() for weight in weights}
         self.name_of = {id(tensor): name for name, tensor in named_tensors(fused) if id(tensor) in self._by_id}
 
-    def at(self, place: Place) -> list[Weight]:
+    def at(self, place: Place) -> list[StoredWeight]:
         """Return the weights and biases of the convolutions that replace a region."""
         return self._of_place[place.path]
 
@@ -244,7 +244,7 @@ class ExactWeights:
         return lambda name, tensor: narrow[name]() if name in narrow else in_float64(name, tensor)
 
 
-def _weights(fused: nn.Module, place: Place) -> Iterator[Weight]:
+def _weights(fused: nn.Module, place: Place) -> Iterator[StoredWeight]:
     def weight(expression: Expression, tensors: Tensors, device: torch.device) -> torch.Tensor:
         return evaluate(expression, tensors, torch.empty(0, dtype=torch.float64, device=device))[0]
 
@@ -261,12 +261,12 @@ def _weights(fused: nn.Module, place: Place) -> Iterator[Weight]:
             for name, compute in (("weight", weight), ("bias", constant)):
                 stored = convolution._parameters[name]
                 if stored is not None:  # a missing bias is not the one that was computed: what is compared shows it
-                    yield Weight(stored, partial(compute, group.expression, tensors, stored.device))
+                    yield StoredWeight(stored, partial(compute, group.expression, tensors, stored.device))
 
 
 def _behind_norm(
     convolution: nn.Module, norm: _BatchNorm, expression: Expression, tensors: Tensors
-) -> Iterator[Weight]:
+) -> Iterator[StoredWeight]:
     """Yield the tensors of a convolution and its norm: with whatever statistics it has, together they are the map."""
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None and var is not None
@@ -277,11 +277,11 @@ def _behind_norm(
     weight, bias = convolution._parameters["weight"], convolution._parameters.get("bias")
     assert weight is not None
     for number, stored in enumerate((weight, norm.weight, norm.bias)):
-        yield Weight(stored, partial(computed, number))
+        yield StoredWeight(stored, partial(computed, number))
     if bias is not None:
-        yield Weight(bias, lambda: torch.zeros_like(mean, dtype=torch.float64))
+        yield StoredWeight(bias, lambda: torch.zeros_like(mean, dtype=torch.float64))
     for statistics in (mean, var):
-        yield Weight(statistics, statistics.double)
+        yield StoredWeight(statistics, statistics.double)
 
 
 def norm_at(fused: nn.Module, path: str) -> _BatchNorm:

@@ -19,7 +19,7 @@ from repfuse.checking.inputs import Trial, is_floating, noise
 from repfuse.checking.results import Equalization, Rescaled, SignalGain
 from repfuse.checking.runs import WIDE, Change, Widening, as_stored, by_key, copied, in_float64, leaves, run_copy
 from repfuse.equalizing.laws import Freedom, Reading
-from repfuse.equalizing.solving import TINY, ObjectiveTerm, Weight, predicted, solve
+from repfuse.equalizing.solving import TINY, ObjectiveTerm, ScaledWeight, predicted, solve
 from repfuse.networks import device_of, named_tensors, placed, same_randomness, using_threads
 from repfuse.planning.edits import left_range
 from repfuse.quantization import BITS, in_decibels, rounded
@@ -67,7 +67,7 @@ def equalize(
     example = tuple(example_inputs)
     with using_threads(1):
         free = Reading(record(module, Arguments(example))).run()
-    weights = [part for part in free.parts if isinstance(part, Weight)]
+    weights = [part for part in free.parts if isinstance(part, ScaledWeight)]
     trials = trials_of(example, data)
     done = Equalization((), free.count, powers_of_two, "data" if data is not None else "noise", (), free.refusals)
     if not weights:
@@ -104,7 +104,7 @@ class _Search:
         powers_of_two: bool,
     ) -> None:
         self.parts = {part.name: part for part in free.parts}
-        self.weights = [part for part in free.parts if isinstance(part, Weight)]
+        self.weights = [part for part in free.parts if isinstance(part, ScaledWeight)]
         self.stored = {name: x.detach() for name, x in named_tensors(module) if name in self.parts}
         self.exact, self.powers_of_two = exact, powers_of_two
         self.copy, self.trials, self.held = copy, trials, dict(named_tensors(copy))
@@ -177,7 +177,9 @@ class _Search:
             now, known = self._now.get(name, (None, 0))
             if now is not tensor or known != bits:
                 with torch.no_grad():
-                    self.held[name].copy_(rounded(tensor, bits) if isinstance(self.parts[name], Weight) else tensor)
+                    self.held[name].copy_(
+                        rounded(tensor, bits) if isinstance(self.parts[name], ScaledWeight) else tensor
+                    )
                 self._now[name] = tensor, bits
         found = by_key(run_copy(self.copy, self.trials, {}))
         pairs = [(x.double(), found[key].double()) for key, x in self.wanted.items() if key in found]
@@ -212,7 +214,7 @@ def trials_of(example: Sequence[Any], data: Data | None) -> list[Trial]:
 
 
 def objective_terms(
-    network: nn.Module, weights: Sequence[Weight], trials: Sequence[Trial], *, real: bool
+    network: nn.Module, weights: Sequence[ScaledWeight], trials: Sequence[Trial], *, real: bool
 ) -> tuple[list[ObjectiveTerm], str]:
     """Return what rounding each weight does to the outputs, by its gradients on ``real`` inputs.
 

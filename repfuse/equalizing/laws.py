@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset, Phases
 from repfuse.algebra.transposed import TransposedGeometry
-from repfuse.equalizing.solving import Along, Numbers, Part, Scales, Weight
+from repfuse.equalizing.solving import Along, Numbers, Part, ScaledWeight, Scales
 from repfuse.ops import channels
 from repfuse.ops.channels import only_measures
 from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same, convolves, inputs_of
@@ -274,7 +274,7 @@ def convolved(node: fx.Node, meaning: Any, known: Reading) -> Along:
     made = known.scales.new(geometry.out_channels)
     shape = geometry.groups, -1
     transposed = isinstance(geometry, TransposedGeometry)
-    weight = Weight(layer.weight, read.reshape(shape), made.reshape(shape), transposed, layer.order)
+    weight = ScaledWeight(layer.weight, read.reshape(shape), made.reshape(shape), transposed, layer.order)
     bias = [] if layer.bias is None else [Part(layer.bias, np.zeros_like(made), made)]
     known.write(node, weight, *bias)
     return Along(axis, made)

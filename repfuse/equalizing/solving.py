@@ -92,7 +92,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Weight(Part):
+class ScaledWeight(Part):
     """The weight of a layer: ``times`` [groups, inputs of each] of what it reads, ``over`` [groups, outputs of each].
 
     ``order`` are its axes in the order of a layer's, where its own is another.
@@ -123,7 +123,7 @@ class Weight(Part):
         """As ``Part.fits``."""
         return (
             super().fits(other)
-            and isinstance(other, Weight)
+            and isinstance(other, ScaledWeight)
             and (self.transposed, self.order) == (other.transposed, other.order)
         )
 

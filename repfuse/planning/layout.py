@@ -30,7 +30,7 @@ from repfuse.ops.table import Meanings
 from repfuse.planning.cost import needs_separate_pad
 from repfuse.planning.edits import Block, Fused, Layout, is_affine_norm, owner_of, place_of
 from repfuse.planning.folding import Folding, ModuleRow, Uses, above, call_signature
-from repfuse.planning.local import Part, Replacement, local_graph, vanishing
+from repfuse.planning.local import Replacement, Summand, local_graph, vanishing
 from repfuse.planning.region import Group, Region, pieces
 from repfuse.recording.run import Call
 from repfuse.recording.stock import hooks_of, is_stock
@@ -307,7 +307,7 @@ class LayingOut:
         for norm in norms:
             meaning = self.meanings[norm]
             assert isinstance(meaning, Scaled)
-            replacements.append(Replacement(norm, (Part(meaning.input, None),), frozenset({norm})))
+            replacements.append(Replacement(norm, (Summand(meaning.input, None),), frozenset({norm})))
         self._check_hooks(call.path)
         graph = local_graph(self.meanings, call, replacements)
         self._check_uses(call, graph)
@@ -371,10 +371,10 @@ class LayingOut:
             last = after if piece is found[-1] else []
             nodes = frozenset((*piece.nodes.intersection(inside), *last))
             fits = region.groups[0].expression.geometry.fits if piece.layered else ()
-            yield Replacement(piece.root, (Part(piece.source, name, 1.0, fits),), nodes, tuple(last))
+            yield Replacement(piece.root, (Summand(piece.source, name, 1.0, fits),), nodes, tuple(last))
         if not found:
             parts = tuple(
-                Part(g.source, name_of.get(id(g)), g.of_source or 1.0, g.expression.geometry.fits)
+                Summand(g.source, name_of.get(id(g)), g.of_source or 1.0, g.expression.geometry.fits)
                 for g in region.groups
             )
             yield Replacement(region.root, parts, frozenset((*inside, *after)), tuple(after))

@@ -26,7 +26,7 @@ from repfuse.recording.stock import hooks_of
 
 
 @dataclass(frozen=True)
-class Part:
+class Summand:
     """One addend of a replacement: ``factor`` times a value, or, with ``module``, that module's answer to the value.
 
     Other sizes than those that ``fits`` names per axis are refused, as they were.
@@ -47,7 +47,7 @@ class Replacement:
     """
 
     root: fx.Node
-    parts: tuple[Part, ...]
+    parts: tuple[Summand, ...]
     nodes: frozenset[fx.Node]
     after: tuple[fx.Node, ...] = ()
 
@@ -96,7 +96,7 @@ class _Builder:
                 total = self.graph.call_function(operator.add, (total, self._scaled(value, part.factor)))
         return total
 
-    def _value(self, part: Part) -> fx.Node:
+    def _value(self, part: Summand) -> fx.Node:
         source = self._known(part.source)
         for axis, fits in enumerate(part.fits):
             for fit in sorted(fits, key=repr):

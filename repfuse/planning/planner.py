@@ -32,7 +32,7 @@ from repfuse.ops.table import Meanings
 from repfuse.planning.cost import TOLD_APART, WORTH_THE_CLASS
 from repfuse.planning.edits import Fused, Layout, overflows
 from repfuse.planning.layout import LayingOut
-from repfuse.planning.reader import Reader
+from repfuse.planning.reader import BranchReader
 from repfuse.planning.region import Estimate, Group, Region
 from repfuse.planning.search import Search
 from repfuse.planning.staying import why_it_stays
@@ -159,7 +159,7 @@ class Planner:
 
     def search(self) -> Search:
         """Return what finds the regions."""
-        reader = Reader(self.meanings, self._bordered, self.policy is not Policy.NEVER_COMPOSE)
+        reader = BranchReader(self.meanings, self._bordered, self.policy is not Policy.NEVER_COMPOSE)
         return Search(reader, self.estimate, self.refuse, self.measured)
 
     def _bordered(self, inner: Expression, layer: Layer, source: fx.Node, node: fx.Node) -> Expression:

@@ -43,7 +43,7 @@ Reach = Callable[[fx.Node], tuple[Term, ...]]
 Bordered = Callable[[Expression, Layer, fx.Node, fx.Node], Expression]
 
 
-class Reader:
+class BranchReader:
     """Reads terms off nodes, given those of their operands.
 
     ``bordered`` returns what is computed from a source as that which a layer may read, and raises NotAffine where the

@@ -24,7 +24,7 @@ from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import mixes
 from repfuse.ops.channels import only_measures
 from repfuse.ops.meaning import Passage, Same, convolves, inputs_of
-from repfuse.planning.reader import Ends, Reader
+from repfuse.planning.reader import BranchReader, Ends
 from repfuse.planning.region import Estimate, Refuse, Region, Term, region_of
 from repfuse.plans import Cost, Measured, Policy
 from repfuse.recording.stock import is_stock
@@ -93,7 +93,7 @@ class Search:
     """
 
     def __init__(
-        self, reader: Reader, estimate: Estimate, refuse: Refuse, measured: Mapping[str, Measured] | None = None
+        self, reader: BranchReader, estimate: Estimate, refuse: Refuse, measured: Mapping[str, Measured] | None = None
     ) -> None:
         self.recording = estimate.recording
         self.meanings = estimate.meanings

@@ -167,7 +167,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Conversion(Report):
+class ReadConversion(Report):
     """A conversion as it is told. Its plan has a reader of its own."""
 
     plan: Any = field(default=None, kw_only=True)
@@ -177,7 +177,7 @@ class Conversion(Report):
 class Told:
     """All that a page tells: a conversion with its plan, and what was measured of the two checkpoints later."""
 
-    conversion: Conversion
+    conversion: ReadConversion
     plan: Plan
     verification: Verification | None = None
     benchmarks: tuple[Benchmark, ...] = ()
@@ -190,8 +190,8 @@ class Told:
 
 
 KINDS: dict[str, Any] = {
-    "repfuse.conversion": Conversion,
-    "repfuse.inspection": Conversion,
+    "repfuse.conversion": ReadConversion,
+    "repfuse.inspection": ReadConversion,
     "repfuse.verification": Verification,
     "repfuse.benchmark": Benchmark,
 }
@@ -203,7 +203,7 @@ def told(documents: Sequence[tuple[str, Any]]) -> Told:
     Raises RepfuseError where one is not what repfuse prints, or not of the same checkpoints as the conversion.
     """
     found = [(name, data, _read(name, data)) for name, data in documents]
-    conversions = [(name, data, entry) for name, data, entry in found if isinstance(entry, Conversion)]
+    conversions = [(name, data, entry) for name, data, entry in found if isinstance(entry, ReadConversion)]
     verifications = tuple(entry for *_, entry in found if isinstance(entry, Verification))
     if len(conversions) != 1 or len(verifications) > 1:
         what = f"These are {plural(len(conversions), 'conversion')} and {plural(len(verifications), 'verification')}."
@@ -284,7 +284,7 @@ def _said(name: str, reader: Callable[[Any], T], data: Any) -> T:
         raise _unreadable(name, error.why) from error
 
 
-def _check_files(name: str, said: Any, conversion: Conversion) -> None:
+def _check_files(name: str, said: Any, conversion: ReadConversion) -> None:
     """Raise RepfuseError where what a document says of its files is not of those of the conversion."""
     files = _said(name, partial(read_as, Files | None), said)
     hint = "Give what was printed of the very files of the conversion, as they are now."

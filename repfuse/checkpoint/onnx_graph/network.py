@@ -48,7 +48,7 @@ _TYPES = ir.AttributeType
 PLAIN = {_TYPES.INT, _TYPES.INTS, _TYPES.FLOAT, _TYPES.FLOATS, _TYPES.STRING, _TYPES.STRINGS}
 
 
-class Operation(nn.Module):
+class OnnxNode(nn.Module):
     """A node, as a function of torch."""
 
     def __init__(self, function: Function) -> None:
@@ -199,7 +199,7 @@ class Building:
         self.expected = ""
         self._root, self._graph, self._taken = nn.Module(), fx.Graph(), {*dir(fx.GraphModule), *keyword.kwlist}
         self._lines: dict[ir.Value, fx.Node] = {}
-        self._constants = Constants(model, shapes)
+        self._constants = ComputedConstants(model, shapes)
         self._ends = set(ends_of_groups(model.graph))
         self._functions = tuple(ir.to_proto(each).SerializeToString() for each in model.functions.values())
 
@@ -230,7 +230,7 @@ class Building:
         module = self._module(node, taken)
         computed = isinstance(module, Foreign) or node.op_type == "Cast"  # whose dtype the merged weights get
         constant = self._constants.made(node) if computed else None
-        module = module if constant is None else Operation(lambda *given: given[-1])
+        module = module if constant is None else OnnxNode(lambda *given: given[-1])
         args = [None if value is None else self._line(value) for value in taken]
         args += [] if constant is None else [self._held(self._name(f"{path}_value"), ir.tensor(constant))]
         self.nodes[path] = node
@@ -270,9 +270,9 @@ class Building:
     def _module(self, node: ir.Node, taken: list[ir.Value | None]) -> nn.Module:
         plain = node.domain in DOMAINS and node.op_identifier() not in self.model.functions
         if plain and (function := function_of(node.op_type, self._known(node))) is not None:
-            return Unseen(function) if node in self._ends else Operation(function)
+            return Unseen(function) if node in self._ends else OnnxNode(function)
         if plain and node.op_type == "Shape":
-            return Operation(partial(_sizes, _attribute(node, "start", 0), _attribute(node, "end", None)))
+            return OnnxNode(partial(_sizes, _attribute(node, "start", 0), _attribute(node, "end", None)))
         if plain and node.op_type == "Reshape" and not _attribute(node, "allowzero", 0):
             return Unseen(_reshaped)
         wide = any(x.dtype is ir.DataType.DOUBLE for x in inputs_of(self.model))
@@ -337,7 +337,7 @@ def captured(node: ir.Node) -> list[ir.Value]:
     return [value for value in dict.fromkeys(read) if value.graph not in graphs and value not in node.inputs]
 
 
-class Constants:
+class ComputedConstants:
     """The values of a graph that no input reaches, as far as they are small: numbers that operators have to be told."""
 
     def __init__(self, model: ir.Model, shapes: dict[str, Shape]) -> None:
