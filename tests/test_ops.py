@@ -496,6 +496,8 @@ CHANNELS = [
     (lambda m, x, y: x.chunk(2, 1)[1], chosen(2, 3)),
     (lambda m, x, y: x.chunk(3, dim=1)[1], chosen(2, 3)),
     (lambda m, x, y: torch.chunk(x, 2, -3)[-2], chosen(0, 1)),
+    (lambda m, x, y: torch.chunk(dim=1, chunks=2, input=x)[1], chosen(2, 3)),
+    (lambda m, x, y: torch.split(dim=1, split_size_or_sections=2, tensor=x)[1], chosen(2, 3)),
     (lambda m, x, y: x.split(3, 1)[1], chosen(3)),
     (lambda m, x, y: torch.split(x, [1, 3], dim=1)[1], chosen(1, 2, 3)),
     (lambda m, x, y: x.split(split_size=3, dim=1)[0], chosen(0, 1, 2)),

@@ -180,8 +180,8 @@ class Recorder(TorchFunctionMode):
 
     def cut(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note an operation that returns as many pieces as a size makes of it."""
-        x, how, dim = (*args, 0, 0)[:3]
-        dim = kwargs.get("dim", dim)
+        named = {_CUT.get(name, name): value for name, value in kwargs.items()}
+        x, how, dim = (*args, *(named.get(name, 0) for name in ("x", "how", "dim")[len(args) :]))
         if isinstance(x, Tensor) and type(how) is type(dim) is int:
             self._call_decides(Decision("pieces", (x.shape[dim],), (how,), None, of_rank=False))
         return self.operate(func, args, kwargs)
@@ -736,6 +736,8 @@ _QUESTIONS = frozenset(
         "__format__", "equal", "allclose", "is_nonzero", "_local_scalar_dense", "_assert",
     }
 )  # fmt: skip
+_CUT = {"input": "x", "tensor": "x", "split_size": "how", "split_size_or_sections": "how", "chunks": "how"}
+"""The arguments of functions that cut a tensor, by their names in torch."""
 _TAKING = frozenset(
     {"numpy", "__array__", "__dlpack__", "storage", "untyped_storage", "_typed_storage", "data_ptr", "share_memory_"}
 )
