@@ -119,6 +119,12 @@ def test_several_sources_and_factors_are_within_their_bound():
         assert proof.passed and proof.drift.of_bound <= 1
 
 
+def test_it_is_measured_on_the_largest_input():
+    layers = nn.Linear(4, 5), nn.Linear(5, 6)
+    (proof,) = proofs(randomised(nn.Sequential(*layers), dtype=torch.float32), (torch.ones(2, 4),))
+    assert proof.drift.trial == "input 3x4"  # of 1, 2, 3 and 1 rows
+
+
 def test_in_float64_there_is_no_other_drift_than_the_proof():
     network = randomised(Branches(conv(), conv(1)))
     (proof,) = proofs(copy.deepcopy(network), (image(1, C, 9, 8),))

@@ -252,7 +252,7 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effo
     weights = tuple(_compared(exact.name_of[id(each.stored)], each.stored, each.exact()) for each in exact.at(place))
     drift = None
     if comparison.passed and scope.drift_of_site:  # on the largest input, where most numbers are rounded
-        at = max(position for position, outcome in enumerate(expected) if not outcome.error)
+        at = max((n for n, outcome in enumerate(expected) if not outcome.error), key=lambda n: trials[n].work)
         drift = site_drift(place, fused, after, trials[at], expected[at])
     return SiteProof.of(place.path, comparison, weights, drift)
 
