@@ -29,6 +29,7 @@ TOKENS, IMAGES = [(2, 5, 4), (3, 7, 4), (1, 1, 4)], [(2, 4, 6, 7), (1, 4, 3, 5)]
         (TOKENS, lambda m, x, y: x.mT, ((1, 2), (2, 1))),
         (TOKENS, lambda m, x, y: x.movedim(-1, 1), ((1, 2), (2, 1))),
         (TOKENS, lambda m, x, y: torch.moveaxis(x, (0, 1), (1, 0)), ((2, 2),)),
+        (TOKENS, lambda m, x, y: torch.movedim(destination=2, source=0, input=x), ((2, 1),)),
         (TOKENS, lambda m, x, y: x.mean(1), ((2, 1),)),
         (TOKENS, lambda m, x, y: x.mean(1, keepdim=True), ((2, 2),)),
         (TOKENS, lambda m, x, y: x.mean([0, 1], keepdim=True), ((2, 2),)),

@@ -100,8 +100,10 @@ TURNING = ("transpose", "permute", "movedim", "t", "getattr")
 
 def axes_turned(call: Call, rank: int) -> list[int] | None:
     """Return the axes, of ``rank``, in the order in which a transpose or a permutation puts them, as PyTorch does."""
-    how = [value for name, value in call.given.items() if name != "input"]
-    if call.operator not in TURNING or contains_node(how):
+    if call.operator not in TURNING:
+        return None
+    how = [call.get(name.rstrip("*")) for name in SIGNATURES[call.operator].split()[1:]]
+    if contains_node(how):
         return None
     axes = torch.empty(tuple(range(rank)), device="meta")
     if call.operator == "getattr":
