@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -161,6 +162,12 @@ class Having(Calling):
         return self.head.c.out_channels
 
 
+class Keeping(Calling):
+    @functools.cached_property
+    def width(self) -> int:
+        return self.head.c.out_channels
+
+
 class Fusing(Calling):
     @torch.no_grad()
     def fuse(self) -> nn.Module:
@@ -203,7 +210,7 @@ def test_a_layer_takes_the_place_where_its_authors_put_it() -> None:
     assert error(network, theirs, X64) < 1e-12
 
 
-@pytest.mark.parametrize("kind", [Reading, ReadingEach, Having, Fusing, Using])
+@pytest.mark.parametrize("kind", [Reading, ReadingEach, Having, Keeping, Fusing, Using])
 @torch.no_grad()
 def test_a_layer_stays_where_others_look_for_it(kind: type[Calling]) -> None:
     network = randomised(kind(Unit()))

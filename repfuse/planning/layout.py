@@ -15,7 +15,7 @@ import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, cached_property
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -108,9 +108,9 @@ def _names_in(kind: type[nn.Module]) -> tuple[set[str], ...]:
 
 
 def _function(method: Any) -> FunctionType | None:
-    """Return the function that a method, or a property, is."""
+    """Return the function that a method, or a property, also one that is kept, is."""
     inner: Any = method.fget if isinstance(method, property) else method
-    function = inspect.unwrap(inner)
+    function = inspect.unwrap(inner.func if isinstance(inner, cached_property) else inner)
     return function if isinstance(function, FunctionType) else None
 
 
