@@ -17,6 +17,7 @@ import pytest
 import torch
 from support import torchvision_schemas
 from support.ticks import time_briefly
+from support.torchlib import parse_once
 
 ROOT = Path(__file__).parents[1]
 SUPPORT = ROOT / "tests" / "support"
@@ -38,6 +39,12 @@ def what_stays() -> None:
     """Recording a network collects garbage, which takes long among all that was imported: that stays anyway."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def exports_are_quick() -> None:
+    """Whatever loads onnxscript, and whenever it does."""
+    parse_once()
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +70,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Run ``python ARGS`` as a process of its own: python("train.py", cwd=...), python("-c", "print(1)").
 
     Neither stdin nor stdout nor stderr is a terminal. timm and torchvision are importable in the process. It is a copy
-    of one that has imported torch, which takes longer than most of what is run; with ``fresh``, or a setting of
-    Python's start in ``env``, it is started as a shell does. ``largest`` bounds the files that a copy may write.
+    of one that has imported torch, which takes longer than most of what is run, and much else; if it is to be ``bare``,
+    torch alone. With ``fresh``, or a setting of Python's start in ``env``, it is started as a shell does. ``largest``
+    bounds the files that a copy may write.
     """
     out, err = (tmp_path_factory.mktemp("streams") / name for name in ("out", "err"))
     command = [sys.executable, str(SUPPORT / "serve.py")]
@@ -78,6 +86,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             env: dict[str, str] | None = None,
             timeout: float = 300,
             fresh: bool = False,
+            bare: bool = False,
             largest: int | None = None,
         ) -> Done:
             words, environment = list(map(str, args)), _environment(env or {})
@@ -95,7 +104,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             out.write_text("")
             err.write_text("")
             job = {"args": words, "cwd": str(cwd or Path.cwd()), "env": environment, "seconds": timeout}
-            print(json.dumps(job | {"out": str(out), "err": str(err), "largest": largest}), file=copies, flush=True)
+            job |= {"out": str(out), "err": str(err), "largest": largest, "bare": bare}
+            print(json.dumps(job), file=copies, flush=True)
             return Done(words, int(codes.readline()), out.read_text("utf-8"), err.read_text("utf-8"))
 
         yield run

@@ -195,12 +195,12 @@ def test_a_folder_without_weights_is_one_message(tmp_path: Path) -> None:
 
 def test_a_name_of_the_hub_is_found_in_the_cache_offline(cli: Cli, tmp_path: Path) -> None:
     env = cached(tmp_path / "home", network())
-    done = cli("inspect", NAME, "--json", "--input", "1x1x32x32", env=env, fresh=True)
+    done = cli("inspect", NAME, "--json", "--input", "1x1x32x32", env=env, bare=True)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert len(report["plan"]["sites"]) == 14
     assert any(f"{NAME} is revision {REVISION}" in note for note in report["notes"])
-    done = cli("inspect", f"{NAME}@v9", "--quiet", env=env, fresh=True)
+    done = cli("inspect", f"{NAME}@v9", "--quiet", env=env, bare=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"{NAME}@v9 has no config.json" in done.stderr
     assert "offline mode is on" in done.stderr

@@ -59,7 +59,7 @@ def test_no_command_loads_a_compiler(tmp_path: Path, python: Run) -> None:
         ["bench", MODULE, MODULE, "--seconds", "0.1"],
     ]
     compilers = {"torch._dynamo", "torch._inductor", "torch.onnx", "sympy", "torchvision"}
-    done = python("-c", in_turn([list(map(str, args)) for args in typed], compilers), fresh=True)
+    done = python("-c", in_turn([list(map(str, args)) for args in typed], compilers), bare=True)
     codes = [line for line in done.stdout.splitlines() if line.startswith("code ")]
     assert codes == ["code 0 loaded []"] * 4, done.stderr + done.stdout
 

@@ -182,5 +182,5 @@ def test_without_pillow_images_are_refused(images: Path, cli: Cli, tmp_path: Pat
     (tmp_path / "PIL").mkdir()
     (tmp_path / "PIL" / "__init__.py").write_text("raise ImportError('there is no Pillow here')")
     hidden = {"PYTHONPATH": str(tmp_path)}
-    done = cli("verify", MODULE, MODULE, "--data", images, env=hidden, fresh=True)
+    done = cli("verify", MODULE, MODULE, "--data", images, env=hidden, bare=True)
     refused(done, "PIL is not installed", "pip install 'repfuse[images]'")

@@ -108,6 +108,8 @@ def whole(found: dict[str, str]) -> dict[str, str]:
 
 
 OPTIONS = ("--quick", "--input", "1x3x8x8")
+FORKED = {"REPFUSE_FORKED": "1"}
+"""For tests of other things: the command starts no server of copies, which imports torch, but copies itself."""
 
 
 def test_many_are_converted_and_not_done_again(cli, tmp_path):
@@ -147,7 +149,7 @@ def test_the_summary_is_a_page_that_links_to_the_page_of_each(cli, tmp_path):
     checkpoint(tmp_path / "runs/b/best.pt", 2)
     (tmp_path / "runs/<b>broken.pt").write_bytes(b"damaged")
     asked = ("convert", str(tmp_path / "runs/**/*.pt"), "--into", tmp_path / "out", *OPTIONS)
-    assert cli(*asked, "--report", tmp_path / "all.html").returncode == 1
+    assert cli(*asked, "--report", tmp_path / "all.html", env=FORKED).returncode == 1
     page = Elements((tmp_path / "all.html").read_text())
     assert not page.tags & {"img", "script", "b"} and "2 converted, 1 failed" in page.text
     assert page.text.index("<b>broken.pt") < page.text.index("b/best.pt")  # those that failed first
@@ -162,17 +164,17 @@ def test_with_another_plan_it_is_done_again(cli, tmp_path):
     assert cli("inspect", tmp_path / "a.pt", "--input", "1x3x8x8", "--plan", tmp_path / "plan.json").returncode == 0
     asked = ("convert", tmp_path / "?.pt", "--into", tmp_path / "out", "--quick", "--plan", "plan.json")
     for said in ("1 converted in", "1 done before in"):
-        assert said in cli(*asked, cwd=tmp_path).stdout
+        assert said in cli(*asked, cwd=tmp_path, env=FORKED).stdout
     with (tmp_path / "plan.json").open("a") as file:
         file.write("\n")
-    assert "1 converted in" in cli(*asked, cwd=tmp_path).stdout
+    assert "1 converted in" in cli(*asked, cwd=tmp_path, env=FORKED).stdout
 
 
 def test_files_that_are_elsewhere_are_fetched_and_sent(cli, tmp_path):
     for seed, name in enumerate("ab"):
         checkpoint(tmp_path / f"there/runs/{name}/best.pt", seed)
     tree(tmp_path / "there", "fused/b/best.pt")
-    place = {"FSSPEC_DIR": json.dumps({"path": str(tmp_path / "there"), "target_protocol": "file"})}
+    place = FORKED | {"FSSPEC_DIR": json.dumps({"path": str(tmp_path / "there"), "target_protocol": "file"})}
     asked = ("convert", "dir://runs/*/best.pt", "--into", "dir://fused", *OPTIONS)
     done = cli(*asked, env=place)
     assert done.returncode == 1 and "failed: dir://runs/b/best.pt: There is another file" in done.stderr
@@ -184,7 +186,7 @@ def test_files_that_are_elsewhere_are_fetched_and_sent(cli, tmp_path):
     report = json.loads((tmp_path / "there/fused/a/best.pt.report.json").read_text())
     assert report["input"]["path"] == "dir://runs/a/best.pt" and report["output"]["path"] == "dir://fused/a/best.pt"
     url = (tmp_path / "there/runs/a").as_uri()
-    assert cli("convert", f"{url}/*.pt", "--into", tmp_path / "out", *OPTIONS).returncode == 0
+    assert cli("convert", f"{url}/*.pt", "--into", tmp_path / "out", *OPTIONS, env=FORKED).returncode == 0
     here = digests(tmp_path / "out")["best.pt"]
     assert here == digests(tmp_path / "there")["fused/a/best.pt"]
     assert "cannot be listed" in cli("convert", "nosuch://x/*", "--into", "y").stderr

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import subprocess
 import sys
 import weakref
 
 import pytest
+from conftest import Run
 from torch import nn
 
 from repfuse import memory
@@ -64,6 +64,7 @@ assert resident() - before < 30 * 2**20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_freed_memory_goes_back() -> None:
+def test_freed_memory_goes_back(python: Run) -> None:
     """In a process of its own: what others freed before has holes, which are filled first."""
-    subprocess.run([sys.executable, "-c", FREEING], check=True)
+    done = python("-c", FREEING, bare=True)
+    assert done.returncode == 0, done.stderr

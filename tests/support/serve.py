@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import multiprocessing.context
 import os
 import resource
 import runpy
@@ -19,8 +20,7 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-
-from ticks import time_briefly
+from typing import TextIO
 
 LOADED = (
     *("rich.table", "safetensors.torch", "torch.utils.flop_counter", "typer"),
@@ -28,35 +28,80 @@ LOADED = (
     *("repfuse.checking.verification", "repfuse.report.convert_view", "repfuse.samples"),
     *("repfuse.cli.bench", "repfuse.cli.convert", "repfuse.cli.verify"),
 )
-HEAVY = ("torch._dynamo", "torch.export", "timm", "onnx_ir", "onnxscript", "onnxruntime", "pydantic", "typer._adapters")
+TORCHLIB = "onnxscript.function_libs.torch_lib.ops"
+HEAVY = (
+    *("torch._dynamo", "torch.export", "torch._export.serde.serialize", "torch.export._trace", "torch._inductor.ir"),
+    *("torch.onnx._internal.exporter._core", "torch.onnx._internal.exporter._torchlib.ops"),
+    *("onnx_ir", "onnxscript", TORCHLIB, "onnxruntime"),
+    *("timm", "PIL.Image", "jinja2", "pydantic", "typer._adapters"),
+)
 """What takes long to load, and which not all programs need: the first that does is the last that loads it."""
 
 
 def main() -> None:
+    """Answer each job by the exit code of a copy: of this process if it is to be ``bare``, or of one that has more."""
+    importlib.import_module("torch")
+    (given, jobs), (told, codes) = os.pipe(), os.pipe()
+    if (loaded := os.fork()) == 0:
+        os.close(jobs)
+        with os.fdopen(given) as lines, os.fdopen(codes, "w") as answers:
+            serve(lines, answers)
+        os._exit(0)
+    os.close(codes)
+    sys.path[:] = _path()
+    with os.fdopen(jobs, "w") as others, os.fdopen(told) as answers:
+        for line in sys.stdin:
+            if json.loads(line)["bare"]:
+                print(copied(line), flush=True)
+            else:
+                print(line, end="", file=others, flush=True)
+                print(answers.readline(), end="", flush=True)
+    os.waitpid(loaded, 0)
+
+
+def serve(jobs: TextIO, codes: TextIO) -> None:
+    """Answer each job, by a copy of this process, which has loaded what most need, and from then on what one needed."""
+    from ticks import time_briefly
+    from torchlib import parse_all
+
     for name in LOADED:
         importlib.import_module(name)
     time_briefly()
     gc.collect()
     gc.freeze()  # or each copy copies what it looks through for garbage
-    own = {str(Path(__file__).parent), *os.environ["PYTHONPATH"].split(os.pathsep)}
-    sys.path[:] = [path for path in sys.path if path not in own]
-    loaded, tell = os.pipe()
-    os.set_blocking(loaded, False)
-    for line in sys.stdin:
-        if (child := os.fork()) == 0:
-            run(**json.loads(line), tell=tell)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    sys.path[:] = _path()
+    heavy, tell = os.pipe()
+    os.set_blocking(heavy, False)
+    for line in jobs:
+        print(copied(line, tell), file=codes, flush=True)
         with suppress(BlockingIOError):
-            for name in os.read(loaded, 1 << 16).decode().split():
+            for name in (names := os.read(heavy, 1 << 16).decode().split()):
                 importlib.import_module(name)
+            if TORCHLIB in names:
+                parse_all()
+
+
+def copied(job: str, tell: int | None = None) -> int:
+    if (child := os.fork()) == 0:
+        run(**json.loads(job), tell=tell)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def run(
-    args: list[str], cwd: str, env: dict[str, str], out: str, err: str, seconds: float, largest: int | None, tell: int
+    args: list[str],
+    cwd: str,
+    env: dict[str, str],
+    out: str,
+    err: str,
+    seconds: float,
+    largest: int | None,
+    bare: bool,
+    tell: int | None,
 ) -> None:
     """Be `python ARGS`, and end. ``largest`` bounds the files that it may write, in bytes.
 
-    Which of HEAVY it loaded goes to ``tell``.
+    Which of HEAVY it loaded goes to ``tell``. Where checkpoints are converted each in a process of its own, copies of
+    this one are these, if REPFUSE_FORKED says that it is as good as the server of copies that the command would start.
     """
     before = set(sys.modules)
     signal.alarm(round(seconds))
@@ -70,7 +115,11 @@ def run(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.modules["repfuse.cli"].STARTED = time.perf_counter()  # type: ignore[attr-defined]  # it was imported long ago
+    if not bare:
+        sys.modules["repfuse.cli"].STARTED = time.perf_counter()  # type: ignore[attr-defined]  # it was imported long ago
+    if "REPFUSE_FORKED" in env:
+        contexts = multiprocessing.context._concrete_contexts
+        contexts["forkserver"] = contexts["fork"]
     code: object = 0
     try:
         _run(*args)
@@ -81,8 +130,15 @@ def run(
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os.write(tell, "".join(f"{name} " for name in HEAVY if name in sys.modules.keys() - before).encode())
+    if tell is not None:
+        os.write(tell, "".join(f"{name} " for name in HEAVY if name in sys.modules.keys() - before).encode())
     os._exit(code if isinstance(code, int) else 0)  # without taking torch down, which takes half a second
+
+
+def _path() -> list[str]:
+    """Where Python looks, but for what is of this program."""
+    own = {str(Path(__file__).parent), *os.environ["PYTHONPATH"].split(os.pathsep)}
+    return [path for path in sys.path if path not in own]
 
 
 def _run(program: str, *args: str) -> None:
