@@ -36,11 +36,14 @@ class Anomaly:
 
 def examine(network: nn.Module) -> tuple[Anomaly, ...]:
     """Return what looks wrong in the weights of a network, in its order; a shared tensor once."""
+    from torch import strided
+
     from repfuse.networks import named_tensors
 
     found: list[Anomaly] = []
     for name, tensor in named_tensors(network):
-        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(tensor.isfinite().all()):
+        numbers = tensor.is_floating_point() or tensor.is_complex()
+        if numbers and (tensor.layout is not strided or not bool(tensor.isfinite().all())):
             found += _counted(name, {"nan": tensor.isnan(), "infinite": tensor.isinf()})
     seen = {anomaly.name for anomaly in found}
     for path, module in network.named_modules():

@@ -53,6 +53,15 @@ def test_healthy_weights_are_not_mentioned():
     assert examine(nn.Sequential(conv(), norm(), nn.Linear(2, 2), nn.BatchNorm2d(4, affine=False))) == ()
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_weights_are_looked_at_too(layout):
+    network = nn.Module()
+    network.register_buffer("graph", torch.eye(3).to_sparse(layout=layout))
+    assert examine(network) == ()
+    network.graph.values()[1] = NAN
+    assert examine(network) == (Anomaly("graph", "nan", 1, 9),)
+
+
 @pytest.mark.parametrize("name", AILING)
 def test_what_is_wrong_is_found_and_named(name):
     where, _, _, (what, count, of) = AILING[name]

@@ -316,6 +316,7 @@ OF_SIZES = {
     "a random one": lambda h, w: torch.rand(h, w).sign(),
     "a number": lambda h, w: torch.tensor(h) * torch.as_tensor(w, dtype=torch.float64),
     "a list": lambda h, w: torch.tensor([h, 2, w]).prod(),
+    "a list by name": lambda h, w: torch.tensor(dtype=torch.float64, data=[h, w]).prod(),
     "lists in a list": lambda h, w: torch.tensor([[h, 0.5], [w, 2]], dtype=torch.float64).det(),
 }
 

@@ -232,16 +232,17 @@ class _Written(_Builder):
             copied.args = (copied.args,)
         elif node.target in (torch.tensor, torch.as_tensor) and self.recording.shape_of.keys().isdisjoint(sizes):
             self.graph.erase_node(copied)
-            copied = self._of_sizes(map_arg(node.args[0], self._known), map_arg(node.kwargs, self._known))
+            given = dict(zip(("data",), node.args, strict=False)) | node.kwargs
+            copied = self._of_sizes(**map_arg(given, self._known))
         self.know(node, copied)
 
-    def _of_sizes(self, value: Any, options: dict[str, Any]) -> fx.Node:
-        """Write ``torch.tensor(value)`` of sizes by operators that take the stand-ins of these, too, on which a graph
+    def _of_sizes(self, data: Any, **options: Any) -> fx.Node:
+        """Write ``torch.tensor(data)`` of sizes by operators that take the stand-ins of these, too, on which a graph
         runs that is read from a file.
         """
-        if isinstance(value, list | tuple):
-            return self.graph.call_function(torch.stack, ([self._of_sizes(each, options) for each in value],))
-        return self.graph.call_function(torch.full, ((), value), options)
+        if isinstance(data, list | tuple):
+            return self.graph.call_function(torch.stack, ([self._of_sizes(each, **options) for each in data],))
+        return self.graph.call_function(torch.full, ((), data), options)
 
     def _call(self, unit: Call) -> None:
         """Write the call of a child as it is; one that does nothing is left out."""
