@@ -27,6 +27,7 @@ from tests.zoo.networks import build, names
 
 SIDE = 96
 SECONDS = 6.0
+ALIKE = 0.02  # copies of one form differ by as much: where their weights lie in memory
 ROW = "{:<44} {:>5} {:>5} {:>10} {:>20} {:>20}"
 
 
@@ -89,7 +90,7 @@ def timms(network: nn.Module) -> list[Any]:
 
 def is_slower(ratio: Ratio) -> bool:
     """Whether the other form is certainly faster."""
-    return ratio.high < 1
+    return ratio.high < 1 - ALIKE
 
 
 if __name__ == "__main__":
