@@ -29,7 +29,7 @@ def by_name(rows):
 
 def made(row) -> nn.Module:
     """The block with random numbers, the same ones every time."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return randomised(row.make())
 
 

@@ -498,7 +498,7 @@ def read_before(e, kernel, x):
 
 
 def written(how):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return randomised(Written(how)).requires_grad_(False)
 
 

@@ -333,7 +333,7 @@ def test_channels_are_on_axis_1_or_on_the_last():
 
 def difference(function, shape, wrong):
     """Return how far the function is from another that its refused meaning would be."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     x = torch.randn(shape, dtype=torch.float64)
     network = Network(function)
     one, other = network(x, x), wrong(network, x)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Cli
+from conftest import Cli, Run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.agreement import randomised
@@ -86,7 +86,7 @@ def test_each_format_is_read_and_run_in_a_fresh_process(
     ("target", "kind"), [("whole.pt", ("--format", "pt")), pytest.param("out.pth", (), marks=pytest.mark.slow)]
 )
 def test_a_network_of_a_file_beside_is_built_again_and_its_result_needs_no_repfuse(
-    target: str, kind: tuple[str, ...], cli: Cli, tmp_path: Path
+    target: str, kind: tuple[str, ...], cli: Cli, python: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "net.py").write_text(textwrap.dedent(NET))
     scope: dict[str, Any] = {}
@@ -98,7 +98,7 @@ def test_a_network_of_a_file_beside_is_built_again_and_its_result_needs_no_repfu
     found = json.loads(done.stdout)["output"]["verified"]
     assert (found["where"], found["identical"]) == ("a fresh process", True)
     load = f"import sys, torch; sys.modules['repfuse'] = None; torch.load({target!r}, weights_only=False)"
-    subprocess.run([sys.executable, "-c", load], cwd=tmp_path, check=True)
+    assert python("-c", load, cwd=tmp_path, bare=True).returncode == 0
 
 
 def test_without_verify_the_file_is_only_read_back(samples: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def block(row: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> Subje
     """Return a block of the zoo, with random numbers."""
 
     def make() -> nn.Module:
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return randomised(row.make(), seed, dtype)
 
     return subject(row.name, make, [x.to(dtype) for x in row.at(row.side)], row.policy)

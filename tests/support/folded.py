@@ -12,7 +12,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 def network(depth: int = 3, width: int = 8, classes: int = 10, seed: int = 0, dtype=torch.float32) -> nn.Module:
     """``depth`` times convolution, normalisation with random statistics, ReLU; then a head unless ``classes`` is 0."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     body: list[nn.Module] = []
     for layer in range(depth):
         body += [nn.Conv2d(width if layer else 3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]

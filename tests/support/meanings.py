@@ -141,7 +141,7 @@ def meaning(function: Function, shape: Sequence[int], **children: nn.Module) -> 
 
 def meaning_at(function: Function, shapes: Sequence[Sequence[int]], **children: nn.Module) -> Any:
     """Return what the result means at the first shape, and check that it is so in numbers at all of them."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     example, *_ = inputs = [torch.randn(tuple(shape), dtype=torch.float64) for shape in shapes]
     found = read(Network(function, **children), example, example.flip(0) + 1)
     for x in inputs:

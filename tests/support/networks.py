@@ -15,7 +15,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def digits(seed: int = 0) -> DigitsRepVGG:
     """Return the small network of the samples, in eval mode."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     return random_norms(DigitsRepVGG(width=4))
 
 
@@ -37,7 +37,7 @@ def timm_network(name: str, **arguments: object) -> nn.Module:
     """
     import timm
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     network = timm.create_model(name, pretrained=False, **arguments)
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     for norm in norms:
