@@ -267,6 +267,18 @@ def test_a_layer_that_stands_in_two_places_is_one_in_both() -> None:
     assert type(read.head) is Unit and read.classifier() is read.head.c
 
 
+class ReadingByNumber(nn.Sequential):
+    def classifier(self) -> nn.Module:
+        return self[0].c
+
+
+def test_a_layer_stays_where_it_is_looked_for_by_number() -> None:
+    outermost = merged(randomised(ReadingByNumber(Unit(3), nn.ReLU(), Unit())))
+    *_, inner = merged(randomised(nn.Sequential(Unit(3), nn.ReLU(), ReadingByNumber(Unit()))))
+    for fused in (outermost, inner):
+        assert fused.classifier() is fused[0].c
+
+
 def test_a_layer_stays_where_a_module_in_between_looks_for_it() -> None:
     (fused,) = merged(randomised(nn.Sequential(Reading(Unit()))))
     assert type(fused.head) is Unit and fused.classifier() is fused.head.c

@@ -684,6 +684,12 @@ def counts_in_an_object(m):
 
 
 @seldom
+def counts_in_an_empty_object(m):
+    m.blank.count = getattr(m.blank, "count", 0) + 1
+    return m.blank.count
+
+
+@seldom
 def counts_in_a_queue(m):
     m.queue.append(1)
     return len(m.queue)
@@ -726,14 +732,15 @@ class Ticking:
 def stateful():
     held = {"mean": torch.zeros(()), "count": 0, "seen": [], "last": None, "table": {}, "odd": False}
     objects = {"_seen": [], "nested": {"seen": []}, "space": types.SimpleNamespace(count=0), "queue": deque()}
+    objects["blank"] = types.SimpleNamespace()
     others = {"counter": Counter(), "array": np.zeros(1), "tick": Ticking()}
     return {"a": conv(3), "b": conv(1), "n": norm(), **held, **objects, **others}
 
 
 STATES = [keeps_a_mean, keeps_a_mean_in_place, counts, keeps_a_list, keeps_tensors_in_a_list, keeps_the_input,
           keeps_by_shape, alternates, sets_on_a_child, counts_in_a_private_list, counts_in_a_list_in_a_dict,
-          counts_in_an_object, counts_in_a_queue, counts_in_a_counter, counts_in_an_array, counts_in_an_own_object,
-          counts_on_what_is_not_called]  # fmt: skip
+          counts_in_an_object, counts_in_an_empty_object, counts_in_a_queue, counts_in_a_counter, counts_in_an_array,
+          counts_in_an_own_object, counts_on_what_is_not_called]  # fmt: skip
 
 
 class OfClass(Net):
@@ -770,11 +777,17 @@ def lists_in_its_file(m):
     return len(SEEN)
 
 
+def counts_in_a_function(m):
+    counts_in_a_function.calls = getattr(counts_in_a_function, "calls", 0) + 1
+    return counts_in_a_function.calls
+
+
 def lists_in_a_default(m):
     return OfClass.tally(m)
 
 
-OUTSIDE = [counts_in_its_class, lists_in_its_class, counts_in_its_file, lists_in_its_file, lists_in_a_default]
+OUTSIDE = [counts_in_its_class, lists_in_its_class, counts_in_its_file, lists_in_its_file, lists_in_a_default,
+           counts_in_a_function]  # fmt: skip
 
 
 # Autocast

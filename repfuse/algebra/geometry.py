@@ -159,7 +159,7 @@ def equal_slacks(stride: int, slack: int, fits: Fits) -> range:
 
 
 class NotAffine(Exception):
-    """Two maps cannot be one. ``code`` is a key of ``repfuse.refusals.REFUSALS``."""
+    """Two maps cannot be one. ``code`` is a key of ``repfuse.explanations.REFUSALS``."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)

@@ -88,9 +88,11 @@ def is_replaced_by(owner: type[nn.Module], layer: type[nn.Module]) -> bool:
     return all(step.opname not in ("STORE_ATTR", "DELETE_ATTR") for step in dis.get_instructions(function))
 
 
-def is_named(kind: Any, name: str, others: set[str]) -> bool:
-    """Whether a method of the class names ``name`` and with it one of ``others``, as ``self.head.l`` does."""
-    return any(name in names and not others.isdisjoint(names) for names in _names_in(kind))
+def is_named(kind: Any, name: str | None, others: set[str]) -> bool:
+    """Whether a method of the class names ``name`` and with it one of ``others``, as ``self.head.l`` does; or, where
+    the way there is numbers alone, one of ``others``, as ``self[0].l`` does.
+    """
+    return any(name in (None, *names) and not others.isdisjoint(names) for names in _names_in(kind))
 
 
 @cache
@@ -274,10 +276,12 @@ class LayingOut:
         if not is_replaced_by(type(module), type(layer)):
             return None
         for path in self.recording.paths(call.path):
-            name = next((part for part in reversed(path.split(".")) if not part.isdecimal()), "")
-            around = map(self.recording.modules.__getitem__, ("", *above(path)))
-            if not path or any(is_named(type(each), name, {"fuse", *module._modules}) for each in around):
-                return None
+            for outer in ("", *above(path)):
+                inside = path.removeprefix(outer).split(".")
+                name = next((part for part in reversed(inside) if part and not part.isdecimal()), None)
+                kind = type(self.recording.modules[outer])
+                if not path or is_named(kind, name, {"fuse", *module._modules}):
+                    return None
         try:
             block = self._block(call, [region])
         except NotAffine:  # it has hooks, or a part of it is used from outside

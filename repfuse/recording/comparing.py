@@ -16,7 +16,7 @@ from repfuse.recording.run import Call, Run, Step
 from repfuse.recording.sizes import SIZE, Decision
 
 Mark = tuple[str, str]
-"""Why the own operations of a call are left alone: a code of ``repfuse.refusals`` and a reason."""
+"""Why the own operations of a call are left alone: a code of ``repfuse.explanations`` and a reason."""
 
 Key = tuple[str, int, int]
 """A decision: path and number of the call, and its place in it."""

@@ -70,7 +70,7 @@ def _objects(values: list[Any], deepest: int) -> Iterator[tuple[Any, list[Any]]]
             continue
         seen.add(id(x))
         entries = _entries(x)
-        if entries and type(x) is not tuple:
+        if type(x) is not tuple:  # one that holds nothing yet may be given something
             yield x, entries
         if depth < deepest:
             left += ((entry, depth + 1) for entry in entries)
