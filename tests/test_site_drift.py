@@ -125,6 +125,13 @@ def test_it_is_measured_on_the_largest_input():
     assert proof.drift.trial == "input 3x4"  # of 1, 2, 3 and 1 rows
 
 
+def test_where_the_largest_input_overflows_it_is_measured_on_the_next():
+    network = randomised(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)), 2, torch.float16)
+    network[1].weight.data.mul_(3e4 / network[1].weight.abs().max())
+    (proof,) = proofs(network, (image(1, 2, 5, 5, dtype=torch.float16),))
+    assert proof.passed and proof.drift.trial == "input 1x2x2x3"
+
+
 def test_in_float64_there_is_no_other_drift_than_the_proof():
     network = randomised(Branches(conv(), conv(1)))
     (proof,) = proofs(copy.deepcopy(network), (image(1, C, 9, 8),))

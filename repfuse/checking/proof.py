@@ -251,9 +251,10 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effo
     comparison = tabulate(trials, expected, answers)
     weights = tuple(_compared(exact.name_of[id(each.stored)], each.stored, each.exact()) for each in exact.at(place))
     drift = None
-    if comparison.passed and scope.drift_of_site:  # on the largest input, where most numbers are rounded
-        at = max((n for n, outcome in enumerate(expected) if not outcome.error), key=lambda n: trials[n].work)
-        drift = site_drift(place, fused, after, trials[at], expected[at])
+    if comparison.passed and scope.drift_of_site:  # on the largest input that does not overflow
+        ran = [pair for pair in zip(trials, expected, strict=True) if not pair[1].error]
+        ran.sort(key=lambda pair: pair[0].work, reverse=True)
+        drift = next((found for pair in ran if (found := site_drift(place, fused, after, *pair))), None)
     return SiteProof.of(place.path, comparison, weights, drift)
 
 

@@ -415,7 +415,7 @@ class WeightProof:
 
 @dataclass(frozen=True)
 class SiteDrift:
-    """A site in its stored dtype against the original in float64, on the largest of its inputs.
+    """A site in its stored dtype against the original in float64, on the largest of its inputs that runs in it.
 
     ``own`` is the error of the original's operations, ``fused`` that of the fused convolution; ``bound`` the a-priori
     bound of the arithmetic (see ``repfuse.checking.proof``) as a level. ``of_bound`` is the largest quotient of an
