@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from repfuse.recording.run import Call, Run, Step
-from repfuse.recording.sizes import SIZE, Decision
+from repfuse.recording.sizes import PIECES, SIZE, Decision
 
 Mark = tuple[str, str]
 """Why the own operations of a call are left alone: a code of ``repfuse.explanations`` and a reason."""
@@ -75,7 +75,7 @@ class Comparison:
         self.uneven = before
         for step, mine in match.items():
             self.at_other_ranks[mine].append((other, step))
-        self._hear(other, self._asked)
+        self._hear(other, self._asked, but=PIECES)  # by its number, an axis is another one there
 
     def add_failed(self, failed: Run) -> None:
         """Take note of how forwards decided right before the network refused a size: that is what they decided.
@@ -100,9 +100,11 @@ class Comparison:
                     yield call
                     break
 
-    def _hear(self, run: Run, into: dict[Key, list[Decision]]) -> None:
+    def _hear(self, run: Run, into: dict[Key, list[Decision]], but: str = "") -> None:
         for call in self._calls(run):
             for place, decision in enumerate(call.decisions):
+                if decision.question == but:
+                    continue
                 into[call.path, call.number, place].append(decision)
 
     def _calls(self, run: Run) -> Iterator[Call]:

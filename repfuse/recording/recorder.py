@@ -29,7 +29,7 @@ from repfuse.recording.held import Held
 from repfuse.recording.read_only import OverwritesItself, ReadOnly
 from repfuse.recording.run import Call, Node, Question, Run, Step, assigned, set_data, unknown
 from repfuse.recording.shortcuts import shortcut
-from repfuse.recording.sizes import RANK, SIZE, Decision, Dimension
+from repfuse.recording.sizes import PIECES, RANK, SIZE, Decision, Dimension
 from repfuse.recording.stock import is_stock
 
 
@@ -183,7 +183,7 @@ class Recorder(TorchFunctionMode):
         named = {_CUT.get(name, name): value for name, value in kwargs.items()}
         x, how, dim = (*args, *(named.get(name, 0) for name in ("x", "how", "dim")[len(args) :]))
         if isinstance(x, Tensor) and type(how) is type(dim) is int:
-            self._call_decides(Decision("pieces", (x.shape[dim],), (how,), None, of_rank=False))
+            self._call_decides(Decision(PIECES, (x.shape[dim],), (how,), None, of_rank=False))
         return self.operate(func, args, kwargs)
 
     def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -16,6 +16,7 @@ Origin = tuple[Any, ...]
 ``(SIZE, node, axis)``, and for the number of its axes, ``(RANK, node)``."""
 
 SIZE, RANK = "size", "dim"
+PIECES = "pieces"  # of how many a tensor is cut into
 
 
 class Decision(NamedTuple):
