@@ -16,7 +16,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     f"{ALGEBRA}layers.py": ("channels", "affine", "composition", "evaluation"),
     f"{ALGEBRA}transposed.py": ("transposed",),
     f"{OPS}channels.py": (*_MEANINGS, "rows"),
-    f"{OPS}convolution.py": (*_MEANINGS, "geometry"),
+    f"{OPS}convolution.py": (*_MEANINGS, "geometry", "transposed", "rows"),
     f"{OPS}indexing.py": (*_MEANINGS, "rewrite"),
 }
 
