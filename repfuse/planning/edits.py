@@ -15,7 +15,7 @@ from repfuse.algebra.expression import Expression, convolutions, tensor_names
 from repfuse.planning.region import Group, Region
 from repfuse.recording.constants import Constants
 from repfuse.recording.recording import Recording
-from repfuse.recording.run import Call
+from repfuse.recording.run import ModuleCall
 
 
 def is_affine_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
@@ -66,7 +66,7 @@ class Layout:
     folds: list[Fused] = field(default_factory=list)
     identities: list[str] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
-    refused: dict[Call, tuple[str, str]] = field(default_factory=dict)
+    refused: dict[ModuleCall, tuple[str, str]] = field(default_factory=dict)
     """Calls whose forward cannot be written down anew, with the code and the reason."""
     unlike: set[str] = field(default_factory=set)
     """Modules that are called several times, not always alike."""
@@ -77,7 +77,7 @@ class Layout:
         return [*self.folds, *(fused for block in self.blocks for fused in block.fused)]
 
 
-def owner_of(recording: Recording, region: Region) -> Call:
+def owner_of(recording: Recording, region: Region) -> ModuleCall:
     """Return the innermost call in which all the nodes of a region were made, and weights put where it reads them."""
     names = (name for group in region.groups for name in tensor_names(group.expression))
     nodes = (*region.working, *recording.constants.written(names))

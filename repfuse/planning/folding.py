@@ -15,7 +15,7 @@ from repfuse.ops.meaning import Rearranged, convolves
 from repfuse.ops.table import Meanings
 from repfuse.planning.region import Region
 from repfuse.recording.recording import Recording
-from repfuse.recording.run import Call
+from repfuse.recording.run import ModuleCall
 from repfuse.recording.stock import is_stock
 
 # Who uses what, beyond the plain call of a child by its parent: what a rewrite must not pull away.
@@ -41,9 +41,9 @@ class Uses:
             for call in calls:
                 self._reach(path, call)
         for target in recording.elsewhere:
-            self._reach(target, Call("", 0, None))
+            self._reach(target, ModuleCall("", 0, None))
 
-    def _reach(self, target: str, call: Call) -> None:
+    def _reach(self, target: str, call: ModuleCall) -> None:
         """Note that a call uses ``target``, a module or a tensor, for each module around it that is not under way."""
         inside = {each.path for each in call.chain()}
         for name in self._names_for(target, call):
@@ -52,7 +52,7 @@ class Uses:
                 if path not in inside:
                     self.reached[path].append(path + name[len(outer) :])
 
-    def _names_for(self, target: str, call: Call) -> list[str]:
+    def _names_for(self, target: str, call: ModuleCall) -> list[str]:
         """Return the names by which the call may have found ``target``: of what it holds itself, its own."""
         names = self.names_of(target)
         for each in call.chain() if len(names) > 1 else ():
@@ -85,7 +85,7 @@ class Uses:
         return node not in self._recording.shape_of and node.op in ("call_function", "call_method")
 
 
-def call_signature(meanings: Meanings, call: Call) -> str:
+def call_signature(meanings: Meanings, call: ModuleCall) -> str:
     """Return what a call does, its arguments apart: equal for two calls if one graph serves both."""
     recording, given = meanings.recording, list[fx.Node]()
     map_arg((call.args, call.kwargs), given.append)
@@ -133,7 +133,7 @@ class Folding:
         self.meanings = meanings
         self.uses = uses
 
-    def row(self, region: Region, owner: Call, alike: list[Region]) -> ModuleRow | None:
+    def row(self, region: Region, owner: ModuleCall, alike: list[Region]) -> ModuleRow | None:
         """Return the region as a row of modules, if it is one and nothing else uses the modules.
 
         ``alike`` are all regions of the owner's call that are the same map: those of modules that it calls in a loop.
@@ -183,7 +183,7 @@ class Folding:
         stays = (node for node, meaning in moves if isinstance(meaning, Rearranged) and not meaning.phases)
         return any(order[convolution] < order[node] < last for node in stays)
 
-    def _call(self, node: fx.Node, owner: Call) -> Call | None:
+    def _call(self, node: fx.Node, owner: ModuleCall) -> ModuleCall | None:
         """Return the call of a module of PyTorch's, or of one that convolves its own way, that made the node.
 
         None where another forward did.
@@ -197,7 +197,7 @@ class Folding:
         meaning = self.meanings[node]
         return isinstance(meaning, Scaled) and isinstance(meaning.by, Normalisation)
 
-    def _stays(self, node: fx.Node, call: Call) -> bool:
+    def _stays(self, node: fx.Node, call: ModuleCall) -> bool:
         """Whether the module only needs other numbers: it convolves with its own weight, as it is, and has a bias or a
         place for one.
         """
@@ -215,7 +215,7 @@ class Folding:
             return None
         return self.recording.modules[path]._parameters.get(leaf)
 
-    def _alone(self, call: Call, owner: Call, alike: list[Region], *, keeps: bool) -> bool:
+    def _alone(self, call: ModuleCall, owner: ModuleCall, alike: list[Region], *, keeps: bool) -> bool:
         """Whether the module runs once for each of these regions in a call of the owner, and nothing else uses it."""
         module, calls = self.recording.modules[call.path], self.recording.calls
         paths = [[self.recording.call_of[node].path for node in each.working] for each in alike]
@@ -223,7 +223,7 @@ class Folding:
         once = once and len(calls[call.path]) == len(alike) * len(calls[owner.path])
         return once and not self.uses.reads(module, call.path, keeps)
 
-    def _is_replaceable(self, call: Call, node: fx.Node, region: Region) -> bool:
+    def _is_replaceable(self, call: ModuleCall, node: fx.Node, region: Region) -> bool:
         """Whether the module computes the node and nothing else."""
         if call.output is not node or not is_stock(self.recording.modules[call.path]):
             return False

@@ -32,7 +32,7 @@ from repfuse.planning.edits import Block, Fused, Layout, is_affine_norm, owner_o
 from repfuse.planning.folding import Folding, ModuleRow, Uses, above, call_signature
 from repfuse.planning.local import Replacement, Summand, local_graph, vanishing
 from repfuse.planning.region import Group, Region, pieces
-from repfuse.recording.run import Call
+from repfuse.recording.run import ModuleCall
 from repfuse.recording.stock import hooks_of, is_stock
 
 # The new body of a block: what it is made of, and how its parts are called.
@@ -141,15 +141,15 @@ class LayingOut:
         self.layout = Layout()
         self.uses = Uses(self.recording)
         self.folding = Folding(meanings, self.uses)
-        self.touched: Counter[Call] = Counter()
+        self.touched: Counter[ModuleCall] = Counter()
         """How many candidates have nodes in a call."""
 
     def run(self, candidates: list[Region]) -> Layout:
         """Lay out the candidates."""
-        blocks: dict[Call, list[Region]] = defaultdict(list)
+        blocks: dict[ModuleCall, list[Region]] = defaultdict(list)
         kept = self._once_per_module(candidates)
         self.touched = Counter(call for _, region in kept for call in self._calls(region))
-        alike: dict[tuple[Call, tuple[Expression, ...]], list[Region]] = defaultdict(list)
+        alike: dict[tuple[ModuleCall, tuple[Expression, ...]], list[Region]] = defaultdict(list)
         for call, region in kept:
             alike[call, region.maps].append(region)
         for call, region in kept:
@@ -169,7 +169,7 @@ class LayingOut:
                 self._leave(call, members, error)
         return self.layout
 
-    def _leave(self, call: Call, regions: Iterable[Region], error: NotAffine) -> None:
+    def _leave(self, call: ModuleCall, regions: Iterable[Region], error: NotAffine) -> None:
         """Refuse what would be written into a call, which cannot be."""
         self.layout.refused[call] = error.code, error.reason
         for region in regions:
@@ -177,9 +177,9 @@ class LayingOut:
 
     # Which call of which module gets which regions: a module is rewritten once, for all its calls, or not at all.
 
-    def _once_per_module(self, candidates: list[Region]) -> list[tuple[Call, Region]]:
+    def _once_per_module(self, candidates: list[Region]) -> list[tuple[ModuleCall, Region]]:
         """Keep one of the calls of each owner; those whose calls differ are ``unlike``."""
-        found: dict[str, dict[Call, dict[tuple[int, ...], Region]]] = defaultdict(lambda: defaultdict(dict))
+        found: dict[str, dict[ModuleCall, dict[tuple[int, ...], Region]]] = defaultdict(lambda: defaultdict(dict))
         for region in candidates:
             call = owner_of(self.recording, region)
             found[call.path][call][place_of(self.recording, region)] = region
@@ -195,10 +195,10 @@ class LayingOut:
                 self.refuse(error, region.root)
         return kept
 
-    def _whole(self, blocks: Mapping[Call, list[Region]]) -> dict[Call, list[Region]]:
+    def _whole(self, blocks: Mapping[ModuleCall, list[Region]]) -> dict[ModuleCall, list[Region]]:
         """Refuse what would take apart one call of a module that gets a new body for all its calls."""
         rewritten = {call.path for call in blocks}
-        kept: dict[Call, list[Region]] = defaultdict(list)
+        kept: dict[ModuleCall, list[Region]] = defaultdict(list)
         for call, members in blocks.items():
             for region in members:
                 inner = {each for node in self._nodes_in(call, region) for each in self._up_to(node, call)}
@@ -210,34 +210,34 @@ class LayingOut:
                     kept[call].append(region)
         return kept
 
-    def _raised(self, blocks: Mapping[Call, list[Region]]) -> dict[Call, list[Region]]:
+    def _raised(self, blocks: Mapping[ModuleCall, list[Region]]) -> dict[ModuleCall, list[Region]]:
         """Move what lies in a module that an outer block dissolves up to that block."""
-        moved: dict[Call, list[Region]] = defaultdict(list)
+        moved: dict[ModuleCall, list[Region]] = defaultdict(list)
         for call in sorted(blocks, key=lambda call: (call.start, len(list(call.chain())))):  # the outermost first
             above = (outer for outer in reversed(list(call.chain())) if self._dissolves(moved.get(outer, ()), call))
             moved[next(above, call)] += blocks[call]
         return moved
 
-    def _dissolves(self, regions: Iterable[Region], call: Call) -> bool:
+    def _dissolves(self, regions: Iterable[Region], call: ModuleCall) -> bool:
         return any(call in self.recording.call_of[node].chain() for region in regions for node in region.nodes)
 
-    def _nodes_in(self, call: Call, region: Region) -> list[fx.Node]:
+    def _nodes_in(self, call: ModuleCall, region: Region) -> list[fx.Node]:
         """Return the nodes of the region that the call made; a no-op before it may stand outside."""
         return [node for node in region.nodes if call.start <= self.recording.order[node] < call.stop]
 
-    def _up_to(self, node: fx.Node, call: Call) -> Iterable[Call]:
+    def _up_to(self, node: fx.Node, call: ModuleCall) -> Iterable[ModuleCall]:
         return self.recording.call_of[node].up_to(call)
 
-    def _inside_of_a_line(self, call: Call, root: fx.Node) -> Call | None:
+    def _inside_of_a_line(self, call: ModuleCall, root: fx.Node) -> ModuleCall | None:
         """Return the call that made a value which is none of a line of the owner's graph; None where it is one."""
         inner = self.recording.call_of[root]
         return None if not call.lines or inner is call or root in call.lines.values() else inner
 
-    def _calls(self, region: Region) -> set[Call]:
+    def _calls(self, region: Region) -> set[ModuleCall]:
         """Return every call in which a node of the region was made."""
         return {call for node in region.nodes for call in self.recording.call_of[node].chain()}
 
-    def _fold(self, call: Call, region: Region, alike: list[Region]) -> bool:
+    def _fold(self, call: ModuleCall, region: Region, alike: list[Region]) -> bool:
         """Lay a region out as a fold or a swap, if it is modules in a row that nothing else uses.
 
         Where modules run in a loop, that has to do for all of the regions ``alike``.
@@ -247,7 +247,7 @@ class LayingOut:
             return False
         for path in {inner.path for node in region.nodes for inner in self._up_to(node, call)}:
             self._check_hooks(path)  # on a part of the row: they would see another value
-        within: dict[Call, list[fx.Node]] = defaultdict(list)
+        within: dict[ModuleCall, list[fx.Node]] = defaultdict(list)
         for node in row.norms:
             within[self.recording.call_of[node]].append(node)
         bodies = [self._without(inner, nodes, call) for inner, nodes in within.items()]
@@ -267,7 +267,7 @@ class LayingOut:
         self.layout.blocks += [body for body in bodies if body is not None]
         return True
 
-    def _layer(self, call: Call, region: Region, row: ModuleRow) -> Block | None:
+    def _layer(self, call: ModuleCall, region: Region, row: ModuleRow) -> Block | None:
         """Return the row's layer as the new body of the module that calls it, if its ``fuse`` would put it there, too.
 
         None where a method of a module around it would miss what is in it, or its ``fuse``.
@@ -298,7 +298,7 @@ class LayingOut:
             return last
         return "" if row.stays else join(row.convolution, "norm")
 
-    def _without(self, call: Call, norms: list[fx.Node], owner: Call) -> Block | None:
+    def _without(self, call: ModuleCall, norms: list[fx.Node], owner: ModuleCall) -> Block | None:
         """Return the body of the module whose forward makes ``norms``, without them.
 
         None where it is the owner's own, or where another candidate has a part of it: a module gets one new body.
@@ -317,7 +317,7 @@ class LayingOut:
         self._check_uses(call, graph)
         return Block(call.path, graph, self._steps(call, graph))
 
-    def _block(self, call: Call, candidates: list[Region]) -> Block:
+    def _block(self, call: ModuleCall, candidates: list[Region]) -> Block:
         """Lay out every candidate of one owner as the owner's new body."""
         fused = [(candidate, group) for candidate in candidates for group in candidate.written]
         names = self._names(call, [candidate for candidate, _ in fused])
@@ -348,7 +348,7 @@ class LayingOut:
         )
         return Block(call.path, graph, steps if form == "chain" else None, written, names, kept)
 
-    def _names(self, call: Call, candidates: list[Region]) -> tuple[str, ...]:
+    def _names(self, call: ModuleCall, candidates: list[Region]) -> tuple[str, ...]:
         """Name the convolutions of the owner's new body, one for each candidate.
 
         In a graph that calls a module for each operation, after the one whose result they give.
@@ -365,7 +365,7 @@ class LayingOut:
             taken[name] += 1
         return tuple(names)
 
-    def _replacements(self, call: Call, region: Region, name_of: dict[int, str]) -> Iterator[Replacement]:
+    def _replacements(self, call: ModuleCall, region: Region, name_of: dict[int, str]) -> Iterator[Replacement]:
         """Yield what stands for the region; one piece after the other where values are put elsewhere in between."""
         inside = self._nodes_in(call, region)
         after = self._after(call, region.root, inside)
@@ -383,7 +383,7 @@ class LayingOut:
             )
             yield Replacement(region.root, parts, frozenset((*inside, *after)), tuple(after))
 
-    def _after(self, call: Call, root: fx.Node, nodes: list[fx.Node]) -> list[fx.Node]:
+    def _after(self, call: ModuleCall, root: fx.Node, nodes: list[fx.Node]) -> list[fx.Node]:
         """Return the no-ops after ``root`` that are operations (``x + 0``), with the modules among them.
 
         Modules that are no-ops stay at the end of the block, and operations in blocks that are not dissolved with
@@ -399,7 +399,7 @@ class LayingOut:
             after = list(passed)
         return after
 
-    def _unread(self, call: Call, replacements: list[Replacement], graph: fx.Graph) -> tuple[str, ...]:
+    def _unread(self, call: ModuleCall, replacements: list[Replacement], graph: fx.Graph) -> tuple[str, ...]:
         """Return the tensors in the owner that neither the old nor the new body uses."""
         used = [f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr")]
         vanished = vanishing(self.meanings, call, replacements)
@@ -419,11 +419,11 @@ class LayingOut:
         path = self.recording.call_of[node].path
         return path if is_stock(self.recording.modules[path]) else None
 
-    def _steps(self, call: Call, graph: fx.Graph) -> tuple[str, ...] | None:
+    def _steps(self, call: ModuleCall, graph: fx.Graph) -> tuple[str, ...] | None:
         """Return the modules that the graph is in a row, if it is; a row of modules takes no arguments by name."""
         return None if any(other.kwargs for other in self.recording.calls[call.path]) else steps_of(graph)
 
-    def _check_readers(self, call: Call, nodes: set[fx.Node]) -> None:
+    def _check_readers(self, call: ModuleCall, nodes: set[fx.Node]) -> None:
         """Raise NotAffine where something outside reads one of the nodes that the call does not return.
 
         It has the tensor under another name, and sees what was written into it.
@@ -432,7 +432,7 @@ class LayingOut:
         if any(order.get(user, 0) >= call.stop for node in nodes - returned for user in node.users):
             raise NotAffine("in-place", f"what {call.path!r} writes into a tensor is read outside of it")
 
-    def _check_uses(self, call: Call, graph: fx.Graph, kept: tuple[str, ...] = ()) -> None:
+    def _check_uses(self, call: ModuleCall, graph: fx.Graph, kept: tuple[str, ...] = ()) -> None:
         """Raise NotAffine where one new body, ``graph``, does not serve every call, or hides what others reach for."""
         calls = self.recording.calls[call.path]
         if len(calls) > 1 and len({call_signature(self.meanings, other) for other in calls}) > 1:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from repfuse.algebra.geometry import Fit, Fits, NotAffine
 from repfuse.ops.table import Meanings
-from repfuse.recording.run import Call, assigned, lower, set_data, unknown
+from repfuse.recording.run import ModuleCall, assigned, lower, set_data, unknown
 from repfuse.recording.stock import hooks_of
 
 
@@ -52,7 +52,7 @@ class Replacement:
     after: tuple[fx.Node, ...] = ()
 
 
-def local_graph(meanings: Meanings, call: Call, replacements: list[Replacement]) -> fx.Graph:
+def local_graph(meanings: Meanings, call: ModuleCall, replacements: list[Replacement]) -> fx.Graph:
     """Return the graph of ``call`` with the replacements made; targets are relative to the called module.
 
     Raises NotAffine where the module cannot be written as a graph of its own.
@@ -65,7 +65,7 @@ def local_graph(meanings: Meanings, call: Call, replacements: list[Replacement])
 class _Builder:
     """What both ways to a graph share: the values that are known, and how a replacement is written."""
 
-    def __init__(self, meanings: Meanings, call: Call, replacements: list[Replacement]) -> None:
+    def __init__(self, meanings: Meanings, call: ModuleCall, replacements: list[Replacement]) -> None:
         recording = self.recording = meanings.recording
         self.module = recording.modules[call.path]
         self.origin = meanings.origin
@@ -138,10 +138,10 @@ class _Written(_Builder):
         self.graph.output(map_arg(self.call.output, self._known))
         return self.graph
 
-    def _write(self, call: Call) -> None:
+    def _write(self, call: ModuleCall) -> None:
         self._check_writable(call)
         for item in call.own:
-            if isinstance(item, Call):
+            if isinstance(item, ModuleCall):
                 if item in self.dissolved:
                     self._write(item)
                 else:
@@ -153,7 +153,7 @@ class _Written(_Builder):
             elif item not in self.gone and item not in self.env and item.op not in ("placeholder", "output"):
                 self._copy(item)
 
-    def _check_writable(self, call: Call) -> None:
+    def _check_writable(self, call: ModuleCall) -> None:
         """Raise NotAffine where the forward does what a graph does not show."""
         if (mark := self.recording.marks.get(call)) is not None:
             raise NotAffine(*mark)
@@ -244,7 +244,7 @@ class _Written(_Builder):
             return self.graph.call_function(torch.stack, ([self._of_sizes(each, **options) for each in data],))
         return self.graph.call_function(torch.full, ((), data), options)
 
-    def _call(self, unit: Call) -> None:
+    def _call(self, unit: ModuleCall) -> None:
         """Write the call of a child as it is; one that does nothing is left out."""
         looks = unit.own or unit.decisions or unit in self.recording.marks or unit.stored
         if not looks and not hooks_of(self.recording.modules[unit.path]):
@@ -323,7 +323,7 @@ class _Edited(_Builder):
             value(line)
 
 
-def vanishing(meanings: Meanings, call: Call, replacements: list[Replacement]) -> set[fx.Node]:
+def vanishing(meanings: Meanings, call: ModuleCall, replacements: list[Replacement]) -> set[fx.Node]:
     """Return every node of the call that the replacements make superfluous, with the helpers that only they read."""
     inside = meanings.recording.nodes[call.start : call.stop]
     gone = set(meanings.dead.intersection(inside)).union(*(replacement.nodes for replacement in replacements))

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from repfuse.recording.run import Call, Run, Step
+from repfuse.recording.run import ModuleCall, Run, Step
 from repfuse.recording.sizes import PIECES, SIZE, Decision
 
 Mark = tuple[str, str]
@@ -22,7 +22,7 @@ Key = tuple[str, int, int]
 """A decision: path and number of the call, and its place in it."""
 
 
-class Comparison:
+class SizeComparison:
     """What other runs say of the ``first``.
 
     ``alike`` are, for each of its nodes, those of other runs that are the same operation. ``marks`` are the calls that
@@ -34,7 +34,7 @@ class Comparison:
     def __init__(self, first: Run) -> None:
         self.first = first
         self.alike: dict[fx.Node, list[tuple[Run, Step]]] = defaultdict(list)
-        self.marks: dict[Call, Mark] = {}
+        self.marks: dict[ModuleCall, Mark] = {}
         self.uneven: set[fx.Node] = set()
         self.uneven_by_rank: set[fx.Node] = set()
         self.at_other_ranks: dict[fx.Node, list[tuple[Run, Step]]] = defaultdict(list)
@@ -85,7 +85,7 @@ class Comparison:
         for path, number, place in failed.last_decisions:
             self._failed[path, number, place].append(failed.calls[path][number].decisions[place])
 
-    def decided(self, *, leaves: bool) -> Iterator[Call]:
+    def decided(self, *, leaves: bool) -> Iterator[ModuleCall]:
         """Yield the calls that decide by a size, without that both answers were seen; or that make plain numbers of
         one, if it ``leaves``.
         """
@@ -107,31 +107,35 @@ class Comparison:
                     continue
                 into[call.path, call.number, place].append(decision)
 
-    def _calls(self, run: Run) -> Iterator[Call]:
+    def _calls(self, run: Run) -> Iterator[ModuleCall]:
         for calls in run.calls.values():
             yield from calls
 
     def _align(
-        self, mine: Call, other: Call, match: dict[Any, fx.Node], measuring: Collection[fx.Node | Call] = ()
+        self,
+        mine: ModuleCall,
+        other: ModuleCall,
+        match: dict[Any, fx.Node],
+        measuring: Collection[fx.Node | ModuleCall] = (),
     ) -> None:
         """Match what one call did, except for ``measuring``, with what it did in another run, and the calls it made."""
         own, others = ([item for item in call.own if item not in measuring] for call in (mine, other))
         if list(map(_kind, own)) == list(map(_kind, others)):
             for one, another in zip(own, others, strict=True):
-                if isinstance(one, Call):
-                    assert isinstance(another, Call)
+                if isinstance(one, ModuleCall):
+                    assert isinstance(another, ModuleCall)
                     self._align(one, another, match, measuring)
                 else:
                     assert isinstance(another, Step)
                     match[another] = one
             return
         self.marks.setdefault(mine, ("changes-with-size", "its forward does other things at other sizes"))
-        inner, seen = defaultdict[str, list[Call]](list), defaultdict[str, int](int)
+        inner, seen = defaultdict[str, list[ModuleCall]](list), defaultdict[str, int](int)
         for call in mine.own:
-            if isinstance(call, Call):
+            if isinstance(call, ModuleCall):
                 inner[call.path].append(call)
         for call in other.own:
-            if not isinstance(call, Call):
+            if not isinstance(call, ModuleCall):
                 continue
             known = inner.get(call.path) or self.first.calls.get(call.path)
             if known:
@@ -193,8 +197,10 @@ def _measured(node: Any, run: Run, match: dict[Any, fx.Node]) -> set[tuple[fx.No
     return {(match.get(x, x), axis), (match.get(x, x), axis - len(run.shape_of[x]))}
 
 
-def _kind(item: fx.Node | Step | Call) -> tuple[Any, ...]:
-    return ("call", item.path) if isinstance(item, Call) else (item.op, item.target if item.op != "get_attr" else "")
+def _kind(item: fx.Node | Step | ModuleCall) -> tuple[Any, ...]:
+    return (
+        ("call", item.path) if isinstance(item, ModuleCall) else (item.op, item.target if item.op != "get_attr" else "")
+    )
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -27,7 +27,7 @@ from repfuse.recording.arguments import Arguments
 from repfuse.recording.copies import State
 from repfuse.recording.held import Held
 from repfuse.recording.read_only import OverwritesItself, ReadOnly
-from repfuse.recording.run import Call, Node, Question, Run, Step, assigned, set_data, unknown
+from repfuse.recording.run import ModuleCall, Node, Question, Run, Step, assigned, set_data, unknown
 from repfuse.recording.shortcuts import shortcut
 from repfuse.recording.sizes import PIECES, RANK, SIZE, Decision, Dimension
 from repfuse.recording.stock import is_stock
@@ -76,15 +76,15 @@ class Recorder(TorchFunctionMode):
         self.shares_memory = subject.shares_memory
         self.found = Run(with_graph=with_graph)
         self._path_of, self._stock, self._generated = subject.path_of, subject.stock, subject.generated
-        self._begun = Call("", 0, None, autocast=_autocast())
-        self._call: Call | None = None
+        self._begun = ModuleCall("", 0, None, autocast=_autocast())
+        self._call: ModuleCall | None = None
         self._inside = 0
         self._names = subject.names
         self._values = _Values(subject.lies_at)
         self._states = subject.states
-        self._read: dict[tuple[Call, int], tuple[fx.Node, int]] = {}
-        self._asked: dict[Call, dict[Any, fx.Node]] = defaultdict(dict)
-        self._attributes: dict[tuple[Call, str, fx.Node], fx.Node] = {}
+        self._read: dict[tuple[ModuleCall, int], tuple[fx.Node, int]] = {}
+        self._asked: dict[ModuleCall, dict[Any, fx.Node]] = defaultdict(dict)
+        self._attributes: dict[tuple[ModuleCall, str, fx.Node], fx.Node] = {}
         self._sizes: dict[int, tuple[Dimension, fx.Node]] = {}
         self._writes = 0
         self._thread = threading.get_ident()
@@ -239,7 +239,7 @@ class Recorder(TorchFunctionMode):
     # Nodes and values
 
     @property
-    def _current(self) -> Call:
+    def _current(self) -> ModuleCall:
         assert self._call is not None
         return self._call
 
@@ -394,7 +394,7 @@ class Recorder(TorchFunctionMode):
         self._call = outer
         return result
 
-    def _begin(self, path: str, outer: Call | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def _begin(self, path: str, outer: ModuleCall | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModuleCall:
         autocast = _autocast()
         if outer is None:
             call = self._begun
@@ -402,7 +402,7 @@ class Recorder(TorchFunctionMode):
         else:
             given, by_name = self._noted(args), self._noted(kwargs)
             calls = self.found.calls[path]
-            call = Call(path, len(calls), outer, given, by_name, len(self.found.nodes))
+            call = ModuleCall(path, len(calls), outer, given, by_name, len(self.found.nodes))
             calls.append(call)
             outer.own.append(call)
             outer.enters_autocast |= autocast != outer.autocast
@@ -410,7 +410,7 @@ class Recorder(TorchFunctionMode):
         self._call = call
         return call
 
-    def _returned(self, result: Any, call: Call) -> Any:
+    def _returned(self, result: Any, call: ModuleCall) -> Any:
         """Return the result in nodes. Values from nowhere came out of the call: it may have read all it was given."""
         for x in tensors_of(result):
             if self._values.node(x) is None and id(x) not in self._names:
@@ -418,7 +418,7 @@ class Recorder(TorchFunctionMode):
                 self.found.returned.add(self._unknown(x))
         return self._noted(result)
 
-    def _note_changes(self, call: Call, before: State) -> None:
+    def _note_changes(self, call: ModuleCall, before: State) -> None:
         for old, new in before.changes():
             self._replace(old)
             nodes = [self._values.node(x) for x in tensors_of(new)]
@@ -461,7 +461,7 @@ class Recorder(TorchFunctionMode):
                 for call in self.found.calls.get(self._path_of[module], ()):
                     call.changes_state = True
 
-    def _calls_around(self, module: nn.Module) -> list[Call]:
+    def _calls_around(self, module: nn.Module) -> list[ModuleCall]:
         """Return the calls of a module, or if there are none those of the next one around it that has some."""
         path = self._path_of[module]
         while path not in self.found.calls:

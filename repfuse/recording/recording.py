@@ -26,12 +26,12 @@ from repfuse.networks import (
 )
 from repfuse.plans import ROOT
 from repfuse.recording.arguments import Arguments, other_ranks, try_other_sizes
-from repfuse.recording.comparing import Comparison, Mark
+from repfuse.recording.comparing import Mark, SizeComparison
 from repfuse.recording.constants import Constants, Memory, called
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import OverwritesItself
 from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address, noting_calls
-from repfuse.recording.run import Call, Run
+from repfuse.recording.run import ModuleCall, Run
 from repfuse.recording.sizes import RANK, SIZE
 from repfuse.recording.stock import is_stock
 from repfuse.wording import described
@@ -49,7 +49,9 @@ class Recording:
     ``escaping`` values are read unseen, tensors of the network ``elsewhere`` at other sizes.
     """
 
-    def __init__(self, module: nn.Module, run: Run, comparison: Comparison, inputs: Sequence[Arguments] = ()) -> None:
+    def __init__(
+        self, module: nn.Module, run: Run, comparison: SizeComparison, inputs: Sequence[Arguments] = ()
+    ) -> None:
         self.module = module
         self.inputs = inputs
         self.run = run
@@ -62,10 +64,10 @@ class Recording:
         self._comparison = comparison
         self.memory = Memory(run)
         self.sizes = self._settle_sizes()
-        self._trusted: dict[tuple[Call, Call], Mark | None] = {}
-        self.marks: dict[Call, Mark] = dict(comparison.marks)
-        self.leaking: set[Call] = set()
-        self.unwritable: dict[Call, Mark] = {}
+        self._trusted: dict[tuple[ModuleCall, ModuleCall], Mark | None] = {}
+        self.marks: dict[ModuleCall, Mark] = dict(comparison.marks)
+        self.leaking: set[ModuleCall] = set()
+        self.unwritable: dict[ModuleCall, Mark] = {}
         self.closed: set[str] = set()
         self.constants = Constants(self)
         self._mark()
@@ -148,7 +150,7 @@ class Recording:
             self._trusted[one, other] = self._doubt(one, other)
         return self._trusted[one, other]
 
-    def _doubt(self, one: Call, other: Call) -> Mark | None:
+    def _doubt(self, one: ModuleCall, other: ModuleCall) -> Mark | None:
         above = set(other.chain())
         common = next(call for call in one.chain() if call in above)
         crossed = [*one.up_to(common), *other.up_to(common)]
@@ -157,7 +159,7 @@ class Recording:
         passed = [common, *crossed]
         return next((self.marks[call] for call in passed if call in self.marks), None)
 
-    def leave_alone(self, call: Call, mark: Mark) -> None:
+    def leave_alone(self, call: ModuleCall, mark: Mark) -> None:
         """Leave the own operations of a call alone from now on; at the second time all that goes through it."""
         for each in self.calls[call.path]:
             if each in self.unwritable:
@@ -189,7 +191,7 @@ class Recording:
             self.unwritable.get(call) if node.op not in ("placeholder", "get_attr") else None
         )
 
-    def _is_of_module(self, node: fx.Node, call: Call) -> bool:
+    def _is_of_module(self, node: fx.Node, call: ModuleCall) -> bool:
         """Whether a node is the convolution that its module says it is, with the weight and the settings of that."""
         module = self.modules[call.path]
         if not isinstance(module, _ConvNd) or called(node) not in ("conv1d", "conv2d", "conv3d") or node.kwargs:
@@ -244,7 +246,7 @@ class Recording:
             if not any(called(node) in TAKING_SIZES for node in own):  # the numbers are not for these: to decide by
                 self.marks.setdefault(call, _LEAKING)
             handed = (
-                inner for inner in call.own if isinstance(inner, Call) and _has_number((inner.args, inner.kwargs))
+                inner for inner in call.own if isinstance(inner, ModuleCall) and _has_number((inner.args, inner.kwargs))
             )
             self.leaking.update(handed)
         for calls in self.calls.values():
@@ -266,7 +268,7 @@ class Recording:
                 self.marks[call] = ("decides-by-value", "its forward asks what numbers a tensor holds")
                 changed = True
 
-    def _asking(self) -> Iterator[Call]:
+    def _asking(self) -> Iterator[ModuleCall]:
         for calls in self.calls.values():
             for call in calls:
                 asks = (question.nodes for question in call.questions)
@@ -302,7 +304,7 @@ def record(module: nn.Module, arguments: Arguments) -> Recording:
             raise
         except Exception as error:
             raise _does_not_run(module, arguments, error) from error
-        comparison, inputs = Comparison(first), [arguments]
+        comparison, inputs = SizeComparison(first), [arguments]
         spent = 0.0
 
         def attempt(others: Arguments, needed: bool) -> bool:
@@ -378,7 +380,7 @@ class Runs:
         copy = changed_copy(self.module, lambda _, x: change(x))
         return Subject(copy, shares_memory=self.shares)
 
-    def attempt(self, arguments: Arguments, comparison: Comparison) -> tuple[Run | None, int]:
+    def attempt(self, arguments: Arguments, comparison: SizeComparison) -> tuple[Run | None, int]:
         """Run the network at another size; None where it does not take that. Return also how many nodes it made."""
         try:
             run = self.run(arguments, with_graph=False)
@@ -422,7 +424,7 @@ def _does_not_run(module: nn.Module, arguments: Arguments, error: Exception) -> 
     return RepfuseError(f"The model does not run on the example input {shapes}.", *refused)
 
 
-def _named(call: Call) -> Iterator[tuple[fx.Node, str]]:
+def _named(call: ModuleCall) -> Iterator[tuple[fx.Node, str]]:
     place = f"{call.path}@{call.number}" if call.number else call.path
     counts: dict[str, int] = {}
     for node in (item for item in call.own if isinstance(item, fx.Node)):

@@ -26,7 +26,7 @@ class Question:
 
 
 @dataclass(eq=False)
-class Call:
+class ModuleCall:
     """A call of the module at ``path``, the ``number``-th of that module; arguments and result with nodes for tensors.
 
     The nodes that were made while it ran are the recording's from ``start`` to ``stop``; ``own`` are those that its own
@@ -36,13 +36,13 @@ class Call:
 
     path: str
     number: int
-    caller: Call | None
+    caller: ModuleCall | None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     start: int = 0
     stop: int = 0
     output: Any = None
-    own: list[fx.Node | Call] = field(default_factory=list)
+    own: list[fx.Node | ModuleCall] = field(default_factory=list)
     lines: dict[int, fx.Node] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
@@ -56,14 +56,14 @@ class Call:
     autocast: tuple[bool, bool] = (False, False)
     enters_autocast: bool = False
 
-    def chain(self) -> Iterator[Call]:
+    def chain(self) -> Iterator[ModuleCall]:
         """Yield this call, its caller, and so on up to the root."""
-        call: Call | None = self
+        call: ModuleCall | None = self
         while call is not None:
             yield call
             call = call.caller
 
-    def up_to(self, outer: Call) -> list[Call]:
+    def up_to(self, outer: ModuleCall) -> list[ModuleCall]:
         """Return this call and its callers below ``outer``, innermost first."""
         return list(itertools.takewhile(lambda call: call is not outer, self.chain()))
 
@@ -158,10 +158,10 @@ class Run:
     def __init__(self, *, with_graph: bool = True) -> None:
         self.graph = fx.Graph()
         self.with_graph = with_graph
-        self.root = Call("", 0, None)
+        self.root = ModuleCall("", 0, None)
         self.nodes: list[Node] = []
-        self.calls: dict[str, list[Call]] = defaultdict(list)
-        self.call_of: dict[Node, Call] = {}
+        self.calls: dict[str, list[ModuleCall]] = defaultdict(list)
+        self.call_of: dict[Node, ModuleCall] = {}
         self.shape_of: dict[Node, tuple[int, ...]] = {}
         self.dtype_of: dict[Node, torch.dtype] = {}
         self.storage_of: dict[Node, int] = {}
@@ -196,7 +196,7 @@ class Run:
         if self.with_graph:
             self.graph.output(output)
 
-    def add(self, node: Node, call: Call) -> None:
+    def add(self, node: Node, call: ModuleCall) -> None:
         """Take in the next node."""
         self.nodes.append(node)
         self.last_decisions.clear()
