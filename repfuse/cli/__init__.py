@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import sys
 import time
 from typing import TextIO, cast
@@ -11,14 +9,14 @@ from typing import TextIO, cast
 STARTED = time.perf_counter()  # before what takes long to import: the times that are printed are those of a clock
 
 from repfuse.cli.app import app  # noqa: E402
+from repfuse.readback.process import collect_seldom  # noqa: E402
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
     """Run the command line."""
-    gc.set_threshold(50_000)  # libraries make objects by the hundred thousand, and they stay: looking often is in vain
-    atexit.register(gc.freeze)  # Python would look through them all at its end, for up to half a second
+    collect_seldom()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # an old code page must not end in an error about an arrow
             cast(TextIO, stream).reconfigure(errors="replace")  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ it will need; an empty line ends them.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import io
@@ -249,7 +250,7 @@ LOOKS = 1.0  # seconds between two looks at whether the parent is still there
 def main() -> None:
     """Read one job, do it, and write the answer."""
     end_with_parent()
-    gc.set_threshold(50_000)  # as in the command that it reads for
+    collect_seldom()
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # whatever the network's code prints is no part of the answer
         from repfuse.readback.reading import answer, packed, unpacked  # takes its seconds while the parent writes
@@ -261,7 +262,15 @@ def main() -> None:
                 with suppress(Exception):  # of what is missing the job will tell
                     importlib.import_module(name)
         out.write(packed(answer(unpacked(sys.stdin.buffer.read()))))
-    gc.freeze()  # Python would look through all objects at its end, and this is waited for
+
+
+def collect_seldom() -> None:
+    """Let Python look for garbage seldom, and not at its end, which would take half a second that is waited for.
+
+    Libraries make objects by the hundred thousand, and they stay: looking through them is in vain.
+    """
+    gc.set_threshold(50_000)
+    atexit.register(gc.freeze)
 
 
 def end_with_parent() -> None:
