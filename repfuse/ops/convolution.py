@@ -195,15 +195,14 @@ def average_pool(call: Call, recording: Recording, *, ndim: int) -> Meaning | No
     numbers = [value for name, value in call.given.items() if name != "input"]
     if len(recording.shape_of[x]) != ndim + 2:
         return None
+    amounts, divisor = call.get("padding", 0), call.get("divisor_override")
     if contains_node(numbers):  # windows that are as large as the image, say: means of pixels, whichever they are
-        plain = call.get("padding", 0) in (0, [0] * ndim, (0,) * ndim) and call.get("divisor_override") is None
-        return Rearranged(x, ((1, 1),)) if plain else None
-    kernel = per_axis(call.get("kernel_size"), ndim)
+        padded = contains_node(amounts) or any(per_axis(amounts, ndim))
+        return None if padded or divisor is not None else Rearranged(x, ((1, 1),))
+    kernel, padding = per_axis(call.get("kernel_size"), ndim), per_axis(amounts, ndim)
     stride = per_axis(call.get("stride") or kernel, ndim)
-    padding = per_axis(call.get("padding", 0), ndim)
     if call.get("ceil_mode", False) and not _same_rounded_up(kernel, stride, padding):
         return Unfusible("pool-ceil", "with ceil_mode the last window of some input sizes is cut off")
-    divisor = call.get("divisor_override")
     if divisor is None and any(padding) and not call.get("count_include_pad", True):
         return Unfusible("pool-padding", "windows at the border have a smaller divisor")
     pads = tuple((amount, amount) for amount in padding)
