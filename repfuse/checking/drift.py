@@ -128,11 +128,12 @@ def drift(
     without = any("" in outcome.narrow for outcome in exact)  # then its own error is not to be had
 
     def rows() -> dict[Key, OutputDrift]:
-        explained = [effect.levels(drawn)] if effect.measured else []
+        explained = effect.levels(drawn) if effect.measured else {}
         if without:
             limits = {key: Level(half, half) for key in drawn for half in [half_the_digits(given[key].dtype)]}
         else:
-            limits = allowed([drawn, *explained, {key: _last_rounding(given[key]) for key in wide}])
+            rounded = {key: _last_rounding(given[key]) for key in wide}
+            limits = allowed([drawn, rounded, explained] if explained else [drawn, rounded])
         return {
             key: OutputDrift(
                 trials[key[0]].label,
@@ -140,7 +141,7 @@ def drift(
                 dtype_name(given[key].dtype),
                 drawn[key],
                 errors[key],
-                explained[0][key] if explained else None,
+                explained.get(key),
                 limits[key],
             )
             for key in drawn
@@ -154,8 +155,8 @@ def drift(
         again = drawn_again(original, trials[position], {name: drawn[at, name] for at, name in drawn if at == position})
         drawn.update({(position, name): error for name, error in again.items()})
 
-    if excessive():  # what rounding explains only adds to what is allowed: where the original's own error does, it is
-        effect.measure_usual()  # not needed
+    if excessive():  # without what rounding explains, which only adds to what is allowed
+        effect.measure_usual()
         settle(excessive, measure, effect.cheapest)
     return Drift(tuple(rows().values()))
 

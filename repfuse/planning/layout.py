@@ -214,8 +214,8 @@ class LayingOut:
         """Move what lies in a module that an outer block dissolves up to that block."""
         moved: dict[ModuleCall, list[Region]] = defaultdict(list)
         for call in sorted(blocks, key=lambda call: (call.start, len(list(call.chain())))):  # the outermost first
-            above = (outer for outer in reversed(list(call.chain())) if self._dissolves(moved.get(outer, ()), call))
-            moved[next(above, call)] += blocks[call]
+            outers = (outer for outer in reversed(list(call.chain())) if self._dissolves(moved.get(outer, ()), call))
+            moved[next(outers, call)] += blocks[call]
         return moved
 
     def _dissolves(self, regions: Iterable[Region], call: ModuleCall) -> bool:

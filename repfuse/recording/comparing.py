@@ -198,9 +198,9 @@ def _measured(node: Any, run: Run, match: dict[Any, fx.Node]) -> set[tuple[fx.No
 
 
 def _kind(item: fx.Node | Step | ModuleCall) -> tuple[Any, ...]:
-    return (
-        ("call", item.path) if isinstance(item, ModuleCall) else (item.op, item.target if item.op != "get_attr" else "")
-    )
+    if isinstance(item, ModuleCall):
+        return "call", item.path
+    return item.op, item.target if item.op != "get_attr" else ""
 
 
 def _equal(one: Any, other: Any) -> bool:
