@@ -92,9 +92,8 @@ def convert(
         return Conversion(checkpoint, found, original, None, None)
     progress("rewriting", 0.1)
     fused = _rewritten(original, found, data)
-    variants = (*input_variants(example, effort=effort), *recorded(found)[1:])
     progress("running the original in float64", 0.15)
-    trials, expected = with_fallbacks(original, variants)
+    trials, expected = _tried(original, found, input_variants(example, effort=effort))
 
     def proof_of_it() -> Proof:
         shown = lambda done: progress("proving", 0.3 + 0.4 * done)  # noqa: E731
@@ -119,11 +118,29 @@ def convert(
         return Conversion(checkpoint, found, original, None, None, done)
     if proof is None or proof.passed:
         proven(found, fused)
-    progress("measuring the drift", 0.7)
+    progress("measuring the drift", 0.8)
     count = SCOPES[effort].of_drift
     measured = drift(original, fused, trials[:count], expected[:count])
     progress("done", 1.0)
     return Conversion(checkpoint, found, fused, proof, measured, done)
+
+
+def _tried(original: nn.Module, plan: Plan, variants: Sequence[Trial]) -> tuple[list[Trial], list[Outcome]]:
+    """Run the original in float64 on these inputs, and on those that it was recorded at which are larger along an axis
+    than all that it took of these.
+    """
+    trials, expected = with_fallbacks(original, variants)
+    taken = [trial.shapes for trial, outcome in zip(trials, expected, strict=True) if not outcome.error]
+    largest = [[max(sizes) for sizes in zip(*shapes, strict=True)] for shapes in zip(*taken, strict=True)]
+
+    def goes_beyond(trial: Trial) -> bool:
+        pairs = zip(trial.shapes, largest, strict=True)
+        return any(n > most for shape, of_axes in pairs for n, most in zip(shape, of_axes, strict=True))
+
+    if beyond := [*filter(goes_beyond, recorded(plan)[1:])]:
+        more, outcomes = with_fallbacks(original, beyond)
+        return trials + more, expected + outcomes
+    return trials, expected
 
 
 def _rewritten(original: nn.Module, plan: Plan, data: Data | None) -> nn.Module:

@@ -6,6 +6,7 @@ model is looked at, and then blame the conversion.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -36,19 +37,38 @@ class Anomaly:
 
 def examine(network: nn.Module) -> tuple[Anomaly, ...]:
     """Return what looks wrong in the weights of a network, in its order; a shared tensor once."""
-    from torch import strided
-
     from repfuse.networks import named_tensors
 
     found: list[Anomaly] = []
     for name, tensor in named_tensors(network):
-        numbers = tensor.is_floating_point() or tensor.is_complex()
-        if numbers and (tensor.layout is not strided or not bool(tensor.isfinite().all())):
-            found += _counted(name, {"nan": tensor.isnan(), "infinite": tensor.isinf()})
+        numbers = _numbers(tensor)
+        may_be_none = numbers.is_floating_point() or numbers.is_complex()
+        if may_be_none and not all(map(math.isfinite, _extremes(numbers))):
+            found += _counted(name, {"nan": numbers.isnan(), "infinite": numbers.isinf()})
     seen = {anomaly.name for anomaly in found}
     for path, module in network.named_modules():
         found += [anomaly for anomaly in _of_module(path, module) if anomaly.name not in seen]
     return tuple(found)
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """Return the numbers of a tensor in a dtype that torch computes with."""
+    from repfuse.networks import dense
+
+    numbers = dense(tensor)
+    return numbers.float() if numbers.is_floating_point() and numbers.itemsize == 1 else numbers
+
+
+def _extremes(numbers: Tensor) -> tuple[float, float]:
+    """Return the least and the largest of the numbers; NaN, where there is one: in one pass, and no copy."""
+    import torch
+
+    if numbers.is_complex():
+        numbers = torch.view_as_real(numbers.resolve_conj())
+    if not numbers.numel():
+        return 0.0, 0.0
+    least, most = numbers.aminmax()
+    return float(least), float(most)
 
 
 def _counted(name: str, wrong: dict[Ailment, Tensor]) -> Iterator[Anomaly]:
@@ -69,7 +89,7 @@ def _of_module(path: str, module: nn.Module) -> Iterator[Anomaly]:
     if not isinstance(module, _NormBase | _ConvNd | Linear):
         return
     weight, variance = module.weight, getattr(module, "running_var", None)
-    if weight is not None and weight.numel() and not bool(weight.any()):
+    if weight is not None and weight.numel() and _extremes(_numbers(weight)) == (0, 0):
         yield Anomaly(join(path, "weight"), "all-zero", weight.numel(), weight.numel())
     if variance is not None and isinstance(module, _NormBase):
         small = (variance >= 0) & (variance < module.eps)

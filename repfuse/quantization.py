@@ -30,7 +30,11 @@ def rounded(weight: Tensor, bits: int, axis: int | None = None) -> Tensor:
 
     With ``axis``, each slice along it has a step of its own; where all is zero, it stays.
     """
-    step = ranges(weight, axis, keepdim=True) / (2 ** (bits - 1) - 1)
+    return _in_steps(weight, ranges(weight, axis, keepdim=True), bits)
+
+
+def _in_steps(weight: Tensor, largest: Tensor, bits: int) -> Tensor:
+    step = largest / (2 ** (bits - 1) - 1)
     step += step == 0
     multiples: Tensor = weight / step
     return multiples.round_().mul_(step)
@@ -118,15 +122,16 @@ def failing(sites: Sequence[SiteKernels], bits: int) -> list[SiteKernels]:
 def kernel(weight: Tensor) -> Kernel:
     """Return what is to be said of a weight ``[C_out, ...]``."""
     channels = ranges(weight)
+    each = channels.reshape(-1, *(1 for _ in weight.shape[1:]))
     alive, energy = channels > DEAD * channels.median(), _energies(weight)
 
-    def left(bits: int, axis: int | None) -> float:
-        noise = _energies(rounded(weight, bits, axis).sub_(weight))
+    def left(bits: int, largest: Tensor) -> float:
+        noise = _energies(_in_steps(weight, largest, bits).sub_(weight))
         return in_decibels(float((noise[alive] / energy[alive]).mean())) if bool(alive.any()) else inf
 
     sizes = channels.sort().values.tolist()
     least, lower, median, upper, most = (sizes[round(part * (len(sizes) - 1) / 4)] for part in range(5))
-    levels = (Rounded(bits, left(bits, None), left(bits, 0)) for bits in BITS)
+    levels = (Rounded(bits, left(bits, channels.max()), left(bits, each)) for bits in BITS)
     return Kernel((least, lower, median, upper, most), tuple(levels))
 
 
@@ -170,6 +175,6 @@ def _sites(network: nn.Module, plan: Plan) -> Iterator[SiteKernels]:
             made /= ranges(made).clamp(min=TINY).reshape(-1, *(1 for _ in made.shape[1:]))
         layers = {layer.weight: layer for layer in convolutions(fused.expression)}
         before = {name: kernel(stored_weight(layer, tensors).float()) for name, layer in layers.items()}
-        if made.numel() and bool(made.isfinite().all()):
+        if made.numel() and bool(ranges(made, None).isfinite()):
             worst = min(before, key=lambda name: before[name].at(8).per_tensor)
             yield SiteKernels(fused.path, worst, before[worst], kernel(made))

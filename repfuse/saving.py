@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -93,7 +93,7 @@ def save(
     is not what was to be written: then there is none.
     """
     options: dict[str, Any] = {"format": format, "force": force, "keep_metadata": keep_metadata, "verify": verify}
-    with writing(checkpoint, module, out, plan, reader=reader, **options) as saved:
+    with writing(checkpoint, module, out, plan, reader=reader, **options) as (_, saved):
         return saved()
 
 
@@ -109,24 +109,27 @@ def writing(
     keep_metadata: bool = True,
     verify: bool = True,
     reader: Reader | None = None,
-) -> Iterator[Callable[[], Saved]]:
-    """As ``save``: write the file, and have it read while the block goes on, which asks what was found before its end.
+) -> Iterator[tuple[Callable[[], None], Callable[[], Saved]]]:
+    """As ``save``: write the file, and have it read while the block goes on, which is given two functions.
 
-    The file takes its place when the block ends without an error, and was asked for.
+    The first waits for what reads the file. The second says what was found; then the file takes its place when the
+    block ends without an error. What is exported, and a graph of ONNX, are written when that is asked: a failed check
+    is to spare it.
     """
     out = Path(out)
     for source in (checkpoint.path, *checkpoint.files):
         check_target(out, source, force=force)
     form = format_for(out, format, checkpoint.format, keep_affine=plan is not None and plan.keep_affine)
     if form == checkpoint.format == "onnx":
-        yield partial(_save_graph, checkpoint, module, out, force=force, verify=verify, reader=reader)
+        yield _nothing, partial(_save_graph, checkpoint, module, out, force=force, verify=verify, reader=reader)
         return
     dropped = [] if keep_metadata else _texts_lost(checkpoint, "as --drop-metadata asks")
     checkpoint = checkpoint if keep_metadata else checkpoint.without_metadata()
     found: list[Saved] = []
     with suppress(_NotWanted), ExitStack() as stack, replacing(out) as temporary, ExitStack() as shared:
         reader = reader or stack.enter_context(Reader(fresh=verify))  # a process gets ready while the file is written
-        if form in ("pt2", "onnx"):  # which are exported when asked for: a failed check is to spare that
+        wait, digest = _nothing, cache(partial(digest_of, temporary))
+        if form in ("pt2", "onnx"):
             read: Callable[[], Read] = partial(
                 _program_written, checkpoint, module, form, temporary, reader=reader, verify=verify
             )
@@ -134,19 +137,28 @@ def writing(
             shared.enter_context(using_threads((torch.get_num_threads() + 1) // 2))
             network = _write_network(checkpoint, module, temporary) if form == "pt" else None
             notes, use, check = network or _write_weights(checkpoint, module, plan, form, temporary)
-            answer = check(reader, runs=verify)
+            answer = cache(check(reader, runs=verify))
             read = lambda: (notes, use, answer())  # noqa: E731
 
+            def wait() -> None:
+                digest()  # while the other process works
+                answer()
+                shared.close()
+
         def saved() -> Saved:
+            wait()
             notes, use, verified = read()
-            shared.close()
             made = (*notes, *dropped), verified if verify else None, use(out)
-            found.append(Saved(out, digest_of(temporary), form, *made))
+            found.append(Saved(out, digest(), form, *made))
             return found[0]
 
-        yield saved
+        yield wait, saved
         if not found:
             raise _NotWanted
+
+
+def _nothing() -> None:
+    pass
 
 
 class _NotWanted(Exception):

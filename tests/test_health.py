@@ -62,6 +62,18 @@ def test_sparse_weights_are_looked_at_too(layout):
     assert examine(network) == (Anomaly("graph", "nan", 1, 9),)
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
+)
+def test_numbers_of_every_kind_are_looked_at(dtype):
+    network = nn.Module()
+    network.register_buffer("scales", torch.tensor([-1.0, 0.0, 2.0]).to(dtype))
+    network.register_buffer("none", torch.zeros(0).to(dtype))
+    assert examine(network) == ()
+    network.scales[1], network.scales[2] = INF, NAN
+    assert examine(network) == (Anomaly("scales", "nan", 1, 3), Anomaly("scales", "infinite", 1, 3))
+
+
 @pytest.mark.parametrize("name", AILING)
 def test_what_is_wrong_is_found_and_named(name):
     where, _, _, (what, count, of) = AILING[name]

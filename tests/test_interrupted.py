@@ -49,12 +49,13 @@ def write(samples: Path) -> Callable[..., None]:
     """Write the result of a conversion that is done, and its report, to ``folder``, as the command does."""
     source = samples / "notebook_block.pt"
     checkpoint = load(source)
-    report, module = _proven(checkpoint, Request(source, {}, Choice()), lambda *_: None, lambda *_: None)
+    unwritten = lambda *_: (lambda: None, lambda: None)  # noqa: E731
+    report, module, _ = _proven(checkpoint, Request(source, {}, Choice()), lambda *_: None, unwritten)
 
     def run(folder: Path, name: str = "out.pt", *, force: bool = False) -> None:
         out = folder / name
         with Reader() as reader, together():
-            with writing(checkpoint, module, out, report.plan, force=force, reader=reader) as saved:
+            with writing(checkpoint, module, out, report.plan, force=force, reader=reader) as (_, saved):
                 done = with_output(report, saved())
             write_document("conversion", done.to_dict(), report_path(out))
 

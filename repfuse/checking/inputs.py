@@ -83,7 +83,7 @@ class Effort(StrEnum):
     """How many inputs are tried, and how large ones."""
 
     QUICK = "quick"
-    """The example, and a few inputs of up to a quarter of its size, or longer along an axis: seconds."""
+    """The example, and a few inputs of up to an eighth of its size, or longer along an axis: seconds."""
 
     DEFAULT = "default"
     """The example, every kind of input at about a quarter of its size, and small sizes, odd and even."""
@@ -121,7 +121,7 @@ class Scope:
 SCOPES = {
     Effort.QUICK: Scope(
         seeds=(0,),
-        parts=(4,),
+        parts=(8,),
         small=(2,),
         sampled=1,
         kinds=1,
@@ -415,7 +415,7 @@ def _extents(example: Example, part: int) -> list[Extent]:
     """Return where to try an input that may have any size: reduced, less so, and at last the example's own size."""
     axes = example.readings[0] if example.readings else (1,) if example.main else ()
     least = KIND_FROM.get(len(axes), 1)
-    parts = dict.fromkeys((part, min(part, 2)))
+    parts = dict.fromkeys((part, min(part, 4), min(part, 2)))
     return [*(extent for each in parts for extent in example.reduced(each, least)), Extent(axes)]
 
 

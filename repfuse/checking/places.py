@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property, partial, reduce
+from functools import cache, cached_property, partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -223,9 +224,18 @@ class ExactWeights:
     """
 
     def __init__(self, fused: nn.Module, places: Iterable[Place]) -> None:
-        self._of_place = {place.path: list(_weights(fused, place)) for place in places}
-        self._by_id = {id(weight.stored): weight for weights in self._of_place.values() for weight in weights}
+        self._hold({place.path: list(_weights(fused, place)) for place in places})
         self.name_of = {id(tensor): name for name, tensor in named_tensors(fused) if id(tensor) in self._by_id}
+
+    def _hold(self, of_place: dict[str, list[StoredWeight]]) -> None:
+        self._of_place = of_place
+        self._by_id = {id(weight.stored): weight for weights in of_place.values() for weight in weights}
+
+    def of(self, place: Place) -> ExactWeights:
+        """Return those of one region, each of which is computed once and kept."""
+        kept = copy(self)
+        kept._hold({place.path: [StoredWeight(stored, cache(exact)) for stored, exact in self.at(place)]})
+        return kept
 
     def at(self, place: Place) -> list[StoredWeight]:
         """Return the weights and biases of the convolutions that replace a region."""

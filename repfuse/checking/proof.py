@@ -21,7 +21,7 @@ from repfuse.checking.inputs import SCOPES, Effort, Trial, rounded_through
 from repfuse.checking.places import ExactWeights, Place, compare_exact, convolution_at, places
 from repfuse.checking.results import Level, Proof, SiteDrift, SiteProof, WeightProof
 from repfuse.checking.rounding import half_spacing
-from repfuse.checking.runs import Outcome, run, run_float64
+from repfuse.checking.runs import Outcome, run, run_float64, widened
 from repfuse.memory import give_back
 from repfuse.networks import equal, main_dtype, named_tensors, stored_tensors
 from repfuse.ops.meaning import Rearranged, inputs_of
@@ -34,8 +34,9 @@ from repfuse.wording import dtype_name
 #
 # A sum of n products in arithmetic of unit roundoff u, in whatever order, is computed with an error of at most
 # ``g(n) sum |w_i| |x_i|``, with ``g(n) = n u / (1 - n u)`` (Higham, Accuracy and Stability of Numerical Algorithms,
-# 2nd ed., sections 3.1 and 4.2). A stored weight is off by at most half a spacing e of its dtype. The result is rounded
-# before its bias is added, at worst, and then m times, for m convolutions that add up. So, element by element,
+# 2nd ed., sections 3.1 and 4.2). A stored weight is off by half a spacing e of its dtype at most: u |W|, or that of the
+# smallest normal number. The result is rounded before its bias is added, at worst, and then m times, for
+# m convolutions that add up. So, element by element,
 #
 # |y' - y| <= (e + k (|W| + e)) * |x|,    k = (1 + g(n)) (1 + u)^(1 + m) - 1.
 #
@@ -58,11 +59,12 @@ def bound(place: Place, fused: nn.Module, trial: Trial, dtype: torch.dtype) -> t
     def bounding(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if kinds[name] in ("running_var", "num_batches_tracked"):  # they are what they are
             return tensor.clone()
-        half = half_spacing(tensor)
-        size = tensor.double().abs().add_(half)
+        info = torch.finfo(tensor.dtype)
+        unit, least = info.eps / 2, info.smallest_normal * info.eps / 2
+        size = widened(tensor).abs_()
         if kinds[name] == "weight":  # it multiplies what has grown already
-            return size
-        grown = size.mul_(growth).add_(half)
+            return size.mul_(1 + unit).add_(least)
+        grown = size.mul_(unit + growth * (1 + unit)).add_((1 + growth) * least)
         return grown.neg_() if kinds[name] == "running_mean" else grown
 
     magnitudes = Trial(trial.label, tuple(x.abs() for x in trial.inputs))
@@ -118,7 +120,8 @@ def _terms(convolution: nn.Module) -> int:
 def site_trials(place: Place, count: int) -> Iterator[Trial]:
     """Yield inputs from one pixel to just beyond the kernel's reach, even and odd, not all square, one nearly constant.
 
-    Of these sizes the last ``count``: at the reach itself every tap has met the border and the interior.
+    Of these sizes the last ``count``: at the reach itself every tap has met the border and the interior. Of one size
+    there is noise alone.
 
     Of a constant, kernels whose weights sum to 0 (standardised ones, a Laplacian) would leave nothing but rounding.
     """
@@ -135,7 +138,7 @@ def site_trials(place: Place, count: int) -> Iterator[Trial]:
         shape = tuple(n if keeps else other for n, other, keeps in zip(example, wanted, kept, strict=True))
         label = f"input {'x'.join(map(str, shape))}"
         yield Trial(label, (_random(shape, number),))
-        if number == 0:
+        if number == 0 and count > 1:
             yield Trial(f"{label}, nearly constant", (1 + _random(shape, number) / 4,))
 
 
@@ -219,7 +222,10 @@ def _compared(name: str, stored: torch.Tensor, exact: torch.Tensor) -> WeightPro
     if stored.shape != exact.shape:
         return WeightProof(name, dtype, shape, stored.numel(), float("inf"))
     rounded = exact.to(stored.dtype)
-    unequal = ~((stored == rounded) | (stored.isnan() & rounded.isnan()))
+    equal = stored == rounded
+    if bool(equal.all()):  # as nearly all are
+        return WeightProof(name, dtype, shape, 0, 0.5)
+    unequal = ~(equal | (stored.isnan() & rounded.isnan()))
     wrong, spacings = _wrong(stored[unequal], exact[unequal], float(exact.abs().max()) if exact.numel() else 0.0)
     return WeightProof(name, dtype, shape, wrong, max(0.5, spacings))
 
@@ -244,7 +250,7 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effo
     In float64 with the weights before they were rounded, which is the proof; each stored weight with that; and in the
     stored dtype, which is the drift, as the ``effort`` says.
     """
-    after = place.after(fused)
+    after, exact = place.after(fused), exact.of(place)
     scope, weights_held = SCOPES[effort], sum(x.numel() for _, x in named_tensors(after))
     trials, expected = _runs(place, after, scope.of_large_site if weights_held > LARGE_SITE else scope.of_site)
     answers = answers_in_float64(after, trials, expected, exact.change(after))

@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +51,8 @@ TWO_AXES = (
     "for inputs of two axes: of three, the BatchNorm1d that is merged normalised the second, the layer has the last"
 )
 UNTIMED = "not timed, since both networks would be in memory at once: repfuse bench does it"
+Begun = tuple[Callable[[], None], Callable[[], Saved]]
+"""What ``repfuse.saving.writing`` gives."""
 UNSOLVED = "--equalize makes no difference here: what it does is found out where a file is written"
 
 
@@ -97,21 +99,19 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
     format_for(request.out, request.format, checkpoint.format, keep_affine=request.choice.keeps_affine)
     with using_threads(enough_threads(checkpoint.module, checkpoint.example_inputs)), together():
         with ExitStack() as stack:
-            begun = list[Callable[[], Saved]]()
 
-            def write(plan: Plan, fused: nn.Module) -> None:
+            def write(plan: Plan, fused: nn.Module) -> Begun:
                 assert request.out is not None
+                progress("writing the file, and reading it again", 0.55)
                 how: dict[str, Any] = {"force": request.force, "keep_metadata": request.keep_metadata, "reader": reader}
-                made = writing(checkpoint, fused, request.out, plan, format=request.format, **how)
-                begun.append(stack.enter_context(made))
+                return stack.enter_context(writing(checkpoint, fused, request.out, plan, format=request.format, **how))
 
-            report, module = _proven(checkpoint, request, progress, write)
+            report, module, begun = _proven(checkpoint, request, progress, write)
             if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
                 return report
-            if not begun:
-                write(report.plan, module)
+            _, saved = begun or write(report.plan, module)
             progress("reading the file again", 0.7)
-            report = with_output(report, begun[0]())
+            report = with_output(report, saved())
             if request.effort != "quick":
                 progress("timing", 0.8)
                 report = _timed(report, checkpoint, module)
@@ -147,9 +147,20 @@ def _loaded(request: Request) -> Checkpoint:
 
 
 def _proven(
-    checkpoint: Checkpoint, request: Request, progress: Progress, proven: Callable[[Plan, nn.Module], object]
-) -> tuple[Report, nn.Module]:
-    choice, notes = request.choice, list[str]()
+    checkpoint: Checkpoint,
+    request: Request,
+    progress: Progress,
+    write: Callable[[Plan, nn.Module], Begun],
+) -> tuple[Report, nn.Module, Begun | None]:
+    """Convert, and ``write`` what is proven, as ``repfuse.saving.writing`` does, before its drift is measured."""
+    choice, notes, weights, begun = request.choice, list[str](), dict[str, Any](), list[Begun]()
+
+    def proven(plan: Plan, fused: nn.Module) -> None:
+        begun.append(write(plan, fused))
+        weights.update(_of_weights(checkpoint, plan))  # while another process reads the file
+        wait, _ = begun[0]
+        wait()  # so that the drift has the cores for itself
+
     if request.tune:
         progress("timing the doubtful places", 0.1)
         found = tune(checkpoint.module, choose(checkpoint.module, checkpoint.example_inputs, choice), choice)
@@ -178,9 +189,9 @@ def _proven(
         notes += _unchecked(request)
     elif request.effort == "quick":
         notes.append("proven on few and small inputs, and not timed: leave --quick out before you rely on it")
-    report = _report(done if conversion.passed else "failed", checkpoint, plan, request, notes)
+    report = _report(done if conversion.passed else "failed", checkpoint, plan, request, notes, weights)
     measured = {name: getattr(conversion, name) for name in ("proof", "drift", "equalization")}
-    return replace(report, **measured), module
+    return replace(report, **measured), module, next(iter(begun), None)
 
 
 def _unchecked(request: Request) -> tuple[str, ...]:
@@ -212,7 +223,19 @@ def with_output(report: Report, saved: Saved) -> Report:
     return replace(report, output=output, notes=(*report.notes, *saved.notes))
 
 
-def _report(status: Status, checkpoint: Checkpoint, found: Plan, request: Request, notes: Iterable[str]) -> Report:
+def _of_weights(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    """Return what a report says of the weights alone."""
+    return {"health": examine(checkpoint.module), "quantization": kernels(checkpoint.module, plan)}
+
+
+def _report(  # noqa: PLR0917 - what a report is made of
+    status: Status,
+    checkpoint: Checkpoint,
+    found: Plan,
+    request: Request,
+    notes: Iterable[str],
+    weights: Mapping[str, Any] | None = None,
+) -> Report:
     examples, source, said = checkpoint.example_inputs, checkpoint.source, checkpoint.fused_already
     texts = as_texts(source) if source else []
     earlier = [f"{'' if found.sites or found.equalized else 'nothing to do: '}{said}"] if said else []
@@ -233,10 +256,9 @@ def _report(status: Status, checkpoint: Checkpoint, found: Plan, request: Reques
         found,
         time.perf_counter() - cli.STARTED,
         notes=(*checkpoint.notes, *earlier, *notes),
-        health=examine(checkpoint.module),
         chosen=Chosen(str(file.path) if file else None, *globs, digest_of(file.path) if file else None)
         if file or any(globs)
         else None,
         command=shlex.join(["repfuse", *sys.argv[1:]]),
-        quantization=kernels(checkpoint.module, found),
+        **(weights or _of_weights(checkpoint, found)),
     )

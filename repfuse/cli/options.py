@@ -187,7 +187,7 @@ class Thoroughness:
 
     quick: bool = checking(
         default=False,
-        help="Only the example and a few inputs of about a quarter of its size, and no timing: for a first look.",
+        help="Only the example and a few inputs of about an eighth of its size, and no timing: for a first look.",
     )
     thorough: bool = checking(
         default=False,
