@@ -30,7 +30,7 @@ class FuseResult:
 
 def fuse(
     module: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Sequence[Any] | torch.Tensor,
     policy: Policy = Policy.COST,
     *,
     keep_class: bool | None = None,
@@ -38,12 +38,12 @@ def fuse(
 ) -> FuseResult:
     """Plan by ``policy`` and rewrite ``module``, which is untouched.
 
-    ``example_inputs`` are the arguments of one call. Original and fused network are compared in float64 on them, and on
-    inputs of the other sizes that the network takes; where they differ, the places that make the difference are left
-    alone, which the plan then says. ``keep_class`` says whether the outermost module goes on being what it is; without
-    it, it does where little is to be gained. ``keep_affine`` leaves a BatchNorm behind each convolution that is merged:
-    with neutral statistics, so the result is for inference until it has others, see ``repfuse.convert``. Raises
-    RepfuseError where the model does not take the example.
+    ``example_inputs`` are the arguments of one call, or the one tensor that it takes. Original and fused network are
+    compared in float64 on them, and on inputs of the other sizes that the network takes; where they differ, the places
+    that make the difference are left alone, which the plan then says. ``keep_class`` says whether the outermost module
+    goes on being what it is; without it, it does where little is to be gained. ``keep_affine`` leaves a BatchNorm
+    behind each convolution that is merged: with neutral statistics, so the result is for inference until it has others,
+    see ``repfuse.convert``. Raises RepfuseError where the model does not take the example.
     """
     return settled(module, plan(module, example_inputs, policy, keep_class=keep_class, keep_affine=keep_affine))
 

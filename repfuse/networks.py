@@ -64,6 +64,11 @@ def named_tensors(network: nn.Module, *, remove_duplicate: bool = True) -> Itera
                 yield prefix + name, value
 
 
+def as_inputs(given: Sequence[Any] | torch.Tensor) -> tuple[Any, ...]:
+    """Return the positional arguments of a call: a tensor by itself is the only one."""
+    return (given,) if isinstance(given, torch.Tensor) else tuple(given)
+
+
 def tensors_of(value: Any) -> list[torch.Tensor]:
     """Return the tensors in a value, in any nesting of tuples, lists and dicts."""
     found: list[torch.Tensor] = []

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import Run
 
 import repfuse
@@ -41,6 +42,15 @@ def test_a_plan_is_made_without_what_reads_one(python: Run):
 
 def test_every_public_function_says_what_it_does():
     assert not [name for name in FUNCTIONS if not (getattr(repfuse, name).__doc__ or "").strip()]
+
+
+def test_one_tensor_is_the_only_input_of_a_call():
+    network, x = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval(), torch.randn(2, 3, 8, 8)
+    result = repfuse.fuse(network, x)
+    assert len(result.plan.sites) == 1 and result.plan == repfuse.plan(network, (x,))
+    assert repfuse.verify(network, result.module, x, plan=result.plan).verdict == "same"
+    assert repfuse.bench(network, result.module, x, rounds=8, seconds=0.01).shapes == ((2, 3, 8, 8),)
+    assert type(repfuse.equalize(result.module, x).module) is type(network)
 
 
 def test_an_unknown_name_is_an_attribute_error():

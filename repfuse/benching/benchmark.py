@@ -38,7 +38,16 @@ from repfuse.benching.timing import (
 )
 from repfuse.checkpoint import onnx_file
 from repfuse.errors import RepfuseError, quietly
-from repfuse.networks import between, check_runnable, device_of, main_dtype, placed, using_threads, why_refused
+from repfuse.networks import (
+    as_inputs,
+    between,
+    check_runnable,
+    device_of,
+    main_dtype,
+    placed,
+    using_threads,
+    why_refused,
+)
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import OperatorMode
 from repfuse.wording import Progress, described, dtype_name
@@ -207,7 +216,7 @@ ROUGHLY = 0.05
 def bench(
     original: nn.Module,
     fused: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Sequence[Any] | Tensor,
     *,
     more_inputs: Sequence[Sequence[Any]] = (),
     runtimes: Sequence[str] = (Runtime.EAGER,),
@@ -240,7 +249,7 @@ def bench(
     original, fused = (_changed(network, dtype, device, channels_last) for network in (original, fused))
     counts = at_least(1, "The number of threads", [torch.get_num_threads()] if threads is None else threads)
     pairs, settings = list[Pair](), list[tuple[Pair, int, int]]()
-    for inputs in (example_inputs, *more_inputs):
+    for inputs in (as_inputs(example_inputs), *more_inputs):
         example = tuple(map(_channels_last, inputs)) if channels_last else tuple(inputs)
         floats = {x.dtype for x in tree_leaves(example) if isinstance(x, Tensor) and x.is_floating_point()}
         cast = dict.fromkeys(floats, dtype) if dtype else {}

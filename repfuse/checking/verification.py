@@ -33,7 +33,7 @@ from repfuse.checking.results import (
 )
 from repfuse.checking.runs import Key, Outputs, by_key, run, run_float64, takes
 from repfuse.errors import RepfuseError
-from repfuse.networks import between, check_runnable, main_dtype, why_refused
+from repfuse.networks import as_inputs, between, check_runnable, main_dtype, why_refused
 from repfuse.plans import Plan
 from repfuse.wording import Progress, dtype_name, small
 
@@ -198,7 +198,7 @@ DATA, SITES = 0.85, 0.95
 def verify(
     original: nn.Module,
     fused: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Sequence[Any] | torch.Tensor,
     *,
     plan: Plan | None = None,
     further_examples: Sequence[Sequence[Any]] = (),
@@ -228,7 +228,7 @@ def verify(
     Raises RepfuseError where the original cannot run an example, the data or labels do not fit, a tolerance is no
     sound number, a network cannot be copied, or the plan is of other networks.
     """
-    given, effort = tolerances(rtol, atol), known_effort(effort)
+    given, effort, example_inputs = tolerances(rtol, atol), known_effort(effort), as_inputs(example_inputs)
     check_bits(bits)
     for network in (original, fused):
         check_runnable(network)

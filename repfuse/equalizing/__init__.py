@@ -20,7 +20,7 @@ from repfuse.checking.results import Equalization, Rescaled, SignalGain
 from repfuse.checking.runs import WIDE, Change, Widening, as_stored, by_key, copied, in_float64, leaves, run_copy
 from repfuse.equalizing.laws import Freedom, Reading
 from repfuse.equalizing.solving import TINY, ObjectiveTerm, ScaledWeight, predicted, solve
-from repfuse.networks import device_of, named_tensors, placed, same_randomness, using_threads
+from repfuse.networks import as_inputs, device_of, named_tensors, placed, same_randomness, using_threads
 from repfuse.planning.edits import left_range
 from repfuse.quantization import BITS, in_decibels, rounded
 from repfuse.recording.arguments import Arguments
@@ -51,7 +51,7 @@ class Equalized:
 
 def equalize(
     module: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Sequence[Any] | Tensor,
     data: Data | None = None,
     *,
     powers_of_two: bool = False,
@@ -64,7 +64,7 @@ def equalize(
     computes the same bits. ``exact`` gives the tensors of the module in float64, where that is known better than by
     those that it holds. What does not get better stays as it is.
     """
-    example = tuple(example_inputs)
+    example = as_inputs(example_inputs)
     with using_threads(1):
         free = Reading(record(module, Arguments(example))).run()
     weights = [part for part in free.parts if isinstance(part, ScaledWeight)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from repfuse.algebra.evaluation import border_takes_weights, check_borders
 from repfuse.algebra.expression import (
@@ -25,7 +25,7 @@ from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Convolution, Layer, Normalisation, mixes
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.memory import collecting_later
-from repfuse.networks import device_of, using_threads
+from repfuse.networks import as_inputs, device_of, using_threads
 from repfuse.ops.meaning import Passage, inputs_of
 from repfuse.ops.sums import normalises
 from repfuse.ops.table import Meanings
@@ -44,7 +44,7 @@ from repfuse.recording.recording import Recording, record
 
 def plan(
     module: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Sequence[Any] | Tensor,
     policy: Policy = Policy.COST,
     *,
     keep_class: bool | None = None,
@@ -52,13 +52,13 @@ def plan(
 ) -> Plan:
     """Find what repfuse would rewrite in ``module``, without changing it.
 
-    ``example_inputs`` are the positional arguments of one call; their shapes decide the costs, ``policy`` what to make
-    of these. The network is run on them, and on others like them of other sizes, as far as it takes these.
-    ``keep_class`` says whether the outermost module goes on being what it is, whatever that leaves undone; without it,
-    it does where little is to be gained. ``keep_affine`` leaves a BatchNorm behind each convolution that is merged.
-    Raises RepfuseError where the model does not take the example.
+    ``example_inputs`` are the positional arguments of one call, or the one tensor that it takes; their shapes decide
+    the costs, ``policy`` what to make of these. The network is run on them, and on others like them of other sizes, as
+    far as it takes these. ``keep_class`` says whether the outermost module goes on being what it is, whatever that
+    leaves undone; without it, it does where little is to be gained. ``keep_affine`` leaves a BatchNorm behind each
+    convolution that is merged. Raises RepfuseError where the model does not take the example.
     """
-    arguments = Arguments(tuple(example_inputs))
+    arguments = Arguments(as_inputs(example_inputs))
     with collecting_later(), using_threads(1):  # the operations are not done, and many
         planner = Planner(record(module, arguments), Policy(policy), keep_class=keep_class, keep_affine=keep_affine)
         return planner.plan(description(arguments.args))
