@@ -348,6 +348,37 @@ def test_a_block_that_unpacks_sizes_is_rewritten_for_all_sizes(batch):
     assert type(result.module) is Holding and result.module.block.names == ("first",)
 
 
+class InRows(nn.Module):
+    """Branches, then a view that changes nothing, and columns of the image by numbers; with a value for each row."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv_norm(1), conv_norm(1)
+        self.rows = nn.Parameter(image(1, 4, 7, 1))
+
+    def forward(self, x):
+        y = self.a(x) + self.b(x)
+        b, c, h, w = y.shape
+        y = y.view(b, c, h, w).transpose(2, 3).reshape(b, c, w * h).reshape(b, c, w, h).transpose(2, 3)
+        return y + self.rows
+
+
+def test_a_size_that_is_broadcast_is_one_more_that_a_network_takes():
+    model, x = randomised(InRows()), image(1, 4, 7, 5)
+    fused = fuse(model, (x,)).module
+    assert operations(fused, x)["convolution"] == 1 and norms(fused, x) == 0
+    for shape in ((1, 4, 7, 5), (2, 4, 7, 2), (1, 4, 1, 5), (3, 4, 1, 9)):
+        assert error(model, fused, image(*shape)) < 1e-12
+
+
+def test_each_axis_is_tried_also_where_only_some_are_free_together():
+    model, x = randomised(InRows()), image(1, 4, 1, 5)  # of height 7, or 1, all other sizes are free
+    fused = fuse(model, (x,)).module
+    assert operations(fused, x)["convolution"] == 1
+    for shape in ((1, 4, 1, 3), (2, 4, 1, 5), (3, 4, 1, 9)):
+        assert error(model, fused, image(*shape)) < 1e-12
+
+
 def test_a_plan_with_a_block_that_unpacks_sizes_replays():
     model = randomised(Holding(Shaped()))
     made = Plan.from_dict(plan(model, (X,)).to_dict())

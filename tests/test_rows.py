@@ -321,3 +321,84 @@ def test_views_go_with_the_norm_between_them_where_one_undoes_the_other(back, un
     assert isinstance(result.module[0], nn.Linear) == undone
     for shape in ((3, 3, 6), (2, 5, 6), (4, 1, 6)):
         assert error(network, result.module, image(*shape)) < 1e-12
+
+
+# Each is given the sum of branches, its sizes as they were read from that, and a norm; a layer reads the result.
+MEASURED = {
+    "rows and back": lambda m, y, n, c, h, w: torch.relu(m.rows(y.view(n, c, h * w))).view(n, c, h, w),
+    "tokens and back": lambda m, y, n, c, h, w: torch.relu(m.rows(y.flatten(2))).reshape(n, c, h, w),
+    "pixels and back": lambda m, y, n, c, h, w: (
+        torch.relu(m.rows(y.permute(0, 2, 3, 1).reshape(n * h * w, c))).view(n, h, w, c).permute(0, 3, 1, 2)
+    ),
+    "as it was": lambda m, y, n, c, h, w: torch.relu(m.rows(y.flatten(2))).view_as(y),
+    "its shape": lambda m, y, n, c, h, w: torch.relu(m.norm(y)).view(y.shape),
+    "its dtype": lambda m, y, n, c, h, w: torch.relu(m.norm(y)).type_as(y),
+    "a frame": lambda m, y, n, c, h, w: torch.relu(m.norm(y)) + torch.zeros_like(y).cos() + y.new_ones(c, 1, 1).cos(),
+    "a frame of sizes": lambda m, y, n, c, h, w: (
+        torch.relu(m.norm(y)) + torch.ones(n, c, h, w, dtype=y.dtype, device=y.device).cos()
+    ),
+    "resized": lambda m, y, n, c, h, w: F.interpolate(torch.relu(m.norm(y)), size=(2 * h, w)),
+    "divided": lambda m, y, n, c, h, w: torch.relu(m.norm(y)) / h + w,
+    "means": lambda m, y, n, c, h, w: torch.relu(m.norm(y).mean((2, 3), keepdim=True)) * h / w,
+}
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", MEASURED)
+def test_sizes_of_what_merges_are_those_of_something_that_stays(name, stride):
+    def forward(m, x):
+        y = m.a(x) + m.b(x)
+        return m.last(MEASURED[name](m, y, *y.shape))
+
+    layers = {"a": conv(3, stride=stride), "b": conv(1, stride=stride), "last": conv(3)}
+    model = randomised(Spelled(forward, **layers, rows=nn.BatchNorm1d(C), norm=norm()))
+    x = image(2, C, 8, 6)
+    fused = fuse(model, (x,), keep_class=False).module
+    found = operations(fused, x)
+    assert (found["convolution"], found["batch_norm"]) == (2, 0)
+    for shape in ((2, C, 8, 6), (1, C, 5, 9), (3, C, 2, 1)):
+        assert error(model, fused, image(*shape)) < 1e-12
+
+
+@pytest.mark.parametrize("name", sorted(MEASURED.keys() - {"means"}))
+def test_sizes_are_read_as_before_where_the_norm_alone_goes(name):
+    def forward(m, x):
+        y = m.a(x)
+        return MEASURED[name](m, y, *y.shape)
+
+    model = randomised(Spelled(forward, a=conv(3, stride=2), rows=nn.BatchNorm1d(C), norm=norm()))
+    fused = fuse(model, (X,)).module
+    assert type(fused) is Spelled and operations(fused, X)["batch_norm"] == 0
+    for shape in ((2, C, 6, 7), (1, C, 5, 9), (3, C, 2, 1)):
+        assert error(model, fused, image(*shape)) < 1e-12
+
+
+def test_a_size_that_nothing_else_has_leaves_what_is_measured():
+    def forward(m, x):
+        y = F.pad(x, (1, 2, 3, 1))
+        z = m.a(y[..., :-1]) + m.b(y[..., 1:])
+        return torch.relu(m.norm(z)) * y.shape[2] * z.numel()
+
+    model = randomised(Spelled(forward, a=conv(3), b=conv(3), norm=norm()))
+    result = fuse(model, (X,), keep_class=False)
+    assert operations(result.module, X)["batch_norm"] == 1
+    assert {"value-escapes"} == {refusal.code for refusal in result.plan.refusals}
+    for shape in ((2, C, 6, 7), (1, C, 5, 9)):
+        assert error(model, result.module, image(*shape)) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["rows and back", "a frame of sizes", "resized"])
+def test_an_exported_program_measures_what_merges_too(name):
+    def forward(m, x):
+        y = m.a(x) + m.b(x)
+        return MEASURED[name](m, y, *y.shape)
+
+    model = randomised(Spelled(forward, a=conv(3), b=conv(1), rows=nn.BatchNorm1d(C), norm=norm()))
+    x = image(2, C, 8, 6)
+    free = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    program = torch.export.export(model, (x,), dynamic_shapes=(free,)).module()
+    fused = fuse(program, (x,)).module
+    found = operations(fused, x)
+    assert (found["convolution"], found["batch_norm"]) == (1, 0)
+    for shape in ((2, C, 8, 6), (3, C, 5, 9)):
+        assert error(model, fused, image(*shape)) < 1e-12

@@ -224,6 +224,8 @@ def viewed(call: Call, recording: Recording) -> Meaning | None:
     before, after = (recording.shapes(z) + recording.shapes_at_other_ranks(z) for z in (x, y))
     if len(before) != len(after) or min(map(len, (*before, *after))) < 2:
         return None
+    if before == after:
+        return Same(x)
     last = len(before[0]) - 1, len(after[0]) - 1
     moves = {}
     if recording.is_fixed(x, 1) and all(a[:2] == b[:2] for a, b in zip(before, after, strict=True)):
@@ -307,9 +309,13 @@ def _moved(x: fx.Node, moves: dict[int, int], *, view: bool = False) -> Rearrang
 
 
 _MEASURING = frozenset({"view_as", "reshape_as", "expand_as", "type_as"})
+_MAKING = frozenset({f"{kind}_like" for kind in ("zeros", "ones", "empty", "full", "rand", "randn")}) | {
+    f"new_{kind}" for kind in ("zeros", "ones", "empty", "full")
+}
 
 
 def only_measures(user: fx.Node, node: fx.Node) -> bool:
     """Whether ``user`` takes no more of ``node`` than its shape or its dtype: ``x.reshape_as(node)``."""
     name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
-    return name.partition(".")[0] in _MEASURING and user.args[0] is not node
+    name = name.partition(".")[0]
+    return name in _MAKING or (name in _MEASURING and user.args[0] is not node)

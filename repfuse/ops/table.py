@@ -166,9 +166,13 @@ class Meanings(dict[fx.Node, Meaning | None]):
         ordered = sorted(nodes, key=self.recording.order.__getitem__)
         return list(takewhile(lambda node: not getattr(self[node], "phases", ()), ordered))
 
-    def reads_nothing(self, node: fx.Node) -> bool:
-        """Whether ``node`` looks at no values of its inputs, or only for operations that are known."""
-        return node in self.dead or node in self.sizes
+    def reads_nothing(self, user: fx.Node, node: fx.Node) -> bool:
+        """Whether ``user`` looks at no numbers of ``node``: it takes sizes alone, which others have, too, or for
+        operations that are known.
+        """
+        if user in self.dead or user in self.sizes:
+            return True
+        return node not in self.recording.measured and (self._measures(user) or channels.only_measures(user, node))
 
     def _find_dead(self) -> set[fx.Node]:
         """Return what nothing needs: sizes and dtypes, parts of lists, parameters that were read in vain."""

@@ -30,7 +30,7 @@ from repfuse.ops.table import Meanings
 from repfuse.planning.cost import needs_separate_pad
 from repfuse.planning.edits import Block, Fused, Layout, is_affine_norm, owner_of, place_of
 from repfuse.planning.folding import Folding, ModuleRow, Uses, above, call_signature
-from repfuse.planning.local import Replacement, Summand, local_graph, vanishing
+from repfuse.planning.local import Replacement, SizeGone, Summand, local_graph, vanishing
 from repfuse.planning.region import Group, Region, pieces
 from repfuse.recording.run import ModuleCall
 from repfuse.recording.stock import hooks_of, is_stock
@@ -161,7 +161,7 @@ class LayingOut:
                 if not self._fold(call, region, alike[call, region.maps]):
                     blocks[call].append(region)
             except NotAffine as error:
-                self.refuse(error, region.root)
+                self._refuse([region], error)
         for call, members in self._raised(self._whole(blocks)).items():
             try:
                 self.layout.blocks.append(self._block(call, members))
@@ -171,9 +171,17 @@ class LayingOut:
 
     def _leave(self, call: ModuleCall, regions: Iterable[Region], error: NotAffine) -> None:
         """Refuse what would be written into a call, which cannot be."""
-        self.layout.refused[call] = error.code, error.reason
-        for region in regions:
-            self.refuse(error, region.root)
+        if not isinstance(error, SizeGone):
+            self.layout.refused[call] = error.code, error.reason
+        self._refuse(regions, error)
+
+    def _refuse(self, regions: Iterable[Region], error: NotAffine) -> None:
+        """Refuse regions; where the size of a value within them is missing, smaller ones are looked for instead."""
+        if isinstance(error, SizeGone):
+            self.layout.measured.add(error.node)
+        else:
+            for region in regions:
+                self.refuse(error, region.root)
 
     # Which call of which module gets which regions: a module is rewritten once, for all its calls, or not at all.
 
@@ -391,7 +399,7 @@ class LayingOut:
         """
         dissolved = {call, *(above for node in nodes for above in self._up_to(node, call))}
         after, passed = list[fx.Node](), list[fx.Node]()
-        while len(readers := [user for user in root.users if not self.meanings.reads_nothing(user)]) == 1:
+        while len(readers := [user for user in root.users if not self.meanings.reads_nothing(user, root)]) == 1:
             (root,) = readers
             passed.append(root)
             if not isinstance(self.meanings.get(root), Same) or self.recording.call_of[root] not in dissolved:

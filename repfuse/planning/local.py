@@ -10,7 +10,8 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
@@ -20,6 +21,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from torch.utils._pytree import tree_map_only
 
 from repfuse.algebra.geometry import Fit, Fits, NotAffine
+from repfuse.ops.channels import only_measures
 from repfuse.ops.table import Meanings
 from repfuse.recording.run import ModuleCall, assigned, lower, set_data, unknown
 from repfuse.recording.stock import hooks_of
@@ -62,6 +64,14 @@ def local_graph(meanings: Meanings, call: ModuleCall, replacements: list[Replace
     return kind(meanings, call, replacements).build()
 
 
+class SizeGone(NotAffine):
+    """A size of the value ``node`` is needed, which is gone, and no value that stays has it."""
+
+    def __init__(self, node: fx.Node, name: str) -> None:
+        super().__init__("outer-reference", f"a size of {name} is read, which would be gone")
+        self.node = node
+
+
 class _Builder:
     """What both ways to a graph share: the values that are known, and how a replacement is written."""
 
@@ -72,6 +82,7 @@ class _Builder:
         self.call = call
         self.prefix = f"{call.path}." if call.path else ""
         self.by_root = {replacement.root: replacement for replacement in replacements}
+        self.root_of = {node: each.root for each in replacements for node in each.nodes}
         self.gone = vanishing(meanings, call, replacements)
         replaced = self.gone - vanishing(meanings, call, [])
         self.dissolved = {above for node in replaced for above in recording.call_of[node].up_to(call)}
@@ -147,11 +158,15 @@ class _Written(_Builder):
                 else:
                     self._call(item)
             elif item in self.by_root:
-                replacement, value = self.by_root[item], self._sum(self.by_root[item])
-                for node in (item, *replacement.after):
-                    self.know(node, value)
+                self._replace(item)
             elif item not in self.gone and item not in self.env and item.op not in ("placeholder", "output"):
                 self._copy(item)
+
+    def _replace(self, root: fx.Node) -> None:
+        if root not in self.env:  # else a size of it was needed before
+            value = self._sum(self.by_root[root])
+            for node in (root, *self.by_root[root].after):
+                self.know(node, value)
 
     def _check_writable(self, call: ModuleCall) -> None:
         """Raise NotAffine where the forward does what a graph does not show."""
@@ -214,18 +229,13 @@ class _Written(_Builder):
     def _copy(self, node: fx.Node) -> None:
         if node in self.recording.sizes:
             return
-        if node.target is unknown or node.target is set_data:
-            raise NotAffine("writes-state", f"the forward of {self.call.path!r} does what a graph does not show")
-        if (mark := self.recording.mark_of(node)) is not None:
-            raise NotAffine(*mark)
-        if not _is_plain((node.args, node.kwargs)):
-            raise NotAffine(
-                "structured-arguments", f"{self.recording.names[node]} is given what cannot be written down"
-            )
+        self._check_line(node)
+        if self._measures_elsewhere(node):
+            return
         if node.target is assigned:
             self.know(node, lower(self.graph, map_arg(node.args, self._known)))
             return
-        copied, sizes = self.graph.node_copy(node, self._known), node.all_input_nodes
+        copied, sizes = self.graph.node_copy(node, partial(self._operand, node)), node.all_input_nodes
         if node.op == "get_attr":
             copied.target = self._relative(str(node.target))
         elif node.target in _FILLED and len(copied.args) > 1:
@@ -235,6 +245,65 @@ class _Written(_Builder):
             given = dict(zip(("data",), node.args, strict=False)) | node.kwargs
             copied = self._of_sizes(**map_arg(given, self._known))
         self.know(node, copied)
+
+    def _check_line(self, node: fx.Node) -> None:
+        """Raise NotAffine where an operation cannot be written down."""
+        if node.target is unknown or node.target is set_data:
+            raise NotAffine("writes-state", f"the forward of {self.call.path!r} does what a graph does not show")
+        if (mark := self.recording.mark_of(node)) is not None:
+            raise NotAffine(*mark)
+        if not _is_plain((node.args, node.kwargs)):
+            raise NotAffine(
+                "structured-arguments", f"{self.recording.names[node]} is given what cannot be written down"
+            )
+
+    def _measures_elsewhere(self, node: fx.Node) -> bool:
+        """Write a size of a value that is gone as that of one that stays, which has it at each size of the inputs; or
+        its dtype or device. False where the node is none of these.
+        """
+        x, *rest = node.args or (None,)
+        if not self._is_gone(x) or not (node in self.recording.run.size_of or node.target is getattr):
+            return False
+        root = self.root_of[x]
+        self._replace(root)
+        match node.target, rest:
+            case _, ["dtype" | "device"]:
+                self.know(node, self.graph.call_function(getattr, (self.env[root], *rest)))
+            case "size", [int(axis)]:
+                self.know(node, self.graph.call_method("size", self._of_the_size(x, axis)))
+            case _:
+                raise SizeGone(x, self.recording.names[x])
+        return True
+
+    def _of_the_size(self, x: fx.Node, axis: int) -> tuple[fx.Node, int]:
+        wanted = self._sizes(x, axis)
+        for other in reversed(self.env):
+            for place in range(len(self.recording.shape_of.get(other, ()))):
+                if self._sizes(other, place) == wanted:
+                    return self.env[other], place
+        raise SizeGone(x, self.recording.names[x])
+
+    def _operand(self, node: fx.Node, x: fx.Node) -> Any:
+        return self._alike(x) if self._is_gone(x) and only_measures(node, x) else self._known(x)
+
+    def _is_gone(self, x: Any) -> TypeGuard[fx.Node]:
+        there = not isinstance(x, fx.Node) or x in self.env or self.origin(x) in self._alias
+        return not there and x in self.root_of
+
+    def _alike(self, x: fx.Node) -> fx.Node:
+        """Return a value that stays, of the shape at each size of the inputs that one has which is gone."""
+        self._replace(self.root_of[x])
+        wanted = self._shapes(x)
+        for other in reversed(self.env):
+            if self.recording.dtype_of.get(other) is self.recording.dtype_of[x] and self._shapes(other) == wanted:
+                return self.env[other]  # type: ignore[no-any-return]
+        raise SizeGone(x, self.recording.names[x])
+
+    def _shapes(self, node: fx.Node) -> list[tuple[int, ...]]:
+        return self.recording.shapes(node) + self.recording.shapes_at_other_ranks(node)
+
+    def _sizes(self, node: fx.Node, axis: int) -> list[int | None]:
+        return [shape[axis] if -len(shape) <= axis < len(shape) else None for shape in self._shapes(node)]
 
     def _of_sizes(self, data: Any, **options: Any) -> fx.Node:
         """Write ``torch.tensor(data)`` of sizes by operators that take the stand-ins of these, too, on which a graph
@@ -277,7 +346,11 @@ class _Edited(_Builder):
         after = {node: root for root, one in self.by_root.items() for node in one.after}
         done, skipped = dict[fx.Node, fx.Node](), set[fx.Node]()
 
+        recorded_of = {line: lines.get(number) for number, line in enumerate(self.module.graph.nodes)}
+
         def value(line: fx.Node) -> fx.Node:
+            if line in skipped and (gone := recorded_of[line]) is not None and gone in self.root_of:
+                raise SizeGone(gone, self.recording.names[gone])
             if line not in copied:
                 copied[line] = self.graph.node_copy(line, value)
             return copied[line]

@@ -22,7 +22,6 @@ from torch import fx
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import mixes
-from repfuse.ops.channels import only_measures
 from repfuse.ops.meaning import Passage, Same, convolves, inputs_of
 from repfuse.planning.reader import BranchReader, Ends
 from repfuse.planning.region import Estimate, Refuse, Region, Term, region_of
@@ -153,7 +152,7 @@ class Search:
         for user in node.users:
             if isinstance(self.meanings.get(user), Passage):
                 yield from self._readers_of(user)
-            elif not self.meanings.reads_nothing(user) and not only_measures(user, node):
+            elif not self.meanings.reads_nothing(user, node):
                 yield user
 
     def _may_join(self, node: fx.Node) -> bool:

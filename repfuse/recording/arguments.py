@@ -164,18 +164,18 @@ def try_other_sizes(arguments: Arguments, attempt: Try, *, thoroughly: bool) -> 
     """
     leaves = arguments.tensors
     axes = list(dict.fromkeys((axis, n) for x in leaves for axis, n in enumerate(x.shape)))
-    taken: Mapping[Axis, int] = {}
+    fixed, taken = list[Axis](), list[Mapping[Axis, int]]()
     for fixed in _for_channels(axes):
         likely = [axis for axis in axes if axis not in fixed]
-        taken = taken or (_together(arguments, likely, attempt, thoroughly) if likely else {})
-        if taken:
+        if taken := _together(arguments, likely, attempt, thoroughly) if likely else []:
             break
     else:
-        taken = _one_by_one(arguments, axes, attempt)
         fixed = []
+    unmoved = [axis for axis in axes if axis not in fixed and all(sizes[axis] == axis[1] for sizes in taken)]
+    small = _one_by_one(arguments, unmoved, attempt, taken[-1] if taken else {})
     for axis in fixed:
         for n in (axis[1] + 1, max(1, axis[1] - 1)):
-            if not attempt(_resized(arguments, {**taken, axis: n}), True):
+            if not attempt(_resized(arguments, {**small, axis: n}), True):
                 break
     if len(leaves) > 1:
         _each_alone(arguments, leaves, attempt)
@@ -209,8 +209,8 @@ def _for_channels(axes: list[Axis]) -> list[list[Axis]]:
     return [[axis for axis in axes if axis[0] == reading and reading > 0] for reading in readings]
 
 
-def _together(arguments: Arguments, axes: list[Axis], attempt: Try, thoroughly: bool) -> Mapping[Axis, int]:
-    """Try all axes at once, once or twice; return sizes that the network takes, if there are some."""
+def _together(arguments: Arguments, axes: list[Axis], attempt: Try, thoroughly: bool) -> list[Mapping[Axis, int]]:
+    """Try all axes at once, once or twice; return the sizes that the network takes."""
     far = (_FAR,) if arguments.numbers < _LITTLE else ()
     for step in (*far, *_STEPS[:2]):
         took: list[Mapping[Axis, int]] = []
@@ -220,8 +220,8 @@ def _together(arguments: Arguments, axes: list[Axis], attempt: Try, thoroughly: 
                 if (step is not _FAR or others.numbers <= _MUCH) and attempt(others, True):
                     took.append(sizes)
         if took:
-            return took[-1]
-    return {}
+            return took
+    return []
 
 
 def _sizes(axes: list[Axis], step: _Step, first: int) -> dict[Axis, int]:
@@ -243,9 +243,12 @@ def _sizes(axes: list[Axis], step: _Step, first: int) -> dict[Axis, int]:
     return sizes
 
 
-def _one_by_one(arguments: Arguments, axes: list[Axis], attempt: Try) -> Mapping[Axis, int]:
-    """Try each axis smaller, and then larger, the others as small as they were taken; return the small sizes."""
-    small: dict[Axis, int] = {}
+def _one_by_one(arguments: Arguments, axes: list[Axis], attempt: Try, taken: Mapping[Axis, int]) -> Mapping[Axis, int]:
+    """Try each axis smaller, and then larger, the others as they were ``taken`` or as small; return these sizes.
+
+    Of an axis that takes no other size but the example's, 1 is tried: that may be broadcast.
+    """
+    small = dict(taken)
 
     def first(axis: Axis, sizes: Iterable[int], *, needed: bool) -> int | None:
         tried = (n for n in dict.fromkeys(sizes) if n != axis[1])
@@ -254,7 +257,9 @@ def _one_by_one(arguments: Arguments, axes: list[Axis], attempt: Try) -> Mapping
     for axis in axes:
         steps = _STEPS[-1:] if axis[0] == 0 else (*_STEPS[::-1], _BY_TWO)
         found = first(axis, (step.smaller(axis[1]) for step in steps), needed=False)
-        if found is not None:
+        if found is None:
+            first(axis, (1,), needed=False)
+        else:
             small[axis] = found
     for axis in axes:  # twice the size first: what a network divides it by, h // 7, may go once into all others
         first(axis, (step.larger(axis[1]) for step in (_DOUBLE, *_STEPS[::-1], _BY_TWO)), needed=True)

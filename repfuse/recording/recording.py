@@ -69,6 +69,7 @@ class Recording:
         self.leaking: set[ModuleCall] = set()
         self.unwritable: dict[ModuleCall, Mark] = {}
         self.closed: set[str] = set()
+        self.measured: set[fx.Node] = set()
         self.constants = Constants(self)
         self._mark()
 
