@@ -492,6 +492,7 @@ CHANNELS = [
     (lambda m, x, y: torch.cat([x, y], 1), Joined(("x", "y"), 1)),
     (lambda m, x, y: torch.cat((x, y, x), dim=-3), Joined(("x", "y", "x"), 1)),
     (lambda m, x, y: torch.concat([x, y], axis=1), Joined(("x", "y"), 1)),
+    (lambda m, x, y: torch.hstack([x, y]), Joined(("x", "y"), 1)),
     (lambda m, x, y: torch.cat([x], 1), Same("x")),
     (lambda m, x, y: x.chunk(2, 1)[1], chosen(2, 3)),
     (lambda m, x, y: x.chunk(3, dim=1)[1], chosen(2, 3)),

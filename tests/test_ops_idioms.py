@@ -167,6 +167,8 @@ SHUFFLES = [
     lambda m, x, y: (
         x.view(x.size(0), 2, 2, x.size(2), x.size(3)).transpose(1, 2).reshape(x.size(0), -1, x.size(2), x.size(3))
     ),
+    lambda m, x, y: x.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2),
+    lambda m, x, y: torch.unflatten(x, -3, [2, -1]).swapaxes(1, 2).flatten(1, 2),
 ]
 
 

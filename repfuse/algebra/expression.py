@@ -266,7 +266,7 @@ def of_channels_alone(expression: Expression, ndim: int) -> Expression | None:
             return None if plain is None else replace(expression, input=plain)
         case Through(inner, Convolution(geometry) as layer) if geometry.is_pointwise:
             plain = of_channels_alone(inner, ndim)
-            return None if plain is None else through(plain, _on_axes(layer, ndim))
+            return None if plain is None else through(plain, on_axes(layer, ndim))
         case Sum(terms):
             found = [of_channels_alone(term, ndim) for term in terms]
             whole = tuple(term for term in found if term is not None)
@@ -275,7 +275,7 @@ def of_channels_alone(expression: Expression, ndim: int) -> Expression | None:
             return None if ndim or expression.geometry.ndim else expression
 
 
-def _on_axes(layer: Convolution, ndim: int) -> Convolution:
+def on_axes(layer: Convolution, ndim: int) -> Convolution:
     """Return a layer of single pixels as one of ``ndim`` spatial axes."""
     geometry = layer.geometry
     if geometry.ndim == ndim:

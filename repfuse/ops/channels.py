@@ -33,6 +33,7 @@ from repfuse.recording.recording import Recording
 # Concatenations and splits along the channels.
 
 
+VIEWS = ("view", "flatten", "unflatten")
 PIECES = frozenset({"chunk", "split", "tensor_split"})
 """Operators that return a list of parts of a tensor."""
 
@@ -44,7 +45,7 @@ def cat(call: Call, recording: Recording) -> Meaning | None:
         return None
     ranks = {len(recording.shape_of[part]) for part in tensors}
     rank = min(ranks)
-    axis = axis_of(call.get("dim", 0), rank)
+    axis = axis_of(call.get("dim", 1 if call.operator == "hstack" else 0), rank)
     if len(ranks) > 1 or not is_channel_axis(axis, rank):
         return None
     if not all(recording.is_fixed(part, axis) for part in tensors):
@@ -148,11 +149,11 @@ def passing(call: Call, recording: Recording) -> Passage | None:
 
 def _steps(last: Call, recording: Recording) -> tuple[list[fx.Node], Meaning] | None:
     """Return the steps before ``last``, if it is the last one of three, and what all of them come to."""
-    turned = _before(last, ("view", "flatten"))
+    turned = _before(last, VIEWS)
     copied = turned if turned is not None and turned.operator in ("contiguous", "clone") else None
     turned = turned if copied is None else _before(copied, ("contiguous", "clone"))
     view = None if turned is None else _before(turned, TURNING)
-    if turned is None or view is None or view.operator != "view" or not is_data(view.input, recording):
+    if turned is None or view is None or view.operator not in VIEWS or not is_data(view.input, recording):
         return None
     x = view.input
     shapes = [recording.shapes(node) + recording.shapes_at_other_ranks(node) for node in (x, view.node, last.node)]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
 from typing import Any
 
+import numpy as np
 from torch import fx
 
-from repfuse.algebra.expression import Through
+from repfuse.algebra.expression import Through, on_axes
 from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.algebra.layers import Convolution, Factor
+from repfuse.ops.channels import VIEWS
 from repfuse.ops.convolution import layer_tensors, refused_as_fake
 from repfuse.ops.indexing import channels_last
-from repfuse.ops.meaning import Meaning, Unfusible
+from repfuse.ops.meaning import Meaning, Rearranged, Same, Unfusible
 from repfuse.ops.spelling import (
     Call,
     Constant,
@@ -132,6 +137,111 @@ def _letters(equation: Any, rank: int, data: int) -> list[str] | None:
     return found if plain and len(found[0]) == rank else None
 
 
+# A linear layer between what puts the channels last and what puts them back.
+#
+# With P for what makes a row of each pixel's channels, ``P^-1 ((P x) W^T + 1 b^T)`` is a 1x1.
+
+
+@dataclass(frozen=True)
+class Turned:
+    """``last`` puts back what a linear layer computes, and ``meaning`` is that of both and what is before them; that
+    goes through the nodes ``inner``, each with what it reads.
+    """
+
+    last: fx.Node
+    meaning: Meaning
+    inner: Mapping[fx.Node, fx.Node]
+
+
+def between_turns(known: Mapping[fx.Node, Meaning | None], recording: Recording) -> list[Turned]:
+    """Return the linear layers that are a 1x1 with what is around them, where nothing else reads the rows."""
+    found = [turned for node in known if (turned := _turned(node, known, recording)) is not None]
+    kept: list[Turned] = []
+    while len(kept) != len(found):
+        kept, inner = found, {node for turned in found for node in (turned.last, *turned.inner)}
+        found = [turned for turned in kept if all(inner.issuperset(_readers(x, recording)) for x in turned.inner)]
+    return found
+
+
+def _turned(node: fx.Node, known: Mapping[fx.Node, Meaning | None], recording: Recording) -> Turned | None:
+    meaning = known[node]
+    layer = meaning.layer if isinstance(meaning, Through) else None
+    if not isinstance(meaning, Through) or not isinstance(layer, Convolution) or not layer.geometry.is_pointwise:
+        return None
+    axis, most, found = 1 if layer.geometry.ndim else -1, 0, None
+    before = [meaning.input]
+    while isinstance(turn := known.get(before[0]), Same | Rearranged) and _is_turn(before[0], recording):
+        before = [turn.input, *before]
+        ndim, after = len(recording.shape_of[before[0]]) - 2, [node]
+        if not most < ndim <= 3 or ndim == layer.geometry.ndim:
+            continue
+        while len(readers := _readers(after[-1], recording)) == 1 and _is_turn(readers[0], recording):
+            after += readers
+            if _is_pointwise(before, after, axis, recording):
+                most, row = ndim, [*before, *after]
+                found = Turned(
+                    row[-1], Through(row[0], on_axes(layer, ndim)), dict(zip(row[1:-1], row[:-2], strict=True))
+                )
+                break
+    return found
+
+
+def _readers(node: fx.Node, recording: Recording) -> list[fx.Node]:
+    """Return what reads more of a node than its sizes."""
+    return [user for user in node.users if user in recording.shape_of]
+
+
+def _is_turn(node: fx.Node, recording: Recording) -> bool:
+    """Whether a node has the values of its input, each once: in another shape, or its axes in another order."""
+    call = spelled(node)
+    if call is None or not is_data(call.input, recording):
+        return False
+    turns = axes_turned(call, len(recording.shape_of[call.input])) is not None
+    return turns or call.operator in (*VIEWS, "view_as", "squeeze", "unsqueeze", "contiguous", "clone")
+
+
+def _is_pointwise(before: Sequence[fx.Node], after: Sequence[fx.Node], axis: int, recording: Recording) -> bool:
+    """Whether each row that a layer gets along ``axis`` is the channels of one pixel of the first node, and what it
+    makes of that, the first ``after``, goes back to the pixel.
+    """
+    nodes = (*before, *after)
+    runs = {len(recording.shapes(node)) for node in nodes}
+    if len(runs) > 1 or any(recording.shapes_at_other_ranks(node) for node in nodes):
+        return False
+    turns = [tuple(_order(node, recording)) for node in (*before[1:], *after[1:])]
+    shapes = zip(*(recording.shapes(node) for node in nodes), strict=True)
+    return all(_goes_back(each, len(before) - 1, tuple(turns), axis) for each in shapes)
+
+
+def _order(node: fx.Node, recording: Recording) -> Iterable[int]:
+    call = spelled(node)
+    return (call and axes_turned(call, len(recording.shape_of[node]))) or ()
+
+
+@cache
+def _goes_back(shapes: tuple[Ints, ...], count: int, turns: tuple[Ints, ...], axis: int) -> bool:
+    """Whether the turns, the first ``count`` of which are before a layer, leave each pixel where it was: by what they
+    do to the number of each. ``shapes`` are those of the input, of what the turns make, and of what the layer makes,
+    along ``axis``.
+    """
+    whole, (batch, channels, *space) = shapes[0], shapes[0]
+    pixels = np.arange(batch * prod(space)).reshape(batch, 1, *space)
+    found = np.broadcast_to(pixels, whole) * channels + np.arange(channels).reshape(-1, *(1 for _ in space))
+    for shape, order in zip(shapes[1 : count + 1], turns[:count], strict=True):
+        found = found.transpose(order) if order else found.reshape(shape)
+    made, last = shapes[count + 1], shapes[-1]
+    if found.ndim != len(made) or found.shape[axis] != channels or last != (batch, made[axis], *space):
+        return False
+    found = np.moveaxis(found, axis, -1)
+    row = found[..., :1] // channels
+    if not np.array_equal(found, row * channels + np.arange(channels)):
+        return False
+    back = np.moveaxis(row * made[axis] + np.arange(made[axis]), -1, axis)
+    for shape, order in zip(shapes[count + 2 :], turns[count:], strict=True):
+        back = back.transpose(order) if order else back.reshape(shape)
+    return np.array_equal(back, pixels * made[axis] + np.arange(made[axis]).reshape(-1, *(1 for _ in space)))
+
+
 def _times(x: fx.Node, other: Any, bias: Constant | None, recording: Recording) -> Meaning | None:
     """``x @ other + bias``; where ``other`` is written as a transpose, the weight is what it is the transpose of."""
     if (weight := _transposed(other, recording)) is not None:
@@ -185,7 +295,7 @@ def _matrix(value: Any, other: Any, recording: Recording) -> Constant | None:
         matrix = before if same and _measured(call.node, recording) <= {call.input, other} else None
     else:
         matrix = constant(value, recording)
-    usable = matrix is not None and len(matrix.shape) >= 2 and math.prod(matrix.shape[:-2]) == 1
+    usable = matrix is not None and len(matrix.shape) >= 2 and prod(matrix.shape[:-2]) == 1
     return matrix if usable else None
 
 

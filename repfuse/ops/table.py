@@ -67,7 +67,7 @@ OF_ANY: dict[str, Row] = {
     "lerp": sums.lerp,
     "addcmul": sums.addcmul,
     "stack": sums.stack,
-    "cat": channels.cat,
+    **dict.fromkeys(("cat", "hstack"), channels.cat),
     "getitem": _item,
     **dict.fromkeys(("layer_norm", "rms_norm", "group_norm"), _BY_INPUT),
     "embedding": _BY_NUMBER,
@@ -101,7 +101,7 @@ ROWS: dict[str, Row] = {
     "pixel_unshuffle": channels.unshuffled,
     "pixel_shuffle": channels.shuffled,
     **dict.fromkeys(RESIZING, _either(convolution.enlarged, channels.resized)),
-    **dict.fromkeys(("view", "flatten"), _either(channels.reshaped, channels.viewed)),
+    **dict.fromkeys(channels.VIEWS, _either(channels.reshaped, channels.viewed)),
     **dict.fromkeys(("view_as", "unsqueeze"), channels.viewed),
     "squeeze": channels.squeezed,
     **dict.fromkeys(TURNING, _either(channels.passing, channels.permuted)),
@@ -140,9 +140,15 @@ class Meanings(dict[fx.Node, Meaning | None]):
         self.refuse = refuse
         self.dead = self._find_dead()
         super().__init__((x, None if x in self.dead else meaning_of(x, recording)) for x in recording.nodes)
+        turned = products.between_turns(self, recording)
+        for each in turned:
+            self.update({each.last: each.meaning, **{node: Passage((x,)) for node, x in each.inner.items()}})
         for node in recording.nodes:
             self._drop_unusable(node)
             self._drop_idle(node)
+        for each in turned:
+            if any(self[node] is None for node in each.inner):
+                self[each.last] = None
         self.sizes = set[fx.Node]()
         for node in reversed(recording.nodes):
             known = (user in self.sizes or user in self.dead or self.get(user) is not None for user in node.users)

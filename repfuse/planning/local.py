@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeGuard
@@ -344,13 +344,9 @@ class _Edited(_Builder):
         lines, copied = self.call.lines, dict[fx.Node, fx.Node]()
         self.graph.set_codegen(copy.deepcopy(self.module.graph._codegen))
         after = {node: root for root, one in self.by_root.items() for node in one.after}
-        done, skipped = dict[fx.Node, fx.Node](), set[fx.Node]()
-
-        recorded_of = {line: lines.get(number) for number, line in enumerate(self.module.graph.nodes)}
+        done, skipped = dict[fx.Node, fx.Node](), dict[fx.Node, fx.Node]()
 
         def value(line: fx.Node) -> fx.Node:
-            if line in skipped and (gone := recorded_of[line]) is not None and gone in self.root_of:
-                raise SizeGone(gone, self.recording.names[gone])
             if line not in copied:
                 copied[line] = self.graph.node_copy(line, value)
             return copied[line]
@@ -363,11 +359,11 @@ class _Edited(_Builder):
                     done[root] = self._sum(self.by_root[root])
                 copied[line] = done[root]
             elif recorded in self.gone and line.op != "placeholder":
-                skipped.add(line)
+                skipped[line] = recorded
                 continue
             elif line.op == "call_module" and type(self.module.get_submodule(str(line.target))).__name__ == "GuardsFn":
                 self._write_guards(line, value)
-            elif line.target is _METADATA and not skipped.isdisjoint(line.all_input_nodes):
+            elif line.target is _METADATA and not skipped.keys().isdisjoint(line.all_input_nodes):
                 continue  # what it asserts of a value that is no longer there
             else:
                 value(line)
@@ -375,10 +371,22 @@ class _Edited(_Builder):
                 self.know(recorded, copied[line])
         if self.by_root.keys() - done.keys():
             raise NotAffine("outer-reference", "what would merge is not computed by lines of the graph itself")
+        self._check_gone({copied.get(line): gone for line, gone in skipped.items() if gone in self.root_of})
         for line in reversed(self.graph.nodes):
             if line.op == "get_attr" and not line.users:
                 self.graph.erase_node(line)
         return self.graph
+
+    def _check_gone(self, gone: Mapping[fx.Node | None, fx.Node]) -> None:
+        """Raise SizeGone where the output needs a line that computes what is gone: for its size alone."""
+        seen, waiting = set[fx.Node](), [node for node in self.graph.nodes if node.op == "output"]
+        while waiting:
+            node = waiting.pop()
+            if node in gone:
+                raise SizeGone(gone[node], self.recording.names[gone[node]])
+            if node not in seen:
+                seen.add(node)
+                waiting += node.all_input_nodes
 
     def _write_guards(self, line: fx.Node, value: Callable[[fx.Node], fx.Node]) -> None:
         """Write what an exported program checks of its inputs into the graph: its module for that cannot be saved.

@@ -1,0 +1,82 @@
+"""A linear layer between what puts the channels last and what puts them back is a 1x1."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from blocks import C, Spelled, conv
+from support.agreement import error, image, operations, randomised
+from torch import nn
+from torch.nn import functional as F
+
+from repfuse.fusing import fuse
+
+LAST, BACK = (0, 2, 3, 1), (0, 3, 1, 2)
+TURNED = {
+    "permuted": lambda m, x: m.l(x.permute(LAST)).permute(BACK),
+    "moved": lambda m, x: torch.movedim(m.l(x.movedim(1, -1)), -1, 1),
+    "transposed twice": lambda m, x: m.l(x.transpose(1, 2).transpose(2, 3)).transpose(2, 3).transpose(1, 2),
+    "contiguous": lambda m, x: m.l(x.permute(LAST).contiguous()).permute(BACK).contiguous(),
+    "a function": lambda m, x: F.linear(x.permute(LAST), m.l.weight).permute(BACK),
+    "a product": lambda m, x: (x.permute(LAST) @ m.l.weight).permute(BACK),
+    "rows": lambda m, x: m.l(x.permute(LAST).reshape(-1, C)).view(x.shape[0], *x.shape[2:], C).permute(BACK),
+    "tokens": lambda m, x: m.l(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape),
+    "tokens, as it was": lambda m, x: m.l(x.flatten(2).mT).mT.view_as(x),
+    "a table": lambda m, x: (m.l.weight @ x.flatten(2)).view(x.shape),
+    "of one axis": lambda m, x: m.p(x.flatten(2)).unflatten(2, x.shape[2:]),
+    "rows first": lambda m, x: m.l(x.permute(2, 3, 0, 1)).permute(2, 3, 0, 1),
+}
+AROUND = {
+    "before it": lambda turned: lambda m, x: turned(m, m.a(x)),
+    "beside it": lambda turned: lambda m, x: turned(m, x) + m.a(x) + x,
+    "after it": lambda turned: lambda m, x: m.a(turned(m, x)),
+    "twice": lambda turned: lambda m, x: turned(m, turned(m, x)),
+}
+
+
+def around(turned, where):
+    members = {"l": nn.Linear(C, C), "p": nn.Conv1d(C, C, 1), "a": conv(3, padding=0 if where == "after it" else 1)}
+    return randomised(Spelled(AROUND[where](turned), **members))
+
+
+@pytest.mark.parametrize("where", AROUND)
+@pytest.mark.parametrize("name", TURNED)
+def test_a_linear_layer_between_turns_is_a_1x1(name, where):
+    network, x = around(TURNED[name], where), image(2, C, 6, 5)
+    fused = fuse(network, (x,), keep_class=False).module
+    found = operations(fused, x)
+    assert (found["convolution"], found["mm"] + found["addmm"] + found["bmm"]) == (1, 0)
+    for shape in ((2, C, 6, 5), (1, C, 4, 9), (3, C, 3, 3)):
+        assert error(network, fused, image(*shape)) < 1e-12
+
+
+def rows_read(m, x):
+    rows = x.permute(LAST)
+    return m.l(rows).permute(BACK) * rows.mean()
+
+
+def result_read(m, x):
+    made = m.l(x.permute(LAST))
+    return made.permute(BACK) * made.mean()
+
+
+TURNED_ELSEWHERE = {
+    "not back": lambda m, x: m.l(x.permute(LAST)).permute(0, 3, 2, 1),
+    "other channels": lambda m, x: m.l(x.permute(0, 2, 1, 3)).permute(0, 2, 1, 3),
+    "rows of two pixels": lambda m, x: m.l(x.reshape(x.shape[0], 2, -1, C)).reshape(x.shape),
+    "another order of rows": lambda m, x: (
+        m.l(x.permute(LAST).reshape(-1, C)).view(*x.shape[2:], x.shape[0], C).permute(2, 3, 0, 1)
+    ),
+    "between them an activation": lambda m, x: torch.tanh(m.l(x.permute(LAST))).permute(BACK),
+    "rows that others read": rows_read,
+    "what it makes, that others read": result_read,
+}
+
+
+@pytest.mark.parametrize("name", TURNED_ELSEWHERE)
+def test_what_does_not_put_each_row_back_is_none(name):
+    network, x = around(TURNED_ELSEWHERE[name], "beside it"), image(2, C, 4, 4)
+    fused = fuse(network, (x,), keep_class=False).module
+    assert operations(fused, x)["mm"] + operations(fused, x)["addmm"] == 1
+    for shape in ((2, C, 4, 4), (3, C, 4, 4), (1, C, 4, 4)):
+        assert error(network, fused, image(*shape)) < 1e-12
