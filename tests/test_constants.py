@@ -439,6 +439,22 @@ def copied_one_number(e, kernel, x):
     e.weight.data.copy_(kernel.mean())
 
 
+def copied_without_gradients(e, kernel, x):
+    with torch.no_grad():
+        e.weight.copy_(kernel)
+        e.bias.copy_(kernel.mean((1, 2, 3)))
+
+
+def assigned_whole(e, kernel, x):
+    with torch.no_grad():
+        e.weight[:] = kernel
+    e.bias.data[...] = kernel.mean((1, 2, 3))
+
+
+def assigned_one_number(e, kernel, x):
+    e.weight.data[:, :, :] = kernel.mean()
+
+
 def copied_and_read(e, kernel, x):
     e.weight.data.copy_(kernel)
     return e.weight.sum()
@@ -483,6 +499,22 @@ def copied_in_part(e, kernel, x):
     e.weight.data[:, :2].copy_(kernel[:, :2])
 
 
+def assigned_in_part(e, kernel, x):
+    with torch.no_grad():
+        e.weight[:, :, 1:] = kernel[:, :, 1:]
+
+
+def features_without_gradients(e, kernel, x):
+    with torch.no_grad():
+        e.weight.copy_(kernel)
+        return e(x) * x.amax()
+
+
+def gradients_left_off(e, kernel, x):
+    e.weight.data.copy_(kernel)
+    torch.set_grad_enabled(False)
+
+
 def added(e, kernel, x):
     e.weight.data.copy_(e.weight + kernel)
 
@@ -502,7 +534,11 @@ def written(how):
     return randomised(Written(how)).requires_grad_(False)
 
 
-@pytest.mark.parametrize("how", [set_as_data, copied_into_data, copied_one_number, copied_and_read])
+ALWAYS = [set_as_data, copied_into_data, copied_one_number, copied_and_read, copied_without_gradients, assigned_whole]
+ALWAYS += [assigned_one_number]
+
+
+@pytest.mark.parametrize("how", ALWAYS)
 def test_a_kernel_that_every_forward_writes_becomes_a_plain_weight(how):
     original, x = written(how), noise(*X)
     result = fuse(copy.deepcopy(original), (x,))
@@ -513,6 +549,7 @@ def test_a_kernel_that_every_forward_writes_becomes_a_plain_weight(how):
 
 OTHERS = [copied_twice, copied_in_part, added, of_the_image, read_before, read_elsewhere, copied_and_turned]
 OTHERS += [a_number_copied, changed_afterwards, changed_where_it_lies, rounded]
+OTHERS += [assigned_in_part, features_without_gradients, gradients_left_off]
 
 
 @pytest.mark.parametrize("how", OTHERS)

@@ -174,10 +174,16 @@ class _Written(_Builder):
             raise NotAffine(*mark)
         if call.enters_autocast:
             raise NotAffine("autocast", f"the forward of {call.path!r} enters a region of automatic mixed precision")
-        if call.switches_gradients:
+        if call.switches and not self._switches_for_constants(call.switches):
             raise NotAffine("writes-state", f"the forward of {call.path!r} switches gradients on or off")
         if not all(map(self.recording.constants.is_constant, call.stored)):
             raise NotAffine("writes-state", f"the forward of {call.path!r} stores what it computes")
+
+    def _switches_for_constants(self, switches: list[int]) -> bool:
+        """Whether gradients are off, if at all, while weights are computed, which become plain ones."""
+        between = self.recording.nodes[switches[0] : switches[-1]]
+        made = (node for node in between if node in self.recording.shape_of and node.op != "get_attr")
+        return len(switches) % 2 == 0 and all(map(self.recording.constants.is_constant, made))
 
     def _placeholders(self) -> None:
         parameters = inspect.signature(self.module.forward).parameters

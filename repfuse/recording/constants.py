@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from repfuse.networks import named_tensors
-from repfuse.recording.run import Run, set_data, unknown
+from repfuse.recording.run import Run, assigned, set_data, unknown
 
 if TYPE_CHECKING:
     from repfuse.recording.recording import Recording
@@ -68,20 +68,20 @@ class Memory:
         return written and self.put(node) is None
 
     def put(self, node: fx.Node) -> fx.Node | None:
-        """Return the node that put its second argument where a tensor of the model was, if it is the value of ``node``:
-        ``x.data = value``, ``x.copy_(value)``.
+        """Return the node that put its last argument where a tensor of the model was, if it is the value of ``node``:
+        ``x.data = value``, ``x.copy_(value)``, ``x[:] = value``.
         """
         put = node if node.target is set_data else self._copied(node)
-        source = None if put is None else put.args[1]
+        source = None if put is None else put.args[-1]
         if put is None or not isinstance(source, fx.Node) or self._dtype_of.get(source) != self._dtype_of[put]:
             return None
         later = (self._order[writer] > self._order[put] for writer in self.writers(source))
         return None if any(later) else put
 
     def _copied(self, node: fx.Node) -> fx.Node | None:
-        """Return the one ``copy_`` into a whole tensor of the model that ``node`` reads after it, or is."""
+        """Return the one copy into a whole tensor of the model that ``node`` reads after it, or is."""
         writers = self.writers(node)
-        if [called(writer) for writer in writers] != ["copy_"] or len(writers[0].args) != 2:
+        if len(writers) != 1 or not _is_copy(writers[0]):
             return None
         (writer,) = writers
         target: Any = writer.args[0]
@@ -95,7 +95,7 @@ class Memory:
     def read_by(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes that the value of a node depends on."""
         put = self.put(node)
-        return node.all_input_nodes if put is None else [x for x in put.all_input_nodes if x is put.args[1]]
+        return node.all_input_nodes if put is None else [x for x in put.all_input_nodes if x is put.args[-1]]
 
     def seen_later(self, writer: fx.Node) -> bool:
         """Whether what ``writer`` overwrites is read again, other than through its result, or belongs to the caller."""
@@ -124,6 +124,13 @@ class Memory:
         """Whether the memory of ``source`` is written after it was made and after ``first``, and before ``last``."""
         start, stop = max(self._order[first], self._order[source]), self._order[last]
         return any(start < self._order[writer] < stop for writer in self.writers(source))
+
+
+def _is_copy(writer: fx.Node) -> bool:
+    if writer.target is assigned:
+        index: Any = writer.args[1]
+        return all(part in (Ellipsis, slice(None)) for part in (index if isinstance(index, tuple) else (index,)))
+    return called(writer) == "copy_" and len(writer.args) == 2
 
 
 def called(node: fx.Node) -> str:

@@ -175,7 +175,7 @@ class Recorder(TorchFunctionMode):
 
     def switch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note that the forward turns gradients on or off."""
-        self._current.switches_gradients = True
+        self._current.switches.append(len(self.found.nodes))
         return func(*args, **kwargs)
 
     def cut(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -52,7 +52,8 @@ class ModuleCall:
     """Whether its module holds something else since that is no value of the recording."""
     meets_errors: bool = False
     """Whether something that it called raised an error, also one that it caught."""
-    switches_gradients: bool = False
+    switches: list[int] = field(default_factory=list)
+    """After how many nodes it turned gradients on or off, each time."""
     autocast: tuple[bool, bool] = (False, False)
     enters_autocast: bool = False
 
