@@ -477,3 +477,48 @@ def test_an_exported_graph_means_the_same():
     expected = "Through, Scaled, Same, Scaled, Through, Through, Through, Sum, Scaled"
     assert ", ".join(kinds) == expected
     check(found, x, x)
+
+
+OVER = [
+    lambda v, x: v.expand_as(x),
+    lambda v, x: v.expand(x.shape),
+    lambda v, x: v.expand(x.shape[0], 4, x.shape[2], x.shape[3]),
+    lambda v, x: v.expand(x.shape[0], -1, -1, -1),
+    lambda v, x: torch.broadcast_to(v, x.size()),
+    lambda v, x: v[0].expand_as(x),
+]
+WITH = {
+    "mul": (lambda x, v: x * v, lambda x, v: v * x),
+    "add": (lambda x, v: x + v, lambda x, v: v + x),
+    "sub": (lambda x, v: x - v, lambda x, v: v - x),
+    "div": (lambda x, v: x / v,),
+}
+
+
+@pytest.mark.parametrize("over", OVER)
+@pytest.mark.parametrize(
+    ("name", "which"), [(name, which) for name, ways in WITH.items() for which in range(len(ways))]
+)
+def test_a_constant_for_each_place_is_one_per_channel(over, name, which):
+    """``x * v.expand_as(x) = x * v``: broadcasting does the same."""
+
+    def function(m, x, y):
+        return WITH[name][which](x, over(m.image, x))
+
+    found = meaning_at(function, SHAPES)
+    assert isinstance(found, Scaled) and (found.input, found.axis) == ("x", 1)
+    plain = meaning_at(lambda m, x, y: WITH[name][which](x, m.image), SHAPES)
+    assert type(found.by) is type(plain.by)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x, y: x * m.image.expand_as(torch.cat([y, y], 2))[:, :, : x.shape[2]],
+        lambda m, x, y: x * m.image.expand(1, 4, x.shape[2], 1) * 0 + x.flip(1) * m.image.sum().expand(x.shape[2:]),
+        lambda m, x, y: m.image.expand_as(x) / x,
+        lambda m, x, y: x[..., :1] * m.image.expand_as(y),
+    ],
+)
+def test_what_makes_the_result_larger_is_no_constant_over_it(function):
+    assert not isinstance(meaning_at(function, SHAPES), Scaled)

@@ -19,6 +19,7 @@ from repfuse.ops.convolution import layer_tensors, refused_as_fake
 from repfuse.ops.indexing import channels_last
 from repfuse.ops.meaning import Meaning, Rearranged, Same, Unfusible
 from repfuse.ops.spelling import (
+    SPREADING,
     Call,
     Constant,
     axes_turned,
@@ -289,7 +290,7 @@ def _matrix(value: Any, other: Any, recording: Recording) -> Constant | None:
     The size n is that of ``other``, the tensor that it is multiplied with.
     """
     call = spelled(value) if isinstance(value, fx.Node) else None
-    if call is not None and call.operator == "expand":
+    if call is not None and call.operator in SPREADING:
         before = constant(call.input, recording)
         same = before is not None and recording.shape_of[call.node][-2:] == before.shape[-2:]
         matrix = before if same and _measured(call.node, recording) <= {call.input, other} else None

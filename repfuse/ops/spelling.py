@@ -63,6 +63,15 @@ def constant(value: Any, recording: Recording) -> Constant | None:
     return None if name is None else Constant(name, recording.constants.shape(name))
 
 
+def spread(value: Any, recording: Recording) -> Constant | None:
+    """Return the constant that an argument is once for each of the places of something: ``w.expand_as(x)``."""
+    call = spelled(value) if isinstance(value, fx.Node) else None
+    return constant(call.input, recording) if call is not None and call.operator in SPREADING else None
+
+
+SPREADING = ("expand", "expand_as")
+
+
 def number(value: Any) -> float | None:
     """Return a finite number that is written in the code, or None."""
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -153,6 +162,7 @@ SIGNATURES: dict[str, str] = {
     "einsum": "equation operands* path",
     "tensordot": "input other dims out",
     "expand": "input size*",
+    "expand_as": "input other",
     "addmm": "input mat1 mat2 beta alpha",
     "batch_norm": _NORM,
     "native_batch_norm": "input weight bias running_mean running_var training momentum eps",
@@ -237,6 +247,7 @@ ALIASES = {
     "reshape": "view",
     "reshape_as": "view_as",
     "_unsafe_view": "view",
+    "broadcast_to": "expand",
     "alias": "detach",
     "lift_fresh_copy": "clone",
     "numpy_T": "t",

@@ -28,6 +28,7 @@ from repfuse.ops.spelling import (
     makes_zeros,
     number,
     spelled,
+    spread,
 )
 from repfuse.recording.recording import Recording
 
@@ -110,11 +111,11 @@ def neg(call: Call, _recording: Recording) -> Meaning | None:
 def mul(call: Call, recording: Recording) -> Meaning | None:
     """``input * other``, one of them a number or a constant."""
     x, by = call.input, call.get("other")
-    if not is_data(x, recording):
+    if not is_data(x, recording) or spread(x, recording) is not None:
         x, by = by, x
     if not is_data(x, recording) or (call.in_place and x is not call.input):
         return None
-    factor, tensor = number(by), constant(by, recording)
+    factor, tensor = number(by), _constant_over(by, x, recording)
     if factor is not None:
         return _multiple(x, factor)
     return None if tensor is None else by_constant(x, tensor, Factor(tensor.name), recording)
@@ -125,7 +126,7 @@ def div(call: Call, recording: Recording) -> Meaning | None:
     x, by = call.input, call.get("other")
     if call.get("rounding_mode") is not None:
         return None
-    divisor, tensor = number(by), constant(by, recording)
+    divisor, tensor = number(by), _constant_over(by, x, recording)
     if divisor is not None:
         return None if divisor == 0 else _multiple(x, 1.0 / divisor)
     return None if tensor is None else by_constant(x, tensor, Factor(tensor.name, True), recording)
@@ -171,7 +172,9 @@ def _combination(
     for zeros, other, by in ((y, x, factor), (x, y, y_factor)):
         if isinstance(zeros, fx.Node) and is_data(other, recording) and _adds_nothing(zeros, other, call, recording):
             return _multiple(other, by)
-    if is_data(x, recording) and is_data(y, recording):
+    if spread(x, recording) is not None and is_data(y, recording) and not call.in_place:
+        (x, factor), (y, y_factor) = (y, y_factor), (x, factor)
+    if is_data(x, recording) and is_data(y, recording) and spread(y, recording) is None:
         if recording.shape_of[x] != recording.shape_of[y]:
             return Unfusible("broadcast", "a sum of tensors of different shapes")
         return combination((x, factor), (y, y_factor))
@@ -183,8 +186,20 @@ def _combination(
     if amount is not None:
         shift = amount * y_factor
         return Scaled(x, Offset(shift, scale=factor)) if shift else _multiple(x, factor)
-    tensor = constant(y, recording)
+    tensor = _constant_over(y, x, recording)
     return None if tensor is None else by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording)
+
+
+def _constant_over(value: Any, x: fx.Node, recording: Recording) -> Constant | None:
+    """Return the constant that ``value`` is, or is once for each place of ``x``: which broadcasting would do, too."""
+    found = constant(value, recording)
+    if found is not None or (one := spread(value, recording)) is None:
+        return found
+    shapes = [recording.shapes(each) + recording.shapes_at_other_ranks(each) for each in (value, x)]
+    if len(shapes[0]) != len(shapes[1]):
+        return None
+    fits = (len(a) <= len(b) and all(n in (1, m) for n, m in zip(a[::-1], b[::-1])) for a, b in zip(*shapes))  # noqa: B905
+    return one if all(fits) else None
 
 
 def _adds_nothing(zeros: fx.Node, other: fx.Node, call: Call, recording: Recording) -> bool:

@@ -12,7 +12,7 @@ from repfuse.algebra.expression import Scaled, Sum, Through
 from repfuse.algebra.geometry import NotAffine
 from repfuse.ops import channels, convolution, indexing, products, sums
 from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same, Unfusible, inputs_of
-from repfuse.ops.spelling import CASTS, DROPOUTS, RESIZING, TURNING, Call, is_data, makes_zeros, spelled
+from repfuse.ops.spelling import CASTS, DROPOUTS, RESIZING, TURNING, Call, is_data, makes_zeros, spelled, spread
 from repfuse.recording.recording import Recording
 
 Row = Callable[[Call, Recording], Meaning | None]
@@ -156,7 +156,7 @@ class Meanings(dict[fx.Node, Meaning | None]):
                 self.sizes.add(node)
         plain = (x for x in recording.nodes if x.op == "get_attr" or x.target is getattr or makes_zeros(x))
         constants = {*plain, *filter(recording.constants.is_constant, recording.nodes)}
-        idle = {x for x in recording.nodes if isinstance(self[x], Passage) or self._measures(x)}
+        idle = {x for x in recording.nodes if isinstance(self[x], Passage) or self._measures(x) or spread(x, recording)}
         self.helpers = idle | constants
         memory = recording.memory
         self.written = {node: frozenset(memory.members(node)) for node in constants if memory.writes(node)}
