@@ -23,6 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+from torchlib import parse_all
+
 LOADED = (
     *("rich.table", "safetensors.torch", "torch.utils.flop_counter", "typer"),
     *("repfuse.benching", "repfuse.converting", "repfuse.loading", "repfuse.plan_file", "repfuse.saving"),
@@ -69,7 +71,6 @@ def main() -> None:
 def serve(jobs: TextIO, codes: TextIO) -> None:
     """Answer each job, by a copy of this process, which has loaded what most need, and from then on what one needed."""
     from ticks import time_briefly
-    from torchlib import parse_all
 
     for name in LOADED:
         importlib.import_module(name)
@@ -79,14 +80,6 @@ def serve(jobs: TextIO, codes: TextIO) -> None:
     sys.path[:] = _path()
     heavy, tell = os.pipe()
     os.set_blocking(heavy, False)
-    def load(names: Iterable[str]) -> None:
-        for name in names:
-            if name not in sys.modules:
-                with suppress(ImportError):  # what is not installed, the program itself says
-                    importlib.import_module(name)
-                if name == TORCHLIB and name in sys.modules:
-                    parse_all()
-
     for line in jobs:
         for sign, names in FORETOLD.items():
             if any(sign in word for word in json.loads(line)["args"]):
@@ -94,6 +87,15 @@ def serve(jobs: TextIO, codes: TextIO) -> None:
         print(copied(line, tell), file=codes, flush=True)
         with suppress(BlockingIOError):
             load(os.read(heavy, 1 << 16).decode().split())
+
+
+def load(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in sys.modules:
+            with suppress(ImportError):  # what is not installed, the program itself says
+                importlib.import_module(name)
+            if name == TORCHLIB and name in sys.modules:
+                parse_all()
 
 
 def copied(job: str, tell: int | None = None) -> int:
