@@ -402,10 +402,10 @@ def test_graphs_of_onnx_keep_a_norm_and_no_exporter_does(cli: Cli, tmp_path: Pat
 
 def test_the_command_says_what_it_takes(cli: Cli, tmp_path: Path) -> None:
     out, saved = tmp_path / "out.pt", tmp_path / "plan.json"
-    done = cli("convert", DIGITS, out, "--keep-affine")
+    done = cli("convert", DIGITS, out, "--keep-affine", "--quick")
     assert done.returncode == 0 and "give --data before you train" in " ".join(done.stdout.split())
     assert cli("inspect", DIGITS, "--keep-affine", "--plan", saved).returncode == 0
-    planned = cli("convert", DIGITS, out, "--force", "--plan", saved, "--data", HELD_OUT)
+    planned = cli("convert", DIGITS, out, "--force", "--plan", saved, "--data", HELD_OUT, "--quick")
     assert planned.returncode == 0 and len(norms_of(load(out).module)) == 5
     for wrong, said in (
         (("--data", HELD_OUT), "no norm that needs its statistics"),
