@@ -125,6 +125,14 @@ def cli(python: Run) -> Cli:
     return run
 
 
+@pytest.fixture(scope="session")
+def digits_fused(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The classifier of digits as the command converts it, with its report beside it: for tests that only read it."""
+    out = tmp_path_factory.mktemp("digits") / "fused.pt"
+    assert cli("convert", SAMPLES / "repvgg_digits.pt", out, "--quick").returncode == 0
+    return out
+
+
 def _environment(more: dict[str, str]) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "REPFUSE_"))}
     kept = {key: value for key, value in kept.items() if not key.endswith("_COLOR")}

@@ -401,9 +401,8 @@ def test_a_drift_of_both_networks_is_said(first, factor):
 MODULE = SAMPLES / "repvgg_digits.pt"
 
 
-def test_a_gate_on_speed(cli, tmp_path: Path) -> None:
-    fused, baseline = tmp_path / "fused.pt", tmp_path / "baseline.json"
-    assert cli("convert", MODULE, fused, "--quick").returncode == 0
+def test_a_gate_on_speed(cli, digits_fused: Path, tmp_path: Path) -> None:
+    fused, baseline = digits_fused, tmp_path / "baseline.json"
     options = ("--threads", "1", "--rounds", "8", "--budget", "1s")
     done = cli("bench", MODULE, fused, *options, "--sites", "--save", baseline)
     assert done.returncode == 0 and "each place by itself" in done.stdout, done.stderr
@@ -416,9 +415,8 @@ def test_a_gate_on_speed(cli, tmp_path: Path) -> None:
     assert done.returncode == 1 and "Slower at 1 setting" in done.stdout
 
 
-def test_several_inputs_are_timed_saved_and_compared(cli, tmp_path: Path) -> None:
-    fused, baseline = tmp_path / "fused.pt", tmp_path / "baseline.json"
-    assert cli("convert", MODULE, fused, "--quick").returncode == 0
+def test_several_inputs_are_timed_saved_and_compared(cli, digits_fused: Path, tmp_path: Path) -> None:
+    fused, baseline = digits_fused, tmp_path / "baseline.json"
     inputs = ("--input", "1x1x8x8", "--input", "1x1x16x16")
     options = ("--threads", "1", "--rounds", "8", "--budget", "1s")
     done = cli("bench", MODULE, fused, *inputs, *options, "--batch-size", "2", "--save", baseline)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -97,10 +97,10 @@ def test_copies_go_and_other_networks_stay() -> None:
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
 )
 
 
-@settings(max_examples=15)
 @given(st.dictionaries(st.text().filter(lambda key: key not in KEYS), PLAIN), st.sampled_from(KEYS))
 def test_take_is_the_inverse_of_put(container: dict[str, Any], key: str) -> None:
     layout = find(container | {key: STATE}, PATH).around

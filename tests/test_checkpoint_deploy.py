@@ -196,7 +196,7 @@ def test_what_repfuse_wrote_says_so(form: str, tmp_path: Path) -> None:
 def test_converting_twice_says_that_there_is_nothing_to_do(name: str, cli: Cli, tmp_path: Path) -> None:
     out, twice = tmp_path / name, tmp_path / f"twice_{name}"
     model = ("--model", "repfuse.samples:DigitsRepVGG") if name.endswith("safetensors") else ()
-    assert cli("convert", SAMPLES / name, out, *model, "--quiet").returncode == 0
+    assert cli("convert", SAMPLES / name, out, *model, "--quiet", "--quick").returncode == 0
     done = cli("convert", out, twice, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

@@ -299,7 +299,7 @@ def test_operators_that_do_more(name: str) -> None:
     assert not is_operator(name)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings().max_examples // 2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_with_changed_bytes_loads_or_is_refused(data: st.DataObject, source: Path, valid: bytes) -> None:
     changed = bytearray(valid)

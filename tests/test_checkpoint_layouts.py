@@ -354,7 +354,9 @@ def test_arrays_of_older_numpy_are_read(tmp_path: Path) -> None:
 
 def test_as_a_user_runs_it(cli: Cli, tmp_path: Path) -> None:
     WRITERS["timm"](tmp_path / "in.pth")
-    done = cli("convert", tmp_path / "in.pth", tmp_path / "out.pth", *WEIGHTS, "--weights", "model", "--json")
+    done = cli(
+        "convert", tmp_path / "in.pth", tmp_path / "out.pth", *WEIGHTS, "--quick", "--weights", "model", "--json"
+    )
     assert done.returncode == 0, done.stderr
     notes = json.loads(done.stdout)["notes"]
     assert any("took the trained weights under 'state_dict'" in note for note in notes)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -47,7 +47,6 @@ def is_round(naming: Naming, state: dict[str, Any]) -> bool:
 SEGMENTS = ["module", "_orig_mod", "model", "net", "backbone"]
 
 
-@settings(max_examples=60)
 @given(st.lists(st.sampled_from(SEGMENTS), max_size=4))
 def test_any_prefix_comes_off_and_goes_back_on(segments: list[str]) -> None:
     state = prefixed("".join(f"{segment}." for segment in segments))
@@ -57,7 +56,6 @@ def test_any_prefix_comes_off_and_goes_back_on(segments: list[str]) -> None:
     assert bool(naming.notes()) == bool(segments)
 
 
-@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from(SEGMENTS), max_size=3),
     st.lists(st.sampled_from(["module", "_orig_mod"]), max_size=2),

@@ -36,12 +36,6 @@ def close(expected: Tensor, found: Any) -> bool:
     return bool(np.abs(wanted - found).max() <= 1e-4 * np.abs(wanted).max())
 
 
-def save(source: Path, out: Path) -> repfuse.saving.Saved:
-    checkpoint = repfuse.load(source, input="2x3x12x10")
-    result = repfuse.fuse(checkpoint.module, checkpoint.example_inputs)
-    return repfuse.save(checkpoint, result.module, out, plan=result.plan)
-
-
 def test_a_network_becomes_onnx_with_dynamic_axes_that_is_verified(cli: Cli, samples: Path, tmp_path: Path) -> None:
     source, out = samples / "repvgg_digits.pt", tmp_path / "fused.onnx"
     done = cli("convert", source, out, "--json")
@@ -66,7 +60,7 @@ def test_a_network_becomes_onnx_with_dynamic_axes_that_is_verified(cli: Cli, sam
 def test_what_is_exported_for_no_other_size_is_written_for_the_examples(
     samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint, write, tried = repfuse.load(samples / "repvgg_digits.pt"), onnx_file.write, []
+    checkpoint, write, tried = repfuse.load(samples / "notebook_block.pt"), onnx_file.write, []
 
     def failing(program: Any, path: Path) -> None:
         tried.append(path)
@@ -77,7 +71,7 @@ def test_what_is_exported_for_no_other_size_is_written_for_the_examples(
     monkeypatch.setattr(onnx_file, "write", failing)
     saved = repfuse.save(checkpoint, checkpoint.module, tmp_path / "out.onnx")
     assert len(tried) == 2 and saving.ONE_SIZE in saved.notes
-    assert saved.verified is not None and saved.verified.shapes == ("d0x1x8x8",)
+    assert saved.verified is not None and saved.verified.shapes == ("d0x16x32x32",)
 
 
 def test_a_program_with_keywords_and_nested_outputs_becomes_onnx(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -45,10 +45,10 @@ def test_other_specs_are_refused_with_the_forms(spec: str) -> None:
 LITERALS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
 )
 
 
-@settings(max_examples=20)
 @given(st.dictionaries(st.from_regex(r"[a-z_][a-z0-9_]*", fullmatch=True), LITERALS))
 def test_arguments_survive_their_text_form(arguments: dict[str, Any]) -> None:
     source = ModelSource("timm:x", arguments)

@@ -177,7 +177,7 @@ def check_without_some(steps, shapes, kept, policy):
 
 
 POLICIES = st.sampled_from([Policy.COST, Policy.ALWAYS])
-QUICK = settings(deadline=None, max_examples=4, suppress_health_check=list(HealthCheck))
+QUICK = settings(deadline=None, max_examples=2, suppress_health_check=list(HealthCheck))
 
 
 @QUICK

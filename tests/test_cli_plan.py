@@ -101,9 +101,9 @@ def test_the_plan_of_every_sample_applies_to_it_as_it_is(name: str, tmp_path: Pa
 def test_what_inspect_prints_and_the_report_of_a_conversion_are_plans_too(tmp_path: Path) -> None:
     printed = tmp_path / "printed.json"
     printed.write_text(repfuse("inspect", DIGITS, "--json", "--exclude", "blocks.0").stdout)
-    done = repfuse("convert", DIGITS, tmp_path / "a.pt", "--plan", printed, "--exclude", "*.4", "--quiet")
+    done = repfuse("convert", DIGITS, tmp_path / "a.pt", "--plan", printed, "--exclude", "*.4", "--quiet", "--quick")
     assert done.exit_code == 0, done.output
-    again = repfuse("convert", DIGITS, tmp_path / "b.pt", "--plan", tmp_path / "a.pt.report.json", "--json")
+    again = repfuse("convert", DIGITS, tmp_path / "b.pt", "--plan", tmp_path / "a.pt.report.json", "--json", "--quick")
     report = json.loads(again.stdout)
     assert [site["path"] for site in report["plan"]["sites"]] == [f"blocks.{i}.fused" for i in (1, 2, 3)]
     why = {refusal["where"]: refusal["reason"] for refusal in report["plan"]["refusals"]}
@@ -117,7 +117,7 @@ def test_what_inspect_prints_and_the_report_of_a_conversion_are_plans_too(tmp_pa
 
 def test_globs_choose_sites_and_the_report_says_so(cli: Cli, tmp_path: Path) -> None:
     options = ("--include", "blocks.[0-2]", "--exclude", "blocks.1.*")
-    done = cli("convert", DIGITS, tmp_path / "fused.pt", *options, columns=200)
+    done = cli("convert", DIGITS, tmp_path / "fused.pt", *options, "--quick", columns=200)
     assert (done.returncode, done.stderr) == (0, "")
     assert "chosen --include blocks.[0-2] --exclude blocks.1.*" in " ".join(done.stdout.split())
     assert "not fused excluded (3)" in " ".join(done.stdout.split())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from hypothesis import given, reject, settings
+from hypothesis import given, reject
 from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
@@ -72,7 +72,6 @@ EDGES = st.integers(2, 70)
 
 
 @given(CONFIGURATIONS, st.tuples(EDGES, EDGES), st.tuples(EDGES, EDGES), st.booleans())
-@settings(max_examples=100)
 def test_the_numbers_are_those_of_timm_s_own_transform(
     tmp_path_factory: pytest.TempPathFactory,
     config: dict[str, Any],

@@ -115,32 +115,28 @@ def test_other_bits_are_refused_before_anything_runs(bits: int, cli: Cli) -> Non
     assert done.returncode == 2 and "--bits" in done.stderr and not done.stdout
 
 
-def test_the_command_says_it_and_keeps_its_verdict(cli: Cli, tmp_path: Path) -> None:
-    fused, wrong = tmp_path / "fused.pt", tmp_path / "wrong.pt"
-    assert cli("convert", DIGITS, fused, "--quick").returncode == 0
-    data = ("--data", HELD_OUT, "--quick")
-    told = cli("verify", DIGITS, fused, "--bits", "4", *data, columns=80)
+def test_the_command_says_it_and_keeps_its_verdict(cli: Cli, digits_fused: Path, tmp_path: Path) -> None:
+    data, wrong = ("--data", HELD_OUT, "--quick"), tmp_path / "wrong.pt"
+    told = cli("verify", DIGITS, digits_fused, "--bits", "4", *data, columns=80)
     assert told.returncode == 0 and max(map(len, told.stdout.splitlines())) <= 80
     said = " ".join(told.stdout.split())
     assert "With weights of 4 bits" in said and "accuracy 95.0 % → 71.9 %" in said and "98.9 % → 91.7 %" in said
     assert "costs most blocks.4.fused" in said
-    assert "bits" not in cli("verify", DIGITS, fused, *data).stdout
-    network = torch.load(fused, weights_only=False)
+    assert "bits" not in cli("verify", DIGITS, digits_fused, *data).stdout
+    network = torch.load(digits_fused, weights_only=False)
     with torch.no_grad():
         network.blocks[2].fused.weight[0] += 0.1
     torch.save(network, wrong)
-    document: Any = json.loads(cli("verify", DIGITS, wrong, "--bits", "8", "--json", *data).stdout)
-    assert document["verdict"] == "different" and document["few_bits"]["bits"] == 8
+    done = cli("verify", DIGITS, wrong, "--bits", "8", "--json", *data)
+    document: Any = json.loads(done.stdout)
+    assert done.returncode == 1 and document["verdict"] == "different" and document["few_bits"]["bits"] == 8
     assert document["few_bits"]["ways"][0]["accuracy_original"] == pytest.approx(0.997, abs=1e-3)
-    assert cli("verify", DIGITS, wrong, "--bits", "8", *data).returncode == 1
 
 
-def test_a_page_tells_it(cli: Cli, tmp_path: Path) -> None:
-    fused, said = tmp_path / "fused.pt", tmp_path / "verify.json"
-    assert cli("convert", DIGITS, fused, "--quick").returncode == 0
-    said.write_text(cli("verify", DIGITS, fused, "--bits", "4", "--quick", "--json").stdout)
-    page = tmp_path / "page.html"
-    assert cli("report", f"{fused}.report.json", said, "--html", page).returncode == 0
+def test_a_page_tells_it(cli: Cli, digits_fused: Path, tmp_path: Path) -> None:
+    said, page = tmp_path / "verify.json", tmp_path / "page.html"
+    said.write_text(cli("verify", DIGITS, digits_fused, "--bits", "4", "--quick", "--json").stdout)
+    assert cli("report", f"{digits_fused}.report.json", said, "--html", page).returncode == 0
     assert "4 bits, per channel" in page.read_text()
 
 

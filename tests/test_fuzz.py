@@ -77,7 +77,7 @@ def test_many_damaged_files_load_or_are_refused(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name not in BESIDE])
 @given(data=st.binary(max_size=300))
-@settings(max_examples=50, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(suppress_health_check=list(HealthCheck), derandomize=True)
 def test_a_beginning_and_then_anything(name: str, data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "in"
     path.write_bytes(FORMATS[name][0]()[:16] + data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -295,18 +296,24 @@ def test_data_that_does_not_fit_or_is_of_no_use_is_refused() -> None:
 # What would be wrong is seen.
 
 
-def _damaged(kind: str) -> tuple[nn.Module, nn.Module, Plan]:
+@cache
+def _whole() -> tuple[nn.Module, nn.Module, Plan]:
     network = load(DIGITS).module
     result = fuse(network, (torch.rand(1, 1, 8, 8),), keep_affine=True)
-    norm = result.module.blocks[2].fused.norm
+    return network, result.module, result.plan
+
+
+def _damaged(kind: str) -> tuple[nn.Module, nn.Module, Plan]:
+    network, fused, made = copy.deepcopy(_whole())
+    block = fused.blocks[2].fused
     with torch.no_grad():
         if kind == "eps":
-            norm.eps = 1e-3
+            block.norm.eps = 1e-3
         elif kind == "conv":
-            result.module.blocks[2].fused.conv.weight.mul_(1 + 1e-5)
+            block.conv.weight.mul_(1 + 1e-5)
         elif kind:
-            getattr(norm, kind).view(-1)[3:4].mul_(1 + 1e-5).add_(1e-5)
-    return network, result.module, result.plan
+            getattr(block.norm, kind).view(-1)[3:4].mul_(1 + 1e-5).add_(1e-5)
+    return network, fused, made
 
 
 @pytest.mark.parametrize("kind", ["weight", "bias", "running_mean", "running_var", "eps", "conv"])
@@ -395,10 +402,10 @@ def test_graphs_of_onnx_keep_a_norm_and_no_exporter_does(cli: Cli, tmp_path: Pat
 
 def test_the_command_says_what_it_takes(cli: Cli, tmp_path: Path) -> None:
     out, saved = tmp_path / "out.pt", tmp_path / "plan.json"
-    done = cli("convert", DIGITS, out, "--keep-affine")
+    done = cli("convert", DIGITS, out, "--keep-affine", "--quick")
     assert done.returncode == 0 and "give --data before you train" in " ".join(done.stdout.split())
     assert cli("inspect", DIGITS, "--keep-affine", "--plan", saved).returncode == 0
-    planned = cli("convert", DIGITS, out, "--force", "--plan", saved, "--data", HELD_OUT)
+    planned = cli("convert", DIGITS, out, "--force", "--plan", saved, "--data", HELD_OUT, "--quick")
     assert planned.returncode == 0 and len(norms_of(load(out).module)) == 5
     for wrong, said in (
         (("--data", HELD_OUT), "no norm that needs its statistics"),

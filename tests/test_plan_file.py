@@ -228,7 +228,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 @given(st.sampled_from(list(places(document()))), JSON)
 def test_whatever_stands_anywhere_is_a_plan_or_one_error(path, value):
     data = put(document(), path, value) if path else value
@@ -241,7 +241,7 @@ def test_whatever_stands_anywhere_is_a_plan_or_one_error(path, value):
     assert all(refusal.code in REFUSALS for refusal in made.refusals)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=2 * settings().max_examples)
 @given(st.data())
 def test_changed_bytes_are_a_plan_or_one_error(tmp_path_factory, data):
     content = bytearray(json.dumps(document()).encode())

@@ -242,9 +242,11 @@ def test_inspect_says_in_a_line_what_8_bits_would_ruin(cli: Cli, bad: Path, tmp_
     assert line.startswith("  int8     8 bits per tensor leave about ")
     assert "worst: blocks.3.fused" in " ".join(told.split()) and "repfuse explain int8" in " ".join(told.split())
     assert "Kernels with few bits" not in told
-    out = cli("convert", bad, tmp_path / "out.pt", columns=80).stdout
+    out = cli("convert", bad, tmp_path / "out.pt", "--quick", columns=80).stdout
     assert "int8" in out and "8 bits per tensor leave" in " ".join(out.split())
-    assert "int8" not in cli("convert", DIGITS, tmp_path / "good.pt", columns=80).stdout  # 8 bits do no harm there
+    assert (
+        "int8" not in cli("convert", DIGITS, tmp_path / "good.pt", "--quick", columns=80).stdout
+    )  # 8 bits do no harm there
 
 
 def test_details_are_a_table_that_fits_and_the_report_has_it_all(cli: Cli, bad: Path, tmp_path: Path) -> None:
@@ -259,6 +261,6 @@ def test_details_are_a_table_that_fits_and_the_report_has_it_all(cli: Cli, bad: 
     assert worst["after"]["ranges"][4] > 100 * worst["after"]["ranges"][2]
     assert worst["after"]["rounded"][0]["per_channel"] > 20 + worst["after"]["rounded"][0]["per_tensor"]
     out = tmp_path / "out.pt"
-    assert cli("convert", bad, out, "--report", tmp_path / "out.html").returncode == 0
+    assert cli("convert", bad, out, "--quick", "--report", tmp_path / "out.html").returncode == 0
     assert 'id="kernels"' in (tmp_path / "out.html").read_text()
     assert json.loads(Path(f"{out}.report.json").read_text())["quantization"] == data["quantization"]

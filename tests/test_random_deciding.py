@@ -65,7 +65,7 @@ def compare(model, fused, x):
 
 
 def test_a_sample_of_networks():
-    plans = [check(seed) for seed in (7, 9)]
+    plans = [check(seed) for seed in (2, 8, 10)]
     assert sum(bool(made.sites) for made in plans) > 1
     assert sum(not MARKS.isdisjoint(refusal.code for refusal in made.refusals) for made in plans) > 1
 

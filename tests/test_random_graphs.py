@@ -14,9 +14,9 @@ from support.programs import EXAMPLES, STEPS, Step
 from repfuse.plans import Policy
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
-QUICK = settings(deadline=None, phases=PHASES, max_examples=4, suppress_health_check=list(HealthCheck))
+QUICK = settings(deadline=None, phases=PHASES, max_examples=2, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=100)
-FEW, MANY = settings(QUICK, max_examples=3), settings(QUICK, max_examples=100)
+FEW, MANY = settings(QUICK, max_examples=2), settings(QUICK, max_examples=100)
 SHAPES = st.sampled_from(EXAMPLES)
 ALSO = st.lists(st.integers(0, 8), max_size=2)
 IMAGE = ((2, 4, 7, 6),)

@@ -176,8 +176,8 @@ MEMBERS = {
     "an absolute name": also("/tmp/canary", of=good),
     "backslashes": also("archive/extra/..\\canary", of=good, may_load=True),
     "NUL in a name": also("archive/extra/x\0.txt", of=good),
-    "twenty thousand members": changed(
-        lambda members: [*members, *[Member(f"archive/extra/{n}", b"") for n in range(20_000)]], of=good, may_load=True
+    "ten thousand members": changed(
+        lambda members: [*members, *[Member(f"archive/extra/{n}", b"") for n in range(10_000)]], of=good, may_load=True
     ),
     "bytes that are no text beside the program": also("archive/extra/x", b"\xff\xfe", of=good),
     "a directory elsewhere": changed(lambda members: members, of=good, directory=7),

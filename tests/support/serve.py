@@ -18,9 +18,12 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
+
+from torchlib import parse_all
 
 LOADED = (
     *("rich.table", "safetensors.torch", "torch.utils.flop_counter", "typer"),
@@ -36,6 +39,12 @@ HEAVY = (
     *("timm", "PIL.Image", "jinja2", "pydantic", "typer._adapters"),
 )
 """What takes long to load, and which not all programs need: the first that does is the last that loads it."""
+FORETOLD = {
+    ".pt2": ("torch._dynamo", "torch.export._trace", "torch._export.serde.serialize"),
+    ".onnx": ("torch.onnx._internal.exporter._core", TORCHLIB, "onnxruntime"),
+    "timm": ("timm",),
+}
+"""What a program of such arguments is going to need: then not even the first loads it."""
 
 
 def main() -> None:
@@ -62,7 +71,6 @@ def main() -> None:
 def serve(jobs: TextIO, codes: TextIO) -> None:
     """Answer each job, by a copy of this process, which has loaded what most need, and from then on what one needed."""
     from ticks import time_briefly
-    from torchlib import parse_all
 
     for name in LOADED:
         importlib.import_module(name)
@@ -73,11 +81,20 @@ def serve(jobs: TextIO, codes: TextIO) -> None:
     heavy, tell = os.pipe()
     os.set_blocking(heavy, False)
     for line in jobs:
+        for sign, names in FORETOLD.items():
+            if any(sign in word for word in json.loads(line)["args"]):
+                load(names)
         print(copied(line, tell), file=codes, flush=True)
         with suppress(BlockingIOError):
-            for name in (names := os.read(heavy, 1 << 16).decode().split()):
+            load(os.read(heavy, 1 << 16).decode().split())
+
+
+def load(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in sys.modules:
+            with suppress(ImportError):  # what is not installed, the program itself says
                 importlib.import_module(name)
-            if TORCHLIB in names:
+            if name == TORCHLIB and name in sys.modules:
                 parse_all()
 
 
