@@ -23,7 +23,6 @@ TOKENS, IMAGES = [(2, 5, 4), (3, 7, 4), (1, 1, 4)], [(2, 4, 6, 7), (1, 4, 3, 5)]
         (TOKENS, lambda m, x, y: x.flatten(0, 1), ((2, 1),)),
         (TOKENS, lambda m, x, y: x.view(-1, 4), ((2, 1),)),
         (TOKENS, lambda m, x, y: x.reshape(-1, x.shape[-1]), ((2, 1),)),
-        (TOKENS, lambda m, x, y: x.view_as(y), ((2, 2),)),
         (TOKENS, lambda m, x, y: x.transpose(1, 2), ((1, 2), (2, 1))),
         (TOKENS, lambda m, x, y: x.permute(1, 0, 2), ((2, 2),)),
         (TOKENS, lambda m, x, y: x.mT, ((1, 2), (2, 1))),
