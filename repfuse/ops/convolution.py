@@ -226,9 +226,8 @@ def enlarged(call: Call, recording: Recording) -> Meaning | None:
     acts on channels alone goes across it instead (``ops.channels.resized``). Source: torch.nn.Upsample.
     """
     x, given = call.input, call.get("scale_factor") or call.get("scale_factors")
-    nearest = call.get("mode", "nearest") in ("nearest", "nearest-exact") and not _SMOOTH & {*call.operator.split("_")}
-    usable = nearest and given is not None and not contains_node(given)
-    if not usable or not recording.is_fixed(x, 1):
+    kind = call.get("mode", "nearest") if call.operator in ("interpolate", "upsample") else call.operator
+    if "nearest" not in kind or given is None or contains_node(given) or not recording.is_fixed(x, 1):
         return None
     ndim = len(recording.shape_of[x]) - 2
     factors = [given] * ndim if isinstance(given, int | float) else given
@@ -238,9 +237,6 @@ def enlarged(call: Call, recording: Recording) -> Meaning | None:
     pads, ones = ((0, 0),) * ndim, (1,) * ndim
     geometry = TransposedGeometry(channels, channels, steps, steps, pads, ones, channels, output_padding=none)
     return Through(x, Filter(geometry, 1.0))
-
-
-_SMOOTH = {"linear1d", "bilinear2d", "trilinear3d", "bicubic2d"}
 
 
 def _divides_exactly(factor: float) -> bool:
@@ -254,9 +250,9 @@ def _is_convolved(node: fx.Node, recording: Recording) -> bool:
     Runtimes are slow at depthwise transposed ones: at a third of the speed, measured in ONNX Runtime.
     """
     calls = [call for user in node.users if (call := spelled(user)) is not None and call.input is node]
-    weights = (recording.shape_of.get(call.get("weight"), ()) for call in calls if "conv" in call.operator)
+    shapes = (recording.shape_of[call.get("weight")] for call in calls if "conv" in call.operator)
+    wide = (channels > 1 and math.prod(kernel) > 1 for _, channels, *kernel in shapes)
     padded = (call.node for call in calls if call.operator in _PADS)
-    wide = (len(shape) > 1 and shape[1] > 1 and math.prod(shape[2:]) > 1 for shape in weights)
     return any(wide) or any(_is_convolved(each, recording) for each in padded)
 
 
