@@ -491,6 +491,7 @@ def enlarging(*factors: int) -> Through:
 
 ENLARGED = [
     (1, lambda m, x, y: F.conv1d(F.interpolate(x, scale_factor=2), m.kernel1), enlarging(2)),
+    (1, lambda m, x, y: F.conv1d(F.interpolate(x, scale_factor=40), m.kernel1), enlarging(40)),
     (2, lambda m, x, y: F.conv2d(F.interpolate(x, None, 3, "nearest-exact"), m.kernel2), enlarging(3, 3)),
     (2, lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=(1, 2.0)), m.grouped2, groups=2), enlarging(1, 2)),
     (2, lambda m, x, y: F.conv2d(F.pad(m.up(x), (1, 2)), m.kernel2), enlarging(2, 2)),
@@ -521,6 +522,7 @@ RESIZED = [
     lambda m, x, y: F.conv2d(aten.upsample_bilinear2d.vec(x, None, False, [2.0, 2.0]), m.kernel2),
     lambda m, x, y: F.conv2d(aten.upsample_bicubic2d.vec(x, None, False, [2.0, 2.0]), m.kernel2),
     lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=1.5), m.kernel2),
+    lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=(2, 41)), m.kernel2),
     lambda m, x, y: F.conv2d(F.interpolate(x, size=(12, 14)), m.kernel2),
     lambda m, x, y: F.interpolate(x, scale_factor=2),
     lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=2), m.kernel2[..., :1, :1]),

@@ -305,6 +305,15 @@ def test_nearest_upsampling_is_a_kernel_of_ones(data, ndim, seed):
         assert torch.equal(apply(made, x), wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+def test_pytorch_repeats_pixels_for_each_factor_that_is_read_so(mode, dtype):
+    """It multiplies by the reciprocal, which is rounded: at 41 it is the pixel before for some, in float32."""
+    x = torch.arange(300, dtype=dtype).view(1, 1, -1)
+    for factor in range(1, 41):
+        assert torch.equal(F.interpolate(x, scale_factor=factor, mode=mode), x.repeat_interleave(factor, 2))
+
+
 @pytest.mark.parametrize(
     ("upsampling", "layer"),
     [

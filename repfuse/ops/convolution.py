@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import fx
 
 from repfuse.algebra.expression import Through
@@ -231,7 +229,7 @@ def enlarged(call: Call, recording: Recording) -> Meaning | None:
         return None
     ndim = len(recording.shape_of[x]) - 2
     factors = [given] * ndim if isinstance(given, int | float) else given
-    if not all(map(_divides_exactly, factors)) or not _is_convolved(call.node, recording):
+    if not all(factor in _FACTORS for factor in factors) or not _is_convolved(call.node, recording):
         return None
     steps, channels, none = tuple(map(int, factors)), recording.shape_of[x][1], (0,) * ndim
     pads, ones = ((0, 0),) * ndim, (1,) * ndim
@@ -239,9 +237,8 @@ def enlarged(call: Call, recording: Recording) -> Meaning | None:
     return Through(x, Filter(geometry, 1.0))
 
 
-def _divides_exactly(factor: float) -> bool:
-    """Whether PyTorch finds ``floor(o / factor)`` by a product with the reciprocal, a float32: rounded up or exact."""
-    return factor == int(factor) > 0 and Fraction(float(np.float32(1 / factor))) >= Fraction(1, int(factor))
+_FACTORS = range(1, 41)
+"""Factors of which PyTorch's ``floor(o * (1 / r))``, in float32, is right: from 41 on it is one less at some pixels."""
 
 
 def _is_convolved(node: fx.Node, recording: Recording) -> bool:
