@@ -524,6 +524,7 @@ RESIZED = [
     lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=1.5), m.kernel2),
     lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=(2, 41)), m.kernel2),
     lambda m, x, y: F.conv2d(F.interpolate(x, size=(12, 14)), m.kernel2),
+    lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=(2, x.size(2) // 4)), m.kernel2),
     lambda m, x, y: F.interpolate(x, scale_factor=2),
     lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=2), m.kernel2[..., :1, :1]),
     lambda m, x, y: m.apart(F.interpolate(x, scale_factor=2)),
@@ -537,6 +538,15 @@ def test_other_resizing_only_moves_pixels(function):
     )
     check(found, *torch.randn(2, *images()[0], dtype=torch.float64))
     assert any(isinstance(meaning, Rearranged) for meaning in found.meanings.values())
+
+
+def test_an_upsampling_of_any_number_of_channels_is_no_kernel():
+    class Averaged(nn.Module):
+        def forward(self, x, y):
+            return F.conv1d(F.interpolate(x, scale_factor=2), y.mean((0, 2)).expand(1, -1)[..., None].expand(-1, -1, 2))
+
+    found = read(Averaged(), torch.randn(2, 4, 5))
+    assert not any(isinstance(meaning, Through | Rearranged) for meaning in found.meanings.values())
 
 
 def chosen(*indices: int, axis: int = 1) -> Selected:

@@ -225,11 +225,10 @@ def enlarged(call: Call, recording: Recording) -> Meaning | None:
     """
     x, given = call.input, call.get("scale_factor") or call.get("scale_factors")
     kind = call.get("mode", "nearest") if call.operator in ("interpolate", "upsample") else call.operator
-    if "nearest" not in kind or given is None or contains_node(given) or not recording.is_fixed(x, 1):
-        return None
     ndim = len(recording.shape_of[x]) - 2
-    factors = [given] * ndim if isinstance(given, int | float) else given
-    if not all(factor in _FACTORS for factor in factors) or not _is_convolved(call.node, recording):
+    factors = given if isinstance(given, list | tuple) else [given] * ndim
+    whole = "nearest" in kind and all(factor in _FACTORS for factor in factors)
+    if not whole or not recording.is_fixed(x, 1) or not _is_convolved(call.node, recording):
         return None
     steps, channels, none = tuple(map(int, factors)), recording.shape_of[x][1], (0,) * ndim
     pads, ones = ((0, 0),) * ndim, (1,) * ndim
