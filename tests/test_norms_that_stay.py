@@ -35,11 +35,6 @@ def read_twice(m, x):
     return torch.relu(m.n(y)) + torch.sin(y)
 
 
-def with_its_size(m, x):
-    y = m.n(torch.sin(x))
-    return F.adaptive_max_pool2d(m.a(y), y.shape[2:])
-
-
 STAY = {
     "behind an activation": (lambda: nn.Sequential(conv(3), nn.GELU(), norm()), {"2": "no-convolution"}),
     "between an activation and a skip": (lambda: nn.Sequential(Residual(), nn.ReLU()), {"0.fn.2": "no-convolution"}),
@@ -59,7 +54,6 @@ STAY = {
     ),
     "a function": (lambda: Spelled(functional, n=norm()), {"(root): batch_norm": "no-convolution"}),
     "in two rows": (lambda: nn.Sequential(nn.ReLU(), norm(), norm()), {"1": "no-convolution", "2": "no-convolution"}),
-    "its size is read": (lambda: Spelled(with_its_size, n=norm(), a=conv(1)), {"n": "value-escapes"}),
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from repfuse.fusing import fuse
-from repfuse.ops.meaning import Rearranged
+from repfuse.ops.meaning import Rearranged, Same
 
 TOKENS, IMAGES = [(2, 5, 4), (3, 7, 4), (1, 1, 4)], [(2, 4, 6, 7), (1, 4, 3, 5)]
 
@@ -23,6 +23,7 @@ TOKENS, IMAGES = [(2, 5, 4), (3, 7, 4), (1, 1, 4)], [(2, 4, 6, 7), (1, 4, 3, 5)]
         (TOKENS, lambda m, x, y: x.flatten(0, 1), ((2, 1),)),
         (TOKENS, lambda m, x, y: x.view(-1, 4), ((2, 1),)),
         (TOKENS, lambda m, x, y: x.reshape(-1, x.shape[-1]), ((2, 1),)),
+        (TOKENS, lambda m, x, y: x.view_as(y.flatten(0, 1)), ((2, 1),)),
         (TOKENS, lambda m, x, y: x.transpose(1, 2), ((1, 2), (2, 1))),
         (TOKENS, lambda m, x, y: x.permute(1, 0, 2), ((2, 2),)),
         (TOKENS, lambda m, x, y: x.mT, ((1, 2), (2, 1))),
@@ -58,6 +59,14 @@ def test_rows_elsewhere(shapes, function, moves):
     """Whatever acts on the channels before acts on them after: the numbers are checked by a random matrix."""
     found = meaning_at(function, shapes)
     assert isinstance(found, Rearranged) and set(found.moves) == set(moves)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda m, x, y: x.view_as(y), lambda m, x, y: x.view(x.shape), lambda m, x, y: x.reshape(x.size())]
+)
+@pytest.mark.parametrize("shapes", [TOKENS, IMAGES])
+def test_a_view_of_the_same_shape_is_none(shapes, function):
+    assert isinstance(meaning_at(function, shapes), Same)
 
 
 @pytest.mark.parametrize(
