@@ -193,6 +193,19 @@ def test_a_value_that_is_measured_alone_is_no_obstacle():
         assert error(network, fused, x) < 1e-12
 
 
+def test_a_part_that_nothing_reads_is_no_obstacle():
+    def forward(m, x):
+        first, _ = m.a(x).chunk(2, 1)
+        _, second = m.b(x).chunk(2, 1)
+        return (first + second).relu()
+
+    network = randomised(Spelled(forward, a=conv(3), b=conv(1)))
+    fused = fuse(network, (X,)).module
+    assert (operations(fused, X)["convolution"], operations(fused, X)["add"]) == (1, 0)
+    for x in (X, image(1, C, 5, 3)):
+        assert error(network, fused, x) < 1e-12
+
+
 def half_shuffled(m, x):
     y = m.a(x)
     return m.b(F.pixel_shuffle(y, 2)) + F.pixel_shuffle(y, 2).mean()

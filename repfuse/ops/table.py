@@ -148,7 +148,8 @@ class Meanings(dict[fx.Node, Meaning | None]):
             known = (user in self.sizes or user in self.dead or self.get(user) is not None for user in node.users)
             if self._measures(node) and all(known):
                 self.sizes.add(node)
-        constants = {x for x in recording.nodes if makes_zeros(x) or recording.constants.is_constant(x)}
+        plain = (x for x in recording.nodes if x.op == "get_attr" or x.target is getattr or makes_zeros(x))
+        constants = {*plain, *filter(recording.constants.is_constant, recording.nodes)}
         idle = {x for x in recording.nodes if isinstance(self[x], Passage) or self._measures(x)}
         self.helpers = idle | constants
         memory = recording.memory
