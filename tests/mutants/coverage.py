@@ -19,7 +19,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     f"{OPS}convolution.py": (*_MEANINGS, "geometry", "transposed", "rows"),
     f"{OPS}indexing.py": (*_MEANINGS, "rewrite"),
     f"{OPS}products.py": ("products", *_MEANINGS),
-    f"{OPS}table.py": (*_MEANINGS, "rows", "hazards", "constants"),
+    f"{OPS}table.py": (*_MEANINGS, "rows", "hazards", "constants", "modules_dtypes"),
 }
 
 
