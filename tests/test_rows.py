@@ -170,6 +170,14 @@ def test_a_view_that_is_another_one_at_another_rank_is_left_alone():
         assert error(network, fused, x) < 1e-12
 
 
+@pytest.mark.parametrize("times", [lambda x: x.dim(), lambda x: 5 - len(x.shape[1:])])
+def test_a_number_that_is_another_one_at_another_rank_is_left_alone(times):
+    network = randomised(Spelled(lambda m, x: m.a(x) * times(x), a=nn.Linear(8, 8)))
+    fused = fuse(network, (T,)).module
+    for x in (T, image(6, 8), image(2, 3, 4, 8)):
+        assert error(network, fused, x) < 1e-12
+
+
 @pytest.mark.parametrize("last", [conv(1), nn.Sequential(nn.BatchNorm2d(C), conv(1))], ids=["any rank", "batches"])
 def test_a_shuffle_is_of_channels_where_every_input_has_a_batch(last):
     """Without one, what it shuffles are rows: of a network that takes such inputs it stays."""
