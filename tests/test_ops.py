@@ -6,7 +6,7 @@ import operator
 
 import pytest
 import torch
-from support.meanings import SIZES, Network, check, meaning, meaning_at, read
+from support.meanings import SIZES, Network, check, meaning, meaning_at, named, read
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,7 +14,7 @@ from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset
 from repfuse.algebra.transposed import TransposedGeometry
-from repfuse.ops.meaning import Same, combination, inputs_of
+from repfuse.ops.meaning import Rearranged, Same, combination, inputs_of
 
 aten = torch.ops.aten
 
@@ -482,6 +482,71 @@ def test_average_pool_modules(kind):
     ndim = int(kind.__name__[-2])
     expected = Through("x", Filter(depthwise((3,) * ndim, (2,) * ndim, ((1, 1),) * ndim), 1 / 3**ndim))
     assert meaning_at(lambda m, x, y: m.pool(x), images(ndim), pool=kind(3, 2, 1)) == expected
+
+
+def enlarging(*factors: int) -> Through:
+    pads, ones, none = ((0, 0),) * len(factors), (1,) * len(factors), (0,) * len(factors)
+    return Through("x", Filter(TransposedGeometry(4, 4, factors, factors, pads, ones, 4, output_padding=none), 1.0))
+
+
+ENLARGED = [
+    (1, lambda m, x, y: F.conv1d(F.interpolate(x, scale_factor=2), m.kernel1), enlarging(2)),
+    (1, lambda m, x, y: F.conv1d(F.interpolate(x, scale_factor=40), m.kernel1), enlarging(40)),
+    (2, lambda m, x, y: F.conv2d(F.interpolate(x, None, 3, "nearest-exact"), m.kernel2), enlarging(3, 3)),
+    (2, lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=(1, 2.0)), m.grouped2, groups=2), enlarging(1, 2)),
+    (2, lambda m, x, y: F.conv2d(F.pad(m.up(x), (1, 2)), m.kernel2), enlarging(2, 2)),
+    (2, lambda m, x, y: m.wide(m.up(x)), enlarging(2, 2)),
+    (3, lambda m, x, y: F.conv3d(F.interpolate(x, scale_factor=[1, 2, 3]), m.kernel3), enlarging(1, 2, 3)),
+    (1, lambda m, x, y: F.conv1d(aten.upsample_nearest1d.vec(x, None, [2.0]), m.kernel1), enlarging(2)),
+    (2, lambda m, x, y: F.conv2d(aten.upsample_nearest2d.vec(x, None, [2.0, 3.0]), m.kernel2), enlarging(2, 3)),
+    (3, lambda m, x, y: F.conv3d(aten.upsample_nearest3d.vec(x, None, [2.0] * 3), m.kernel3), enlarging(2, 2, 2)),
+]
+
+
+@pytest.mark.parametrize(("ndim", "function", "expected"), ENLARGED)
+def test_nearest_upsampling_before_a_kernel_is_a_transposed_kernel_of_ones(ndim, function, expected):
+    """What is said is compared with what each node computes; the kernel is said of the one that reads ``x``."""
+    children = {"up": nn.UpsamplingNearest2d(scale_factor=2), "wide": nn.Conv2d(4, 2, (2, 1), groups=2)}
+    shapes = images(ndim)
+    found = read(Network(function, **children), *torch.randn(2, *shapes[0], dtype=torch.float64))
+    for shape in shapes:
+        check(found, *torch.randn(2, *shape, dtype=torch.float64))
+    assert expected in [named(meaning) for meaning in found.meanings.values()]
+
+
+RESIZED = [
+    *(
+        lambda m, x, y, mode=mode: F.conv2d(F.interpolate(x, scale_factor=2, mode=mode), m.kernel2)
+        for mode in ("bilinear", "bicubic", "area")
+    ),
+    lambda m, x, y: F.conv2d(aten.upsample_bilinear2d.vec(x, None, False, [2.0, 2.0]), m.kernel2),
+    lambda m, x, y: F.conv2d(aten.upsample_bicubic2d.vec(x, None, False, [2.0, 2.0]), m.kernel2),
+    lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=1.5), m.kernel2),
+    lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=(2, 41)), m.kernel2),
+    lambda m, x, y: F.conv2d(F.interpolate(x, size=(12, 14)), m.kernel2),
+    lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=(2, x.size(2) // 4)), m.kernel2),
+    lambda m, x, y: F.interpolate(x, scale_factor=2),
+    lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=2), m.kernel2[..., :1, :1]),
+    lambda m, x, y: m.apart(F.interpolate(x, scale_factor=2)),
+]
+
+
+@pytest.mark.parametrize("function", RESIZED)
+def test_other_resizing_only_moves_pixels(function):
+    found = read(
+        Network(function, apart=nn.Conv2d(4, 4, 3, groups=4)), *torch.randn(2, *images()[0], dtype=torch.float64)
+    )
+    check(found, *torch.randn(2, *images()[0], dtype=torch.float64))
+    assert any(isinstance(meaning, Rearranged) for meaning in found.meanings.values())
+
+
+def test_an_upsampling_of_any_number_of_channels_is_no_kernel():
+    class Averaged(nn.Module):
+        def forward(self, x, y):
+            return F.conv1d(F.interpolate(x, scale_factor=2), y.mean((0, 2)).expand(1, -1)[..., None].expand(-1, -1, 2))
+
+    found = read(Averaged(), torch.randn(2, 4, 5))
+    assert not any(isinstance(meaning, Through | Rearranged) for meaning in found.meanings.values())
 
 
 def chosen(*indices: int, axis: int = 1) -> Selected:

@@ -170,6 +170,14 @@ def test_a_view_that_is_another_one_at_another_rank_is_left_alone():
         assert error(network, fused, x) < 1e-12
 
 
+@pytest.mark.parametrize("times", [lambda x: x.dim(), lambda x: 5 - len(x.shape[1:])])
+def test_a_number_that_is_another_one_at_another_rank_is_left_alone(times):
+    network = randomised(Spelled(lambda m, x: m.a(x) * times(x), a=nn.Linear(8, 8)))
+    fused = fuse(network, (T,)).module
+    for x in (T, image(6, 8), image(2, 3, 4, 8)):
+        assert error(network, fused, x) < 1e-12
+
+
 @pytest.mark.parametrize("last", [conv(1), nn.Sequential(nn.BatchNorm2d(C), conv(1))], ids=["any rank", "batches"])
 def test_a_shuffle_is_of_channels_where_every_input_has_a_batch(last):
     """Without one, what it shuffles are rows: of a network that takes such inputs it stays."""
@@ -190,6 +198,19 @@ def test_a_value_that_is_measured_alone_is_no_obstacle():
     fused = fuse(network, (T,)).module
     assert operations(fused, T)["batch_norm"] == 0
     for x in (T, image(3, 9, 8), image(1, 1, 8)):
+        assert error(network, fused, x) < 1e-12
+
+
+def test_a_part_that_nothing_reads_is_no_obstacle():
+    def forward(m, x):
+        first, _ = m.a(x).chunk(2, 1)
+        _, second = m.b(x).chunk(2, 1)
+        return (first + second).relu()
+
+    network = randomised(Spelled(forward, a=conv(3), b=conv(1)))
+    fused = fuse(network, (X,)).module
+    assert (operations(fused, X)["convolution"], operations(fused, X)["add"]) == (1, 0)
+    for x in (X, image(1, C, 5, 3)):
         assert error(network, fused, x) < 1e-12
 
 

@@ -305,6 +305,15 @@ def test_nearest_upsampling_is_a_kernel_of_ones(data, ndim, seed):
         assert torch.equal(apply(made, x), wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+def test_pytorch_repeats_pixels_for_each_factor_that_is_read_so(mode, dtype):
+    """It multiplies by the reciprocal, which is rounded: at 41 it is the pixel before for some, in float32."""
+    x = torch.arange(300, dtype=dtype).view(1, 1, -1)
+    for factor in range(1, 41):
+        assert torch.equal(F.interpolate(x, scale_factor=factor, mode=mode), x.repeat_interleave(factor, 2))
+
+
 @pytest.mark.parametrize(
     ("upsampling", "layer"),
     [
@@ -442,10 +451,10 @@ def test_a_constant_is_the_weight_of_a_channel_of_ones(data, ndim, seed):
 
 @pytest.mark.parametrize("shape", [replace(POINT, padding=((1, 1),)), replace(POINT, padding=((-1, 0),)), of_stride(2)])
 def test_a_map_that_reads_beyond_its_input_takes_no_ones(shape):
-    with pytest.raises(NotAffine):
-        homogeneous(expression_of(shape, "b"))
-    with pytest.raises(NotAffine):
-        homogeneous(homogeneous(expression_of(POINT, "b")))
+    for made in (lambda: expression_of(shape, "b"), lambda: homogeneous(expression_of(POINT, "b"))):
+        with pytest.raises(NotAffine) as raised:
+            homogeneous(made())
+        assert raised.value.code == "shift-before-padding"
 
 
 def row(*layers: nn.Module) -> nn.Module:

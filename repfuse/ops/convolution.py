@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import fx
 
 from repfuse.algebra.expression import Through
@@ -226,13 +224,11 @@ def enlarged(call: Call, recording: Recording) -> Meaning | None:
     acts on channels alone goes across it instead (``ops.channels.resized``). Source: torch.nn.Upsample.
     """
     x, given = call.input, call.get("scale_factor") or call.get("scale_factors")
-    nearest = call.get("mode", "nearest") in ("nearest", "nearest-exact") and not _SMOOTH & {*call.operator.split("_")}
-    usable = nearest and given is not None and not contains_node(given)
-    if not usable or not recording.is_fixed(x, 1):
-        return None
+    kind = call.get("mode", "nearest") if call.operator in ("interpolate", "upsample") else call.operator
     ndim = len(recording.shape_of[x]) - 2
-    factors = [given] * ndim if isinstance(given, int | float) else given
-    if not all(map(_divides_exactly, factors)) or not _is_convolved(call.node, recording):
+    factors = given if isinstance(given, list | tuple) else [given] * ndim
+    whole = "nearest" in kind and all(factor in _FACTORS for factor in factors)
+    if not whole or not recording.is_fixed(x, 1) or not _is_convolved(call.node, recording):
         return None
     steps, channels, none = tuple(map(int, factors)), recording.shape_of[x][1], (0,) * ndim
     pads, ones = ((0, 0),) * ndim, (1,) * ndim
@@ -240,12 +236,8 @@ def enlarged(call: Call, recording: Recording) -> Meaning | None:
     return Through(x, Filter(geometry, 1.0))
 
 
-_SMOOTH = {"linear1d", "bilinear2d", "trilinear3d", "bicubic2d"}
-
-
-def _divides_exactly(factor: float) -> bool:
-    """Whether PyTorch finds ``floor(o / factor)`` by a product with the reciprocal, a float32: rounded up or exact."""
-    return factor == int(factor) > 0 and Fraction(float(np.float32(1 / factor))) >= Fraction(1, int(factor))
+_FACTORS = range(1, 41)
+"""Factors of which PyTorch's ``floor(o * (1 / r))``, in float32, is right: from 41 on it is one less at some pixels."""
 
 
 def _is_convolved(node: fx.Node, recording: Recording) -> bool:
@@ -254,9 +246,9 @@ def _is_convolved(node: fx.Node, recording: Recording) -> bool:
     Runtimes are slow at depthwise transposed ones: at a third of the speed, measured in ONNX Runtime.
     """
     calls = [call for user in node.users if (call := spelled(user)) is not None and call.input is node]
-    weights = (recording.shape_of.get(call.get("weight"), ()) for call in calls if "conv" in call.operator)
+    shapes = (recording.shape_of[call.get("weight")] for call in calls if "conv" in call.operator)
+    wide = (channels > 1 and math.prod(kernel) > 1 for _, channels, *kernel in shapes)
     padded = (call.node for call in calls if call.operator in _PADS)
-    wide = (len(shape) > 1 and shape[1] > 1 and math.prod(shape[2:]) > 1 for shape in weights)
     return any(wide) or any(_is_convolved(each, recording) for each in padded)
 
 

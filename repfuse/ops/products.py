@@ -44,9 +44,9 @@ def product(call: Call, recording: Recording) -> Meaning | None:
     """``x @ W.T`` is the linear layer of W along the last axis, and ``W @ x`` one along the axis before it."""
     x, other = call.input, call.get("other")
     if (matrix := _matrix(x, other, recording)) is None:
-        return _times(x, other, None, recording) if is_data(x, recording) else None
+        return _times(x, other, None, recording)
     rank = len(recording.shape_of[other]) if is_data(other, recording) else 0
-    usable = rank > 2 and len(matrix.shape) <= rank
+    usable = len(matrix.shape) <= rank
     return refused_as_fake(x) or (_mixed(other, matrix, rank - 2, (-2, -1), recording) if usable else None)
 
 
@@ -129,13 +129,12 @@ def _letters(equation: Any, rank: int, data: int) -> list[str] | None:
     terms = inputs.split(",")
     if len(terms) != 2:
         return None
-    hidden = "0123456789"[: max(rank - len(terms[data].replace("...", "")), 0)]
+    hidden = "0123456789"[: rank - len(terms[data].replace("...", ""))]
     if not arrow:  # all letters that stand once, in the order of the alphabet, after the ellipsis
         once = sorted(letter for letter in set(inputs) - set(".,") if inputs.count(letter) == 1)
         result = "..." * ("..." in inputs) + "".join(once)
     found = [term.replace("...", hidden) for term in (terms[data], terms[1 - data], result)]
-    plain = all(len(set(term)) == len(term) for term in found) and "..." not in terms[1 - data]
-    return found if plain and len(found[0]) == rank else None
+    return found if all(len(set(term)) == len(term) for term in found) else None
 
 
 # A linear layer between what puts the channels last and what puts them back.

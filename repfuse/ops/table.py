@@ -218,8 +218,6 @@ class Meanings(dict[fx.Node, Meaning | None]):
             self[node] = None  # numbers and sizes, not tensors
         elif len({recording.dtype_of[x] for x in tensors}) > 1:  # ``uint8 * 1.0`` is float
             self._drop_conversion(node)
-        elif isinstance(meaning, Sum) and len({recording.shape_of[x] for x in tensors}) > 1:
-            self._reject(node, "broadcast", "a sum of tensors of different shapes")
         elif node in recording.run.writes and recording.memory.seen_later(node):
             self._reject(node, "in-place", "what is overwritten here is read again later")
 

@@ -221,6 +221,8 @@ def evaluate(said: Meaning, values: dict[fx.Node, Any], tensor: Callable[[str], 
         case Through(x, Convolution(geometry, weight, bias, order)):
             matrix = tensor(weight).permute(order).reshape(geometry.weight_shape) if order else tensor(weight)
             return _convolved(values[x], geometry, matrix, None if bias is None else tensor(bias))
+        case Through(x, Filter(TransposedGeometry() as geometry, value)):
+            return _convolved(values[x], geometry, torch.full(geometry.weight_shape, value, dtype=torch.float64), None)
         case Through(x, Filter(geometry, value, fill)):
             amount = tensor(fill).view(-1, *[1] * geometry.ndim) if isinstance(fill, str) else fill
             moved = values[x] - amount if geometry.padding_mode == "zeros" else values[x]
