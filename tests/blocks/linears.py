@@ -83,7 +83,7 @@ CASES = [
     Case(
         "tables in a batch",
         lambda: Spelled(in_a_batch, w=scale(6, C), v=scale(6, C), a=nn.Conv1d(C, 6, 1)),
-        "graph",
+        "chain",
         axes=1,
         less_in=("decomposed",),
     ),
