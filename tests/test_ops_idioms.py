@@ -485,6 +485,8 @@ OVER = [
     lambda v, x: v.expand(x.shape[0], 4, x.shape[2], x.shape[3]),
     lambda v, x: v.expand(x.shape[0], -1, -1, -1),
     lambda v, x: torch.broadcast_to(v, x.size()),
+    lambda v, x: v.repeat(x.shape[0], 1, x.shape[2], x.shape[3]),
+    lambda v, x: torch.tile(v, (1, 1, x.shape[2], 1)),
     lambda v, x: v[0].expand_as(x),
 ]
 WITH = {

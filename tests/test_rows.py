@@ -45,6 +45,8 @@ TOKENS, IMAGES = [(2, 5, 4), (3, 7, 4), (1, 1, 4)], [(2, 4, 6, 7), (1, 4, 3, 5)]
         (IMAGES, lambda m, x, y: x.mean(3), ((1, 1),)),
         (IMAGES, lambda m, x, y: x.permute(0, 2, 3, 1), ((1, 3), (3, 2))),
         (IMAGES, lambda m, x, y: x.unsqueeze(-1), ((1, 1),)),
+        (IMAGES, lambda m, x, y: x[..., None], ((1, 1),)),
+        (TOKENS, lambda m, x, y: x[None, :, None], ((2, 4),)),
         (TOKENS, lambda m, x, y: x.unsqueeze(0).squeeze(0), ((3, 2),)),
         (IMAGES, lambda m, x, y: F.interpolate(x, scale_factor=2, mode="bilinear"), ((1, 1),)),
         (IMAGES, lambda m, x, y: F.adaptive_avg_pool2d(x, 1), ((1, 1),)),

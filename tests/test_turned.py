@@ -80,3 +80,49 @@ def test_what_does_not_put_each_row_back_is_none(name):
     assert operations(fused, x)["mm"] + operations(fused, x)["addmm"] == 1
     for shape in ((2, C, 4, 4), (3, C, 4, 4), (1, C, 4, 4)):
         assert error(network, fused, image(*shape)) < 1e-12
+
+
+IN_ROWS = {
+    "by reshape": lambda m, x: m.l(x.reshape(-1, 6)).view(*x.shape[:-1], 4),
+    "by flatten": lambda m, x: m.l(x.flatten(0, 1)).unflatten(0, x.shape[:2]),
+    "by addmm": lambda m, x: torch.addmm(m.l.bias, x.view(-1, 6), m.l.weight.T).view(x.shape[0], x.shape[1], 4),
+    "another axis first": lambda m, x: m.l(x.transpose(0, 1)).transpose(0, 1),
+    "by a convolution": lambda m, x: m.p(x.transpose(1, 2)).transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("name", IN_ROWS)
+def test_a_layer_of_rows_is_one_of_tokens(name):
+    """Beside a linear layer of the same tokens it becomes one with that."""
+    members = {"l": nn.Linear(6, 4), "b": nn.Linear(6, 4), "p": nn.Conv1d(6, 4, 1)}
+    network, x = randomised(Spelled(lambda m, x: IN_ROWS[name](m, x) + m.b(x), **members)), image(2, 5, 6)
+    fused = fuse(network, (x,), keep_class=False).module
+    found = operations(fused, x)
+    assert (found["convolution"], found["addmm"], found["mm"]) == (0, 1, 0)
+    for shape in ((2, 5, 6), (1, 9, 6), (4, 1, 6)):
+        assert error(network, fused, image(*shape)) < 1e-12
+
+
+def test_axes_are_counted_in_each_rank_that_a_network_takes():
+    """Of one sequence, a 1x1 has its channels on the first axis: it is no layer of tokens then."""
+    members = {"q": nn.Conv2d(6, 4, 1), "b": nn.Linear(6, 4)}
+    network = randomised(Spelled(lambda m, x: m.q(x.mT[..., None]).squeeze(-1).mT + m.b(x), **members))
+    fused = fuse(network, (image(2, 5, 6),), keep_class=False).module
+    for shape in ((2, 5, 6), (1, 9, 6), (5, 6)):
+        assert error(network, fused, image(*shape)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda m, x: m.l(x.reshape(-1, 6)).view(x.shape[1], x.shape[0], 4).transpose(0, 1),
+        lambda m, x: m.l(x.transpose(0, 1)).reshape(x.shape[0], x.shape[1], 4),
+    ],
+)
+def test_rows_that_go_elsewhere_stay(rows):
+    members = {"l": nn.Linear(6, 4), "b": nn.Linear(6, 4)}
+    network, x = randomised(Spelled(lambda m, x: rows(m, x) + m.b(x), **members)), image(3, 3, 6)
+    fused = fuse(network, (x,), keep_class=False).module
+    assert operations(fused, x)["addmm"] + operations(fused, x)["mm"] == 2
+    for shape in ((3, 3, 6), (1, 5, 6), (4, 2, 6)):
+        assert error(network, fused, image(*shape)) < 1e-12

@@ -236,6 +236,14 @@ def viewed(call: Call, recording: Recording) -> Meaning | None:
     return _moved(x, moves, view=True)
 
 
+def with_new_axes(call: Call, recording: Recording) -> Meaning | None:
+    """``x[..., None]``: whole axes, and new ones of size 1."""
+    index = call.get("index")
+    given = index if isinstance(index, tuple) else (index,)
+    whole = all(entry is None or entry is Ellipsis or entry == slice(None) for entry in given)
+    return viewed(call, recording) if whole and None in given and is_data(call.input, recording) else None
+
+
 def squeezed(call: Call, recording: Recording) -> Meaning | None:
     """Without axes that are 1 at every size: an axis that happens to be 1 goes where its size may be another."""
     x, dims = call.input, call.get("dim")
@@ -243,8 +251,8 @@ def squeezed(call: Call, recording: Recording) -> Meaning | None:
     if not isinstance(dims, list | tuple):
         return None
     shapes = recording.shapes(x) + recording.shapes_at_other_ranks(x)
-    gone = {axis_of(dim, len(recording.shape_of[x])) for dim in dims}
-    return viewed(call, recording) if all(shape[axis or 0] == 1 for shape in shapes for axis in gone) else None
+    gone = ((shape, axis_of(dim, len(shape))) for shape in shapes for dim in dims)
+    return viewed(call, recording) if all(axis is not None and shape[axis] == 1 for shape, axis in gone) else None
 
 
 def permuted(call: Call, recording: Recording) -> Meaning | None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
 from repfuse.algebra.expression import Through, on_axes
 from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.algebra.layers import Convolution, Factor
-from repfuse.ops.channels import VIEWS
+from repfuse.ops.channels import VIEWS, with_new_axes
 from repfuse.ops.convolution import layer_tensors, refused_as_fake
 from repfuse.ops.indexing import channels_last
 from repfuse.ops.meaning import Meaning, Rearranged, Same, Unfusible
@@ -168,22 +169,23 @@ def _turned(node: fx.Node, known: Mapping[fx.Node, Meaning | None], recording: R
     layer = meaning.layer if isinstance(meaning, Through) else None
     if not isinstance(meaning, Through) or not isinstance(layer, Convolution) or not layer.geometry.is_pointwise:
         return None
-    axis, most, found = 1 if layer.geometry.ndim else -1, 0, None
-    before = [meaning.input]
+    axis, most, found, before = _channel_axis(layer.geometry.ndim), -1, None, [meaning.input]
     while isinstance(turn := known.get(before[0]), Same | Rearranged) and _is_turn(before[0], recording):
-        before = [turn.input, *before]
-        ndim, after = len(recording.shape_of[before[0]]) - 2, [node]
-        if not most < ndim <= 3 or ndim == layer.geometry.ndim:
-            continue
+        before, after = [turn.input, *before], [node]
+        spaces = [ndim for ndim in (len(recording.shape_of[before[0]]) - 2, 0) if most < ndim <= 3]
         while len(readers := _readers(after[-1], recording)) == 1 and _is_turn(readers[0], recording):
             after += readers
-            if _is_pointwise(before, after, axis, recording):
+            fit = (ndim for ndim in spaces if _is_pointwise(before, after, (_channel_axis(ndim), axis), recording))
+            if (ndim := next(fit, None)) is not None:
                 most, row = ndim, [*before, *after]
-                found = Turned(
-                    row[-1], Through(row[0], on_axes(layer, ndim)), dict(zip(row[1:-1], row[:-2], strict=True))
-                )
+                through = Through(row[0], on_axes(layer, ndim))
+                found = Turned(row[-1], through, dict(zip(row[1:-1], row[:-2], strict=True)))
                 break
     return found
+
+
+def _channel_axis(ndim: int) -> int:
+    return 1 if ndim else -1
 
 
 def _readers(node: fx.Node, recording: Recording) -> list[fx.Node]:
@@ -196,50 +198,65 @@ def _is_turn(node: fx.Node, recording: Recording) -> bool:
     call = spelled(node)
     if call is None or not is_data(call.input, recording):
         return False
+    if call.operator == "getitem":
+        return with_new_axes(call, recording) is not None
     turns = axes_turned(call, len(recording.shape_of[call.input])) is not None
     return turns or call.operator in (*VIEWS, "view_as", "squeeze", "unsqueeze", "contiguous", "clone")
 
 
-def _is_pointwise(before: Sequence[fx.Node], after: Sequence[fx.Node], axis: int, recording: Recording) -> bool:
-    """Whether each row that a layer gets along ``axis`` is the channels of one pixel of the first node, and what it
-    makes of that, the first ``after``, goes back to the pixel.
+def _is_pointwise(
+    before: Sequence[fx.Node], after: Sequence[fx.Node], axes: tuple[int, int], recording: Recording
+) -> bool:
+    """Whether each row that a layer gets is the channels of one pixel of the first node, and what it makes of that, the
+    first ``after``, goes back to the pixel. ``axes`` are those of the channels, there and in the layer.
     """
     nodes = (*before, *after)
-    runs = {len(recording.shapes(node)) for node in nodes}
-    if len(runs) > 1 or any(recording.shapes_at_other_ranks(node) for node in nodes):
+    others = [recording.shapes_at_other_ranks(node) for node in nodes]
+    shapes = [recording.shapes(node) + more for node, more in zip(nodes, others, strict=True)]
+    if len({len(each) for each in shapes}) > 1 or (any(others) and axes[0] != -1):
         return False
-    turns = [tuple(_order(node, recording)) for node in (*before[1:], *after[1:])]
-    shapes = zip(*(recording.shapes(node) for node in nodes), strict=True)
-    return all(_goes_back(each, len(before) - 1, tuple(turns), axis) for each in shapes)
+    turns = [tuple(_orders(node, each)) for node, each in zip(nodes, shapes, strict=True)]
+    steps = [*turns[1 : len(before)], *turns[len(before) + 1 :]]
+    runs = zip(zip(*shapes, strict=True), zip(*steps, strict=True), strict=True)
+    return all(_goes_back(run, len(before) - 1, orders, axes) for run, orders in runs)
 
 
-def _order(node: fx.Node, recording: Recording) -> Iterable[int]:
+def _orders(node: fx.Node, shapes: Iterable[Ints]) -> Iterator[Ints]:
+    """Yield the order of the axes after a turn, for each shape of what it makes; none of a view."""
     call = spelled(node)
-    return (call and axes_turned(call, len(recording.shape_of[node]))) or ()
+    return (tuple((call and axes_turned(call, len(shape))) or ()) for shape in shapes)
 
 
 @cache
-def _goes_back(shapes: tuple[Ints, ...], count: int, turns: tuple[Ints, ...], axis: int) -> bool:
+def _goes_back(shapes: tuple[Ints, ...], count: int, turns: tuple[Ints, ...], axes: tuple[int, int]) -> bool:
     """Whether the turns, the first ``count`` of which are before a layer, leave each pixel where it was: by what they
-    do to the number of each. ``shapes`` are those of the input, of what the turns make, and of what the layer makes,
-    along ``axis``.
+    do to the number of each. ``shapes`` are those of the input, of what the turns make, and of what the layer makes.
     """
-    whole, (batch, channels, *space) = shapes[0], shapes[0]
-    pixels = np.arange(batch * prod(space)).reshape(batch, 1, *space)
-    found = np.broadcast_to(pixels, whole) * channels + np.arange(channels).reshape(-1, *(1 for _ in space))
-    for shape, order in zip(shapes[1 : count + 1], turns[:count], strict=True):
-        found = found.transpose(order) if order else found.reshape(shape)
-    made, last = shapes[count + 1], shapes[-1]
-    if found.ndim != len(made) or found.shape[axis] != channels or last != (batch, made[axis], *space):
+    (at, axis), whole, made = axes, shapes[0], shapes[count + 1]
+    found, channels = _turn(_numbered(whole, at), shapes[1 : count + 1], turns[:count]), whole[at]
+    if found.ndim != len(made) or found.shape[axis] != channels:
         return False
-    found = np.moveaxis(found, axis, -1)
-    row = found[..., :1] // channels
-    if not np.array_equal(found, row * channels + np.arange(channels)):
+    rows = np.moveaxis(found, axis, -1)
+    row = rows[..., :1] // max(channels, 1)
+    if not np.array_equal(rows, row * channels + np.arange(channels)):
         return False
     back = np.moveaxis(row * made[axis] + np.arange(made[axis]), -1, axis)
-    for shape, order in zip(shapes[count + 2 :], turns[count:], strict=True):
-        back = back.transpose(order) if order else back.reshape(shape)
-    return np.array_equal(back, pixels * made[axis] + np.arange(made[axis]).reshape(-1, *(1 for _ in space)))
+    wanted = list(whole)
+    wanted[at] = made[axis]
+    return np.array_equal(_turn(back, shapes[count + 2 :], turns[count:]), _numbered(wanted, at))
+
+
+def _numbered(shape: Sequence[int], at: int) -> NDArray[np.int64]:
+    """Return a number for each place: pixel by pixel, and of one channel by channel, which lie along an axis."""
+    sizes = list(shape)
+    channels = sizes.pop(at)
+    return np.moveaxis(np.arange(prod(shape)).reshape(*sizes, channels), -1, at)
+
+
+def _turn(numbers: NDArray[np.int64], shapes: Sequence[Ints], orders: Sequence[Ints]) -> NDArray[np.int64]:
+    for shape, order in zip(shapes, orders, strict=True):
+        numbers = numbers.transpose(order) if order else numbers.reshape(shape)
+    return numbers
 
 
 def _times(x: fx.Node, other: Any, bias: Constant | None, recording: Recording) -> Meaning | None:

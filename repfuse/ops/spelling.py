@@ -69,7 +69,7 @@ def spread(value: Any, recording: Recording) -> Constant | None:
     return constant(call.input, recording) if call is not None and call.operator in SPREADING else None
 
 
-SPREADING = ("expand", "expand_as")
+SPREADING = ("expand", "expand_as", "repeat")
 
 
 def number(value: Any) -> float | None:
@@ -163,6 +163,7 @@ SIGNATURES: dict[str, str] = {
     "tensordot": "input other dims out",
     "expand": "input size*",
     "expand_as": "input other",
+    "repeat": "input repeats*",
     "addmm": "input mat1 mat2 beta alpha",
     "batch_norm": _NORM,
     "native_batch_norm": "input weight bias running_mean running_var training momentum eps",
@@ -248,6 +249,7 @@ ALIASES = {
     "reshape_as": "view_as",
     "_unsafe_view": "view",
     "broadcast_to": "expand",
+    "tile": "repeat",
     "alias": "detach",
     "lift_fresh_copy": "clone",
     "numpy_T": "t",

@@ -44,7 +44,8 @@ def _item(call: Call, recording: Recording) -> Meaning | None:
         return channels.piece(call, producer, recording)
     if producer is not None and producer.operator in sums.NATIVE_NORMS:
         return sums.normalised_part(call, producer, recording)
-    return indexing.indexed(call, recording) or channels.picked(call, recording)
+    reads = (channels.with_new_axes, indexing.indexed, channels.picked)
+    return next((found for read in reads if (found := read(call, recording)) is not None), None)
 
 
 def _attribute(call: Call, recording: Recording) -> Meaning | None:
@@ -141,6 +142,7 @@ class Meanings(dict[fx.Node, Meaning | None]):
         self.dead = self._find_dead()
         super().__init__((x, None if x in self.dead else meaning_of(x, recording)) for x in recording.nodes)
         turned = products.between_turns(self, recording)
+        self._followed = {node for each in turned for node in (each.last, *each.inner)}
         for each in turned:
             self.update({each.last: each.meaning, **{node: Passage((x,)) for node, x in each.inner.items()}})
         for node in recording.nodes:
@@ -202,7 +204,8 @@ class Meanings(dict[fx.Node, Meaning | None]):
         """Make a node opaque that only looks like an affine map, or of which one cannot be certain."""
         meaning, recording = self[node], self.recording
         tensors = (node, *inputs_of(meaning))
-        mark = recording.mark_of(node, any_rank=not isinstance(meaning, Rearranged))
+        followed = isinstance(meaning, Rearranged) or node in self._followed  # at other ranks, too
+        mark = recording.mark_of(node, any_rank=not followed)
         if isinstance(meaning, Unfusible):
             uncertain = mark if meaning.code == "computed-weight" else None  # then no weight there counts as constant
             self._reject(node, *(uncertain or (meaning.code, meaning.reason)))
