@@ -8,12 +8,13 @@ from itertools import chain, combinations
 import pytest
 import torch
 from blocks import CASES, TWINS
-from blocks.building import Case, Spelled, conv, norm
+from blocks.building import C, Case, Spelled, conv, norm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.agreement import error, image, operations, randomised
 from support.programs import EXAMPLES, STEPS, program
 from torch import nn
+from torch.nn import functional as F
 
 from repfuse.fusing import fuse
 from repfuse.planning.cost import TOLD_APART
@@ -172,3 +173,49 @@ def test_a_choice_that_copies_goes_into_the_kernel():
     result = fuse(network, [x], keep_class=False)
     assert "flip" not in operations(result.module, x)
     assert error(network, result.module, x) < 1e-12
+
+
+AGAIN = {
+    "a function": lambda m, x: (F.relu(x), F.relu(x)),
+    "a module": lambda m, x: (m.act(x), m.act(x)),
+    "two modules": lambda m, x: (m.act(x), m.same(x)),
+    "of sizes": lambda m, x: (F.adaptive_max_pool2d(x, x.shape[2:]), F.adaptive_max_pool2d(x, x.shape[2:])),
+    "in two steps": lambda m, x: (m.act(x.tanh()), m.act(x.tanh())),
+}
+NOT_AGAIN = {
+    "other settings": lambda m, x: (F.leaky_relu(x, 0.1), F.leaky_relu(x, 0.2)),
+    "another input": lambda m, x: (x.tanh(), x.neg().tanh()),
+    "overwritten between": lambda m, x: (m.act(x), m.act(x.mul_(0.5))),
+    "written into": lambda m, x: (m.act(x), m.act(x).mul_(x)),
+    "the first is written into": lambda m, x: (m.act(x).mul_(x), m.act(x)),
+    "drawn": lambda m, x: (F.dropout(x, 0.5, True), F.dropout(x, 0.5, True)),
+}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_what_is_computed_again_is_one_source(name):
+    def forward(m, x):
+        first, second = AGAIN[name](m, x)
+        return m.a(first) + m.b(second)
+
+    network = randomised(Spelled(forward, a=conv(3), b=conv(1), act=nn.GELU(), same=nn.GELU()))
+    fused = fuse(network, (image(2, C, 6, 7),), keep_class=False).module
+    assert operations(fused, image(2, C, 6, 7))["convolution"] == 1
+    for shape in ((2, C, 6, 7), (1, C, 9, 4)):
+        assert error(network, fused, image(*shape)) < 1e-12
+
+
+@pytest.mark.parametrize("name", NOT_AGAIN)
+def test_what_may_be_another_value_is_computed_again(name):
+    def forward(m, x):
+        first, second = NOT_AGAIN[name](m, x.clone())
+        return m.a(first) + m.b(second)
+
+    network = randomised(Spelled(forward, a=conv(3), b=conv(1), act=nn.GELU()))
+    fused = fuse(network, (image(2, C, 6, 7),), keep_class=False).module
+    assert operations(fused, image(2, C, 6, 7))["convolution"] == 2
+    for shape in ((2, C, 6, 7), (1, C, 9, 4)):
+        torch.manual_seed(0)
+        expected = network(image(*shape))
+        torch.manual_seed(0)
+        assert (fused(image(*shape)) - expected).abs().max() < 1e-12 * expected.abs().max()

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import partial
 from itertools import takewhile
+from typing import Any
 
 from torch import fx
+from torch.fx.node import map_arg
 
-from repfuse.algebra.expression import Scaled, Sum, Through
+from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import NotAffine
 from repfuse.ops import channels, convolution, indexing, products, sums
 from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same, Unfusible, inputs_of
 from repfuse.ops.spelling import CASTS, DROPOUTS, RESIZING, TURNING, Call, is_data, makes_zeros, spelled, spread
 from repfuse.recording.recording import Recording
+from repfuse.recording.run import assigned, set_data, unknown
 
 Row = Callable[[Call, Recording], Meaning | None]
 
@@ -141,6 +144,7 @@ class Meanings(dict[fx.Node, Meaning | None]):
         self.refuse = refuse
         self.dead = self._find_dead()
         super().__init__((x, None if x in self.dead else meaning_of(x, recording)) for x in recording.nodes)
+        self._find_repeated()
         turned = products.between_turns(self, recording)
         self._followed = {node for each in turned for node in (each.last, *each.inner)}
         for each in turned:
@@ -181,6 +185,43 @@ class Meanings(dict[fx.Node, Meaning | None]):
         if user in self.dead or user in self.sizes:
             return True
         return node not in self.recording.measured and (self._measures(user) or channels.only_measures(user, node))
+
+    def _find_repeated(self) -> None:
+        """Let what is computed again be what was before: ``conv3(relu(x)) + conv1(relu(x))`` has one source."""
+        recording, first = self.recording, dict[tuple[Any, ...], fx.Node]()
+        known = dict[fx.Node, fx.Node]()
+
+        def name(x: fx.Node) -> str:
+            return f"<{known.get(x, self.origin(x)).name}>"
+
+        for node in recording.nodes:
+            if not self._may_be_repeated(node):
+                continue
+            key = node.op, node.target, repr(map_arg((node.args, node.kwargs), name))
+            before = first.setdefault(key, node)
+            if before is node or not self._is_unchanged(before, node):
+                continue
+            known[node] = before
+            if node in recording.shape_of:
+                self[node] = Same(before)
+
+    def _may_be_repeated(self, node: fx.Node) -> bool:
+        """Whether a node is a size, or computes or moves numbers and is no layer, which is merged instead."""
+        recording, memory = self.recording, self.recording.memory
+        if node in recording.run.size_of:
+            return True
+        plain = node in recording.shape_of and node.op in ("call_function", "call_method")
+        if not plain or node.target in (unknown, set_data, assigned) or node in recording.run.random:
+            return False
+        moves = self[node] is None or isinstance(self[node], Rearranged | Selected | Joined)
+        lasts = not memory.writes(node) and not memory.writers(node) and node not in recording.escaping
+        return moves and lasts and recording.mark_of(node) is None and not recording.constants.is_constant(node)
+
+    def _is_unchanged(self, before: fx.Node, node: fx.Node) -> bool:
+        """Whether what was computed ``before`` comes out again at ``node``: its inputs were not written in between."""
+        recording = self.recording
+        written = (recording.memory.written_between(x, before, node) for x in before.all_input_nodes)
+        return not any(written) and recording.between(before, node) is None
 
     def _find_dead(self) -> set[fx.Node]:
         """Return what nothing needs: sizes and dtypes, parts of lists, parameters that were read in vain."""
