@@ -176,8 +176,11 @@ def check(model, example, policy=Policy.COST):
     return len(checked)
 
 
-IN_PLACE = [row for row in CASES if row not in (*rows.CASES, *space.MOVED)]
-"""Impulses show a kernel where its rows stay; those that move are checked by a matrix, see test_rows."""
+IN_PLACE = [
+    row for row in CASES if row not in (*rows.CASES, *space.MOVED) and not row.name.endswith("a channel of ones")
+]
+"""Impulses show a kernel where its rows stay; those that move are checked by a matrix, see test_rows. A channel of ones
+is no kernel of the source alone: beyond the border it is 0, which impulses on a plane have none of."""
 
 SAMPLE = {row.name for row in IN_PLACE[::10] if row.channels < WIDE}
 """Those of many channels take seconds, for as many impulses."""
