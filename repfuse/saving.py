@@ -63,6 +63,10 @@ class Saved:
     use: tuple[str, ...] = ()
 
 
+Begun = tuple[Callable[[], None], Callable[[], Saved]]
+"""A file that is being written: what waits for it to be read again, and what says what was found and has it kept."""
+
+
 def save(
     checkpoint: Checkpoint,
     module: nn.Module,
@@ -109,7 +113,7 @@ def writing(
     keep_metadata: bool = True,
     verify: bool = True,
     reader: Reader | None = None,
-) -> Iterator[tuple[Callable[[], None], Callable[[], Saved]]]:
+) -> Iterator[Begun]:
     """As ``save``: write the file, and have it read while the block goes on, which is given two functions.
 
     The first waits for what reads the file. The second says what was found; then the file takes its place when the

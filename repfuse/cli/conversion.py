@@ -36,7 +36,7 @@ from repfuse.plans import Plan
 from repfuse.quantization import kernels
 from repfuse.report.schema import Chosen, Environment, Input, Output, Report, Status, report_path
 from repfuse.report.schema import write as write_document
-from repfuse.saving import Saved, of_file, writing
+from repfuse.saving import Begun, Saved, of_file, writing
 from repfuse.wording import dtype_name
 
 if TYPE_CHECKING:
@@ -51,8 +51,6 @@ TWO_AXES = (
     "for inputs of two axes: of three, the BatchNorm1d that is merged normalised the second, the layer has the last"
 )
 UNTIMED = "not timed, since both networks would be in memory at once: repfuse bench does it"
-Begun = tuple[Callable[[], None], Callable[[], Saved]]
-"""What ``repfuse.saving.writing`` gives."""
 UNSOLVED = "--equalize makes no difference here: what it does is found out where a file is written"
 
 

@@ -34,6 +34,7 @@ from repfuse.recording.recording import Recording
 
 
 VIEWS = ("view", "flatten", "unflatten")
+"""Operators that put the same numbers, in the same order, into a shape that they are given."""
 PIECES = frozenset({"chunk", "split", "tensor_split"})
 """Operators that return a list of parts of a tensor."""
 
@@ -156,7 +157,7 @@ def _steps(last: Call, recording: Recording) -> tuple[list[fx.Node], Meaning] | 
     if turned is None or view is None or view.operator not in VIEWS or not is_data(view.input, recording):
         return None
     x = view.input
-    shapes = [recording.shapes(node) + recording.shapes_at_other_ranks(node) for node in (x, view.node, last.node)]
+    shapes = [recording.all_shapes(node) for node in (x, view.node, last.node)]
     order = axes_turned(turned, len(shapes[1][0]))
     ranks = [len({len(shape) for shape in each}) for each in shapes]
     if order is None or max(ranks) > 1 or len({len(each) for each in shapes}) > 1:
@@ -222,7 +223,7 @@ def viewed(call: Call, recording: Recording) -> Meaning | None:
     x, y = call.input, call.node
     if recording.dtype_of.get(y) is not recording.dtype_of[x]:
         return None
-    before, after = (recording.shapes(z) + recording.shapes_at_other_ranks(z) for z in (x, y))
+    before, after = (recording.all_shapes(z) for z in (x, y))
     if len(before) != len(after) or min(map(len, (*before, *after))) < 2:
         return None
     if before == after:
@@ -250,7 +251,7 @@ def squeezed(call: Call, recording: Recording) -> Meaning | None:
     dims = [dims] if is_integer(dims) else dims
     if not isinstance(dims, list | tuple):
         return None
-    shapes = recording.shapes(x) + recording.shapes_at_other_ranks(x)
+    shapes = recording.all_shapes(x)
     gone = ((shape, axis_of(dim, len(shape))) for shape in shapes for dim in dims)
     return viewed(call, recording) if all(axis is not None and shape[axis] == 1 for shape, axis in gone) else None
 

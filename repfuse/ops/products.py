@@ -211,9 +211,9 @@ def _is_pointwise(
     first ``after``, goes back to the pixel. ``axes`` are those of the channels, there and in the layer.
     """
     nodes = (*before, *after)
-    others = [recording.shapes_at_other_ranks(node) for node in nodes]
-    shapes = [recording.shapes(node) + more for node, more in zip(nodes, others, strict=True)]
-    if len({len(each) for each in shapes}) > 1 or (any(others) and axes[0] != -1):
+    shapes = [recording.all_shapes(node) for node in nodes]
+    of_one_rank = axes[0] != -1
+    if len({len(each) for each in shapes}) > 1 or (of_one_rank and any(map(recording.shapes_at_other_ranks, nodes))):
         return False
     turns = [tuple(_orders(node, each)) for node, each in zip(nodes, shapes, strict=True)]
     steps = [*turns[1 : len(before)], *turns[len(before) + 1 :]]

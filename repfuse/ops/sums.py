@@ -111,7 +111,7 @@ def neg(call: Call, _recording: Recording) -> Meaning | None:
 def mul(call: Call, recording: Recording) -> Meaning | None:
     """``input * other``, one of them a number or a constant."""
     x, by = call.input, call.get("other")
-    if not is_data(x, recording) or spread(x, recording) is not None:
+    if not is_data(x, recording) or _is_spread_over(x, by, recording):
         x, by = by, x
     if not is_data(x, recording) or (call.in_place and x is not call.input):
         return None
@@ -172,9 +172,9 @@ def _combination(
     for zeros, other, by in ((y, x, factor), (x, y, y_factor)):
         if isinstance(zeros, fx.Node) and is_data(other, recording) and _adds_nothing(zeros, other, call, recording):
             return _multiple(other, by)
-    if spread(x, recording) is not None and is_data(y, recording) and not call.in_place:
+    if _is_spread_over(x, y, recording) and not call.in_place:
         (x, factor), (y, y_factor) = (y, y_factor), (x, factor)
-    if is_data(x, recording) and is_data(y, recording) and spread(y, recording) is None:
+    if is_data(x, recording) and is_data(y, recording) and not _is_spread_over(y, x, recording):
         if recording.shape_of[x] != recording.shape_of[y]:
             return Unfusible("broadcast", "a sum of tensors of different shapes")
         return combination((x, factor), (y, y_factor))
@@ -192,14 +192,18 @@ def _combination(
 
 def _constant_over(value: Any, x: fx.Node, recording: Recording) -> Constant | None:
     """Return the constant that ``value`` is, or is once for each place of ``x``: which broadcasting would do, too."""
-    found = constant(value, recording)
-    if found is not None or (one := spread(value, recording)) is None:
-        return found
-    shapes = [recording.shapes(each) + recording.shapes_at_other_ranks(each) for each in (value, x)]
-    if len(shapes[0]) != len(shapes[1]):
-        return None
-    fits = (len(a) <= len(b) and all(n in (1, m) for n, m in zip(a[::-1], b[::-1])) for a, b in zip(*shapes))  # noqa: B905
-    return one if all(fits) else None
+    return spread(value, recording) if _is_spread_over(value, x, recording) else constant(value, recording)
+
+
+def _is_spread_over(value: Any, x: Any, recording: Recording) -> bool:
+    """Whether ``value`` is a constant once for each place of ``x``, and makes nothing larger that it meets."""
+    if spread(value, recording) is None or not is_data(x, recording):
+        return False
+    own, others = map(recording.all_shapes, (value, x))
+    return len(own) == len(others) and all(
+        len(a) <= len(b) and all(n in (1, m) for n, m in zip(a[::-1], b[::-1], strict=False))
+        for a, b in zip(own, others, strict=True)
+    )
 
 
 def _adds_nothing(zeros: fx.Node, other: fx.Node, call: Call, recording: Recording) -> bool:

@@ -47,8 +47,7 @@ def _item(call: Call, recording: Recording) -> Meaning | None:
         return channels.piece(call, producer, recording)
     if producer is not None and producer.operator in sums.NATIVE_NORMS:
         return sums.normalised_part(call, producer, recording)
-    reads = (channels.with_new_axes, indexing.indexed, channels.picked)
-    return next((found for read in reads if (found := read(call, recording)) is not None), None)
+    return _either(channels.with_new_axes, indexing.indexed, channels.picked)(call, recording)
 
 
 def _attribute(call: Call, recording: Recording) -> Meaning | None:
@@ -184,7 +183,7 @@ class Meanings(dict[fx.Node, Meaning | None]):
         """
         if user in self.dead or user in self.sizes:
             return True
-        return node not in self.recording.measured and (self._measures(user) or channels.only_measures(user, node))
+        return node not in self.recording.sized and (self._measures(user) or channels.only_measures(user, node))
 
     def _find_repeated(self) -> None:
         """Let what is computed again be what was before: ``conv3(relu(x)) + conv1(relu(x))`` has one source."""

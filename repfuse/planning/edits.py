@@ -70,7 +70,7 @@ class Layout:
     """Calls whose forward cannot be written down anew, with the code and the reason."""
     unlike: set[str] = field(default_factory=set)
     """Modules that are called several times, not always alike."""
-    measured: set[fx.Node] = field(default_factory=set)
+    sized: set[fx.Node] = field(default_factory=set)
     """Values within a region that others take sizes of, which no value has that stays."""
 
     @property

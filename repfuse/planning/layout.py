@@ -178,7 +178,7 @@ class LayingOut:
     def _refuse(self, regions: Iterable[Region], error: NotAffine) -> None:
         """Refuse regions; where the size of a value within them is missing, smaller ones are looked for instead."""
         if isinstance(error, SizeGone):
-            self.layout.measured.add(error.node)
+            self.layout.sized.add(error.node)
         else:
             for region in regions:
                 self.refuse(error, region.root)

@@ -299,17 +299,14 @@ class _Written(_Builder):
     def _alike(self, x: fx.Node) -> fx.Node:
         """Return a value that stays, of the shape at each size of the inputs that one has which is gone."""
         self._replace(self.root_of[x])
-        wanted = self._shapes(x)
+        shapes = self.recording.all_shapes
         for other in reversed(self.env):
-            if self.recording.dtype_of.get(other) is self.recording.dtype_of[x] and self._shapes(other) == wanted:
+            if self.recording.dtype_of.get(other) is self.recording.dtype_of[x] and shapes(other) == shapes(x):
                 return self.env[other]  # type: ignore[no-any-return]
         raise SizeGone(x, self.recording.names[x])
 
-    def _shapes(self, node: fx.Node) -> list[tuple[int, ...]]:
-        return self.recording.shapes(node) + self.recording.shapes_at_other_ranks(node)
-
     def _sizes(self, node: fx.Node, axis: int) -> list[int | None]:
-        return [shape[axis] if -len(shape) <= axis < len(shape) else None for shape in self._shapes(node)]
+        return [shape[axis] if -len(shape) <= axis < len(shape) else None for shape in self.recording.all_shapes(node)]
 
     def _of_sizes(self, data: Any, **options: Any) -> fx.Node:
         """Write ``torch.tensor(data)`` of sizes by operators that take the stand-ins of these, too, on which a graph
@@ -377,13 +374,13 @@ class _Edited(_Builder):
                 self.know(recorded, copied[line])
         if self.by_root.keys() - done.keys():
             raise NotAffine("outer-reference", "what would merge is not computed by lines of the graph itself")
-        self._check_gone({copied.get(line): gone for line, gone in skipped.items() if gone in self.root_of})
+        self._check_gone({copied[line]: x for line, x in skipped.items() if line in copied and x in self.root_of})
         for line in reversed(self.graph.nodes):
             if line.op == "get_attr" and not line.users:
                 self.graph.erase_node(line)
         return self.graph
 
-    def _check_gone(self, gone: Mapping[fx.Node | None, fx.Node]) -> None:
+    def _check_gone(self, gone: Mapping[fx.Node, fx.Node]) -> None:
         """Raise SizeGone where the output needs a line that computes what is gone: for its size alone."""
         seen, waiting = set[fx.Node](), [node for node in self.graph.nodes if node.op == "output"]
         while waiting:

@@ -107,8 +107,8 @@ class Planner:
         of that is then not planned at all.
         """
         recording = self.recording
-        if layout.measured - recording.measured:
-            recording.measured |= layout.measured
+        if layout.sized - recording.sized:
+            recording.sized |= layout.sized
             return True
         refused = {call: mark for call, mark in layout.refused.items() if call not in recording.marks}
         unlike = layout.unlike - recording.closed - {""}

@@ -197,8 +197,7 @@ class BranchReader:
     def _is_of_one_shape(self, one: fx.Node, other: fx.Node) -> bool:
         """Whether two values have the same shape for whatever the network takes."""
         recording = self.meanings.recording
-        shapes = ([*recording.shapes(x), *recording.shapes_at_other_ranks(x)] for x in (one, other))
-        return next(shapes) == next(shapes)
+        return recording.all_shapes(one) == recording.all_shapes(other)
 
     def _combined(
         self, node: fx.Node, operands: Sequence[tuple[tuple[Term, ...], Scaled[fx.Node]]]

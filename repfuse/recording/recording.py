@@ -46,7 +46,8 @@ class Recording:
     ``unwritable`` ones, which cannot be written down anew. Nothing merges across the borders of ``closed`` modules.
     ``uneven`` nodes are given other numbers at other sizes, ``uneven_by_rank`` where the inputs have another number of
     axes; in the place of their ``foreign`` operands they are given others.
-    ``escaping`` values are read unseen, tensors of the network ``elsewhere`` at other sizes.
+    Of ``sized`` values the sizes are read, which no other value has; ``escaping`` ones are read unseen, and tensors of
+    the network ``elsewhere`` at other sizes.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Recording:
         self.leaking: set[ModuleCall] = set()
         self.unwritable: dict[ModuleCall, Mark] = {}
         self.closed: set[str] = set()
-        self.measured: set[fx.Node] = set()
+        self.sized: set[fx.Node] = set()
         self.constants = Constants(self)
         self._mark()
 
@@ -121,6 +122,10 @@ class Recording:
         """Return the shapes that a value had for inputs of another number of axes, as far as the network takes any."""
         others = self._comparison.at_other_ranks.get(node, ())
         return [run.shape_of[other] for run, other in others if other in run.shape_of]
+
+    def all_shapes(self, node: fx.Node) -> list[tuple[int, ...]]:
+        """Return the shapes that a value had: at the example, at other sizes, and for other numbers of axes."""
+        return self.shapes(node) + self.shapes_at_other_ranks(node)
 
     def operand_shapes(self, node: fx.Node) -> list[list[tuple[int, ...]]]:
         """Return the shapes of the tensors that a node was given, at the example and at the other sizes.
