@@ -84,7 +84,7 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
     progress("reading", 0.0)
     with collecting_later():
         checkpoint = _loaded(request)
-    gc.freeze()  # what is imported and loaded stays: nobody need look through it for garbage again
+        gc.freeze()  # what is imported and loaded stays: nobody need look through it for garbage, not even once
     if reader:
         reader.prepare(checkpoint.module)
     if request.out is None:
