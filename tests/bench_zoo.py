@@ -1,7 +1,8 @@
 """Times every network of the zoo that has sites against its fused form, and against timm's own form where there is one.
 
-`make speed`, or `python -m tests.bench_zoo [--rounds N] [--batch N] [NAME ...]`. One thread, interleaved rounds, in
-seconds of the processor, so that other work beside it disturbs little; images of 96 pixels where a network takes them.
+`make speed`, or `python -m tests.bench_zoo [--rounds N] [--batch N] [--own-size] [NAME ...]`. One thread, interleaved
+rounds, in seconds of the processor, so that other work beside it disturbs little; images of 96 pixels where a network
+takes them, unless they are to be of its own size.
 Each batch has a plan of its own: what is worth merging depends on it, so the example is to be what will be deployed.
 A ratio is how many times as fast the fused form is, with its 95 % interval; the last lines name what got slower.
 """
@@ -38,13 +39,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="timm:NAME or torchvision:NAME, unless all")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--batch", type=int, action="append", help="1 and 32 unless told")
+    parser.add_argument("--own-size", action="store_true", help="images of the size that each network is made for")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(ROW.format("network", "sites", "batch", "fused, ms", "original over fused", "timm's over fused"), flush=True)
     slower = []
     for name in options.names or names():
         try:
-            slower += measured(name, options.batch or [1, 32], options.rounds)
+            slower += measured(name, options.batch or [1, 32], options.rounds, own_size=options.own_size)
         except Exception as error:  # what it says is the row
             print(f"{name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr, flush=True)
         gc.collect()
@@ -52,10 +54,10 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def measured(name: str, batches: list[int], rounds: int) -> list[str]:
+def measured(name: str, batches: list[int], rounds: int, *, own_size: bool) -> list[str]:
     """Print the rows of a network; return those in which something is faster than the fused form."""
     network, example = build(name)
-    small = (example[0][..., :SIDE, :SIDE],)
+    small = example if own_size else (example[0][..., :SIDE, :SIDE],)
     try:
         network(*small)
     except Exception:  # it takes images of one size, or larger ones
