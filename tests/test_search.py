@@ -219,3 +219,26 @@ def test_what_may_be_another_value_is_computed_again(name):
         expected = network(image(*shape))
         torch.manual_seed(0)
         assert (fused(image(*shape)) - expected).abs().max() < 1e-12 * expected.abs().max()
+
+
+ELSEWHERE = {
+    "turned and back": lambda y: y.permute(0, 2, 3, 1).permute(0, 3, 1, 2),
+    "resized": lambda y: F.interpolate(y, size=y.shape[-2:]),
+    "a mean": lambda y: y.mean(2, keepdim=True).expand(-1, -1, y.shape[2], -1),
+    "an adaptive pool": lambda y: F.adaptive_avg_pool2d(y, y.shape[-2:]),
+}
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_where_one_operand_cannot_be_read_the_others_still_merge(name, place):
+    def forward(m, x):
+        operands = [m.a(x), x]
+        operands.insert(place, ELSEWHERE[name](m.b(x)))
+        return sum(operands)
+
+    network = randomised(Spelled(forward, a=conv(3), b=conv(1)))
+    result = fuse(network, (image(2, C, 6, 7),), keep_class=False)
+    assert operations(result.module, image(2, C, 6, 7))["add"] == 1
+    for shape in ((2, C, 6, 7), (1, C, 9, 4)):
+        assert error(network, result.module, image(*shape)) < 1e-12

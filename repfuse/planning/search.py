@@ -21,7 +21,7 @@ from torch import fx
 
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import NotAffine
-from repfuse.algebra.layers import mixes
+from repfuse.algebra.layers import Offset, mixes
 from repfuse.ops.meaning import Passage, Same, convolves, inputs_of
 from repfuse.planning.reader import BranchReader, Ends
 from repfuse.planning.region import Estimate, Refuse, Region, Term, region_of
@@ -222,12 +222,32 @@ class Search:
     def _mended(self, part: Subgraph, failure: Failure) -> Cuts:
         """Return where to cut what cannot be read."""
         self._say_why(failure)
+        if isinstance(failure.error, Ends) and 1 < len(failure.cuts) <= MOST_PLACES:
+            return self._least_cuts(part, failure)
         if failure.error.code == "several-sources" or isinstance(failure.error, Ends) or not failure.cuts:
             return failure.cuts  # no cut before what it reads would help
-        best = self.best(part, before=failure.node)
+        shifts = self._shifts(part) if failure.error.code == "shift-before-padding" else ()
+        best = self.best(part, before=failure.node, beside=shifts)
         for each in best.failures:
             self._say_why(each)
         return best.cuts
+
+    def _least_cuts(self, part: Subgraph, failure: Failure) -> Cuts:
+        """Return those of the cuts that leave least work: where one operand cannot be read on, others may be."""
+        sizes = range(1, len(failure.cuts) + 1)
+        cuts = sorted(failure.cuts, key=part.index)
+        tried = (self.divided(part, frozenset(some)) for size in sizes for some in combinations(cuts, size))
+        return min(tried, key=lambda each: self.estimate.price(each.cost)).cuts
+
+    def _shifts(self, part: Subgraph) -> Iterator[fx.Node]:
+        """Yield what adds a constant to what no layer computed: a scale after it is one of the layer that pads."""
+        below = set[fx.Node]()
+        for node in part:
+            meaning = self.meanings[node]
+            if isinstance(meaning, Through) or not below.isdisjoint(inputs_of(meaning)):
+                below.add(node)
+            elif isinstance(meaning, Scaled) and isinstance(meaning.by, Offset):
+                yield node
 
     def _say_why(self, failure: Failure) -> None:
         """Record why a node ends its operands' regions, where a layer is near that one might have hoped to merge."""
@@ -312,12 +332,14 @@ class Search:
 
     # The cuts that are least work.
 
-    def best(self, part: Subgraph, before: fx.Node | None = None, *, fewest: int = 0) -> Division:
-        """Return the division that is least work, by at least so many cuts.
+    def best(
+        self, part: Subgraph, before: fx.Node | None = None, *, beside: Iterable[fx.Node] = (), fewest: int = 0
+    ) -> Division:
+        """Return the division that is least work, by at least so many cuts: at places, and ``beside`` them at these.
 
         Of too many places, those nearest ``before`` a node are tried, if it is given.
         """
-        places = list(self.places(part))
+        places = sorted({*self.places(part), *beside}, key=part.index)
         if before is not None and len(places) > MOST_PLACES:
             places = [place for place in places if part.index(place) < part.index(before)][-MOST_PLACES:]
         most = len(places) if len(places) <= MOST_PLACES else 1
