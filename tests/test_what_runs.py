@@ -493,7 +493,26 @@ def sides_by_axes(m, x):
     return y.mean(dim=tuple(range(1, x.ndim - 1)))
 
 
+class Tracked(nn.Module):
+    """What PyTorch's own module does for one image alone is by other functions: it is the same all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.n = conv(3), nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+
+    def forward(self, x):
+        return self.n(self.a(x))
+
+
+def asks_for_two_axes(m, x):
+    """At fewer axes it decides otherwise, and no layer here minds."""
+    y = m.a(x) + m.b(x)
+    return y if x.ndim < 2 else -y
+
+
 RANKS = {
+    "a norm of each image": Case(Tracked, others=((4, 5, 5), (2, 4, 3, 7), (4, 1, 9)), left=(1, 0, 0)),
+    "two or fewer": Case(lines(asks_for_two_axes), (2, 5, 8), ((5, 8), (8,), (1, 7, 8))),
     "one image alone": Case(two(lone_image), others=((4, 5, 5), (2, 4, 3, 7), (4, 1, 9))),
     "the length of the shape": Case(two(axes_by_length), others=((4, 5, 5), (2, 4, 3, 7))),
     "unpacking": Case(two(axes_by_unpacking), others=((4, 5, 5), (2, 4, 3, 7))),
@@ -1186,6 +1205,88 @@ KERNELS = {
     "an outer product": Case(two(outer_kernel)),
     "scaled by the input": Case(two(kernel_of_the_input)),
 }
+
+
+# Images as they come, brought to what a first layer expects
+
+
+MEANS, SPREADS = [0.4, 0.5, 0.6, 0.1], [0.2, 0.3, 0.25, 2.0]
+
+
+def by_buffers_of_its_type(m, x):
+    return m.b((x - m.mean.type_as(x)) / m.spread.to(x))
+
+
+def by_a_state_of_its_type(m, x):
+    m.kept = m.kept.type_as(x)
+    return m.b((x - m.kept) * 255.0)
+
+
+def by_new_tensors(m, x):
+    mean, spread = x.new_tensor(MEANS), x.new_tensor(SPREADS, dtype=x.dtype)
+    return m.b((x - mean[:, None, None]) / spread.view(-1, 1, 1) * x.new_full((1,), 0.5) * x.new_ones(1))
+
+
+def as_torchvision_does(m, x):
+    if x.ndim < 3:
+        raise ValueError(x.shape)
+    x = x.clone()
+    mean, spread = (torch.as_tensor(each, dtype=x.dtype, device=x.device) for each in (MEANS, SPREADS))
+    if (spread == 0).any():
+        raise ValueError(SPREADS)
+    mean = mean.view(-1, 1, 1) if mean.ndim == 1 else mean
+    return m.b(x.sub_(mean).div_(spread.view(-1, 1, 1)))
+
+
+def of_bytes(m, x):
+    return m.b(x.double().div_(255).sub_(m.mean).div_(m.spread))
+
+
+def shifted_before_a_border(m, x):
+    """The mean stays, since beyond the border is 0 and not the mean; what it is divided by does not."""
+    return m.a((x - m.mean) / m.spread)
+
+
+IMAGES = {
+    by_buffers_of_its_type: 0, by_a_state_of_its_type: 0, by_new_tensors: 0, as_torchvision_does: 0, of_bytes: 0,
+    shifted_before_a_border: 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forward", IMAGES, ids=lambda forward: forward.__name__)
+def test_what_brings_an_image_to_a_first_layer_goes_into_that(forward):
+    mean, spread = (torch.tensor(each, dtype=torch.float64).view(1, 4, 1, 1) for each in (MEANS, SPREADS))
+    model = Net(forward, a=conv(3), b=conv(1), mean=mean, spread=spread)
+    model.kept = mean.clone()
+    model = randomised(model)
+    model.mean, model.spread = mean, spread
+    images = [(image(2, 4, *side, seed=5).abs() * 99).byte() for side in ((6, 6), (9, 7), (1, 12))]
+    given = images if forward is of_bytes else [x.double() for x in images]
+    fused = fuse(copy.deepcopy(model), (given[0],)).module
+    for x in given:
+        expected = model(x)
+        assert (expected - fused(x)).abs().max() <= 1e-12 * expected.abs().max()
+    seen = operations(fused, given[0])
+    left = sum(seen[kind] for kind in ("sub", "sub_", "div", "div_", "mul", "add", "rsub"))
+    assert (left, seen["convolution"]) == (IMAGES[forward], 1), seen
+
+
+def overwritten_by_one_branch(m, x):
+    """The first branch writes where the other reads."""
+    y = m.a(x)
+    return m.b(y.mul_(2.0)) + m.n(y)
+
+
+def overwritten_by_what_stays(m, x):
+    y = m.a(x)
+    view = y.view(-1)
+    z = F.gelu(y.mul_(2.0))
+    return m.b(z) + view.view(y.shape)
+
+
+@pytest.mark.parametrize("forward", [overwritten_by_one_branch, overwritten_by_what_stays])
+def test_what_a_branch_writes_for_others_is_not_taken_from_them(forward):
+    check(Case(lambda: Net(forward, a=conv(3), b=conv(1), n=norm())))
 
 
 # Settings read off the input

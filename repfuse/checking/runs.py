@@ -138,9 +138,11 @@ class Widening(TorchFunctionMode):
                 result = self.wide(result)
             self._remember(tensors_of(result))
             return result
-        if name in _NARROWING and args[0].is_floating_point():
-            self.acted = True
-            return self.wide(args[0])
+        if name in _NARROWING:
+            result = func(*args, **kwargs)
+            narrow = isinstance(result, Tensor) and result.dtype in WIDE
+            self.acted |= narrow
+            return args[0].double() if narrow else result
         written = args[:1] if name in _WRITING or (name.endswith("_") and not name.endswith("__")) else ()
         return func(*written, *(self.wide(x) for x in args[len(written) :]), **self.wide(kwargs))
 

@@ -289,8 +289,9 @@ class Planner:
     def _still_there(self, region: Region) -> bool:
         """Whether the sources hold at the root what they held when the branches read them."""
         first = min((*region.nodes, *self._copies(region)), key=self.recording.order.__getitem__)
+        gone = region.nodes if len(region.written) == len(region.groups) else ()  # and what they write
         for group in region.groups:
-            if self.recording.memory.written_between(group.source, first, region.root):
+            if self.recording.memory.written_between(group.source, first, region.root, but=gone):
                 reason = "the source may be overwritten between its branches"
                 self.refuse(NotAffine("in-place", reason), region.root)
                 return False

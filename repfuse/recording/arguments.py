@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -189,14 +190,24 @@ def _each_alone(arguments: Arguments, leaves: Sequence[Tensor], attempt: Try) ->
                 attempt(_resized(arguments, {(axis, n): n + 1}, only=x), True)
 
 
-def other_ranks(arguments: Arguments) -> Iterator[Arguments]:
-    """Yield arguments without the first axis, and with one more."""
+def other_ranks(arguments: Arguments, is_open: Callable[[], bool]) -> Iterator[Arguments]:
+    """Yield arguments without the first axis, and with one more; then with fewer and fewer, as long as it ``is_open``
+    how forwards that ask for their number decide.
+    """
     tensors = arguments.tensors
     ranks = [x.dim() for x in tensors]
     if max(ranks, default=0) > 1 and all(x.shape[0] for x in tensors if x.dim() > 1):
-        yield arguments.changed(lambda x: x[0] if x.dim() > 1 else x)
+        yield arguments.changed(partial(_first, 1))
     if ranks and max(ranks) < 4:
         yield arguments.changed(lambda x: x[None])
+    for axes in range(2, max(ranks, default=0)):
+        if all(0 not in x.shape for x in tensors) and is_open():
+            yield arguments.changed(partial(_first, axes))
+
+
+def _first(axes: int, x: Tensor) -> Tensor:
+    """Return what is first along so many axes, of which one is left."""
+    return x[(0,) * max(0, min(axes, x.dim() - 1))]
 
 
 def _for_channels(axes: list[Axis]) -> list[list[Axis]]:

@@ -10,10 +10,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from repfuse.recording.run import ModuleCall, Run, Step
 from repfuse.recording.sizes import PIECES, SIZE, Decision
+from repfuse.recording.stock import is_stock
 
 Mark = tuple[str, str]
 """Why the own operations of a call are left alone: a code of ``repfuse.explanations`` and a reason."""
@@ -28,11 +29,13 @@ class SizeComparison:
     ``alike`` are, for each of its nodes, those of other runs that are the same operation. ``marks`` are the calls that
     did other things at other sizes; ``uneven`` nodes were given other numbers there, and in the place of their
     ``foreign`` operands others. ``at_other_ranks`` and ``uneven_by_rank`` are the same for inputs of another number of
-    axes. ``elsewhere`` are tensors of the network that something else reads there.
+    axes; there, modules of PyTorch's own do as they say, by other functions if need be. ``elsewhere`` are tensors of
+    the network that something else reads there.
     """
 
-    def __init__(self, first: Run) -> None:
+    def __init__(self, first: Run, module: nn.Module) -> None:
         self.first = first
+        self._module = module
         self.alike: dict[fx.Node, list[tuple[Run, Step]]] = defaultdict(list)
         self.marks: dict[ModuleCall, Mark] = {}
         self.uneven: set[fx.Node] = set()
@@ -89,16 +92,20 @@ class SizeComparison:
         """Yield the calls that decide by a size, without that both answers were seen; or that make plain numbers of
         one, if it ``leaves``.
         """
+        yield from dict.fromkeys(call for call, decision in self._undecided() if decision.leaves is leaves)
+
+    def decides_by_rank(self) -> bool:
+        """Whether a call decides by the number of axes, without that both answers were seen."""
+        return any(decision.of_rank and not decision.leaves for _, decision in self._undecided())
+
+    def _undecided(self) -> Iterator[tuple[ModuleCall, Decision]]:
         for call in self._calls(self.first):
             for place, decision in enumerate(call.decisions):
-                if decision.leaves is not leaves:
-                    continue
                 key = call.path, call.number, place
                 questions = {(each.question, each.sizes, each.others) for each in self._asked[key]}
                 outcomes = {each.outcome for each in (*self._asked[key], *self._failed[key])}
                 if len(questions) > 1 and (None in outcomes or len(outcomes) == 1):
-                    yield call
-                    break
+                    yield call, decision
 
     def _hear(self, run: Run, into: dict[Key, list[Decision]], but: str = "") -> None:
         for call in self._calls(run):
@@ -116,10 +123,12 @@ class SizeComparison:
         mine: ModuleCall,
         other: ModuleCall,
         match: dict[Any, fx.Node],
-        measuring: Collection[fx.Node | ModuleCall] = (),
+        measuring: Collection[fx.Node | ModuleCall] | None = None,
     ) -> None:
-        """Match what one call did, except for ``measuring``, with what it did in another run, and the calls it made."""
-        own, others = ([item for item in call.own if item not in measuring] for call in (mine, other))
+        """Match what one call did with what it did in another run, and the calls it made; in one of another rank, if
+        nodes for ``measuring`` are given, but for those.
+        """
+        own, others = ([item for item in call.own if item not in (measuring or ())] for call in (mine, other))
         if list(map(_kind, own)) == list(map(_kind, others)):
             for one, another in zip(own, others, strict=True):
                 if isinstance(one, ModuleCall):
@@ -129,7 +138,8 @@ class SizeComparison:
                     assert isinstance(another, Step)
                     match[another] = one
             return
-        self.marks.setdefault(mine, ("changes-with-size", "its forward does other things at other sizes"))
+        if measuring is None or not is_stock(self._module.get_submodule(mine.path)):
+            self.marks.setdefault(mine, ("changes-with-size", "its forward does other things at other sizes"))
         inner, seen = defaultdict[str, list[ModuleCall]](list), defaultdict[str, int](int)
         for call in mine.own:
             if isinstance(call, ModuleCall):

@@ -8,7 +8,7 @@ neither is what draws random numbers: that was watched while it ran, not guessed
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -120,10 +120,12 @@ class Memory:
                 found.append(x)
         return found
 
-    def written_between(self, source: fx.Node, first: fx.Node, last: fx.Node) -> bool:
-        """Whether the memory of ``source`` is written after it was made and after ``first``, and before ``last``."""
+    def written_between(self, source: fx.Node, first: fx.Node, last: fx.Node, but: Collection[fx.Node] = ()) -> bool:
+        """Whether another than ``but`` these writes the memory of ``source`` after it was made and after ``first``, and
+        before ``last``.
+        """
         start, stop = max(self._order[first], self._order[source]), self._order[last]
-        return any(start < self._order[writer] < stop for writer in self.writers(source))
+        return any(start < self._order[writer] < stop and writer not in but for writer in self.writers(source))
 
 
 def _is_copy(writer: fx.Node) -> bool:

@@ -186,6 +186,20 @@ class Recorder(TorchFunctionMode):
             self._call_decides(Decision(PIECES, (x.shape[dim],), (how,), None, of_rank=False))
         return self.operate(func, args, kwargs)
 
+    def alike(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note ``y.to(x)`` and ``x.new_zeros(4)`` as what they are: of x, they read the dtype and the device alone."""
+        name = _function(func).name
+        casts = name in ("to", "type_as")
+        like = (args[1] if len(args) > 1 else kwargs.get("other")) if casts else args[0] if args else None
+        if not (args and isinstance(args[0], Tensor) and isinstance(like, Tensor)) or (name == "to" and len(args) > 2):
+            return self.operate(func, args, kwargs)
+        wanted = {"dtype": like.dtype, "device": like.device}
+        self._asked[self._current].update(dict.fromkeys(wanted.values(), self._node(like)))
+        given = wanted | {key: value for key, value in kwargs.items() if key != "other" and value is not None}
+        if casts:
+            return self.operate(Tensor.to, (args[0],), given)
+        return self.operate(getattr(torch, name.removeprefix("new_")), args[1:], given)
+
     def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note an operation, and do it."""
         name, _, op, target, swaps = _function(func)
@@ -707,6 +721,8 @@ def _handler(own: str, name: str) -> Handler:  # noqa: PLR0911 - one for each ki
         return Recorder.switch
     if name in ("split", "chunk"):
         return Recorder.cut
+    if name in _ALIKE:
+        return Recorder.alike
     if own == "__get__":
         return Recorder.operate if name in _TENSORS else Recorder.answer
     return Recorder.answer if name in _FACTS else Recorder.operate
@@ -759,6 +775,8 @@ _CUTTING = TAKING_SIZES | frozenset(
 """What may take another part at another size, or depend on it by numbers in the code."""
 _GRADIENTS = frozenset({"_set_grad_enabled", "_enter_inference_mode"})
 _TENSORS = frozenset({"data", "T", "mT", "H", "mH", "real", "imag"})
+_ALIKE = frozenset({"to", "type_as", "new_tensor", "new_zeros", "new_ones", "new_full"})
+"""What may read of a tensor of what kind it is, and no more."""
 _FACTS = frozenset(
     {
         "stride", "storage_offset", "element_size", "is_contiguous", "is_floating_point", "is_complex", "get_device",

@@ -310,7 +310,7 @@ def record(module: nn.Module, arguments: Arguments) -> Recording:
             raise
         except Exception as error:
             raise _does_not_run(module, arguments, error) from error
-        comparison, inputs = SizeComparison(first), [arguments]
+        comparison, inputs = SizeComparison(first, module), [arguments]
         spent = 0.0
 
         def attempt(others: Arguments, needed: bool) -> bool:
@@ -325,7 +325,7 @@ def record(module: nn.Module, arguments: Arguments) -> Recording:
             return run is not None
 
         try_other_sizes(arguments, attempt, thoroughly=first.asks_for_sizes)
-        for others in other_ranks(arguments):
+        for others in other_ranks(arguments, comparison.decides_by_rank):
             run, _ = runs.attempt(others, comparison)
             if run is not None:
                 comparison.add_rank(run)
