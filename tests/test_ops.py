@@ -326,6 +326,11 @@ def times(by, inverse=False, axis=1) -> Scaled:
     return Scaled("x", Factor(by, inverse), axis)
 
 
+def toward(by, axis=None) -> Sum:
+    """``x - by * x + by * y``."""
+    return Sum(("x", Scaled("x", Factor(by, times=-1.0), axis), Scaled("y", Factor(by), axis)))
+
+
 CONSTANTS = [
     (lambda m, x, y: x + 2, shift(2.0)),
     (lambda m, x, y: x - 2, shift(-2.0)),
@@ -361,6 +366,10 @@ CONSTANTS = [
     (lambda m, x, y: torch.addcmul(x, y, m.image), Sum(("x", Scaled("y", Factor("image"), 1)))),
     (lambda m, x, y: x.addcmul(m.scalar, y), Sum(("x", Scaled("y", Factor("scalar"))))),
     (lambda m, x, y: x.addcmul_(y, m.column), Sum(("x", Scaled("y", Factor("column"), 1)))),
+    (lambda m, x, y: torch.addcmul(x, y, m.image, value=2), Sum(("x", Scaled("y", Factor("image", times=2.0), 1)))),
+    (lambda m, x, y: torch.lerp(x, y, m.scalar), toward("scalar")),
+    (lambda m, x, y: x.lerp_(y, m.image), toward("image", axis=1)),
+    (lambda m, x, y: aten.lerp.Tensor(x, y, m.column), toward("column", axis=1)),
 ]
 
 

@@ -134,9 +134,9 @@ def _scale_and_shift(by: Channelwise, tensors: Tensors) -> tuple[Tensor | None, 
             parts = [] if mean is None else [-_number(mean, tensors) * scale]
             parts += [] if bias is None else [_number(bias, tensors)]
             return scale, torch.stack(parts).sum(0) if parts else None
-        case Factor(value, inverse):
+        case Factor(value, inverse, times):
             factor = _number(value, tensors)
-            return factor.reciprocal() if inverse else factor, None
+            return (factor.reciprocal() if inverse else factor) * times, None
         case Offset(value, factor, scale):
             return None if scale == 1 else _number(scale, tensors), _number(value, tensors) * factor
 

@@ -290,7 +290,7 @@ def multiple_of_source(expression: Expression) -> float | None:
     match expression:
         case Identity():
             return 1.0
-        case Scaled(inner, Factor(float() as by, False)):
+        case Scaled(inner, Factor(float() as by, False, 1.0)):
             inside = multiple_of_source(inner)
             return None if inside is None else by * inside
         case _:
@@ -395,7 +395,7 @@ def _scaled(name: str, by: Channelwise, after_sum: bool) -> str:
     match by:
         case Normalisation():
             return f"{name} (norm after the sum)" if after_sum else f"{name} + norm"
-        case Factor(float() as number, inverse):
+        case Factor(float() as number, inverse, 1.0):
             return f"{1 / number if inverse else number:g} * {name}"
         case Factor():
             return f"{name} + scale"

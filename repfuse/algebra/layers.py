@@ -155,10 +155,13 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Factor:
-    """``y = by * x``, or ``y = x / by`` where ``inverse``: a number, or the name of a tensor of 1 or C numbers."""
+    """``y = times * by * x``, or ``y = times * x / by`` where ``inverse``; ``by`` is a number, or the name of a tensor
+    of 1 or C numbers.
+    """
 
     by: float | str
     inverse: bool = False
+    times: float = 1.0
 
 
 @dataclass(frozen=True)

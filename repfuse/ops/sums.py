@@ -74,28 +74,39 @@ def rsub(call: Call, recording: Recording) -> Meaning | None:
 
 
 def lerp(call: Call, recording: Recording) -> Meaning | None:
-    """``(1 - weight) * input + weight * end``."""
-    weight, end = number(call.get("weight")), call.get("end")
-    if weight is None:
+    """``(1 - weight) * input + weight * end``; ``input - weight * input + weight * end`` where that is a constant."""
+    x, end, weight = call.input, call.get("end"), number(call.get("weight"))
+    if weight is not None:
+        return _combination(((x, 1 - weight), (end, weight)), recording, call)
+    by = constant(call.get("weight"), recording)
+    if by is None or not (is_data(x, recording) and is_data(end, recording)):
         return None
-    return _combination(((call.input, 1 - weight), (end, weight)), recording, call)
+    less, more = (
+        by_constant(x, by, Factor(by.name, times=-1.0), recording),
+        by_constant(end, by, Factor(by.name), recording),
+    )
+    if not (isinstance(less, Scaled) and isinstance(more, Scaled)):
+        return more if isinstance(less, Scaled) else less
+    if recording.shape_of[x] != recording.shape_of[end]:
+        return Unfusible("broadcast", "a sum of tensors of different shapes")
+    return Sum((x, less, more))
 
 
 def addcmul(call: Call, recording: Recording) -> Meaning | None:
-    """``input + tensor1 * tensor2``, one of the factors a constant: a scale, and a sum or a shift."""
+    """``input + value * tensor1 * tensor2``, one of the factors a constant: a scale, and a sum or a shift."""
     x, other, scale = call.input, call.get("tensor1"), call.get("tensor2")
     if not is_data(other, recording):
         other, scale = scale, other
-    factor, shift = constant(scale, recording), constant(x, recording)
-    if factor is None or not is_data(other, recording) or number(call.get("value", 1)) != 1:
+    factor, shift, value = constant(scale, recording), constant(x, recording), number(call.get("value", 1))
+    if factor is None or not is_data(other, recording) or value is None:
         return None
-    scaled = by_constant(other, factor, Factor(factor.name), recording)
+    scaled = by_constant(other, factor, Factor(factor.name, times=value), recording)
     if not isinstance(scaled, Scaled):
         return scaled
     if is_data(x, recording):
         fits = recording.shape_of[x] == recording.shape_of[other]
         return Sum((x, scaled)) if fits else Unfusible("broadcast", "a sum of tensors of different shapes")
-    if shift is None or call.in_place:
+    if shift is None or call.in_place or value != 1:
         return None
     shifted = by_constant(other, shift, Offset(shift.name, scale=factor.name), recording)
     if isinstance(shifted, Scaled) and len({scaled.axis, shifted.axis} - {None}) == 2:

@@ -104,8 +104,8 @@ def _scaled(x: Tensor, by: Normalisation | Factor | Offset, tensors: Mapping[str
             x = x / (_along(var, x, tensors) + eps).sqrt()
             x = x if weight is None else x * _along(weight, x, tensors)
             return x if bias is None else x + _along(bias, x, tensors)
-        case Factor(value, inverse):
-            return x / _along(value, x, tensors) if inverse else x * _along(value, x, tensors)
+        case Factor(value, inverse, times):
+            return times * (x / _along(value, x, tensors) if inverse else x * _along(value, x, tensors))
         case Offset(value, factor, scale):
             return _along(scale, x, tensors) * x + factor * _along(value, x, tensors)
 
@@ -172,7 +172,10 @@ def channelwise(draw, channels: int, tensors: Tensors) -> Normalisation | Factor
     return draw(
         st.one_of(
             st.builds(lambda: Normalisation(maybe(), tensors.new(channels, positive=True), maybe(), maybe(), 0.25)),
-            st.builds(lambda inverse: Factor(some(positive=True), inverse), st.booleans()),
+            st.builds(
+                lambda inverse, times: Factor(some(positive=True), inverse, times),
+                *(st.booleans(), st.sampled_from([1.0, -1.0, 2.5])),
+            ),
             st.builds(Factor, st.sampled_from([0.5, -2.0]), st.booleans()),
             st.builds(lambda factor, scale: Offset(some(), factor, scale), *[st.sampled_from([1.0, 2.0])] * 2),
             st.builds(lambda scale: Offset(3.0, -1.0, scale), st.sampled_from([1.0, 0.5])),

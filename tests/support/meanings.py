@@ -262,8 +262,8 @@ def _rescaled(x: Tensor, by: Any, axis: int | None, tensor: Callable[[str], Tens
         case Normalisation(mean, var, weight, bias, eps):
             scaled = (x - along(mean)) / (along(var) + eps).sqrt()
             return scaled * (1 if weight is None else along(weight)) + (0 if bias is None else along(bias))
-        case Factor(factor, inverse):
-            return x / along(factor) if inverse else x * along(factor)
+        case Factor(factor, inverse, times):
+            return times * (x / along(factor) if inverse else x * along(factor))
         case Offset(shift, factor, scale):
             return along(scale) * x + factor * along(shift)
     raise AssertionError(by)

@@ -78,6 +78,8 @@ def constant(pick: Pick, x: Tensor) -> Made:
         lambda m, x: torch.sub(m.value, x, alpha=0.5),
         lambda m, x: torch.addcmul(m.value, x, m.value * 2),
         lambda m, x: x.addcmul_(x * 2, m.value),
+        lambda m, x: torch.addcmul(x, x + 1, m.value.to(x), value=-0.5),
+        lambda m, x: torch.lerp(x, -x, m.value.type_as(x)),
     )
     return Made(pick.of(spellings), holder)
 
