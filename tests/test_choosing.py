@@ -207,7 +207,7 @@ def test_half_a_sum_is_an_error_and_not_silently_nothing(apply):
     whole = plan(model, inputs)
     assert len(whole.sites) == 2 and len({site.output for site in whole.sites}) == 1
     for site in whole.sites:
-        with pytest.raises(RepfuseError, match="only some of the sites of one sum") as caught:
+        with pytest.raises(RepfuseError, match="only some of the sites that make") as caught:
             apply(model, replace(saved(whole), sites=(site,)))
         assert repr(site.source) in caught.value.why and "leave all of them out" in caught.value.hint
     apply(model, saved(whole))

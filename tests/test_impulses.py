@@ -64,6 +64,8 @@ class Asked:
                 layer = scaling(group.of_source, self.channels[number], self.ndim)
             else:
                 layer = layer_of(fused.get_submodule(path), self.ndim)
+            if group.span:
+                layer = among(layer, *group.span, self.place.region.groups[-1].span[1])
             (own if number == index else others).append(layer)
         return [replace(own[0], bias=own[0].bias + sum(layer.bias for layer in others)), *own[1:]]
 
@@ -86,6 +88,14 @@ class Asked:
         else:
             y = torch.stack([self.before(*sample) for sample in zip(*given, strict=True)])
         return y.movedim(-1, 1) if self.last else y
+
+
+def among(layer, start, stop, channels):
+    """The layer as one of ``channels`` outputs, of which the others are 0."""
+    weight = layer.weight.new_zeros(channels, *layer.weight.shape[1:])
+    bias = layer.bias.new_zeros(channels)
+    weight[start:stop], bias[start:stop] = layer.weight, layer.bias
+    return replace(layer, weight=weight, bias=bias)
 
 
 def one_weight(layer):

@@ -123,11 +123,12 @@ class Place:
             part = self._part(fused, group)
             return self._computed({each.root: ((each.source,), part if each.layered else None) for each in self.pieces})
         number = {source: position for position, source in enumerate(self.sources)}
+        along = self.region.joined_along
         terms = list[tuple[int, nn.Module | float]]()
         for group in self.region.groups:
             made = id(group) in self.path_of
             terms.append((number[group.source], self._part(fused, group) if made else factor(group.of_source or 1)))
-        return _Sum(terms)
+        return _Sum(terms) if along is None else _Side(terms, along)
 
     def _part(self, fused: nn.Module, group: Group) -> nn.Module:
         path, norm = self.path_of[id(group)], self.norm_of[id(group)]
@@ -159,6 +160,17 @@ class _Sum(nn.Module):
         if by is None:
             return next(parts)(x)  # type: ignore[no-any-return]
         return x if by == 1 else x * by
+
+
+class _Side(_Sum):
+    """The same terms, joined along an axis."""
+
+    def __init__(self, terms: Sequence[tuple[int, nn.Module | float]], axis: int) -> None:
+        super().__init__(terms)
+        self.axis = axis
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.cat([part(inputs[at]) for part, (at, _) in zip(self.parts, self.steps, strict=True)], self.axis)
 
 
 class _Computed(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -184,6 +184,14 @@ class Meanings(dict[fx.Node, Meaning | None]):
         if user in self.dead or user in self.sizes:
             return True
         return node not in self.recording.sized and (self._measures(user) or channels.only_measures(user, node))
+
+    def readers(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Yield who reads the value of ``node``, through what only hands it on."""
+        for user in node.users:
+            if isinstance(self.get(user), Passage):
+                yield from self.readers(user)
+            elif not self.reads_nothing(user, node):
+                yield user
 
     def _find_repeated(self) -> None:
         """Let what is computed again be what was before: ``conv3(relu(x)) + conv1(relu(x))`` has one source."""

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules.conv import _ConvNd
 
-from repfuse.algebra.expression import Scaled, Through
+from repfuse.algebra.expression import Joined, Scaled, Through
 from repfuse.algebra.layers import Convolution, Normalisation
 from repfuse.ops.meaning import Rearranged, convolves
 from repfuse.ops.table import Meanings
@@ -174,6 +174,20 @@ class Folding:
             tuple(dict.fromkeys(each.path for each, _ in others)),
             tuple(node for node in norms if call_of[node] is None),
         )
+
+    def rows(self, region: Region, owner: ModuleCall) -> list[ModuleRow] | None:
+        """Return what ``row`` does for each of the groups that a region joins, where each layer takes new numbers alone
+        and modules make what is between.
+        """
+        found = []
+        for group in region.groups:
+            joins = {node for node in group.nodes if isinstance(self.meanings[node], Joined)}
+            part = Region(region.root, (group,), group.nodes & region.working - joins, group.nodes & region.passing)
+            row = self.row(part, owner, [part])
+            if row is None or not row.stays or row.norms:
+                return None
+            found.append(row)
+        return found
 
     def _is_moved_before(self, layers: list[fx.Node], convolution: fx.Node, region: Region) -> bool:
         """Whether values are put elsewhere between the convolution and a layer after it: there the map would be."""

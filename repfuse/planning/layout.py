@@ -250,11 +250,12 @@ class LayingOut:
 
         Where modules run in a loop, that has to do for all of the regions ``alike``.
         """
+        if region.joined_along is not None:
+            return len(alike) == 1 and self._fold_joined(call, region)
         row, *others = (self.folding.row(each, call, alike) for each in (region, *alike))
         if row is None or any(other != row for other in others):
             return False
-        for path in {inner.path for node in region.nodes for inner in self._up_to(node, call)}:
-            self._check_hooks(path)  # on a part of the row: they would see another value
+        self._check_hooks_within(call, region)
         within: dict[ModuleCall, list[fx.Node]] = defaultdict(list)
         for node in row.norms:
             within[self.recording.call_of[node]].append(node)
@@ -274,6 +275,22 @@ class LayingOut:
         self.layout.identities += [path for path in row.others if path not in (norm, *self.layout.identities)]
         self.layout.blocks += [body for body in bodies if body is not None]
         return True
+
+    def _fold_joined(self, call: ModuleCall, region: Region) -> bool:
+        """The same of a region that joins modules: each of them takes what is done to its own channels."""
+        rows = self.folding.rows(region, call)
+        if rows is None or any(self.keeps_norm(region, group) for group in region.written):
+            return False
+        self._check_hooks_within(call, region)
+        for row, group in zip(rows, region.written, strict=True):
+            self.layout.folds.append(Fused(row.convolution, call.path, "fold", region, group))
+            self.layout.identities += [path for path in row.others if path not in self.layout.identities]
+        return True
+
+    def _check_hooks_within(self, call: ModuleCall, region: Region) -> None:
+        """Raise NotAffine where a part of a row has hooks: they would see another value."""
+        for path in {inner.path for node in region.nodes for inner in self._up_to(node, call)}:
+            self._check_hooks(path)
 
     def _layer(self, call: ModuleCall, region: Region, row: ModuleRow) -> Block | None:
         """Return the row's layer as the new body of the module that calls it, if its ``fuse`` would put it there, too.
@@ -389,7 +406,7 @@ class LayingOut:
                 Summand(g.source, name_of.get(id(g)), g.of_source or 1.0, g.expression.geometry.fits)
                 for g in region.groups
             )
-            yield Replacement(region.root, parts, frozenset((*inside, *after)), tuple(after))
+            yield Replacement(region.root, parts, frozenset((*inside, *after)), tuple(after), region.joined_along)
 
     def _after(self, call: ModuleCall, root: fx.Node, nodes: list[fx.Node]) -> list[fx.Node]:
         """Return the no-ops after ``root`` that are operations (``x + 0``), with the modules among them.

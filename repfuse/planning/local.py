@@ -42,7 +42,8 @@ class Summand:
 
 @dataclass(frozen=True)
 class Replacement:
-    """``root`` is to be computed as the sum of ``parts``; ``nodes`` are no longer needed.
+    """``root`` is to be computed as the sum of ``parts``, or as these joined ``along`` an axis; ``nodes`` are no longer
+    needed.
 
     It stands where ``root`` stood: ``after`` are no-ops on it, among ``nodes``, and between them and it a source may be
     overwritten.
@@ -52,6 +53,7 @@ class Replacement:
     parts: tuple[Summand, ...]
     nodes: frozenset[fx.Node]
     after: tuple[fx.Node, ...] = ()
+    along: int | None = None
 
 
 def local_graph(meanings: Meanings, call: ModuleCall, replacements: list[Replacement]) -> fx.Graph:
@@ -96,7 +98,9 @@ class _Builder:
         self._alias.setdefault(self.origin(node), node)
 
     def _sum(self, replacement: Replacement) -> fx.Node:
-        """Return the sum; what is subtracted comes after what is added."""
+        """Return the sum, or what is joined; what is subtracted comes after what is added."""
+        if replacement.along is not None:
+            return self.graph.call_function(torch.cat, ([*map(self._value, replacement.parts)], replacement.along))
         first, *rest = sorted(replacement.parts, key=lambda part: part.factor == -1)
         total = self._scaled(self._value(first), first.factor)
         for part in rest:

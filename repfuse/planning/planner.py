@@ -264,7 +264,7 @@ class Planner:
         if not group.convolves or not self.recording.constants.floating_leaves(tensor_names(group.expression)):
             return False  # of numbers alone, nothing says in which dtype the result is to be stored
         least = 2
-        if self.keep_affine and len(region.groups) == 1:  # of several, all are written or none
+        if self.keep_affine and (group.span or len(region.groups) == 1):  # of a sum, all are written or none
             keeps = self._keeps_norm(region, group)
             meanings = (self.meanings[node] for node in group.nodes)
             if not keeps and any(isinstance(each, Scaled) and isinstance(each.by, Normalisation) for each in meanings):
@@ -334,9 +334,13 @@ class Planner:
                 yield from self._passages(value)
 
     def _site(self, fused: Fused) -> Site:
-        group, expression, recording = fused.group, fused.expression, self.recording
-        made = self.estimate.shape_made(group, fused.region.root)
+        group, expression, recording, region = fused.group, fused.expression, self.recording, fused.region
+        made = self.estimate.shape_made(group, region.root)
         after = self.estimate.of_map(expression, group.source, made)
+        place = region.written.index(group)
+        counted = frozenset[fx.Node]().union(*(earlier.nodes for earlier in region.written[:place]))
+        if not place:  # what several have in common counts once
+            after += self.estimate.of_joining(region.groups, region.root)
         if expression.has_ones and isinstance(expression.geometry, TransposedGeometry):
             after += Cost(launches=1)  # the copy: an operator, too, if a short one
         return Site(
@@ -346,8 +350,8 @@ class Planner:
             branches=branches(expression),
             kernel=expression.geometry.describe() + (" + norm" if fused.norm else ""),
             source=recording.names[group.source],
-            output=recording.names[fused.region.root],
+            output=recording.names[region.root],
             nodes=tuple(recording.names[node] for node in sorted(group.nodes, key=recording.order.__getitem__)),
-            before=self.estimate.of_nodes(group.nodes),
-            after=after + self.estimate.of_norm(group, fused.region.root) if fused.norm else after,
+            before=self.estimate.of_nodes(group.nodes - counted),
+            after=after + self.estimate.of_norm(group, region.root) if fused.norm else after,
         )

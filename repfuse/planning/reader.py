@@ -27,7 +27,7 @@ from repfuse.algebra.expression import (
 )
 from repfuse.algebra.geometry import Ints, NotAffine
 from repfuse.algebra.layers import Channelwise, Convolution, Factor, Layer, Normalisation, Offset, mixes
-from repfuse.ops.meaning import Rearranged, Same, inputs_of, terms_of
+from repfuse.ops.meaning import Rearranged, Same, convolves, inputs_of, terms_of
 from repfuse.ops.table import Meanings
 from repfuse.planning.region import Group, Term
 
@@ -75,17 +75,19 @@ class BranchReader:
                     raise Ends("a sum of maps of several sources")
                 return (self._rearranged(node, self._one(terms, node), meaning),)
             case Sum() as combined:
-                operands = [(reach(term.input), term) for term in terms_of(combined)]
-                _check_as_they_were(term for terms, _ in operands for term in terms)
-                return self._combined(node, operands)
+                return self._combined(node, [(reach(term.input), term) for term in terms_of(combined)])
             case Selected(x, indices, axis):
                 _check_as_they_were(reach(x))
+                _check_not_joined(reach(x))
                 along = [self._along(axis, term) for term in reach(x)]
                 _check_one_source_or_convolved(along)
                 return tuple(_grown(term, node, selected(term.expression, indices)) for term in along)
             case Joined(inputs, axis):
                 _check_as_they_were(term for x in inputs for term in reach(x))
-                return (self._stacked(node, [self._one(reach(x), node) for x in inputs], axis),)
+                parts = [self._one(reach(x), node) for x in inputs]
+                if len({part.source for part in parts}) > 1 and self._is_only_scaled(node):
+                    return tuple(self._beside(node, parts, axis))
+                return (self._stacked(node, parts, axis),)
             case Same(x):
                 terms = reach(x)
                 return tuple(
@@ -158,6 +160,11 @@ class BranchReader:
         """Scale every term, and shift one: ``s (a + b) + t = (s a + t) + s b``."""
         _check_one_source_or_convolved(terms)
         terms = [self._along(axis, term) for term in terms]
+        if terms[0].span:
+            for term in terms:
+                assert term.span
+                yield _grown(term, node, Scaled(term.expression, by, picks=tuple(range(*term.span))))
+            return
         shifted = next((index for index, term in enumerate(terms) if term.convolves), 0)
         for index, term in enumerate(terms):
             own = by if index == shifted else unshifted(by)
@@ -202,6 +209,9 @@ class BranchReader:
     def _combined(
         self, node: fx.Node, operands: Sequence[tuple[tuple[Term, ...], Scaled[fx.Node]]]
     ) -> tuple[Term, ...]:
+        _check_as_they_were(term for terms, _ in operands for term in terms)
+        if len(operands) > 1:
+            _check_not_joined(term for terms, _ in operands for term in terms)
         alone = len(operands) == 1 and len(operands[0][0]) == 1
         terms = [
             replace(
@@ -219,6 +229,29 @@ class BranchReader:
         along = [self._along(axis, part) for part in self._of_one_source(parts, node)]
         nodes = frozenset(chain.from_iterable(part.nodes for part in parts)) | {node}
         return Term(along[0].source, joined(tuple(part.expression for part in along)), nodes, node)
+
+    def _beside(self, node: fx.Node, parts: Sequence[Term], axis: int | None) -> Iterator[Term]:
+        """Yield maps of several sources that ``node`` joins, each for its own channels, on which it goes on merging:
+        ``s [a, b] + t = [s_a a + t_a, s_b b + t_b]``. Raises NotAffine where one of them has nothing to merge into.
+        """
+        if not all(part.convolves for part in parts):
+            raise _several_sources()
+        start = 0
+        for part in (self._along(axis, part) for part in parts):
+            stop = start + part.expression.geometry.out_channels
+            yield replace(_grown(part, node, part.expression), span=(start, stop))
+            start = stop
+
+    def _is_only_scaled(self, node: fx.Node) -> bool:
+        """Whether all that reads a value scales and shifts it, for what is no layer that could take that in."""
+        meanings, scaled = self.meanings, False
+        while True:
+            readers = list(meanings.readers(node))
+            meaning = meanings.get(readers[0]) if len(readers) == 1 else None
+            times = isinstance(meaning, Scaled) or (isinstance(meaning, Sum) and len(meaning.inputs) == 1)
+            if not (times or isinstance(meaning, Same)):
+                return scaled and not any(convolves(meanings.get(reader)) for reader in readers)
+            node, scaled = readers[0], scaled or times
 
     def _of_one_source(self, terms: Sequence[Term], node: fx.Node) -> list[Term]:
         """Return terms, which ``node`` reads, as those of one tensor: where their sources are parts of one, of that.
@@ -304,6 +337,11 @@ def _agreeing(terms: Sequence[Term], shape_of: dict[fx.Node, tuple[int, ...]]) -
 def _check_as_they_were(terms: Iterable[Term]) -> None:
     if any(term.axis is not None for term in terms):
         raise Ends("a branch has its rows elsewhere")
+
+
+def _check_not_joined(terms: Iterable[Term]) -> None:
+    if any(term.span for term in terms):
+        raise _several_sources()
 
 
 def _several_sources() -> NotAffine:

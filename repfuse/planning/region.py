@@ -1,4 +1,4 @@
-"""One region: nodes that are together a sum of affine maps of their sources, and what it costs."""
+"""One region: nodes that are together a sum of affine maps of their sources, or these joined, and what it costs."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ class Term:
     channels alone, and of rows that are others than those of its source. Where several channels became one, ``picks``
     says which one each of them is in, and ``phases`` which of its pixels it is, if it can be another number of them.
     Where views alone took it there, ``left`` is the value before them; those that another one took back are ``undone``.
+    Where maps of several sources were joined, ``span`` are the channels that are its own, from the first to before the
+    last.
     """
 
     source: fx.Node
@@ -66,6 +68,7 @@ class Term:
     phases: Ints = ()
     left: fx.Node | None = None
     undone: Nodes = frozenset()
+    span: tuple[int, int] | None = None
 
     @cached_property
     def of_source(self) -> float | None:
@@ -103,6 +106,11 @@ class Group:
     def nodes(self) -> Nodes:
         """The nodes that the map replaces."""
         return frozenset(chain.from_iterable(term.nodes for term in self.terms)) - {self.chosen}
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """The channels that are its own, where groups are joined."""
+        return self.terms[0].span
 
     @property
     def of_source(self) -> float | None:
@@ -146,12 +154,18 @@ class Estimate:
         return law(geometry, tuple(shape), self.recording.shape_of[source], self._item(source))
 
     def of_groups(self, groups: Sequence[Group], root: fx.Node) -> Cost:
-        """Cost of the sum of ``groups``, one convolution each."""
-        shape, item = self.recording.shape_of[root], self._item(root)
+        """Cost of the sum of ``groups``, one convolution each, or of joining them."""
         parts = [self.of_map(g.expression, g.source, self.shape_made(g, root)) for g in groups if g.of_source is None]
+        return sum(parts, self.of_joining(groups, root))
+
+    def of_joining(self, groups: Sequence[Group], root: fx.Node) -> Cost:
+        """Cost of what stays between the convolutions that ``groups`` become and ``root``."""
+        shape, item = self.recording.shape_of[root], self._item(root)
+        if groups[0].span:
+            return elementwise_cost(shape, 1, item)
         factors = [elementwise_cost(shape, 1, item) for g in groups if g.of_source not in (None, 1, -1)]
         sums = [elementwise_cost(shape, 2, item)] * (len(groups) - 1)
-        return sum((*parts, *factors, *sums), Cost())
+        return sum((*factors, *sums), Cost())
 
     def of_norm(self, group: Group, root: fx.Node) -> Cost:
         """Cost of a BatchNorm behind the convolution that a group becomes."""
@@ -226,9 +240,9 @@ Refuse = Callable[[NotAffine, fx.Node, Cost | None, Cost | None], None]
 
 def grouped(terms: Sequence[Term], root: fx.Node, estimate: Estimate, refuse: Refuse) -> tuple[Group, ...]:
     """Partition the terms of ``root`` into groups that are one map each, each worth its merging."""
-    by_source: dict[fx.Node, list[Term]] = defaultdict(list)
+    by_source: dict[object, list[Term]] = defaultdict(list)
     for term in terms:
-        by_source[term.source].append(term)
+        by_source[term.source, term.span].append(term)
     groups: list[Group] = []
     for members in by_source.values():
         merging = _Merging(root, estimate, refuse)
@@ -324,7 +338,7 @@ class _Merging:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """``root`` is the sum of the groups, of which those ``written`` become a convolution each.
+    """``root`` is the sum of the groups, or these joined, of which those ``written`` become a convolution each.
 
     ``working`` are the nodes that compute, ``passing`` those among them that do not act on channels: no-ops, and what
     only puts values elsewhere, which stays where it is (``ops.channels``).
@@ -345,6 +359,13 @@ class Region:
         """Return what a plan knows its sites by."""
         root = names[self.root]
         return {(names[g.source], root, frozenset(names[node] for node in g.nodes)) for g in self.written}
+
+    @property
+    def joined_along(self) -> int | None:
+        """The axis along which the groups are joined; None where they are added."""
+        if not self.groups[0].span:
+            return None
+        return 1 if self.groups[0].expression.geometry.ndim else -1
 
     @property
     def maps(self) -> tuple[Expression, ...]:

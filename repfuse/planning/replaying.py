@@ -68,9 +68,8 @@ def _kept(planner: Planner, plan: Plan) -> list[Region]:
         if (some := own & wanted) and len(some) < len(own):
             kept, where = next(iter(some))[0], recording.where(region.root)
             raise RepfuseError(
-                f"The plan holds only some of the sites of one sum, {where}.",
-                "Several convolutions are written there, one for each tensor that the sum reads; that of "
-                f"{kept!r} is kept.",
+                f"The plan holds only some of the sites that make {where}.",
+                f"Several convolutions are written there, one for each tensor that is read; that of {kept!r} is kept.",
                 "Keep all sites with this output, or leave all of them out.",
             )
     if known == wanted:

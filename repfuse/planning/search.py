@@ -22,7 +22,7 @@ from torch import fx
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Offset, mixes
-from repfuse.ops.meaning import Passage, Same, convolves, inputs_of
+from repfuse.ops.meaning import Same, convolves, inputs_of
 from repfuse.planning.reader import BranchReader, Ends
 from repfuse.planning.region import Estimate, Refuse, Region, Term, region_of
 from repfuse.plans import Cost, Measured, Policy
@@ -107,7 +107,7 @@ class Search:
         self.terms: dict[fx.Node, tuple[Term, ...]] = {}
         self._known: dict[tuple[Policy, Subgraph], Assessment | Failure] = {}
         affine = [node for node in self.recording.nodes if inputs_of(self.meanings.get(node))]
-        self.readers = {node: list(self._readers_of(node)) for node in affine}
+        self.readers = {node: list(self.meanings.readers(node)) for node in affine}
         self._joining = {node: self.readers[node] for node in affine if self._may_join(node)}
         self.largest = self._split(affine)
 
@@ -146,14 +146,6 @@ class Search:
                     yield value
 
     # Who reads what, and what belongs together.
-
-    def _readers_of(self, node: fx.Node) -> Iterator[fx.Node]:
-        """Yield who reads the value of ``node``, through what only hands it on."""
-        for user in node.users:
-            if isinstance(self.meanings.get(user), Passage):
-                yield from self._readers_of(user)
-            elif not self.meanings.reads_nothing(user, node):
-                yield user
 
     def _may_join(self, node: fx.Node) -> bool:
         """Whether all that reads a value is known, and always does; a refusal where not and they would have merged."""

@@ -105,6 +105,23 @@ def read_again(m: Spelled, x: Tensor) -> Tensor:
     return m.b(x) + y + torch.sin(y)
 
 
+def joined(forward):
+    """A block of two inputs, with layers ``a``, ``b``, ``c``, a norm ``n`` of what they join, and one ``m`` of one."""
+    return SpelledOfTwo(
+        forward, a=conv(3), b=conv(1), c=conv(1, bias=False), n=norm(2 * C), m=norm(), shift=scale(2 * C, 1, 1)
+    )
+
+
+def read_beside(m, x):
+    y = m.b(torch.tanh(x))
+    return m.n(torch.cat((m.a(x), y), 1)) + torch.cat((y, y), 1).abs()
+
+
+def read_joined(m, x):
+    y = torch.cat((m.a(x), m.b(torch.tanh(x))), 1)
+    return m.n(y) + y.abs()
+
+
 CASES = [
     *(Case(f"RMNet, {axes}-d", lambda axes=axes: passed(axes), axes=axes) for axes in (1, 2, 3)),
     Case("partial convolution beside its skip", lambda: Spelled(kept_beside, a=half(3)), convolutions=1),
@@ -154,10 +171,84 @@ CASES = [
         least=3,
     ),
     Case("addcmul", lambda: scales(a=conv(3), b=conv(1))),
+    Case(
+        "a norm of joined maps of two tensors",
+        lambda: joined(lambda m, x, y: m.n(torch.cat((m.a(x), m.b(y)), 1))),
+        "fold",
+        convolutions=2,
+        sites=2,
+        inputs=2,
+    ),
+    *(
+        Case(
+            f"a norm of joined maps, {axes}-d",
+            lambda axes=axes: Spelled(
+                lambda m, x: m.n(torch.cat((m.a(x), m.b(torch.tanh(x))), 1)),
+                a=conv(3, axes=axes),
+                b=conv(1, outputs=2, axes=axes, bias=False),
+                n=norm(C + 2, axes),
+            ),
+            "fold",
+            convolutions=2,
+            sites=2,
+            axes=axes,
+        )
+        for axes in (1, 2, 3)
+    ),
+    Case(
+        "a norm and a scale of joined sums",
+        lambda: joined(lambda m, x, y: 2 * m.n(torch.cat((m.a(x) + x, m.b(y) + m.c(y)), 1))),
+        "graph",
+        convolutions=2,
+        sites=2,
+        inputs=2,
+    ),
+    Case(
+        "a shift of joined maps of one layer",
+        lambda: joined(lambda m, x, y: torch.cat((m.a(x), m.a(y)), 1) + m.shift),
+        "graph",
+        convolutions=2,
+        sites=2,
+        inputs=2,
+    ),
     Case("every other channel", lambda: Spelled(lambda m, x: m.a(x)[:, ::2] + m.b(x), a=conv(3), b=conv(1, outputs=2))),
 ]
 
 TWINS = [
+    Twin(
+        "a norm of joined maps, of which one is none",
+        "several-sources",
+        lambda: joined(lambda m, x, y: m.n(torch.cat((m.a(x), torch.tanh(m.b(y))), 1))),
+        2,
+        1,
+        inputs=2,
+        wrong=NOT_MERGED,
+    ),
+    Twin(
+        "a norm of joined maps, of which one is read elsewhere",
+        "several-sources",
+        lambda: Spelled(read_beside, a=conv(3), b=conv(1), n=norm(2 * C)),
+        2,
+        1,
+        wrong=NOT_MERGED,
+    ),
+    Twin(
+        "a norm of joined maps that are read elsewhere",
+        "several-sources",
+        lambda: Spelled(read_joined, a=conv(3), b=conv(1), n=norm(2 * C)),
+        2,
+        1,
+        wrong=NOT_MERGED,
+    ),
+    Twin(
+        "a norm of maps joined along another axis",
+        "no-convolution",
+        lambda: joined(lambda m, x, y: m.m(torch.cat((m.a(x), m.b(y)), 2))),
+        2,
+        1,
+        inputs=2,
+        wrong=NOT_MERGED,
+    ),
     Twin(
         "addcmul before a padded kernel",
         "shift-before-padding",

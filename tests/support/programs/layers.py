@@ -85,6 +85,36 @@ def averaged(pick: Pick, x: Tensor) -> Made:
     return Made(lambda m, x: m[2](other(m[1](one(m[0](x))))), parts)
 
 
+def side_by_side(pick: Pick, x: Tensor) -> Made:
+    """Layers of several values, joined, and what may go into each of them."""
+    ndim, channels = axes_of(x), x.shape[1]
+    kind, out = getattr(nn, f"Conv{ndim}d"), pick.of((1, channels))
+    layers = nn.ModuleDict(
+        {
+            "a": kind(channels, channels, 3, padding=1, bias=pick.of((True, False))),
+            "b": kind(channels, out, 1, groups=pick.of((1, math.gcd(channels, out)))),
+            "n": getattr(nn, f"BatchNorm{ndim}d")(channels + out),
+        }
+    )
+    joins = (
+        lambda m, x: torch.cat([m["a"](x), m["b"](torch.tanh(x))], 1),
+        lambda m, x: torch.cat((m["b"](x * 2), m["a"](x.abs()) + x), dim=1),
+        lambda m, x: torch.cat([m["a"](torch.tanh(x)), m["b"](m["a"](x))], 1),
+        lambda m, x: torch.cat([m["a"](x), torch.tanh(m["b"](x))], 1),
+        lambda m, x: torch.cat([m["a"](x), m["b"](x)], 1),
+    )
+    ways = (
+        lambda m, y: m["n"](y),
+        lambda m, y: m["n"](y) * 2 + 1,
+        lambda m, y: m["n"](y)[:, 1:],
+        lambda m, y: m["n"](y) + y,
+        lambda m, y: m["n"](y.mul_(2)),
+        lambda m, y: m["n"](y.flatten(2)[..., : y.shape[2]]) if y.dim() == 3 else m["n"](y.relu()),
+    )
+    join, way = pick.of(joins), pick.of(ways)
+    return Made(lambda m, x: way(m, join(m, x)), layers)
+
+
 def linear(pick: Pick, x: Tensor) -> Made:
     """A linear layer along the last axis."""
     if x.ndim > 3:

@@ -57,6 +57,7 @@ UNARY: dict[str, Builder] = {
     "fixed": layers.fixed,
     "pool": layers.pool,
     "norm": scaling.norm,
+    "side by side": layers.side_by_side,
     "instance norm": scaling.instance_norm,
     "constant": scaling.constant,
     "number": scaling.number,

@@ -41,6 +41,8 @@ _RARE = [
     "transposed",
     "averaged",
     "averaged",
+    "side by side",
+    "side by side",
     "lora",
     "instance norm",
     "broadcast",
