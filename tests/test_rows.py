@@ -332,6 +332,23 @@ def test_what_moves_values_moves_them_at_all_sizes(name):
     assert error(model, fused, image(*far, seed=1)) < 1e-12
 
 
+ORDERS = {
+    "flipped": lambda y: y.flip(3),
+    "turned over": lambda y: torch.flip(y, (2, 3)),
+    "rolled": lambda y: y.roll(2, -1),
+    "rolled by a half": lambda y: torch.roll(y, (y.shape[2] // 2, y.shape[3] // 2), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_a_norm_moves_across_pixels_in_another_order(name):
+    model = randomised(Spelled(lambda m, x: m.n(ORDERS[name](m.a(x))), a=conv(), n=norm()))
+    fused = fuse(model, (image(2, C, 6, 7),)).module
+    assert operations(fused, image(2, C, 6, 7))["batch_norm"] == 0
+    for x in (image(2, C, 6, 7), image(1, C, 9, 4), image(1, C, 1, 1)):
+        assert error(model, fused, x) < 1e-12
+
+
 @pytest.mark.parametrize(
     ("back", "undone"),
     [

@@ -263,6 +263,25 @@ def permuted(call: Call, recording: Recording) -> Meaning | None:
     return _moved(call.input, {axis: place for place, axis in enumerate(order) if is_channel_axis(axis, rank)})
 
 
+def reordered(call: Call, recording: Recording) -> Meaning | None:
+    """``x.flip(axis)``, ``x.roll(shift, axis)``: the channels in another order; or none of them, and all pixels."""
+    x, dims, shifts = call.input, call.get("dims"), call.get("shifts", 0)
+    dims, shifts = ([each] if is_integer(each) else each for each in (dims, shifts))
+    if not isinstance(dims, list | tuple) or not isinstance(shifts, list | tuple) or not dims:
+        return None
+    rank = len(recording.shape_of[x])
+    axes = [axis_of(dim, rank) for dim in dims]
+    if len(axes) != 1 or not is_channel_axis(axes[0], rank) or not recording.is_fixed(x, axes[0]):
+        stay = {axis: axis for axis in range(rank) if is_channel_axis(axis, rank) and axis not in axes}
+        return None if None in axes else _moved(x, stay)
+    order = [*range(recording.shape_of[x][axes[0]])]
+    if call.operator == "flip":
+        return Selected(x, tuple(reversed(order)), axes[0])
+    if not is_integer(shifts[0]):
+        return None
+    return Selected(x, tuple((place - shifts[0]) % len(order) for place in order), axes[0])
+
+
 def mean(call: Call, recording: Recording) -> Meaning | None:
     """A mean over some axes."""
     x, dims = call.input, call.get("dim")

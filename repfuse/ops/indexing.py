@@ -110,16 +110,6 @@ def along(call: Call, recording: Recording) -> Meaning | None:
     return _chosen(call.node, x, entries, recording) if _is_slice(entry) or _is_list(entry) else None
 
 
-def flipped(call: Call, recording: Recording) -> Meaning | None:
-    """``x.flip(axis)``: the channels in the opposite order."""
-    x, dims = call.input, call.get("dims")
-    dims = dims if isinstance(dims, list | tuple) else (dims,)
-    axis = axis_of(dims[0], len(recording.shape_of[x])) if len(dims) == 1 else None
-    if axis is None or not is_channel_axis(axis, len(recording.shape_of[x])) or not recording.is_fixed(x, axis):
-        return None
-    return Selected(x, tuple(reversed(range(recording.shape_of[x][axis]))), axis)
-
-
 def entries_of(index: Any, rank: int) -> list[Entry] | None:
     """Return a slice or a list of numbers for each axis; None for an index with anything else in it."""
     entries = list(index) if isinstance(index, tuple) else [index]

@@ -192,6 +192,7 @@ SIGNATURES: dict[str, str] = {
     "slice": "input dim start end step",
     "narrow": "input dim start length",
     "flip": "input dims*",
+    "roll": "input shifts dims",
     "index": "input indices",
     "index_select": "input dim index",
     "select": "input dim index",

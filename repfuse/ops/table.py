@@ -97,7 +97,7 @@ ROWS: dict[str, Row] = {
     **{f"avg_pool{ndim}d": partial(convolution.average_pool, ndim=ndim) for ndim in (1, 2, 3)},
     "index": indexing.indexed,
     **dict.fromkeys(("slice", "narrow", "index_select", "repeat_interleave"), indexing.along),
-    "flip": indexing.flipped,
+    **dict.fromkeys(("flip", "roll"), channels.reordered),
     "select": channels.selected,
     **dict.fromkeys(channels.PIECES, channels.pieces),
     "channel_shuffle": channels.shuffle,

@@ -79,6 +79,7 @@ def averaged(pick: Pick, x: Tensor) -> Made:
         lambda x: x.select(-1, 0).unsqueeze(-1),
         lambda x: x[..., -1].unsqueeze(2),
         lambda x: x.amax(-1, keepdim=True),
+        lambda x: x.flip(-1).roll(1, 2),
     )
     parts = nn.Sequential(*(pick.of(kinds)() for _ in range(3)))
     one, other = pick.of(ways), pick.of(ways)
