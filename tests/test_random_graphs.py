@@ -74,6 +74,14 @@ VANISHING = (
 """x - x, of terms whose rounding does not cancel, and a layer on that."""
 POOLED_AGAIN = (*[Step("conv")] * 7, Step("averaged"), Step("norm", digits=(0, 0, 116, *(0,) * 11)))
 """Layers with pools between them that leave the one pixel there is."""
+MATCHED_BEFORE = (
+    Step("branches", inner=(*[Step("kept")] * 3, Step("constant", digits=(0, 0, 0, 67, *(0,) * 10)))),
+    *[Step("conv")] * 2,
+    Step("conv", digits=(*(0,) * 12, 100, 0)),
+    Step("block", inner=(Step("norm"), Step("filled"), *[Step("norm")] * 2)),
+    Step("block", inner=(Step("constant", (0, 0, 2), (0, 0, 45, *(0,) * 11)), *[Step("conv")] * 5)),
+)
+"""A layer that pads with what was before it, as a reading found that was taken back before anything was measured."""
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 POLICIES = pytest.mark.parametrize("policy", [Policy.COST, Policy.ALWAYS])
 
@@ -91,6 +99,7 @@ def test_random_networks(policy, steps, shapes, also):
 @POLICIES
 @QUICK
 @given(STEPS, SHAPES, ALSO, st.integers(0))
+@example(MATCHED_BEFORE, ((1, 4, 11, 10, 10),), [0], 0)
 def test_random_networks_by_what_was_measured(policy, steps, shapes, also, seed):
     check(steps, shapes, also, policy, Random(seed))
 

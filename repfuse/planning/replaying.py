@@ -190,6 +190,8 @@ def again(module: nn.Module, plan: Plan, choice: Choice, measured: Sequence[Meas
     """Return a plan of ``choice`` made again with what was ``measured``; it leaves out what the choice leaves out."""
     kept: dict[str, Any] = {"keep_class": choice.keep_class, "keep_affine": plan.keep_affine}
     made = Planner(plan.live.recording, plan.policy, measured=measured, **kept).plan(plan.arguments)
+    # What the recording is not relied on for any more was found with the borders that matched before.
+    made = replace(made, matching_borders=tuple(sorted({*plan.matching_borders, *made.matching_borders})))
     return _chosen(module, made, choice) or made
 
 

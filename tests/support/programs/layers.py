@@ -79,7 +79,6 @@ def averaged(pick: Pick, x: Tensor) -> Made:
         lambda x: x.select(-1, 0).unsqueeze(-1),
         lambda x: x[..., -1].unsqueeze(2),
         lambda x: x.amax(-1, keepdim=True),
-        lambda x: x.flip(-1).roll(1, 2),
     )
     parts = nn.Sequential(*(pick.of(kinds)() for _ in range(3)))
     one, other = pick.of(ways), pick.of(ways)
@@ -110,6 +109,7 @@ def side_by_side(pick: Pick, x: Tensor) -> Made:
         lambda m, y: m["n"](y)[:, 1:],
         lambda m, y: m["n"](y) + y,
         lambda m, y: m["n"](y.mul_(2)),
+        lambda m, y: m["n"](y.flip(-1).roll(1, 2)),
         lambda m, y: m["n"](y.flatten(2)[..., : y.shape[2]]) if y.dim() == 3 else m["n"](y.relu()),
     )
     join, way = pick.of(joins), pick.of(ways)

@@ -60,6 +60,7 @@ UNARY: dict[str, Builder] = {
     "side by side": layers.side_by_side,
     "instance norm": scaling.instance_norm,
     "constant": scaling.constant,
+    "toward": scaling.toward,
     "number": scaling.number,
     "pad": moving.pad,
     "crop": moving.crop,

@@ -78,10 +78,20 @@ def constant(pick: Pick, x: Tensor) -> Made:
         lambda m, x: torch.sub(m.value, x, alpha=0.5),
         lambda m, x: torch.addcmul(m.value, x, m.value * 2),
         lambda m, x: x.addcmul_(x * 2, m.value),
-        lambda m, x: torch.addcmul(x, x + 1, m.value.to(x), value=-0.5),
-        lambda m, x: torch.lerp(x, -x, m.value.type_as(x)),
     )
     return Made(pick.of(spellings), holder)
+
+
+def toward(pick: Pick, x: Tensor) -> Made:
+    """A value moved toward another by a constant, and what reads of a tensor of what kind it is."""
+    shape = pick.of(((x.shape[1], *(1 for _ in x.shape[2:])), (1,)))
+    spellings = (
+        lambda m, x: torch.addcmul(x, x + 1, m.value.to(x), value=-0.5),
+        lambda m, x: torch.lerp(x, -x, m.value.type_as(x)),
+        lambda m, x: x.lerp(x * 2, x.new_full((1,), 0.25)),
+        lambda m, x: x - x.new_tensor([0.5]) * m.value.to(x.device, x.dtype),
+    )
+    return Made(pick.of(spellings), Holder(buffers=pick.of((False, True)), value=shape))
 
 
 def number(pick: Pick, x: Tensor) -> Made:

@@ -43,6 +43,7 @@ _RARE = [
     "averaged",
     "side by side",
     "side by side",
+    "toward",
     "lora",
     "instance norm",
     "broadcast",
