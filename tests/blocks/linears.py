@@ -85,7 +85,6 @@ CASES = [
         lambda: Spelled(in_a_batch, w=scale(6, C), v=scale(6, C), a=nn.Conv1d(C, 6, 1)),
         "chain",
         axes=1,
-        less_in=("decomposed",),
     ),
     Case(
         "tables of rows",

@@ -77,7 +77,6 @@ CASES = [
         lambda: Spelled(of_a_sum, a=nn.Linear(N, 12), b=nn.Linear(N, 12), n=nn.BatchNorm1d(12)),
         "graph",
         **TOKENS,
-        less_in=("decomposed",),
     ),
     Case(
         "a norm of rows before a layer",
@@ -119,14 +118,12 @@ CASES = [
         lambda: in_a_row(nn.Linear(N, 12), lambda x: x[:, 0], nn.Linear(12, 5)),
         "swap",
         **TOKENS,
-        less_in=("decomposed",),
     ),
     Case(
         "linear, as an image, 1x1",
         lambda: Spelled(onto_an_image, a=nn.Linear(N, 12), b=nn.Conv2d(12, 5, 1)),
         "swap",
         **TOKENS | {"convolutions": 1, "linears": 0},
-        less_in=("decomposed",),
     ),
     Case(
         "norm, pixels as tokens, linear",
