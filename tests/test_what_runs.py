@@ -466,6 +466,13 @@ def in_pieces(m, x):
     return torch.cat([m.a(piece) + m.b(piece) for piece in x.split(256, 2)], 2)
 
 
+def parted_behind_a_stride(m, x):
+    """Of some sizes alone, at the nearest of which a stride leaves as much as at the example."""
+    y = F.pad(F.conv2d(m.a(x) + m.b(x), m.b.weight, stride=(1, 2)), (0, 1))
+    n, c, h, w = y.shape
+    return y.view(n, c, h, w // 2, 2).sum(-1)
+
+
 # Branches on the number of axes
 
 
@@ -1396,6 +1403,10 @@ def test_pieces_of_a_length_are_more_at_a_larger_size():
 
 def test_some_pieces_are_fewer_at_a_smaller_size():
     check(Case(two(in_three_pieces), others=((1, 4, 2, 3), (2, 4, 7, 7))))
+
+
+def test_a_size_that_the_next_one_leaves_as_it_is_is_no_number():
+    check(Case(two(parted_behind_a_stride), others=((2, 4, 5, 10), (1, 4, 3, 2), (1, 4, 6, 5)), left=(2, 0, 0)))
 
 
 def test_a_branch_that_fails_later_may_not_fail_elsewhere():

@@ -158,6 +158,9 @@ _STEPS = (
 _BY_TWO = _Step(lambda n: n + 2, lambda n: max(1, n - 2))
 """For networks that take odd sizes alone, or even ones."""
 
+_FEW = (3, 4, 6, 8)
+"""How much larger: for networks that take some sizes alone, such as those that a stride leaves odd."""
+
 
 def try_other_sizes(arguments: Arguments, attempt: Try, *, thoroughly: bool) -> None:
     """Try the network at other sizes than those of the example, so that each axis that is free takes others: both
@@ -273,7 +276,10 @@ def _one_by_one(arguments: Arguments, axes: list[Axis], attempt: Try, taken: Map
         else:
             small[axis] = found
     for axis in axes:  # twice the size first: what a network divides it by, h // 7, may go once into all others
-        first(axis, (step.larger(axis[1]) for step in (_DOUBLE, *_STEPS[::-1], _BY_TWO)), needed=True)
+        larger = [step.larger(axis[1]) for step in (_DOUBLE, *_STEPS[::-1], _BY_TWO)]
+        if axis in small:  # else it may be of one size
+            larger += [axis[1] + few for few in _FEW]
+        first(axis, larger, needed=True)
     return small
 
 
