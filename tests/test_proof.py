@@ -278,3 +278,23 @@ def test_a_network_that_amplifies_rounding_is_proven_and_a_wrong_one_is_not():
     wrong = reference(wrong_fused, trials)
     table = tabulate(trials, reference(model, trials), wrong, 1e-12)
     assert _explained(fused, in_float64, trials, wrong, table) == 1e-12
+
+
+OF_ITS_KIND = {
+    "by another": lambda m, x: m.g.type_as(x),
+    "on its device": lambda m, x: m.g.to(x.device),
+    "of its dtype": lambda m, x: m.g.to(x.device, x.dtype),
+    "made anew": lambda m, x: m.g * x.new_full((1,), 0.5),
+}
+
+
+@pytest.mark.parametrize("name", OF_ITS_KIND)
+def test_a_site_is_proven_by_itself_where_a_constant_is_of_the_kind_of_what_is_no_source_of_it(name):
+    def forward(m, x):
+        return m.n(m.b(torch.relu(m.a(x))) * OF_ITS_KIND[name](m, x))
+
+    network = Spelled(forward, a=conv(3), b=conv(3), n=norm(), g=nn.Parameter(torch.empty(C, 1, 1)))
+    network = randomised(network, dtype=torch.float32)
+    made = plan(network, (image(2, C, 6, 7, dtype=torch.float32),))
+    (site,) = prove_sites(network, rewrite(network, made), made)
+    assert site.passed and site.error < 1e-12 and site.drift.passed

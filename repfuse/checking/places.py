@@ -91,8 +91,16 @@ class Place:
         graph, origin, recording = fx.Graph(), self.planner.meanings.origin, self.planner.recording
         env: dict[fx.Node, Any] = {source: graph.placeholder(source.name) for source in self.sources}
         read = {root: sources for root, (sources, _) in parts.items()}
-        if any(node.op == "placeholder" for node in _needed(self.region.root, set(env), origin, {})):
-            env |= recording.run.size_of  # as numbers: the region takes some of tensors that are not its own
+        others = _needed(self.region.root, set(env), origin, {})
+        if any(
+            node.op == "placeholder" for node in others
+        ):  # it reads sizes and dtypes of tensors that are not its own
+            (source, x), *_ = env.items()
+            env |= recording.run.size_of
+            for node in (node for node in recording.nodes if node in others and node in recording.run.attribute_of):
+                value = recording.run.attribute_of[node]  # in float64, a dtype is that of the source
+                alike = not isinstance(value, torch.dtype) or value is recording.dtype_of[source]
+                env[node] = graph.call_function(getattr, (x, node.args[1])) if alike else value
         needed = _needed(self.region.root, set(env), origin, read)
         held: dict[str, Any] = {}
 
