@@ -131,12 +131,11 @@ class Place:
             part = self._part(fused, group)
             return self._computed({each.root: ((each.source,), part if each.layered else None) for each in self.pieces})
         number = {source: position for position, source in enumerate(self.sources)}
-        along = self.region.joined_along
         terms = list[tuple[int, nn.Module | float]]()
         for group in self.region.groups:
             made = id(group) in self.path_of
             terms.append((number[group.source], self._part(fused, group) if made else factor(group.of_source or 1)))
-        return _Sum(terms) if along is None else _Side(terms, along)
+        return _Sum(terms, self.region.joined_along)
 
     def _part(self, fused: nn.Module, group: Group) -> nn.Module:
         path, norm = self.path_of[id(group)], self.norm_of[id(group)]
@@ -151,34 +150,26 @@ class Place:
 
 
 class _Sum(nn.Module):
-    """A sum of terms: a module of one of the inputs, or that input times a number; each with the input's position."""
+    """A sum of terms: a module of one of the inputs, or that input times a number; each with the input's position. Or
+    these joined ``along`` an axis.
+    """
 
-    def __init__(self, terms: Sequence[tuple[int, nn.Module | float]]) -> None:
+    def __init__(self, terms: Sequence[tuple[int, nn.Module | float]], along: int | None) -> None:
         super().__init__()
+        self.along = along
         self.parts = nn.ModuleList(term for _, term in terms if isinstance(term, nn.Module))
         self.steps = tuple((number, None if isinstance(term, nn.Module) else term) for number, term in terms)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         parts = iter(self.parts)
-        total: Tensor = reduce(operator.add, (self._term(inputs[at], by, parts) for at, by in self.steps))
-        return total
+        terms = [self._term(inputs[at], by, parts) for at, by in self.steps]
+        return reduce(operator.add, terms) if self.along is None else torch.cat(terms, self.along)
 
     @staticmethod
     def _term(x: Tensor, by: float | None, parts: Iterator[nn.Module]) -> Tensor:
         if by is None:
             return next(parts)(x)  # type: ignore[no-any-return]
         return x if by == 1 else x * by
-
-
-class _Side(_Sum):
-    """The same terms, joined along an axis."""
-
-    def __init__(self, terms: Sequence[tuple[int, nn.Module | float]], axis: int) -> None:
-        super().__init__(terms)
-        self.axis = axis
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return torch.cat([part(inputs[at]) for part, (at, _) in zip(self.parts, self.steps, strict=True)], self.axis)
 
 
 class _Computed(nn.Module):

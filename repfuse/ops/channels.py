@@ -272,8 +272,7 @@ def reordered(call: Call, recording: Recording) -> Meaning | None:
     rank = len(recording.shape_of[x])
     axes = [axis_of(dim, rank) for dim in dims]
     if len(axes) != 1 or not is_channel_axis(axes[0], rank) or not recording.is_fixed(x, axes[0]):
-        stay = {axis: axis for axis in range(rank) if is_channel_axis(axis, rank) and axis not in axes}
-        return None if None in axes else _moved(x, stay)
+        return _without(x, {*axes}, rank, keeps=True)
     order = [*range(recording.shape_of[x][axes[0]])]
     if call.operator == "flip":
         return Selected(x, tuple(reversed(order)), axes[0])
@@ -326,7 +325,7 @@ def resized(call: Call, recording: Recording) -> Meaning | None:
 
 
 def _without(x: fx.Node, gone: set[int | None], rank: int, *, keeps: bool = False) -> Rearranged | None:
-    """Axes that are reduced, and gone unless one ``keeps`` them."""
+    """Axes that are reduced, and gone unless one ``keeps`` them, or whose places are put elsewhere."""
     kept = [axis for axis in range(rank) if keeps or axis not in gone]
     stay = (axis for axis in kept if is_channel_axis(axis, rank) and axis not in gone)
     return None if None in gone else _moved(x, {axis: kept.index(axis) for axis in stay})
@@ -337,10 +336,8 @@ def _moved(x: fx.Node, moves: dict[int, int], *, view: bool = False) -> Rearrang
     return Rearranged(x, found, view=view) if found else None
 
 
-_MEASURING = frozenset({"view_as", "reshape_as", "expand_as", "type_as"})
-_MAKING = frozenset({f"{kind}_like" for kind in ("zeros", "ones", "empty", "full", "rand", "randn")}) | {
-    f"new_{kind}" for kind in ("zeros", "ones", "empty", "full")
-}
+_MEASURING = frozenset({"view_as", "reshape_as", "expand_as"})
+_MAKING = frozenset({f"{kind}_like" for kind in ("zeros", "ones", "empty", "full", "rand", "randn")})
 
 
 def only_measures(user: fx.Node, node: fx.Node) -> bool:

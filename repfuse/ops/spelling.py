@@ -80,7 +80,7 @@ def number(value: Any) -> float | None:
 
 def makes_zeros(node: fx.Node) -> bool:
     """Whether a node returns a new tensor of zeros."""
-    return called(node) in ("zeros", "zeros_like", "new_zeros")
+    return called(node) in ("zeros", "zeros_like")
 
 
 def is_integer(value: Any) -> bool:
@@ -224,7 +224,6 @@ SIGNATURES: dict[str, str] = {
     "positive": "input",
     "to": f"input target* {_CAST}",
     "type": "input dtype non_blocking",
-    "type_as": "input other",
     "cuda": "input device non_blocking memory_format",
     "assigned": "input index value",
     "fake_quantize_per_tensor_affine": "input scale zero_point quant_min quant_max",

@@ -17,7 +17,7 @@ from torch import fx
 
 from repfuse.algebra.expression import Scaled, Sum
 from repfuse.algebra.layers import Factor, Normalisation, Offset
-from repfuse.ops.meaning import Meaning, Passage, Same, Unfusible, combination
+from repfuse.ops.meaning import Combination, Meaning, Passage, Same, Unfusible, combination, terms_of
 from repfuse.ops.spelling import (
     Call,
     Constant,
@@ -81,15 +81,11 @@ def lerp(call: Call, recording: Recording) -> Meaning | None:
     by = constant(call.get("weight"), recording)
     if by is None or not (is_data(x, recording) and is_data(end, recording)):
         return None
-    less, more = (
-        by_constant(x, by, Factor(by.name, times=-1.0), recording),
-        by_constant(end, by, Factor(by.name), recording),
-    )
-    if not (isinstance(less, Scaled) and isinstance(more, Scaled)):
-        return more if isinstance(less, Scaled) else less
-    if recording.shape_of[x] != recording.shape_of[end]:
-        return Unfusible("broadcast", "a sum of tensors of different shapes")
-    return Sum((x, less, more))
+    less = by_constant(x, by, Factor(by.name, times=-1.0), recording)
+    more = by_constant(end, by, Factor(by.name), recording)
+    if not isinstance(less, Scaled):
+        return less
+    return _of_one_shape(Sum((x, less, more)), recording) if isinstance(more, Scaled) else more
 
 
 def addcmul(call: Call, recording: Recording) -> Meaning | None:
@@ -104,8 +100,7 @@ def addcmul(call: Call, recording: Recording) -> Meaning | None:
     if not isinstance(scaled, Scaled):
         return scaled
     if is_data(x, recording):
-        fits = recording.shape_of[x] == recording.shape_of[other]
-        return Sum((x, scaled)) if fits else Unfusible("broadcast", "a sum of tensors of different shapes")
+        return _of_one_shape(Sum((x, scaled)), recording)
     if shift is None or call.in_place or value != 1:
         return None
     shifted = by_constant(other, shift, Offset(shift.name, scale=factor.name), recording)
@@ -186,9 +181,7 @@ def _combination(
     if _is_spread_over(x, y, recording) and not call.in_place:
         (x, factor), (y, y_factor) = (y, y_factor), (x, factor)
     if is_data(x, recording) and is_data(y, recording) and not _is_spread_over(y, x, recording):
-        if recording.shape_of[x] != recording.shape_of[y]:
-            return Unfusible("broadcast", "a sum of tensors of different shapes")
-        return combination((x, factor), (y, y_factor))
+        return _of_one_shape(combination((x, factor), (y, y_factor)), recording)
     if not is_data(x, recording):
         if call.in_place or not is_data(y, recording):
             return None
@@ -199,6 +192,12 @@ def _combination(
         return Scaled(x, Offset(shift, scale=factor)) if shift else _multiple(x, factor)
     tensor = _constant_over(y, x, recording)
     return None if tensor is None else by_constant(x, tensor, Offset(tensor.name, y_factor, factor), recording)
+
+
+def _of_one_shape(found: Combination, recording: Recording) -> Meaning:
+    """Return a sum, if all that it adds up has one shape."""
+    shapes = {recording.shape_of[term.input] for term in terms_of(found)}
+    return found if len(shapes) == 1 else Unfusible("broadcast", "a sum of tensors of different shapes")
 
 
 def _constant_over(value: Any, x: fx.Node, recording: Recording) -> Constant | None:

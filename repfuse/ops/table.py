@@ -110,7 +110,7 @@ ROWS: dict[str, Row] = {
     **dict.fromkeys(TURNING, _either(channels.passing, channels.permuted)),
     **{f"adaptive_avg_pool{ndim}d": partial(channels.adaptive_pool, ndim=ndim) for ndim in (1, 2, 3)},
     **dict.fromkeys(("clone", "contiguous"), _either(channels.passing, _same)),
-    **dict.fromkeys(("detach", "positive", "to", "type_as", "cuda", *CASTS), _same),
+    **dict.fromkeys(("detach", "positive", "to", "cuda", *CASTS), _same),
     "type": lambda call, _recording: None if call.get("dtype") is None else Same(call.input),  # else it is a string
     "getattr": _attribute,
     **dict.fromkeys(

@@ -157,18 +157,14 @@ class BranchReader:
                 return True
 
     def _rescaled(self, node: fx.Node, terms: Sequence[Term], by: Channelwise, axis: int | None) -> Iterator[Term]:
-        """Scale every term, and shift one: ``s (a + b) + t = (s a + t) + s b``."""
+        """Scale every term, and shift one: ``s (a + b) + t = (s a + t) + s b``; of joined ones, each by its own."""
         _check_one_source_or_convolved(terms)
         terms = [self._along(axis, term) for term in terms]
-        if terms[0].span:
-            for term in terms:
-                assert term.span
-                yield _grown(term, node, Scaled(term.expression, by, picks=tuple(range(*term.span))))
-            return
         shifted = next((index for index, term in enumerate(terms) if term.convolves), 0)
         for index, term in enumerate(terms):
-            own = by if index == shifted else unshifted(by)
-            scaled = term.expression if own is None else Scaled(term.expression, own, picks=term.picks)
+            own = by if index == shifted or term.span else unshifted(by)
+            picks = tuple(range(*term.span)) if term.span else term.picks
+            scaled = term.expression if own is None else Scaled(term.expression, own, picks=picks)
             yield _grown(term, node, scaled)
 
     def _rearranged(self, node: fx.Node, term: Term, meaning: Rearranged) -> Term:

@@ -226,9 +226,7 @@ class Search:
 
     def _least_cuts(self, part: Subgraph, failure: Failure) -> Cuts:
         """Return those of the cuts that leave least work: where one operand cannot be read on, others may be."""
-        sizes = range(1, len(failure.cuts) + 1)
-        cuts = sorted(failure.cuts, key=part.index)
-        tried = (self.divided(part, frozenset(some)) for size in sizes for some in combinations(cuts, size))
+        tried = self._tried(part, sorted(failure.cuts, key=part.index), range(1, len(failure.cuts) + 1))
         return min(tried, key=lambda each: self.estimate.price(each.cost)).cuts
 
     def _shifts(self, part: Subgraph) -> Iterator[fx.Node]:
@@ -335,11 +333,15 @@ class Search:
         if before is not None and len(places) > MOST_PLACES:
             places = [place for place in places if part.index(place) < part.index(before)][-MOST_PLACES:]
         most = len(places) if len(places) <= MOST_PLACES else 1
-        choices = chain.from_iterable(combinations(places[-MOST_ALONE:], size) for size in range(fewest, most + 1))
-        tried = [self.divided(part, frozenset(choice)) for choice in choices]
+        tried = self._tried(part, places[-MOST_ALONE:], range(fewest, most + 1))
         least = min(tried, key=lambda each: (self.estimate.price(each.cost), len(each.cuts)))
         alike = (each for each in tried if each.cuts and not self._beats(least, each))
         return min(alike, key=self._work, default=least)
+
+    def _tried(self, part: Subgraph, places: Sequence[fx.Node], counts: Iterable[int]) -> list[Division]:
+        """Return what is left by each choice of so many of the places."""
+        choices = chain.from_iterable(combinations(places, count) for count in counts)
+        return [self.divided(part, frozenset(choice)) for choice in choices]
 
     def _work(self, division: Division) -> tuple[float, ...]:
         return division.cost.macs, division.cost.launches, self.estimate.price(division.cost)

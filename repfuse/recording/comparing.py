@@ -7,7 +7,7 @@ that decides by a size always the same way is told by that it asked.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from torch import fx, nn
@@ -92,20 +92,26 @@ class SizeComparison:
         """Yield the calls that decide by a size, without that both answers were seen; or that make plain numbers of
         one, if it ``leaves``.
         """
-        yield from dict.fromkeys(call for call, decision in self._undecided() if decision.leaves is leaves)
+        for call in self._calls(self.first):
+            if self._has_open(call, lambda decision: decision.leaves is leaves):
+                yield call
 
     def decides_by_rank(self) -> bool:
         """Whether a call decides by the number of axes, without that both answers were seen."""
-        return any(decision.of_rank and not decision.leaves for _, decision in self._undecided())
+        calls = self._calls(self.first)
+        return any(self._has_open(call, lambda decision: decision.of_rank and not decision.leaves) for call in calls)
 
-    def _undecided(self) -> Iterator[tuple[ModuleCall, Decision]]:
-        for call in self._calls(self.first):
-            for place, decision in enumerate(call.decisions):
-                key = call.path, call.number, place
-                questions = {(each.question, each.sizes, each.others) for each in self._asked[key]}
-                outcomes = {each.outcome for each in (*self._asked[key], *self._failed[key])}
-                if len(questions) > 1 and (None in outcomes or len(outcomes) == 1):
-                    yield call, decision
+    def _has_open(self, call: ModuleCall, concerns: Callable[[Decision], bool]) -> bool:
+        """Whether not all answers were seen to one of a call's decisions that this concerns."""
+        for place, decision in enumerate(call.decisions):
+            if not concerns(decision):
+                continue
+            key = call.path, call.number, place
+            questions = {(each.question, each.sizes, each.others) for each in self._asked[key]}
+            outcomes = {each.outcome for each in (*self._asked[key], *self._failed[key])}
+            if len(questions) > 1 and (None in outcomes or len(outcomes) == 1):
+                return True
+        return False
 
     def _hear(self, run: Run, into: dict[Key, list[Decision]], but: str = "") -> None:
         for call in self._calls(run):

@@ -304,9 +304,7 @@ class Constants:
         return dict(named_tensors(self.module, remove_duplicate=False))
 
 
-_UNSET = frozenset(
-    {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
-)
+_UNSET = frozenset({"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty_strided", "resize_", "set_"})
 """What returns memory as it finds it. Operators do so too, inside, and fill it: these are told by name."""
 
 

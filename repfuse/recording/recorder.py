@@ -186,19 +186,26 @@ class Recorder(TorchFunctionMode):
             self._call_decides(Decision(PIECES, (x.shape[dim],), (how,), None, of_rank=False))
         return self.operate(func, args, kwargs)
 
-    def alike(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Note ``y.to(x)`` and ``x.new_zeros(4)`` as what they are: of x, they read the dtype and the device alone."""
-        name = _function(func).name
-        casts = name in ("to", "type_as")
-        like = (args[1] if len(args) > 1 else kwargs.get("other")) if casts else args[0] if args else None
-        if not (args and isinstance(args[0], Tensor) and isinstance(like, Tensor)) or (name == "to" and len(args) > 2):
+    def cast(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note ``y.to(x)`` and ``y.type_as(x)`` as what they are: of x, they read the dtype and the device alone."""
+        like = args[1] if len(args) > 1 else kwargs.get("other")
+        if not isinstance(like, Tensor) or len(args) > 2:
             return self.operate(func, args, kwargs)
-        wanted = {"dtype": like.dtype, "device": like.device}
-        self._asked[self._current].update(dict.fromkeys(wanted.values(), self._node(like)))
-        given = wanted | {key: value for key, value in kwargs.items() if key != "other" and value is not None}
-        if casts:
-            return self.operate(Tensor.to, (args[0],), given)
-        return self.operate(getattr(torch, name.removeprefix("new_")), args[1:], given)
+        rest = {name: value for name, value in kwargs.items() if name != "other"}
+        return self.operate(Tensor.to, args[:1], self._kind_of(like) | rest)
+
+    def make(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note ``x.new_zeros(4)`` as ``zeros(4)`` of the dtype and on the device of x."""
+        x, *given = args
+        said = {name: value for name, value in kwargs.items() if value is not None}
+        plain = getattr(torch, _function(func).name.removeprefix("new_"))
+        return self.operate(plain, tuple(given), self._kind_of(x) | said)
+
+    def _kind_of(self, x: Tensor) -> dict[str, Any]:
+        """Return the dtype and the device of a tensor, which are noted from now on as those of its node."""
+        kind = {"dtype": x.dtype, "device": x.device}
+        self._asked[self._current].update(dict.fromkeys(kind.values(), self._node(x)))
+        return kind
 
     def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note an operation, and do it."""
@@ -721,8 +728,10 @@ def _handler(own: str, name: str) -> Handler:  # noqa: PLR0911 - one for each ki
         return Recorder.switch
     if name in ("split", "chunk"):
         return Recorder.cut
-    if name in _ALIKE:
-        return Recorder.alike
+    if name in ("to", "type_as"):
+        return Recorder.cast
+    if name in _MAKING:
+        return Recorder.make
     if own == "__get__":
         return Recorder.operate if name in _TENSORS else Recorder.answer
     return Recorder.answer if name in _FACTS else Recorder.operate
@@ -762,7 +771,7 @@ TAKING_SIZES = frozenset(
     {
         "view", "reshape", "pad", "expand", "repeat", "interpolate", "unflatten", "unfold", "fold", "tile", "upsample",
         "zeros", "ones", "full", "arange", "linspace", "grid_sample", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d",
-        "constant_pad_nd", "new_zeros", "meshgrid", "roll", "narrow", "split", "chunk",
+        "constant_pad_nd", "meshgrid", "roll", "narrow", "split", "chunk",
     }
 )  # fmt: skip
 """Operations whose numbers in the code are mostly computed from sizes."""
@@ -775,8 +784,8 @@ _CUTTING = TAKING_SIZES | frozenset(
 """What may take another part at another size, or depend on it by numbers in the code."""
 _GRADIENTS = frozenset({"_set_grad_enabled", "_enter_inference_mode"})
 _TENSORS = frozenset({"data", "T", "mT", "H", "mH", "real", "imag"})
-_ALIKE = frozenset({"to", "type_as", "new_tensor", "new_zeros", "new_ones", "new_full"})
-"""What may read of a tensor of what kind it is, and no more."""
+_MAKING = frozenset({f"new_{kind}" for kind in ("tensor", "empty", "zeros", "ones", "full")})
+"""What makes a tensor of the kind of another."""
 _FACTS = frozenset(
     {
         "stride", "storage_offset", "element_size", "is_contiguous", "is_floating_point", "is_complex", "get_device",
