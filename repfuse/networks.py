@@ -37,14 +37,14 @@ def named_modules(network: nn.Module, *, remove_duplicate: bool = True) -> Itera
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters, buffers and plain tensor attributes of the module itself, without its children."""
-    tables = vars(module), module._buffers, module._parameters
-    return {
-        name: value
-        for table in tables
-        if not _NO_TENSORS.issuperset(map(type, table.values()))  # a look at each takes three times as long
-        for name, value in table.items()
-        if isinstance(value, torch.Tensor)
-    }
+    held = vars(module)
+    found = {}
+    if not _NO_TENSORS.issuperset(map(type, held.values())):  # a look at each takes three times as long
+        found = {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}
+    for table in (module._buffers, module._parameters):
+        if table:
+            found |= {name: value for name, value in table.items() if value is not None}
+    return found
 
 
 _NO_TENSORS = frozenset({bool, int, float, str, tuple, list, dict, set, OrderedDict, type(None)})
@@ -107,7 +107,7 @@ def stored_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def holders(root: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
     """Return where each module within ``root`` is registered: in which parents, under which names."""
     found: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
-    for parent in root.modules():
+    for _, parent in named_modules(root):
         for name, child in parent._modules.items():
             if child is not None:
                 found[child].append((parent, name))
@@ -332,7 +332,8 @@ def check_rewritable(network: nn.Module) -> None:
         )
     for _, module in named_modules(network):
         kind = type(module).__module__
-        aware = kind != ROUNDING and any(name.startswith(AWARE) for name, x in module._modules.items() if x is not None)
+        children = [name for name, x in module._modules.items() if x is not None] if kind != ROUNDING else []
+        aware = any(name.startswith(AWARE) for name in children)
         if aware or kind.startswith(INT8):
             raise quantised(f"This {type(network).__name__}", aware=aware)
     if type(network).__name__ == "OptimizedModule":  # telling it by its class would import the compiler
@@ -351,5 +352,7 @@ def _cycle(module: nn.Module, path: str = "", above: tuple[nn.Module, ...] = (),
     if module in done:
         return ""
     done.add(module)
-    below = ((join(path, name), child) for name, child in module._modules.items() if child is not None)
-    return next(filter(None, (_cycle(child, inner, (*above, module), done) for inner, child in below)), "")
+    for name, child in module._modules.items():
+        if child is not None and child._modules and (found := _cycle(child, join(path, name), (*above, module), done)):
+            return found
+    return ""

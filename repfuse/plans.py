@@ -110,12 +110,13 @@ class Cost:
     parameters: Count = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.macs + other.macs,
-            self.bytes + other.bytes,
-            self.launches + other.launches,
-            self.parameters + other.parameters,
-        )
+        return total((self, other))
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """Return the sum of costs."""
+    columns = zip(*((each.macs, each.bytes, each.launches, each.parameters) for each in costs), strict=True)
+    return Cost(*map(sum, columns))
 
 
 @dataclass(frozen=True)

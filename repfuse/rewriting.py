@@ -6,7 +6,7 @@ import copy
 import itertools
 import operator
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,14 +14,14 @@ from torch import Tensor, fx, jit, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repfuse.algebra.evaluation import Tensors, behind_norm, evaluate
-from repfuse.algebra.expression import Expression, tensor_names
+from repfuse.algebra.expression import Expression
 from repfuse.algebra.geometry import Geometry, NotAffine
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.memory import APART, collecting_later, is_streamed, put_aside
-from repfuse.networks import holders, is_plain, join, keep_attributes, named_tensors
+from repfuse.networks import holders, is_plain, join, keep_attributes, named_modules, named_tensors
 from repfuse.planning.cost import needs_separate_pad
-from repfuse.planning.edits import Block, Fused, left_range, stored_like
+from repfuse.planning.edits import Block, Fused, Layout, left_range, stored_like
 from repfuse.planning.replaying import replay
 from repfuse.plans import AGAIN, Plan
 from repfuse.recording.constants import lookup
@@ -131,7 +131,7 @@ def _write_weights(
         norm.running_mean, norm.running_var = mean, var
         norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=like.device)
         bias = None if convolution.bias is None else bias
-    if left_range(made, map(tensors, tensor_names(expression))):
+    if left_range(made, map(tensors, expression.tensor_names)):
         raise RepfuseError(
             f"A fused weight does not fit into {str(like.dtype).removeprefix('torch.')}.",
             "The plan was made with other weights; of these, a product leaves the range of the format.",
@@ -225,8 +225,44 @@ def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True, share: bool 
         return _Rewriting(module, plan, weights=weights, share=share).run()
 
 
+def _left_out(module: nn.Module, layout: Layout) -> dict[str, nn.Module]:
+    """Return by path the modules within ``module`` that nothing holds any more once the new bodies are there."""
+    blocks, identities = {block.path: block for block in layout.blocks}, set(layout.identities)
+    edited = [path.rpartition(".")[0] for path in identities]
+    edited += [path for fused in layout.fused for path in (fused.path, fused.norm, fused.owner)]
+    met = {part for path in edited for part in _on_the_way(module, path)}
+    whole, left = set[nn.Module](), [("", module)]
+    while left:
+        path, part = left.pop()
+        if path in blocks:
+            block, prefix = blocks[path], f"{path}." if path else ""
+            called = [str(node.target) for node in block.graph.nodes if node.op in ("call_module", "get_attr")]
+            for name in (*called, *(block.steps or ()), *(name.partition(".")[0] for name in block.kept)):
+                way = list(_on_the_way(part, name))
+                met.update(way)
+                if len(way) == name.count(".") + 2:  # to a module, and not to a tensor, or to what is new
+                    left.append((prefix + name, way[-1]))
+        elif part not in whole:
+            whole.add(part)
+            children = ((join(path, name), child) for name, child in part._modules.items() if child is not None)
+            left += [child for child in children if child[0] not in identities]
+        met.add(part)
+    return {path: part for path, part in named_modules(module) if part not in met}
+
+
+def _on_the_way(module: nn.Module, path: str) -> Iterator[nn.Module]:
+    """Yield a module, and those below it on the way to ``path``, as far as there are any."""
+    part: Any = module
+    for name in path.split(".") if path else ():
+        yield part
+        part = getattr(part, name, None)
+        if not isinstance(part, nn.Module):
+            return
+    yield part
+
+
 class _Rewriting:
-    """One rewrite: a copy of the module without the tensors that will be replaced, then the edits."""
+    """One rewrite: a copy of the module without what will be replaced, then the edits."""
 
     def __init__(self, module: nn.Module, plan: Plan, *, weights: bool, share: bool) -> None:
         planner, self.layout = replay(module, plan)
@@ -235,12 +271,16 @@ class _Rewriting:
         same = module is self.constants.module
         self.tensors = self.constants.tensors if same else dict(named_tensors(module, remove_duplicate=False))
         self.tensor = lookup(module, self.constants)
-        named = (name for fused in self.layout.fused for name in tensor_names(fused.expression))
-        merged = [self.tensors[leaf] for name in dict.fromkeys(named) for leaf in self.constants.leaves(name)]
+        self.left_out = _left_out(module, self.layout)
+        named = dict.fromkeys(name for fused in self.layout.fused for name in fused.expression.tensor_names)
+        leaves = (leaf for name in named for leaf in self.constants.leaves(name))
+        merged = [self.tensors[leaf] for leaf in leaves if leaf.rpartition(".")[0] not in self.left_out]
         self.replaced = {id(tensor): tensor for tensor in merged}
         self.stand_ins = {key: like(x, x.to("meta")) for key, x in self.replaced.items()}  # so that no data is copied
         self.streamed = is_streamed(module)
-        kept = {id(tensor): tensor for _, tensor in named_tensors(module)} if share or self.streamed else {}
+        kept: dict[int, Any] = {id(part): part for part in self.left_out.values()}
+        if share or self.streamed:
+            kept |= {id(tensor): tensor for _, tensor in named_tensors(module)}
         self.result = copy_with(module, kept | self.stand_ins)
         self.successors: dict[nn.Module, nn.Module] = {}
         self.holders = holders(self.result)
@@ -273,7 +313,7 @@ class _Rewriting:
     def _replace_unregistered(self) -> None:
         """Put the new modules also where old ones stand in plain lists, tuples and dicts."""
         seen: set[int] = set()
-        for module in self.result.modules():
+        for _, module in named_modules(self.result):
             for name, value in vars(module).items():
                 if name not in _TABLES:
                     vars(module)[name] = self._succeeded(value, seen)
@@ -342,7 +382,9 @@ class _Rewriting:
         """Give real copies to the tensors that were left out of the copy and turn out to be used elsewhere."""
         originals = {id(stand_in): self.replaced[key] for key, stand_in in self.stand_ins.items()}
         copies: dict[int, Tensor] = {}
-        for module in self.result.modules():
+        originals_left = set(self.left_out.values())
+        for _, module in named_modules(self.result):
+            assert module not in originals_left, "a part of the original"
             for store in (module._parameters, module._buffers, vars(module)):
                 for name, tensor in list(store.items()):
                     if id(tensor) in originals:

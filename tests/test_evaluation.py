@@ -27,7 +27,6 @@ from repfuse.algebra.expression import (
     relaid,
     selected,
     sum_of,
-    tensor_names,
     through,
 )
 from repfuse.algebra.geometry import Geometry, NotAffine
@@ -64,7 +63,7 @@ def fused(expression, tensors, x=IMAGE):
 def check(expression, tensors):
     """Compare the map, and all that is said of it, with what its layers compute."""
     assert same(fused(expression, tensors), run(expression, IMAGE, tensors))
-    assert tensors.read <= set(tensor_names(expression))
+    assert tensors.read <= set(expression.tensor_names)
     zero = run(expression, torch.zeros_like(IMAGE), tensors)
     assert not (is_unshifted(expression) and zero.any())
     assert same(constant(expression, tensors, CPU), zero[0, :, 3, 3])
@@ -214,11 +213,11 @@ def test_the_layers_and_tensors_of_an_expression():
     whole = Scaled(through(Scaled(through(through(SOURCE, first), filled), NORM), last), Offset("o"))
     assert list(layers(whole)) == [first, filled, last]
     assert list(convolutions(whole)) == [first, last]
-    assert list(tensor_names(whole)) == ["w", "b", "fill", "mean", "var", "weight", "bias", "v", "o"]
-    assert list(tensor_names(Scaled(SOURCE, Factor("f")))) == ["f"]
-    assert list(tensor_names(Scaled(SOURCE, Factor(2.0)))) == []
-    assert list(tensor_names(through(SOURCE, pool()))) == []
-    assert list(tensor_names(joined((through(SOURCE, first), selected(SOURCE, (1,)))))) == ["w", "b"]
+    assert list(whole.tensor_names) == ["w", "b", "fill", "mean", "var", "weight", "bias", "v", "o"]
+    assert list(Scaled(SOURCE, Factor("f")).tensor_names) == ["f"]
+    assert list(Scaled(SOURCE, Factor(2.0)).tensor_names) == []
+    assert list(through(SOURCE, pool()).tensor_names) == []
+    assert list(joined((through(SOURCE, first), selected(SOURCE, (1,)))).tensor_names) == ["w", "b"]
 
 
 def test_what_adds_nothing_whatever_the_weights():

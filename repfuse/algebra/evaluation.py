@@ -116,34 +116,48 @@ def _layer_constant(layer: Layer, inside: Tensor | None, tensors: Tensors) -> Te
 
 def scale_and_shift(scaled: Scaled[Expression], tensors: Tensors) -> tuple[Tensor | None, Tensor | None]:
     """Return ``s`` and ``t`` of ``y = s x + t``, float64 of C numbers or of one; None for 1 and for 0."""
-    numbers, picks = _scale_and_shift(scaled.by, tensors), list(scaled.picks)
-    scale, shift = (x if x is None or not picks or x.numel() == 1 else x[picks] for x in numbers)
-    return scale, shift
+    scale = _scale(scaled.by, tensors)
+    return _picked(scale, scaled), _picked(_shift(scaled.by, scale, tensors), scaled)
 
 
-def _scale_and_shift(by: Channelwise, tensors: Tensors) -> tuple[Tensor | None, Tensor | None]:
-    """Return the same for the channels that ``by`` has numbers for.
+def _picked(numbers: Tensor | None, scaled: Scaled[Expression]) -> Tensor | None:
+    """Return the numbers that the channels of ``scaled`` have, of those that its ``by`` has numbers for."""
+    return numbers if numbers is None or not scaled.picks or numbers.numel() == 1 else numbers[list(scaled.picks)]
 
-    A normalisation is ``s = weight / sqrt(var + eps)``, ``t = bias - mean * s``.
-    """
+
+def _scale(by: Channelwise, tensors: Tensors) -> Tensor | None:
+    """Return what ``by`` multiplies by; a normalisation by ``s = weight / sqrt(var + eps)``."""
     match by:
-        case Normalisation(mean, var, weight, bias, eps):
+        case Normalisation(_, var, weight, _, eps):
             scale = (_number(var, tensors) + eps).rsqrt()
-            if weight is not None:
-                scale = scale * _number(weight, tensors)
-            parts = [] if mean is None else [-_number(mean, tensors) * scale]
-            parts += [] if bias is None else [_number(bias, tensors)]
-            return scale, torch.stack(parts).sum(0) if parts else None
+            return scale if weight is None else scale * _number(weight, tensors)
         case Factor(value, inverse, times):
             factor = _number(value, tensors)
-            return (factor.reciprocal() if inverse else factor) * times, None
-        case Offset(value, factor, scale):
-            return None if scale == 1 else _number(scale, tensors), _number(value, tensors) * factor
+            return (factor.reciprocal() if inverse else factor) * times
+        case Offset(_, _, scale):
+            return None if scale == 1 else _number(scale, tensors)
+
+
+def _shift(by: Channelwise, scale: Tensor | None, tensors: Tensors) -> Tensor | None:
+    """Return what ``by`` adds; a normalisation ``t = bias - mean * s``, with its scale s."""
+    match by:
+        case Normalisation(mean, _, _, bias, _):
+            inside = None if mean is None or scale is None else _number(mean, tensors) * scale
+            if bias is None:
+                return None if inside is None else -inside
+            return _number(bias, tensors) if inside is None else _number(bias, tensors) - inside
+        case Factor():
+            return None
+        case Offset(value, factor, _):
+            return _number(value, tensors) * factor
 
 
 def _number(value: float | str, tensors: Tensors) -> Tensor:
     """Return one number per channel, or one for all."""
-    return tensors(value).double().flatten() if isinstance(value, str) else torch.tensor(value, dtype=torch.float64)
+    if not isinstance(value, str):
+        return torch.tensor(value, dtype=torch.float64)
+    numbers = tensors(value).double()
+    return numbers if numbers.dim() == 1 else numbers.flatten()
 
 
 def _addends(expression: Expression, tensors: Tensors, scale: Tensor | None, device: torch.device) -> Iterator[Addend]:
@@ -155,7 +169,7 @@ def _addends(expression: Expression, tensors: Tensors, scale: Tensor | None, dev
         case Through(Identity(), Convolution() as layer):
             yield Addend(layer.geometry, stored_weight(layer, tensors), scale)
         case Scaled(inner):
-            own, _ = scale_and_shift(expression, tensors)
+            own = _picked(_scale(expression.by, tensors), expression)
             if own is not None:
                 own = own.to(device).expand(expression.geometry.out_channels)
             yield from _addends(inner, tensors, _times(scale, own), device)

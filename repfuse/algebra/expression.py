@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from repfuse.algebra.geometry import Geometry, Ints, NotAffine
 from repfuse.algebra.layers import (
@@ -31,7 +31,8 @@ class Identity:
 
     channels: int
     ndim: int
-    has_ones = False
+    has_ones = convolves = False
+    tensor_names: ClassVar[tuple[str, ...]] = ()
 
     @property
     def geometry(self) -> Geometry:
@@ -57,9 +58,20 @@ class Operation(Generic[Operand]):
         return replace(geometry, groups=_windows(expression).groups()) if _moves_channels(expression) else geometry
 
     @cached_property
+    def tensor_names(self) -> tuple[str, ...]:
+        """The name of every tensor that an expression reads, each time that it does."""
+        expression: Expression = self  # type: ignore[assignment]
+        return tuple(name for each in walk(expression) for name in _own_names(each) if isinstance(name, str))
+
+    @cached_property
     def has_ones(self) -> bool:
         """Whether an expression reads its source with a channel of ones behind the others."""
         return any(operand.has_ones for operand in operands(self))
+
+    @cached_property
+    def convolves(self) -> bool:
+        """Whether there is a convolution in an expression."""
+        return any(operand.convolves for operand in operands(self))
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,11 @@ class Through(Operation[Operand]):
 
     input: Operand
     layer: Layer
+
+    @cached_property
+    def convolves(self) -> bool:
+        """Whether there is a convolution in it: this, or one before it."""
+        return isinstance(self.layer, Convolution) or any(operand.convolves for operand in operands(self))
 
 
 @dataclass(frozen=True)
@@ -357,22 +374,21 @@ def is_unshifted(expression: Expression) -> bool:
     return all(map(is_unshifted, operands(expression)))
 
 
-def tensor_names(expression: Expression) -> Iterator[str]:
-    """Yield the name of every tensor that the expression reads."""
-    for each in walk(expression):
-        names: tuple[object, ...] = ()
-        match each:
-            case Through(_, Convolution(_, weight, bias)):
-                names = (weight, bias)
-            case Through(_, Filter(_, _, fill)):
-                names = (fill,)
-            case Scaled(_, Normalisation(mean, var, weight, bias)):
-                names = (mean, var, weight, bias)
-            case Scaled(_, Factor(by)):
-                names = (by,)
-            case Scaled(_, Offset(by, _, scale)):
-                names = (by, scale)
-        yield from (name for name in names if isinstance(name, str))
+def _own_names(expression: Expression) -> tuple[object, ...]:
+    """Return what the last operation of an expression has in the place of tensors: their names, numbers, nothing."""
+    match expression:
+        case Through(_, Convolution(_, weight, bias)):
+            return weight, bias
+        case Through(_, Filter(_, _, fill)):
+            return (fill,)
+        case Scaled(_, Normalisation(mean, var, weight, bias)):
+            return mean, var, weight, bias
+        case Scaled(_, Factor(by)):
+            return (by,)
+        case Scaled(_, Offset(by, _, scale)):
+            return by, scale
+        case _:
+            return ()
 
 
 # An expression for people: each branch of the sum in a few words.

@@ -304,6 +304,8 @@ class Geometry:
         if (self.ndim, self.in_channels, self.out_channels) != (other.ndim, other.in_channels, other.out_channels):
             raise NotAffine("channel-mismatch", f"{self.ends} beside {other.ends}")
         one, other = self._beside(other)
+        if one == other:
+            return one
         axes = [spread((*mine, *its)) for mine, its in zip(one.taps, other.taps, strict=True)]
         return replace(one._on(axes, one.slack), groups=math.gcd(one.groups, other.groups))
 

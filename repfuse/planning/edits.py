@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repfuse.algebra.evaluation import evaluate
-from repfuse.algebra.expression import Expression, convolutions, tensor_names
+from repfuse.algebra.expression import Expression, convolutions
 from repfuse.planning.region import Group, Region
 from repfuse.recording.constants import Constants
 from repfuse.recording.recording import Recording
@@ -79,19 +79,16 @@ class Layout:
         return [*self.folds, *(fused for block in self.blocks for fused in block.fused)]
 
 
-def owner_of(recording: Recording, region: Region) -> ModuleCall:
-    """Return the innermost call in which all the nodes of a region were made, and weights put where it reads them."""
-    names = (name for group in region.groups for name in tensor_names(group.expression))
+def place_of(recording: Recording, region: Region) -> tuple[ModuleCall, tuple[int, ...]]:
+    """Return where a region is to be written: the innermost call in which all of its nodes were made, and weights put
+    where it reads them; and where it stands within the forward of that, which is the same in every call of the module.
+    """
+    names = (name for group in region.groups for name in group.expression.tensor_names)
     nodes = (*region.working, *recording.constants.written(names))
     first, *others = dict.fromkeys(map(recording.call_of.__getitem__, nodes))
     above = [set(call.chain()) for call in others]
-    return next(call for call in first.chain() if all(call in chain for chain in above))
-
-
-def place_of(recording: Recording, region: Region) -> tuple[int, ...]:
-    """Return where a region stands within its owner's forward: the same in every call of the owner."""
-    start = owner_of(recording, region).start
-    return tuple(sorted(recording.order[node] - start for node in region.working))
+    owner = next(call for call in first.chain() if all(call in chain for chain in above))
+    return owner, tuple(sorted(recording.order[node] - owner.start for node in region.working))
 
 
 # In what a fused map is stored: the dtype, device and memory format of the largest weight that it replaces.
@@ -107,7 +104,7 @@ def stored_like(expression: Expression, constants: Constants, tensors: Callable[
     """Return the tensor of the model that the fused weight is to be stored like; ``tensors`` gives them by name."""
     weights = [layer.weight for layer in convolutions(expression)]
     # A filter that forward makes of numbers belongs to nobody: then the normalisation's tensors say what is wanted.
-    leaves = constants.floating_leaves(weights) or constants.floating_leaves(tensor_names(expression))
+    leaves = constants.floating_leaves(weights) or constants.floating_leaves(expression.tensor_names)
     return max(map(tensors, leaves), key=Tensor.numel)
 
 
@@ -116,12 +113,12 @@ def overflows(expression: Expression, constants: Constants, tensors: Callable[[s
 
     The map is computed for this only where its numbers could be too large.
     """
-    stored = dict.fromkeys(constants.floating_leaves(tensor_names(expression)))
+    stored = dict.fromkeys(constants.floating_leaves(expression.tensor_names))
     like = stored_like(expression, constants, tensors)
     if torch.finfo(like.dtype).max > _SMALL_RANGE and not any(_is_large(tensors(name)) for name in stored):
         return None
     rounded = evaluate(expression, tensors, like)
-    return like.dtype if left_range(rounded, map(tensors, tensor_names(expression))) else None
+    return like.dtype if left_range(rounded, map(tensors, expression.tensor_names)) else None
 
 
 def left_range(rounded: Iterable[Tensor], origins: Iterable[Tensor]) -> bool:

@@ -28,7 +28,7 @@ from repfuse.networks import join, named_tensors
 from repfuse.ops.meaning import Same
 from repfuse.ops.table import Meanings
 from repfuse.planning.cost import needs_separate_pad
-from repfuse.planning.edits import Block, Fused, Layout, is_affine_norm, owner_of, place_of
+from repfuse.planning.edits import Block, Fused, Layout, is_affine_norm, place_of
 from repfuse.planning.folding import Folding, ModuleRow, Uses, above, call_signature
 from repfuse.planning.local import Replacement, SizeGone, Summand, local_graph, vanishing
 from repfuse.planning.region import Group, Region, pieces
@@ -189,8 +189,8 @@ class LayingOut:
         """Keep one of the calls of each owner; those whose calls differ are ``unlike``."""
         found: dict[str, dict[ModuleCall, dict[tuple[int, ...], Region]]] = defaultdict(lambda: defaultdict(dict))
         for region in candidates:
-            call = owner_of(self.recording, region)
-            found[call.path][call][place_of(self.recording, region)] = region
+            call, place = place_of(self.recording, region)
+            found[call.path][call][place] = region
         kept = []
         for path, by_call in found.items():
             calls = self.recording.calls[path]

@@ -183,7 +183,7 @@ class _Written(_Builder):
         if not all(map(self.recording.constants.is_constant, call.stored)):
             raise NotAffine("writes-state", f"the forward of {call.path!r} stores what it computes")
 
-    def _switches_for_constants(self, switches: list[int]) -> bool:
+    def _switches_for_constants(self, switches: tuple[int, ...]) -> bool:
         """Whether gradients are off, if at all, while weights are computed, which become plain ones."""
         between = self.recording.nodes[switches[0] : switches[-1]]
         made = (node for node in between if node in self.recording.shape_of and node.op != "get_attr")

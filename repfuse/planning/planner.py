@@ -18,7 +18,6 @@ from repfuse.algebra.expression import (
     branches,
     homogeneous,
     layers,
-    tensor_names,
     through,
 )
 from repfuse.algebra.geometry import NotAffine
@@ -36,7 +35,7 @@ from repfuse.planning.reader import BranchReader
 from repfuse.planning.region import Estimate, Group, Region
 from repfuse.planning.search import Search
 from repfuse.planning.staying import why_it_stays
-from repfuse.plans import Cost, Measured, Plan, Policy, Refusal, Site
+from repfuse.plans import Cost, Measured, Plan, Policy, Refusal, Site, total
 from repfuse.recording.arguments import Arguments, description
 from repfuse.recording.constants import lookup
 from repfuse.recording.recording import Recording, record
@@ -223,7 +222,7 @@ class Planner:
             return True
         estimate = self.estimate
         before = estimate.of_nodes(node for region in candidates for node in region.working)
-        after = sum((estimate.of_groups(region.groups, region.root) for region in candidates), Cost())
+        after = total(estimate.of_groups(region.groups, region.root) for region in candidates)
         gained = estimate.price(before) - estimate.price(after)
         return gained >= WORTH_THE_CLASS * estimate.price(estimate.of_nodes(self.recording.nodes))
 
@@ -261,7 +260,7 @@ class Planner:
 
     def _is_site(self, region: Region, group: Group) -> bool:
         """Whether there is something to gain: several operations in one, or a weight that is computed each time."""
-        if not group.convolves or not self.recording.constants.floating_leaves(tensor_names(group.expression)):
+        if not group.convolves or not self.recording.constants.floating_leaves(group.expression.tensor_names):
             return False  # of numbers alone, nothing says in which dtype the result is to be stored
         least = 2
         if self.keep_affine and (group.span or len(region.groups) == 1):  # of a sum, all are written or none

@@ -91,7 +91,7 @@ class BranchReader:
             case Same(x):
                 terms = reach(x)
                 return tuple(
-                    replace(term, nodes=term.nodes | {node}, top=node if len(terms) == 1 else term.top)
+                    term._replace(nodes=term.nodes | {node}, top=node if len(terms) == 1 else term.top)
                     for term in terms
                 )
             case meaning:
@@ -112,7 +112,7 @@ class BranchReader:
             inside = of_channels_alone(term.expression, geometry.ndim)
             if inside is None or term.picks or term.axis != (1 if geometry.ndim else len(self.shape_of[node]) - 1):
                 raise Ends("the channels are elsewhere")
-            term = replace(term, expression=inside, axis=None)
+            term = term._replace(expression=inside, axis=None)
         inner = relaid(term.expression, geometry.in_channels, geometry.ndim)
         expression = through(inner, layer)
         bordered = self.bordered(inner, layer, term.source, node)
@@ -143,7 +143,7 @@ class BranchReader:
         picks, phases = zip(*product(range(layer.geometry.out_channels), in_turn), strict=True)
         order = tuple(phase * layer.geometry.out_channels + pick for pick, phase in zip(picks, phases, strict=True))
         expression = selected(joined(parts), order)
-        return replace(_grown(term, node, expression), picks=picks, phases=phases)
+        return _grown(term, node, expression)._replace(picks=picks, phases=phases)
 
     def _is_for_any_channels(self, node: fx.Node) -> bool:
         """Whether what stays of a region, and only puts values elsewhere, does so for another number of channels."""
@@ -182,20 +182,20 @@ class BranchReader:
         if axis is None or term.of_source is not None:
             raise Ends("the channels are elsewhere")
         left = (term.left if term.axis is not None else self.meanings.origin(x)) if meaning.view else None
-        grown = replace(_grown(term, node, term.expression), axis=axis, left=left)
+        grown = _grown(term, node, term.expression)._replace(axis=axis, left=left)
         if left is not None and self._is_of_one_shape(node, left):
             undone = term.undone | {each for each in grown.nodes if isinstance(self.meanings[each], Rearranged)}
-            return replace(grown, axis=None, left=None, undone=undone)
+            return grown._replace(axis=None, left=None, undone=undone)
         if not meaning.channels:
             return grown
         if not term.picks:
-            return replace(grown, picks=meaning.channels, phases=meaning.phases)
+            return grown._replace(picks=meaning.channels, phases=meaning.phases)
         picks, phases = tuple(meaning.channels[pick] for pick in term.picks), Ints()
         if term.phases and meaning.phases:
             count = 1 + max(meaning.phases)
             pairs = zip(term.phases, term.picks, strict=True)
             phases = tuple(count * phase + meaning.phases[pick] for phase, pick in pairs)
-        return replace(grown, picks=picks, phases=phases)
+        return grown._replace(picks=picks, phases=phases)
 
     def _is_of_one_shape(self, one: fx.Node, other: fx.Node) -> bool:
         """Whether two values have the same shape for whatever the network takes."""
@@ -210,8 +210,7 @@ class BranchReader:
             _check_not_joined(term for terms, _ in operands for term in terms)
         alone = len(operands) == 1 and len(operands[0][0]) == 1
         terms = [
-            replace(
-                along,
+            along._replace(
                 expression=along.expression if by == Factor(1.0) else Scaled(along.expression, by),
                 nodes=along.nodes | {node},
                 top=node if alone else along.top,
@@ -235,7 +234,7 @@ class BranchReader:
         start = 0
         for part in (self._along(axis, part) for part in parts):
             stop = start + part.expression.geometry.out_channels
-            yield replace(_grown(part, node, part.expression), span=(start, stop))
+            yield _grown(part, node, part.expression)._replace(span=(start, stop))
             start = stop
 
     def _is_only_scaled(self, node: fx.Node) -> bool:
@@ -280,7 +279,7 @@ class BranchReader:
             whole = of_whole(inner, self.shape_of[part.input][part.axis], part.indices)
         except NotAffine:
             return
-        yield from self._of_wholes(replace(term, source=self.meanings.origin(part.input), expression=whole), node)
+        yield from self._of_wholes(term._replace(source=self.meanings.origin(part.input), expression=whole), node)
 
     def _reads(self, node: fx.Node, value: fx.Node) -> bool:
         return any(self.meanings.origin(x) is value for x in inputs_of(self.meanings[node]))
@@ -295,7 +294,7 @@ class BranchReader:
         last = axis == len(shape) - 1 and axis > 1
         wanted = 0 if last else max(len(shape) - 2, 0)
         if term.of_source is not None:
-            return replace(term, expression=relaid(term.expression, shape[axis], wanted))
+            return term._replace(expression=relaid(term.expression, shape[axis], wanted))
         if term.expression.geometry.ndim != wanted:
             raise NotAffine("channel-mismatch", "the operation before it has its channels along another axis")
         return term
@@ -313,7 +312,7 @@ def unshifted(by: Channelwise) -> Channelwise | None:
 
 
 def _grown(term: Term, node: fx.Node, expression: Expression) -> Term:
-    return replace(term, expression=expression, nodes=term.nodes | {node}, top=node)
+    return term._replace(expression=expression, nodes=term.nodes | {node}, top=node)
 
 
 def _agreeing(terms: Sequence[Term], shape_of: dict[fx.Node, tuple[int, ...]]) -> list[Term]:
@@ -323,8 +322,8 @@ def _agreeing(terms: Sequence[Term], shape_of: dict[fx.Node, tuple[int, ...]]) -
         return list(terms)
     axis = 1 if ndim else -1
     return [
-        replace(term, expression=relaid(term.expression, shape_of[term.source][axis], ndim))
-        if len(shape_of[term.source]) == ndim + 2 or not ndim
+        term._replace(expression=relaid(term.expression, shape_of[term.source][axis], ndim))
+        if not term.expression.convolves and (len(shape_of[term.source]) == ndim + 2 or not ndim)
         else term
         for term in terms
     ]

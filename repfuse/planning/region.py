@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, combinations
+from typing import NamedTuple
 
 from torch import fx
 
@@ -18,11 +19,9 @@ from repfuse.algebra.expression import (
     Sum,
     Through,
     channels_read,
-    convolutions,
     multiple_of_source,
     of_channels_read,
     sum_of,
-    tensor_names,
 )
 from repfuse.algebra.geometry import Ints, NotAffine
 from repfuse.algebra.layers import Convolution
@@ -38,7 +37,7 @@ from repfuse.planning.cost import (
     is_better,
     price,
 )
-from repfuse.plans import Cost, Key, Policy
+from repfuse.plans import Cost, Key, Policy, total
 from repfuse.recording.constants import Constants
 
 # What a node computes, as a sum of terms: each one branch, an affine map of one source.
@@ -47,8 +46,7 @@ from repfuse.recording.constants import Constants
 Nodes = frozenset[fx.Node]
 
 
-@dataclass(frozen=True)
-class Term:
+class Term(NamedTuple):
     """One branch: ``expression`` of ``source``, made by ``nodes``; ``top`` is the last node that holds it alone.
 
     Where it was rearranged on the way (``ops.channels``), ``axis`` is where its channels are now: it is a map of
@@ -70,15 +68,15 @@ class Term:
     undone: Nodes = frozenset()
     span: tuple[int, int] | None = None
 
-    @cached_property
+    @property
     def of_source(self) -> float | None:
         """The number that the branch multiplies its source by, if it does nothing else."""
         return multiple_of_source(self.expression)
 
-    @cached_property
+    @property
     def convolves(self) -> bool:
         """Whether there is a convolution in the branch."""
-        return next(convolutions(self.expression), None) is not None
+        return self.expression.convolves
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +131,7 @@ class Estimate:
         self.meanings = meanings
         self.recording = meanings.recording
         self.policy = policy
+        self._known: dict[fx.Node, Cost] = {}
 
     def price(self, cost: Cost) -> float:
         """Return what the policy compares."""
@@ -144,7 +143,7 @@ class Estimate:
 
     def of_nodes(self, nodes: Iterable[fx.Node]) -> Cost:
         """Cost of the nodes as they are, computed weights included."""
-        return sum((self._node(node) for node in nodes), Cost())
+        return total(map(self._node, nodes))
 
     def of_map(self, expression: Expression, source: fx.Node, output: Sequence[int]) -> Cost:
         """Cost of an expression as one convolution from the value of ``source`` to a map of shape ``output``."""
@@ -156,7 +155,7 @@ class Estimate:
     def of_groups(self, groups: Sequence[Group], root: fx.Node) -> Cost:
         """Cost of the sum of ``groups``, one convolution each, or of joining them."""
         parts = [self.of_map(g.expression, g.source, self.shape_made(g, root)) for g in groups if g.of_source is None]
-        return sum(parts, self.of_joining(groups, root))
+        return total([*parts, self.of_joining(groups, root)])
 
     def of_joining(self, groups: Sequence[Group], root: fx.Node) -> Cost:
         """Cost of what stays between the convolutions that ``groups`` become and ``root``."""
@@ -165,7 +164,7 @@ class Estimate:
             return elementwise_cost(shape, 1, item)
         factors = [elementwise_cost(shape, 1, item) for g in groups if g.of_source not in (None, 1, -1)]
         sums = [elementwise_cost(shape, 2, item)] * (len(groups) - 1)
-        return sum((*factors, *sums), Cost())
+        return total([*factors, *sums])
 
     def of_norm(self, group: Group, root: fx.Node) -> Cost:
         """Cost of a BatchNorm behind the convolution that a group becomes."""
@@ -178,14 +177,19 @@ class Estimate:
         layered = [node for node in nodes if isinstance(self.meanings[node], Through)]
         return self.recording.shape_of[(layered or nodes)[-1]]
 
-    def _node(self, node: fx.Node) -> Cost:  # noqa: PLR0911
+    def _node(self, node: fx.Node) -> Cost:
+        if node not in self._known:
+            self._known[node] = self._cost(node)
+        return self._known[node]
+
+    def _cost(self, node: fx.Node) -> Cost:  # noqa: PLR0911
         if node not in self.recording.shape_of or node.op in ("placeholder", "get_attr"):
             return Cost()
         shape, item = self.recording.shape_of[node], self._item(node)
         match self.meanings[node]:
             case Through(x, Convolution(geometry, weight, bias)):
                 own = convolution_cost(geometry, shape, self.recording.shape_of[x], item)
-                return sum(self._computed([weight] if bias is None else [weight, bias], item), own)
+                return total([own, *self._computed([weight] if bias is None else [weight, bias], item)])
             case Through(x, layer):
                 return filter_cost(layer.geometry, shape, self.recording.shape_of[x], item)
             case Scaled(_, _, axis):
@@ -229,7 +233,7 @@ class Estimate:
 
     def is_computed(self, expression: Expression) -> bool:
         """Whether a tensor of the expression is computed in every forward."""
-        return any(map(self.recording.constants.is_computed, tensor_names(expression)))
+        return any(map(self.recording.constants.is_computed, expression.tensor_names))
 
 
 # terms -> groups: which branches of a region become one convolution.
@@ -263,9 +267,9 @@ class _Merging:
 
     def run(self, terms: Sequence[Term]) -> list[Group]:
         """Begin with every term for itself, and merge the two groups that save most until no two save anything."""
-        groups, total = [Group((term,)) for term in terms], Group(tuple(terms))
-        if len(groups) == 1 or self._is_at_no_cost(total, groups):
-            return [total]
+        groups, whole = [Group((term,)) for term in terms], Group(tuple(terms))
+        if len(groups) == 1 or self._is_at_no_cost(whole, groups):
+            return [whole]
         while len(groups) > 1:
             one, other = max(combinations(groups, 2), key=lambda pair: self._saving(*pair))
             merged = self._merge(one, other)
@@ -277,10 +281,10 @@ class _Merging:
             self._explain(*pair)
         return groups
 
-    def _is_at_no_cost(self, total: Group, groups: Sequence[Group]) -> bool:
+    def _is_at_no_cost(self, whole: Group, groups: Sequence[Group]) -> bool:
         """Whether the sum of all is no more work than the largest alone: nothing can be better than that."""
         try:
-            return self._price(total) <= max(map(self._price, groups))
+            return self._price(whole) <= max(map(self._price, groups))
         except NotAffine:
             return False
 

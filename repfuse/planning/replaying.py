@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from repfuse.errors import RepfuseError
 from repfuse.networks import is_plain, named_modules, own_tensors
-from repfuse.planning.edits import Layout, owner_of, place_of
+from repfuse.planning.edits import Layout, place_of
 from repfuse.planning.planner import Planner
 from repfuse.planning.planner import plan as make_plan
 from repfuse.planning.region import Region
@@ -74,7 +74,8 @@ def _kept(planner: Planner, plan: Plan) -> list[Region]:
             )
     if known == wanted:
         return planner.candidates
-    places = {region: (owner_of(recording, region).path, place_of(recording, region)) for region in keys}
+    owners = {region: place_of(recording, region) for region in keys}
+    places = {region: (owner.path, place) for region, (owner, place) in owners.items()}
     there = {places[region] for region, own in keys.items() if own <= wanted}
     return [region for region in keys if places[region] in there]
 

@@ -25,7 +25,7 @@ from repfuse.algebra.layers import Offset, mixes
 from repfuse.ops.meaning import Same, convolves, inputs_of
 from repfuse.planning.reader import BranchReader, Ends
 from repfuse.planning.region import Estimate, Refuse, Region, Term, region_of
-from repfuse.plans import Cost, Measured, Policy
+from repfuse.plans import Cost, Measured, Policy, total
 from repfuse.recording.stock import is_stock
 
 MOST_PLACES = 4
@@ -405,4 +405,4 @@ class Search:
 
 
 def _total(costs: Iterable[tuple[fx.Node, Cost]]) -> Cost:
-    return sum((cost for _, cost in costs), Cost())
+    return total(cost for _, cost in costs)

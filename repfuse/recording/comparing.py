@@ -45,8 +45,8 @@ class SizeComparison:
         self.elsewhere: set[str] = set()
         self.outside: set[int] = set()
         """Tensors from nowhere that other runs met, too: nothing that ran made them."""
-        self._asked: dict[Key, list[Decision]] = defaultdict(list)
-        self._failed: dict[Key, list[Decision]] = defaultdict(list)
+        self._asked: dict[Key, set[Decision]] = defaultdict(set)
+        self._failed: dict[Key, set[Decision]] = defaultdict(set)
         self._sizes: dict[Step, set[fx.Node]] = {}
         """For sizes in runs of another rank, the sizes of the same tensor along the same axis."""
         self._hear(first, self._asked)
@@ -86,7 +86,7 @@ class SizeComparison:
         What they decided before that they may have done in vain, and another size may not be refused.
         """
         for path, number, place in failed.last_decisions:
-            self._failed[path, number, place].append(failed.calls[path][number].decisions[place])
+            self._failed[path, number, place].add(failed.calls[path][number].decisions[place])
 
     def decided(self, *, leaves: bool) -> Iterator[ModuleCall]:
         """Yield the calls that decide by a size, without that both answers were seen; or that make plain numbers of
@@ -107,18 +107,21 @@ class SizeComparison:
             if not concerns(decision):
                 continue
             key = call.path, call.number, place
-            questions = {(each.question, each.sizes, each.others) for each in self._asked[key]}
-            outcomes = {each.outcome for each in (*self._asked[key], *self._failed[key])}
+            asked = self._asked[key]
+            if len(asked) == 1:
+                continue
+            questions = {(each.question, each.sizes, each.others) for each in asked}
+            outcomes = {each.outcome for each in (*asked, *self._failed[key])}
             if len(questions) > 1 and (None in outcomes or len(outcomes) == 1):
                 return True
         return False
 
-    def _hear(self, run: Run, into: dict[Key, list[Decision]], but: str = "") -> None:
+    def _hear(self, run: Run, into: dict[Key, set[Decision]], but: str = "") -> None:
         for call in self._calls(run):
             for place, decision in enumerate(call.decisions):
                 if decision.question == but:
                     continue
-                into[call.path, call.number, place].append(decision)
+                into[call.path, call.number, place].add(decision)
 
     def _calls(self, run: Run) -> Iterator[ModuleCall]:
         for calls in run.calls.values():
@@ -201,7 +204,8 @@ class SizeComparison:
                 if node.op == "get_attr":
                     self.elsewhere.add(str(node.target))
                 continue
-            if node in other.escaping or any(user not in match and user.op != "output" for user in node.users):
+            others = [user for user in node.users if user not in match]
+            if node in other.escaping or any(user.op != "output" for user in others):
                 self.first.escaping.add(mine)
 
 

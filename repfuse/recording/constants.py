@@ -71,6 +71,8 @@ class Memory:
         """Return the node that put its last argument where a tensor of the model was, if it is the value of ``node``:
         ``x.data = value``, ``x.copy_(value)``, ``x[:] = value``.
         """
+        if not self._writes:
+            return None
         put = node if node.target is set_data else self._copied(node)
         source = None if put is None else put.args[-1]
         if put is None or not isinstance(source, fx.Node) or self._dtype_of.get(source) != self._dtype_of[put]:
@@ -151,6 +153,7 @@ class Constants:
         self._pure: set[fx.Node] = set()
         self._by_name: dict[str, fx.Node] = {}
         self._names: dict[fx.Node, str | None] = {}
+        self._leaves: dict[str, tuple[str, ...]] = {}
         self.asked: set[str] = set()
 
     def settle(self) -> None:
@@ -197,7 +200,10 @@ class Constants:
         node = self._by_name.get(name)
         if node is None:
             return (name,)
-        return tuple(dict.fromkeys(str(step.target) for step in self._steps(node, node) if self._is_stored(step)))
+        if name not in self._leaves:
+            stored = (str(step.target) for step in self._steps(node, node) if self._is_stored(step))
+            self._leaves[name] = tuple(dict.fromkeys(stored))
+        return self._leaves[name]
 
     def floating_leaves(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return which parameters and buffers of floating dtype the values are computed from."""

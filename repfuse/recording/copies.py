@@ -6,9 +6,10 @@ import copy
 import operator
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
@@ -28,15 +29,19 @@ def changed_copy(module: nn.Module, change: Change) -> nn.Module:
 
     Plain tensor attributes count too. Raises RepfuseError where the module cannot be copied.
     """
-    return _copy(module, {id(tensor): like(tensor, change(name, tensor)) for name, tensor in named_tensors(module)})
+    return copy_of(module, {id(tensor): like(tensor, change(name, tensor)) for name, tensor in named_tensors(module)})
 
 
 def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Deep-copy a module with these replacements by identity. Raises RepfuseError where it cannot be copied."""
-    return _copy(module, _hard_to_copy(module, memo) | memo)
+    """Deep-copy a module with these replacements by identity, and copies of tensors that cannot be copied so.
+
+    Raises RepfuseError where it cannot be copied.
+    """
+    return copy_of(module, _hard_to_copy(module, memo) | memo)
 
 
-def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def copy_of(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Deep-copy a module with replacements by identity. Raises RepfuseError where it cannot be copied."""
     try:
         copied: nn.Module = _copied(module, _shared(module) | memo)
     except Exception as error:
@@ -51,20 +56,21 @@ def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     """Return ``copy.deepcopy(module, memo)``: plain modules attribute by attribute, which takes a fifth of the time."""
-    if id(module) in memo:
-        return memo[id(module)]
+    known = memo.get(id(module))
+    if known is not None:
+        return known
     kind: Any = type(module)
     if not _is_plain(kind):
         return copy.deepcopy(module, memo)
-    made = memo[id(module)] = object.__new__(type(module))
+    made = memo[id(module)] = object.__new__(kind)
     # What refers back to a module that deepcopy meets on the way finds the copy that is under way.
     held = vars(made)
     for name, value in vars(module).items():
         kind = type(value)
         if kind in _IMMUTABLE:
             held[name] = value
-        elif kind in _CONTAINERS and not value and id(value) not in memo:  # most are: hooks, of which there are none
-            held[name] = memo[id(value)] = kind()
+        elif name in OF_MODULES and not value:  # most are hooks, of which there are none
+            held[name] = kind()
         elif name != "_compiled_call_impl":
             held[name] = _copied_value(value, memo)
     return made
@@ -77,13 +83,10 @@ def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
     known = memo.get(id(value))
     if known is not None:
         return known
-    if kind in _CONTAINERS and not value:
-        made = memo[id(value)] = kind()
-        return made
     if kind is dict:
         made = memo[id(value)] = {}
         for key, item in value.items():
-            made[_copied_value(key, memo)] = _copied_value(item, memo)
+            made[key if type(key) is str else _copied_value(key, memo)] = _copied_value(item, memo)
         return made
     return _copied(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
 
@@ -158,8 +161,7 @@ def restored(root: nn.Module) -> Iterator[None]:
 
 def like(tensor: Tensor, value: Tensor) -> Tensor:
     """Return ``value`` as what ``tensor`` is: a parameter that is trained or not, or a plain tensor; no history."""
-    value = value.detach()
-    return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+    return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value.detach()
 
 
 class State:
@@ -167,21 +169,19 @@ class State:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._before, self._values = list[dict[Any, Any]](), list[tuple[Collection[Any], Collection[Any]]]()
-        for table in _tables(module):
-            before = table.copy() if isinstance(table, dict) else dict(enumerate(table))
-            self._before.append(before)
-            self._values.append((before.values(), table.values() if isinstance(table, dict) else table))
+        tables = _tables(module)
+        self._before = [table.copy() if isinstance(table, dict) else dict(enumerate(table)) for table in tables]
+        self._live = [table.values() if isinstance(table, dict) else table for table in tables]
+        self._lengths = list(map(len, tables))
+        self._values = list(chain.from_iterable(self._live))
 
     def now(self) -> State:
         """Return what the module holds now: this, where nothing has changed."""
         return self if self._is_same() else State(self._module)
 
     def _is_same(self) -> bool:
-        for before, now in self._values:
-            if len(before) != len(now) or (before and not all(map(operator.is_, before, now))):
-                return False
-        return True
+        live = self._live
+        return list(map(len, live)) == self._lengths and all(map(operator.is_, self._values, chain.from_iterable(live)))
 
     def changes(self) -> Iterator[tuple[Any, Any]]:
         """Yield what was held and what is held instead; _MISSING where there is nothing."""
@@ -206,10 +206,12 @@ _Table = dict[Any, Any] | list[Any] | set[Any]
 def _tables(module: nn.Module) -> list[_Table]:
     """Return the attributes, the tables of a module, and the lists, dicts and sets among the attributes."""
     own = _own_tables(module)
-    return [*own, *(x for name, x in own[0].items() if type(x) in _WATCHED and name not in OF_MODULES)] if own else []
+    if own:
+        own += [x for name, x in own[0].items() if type(x) in _WATCHED and name not in OF_MODULES]
+    return own
 
 
-def _own_tables(module: nn.Module) -> list[dict[str, Any]]:
+def _own_tables(module: nn.Module) -> list[Any]:
     """Return the attributes and the tables of a module; none of a scripted one."""
     if isinstance(module, jit.ScriptModule):
         return []

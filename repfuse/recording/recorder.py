@@ -13,7 +13,6 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +41,8 @@ class Subject:
 
     Where it ``shares_memory`` with one that is not to change, a forward that writes there ends with OverwritesItself.
     ``names`` are those of its tensors by id, ``path_of`` are its modules, ``stock`` the paths of PyTorch's own,
-    ``states`` what the modules hold, and ``lies_at`` numbers its storages by their addresses.
+    ``states`` what the modules hold, ``lies_at`` numbers its storages by their addresses, and ``stored`` are by id
+    the shape, dtype and storage of its tensors, which they have until the recorder sees that they get others.
     """
 
     def __init__(self, network: nn.Module, *, shares_memory: bool) -> None:
@@ -53,7 +53,9 @@ class Subject:
         for name, tensor in named_tensors(network, remove_duplicate=False):
             tensors[id(tensor)] = tensor
             self.names[id(tensor)].append(name)
-        self.lies_at = {at: number for number, at in enumerate(dict.fromkeys(map(address, tensors.values())), 1)}
+        at = {key: address(tensor) for key, tensor in tensors.items()}
+        self.lies_at = {each: number for number, each in enumerate(dict.fromkeys(at.values()), 1)}
+        self.stored = {key: (tuple(x.shape), x.dtype, self.lies_at[at[key]]) for key, x in tensors.items()}
         self.path_of = {module: path for path, module in named_modules(network)}
         self.stock = {path for module, path in self.path_of.items() if is_stock(module)}
         self.generated = [module for module in self.path_of if _is_generated(module)]
@@ -79,7 +81,7 @@ class Recorder(TorchFunctionMode):
         self._begun = ModuleCall("", 0, None, autocast=_autocast())
         self._call: ModuleCall | None = None
         self._inside = 0
-        self._names = subject.names
+        self._names, self._stored = subject.names, subject.stored
         self._values = _Values(subject.lies_at)
         self._states = subject.states
         self._read: dict[tuple[ModuleCall, int], tuple[fx.Node, int]] = {}
@@ -175,7 +177,7 @@ class Recorder(TorchFunctionMode):
 
     def switch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note that the forward turns gradients on or off."""
-        self._current.switches.append(len(self.found.nodes))
+        self._current.switches += (len(self.found.nodes),)
         return func(*args, **kwargs)
 
     def cut(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -286,7 +288,9 @@ class Recorder(TorchFunctionMode):
                     self._remember_all(part, self._make("call_function", operator.getitem, (node, key), {}))
 
     def _remember(self, tensor: Tensor, node: fx.Node) -> None:
-        self.found.describe(node, tensor, self._values.know(tensor, node))
+        with torch._C.DisableTorchFunction():  # this recorder, which would give sizes that note what is asked of them
+            shape, dtype = tuple(tensor.shape), tensor.dtype
+        self.found.describe(node, shape, dtype, self._values.know(tensor, node))
 
     def _write(self, node: fx.Node, tensors: list[Tensor]) -> None:
         self._writes += 1
@@ -306,7 +310,7 @@ class Recorder(TorchFunctionMode):
         if read is None or writes != self._writes:
             read = self._make("get_attr", _nearest(names, call.path), (), {})
             self._read[key] = read, self._writes
-            self.found.describe(read, tensor, self._values.storage(tensor))
+            self.found.describe(read, *self._stored[id(tensor)])
         return read
 
     def _unknown(self, tensor: Tensor) -> fx.Node:
@@ -443,7 +447,7 @@ class Recorder(TorchFunctionMode):
         for old, new in before.changes():
             self._replace(old)
             nodes = [self._values.node(x) for x in tensors_of(new)]
-            call.stored += [node for node in nodes if node is not None]
+            call.stored += tuple(node for node in nodes if node is not None)
             if None in nodes or not nodes:
                 call.changes_state = True
 
@@ -455,8 +459,8 @@ class Recorder(TorchFunctionMode):
     def _find_kept(self, outside: Any) -> None:
         """Find what is held since that no call of its own module put there; ``outside`` are arguments and results."""
         for module, state in self._states.items():
-            calls = self._calls_around(module)
             changes = list(state.changes())
+            calls = self._calls_around(module) if changes else []
             if changes and not any(call.stored or call.changes_state for call in calls):
                 for old, _ in changes:
                     self._replace(old)
@@ -469,7 +473,7 @@ class Recorder(TorchFunctionMode):
         for node in self._values.alive(explained, stored, self._names):
             self.found.escaping.add(node)
             for call in self.found.call_of[node].chain():
-                call.stored.append(node)
+                call.stored += (node,)
 
     def _find_written(self, held: Held) -> None:
         """Find whose objects, and whose class or file, hold something else since."""
@@ -497,7 +501,7 @@ class Recorder(TorchFunctionMode):
         call = self._current
         if call.path not in self._stock:
             self.found.last_decisions.append((call.path, call.number, len(call.decisions)))
-            call.decisions.append(decision)
+            call.decisions += (decision,)
 
     def _question(self, name: str, tensors: list[Tensor]) -> None:
         nodes = tuple(self._node(x) for x in tensors)
@@ -505,7 +509,7 @@ class Recorder(TorchFunctionMode):
             return
         if self.sketches and not self.found.of_inputs.isdisjoint(nodes):
             raise AsksForValues(name)
-        self._current.questions.append(Question(name, nodes))
+        self._current.questions += (Question(name, nodes),)
 
     @contextmanager
     def _interpreting(self, modules: list[nn.Module]) -> Iterator[None]:
@@ -703,7 +707,10 @@ class _Function(NamedTuple):
 
 def _function(func: Any) -> _Function:
     try:
-        return _known(func)
+        return _known[func]
+    except KeyError:
+        known = _known[func] = _looked_at(func)
+        return known
     except TypeError:  # a function that cannot be hashed
         return _looked_at(func)
 
@@ -714,7 +721,7 @@ def _looked_at(func: Any) -> _Function:
     return _Function(name, _handler(own, name), *_spelling(func, own))
 
 
-_known = cache(_looked_at)
+_known: dict[Any, _Function] = {}
 
 
 def _handler(own: str, name: str) -> Handler:  # noqa: PLR0911 - one for each kind

@@ -28,7 +28,7 @@ from repfuse.plans import ROOT
 from repfuse.recording.arguments import Arguments, other_ranks, try_other_sizes
 from repfuse.recording.comparing import Mark, SizeComparison
 from repfuse.recording.constants import Constants, Memory, called
-from repfuse.recording.copies import changed_copy
+from repfuse.recording.copies import copy_of, like
 from repfuse.recording.read_only import OverwritesItself
 from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address, noting_calls
 from repfuse.recording.run import ModuleCall, Run
@@ -341,9 +341,8 @@ class Runs:
     def __init__(self, module: nn.Module, running: list[Recorder]) -> None:
         self.module = module
         self.running = running
-        self.shares = not any(
-            tensor.layout is not torch.strided or tensor.is_inference() for _, tensor in named_tensors(module)
-        )
+        self.tensors = list(named_tensors(module))
+        self.shares = not any(x.layout is not torch.strided or x.is_inference() for _, x in self.tensors)
         self.sketches = not any(isinstance(part, jit.ScriptModule) for _, part in named_modules(module))
         self.subject: Subject | None = None
         self.may_hold_more = True  # after a run that failed: nothing says yet that it keeps nothing of what it does
@@ -383,7 +382,7 @@ class Runs:
     def _copy(self) -> Subject:
         storages: dict[int, Any] = {}
         change = _shared if self.shares else partial(_cloned, storages)
-        copy = changed_copy(self.module, lambda _, x: change(x))
+        copy = copy_of(self.module, {id(x): like(x, change(x)) for _, x in self.tensors})
         return Subject(copy, shares_memory=self.shares)
 
     def attempt(self, arguments: Arguments, comparison: SizeComparison) -> tuple[Run | None, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections import defaultdict
 from collections.abc import Iterator
@@ -44,15 +43,15 @@ class ModuleCall:
     output: Any = None
     own: list[fx.Node | ModuleCall] = field(default_factory=list)
     lines: dict[int, fx.Node] = field(default_factory=dict)
-    decisions: list[Decision] = field(default_factory=list)
-    questions: list[Question] = field(default_factory=list)
-    stored: list[fx.Node] = field(default_factory=list)
+    decisions: tuple[Decision, ...] = ()  # most calls have none of these: as lists, Python's collector would see each
+    questions: tuple[Question, ...] = ()
+    stored: tuple[fx.Node, ...] = ()
     """Values that its module holds since."""
     changes_state: bool = False
     """Whether its module holds something else since that is no value of the recording."""
     meets_errors: bool = False
     """Whether something that it called raised an error, also one that it caught."""
-    switches: list[int] = field(default_factory=list)
+    switches: tuple[int, ...] = ()
     """After how many nodes it turned gradients on or off, each time."""
     autocast: tuple[bool, bool] = (False, False)
     enters_autocast: bool = False
@@ -66,7 +65,12 @@ class ModuleCall:
 
     def up_to(self, outer: ModuleCall) -> list[ModuleCall]:
         """Return this call and its callers below ``outer``, innermost first."""
-        return list(itertools.takewhile(lambda call: call is not outer, self.chain()))
+        found = list[ModuleCall]()
+        call: ModuleCall | None = self
+        while call is not outer and call is not None:
+            found.append(call)
+            call = call.caller
+        return found
 
 
 # Assignments, ``t[index] = value`` and ``t.data = value``, as functions, so that a graph can record them.
@@ -184,8 +188,8 @@ class Run:
         """Return a new node of the graph, or a step where there is to be none."""
         if not self.with_graph:
             return Step(op, target, args, kwargs)
-        # To create it with arguments, all of which it looks at, takes twice as long; to make a name of a path, as well.
-        node = self.graph.create_node(op, target, name=str(target) if op == "get_attr" else None)
+        # To create it with arguments, all of which it looks at, takes twice as long, and so it does to find it a name.
+        node = self.graph.create_node(op, target, name=f"value_{len(self.nodes)}")
         if args:
             node.args = args
         if kwargs:
@@ -203,15 +207,15 @@ class Run:
         self.last_decisions.clear()
         self.call_of[node] = call
         call.own.append(node)
+        if node.op == "get_attr":
+            return
         given = node.op == "placeholder" or node.target is unknown
         if given or not self.of_inputs.isdisjoint(node.all_input_nodes):
             self.of_inputs.add(node)
 
-    def describe(self, node: Node, tensor: Tensor, storage: int) -> None:
+    def describe(self, node: Node, shape: tuple[int, ...], dtype: torch.dtype, storage: int) -> None:
         """Note what tensor a node is."""
-        with torch._C.DisableTorchFunction():  # the recorder, which would give sizes that note what is asked of them
-            self.shape_of[node], self.dtype_of[node] = tuple(tensor.shape), tensor.dtype
-        self.storage_of[node] = storage
+        self.shape_of[node], self.dtype_of[node], self.storage_of[node] = shape, dtype, storage
         if storage in self._storages_of_inputs:
             self.of_inputs.add(node)
 

@@ -39,6 +39,8 @@ def hooks_of(module: nn.Module) -> list[Any]:
 
     Those by which PyTorch computes a weight, and saves what it is computed from, are not among them.
     """
+    if not any(getattr(module, table) for table in (*_CALLED, *_STORED)):
+        return []
     called = [hook for table in _CALLED for hook in getattr(module, table).values()]
     stored = [hook for table in _STORED for hook in getattr(module, table).values()]
     foreign = [hook for hook in stored if not _origin(hook).startswith("torch.nn.utils.")]

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from repfuse.explanations import Explanation, Topic
 from repfuse.health import MEANINGS, Ailment, Anomaly
-from repfuse.plans import ROOT, Cost, Plan, Policy, Refusal, Site
+from repfuse.plans import ROOT, Cost, Plan, Policy, Refusal, Site, total
 from repfuse.quantization import BITS, SiteKernels, failing, needed, together
 from repfuse.report.bench_view import speed, speedup
 from repfuse.report.schema import Chosen, Input, Report, Status
@@ -360,11 +360,6 @@ def _operators(before: Cost, after: Cost) -> str:
 def totals(sites: Sequence[Site]) -> tuple[Cost, Cost]:
     """Return what the sites cost together, before and after."""
     return total(site.before for site in sites), total(site.after for site in sites)
-
-
-def total(costs: Iterable[Cost]) -> Cost:
-    """Return the sum of costs."""
-    return sum(costs, start=Cost())
 
 
 # What a topic tells, what a refusal code means, and the list of both.

@@ -18,7 +18,7 @@ from typing import Any
 from repfuse.benching.results import Measurement, SiteTiming
 from repfuse.errors import RepfuseError
 from repfuse.planning.cost import price
-from repfuse.plans import ROOT, Cost, Refusal, Site
+from repfuse.plans import ROOT, Cost, Refusal, Site, total
 from repfuse.quantization import SiteKernels
 from repfuse.report.bench_view import gain, speed, speedup, where
 from repfuse.report.convert_view import (
@@ -32,7 +32,6 @@ from repfuse.report.convert_view import (
     int8_row,
     name_of,
     operators,
-    total,
     totals,
     verified_line,
 )
