@@ -19,7 +19,7 @@ from repfuse.algebra.geometry import Geometry, NotAffine
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.memory import APART, collecting_later, is_streamed, put_aside
-from repfuse.networks import holders, is_plain, join, keep_attributes, named_modules, named_tensors
+from repfuse.networks import holders, is_plain, join, keep_attributes, named_modules, named_tensors, own_tensors
 from repfuse.planning.cost import needs_separate_pad
 from repfuse.planning.edits import Block, Fused, Layout, left_range, stored_like
 from repfuse.planning.replaying import replay
@@ -315,7 +315,7 @@ class _Rewriting:
         seen: set[int] = set()
         for _, module in named_modules(self.result):
             for name, value in vars(module).items():
-                if name not in _TABLES:
+                if name not in _TABLES and isinstance(value, _HOLDING):
                     vars(module)[name] = self._succeeded(value, seen)
 
     def _succeeded(self, value: Any, seen: set[int]) -> Any:
@@ -382,19 +382,22 @@ class _Rewriting:
         """Give real copies to the tensors that were left out of the copy and turn out to be used elsewhere."""
         originals = {id(stand_in): self.replaced[key] for key, stand_in in self.stand_ins.items()}
         copies: dict[int, Tensor] = {}
-        originals_left = set(self.left_out.values())
+        left_out = set(self.left_out.values())
         for _, module in named_modules(self.result):
-            assert module not in originals_left, "a part of the original"
-            for store in (module._parameters, module._buffers, vars(module)):
-                for name, tensor in list(store.items()):
-                    if id(tensor) in originals:
-                        original = originals[id(tensor)]
-                        made = original if self.streamed else _clone(original)
-                        store[name] = copies.setdefault(id(tensor), made)  # type: ignore[assignment]
+            assert module not in left_out, "a part of the original"
+            for name, tensor in own_tensors(module).items():
+                original = originals.get(id(tensor))
+                if original is not None:
+                    if id(tensor) not in copies:
+                        copies[id(tensor)] = original if self.streamed else _clone(original)
+                    store: Any = next(x for x in (module._parameters, module._buffers, vars(module)) if name in x)
+                    store[name] = copies[id(tensor)]
 
 
 _TABLES = frozenset(vars(nn.Module()))
 """What PyTorch keeps in every module."""
+_HOLDING = (nn.Module, tuple, list, dict)
+"""What may be, or hold, a module."""
 
 
 def _clone(tensor: Tensor) -> Tensor:

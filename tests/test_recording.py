@@ -6,9 +6,11 @@ import copy
 import operator
 from collections import OrderedDict
 
+import hypothesis
 import pytest
 import torch
 from blocks import Spelled, conv
+from hypothesis import strategies as st
 from support.agreement import error, image, operations, randomised
 from support.recordings import buffered, function, named, parameter, recorded, run
 from torch import fx, nn
@@ -29,6 +31,7 @@ from repfuse.recording.arguments import Arguments
 from repfuse.recording.copies import copy_with
 from repfuse.recording.recording import record
 from repfuse.recording.run import assigned, lower, unknown
+from repfuse.recording.shortcuts import SHORTCUTS, UNCHANGED
 from repfuse.recording.stock import hooks_of, is_stock
 
 X = image(2, 4, 5, 6)
@@ -1066,7 +1069,7 @@ def test_axes_of_several_inputs_that_have_the_same_size_go_together_and_then_alo
 
 def in_full(model, x, monkeypatch):
     """The recording without any run that leaves arithmetic out."""
-    monkeypatch.setattr("repfuse.recording.recorder.shortcut", lambda *_: None)
+    monkeypatch.setattr("repfuse.recording.recorder.SHORTCUTS", {})
     return recorded(model, x)
 
 
@@ -1084,6 +1087,75 @@ def listing(found):
         )
         for n in found.nodes
     ]
+
+
+SIZES = st.integers(0, 4)
+CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+
+
+def tensor(draw, shape):
+    x = torch.rand(shape).to(draw(st.sampled_from([*[torch.float32] * 4, torch.float64, torch.int64])))
+    return x.transpose(0, -1) if shape and draw(st.booleans()) else x
+
+
+def strides(x):
+    return [step for step, size in zip(x.stride(), x.shape, strict=True) if size > 1]
+
+
+@st.composite
+def calls(draw):
+    """A function that has a shortcut, with arguments that it takes, or nearly."""
+    func = draw(st.sampled_from(list(SHORTCUTS)))
+    shape = draw(st.lists(SIZES, max_size=5))
+    x, rest, kwargs = tensor(draw, shape), [], {}
+    if func in CONVOLUTIONS:
+        groups, per_axis = draw(st.integers(1, 2)), st.integers(1, 2)
+        ndim = draw(st.sampled_from([CONVOLUTIONS[func]] * 5 + [1]))
+        kernel = draw(st.lists(st.integers(1, 3), min_size=ndim, max_size=ndim))
+        weight = tensor(draw, [2 * draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, *shape[1:2]])), *kernel])
+        padding = draw(st.sampled_from(["same", "valid", 0, 1, (1,) * ndim]))
+        bias = draw(st.sampled_from([None, torch.ones(len(weight)), torch.ones(3)]))
+        rest = [weight, bias, draw(per_axis), padding, draw(per_axis), groups]
+    elif func is F.linear:
+        rest = [
+            tensor(draw, [3, shape[-1] if shape else 2]),
+            draw(st.sampled_from([None, *map(torch.ones, (1, 2, 3))])),
+        ]
+    elif func is F.batch_norm:
+        numbers = [torch.ones(draw(st.sampled_from([2, *shape[1:2]]))) for _ in range(4)]
+        rest = [*numbers, draw(st.booleans())]
+    elif func is F.dropout:
+        kwargs = {"p": draw(st.sampled_from([0.0, 0.5, 1.5])), "training": draw(st.booleans())}
+    elif func in (F.avg_pool2d, F.max_pool2d):
+        rest = [draw(st.integers(1, 3))]
+    elif func is F.interpolate:
+        kwargs = {"scale_factor": draw(st.integers(1, 3))}
+    elif SHORTCUTS[func] is SHORTCUTS[torch.matmul]:
+        rest = [tensor(draw, [*shape[:-2], *shape[-1:], draw(SIZES)])]
+    elif SHORTCUTS[func] is not SHORTCUTS[F.relu]:
+        other = [draw(st.sampled_from([1, size])) for size in shape[draw(st.integers(0, 5)) :]]
+        rest = [draw(st.sampled_from([2, 0.5])) if draw(st.booleans()) else tensor(draw, other)]
+    elif func is torch.sigmoid and draw(st.booleans()):
+        kwargs = {"out": torch.empty(0, dtype=x.dtype)}
+    return func, (x, *rest), kwargs
+
+
+@hypothesis.given(calls())
+@hypothesis.settings(max_examples=300)
+def test_a_shortcut_returns_what_the_function_does_but_for_its_numbers(call):
+    func, args, kwargs = call
+    sketched = SHORTCUTS[func](*args, **kwargs)
+    before = args[0].clone()
+    try:
+        done = func(*args, **kwargs)
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+        assert sketched is None
+        return
+    if sketched is not None:
+        assert (sketched.shape, sketched.dtype) == (done.shape, done.dtype)
+        assert not done.numel() or strides(sketched) == strides(done)
+        assert (sketched is args[0]) == (done is args[0])
+        assert func is not UNCHANGED or torch.equal(done, before)
 
 
 SKETCHED = {

@@ -132,6 +132,7 @@ class Estimate:
         self.recording = meanings.recording
         self.policy = policy
         self._known: dict[fx.Node, Cost] = {}
+        self._wasted: dict[fx.Node, bool] = {}
 
     def price(self, cost: Cost) -> float:
         """Return what the policy compares."""
@@ -214,8 +215,12 @@ class Estimate:
 
     def is_wasted(self, node: fx.Node) -> bool:
         """Whether the node computes what it is given, number by number: adds 0, multiplies by 1."""
-        call = spelled(node) if isinstance(self.meanings[node], Same) else None
-        return call is not None and call.operator in ARITHMETIC
+        if not isinstance(self.meanings[node], Same):
+            return False
+        if node not in self._wasted:
+            call = spelled(node)
+            self._wasted[node] = call is not None and call.operator in ARITHMETIC
+        return self._wasted[node]
 
     def computing(self, node: fx.Node) -> fx.Node:
         """Return the node that computes the value of ``node``, be it in vain."""

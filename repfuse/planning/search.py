@@ -106,6 +106,8 @@ class Search:
         self._notes: list[Note] = []
         self.terms: dict[fx.Node, tuple[Term, ...]] = {}
         self._known: dict[tuple[Policy, Subgraph], Assessment | Failure] = {}
+        self._sources: dict[fx.Node, tuple[Term, ...]] = {}
+        self._terms_made: dict[tuple[object, ...], tuple[Term, ...] | NotAffine] = {}
         affine = [node for node in self.recording.nodes if inputs_of(self.meanings.get(node))]
         self.readers = {node: list(self.meanings.readers(node)) for node in affine}
         self._joining = {node: self.readers[node] for node in affine if self._may_join(node)}
@@ -123,6 +125,7 @@ class Search:
                 left += self._split(part, cuts)
             elif isinstance(read, Failure):
                 self.meanings[read.node] = None
+                self._terms_made.clear()
                 left += self._split([node for node in part if node is not read.node])
             else:
                 found.append(read.region)
@@ -187,12 +190,12 @@ class Search:
         terms: dict[fx.Node, tuple[Term, ...]] = {}
         for node in part:
             inputs = inputs_of(self.meanings[node])
-            operands = {x: terms.get(x) or (self.reader.source(self.meanings.origin(x)),) for x in inputs}
-            try:
-                terms[node] = self.reader.terms(node, operands.__getitem__)
-            except NotAffine as error:
+            operands = {x: terms.get(x) or self._source(self.meanings.origin(x)) for x in inputs}
+            made = self._made(node, operands)
+            if isinstance(made, NotAffine):
                 below = any(term.convolves for each in operands.values() for term in each)
-                return Failure(node, error, self._cuts_at(inputs, part), below)
+                return Failure(node, made, self._cuts_at(inputs, part), below)
+            terms[node] = made
         notes: list[Note] = []
         region = region_of(part[-1], terms[part[-1]], law, lambda *note: notes.append(note))
         read = [group.source for group in region.groups if group.convolves]
@@ -200,6 +203,22 @@ class Search:
             reason = "the source is overwritten between its branches"
             notes.append((NotAffine("in-place", reason), part[-1], None, None))
         return Assessment(region, terms, self._least(region), tuple(notes))
+
+    def _source(self, node: fx.Node) -> tuple[Term, ...]:
+        """Return a value as a term of itself: the same one each time."""
+        if node not in self._sources:
+            self._sources[node] = (self.reader.source(node),)
+        return self._sources[node]
+
+    def _made(self, node: fx.Node, operands: Mapping[fx.Node, tuple[Term, ...]]) -> tuple[Term, ...] | NotAffine:
+        """Return what a node makes of its operands, computed once: parts that begin alike are alike up to there."""
+        key = (node, *map(id, operands.values()))
+        if key not in self._terms_made:
+            try:
+                self._terms_made[key] = self.reader.terms(node, operands.__getitem__)
+            except NotAffine as error:
+                self._terms_made[key] = error
+        return self._terms_made[key]
 
     def _least(self, region: Region) -> Cost:
         """Return the cost of a region as it is, or as groups, whichever is less."""

@@ -6,7 +6,7 @@ import copy
 import operator
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import chain
@@ -180,8 +180,7 @@ class State:
         return self if self._is_same() else State(self._module)
 
     def _is_same(self) -> bool:
-        live = self._live
-        return list(map(len, live)) == self._lengths and all(map(operator.is_, self._values, chain.from_iterable(live)))
+        return _are_same(self._live, self._lengths, self._values)
 
     def changes(self) -> Iterator[tuple[Any, Any]]:
         """Yield what was held and what is held instead; _MISSING where there is nothing."""
@@ -198,6 +197,28 @@ class State:
                 same = old is new or (type(old) in _IMMUTABLE and type(old) is type(new) and old == new)
                 if not same and key != "forward" and not (type(old) in _WATCHED and type(new) is type(old)):
                     yield old, new
+
+
+class States(dict[nn.Module, State]):
+    """What each module of a network holds."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        super().__init__({module: State(module) for module in modules})
+        self._live = [table for state in self.values() for table in state._live]
+        self._lengths = [length for state in self.values() for length in state._lengths]
+        self._values = [value for state in self.values() for value in state._values]
+
+    def changed(self) -> Iterator[tuple[nn.Module, list[tuple[Any, Any]]]]:
+        """Yield the modules that hold something else now, with their changes; a look at all at once is a third of the
+        work of one at each.
+        """
+        if not _are_same(self._live, self._lengths, self._values):
+            found = ((module, list(state.changes())) for module, state in self.items())
+            yield from ((module, changes) for module, changes in found if changes)
+
+
+def _are_same(live: Sequence[Collection[Any]], lengths: Sequence[int], values: Sequence[Any]) -> bool:
+    return list(map(len, live)) == lengths and all(map(operator.is_, values, chain.from_iterable(live)))
 
 
 _Table = dict[Any, Any] | list[Any] | set[Any]

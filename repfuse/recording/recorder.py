@@ -23,11 +23,11 @@ from torch.utils._pytree import tree_leaves
 
 from repfuse.networks import named_modules, named_tensors, tensors_of
 from repfuse.recording.arguments import Arguments
-from repfuse.recording.copies import State
+from repfuse.recording.copies import State, States
 from repfuse.recording.held import Held
 from repfuse.recording.read_only import OverwritesItself, ReadOnly
 from repfuse.recording.run import ModuleCall, Node, Question, Run, Step, assigned, set_data, unknown
-from repfuse.recording.shortcuts import shortcut
+from repfuse.recording.shortcuts import SHORTCUTS, UNCHANGED
 from repfuse.recording.sizes import PIECES, RANK, SIZE, Decision, Dimension
 from repfuse.recording.stock import is_stock
 
@@ -59,7 +59,7 @@ class Subject:
         self.path_of = {module: path for path, module in named_modules(network)}
         self.stock = {path for module, path in self.path_of.items() if is_stock(module)}
         self.generated = [module for module in self.path_of if _is_generated(module)]
-        self.states = {module: State(module) for module in self.path_of}
+        self.states = States(self.path_of)
         self.guard = ReadOnly(tensors.values(), shared=shares_memory)
 
 
@@ -212,23 +212,22 @@ class Recorder(TorchFunctionMode):
     def operate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note an operation, and do it."""
         name, _, op, target, swaps = _function(func)
-        tensors = tensors_of((args, kwargs))
         given = (args[0], name) if target is getattr else (args[1], args[0]) if swaps else args
         given, by_name = self._noted(given), self._noted(kwargs)
         guard = self.guard
         guard.forget()
-        result = self._sketched(func, args, kwargs, tensors) if self.sketches else None
+        result = self._sketched(func, args, kwargs, given) if self.sketches else None
         if result is None:
             result = self._done(func, args, kwargs)
         if target is not assigned and not isinstance(result, Tensor) and not tensors_of(result):
-            self._question(name, tensors)
+            self._question(name, tensors_of((args, kwargs)))
             if result is not None:
                 return result
         if name in _CUTTING and self._current.path not in self._stock:
             self.found.asks_for_sizes = True
         node = self._make(op, target, given, by_name)
         if guard.counts:
-            self._question(name, tensors)
+            self._question(name, tensors_of((args, kwargs)))
         if guard.draws:
             self.found.random.add(node)
         if guard.wrote:
@@ -239,14 +238,25 @@ class Recorder(TorchFunctionMode):
             self._remember_all(result, node)
         return result
 
-    def _sketched(self, func: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> Tensor | None:
-        """Return the result but for its numbers, where they depend on the inputs; None where that takes arithmetic."""
-        of_inputs = any(self._values.node(x) in self.found.of_inputs for x in tensors)
-        if not of_inputs or not args or _autocast() is not _FULL:
+    def _sketched(self, func: Any, args: Any, kwargs: dict[str, Any], given: Any) -> Tensor | None:
+        """Return the result but for its numbers, where they depend on the inputs; None where that takes arithmetic.
+
+        ``given`` are the positional arguments in nodes.
+        """
+        try:
+            shortcut = SHORTCUTS.get(func)
+        except TypeError:  # a function that cannot be hashed
             return None
-        with torch._C._DisableTorchDispatch():  # the guard has nothing to see
-            result = shortcut(func, args, kwargs)
-        if result is args[0]:
+        if shortcut is None or _autocast() is not _FULL:
+            return None
+        if not any(x in self.found.of_inputs for x in given if isinstance(x, fx.Node | Step)):
+            return None
+        try:
+            with torch._C._DisableTorchDispatch():  # the guard has nothing to see
+                result = shortcut(*args, **kwargs)
+        except TypeError:  # arguments that are none of it
+            return None
+        if result is args[0] and func is not UNCHANGED:
             self.guard.overwritten([result])
         return result
 
@@ -458,10 +468,9 @@ class Recorder(TorchFunctionMode):
 
     def _find_kept(self, outside: Any) -> None:
         """Find what is held since that no call of its own module put there; ``outside`` are arguments and results."""
-        for module, state in self._states.items():
-            changes = list(state.changes())
-            calls = self._calls_around(module) if changes else []
-            if changes and not any(call.stored or call.changes_state for call in calls):
+        for module, changes in self._states.changed():
+            calls = self._calls_around(module)
+            if not any(call.stored or call.changes_state for call in calls):
                 for old, _ in changes:
                     self._replace(old)
                 for call in {each for inner in calls for each in inner.chain()}:

@@ -6,59 +6,13 @@ ask where a tensor is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
-_SUMS = {torch.add, Tensor.add, Tensor.sub, Tensor.mul}
-_SUMS_IN_PLACE = {Tensor.add_, Tensor.sub_, Tensor.mul_}
-_POOLS = {F.avg_pool2d, F.interpolate, F.max_pool2d}
-"""Functions that do the same to each channel of each image."""
-_ALIKE = {
-    F.elu,
-    F.gelu,
-    F.hardsigmoid,
-    F.hardswish,
-    F.leaky_relu,
-    F.mish,
-    F.relu,
-    F.relu6,
-    F.silu,
-    Tensor.relu,
-    Tensor.sigmoid,
-    Tensor.tanh,
-    torch.relu,
-    torch.sigmoid,
-    torch.tanh,
-}
-"""Functions of one tensor whose result has its shape."""
-
-
-def shortcut(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:  # noqa: PLR0911
-    """Return a tensor of the shape that ``func`` would return, whatever it holds; None where that takes calling it, or
-    it would fail. What works in place returns its first argument, as it is.
-    """
-    try:
-        ndim, alike = _CONVOLUTIONS.get(func), func in _ALIKE
-    except TypeError:  # a function that cannot be hashed
-        return None
-    if alike:
-        return _alike(*args, **kwargs)
-    if len(args) == 2 and not kwargs and (func in _SUMS or func in _SUMS_IN_PLACE):
-        return _added(*args, inplace=func in _SUMS_IN_PLACE)
-    if func in _POOLS:
-        return _pooled(func, *args, **kwargs)
-    if kwargs and func is not F.batch_norm:
-        return None
-    if ndim is not None:
-        return _convolved(ndim, *args)
-    if func is F.linear and len(args) in (2, 3):
-        return _linear(*args)
-    return _normalised(*args, **kwargs) if func is F.batch_norm else None
 
 
 def _convolved(  # noqa: PLR0917 - the arguments of torch
@@ -74,6 +28,8 @@ def _convolved(  # noqa: PLR0917 - the arguments of torch
     if not _plain(x, weight, bias) or not ndim < x.dim() < ndim + 3 or weight.dim() != ndim + 2:
         return None
     if x.shape[-ndim - 1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        return None
+    if not _of_channels(weight.shape[:1], bias):
         return None
     steps, spread = _per_axis(stride, ndim), _per_axis(dilation, ndim)
     kernel = [d * (k - 1) + 1 for k, d in zip(weight.shape[2:], spread, strict=True)]
@@ -92,6 +48,7 @@ def _convolved(  # noqa: PLR0917 - the arguments of torch
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Tensor | None:
     fits = _plain(x, weight, bias) and x.dim() > 1 and weight.dim() == 2 and x.shape[-1] == weight.shape[1]
+    fits = fits and _of_channels(weight.shape[:1], bias)
     return x.new_empty((*x.shape[:-1], weight.shape[0])) if fits else None
 
 
@@ -99,18 +56,41 @@ def _normalised(  # noqa: PLR0917 - the arguments of torch
     x: Any, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: Any = False, **_: Any
 ) -> Any:
     alike = _plain(x, mean, weight) and _plain(x, var, bias) and x.dim() > 1
-    fits = alike and mean.shape == var.shape == x.shape[1:2] and training is False
+    fits = alike and training is False and mean.shape == var.shape and _of_channels(x.shape[1:2], mean, weight, bias)
     return x.new_empty(x.shape) if fits else None
 
 
-def _alike(x: Any, *others: Any, inplace: bool = False, **_: Any) -> Tensor | None:
-    return _of_shape(x, inplace) if _is_image(x) and True not in others else None
+def _alike(x: Any, *others: Any, inplace: bool = False, out: Any = None, **_: Any) -> Tensor | None:
+    return _of_shape(x, inplace) if _is_image(x) and True not in others and out is None else None
 
 
-def _added(x: Any, y: Any, *, inplace: bool) -> Tensor | None:
+def _passed_on(x: Any, p: Any = 0.5, training: Any = True, inplace: Any = False) -> Tensor | None:
+    """Dropout that is off."""
+    off = training is False and inplace is False and 0 <= p <= 1
+    return x if off and type(x) is Tensor else None
+
+
+def _added(x: Any, y: Any, *, inplace: bool = False) -> Tensor | None:
     number = type(y) in (int, float) and _is_image(x)
-    fits = number or (_plain(x, y, None) and type(y) is Tensor and x.shape == y.shape)
-    return _of_shape(x, inplace) if fits else None
+    return _of_shape(x, inplace) if number or (_plain(x, y, None) and _is_spread_over(y, x)) else None
+
+
+def _is_spread_over(y: Tensor, x: Tensor) -> bool:
+    """Whether broadcasting leaves x the shape that it has."""
+    pairs = zip(reversed(y.shape), reversed(x.shape), strict=False)
+    return y.dim() <= x.dim() and all(mine in (1, its) for mine, its in pairs)
+
+
+def _multiplied(x: Any, y: Any) -> Tensor | None:
+    """Matrices of the same batches."""
+    if not (type(x) is type(y) is Tensor and x.dtype is y.dtype and x.device == y.device and x.is_floating_point()):
+        return None
+    fits = 2 < x.dim() == y.dim() and x.shape[:-2] == y.shape[:-2] and x.shape[-1] == y.shape[-2] and x.numel()
+    return x.new_empty((*x.shape[:-1], y.shape[-1])) if fits else None
+
+
+def _of_channels(shape: torch.Size, *numbers: Tensor | None) -> bool:
+    return all(each is None or each.shape == shape for each in numbers)
 
 
 def _of_shape(x: Tensor, inplace: bool) -> Tensor:
@@ -144,3 +124,43 @@ def _plain(x: Any, weight: Any, bias: Any) -> bool:
 def _per_axis(value: int | Sequence[int], ndim: int) -> Sequence[int]:
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * ndim if len(values) == 1 else values
+
+
+Shortcut = Callable[..., Tensor | None]
+
+_ALIKE_OF_ONE = (
+    F.elu,
+    F.gelu,
+    F.hardsigmoid,
+    F.hardswish,
+    F.leaky_relu,
+    F.mish,
+    F.relu,
+    F.relu6,
+    F.silu,
+    Tensor.relu,
+    Tensor.sigmoid,
+    Tensor.tanh,
+    torch.relu,
+    torch.sigmoid,
+    torch.tanh,
+)
+"""Functions of one tensor whose result has its shape."""
+
+UNCHANGED = F.dropout
+"""What may return what it is given, and writes nothing into it."""
+
+SHORTCUTS: dict[Any, Shortcut] = {
+    **dict.fromkeys(_ALIKE_OF_ONE, _alike),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.sub, Tensor.mul), _added),
+    **dict.fromkeys((Tensor.add_, Tensor.sub_, Tensor.mul_), partial(_added, inplace=True)),
+    **{func: partial(_pooled, func) for func in (F.avg_pool2d, F.interpolate, F.max_pool2d)},
+    **{func: partial(_convolved, ndim) for ndim, func in enumerate((torch.conv1d, torch.conv2d, torch.conv3d), 1)},
+    F.linear: _linear,
+    F.batch_norm: _normalised,
+    F.dropout: _passed_on,
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _multiplied),
+}
+"""For a function what returns, of the same arguments, a tensor of the shape that it would return, whatever it holds;
+None where that takes calling it, or it would fail. What works in place returns its first argument, as it is.
+"""
