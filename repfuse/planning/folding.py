@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from repfuse.algebra.expression import Joined, Scaled, Through
 from repfuse.algebra.layers import Convolution, Normalisation
+from repfuse.networks import named_tensors
 from repfuse.ops.meaning import Rearranged, convolves
 from repfuse.ops.table import Meanings
 from repfuse.planning.region import Region
@@ -70,7 +71,7 @@ class Uses:
 
     def reads(self, module: nn.Module, path: str, keeps_tensors: bool) -> bool:
         """Whether others than the module at ``path`` read tensors of it: where it keeps them, the numbers of them."""
-        for tensor in (*module.parameters(), *module.buffers()):
+        for _, tensor in named_tensors(module):
             if id(tensor) in self._elsewhere:
                 return True
             others = [node for node in self._read[id(tensor)] if not self._is_within(node, path)]

@@ -158,7 +158,7 @@ class LayingOut:
                 self._leave(inside, [region], error)
                 continue
             try:
-                if not self._fold(call, region, alike[call, region.maps]):
+                if not self._fold(call, region, alike[call, region.maps]):  # itself among them
                     blocks[call].append(region)
             except NotAffine as error:
                 self._refuse([region], error)
@@ -252,7 +252,7 @@ class LayingOut:
         """
         if region.joined_along is not None:
             return len(alike) == 1 and self._fold_joined(call, region)
-        row, *others = (self.folding.row(each, call, alike) for each in (region, *alike))
+        row, *others = (self.folding.row(each, call, alike) for each in alike)
         if row is None or any(other != row for other in others):
             return False
         self._check_hooks_within(call, region)

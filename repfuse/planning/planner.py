@@ -29,7 +29,7 @@ from repfuse.ops.meaning import Passage, inputs_of
 from repfuse.ops.sums import normalises
 from repfuse.ops.table import Meanings
 from repfuse.planning.cost import TOLD_APART, WORTH_THE_CLASS
-from repfuse.planning.edits import Fused, Layout, overflows
+from repfuse.planning.edits import Fused, Layout, large_among, overflows
 from repfuse.planning.layout import LayingOut
 from repfuse.planning.reader import BranchReader
 from repfuse.planning.region import Estimate, Group, Region
@@ -157,7 +157,12 @@ class Planner:
             self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
         found = [replace(each, written=tuple(g for g in each.groups if self._is_site(each, g))) for each in regions]
         there = [region for region in found if region.written and self._holds(region)]
-        return there if self.replays else list(filter(self._fits, there))
+        if self.replays:
+            return there
+        expressions = (group.expression for region in there for group in region.written)
+        stored = self.recording.constants.floating_leaves(name for each in expressions for name in each.tensor_names)
+        large = large_among({name: self.tensors(name) for name in stored})
+        return [region for region in there if self._fits(region, large)]
 
     def search(self) -> Search:
         """Return what finds the regions."""
@@ -271,10 +276,10 @@ class Planner:
             least = 3 if keeps else 2
         return self._operations(group) >= least or self.estimate.is_computed(group.expression)
 
-    def _fits(self, region: Region) -> bool:
+    def _fits(self, region: Region, large: Collection[str]) -> bool:
         """Whether the fused weights fit into the dtype of those that they replace."""
         for group in region.written:
-            dtype = overflows(group.expression, self.recording.constants, self.tensors)
+            dtype = overflows(group.expression, self.recording.constants, self.tensors, large)
             if dtype is not None:
                 reason = f"a fused weight does not fit into {str(dtype).removeprefix('torch.')}"
                 self.refuse(NotAffine("overflow", reason), region.root)

@@ -188,12 +188,11 @@ class Run:
         """Return a new node of the graph, or a step where there is to be none."""
         if not self.with_graph:
             return Step(op, target, args, kwargs)
-        # To create it with arguments, all of which it looks at, takes twice as long, and so it does to find it a name.
-        node = self.graph.create_node(op, target, name=f"value_{len(self.nodes)}")
-        if args:
-            node.args = args
-        if kwargs:
-            node.kwargs = kwargs
+        if not self.nodes:
+            return self.graph.create_node(op, target, args, kwargs)
+        # The graph itself would look at each argument, and for a name: three times the work.
+        node = fx.Node(self.graph, f"value_{len(self.nodes)}", op, target, args, kwargs)
+        self.nodes[-1].append(node)
         return node
 
     def finish(self, output: Any) -> None:
