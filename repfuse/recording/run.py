@@ -24,7 +24,7 @@ class Question:
     nodes: tuple[fx.Node, ...]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class ModuleCall:
     """A call of the module at ``path``, the ``number``-th of that module; arguments and result with nodes for tensors.
 
