@@ -9,9 +9,9 @@ from __future__ import annotations
 import builtins
 import math
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import fx
@@ -25,16 +25,14 @@ from repfuse.recording.run import assigned
 # A call of an operator: its name, its arguments by name, and what they are.
 
 
-@dataclass(frozen=True)
-class Constant:
+class Constant(NamedTuple):
     """A tensor that depends on parameters and buffers alone: name (see ``repfuse.algebra.layers``) and shape."""
 
     name: str
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What ``node`` calls: ``operator`` is a key of ``repfuse.ops.table.ROWS``."""
 
     node: fx.Node
@@ -65,8 +63,9 @@ def constant(value: Any, recording: Recording) -> Constant | None:
 
 def spread(value: Any, recording: Recording) -> Constant | None:
     """Return the constant that an argument is once for each of the places of something: ``w.expand_as(x)``."""
-    call = spelled(value) if isinstance(value, fx.Node) else None
-    return constant(call.input, recording) if call is not None and call.operator in SPREADING else None
+    found = _operator(_spelled_name(value)) if isinstance(value, fx.Node) else None
+    call = spelled(value) if found is not None and found[0] in SPREADING else None
+    return None if call is None else constant(call.input, recording)
 
 
 SPREADING = ("expand", "expand_as", "repeat")
@@ -314,17 +313,31 @@ OWN_SIGNATURES: dict[Any, str] = {
 
 def spelled(node: fx.Node) -> Call | None:
     """Return what a call_function or call_method node calls, or None where it is no operator that repfuse knows."""
-    name = _spelled_name(node)
+    found = _operator(_spelled_name(node))
+    if found is None:
+        return None
+    kind, in_place = found
+    names, star = _parsed(OWN_SIGNATURES.get(node.target, SIGNATURES[kind]))
+    given = _bound_by_schema(node, names) if isinstance(node.target, OpOverload) else _bound(node, names, star)
+    return None if given is None else Call(node, kind, given, in_place)
+
+
+@cache
+def _operator(name: str | None) -> tuple[str, bool] | None:
+    """Return the operator that a function or method of this name is, and whether in place; None where it is none."""
     if name is None:
         return None
     plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
     kind = ALIASES.get(plain, plain)
     in_place = plain != name
-    if kind not in SIGNATURES or (in_place and kind not in IN_PLACE):
-        return None
-    signature = OWN_SIGNATURES.get(node.target, SIGNATURES[kind]).split()
-    given = _bound_by_schema(node, signature) if isinstance(node.target, OpOverload) else _bound(node, signature)
-    return None if given is None else Call(node, kind, given, in_place)
+    return None if kind not in SIGNATURES or (in_place and kind not in IN_PLACE) else (kind, in_place)
+
+
+@cache
+def _parsed(signature: str) -> tuple[tuple[str, ...], int | None]:
+    """Return the names of a signature's arguments, and the place of the one that takes all that is left."""
+    names = signature.split()
+    return tuple(name.rstrip("*") for name in names), next((i for i, x in enumerate(names) if x.endswith("*")), None)
 
 
 def _spelled_name(node: fx.Node) -> str | None:
@@ -338,31 +351,29 @@ def _spelled_name(node: fx.Node) -> str | None:
     return FUNCTIONS.get(node.target)
 
 
-def _bound(node: fx.Node, signature: list[str]) -> dict[str, Any] | None:
+def _bound(node: fx.Node, names: Sequence[str], star: int | None) -> dict[str, Any] | None:
     """Bind the arguments of a function or method: by position, then by name."""
-    star = next((place for place, name in enumerate(signature) if name.endswith("*")), None)
-    names = [name.rstrip("*") for name in signature]
     if star is None:
-        values = list(node.args)
+        values = node.args
     else:
         rest = node.args[star:]
         single = len(rest) == 1 and isinstance(rest[0], list | tuple)
-        values = [*node.args[:star], *([rest[0] if single else rest] if rest else [])]
+        values = (*node.args[:star], *((rest[0] if single else rest,) if rest else ()))
     if len(values) > len(names):
         return None
-    return _merged(dict(zip(names, values, strict=False)), dict(node.kwargs), names)
+    return _merged(dict(zip(names, values, strict=False)), node.kwargs, names)
 
 
-def _bound_by_schema(node: fx.Node, signature: list[str]) -> dict[str, Any] | None:
+def _bound_by_schema(node: fx.Node, names: Sequence[str]) -> dict[str, Any] | None:
     """Bind the arguments of an ATen overload, with the defaults that its schema states."""
     assert isinstance(node.target, OpOverload)
     arguments = node.target._schema.arguments
     given = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
     given |= dict(zip([argument.name for argument in arguments], node.args, strict=False)) | dict(node.kwargs)
-    return _merged({}, given, [name.rstrip("*") for name in signature])
+    return _merged({}, given, names)
 
 
-def _merged(first: dict[str, Any], by_name: dict[str, Any], names: list[str]) -> dict[str, Any] | None:
+def _merged(first: dict[str, Any], by_name: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any] | None:
     """Add arguments given by name, whatever they are called there; None where the signature has no such argument."""
     for other, value in by_name.items():
         name = other if other in names else RENAMED.get(other, other)

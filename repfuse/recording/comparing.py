@@ -137,14 +137,12 @@ class SizeComparison:
         """Match what one call did with what it did in another run, and the calls it made; in one of another rank, if
         nodes for ``measuring`` are given, but for those.
         """
-        own, others = ([item for item in call.own if item not in (measuring or ())] for call in (mine, other))
-        if list(map(_kind, own)) == list(map(_kind, others)):
+        own, others = (_without(measuring, call.own) for call in (mine, other))
+        if len(own) == len(others) and all(map(_is_same_step, own, others)):
             for one, another in zip(own, others, strict=True):
                 if isinstance(one, ModuleCall):
-                    assert isinstance(another, ModuleCall)
                     self._align(one, another, match, measuring)
                 else:
-                    assert isinstance(another, Step)
                     match[another] = one
             return
         if measuring is None or not is_stock(self._module.get_submodule(mine.path)):
@@ -217,10 +215,15 @@ def _measured(node: Any, run: Run, match: dict[Any, fx.Node]) -> set[tuple[fx.No
     return {(match.get(x, x), axis), (match.get(x, x), axis - len(run.shape_of[x]))}
 
 
-def _kind(item: fx.Node | Step | ModuleCall) -> tuple[Any, ...]:
-    if isinstance(item, ModuleCall):
-        return "call", item.path
-    return item.op, item.target if item.op != "get_attr" else ""
+def _without(some: Collection[Any] | None, items: list[Any]) -> list[Any]:
+    return [item for item in items if item not in some] if some else items
+
+
+def _is_same_step(one: fx.Node | ModuleCall, other: Step | ModuleCall) -> bool:
+    """Whether both call one module, or one function, whatever they give it; or read some tensor of the network."""
+    if isinstance(one, ModuleCall) or isinstance(other, ModuleCall):
+        return isinstance(one, ModuleCall) and isinstance(other, ModuleCall) and one.path == other.path
+    return one.op == other.op and (one.op == "get_attr" or one.target == other.target)
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -29,7 +29,7 @@ class ModuleCall:
     """A call of the module at ``path``, the ``number``-th of that module; arguments and result with nodes for tensors.
 
     The nodes that were made while it ran are the recording's from ``start`` to ``stop``; ``own`` are those that its own
-    forward made, and the calls that it made, in order. ``lines`` gives, where the forward is a graph, the value of
+    forward made, and the calls of modules, in order. ``lines`` gives, where the forward is a graph, the value of
     each line of that graph by its number. ``autocast`` is the state of mixed precision in which it was called.
     """
 
@@ -41,7 +41,7 @@ class ModuleCall:
     start: int = 0
     stop: int = 0
     output: Any = None
-    own: list[fx.Node | ModuleCall] = field(default_factory=list)
+    own: list[Any] = field(default_factory=list)
     lines: dict[int, fx.Node] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()  # most calls have none of these: as lists, Python's collector would see each
     questions: tuple[Question, ...] = ()
