@@ -217,7 +217,7 @@ class Search:
             try:
                 self._terms_made[key] = self.reader.terms(node, operands.__getitem__)
             except NotAffine as error:
-                self._terms_made[key] = error
+                self._terms_made[key] = error.with_traceback(None)  # with which all frames would live on
         return self._terms_made[key]
 
     def _least(self, region: Region) -> Cost:

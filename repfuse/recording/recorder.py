@@ -102,6 +102,8 @@ class Recorder(TorchFunctionMode):
         except Exception as error:
             error.__repfuse_run__ = self.found  # type: ignore[attr-defined]
             raise
+        finally:
+            self._sizes.clear()  # each tells this recorder of decisions, and would keep the network that was run alive
         root = self.found.calls[""][0]
         self.found.root = root
         root.args, root.kwargs = placed
