@@ -187,6 +187,7 @@ class Geometry:
     fits: tuple[Fits, ...] = ()
 
     @staticmethod
+    @cache
     def identity(channels: int, ndim: int) -> Geometry:
         """Geometry of ``y = x``: a 1x1 kernel per channel."""
         ones = (1,) * ndim

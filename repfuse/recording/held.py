@@ -36,22 +36,28 @@ class Held:
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._before: list[tuple[nn.Module | type, Any, list[Any]]] = []
+        self._before: list[tuple[list[nn.Module | type], Any, list[Any]]] = []
         kinds = dict[type, None]()
         for module in modules:
             kinds[type(module)] = None
             held = [x for name, x in vars(module).items() if type(x) not in _ATOMS and name not in OF_MODULES]
-            self._before += ((module, *each) for each in _objects(held, _DEEPEST) if not _is_watched(each[0], held))
+            found = _objects(held, _DEEPEST) if held else ()
+            self._before += (([module], *each) for each in found if not _is_watched(each[0], held))
+        files: dict[int, list[nn.Module | type]] = {}
         for kind in kinds:
             own = [base for base in kind.__mro__ if _is_own(base)]
             functions = [x for base in own for x in vars(base).values() if isinstance(x, FunctionType)]
-            files = {id(function.__globals__): function.__globals__ for function in functions}
-            tables = [*functions, *map(vars, own), *files.values()]
-            self._before += ((kind, *each) for each in _objects(tables, 1))
+            self._before += (([kind], *each) for each in _objects([*functions, *map(vars, own)], 1))
+            for names in {id(function.__globals__): function.__globals__ for function in functions}.values():
+                if id(names) not in files:  # most classes of a network are of a few files, and these are long
+                    files[id(names)] = []
+                    self._before += ((files[id(names)], *each) for each in _objects([names], 1))
+                files[id(names)].append(kind)
 
     def changed(self) -> set[nn.Module | type]:
         """Return the modules and classes of which something is another one now."""
-        return {holder for holder, x, before in self._before if not _same(before, _entries(x))}
+        changed = (holders for holders, x, before in self._before if not _same(before, _entries(x)))
+        return {holder for holders in changed for holder in holders}
 
 
 def _is_watched(x: Any, attributes: list[Any]) -> bool:
