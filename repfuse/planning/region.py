@@ -267,7 +267,6 @@ class _Merging:
         self.estimate = estimate
         self.refuse = refuse
         self.shape = estimate.recording.shape_of[root]
-        self.add = elementwise_cost(self.shape, 2, estimate.recording.dtype_of[root].itemsize)
         self.together: dict[tuple[Group, Group], Group | NotAffine] = {}
 
     def run(self, terms: Sequence[Term]) -> list[Group]:
@@ -307,7 +306,8 @@ class _Merging:
         merged = self._merge(one, other)
         if isinstance(merged, NotAffine):
             return -1.0
-        apart, after = self._cost(one) + self._cost(other) + self.add, self._cost(merged)
+        added = elementwise_cost(self.shape, 2, self.estimate.recording.dtype_of[self.root].itemsize)
+        apart, after = total([self._cost(one), self._cost(other), added]), self._cost(merged)
         better = self.estimate.is_better(after, apart)
         return self.estimate.price(apart) - self.estimate.price(after) if better else -1.0
 

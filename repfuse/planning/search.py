@@ -41,13 +41,10 @@ Note = tuple[NotAffine, fx.Node, Cost | None, Cost | None]
 
 @dataclass(frozen=True, eq=False)
 class Assessment:
-    """A part that is a region: the terms of each of its nodes, what it costs, merged or as it is, whichever is less,
-    and what looked fusible in it and is not.
-    """
+    """A part that is a region: the terms of each of its nodes, and what looked fusible in it and is not."""
 
     region: Region
     terms: dict[fx.Node, tuple[Term, ...]]
-    cost: Cost
     notes: tuple[Note, ...]
 
 
@@ -106,6 +103,7 @@ class Search:
         self._notes: list[Note] = []
         self.terms: dict[fx.Node, tuple[Term, ...]] = {}
         self._known: dict[tuple[Policy, Subgraph], Assessment | Failure] = {}
+        self._costs: dict[Region, Cost] = {}
         self._sources: dict[fx.Node, tuple[Term, ...]] = {}
         self._terms_made: dict[tuple[object, ...], tuple[Term, ...] | NotAffine] = {}
         affine = [node for node in self.recording.nodes if inputs_of(self.meanings.get(node))]
@@ -202,7 +200,7 @@ class Search:
         if len(set(map(self.recording.memory.of, read))) < len(set(read)):
             reason = "the source is overwritten between its branches"
             notes.append((NotAffine("in-place", reason), part[-1], None, None))
-        return Assessment(region, terms, self._least(region), tuple(notes))
+        return Assessment(region, terms, tuple(notes))
 
     def _source(self, node: fx.Node) -> tuple[Term, ...]:
         """Return a value as a term of itself: the same one each time."""
@@ -222,11 +220,13 @@ class Search:
 
     def _least(self, region: Region) -> Cost:
         """Return the cost of a region as it is, or as groups, whichever is less."""
-        least = self.estimate.of_nodes(region.working)
-        if region.is_writable and any(group.convolves for group in region.groups):
-            merged = self.estimate.of_groups(region.groups, region.root)
-            least = merged if self.estimate.is_better(merged, least) else least
-        return least
+        if region not in self._costs:
+            least = self.estimate.of_nodes(region.working)
+            if region.is_writable and any(group.convolves for group in region.groups):
+                merged = self.estimate.of_groups(region.groups, region.root)
+                least = merged if self.estimate.is_better(merged, least) else least
+            self._costs[region] = least
+        return self._costs[region]
 
     # Where to cut it: where it is no region, where less is to be done in parts, where a sum holds nothing together.
 
@@ -377,7 +377,7 @@ class Search:
             each = left.pop()
             read = self.read(each)
             if isinstance(read, Assessment):
-                costs.add((each[-1], read.cost))
+                costs.add((each[-1], self._least(read.region)))
                 continue
             failures.append(read)
             if not read.cuts:
