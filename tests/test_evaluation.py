@@ -400,3 +400,25 @@ one, three = through(SOURCE, conv(kernel=1)), through(SOURCE, conv())
 )
 def test_branches_for_people(expression, names):
     assert branches(expression) == names
+
+
+@SETTINGS
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=4), st.integers(0, 10_000))
+def test_constants_that_cancel_are_judged_alike_by_the_plan_and_by_who_writes_it(factors, seed):
+    """(s x + t) - (s x + t) adds nothing, but for rounding, in whatever order it is summed up."""
+    tensors = Tensors(seed)
+    shifted = Scaled(SOURCE, Offset(tensors.new(CHANNELS)))
+    terms = [Scaled(shifted, Factor(sign * factor)) for sign in (1, -1) for factor in factors]
+    layer = conv(weight=tensors.new(6, CHANNELS, 3, 3))
+    inner = sum_of((through(SOURCE, conv(CHANNELS, CHANNELS, 1, weight=tensors.new(CHANNELS, CHANNELS, 1, 1))), *terms))
+    answers = []
+    for told in (
+        lambda: check_borders(inner, layer, tensors, CPU),
+        lambda: evaluate(through(inner, layer), tensors, LIKE),
+    ):
+        try:
+            told()
+            answers.append("")
+        except NotAffine as error:
+            answers.append(error.code)
+    assert answers[0] == answers[1]

@@ -205,9 +205,9 @@ def exact(  # noqa: PLR0911 - one for each kind
         case Through() | Sum() | Selected() if channels_read(expression) is not None:
             return AffineConv.stack_on(expression.geometry, [_of_channels(expression, tensors, device)])
         case Through(inner, layer):
-            made = exact(inner, tensors, device).then(
-                _layer_map(layer, tensors, device), _number(_fill(layer), tensors)
-            )
+            check_borders(inner, layer, tensors, device)  # as the plan asks, to the last digit
+            before = exact(inner, tensors, device)
+            made = before.then(_layer_map(layer, tensors, device), before.bias)
         case Selected(inner, indices):
             made = exact(inner, tensors, device).select(indices)
         case Sum(terms):

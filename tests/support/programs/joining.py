@@ -52,7 +52,8 @@ def total(pick: Pick, x: Tensor, *others: Tensor) -> Made:
 
 def broadcast(pick: Pick, x: Tensor, *others: Tensor) -> Made:
     """Values that fit by repetition."""
-    return function(pick.of((lambda a, b, *_: a + b, lambda a, b, *_: b - a)))
+    add, subtract = lambda a, b, *_: a + b, lambda a, b, *_: b - a
+    return function(add if x is others[0] else pick.of((add, subtract)))  # what is 0 has no scale to be exact at
 
 
 def gate(pick: Pick, x: Tensor, *others: Tensor) -> Made:
