@@ -48,11 +48,17 @@ class Asked:
 
     def disagreement(self, fused):
         """By how much the modules of a fused network in this place are something else."""
-        return max(
-            disagreement(answers, self._layers(index, fused), size)
-            for index, seen in enumerate(self.seen)
-            for size, answers in seen.items()
-        )
+        return max(self._disagreements(fused))
+
+    def differs(self, fused):
+        """Whether they are something else. It is shown at a small size, mostly, and then no larger one is asked."""
+        return any(found > TOLERANCE for found in self._disagreements(fused))
+
+    def _disagreements(self, fused):
+        for index, seen in enumerate(self.seen):
+            layers = self._layers(index, fused)
+            for size, answers in sorted(seen.items(), key=lambda each: len(each[1])):
+                yield disagreement(answers, layers, size)
 
     def _layers(self, index, fused):
         """What stands for one source; the biases add up, so the first has those of the other sources too."""
@@ -179,8 +185,8 @@ def check(model, example, policy=Policy.COST):
         asked = Asked(place, fused)
         assert asked.disagreement(fused) <= TOLERANCE, place.path
         for path in place.path_of.values():
-            wrong = {name: asked.disagreement(network) for name, network in damaged(fused, path)}
-            assert len(wrong) >= 2 and min(wrong.values()) > TOLERANCE, (path, wrong)
+            seen = {name: asked.differs(network) for name, network in damaged(fused, path)}
+            assert len(seen) >= 2 and all(seen.values()), (path, seen)
             checked.append(path)
     assert sorted(checked) == sorted(site.path for site in found.sites)
     return len(checked)
@@ -254,7 +260,10 @@ def test_whatever_the_layout_of_a_place(name):
 def settings_of_convolutions(draw):
     ndim = draw(st.sampled_from([1, 1, 2, 2, 2, 3]))
     most = 5 if ndim < 3 else 3
-    axis = [(st.integers(1, most), st.integers(1, 3), st.integers(0, 3), st.integers(1, 3)) for _ in range(ndim)]
+    apart = 3 if ndim < 3 else 2  # a plane of each impulse is large enough
+    axis = [
+        (st.integers(1, most), st.integers(1, apart), st.integers(0, 3), st.integers(1, apart)) for _ in range(ndim)
+    ]
     kernel, stride, padding, dilation = zip(*(tuple(map(draw, one)) for one in axis), strict=True)
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     channels = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
