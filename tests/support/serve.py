@@ -26,7 +26,8 @@ from typing import TextIO
 from torchlib import parse_all
 
 LOADED = (
-    *("rich.table", "safetensors.torch", "torch.utils.flop_counter", "typer"),
+    *("rich.table", "safetensors.torch", "shlex", "torch.utils.flop_counter", "torch.utils.serialization", "typer"),
+    *("repfuse.benching.sites", "repfuse.cli.conversion", "repfuse.data"),
     *("repfuse.benching", "repfuse.converting", "repfuse.loading", "repfuse.plan_file", "repfuse.saving"),
     *("repfuse.checking.verification", "repfuse.report.convert_view", "repfuse.samples"),
     *("repfuse.cli.bench", "repfuse.cli.convert", "repfuse.cli.verify"),
