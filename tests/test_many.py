@@ -137,7 +137,7 @@ def test_many_are_converted_and_not_done_again(cli, tmp_path):
     (tmp_path / "out/b/other.pt").unlink()
     tree(tmp_path / "out", "a/.best.pt.killed_0.part")
     (made := tmp_path / "out/a/best.pt.report.json").rename(tmp_path / "out/a/.best.pt.report.json.killed_1.part")
-    done = cli(*asked, "--report", tmp_path / "all.md")
+    done = cli(*asked, "--report", tmp_path / "all.md", env=FORKED)
     assert done.returncode == 0 and "2 converted, 1 done before" in done.stdout, done.stderr
     assert made.exists() and not list(made.parent.glob(".*"))
     assert f"| {tmp_path}/runs/a/best.pt | 1 merged, exact to ".replace("_", "\\_") in (tmp_path / "all.md").read_text()
