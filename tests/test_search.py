@@ -140,10 +140,10 @@ def test_a_long_row_takes_as_many_tries_as_it_has_layers(monkeypatch):
         return divided(search, part, cuts)
 
     monkeypatch.setattr(Search, "divided", count)
-    for layers in (32, 64):
+    for layers in (24, 48):
         row = widths(*[8] * (layers + 1), kernels=(3,) * layers)
-        plan(randomised(row), [image(1, 8, 160, 160)])
-    assert 0 < tries[64] <= 2.5 * tries[32]
+        plan(randomised(row), [image(1, 8, 120, 120)])
+    assert 0 < tries[48] <= 2.5 * tries[24]
 
 
 PARTS = {
