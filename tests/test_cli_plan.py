@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -37,6 +39,18 @@ def repfuse(*args: object) -> Result:
 def plan_of(folder: Path, source: Path = DIGITS, *options: object) -> Path:
     done = repfuse("inspect", source, "--plan", folder / "plan.json", "--quiet", *options)
     assert (done.exit_code, done.stdout, done.stderr) == (0, "", ""), done.output
+    return folder / "plan.json"
+
+
+@cache
+def digits_plan() -> str:
+    """What inspect writes of the digits, for tests of what is then done with it."""
+    with TemporaryDirectory() as folder:
+        return plan_of(Path(folder)).read_text()
+
+
+def digits_plan_in(folder: Path) -> Path:
+    (folder / "plan.json").write_text(digits_plan())
     return folder / "plan.json"
 
 
@@ -177,19 +191,19 @@ def test_a_plan_is_replaced_only_with_force(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], tuple[object, ...]], str]] = {
-    "policy": (lambda f: ("convert", DIGITS, f / "out", "--plan", plan_of(f), "--policy", "cost"), "contradict"),
+    "policy": (lambda f: ("convert", DIGITS, f / "out", "--plan", digits_plan_in(f), "--policy", "cost"), "contradict"),
     "a class to keep": (
-        lambda f: ("convert", DIGITS, f / "out", "--plan", plan_of(f), "--keep-class"),
+        lambda f: ("convert", DIGITS, f / "out", "--plan", digits_plan_in(f), "--keep-class"),
         "A plan says already",
     ),
-    "another model": (lambda f: ("convert", NOTEBOOK, f / "out", "--plan", plan_of(f)), "another model"),
+    "another model": (lambda f: ("convert", NOTEBOOK, f / "out", "--plan", digits_plan_in(f)), "another model"),
     "edited": (
         lambda f: (
             "convert",
             DIGITS,
             f / "out",
             "--plan",
-            edit(plan_of(f), lambda p: p["sites"][2].update(kernel="5x5")),
+            edit(digits_plan_in(f), lambda p: p["sites"][2].update(kernel="5x5")),
         ),
         "blocks.2.fused",
     ),
@@ -199,18 +213,18 @@ BAD: dict[str, tuple[Callable[[Path], tuple[object, ...]], str]] = {
             DIGITS,
             f / "out",
             "--plan",
-            edit(plan_of(f), lambda p: p["sites"][0].update(nodes=["x"])),
+            edit(digits_plan_in(f), lambda p: p["sites"][0].update(nodes=["x"])),
         ),
         "does not have, such as blocks.0.fused",
     ),
     "another policy": (
-        lambda f: ("convert", DIGITS, f / "out", "--plan", edit(plan_of(f), lambda p: p.update(policy="fast"))),
+        lambda f: ("convert", DIGITS, f / "out", "--plan", edit(digits_plan_in(f), lambda p: p.update(policy="fast"))),
         "'fast'",
     ),
     "graph of another": (
         lambda f: (
             *("convert", DIGITS, f / "out", "--plan"),
-            edit(plan_of(f), lambda p: p.update(fingerprint="0")),
+            edit(digits_plan_in(f), lambda p: p.update(fingerprint="0")),
         ),
         "other modules or shapes",
     ),
@@ -223,14 +237,14 @@ BAD: dict[str, tuple[Callable[[Path], tuple[object, ...]], str]] = {
             DIGITS,
             f / "out",
             "--plan",
-            edit(plan_of(f), drop("blocks.1.fused")),
+            edit(digits_plan_in(f), drop("blocks.1.fused")),
             "--include",
             "*.1",
         ),
         "No site matches '*.1'",
     ),
     "onto the plan": (
-        lambda f: ("convert", DIGITS, plan_of(f), "--plan", f / "plan.json", "--force"),
+        lambda f: ("convert", DIGITS, digits_plan_in(f), "--plan", f / "plan.json", "--force"),
         "input itself",
     ),
     "onto the input": (lambda f: ("inspect", saved(f), "--plan", f / "in.pt", "--force"), "input itself"),
