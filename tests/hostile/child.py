@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 import traceback
+from functools import cache
 from pathlib import Path
 
 import timm
@@ -43,8 +44,14 @@ class Watch:
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple[object, ...]) -> None:
-        if self.on and (FORBIDDEN.match(event) or (event == "open" and _writes(arguments))):
+        if self.on and (forbidden(event) or (event == "open" and _writes(arguments))):
             self.seen.append(f"{event} {arguments!r:.200}")
+
+
+@cache
+def forbidden(event: str) -> bool:
+    """Whether it is one of those; Python tells of the same few kinds a million times."""
+    return FORBIDDEN.match(event) is not None
 
 
 def _writes(arguments: tuple[object, ...]) -> bool:
