@@ -186,13 +186,14 @@ def test_kept_objects_are_equal_and_of_their_types(tmp_path: Path) -> None:
 def test_drop_metadata_leaves_the_way_to_the_network_alone(layout: tuple[str, Path], tmp_path: Path) -> None:
     _, path = layout
     checkpoint = opened(path)
-    saved = save(checkpoint, fused(checkpoint), tmp_path / "out.pt", keep_metadata=False)
+    network = fused(checkpoint)
+    saved = save(checkpoint, network, tmp_path / "out.pt", keep_metadata=False)
     assert list(plain(saved.path)) == list(checkpoint.around.keys)
     assert not any(note.startswith("kept from") for note in saved.notes)
     everything = set(plain(path)) - set(checkpoint.around.keys)
     said = " ".join(saved.notes)
     assert all(key in said for key in everything)
-    assert is_one(load(saved.path).module, fused(checkpoint))
+    assert is_one(load(saved.path).module, network)
 
 
 def test_a_dotted_key_goes_into_callbacks_and_into_names(tmp_path: Path) -> None:
