@@ -250,12 +250,13 @@ def outputs_of(shape: Geometry, n: int) -> int:
 def meets_input(inner: Geometry, outer: Geometry) -> bool:
     """Whether, for some input size, outer reads beyond inner's output where inner's taps are in the input."""
     (step,), (stride,) = outer.stride, inner.stride
+    (first,), (second,) = inner.taps, outer.taps  # which are found anew each time that they are asked for
     for n in range(1, 40):
         m = outputs_of(inner, n)
         if m < 1:
             continue
-        read = {step * q + u for q in range(outputs_of(outer, m)) for u in outer.taps[0]}
-        if any(0 <= stride * r + t < n for r in read if r < 0 or r >= m for t in inner.taps[0]):
+        read = {step * q + u for q in range(outputs_of(outer, m)) for u in second}
+        if any(0 <= stride * r + t < n for r in read if r < 0 or r >= m for t in first):
             return True
     return False
 
