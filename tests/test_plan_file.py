@@ -88,8 +88,12 @@ def places(value: object, path: tuple[object, ...] = ()):
             yield from places(inner, (*path, key))
 
 
+TEXT = to_json(envelope("plan", report().to_dict()))
+
+
 def document() -> dict:
-    return json.loads(to_json(envelope("plan", report().to_dict())))
+    """A new one each time, to be changed."""
+    return json.loads(TEXT)
 
 
 def put(data: dict, path: tuple, value: object) -> dict:
