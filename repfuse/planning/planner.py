@@ -25,7 +25,7 @@ from repfuse.algebra.layers import Convolution, Layer, Normalisation, mixes
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.memory import collecting_later
 from repfuse.networks import as_inputs, device_of, using_threads
-from repfuse.ops.meaning import Passage, inputs_of
+from repfuse.ops.meaning import Passage, Rearranged, Same, convolves, inputs_of
 from repfuse.ops.sums import normalises
 from repfuse.ops.table import Meanings
 from repfuse.planning.cost import TOLD_APART, WORTH_THE_CLASS
@@ -33,11 +33,10 @@ from repfuse.planning.edits import Fused, Layout, large_among, overflows
 from repfuse.planning.layout import LayingOut
 from repfuse.planning.reader import BranchReader
 from repfuse.planning.region import Estimate, Group, Region
-from repfuse.planning.search import Search
-from repfuse.planning.staying import why_it_stays
+from repfuse.planning.search import Failure, Search
 from repfuse.plans import Cost, Measured, Plan, Policy, Refusal, Site, total
 from repfuse.recording.arguments import Arguments, description
-from repfuse.recording.constants import lookup
+from repfuse.recording.constants import called, lookup
 from repfuse.recording.recording import Recording, record
 
 
@@ -248,7 +247,7 @@ class Planner:
                 sums = (reader for reader in search.readers.get(norm, ()) if isinstance(self.meanings.get(reader), Sum))
                 places = map(recording.where, (root_of.get(norm, norm), *sums))
                 of_region = next((said[where] for where in places if where in said), None)
-                self.refuse(of_region or why_it_stays(norm, search), norm)
+                self.refuse(of_region or _why_it_stays(norm, search), norm)
 
     def _keeps_norm(self, region: Region, group: Group) -> bool:
         """Whether a BatchNorm stays behind what the group becomes, which takes channels on the second axis.
@@ -359,3 +358,48 @@ class Planner:
             before=self.estimate.of_nodes(group.nodes - counted),
             after=after + self.estimate.of_norm(group, region.root) if fused.norm else after,
         )
+
+
+# Normalisations that stay: each is a refusal by its own name, with what stands in the way beside it.
+
+
+def _why_it_stays(norm: fx.Node, search: Search) -> NotAffine:
+    """Return why a normalisation merges neither with what makes its input nor with what reads its result."""
+    return _why_not_before(norm, search) or _why_not_behind(norm, search) or _why_alone(norm)
+
+
+def _why_not_before(norm: fx.Node, search: Search) -> NotAffine | None:
+    """Return why the layer that makes what is normalised does not take the normalisation in, if there is one."""
+    row, meanings = list(inputs_of(search.meanings.get(norm))), search.meanings
+    while row and isinstance(meaning := meanings.get(row[-1]), Same):
+        row.append(meaning.input)
+    if not row or not any(term.convolves for term in search.terms.get(row[-1], ())):
+        return None
+    if any(len(search.readers[value]) > 1 or value in search.recording.escaping for value in row):
+        return NotAffine("value-escapes", "what it normalises is also read elsewhere")
+    return NotAffine("cost", "as one layer with what makes its input, it is predicted to gain nothing")
+
+
+def _why_not_behind(norm: fx.Node, search: Search) -> NotAffine | None:
+    """Return why the layer that reads the result does not take the normalisation in, if there is one."""
+    row, meanings, readers = [norm], search.meanings, search.readers.get(norm, [])
+    while len(readers) == 1 and isinstance(meanings.get(readers[0]), Same | Rearranged):
+        row, readers = [*row, readers[0]], search.readers[readers[0]]
+    layer = next((reader for reader in readers if convolves(meanings.get(reader))), None)
+    if layer is None:
+        return None
+    mark = search.recording.between(row[-1], layer)
+    if mark is not None:
+        return NotAffine(*mark)
+    if len(readers) > 1 or not search.recording.escaping.isdisjoint(row):
+        return NotAffine("value-escapes", "its result is also read elsewhere")
+    read = search.read((*row, layer))
+    if isinstance(read, Failure):
+        return read.error
+    return NotAffine("cost", "as one layer with what reads it, it is predicted to gain nothing")
+
+
+def _why_alone(norm: fx.Node) -> NotAffine:
+    before = called(norm.all_input_nodes[0]) or "what the network is given"
+    behind = " and ".join(dict.fromkeys(called(user) or "the output" for user in norm.users))
+    return NotAffine("no-convolution", f"it stands between {before} and {behind}, and no layer is next to it")
