@@ -183,17 +183,29 @@ class Run:
         self.replaced: set[str] = set()
         self.last_decisions: list[tuple[str, int, int]] = []
         self._storages_of_inputs: set[int] = set()
+        self._names: dict[str, int] = {}
+        """The names of nodes, and how many after each have it with a number."""
 
     def make(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return a new node of the graph, or a step where there is to be none."""
         if not self.with_graph:
             return Step(op, target, args, kwargs)
         if not self.nodes:
-            return self.graph.create_node(op, target, args, kwargs)
-        # The graph itself would look at each argument, and for a name: three times the work.
-        node = fx.Node(self.graph, f"value_{len(self.nodes)}", op, target, args, kwargs)
+            return self.graph.create_node(op, target, args, kwargs, self._name(target))
+        # The graph itself would look at each argument, and long for a name: three times the work.
+        node = fx.Node(self.graph, self._name(target), op, target, args, kwargs)
         self.nodes[-1].append(node)
         return node
+
+    def _name(self, target: Any) -> str:
+        """Return a name that no node has: ``mul``, ``mul_1``."""
+        base = str(getattr(target, "__name__", target)).replace(".", "_")
+        name, count = base, self._names.get(base, 0)
+        while name in self._names:
+            count += 1
+            name = f"{base}_{count}"
+        self._names[base], self._names[name] = count, 0
+        return name
 
     def finish(self, output: Any) -> None:
         """End the graph with what the network returned."""
