@@ -4,6 +4,8 @@ the same, and nothing else.
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -280,6 +282,7 @@ def test_arguments_come_back_from_their_description():
     assert kwargs["pair"][0].dtype == torch.int64 and kwargs["pair"][1] == "text" and kwargs["d"] == {"x": 1.5}
 
 
+@pytest.mark.usefixtures("unnoted")
 def test_the_model_is_as_it_was_after_a_recording(model):
     call, look_up = nn.Module.__call__, nn.Module.__getattr__
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -288,6 +291,22 @@ def test_the_model_is_as_it_was_after_a_recording(model):
         plan(model, (image(1, 3, 6, 7),))
     assert nn.Module.__call__ is call and nn.Module.__getattr__ is look_up
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.usefixtures("unnoted")
+def test_threads_plan_at_the_same_time():
+    """Each sees the calls of its own network, and the last one puts everything back."""
+    blocks = (Spelled(lambda m, x: m.a(x) + m.b(x) + x, a=conv(3), b=conv(1)) for _ in range(16))
+    call, networks = nn.Module.__call__, [randomised(nn.Sequential(*four)) for four in zip(*[blocks] * 4, strict=True)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(len(networks)) as pool:
+            found = list(pool.map(lambda network: plan(network, (X,)), networks * 3))
+    finally:
+        sys.setswitchinterval(before)
+    assert [len(each.sites) for each in found] == [4] * 12
+    assert nn.Module.__call__ is call
 
 
 class Flagged(nn.Module):

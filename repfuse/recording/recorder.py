@@ -403,7 +403,7 @@ class Recorder(TorchFunctionMode):
     def call(self, plain: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a module by ``plain``, and note it where it is one of the network."""
         path = self._path_of.get(module)
-        if path is None or self._inside or threading.get_ident() != self._thread:
+        if path is None or self._inside:
             return plain(module, *args, **kwargs)
         outer = self._call
         call = self._begin(path, outer, args, kwargs)
@@ -547,22 +547,45 @@ class Recorder(TorchFunctionMode):
                 self._call.lines[number] = node
 
 
+class _Noting(threading.local):
+    """The recorders that run in a thread: the last one notes the calls of modules that the thread makes."""
+
+    running: list[Recorder] | None = None
+
+
+_noting = _Noting()
+_users: list[Callable[..., Any]] = []
+"""For each thread that notes calls, the call of a module as it is without that."""
+_lock = threading.Lock()
+
+
 @contextmanager
 def noting_calls() -> Iterator[list[Recorder]]:
-    """Let the last recorder of a list, if there is one, note the calls of modules.
+    """Let the last recorder of a list, if there is one, note the calls of modules in this thread.
 
-    To begin this takes a millisecond, and as long to end it: Python then looks for all that classes of modules have.
+    To begin this takes a millisecond, and as long to end it, where no other thread is at it: Python then looks for all
+    that classes of modules have.
     """
-    plain, running = nn.Module.__call__, list[Recorder]()
+    outer, running = _noting.running, list[Recorder]()
+    with _lock:
+        plain = _users[0] if _users else nn.Module.__call__
+        if not _users:
 
-    def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return running[-1].call(plain, module, args, kwargs) if running else plain(module, *args, **kwargs)
+            def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+                recorders = _noting.running
+                return recorders[-1].call(plain, module, args, kwargs) if recorders else plain(module, *args, **kwargs)
 
-    nn.Module.__call__ = noted  # type: ignore[method-assign]
+            nn.Module.__call__ = noted  # type: ignore[method-assign]
+        _users.append(plain)
+    _noting.running = running
     try:
         yield running
     finally:
-        nn.Module.__call__ = plain  # type: ignore[method-assign]
+        _noting.running = outer
+        with _lock:
+            _users.pop()
+            if not _users:
+                nn.Module.__call__ = plain  # type: ignore[method-assign]
 
 
 class _Interpreter:
