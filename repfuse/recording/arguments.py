@@ -291,7 +291,9 @@ def _resized(arguments: Arguments, sizes: Mapping[Axis, int], only: Tensor | Non
             wanted = sizes.get((axis, n), n)
             if wanted != n and n == 0:  # nothing there to repeat
                 x = x.new_zeros((*x.shape[:axis], wanted, *x.shape[axis + 1 :]))
-            elif wanted != n:
+            elif wanted < n:
+                x = x.narrow(axis, 0, wanted)
+            elif wanted > n:
                 x = x.index_select(axis, torch.arange(wanted, device=x.device) % n)
         return x
 
