@@ -26,7 +26,7 @@ from repfuse.planning.edits import Block, Fused, Layout, left_range, stored_like
 from repfuse.planning.replaying import replay
 from repfuse.plans import AGAIN, Plan
 from repfuse.recording.constants import lookup
-from repfuse.recording.copies import copy_with, like
+from repfuse.recording.copies import copy_with, is_copied_plainly, like
 
 # Fused maps as modules: the plainest stock module that computes them.
 
@@ -234,29 +234,42 @@ def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True, share: bool 
         return _Rewriting(module, plan, weights=weights, share=share).run()
 
 
-def _left_out(module: nn.Module, layout: Layout) -> dict[str, nn.Module]:
-    """Return by path the modules within ``module`` that nothing holds any more once the new bodies are there."""
+def _dissolved(module: nn.Module, layout: Layout) -> dict[str, nn.Module]:
+    """Return by path what is registered within ``module`` and in no new body: branches, norms that become no-ops.
+
+    Nothing within a module whose class copies itself its own way, which may look at its parts.
+    """
     blocks, identities = {block.path: block for block in layout.blocks}, set(layout.identities)
     edited = [path.rpartition(".")[0] for path in identities]
     edited += [path for fused in layout.fused for path in (fused.path, fused.norm, fused.owner)]
     met = {part for path in edited for part in _on_the_way(module, path)}
-    whole, left = set[nn.Module](), [("", module)]
+    seen, left = set[tuple[nn.Module, bool]](), [("", module, True)]
     while left:
-        path, part = left.pop()
-        if path in blocks:
-            block, prefix = blocks[path], f"{path}." if path else ""
-            called = [str(node.target) for node in block.graph.nodes if node.op in ("call_module", "get_attr")]
-            for name in (*called, *(block.steps or ()), *(name.partition(".")[0] for name in block.kept)):
+        path, part, plain = left.pop()
+        met.add(part)
+        plain = plain and is_copied_plainly(part)
+        prefix = f"{path}." if path else ""
+        if plain and path in blocks:
+            for name in _held_by(blocks[path]):
                 way = list(_on_the_way(part, name))
                 met.update(way)
-                if len(way) == name.count(".") + 2:  # to a module, and not to a tensor, or to what is new
-                    left.append((prefix + name, way[-1]))
-        elif part not in whole:
-            whole.add(part)
-            children = ((join(path, name), child) for name, child in part._modules.items() if child is not None)
-            left += [child for child in children if child[0] not in identities]
-        met.add(part)
-    return {path: part for path, part in named_modules(module) if part not in met}
+                odd = (place for place, each in enumerate(way) if not is_copied_plainly(each))
+                place = next(odd, len(way) - 1)
+                if place:  # else it is a tensor of its own, or new
+                    left.append((prefix + ".".join(name.split(".")[:place]), way[place], True))
+        elif (part, plain) not in seen:
+            seen.add((part, plain))
+            children = ((prefix + name, child) for name, child in part._modules.items() if child is not None)
+            left += [(at, child, plain) for at, child in children if not (plain and at in identities)]
+    found = {path: part for path, part in named_modules(module) if part not in met}
+    return {path: part for path, part in found.items() if not isinstance(part, jit.ScriptModule)}
+
+
+def _held_by(block: Block) -> Iterator[str]:
+    """Yield what the new body of a block takes over from the old one: modules, and tensors within them."""
+    yield from (str(node.target) for node in block.graph.nodes if node.op in ("call_module", "get_attr"))
+    yield from block.steps or ()
+    yield from (name.partition(".")[0] for name in block.kept)
 
 
 def _on_the_way(module: nn.Module, path: str) -> Iterator[nn.Module]:
@@ -270,6 +283,15 @@ def _on_the_way(module: nn.Module, path: str) -> Iterator[nn.Module]:
     yield part
 
 
+def _shell(part: nn.Module) -> nn.Module:
+    """Return a module of the same class with copies of the plain attributes, and nothing else in it."""
+    shell: nn.Module = object.__new__(type(part))
+    nn.Module.__init__(shell)
+    held = {name: value for name, value in vars(part).items() if name not in _TABLES and is_plain(value)}
+    vars(shell).update(copy.deepcopy(held), training=part.training)
+    return shell
+
+
 class _Rewriting:
     """One rewrite: a copy of the module without what will be replaced, then the edits."""
 
@@ -280,17 +302,20 @@ class _Rewriting:
         same = module is self.constants.module
         self.tensors = self.constants.tensors if same else dict(named_tensors(module, remove_duplicate=False))
         self.tensor = lookup(module, self.constants)
-        self.left_out = _left_out(module, self.layout)
+        dissolved = _dissolved(module, self.layout)
         named = dict.fromkeys(name for fused in self.layout.fused for name in fused.expression.tensor_names)
         leaves = (leaf for name in named for leaf in self.constants.leaves(name))
-        merged = [self.tensors[leaf] for leaf in leaves if leaf.rpartition(".")[0] not in self.left_out]
+        merged = [self.tensors[leaf] for leaf in leaves if leaf.rpartition(".")[0] not in dissolved]
         self.replaced = {id(tensor): tensor for tensor in merged}
         self.stand_ins = {key: like(x, x.to("meta")) for key, x in self.replaced.items()}  # so that no data is copied
         self.streamed = is_streamed(module)
-        kept: dict[int, Any] = {id(part): part for part in self.left_out.values()}
+        kept: dict[int, Any] = {}
         if share or self.streamed:
-            kept |= {id(tensor): tensor for _, tensor in named_tensors(module)}
-        self.result = copy_with(module, kept | self.stand_ins)
+            kept = {id(tensor): tensor for _, tensor in named_tensors(module)}
+        outermost = (part for path, part in dissolved.items() if path.rpartition(".")[0] not in dissolved)
+        self.shells = {_shell(part): part for part in outermost}  # what is in them is not copied
+        kept |= self.stand_ins | {id(part): shell for shell, part in self.shells.items()}
+        self.result = copy_with(module, kept)
         self.successors: dict[nn.Module, nn.Module] = {}
         self.holders = holders(self.result)
 
@@ -332,6 +357,8 @@ class _Rewriting:
         if isinstance(value, nn.Module):
             while value in self.successors:
                 value = self.successors[value]
+            if value in self.shells:  # it is needed after all
+                vars(value).update(vars(copy_with(self.shells.pop(value), {})))
         elif type(value) is tuple:
             return tuple(self._succeeded(item, seen) for item in value)
         elif type(value) in (list, dict) and id(value) not in seen:
@@ -391,9 +418,8 @@ class _Rewriting:
         """Give real copies to the tensors that were left out of the copy and turn out to be used elsewhere."""
         originals = {id(stand_in): self.replaced[key] for key, stand_in in self.stand_ins.items()}
         copies: dict[int, Tensor] = {}
-        left_out = set(self.left_out.values())
         for _, module in named_modules(self.result):
-            assert module not in left_out, "a part of the original"
+            assert module not in self.shells, "a part that was left out"
             for name, tensor in own_tensors(module).items():
                 original = originals.get(id(tensor))
                 if original is not None:

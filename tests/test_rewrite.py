@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from blocks import C, RepVGG, Spelled, TracedNorm, conv, conv_norm, norm, pair
+from blocks import C, RepVGG, Spelled, SpelledOfTwo, TracedNorm, conv, conv_norm, norm, pair
 from support.agreement import error, image, operations, randomised
 from torch import nn
 from torch.nn import functional as F
@@ -710,3 +710,118 @@ def test_what_differs_only_where_two_blocks_are_merged_is_left_alone():
     for result in (fuse(model, (X,)), convert(checkpoint)):
         assert error(model, result.module, X) < 1e-12
         assert [refusal.code for refusal in result.plan.refusals].count("differs") == 2
+
+
+# --- the original and the result have nothing in common
+
+
+class Held(Net):
+    """A network whose branches, and what is in them, are also held where no module is registered."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = [self.block.a, self.block.b, self.chain]
+        self.by_name = {"norm": self.stem[1]}
+        self.__dict__["aside"] = self.block.a
+
+
+class Freezing(RepVGG):
+    """A block that looks at its parts when it is copied."""
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        for part in self.children():
+            part.requires_grad_(False)
+
+
+class Spare(nn.Module):
+    """A branch that would call a pad only where it is given other channels."""
+
+    def __init__(self, kernel, pad=None):
+        super().__init__()
+        self.conv, self.pad = nn.Conv2d(C, C, kernel, padding=kernel // 2), pad
+
+    def forward(self, x):
+        return self.conv(x) if x.shape[1] == C else self.pad(x)
+
+
+def with_a_pad_elsewhere():
+    """The pad that merges into a convolution is registered in a branch that goes, too."""
+    pad = nn.ZeroPad2d(1)
+    inner = Spelled(lambda m, x: torch.tanh(m.conv(m.pad(torch.tanh(x)))), pad=pad, conv=nn.Conv2d(C, C, 3))
+    block = Spelled(lambda m, x: m.inner(torch.relu(m.a(x) + m.b(x))), inner=inner, a=Spare(3, pad), b=Spare(1))
+    return nn.Sequential(block, nn.ReLU())
+
+
+def freezing():
+    return nn.Sequential(Freezing(), nn.ReLU())
+
+
+def tagged():
+    net = nn.Sequential(conv(3), norm())
+    net[1].tags = ["a"]
+    return net
+
+
+@pytest.mark.parametrize("make", [Net, Held, freezing, with_a_pad_elsewhere, tagged])
+def test_nothing_of_the_original_is_in_the_result_and_nothing_of_it_changes(make):
+    net = randomised(make())
+    parts, numbers, flags = list(net.modules()), copy.deepcopy(net.state_dict()), trained(net)
+    held = [dict(vars(part), modules=dict(part._modules)) for part in parts]
+    found = plan(net, (image(2, C, 9, 8),))
+    result = rewrite(net, found)
+    assert found.sites
+    assert list(net.modules()) == parts and trained(net) == flags
+    assert [dict(vars(part), modules=dict(part._modules)) for part in parts] == held
+    assert all(torch.equal(x, numbers[name]) for name, x in net.state_dict().items())
+    assert set(parts).isdisjoint(everything_in(result))
+    memory = {x.untyped_storage().data_ptr() for x in tensors_in(net)}
+    assert memory.isdisjoint(x.untyped_storage().data_ptr() for x in tensors_in(result))
+    lists = {id(x) for part in parts for x in vars(part).values() if type(x) in (list, dict)}
+    assert lists.isdisjoint(id(x) for part in result.modules() for x in vars(part).values())
+    assert error(net, copy.deepcopy(result), image(1, C, 7, 12)) < 1e-12
+
+
+def test_what_a_list_holds_of_a_block_can_be_used():
+    net = randomised(Held())
+    result = fuse(net, (image(2, C, 9, 8),)).module
+    x = image(1, C, 5, 5)
+    assert torch.equal(result.parts[0](x), net.block.a(x)) and torch.equal(result.parts[1](x), net.block.b(x))
+
+
+def trained(net):
+    return [x.requires_grad for x in net.parameters()]
+
+
+def everything_in(net):
+    """The modules of a network, and those that lists, dicts and attributes of modules hold."""
+    found = dict.fromkeys(net.modules())
+    for part in list(found):
+        for value in vars(part).values():
+            values = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
+            found |= {inner: None for each in values if isinstance(each, nn.Module) for inner in each.modules()}
+    return list(found)
+
+
+def tensors_in(net):
+    return [x for part in everything_in(net) for x in (*part.parameters(), *part.buffers()) if x.numel()]
+
+
+@pytest.mark.parametrize("sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_an_input_may_be_sparse(sparse):
+    graph = SpelledOfTwo(lambda m, x, edges: m.b(m.a(torch.sparse.mm(edges, x))), a=nn.Linear(4, 8), b=nn.Linear(8, 3))
+    edges = sparse((torch.rand(7, 7) < 0.4).double())
+    assert len(plan(randomised(graph), (image(7, 4), edges)).sites) == 1
+
+
+class Table(dict):
+    def __init__(self, owner):
+        super().__init__()
+        self.owner = owner
+
+
+def test_a_table_of_ones_own_is_copied_as_it_copies_itself():
+    net = randomised(Net())
+    vars(net)["_non_persistent_buffers_set"] = Table(net)
+    found = plan(net, (image(2, C, 9, 8),))
+    assert found.sites and rewrite(net, found)._non_persistent_buffers_set.owner is not net

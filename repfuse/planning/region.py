@@ -142,6 +142,10 @@ class Estimate:
         """Whether the policy prefers ``after`` by enough to replace ``before`` by it."""
         return is_better(after, before, self.policy)
 
+    def forget(self, node: fx.Node) -> None:
+        """Forget what a node costs, whose meaning has changed."""
+        self._known.pop(node, None)
+
     def of_nodes(self, nodes: Iterable[fx.Node]) -> Cost:
         """Cost of the nodes as they are, computed weights included."""
         return total(map(self._node, nodes))

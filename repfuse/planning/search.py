@@ -124,6 +124,8 @@ class Search:
             elif isinstance(read, Failure):
                 self.meanings[read.node] = None
                 self._terms_made.clear()
+                for law in (self.estimate, self._always):
+                    law.forget(read.node)
                 left += self._split([node for node in part if node is not read.node])
             else:
                 found.append(read.region)

@@ -202,7 +202,7 @@ def other_ranks(arguments: Arguments, is_open: Callable[[], bool]) -> Iterator[A
     if max(ranks, default=0) > 1 and all(x.shape[0] for x in tensors if x.dim() > 1):
         yield arguments.changed(partial(_first, 1))
     if ranks and max(ranks) < 4:
-        yield arguments.changed(lambda x: x[None])
+        yield arguments.changed(lambda x: x[None] if x.layout in _DIVISIBLE else x)
     for axes in range(2, max(ranks, default=0)):
         if all(0 not in x.shape for x in tensors) and is_open():
             yield arguments.changed(partial(_first, axes))
@@ -210,7 +210,11 @@ def other_ranks(arguments: Arguments, is_open: Callable[[], bool]) -> Iterator[A
 
 def _first(axes: int, x: Tensor) -> Tensor:
     """Return what is first along so many axes, of which one is left."""
-    return x[(0,) * max(0, min(axes, x.dim() - 1))]
+    return x[(0,) * max(0, min(axes, x.dim() - 1))] if x.layout in _DIVISIBLE else x
+
+
+_DIVISIBLE = (torch.strided, torch.sparse_coo)
+"""Layouts of tensors of which torch takes parts."""
 
 
 def _for_channels(axes: list[Axis]) -> list[list[Axis]]:
@@ -285,15 +289,15 @@ def _one_by_one(arguments: Arguments, axes: list[Axis], attempt: Try, taken: Map
 
 def _resized(arguments: Arguments, sizes: Mapping[Axis, int], only: Tensor | None = None) -> Arguments:
     def resized(x: Tensor) -> Tensor:
-        if only is not None and x is not only:
+        if (only is not None and x is not only) or x.layout not in _DIVISIBLE:
             return x
         for axis, n in enumerate(x.shape):
             wanted = sizes.get((axis, n), n)
             if wanted != n and n == 0:  # nothing there to repeat
                 x = x.new_zeros((*x.shape[:axis], wanted, *x.shape[axis + 1 :]))
-            elif wanted < n:
+            elif wanted < n and x.layout is torch.strided:
                 x = x.narrow(axis, 0, wanted)
-            elif wanted > n:
+            elif wanted != n:
                 x = x.index_select(axis, torch.arange(wanted, device=x.device) % n)
         return x
 

@@ -69,7 +69,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
         kind = type(value)
         if kind in _IMMUTABLE:
             held[name] = value
-        elif name in OF_MODULES and not value:  # most are hooks, of which there are none
+        elif kind in _CONTAINERS and name in OF_MODULES and not value:  # most are hooks, of which there are none
             held[name] = kind()
         elif name != "_compiled_call_impl":
             held[name] = _copied_value(value, memo)
@@ -100,9 +100,14 @@ _KNOWN = (nn.Module, _ConvNd)
 """Whose ``__setstate__`` adds what files of old versions lack, and nothing to the attributes of an object of today."""
 
 
+def is_copied_plainly(module: nn.Module) -> bool:
+    """Whether copying a module means copying its attributes: its class does nothing of its own."""
+    kind: Any = type(module)
+    return _is_plain(kind)
+
+
 @cache
 def _is_plain(kind: Any) -> bool:
-    """Whether copying a module of this class means copying its attributes."""
     if issubclass(kind, jit.ScriptModule):
         return False
     own = (name for base in kind.__mro__[:-1] if base not in _KNOWN for name in vars(base) if name in _SPECIAL)

@@ -554,8 +554,8 @@ class _Noting(threading.local):
 
 
 _noting = _Noting()
-_users: list[Callable[..., Any]] = []
-"""For each thread that notes calls, the call of a module as it is without that."""
+_noted_by: list[Callable[..., Any]] = []
+"""As often as somebody notes calls, the call of a module as it is when nobody does."""
 _lock = threading.Lock()
 
 
@@ -568,23 +568,23 @@ def noting_calls() -> Iterator[list[Recorder]]:
     """
     outer, running = _noting.running, list[Recorder]()
     with _lock:
-        plain = _users[0] if _users else nn.Module.__call__
-        if not _users:
+        plain = _noted_by[0] if _noted_by else nn.Module.__call__
+        if not _noted_by:
 
             def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
                 recorders = _noting.running
                 return recorders[-1].call(plain, module, args, kwargs) if recorders else plain(module, *args, **kwargs)
 
             nn.Module.__call__ = noted  # type: ignore[method-assign]
-        _users.append(plain)
+        _noted_by.append(plain)
     _noting.running = running
     try:
         yield running
     finally:
         _noting.running = outer
         with _lock:
-            _users.pop()
-            if not _users:
+            _noted_by.pop()
+            if not _noted_by:
                 nn.Module.__call__ = plain  # type: ignore[method-assign]
 
 
