@@ -96,6 +96,7 @@ TO_FOUR = conv(6, 4, 1, weight="to four")
         Scaled(Scaled(THREE, Offset("shift")), Factor("scale")),
         Scaled(Scaled(THREE, Factor("scale")), Offset("shift")),
         Scaled(Scaled(THREE, Factor("scale")), Factor(3.0)),
+        Scaled(THREE, Factor(3.0), picks=(5, 4, 3, 2, 1, 0)),
         through(Scaled(sum_of((THREE, SHIFTED)), Factor("scale")), TO_FOUR),
         through(Scaled(SHIFTED, Offset("shift", -1.0)), conv(6, 4, 1, weight="to four", bias="b4")),
         through(SHIFTED, Filter(Geometry(6, 6, (2, 2), (1, 1), ((0, 0),) * 2, (1, 1), 6), 0.5)),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 
 import pytest
 import torch
 from support.meanings import SIZES, Network, check, meaning, meaning_at, named, read
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from repfuse.algebra.expression import Joined, Scaled, Selected, Sum, Through
@@ -15,6 +16,7 @@ from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.ops.meaning import Rearranged, Same, combination, inputs_of
+from repfuse.ops.spelling import OWN_SIGNATURES, RENAMED, RESIZING, SIGNATURES, spelled
 
 aten = torch.ops.aten
 
@@ -846,3 +848,64 @@ def test_what_a_meaning_reads():
         (None, ()),
     ):
         assert inputs_of(said) == nodes
+
+
+# --- signatures, as torch has them
+
+
+def arguments_of(overload, signature):
+    """What an ATen operator calls its arguments, by the names in the signature where these differ."""
+    names = [argument.name for argument in overload._schema.arguments]
+    return [name if name in signature else RENAMED.get(name, name) for name in names]
+
+
+OTHERS = {"cpu", "cuda", *RESIZING}  # ATen has those for scripts, and these under the names of one function
+ATEN = [name for name in SIGNATURES if hasattr(torch.ops.aten, name) and name not in OTHERS]
+
+
+def test_arguments_stand_in_the_order_of_some_overload():
+    for name in ATEN:
+        signature = [each.rstrip("*") for each in SIGNATURES[name].split()]
+        packet = getattr(torch.ops.aten, name)
+        orders = [arguments_of(getattr(packet, each), signature) for each in packet.overloads()]
+        told = [[each for each in order if each in signature] for order in orders]
+        alike = [order for order in told if order == [each for each in signature if each in order]]
+        assert signature[0] in [first for first, *_ in filter(None, alike)], name
+
+
+@pytest.mark.parametrize("function", OWN_SIGNATURES)
+def test_functions_of_their_own_order_have_it(function):
+    names = list(inspect.signature(function).parameters)
+    assert OWN_SIGNATURES[function].split() == names[: len(OWN_SIGNATURES[function].split())]
+
+
+ADAPTIVE = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+BY_NAME = [
+    (torch.split, {"tensor": 1, "split_size_or_sections": 2, "dim": 3}, ("input", "sizes", "dim")),
+    (torch.tensor_split, {"input": 1, "indices_or_sections": 2, "dim": 3}, ("input", "sizes", "dim")),
+    (torch.tensor_split, {"input": 1, "indices": 2, "dim": 3}, ("input", "sizes", "dim")),
+    (torch.matmul, {"input": 1, "other": 2}, ("input", "other")),
+    (torch.bmm, {"input": 1, "mat2": 2}, ("input", "other")),
+    (torch.cat, {"tensors": 1, "dim": 2}, ("tensors", "dim")),
+    (torch.sum, {"input": 1, "axis": 2}, ("input", "dim")),
+    (torch.transpose, {"input": 1, "axis0": 2, "axis1": 3}, ("input", "dim0", "dim1")),
+    (F.pad, {"input": 1, "pad": 2, "mode": 3}, ("input", "pad", "mode")),
+    (torch.moveaxis, {"input": 1, "source": 2, "destination": 3}, ("input", "source", "destination")),
+    *((pool, {"input": 1, "output_size": 2}, ("input", "output_size")) for pool in ADAPTIVE),
+]
+
+
+@pytest.mark.parametrize(("function", "given", "names"), BY_NAME)
+def test_arguments_by_name_have_one_name(function, given, names):
+    call = spelled(fx.Graph().call_function(function, (), given))
+    assert call is not None and call.given == dict(zip(names, given.values(), strict=True))
+
+
+def test_arguments_by_place_are_bound_to_their_names():
+    graph = fx.Graph()
+    for function in (F.embedding, F.batch_norm, F.instance_norm):
+        names = list(inspect.signature(function).parameters)[:5]
+        assert spelled(graph.call_function(function, tuple(range(5)))).given == dict(zip(names, range(5), strict=True))
+    for einsum in (torch.einsum, aten.einsum.default):
+        given = spelled(graph.call_function(einsum, ("ij,jk->ik", [1, 2]))).given
+        assert (given["equation"], given["operands"]) == ("ij,jk->ik", [1, 2])

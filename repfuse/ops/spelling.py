@@ -281,16 +281,9 @@ IN_PLACE = frozenset(
 )
 
 FUNCTIONS: dict[Any, str] = {
-    operator.add: "add",
-    operator.iadd: "add_",
     operator.sub: "sub",
-    operator.isub: "sub_",
-    operator.mul: "mul",
-    operator.imul: "mul_",
     operator.truediv: "div",
     operator.itruediv: "div_",
-    operator.neg: "neg",
-    operator.pos: "positive",
     operator.matmul: "matmul",
     operator.getitem: "getitem",
     builtins.getattr: "getattr",
