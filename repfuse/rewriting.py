@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, jit, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from repfuse.algebra.evaluation import Tensors, behind_norm, evaluate
 from repfuse.algebra.expression import Expression
@@ -36,14 +35,6 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """Memory formats by number of axes of the weight."""
 
 
-class _Undrawn(TorchFunctionMode):
-    """While it is on, layers are made without the random weights that they begin with."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """Call a function of torch, unless it draws weights."""
-        return None if func is nn.init.kaiming_uniform_ else func(*args, **(kwargs or {}))
-
-
 def _convolution_module(geometry: Geometry) -> nn.Module:
     """Return a convolution of ``geometry`` without data, or a linear layer where it has no spatial axes.
 
@@ -59,9 +50,9 @@ def _convolution_module(geometry: Geometry) -> nn.Module:
         kind, options = "ConvTranspose", {"output_padding": geometry.output_padding}
     options |= {"stride": geometry.stride, "dilation": geometry.dilation, "groups": geometry.groups, "bias": False}
     padding = 0 if apart else tuple(before for before, _ in geometry.padding)
-    make = getattr(nn, f"{kind}{geometry.ndim}d")
-    with _Undrawn():
-        made: nn.Module = make(*channels, geometry.kernel, padding=padding, device="meta", **options)
+    made: nn.Module = getattr(nn, f"{kind}{geometry.ndim}d")(
+        *channels, geometry.kernel, padding=padding, device="meta", **options
+    )
     return made
 
 

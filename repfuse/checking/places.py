@@ -92,9 +92,8 @@ class Place:
         env: dict[fx.Node, Any] = {source: graph.placeholder(source.name) for source in self.sources}
         read = {root: sources for root, (sources, _) in parts.items()}
         others = _needed(self.region.root, set(env), origin, {})
-        if any(
-            node.op == "placeholder" for node in others
-        ):  # it reads sizes and dtypes of tensors that are not its own
+        # It may read sizes and dtypes of tensors that are not its own.
+        if any(node.op == "placeholder" for node in others):
             (source, x), *_ = env.items()
             env |= recording.run.size_of
             for node in (node for node in recording.nodes if node in others and node in recording.run.attribute_of):

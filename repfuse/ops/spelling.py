@@ -63,8 +63,7 @@ def constant(value: Any, recording: Recording) -> Constant | None:
 
 def spread(value: Any, recording: Recording) -> Constant | None:
     """Return the constant that an argument is once for each of the places of something: ``w.expand_as(x)``."""
-    found = _operator(_spelled_name(value)) if isinstance(value, fx.Node) else None
-    call = spelled(value) if found is not None and found[0] in SPREADING else None
+    call = spelled(value) if isinstance(value, fx.Node) and operator_of(value) in SPREADING else None
     return None if call is None else constant(call.input, recording)
 
 
@@ -313,6 +312,12 @@ def spelled(node: fx.Node) -> Call | None:
     names, star = _parsed(OWN_SIGNATURES.get(node.target, SIGNATURES[kind]))
     given = _bound_by_schema(node, names) if isinstance(node.target, OpOverload) else _bound(node, names, star)
     return None if given is None else Call(node, kind, given, in_place)
+
+
+def operator_of(node: fx.Node) -> str | None:
+    """Return the operator of what ``spelled`` returns, without a look at the arguments."""
+    found = _operator(_spelled_name(node))
+    return None if found is None else found[0]
 
 
 @cache

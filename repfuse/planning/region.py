@@ -26,7 +26,7 @@ from repfuse.algebra.expression import (
 from repfuse.algebra.geometry import Ints, NotAffine
 from repfuse.algebra.layers import Convolution
 from repfuse.ops.meaning import Rearranged, Same, inputs_of
-from repfuse.ops.spelling import spelled
+from repfuse.ops.spelling import operator_of
 from repfuse.ops.sums import ARITHMETIC
 from repfuse.ops.table import Meanings
 from repfuse.planning.cost import (
@@ -132,7 +132,6 @@ class Estimate:
         self.recording = meanings.recording
         self.policy = policy
         self._known: dict[fx.Node, Cost] = {}
-        self._wasted: dict[fx.Node, bool] = {}
 
     def price(self, cost: Cost) -> float:
         """Return what the policy compares."""
@@ -219,12 +218,7 @@ class Estimate:
 
     def is_wasted(self, node: fx.Node) -> bool:
         """Whether the node computes what it is given, number by number: adds 0, multiplies by 1."""
-        if not isinstance(self.meanings[node], Same):
-            return False
-        if node not in self._wasted:
-            call = spelled(node)
-            self._wasted[node] = call is not None and call.operator in ARITHMETIC
-        return self._wasted[node]
+        return isinstance(self.meanings[node], Same) and operator_of(node) in ARITHMETIC
 
     def computing(self, node: fx.Node) -> fx.Node:
         """Return the node that computes the value of ``node``, be it in vain."""

@@ -13,6 +13,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -741,10 +742,7 @@ class _Function(NamedTuple):
 
 def _function(func: Any) -> _Function:
     try:
-        return _known[func]
-    except KeyError:
-        known = _known[func] = _looked_at(func)
-        return known
+        return _known(func)
     except TypeError:  # a function that cannot be hashed
         return _looked_at(func)
 
@@ -755,7 +753,7 @@ def _looked_at(func: Any) -> _Function:
     return _Function(name, _handler(own, name), *_spelling(func, own))
 
 
-_known: dict[Any, _Function] = {}
+_known = cache(_looked_at)
 
 
 def _handler(own: str, name: str) -> Handler:  # noqa: PLR0911 - one for each kind

@@ -66,10 +66,10 @@ class ModuleCall:
     def up_to(self, outer: ModuleCall) -> list[ModuleCall]:
         """Return this call and its callers below ``outer``, innermost first."""
         found = list[ModuleCall]()
-        call: ModuleCall | None = self
-        while call is not outer and call is not None:
+        for call in self.chain():
+            if call is outer:
+                break
             found.append(call)
-            call = call.caller
         return found
 
 
