@@ -25,7 +25,7 @@ from repfuse.planning.edits import Block, Fused, Layout, left_range, stored_like
 from repfuse.planning.replaying import replay
 from repfuse.plans import AGAIN, Plan
 from repfuse.recording.constants import lookup
-from repfuse.recording.copies import copy_with, is_copied_plainly, like
+from repfuse.recording.copies import OF_MODULES, copy_with, is_copied_plainly, like
 
 # Fused maps as modules: the plainest stock module that computes them.
 
@@ -278,7 +278,7 @@ def _shell(part: nn.Module) -> nn.Module:
     """Return a module of the same class with copies of the plain attributes, and nothing else in it."""
     shell: nn.Module = object.__new__(type(part))
     nn.Module.__init__(shell)
-    held = {name: value for name, value in vars(part).items() if name not in _TABLES and is_plain(value)}
+    held = {name: value for name, value in vars(part).items() if name not in OF_MODULES and is_plain(value)}
     vars(shell).update(copy.deepcopy(held), training=part.training)
     return shell
 
@@ -302,7 +302,7 @@ class _Rewriting:
         self.streamed = is_streamed(module)
         kept: dict[int, Any] = {}
         if share or self.streamed:
-            kept = {id(tensor): tensor for _, tensor in named_tensors(module)}
+            kept = {id(tensor): tensor for tensor in self.tensors.values()}
         outermost = (part for path, part in dissolved.items() if path.rpartition(".")[0] not in dissolved)
         self.shells = {_shell(part): part for part in outermost}  # what is in them is not copied
         kept |= self.stand_ins | {id(part): shell for shell, part in self.shells.items()}
@@ -340,7 +340,7 @@ class _Rewriting:
         seen: set[int] = set()
         for _, module in named_modules(self.result):
             for name, value in vars(module).items():
-                if name not in _TABLES and isinstance(value, _HOLDING):
+                if name not in OF_MODULES and isinstance(value, _HOLDING):
                     vars(module)[name] = self._succeeded(value, seen)
 
     def _succeeded(self, value: Any, seen: set[int]) -> Any:
@@ -420,8 +420,6 @@ class _Rewriting:
                     store[name] = copies[id(tensor)]
 
 
-_TABLES = frozenset(vars(nn.Module()))
-"""What PyTorch keeps in every module."""
 _HOLDING = (nn.Module, tuple, list, dict)
 """What may be, or hold, a module."""
 

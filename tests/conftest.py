@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any
@@ -20,8 +19,6 @@ from support import torchvision_schemas
 from support.ticks import time_briefly
 from support.torchlib import parse_once
 
-from repfuse.recording.recorder import noting_calls
-
 ROOT = Path(__file__).parents[1]
 SUPPORT = ROOT / "tests" / "support"
 SAMPLES = ROOT / "sample_checkpoints"
@@ -31,8 +28,6 @@ torchvision_schemas.install()
 torch.set_num_threads(1)  # the machine is shared by the workers of xdist
 gc.set_threshold(100_000)  # what is imported and collected stays: Python would look through it hundreds of times
 time_briefly()
-NOTING = ExitStack()
-NOTING.enter_context(noting_calls())  # to begin and end it is a tenth of the work of recording a small network
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=20)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("many", deadline=None, max_examples=300)
@@ -44,14 +39,6 @@ def what_stays() -> None:
     """Recording a network collects garbage, which takes long among all that was imported: that stays anyway."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture
-def unnoted() -> Iterator[None]:
-    """Nobody notes the calls of modules, as in a process of its own."""
-    NOTING.close()
-    yield
-    NOTING.enter_context(noting_calls())
 
 
 @pytest.fixture(autouse=True)

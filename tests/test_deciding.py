@@ -282,7 +282,6 @@ def test_arguments_come_back_from_their_description():
     assert kwargs["pair"][0].dtype == torch.int64 and kwargs["pair"][1] == "text" and kwargs["d"] == {"x": 1.5}
 
 
-@pytest.mark.usefixtures("unnoted")
 def test_the_model_is_as_it_was_after_a_recording(model):
     call, look_up = nn.Module.__call__, nn.Module.__getattr__
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -293,7 +292,6 @@ def test_the_model_is_as_it_was_after_a_recording(model):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.usefixtures("unnoted")
 def test_threads_plan_at_the_same_time():
     """Each sees the calls of its own network, and the last one puts everything back."""
     blocks = (Spelled(lambda m, x: m.a(x) + m.b(x) + x, a=conv(3), b=conv(1)) for _ in range(16))

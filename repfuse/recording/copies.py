@@ -71,7 +71,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
             held[name] = value
         elif kind in _CONTAINERS and name in OF_MODULES and not value:  # most are hooks, of which there are none
             held[name] = kind()
-        elif name != "_compiled_call_impl":
+        elif name != _CALL:
             held[name] = _copied_value(value, memo)
     return made
 
@@ -250,7 +250,9 @@ def _entries(table: _Table) -> Iterable[tuple[Any, Any]]:
 
 
 _MISSING = object()
-OF_MODULES = frozenset(vars(nn.Module()))
-"""The attributes that every module has."""
+_CALL = "_compiled_call_impl"
+"""What PyTorch calls in the place of a module that is compiled, and of none that is copied."""
+OF_MODULES = frozenset({*vars(nn.Module()), _CALL})
+"""The attributes that modules have by themselves."""
 _WATCHED = frozenset({list, dict, set})
 """What is looked into, where it is an attribute."""

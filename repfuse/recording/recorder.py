@@ -13,7 +13,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +44,9 @@ class Subject:
     ``names`` are those of its tensors by id, ``path_of`` are its modules, ``stock`` the paths of PyTorch's own,
     ``states`` what the modules hold, ``lies_at`` numbers its storages by their addresses, and ``stored`` are by id
     the shape, dtype and storage of its tensors, which they have until the recorder sees that they get others.
+
+    Its modules tell the ``recorder`` that runs it, if one does, of their calls: by what PyTorch calls in the place of
+    itself where a module is compiled, which is an attribute of the object that no copy of it gets.
     """
 
     def __init__(self, network: nn.Module, *, shares_memory: bool) -> None:
@@ -59,9 +62,24 @@ class Subject:
         self.stored = {key: (tuple(x.shape), x.dtype, self.lies_at[at[key]]) for key, x in tensors.items()}
         self.path_of = {module: path for path, module in named_modules(network)}
         self.stock = {path for module, path in self.path_of.items() if is_stock(module)}
+        self.recorder: Recorder | None = None
+        for module in self.path_of:  # weakly, so that all is gone once nobody holds it
+            vars(module)["_compiled_call_impl"] = partial(_called, weakref.ref(self), weakref.ref(module))
         self.generated = [module for module in self.path_of if _is_generated(module)]
         self.states = States(self.path_of)
         self.guard = ReadOnly(tensors.values(), shared=shares_memory)
+
+
+def _called(held_by: weakref.ref[Subject], this: weakref.ref[nn.Module], *args: Any, **kwargs: Any) -> Any:
+    """Call a module of a subject, and let the recorder know."""
+    subject, module = held_by(), this()
+    assert module is not None
+    recorder = subject and subject.recorder
+    return recorder.call(module, args, kwargs) if recorder else _plain(module, *args, **kwargs)
+
+
+_plain: Callable[..., Any] = nn.Module._call_impl
+"""What the call of a module does where that is not noted."""
 
 
 class Recorder(TorchFunctionMode):
@@ -74,6 +92,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, subject: Subject, *, with_graph: bool = True, sketches: bool = False) -> None:
         super().__init__()
         self.network = subject.network
+        self.subject = subject
         self.guard = subject.guard
         self.sketches = sketches
         self.shares_memory = subject.shares_memory
@@ -97,6 +116,7 @@ class Recorder(TorchFunctionMode):
         placed = self._placeholders(arguments)
         own = (module for module, path in self._path_of.items() if path not in self._stock)
         held = Held(own if self.found.with_graph else ())
+        self.subject.recorder = self
         try:
             with torch.no_grad(), self._interpreting(self._generated), self.guard, self:
                 result = self.network(*arguments.args, **arguments.kwargs)
@@ -104,6 +124,7 @@ class Recorder(TorchFunctionMode):
             error.__repfuse_run__ = self.found  # type: ignore[attr-defined]
             raise
         finally:
+            self.subject.recorder = None
             self._sizes.clear()  # each tells this recorder of decisions, and would keep the network that was run alive
         root = self.found.calls[""][0]
         self.found.root = root
@@ -216,7 +237,7 @@ class Recorder(TorchFunctionMode):
         """Note an operation, and do it."""
         name, _, op, target, swaps = _function(func)
         given = (args[0], name) if target is getattr else (args[1], args[0]) if swaps else args
-        given, by_name = self._noted(given), self._noted(kwargs)
+        given, by_name = self._noted(given), self._noted(kwargs) if kwargs else kwargs
         guard = self.guard
         guard.forget()
         result = self._sketched(func, args, kwargs, given) if self.sketches else None
@@ -241,7 +262,7 @@ class Recorder(TorchFunctionMode):
             self._remember_all(result, node)
         return result
 
-    def _sketched(self, func: Any, args: Any, kwargs: dict[str, Any], given: Any) -> Tensor | None:
+    def _sketched(self, func: Any, args: Any, kwargs: dict[str, Any], given: Any) -> Any:
         """Return the result but for its numbers, where they depend on the inputs; None where that takes arithmetic.
 
         ``given`` are the positional arguments in nodes.
@@ -252,7 +273,8 @@ class Recorder(TorchFunctionMode):
             return None
         if shortcut is None or _autocast() is not _FULL:
             return None
-        if not any(x in self.found.of_inputs for x in given if isinstance(x, fx.Node | Step)):
+        parts = given[0] if given and type(given[0]) in (list, tuple) else given
+        if not any(x in self.found.of_inputs for x in parts if isinstance(x, fx.Node | Step)):
             return None
         try:
             with torch._C._DisableTorchDispatch():  # the guard has nothing to see
@@ -401,11 +423,11 @@ class Recorder(TorchFunctionMode):
 
     # Calls of modules
 
-    def call(self, plain: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a module by ``plain``, and note it where it is one of the network."""
-        path = self._path_of.get(module)
-        if path is None or self._inside:
-            return plain(module, *args, **kwargs)
+    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a module of the network, and note it."""
+        if self._inside or threading.get_ident() != self._thread:
+            return _plain(module, *args, **kwargs)
+        path = self._path_of[module]
         outer = self._call
         call = self._begin(path, outer, args, kwargs)
         before = None if path in self._stock and not module._forward_pre_hooks else self._states[module].now()
@@ -413,7 +435,7 @@ class Recorder(TorchFunctionMode):
         self._inside += compiled
         self.guard.forget()
         try:
-            result = plain(module, *args, **kwargs)
+            result = _plain(module, *args, **kwargs)
         except Exception:
             call.meets_errors = True
             if outer is not None:
@@ -438,7 +460,7 @@ class Recorder(TorchFunctionMode):
             call = self._begun
             self.found.calls[path].append(call)
         else:
-            given, by_name = self._noted(args), self._noted(kwargs)
+            given, by_name = self._noted(args), self._noted(kwargs) if kwargs else kwargs
             calls = self.found.calls[path]
             call = ModuleCall(path, len(calls), outer, given, by_name, len(self.found.nodes))
             calls.append(call)
@@ -548,47 +570,6 @@ class Recorder(TorchFunctionMode):
                 self._call.lines[number] = node
 
 
-class _Noting(threading.local):
-    """The recorders that run in a thread: the last one notes the calls of modules that the thread makes."""
-
-    running: list[Recorder] | None = None
-
-
-_noting = _Noting()
-_noted_by: list[Callable[..., Any]] = []
-"""As often as somebody notes calls, the call of a module as it is when nobody does."""
-_lock = threading.Lock()
-
-
-@contextmanager
-def noting_calls() -> Iterator[list[Recorder]]:
-    """Let the last recorder of a list, if there is one, note the calls of modules in this thread.
-
-    To begin this takes a millisecond, and as long to end it, where no other thread is at it: Python then looks for all
-    that classes of modules have.
-    """
-    outer, running = _noting.running, list[Recorder]()
-    with _lock:
-        plain = _noted_by[0] if _noted_by else nn.Module.__call__
-        if not _noted_by:
-
-            def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-                recorders = _noting.running
-                return recorders[-1].call(plain, module, args, kwargs) if recorders else plain(module, *args, **kwargs)
-
-            nn.Module.__call__ = noted  # type: ignore[method-assign]
-        _noted_by.append(plain)
-    _noting.running = running
-    try:
-        yield running
-    finally:
-        _noting.running = outer
-        with _lock:
-            _noted_by.pop()
-            if not _noted_by:
-                nn.Module.__call__ = plain  # type: ignore[method-assign]
-
-
 class _Interpreter:
     """Stands for the forward of a module that is a graph."""
 
@@ -648,10 +629,11 @@ class _Values:
         """Let a tensor stand for ``node`` from now on; return the number of its storage."""
         key, at = id(tensor), address(tensor)
         entry = self._entries.get(key)
-        if entry is not None and entry[0]() is tensor and entry[2] == at:
-            self._entries[key] = entry[0], node, at
-            return self._number(at)
-        self.moved(tensor)
+        if entry is not None:
+            if entry[0]() is tensor and entry[2] == at:
+                self._entries[key] = entry[0], node, at
+                return self._number(at)
+            self.moved(tensor)
         number = self._number(at)
         if at not in self._model:
             self._memory[at][1] += 1
@@ -661,7 +643,7 @@ class _Values:
             if key in entries and entries[key][0] is ref:
                 forget(entries.pop(key)[2])
 
-        self._entries[key] = weakref.ref(tensor, died), node, at
+        entries[key] = weakref.ref(tensor, died), node, at
         return number
 
     def moved(self, tensor: Tensor) -> None:
