@@ -1,4 +1,4 @@
-"""Results of the right shape for expensive operations, without their arithmetic.
+"""Results of the right shape for expensive operations, without their arithmetic; cheap ones done past all modes.
 
 Tensors on the meta device would do without any, but PyTorch's way to them imports its compiler, and forward code may
 ask where a tensor is.
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from repfuse.networks import tensors_of
+
 
 def _convolved(  # noqa: PLR0917 - the arguments of torch
     ndim: int,
@@ -24,7 +26,7 @@ def _convolved(  # noqa: PLR0917 - the arguments of torch
     padding: Any = 0,
     dilation: Any = 1,
     groups: Any = 1,
-) -> Tensor | None:
+) -> Any:
     if not _plain(x, weight, bias) or not ndim < x.dim() < ndim + 3 or weight.dim() != ndim + 2:
         return None
     if x.shape[-ndim - 1] != weight.shape[1] * groups or weight.shape[0] % groups:
@@ -43,7 +45,7 @@ def _convolved(  # noqa: PLR0917 - the arguments of torch
     if min(room) < 0 or (padding == "same" and set(steps) != {1}):
         return None
     shape = (*x.shape[: -ndim - 1], weight.shape[0], *(r // s + 1 for r, s in zip(room, steps, strict=True)))
-    return torch.empty(shape, dtype=x.dtype, device=x.device)
+    return x.new_empty(shape)
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Tensor | None:
@@ -107,6 +109,17 @@ def _pooled(func: Any, x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
     return x.new_empty((*x.shape[:2], *one.shape[2:])) if isinstance(one, Tensor) else None
 
 
+def _as_it_is(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """What is cheap, and no concern of who watches the operators."""
+    given = tensors_of(x)
+    if not given or any(type(each) is not Tensor for each in given) or tensors_of((args, kwargs)):
+        return None
+    try:
+        return func(x, *args, **kwargs)
+    except Exception:  # whatever the call that is watched raises
+        return None
+
+
 def _is_image(x: Any) -> bool:
     """Whether x is a contiguous tensor of numbers with a fraction, of two axes at least."""
     return type(x) is Tensor and x.is_floating_point() and x.is_contiguous() and x.numel() > 0 and x.dim() > 1
@@ -114,11 +127,12 @@ def _is_image(x: Any) -> bool:
 
 def _plain(x: Any, weight: Any, bias: Any) -> bool:
     """Whether the result is a new contiguous tensor like x."""
-    tensors = (x, weight) if bias is None else (x, weight, bias)
-    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+    if type(x) is not Tensor or not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
         return False
-    alike = len({(tensor.dtype, tensor.device) for tensor in tensors}) == 1
-    return alike and type(x) is Tensor and x.is_contiguous() and weight.is_contiguous() and x.numel() > 0
+    dtype, device = x.dtype, x.device
+    alike = weight.dtype is dtype and weight.device == device
+    alike = alike and (bias is None or (bias.dtype is dtype and bias.device == device))
+    return alike and x.is_contiguous() and weight.is_contiguous() and x.numel() > 0
 
 
 def _per_axis(value: int | Sequence[int], ndim: int) -> Sequence[int]:
@@ -126,7 +140,7 @@ def _per_axis(value: int | Sequence[int], ndim: int) -> Sequence[int]:
     return values * ndim if len(values) == 1 else values
 
 
-Shortcut = Callable[..., Tensor | None]
+Shortcut = Callable[..., Any]
 
 _ALIKE_OF_ONE = (
     F.elu,
@@ -147,6 +161,30 @@ _ALIKE_OF_ONE = (
 )
 """Functions of one tensor whose result has its shape."""
 
+CHEAP = (
+    F.pad,
+    Tensor.__getitem__,
+    Tensor.chunk,
+    Tensor.flatten,
+    Tensor.permute,
+    Tensor.reshape,
+    Tensor.split,
+    Tensor.transpose,
+    Tensor.unsqueeze,
+    Tensor.view,
+    torch.cat,
+    torch.chunk,
+    torch.flatten,
+    torch.permute,
+    torch.reshape,
+    torch.split,
+    torch.transpose,
+    torch.unsqueeze,
+)
+"""Functions that write into no tensor and draw no numbers, and the shape of whose result depends on no tensor's numbers
+unless it is a second argument.
+"""
+
 UNCHANGED = F.dropout
 """What may return what it is given, and writes nothing into it."""
 
@@ -160,6 +198,7 @@ SHORTCUTS: dict[Any, Shortcut] = {
     F.batch_norm: _normalised,
     F.dropout: _passed_on,
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _multiplied),
+    **{func: partial(_as_it_is, func) for func in CHEAP},
 }
 """For a function what returns, of the same arguments, a tensor of the shape that it would return, whatever it holds;
 None where that takes calling it, or it would fail. What works in place returns its first argument, as it is.
