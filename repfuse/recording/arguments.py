@@ -291,7 +291,7 @@ def _resized(arguments: Arguments, sizes: Mapping[Axis, int], only: Tensor | Non
     def resized(x: Tensor) -> Tensor:
         if (only is not None and x is not only) or x.layout not in _DIVISIBLE:
             return x
-        for axis, n in enumerate(x.shape):
+        for axis, n in sorted(enumerate(x.shape), key=lambda axis: sizes.get(axis, 0) > axis[1]):  # smaller ones first
             wanted = sizes.get((axis, n), n)
             if wanted != n and n == 0:  # nothing there to repeat
                 x = x.new_zeros((*x.shape[:axis], wanted, *x.shape[axis + 1 :]))

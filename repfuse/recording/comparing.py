@@ -166,7 +166,9 @@ class SizeComparison:
                 if mine.target != node.target:
                     self.uneven.add(mine)
                 continue
-            self._compare(mine, (mine.args, mine.kwargs), (node.args, node.kwargs), match)
+            self._compare(mine, mine.args, node.args, match)
+            if mine.kwargs or node.kwargs:
+                self._compare(mine, mine.kwargs, node.kwargs, match)
         for path, calls in other.calls.items():
             for call, mine_call in zip(calls, self.first.calls.get(path, ()), strict=False):
                 if call.own and mine_call.own and not _same_nodes(mine_call.output, call.output, match):
