@@ -339,9 +339,10 @@ class _Rewriting:
         """Put the new modules also where old ones stand in plain lists, tuples and dicts."""
         seen: set[int] = set()
         for _, module in named_modules(self.result):
-            for name, value in vars(module).items():
-                if name not in OF_MODULES and isinstance(value, _HOLDING):
-                    vars(module)[name] = self._succeeded(value, seen)
+            held = vars(module)
+            for name in held.keys() - OF_MODULES:
+                if isinstance(held[name], _HOLDING):
+                    held[name] = self._succeeded(held[name], seen)
 
     def _succeeded(self, value: Any, seen: set[int]) -> Any:
         """Return ``value`` with the new modules in it; lists and dicts stay the objects that they are."""

@@ -251,14 +251,14 @@ class Meanings(dict[fx.Node, Meaning | None]):
     def _drop_unusable(self, node: fx.Node) -> None:
         """Make a node opaque that only looks like an affine map, or of which one cannot be certain."""
         meaning, recording = self[node], self.recording
+        if meaning is None:
+            return
         tensors = (node, *inputs_of(meaning))
         followed = isinstance(meaning, Rearranged) or node in self._followed  # at other ranks, too
         mark = recording.mark_of(node, any_rank=not followed)
         if isinstance(meaning, Unfusible):
             uncertain = mark if meaning.code == "computed-weight" else None  # then no weight there counts as constant
             self._reject(node, *(uncertain or (meaning.code, meaning.reason)))
-        elif meaning is None:
-            return
         elif mark is not None:
             self._reject(node, *mark)
         elif not recording.foreign.get(node, set()) <= set(inputs_of(meaning)):

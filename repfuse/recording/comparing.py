@@ -173,8 +173,10 @@ class SizeComparison:
             for call, mine_call in zip(calls, self.first.calls.get(path, ()), strict=False):
                 if call.own and mine_call.own and not _same_nodes(mine_call.output, call.output, match):
                     self.marks.setdefault(mine_call, ("changes-with-size", "its forward returns another value there"))
-                given, there = (mine_call.args, mine_call.kwargs), (call.args, call.kwargs)
-                if mine_call.caller is not None and not _same_nodes(given, there, match):
+                same = _same_nodes(mine_call.args, call.args, match) and (
+                    not (mine_call.kwargs or call.kwargs) or _same_nodes(mine_call.kwargs, call.kwargs, match)
+                )
+                if mine_call.caller is not None and not same:
                     reason = f"its forward gives {path!r} another value there"
                     self.marks.setdefault(mine_call.caller, ("changes-with-size", reason))
 

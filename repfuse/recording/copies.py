@@ -29,7 +29,7 @@ def changed_copy(module: nn.Module, change: Change) -> nn.Module:
 
     Plain tensor attributes count too. Raises RepfuseError where the module cannot be copied.
     """
-    return copy_of(module, {id(tensor): like(tensor, change(name, tensor)) for name, tensor in named_tensors(module)})
+    return copy_with(module, {id(tensor): like(tensor, change(name, tensor)) for name, tensor in named_tensors(module)})
 
 
 def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -37,13 +37,16 @@ def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
     Raises RepfuseError where it cannot be copied.
     """
-    return copy_of(module, _hard_to_copy(module, memo) | memo)
-
-
-def copy_of(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Deep-copy a module with replacements by identity. Raises RepfuseError where it cannot be copied."""
     try:
-        copied: nn.Module = _copied(module, _shared(module) | memo)
+        copied: nn.Module = _copied(module, dict(memo))
+    except Exception:  # whatever its parts raise
+        copied = _copied_by_parts(module, _hard_to_copy(module, memo) | _shared(module) | memo)
+    return copied
+
+
+def _copied_by_parts(module: nn.Module, memo: dict[int, Any]) -> Any:
+    try:
+        return _copied(module, memo)
     except Exception as error:
         culprit = _uncopyable(module)
         raise RepfuseError(
@@ -51,7 +54,6 @@ def copy_of(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             described(error),
             "Remove what cannot be copied (open files, generators) from its attributes.",
         ) from error
-    return copied
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
@@ -65,13 +67,15 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     made = memo[id(module)] = object.__new__(kind)
     # What refers back to a module that deepcopy meets on the way finds the copy that is under way.
     held = vars(made)
-    for name, value in vars(module).items():
-        kind = type(value)
-        if kind in _IMMUTABLE:
-            held[name] = value
-        elif kind in _CONTAINERS and name in OF_MODULES and not value:  # most are hooks, of which there are none
-            held[name] = kind()
-        elif name != _CALL:
+    held.update(vars(module))
+    held.pop(_CALL, None)
+    names, hooks = set(held), [*map(held.get, _HOOKS)]
+    if not any(hooks) and _CONTAINERS.issuperset(map(type, hooks)):  # as in most modules
+        names -= _HOOKS.keys()
+        held.update(zip(_HOOKS, map(_EMPTY, hooks), strict=True))
+    for name in names:
+        value = held[name]
+        if type(value) not in _IMMUTABLE:
             held[name] = _copied_value(value, memo)
     return made
 
@@ -92,6 +96,10 @@ def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
 
 
 _CONTAINERS = frozenset({dict, list, set, OrderedDict})
+_HOOKS = {name: x for name, x in vars(nn.Module()).items() if type(x) in (OrderedDict, set)}
+"""The tables of a module that hold something where people put it there."""
+_EMPTY = operator.methodcaller("copy")
+"""An empty table of the kind of one that is empty."""
 _IMMUTABLE = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
 
 
@@ -209,9 +217,10 @@ class States(dict[nn.Module, State]):
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__({module: State(module) for module in modules})
-        self._live = [table for state in self.values() for table in state._live]
-        self._lengths = [length for state in self.values() for length in state._lengths]
-        self._values = [value for state in self.values() for value in state._values]
+        self._live, self._lengths, self._values = (
+            list(chain.from_iterable(map(operator.attrgetter(name), self.values())))
+            for name in ("_live", "_lengths", "_values")
+        )
 
     def changed(self) -> Iterator[tuple[nn.Module, list[tuple[Any, Any]]]]:
         """Yield the modules that hold something else now, with their changes; a look at all at once is a third of the

@@ -28,7 +28,7 @@ from repfuse.plans import ROOT
 from repfuse.recording.arguments import Arguments, other_ranks, try_other_sizes
 from repfuse.recording.comparing import Mark, SizeComparison
 from repfuse.recording.constants import Constants, Memory, called
-from repfuse.recording.copies import copy_of, like
+from repfuse.recording.copies import copy_with, like
 from repfuse.recording.read_only import OverwritesItself
 from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address
 from repfuse.recording.run import ModuleCall, Run
@@ -374,7 +374,7 @@ class Runs:
     def _copy(self) -> Subject:
         storages: dict[int, Any] = {}
         change = _shared if self.shares else partial(_cloned, storages)
-        copy = copy_of(self.module, {id(x): like(x, change(x)) for _, x in self.tensors})
+        copy = copy_with(self.module, {id(x): like(x, change(x)) for _, x in self.tensors})
         return Subject(copy, shares_memory=self.shares)
 
     def attempt(self, arguments: Arguments, comparison: SizeComparison) -> tuple[Run | None, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,23 +121,22 @@ class Step:
         self.users: dict[Step, None] = {}
         self.all_input_nodes: dict[Step, None] = {}  # each once
         _find_steps(args, self.all_input_nodes)
-        _find_steps(kwargs, self.all_input_nodes)
+        _find_steps(kwargs.values(), self.all_input_nodes)
         for step in self.all_input_nodes:
             step.users[self] = None
 
 
-def _find_steps(value: Any, found: dict[Step, None]) -> None:
-    kind = type(value)
-    if kind is Step:
-        found[value] = None
-    elif kind is tuple or kind is list:
-        for part in value:
-            _find_steps(part, found)
-    elif kind is dict:
-        for part in value.values():
-            _find_steps(part, found)
-    elif kind is slice:
-        _find_steps((value.start, value.stop, value.step), found)
+def _find_steps(values: Iterable[Any], found: dict[Step, None]) -> None:
+    for value in values:
+        kind = type(value)
+        if kind is Step:
+            found[value] = None
+        elif kind is tuple or kind is list:
+            _find_steps(value, found)
+        elif kind is dict:
+            _find_steps(value.values(), found)
+        elif kind is slice:
+            _find_steps((value.start, value.stop, value.step), found)
 
 
 Node = Any
