@@ -143,13 +143,14 @@ Expression: TypeAlias = (
 
 def operands(operation: object) -> tuple[Any, ...]:
     """Return what an operation is done with; nothing for anything else."""
-    match operation:
-        case Through(x) | Scaled(x) | Selected(x) | Homogeneous(x):
-            return (x,)
-        case Joined(several) | Sum(several):
-            return several
-        case _:
-            return ()
+    kind = type(operation)
+    if kind in _OF_ONE:
+        return (operation.input,)  # type: ignore[attr-defined]
+    return operation.inputs if kind in _OF_SEVERAL else ()  # type: ignore[attr-defined]
+
+
+_OF_ONE = frozenset({Through, Scaled, Selected, Homogeneous})
+_OF_SEVERAL = frozenset({Joined, Sum})
 
 
 def walk(expression: Expression) -> Iterator[Expression]:

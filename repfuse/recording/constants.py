@@ -53,7 +53,7 @@ class Memory:
 
     def writers(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes that write where the value of ``node`` lies, in order."""
-        return self._writers.get(self._storage_of.get(node, -1), [])
+        return self._writers.get(self._storage_of.get(node, -1), []) if self._writers else []
 
     def writes(self, node: fx.Node) -> bool:
         """Whether a node writes into memory."""
