@@ -238,6 +238,23 @@ def test_sites_of_several_sources_are_proven():
     assert failing(original, fused, found) == [found.sites[0].path]
 
 
+@pytest.mark.parametrize("copied", [torch.clone, nn.AvgPool2d(1), lambda y: y + 0])
+def test_a_source_that_is_written_into_once_it_was_copied_is_proven(copied):
+    def forward(m, x):
+        y = m.a(x)
+        before, convolved = copied(y), m.b(y)
+        doubled = y.mul_(2)
+        return convolved + before + doubled
+
+    model, x = randomised(Spelled(forward, a=conv(3), b=conv(3))), image(2, C, 7, 6)
+    found = plan(model, [x], Policy.ALWAYS)
+    (site,) = (each for each in found.sites if "b/conv2d" in each.nodes)
+    assert site.branches == ("conv 3x3", "skip", "2 * skip")
+    fused = rewrite(model, found)
+    assert torch.allclose(fused(x), model(x), rtol=1e-12)
+    assert all(each.passed for each in prove_sites(model, fused, found))
+
+
 def test_an_input_too_small_for_any_output_proves_nothing_and_fails_nothing():
     """At 4x4 the crops leave empty maps; the convolution of a cropped input does not run at all."""
 

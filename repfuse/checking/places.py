@@ -106,6 +106,12 @@ class Place:
         def known(node: fx.Node) -> Any:
             return env[node if node in env else origin(node)]
 
+        def operand(node: fx.Node, reader: fx.Node) -> Any:
+            """A source of its own for who writes into one: others may read a copy that the original made before."""
+            x = known(node)
+            writes = recording.memory.writes(reader) and isinstance(x, fx.Node) and x.op == "placeholder"
+            return graph.call_method("clone", (x,)) if writes else x
+
         for node in (node for node in recording.nodes if node in needed):
             sources, part = parts.get(node, ((), None))
             name = f"held{len(held)}"
@@ -116,7 +122,7 @@ class Place:
                 held[name] = operator.attrgetter(str(node.target))(self.module)
                 env[node] = graph.get_attr(name)
             else:
-                env[node] = known(sources[0]) if sources else graph.node_copy(node, known)
+                env[node] = known(sources[0]) if sources else graph.node_copy(node, partial(operand, reader=node))
         graph.output(env[self.region.root])
         return _Computed(held, graph)
 
