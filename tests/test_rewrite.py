@@ -9,6 +9,7 @@ from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from blocks import C, RepVGG, Spelled, SpelledOfTwo, TracedNorm, conv, conv_norm, norm, pair
@@ -825,3 +826,17 @@ def test_a_table_of_ones_own_is_copied_as_it_copies_itself():
     vars(net)["_non_persistent_buffers_set"] = Table(net)
     found = plan(net, (image(2, C, 9, 8),))
     assert found.sites and rewrite(net, found)._non_persistent_buffers_set.owner is not net
+
+
+def emptied(y):
+    y[:, np.arange(2)] = 0
+    return y
+
+
+@pytest.mark.parametrize("chosen", [lambda y: y[:, np.arange(C)], emptied])
+def test_an_index_may_be_an_array_which_no_code_says(chosen):
+    model = randomised(Spelled(lambda m, x: m.a(chosen(x.clone())) + m.b(x) + m.c(x), a=conv(3), b=conv(1), c=conv(3)))
+    x = image(2, C, 7, 6)
+    found = plan(model, (x,))
+    assert {refusal.code for refusal in found.refusals} == {"structured-arguments"}
+    assert error(model, rewrite(model, found), x) < 1e-12

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+import numpy as np
 from torch import fx, nn
 
 from repfuse.recording.run import ModuleCall, Run, Step
@@ -232,7 +233,8 @@ def _is_same_step(one: fx.Node | ModuleCall, other: Step | ModuleCall) -> bool:
 
 def _equal(one: Any, other: Any) -> bool:
     try:
-        return type(one) is type(other) and bool(one == other)
+        same = one == other
+        return type(one) is type(other) and bool(same.all() if isinstance(same, np.ndarray) else same)
     except Exception:  # whatever the comparison of two objects may raise
         return one is other
 

@@ -133,7 +133,8 @@ class Memory:
 def _is_copy(writer: fx.Node) -> bool:
     if writer.target is assigned:
         index: Any = writer.args[1]
-        return all(part in (Ellipsis, slice(None)) for part in (index if isinstance(index, tuple) else (index,)))
+        parts = index if isinstance(index, tuple) else (index,)
+        return all(part is Ellipsis or (type(part) is slice and part == slice(None)) for part in parts)
     return called(writer) == "copy_" and len(writer.args) == 2
 
 
