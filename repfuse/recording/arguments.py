@@ -276,7 +276,7 @@ def _one_by_one(arguments: Arguments, axes: list[Axis], attempt: Try, taken: Map
         steps = _STEPS[-1:] if axis[0] == 0 else (*_STEPS[::-1], _BY_TWO)
         found = first(axis, (step.smaller(axis[1]) for step in steps), needed=False)
         if found is None:
-            first(axis, (1,), needed=False)
+            first(axis, (1,), needed=True)
         else:
             small[axis] = found
     for axis in axes:  # twice the size first: what a network divides it by, h // 7, may go once into all others
@@ -291,7 +291,9 @@ def _resized(arguments: Arguments, sizes: Mapping[Axis, int], only: Tensor | Non
     def resized(x: Tensor) -> Tensor:
         if (only is not None and x is not only) or x.layout not in _DIVISIBLE:
             return x
-        for axis, n in sorted(enumerate(x.shape), key=lambda axis: sizes.get(axis, 0) > axis[1]):  # smaller ones first
+        grows = {axis: sizes.get((axis, n), n) > n for axis, n in enumerate(x.shape)}
+        for axis in sorted(grows, key=grows.__getitem__):  # first what is cut away
+            n = x.shape[axis]
             wanted = sizes.get((axis, n), n)
             if wanted != n and n == 0:  # nothing there to repeat
                 x = x.new_zeros((*x.shape[:axis], wanted, *x.shape[axis + 1 :]))
