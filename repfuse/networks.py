@@ -332,8 +332,7 @@ def check_rewritable(network: nn.Module) -> None:
         )
     for _, module in named_modules(network):
         kind = type(module).__module__
-        parts = module._modules.items() if kind != ROUNDING else ()
-        aware = bool(parts) and any(name.startswith(AWARE) for name, x in parts if x is not None)
+        aware = kind != ROUNDING and any(name.startswith(AWARE) for name, x in module._modules.items() if x is not None)
         if aware or kind.startswith(INT8):
             raise quantised(f"This {type(network).__name__}", aware=aware)
     if type(network).__name__ == "OptimizedModule":  # telling it by its class would import the compiler

@@ -340,7 +340,7 @@ class _Rewriting:
         seen: set[int] = set()
         for _, module in named_modules(self.result):
             held = vars(module)
-            for name in held.keys() - OF_MODULES:
+            for name in [name for name in held if name not in OF_MODULES]:
                 if isinstance(held[name], _HOLDING):
                     held[name] = self._succeeded(held[name], seen)
 

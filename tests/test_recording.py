@@ -108,19 +108,58 @@ def test_names_say_the_call_and_the_operation():
     assert {"block.a/weight", "block.a@1/weight"} <= set(names)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_a_copy_that_a_forward_makes_of_a_part_is_not_that_part(copied):
+class SavesAll(nn.Conv2d):
+    def __getstate__(self):
+        return dict(vars(self))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, SavesAll])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), nn.Module._replicate_for_data_parallel]
+)
+def test_a_copy_that_a_forward_makes_of_a_part_is_not_that_part(copied, kind):
     """Nor is it told that calls of it are calls of the other: it may hold other numbers."""
 
     def forward(m, x):
         other = copied(m.a)
-        other.register_parameter("weight", nn.Parameter(2 * other.weight))
-        return m.a(x) + other(x)
+        other._parameters = {name: 2 * value for name, value in m.a._parameters.items() if value is not None}
+        return m.a(x) + other(x) + m.b(x)
 
-    model = randomised(Spelled(forward, a=conv(3, bias=False)))
-    found = recorded(model, X)
-    assert len(found.calls["a"]) == 1
-    assert torch.allclose(model(X), 3 * model.a(X)) and "_compiled_call_impl" not in vars(model.a)
+    model = randomised(Spelled(forward, a=kind(4, 4, 3, padding=1), b=conv(1)))
+    before = set(vars(model.a))
+    assert len(recorded(model, X).calls["a"]) == 1 and set(vars(model.a)) == before
+    assert torch.allclose(fuse(model, (X,)).module(X), 3 * model.a(X) + model.b(X), rtol=1e-12)
+
+
+class CallsThrice(nn.Conv2d):
+    def _call_impl(self, x):
+        return 3 * super()._call_impl(x)
+
+
+def test_a_class_that_calls_itself_its_own_way_does_so():
+    model = randomised(Spelled(lambda m, x: m.a(x) + m.b(x), a=CallsThrice(4, 4, 3, padding=1), b=conv(1)))
+    (site,) = plan(model, (X,), Policy.ALWAYS).sites
+    assert "3 * conv 3x3" in site.branches
+
+
+def test_what_a_copy_holds_is_its_own_while_it_is_made():
+    """Also where an object looks at the module that holds it, of which a part is copied already."""
+
+    class Holder:
+        def __init__(self, owner):
+            self.owner, self.conv = owner, owner.a
+
+        def __deepcopy__(self, memo):
+            memo[id(self)] = new = object.__new__(Holder)
+            new.owner = copy.deepcopy(self.owner, memo)
+            new.conv = new.owner.a
+            return new
+
+    model = Spelled(lambda m, x: m.a(x), a=conv(3))
+    model.held = Holder(model)
+    copied = copy_with(model, {})
+    assert copied.held.owner is copied and copied.held.conv is copied.a is not model.a
+    assert list(vars(copied)) == list(vars(model))
 
 
 def test_names_are_the_same_in_each_run():
@@ -1173,7 +1212,7 @@ def test_a_shortcut_returns_what_the_function_does_but_for_its_numbers(call):
         assert (sketched.shape, sketched.dtype) == (done.shape, done.dtype)
         assert not done.numel() or strides(sketched) == strides(done)
         assert (sketched is args[0]) == (done is args[0])
-        assert func is not UNCHANGED or torch.equal(done, before)
+        assert func not in UNCHANGED or torch.equal(done, before)
 
 
 T = torch.arange(24.0).reshape(2, 3, 4)
@@ -1215,6 +1254,12 @@ def test_what_may_be_a_concern_of_the_guard_is_not_done_past_it():
 
 class Marked(Tensor):
     pass
+
+
+def test_what_returns_its_argument_writes_nothing_into_it():
+    model = Spelled(lambda m, x: m.l(x) + m.f(x) + m.k(x), f=nn.Flatten(), l=nn.Linear(4, 4), k=nn.Linear(4, 4))
+    (site,) = plan(randomised(model), (image(5, 4),), Policy.ALWAYS).sites
+    assert sorted(site.branches) == ["linear", "linear", "skip"]
 
 
 SKETCHED = {

@@ -37,23 +37,21 @@ def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
     Raises RepfuseError where it cannot be copied.
     """
+    copied: nn.Module
     try:
-        copied: nn.Module = _copied(module, dict(memo))
-    except Exception:  # whatever its parts raise
-        copied = _copied_by_parts(module, _hard_to_copy(module, memo) | _shared(module) | memo)
+        copied = _copied(module, dict(memo))
+    except Exception:  # a few networks hold what takes more care: to look for it each time takes as long as the copy
+        memo = _hard_to_copy(module, memo) | _shared(module) | memo
+        try:
+            copied = _copied(module, memo)
+        except Exception as error:
+            culprit = _uncopyable(module)
+            raise RepfuseError(
+                f"{type(module).__name__} cannot be copied{f', because of {culprit}' if culprit else ''}.",
+                described(error),
+                "Remove what cannot be copied (open files, generators) from its attributes.",
+            ) from error
     return copied
-
-
-def _copied_by_parts(module: nn.Module, memo: dict[int, Any]) -> Any:
-    try:
-        return _copied(module, memo)
-    except Exception as error:
-        culprit = _uncopyable(module)
-        raise RepfuseError(
-            f"{type(module).__name__} cannot be copied{f', because of {culprit}' if culprit else ''}.",
-            described(error),
-            "Remove what cannot be copied (open files, generators) from its attributes.",
-        ) from error
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
@@ -66,17 +64,17 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(module, memo)
     made = memo[id(module)] = object.__new__(kind)
     # What refers back to a module that deepcopy meets on the way finds the copy that is under way.
-    held = vars(made)
-    held.update(vars(module))
-    held.pop(_CALL, None)
-    names, hooks = set(held), [*map(held.get, _HOOKS)]
-    if not any(hooks) and _CONTAINERS.issuperset(map(type, hooks)):  # as in most modules
-        names -= _HOOKS.keys()
-        held.update(zip(_HOOKS, map(_EMPTY, hooks), strict=True))
-    for name in names:
-        value = held[name]
-        if type(value) not in _IMMUTABLE:
-            held[name] = _copied_value(value, memo)
+    held, own = vars(made), vars(module)
+    hooks: list[Any] = [*map(own.get, _HOOKS)]
+    known = _HOOKS if not any(hooks) and _CONTAINERS.issuperset(map(type, hooks)) else {}
+    left = [name for name, value in own.items() if type(value) not in _IMMUTABLE and name not in known]
+    held.update(own)
+    held.update(dict.fromkeys(left))  # in their places, and not the original's while others are copied
+    for name, hook in zip(known, hooks, strict=False):  # most modules have none
+        held[name] = hook.copy()
+    for name in left:
+        held[name] = _copied_value(own[name], memo)
+    held.pop("_compiled_call_impl", None)
     return made
 
 
@@ -98,8 +96,6 @@ def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
 _CONTAINERS = frozenset({dict, list, set, OrderedDict})
 _HOOKS = {name: x for name, x in vars(nn.Module()).items() if type(x) in (OrderedDict, set)}
 """The tables of a module that hold something where people put it there."""
-_EMPTY = operator.methodcaller("copy")
-"""An empty table of the kind of one that is empty."""
 _IMMUTABLE = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
 
 
@@ -217,10 +213,9 @@ class States(dict[nn.Module, State]):
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__({module: State(module) for module in modules})
-        self._live, self._lengths, self._values = (
-            list(chain.from_iterable(map(operator.attrgetter(name), self.values())))
-            for name in ("_live", "_lengths", "_values")
-        )
+        self._live = [table for state in self.values() for table in state._live]
+        self._lengths = [length for state in self.values() for length in state._lengths]
+        self._values = [*chain.from_iterable(state._values for state in self.values())]
 
     def changed(self) -> Iterator[tuple[nn.Module, list[tuple[Any, Any]]]]:
         """Yield the modules that hold something else now, with their changes; a look at all at once is a third of the
@@ -259,9 +254,7 @@ def _entries(table: _Table) -> Iterable[tuple[Any, Any]]:
 
 
 _MISSING = object()
-_CALL = "_compiled_call_impl"
-"""What PyTorch calls in the place of a module that is compiled, and of none that is copied."""
-OF_MODULES = frozenset({*vars(nn.Module()), _CALL})
-"""The attributes that modules have by themselves."""
+OF_MODULES = frozenset(vars(nn.Module()))
+"""The attributes that every module has."""
 _WATCHED = frozenset({list, dict, set})
 """What is looked into, where it is an attribute."""

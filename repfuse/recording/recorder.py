@@ -13,7 +13,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -44,9 +44,6 @@ class Subject:
     ``names`` are those of its tensors by id, ``path_of`` are its modules, ``stock`` the paths of PyTorch's own,
     ``states`` what the modules hold, ``lies_at`` numbers its storages by their addresses, and ``stored`` are by id
     the shape, dtype and storage of its tensors, which they have until the recorder sees that they get others.
-
-    Its modules tell the ``recorder`` that runs it, if one does, of their calls: by what PyTorch calls in the place of
-    itself where a module is compiled, which is an attribute of the object that no copy of it gets.
     """
 
     def __init__(self, network: nn.Module, *, shares_memory: bool) -> None:
@@ -62,24 +59,9 @@ class Subject:
         self.stored = {key: (tuple(x.shape), x.dtype, self.lies_at[at[key]]) for key, x in tensors.items()}
         self.path_of = {module: path for path, module in named_modules(network)}
         self.stock = {path for module, path in self.path_of.items() if is_stock(module)}
-        self.recorder: Recorder | None = None
-        for module in self.path_of:  # weakly, so that all is gone once nobody holds it
-            vars(module)["_compiled_call_impl"] = partial(_called, weakref.ref(self), weakref.ref(module))
         self.generated = [module for module in self.path_of if _is_generated(module)]
         self.states = States(self.path_of)
         self.guard = ReadOnly(tensors.values(), shared=shares_memory)
-
-
-def _called(held_by: weakref.ref[Subject], this: weakref.ref[nn.Module], *args: Any, **kwargs: Any) -> Any:
-    """Call a module of a subject, and let the recorder know."""
-    subject, module = held_by(), this()
-    assert module is not None
-    recorder = subject and subject.recorder
-    return recorder.call(module, args, kwargs) if recorder else _plain(module, *args, **kwargs)
-
-
-_plain: Callable[..., Any] = nn.Module._call_impl
-"""What the call of a module does where that is not noted."""
 
 
 class Recorder(TorchFunctionMode):
@@ -92,7 +74,6 @@ class Recorder(TorchFunctionMode):
     def __init__(self, subject: Subject, *, with_graph: bool = True, sketches: bool = False) -> None:
         super().__init__()
         self.network = subject.network
-        self.subject = subject
         self.guard = subject.guard
         self.sketches = sketches
         self.shares_memory = subject.shares_memory
@@ -116,7 +97,6 @@ class Recorder(TorchFunctionMode):
         placed = self._placeholders(arguments)
         own = (module for module, path in self._path_of.items() if path not in self._stock)
         held = Held(own if self.found.with_graph else ())
-        self.subject.recorder = self
         try:
             with torch.no_grad(), self._interpreting(self._generated), self.guard, self:
                 result = self.network(*arguments.args, **arguments.kwargs)
@@ -124,7 +104,6 @@ class Recorder(TorchFunctionMode):
             error.__repfuse_run__ = self.found  # type: ignore[attr-defined]
             raise
         finally:
-            self.subject.recorder = None
             self._sizes.clear()  # each tells this recorder of decisions, and would keep the network that was run alive
         root = self.found.calls[""][0]
         self.found.root = root
@@ -281,7 +260,7 @@ class Recorder(TorchFunctionMode):
                 result = shortcut(*args, **kwargs)
         except TypeError:  # arguments that are none of it
             return None
-        if result is args[0] and func is not UNCHANGED:
+        if result is args[0] and func not in UNCHANGED:
             self.guard.overwritten([result])
         return result
 
@@ -423,11 +402,11 @@ class Recorder(TorchFunctionMode):
 
     # Calls of modules
 
-    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a module of the network, and note it."""
-        if self._inside or threading.get_ident() != self._thread:
-            return _plain(module, *args, **kwargs)
-        path = self._path_of[module]
+    def call(self, plain: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a module by ``plain``, and note it where it is one of the network."""
+        path = self._path_of.get(module)
+        if path is None or self._inside:
+            return plain(module, *args, **kwargs)
         outer = self._call
         call = self._begin(path, outer, args, kwargs)
         before = None if path in self._stock and not module._forward_pre_hooks else self._states[module].now()
@@ -435,7 +414,7 @@ class Recorder(TorchFunctionMode):
         self._inside += compiled
         self.guard.forget()
         try:
-            result = _plain(module, *args, **kwargs)
+            result = plain(module, *args, **kwargs)
         except Exception:
             call.meets_errors = True
             if outer is not None:
@@ -568,6 +547,46 @@ class Recorder(TorchFunctionMode):
                 node = self._node(result)
             if node is not None:
                 self._call.lines[number] = node
+
+
+class _Noting(threading.local):
+    """The recorders that run in a thread: the last one notes the calls of modules that the thread makes."""
+
+    running: list[Recorder] | None = None
+
+
+_noting = _Noting()
+_noted_by: list[Callable[..., Any]] = []
+"""As often as somebody notes calls, what calls a module when nobody does."""
+_lock = threading.Lock()
+
+
+@contextmanager
+def noting_calls() -> Iterator[list[Recorder]]:
+    """Let the last recorder of a list, if there is one, note the calls of modules in this thread.
+
+    What is replaced is what ``__call__`` calls: to replace that itself, Python would update all classes of modules.
+    """
+    outer, running = _noting.running, list[Recorder]()
+    with _lock:
+        plain = _noted_by[0] if _noted_by else nn.Module._call_impl
+        if not _noted_by:
+
+            def noted(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+                recorders = _noting.running
+                return recorders[-1].call(plain, module, args, kwargs) if recorders else plain(module, *args, **kwargs)
+
+            nn.Module._call_impl = noted  # type: ignore[assignment, method-assign]
+        _noted_by.append(plain)
+    _noting.running = running
+    try:
+        yield running
+    finally:
+        _noting.running = outer
+        with _lock:
+            _noted_by.pop()
+            if not _noted_by:
+                nn.Module._call_impl = plain  # type: ignore[method-assign]
 
 
 class _Interpreter:

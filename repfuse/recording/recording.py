@@ -30,7 +30,7 @@ from repfuse.recording.comparing import Mark, SizeComparison
 from repfuse.recording.constants import Constants, Memory, called
 from repfuse.recording.copies import copy_with, like
 from repfuse.recording.read_only import OverwritesItself
-from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address
+from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address, noting_calls
 from repfuse.recording.run import ModuleCall, Run
 from repfuse.recording.sizes import RANK, SIZE
 from repfuse.recording.stock import is_stock
@@ -302,40 +302,45 @@ def record(module: nn.Module, arguments: Arguments) -> Recording:
     """
     check_rewritable(module)
     arguments = arguments.distinct()
-    runs = Runs(module)
-    try:
-        first = runs.run(arguments)
-    except RepfuseError:
-        raise
-    except Exception as error:
-        raise _does_not_run(module, arguments, error) from error
-    comparison, inputs = SizeComparison(first, module), [arguments]
-    spent = 0.0
+    with noting_calls() as running:
+        runs = Runs(module, running)
+        try:
+            first = runs.run(arguments)
+        except RepfuseError:
+            raise
+        except Exception as error:
+            raise _does_not_run(module, arguments, error) from error
+        comparison, inputs = SizeComparison(first, module), [arguments]
+        spent = 0.0
 
-    def attempt(others: Arguments, needed: bool) -> bool:
-        nonlocal spent
-        if spent > _MOST_WORK and not needed:
-            return False
-        run, done = runs.attempt(others, comparison)
-        spent += others.numbers / max(arguments.numbers, _SMALL) * done / max(len(first.nodes), 1)
-        if run is not None:
-            comparison.add(run)
-            inputs.append(others)
-        return run is not None
+        def attempt(others: Arguments, needed: bool) -> bool:
+            nonlocal spent
+            if spent > _MOST_WORK and not needed:
+                return False
+            run, done = runs.attempt(others, comparison)
+            spent += others.numbers / max(arguments.numbers, _SMALL) * done / max(len(first.nodes), 1)
+            if run is not None:
+                comparison.add(run)
+                inputs.append(others)
+            return run is not None
 
-    try_other_sizes(arguments, attempt, thoroughly=first.asks_for_sizes)
-    for others in other_ranks(arguments, comparison.decides_by_rank):
-        run, _ = runs.attempt(others, comparison)
-        if run is not None:
-            comparison.add_rank(run)
+        try_other_sizes(arguments, attempt, thoroughly=first.asks_for_sizes)
+        for others in other_ranks(arguments, comparison.decides_by_rank):
+            run, _ = runs.attempt(others, comparison)
+            if run is not None:
+                comparison.add_rank(run)
     return Recording(module, first, comparison, inputs)
 
 
 class Runs:
-    """Runs copies of a network: over its own memory and without arithmetic, where both can be."""
+    """Runs copies of a network: over its own memory and without arithmetic, where both can be.
 
-    def __init__(self, module: nn.Module) -> None:
+    Calls of modules are noted by the last recorder that is ``running``.
+    """
+
+    def __init__(self, module: nn.Module, running: list[Recorder]) -> None:
         self.module = module
+        self.running = running
         self.tensors = list(named_tensors(module))
         self.shares = not any(x.layout is not torch.strided or x.is_inference() for _, x in self.tensors)
         self.sketches = not any(isinstance(part, jit.ScriptModule) for _, part in named_modules(module))
@@ -349,6 +354,7 @@ class Runs:
                 subject = self.subject = self.subject or self._copy()
                 subject.guard.wrong = False
                 recorder = Recorder(subject, with_graph=with_graph, sketches=self.sketches)
+                self.running.append(recorder)
                 try:
                     run = recorder.run(arguments.copied())  # a forward may write into what it is given
                 except OverwritesItself:
@@ -370,6 +376,8 @@ class Runs:
                         self.may_hold_more = run.changes_state
                         self.subject = None if run.changes_state else subject
                         return run
+                finally:
+                    self.running.pop()
 
     def _copy(self) -> Subject:
         storages: dict[int, Any] = {}

@@ -1,4 +1,5 @@
-"""Results of the right shape for expensive operations, without their arithmetic; cheap ones done past all modes.
+"""Results of the right shape for expensive operations, without their arithmetic; cheap ones are done, past whoever
+watches operators.
 
 Tensors on the meta device would do without any, but PyTorch's way to them imports its compiler, and forward code may
 ask where a tensor is.
@@ -181,11 +182,11 @@ CHEAP = (
     torch.transpose,
     torch.unsqueeze,
 )
-"""Functions that write into no tensor and draw no numbers, and the shape of whose result depends on no tensor's numbers
-unless it is a second argument.
+"""Functions that write into no tensor and draw no numbers, and the shapes of whose results depend on the numbers of no
+tensor but a second one.
 """
 
-UNCHANGED = F.dropout
+UNCHANGED = frozenset({F.dropout, Tensor.flatten, torch.flatten})
 """What may return what it is given, and writes nothing into it."""
 
 SHORTCUTS: dict[Any, Shortcut] = {
@@ -201,5 +202,6 @@ SHORTCUTS: dict[Any, Shortcut] = {
     **{func: partial(_as_it_is, func) for func in CHEAP},
 }
 """For a function what returns, of the same arguments, a tensor of the shape that it would return, whatever it holds;
-None where that takes calling it, or it would fail. What works in place returns its first argument, as it is.
+None where that takes calling it, or it would fail. What works in place returns its first argument, as it is; so may
+what leaves it ``UNCHANGED``.
 """
