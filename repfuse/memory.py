@@ -30,7 +30,7 @@ def keep_little() -> None:
 
     By itself it learns from what is freed to keep blocks of up to 32 MiB, which is every layer in float64.
     """
-    _call("mallopt", M_MMAP_THRESHOLD, APART)
+    glibc("mallopt", M_MMAP_THRESHOLD, APART)
 
 
 def give_back(network: nn.Module) -> None:
@@ -42,7 +42,7 @@ def give_back(network: nn.Module) -> None:
     if sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(network)) < LARGE:
         return
     gc.collect()
-    _call("malloc_trim", 0)
+    glibc("malloc_trim", 0)
 
 
 def stream(network: fx.GraphModule) -> None:
@@ -85,7 +85,7 @@ def collecting_later() -> Iterator[None]:
             gc.enable()
 
 
-def _call(name: str, *arguments: int) -> None:
+def glibc(name: str, *arguments: int) -> None:
     """Call a function of glibc, where that is the C library."""
     function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
     if function is not None:

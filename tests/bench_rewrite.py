@@ -9,11 +9,9 @@ What is wanted stands beside what was measured; no number makes this fail.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import multiprocessing
 import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 
 from repfuse.benching.timing import ratio_of_medians
 from repfuse.fusing import settled
+from repfuse.memory import M_MMAP_THRESHOLD, glibc
 from repfuse.networks import named_tensors
 from repfuse.planning.planner import plan
 from repfuse.rewriting import rewrite
@@ -41,6 +40,7 @@ AGAINST_FORWARD = dict.fromkeys(("efficientvit_b0", "mobilevit_xxs"), 10.0)
 LENGTHS, LINEAR = (2000, 100), 1.5
 LARGE = "vgg16_bn"
 MIB = 2**20
+M_TRIM_THRESHOLD = -1  # of malloc.h
 ROW = "{:<16} {:>10} {:>13} {:>9} {:>7} {:>16} {:>6} {:>13}"
 Work = Callable[[], object]
 Times = tuple[list[float], list[float]]
@@ -88,10 +88,8 @@ def keep_freed_memory() -> None:
     of a network again takes as long as timm's whole copy of resnet50, whose ratio was 5.1 in one run so, and 2.1 in
     the next.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda _option, _value: 0)
-        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-            mallopt(option, 2**31 - 1)
+    for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+        glibc("mallopt", option, 2**31 - 1)
 
 
 def arguments() -> tuple[int, list[str]]:

@@ -295,10 +295,8 @@ def test_the_model_is_as_it_was_after_a_recording(model):
 def test_threads_plan_at_the_same_time():
     """Each sees the calls of its own network, and the last one puts everything back."""
     blocks = (Spelled(lambda m, x: m.a(x) + m.b(x) + x, a=conv(3), b=conv(1)) for _ in range(16))
-    call, networks = (
-        nn.Module._call_impl,
-        [randomised(nn.Sequential(*four)) for four in zip(*[blocks] * 4, strict=True)],
-    )
+    networks = [randomised(nn.Sequential(*four)) for four in zip(*[blocks] * 4, strict=True)]
+    call = nn.Module._call_impl
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:

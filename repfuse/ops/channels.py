@@ -28,6 +28,7 @@ from repfuse.ops.spelling import (
     is_integer,
     spelled,
 )
+from repfuse.recording.constants import takes_all
 from repfuse.recording.recording import Recording
 
 # Concatenations and splits along the channels.
@@ -241,9 +242,7 @@ def with_new_axes(call: Call, recording: Recording) -> Meaning | None:
     """``x[..., None]``: whole axes, and new ones of size 1."""
     index = call.get("index")
     given = index if isinstance(index, tuple) else (index,)
-    whole = all(
-        entry is None or entry is Ellipsis or (type(entry) is slice and entry == slice(None)) for entry in given
-    )
+    whole = all(entry is None or takes_all(entry) for entry in given)
     return viewed(call, recording) if whole and None in given and is_data(call.input, recording) else None
 
 

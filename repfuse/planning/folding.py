@@ -33,7 +33,6 @@ class Uses:
         for name, tensor in self._tensors.items():
             self._other_names[tensor].append(name)
         self._read: dict[int, list[fx.Node]] = defaultdict(list)
-        self._under_way: dict[ModuleCall, frozenset[str]] = {}
         self._elsewhere = {self._tensors[name] for name in recording.elsewhere}
         for node in recording.nodes:
             if node.op == "get_attr":
@@ -47,18 +46,12 @@ class Uses:
 
     def _reach(self, target: str, call: ModuleCall) -> None:
         """Note that a call uses ``target``, a module or a tensor, for each module around it that is not under way."""
-        inside = self._inside(call)
+        inside = {each.path for each in call.chain()}
         for name in self._names_for(target, call):
             for outer in above(name):
                 path = self._recording.paths(outer)[0]
                 if path not in inside:
                     self.reached[path].append(path + name[len(outer) :])
-
-    def _inside(self, call: ModuleCall) -> frozenset[str]:
-        """Return the paths of the modules that are under way in a call."""
-        if call not in self._under_way:
-            self._under_way[call] = (self._inside(call.caller) if call.caller else frozenset()) | {call.path}
-        return self._under_way[call]
 
     def _names_for(self, target: str, call: ModuleCall) -> list[str]:
         """Return the names by which the call may have found ``target``: of what it holds itself, its own."""

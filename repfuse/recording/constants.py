@@ -134,8 +134,13 @@ def _is_copy(writer: fx.Node) -> bool:
     if writer.target is assigned:
         index: Any = writer.args[1]
         parts = index if isinstance(index, tuple) else (index,)
-        return all(part is Ellipsis or (type(part) is slice and part == slice(None)) for part in parts)
+        return all(map(takes_all, parts))
     return called(writer) == "copy_" and len(writer.args) == 2
+
+
+def takes_all(entry: Any) -> bool:
+    """Whether an entry of an index takes whole axes: ``:``, ``...``."""
+    return entry is Ellipsis or (type(entry) is slice and entry == slice(None))  # an array equals nothing as a whole
 
 
 def called(node: fx.Node) -> str:

@@ -66,15 +66,13 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     # What refers back to a module that deepcopy meets on the way finds the copy that is under way.
     held, own = vars(made), vars(module)
     hooks: list[Any] = [*map(own.get, _HOOKS)]
-    known = _HOOKS if not any(hooks) and _CONTAINERS.issuperset(map(type, hooks)) else {}
-    left = [name for name, value in own.items() if type(value) not in _IMMUTABLE and name not in known]
-    held.update(own)
-    held.update(dict.fromkeys(left))  # in their places, and not the original's while others are copied
-    for name, hook in zip(known, hooks, strict=False):  # most modules have none
-        held[name] = hook.copy()
+    none = not any(hooks) and _CONTAINERS.issuperset(map(type, hooks))  # as in most modules
+    empty = {name: hook.copy() for name, hook in zip(_HOOKS, hooks, strict=True)} if none else {}
+    left = [name for name, x in own.items() if type(x) not in _IMMUTABLE and name not in empty and name != _COMPILED]
+    held.update({**own, **empty, **dict.fromkeys(left)})  # nothing is the original's while others are copied
+    held.pop(_COMPILED, None)
     for name in left:
         held[name] = _copied_value(own[name], memo)
-    held.pop("_compiled_call_impl", None)
     return made
 
 
@@ -94,8 +92,10 @@ def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
 
 
 _CONTAINERS = frozenset({dict, list, set, OrderedDict})
-_HOOKS = {name: x for name, x in vars(nn.Module()).items() if type(x) in (OrderedDict, set)}
+_HOOKS = [name for name, x in vars(nn.Module()).items() if type(x) in (OrderedDict, set)]
 """The tables of a module that hold something where people put it there."""
+_COMPILED = "_compiled_call_impl"
+"""What PyTorch calls in the place of a module that it compiled."""
 _IMMUTABLE = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
 
 

@@ -648,11 +648,10 @@ class _Values:
         """Let a tensor stand for ``node`` from now on; return the number of its storage."""
         key, at = id(tensor), address(tensor)
         entry = self._entries.get(key)
-        if entry is not None:
-            if entry[0]() is tensor and entry[2] == at:
-                self._entries[key] = entry[0], node, at
-                return self._number(at)
-            self.moved(tensor)
+        if entry is not None and entry[0]() is tensor and entry[2] == at:
+            self._entries[key] = entry[0], node, at
+            return self._number(at)
+        self.moved(tensor)
         number = self._number(at)
         if at not in self._model:
             self._memory[at][1] += 1

@@ -27,7 +27,7 @@ def _convolved(  # noqa: PLR0917 - the arguments of torch
     padding: Any = 0,
     dilation: Any = 1,
     groups: Any = 1,
-) -> Any:
+) -> Tensor | None:
     if not _plain(x, weight, bias) or not ndim < x.dim() < ndim + 3 or weight.dim() != ndim + 2:
         return None
     if x.shape[-ndim - 1] != weight.shape[1] * groups or weight.shape[0] % groups:
@@ -46,7 +46,7 @@ def _convolved(  # noqa: PLR0917 - the arguments of torch
     if min(room) < 0 or (padding == "same" and set(steps) != {1}):
         return None
     shape = (*x.shape[: -ndim - 1], weight.shape[0], *(r // s + 1 for r, s in zip(room, steps, strict=True)))
-    return x.new_empty(shape)
+    return torch.empty(shape, dtype=x.dtype, device=x.device)
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Tensor | None:
