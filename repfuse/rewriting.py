@@ -25,7 +25,7 @@ from repfuse.planning.edits import Block, Fused, Layout, left_range, stored_like
 from repfuse.planning.replaying import replay
 from repfuse.plans import AGAIN, Plan
 from repfuse.recording.constants import lookup
-from repfuse.recording.copies import OF_MODULES, copy_with, is_copied_plainly, like
+from repfuse.recording.copies import attributes, copy_with, is_copied_plainly, like
 
 # Fused maps as modules: the plainest stock module that computes them.
 
@@ -278,7 +278,7 @@ def _shell(part: nn.Module) -> nn.Module:
     """Return a module of the same class with copies of the plain attributes, and nothing else in it."""
     shell: nn.Module = object.__new__(type(part))
     nn.Module.__init__(shell)
-    held = {name: value for name, value in vars(part).items() if name not in OF_MODULES and is_plain(value)}
+    held = {name: vars(part)[name] for name in attributes(part) if is_plain(vars(part)[name])}
     vars(shell).update(copy.deepcopy(held), training=part.training)
     return shell
 
@@ -315,18 +315,19 @@ class _Rewriting:
         for fused in self.layout.folds:
             self._write(self.result.get_submodule(fused.path), self._norm_there(fused), fused)
         for path in self.layout.identities:
-            owners = [owner for owner, _ in self.holders[self.result.get_submodule(path)]]
-            self._replace(path, _folded_norm(self.tensors.get(f"{path}.running_mean"), owners))
+            norm = self.result.get_submodule(path)
+            owners = [owner for owner, _ in self.holders[norm]]
+            self._replace(norm, _folded_norm(self.tensors.get(f"{path}.running_mean"), owners))
         depth = {block.path: block.path.count(".") + bool(block.path) for block in self.layout.blocks}
         for block in sorted(self.layout.blocks, key=lambda block: depth[block.path], reverse=True):
-            self._replace(block.path, self._body(block, self.result.get_submodule(block.path)))
+            owner = self.result.get_submodule(block.path)
+            self._replace(owner, self._body(block, owner))
         self._replace_unregistered()
         self._restore()
         return self.result
 
-    def _replace(self, path: str, new: nn.Module) -> None:
-        """Put ``new`` wherever the module at ``path`` is registered, so that what was shared stays shared."""
-        old = self.result.get_submodule(path)
+    def _replace(self, old: nn.Module, new: nn.Module) -> None:
+        """Put ``new`` wherever a module is registered, so that what was shared stays shared."""
         new.training = old.training
         _keep_plain_attributes(old, new)
         if old is self.result:
@@ -340,7 +341,7 @@ class _Rewriting:
         seen: set[int] = set()
         for _, module in named_modules(self.result):
             held = vars(module)
-            for name in [name for name in held if name not in OF_MODULES]:
+            for name in attributes(module):
                 if isinstance(held[name], _HOLDING):
                     held[name] = self._succeeded(held[name], seen)
 
@@ -351,7 +352,7 @@ class _Rewriting:
                 value = self.successors[value]
             if value in self.shells:  # it is needed after all
                 vars(value).update(vars(copy_with(self.shells.pop(value), {})))
-        elif type(value) is tuple:
+        elif type(value) is tuple and not is_plain(value):
             return tuple(self._succeeded(item, seen) for item in value)
         elif type(value) in (list, dict) and id(value) not in seen:
             seen.add(id(value))

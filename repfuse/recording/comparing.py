@@ -141,7 +141,7 @@ class SizeComparison:
         own, others = (_without(measuring, call.own) for call in (mine, other))
         if len(own) == len(others) and all(map(_is_same_step, own, others)):
             for one, another in zip(own, others, strict=True):
-                if isinstance(one, ModuleCall):
+                if type(one) is ModuleCall:
                     self._align(one, another, match, measuring)
                 else:
                     match[another] = one
@@ -182,8 +182,8 @@ class SizeComparison:
                     self.marks.setdefault(mine_call.caller, ("changes-with-size", reason))
 
     def _compare(self, node: fx.Node, mine: Any, other: Any, match: dict[Any, fx.Node]) -> None:
-        if isinstance(mine, fx.Node):
-            same = isinstance(other, Step) and (match.get(other) is mine or mine in self._sizes.get(other, ()))
+        if type(mine) is fx.Node:
+            same = type(other) is Step and (match.get(other) is mine or mine in self._sizes.get(other, ()))
             if not same:
                 self.foreign[node].add(mine)
         elif isinstance(mine, (tuple, list)) and isinstance(other, (tuple, list)) and len(mine) == len(other):
@@ -196,7 +196,7 @@ class SizeComparison:
         elif isinstance(mine, slice) and isinstance(other, slice):
             parts = ((s.start, s.stop, s.step) for s in (mine, other))
             self._compare(node, next(parts), next(parts), match)
-        elif isinstance(other, Step) or not _equal(mine, other):
+        elif type(other) is Step or not _equal(mine, other):
             self.uneven.add(node)
 
     def _find_readers(self, match: dict[Any, fx.Node], other: Run) -> None:
@@ -226,8 +226,8 @@ def _without(some: Collection[Any] | None, items: list[Any]) -> list[Any]:
 
 def _is_same_step(one: fx.Node | ModuleCall, other: Step | ModuleCall) -> bool:
     """Whether both call one module, or one function, whatever they give it; or read some tensor of the network."""
-    if isinstance(one, ModuleCall) or isinstance(other, ModuleCall):
-        return isinstance(one, ModuleCall) and isinstance(other, ModuleCall) and one.path == other.path
+    if type(one) is ModuleCall or type(other) is ModuleCall:
+        return type(one) is type(other) and one.path == other.path
     return one.op == other.op and (one.op == "get_attr" or one.target == other.target)
 
 
@@ -240,8 +240,8 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _same_nodes(mine: Any, other: Any, match: dict[Any, fx.Node]) -> bool:
-    if isinstance(mine, fx.Node):
-        return isinstance(other, Step) and (match.get(other) is mine or other not in match)
+    if type(mine) is fx.Node:
+        return type(other) is Step and (match.get(other) is mine or other not in match)
     if isinstance(mine, (tuple, list)) and isinstance(other, (tuple, list)):
         return len(mine) == len(other) and all(_same_nodes(a, b, match) for a, b in zip(mine, other, strict=True))
     if isinstance(mine, dict) and isinstance(other, dict):

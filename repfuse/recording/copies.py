@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from itertools import chain
+from itertools import chain, filterfalse
 from types import ModuleType
 from typing import Any
 
@@ -67,8 +67,9 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     held, own = vars(made), vars(module)
     hooks: list[Any] = [*map(own.get, _HOOKS)]
     none = not any(hooks) and _CONTAINERS.issuperset(map(type, hooks))  # as in most modules
-    empty = {name: hook.copy() for name, hook in zip(_HOOKS, hooks, strict=True)} if none else {}
-    left = [name for name, x in own.items() if type(x) not in _IMMUTABLE and name not in empty and name != _COMPILED]
+    empty = dict(zip(_HOOKS, map(_COPY, hooks), strict=True)) if none else {}
+    names = [*_OTHERS, *attributes(module)] if none else own
+    left = [name for name in names if type(own.get(name)) not in _IMMUTABLE and name != _COMPILED]
     held.update({**own, **empty, **dict.fromkeys(left)})  # nothing is the original's while others are copied
     held.pop(_COMPILED, None)
     for name in left:
@@ -94,9 +95,18 @@ def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
 _CONTAINERS = frozenset({dict, list, set, OrderedDict})
 _HOOKS = [name for name, x in vars(nn.Module()).items() if type(x) in (OrderedDict, set)]
 """The tables of a module that hold something where people put it there."""
+OF_MODULES = frozenset(vars(nn.Module()))
+"""The attributes that every module has."""
+_OTHERS = [name for name in vars(nn.Module()) if name not in _HOOKS]
+_COPY = operator.methodcaller("copy")
 _COMPILED = "_compiled_call_impl"
 """What PyTorch calls in the place of a module that it compiled."""
 _IMMUTABLE = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
+
+
+def attributes(module: nn.Module) -> list[str]:
+    """Return the names of what a module holds beside what every module has."""
+    return [*filterfalse(OF_MODULES.__contains__, vars(module))]
 
 
 _SPECIAL = ("__deepcopy__", "__getstate__", "__new__", "__reduce__", "__reduce_ex__", "__slots__", "__setstate__")
@@ -237,7 +247,7 @@ def _tables(module: nn.Module) -> list[_Table]:
     """Return the attributes, the tables of a module, and the lists, dicts and sets among the attributes."""
     own = _own_tables(module)
     if own:
-        own += [x for name, x in own[0].items() if type(x) in _WATCHED and name not in OF_MODULES]
+        own += [x for name in attributes(module) if type(x := own[0][name]) in _WATCHED]
     return own
 
 
@@ -254,7 +264,5 @@ def _entries(table: _Table) -> Iterable[tuple[Any, Any]]:
 
 
 _MISSING = object()
-OF_MODULES = frozenset(vars(nn.Module()))
-"""The attributes that every module has."""
 _WATCHED = frozenset({list, dict, set})
 """What is looked into, where it is an attribute."""

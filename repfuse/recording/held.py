@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from repfuse.recording.copies import OF_MODULES
+from repfuse.recording.copies import attributes
 
 _ATOMS = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _WHOLE = (Tensor, nn.Module, ModuleType, type, int, float, str)
@@ -40,7 +40,7 @@ class Held:
         kinds = dict[type, None]()
         for module in modules:
             kinds[type(module)] = None
-            held = [x for name, x in vars(module).items() if type(x) not in _ATOMS and name not in OF_MODULES]
+            held = [x for x in map(vars(module).__getitem__, attributes(module)) if type(x) not in _ATOMS]
             found = _objects(held, _DEEPEST) if held else ()
             self._before += (([module], *each) for each in found if not _is_watched(each[0], held))
         files: dict[int, list[nn.Module | type]] = {}

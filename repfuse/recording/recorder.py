@@ -22,7 +22,7 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from repfuse.networks import named_modules, named_tensors, tensors_of
+from repfuse.networks import join, named_modules, own_tensors, tensors_of
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.copies import State, States
 from repfuse.recording.held import Held
@@ -43,7 +43,8 @@ class Subject:
     Where it ``shares_memory`` with one that is not to change, a forward that writes there ends with OverwritesItself.
     ``names`` are those of its tensors by id, ``path_of`` are its modules, ``stock`` the paths of PyTorch's own,
     ``states`` what the modules hold, ``lies_at`` numbers its storages by their addresses, and ``stored`` are by id
-    the shape, dtype and storage of its tensors, which they have until the recorder sees that they get others.
+    the shape, dtype and storage of its tensors, which they have until the recorder sees that they get others. Of what a
+    network that ``has_scripts`` does in these, nothing is seen.
     """
 
     def __init__(self, network: nn.Module, *, shares_memory: bool) -> None:
@@ -51,14 +52,17 @@ class Subject:
         self.shares_memory = shares_memory
         tensors: dict[int, Tensor] = {}
         self.names: dict[int, list[str]] = defaultdict(list)
-        for name, tensor in named_tensors(network, remove_duplicate=False):
-            tensors[id(tensor)] = tensor
-            self.names[id(tensor)].append(name)
+        self.path_of = dict[nn.Module, str]()
+        for path, module in named_modules(network, remove_duplicate=False):
+            self.path_of.setdefault(module, path)
+            for name, tensor in own_tensors(module).items():
+                tensors[id(tensor)] = tensor
+                self.names[id(tensor)].append(join(path, name))
         at = {key: address(tensor) for key, tensor in tensors.items()}
         self.lies_at = {each: number for number, each in enumerate(dict.fromkeys(at.values()), 1)}
         self.stored = {key: (tuple(x.shape), x.dtype, self.lies_at[at[key]]) for key, x in tensors.items()}
-        self.path_of = {module: path for path, module in named_modules(network)}
         self.stock = {path for module, path in self.path_of.items() if is_stock(module)}
+        self.has_scripts = any(isinstance(module, jit.ScriptModule) for module in self.path_of)
         self.generated = [module for module in self.path_of if _is_generated(module)]
         self.states = States(self.path_of)
         self.guard = ReadOnly(tensors.values(), shared=shares_memory)
@@ -79,7 +83,7 @@ class Recorder(TorchFunctionMode):
         self.shares_memory = subject.shares_memory
         self.found = Run(with_graph=with_graph)
         self._path_of, self._stock, self._generated = subject.path_of, subject.stock, subject.generated
-        self._begun = ModuleCall("", 0, None, autocast=_autocast())
+        self._begun = ModuleCall.outermost(_autocast())
         self._call: ModuleCall | None = None
         self._inside = 0
         self._names, self._stored = subject.names, subject.stored
@@ -253,7 +257,7 @@ class Recorder(TorchFunctionMode):
         if shortcut is None or _autocast() is not _FULL:
             return None
         parts = given[0] if given and type(given[0]) in (list, tuple) else given
-        if not any(x in self.found.of_inputs for x in parts if isinstance(x, fx.Node | Step)):
+        if not any(x in self.found.of_inputs for x in parts if type(x) in _NODES):
             return None
         try:
             with torch._C._DisableTorchDispatch():  # the guard has nothing to see
@@ -292,7 +296,7 @@ class Recorder(TorchFunctionMode):
         """Let the tensors in a result stand for ``node``, or for its parts."""
         if isinstance(value, Tensor):
             self._remember(value, node)
-        elif isinstance(value, tuple | list):
+        elif isinstance(value, (tuple, list)):
             for index, part in enumerate(value):
                 if tensors_of(part):
                     self._remember_all(part, self._make("call_function", operator.getitem, (node, index), {}))
@@ -333,17 +337,19 @@ class Recorder(TorchFunctionMode):
         self._remember(tensor, node)
         return node
 
-    def _noted(self, value: Any) -> Any:  # noqa: PLR0911 - one for each kind
+    def _noted(self, value: Any) -> Any:  # noqa: C901, PLR0911 - one for each kind
         """Return a value with nodes in the place of tensors and sizes."""
         kind = type(value)
         if kind in _ATOMS:
             return value
+        if kind is tuple:
+            return tuple([x if type(x) in _ATOMS else self._noted(x) for x in value])
         if isinstance(value, Tensor):
             return self._node(value)
         if kind is Dimension:
             return self._size_node(value)
         if isinstance(value, (tuple, list)):  # or torch.fx's kind of list
-            parts = [x if type(x) in _ATOMS else self._noted(x) for x in value]
+            parts = [self._noted(x) for x in value]
             if hasattr(value, "_fields"):
                 return kind(*parts)
             return parts if isinstance(value, list) else tuple(parts)
@@ -412,7 +418,8 @@ class Recorder(TorchFunctionMode):
         before = None if path in self._stock and not module._forward_pre_hooks else self._states[module].now()
         compiled = isinstance(module, jit.ScriptModule)  # it decides unseen: what it does inside is not looked at
         self._inside += compiled
-        self.guard.forget()
+        if compiled:
+            self.guard.forget()
         try:
             result = plain(module, *args, **kwargs)
         except Exception:
@@ -434,18 +441,17 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _begin(self, path: str, outer: ModuleCall | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModuleCall:
-        autocast = _autocast()
         if outer is None:
             call = self._begun
             self.found.calls[path].append(call)
         else:
+            autocast = _autocast()
             given, by_name = self._noted(args), self._noted(kwargs) if kwargs else kwargs
             calls = self.found.calls[path]
-            call = ModuleCall(path, len(calls), outer, given, by_name, len(self.found.nodes))
+            call = ModuleCall(path, len(calls), outer, given, by_name, len(self.found.nodes), autocast)
             calls.append(call)
             outer.own.append(call)
             outer.enters_autocast |= autocast != outer.autocast
-        call.autocast = autocast
         self._call = call
         return call
 
@@ -877,7 +883,10 @@ _DEEPEST = 8
 
 
 def _nodes(value: Any) -> list[Node]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, fx.Node | Step)]
+    return [leaf for leaf in tree_leaves(value) if type(leaf) in _NODES]
+
+
+_NODES = frozenset({fx.Node, Step})
 
 
 def _is_plain_dict(value: dict[Any, Any]) -> bool:

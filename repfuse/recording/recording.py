@@ -9,7 +9,7 @@ from itertools import compress
 from typing import Any
 
 import torch
-from torch import Tensor, fx, jit, nn
+from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
@@ -343,7 +343,7 @@ class Runs:
         self.running = running
         self.tensors = list(named_tensors(module))
         self.shares = not any(x.layout is not torch.strided or x.is_inference() for _, x in self.tensors)
-        self.sketches = not any(isinstance(part, jit.ScriptModule) for _, part in named_modules(module))
+        self.sketches = True
         self.subject: Subject | None = None
         self.may_hold_more = True  # after a run that failed: nothing says yet that it keeps nothing of what it does
 
@@ -353,6 +353,7 @@ class Runs:
             while True:
                 subject = self.subject = self.subject or self._copy()
                 subject.guard.wrong = False
+                self.sketches &= not subject.has_scripts
                 recorder = Recorder(subject, with_graph=with_graph, sketches=self.sketches)
                 self.running.append(recorder)
                 try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor, fx
@@ -24,7 +24,7 @@ class Question:
     nodes: tuple[fx.Node, ...]
 
 
-@dataclass(eq=False, slots=True)
+@final
 class ModuleCall:
     """A call of the module at ``path``, the ``number``-th of that module; arguments and result with nodes for tensors.
 
@@ -33,17 +33,9 @@ class ModuleCall:
     each line of that graph by its number. ``autocast`` is the state of mixed precision in which it was called.
     """
 
-    path: str
-    number: int
-    caller: ModuleCall | None
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    start: int = 0
     stop: int = 0
     output: Any = None
-    own: list[Any] = field(default_factory=list)
-    lines: dict[int, fx.Node] = field(default_factory=dict)
-    decisions: tuple[Decision, ...] = ()  # most calls have none of these: as lists, Python's collector would see each
+    decisions: tuple[Decision, ...] = ()
     questions: tuple[Question, ...] = ()
     stored: tuple[fx.Node, ...] = ()
     """Values that its module holds since."""
@@ -53,8 +45,29 @@ class ModuleCall:
     """Whether something that it called raised an error, also one that it caught."""
     switches: tuple[int, ...] = ()
     """After how many nodes it turned gradients on or off, each time."""
-    autocast: tuple[bool, bool] = (False, False)
     enters_autocast: bool = False
+
+    def __init__(  # noqa: PLR0917
+        self,
+        path: str,
+        number: int,
+        caller: ModuleCall | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        start: int,
+        autocast: tuple[bool, bool],
+    ) -> None:
+        self.path, self.number, self.caller = path, number, caller
+        self.args, self.kwargs = args, kwargs
+        self.start = start
+        self.autocast = autocast
+        self.own: list[Any] = []
+        self.lines: dict[int, fx.Node] = {}
+
+    @classmethod
+    def outermost(cls, autocast: tuple[bool, bool] = (False, False)) -> ModuleCall:
+        """Return the call of a network by whoever runs it."""
+        return cls("", 0, None, (), {}, 0, autocast)
 
     def chain(self) -> Iterator[ModuleCall]:
         """Yield this call, its caller, and so on up to the root."""
@@ -162,7 +175,7 @@ class Run:
     def __init__(self, *, with_graph: bool = True) -> None:
         self.graph = fx.Graph()
         self.with_graph = with_graph
-        self.root = ModuleCall("", 0, None)
+        self.root = ModuleCall.outermost()
         self.nodes: list[Node] = []
         self.calls: dict[str, list[ModuleCall]] = defaultdict(list)
         self.call_of: dict[Node, ModuleCall] = {}

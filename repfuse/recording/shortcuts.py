@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -63,8 +63,16 @@ def _normalised(  # noqa: PLR0917 - the arguments of torch
     return x.new_empty(x.shape) if fits else None
 
 
+def _normalised_at_the_end(
+    x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Tensor | None:
+    fits = _is_image(x) and tuple(shape) == x.shape[-len(shape) :] and eps >= 0
+    fits = fits and all(each is None or (_plain(x, each, None) and each.shape == shape) for each in (weight, bias))
+    return x.new_empty(x.shape) if fits else None
+
+
 def _alike(x: Any, *others: Any, inplace: bool = False, out: Any = None, **_: Any) -> Tensor | None:
-    return _of_shape(x, inplace) if _is_image(x) and True not in others and out is None else None
+    return _of_shape(x, inplace) if _is_map(x) and True not in others and out is None else None
 
 
 def _passed_on(x: Any, p: Any = 0.5, training: Any = True, inplace: Any = False) -> Tensor | None:
@@ -74,14 +82,18 @@ def _passed_on(x: Any, p: Any = 0.5, training: Any = True, inplace: Any = False)
 
 
 def _added(x: Any, y: Any, *, inplace: bool = False) -> Tensor | None:
-    number = type(y) in (int, float) and _is_image(x)
-    return _of_shape(x, inplace) if number or (_plain(x, y, None) and _is_spread_over(y, x)) else None
+    fits = _is_map(x) and (type(y) in (int, float) or (_is_alike(x, y) and _is_spread_over(y, x)))
+    return _of_shape(x, inplace) if fits else None
 
 
 def _is_spread_over(y: Tensor, x: Tensor) -> bool:
-    """Whether broadcasting leaves x the shape that it has."""
+    """Whether broadcasting leaves x the shape that it has, and the order of its axes is that of the result."""
     pairs = zip(reversed(y.shape), reversed(x.shape), strict=False)
-    return y.dim() <= x.dim() and all(mine in (1, its) for mine, its in pairs)
+    fits = y.dim() <= x.dim() and all(mine in (1, its) for mine, its in pairs)
+    if x.is_contiguous() and y.is_contiguous():
+        return fits
+    steps = [step for step, n in zip(x.stride(), x.shape, strict=True) if n > 1]
+    return fits and 0 not in steps and len(set(steps)) == len(steps)
 
 
 def _multiplied(x: Any, y: Any) -> Tensor | None:
@@ -96,8 +108,11 @@ def _of_channels(shape: torch.Size, *numbers: Tensor | None) -> bool:
     return all(each is None or each.shape == shape for each in numbers)
 
 
-def _of_shape(x: Tensor, inplace: bool) -> Tensor:
-    return x if inplace else x.new_empty(x.shape)
+def _of_shape(x: Tensor, inplace: bool) -> Tensor | None:
+    """Return a new tensor whose axes lie in the order of those of x; or x, where it can be written into."""
+    if inplace:
+        return x if x.is_contiguous() else None
+    return torch.empty_like(x)
 
 
 def _pooled(func: Any, x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
@@ -108,6 +123,35 @@ def _pooled(func: Any, x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
     except Exception:  # whatever the call for the whole raises
         return None
     return x.new_empty((*x.shape[:2], *one.shape[2:])) if isinstance(one, Tensor) else None
+
+
+def _padded(x: Any, pad: Any, mode: Any = "constant", value: Any = None) -> Tensor | None:
+    if not _is_map(x) or not _gives_rows(x) or mode != "constant" or type(value) not in (int, float, type(None)):
+        return None
+    if any(type(each) is not int or each < 0 for each in pad) or len(pad) > 2 * x.dim() or len(pad) % 2:
+        return None
+    if not any(pad):  # a copy as it is
+        return None
+    both = (0,) * (2 * x.dim() - len(pad)) + tuple(reversed(pad))
+    shape = [n + after + before for n, after, before in zip(x.shape, both[::2], both[1::2], strict=True)]
+    return torch.empty(shape, dtype=x.dtype, device=x.device)
+
+
+def _concatenated(tensors: Any, dim: Any = 0) -> Tensor | None:
+    first = tensors[0] if type(tensors) in (list, tuple) and tensors else None
+    if not _is_map(first) or type(dim) is not int or not -first.dim() <= dim < first.dim():
+        return None
+    if not all(_is_map(x) and _is_alike(first, x) and x.dim() == first.dim() for x in tensors):
+        return None
+    axis, shape = dim % first.dim(), list(first.shape)
+    beside = {(*x.shape[:axis], *x.shape[axis + 1 :]) for x in tensors}
+    shape[axis] = sum(x.shape[axis] for x in tensors)
+    return first.new_empty(shape) if len(beside) == 1 and any(map(_gives_rows, tensors)) else None
+
+
+def _gives_rows(x: Tensor) -> bool:
+    """Whether what PyTorch makes in the memory format of x is contiguous (``suggest_memory_format``)."""
+    return x.dim() not in (4, 5) or x.stride(-1) < x.stride(1) * x.shape[1]
 
 
 def _as_it_is(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -121,19 +165,26 @@ def _as_it_is(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         return None
 
 
-def _is_image(x: Any) -> bool:
-    """Whether x is a contiguous tensor of numbers with a fraction, of two axes at least."""
-    return type(x) is Tensor and x.is_floating_point() and x.is_contiguous() and x.numel() > 0 and x.dim() > 1
+def _is_map(x: Any) -> TypeGuard[Tensor]:
+    """Whether x is a tensor of numbers with a fraction, of two axes at least."""
+    dense = type(x) is Tensor and x.layout is torch.strided
+    return dense and x.is_floating_point() and x.numel() > 0 and x.dim() > 1
+
+
+def _is_image(x: Any) -> TypeGuard[Tensor]:
+    """Whether x is such a tensor, and contiguous."""
+    return _is_map(x) and x.is_contiguous()
 
 
 def _plain(x: Any, weight: Any, bias: Any) -> bool:
     """Whether the result is a new contiguous tensor like x."""
-    if type(x) is not Tensor or not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+    if type(x) is not Tensor or not _is_alike(x, weight) or not (bias is None or _is_alike(x, bias)):
         return False
-    dtype, device = x.dtype, x.device
-    alike = weight.dtype is dtype and weight.device == device
-    alike = alike and (bias is None or (bias.dtype is dtype and bias.device == device))
-    return alike and x.is_contiguous() and weight.is_contiguous() and x.numel() > 0
+    return x.is_contiguous() and weight.is_contiguous() and x.numel() > 0
+
+
+def _is_alike(x: Tensor, y: Any) -> bool:
+    return isinstance(y, Tensor) and y.layout is torch.strided and y.dtype is x.dtype and y.device == x.device
 
 
 def _per_axis(value: int | Sequence[int], ndim: int) -> Sequence[int]:
@@ -163,7 +214,6 @@ _ALIKE_OF_ONE = (
 """Functions of one tensor whose result has its shape."""
 
 CHEAP = (
-    F.pad,
     Tensor.__getitem__,
     Tensor.chunk,
     Tensor.flatten,
@@ -173,7 +223,6 @@ CHEAP = (
     Tensor.transpose,
     Tensor.unsqueeze,
     Tensor.view,
-    torch.cat,
     torch.chunk,
     torch.flatten,
     torch.permute,
@@ -191,13 +240,16 @@ UNCHANGED = frozenset({F.dropout, Tensor.flatten, torch.flatten})
 
 SHORTCUTS: dict[Any, Shortcut] = {
     **dict.fromkeys(_ALIKE_OF_ONE, _alike),
-    **dict.fromkeys((torch.add, Tensor.add, Tensor.sub, Tensor.mul), _added),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.sub, Tensor.mul, Tensor.div), _added),
     **dict.fromkeys((Tensor.add_, Tensor.sub_, Tensor.mul_), partial(_added, inplace=True)),
-    **{func: partial(_pooled, func) for func in (F.avg_pool2d, F.interpolate, F.max_pool2d)},
+    **{func: partial(_pooled, func) for func in (F.adaptive_avg_pool2d, F.avg_pool2d, F.interpolate, F.max_pool2d)},
     **{func: partial(_convolved, ndim) for ndim, func in enumerate((torch.conv1d, torch.conv2d, torch.conv3d), 1)},
     F.linear: _linear,
     F.batch_norm: _normalised,
+    F.layer_norm: _normalised_at_the_end,
     F.dropout: _passed_on,
+    F.pad: _padded,
+    torch.cat: _concatenated,
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _multiplied),
     **{func: partial(_as_it_is, func) for func in CHEAP},
 }
