@@ -27,6 +27,7 @@ from repfuse.ops.spelling import (
     is_data,
     makes_zeros,
     number,
+    operator_of,
     spelled,
     spread,
 )
@@ -264,11 +265,11 @@ def normalised_part(call: Call, producer: Call, recording: Recording) -> Meaning
 
 def normalises(node: fx.Node, recording: Recording) -> bool:
     """Whether a node is what a batch or instance normalisation of data returns."""
-    call = spelled(node)
+    call = spelled(node) if operator_of(node) in ("batch_norm", "instance_norm", "getitem") else None
     if call is not None and call.operator == "getitem" and call.get("index") == 0 and isinstance(call.input, fx.Node):
         producer = spelled(call.input)
         return producer is not None and producer.operator in NATIVE_NORMS and is_data(producer.input, recording)
-    return call is not None and call.operator in ("batch_norm", "instance_norm") and is_data(call.input, recording)
+    return call is not None and call.operator != "getitem" and is_data(call.input, recording)
 
 
 def _is_first_part(user: fx.Node, node: fx.Node) -> bool:
