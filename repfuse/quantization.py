@@ -166,8 +166,8 @@ def _sites(network: nn.Module, plan: Plan) -> Iterator[SiteKernels]:
 
     def weight(expression: Expression) -> Tensor:
         device = stored_like(expression, constants, tensors).device
-        stored, _ = evaluate(expression, tensors, torch.empty(0, dtype=torch.float64, device=device))
-        return swap_layout(expression.geometry, stored).float()
+        stored, _ = evaluate(expression, tensors, torch.empty(0, dtype=torch.float32, device=device))
+        return swap_layout(expression.geometry, stored)
 
     for fused in layout.fused:
         made = weight(fused.expression)

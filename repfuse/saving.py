@@ -276,7 +276,7 @@ def _write_network(checkpoint: Checkpoint, module: nn.Module, path: Path) -> tup
             del vars(module)[RECIPE]
     refused: list[NotAllowedError] = []
     if not checkpoint.trust:
-        found = around.take(torch_pickle.read(path, Container.TORCH_ZIP))
+        found = around.take(torch_pickle.read(path, Container.TORCH_ZIP, mapped=True))
         refused = names_refused(origins(found), checkpoint.code)
     job = checking.network_job(checkpoint, path, trust=checkpoint.trust or bool(refused))
     notes = around.said() + _texts_lost(checkpoint) + unguarded

@@ -56,28 +56,29 @@ class PickleSummary(NamedTuple):
             raise quantised(str(path), aware=self.aware)
 
 
-def read(path: Path, container: Container) -> Any:
+def read(path: Path, container: Container, *, mapped: bool = False) -> Any:
     """Return what the file holds: tensors and containers as they are, every other object as a Record.
 
-    No code of the file runs. All tensors come to the CPU. Raises RepfuseError where the file is damaged, or where it
-    needs what torch's restricted unpickler does not do.
+    No code of the file runs. All tensors come to the CPU, or stay in the file where that is to be ``mapped``. Raises
+    RepfuseError where the file is damaged, or where it needs what torch's restricted unpickler does not do.
     """
     said = _summary(path, container)
     said.check_floating(path)
     try:
         with path.open("rb") as file, _stand_ins_for(said.names):
-            return tidied(read_plain(file, path.stat().st_size))
+            return tidied(read_plain(path if mapped else file, path.stat().st_size))
     except Exception as error:  # a damaged pickle can make its reader fail in any way
         raise _unreadable(path, container, said, error) from error
 
 
-def read_plain(file: IO[bytes], size: int) -> Any:
-    """Return what torch's restricted unpickler makes of a file of ``size`` bytes; it raises what it likes.
+def read_plain(file: IO[bytes] | Path, size: int) -> Any:
+    """Return what torch's restricted unpickler makes of a file of ``size`` bytes; it raises what it likes. The tensors
+    stay in a file that is given by its path.
 
     Raises ValueError where a tensor is of a kind of its own, or where they are larger than such a file can mean.
     """
     with quietly(), torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]
-        tree = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+        tree = torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, Path))
     room = room_for(size)
     for tensor in walk(tree):
         if isinstance(tensor, Tensor):
