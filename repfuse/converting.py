@@ -20,6 +20,7 @@ from repfuse.equalizing import Equalized, equalize
 from repfuse.errors import RepfuseError
 from repfuse.fusing import recorded, settled
 from repfuse.loading import Checkpoint
+from repfuse.memory import give_back
 from repfuse.networks import why_refused
 from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import ROOT, Plan, Policy, Refusal
@@ -118,6 +119,7 @@ def convert(
         return Conversion(checkpoint, found, original, None, None, done)
     if proof is None or proof.passed:
         proven(found, fused)
+    give_back(original, circles=False)
     progress("measuring the drift", 0.8)
     count = SCOPES[effort].of_drift
     measured = drift(original, fused, trials[:count], expected[:count])

@@ -33,16 +33,21 @@ def keep_little() -> None:
     glibc("mallopt", M_MMAP_THRESHOLD, APART)
 
 
-def give_back(network: nn.Module) -> None:
-    """Free what only refers to itself, as recorded networks do, and return to the system what is free.
+def give_back(network: nn.Module, *, circles: bool = True) -> None:
+    """Return to the system what is free, once what only refers to itself, as recorded networks do, is free, too.
 
-    Only where ``network``, which is worked on, is large. glibc keeps freed memory, a network's worth after loading;
-    elsewhere nothing is done about that.
+    Only where ``network``, which is worked on, is large. To look for ``circles`` takes as long as all else. glibc keeps
+    freed memory, a network's worth after loading; elsewhere nothing is done about that.
     """
-    if sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(network)) < LARGE:
-        return
-    gc.collect()
-    glibc("malloc_trim", 0)
+    if is_large(network):
+        if circles:
+            gc.collect()
+        glibc("malloc_trim", 0)
+
+
+def is_large(network: nn.Module) -> bool:
+    """Whether it is worth time to hold little of a network at once."""
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(network)) >= LARGE
 
 
 def stream(network: fx.GraphModule) -> None:

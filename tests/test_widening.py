@@ -1,8 +1,9 @@
-"""A network is run in float64 all the way, and left as it is."""
+"""A network is run in float64 all the way, and left as it is: with all its tensors, or with each while it is used."""
 
 from __future__ import annotations
 
 import copy
+import gc
 from functools import partial
 
 import numpy
@@ -20,6 +21,15 @@ from repfuse.checking.runs import in_float64, run, run_float64
 from repfuse.networks import named_tensors
 
 X = image(2, C, 6, 7).float()
+
+
+@pytest.fixture(params=[False, True], ids=["whole", "in part"], autouse=True)
+def reads_in_part(request, monkeypatch):
+    """Whether parameters are made as they are read, as those of large networks are."""
+    if request.param:
+        monkeypatch.setattr("repfuse.memory.LARGE", 0)
+        monkeypatch.setattr("repfuse.checking.runs.MUCH", 0)
+    return request.param
 
 
 class Recurrent(nn.Module):
@@ -86,6 +96,7 @@ NETWORKS = {
     "writes": lambda: Spelled(written, **a_layer(count=buffer(1))),
     "writes through a view": lambda: Spelled(written_through_a_view, **a_layer(state=buffer(2))),
     "exchanges its weights": lambda: Spelled(exchanged, **a_layer()),
+    "a script": lambda: nn.Sequential(torch.jit.script(conv()), conv(bias=True)),
     "autocast": lambda: Spelled(under_autocast, **a_layer(square=buffer(5, 7))),
 }
 CHANGES = {
@@ -172,6 +183,37 @@ def writes_a_shared_array(m, x):
     return m.a(x) * m.calls
 
 
+def clamps_its_weight(m, x):
+    m.a.weight.data.clamp_(-0.5, 0.5)
+    return m.a(x)
+
+
+def clamped_channels_last(m, x):
+    assert m.a.weight.is_contiguous(memory_format=torch.channels_last)
+    return clamps_its_weight(m, x)
+
+
+def scales_a_view(m, x):
+    m.a.weight.view(-1)[:7].mul_(2)
+    return m.a(x)
+
+
+def writes_a_weight_as_an_array(m, x):
+    numpy.asarray(m.a.weight)[:] *= 2
+    return m.a(x)
+
+
+def scales_all(m, x):
+    for each in m.parameters():
+        each.mul_(2)
+    return m.a(x)
+
+
+WRITING |= {
+    f.__name__: partial(Spelled, f, **a_layer())
+    for f in (clamps_its_weight, scales_a_view, writes_a_weight_as_an_array, scales_all)
+}
+WRITING["channels last"] = lambda: Spelled(clamped_channels_last, **a_layer()).to(memory_format=torch.channels_last)
 WRITING["statistics"] = lambda: Spelled(takes_statistics, **a_layer(mean=buffer(C), variance=buffer(C)))
 PAST_OPERATORS = (writes_an_array, writes_a_shared_array)
 WRITING |= {f.__name__: partial(Spelled, f, **a_layer(calls=buffer(1))) for f in PAST_OPERATORS}
@@ -187,6 +229,35 @@ def test_the_network_itself_is_never_written_into(name, runs):
     assert not any(outcome.error for outcome in runs(network, trials))
     for key, tensor in named_tensors(network):
         assert tensor is before[key][0] and torch.equal(tensor, before[key][1]), key
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", WRITING)
+def test_what_a_call_writes_is_there_in_the_next(name):
+    network = randomised(WRITING[name](), dtype=torch.float32)
+    network.register_buffer("index", torch.arange(3))
+    found = run_float64(network, [Trial("first", (X,)), Trial("second", (X,))])
+    double = copy.deepcopy(network).double().eval()
+    for outcome in found:
+        torch.testing.assert_close(outcome.outputs["out"], double(X.double()), rtol=1e-13, atol=1e-13)
+
+
+@torch.no_grad()
+def test_parameters_live_no_longer_than_they_are_used(reads_in_part):
+    """One at a time; a second one is made beside it while the first is in use."""
+    counts = []
+
+    def forward(m, x):
+        wide = [each for each in gc.get_objects() if type(each) is nn.Parameter and each.dtype is torch.float64]
+        counts.append(sum(each.shape == m.first.shape for each in wide))
+        both = torch.stack([m.first @ m.second, m.second @ m.first])
+        return x[0, 0] @ (both.sum(0) + m.first.T @ m.first)
+
+    network = Spelled(forward, **{name: nn.Parameter(torch.rand(7, 7)) for name in ("first", "second")})
+    (outcome,) = run_float64(network, [Trial("", (X,))])
+    a, b = network.first.double(), network.second.double()
+    torch.testing.assert_close(outcome.outputs["out"], X[0, 0].double() @ (a @ b + b @ a + a.T @ a))
+    assert counts == [0 if reads_in_part else 2]
 
 
 def test_an_output_that_is_a_weight_is_a_copy_of_it():

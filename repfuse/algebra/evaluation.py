@@ -28,13 +28,15 @@ from repfuse.algebra.layers import Channelwise, Convolution, Factor, Filter, Lay
 Tensors = Callable[[str], Tensor]
 
 
-def evaluate(expression: Expression, tensors: Tensors, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the fused map, with the dtype and device of ``like``.
+def evaluate(
+    expression: Expression, tensors: Tensors, like: Tensor, empty: Callable[..., Tensor] = torch.empty
+) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the fused map, with the dtype and device of ``like``; ``empty`` makes the weight.
 
     Raises NotAffine where a layer pads with another number than the constant of what is before it.
     """
     addends, geometry = list(_addends(expression, tensors, None, like.device)), expression.geometry
-    laid = torch.empty(geometry.weight_shape, dtype=like.dtype, device=like.device)
+    laid = empty(geometry.weight_shape, dtype=like.dtype, device=like.device)
     sum_weights(geometry, addends, laid)
     weight = swap_layout(geometry, laid).contiguous()
     return weight, constant(expression, tensors, like.device).to(like.dtype, copy=True)

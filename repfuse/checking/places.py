@@ -19,7 +19,7 @@ from repfuse.algebra.expression import Expression
 from repfuse.checking.comparison import TOLERANCE, answers_in_float64, half_the_digits, tabulate
 from repfuse.checking.inputs import Trial
 from repfuse.checking.results import Comparison
-from repfuse.checking.runs import Change, Outcome, in_float64, narrow_in
+from repfuse.checking.runs import Change, Outcome, empty, in_float64, narrow_in
 from repfuse.errors import RepfuseError
 from repfuse.networks import join, main_dtype, named_tensors
 from repfuse.planning.edits import Fused, is_affine_norm
@@ -272,7 +272,7 @@ class ExactWeights:
 
 def _weights(fused: nn.Module, place: Place) -> Iterator[StoredWeight]:
     def weight(expression: Expression, tensors: Tensors, device: torch.device) -> torch.Tensor:
-        return evaluate(expression, tensors, torch.empty(0, dtype=torch.float64, device=device))[0]
+        return evaluate(expression, tensors, torch.empty(0, dtype=torch.float64, device=device), empty)[0]
 
     tensors = lookup(place.module, place.planner.recording.constants)
     for group in place.region.groups:

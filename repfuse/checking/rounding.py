@@ -101,7 +101,7 @@ def _effect(
 
 def on(trials: Sequence[Trial]) -> Run:
     """Return what runs a network in float64, its tensors changed, on these trials."""
-    return lambda network, change: run_float64(network, trials, change)
+    return lambda network, change: run_float64(network, trials, change, whole=True)
 
 
 def rounded_once(seed: int, exact: frozenset[str]) -> Change:

@@ -7,14 +7,18 @@ that is called carries that away with it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import product
+from math import prod
 from operator import add
 from traceback import walk_tb
 from typing import Any
+from weakref import WeakValueDictionary, ref
 
+import numpy as np
 import torch
 from torch import Tensor, fx, jit, nn
 from torch.overrides import TorchFunctionMode
@@ -23,7 +27,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from repfuse.checking.inputs import Trial
 from repfuse.errors import RepfuseError
-from repfuse.memory import is_streamed
+from repfuse.memory import is_large, is_streamed
 from repfuse.networks import (
     device_of,
     draw_alike,
@@ -38,7 +42,9 @@ from repfuse.networks import (
     tensors_of,
     using_threads,
 )
-from repfuse.recording.copies import changed_copy
+from repfuse.recording.copies import changed_copy, like
+from repfuse.recording.read_only import OperatorMode, by_name, written
+from repfuse.recording.recorder import TAKING, address
 from repfuse.wording import described
 
 # What a network returns, as named tensors.
@@ -261,6 +267,45 @@ def narrow_in(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for outcome in outcomes for path in outcome.narrow))
 
 
+class Room:
+    """Memory for one tensor at a time: to fetch it from the system anew takes ten times as long as to copy numbers.
+
+    What is made here lies in the memory of an array, which goes with the last tensor that looks at it.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._bytes = torch.empty(nbytes, dtype=torch.uint8).numpy()
+        self._taken: Callable[[], object] = lambda: None
+        self._arrays = dict[int, Callable[[], object]]()
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, steps: Sequence[int] | None = None) -> Tensor:
+        """Return an empty tensor, without gaps: in other memory while one lies here, or where there is not enough."""
+        nbytes = prod(shape) * dtype.itemsize
+        fits = self._taken() is None and nbytes <= len(self._bytes)
+        array = self._bytes[:nbytes] if fits else np.empty(nbytes, np.uint8)
+        if fits:
+            self._taken = ref(array)
+        flat = torch.from_numpy(array).view(dtype)
+        made = flat.view(tuple(shape)) if steps is None else flat.as_strided(shape, steps)
+        self._arrays = {at: alive for at, alive in self._arrays.items() if alive() is not None}
+        self._arrays[address(made)] = ref(array)
+        return made
+
+    def lent(self, tensor: Tensor) -> bool:
+        """Whether a tensor looks at what was made here."""
+        return self._arrays.get(address(tensor), lambda: None)() is not None
+
+
+_room: ContextVar[Room | None] = ContextVar("_room", default=None)
+"""Where a tensor is to be made that is read now; None where the system has memory for it."""
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return an empty tensor, where there is room for what is read now."""
+    room = _room.get()
+    return torch.empty(shape, dtype=dtype, device=device) if room is None else room.empty(shape, dtype)
+
+
 def in_float64(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Widen a floating tensor, exactly; leave integers, booleans and complex numbers."""
     return widened(tensor) if tensor.is_floating_point() else tensor.clone()
@@ -268,12 +313,16 @@ def in_float64(_name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:
     """Return a float64 copy: of its own, also where the tensor is in float64."""
-    return tensor.to(torch.float64, copy=True)
+    if _room.get() is None or not tensor.is_contiguous():
+        return tensor.to(torch.float64, copy=True)
+    return empty(tensor.shape, torch.float64, tensor.device).copy_(tensor)
 
 
 def as_stored(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Copy a tensor as it is."""
-    return tensor.clone()
+    if _room.get() is None or not tensor.is_contiguous():
+        return tensor.clone()
+    return empty(tensor.shape, tensor.dtype, tensor.device).copy_(tensor)
 
 
 @contextmanager
@@ -293,44 +342,146 @@ def copied(network: nn.Module, change: Change) -> Iterator[nn.Module]:
                 module._buffers.clear()
 
 
-@contextmanager
-def readable(network: nn.Module, change: Change) -> Iterator[nn.Module]:
-    """Lend a copy as ``copied`` does, to be called and not to be changed: the tensors of a network that is streamed are
-    made as they are read, and gone when they were used.
+def readable(network: nn.Module, change: Change, *, whole: bool = False) -> Iterator[nn.Module]:
+    """Yield a copy as ``copied`` lends one, to be called and not to be changed; after it perhaps another, to be called
+    in its place.
+
+    The tensors of a network that is streamed, and the large ones of any other that is large, are made as they are read,
+    and gone when they were used: together, in float64, they would take as much memory as all else. Where a call fails,
+    writes into one of these, or gets at what stands in its place, the copy after that has all its tensors; it is the
+    only one where it is to be ``whole``.
     """
-    if not is_streamed(network):
-        with copied(network, change) as copy:
-            yield copy
+    if is_streamed(network):
+        yield _streamed(network, change)
         return
+    if not whole and is_large(network):
+        copy, guard = _read_in_part(network, change)
+        yield copy
+        if not guard.wrong:
+            return
+    with copied(network, change) as copy:
+        yield copy
+
+
+def _streamed(network: nn.Module, change: Change) -> nn.Module:
     copy = changed_copy(network, lambda _, tensor: tensor)
-    name_of = {id(tensor): name for name, tensor in named_tensors(copy)}
+    made_of = {id(tensor): (name, tensor.detach()) for name, tensor in named_tensors(copy)}
+    read: dict[int, Tensor] = {}
     for module in copy.modules():
         for table in ("_parameters", "_buffers"):
-            vars(module)[table] = _Read(vars(module)[table], name_of, change)
+            vars(module)[table] = _Read(vars(module)[table], made_of, change, read)
     set_eval(copy)
-    yield copy
+    return copy
+
+
+def _read_in_part(network: nn.Module, change: Change) -> tuple[nn.Module, _Guard]:
+    """Return a copy whose large parameters are made as they are read; a number that is none stands in their place."""
+    parameters, nan = {id(x) for x in network.parameters()}, dict[torch.dtype, Tensor]()
+    plain = ((name, x.detach()) for name, x in named_tensors(network) if id(x) in parameters and x.is_floating_point())
+    large = {name: x for name, x in plain if x.layout is torch.strided and x.is_cpu and x.nbytes >= MUCH}
+
+    def changed(name: str, tensor: Tensor) -> Tensor:
+        if name not in large:
+            return change(name, tensor)
+        return nan.setdefault(tensor.dtype, torch.full((), torch.nan, dtype=tensor.dtype)).expand(tensor.shape)
+
+    copy, guard = _copy(network, changed), _Guard(Room(max((x.numel() for x in large.values()), default=0) * 8))
+    read: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+    made_of = {id(x): (name, large[name]) for name, x in named_tensors(copy) if name in large}
+    for module in copy.modules():
+        if any(id(x) in made_of for x in module._parameters.values()):
+            vars(module)["_parameters"] = _Read(module._parameters, made_of, change, read, guard)
+    guard.forbid(nan.values())
+    return copy, guard
+
+
+MUCH = 1 << 18
+"""Bytes of a tensor from which on it is worth a while to hold it no longer than it is used."""
+
+
+class _Guard(OperatorMode):  # type: ignore[no-untyped-call]
+    """While it is on, notes whether an operator wrote into what was made in the ``room``, or met what it is to
+    ``forbid``.
+    """
+
+    def __init__(self, room: Room) -> None:
+        super().__init__()
+        self.room, self.wrong = room, False
+        self._forbidden = set[int]()
+
+    def forbid(self, tensors: Iterable[Tensor]) -> None:
+        """Take note of tensors that no operator is to meet."""
+        self._forbidden = set(map(address, tensors))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operator."""
+        named, names = by_name(func, args, kwargs or {}), written(func)
+        into = tensors_of([named[name] for name in names if name in named]) if names else ()
+        self.wrong |= not self._forbidden.isdisjoint(map(address, tensors_of([*named.values()])))
+        self.wrong |= any(map(self.room.lent, into))
+        return func(*args, **(kwargs or {}))
+
+    def knows(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether one of the tensors lies in memory that is to stay as it is."""
+        return any(self.room.lent(x) or address(x) in self._forbidden for x in tensors)
+
+
+class _PastOperators(TorchFunctionMode):
+    """While it is on, tells a guard of the functions of torch that exchange numbers or take them away."""
+
+    def __init__(self, guard: _Guard) -> None:
+        super().__init__()
+        self._guard = guard
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call one function of torch."""
+        name = getattr(func, "__name__", "")
+        if name in TAKING or name == "__set__":
+            self._guard.wrong |= self._guard.knows(tensors_of(args))
+        return func(*args, **(kwargs or {}))
 
 
 class _Read(dict[str, Tensor | None]):
-    """A table of a module's tensors, each changed when it is read: anew, once those that were are forgotten. ``told``
-    hears of what was made.
+    """A table of a module's tensors, of which some are made when they are read, of what ``made_of`` says by the id of
+    what is held in their place: anew, once those that were ``read`` are forgotten. ``told`` hears of what was made.
     """
 
-    def __init__(self, held: Mapping[str, Tensor | None], name_of: Mapping[int, str], change: Change) -> None:
+    def __init__(
+        self,
+        held: Mapping[str, Tensor | None],
+        made_of: Mapping[int, tuple[str, Tensor]],
+        change: Change,
+        read: MutableMapping[int, Tensor],
+        guard: _Guard | None = None,
+    ) -> None:
         super().__init__(held)
-        self._name_of, self._change = name_of, change
+        self._made_of, self._change = made_of, change
         self.told: Callable[[Tensor], None] = lambda _tensor: None
-        self.read: dict[str, Tensor] = {}
+        self.read, self.guard = read, guard
 
     def __getitem__(self, name: str) -> Tensor | None:
         held = super().__getitem__(name)
-        if held is None:
-            return None
-        if name not in self.read:
-            with torch._C.DisableTorchFunction():
-                self.read[name] = self._change(self._name_of[id(held)], held.detach())
-            self.told(self.read[name])
-        return self.read[name]
+        if held is None or id(held) not in self._made_of:
+            return held
+        made = self.read.get(id(held))
+        if made is None:
+            room = None if self.guard is None else self.guard.room
+            outer = _room.set(room)
+            try:
+                with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+                    made = self._change(*self._made_of[id(held)]).detach()
+                    if room is not None and not room.lent(made):
+                        made = room.empty(made.shape, made.dtype, made.stride()).copy_(made)
+                    made = like(held, made).requires_grad_(False)
+            finally:
+                _room.reset(outer)
+            self.read[id(held)] = made
+            self.told(made)
+        return made
 
 
 def _tables(network: nn.Module) -> list[_Read]:
@@ -356,8 +507,10 @@ def run(network: nn.Module, trials: Iterable[Trial], cast: Mapping[torch.dtype, 
 
     Raises RepfuseError where the network cannot be copied.
     """
-    with readable(network, as_stored) as copy:
-        return run_copy(copy, trials, cast)
+    trials, outcomes = list(trials), list[Outcome]()
+    for copy in readable(network, as_stored):
+        outcomes = run_copy(copy, trials, cast)
+    return outcomes
 
 
 def takes(network: nn.Module, inputs: Sequence[Any]) -> bool:
@@ -381,16 +534,18 @@ def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
     count = torch.get_num_threads()
     if count == 1:
         return 1
-    with readable(network, as_stored) as copy:
 
-        def seconds(threads: int) -> float:
-            with using_threads(threads):
-                began = time.perf_counter()
-                run_copy(copy, [Trial("the example", inputs)], {})
-                return time.perf_counter() - began
+    def seconds(copy: nn.Module, threads: int) -> float:
+        with using_threads(threads):
+            began = time.perf_counter()
+            run_copy(copy, [Trial("the example", inputs)], {})
+            return time.perf_counter() - began
 
-        one = seconds(1)
-        return 1 if one <= SHORT or seconds(count) > WORTH_THREADS * one else count
+    worth = 1
+    for copy in readable(network, as_stored):
+        one = seconds(copy, 1)
+        worth = count if one > SHORT and seconds(copy, count) <= WORTH_THREADS * one else 1
+    return worth
 
 
 SHORT = 0.1  # seconds of a call with one thread: with less, all calls together take few seconds
@@ -405,14 +560,17 @@ def run_float64(
     trials: Iterable[Trial],
     change: Change = in_float64,
     watch: Callable[[nn.Module], object] = lambda _copy: None,
+    *,
+    whole: bool = False,
 ) -> list[Outcome]:
     """Call a copy of the network in float64 on each trial, inputs widened too; its tensors are as ``change`` says.
 
-    ``watch`` is shown the copy before it is called. A module that fails for want of float64 runs in its own dtype,
-    which the outcomes say. Raises RepfuseError where the network cannot be copied.
+    ``watch`` is shown each copy before it is called. It is ``whole`` where it is much work to make its tensors. What
+    fails for want of float64 runs in its own dtype, which the outcomes say. Raises RepfuseError where the network
+    cannot be copied.
     """
     trials, given, narrow = list(trials), WIDE, tuple[str, ...]()
-    outcomes = _run_wide(network, trials, change, watch, given, narrow)
+    outcomes = _run_wide(network, trials, change, watch, given, narrow, whole)
     failing = bool(trials) and all(outcome.error for outcome in outcomes) and takes(network, trials[0].inputs)
     while failing:
         path = outcomes[0].at
@@ -422,7 +580,7 @@ def run_float64(
             break
         else:
             narrow = (*narrow, path)
-        outcomes = _run_wide(network, trials, change, watch, given, narrow)
+        outcomes = _run_wide(network, trials, change, watch, given, narrow, whole)
         failing = all(outcome.error for outcome in outcomes)
     return outcomes
 
@@ -434,14 +592,17 @@ def _run_wide(  # noqa: PLR0917 - what ``run_float64`` was given, and what it fo
     watch: Callable[[nn.Module], object],
     given: Mapping[torch.dtype, torch.dtype],
     narrow: tuple[str, ...],
+    whole: bool,
 ) -> list[Outcome]:
     """Call a new copy on each trial, inputs cast as ``given``, the modules at ``narrow`` in their own dtype."""
 
-    def changed(name: str, tensor: Tensor) -> Tensor:
+    def narrowed(name: str, tensor: Tensor) -> Tensor:
         wide = change(name, tensor)
         return wide.to(tensor.dtype) if any(within(name, path) for path in narrow) else wide
 
-    with readable(network, changed) as copy:
+    changed = narrowed if narrow else change
+    outcomes, own, compiled = list[Outcome](), list[str](), False
+    for copy in readable(network, changed, whole=whole):
         device, widening = device_of(copy), Widening(copy)
         for path in narrow:
             dtype = main_dtype(network.get_submodule(path)) or main_dtype(network)
@@ -490,8 +651,16 @@ def _calls(copy: nn.Module, inputs: Sequence[tuple[object, ...]]) -> list[Outcom
     that each of its tensors is made but once.
     """
     tables = _tables(copy)
-    if not tables or not isinstance(copy, fx.GraphModule) or "forward" in vars(copy):
-        return [call(copy, given) for given in inputs]
+    guards = [table.guard for table in tables if table.guard is not None]
+    if not tables or guards or not isinstance(copy, fx.GraphModule) or "forward" in vars(copy):
+        with ExitStack() as modes:
+            for guard in guards[:1]:
+                modes.enter_context(guard)
+                modes.enter_context(_PastOperators(guard))
+            outcomes = [call(copy, given) for given in inputs]
+            for guard in guards[:1]:  # what stands for a tensor may be why
+                guard.wrong |= any(outcome.error for outcome in outcomes)
+            return outcomes
     return _in_step(copy, tables, inputs)
 
 

@@ -165,7 +165,7 @@ class Recorder(TorchFunctionMode):
     def ask(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note that forward code wants to know numbers, or takes the memory itself."""
         tensors = tensors_of((args, kwargs))
-        if self.shares_memory and _function(func).name in _TAKING and any(id(x) in self._names for x in tensors):
+        if self.shares_memory and _function(func).name in TAKING and any(id(x) in self._names for x in tensors):
             raise OverwritesItself
         self._question(_function(func).name, tensors)
         return func(*args, **kwargs)
@@ -767,7 +767,7 @@ def _handler(own: str, name: str) -> Handler:  # noqa: PLR0911 - one for each ki
         return Recorder.assign if name == "data" else Recorder.answer
     if name in _SIZES:
         return Recorder.size
-    if name in _QUESTIONS or name in _TAKING:
+    if name in _QUESTIONS or name in TAKING:
         return Recorder.ask
     if name in _GRADIENTS:
         return Recorder.switch
@@ -808,7 +808,7 @@ _QUESTIONS = frozenset(
 )  # fmt: skip
 _CUT = {"input": "x", "tensor": "x", "split_size": "how", "split_size_or_sections": "how", "chunks": "how"}
 """The arguments of functions that cut a tensor, by their names in torch."""
-_TAKING = frozenset(
+TAKING = frozenset(
     {"numpy", "__array__", "__dlpack__", "storage", "untyped_storage", "_typed_storage", "data_ptr", "share_memory_"}
 )
 """What takes the memory of a tensor, past all operators."""
