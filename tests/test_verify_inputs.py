@@ -334,6 +334,9 @@ def test_threads_are_used_where_they_make_the_network_faster(
     with using_threads(2):
         assert enough_threads(Waiting(seconds), (torch.ones(1),)) == wanted
         assert torch.get_num_threads() == 2
+        monkeypatch.setattr("repfuse.memory.LARGE", 0)
+        monkeypatch.setattr("repfuse.checking.runs.multiply", lambda: Waiting(seconds)(torch.ones(1)))
+        assert enough_threads(Waiting({}), (torch.ones(1),)) == wanted
 
 
 def test_one_thread_is_enough_without_trying() -> None:

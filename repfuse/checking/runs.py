@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from itertools import product
 from math import prod
 from operator import add
@@ -529,29 +530,39 @@ def enough_threads(network: nn.Module, inputs: tuple[Any, ...]) -> int:
 
     Threads wait for each other at the end of each operation, and on a busy machine, or in a container that may use less
     than it sees, the last one comes when the system gives it its turn, milliseconds later: with all of them a network
-    of many small operations can take ten times what it takes with one. So it is tried.
+    of many small operations can take ten times what it takes with one. So it is tried; where a network is large, most
+    of its work is products of matrices, and a few of these are tried in its place.
     """
     count = torch.get_num_threads()
     if count == 1:
         return 1
-
-    def seconds(copy: nn.Module, threads: int) -> float:
-        with using_threads(threads):
-            began = time.perf_counter()
-            run_copy(copy, [Trial("the example", inputs)], {})
-            return time.perf_counter() - began
-
-    worth = 1
-    for copy in readable(network, as_stored):
-        one = seconds(copy, 1)
-        worth = count if one > SHORT and seconds(copy, count) <= WORTH_THREADS * one else 1
-    return worth
+    if is_large(network):
+        one, all_of_them = (min(_seconds(multiply, threads) for _ in range(PRODUCTS)) for threads in (1, count))
+        return count if all_of_them <= WORTH_THREADS * one else 1
+    with copied(network, as_stored) as copy:
+        called = partial(run_copy, copy, [Trial("the example", inputs)], {})
+        one = _seconds(called, 1)
+        return 1 if one <= SHORT or _seconds(called, count) > WORTH_THREADS * one else count
 
 
+def _seconds(work: Callable[[], object], threads: int) -> float:
+    with using_threads(threads):
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+
+def multiply() -> None:
+    """Multiply two matrices: a few milliseconds of work."""
+    matrix = torch.ones(512, 512)
+    torch.mm(matrix, matrix)
+
+
+PRODUCTS = 3
 SHORT = 0.1  # seconds of a call with one thread: with less, all calls together take few seconds
 WORTH_THREADS = 0.8
-"""The part of the time with one thread that a call has to take at most, to be worth the others: that was the first
-call, which prepares what later ones find.
+"""The part of the time with one thread that a call has to take at most, to be worth the others: of a network, that was
+the first call, which prepares what later ones find.
 """
 
 

@@ -85,8 +85,6 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
     with collecting_later():
         checkpoint = _loaded(request)
         gc.freeze()  # what is imported and loaded stays: nobody need look through it for garbage, not even once
-    if reader:
-        reader.prepare(checkpoint.module)
     if request.out is None:
         progress("looking for what can be fused", 0.3)
         found = choose(checkpoint.module, checkpoint.example_inputs, request.choice)
@@ -95,7 +93,10 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
         return _report("planned" if found.sites else "nothing-to-fuse", checkpoint, found, request, notes)
     # What cannot be written is said before the work is done.
     format_for(request.out, request.format, checkpoint.format, keep_affine=request.choice.keeps_affine)
-    with using_threads(enough_threads(checkpoint.module, checkpoint.example_inputs)), together():
+    threads = enough_threads(checkpoint.module, checkpoint.example_inputs)  # before anybody else is at work
+    if reader:
+        reader.prepare(checkpoint.module)
+    with using_threads(threads), together():
         with ExitStack() as stack:
 
             def write(plan: Plan, fused: nn.Module) -> Begun:
