@@ -840,3 +840,17 @@ def test_an_index_may_be_an_array_which_no_code_says(chosen):
     found = plan(model, (x,))
     assert {refusal.code for refusal in found.refusals} == {"structured-arguments"}
     assert error(model, rewrite(model, found), x) < 1e-12
+
+
+def test_statistics_of_other_channels_are_no_map_of_these():
+    """ATen's own operator does not compare their numbers, and reads what lies there."""
+    normalised = torch.ops.aten._native_batch_norm_legit_no_training.default
+
+    def forward(m, x):
+        n = m.n
+        return normalised(m.a(x) + m.b(x), n.weight, n.bias, n.running_mean, n.running_var, 0.1, 1e-5)[0]
+
+    model = randomised(Spelled(forward, a=nn.Conv2d(4, 2, 3), b=nn.Conv2d(4, 2, 3), n=nn.BatchNorm2d(4)))
+    result = fuse(model, (image(1, 4, 6, 7),))
+    (site,) = result.plan.sites
+    assert len(site.branches) == 2 and "broadcast" in {refusal.code for refusal in result.plan.refusals}

@@ -289,6 +289,8 @@ def norm(call: Call, recording: Recording) -> Meaning | None:
     tensors = [constant(tensor, recording) for tensor in given]
     if any(tensor is None for tensor, argument in zip(tensors, given, strict=True) if argument is not None):
         return Unfusible("computed-weight", "statistics or affine parameters of the normalisation depend on the input")
+    if any(tensor is not None and tensor.shape != recording.shape_of[x][1:2] for tensor in tensors):
+        return Unfusible("broadcast", "the normalisation has another number of statistics than there are channels")
     eps = number(call.get("eps", _DEFAULT_EPS))
     if eps is None:
         return Unfusible("computed-weight", "the eps of the normalisation is computed in forward")
