@@ -69,11 +69,11 @@ def _outputs(layer: Any) -> int:
 
 
 def _padding(layer: Any, pads: list[Any], axes: int) -> tuple[list[int], list[int]]:
-    """Return what is padded before and after, per axis. PyTorch keeps it from the last axis to the first."""
+    """Return what is padded before and after, per spatial axis. PyTorch keeps it from the last axis to the first."""
     own = [0] * 2 * axes if isinstance(layer, TRANSPOSED) else layer._reversed_padding_repeated_twice
     if isinstance(layer, TRANSPOSED):
         own = [size for size in reversed(layer.padding) for _ in range(2)]
-    total = [sum(sizes) for sizes in zip(own, *(pad.padding for pad in pads), strict=True)]
+    total = [sum(sizes) for sizes in zip(own, *(pad.padding[: 2 * axes] for pad in pads), strict=True)]
     return total[-2::-2], total[::-2]
 
 
