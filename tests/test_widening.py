@@ -173,6 +173,10 @@ def takes_statistics(m, x):
     return F.batch_norm(m.a(x), m.mean, m.variance, training=True)
 
 
+def reads_statistics(m, x):
+    return takes_statistics(m, x) * m.mean.view(-1, 1, 1)
+
+
 def writes_an_array(m, x):
     m.calls.numpy()[:] += 1
     return m.a(x) * m.calls
@@ -214,7 +218,8 @@ WRITING |= {
     for f in (clamps_its_weight, scales_a_view, writes_a_weight_as_an_array, scales_all)
 }
 WRITING["channels last"] = lambda: Spelled(clamped_channels_last, **a_layer()).to(memory_format=torch.channels_last)
-WRITING["statistics"] = lambda: Spelled(takes_statistics, **a_layer(mean=buffer(C), variance=buffer(C)))
+for f in (takes_statistics, reads_statistics):
+    WRITING[f.__name__] = partial(Spelled, f, **a_layer(mean=buffer(C), variance=buffer(C)))
 PAST_OPERATORS = (writes_an_array, writes_a_shared_array)
 WRITING |= {f.__name__: partial(Spelled, f, **a_layer(calls=buffer(1))) for f in PAST_OPERATORS}
 

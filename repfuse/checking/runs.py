@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -44,7 +44,7 @@ from repfuse.networks import (
     using_threads,
 )
 from repfuse.recording.copies import changed_copy, like
-from repfuse.recording.read_only import OperatorMode, by_name, written
+from repfuse.recording.read_only import OperatorMode, written_into
 from repfuse.recording.recorder import TAKING, address
 from repfuse.wording import described
 
@@ -314,16 +314,20 @@ def in_float64(_name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:
     """Return a float64 copy: of its own, also where the tensor is in float64."""
-    if _room.get() is None or not tensor.is_contiguous():
-        return tensor.to(torch.float64, copy=True)
-    return empty(tensor.shape, torch.float64, tensor.device).copy_(tensor)
+    return _copy_in(tensor, torch.float64)
 
 
 def as_stored(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Copy a tensor as it is."""
-    if _room.get() is None or not tensor.is_contiguous():
-        return tensor.clone()
-    return empty(tensor.shape, tensor.dtype, tensor.device).copy_(tensor)
+    return _copy_in(tensor, tensor.dtype)
+
+
+def _copy_in(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a copy in a dtype, where there is room for it."""
+    room = _room.get()
+    if room is None or not tensor.is_contiguous():
+        return tensor.to(dtype, copy=True)
+    return room.empty(tensor.shape, dtype).copy_(tensor)
 
 
 @contextmanager
@@ -418,11 +422,10 @@ class _Guard(OperatorMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one operator."""
-        named, names = by_name(func, args, kwargs or {}), written(func)
-        into = tensors_of([named[name] for name in names if name in named]) if names else ()
-        self.wrong |= not self._forbidden.isdisjoint(map(address, tensors_of([*named.values()])))
-        self.wrong |= any(map(self.room.lent, into))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        self.wrong |= not self._forbidden.isdisjoint(map(address, tensors_of((args, kwargs))))
+        self.wrong |= any(map(self.room.lent, written_into(func, args, kwargs)))
+        return func(*args, **kwargs)
 
     def knows(self, tensors: Iterable[Tensor]) -> bool:
         """Whether one of the tensors lies in memory that is to stay as it is."""
@@ -662,16 +665,14 @@ def _calls(copy: nn.Module, inputs: Sequence[tuple[object, ...]]) -> list[Outcom
     that each of its tensors is made but once.
     """
     tables = _tables(copy)
-    guards = [table.guard for table in tables if table.guard is not None]
-    if not tables or guards or not isinstance(copy, fx.GraphModule) or "forward" in vars(copy):
-        with ExitStack() as modes:
-            for guard in guards[:1]:
-                modes.enter_context(guard)
-                modes.enter_context(_PastOperators(guard))
+    guard = next((table.guard for table in tables if table.guard is not None), None)
+    if guard is not None:
+        with guard, _PastOperators(guard):
             outcomes = [call(copy, given) for given in inputs]
-            for guard in guards[:1]:  # what stands for a tensor may be why
-                guard.wrong |= any(outcome.error for outcome in outcomes)
-            return outcomes
+        guard.wrong |= any(outcome.error for outcome in outcomes)  # what stands for a tensor may be why
+        return outcomes
+    if not tables or not isinstance(copy, fx.GraphModule) or "forward" in vars(copy):
+        return [call(copy, given) for given in inputs]
     return _in_step(copy, tables, inputs)
 
 

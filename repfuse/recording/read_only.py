@@ -57,12 +57,8 @@ class ReadOnly(OperatorMode):  # type: ignore[no-untyped-call]
 
     def check(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise OverwritesItself where an operator writes into a tensor that is not to change."""
-        named = by_name(func, args, kwargs)
-        names = written(func) | _statistics_written(func, named)
-        if named.get("training") is False:
-            names -= {"running_mean", "running_var"}  # which the schema says that it writes, and it does not then
-        if names:
-            self.overwritten(tensors_of([value for name, value in named.items() if name in names]))
+        if into := written_into(func, args, kwargs):
+            self.overwritten(into)
 
     def overwritten(self, tensors: Sequence[torch.Tensor]) -> None:
         """Note that these are written into. Raises OverwritesItself where one of them is not to change."""
@@ -99,6 +95,15 @@ def written(func: Any) -> frozenset[str]:
     """Return the names of the arguments that an operator writes into."""
     arguments = func._schema.arguments
     return frozenset(a.name for a in arguments if a.alias_info and a.alias_info.is_write)
+
+
+def written_into(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """Return the tensors that one call of an operator writes into."""
+    named = by_name(func, args, kwargs)
+    names = written(func) | _statistics_written(func, named)
+    if named.get("training") is False:
+        names -= {"running_mean", "running_var"}  # which the schema says that it writes, and it does not then
+    return tensors_of([value for name, value in named.items() if name in names]) if names else []
 
 
 def _statistics_written(func: Any, named: Mapping[str, Any]) -> set[str]:
