@@ -82,6 +82,16 @@ MATCHED_BEFORE = (
     Step("block", inner=(Step("constant", (0, 0, 2), (0, 0, 45, *(0,) * 11)), *[Step("conv")] * 5)),
 )
 """A layer that pads with what was before it, as a reading found that was taken back before anything was measured."""
+REFUSED_AT_FIRST = (
+    *[Step("conv")] * 3,
+    Step("conv", digits=(*(0,) * 10, 74, *(0,) * 3)),
+    Step("pad"),
+    Step("transposed", digits=(*(0,) * 13, 117)),
+    Step("branches", inner=(*[Step("kept")] * 2, Step("constant", digits=(*(0,) * 3, 79, 3, *(0,) * 9)))),
+    Step("branches", inner=(*[Step("kept")] * 4,)),
+    Step("branches", inner=(Step("conv", digits=(*(0,) * 5, 64, *(0,) * 4, 3, 0, 0, 5)), *[Step("kept")] * 2)),
+)
+"""What the first plan came not to rely on, and the one with what was measured has no reason to doubt."""
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 POLICIES = pytest.mark.parametrize("policy", [Policy.COST, Policy.ALWAYS])
 
@@ -100,6 +110,7 @@ def test_random_networks(policy, steps, shapes, also):
 @QUICK
 @given(STEPS, SHAPES, ALSO, st.integers(0))
 @example(MATCHED_BEFORE, ((1, 4, 11, 10, 10),), [0], 0)
+@example(REFUSED_AT_FIRST, IMAGE, [5], 2)
 def test_random_networks_by_what_was_measured(policy, steps, shapes, also, seed):
     check(steps, shapes, also, policy, Random(seed))
 

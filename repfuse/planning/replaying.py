@@ -190,9 +190,9 @@ def choose(module: nn.Module, example_inputs: Sequence[Any], choice: Choice) -> 
 def again(module: nn.Module, plan: Plan, choice: Choice, measured: Sequence[Measured]) -> Plan:
     """Return a plan of ``choice`` made again with what was ``measured``; it leaves out what the choice leaves out."""
     kept: dict[str, Any] = {"keep_class": choice.keep_class, "keep_affine": plan.keep_affine}
-    made = Planner(plan.live.recording, plan.policy, measured=measured, **kept).plan(plan.arguments)
-    # What the recording is not relied on for any more was found with the borders that matched before.
-    made = replace(made, matching_borders=tuple(sorted({*plan.matching_borders, *made.matching_borders})))
+    # Who replays the plan does not know what the first one came not to rely on any more.
+    recording = plan.live.recording.relied_on_again()
+    made = Planner(recording, plan.policy, measured=measured, **kept).plan(plan.arguments)
     return _chosen(module, made, choice) or made
 
 

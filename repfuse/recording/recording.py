@@ -74,6 +74,10 @@ class Recording:
         self.constants = Constants(self)
         self._mark()
 
+    def relied_on_again(self) -> Recording:
+        """Return the same without what was left alone and closed since it was made."""
+        return Recording(self.module, self.run, self._comparison, self.inputs)
+
     @cached_property
     def order(self) -> dict[fx.Node, int]:
         """The position of each node."""
