@@ -226,14 +226,19 @@ def draw_alike(network: nn.Module, seed: int) -> None:
     ``torch.manual_seed`` asks every kind of device that there is, which takes as long as a small layer.
     """
     torch.default_generator.manual_seed(seed)
-    if device_of(network).type == "cuda":
+    if _gpus_of(network):
         torch.cuda.manual_seed_all(seed)
 
 
 def same_randomness(network: nn.Module) -> AbstractContextManager[None]:
     """Return a context after which the random numbers go on as if nothing had been drawn in it."""
-    device = device_of(network)
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+    return torch.random.fork_rng(_gpus_of(network))
+
+
+def _gpus_of(network: nn.Module) -> list[torch.device]:
+    """Return the GPU where the network lies, if it does: looked for only where this process uses one."""
+    device = device_of(network) if torch.cuda.is_initialized() else torch.device("cpu")  # type: ignore[no-untyped-call]
+    return [device] if device.type == "cuda" else []
 
 
 @contextmanager

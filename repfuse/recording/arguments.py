@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -45,22 +45,33 @@ class Arguments:
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Arguments:
         """Return the arguments with others in the place of the tensors."""
+        if self._are_tensors:
+            return Arguments(tuple(map(change, self.args)))
         return Arguments(*tree_map_only(Tensor, change, (self.args, dict(self.kwargs))))
 
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the arguments, and in them."""
+        if self._are_tensors:
+            return list(self.args)
         return [x for x in tree_leaves((self.args, dict(self.kwargs))) if isinstance(x, Tensor)]
+
+    @property
+    def _are_tensors(self) -> bool:
+        """Whether there is nothing to look into, as for most networks."""
+        return not self.kwargs and all(type(x) is Tensor for x in self.args)
 
     @property
     def numbers(self) -> int:
         """How many numbers the tensors hold."""
         return sum(x.numel() for x in self.tensors)
 
-    def names(self, module: nn.Module) -> list[str]:
-        """Return what ``module.forward`` calls its positional arguments. Raises TypeError where they do not fit."""
+    def names(self, parameters: Iterable[inspect.Parameter]) -> list[str]:
+        """Return what a forward of these parameters calls its positional arguments. Raises TypeError where they do not
+        fit.
+        """
         names: list[str] = []
-        for parameter in inspect.signature(module.forward).parameters.values():
+        for parameter in parameters:
             if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
                 names += [f"{parameter.name}_{number}" for number in range(len(self.args) - len(names))]
             elif parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):

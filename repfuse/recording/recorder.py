@@ -7,6 +7,7 @@ happened. Modules dissolve into the functions that they call; which call of whic
 from __future__ import annotations
 
 import gc
+import inspect
 import operator
 import threading
 import weakref
@@ -65,6 +66,7 @@ class Subject:
         self.has_scripts = any(isinstance(module, jit.ScriptModule) for module in self.path_of)
         self.generated = [module for module in self.path_of if _is_generated(module)]
         self.states = States(self.path_of)
+        self.parameters = list(inspect.signature(network.forward).parameters.values())
         self.guard = ReadOnly(tensors.values(), shared=shares_memory)
 
 
@@ -89,6 +91,7 @@ class Recorder(TorchFunctionMode):
         self._names, self._stored = subject.names, subject.stored
         self._values = _Values(subject.lies_at)
         self._states = subject.states
+        self._parameters = subject.parameters
         self._read: dict[tuple[ModuleCall, int], tuple[fx.Node, int]] = {}
         self._asked: dict[ModuleCall, dict[Any, fx.Node]] = defaultdict(dict)
         self._attributes: dict[tuple[ModuleCall, str, fx.Node], fx.Node] = {}
@@ -395,7 +398,7 @@ class Recorder(TorchFunctionMode):
     def _placeholders(self, arguments: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Make a node for each argument that is a tensor or holds one; return the arguments with nodes in them."""
         self._call = self._begun
-        names = arguments.names(self.network)
+        names = arguments.names(self._parameters)
         placed = tuple(self._placed(name, value) for name, value in zip(names, arguments.args, strict=True))
         by_name = {name: self._placed(name, value) for name, value in arguments.kwargs.items()}
         self._call = None
