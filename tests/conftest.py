@@ -5,12 +5,16 @@ from __future__ import annotations
 import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TextIO
 
 import hypothesis
 import pytest
@@ -37,6 +41,12 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os
 @pytest.fixture(autouse=True, scope="module")
 def what_stays() -> None:
     """Recording a network collects garbage, which takes long among all that was imported: that stays anyway."""
+    let_stay(len(sys.modules))
+
+
+@cache
+def let_stay(_modules: int) -> None:
+    """Once for so many modules."""
     gc.collect()
     gc.freeze()
 
@@ -54,6 +64,32 @@ def same_weights() -> None:
     On the CPU: ``torch.manual_seed`` formats the stack for each kind of device that is not there, a millisecond's work.
     """
     torch.default_generator.manual_seed(0)
+
+
+SERVER = "REPFUSE_SERVER"
+"""In which folder the workers of xdist find the server that they share."""
+
+
+@contextmanager
+def serving(*options: str) -> Iterator[str]:
+    """Start a server of copies of Python (``serve.py``); give the folder of its sockets."""
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2)]
+        for listener, name in zip(listeners, ("loaded", "bare"), strict=True):
+            listener.bind(str(Path(folder, name)))
+            listener.listen()
+        numbers = [listener.fileno() for listener in listeners]
+        command = [sys.executable, str(SUPPORT / "serve.py"), *map(str, numbers), *options]
+        with subprocess.Popen(command, env=_environment({}), stdin=PIPE, pass_fds=numbers):
+            yield folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let all workers of xdist share one server: what it loads takes longer than most tests."""
+    if config.getoption("numprocesses", None) and SERVER not in os.environ:
+        stack = ExitStack()
+        os.environ[SERVER] = stack.enter_context(serving("--all"))
+        config.add_cleanup(stack.close)
 
 
 Done = subprocess.CompletedProcess[str]
@@ -78,10 +114,14 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     bounds the files that a copy may write.
     """
     out, err = (tmp_path_factory.mktemp("streams") / name for name in ("out", "err"))
-    command = [sys.executable, str(SUPPORT / "serve.py")]
-    with subprocess.Popen(command, env=_environment({}), stdin=PIPE, stdout=PIPE, text=True) as original:
-        assert original.stdin and original.stdout
-        copies, codes = original.stdin, original.stdout
+    with ExitStack() as stack:
+        server = Path(os.environ.get(SERVER) or stack.enter_context(serving()))
+
+        @cache
+        def connected(name: str) -> tuple[TextIO, TextIO]:
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(server / name))
+            return stack.enter_context(client.makefile("w")), stack.enter_context(client.makefile("r"))
 
         def run(
             *args: object,
@@ -108,11 +148,11 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             err.write_text("")
             job = {"args": words, "cwd": str(cwd or Path.cwd()), "env": environment, "seconds": timeout}
             job |= {"out": str(out), "err": str(err), "largest": largest, "bare": bare}
+            copies, codes = connected("bare" if bare else "loaded")
             print(json.dumps(job), file=copies, flush=True)
             return Done(words, int(codes.readline()), out.read_text("utf-8"), err.read_text("utf-8"))
 
         yield run
-        original.communicate()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
 """Runs Python often without loading torch as often: each program is a copy of this process, which has loaded it.
 
-    python tests/support/serve.py    # and then a JSON object per line: the arguments of `run`
+    python tests/support/serve.py LOADED BARE [--all]    # two sockets that listen, by number
 
-What a program leaves in its process, and what it does to it, ends with that process, as at a shell.
+Who connects to the first sends a JSON object per line, the arguments of `run`, and reads an exit code for each;
+programs that are to find torch loaded alone are sent to the second. It ends when its stdin does. What a program leaves
+in its process, and what it does to it, ends with that process, as at a shell.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ import multiprocessing.context
 import os
 import resource
 import runpy
+import select
 import signal
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, NoReturn, TextIO
 
 from torchlib import parse_all
 
@@ -48,44 +52,62 @@ FORETOLD = {
 """What a program of such arguments is going to need: then not even the first loads it."""
 
 
-def main() -> None:
-    """Answer each job by the exit code of a copy: of this process if it is to be ``bare``, or of one that has more."""
+def main(loaded: str, bare: str, *options: str) -> None:
+    """Serve whoever connects; load nothing before somebody does, and with ``--all`` then all that any may need."""
+    for_most, for_few = socket.socket(fileno=int(loaded)), socket.socket(fileno=int(bare))
+    if not wait_for(for_most, for_few):
+        return
     importlib.import_module("torch")
-    (given, jobs), (told, codes) = os.pipe(), os.pipe()
-    if (loaded := os.fork()) == 0:
-        os.close(jobs)
-        with os.fdopen(given) as lines, os.fdopen(codes, "w") as answers:
-            serve(lines, answers)
-        os._exit(0)
-    os.close(codes)
-    sys.path[:] = _path()
-    with os.fdopen(jobs, "w") as others, os.fdopen(told) as answers:
-        for line in sys.stdin:
-            if json.loads(line)["bare"]:
-                print(copied(line), flush=True)
-            else:
-                print(line, end="", file=others, flush=True)
-                print(answers.readline(), end="", flush=True)
-    os.waitpid(loaded, 0)
+    if os.fork() == 0:
+        load_for_most()
+        if "--all" in options:
+            load(HEAVY)
+        answer(for_most)
+    answer(for_few)
 
 
-def serve(jobs: TextIO, codes: TextIO) -> None:
-    """Answer each job, by a copy of this process, which has loaded what most need, and from then on what one needed."""
+def wait_for(*listeners: socket.socket) -> bool:
+    """Wait until somebody connects; return False where nobody will any more."""
+    ready, _, _ = select.select([*listeners, sys.stdin], [], [])
+    return sys.stdin not in ready
+
+
+def load_for_most() -> None:
     from ticks import time_briefly
 
     for name in LOADED:
         importlib.import_module(name)
     time_briefly()
+
+
+def answer(listener: socket.socket) -> NoReturn:
+    """Give each that connects a copy of this process, which serves nobody else."""
     gc.collect()
     gc.freeze()  # or each copy copies what it looks through for garbage
     sys.path[:] = _path()
+    while wait_for(listener):
+        client, _ = listener.accept()
+        if os.fork() == 0:
+            with client, client.makefile("r") as jobs, client.makefile("w") as codes:
+                serve(jobs, codes)
+            os._exit(0)
+        client.close()
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()  # and so their time counts as that of the tests
+    os._exit(0)
+
+
+def serve(jobs: TextIO, codes: TextIO) -> None:
+    """Answer each job, by a copy of this process; what one program needed is loaded from then on."""
     heavy, tell = os.pipe()
     os.set_blocking(heavy, False)
     for line in jobs:
-        for sign, names in FORETOLD.items():
-            if any(sign in word for word in json.loads(line)["args"]):
+        job = json.loads(line)
+        for sign, names in FORETOLD.items() if not job["bare"] else ():
+            if any(sign in word for word in job["args"]):
                 load(names)
-        print(copied(line, tell), file=codes, flush=True)
+        print(copied(job, tell), file=codes, flush=True)
         with suppress(BlockingIOError):
             load(os.read(heavy, 1 << 16).decode().split())
 
@@ -99,9 +121,9 @@ def load(names: Iterable[str]) -> None:
                 parse_all()
 
 
-def copied(job: str, tell: int | None = None) -> int:
+def copied(job: dict[str, Any], tell: int) -> int:
     if (child := os.fork()) == 0:
-        run(**json.loads(job), tell=tell)
+        run(**job, tell=tell)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -114,7 +136,7 @@ def run(
     seconds: float,
     largest: int | None,
     bare: bool,
-    tell: int | None,
+    tell: int,
 ) -> None:
     """Be `python ARGS`, and end. ``largest`` bounds the files that it may write, in bytes.
 
@@ -148,7 +170,7 @@ def run(
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    if tell is not None:
+    if not bare:
         os.write(tell, "".join(f"{name} " for name in HEAVY if name in sys.modules.keys() - before).encode())
     os._exit(code if isinstance(code, int) else 0)  # without taking torch down, which takes half a second
 
@@ -176,4 +198,4 @@ def _run(program: str, *args: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
