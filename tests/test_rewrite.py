@@ -165,6 +165,29 @@ def test_a_plan_whose_weights_overflow_later_is_an_error():
     assert caught.value.exit_code == 1
 
 
+class CalledTwice(nn.Module):
+    """What overflows is merged in another way in each call, which what fits does not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = Spelled(lambda m, x: (m.b(m.a(x)), m.c(x)), a=conv(1), b=conv(1), c=conv(3))
+        self.first, self.second, self.third = norm(), norm(), norm()
+
+    def forward(self, x):
+        u, v = self.pair(x)
+        u, v = self.pair(F.relu(self.first(u)) + F.relu(self.second(v)))
+        return F.relu(u) + F.relu(self.third(v))
+
+
+def test_a_plan_in_which_something_overflowed_replays():
+    net = randomised(CalledTwice(), dtype=torch.float32)
+    for layer in (net.pair.a, net.pair.b):
+        layer.weight.data.mul_(1e20)
+    made = plan(net, (X.float() * 1e-30,))
+    assert len(made.sites) == 2 and "overflow" in {refusal.code for refusal in made.refusals}
+    assert str(rewrite(net, Plan.from_dict(made.to_dict()))) == str(rewrite(net, made))
+
+
 def test_infinite_weights_are_no_overflow():
     model = randomised(conv_norm(3))
     model[0].weight.data[0] = float("inf")

@@ -65,10 +65,11 @@ def plan(
 class Planner:
     """Plans one recorded network, by ``policy``.
 
-    ``matching_borders`` says for which layers another plan found that they pad with what lies beyond the border;
-    without it, the weights are asked. For ``keep_class`` and ``keep_affine`` see ``plan``, for ``measured``
-    ``repfuse.plans.Plan``. ``declined`` are the outputs of what could be one layer and is not, being predicted to gain
-    nothing: what that costs in parts, and as one.
+    ``matching_borders`` says for which layers another plan found that they pad with what lies beyond the border, and
+    ``overflowing`` where it refused weights that would be too large; without the first, the weights are asked. For
+    ``keep_class`` and ``keep_affine`` see ``plan``, for ``measured`` ``repfuse.plans.Plan``. ``declined`` are the
+    outputs of what could be one layer and is not, being predicted to gain nothing: what that costs in parts, and as
+    one.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Planner:
         recording: Recording,
         policy: Policy = Policy.COST,
         matching_borders: Collection[str] | None = None,
+        overflowing: Collection[str] = (),
         *,
         keep_class: bool | None = None,
         keep_affine: bool = False,
@@ -89,6 +91,7 @@ class Planner:
         self.declined: dict[str, tuple[Cost, Cost]] = {}
         self.replays = matching_borders is not None
         self.matching_borders = matching_borders
+        self.overflowing = overflowing
         self.refusals: dict[tuple[str, str], Refusal] = {}
         self._laid_out: tuple[list[Region], Layout] = ([], Layout())
         self._matching: set[str] = set()
@@ -157,7 +160,7 @@ class Planner:
         found = [replace(each, written=tuple(g for g in each.groups if self._is_site(each, g))) for each in regions]
         there = [region for region in found if region.written and self._holds(region)]
         if self.replays:
-            return there
+            return [region for region in there if self.recording.where(region.root) not in self.overflowing]
         expressions = (group.expression for region in there for group in region.written)
         stored = self.recording.constants.floating_leaves(name for each in expressions for name in each.tensor_names)
         large = large_among({name: self.tensors(name) for name in stored})

@@ -107,7 +107,8 @@ def _made_again(module: nn.Module, plan: Plan, fill: Callable[[Tensor], object])
     if recording.fingerprint() != plan.fingerprint:
         raise RepfuseError(misfit, "It was made for another model: with other modules or shapes.", AGAIN)
     kept = {"keep_class": plan.keep_class, "keep_affine": plan.keep_affine}
-    return Planner(recording, plan.policy, plan.matching_borders, measured=plan.measured, **kept)
+    overflowing = {refusal.where for refusal in plan.refusals if refusal.code == "overflow"}
+    return Planner(recording, plan.policy, plan.matching_borders, overflowing, measured=plan.measured, **kept)
 
 
 def _structure(module: nn.Module) -> list[tuple[Any, ...]]:
