@@ -29,7 +29,7 @@ from repfuse.fusing import fuse
 from repfuse.planning.planner import plan
 from repfuse.plans import Policy
 from repfuse.recording.arguments import Arguments
-from repfuse.recording.copies import copy_with
+from repfuse.recording.copies import TO_RUN, copy_with
 from repfuse.recording.read_only import ReadOnly
 from repfuse.recording.recorder import address
 from repfuse.recording.recording import record
@@ -1402,6 +1402,45 @@ def test_a_copy_takes_the_replacements_that_it_is_given():
     model = torch.nn.utils.weight_norm(conv(3))
     copied = copy_with(model, {id(model.weight): 1, id(model.bias): model.bias})
     assert copied.weight == 1 and copied.bias is model.bias and copied.weight_v is not model.weight_v
+
+
+def of_graphs() -> nn.Module:
+    """A graph that calls a module, one that asks for its tensors, one with a hook, and one in what copies itself."""
+
+    class Careful(nn.Sequential):
+        def __deepcopy__(self, memo):
+            return Careful(*(copy.deepcopy(child, memo) for child in self))
+
+    hooked = fx.symbolic_trace(nn.Sequential(conv(3)))
+    hooked.register_forward_hook(lambda module, args, result: result + 1)
+    summed = fx.symbolic_trace(Spelled(lambda m, x: m.a(x) + m.w * x, a=conv(1), w=nn.Parameter(torch.ones(1))))
+    return nn.Sequential(summed, hooked, Careful(fx.symbolic_trace(nn.Sequential(conv(1), nn.ReLU()))))
+
+
+def test_a_copy_to_run_has_the_code_in_common_and_nothing_else():
+    model = of_graphs()
+    before, owners = (
+        copy.deepcopy(model.state_dict()),
+        [m.graph.owning_module for m in (model[0], model[1], model[2][0])],
+    )
+    copied = copy_with(model, TO_RUN)
+    assert copied[0].graph is model[0].graph and type(copied[0]) is type(model[0])
+    x = X.float()
+    model[1]._forward_hooks.clear()  # torch.fx does not copy them
+    assert torch.equal(copied(x), model(x))
+    for tensor in copied.state_dict().values():
+        tensor.fill_(torch.nan)
+    assert copied(x).isnan().any() and all(torch.equal(y, before[name]) for name, y in model.state_dict().items())
+    assert [m.graph.owning_module for m in (model[0], model[1], model[2][0])] == owners
+
+
+def test_a_fused_graph_has_its_own_code():
+    model = fx.symbolic_trace(Spelled(lambda m, x: F.relu(m.a(x) + m.b(x)), a=conv(3), b=conv(1)))
+    wanted, fused = model(X.float()), fuse(model, (X.float(),)).module
+    for node in fused.graph.find_nodes(op="call_function", target=F.relu):
+        node.target = F.leaky_relu
+    fused.recompile()
+    assert torch.equal(model(X.float()), wanted) and not torch.allclose(fused(X.float()), wanted)
 
 
 # --- what authors write ---------------------------------------------------------------------------------------------

@@ -369,7 +369,7 @@ def readable(network: nn.Module, change: Change, *, whole: bool = False) -> Iter
 
 
 def _streamed(network: nn.Module, change: Change) -> nn.Module:
-    copy = changed_copy(network, lambda _, tensor: tensor)
+    copy = changed_copy(network, lambda _, tensor: tensor, to_run=True)
     made_of = {id(tensor): (name, tensor.detach()) for name, tensor in named_tensors(copy)}
     read: dict[int, Tensor] = {}
     for module in copy.modules():
@@ -494,7 +494,7 @@ def _tables(network: nn.Module) -> list[_Read]:
 
 
 def _copy(network: nn.Module, change: Change) -> nn.Module:
-    copied = changed_copy(network, lambda name, tensor: change(name, tensor.detach()))
+    copied = changed_copy(network, lambda name, tensor: change(name, tensor.detach()), to_run=True)
     for path, module in named_modules(copied):
         if isinstance(module, jit.ScriptModule):  # which is copied with its tensors as they are
             for name, tensor in own_tensors(module).items():

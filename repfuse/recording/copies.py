@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, jit, nn
+from torch import Tensor, fx, jit, nn
 from torch.nn.modules.conv import _ConvNd
 
 from repfuse.errors import RepfuseError
@@ -24,12 +24,21 @@ from repfuse.wording import described
 Change = Callable[[str, Tensor], Tensor]
 
 
-def changed_copy(module: nn.Module, change: Change) -> nn.Module:
+_CODE = object()
+TO_RUN = {id(_CODE): True}
+"""What tells ``copy_with`` that a copy is only to run: then it has the graphs of torch.fx in it, and the code that was
+made of them, in common with the original. To copy these takes much longer than all the rest.
+"""
+
+
+def changed_copy(module: nn.Module, change: Change, *, to_run: bool = False) -> nn.Module:
     """Copy a module whose tensors become ``change(name, tensor)``; shared ones stay shared, parameters parameters.
 
-    Plain tensor attributes count too. Raises RepfuseError where the module cannot be copied.
+    Plain tensor attributes count too; ``to_run`` is as TO_RUN says. Raises RepfuseError where the module cannot be
+    copied.
     """
-    return copy_with(module, {id(tensor): like(tensor, change(name, tensor)) for name, tensor in named_tensors(module)})
+    made = {id(tensor): like(tensor, change(name, tensor)) for name, tensor in named_tensors(module)}
+    return copy_with(module, TO_RUN | made if to_run else made)
 
 
 def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -60,7 +69,8 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     if known is not None:
         return known
     kind: Any = type(module)
-    if not _is_plain(kind):
+    shared = _OF_GRAPHS if id(_CODE) in memo and _is_of_graph(module) else ()
+    if not shared and not _is_plain(kind):
         return copy.deepcopy(module, memo)
     made = memo[id(module)] = object.__new__(kind)
     # What refers back to a module that deepcopy meets on the way finds the copy that is under way.
@@ -69,7 +79,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     none = not any(hooks) and _CONTAINERS.issuperset(map(type, hooks))  # as in most modules
     empty = dict(zip(_HOOKS, map(_COPY, hooks), strict=True)) if none else {}
     names = [*_OTHERS, *attributes(module)] if none else own
-    left = [name for name in names if type(own.get(name)) not in _IMMUTABLE and name != _COMPILED]
+    left = [name for name in names if type(own.get(name)) not in _IMMUTABLE and name not in (_COMPILED, *shared)]
     held.update({**own, **empty, **dict.fromkeys(left)})  # nothing is the original's while others are copied
     held.pop(_COMPILED, None)
     for name in left:
@@ -118,6 +128,15 @@ def is_copied_plainly(module: nn.Module) -> bool:
     """Whether copying a module means copying its attributes: its class does nothing of its own."""
     kind: Any = type(module)
     return _is_plain(kind)
+
+
+_OF_GRAPHS = ("_graph", "meta")
+
+
+def _is_of_graph(module: nn.Module) -> bool:
+    """Whether a module is torch.fx's, as that makes and copies them: without hooks, which it does not copy."""
+    plain = isinstance(module, fx.GraphModule) and type(module).__deepcopy__ is fx.GraphModule.__deepcopy__
+    return plain and not any(map(vars(module).get, _HOOKS))
 
 
 @cache

@@ -28,7 +28,7 @@ from repfuse.plans import ROOT
 from repfuse.recording.arguments import Arguments, other_ranks, try_other_sizes
 from repfuse.recording.comparing import Mark, SizeComparison
 from repfuse.recording.constants import Constants, Memory, called
-from repfuse.recording.copies import copy_with, like
+from repfuse.recording.copies import TO_RUN, copy_with, like
 from repfuse.recording.read_only import OverwritesItself
 from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address, noting_calls
 from repfuse.recording.run import ModuleCall, Run
@@ -387,7 +387,7 @@ class Runs:
     def _copy(self) -> Subject:
         storages: dict[int, Any] = {}
         change = _shared if self.shares else partial(_cloned, storages)
-        copy = copy_with(self.module, {id(x): like(x, change(x)) for _, x in self.tensors})
+        copy = copy_with(self.module, TO_RUN | {id(x): like(x, change(x)) for _, x in self.tensors})
         return Subject(copy, shares_memory=self.shares)
 
     def attempt(self, arguments: Arguments, comparison: SizeComparison) -> tuple[Run | None, int]:
