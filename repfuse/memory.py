@@ -22,7 +22,7 @@ LARGE = 32 * 2**20
 """Bytes of a network from which on it is worth the second that it can take to look for what is of no use."""
 HUGE = 256 * 2**20
 """Bytes of the tensors of a graph from which on they are read one at a time, and never all at once."""
-STREAMED = "streamed"
+STREAMED = "streamed_by_repfuse"
 
 
 def keep_little() -> None:

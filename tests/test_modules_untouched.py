@@ -188,6 +188,37 @@ def test_a_network_is_converted_and_left_as_it_was(make):
     assert error(model, result.module, X) < 1e-12
 
 
+PAST_OPERATORS = {
+    "apply_": lambda x: x.apply_(lambda number: number + 1),
+    "map_": lambda x: x.map_(x, lambda number, other: number + other),
+    "map2_": lambda x: x.map2_(x, x, lambda number, other, third: number + other),
+    "numpy": lambda x: x.numpy().__iadd__(1),
+}
+
+
+@pytest.mark.parametrize("write", PAST_OPERATORS.values(), ids=PAST_OPERATORS)
+def test_what_a_forward_writes_past_all_operators_is_not_written_into_the_network(write):
+    def forward(m, x):
+        write(m.scale)
+        return (m.a(x) + m.b(x)) * m.scale
+
+    model = randomised(Spelled(forward, a=conv(3), b=conv(1)))
+    model.register_buffer("scale", torch.ones(1, 4, 1, 1, dtype=torch.float64))
+    before = picture(model)
+    result = fuse(model, (X,))
+    assert same(before, picture(model))
+    for _ in range(2):
+        assert error(model, result.module, X) < 1e-12
+
+
+def test_an_attribute_of_any_name_means_nothing_to_the_copies():
+    model = randomised(Net())
+    model.streamed = True
+    fused = fuse(model, (X,)).module
+    own = {x.data_ptr() for x in model.state_dict().values()}
+    assert fused.streamed and own.isdisjoint(x.data_ptr() for x in fused.state_dict().values())
+
+
 def test_a_network_in_training_mode_is_measured_in_eval_mode_and_left_in_training():
     model = randomised(Net()).train()
     before = picture(model)

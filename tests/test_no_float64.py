@@ -48,6 +48,25 @@ def test_the_sites_are_proven_and_the_report_says_what_ran_in_its_own_dtype(
     assert ("no float64" in " ".join(verified.stdout.split())) == bool(where)
 
 
+def test_what_has_no_float64_may_lie_in_what_has_none_either() -> None:
+    outer = narrow.Kernel()
+    outer.second = narrow.DoublingKernel()
+    network = exported.randomised(nn.Sequential(narrow.Block(), Doubled(outer), narrow.Block()), dtype=torch.float32)
+    found = repfuse.verify(network, network, (X,), effort="quick")
+    assert found.verdict == "same" and any("1 ran in the stored dtype" in note for note in found.notes), found.notes
+
+
+class Doubled(nn.Module):
+    """Calls such a module in another, and does such a thing itself."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(2 * narrow.in_float32(self.inner(x)).detach().numpy())
+
+
 @pytest.mark.parametrize("network", [narrow.Kernel, narrow.Asserts, narrow.AssertsWithin])
 def test_a_wrong_weight_is_found_with_the_plan_and_without(network: type[nn.Module]) -> None:
     original = made(network)

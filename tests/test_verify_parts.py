@@ -7,7 +7,7 @@ import gc
 import math
 import weakref
 from collections import OrderedDict, namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -20,8 +20,9 @@ from torch import nn
 
 from repfuse.checking.agreement import agreement
 from repfuse.checking.comparison import level, mismatch, output_error, reference
-from repfuse.checking.drift import drift
+from repfuse.checking.drift import check_written, drift
 from repfuse.checking.inputs import Trial, input_variants
+from repfuse.checking.places import compare_exact
 from repfuse.checking.results import Comparison, Level
 from repfuse.checking.rounding import (
     SAFETY,
@@ -33,7 +34,7 @@ from repfuse.checking.rounding import (
     rounding,
     unchanged,
 )
-from repfuse.checking.runs import copied, in_float64, leaves, run_float64
+from repfuse.checking.runs import Outcome, copied, in_float64, leaves, run, run_float64
 from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
@@ -58,6 +59,15 @@ def test_leaves_have_readable_names():
     value["f g"] = one
     names = ["out.a", "out.b[0]", "out.b[1][0]", "out.c.logits", "out.d.left", "out.e", "out['f g']"]
     assert list(leaves(value)) == names
+
+
+def test_a_field_that_was_never_set_is_none():
+    @dataclass
+    class Partly:
+        logits: torch.Tensor
+        hidden: torch.Tensor = field(init=False)
+
+    assert list(leaves(Partly(torch.ones(1)))) == ["out.logits"]
 
 
 def test_complex_outputs_are_pairs_of_real_ones():
@@ -417,6 +427,64 @@ def test_drift_takes_the_outcomes_that_are_known():
     assert drift(original, fused, trials, reference(original, trials)) == drift(original, fused, trials)
 
 
+class OfOneSize(nn.Module):
+    """Stands for a file of a free batch."""
+
+    def forward(self, x):
+        if x.shape[2:] != (9, 10):
+            raise ValueError("another size")
+        return x
+
+
+def written_to_a_file(wrong_at, damage):
+    """What is found of a file that takes all sizes, though it says one, and that is wrong on some inputs."""
+    network = nn.Conv2d(4, 4, 3, padding=1).eval()
+
+    def run_file(trials):
+        outcomes = run(network, trials, {})
+        for trial, outcome in zip(trials, outcomes, strict=True):
+            if outcome.outputs and wrong_at(trial.inputs[0]):
+                damage(outcome.outputs["out"])
+        return "some runtime", outcomes
+
+    return check_written(network, network, (torch.rand(4, 4, 9, 10),), run_file, gate=OfOneSize())
+
+
+def test_a_file_is_held_to_what_its_shapes_allow():
+    with pytest.raises(RepfuseError, match="does not compute what the original does"):
+        written_to_a_file(lambda x: x.shape[2:] == (9, 10) and len(x) != 4, lambda y: y.mul_(0.5))
+
+
+@pytest.mark.parametrize("damage", [lambda y: y.mul_(0.5), lambda y: y.fill_(torch.nan), lambda y: y.resize_(0)])
+def test_what_its_shapes_exclude_counts_where_it_agrees_alone(damage):
+    all_right = written_to_a_file(lambda x: False, None)
+    assert "batch 5" in all_right.compared and "size 2x2" in all_right.compared and not all_right.refused
+    found = written_to_a_file(lambda x: x.shape[2:] != (9, 10), damage)
+    assert "batch 5" in found.compared and "size 2x2" in found.refused and len(found.refused) > 5
+
+
+class Ties(nn.Module):
+    """Takes some numbers where two layers of the same weights agree, which hangs on a rounding."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, channels, 1) for channels in (1, 1, 4))
+        self.b.load_state_dict(self.a.state_dict())
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * self.c(x).flatten(2)[:, :, (self.a(x) == self.b(x)).flatten()]
+
+
+def test_an_output_whose_form_hangs_on_a_rounding_explains_no_error():
+    right, wrong = Ties(1), Ties(1.5)
+    wrong.load_state_dict(right.state_dict())
+    trials = [Trial("the example", (torch.rand(1, 4, 8, 8),))]
+    expected = reference(right, trials)
+    assert compare_exact(right, in_float64, trials, expected).passed
+    assert not compare_exact(wrong, in_float64, trials, expected).passed
+
+
 class Scaled(nn.Module):
     def __init__(self, inner, factor):
         super().__init__()
@@ -430,6 +498,18 @@ def test_overflow_in_the_fused_network_alone_is_not_allowed():
     original = network(2, dtype=torch.float16)
     found = drift(original, Scaled(original, 1e30), input_variants(example(torch.float16)))
     assert not found.passed and "out is infinite or not a number in other places" in found.problem
+
+
+def test_inputs_near_those_of_a_trial_that_overflow_excuse_nothing():
+    layer = nn.Linear(64, 64, dtype=torch.float16)
+    x = torch.rand(4, 64, dtype=torch.float16)
+    with torch.no_grad():
+        layer.weight.abs_()
+        layer.weight.mul_(65504 / layer(x).max())
+        while layer(x).isinf().any():
+            layer.weight.mul_(0.9995)
+    wrong = [Outcome({"out": layer(x).roll(7, 1) / 2})]
+    assert not drift(layer, layer, [Trial("the example", (x,))], found=wrong).passed
 
 
 def test_overflow_in_the_original_leaves_the_drift_unmeasured():

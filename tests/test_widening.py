@@ -213,10 +213,37 @@ def scales_all(m, x):
     return m.a(x)
 
 
+def applies(m, x):
+    m.a.bias.detach().apply_(lambda number: number + 1)
+    return m.a(x)
+
+
+def maps(m, x):
+    m.a.bias.detach().map_(m.a.bias.detach(), lambda number, other: number + other)
+    return m.a(x)
+
+
+def scales_by_all_numbers(m, x):
+    return m.a(x) * sum(abs(number) for each in m.parameters() for number in each.flatten().tolist())
+
+
+def makes_its_weights_anew(m, x):
+    """What stood in their places is gone, and something else may come to lie there."""
+    for layer in (m.a, m.b, m.c):
+        weight = layer.weight * 2
+        del layer.weight
+        layer.weight = nn.Parameter(weight)
+    return m.c(m.b(m.a(x)))
+
+
 WRITING |= {
     f.__name__: partial(Spelled, f, **a_layer())
-    for f in (clamps_its_weight, scales_a_view, writes_a_weight_as_an_array, scales_all)
+    for f in (clamps_its_weight, scales_a_view, writes_a_weight_as_an_array, scales_all, applies, maps)
 }
+WRITING["scales_by_all_numbers"] = partial(Spelled, scales_by_all_numbers, **a_layer())
+WRITING["makes_its_weights_anew"] = lambda: Spelled(
+    makes_its_weights_anew, **{name: nn.Conv2d(C, C, 1) for name in "abc"}
+)
 WRITING["channels last"] = lambda: Spelled(clamped_channels_last, **a_layer()).to(memory_format=torch.channels_last)
 for f in (takes_statistics, reads_statistics):
     WRITING[f.__name__] = partial(Spelled, f, **a_layer(mean=buffer(C), variance=buffer(C)))

@@ -70,6 +70,7 @@ def drawn_again(original: nn.Module, trial: Trial, first: dict[str, Level]) -> d
         for name in draws.keys() & wide.outputs.keys() & narrow.outputs.keys():
             if wide.outputs[name].shape == narrow.outputs[name].shape:
                 draws[name].append(level(wide.outputs[name], narrow.outputs[name]))
+    draws = {name: [each for each in levels if math.isfinite(each.max)] for name, levels in draws.items()}
     return {name: rms(levels) for name, levels in draws.items()}
 
 
@@ -318,13 +319,14 @@ def check_written(
     trials, expected = trials + instead, expected + run_float64(original, instead)
     runtime, found = run(trials)
     taken = [index for index, outcome in enumerate(expected) if not outcome.error]
-    kept = [index for index in taken if index not in excluded or _alike(expected[index], found[index])]
-    chosen = [trials[index] for index in kept]
-    measured = drift(
-        original, fused, chosen, [expected[index] for index in kept], found=[found[index] for index in kept]
-    )
-    wrong = {row.trial for row in measured.outputs if not row.passed} & {trials[index].label for index in excluded}
-    measured = replace(measured, outputs=tuple(row for row in measured.outputs if row.trial not in wrong))
+
+    def on(*at: int) -> Drift:
+        return drift(original, fused, [trials[i] for i in at], [expected[i] for i in at], found=[found[i] for i in at])
+
+    measured = on(*(index for index in taken if index not in excluded))
+    alone = {index: on(index) for index in sorted(excluded) if not found[index].error}
+    agreeing = {index: each.outputs for index, each in alone.items() if each.passed}
+    measured = replace(measured, outputs=sum(agreeing.values(), measured.outputs))
     worst = measured.worst
     if not measured.passed or worst is None:
         raise RepfuseError(
@@ -333,12 +335,6 @@ def check_written(
             "Choose another --format. If repfuse verify finds the networks equal, please report it.",
             exit_code=EXIT_FAILED_CHECK,
         )
-    compared = tuple(trial.label for trial in chosen if trial.label not in wrong)
+    compared = tuple(trials[index].label for index in taken if index not in excluded or index in agreeing)
     refused = tuple(label for label in (trials[index].label for index in taken) if label not in compared)
     return Verified(runtime, shapes, compared, refused, *worst.numbers)
-
-
-def _alike(expected: Outcome, found: Outcome) -> bool:
-    """Whether both give outputs of the same names and shapes."""
-    shapes = {name: tensor.shape for name, tensor in expected.outputs.items()}
-    return shapes == {name: tensor.shape for name, tensor in found.outputs.items()}

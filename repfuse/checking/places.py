@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -376,9 +377,10 @@ def _explained(
     ]
     effect = summation(network, on([trials[index] for index in above]), [outcomes[index] for index in above], change)
     limits = {key: limit.max for key, limit in allowed([effect]).items()}
-    explained = all(
+    most = max(limits.values(), default=TOLERANCE)
+    explained = math.isfinite(most) and all(  # where an output changes its shape, nothing is explained
         output.relative.max <= limits[position, output.name]
         for position, index in enumerate(above)
         for output in seen.trials[index].outputs
     )
-    return max(limits.values(), default=TOLERANCE) if explained else TOLERANCE
+    return most if explained else TOLERANCE

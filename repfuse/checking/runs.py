@@ -44,7 +44,7 @@ from repfuse.networks import (
     using_threads,
 )
 from repfuse.recording.copies import changed_copy, like
-from repfuse.recording.read_only import OperatorMode, written_into
+from repfuse.recording.read_only import WRITING_UNSEEN, OperatorMode, written_into
 from repfuse.recording.recorder import TAKING, address
 from repfuse.wording import described
 
@@ -74,7 +74,7 @@ def _parts(output: Any, name: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(output, Mapping):
         yield from ((_member(name, key), value) for key, value in output.items())
     elif is_dataclass(output) and not isinstance(output, type):
-        yield from ((f"{name}.{field.name}", getattr(output, field.name)) for field in fields(output))
+        yield from ((f"{name}.{field.name}", getattr(output, field.name, None)) for field in fields(output))
     elif isinstance(output, tuple) and hasattr(output, "_fields"):
         yield from ((f"{name}.{key}", value) for key, value in zip(output._fields, output, strict=True))
     elif isinstance(output, (tuple, list)):
@@ -370,7 +370,7 @@ def readable(network: nn.Module, change: Change, *, whole: bool = False) -> Iter
 
 def _streamed(network: nn.Module, change: Change) -> nn.Module:
     copy = changed_copy(network, lambda _, tensor: tensor, to_run=True)
-    made_of = {id(tensor): (name, tensor.detach()) for name, tensor in named_tensors(copy)}
+    made_of = {id(tensor): (tensor, name, tensor.detach()) for name, tensor in named_tensors(copy)}
     read: dict[int, Tensor] = {}
     for module in copy.modules():
         for table in ("_parameters", "_buffers"):
@@ -382,7 +382,7 @@ def _streamed(network: nn.Module, change: Change) -> nn.Module:
 def _read_in_part(network: nn.Module, change: Change) -> tuple[nn.Module, _Guard]:
     """Return a copy whose large parameters are made as they are read; a number that is none stands in their place."""
     parameters, nan = {id(x) for x in network.parameters()}, dict[torch.dtype, Tensor]()
-    plain = ((name, x.detach()) for name, x in named_tensors(network) if id(x) in parameters and x.is_floating_point())
+    plain = ((name, x.detach()) for name, x in named_tensors(network) if id(x) in parameters and x.dtype in _FLOATING)
     large = {name: x for name, x in plain if x.layout is torch.strided and x.is_cpu and x.nbytes >= MUCH}
 
     def changed(name: str, tensor: Tensor) -> Tensor:
@@ -392,7 +392,7 @@ def _read_in_part(network: nn.Module, change: Change) -> tuple[nn.Module, _Guard
 
     copy, guard = _copy(network, changed), _Guard(Room(max((x.numel() for x in large.values()), default=0) * 8))
     read: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
-    made_of = {id(x): (name, large[name]) for name, x in named_tensors(copy) if name in large}
+    made_of = {id(x): (x, name, large[name]) for name, x in named_tensors(copy) if name in large}
     for module in copy.modules():
         if any(id(x) in made_of for x in module._parameters.values()):
             vars(module)["_parameters"] = _Read(module._parameters, made_of, change, read, guard)
@@ -400,6 +400,7 @@ def _read_in_part(network: nn.Module, change: Change) -> tuple[nn.Module, _Guard
     return copy, guard
 
 
+_FLOATING = {*WIDE, torch.float64}
 MUCH = 1 << 18
 """Bytes of a tensor from which on it is worth a while to hold it no longer than it is used."""
 
@@ -444,7 +445,7 @@ class _PastOperators(TorchFunctionMode):
     ) -> Any:
         """Call one function of torch."""
         name = getattr(func, "__name__", "")
-        if name in TAKING or name == "__set__":
+        if name in TAKING or name in WRITING_UNSEEN or name in ("__set__", "tolist"):
             self._guard.wrong |= self._guard.knows(tensors_of(args))
         return func(*args, **(kwargs or {}))
 
@@ -452,12 +453,14 @@ class _PastOperators(TorchFunctionMode):
 class _Read(dict[str, Tensor | None]):
     """A table of a module's tensors, of which some are made when they are read, of what ``made_of`` says by the id of
     what is held in their place: anew, once those that were ``read`` are forgotten. ``told`` hears of what was made.
+
+    ``made_of`` keeps what is held alive, which a forward may take out of the table: else its id may become another's.
     """
 
     def __init__(
         self,
         held: Mapping[str, Tensor | None],
-        made_of: Mapping[int, tuple[str, Tensor]],
+        made_of: Mapping[int, tuple[Tensor, str, Tensor]],
         change: Change,
         read: MutableMapping[int, Tensor],
         guard: _Guard | None = None,
@@ -477,7 +480,8 @@ class _Read(dict[str, Tensor | None]):
             outer = _room.set(room)
             try:
                 with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-                    made = self._change(*self._made_of[id(held)]).detach()
+                    _, of, stored = self._made_of[id(held)]
+                    made = self._change(of, stored).detach()
                     if room is not None and not room.lent(made):
                         made = room.empty(made.shape, made.dtype, made.stride()).copy_(made)
                     made = like(held, made).requires_grad_(False)
@@ -593,7 +597,7 @@ def run_float64(
         elif any(within(path, other) for other in narrow):
             break
         else:
-            narrow = (*narrow, path)
+            narrow = (*(other for other in narrow if not within(other, path)), path)
         outcomes = _run_wide(network, trials, change, watch, given, narrow, whole)
         failing = all(outcome.error for outcome in outcomes)
     return outcomes

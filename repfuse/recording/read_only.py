@@ -112,6 +112,9 @@ def _statistics_written(func: Any, named: Mapping[str, Any]) -> set[str]:
     return {"running_mean", "running_var"} if updates or named.get("training") else set()
 
 
+WRITING_UNSEEN = frozenset({"apply_", "map_", "map2_"})
+"""Methods that write into their tensor past all operators."""
+
 _UPDATING = ("batch_norm_update_stats", "batch_norm_gather_stats", "batch_norm_gather_stats_with_counts")
 
 

@@ -27,7 +27,7 @@ from repfuse.networks import join, named_modules, own_tensors, tensors_of
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.copies import State, States
 from repfuse.recording.held import Held
-from repfuse.recording.read_only import OverwritesItself, ReadOnly
+from repfuse.recording.read_only import WRITING_UNSEEN, OverwritesItself, ReadOnly
 from repfuse.recording.run import ModuleCall, Node, Question, Run, Step, assigned, set_data, unknown
 from repfuse.recording.shortcuts import SHORTCUTS, UNCHANGED
 from repfuse.recording.sizes import PIECES, RANK, SIZE, Decision, Dimension
@@ -226,6 +226,8 @@ class Recorder(TorchFunctionMode):
         given, by_name = self._noted(given), self._noted(kwargs) if kwargs else kwargs
         guard = self.guard
         guard.forget()
+        if name in WRITING_UNSEEN:
+            guard.overwritten(args[:1])
         result = self._sketched(func, args, kwargs, given) if self.sketches else None
         if result is None:
             result = self._done(func, args, kwargs)
