@@ -25,6 +25,7 @@ from repfuse.checking.inputs import Trial
 from repfuse.checking.proof import prove
 from repfuse.checking.verification import verify
 from repfuse.errors import RepfuseError
+from repfuse.networks import named_tensors
 
 FEW = 3
 ABSENT = {
@@ -92,7 +93,7 @@ def test_every_mistake_fails_its_site(name: str) -> None:
     for wrong in subject(name).mistakes():
         assert caught(subject(name), wrong), wrong.kind
         made[bool(wrong.sites)] += 1
-    assert made[True] > 3 * made[False]
+    assert made[True] > 2 * made[False]
 
 
 @pytest.mark.slow
@@ -129,7 +130,7 @@ def runs(name: str, dtype: torch.dtype) -> bool:
 
 def differing(one: nn.Module, other: nn.Module) -> set[str]:
     """The names of the tensors that are not bit for bit those of the other network."""
-    before, after = one.state_dict(), other.state_dict()
+    before, after = dict(named_tensors(one)), dict(named_tensors(other))
     return {name for name in before.keys() | after.keys() if not alike(before.get(name), after.get(name))}
 
 
@@ -137,19 +138,18 @@ def alike(one: Tensor | None, other: Tensor | None) -> bool:
     return one is not None and other is not None and torch.equal(one.nan_to_num(9e9), other.nan_to_num(9e9))
 
 
-def settings(among: Subject, network: nn.Module) -> list[str]:
-    return [repr(network.get_submodule(path)) for paths in among.layers.values() for path in paths]
-
-
 def check_stored(among: Subject, wrong: Wrong) -> bool:
     """Hold the proof's list of what is not proven against the tensors that differ; say whether any do."""
     trials = [Trial("the example", tuple(among.example))]
     proof = prove(among.original, among.plan, wrong.network, trials, reference(among.original, trials))
+    weights = [weight for site in proof.sites for weight in site.weights]
+    between = {weight.name for weight in weights if weight.passed and weight.spacings == 0.5}  # two numbers are right
     changed = differing(among.fused, wrong.network)
-    tensors = among.fused.state_dict().keys() | wrong.network.state_dict().keys()
-    wrong_weights = {weight.name for site in proof.sites for weight in site.weights if not weight.passed}
-    assert changed == tensors & (wrong_weights | set(proof.unproven))
-    if damaged := bool(changed) or settings(among, among.fused) != settings(among, wrong.network):
+    tensors = dict(named_tensors(among.fused)).keys() | dict(named_tensors(wrong.network)).keys()
+    wrong_weights = {weight.name for weight in weights if not weight.passed}
+    named = tensors & (wrong_weights | set(proof.unproven))
+    assert named <= changed <= named | between
+    if damaged := bool(named) or str(among.fused) != str(wrong.network):
         assert not proof.passed
         if wrong.touched:
             assert proof.reason.startswith(among.paths(wrong.touched))

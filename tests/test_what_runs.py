@@ -458,6 +458,45 @@ def halved_while_large(m, x):
     return m.a(x) + m.b(x)
 
 
+def both_large(x):
+    return x.shape[2] > 64 and x.shape[3] > 64
+
+
+def all_large(x):
+    return all(n > 64 for n in x.shape[2:])
+
+
+def of_that_size(x):
+    return x.shape[2] == 64 and x.shape[3] == 17
+
+
+def tall_and_wide(x):
+    """Tall ones that are not wide are refused, for another reason than that they are tall."""
+    if x.shape[2] <= 64:
+        return False
+    if x.shape[3] <= 64:
+        raise ValueError("tall images are to be wide")
+    return True
+
+
+def large_squares(x):
+    if x.shape[2] != x.shape[3]:
+        raise ValueError(f"{x.shape[2]} x {x.shape[3]}: squares only")
+    return x.shape[2] > 128
+
+
+def of_squares_in_pieces(m, x):
+    if x.shape[2] != x.shape[3]:
+        raise ValueError("squares only")
+    return torch.cat([m.a(piece) + m.b(piece) for piece in x.split(16, 2)], 2)
+
+
+def of_squares_in_parts(m, x):
+    if x.shape[2] != x.shape[3]:
+        raise ValueError("squares only")
+    return (m.a(x) + m.b(x)).reshape(-1, 4, 16, 16)
+
+
 def in_three_pieces(m, x):
     return torch.cat([torch.relu(m.a(piece) + m.b(piece)) for piece in x.chunk(3, 2)], 2)
 
@@ -1395,6 +1434,26 @@ def test_a_branch_on_a_size_stays_where_the_example_is_large(large):
 @pytest.mark.parametrize("large", BEYOND, ids=lambda large: large.__name__)
 def test_a_branch_that_no_recorded_size_takes_stays(large):
     check(Case(functools.partial(BySize, large), (1, 4, 64, 64), ((1, 4, 600, 3), (2, 4, 5, 7))))
+
+
+@pytest.mark.parametrize("large", [both_large, all_large, of_that_size, tall_and_wide, large_squares])
+def test_a_branch_on_several_sizes_stays(large):
+    others = ((1, 4, 130, 130), (2, 4, 70, 70), (1, 4, 64, 17), (2, 4, 5, 5), (1, 4, 9, 70))
+    check(Case(functools.partial(BySize, large), (1, 4, 64, 64), others))
+
+
+@pytest.mark.parametrize("forward", [of_squares_in_pieces, of_squares_in_parts])
+def test_what_squares_are_cut_into_is_not_taken_from_the_example(forward):
+    check(Case(two(forward), (1, 4, 16, 16), others=((1, 4, 32, 32), (2, 4, 48, 48))))
+
+
+def test_a_network_of_squares_merges():
+    def of_squares(m, x):
+        n, c, h, w = x.shape
+        assert h == w, f"{h} is not {w}"
+        return (m.a(x) + m.b(x)).flatten(2).transpose(1, 2).reshape(n, h * w, c)
+
+    check(Case(two(of_squares), (1, 4, 16, 16), others=((1, 4, 32, 32), (2, 4, 5, 5)), left=(1, 0, 0)))
 
 
 def test_pieces_of_a_length_are_more_at_a_larger_size():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -187,7 +188,8 @@ def try_other_sizes(arguments: Arguments, attempt: Try, *, thoroughly: bool) -> 
     else:
         fixed = []
     unmoved = [axis for axis in axes if axis not in fixed and all(sizes[axis] == axis[1] for sizes in taken)]
-    small = _one_by_one(arguments, unmoved, attempt, taken[-1] if taken else {})
+    small, moved = _one_by_one(arguments, unmoved, attempt, taken[-1] if taken else {})
+    _alike(arguments, [axis for axis in unmoved if axis not in moved], attempt)
     for axis in fixed:
         for n in (axis[1] + 1, max(1, axis[1] - 1)):
             if not attempt(_resized(arguments, {**small, axis: n}), True):
@@ -253,6 +255,22 @@ def _together(arguments: Arguments, axes: list[Axis], attempt: Try, thoroughly: 
     return []
 
 
+def _alike(arguments: Arguments, axes: list[Axis], attempt: Try) -> None:
+    """Try the axes that have the same size in the same way, larger and smaller: for networks of squares alone."""
+    counts = Counter(n for axis, n in axes if axis > 0)
+    several = [axis for axis in axes if axis[0] > 0 and counts[axis[1]] > 1]
+    for changes in (_GROWN, [step.smaller for step in _STEPS]) if several else ():
+        sizes = ({axis: change(axis[1]) for axis in several} for change in changes)
+        any(attempt(_resized(arguments, each), True) for each in sizes)
+
+
+_GROWN: tuple[Callable[[int], int], ...] = (
+    *(lambda n: n + 5, lambda n: n + 1),
+    *(lambda n: (n // 32 + 1) * 32, lambda n: 2 * n),
+)
+"""Along several axes at once: by little, for the work grows as the product."""
+
+
 def _sizes(axes: list[Axis], step: _Step, first: int) -> dict[Axis, int]:
     """Return sizes for all axes: every second one larger, from the ``first`` on, and the others smaller.
 
@@ -272,16 +290,22 @@ def _sizes(axes: list[Axis], step: _Step, first: int) -> dict[Axis, int]:
     return sizes
 
 
-def _one_by_one(arguments: Arguments, axes: list[Axis], attempt: Try, taken: Mapping[Axis, int]) -> Mapping[Axis, int]:
-    """Try each axis smaller, and then larger, the others as they were ``taken`` or as small; return these sizes.
+def _one_by_one(
+    arguments: Arguments, axes: list[Axis], attempt: Try, taken: Mapping[Axis, int]
+) -> tuple[Mapping[Axis, int], set[Axis]]:
+    """Try each axis smaller, and then larger, the others as they were ``taken`` or as small; return these sizes, and
+    the axes that took another one.
 
     Of an axis that takes no other size but the example's, 1 is tried: that may be broadcast.
     """
-    small = dict(taken)
+    small, moved = dict(taken), set[Axis]()
 
     def first(axis: Axis, sizes: Iterable[int], *, needed: bool) -> int | None:
         tried = (n for n in dict.fromkeys(sizes) if n != axis[1])
-        return next((n for n in tried if attempt(_resized(arguments, {**small, axis: n}), needed)), None)
+        found = next((n for n in tried if attempt(_resized(arguments, {**small, axis: n}), needed)), None)
+        if found is not None:
+            moved.add(axis)
+        return found
 
     for axis in axes:
         steps = _STEPS[-1:] if axis[0] == 0 else (*_STEPS[::-1], _BY_TWO)
@@ -295,7 +319,7 @@ def _one_by_one(arguments: Arguments, axes: list[Axis], attempt: Try, taken: Map
         if axis in small:  # else it may be of one size
             larger += [axis[1] + few for few in _FEW]
         first(axis, larger, needed=True)
-    return small
+    return small, moved
 
 
 def _resized(arguments: Arguments, sizes: Mapping[Axis, int], only: Tensor | None = None) -> Arguments:

@@ -6,7 +6,7 @@ that decides by a size always the same way is told by that it asked.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -47,10 +47,16 @@ class SizeComparison:
         self.outside: set[int] = set()
         """Tensors from nowhere that other runs met, too: nothing that ran made them."""
         self._asked: dict[Key, set[Decision]] = defaultdict(set)
-        self._failed: dict[Key, set[Decision]] = defaultdict(set)
+        self._times: Counter[Key] = Counter()
+        """How many runs asked."""
+        self._most: dict[tuple[str, int], int] = defaultdict(int)
+        """How many decisions a call took, at most."""
+        self._refused: dict[Key, set[bool | None]] = defaultdict(set)
+        """The answers after which a network refused its input."""
+        self._runs = 0
         self._sizes: dict[Step, set[fx.Node]] = {}
         """For sizes in runs of another rank, the sizes of the same tensor along the same axis."""
-        self._hear(first, self._asked)
+        self._hear(first)
 
     def add(self, other: Run) -> None:
         """Compare a run at another size."""
@@ -61,7 +67,7 @@ class SizeComparison:
         for node, mine in match.items():
             self.alike[mine].append((other, node))
         self._find_readers(match, other)
-        self._hear(other, self._asked)
+        self._hear(other)
 
     def add_rank(self, other: Run) -> None:
         """Compare a run on inputs of another number of axes, where a forward may ask for more sizes or for fewer."""
@@ -79,15 +85,21 @@ class SizeComparison:
         self.uneven = before
         for step, mine in match.items():
             self.at_other_ranks[mine].append((other, step))
-        self._hear(other, self._asked, but=PIECES)  # by its number, an axis is another one there
+        for asked, decision in self._decisions(other):
+            if decision.question != PIECES:  # by its number, an axis is another one there
+                self._asked[asked].add(decision)
 
     def add_failed(self, failed: Run) -> None:
-        """Take note of how forwards decided right before the network refused a size: that is what they decided.
+        """Take note of the last answer before the network refused a size: that is what refuses it.
 
-        What they decided before that they may have done in vain, and another size may not be refused.
+        What was answered before that another size may be, too, and not be refused.
         """
-        for path, number, place in failed.last_decisions:
-            self._failed[path, number, place].add(failed.calls[path][number].decisions[place])
+        for key in reversed(failed.last_decisions):
+            path, number, place = key
+            outcome = failed.calls[path][number].decisions[place].outcome
+            if outcome is not None:  # a size in the text of an error is none
+                self._refused[key].add(outcome)
+                return
 
     def decided(self, *, leaves: bool) -> Iterator[ModuleCall]:
         """Yield the calls that decide by a size, without that both answers were seen; or that make plain numbers of
@@ -104,25 +116,30 @@ class SizeComparison:
 
     def _has_open(self, call: ModuleCall, concerns: Callable[[Decision], bool]) -> bool:
         """Whether not all answers were seen to one of a call's decisions that this concerns."""
-        for place, decision in enumerate(call.decisions):
-            if not concerns(decision):
-                continue
+        for place in range(self._most.get((call.path, call.number), 0)):
             key = call.path, call.number, place
             asked = self._asked[key]
-            if len(asked) == 1:
+            if not any(map(concerns, asked)):
                 continue
             questions = {(each.question, each.sizes, each.others) for each in asked}
-            outcomes = {each.outcome for each in (*asked, *self._failed[key])}
-            if len(questions) > 1 and (None in outcomes or len(outcomes) == 1):
+            outcomes = {each.outcome for each in asked} | self._refused[key]
+            varies = len(questions) > 1 or self._times[key] < self._runs  # what some runs ask hangs on another answer
+            if varies and (None in outcomes or len(outcomes) == 1):
                 return True
         return False
 
-    def _hear(self, run: Run, into: dict[Key, set[Decision]], but: str = "") -> None:
+    def _hear(self, run: Run) -> None:
+        self._runs += 1
+        for key, decision in self._decisions(run):
+            self._asked[key].add(decision)
+            self._times[key] += 1
+            path, number, place = key
+            self._most[path, number] = max(self._most[path, number], place + 1)
+
+    def _decisions(self, run: Run) -> Iterator[tuple[Key, Decision]]:
         for call in self._calls(run):
             for place, decision in enumerate(call.decisions):
-                if decision.question == but:
-                    continue
-                into[call.path, call.number, place].add(decision)
+                yield (call.path, call.number, place), decision
 
     def _calls(self, run: Run) -> Iterator[ModuleCall]:
         for calls in run.calls.values():
