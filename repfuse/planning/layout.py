@@ -16,6 +16,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, cached_property
+from keyword import iskeyword
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -42,11 +43,15 @@ _RESERVED = frozenset(dir(fx.GraphModule)) - frozenset(dir(nn.Module))
 
 
 def check_names(graph: fx.Graph) -> None:
-    """Raise NotAffine where a child is called like a member of every GraphModule: ``graph``, ``code``."""
+    """Raise NotAffine where a child is called like a member of every GraphModule, ``graph``, or like a word of Python's
+    own, ``in``: no code can be written that reads it.
+    """
     for node in graph.nodes:
-        name = str(node.target).partition(".")[0]
-        if node.op in ("call_module", "get_attr") and name in _RESERVED:
-            raise NotAffine("reserved-name", f"a child is called {name!r}")
+        if node.op in ("call_module", "get_attr"):
+            first, *_ = names = str(node.target).split(".")
+            name = next(filter(iskeyword, names), first)
+            if name in _RESERVED or iskeyword(name):
+                raise NotAffine("reserved-name", f"a child is called {name!r}")
 
 
 def steps_of(graph: fx.Graph) -> tuple[str, ...] | None:
