@@ -497,6 +497,17 @@ def of_squares_in_parts(m, x):
     return (m.a(x) + m.b(x)).reshape(-1, 4, 16, 16)
 
 
+def added_up_in_zeros(m, x):
+    y = m.a(x) + m.b(x)
+    total = torch.zeros(4, dtype=x.dtype)
+    total += y.mean((0, 2, 3))
+    return y * total[:, None, None]
+
+
+def filled_by_chance(m, x):
+    return (m.a(x) + m.b(x)).relu() + torch.empty(4, 1, 1).uniform_() + torch.rand(())
+
+
 def in_three_pieces(m, x):
     return torch.cat([torch.relu(m.a(piece) + m.b(piece)) for piece in x.chunk(3, 2)], 2)
 
@@ -1445,6 +1456,15 @@ def test_a_branch_on_several_sizes_stays(large):
 @pytest.mark.parametrize("forward", [of_squares_in_pieces, of_squares_in_parts])
 def test_what_squares_are_cut_into_is_not_taken_from_the_example(forward):
     check(Case(two(forward), (1, 4, 16, 16), others=((1, 4, 32, 32), (2, 4, 48, 48))))
+
+
+def test_what_is_made_of_nothing_and_written_into_is_made_in_each_call_of_what_a_file_holds():
+    check(Case(two(added_up_in_zeros), left=(1, 0, 1), calls=3))
+
+
+def test_what_is_drawn_is_drawn_in_each_call_of_what_a_file_holds():
+    again = read_again(fuse(network(Case(two(filled_by_chance))), (image(1, 4, 9, 8),)).module)
+    assert len({float(again(image(1, 4, 9, 8)).detach().sum()) for _ in range(4)}) == 4 and len(again.state_dict()) == 2
 
 
 def test_a_network_of_squares_merges():

@@ -245,7 +245,9 @@ class _Written(_Builder):
         if node.target is assigned:
             self.know(node, lower(self.graph, map_arg(node.args, self._known)))
             return
+        device = self._device() if self._is_made_anew(node) else {}
         copied, sizes = self.graph.node_copy(node, partial(self._operand, node)), node.all_input_nodes
+        copied.kwargs = {**device, **copied.kwargs}
         if node.op == "get_attr":
             copied.target = self._relative(str(node.target))
         elif node.target in _FILLED and len(copied.args) > 1:
@@ -255,6 +257,20 @@ class _Written(_Builder):
             given = dict(zip(("data",), node.args, strict=False)) | node.kwargs
             copied = self._of_sizes(**map_arg(given, self._known))
         self.know(node, copied)
+
+    def _is_made_anew(self, node: fx.Node) -> bool:
+        """Whether a tensor is made of no other, and differs from call to call: it is drawn, or written into later.
+
+        What reads a graph back from a file does at once, and once, what takes no value of the graph.
+        """
+        recording, made = self.recording, node.op == "call_function" and not node.all_input_nodes
+        return made and (node in recording.run.random or bool(recording.memory.writers(node)))
+
+    def _device(self) -> dict[str, fx.Node]:
+        """Write the device of the first tensor that is given, on which what is made of none is made from now on."""
+        given = (new for x, new in self.env.items() if x.op == "placeholder" and x in self.recording.shape_of)
+        first = next(given, None)
+        return {} if first is None else {"device": self.graph.call_function(getattr, (first, "device"))}
 
     def _check_line(self, node: fx.Node) -> None:
         """Raise NotAffine where an operation cannot be written down."""
