@@ -188,6 +188,14 @@ def test_a_plan_in_which_something_overflowed_replays():
     assert str(rewrite(net, Plan.from_dict(made.to_dict()))) == str(rewrite(net, made))
 
 
+def test_a_variance_of_nothing_is_refused_where_it_is():
+    net = randomised(nn.Sequential(conv_norm(3), nn.ReLU(), conv_norm(3)))
+    net[0][1].running_var[1], net[0][1].eps = 0, 0.0
+    result = fuse(net, (X,))
+    assert [site.path for site in result.plan.sites] == ["2.0"]
+    assert [refusal.code for refusal in result.plan.refusals] == ["overflow"]
+
+
 def test_infinite_weights_are_no_overflow():
     model = randomised(conv_norm(3))
     model[0].weight.data[0] = float("inf")

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repfuse.algebra.evaluation import evaluate
-from repfuse.algebra.expression import Expression, convolutions
+from repfuse.algebra.expression import Expression, Scaled, convolutions, walk
+from repfuse.algebra.layers import Factor, Normalisation
 from repfuse.planning.region import Group, Region
 from repfuse.recording.constants import Constants
 from repfuse.recording.recording import Recording
@@ -116,14 +117,22 @@ def overflows(
 ) -> torch.dtype | None:
     """Return the dtype that the fused weight or bias does not fit into, if it is made of finite numbers.
 
-    The map is computed for this only where its numbers could be too large: some of its tensors are among ``large``.
+    The map is computed for this only where its numbers could be too large: some of its tensors are among ``large``, or
+    it divides by what may be next to nothing.
     """
     stored = constants.floating_leaves(expression.tensor_names)
     like = stored_like(expression, constants, tensors)
-    if torch.finfo(like.dtype).max > _SMALL_RANGE and not any(name in large for name in stored):
+    could = any(name in large for name in stored) or any(map(_divides, walk(expression)))
+    if torch.finfo(like.dtype).max > _SMALL_RANGE and not could:
         return None
     rounded = evaluate(expression, tensors, like)
     return like.dtype if left_range(rounded, map(tensors, expression.tensor_names)) else None
+
+
+def _divides(expression: Expression) -> bool:
+    """Whether it is a quotient that may be larger than _LARGE where all that is stored is small."""
+    by = expression.by if isinstance(expression, Scaled) else None
+    return (isinstance(by, Normalisation) and by.eps < _LARGE**-2) or (isinstance(by, Factor) and by.inverse)
 
 
 def left_range(rounded: Iterable[Tensor], origins: Iterable[Tensor]) -> bool:
