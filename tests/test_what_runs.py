@@ -458,6 +458,38 @@ def halved_while_large(m, x):
     return m.a(x) + m.b(x)
 
 
+class Passing(nn.Module):
+    """Gives what it is given, but at one size."""
+
+    def forward(self, x):
+        return x * 2 if x.shape[2] == 17 else x
+
+
+class PassingFirst(nn.Module):
+    """Gives what it is given, but from the third call on."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * 2 if self.calls > 2 else x
+
+
+def made_of(kind: Callable[[], nn.Module], run: Callable[..., Any]) -> Callable[[], nn.Module]:
+    """A network that has such a module between its layers."""
+    return lambda: Net(run, a=conv(3), b=conv(1), n=nn.BatchNorm2d(4), p=kind())
+
+
+PASSING = {
+    "between": lambda m, x: m.n(m.p(m.a(x))),
+    "before": lambda m, x: m.a(m.p(m.n(x))),
+    "in a branch": lambda m, x: m.a(x) + m.b(m.p(x)),
+    "in a branch before another": lambda m, x: m.b(m.p(x)) + m.a(x),
+    "a branch": lambda m, x: m.a(x) + m.p(x),
+    "after the sum": lambda m, x: m.n(m.p(m.a(x) + m.b(x))),
+}
+
+
 def both_large(x):
     return x.shape[2] > 64 and x.shape[3] > 64
 
@@ -1445,6 +1477,12 @@ def test_a_branch_on_a_size_stays_where_the_example_is_large(large):
 @pytest.mark.parametrize("large", BEYOND, ids=lambda large: large.__name__)
 def test_a_branch_that_no_recorded_size_takes_stays(large):
     check(Case(functools.partial(BySize, large), (1, 4, 64, 64), ((1, 4, 600, 3), (2, 4, 5, 7))))
+
+
+@pytest.mark.parametrize("kind", [Passing, PassingFirst])
+@pytest.mark.parametrize("name", PASSING)
+def test_a_module_that_may_do_something_is_not_passed_by(name, kind):
+    check(Case(made_of(kind, PASSING[name]), (1, 4, 64, 64), ((1, 4, 17, 17), (2, 4, 17, 9), (2, 4, 5, 5)), calls=4))
 
 
 @pytest.mark.parametrize("large", [both_large, all_large, of_that_size, tall_and_wide, large_squares])

@@ -436,14 +436,28 @@ class Recorder(TorchFunctionMode):
             self._inside -= compiled
             self._call = outer
         self._call = call
+        if before is not None:
+            self._note_changes(call, before)
+        if isinstance(result, Tensor) and (call.decisions or call.questions or call.changes_state):
+            result = self._passed(result, (args, kwargs))
         call.output = self._returned(result, call)
         if compiled and self.guard.wrote:
             self._write(self._make("call_function", unknown, (), {}), self.guard.wrote)
-        if before is not None:
-            self._note_changes(call, before)
         call.stop = len(self.found.nodes)
         self._call = outer
         return result
+
+    def _passed(self, result: Tensor, given: Any) -> Tensor:
+        """Return what a call returned; where that is what it was ``given``, as it might not be another time, as a value
+        of its own: else nobody could tell who reads which of the two.
+        """
+        if result.layout is not torch.strided or not any(x is result for x in tensors_of(given)):
+            return result
+        node = self._make("call_function", operator.pos, (self._node(result),), {})
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            alias = result.view_as(result)
+        self._remember(alias, node)
+        return alias
 
     def _begin(self, path: str, outer: ModuleCall | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModuleCall:
         if outer is None:
