@@ -138,8 +138,9 @@ def alike(one: Tensor | None, other: Tensor | None) -> bool:
     return one is not None and other is not None and torch.equal(one.nan_to_num(9e9), other.nan_to_num(9e9))
 
 
-def settings(network: nn.Module) -> list[str]:
-    return [module.extra_repr() for module in network.modules()]
+def settings(among: Subject, network: nn.Module) -> list[str]:
+    layers = (network.get_submodule(path) for paths in among.layers.values() for path in paths)
+    return [*map(repr, layers), *(module.extra_repr() for module in network.modules())]
 
 
 def check_stored(among: Subject, wrong: Wrong) -> bool:
@@ -153,7 +154,7 @@ def check_stored(among: Subject, wrong: Wrong) -> bool:
     wrong_weights = {weight.name for weight in weights if not weight.passed}
     named = tensors & (wrong_weights | set(proof.unproven))
     assert named <= changed <= named | between
-    if damaged := bool(named) or settings(among.fused) != settings(wrong.network):
+    if damaged := bool(named) or settings(among, among.fused) != settings(among, wrong.network):
         assert not proof.passed
         if wrong.touched:
             assert proof.reason.startswith(among.paths(wrong.touched))

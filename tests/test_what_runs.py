@@ -458,6 +458,17 @@ def halved_while_large(m, x):
     return m.a(x) + m.b(x)
 
 
+class ConvBySize(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight * 2 if x.shape[2] == 17 else weight, bias)
+
+
+class NormBySize(nn.BatchNorm2d):
+    def _check_input_dim(self, x):
+        if x.shape[2] == 17:
+            x.mul_(2)
+
+
 class Passing(nn.Module):
     """Gives what it is given, but at one size."""
 
@@ -1477,6 +1488,12 @@ def test_a_branch_on_a_size_stays_where_the_example_is_large(large):
 @pytest.mark.parametrize("large", BEYOND, ids=lambda large: large.__name__)
 def test_a_branch_that_no_recorded_size_takes_stays(large):
     check(Case(functools.partial(BySize, large), (1, 4, 64, 64), ((1, 4, 600, 3), (2, 4, 5, 7))))
+
+
+def test_what_a_subclass_does_in_the_place_of_a_part_of_a_forward_is_seen():
+    others = ((1, 4, 17, 17), (2, 4, 5, 5))
+    check(Case(lambda: Net(lambda m, x: m.a(x) + m.b(x), a=ConvBySize(4, 4, 3, padding=1), b=conv(1)), others=others))
+    check(Case(lambda: nn.Sequential(conv(3), NormBySize(4)), others=others))
 
 
 @pytest.mark.parametrize("kind", [Passing, PassingFirst])

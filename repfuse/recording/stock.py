@@ -21,6 +21,10 @@ _EXPORTS = ("torch.export.", "torch._export.")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, jit.ScriptModule)
 
 
+_OF_FORWARD = ("forward", "__call__", "_conv_forward", "_check_input_dim", "_output_padding")
+"""What a forward of PyTorch's own consists of, each of which a subclass may have replaced."""
+
+
 def is_stock(module: nn.Module) -> bool:
     """Whether calling the module runs PyTorch's own forward, so that its class says what it computes."""
     kind: Any = type(module)
@@ -31,7 +35,8 @@ def is_stock(module: nn.Module) -> bool:
 def _is_stock_class(kind: Any) -> bool:
     if issubclass(kind, _CONTAINERS):
         return False
-    return (getattr(kind.forward, "__module__", None) or "").startswith("torch.nn.modules")
+    own = (getattr(kind, name) for name in _OF_FORWARD if hasattr(kind, name))
+    return all((getattr(each, "__module__", None) or "").startswith("torch.nn.modules") for each in own)
 
 
 def hooks_of(module: nn.Module) -> list[Any]:
