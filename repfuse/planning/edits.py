@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repfuse.algebra.evaluation import evaluate
-from repfuse.algebra.expression import Expression, Scaled, convolutions, walk
+from repfuse.algebra.expression import Expression, Scaled, convolutions
 from repfuse.algebra.layers import Factor, Normalisation
 from repfuse.planning.region import Group, Region
 from repfuse.recording.constants import Constants
@@ -113,25 +113,25 @@ def stored_like(expression: Expression, constants: Constants, tensors: Callable[
 
 
 def overflows(
-    expression: Expression, constants: Constants, tensors: Callable[[str], Tensor], large: Collection[str]
+    expression: Expression, constants: Constants, tensors: Callable[[str], Tensor], large: Collection[str] | None
 ) -> torch.dtype | None:
     """Return the dtype that the fused weight or bias does not fit into, if it is made of finite numbers.
 
-    The map is computed for this only where its numbers could be too large: some of its tensors are among ``large``, or
-    it divides by what may be next to nothing.
+    The map is computed for this only where its numbers could be too large: some of its tensors are among ``large``, if
+    these are known.
     """
     stored = constants.floating_leaves(expression.tensor_names)
     like = stored_like(expression, constants, tensors)
-    could = any(name in large for name in stored) or any(map(_divides, walk(expression)))
+    could = large is None or any(name in large for name in stored)
     if torch.finfo(like.dtype).max > _SMALL_RANGE and not could:
         return None
     rounded = evaluate(expression, tensors, like)
     return like.dtype if left_range(rounded, map(tensors, expression.tensor_names)) else None
 
 
-def _divides(expression: Expression) -> bool:
+def divides(meaning: object) -> bool:
     """Whether it is a quotient that may be larger than _LARGE where all that is stored is small."""
-    by = expression.by if isinstance(expression, Scaled) else None
+    by = meaning.by if isinstance(meaning, Scaled) else None
     return (isinstance(by, Normalisation) and by.eps < _LARGE**-2) or (isinstance(by, Factor) and by.inverse)
 
 

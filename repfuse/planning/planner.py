@@ -29,7 +29,7 @@ from repfuse.ops.meaning import Passage, Rearranged, Same, convolves, inputs_of
 from repfuse.ops.sums import normalises
 from repfuse.ops.table import Meanings
 from repfuse.planning.cost import TOLD_APART, WORTH_THE_CLASS
-from repfuse.planning.edits import Fused, Layout, large_among, overflows
+from repfuse.planning.edits import Fused, Layout, divides, large_among, overflows
 from repfuse.planning.layout import LayingOut
 from repfuse.planning.reader import BranchReader
 from repfuse.planning.region import Estimate, Group, Region
@@ -163,7 +163,8 @@ class Planner:
             return [region for region in there if self.recording.where(region.root) not in self.overflowing]
         expressions = (group.expression for region in there for group in region.written)
         stored = self.recording.constants.floating_leaves(name for each in expressions for name in each.tensor_names)
-        large = large_among({name: self.tensors(name) for name in stored})
+        quotients = any(map(divides, self.meanings.values()))
+        large = None if quotients else large_among({name: self.tensors(name) for name in stored})
         return [region for region in there if self._fits(region, large)]
 
     def search(self) -> Search:
@@ -278,7 +279,7 @@ class Planner:
             least = 3 if keeps else 2
         return self._operations(group) >= least or self.estimate.is_computed(group.expression)
 
-    def _fits(self, region: Region, large: Collection[str]) -> bool:
+    def _fits(self, region: Region, large: Collection[str] | None) -> bool:
         """Whether the fused weights fit into the dtype of those that they replace."""
         for group in region.written:
             dtype = overflows(group.expression, self.recording.constants, self.tensors, large)

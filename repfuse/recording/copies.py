@@ -69,7 +69,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     if known is not None:
         return known
     kind: Any = type(module)
-    shared = _OF_GRAPHS if id(_CODE) in memo and _is_of_graph(module) else ()
+    shared = _OF_GRAPHS if isinstance(module, fx.GraphModule) and id(_CODE) in memo and _is_usual(module) else ()
     if not shared and not _is_plain(kind):
         return copy.deepcopy(module, memo)
     made = memo[id(module)] = object.__new__(kind)
@@ -133,9 +133,9 @@ def is_copied_plainly(module: nn.Module) -> bool:
 _OF_GRAPHS = ("_graph", "meta")
 
 
-def _is_of_graph(module: nn.Module) -> bool:
-    """Whether a module is torch.fx's, as that makes and copies them: without hooks, which it does not copy."""
-    plain = isinstance(module, fx.GraphModule) and type(module).__deepcopy__ is fx.GraphModule.__deepcopy__
+def _is_usual(module: fx.GraphModule) -> bool:
+    """Whether a graph is as torch.fx makes and copies them: without hooks, which it does not copy."""
+    plain = type(module).__deepcopy__ is fx.GraphModule.__deepcopy__
     return plain and not any(map(vars(module).get, _HOOKS))
 
 
