@@ -141,16 +141,15 @@ class Reading:
                 self.along[node] = found
 
     def _check(self, node: fx.Node, meaning: Meaning | None) -> None:
-        """Raise Fixed where a node may do something else than was seen."""
+        """Raise Fixed where a node may do something else than was seen; fix what it may not always be given."""
         recording = self.recording
-        marks = [
-            recording.mark_of(node),
-            *(recording.between(x, node) for x in (*node.all_input_nodes, *inputs_of(meaning))),
-        ]
-        if recording.foreign.get(node):
-            marks.append(("changes-with-size", "it is given other tensors at other sizes"))
-        if mark := next((mark for mark in marks if mark), None):
+        if mark := recording.mark_of(node):
             raise Fixed(*mark)
+        if recording.foreign.get(node):
+            raise Fixed("changes-with-size", "it is given other tensors at other sizes")
+        for x in dict.fromkeys((*node.all_input_nodes, *inputs_of(meaning))):
+            if mark := recording.between(x, node):
+                self._fix(*mark, x, at=node)
         dtype = recording.dtype_of.get(node)
         if dtype is None or not dtype.is_floating_point:
             raise Fixed("not-homogeneous", "it gives no numbers with a point")
