@@ -445,9 +445,12 @@ class _PastOperators(TorchFunctionMode):
     ) -> Any:
         """Call one function of torch."""
         name = getattr(func, "__name__", "")
-        if name in TAKING or name in WRITING_UNSEEN or name in ("__set__", "tolist"):
+        if name in _PAST_OPERATORS:
             self._guard.wrong |= self._guard.knows(tensors_of(args))
         return func(*args, **(kwargs or {}))
+
+
+_PAST_OPERATORS = TAKING | WRITING_UNSEEN | {"__set__", "tolist"}
 
 
 class _Read(dict[str, Tensor | None]):
