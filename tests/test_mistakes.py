@@ -28,6 +28,8 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import named_tensors
 
 FEW = 3
+VOID_OFTEN = {"InceptionNeXt, its norm into the 1x1"}
+"""Of its mistakes a third are none: 8 of 26."""
 ABSENT = {
     *("dilation", "dilated taps", "branch undilated", "branch without bias", "skip in groups"),
     *("shift, axis 2, +1", "shift, axis 2, -1"),
@@ -93,7 +95,7 @@ def test_every_mistake_fails_its_site(name: str) -> None:
     for wrong in subject(name).mistakes():
         assert caught(subject(name), wrong), wrong.kind
         made[bool(wrong.sites)] += 1
-    assert made[True] > 2 * made[False]
+    assert made[True] > (2 if name in VOID_OFTEN else 3) * made[False]
 
 
 @pytest.mark.slow
