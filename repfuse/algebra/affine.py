@@ -49,8 +49,8 @@ def _like(geometry: Geometry, weight: Tensor, other: Geometry) -> tuple[Geometry
 # A sum of weights on their common taps and groups, in float64 and rounded once, in little memory.
 
 
-_BLOCK = 1 << 17
-"""Numbers of a weight that are summed at a time: 1 MB in float64, in the cache of one core of most processors."""
+_BLOCK = 1 << 18
+"""Numbers of a weight that are summed at a time, 2 MB in float64: with fewer, calls of torch show; more gain none."""
 
 
 @dataclass(frozen=True)
