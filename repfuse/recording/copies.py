@@ -74,14 +74,18 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(module, memo)
     made = memo[id(module)] = object.__new__(kind)
     # What refers back to a module that deepcopy meets on the way finds the copy that is under way.
-    held, own = vars(made), vars(module)
-    hooks: list[Any] = [*map(own.get, _HOOKS)]
-    none = not any(hooks) and _CONTAINERS.issuperset(map(type, hooks))  # as in most modules
-    empty = dict(zip(_HOOKS, map(_COPY, hooks), strict=True)) if none else {}
-    names = [*_OTHERS, *attributes(module)] if none else own
-    left = [name for name in names if type(own.get(name)) not in _IMMUTABLE and name not in (_COMPILED, *shared)]
-    held.update({**own, **empty, **dict.fromkeys(left)})  # nothing is the original's while others are copied
+    held, own, left = vars(made), vars(module), list[str]()
+    held.update(own)
     held.pop(_COMPILED, None)
+    for name, value in own.items():
+        kind = type(value)
+        if kind in _IMMUTABLE:
+            continue
+        if kind in _CONTAINERS and not value and name in _HOOKS:  # as nearly all of them
+            held[name] = value.copy()
+        elif name in held and name not in shared:
+            held[name] = None  # nothing is the original's while others are copied
+            left.append(name)
     for name in left:
         held[name] = _copied_value(own[name], memo)
     return made
@@ -99,16 +103,18 @@ def _copied_value(value: Any, memo: dict[int, Any]) -> Any:
         for key, item in value.items():
             made[key if type(key) is str else _copied_value(key, memo)] = _copied_value(item, memo)
         return made
+    if kind is list:
+        several = memo[id(value)] = []
+        several += [_copied_value(item, memo) for item in value]
+        return several
     return _copied(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
 
 
 _CONTAINERS = frozenset({dict, list, set, OrderedDict})
-_HOOKS = [name for name, x in vars(nn.Module()).items() if type(x) in (OrderedDict, set)]
+_HOOKS = frozenset(name for name, x in vars(nn.Module()).items() if type(x) in (OrderedDict, set))
 """The tables of a module that hold something where people put it there."""
 OF_MODULES = frozenset(vars(nn.Module()))
 """The attributes that every module has."""
-_OTHERS = [name for name in vars(nn.Module()) if name not in _HOOKS]
-_COPY = operator.methodcaller("copy")
 _COMPILED = "_compiled_call_impl"
 """What PyTorch calls in the place of a module that it compiled."""
 _IMMUTABLE = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device})
@@ -208,28 +214,27 @@ class State:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         tables = _tables(module)
-        self._before = [table.copy() if isinstance(table, dict) else dict(enumerate(table)) for table in tables]
-        self._live = [table.values() if isinstance(table, dict) else table for table in tables]
-        self._lengths = list(map(len, tables))
-        self._values = list(chain.from_iterable(self._live))
+        self.live = [table.values() if isinstance(table, dict) else table for table in tables]
+        self.before = [table.copy() for table in tables]
+        self.values = list(chain.from_iterable(self.live))
 
     def now(self) -> State:
         """Return what the module holds now: this, where nothing has changed."""
-        return self if self._is_same() else State(self._module)
+        return self if self.is_same() else State(self._module)
 
-    def _is_same(self) -> bool:
-        return _are_same(self._live, self._lengths, self._values)
+    def is_same(self) -> bool:
+        """Whether the module holds what it did."""
+        return _are_same(self.live, map(len, self.before), self.values)
 
     def changes(self) -> Iterator[tuple[Any, Any]]:
         """Yield what was held and what is held instead; _MISSING where there is nothing."""
-        if self._is_same():
+        if self.is_same():
             return
         now = _tables(self._module)
-        if len(self._before) != len(now):
+        if len(self.before) != len(now):
             yield None, None
             return
-        for one, table in zip(self._before, now, strict=True):
-            other = dict(_entries(table))
+        for one, other in zip(map(_entries, self.before), map(_entries, now), strict=True):
             for key in {**one, **other}:
                 old, new = one.get(key, _MISSING), other.get(key, _MISSING)
                 same = old is new or (type(old) in _IMMUTABLE and type(old) is type(new) and old == new)
@@ -242,9 +247,9 @@ class States(dict[nn.Module, State]):
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__({module: State(module) for module in modules})
-        self._live = [table for state in self.values() for table in state._live]
-        self._lengths = [length for state in self.values() for length in state._lengths]
-        self._values = [*chain.from_iterable(state._values for state in self.values())]
+        self._live = [table for state in self.values() for table in state.live]
+        self._lengths = [len(table) for state in self.values() for table in state.before]
+        self._values = [*chain.from_iterable([state.values for state in self.values()])]
 
     def changed(self) -> Iterator[tuple[nn.Module, list[tuple[Any, Any]]]]:
         """Yield the modules that hold something else now, with their changes; a look at all at once is a third of the
@@ -255,8 +260,9 @@ class States(dict[nn.Module, State]):
             yield from ((module, changes) for module, changes in found if changes)
 
 
-def _are_same(live: Sequence[Collection[Any]], lengths: Sequence[int], values: Sequence[Any]) -> bool:
-    return list(map(len, live)) == lengths and all(map(operator.is_, values, chain.from_iterable(live)))
+def _are_same(live: Sequence[Collection[Any]], lengths: Iterable[int], values: Sequence[Any]) -> bool:
+    same = all(map(operator.eq, map(len, live), lengths))
+    return same and all(map(operator.is_, values, chain.from_iterable(live)))
 
 
 _Table = dict[Any, Any] | list[Any] | set[Any]
@@ -278,8 +284,8 @@ def _own_tables(module: nn.Module) -> list[Any]:
     return [held, held["_parameters"], held["_buffers"], held["_modules"]]
 
 
-def _entries(table: _Table) -> Iterable[tuple[Any, Any]]:
-    return table.items() if isinstance(table, dict) else enumerate(table)
+def _entries(table: _Table) -> dict[Any, Any]:
+    return table if isinstance(table, dict) else dict(enumerate(table))
 
 
 _MISSING = object()
