@@ -34,7 +34,7 @@ class Uses:
             self._other_names[tensor].append(name)
         self._read: dict[int, list[fx.Node]] = defaultdict(list)
         self._elsewhere = {self._tensors[name] for name in recording.elsewhere}
-        self._direct = dict[ModuleCall, bool]()
+        self._over = dict[ModuleCall, list[str]]()
         for node in recording.nodes:
             if node.op == "get_attr":
                 self._read[self._tensors[str(node.target)]].append(node)
@@ -48,8 +48,10 @@ class Uses:
 
     def _reach(self, target: str, call: ModuleCall) -> None:
         """Note that a call uses ``target``, a module or a tensor, for each module around it that is not under way."""
-        if target.rpartition(".")[0] == call.path and self._is_direct(call) and len(self.names_of(target)) == 1:
-            return  # as nearly always
+        if target.rpartition(".")[0] == call.path and len(self.names_of(target)) == 1:  # as nearly always
+            for path in self._passed_over(call):
+                self.reached[path].append(target)
+            return
         inside = {each.path for each in call.chain()}
         for name in self._names_for(target, call):
             for outer in above(name):
@@ -57,12 +59,14 @@ class Uses:
                 if path not in inside:
                     self.reached[path].append(path + name[len(outer) :])
 
-    def _is_direct(self, call: ModuleCall) -> bool:
-        """Whether all modules around the called one, by its path, are under way: each called the next."""
-        if call not in self._direct:
-            path, outer = call.path.rpartition(".")[0], call.caller
-            self._direct[call] = outer is None or (path == outer.path and self._is_direct(outer))
-        return self._direct[call]
+    def _passed_over(self, call: ModuleCall) -> list[str]:
+        """Return the paths of the modules around the called one that are not under way: none, where each called the
+        next.
+        """
+        if call not in self._over:
+            inside = {each.path for each in call.chain()}
+            self._over[call] = [path for path in above(call.path) if path not in inside]
+        return self._over[call]
 
     def _names_for(self, target: str, call: ModuleCall) -> list[str]:
         """Return the names by which the call may have found ``target``: of what it holds itself, its own."""

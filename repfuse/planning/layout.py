@@ -431,17 +431,17 @@ class LayingOut:
 
     def _unread(self, call: ModuleCall, replacements: list[Replacement], graph: fx.Graph) -> tuple[str, ...]:
         """Return the tensors in the owner that neither the old nor the new body uses."""
-        used = [f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr")]
+        owner = self.recording.modules[call.path]
+        used = tuple(f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr"))
         vanished = vanishing(self.meanings, call, replacements)
         read = {name for node in vanished if node.op == "get_attr" for name in self.uses.names_of(str(node.target))}
         holders = {name.rpartition(".")[0] for name in read} | {self._stock(node) for node in vanished}
-        owner = self.recording.modules[call.path]
+        holders -= {call.path, None}
+        there = ((join(call.path, name), name) for name, _ in named_tensors(owner, remove_duplicate=False))
         return tuple(
             name
-            for name, _ in named_tensors(owner, remove_duplicate=False)
-            if join(call.path, name) not in read
-            and join(call.path, name.rpartition(".")[0]) not in holders - {call.path, None}
-            and not any(f"{name}.".startswith(path) for path in used)
+            for full, name in there
+            if full not in read and full.rpartition(".")[0] not in holders and not f"{name}.".startswith(used)
         )
 
     def _stock(self, node: fx.Node) -> str | None:

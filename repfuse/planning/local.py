@@ -445,8 +445,8 @@ def _unread(inside: list[fx.Node], gone: set[fx.Node], meanings: Meanings, stay:
     """Return what is gone with the helpers that nothing else reads, except for those that ``stay``."""
     found = set(gone)
     for node in reversed(inside):
-        needed = bool(node.users) or node in meanings.written
-        if node in meanings.helpers and node not in stay and needed and found.issuperset(node.users):
+        helps = node in meanings.helpers and node not in stay  # first: of most nodes neither
+        if helps and (node.users or node in meanings.written) and found.issuperset(node.users):
             found.add(node)
     return found
 
