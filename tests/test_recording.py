@@ -6,6 +6,7 @@ import copy
 import operator
 import pickle
 from collections import OrderedDict
+from contextlib import contextmanager, nullcontext
 
 import hypothesis
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.ao.quantization import FakeQuantize
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils import checkpoint as cp
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -986,6 +988,125 @@ def test_what_is_another_at_other_sizes_is_no_answer(name, height):
     model = randomised(Spelled(lambda m, x: F.relu(forward(m, x)), a=conv(3), b=conv(1), c=conv(3)))
     fused = fuse(model, (image(2, 4, height, 6),)).module
     assert max(error(model, fused, image(2, 4, n, 6)) for n in (4, 5, 6, 7)) < 1e-12
+
+
+@contextmanager
+def _set(module, name, value):
+    before = getattr(module, name)
+    setattr(module, name, value)
+    yield
+    if name in ("forward", "_conv_forward"):
+        delattr(module, name)
+    else:
+        setattr(module, name, before)
+
+
+@contextmanager
+def _other_numbers(parameter, change, back):
+    change(parameter.data)
+    yield
+    back(parameter.data)
+
+
+@contextmanager
+def _data_of(parameter, other):
+    before, parameter.data = parameter.data, other.data
+    yield
+    parameter.data = before
+
+
+@contextmanager
+def _hung(hang, hook):
+    handle = hang(hook)
+    yield
+    handle.remove()
+
+
+def _twice(m):
+    return lambda x, *_: F.conv2d(x, m.a.weight, m.a.bias, padding=1) * 2
+
+
+CHANGED = {
+    "setting": lambda m: _set(m.a, "dilation", (2, 2)),
+    "padding mode": lambda m: _set(m.a, "padding_mode", "circular"),
+    "number": lambda m: _set(m.n, "eps", 0.1),
+    "parameter": lambda m: _set(m.a, "weight", m.b.weight),
+    "no parameter": lambda m: _set(m.a, "bias", None),
+    "numbers": lambda m: _other_numbers(m.a.weight, lambda x: x.mul_(2), lambda x: x.div_(2)),
+    "data": lambda m: _data_of(m.a.weight, m.b.weight),
+    "hook": lambda m: _hung(m.a.register_forward_hook, lambda m, x, y: y * 2),
+    "hook before": lambda m: _hung(m.a.register_forward_pre_hook, lambda m, x: x[0] * 2),
+    "forward": lambda m: _set(m.a, "forward", _twice(m)),
+    "part of a forward": lambda m: _set(m.a, "_conv_forward", _twice(m)),
+}
+
+
+@pytest.mark.parametrize("large", [True, False])
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_layer_that_is_another_one_at_some_sizes_while_it_is_called_is_not_merged(name, large):
+    def forward(m, x):
+        with CHANGED[name](m) if (x.shape[2] > 6) is large else nullcontext():
+            return m.n(m.a(x))
+
+    model = randomised(Spelled(forward, a=conv(3), b=conv(3), n=nn.BatchNorm2d(4)))
+    assert not plan(model, (X,)).sites
+    assert max(error(model, fuse(model, (X,)).module, x) for x in (X, image(3, 4, 20, 9), image(1, 4, 3, 3))) < 1e-12
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_layer_whose_weight_another_forward_changes_at_some_sizes_is_not_merged(large):
+    def forward(m, x):
+        weight, there = m.block[2].weight, (x.shape[2] > 6) is large
+        change = _other_numbers(weight, lambda _: weight.mul_(2), lambda _: weight.div_(2))
+        with change if there else nullcontext():
+            return m.block(x)
+
+    block = nn.Sequential(conv(3), nn.ReLU(), conv(3), nn.BatchNorm2d(4))
+    model = randomised(Spelled(forward, block=block))
+    assert not plan(model, (X,)).sites
+    found = recorded(model, X)
+    _, changed = named(found, "conv2d")
+    assert changed in found.foreign or found.mark_of(changed)
+
+
+def test_a_layer_of_pytorchs_own_takes_no_other_number_of_axes_than_it_does():
+    x = image(2, 4, 4, 6)  # of which one image has as many rows as channels
+    found = recorded(randomised(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))), x)
+    assert not any(map(found.shapes_at_other_ranks, found.nodes))
+    alone = recorded(randomised(nn.Sequential(nn.Conv2d(4, 4, 1))), x)
+    assert any(map(alone.shapes_at_other_ranks, alone.nodes))
+
+
+def test_what_is_hung_on_all_modules_is_seen_at_all_sizes():
+    def doubled(module, _, y):
+        return y * 2 if isinstance(module, nn.Conv2d) and y.shape[2] > 6 else None
+
+    model = randomised(nn.Sequential(conv(3), nn.BatchNorm2d(4)))
+    handle = register_module_forward_hook(doubled)
+    try:
+        assert not plan(model, (X,)).sites
+    finally:
+        handle.remove()
+    assert len(plan(model, (X,)).sites) == 1
+
+
+ORDERED = {
+    "calls": lambda m, x, large: (m.a(x), m.a(m.b(x))) if large else (m.a(m.b(x)), m.a(x))[::-1],
+    "operand": lambda m, x, large: (m.a(x), m.b(x if large else m.c(x))),
+    "number of calls": lambda m, x, large: (m.a(x), m.a(m.a(x)) if large else m.a(x)),
+    "other module": lambda m, x, large: (m.a(x), m.b(x) if large else m.c(x)),
+}
+
+
+@pytest.mark.parametrize("larger", [True, False])
+@pytest.mark.parametrize("name", ORDERED)
+def test_layers_that_are_called_otherwise_at_some_sizes_stay_exact(name, larger):
+    def forward(m, x):
+        return sum(map(m.n, ORDERED[name](m, x, (x.shape[2] > 6) is larger)))
+
+    model = randomised(Spelled(forward, a=conv(3), b=conv(3), c=conv(3), n=nn.BatchNorm2d(4)))
+    fused = fuse(model, (X,), Policy.ALWAYS).module
+    assert max(error(model, fused, x) for x in (X, image(3, 4, 20, 9), image(1, 4, 3, 3))) < 1e-12
 
 
 # --- which sizes are tried ------------------------------------------------------------------------------------------

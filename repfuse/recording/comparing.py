@@ -7,7 +7,7 @@ that decides by a size always the same way is told by that it asked.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -105,18 +105,21 @@ class SizeComparison:
         """Yield the calls that decide by a size, without that both answers were seen; or that make plain numbers of
         one, if it ``leaves``.
         """
-        for call in self._calls(self.first):
+        for call in self._deciding():
             if self._has_open(call, lambda decision: decision.leaves is leaves):
                 yield call
 
     def decides_by_rank(self) -> bool:
         """Whether a call decides by the number of axes, without that both answers were seen."""
-        calls = self._calls(self.first)
+        calls = self._deciding()
         return any(self._has_open(call, lambda decision: decision.of_rank and not decision.leaves) for call in calls)
+
+    def _deciding(self) -> Iterator[ModuleCall]:
+        return (call for call in self._calls(self.first) if (call.path, call.number) in self._most)
 
     def _has_open(self, call: ModuleCall, concerns: Callable[[Decision], bool]) -> bool:
         """Whether not all answers were seen to one of a call's decisions that this concerns."""
-        for place in range(self._most.get((call.path, call.number), 0)):
+        for place in range(self._most[call.path, call.number]):
             key = call.path, call.number, place
             asked = self._asked[key]
             if not any(map(concerns, asked)):
@@ -158,10 +161,7 @@ class SizeComparison:
         own, others = (_without(measuring, call.own) for call in (mine, other))
         if len(own) == len(others) and all(map(_is_same_step, own, others)):
             for one, another in zip(own, others, strict=True):
-                if type(one) is ModuleCall:
-                    self._align(one, another, match, measuring)
-                else:
-                    match[another] = one
+                self._match(one, another, match, measuring)
             return
         if measuring is None or not is_stock(self._module.get_submodule(mine.path)):
             self.marks.setdefault(mine, ("changes-with-size", "its forward does other things at other sizes"))
@@ -169,14 +169,24 @@ class SizeComparison:
         for call in mine.own:
             if isinstance(call, ModuleCall):
                 inner[call.path].append(call)
-        for call in other.own:
-            if not isinstance(call, ModuleCall):
-                continue
-            known = inner.get(call.path) or self.first.calls.get(call.path)
-            if known:
-                place = min(seen[call.path], len(known) - 1)
-                seen[call.path] += 1
-                self._align(known[place], call, match, measuring)
+        for item in other.own:
+            path = _called(item)
+            known = [] if path is None else inner.get(path) or self.first.calls.get(path)
+            if path is not None and known:
+                place = min(seen[path], len(known) - 1)
+                seen[path] += 1
+                self._match(known[place], item, match, measuring)
+
+    def _match(self, one: Any, other: Any, match: dict[Any, fx.Node], measuring: Collection[Any] | None) -> None:
+        """Match a node with a step, or two calls; or a call with the step that repeats it, or another like it."""
+        if type(one) is not ModuleCall:
+            match[other] = one
+        elif type(other) is ModuleCall:
+            self._align(one, other, match, measuring)
+        elif (single := self.first.single(one.path, one.number)) is not None:
+            match[other] = single.node
+        else:
+            self._gives_others(one)
 
     def _compare_operands(self, match: dict[Any, fx.Node], other: Run) -> None:
         for node, mine in match.items():
@@ -187,34 +197,44 @@ class SizeComparison:
             self._compare(mine, mine.args, node.args, match)
             if mine.kwargs or node.kwargs:
                 self._compare(mine, mine.kwargs, node.kwargs, match)
+            call = node.repeats
+            if call is not None and not _same_nodes(call.args, tuple(node.all_input_nodes), match):
+                self._gives_others(call)
+        self._compare_calls(match, other)
+
+    def _compare_calls(self, match: dict[Any, fx.Node], other: Run) -> None:
         for path, calls in other.calls.items():
             for call, mine_call in zip(calls, self.first.calls.get(path, ()), strict=False):
+                if call is mine_call:  # it was repeated
+                    continue
                 if call.own and mine_call.own and not _same_nodes(mine_call.output, call.output, match):
                     self.marks.setdefault(mine_call, ("changes-with-size", "its forward returns another value there"))
                 same = _same_nodes(mine_call.args, call.args, match) and (
                     not (mine_call.kwargs or call.kwargs) or _same_nodes(mine_call.kwargs, call.kwargs, match)
                 )
-                if mine_call.caller is not None and not same:
-                    reason = f"its forward gives {path!r} another value there"
-                    self.marks.setdefault(mine_call.caller, ("changes-with-size", reason))
+                if not same:
+                    self._gives_others(mine_call)
+
+    def _gives_others(self, call: ModuleCall) -> None:
+        if call.caller is not None:
+            reason = f"its forward gives {call.path!r} another value there"
+            self.marks.setdefault(call.caller, ("changes-with-size", reason))
 
     def _compare(self, node: fx.Node, mine: Any, other: Any, match: dict[Any, fx.Node]) -> None:
         if type(mine) is fx.Node:
-            same = type(other) is Step and (match.get(other) is mine or mine in self._sizes.get(other, ()))
-            if not same:
+            if not self._is_same_value(mine, other, match):
                 self.foreign[node].add(mine)
-        elif isinstance(mine, (tuple, list)) and isinstance(other, (tuple, list)) and len(mine) == len(other):
-            for one, another in zip(mine, other, strict=True):
+        elif (pairs := _parts(mine, other)) is not None:
+            for one, another in pairs:
                 if one is not another:
                     self._compare(node, one, another, match)
-        elif isinstance(mine, dict) and isinstance(other, dict) and mine.keys() == other.keys():
-            for key, one in mine.items():
-                self._compare(node, one, other[key], match)
-        elif isinstance(mine, slice) and isinstance(other, slice):
-            parts = ((s.start, s.stop, s.step) for s in (mine, other))
-            self._compare(node, next(parts), next(parts), match)
         elif type(other) is Step or not _equal(mine, other):
             self.uneven.add(node)
+
+    def _is_same_value(self, mine: fx.Node, other: Any, match: dict[Any, fx.Node]) -> bool:
+        if type(other) is fx.Node:  # what a call reads that was repeated: a tensor of the network
+            return other.target == mine.target
+        return type(other) is Step and (match.get(other) is mine or mine in self._sizes.get(other, ()))
 
     def _find_readers(self, match: dict[Any, fx.Node], other: Run) -> None:
         """Find values, and tensors of the network, that something else reads in the other run."""
@@ -243,9 +263,26 @@ def _without(some: Collection[Any] | None, items: list[Any]) -> list[Any]:
 
 def _is_same_step(one: fx.Node | ModuleCall, other: Step | ModuleCall) -> bool:
     """Whether both call one module, or one function, whatever they give it; or read some tensor of the network."""
-    if type(one) is ModuleCall or type(other) is ModuleCall:
-        return type(one) is type(other) and one.path == other.path
+    if type(one) is ModuleCall or type(other) is ModuleCall or other.repeats is not None:
+        return type(one) is ModuleCall and one.path == _called(other)
     return one.op == other.op and (one.op == "get_attr" or one.target == other.target)
+
+
+def _called(item: Step | ModuleCall) -> str | None:
+    """Return the path of the module that was called; None where it was a function."""
+    call = item if type(item) is ModuleCall else item.repeats
+    return None if call is None else call.path
+
+
+def _parts(one: Any, other: Any) -> Iterable[tuple[Any, Any]] | None:
+    """Return what lies in the same places of two values of one structure; None where they have none, or two."""
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)) and len(one) == len(other):
+        return zip(one, other, strict=True)
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return ((value, other[key]) for key, value in one.items())
+    if isinstance(one, slice) and isinstance(other, slice):
+        return (one.start, other.start), (one.stop, other.stop), (one.step, other.step)
+    return None
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -12,7 +12,7 @@ import operator
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, jit, nn
 from torch._ops import OpOverload
+from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -31,7 +32,7 @@ from repfuse.recording.read_only import WRITING_UNSEEN, OverwritesItself, ReadOn
 from repfuse.recording.run import ModuleCall, Node, Question, Run, Step, assigned, set_data, unknown
 from repfuse.recording.shortcuts import SHORTCUTS, UNCHANGED
 from repfuse.recording.sizes import PIECES, RANK, SIZE, Decision, Dimension
-from repfuse.recording.stock import is_stock
+from repfuse.recording.stock import CALLED, is_stock
 
 
 class AsksForValues(Exception):
@@ -74,16 +75,19 @@ class Recorder(TorchFunctionMode):
     """Records one call of the network of ``subject``.
 
     Where it ``sketches``, expensive operations whose results have known shapes are not computed: numbers mean nothing
-    then, and a forward that asks for one ends with AsksForValues.
+    then, and a forward that asks for one ends with AsksForValues. A run that is to be compared with an earlier one, the
+    ``example``, makes no graph; what modules of PyTorch's own did there is done again without running their code.
     """
 
-    def __init__(self, subject: Subject, *, with_graph: bool = True, sketches: bool = False) -> None:
+    def __init__(self, subject: Subject, *, example: Run | None = None, sketches: bool = False) -> None:
         super().__init__()
         self.network = subject.network
         self.guard = subject.guard
         self.sketches = sketches
         self.shares_memory = subject.shares_memory
-        self.found = Run(with_graph=with_graph)
+        self.found = Run(with_graph=example is None)
+        self._example = example
+        self._repeats = example is not None and sketches and not _has_any_global_hook()  # type: ignore[no-untyped-call]
         self._path_of, self._stock, self._generated = subject.path_of, subject.stock, subject.generated
         self._begun = ModuleCall.outermost(_autocast())
         self._call: ModuleCall | None = None
@@ -256,17 +260,20 @@ class Recorder(TorchFunctionMode):
         ``given`` are the positional arguments in nodes.
         """
         try:
-            shortcut = SHORTCUTS.get(func)
+            if func not in SHORTCUTS or _autocast() is not _FULL:
+                return None
         except TypeError:  # a function that cannot be hashed
-            return None
-        if shortcut is None or _autocast() is not _FULL:
             return None
         parts = given[0] if given and type(given[0]) in (list, tuple) else given
         if not any(x in self.found.of_inputs for x in parts if type(x) in _NODES):
             return None
+        return self._cut_short(func, args, kwargs)
+
+    def _cut_short(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Return what has the shape of the result; None where that takes calling the function."""
         try:
             with torch._C._DisableTorchDispatch():  # the guard has nothing to see
-                result = shortcut(*args, **kwargs)
+                result = SHORTCUTS[func](*args, **kwargs)
         except TypeError:  # arguments that are none of it
             return None
         if result is args[0] and func not in UNCHANGED:
@@ -321,19 +328,19 @@ class Recorder(TorchFunctionMode):
 
     def _node(self, tensor: Tensor) -> fx.Node:
         """Return the node whose value a tensor is: a new one where it is read from the model, or comes from nowhere."""
-        node = self._values.node(tensor)
-        if node is not None:
-            return node
-        names = self._names.get(id(tensor))
+        key = id(tensor)
+        entry = self._values.entries.get(key)
+        if entry is not None and entry[0]() is tensor and entry[1] is not None:
+            return entry[1]
+        names = self._names.get(key)
         if names is None:
             return self._unknown(tensor)
         call = self._current
-        key = (call, id(tensor))
-        read, writes = self._read.get(key, (None, -1))
+        read, writes = self._read.get((call, key), (None, -1))
         if read is None or writes != self._writes:
             read = self._make("get_attr", _nearest(names, call.path), (), {})
-            self._read[key] = read, self._writes
-            self.found.describe(read, *self._stored[id(tensor)])
+            self._read[call, key] = read, self._writes
+            self.found.describe(read, *self._stored[key])
         return read
 
     def _unknown(self, tensor: Tensor) -> fx.Node:
@@ -345,6 +352,8 @@ class Recorder(TorchFunctionMode):
     def _noted(self, value: Any) -> Any:  # noqa: C901, PLR0911 - one for each kind
         """Return a value with nodes in the place of tensors and sizes."""
         kind = type(value)
+        if kind is Tensor:
+            return self._node(value)
         if kind in _ATOMS:
             return value
         if kind is tuple:
@@ -418,9 +427,13 @@ class Recorder(TorchFunctionMode):
         path = self._path_of.get(module)
         if path is None or self._inside:
             return plain(module, *args, **kwargs)
-        outer = self._call
+        outer, stock = self._call, path in self._stock
+        if stock and self._repeats and outer is not None and not kwargs and len(args) == 1 and type(args[0]) is Tensor:
+            repeated = self._repeated(path, module, args[0])
+            if repeated is not None:
+                return repeated
         call = self._begin(path, outer, args, kwargs)
-        before = None if path in self._stock and not module._forward_pre_hooks else self._states[module].now()
+        before = None if stock and not module._forward_pre_hooks else self._states[module].now()
         compiled = isinstance(module, jit.ScriptModule)  # it decides unseen: what it does inside is not looked at
         self._inside += compiled
         if compiled:
@@ -444,7 +457,44 @@ class Recorder(TorchFunctionMode):
         if compiled and self.guard.wrote:
             self._write(self._make("call_function", unknown, (), {}), self.guard.wrote)
         call.stop = len(self.found.nodes)
+        call.is_usual = stock and self._example is None and bool(call.own) and self._is_usual(module)
         self._call = outer
+        return result
+
+    def _is_usual(self, module: nn.Module) -> bool:
+        """Whether nobody has changed a module, and its class says all that it does."""
+        return self._states[module].is_same() and not any(map(vars(module).get, CALLED))
+
+    def _repeated(self, path: str, module: nn.Module, x: Tensor) -> Tensor | None:
+        """Do again the one function that a call of PyTorch's own did at the example; None where it may do another."""
+        assert self._example is not None
+        calls = self.found.calls[path]
+        single = self._example.single(path, len(calls))
+        if single is None or not self._is_usual(module) or _autocast() is not _FULL:
+            return None
+        node, source = single.node, self._node(x)
+        given, actual, named = list[Any](node.args), list[Any](node.args), dict[str, Any](node.kwargs)
+        with torch._C.DisableTorchFunction():
+            if x.dim() != single.rank or source not in self.found.of_inputs:
+                return None
+            given[single.place], actual[single.place] = source, x
+            for where, name in single.own:
+                tensor = getattr(module, name)
+                if self._values.node(tensor) is not None:  # its numbers are others by now
+                    return None
+                if isinstance(where, int):
+                    actual[where] = tensor
+                else:
+                    named[where] = tensor
+            self.guard.forget()
+            result: Tensor | None = self._cut_short(node.target, actual, named)
+        if result is not None:
+            calls.append(single.call)
+            made: Node = Step("call_function", node.target, tuple(given), node.kwargs, single.call)
+            self.found.add(made, self._current)
+            if self.guard.wrote:
+                self._write(made, self.guard.wrote)
+            self._remember(result, made)
         return result
 
     def _passed(self, result: Tensor, given: Any) -> Tensor:
@@ -477,7 +527,10 @@ class Recorder(TorchFunctionMode):
     def _returned(self, result: Any, call: ModuleCall) -> Any:
         """Return the result in nodes. Values from nowhere came out of the call: it may have read all it was given."""
         for x in tensors_of(result):
-            if self._values.node(x) is None and id(x) not in self._names:
+            node = self._values.node(x)
+            if node is not None and x is result:  # as nearly always
+                return node
+            if node is None and id(x) not in self._names:
                 self.found.escaping.update(_nodes((call.args, call.kwargs)))
                 self.found.returned.add(self._unknown(x))
         return self._noted(result)
@@ -654,7 +707,7 @@ class _Values:
     """
 
     def __init__(self, model: Mapping[int, int]) -> None:
-        self._entries: dict[int, tuple[weakref.ref[Tensor], fx.Node | None, int]] = {}
+        self.entries: dict[int, tuple[weakref.ref[Tensor], fx.Node | None, int]] = {}
         self._memory: dict[int, list[int]] = {}  # by address of the storage: its number, and how many tensors lie there
         self._model = model
         """The numbers of the storages of the model by their addresses: they stay where they are."""
@@ -666,21 +719,22 @@ class _Values:
 
     def node(self, tensor: Tensor) -> fx.Node | None:
         """Return the node of a tensor, or None."""
-        entry = self._entries.get(id(tensor))
+        entry = self.entries.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
     def know(self, tensor: Tensor, node: fx.Node) -> int:
         """Let a tensor stand for ``node`` from now on; return the number of its storage."""
         key, at = id(tensor), address(tensor)
-        entry = self._entries.get(key)
-        if entry is not None and entry[0]() is tensor and entry[2] == at:
-            self._entries[key] = entry[0], node, at
-            return self._number(at)
-        self.moved(tensor)
+        entry = self.entries.get(key)
+        if entry is not None:
+            if entry[0]() is tensor and entry[2] == at:
+                self.entries[key] = entry[0], node, at
+                return self._number(at)
+            self.moved(tensor)
         number = self._number(at)
-        if at not in self._model:
+        if at in self._memory:
             self._memory[at][1] += 1
-        entries, forget = self._entries, self._forget
+        entries, forget = self.entries, self._forget
 
         def died(ref: Any) -> None:
             if key in entries and entries[key][0] is ref:
@@ -691,7 +745,7 @@ class _Values:
 
     def moved(self, tensor: Tensor) -> None:
         """Take note that a tensor lies in other memory than before."""
-        entry = self._entries.pop(id(tensor), None)
+        entry = self.entries.pop(id(tensor), None)
         if entry is not None:
             self._forget(entry[2])
 
@@ -711,7 +765,7 @@ class _Values:
         return list(found.values())
 
     def _alive(self, explained: set[int], stored: set[Node]) -> dict[int, Node]:
-        entries = [(key, ref(), node) for key, (ref, node, _) in list(self._entries.items())]
+        entries = [(key, ref(), node) for key, (ref, node, _) in list(self.entries.items())]
         return {
             key: node
             for key, x, node in entries

@@ -161,6 +161,8 @@ class Recording:
         return self._trusted[one, other]
 
     def _doubt(self, one: ModuleCall, other: ModuleCall) -> Mark | None:
+        if not (self.marks or self.closed):
+            return None
         above = set(other.chain())
         common = next(call for call in one.chain() if call in above)
         crossed = [*one.up_to(common), *other.up_to(common)]
@@ -351,14 +353,14 @@ class Runs:
         self.subject: Subject | None = None
         self.may_hold_more = True  # after a run that failed: nothing says yet that it keeps nothing of what it does
 
-    def run(self, arguments: Arguments, *, with_graph: bool = True) -> Run:
-        """Run the network once. Raises what it raises."""
+    def run(self, arguments: Arguments, example: Run | None = None) -> Run:
+        """Run the network once, to be compared with the ``example`` if there is one. Raises what it raises."""
         with same_randomness(self.module):
             while True:
                 subject = self.subject = self.subject or self._copy()
                 subject.guard.wrong = False
                 self.sketches &= not subject.has_scripts
-                recorder = Recorder(subject, with_graph=with_graph, sketches=self.sketches)
+                recorder = Recorder(subject, example=example, sketches=self.sketches)
                 self.running.append(recorder)
                 try:
                     run = recorder.run(arguments.copied())  # a forward may write into what it is given
@@ -369,7 +371,7 @@ class Runs:
                 except Exception as error:
                     if self.may_hold_more:
                         self.subject = None
-                    if not self.sketches or not (with_graph or _may_be_of_numbers(error)):
+                    if not self.sketches or not (example is None or _may_be_of_numbers(error)):
                         raise
                     self.sketches = False
                 else:
@@ -379,7 +381,7 @@ class Runs:
                         self.sketches, self.subject = False, None
                     else:
                         self.may_hold_more = run.changes_state
-                        self.subject = None if run.changes_state else subject
+                        self.subject = None if self.may_hold_more else subject
                         return run
                 finally:
                     self.running.pop()
@@ -393,7 +395,7 @@ class Runs:
     def attempt(self, arguments: Arguments, comparison: SizeComparison) -> tuple[Run | None, int]:
         """Run the network at another size; None where it does not take that. Return also how many nodes it made."""
         try:
-            run = self.run(arguments, with_graph=False)
+            run = self.run(arguments, comparison.first)
         except Exception as error:
             failed = getattr(error, "__repfuse_run__", None)
             if failed is None:

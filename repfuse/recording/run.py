@@ -6,7 +6,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, fx
@@ -46,6 +46,8 @@ class ModuleCall:
     switches: tuple[int, ...] = ()
     """After how many nodes it turned gradients on or off, each time."""
     enters_autocast: bool = False
+    is_usual: bool = False
+    """Whether its module was as the network has it, of PyTorch's own, and nothing hung on it."""
 
     def __init__(  # noqa: PLR0917
         self,
@@ -84,6 +86,18 @@ class ModuleCall:
                 break
             found.append(call)
         return found
+
+
+class Single(NamedTuple):
+    """The one function that a ``call`` of a module did, as ``node``: of its input, which has so many axes and is given
+    at ``place``, and of tensors of its ``own``, each by the place or the name of the argument.
+    """
+
+    call: ModuleCall
+    node: fx.Node
+    place: int
+    rank: int
+    own: list[tuple[int | str, str]]
 
 
 # Assignments, ``t[index] = value`` and ``t.data = value``, as functions, so that a graph can record them.
@@ -125,16 +139,30 @@ def unknown() -> Tensor:
 
 
 class Step:
-    """An operation of a run that is only compared with another: what a node of a graph is, without the graph."""
+    """An operation of a run that is only compared with another: what a node of a graph is, without the graph.
 
-    __slots__ = ("all_input_nodes", "args", "kwargs", "op", "target", "users")
+    One that ``repeats`` a call of the other run is all that is noted of that, and reads the tensors of the network
+    that are read there.
+    """
 
-    def __init__(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.op, self.target, self.args, self.kwargs = op, target, args, kwargs
+    __slots__ = ("all_input_nodes", "args", "kwargs", "op", "repeats", "target", "users")
+
+    def __init__(
+        self,
+        op: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        repeats: ModuleCall | None = None,
+    ) -> None:
+        self.op, self.target, self.args, self.kwargs, self.repeats = op, target, args, kwargs, repeats
         self.users: dict[Step, None] = {}
         self.all_input_nodes: dict[Step, None] = {}  # each once
-        _find_steps(args, self.all_input_nodes)
-        _find_steps(kwargs.values(), self.all_input_nodes)
+        if repeats is None:
+            _find_steps(args, self.all_input_nodes)
+            _find_steps(kwargs.values(), self.all_input_nodes)
+        else:
+            self.all_input_nodes.update(dict.fromkeys([x for x in args if type(x) is Step]))
         for step in self.all_input_nodes:
             step.users[self] = None
 
@@ -195,6 +223,7 @@ class Run:
         self.replaced: set[str] = set()
         self.last_decisions: list[tuple[str, int, int]] = []
         self._storages_of_inputs: set[int] = set()
+        self._singles: dict[tuple[str, int], Single | None] = {}
         self._names: dict[str, int] = {}
         """The names of nodes, and how many after each have it with a number."""
 
@@ -247,6 +276,33 @@ class Run:
         self.writes.setdefault(node, set()).update(storages)
         if node in self.of_inputs:
             self._storages_of_inputs |= storages
+
+    def single(self, path: str, number: int) -> Single | None:
+        """Return what a call did, if that is one function and nothing else; None for any other."""
+        key = path, number
+        if key not in self._singles:
+            self._singles[key] = self._single(self.calls[path][number]) if number < len(self.calls[path]) else None
+        return self._singles[key]
+
+    def _single(self, call: ModuleCall) -> Single | None:
+        *read, node = call.own or [None]
+        source = call.args[0] if len(call.args) == 1 and not call.kwargs else None
+        if not (call.is_usual and call.output is node and isinstance(node, fx.Node) and isinstance(source, fx.Node)):
+            return None
+        if node.op != "call_function" or any(self.autocast_of[node]):
+            return None
+        places: dict[fx.Node, int | str] = {x: at for at, x in enumerate(node.args) if isinstance(x, fx.Node)}
+        places |= {x: name for name, x in node.kwargs.items() if isinstance(x, fx.Node)}
+        place, rank, own = places.pop(source, None), len(self.shape_of.get(source, ())), list[tuple[int | str, str]]()
+        for x in read:
+            if type(x) is not fx.Node or x.op != "get_attr" or x not in places:
+                return None
+            owner, _, name = str(x.target).rpartition(".")
+            if owner != call.path:
+                return None
+            own.append((places[x], name))
+        flat = len(node.all_input_nodes) == len(places) + 1  # nothing lies in lists
+        return Single(call, node, place, rank, own) if type(place) is int and flat and len(own) == len(places) else None
 
     @property
     def meets_errors(self) -> bool:

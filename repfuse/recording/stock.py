@@ -12,7 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
 """PyTorch's own hooks that compute a weight before each call: a recording shows what they compute."""
 
-_CALLED = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+CALLED = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STORED = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
 _EXPORTS = ("torch.export.", "torch._export.")
@@ -21,14 +21,14 @@ _EXPORTS = ("torch.export.", "torch._export.")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, jit.ScriptModule)
 
 
-_OF_FORWARD = ("forward", "__call__", "_conv_forward", "_check_input_dim", "_output_padding")
+_OF_FORWARD = frozenset({"forward", "__call__", "_conv_forward", "_check_input_dim", "_output_padding"})
 """What a forward of PyTorch's own consists of, each of which a subclass may have replaced."""
 
 
 def is_stock(module: nn.Module) -> bool:
     """Whether calling the module runs PyTorch's own forward, so that its class says what it computes."""
     kind: Any = type(module)
-    return "forward" not in vars(module) and _is_stock_class(kind)
+    return vars(module).keys().isdisjoint(_OF_FORWARD) and _is_stock_class(kind)
 
 
 @cache
@@ -44,9 +44,9 @@ def hooks_of(module: nn.Module) -> list[Any]:
 
     Those by which PyTorch computes a weight, and saves what it is computed from, are not among them.
     """
-    if not any(getattr(module, table) for table in (*_CALLED, *_STORED)):
+    if not any(map(vars(module).get, (*CALLED, *_STORED))):
         return []
-    called = [hook for table in _CALLED for hook in getattr(module, table).values()]
+    called = [hook for table in CALLED for hook in getattr(module, table).values()]
     stored = [hook for table in _STORED for hook in getattr(module, table).values()]
     foreign = [hook for hook in stored if not _origin(hook).startswith("torch.nn.utils.")]
     known = (hook for hook in called if not isinstance(hook, WEIGHT_HOOKS))
