@@ -1165,6 +1165,26 @@ def test_small_examples_are_tried_far(shape, far):
     assert any(max(arguments.args[0].shape) > 1000 for arguments in found.inputs) == far
 
 
+LAYERS = (
+    *(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")),
+    *(nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.LocalResponseNorm(2)),
+    *(nn.ReLU(), nn.ReLU(inplace=True), nn.PReLU(4), nn.Softmax(1), nn.Dropout(), nn.Threshold(0.1, 2), nn.Identity()),
+    *(nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.LPPool2d(2, 2), nn.PixelUnshuffle(1)),
+    *(nn.ZeroPad2d(1), nn.ReflectionPad2d(1), nn.Upsample(scale_factor=2), nn.Unfold(2), nn.Flatten(2)),
+    *(nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 4, 1)), nn.Sequential(nn.Flatten(2), nn.BatchNorm1d(4))),
+)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_networks_of_pytorchs_own_layers_are_run_at_other_sizes(layer):
+    model = randomised(nn.Sequential(conv(3), layer))
+    found = recorded(model, image(2, 4, 8, 10))
+    assert len(found.inputs) > 1 and not found.marks and not found.uneven
+    for arguments in found.inputs[1:]:
+        shape = model(*arguments.args).shape
+        assert shape in found.shapes(found.calls[""][0].output)
+
+
 def test_the_axes_are_other_sizes_than_each_other():
     spy = nn.Sequential(Spy(), conv(3))
     recorded(spy, torch.randn(2, 4, 32, 32))

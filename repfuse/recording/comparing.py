@@ -6,8 +6,9 @@ that decides by a size always the same way is told by that it asked.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,16 @@ from repfuse.recording.stock import is_stock
 Mark = tuple[str, str]
 """Why the own operations of a call are left alone: a code of ``repfuse.explanations`` and a reason."""
 
-Key = tuple[str, int, int]
-"""A decision: path and number of the call, and its place in it."""
+
+@dataclass
+class _Asked:
+    """What a call asked at one place: the decisions of all runs, the answers after which a network ``refused`` its
+    input, and how many ``times`` runs of as many axes got there.
+    """
+
+    answers: set[Decision]
+    refused: set[bool | None]
+    times: int = 0
 
 
 class SizeComparison:
@@ -46,13 +55,8 @@ class SizeComparison:
         self.elsewhere: set[str] = set()
         self.outside: set[int] = set()
         """Tensors from nowhere that other runs met, too: nothing that ran made them."""
-        self._asked: dict[Key, set[Decision]] = defaultdict(set)
-        self._times: Counter[Key] = Counter()
-        """How many runs asked."""
-        self._most: dict[tuple[str, int], int] = defaultdict(int)
-        """How many decisions a call took, at most."""
-        self._refused: dict[Key, set[bool | None]] = defaultdict(set)
-        """The answers after which a network refused its input."""
+        self._asked: dict[tuple[str, int], list[_Asked]] = defaultdict(list)
+        """Of each call, by its path and number, what it asked, one after the other."""
         self._runs = 0
         self._sizes: dict[Step, set[fx.Node]] = {}
         """For sizes in runs of another rank, the sizes of the same tensor along the same axis."""
@@ -87,18 +91,17 @@ class SizeComparison:
             self.at_other_ranks[mine].append((other, step))
         for asked, decision in self._decisions(other):
             if decision.question != PIECES:  # by its number, an axis is another one there
-                self._asked[asked].add(decision)
+                asked.answers.add(decision)
 
     def add_failed(self, failed: Run) -> None:
         """Take note of the last answer before the network refused a size: that is what refuses it.
 
         What was answered before that another size may be, too, and not be refused.
         """
-        for key in reversed(failed.last_decisions):
-            path, number, place = key
+        for path, number, place in reversed(failed.last_decisions):
             outcome = failed.calls[path][number].decisions[place].outcome
             if outcome is not None:  # a size in the text of an error is none
-                self._refused[key].add(outcome)
+                self._at(path, number, place).refused.add(outcome)
                 return
 
     def decided(self, *, leaves: bool) -> Iterator[ModuleCall]:
@@ -115,34 +118,36 @@ class SizeComparison:
         return any(self._has_open(call, lambda decision: decision.of_rank and not decision.leaves) for call in calls)
 
     def _deciding(self) -> Iterator[ModuleCall]:
-        return (call for call in self._calls(self.first) if (call.path, call.number) in self._most)
+        return (call for call in self._calls(self.first) if (call.path, call.number) in self._asked)
 
     def _has_open(self, call: ModuleCall, concerns: Callable[[Decision], bool]) -> bool:
         """Whether not all answers were seen to one of a call's decisions that this concerns."""
-        for place in range(self._most[call.path, call.number]):
-            key = call.path, call.number, place
-            asked = self._asked[key]
-            if not any(map(concerns, asked)):
+        for asked in self._asked[call.path, call.number]:
+            alike = asked.times == self._runs  # what some runs ask hangs on another answer
+            if not asked.times or (alike and len(asked.answers) == 1) or not any(map(concerns, asked.answers)):
                 continue
-            questions = {(each.question, each.sizes, each.others) for each in asked}
-            outcomes = {each.outcome for each in asked} | self._refused[key]
-            varies = len(questions) > 1 or self._times[key] < self._runs  # what some runs ask hangs on another answer
-            if varies and (None in outcomes or len(outcomes) == 1):
+            questions = {(each.question, each.sizes, each.others) for each in asked.answers}
+            outcomes = {each.outcome for each in asked.answers} | asked.refused
+            if (len(questions) > 1 or not alike) and (None in outcomes or len(outcomes) == 1):
                 return True
         return False
 
     def _hear(self, run: Run) -> None:
         self._runs += 1
-        for key, decision in self._decisions(run):
-            self._asked[key].add(decision)
-            self._times[key] += 1
-            path, number, place = key
-            self._most[path, number] = max(self._most[path, number], place + 1)
+        for asked, decision in self._decisions(run):
+            asked.answers.add(decision)
+            asked.times += 1
 
-    def _decisions(self, run: Run) -> Iterator[tuple[Key, Decision]]:
+    def _decisions(self, run: Run) -> Iterator[tuple[_Asked, Decision]]:
         for call in self._calls(run):
             for place, decision in enumerate(call.decisions):
-                yield (call.path, call.number, place), decision
+                yield self._at(call.path, call.number, place), decision
+
+    def _at(self, path: str, number: int, place: int) -> _Asked:
+        places = self._asked[path, number]
+        while place >= len(places):
+            places.append(_Asked(set(), set()))
+        return places[place]
 
     def _calls(self, run: Run) -> Iterator[ModuleCall]:
         for calls in run.calls.values():

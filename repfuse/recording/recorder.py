@@ -155,7 +155,7 @@ class Recorder(TorchFunctionMode):
         if not isinstance(x, Tensor):
             return result
         node, name = self._node(x), _function(func).name
-        self.found.asks_for_sizes |= name not in ("dim", "ndimension", "ndim")
+        self.found.asks_for_sizes = True
         if isinstance(result, torch.Size):
             return torch.Size([Dimension(n, (SIZE, node, axis), self._decide) for axis, n in enumerate(result)])
         if type(result) is not int:
@@ -165,9 +165,12 @@ class Recorder(TorchFunctionMode):
         if name in ("size", "sym_size", "__len__"):
             given = args[1] if len(args) > 1 else kwargs.get("dim", 0)
             return Dimension(result, (SIZE, node, int.__int__(given)), self._decide)
-        if name in ("dim", "ndimension", "ndim"):
-            return Dimension(result, (RANK, node), self._decide)
         return Dimension(result, ("numel", node), self._decide)
+
+    def rank(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer with a number of axes that knows whose it is."""
+        result, x = func(*args, **kwargs), args[0]
+        return Dimension(result, (RANK, self._node(x)), self._decide) if isinstance(x, Tensor) else result
 
     def ask(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note that forward code wants to know numbers, or takes the memory itself."""
@@ -259,10 +262,7 @@ class Recorder(TorchFunctionMode):
 
         ``given`` are the positional arguments in nodes.
         """
-        try:
-            if func not in SHORTCUTS or _autocast() is not _FULL:
-                return None
-        except TypeError:  # a function that cannot be hashed
+        if _autocast() is not _FULL:
             return None
         parts = given[0] if given and type(given[0]) in (list, tuple) else given
         if not any(x in self.found.of_inputs for x in parts if type(x) in _NODES):
@@ -272,9 +272,12 @@ class Recorder(TorchFunctionMode):
     def _cut_short(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Return what has the shape of the result; None where that takes calling the function."""
         try:
+            shortcut = SHORTCUTS.get(func)
+            if shortcut is None:
+                return None
             with torch._C._DisableTorchDispatch():  # the guard has nothing to see
-                result = SHORTCUTS[func](*args, **kwargs)
-        except TypeError:  # arguments that are none of it
+                result = shortcut(*args, **kwargs)
+        except TypeError:  # a function that cannot be hashed, or arguments that are none of it
             return None
         if result is args[0] and func not in UNCHANGED:
             self.guard.overwritten([result])
@@ -838,6 +841,8 @@ _known = cache(_looked_at)
 def _handler(own: str, name: str) -> Handler:  # noqa: PLR0911 - one for each kind
     if own == "__set__":
         return Recorder.assign if name == "data" else Recorder.answer
+    if name in _RANKS:
+        return Recorder.rank
     if name in _SIZES:
         return Recorder.size
     if name in _QUESTIONS or name in TAKING:
@@ -870,9 +875,8 @@ def _spelling(func: Any, own: str) -> tuple[str, Any, bool]:
     return "call_method", own, False
 
 
-_SIZES = frozenset(
-    {"shape", "size", "sym_size", "dim", "ndimension", "ndim", "numel", "nelement", "sym_numel", "__len__"}
-)
+_RANKS = frozenset({"dim", "ndimension", "ndim"})
+_SIZES = frozenset({"shape", "size", "sym_size", "numel", "nelement", "sym_numel", "__len__"})
 _QUESTIONS = frozenset(
     {
         "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__repr__",

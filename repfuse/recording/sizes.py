@@ -64,10 +64,9 @@ class Dimension(int):
     @property
     def sizes(self) -> tuple[int, ...]:
         """The sizes of tensors that it is computed from."""
-        first, *rest = self.origin
-        if isinstance(first, str):
+        if isinstance(self.origin[0], str):
             return (int.__int__(self),)
-        return tuple(size for part in rest if type(part) is Dimension for size in part.sizes)
+        return tuple(size for part in self.origin[1:] if type(part) is Dimension for size in part.sizes)
 
     @property
     def is_rank(self) -> bool:
@@ -98,7 +97,7 @@ def _decided(name: str, *, answers: bool) -> Callable[..., Any]:
             result = getattr(float, name)(float(int.__int__(self)), *others)
         if result is not NotImplemented:
             outcome = bool(result) if answers else None
-            self.note(Decision(name, self.sizes, _known(others), outcome, self.is_rank))
+            self.note(Decision(name, self.sizes, _known(others) if others else (), outcome, self.is_rank))
         return result
 
     return method
