@@ -21,6 +21,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, parametrize
+from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint as cp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -1067,6 +1068,94 @@ def test_a_layer_whose_weight_another_forward_changes_at_some_sizes_is_not_merge
     found = recorded(model, X)
     _, changed = named(found, "conv2d")
     assert changed in found.foreign or found.mark_of(changed)
+
+
+def test_what_a_block_reads_that_is_called_at_other_sizes_alone_is_read_elsewhere():
+    def forward(m, x):
+        return m.block(x) if x.shape[2] > 6 else m.pair(x)
+
+    a = conv(3)
+    model = Spelled(forward, pair=nn.Sequential(a, nn.BatchNorm2d(4)), block=nn.Sequential(nn.ReLU(), a))
+    found = recorded(randomised(model), X)
+    assert found.elsewhere == {"pair.0.weight", "pair.0.bias"}
+    assert not plan(model, (X,)).sites
+
+
+def test_what_is_kept_at_other_sizes_alone_is_no_obstacle_to_what_is_called_before():
+    """A number, of which nobody reads more at the example's size."""
+
+    def forward(m, x):
+        y = m.block(x)
+        if x.shape[2] > 6:
+            m.block[0].seen = 7
+        return y
+
+    model = randomised(Spelled(forward, block=nn.Sequential(conv(3), nn.BatchNorm2d(4))))
+    assert not recorded(model, X).marks and len(plan(model, (X,)).sites) == 1
+
+
+def test_a_set_that_a_module_holds_is_the_same_in_any_order():
+    def forward(m, x):
+        m.factor = float("1.5")
+        return m.block(x)
+
+    model = randomised(Spelled(forward, block=nn.Sequential(conv(3), nn.BatchNorm2d(4))))
+    model.names, model.factor = {f"stage{number}" for number in range(7)}, float("1.5")
+    assert not recorded(model, X).marks
+
+
+class _OtherNumber(nn.BatchNorm2d):
+    at_large = False
+
+    @property
+    def eps(self):
+        return 0.5 if _OtherNumber.at_large else 1e-5
+
+    @eps.setter
+    def eps(self, value):
+        pass
+
+
+class _Twice(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class _Doubling(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        return result * 2 if func is torch.conv2d else result
+
+
+def _global_hook():
+    return _hung(register_module_forward_hook, lambda m, x, y: y * 2 if isinstance(m, nn.Conv2d) else None)
+
+
+@contextmanager
+def _of_class(module, kind):
+    before, module.__class__ = type(module), kind
+    yield
+    module.__class__ = before
+
+
+AROUND = {
+    "class that adds what is read": lambda m: _set(_OtherNumber, "at_large", True),
+    "class": lambda m: _of_class(m.block[0], _Twice),
+    "class of PyTorch's own": lambda m: _of_class(m.block[2], nn.Tanh),
+    "mode": lambda m: _Doubling(),
+    "hook on all modules": lambda m: _global_hook(),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_what_is_another_around_a_block_at_other_sizes_alone_is_seen(name):
+    def forward(m, x):
+        with AROUND[name](m) if x.shape[2] > 6 else nullcontext():
+            return m.block(x)
+
+    model = Spelled(forward, block=nn.Sequential(conv(3), _OtherNumber(4), nn.ReLU()))
+    found = recorded(randomised(model), X)
+    assert len(found.inputs) > 1 and (found.marks or found.uneven)
 
 
 def test_a_layer_of_pytorchs_own_takes_no_other_number_of_axes_than_it_does():

@@ -188,8 +188,8 @@ class SizeComparison:
             match[other] = one
         elif type(other) is ModuleCall:
             self._align(one, other, match, measuring)
-        elif (single := self.first.single(one.path, one.number)) is not None:
-            match[other] = single.node
+        elif same := [node for node in one.own if type(node) is fx.Node and node.target == other.target]:
+            match[other] = same[-1]
         else:
             self._gives_others(one)
 
@@ -202,18 +202,21 @@ class SizeComparison:
             self._compare(mine, mine.args, node.args, match)
             if mine.kwargs or node.kwargs:
                 self._compare(mine, mine.kwargs, node.kwargs, match)
-            call = node.repeats
-            if call is not None and not _same_nodes(call.args, tuple(node.all_input_nodes), match):
-                self._gives_others(call)
         self._compare_calls(match, other)
 
     def _compare_calls(self, match: dict[Any, fx.Node], other: Run) -> None:
+        for step in other.nodes:
+            call = step.repeats
+            if call is not None and step in match and match[step] is not call.output:
+                self.marks.setdefault(call, _RETURNS_ANOTHER)
+            if call is not None and not _same_nodes(call.args, tuple(step.all_input_nodes), match):
+                self._gives_others(call)
         for path, calls in other.calls.items():
             for call, mine_call in zip(calls, self.first.calls.get(path, ()), strict=False):
                 if call is mine_call:  # it was repeated
                     continue
                 if call.own and mine_call.own and not _same_nodes(mine_call.output, call.output, match):
-                    self.marks.setdefault(mine_call, ("changes-with-size", "its forward returns another value there"))
+                    self.marks.setdefault(mine_call, _RETURNS_ANOTHER)
                 same = _same_nodes(mine_call.args, call.args, match) and (
                     not (mine_call.kwargs or call.kwargs) or _same_nodes(mine_call.kwargs, call.kwargs, match)
                 )
@@ -246,12 +249,15 @@ class SizeComparison:
         for node in other.nodes:
             mine = match.get(node)
             if mine is None:
-                if node.op == "get_attr":
-                    self.elsewhere.add(str(node.target))
+                read = [node] if node.repeats is None else node.repeats.own[:-1]
+                self.elsewhere.update(str(each.target) for each in read if each.op == "get_attr")
                 continue
             others = [user for user in node.users if user not in match]
             if node in other.escaping or any(user.op != "output" for user in others):
                 self.first.escaping.add(mine)
+
+
+_RETURNS_ANOTHER = "changes-with-size", "its forward returns another value there"
 
 
 def _measured(node: Any, run: Run, match: dict[Any, fx.Node]) -> set[tuple[fx.Node, int]]:

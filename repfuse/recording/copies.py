@@ -215,7 +215,7 @@ class State:
         self._module = module
         tables = _tables(module)
         self.live = [table.values() if isinstance(table, dict) else table for table in tables]
-        self.before = [table.copy() for table in tables]
+        self.before = [list(x) if isinstance(x, set) else x.copy() for x in tables]  # a set's copy has another order
         self.values = list(chain.from_iterable(self.live))
 
     def now(self) -> State:

@@ -32,7 +32,7 @@ from repfuse.recording.read_only import WRITING_UNSEEN, OverwritesItself, ReadOn
 from repfuse.recording.run import ModuleCall, Node, Question, Run, Step, assigned, set_data, unknown
 from repfuse.recording.shortcuts import SHORTCUTS, UNCHANGED
 from repfuse.recording.sizes import PIECES, RANK, SIZE, Decision, Dimension
-from repfuse.recording.stock import CALLED, is_stock
+from repfuse.recording.stock import CALLED, OF_TORCH, is_stock
 
 
 class AsksForValues(Exception):
@@ -87,7 +87,7 @@ class Recorder(TorchFunctionMode):
         self.shares_memory = subject.shares_memory
         self.found = Run(with_graph=example is None)
         self._example = example
-        self._repeats = example is not None and sketches and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+        self._repeats = example is not None and sketches
         self._path_of, self._stock, self._generated = subject.path_of, subject.stock, subject.generated
         self._begun = ModuleCall.outermost(_autocast())
         self._call: ModuleCall | None = None
@@ -110,6 +110,7 @@ class Recorder(TorchFunctionMode):
         held = Held(own if self.found.with_graph else ())
         try:
             with torch.no_grad(), self._interpreting(self._generated), self.guard, self:
+                self._modes = torch._C._len_torch_function_stack()
                 result = self.network(*arguments.args, **arguments.kwargs)
         except Exception as error:
             error.__repfuse_run__ = self.found  # type: ignore[attr-defined]
@@ -431,10 +432,9 @@ class Recorder(TorchFunctionMode):
         if path is None or self._inside:
             return plain(module, *args, **kwargs)
         outer, stock = self._call, path in self._stock
-        if stock and self._repeats and outer is not None and not kwargs and len(args) == 1 and type(args[0]) is Tensor:
-            repeated = self._repeated(path, module, args[0])
-            if repeated is not None:
-                return repeated
+        repeats = stock and self._repeats and outer is not None and not kwargs and len(args) == 1
+        if repeats and type(args[0]) is Tensor and (repeated := self._repeated(path, module, args[0])) is not None:
+            return repeated
         call = self._begin(path, outer, args, kwargs)
         before = None if stock and not module._forward_pre_hooks else self._states[module].now()
         compiled = isinstance(module, jit.ScriptModule)  # it decides unseen: what it does inside is not looked at
@@ -460,20 +460,28 @@ class Recorder(TorchFunctionMode):
         if compiled and self.guard.wrote:
             self._write(self._make("call_function", unknown, (), {}), self.guard.wrote)
         call.stop = len(self.found.nodes)
-        call.is_usual = stock and self._example is None and bool(call.own) and self._is_usual(module)
+        if stock and call.own and self._example is None and self._is_usual(module):
+            call.kind = type(module)
         self._call = outer
         return result
 
     def _is_usual(self, module: nn.Module) -> bool:
-        """Whether nobody has changed a module, and its class says all that it does."""
-        return self._states[module].is_same() and not any(map(vars(module).get, CALLED))
+        """Whether the class of a module is PyTorch's and says all that a call does: nobody has changed the module, or
+        hung anything on it, and nobody else looks at what it calls.
+        """
+        if not (type(module).__module__.startswith(OF_TORCH) and self._states[module].is_same()):
+            return False
+        hung = any(map(vars(module).get, CALLED)) or _has_any_global_hook()  # type: ignore[no-untyped-call]
+        return not hung and torch._C._len_torch_function_stack() == self._modes
 
     def _repeated(self, path: str, module: nn.Module, x: Tensor) -> Tensor | None:
         """Do again the one function that a call of PyTorch's own did at the example; None where it may do another."""
         assert self._example is not None
         calls = self.found.calls[path]
         single = self._example.single(path, len(calls))
-        if single is None or not self._is_usual(module) or _autocast() is not _FULL:
+        if single is None or type(module) is not single.call.kind or not self._is_usual(module):
+            return None
+        if _autocast() is not _FULL:
             return None
         node, source = single.node, self._node(x)
         given, actual, named = list[Any](node.args), list[Any](node.args), dict[str, Any](node.kwargs)
@@ -558,7 +566,8 @@ class Recorder(TorchFunctionMode):
             if not any(call.stored or call.changes_state for call in calls):
                 for old, _ in changes:
                     self._replace(old)
-                for call in {each for inner in calls for each in inner.chain()}:
+                around = {each for inner in calls for each in inner.chain()}
+                for call in around if self._example is None else [self._begun]:  # else they may be the example's
                     call.changes_state = True
         held = list(_held(outside))
         bases = (x._base for x in held if x._is_view())  # a view keeps what it is a view of

@@ -46,8 +46,8 @@ class ModuleCall:
     switches: tuple[int, ...] = ()
     """After how many nodes it turned gradients on or off, each time."""
     enters_autocast: bool = False
-    is_usual: bool = False
-    """Whether its module was as the network has it, of PyTorch's own, and nothing hung on it."""
+    kind: type | None = None
+    """The class of its module, where that says all that the call did."""
 
     def __init__(  # noqa: PLR0917
         self,
@@ -281,13 +281,14 @@ class Run:
         """Return what a call did, if that is one function and nothing else; None for any other."""
         key = path, number
         if key not in self._singles:
-            self._singles[key] = self._single(self.calls[path][number]) if number < len(self.calls[path]) else None
+            calls = self.calls.get(path, ())
+            self._singles[key] = self._single(calls[number]) if number < len(calls) else None
         return self._singles[key]
 
     def _single(self, call: ModuleCall) -> Single | None:
         *read, node = call.own or [None]
         source = call.args[0] if len(call.args) == 1 and not call.kwargs else None
-        if not (call.is_usual and call.output is node and isinstance(node, fx.Node) and isinstance(source, fx.Node)):
+        if not (call.kind and call.output is node and isinstance(node, fx.Node) and isinstance(source, fx.Node)):
             return None
         if node.op != "call_function" or any(self.autocast_of[node]):
             return None

@@ -21,6 +21,7 @@ _EXPORTS = ("torch.export.", "torch._export.")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, jit.ScriptModule)
 
 
+OF_TORCH = "torch.nn.modules"
 _OF_FORWARD = frozenset({"forward", "__call__", "_conv_forward", "_check_input_dim", "_output_padding"})
 """What a forward of PyTorch's own consists of, each of which a subclass may have replaced."""
 
@@ -36,7 +37,7 @@ def _is_stock_class(kind: Any) -> bool:
     if issubclass(kind, _CONTAINERS):
         return False
     own = (getattr(kind, name) for name in _OF_FORWARD if hasattr(kind, name))
-    return all((getattr(each, "__module__", None) or "").startswith("torch.nn.modules") for each in own)
+    return all((getattr(each, "__module__", None) or "").startswith(OF_TORCH) for each in own)
 
 
 def hooks_of(module: nn.Module) -> list[Any]:
