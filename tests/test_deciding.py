@@ -161,6 +161,21 @@ def test_a_block_that_two_forwards_call_is_merged_for_both():
     assert norms(fused, X.abs()) == 0 and fused[0] is fused[2].branches[0]
 
 
+def test_a_layer_of_a_block_that_gets_a_new_body_is_called_elsewhere_by_its_name_there():
+    """The forward of ``row`` becomes a part of the outermost, and what it calls is also within ``pair``."""
+
+    def forward(m, x):
+        y = torch.relu(m.pair(x))
+        return m.row(m.a(y) + m.b(y))
+
+    shared = conv(3)
+    row = Spelled(lambda m, x: m.layer(torch.relu(m.norm(x))), norm=norm(), layer=shared)
+    pair = nn.Sequential(shared, norm())
+    model = randomised(Spelled(forward, pair=pair, a=conv(3), b=conv(1), row=row))
+    fused = rewrite(model, plan(model, (X,), Policy.ALWAYS, keep_class=False))
+    assert norms(fused) == 0 and error(model, fused, X) < 1e-12
+
+
 def test_what_is_called_with_other_settings_each_time_is_looked_into():
     inner = Called(lambda m, x, scale: m.block(x) * scale, block=conv_norm(3))
     model = randomised(Called(lambda m, x: m.inner(m.inner(x, 2.0) * sign(x), 3.0), inner=inner))

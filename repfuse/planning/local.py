@@ -344,14 +344,19 @@ class _Written(_Builder):
         if not _is_plain((unit.args, unit.kwargs)):
             raise NotAffine("structured-arguments", f"{unit.path!r} is given what cannot be written down")
         args, kwargs = map_arg(unit.args, self._known), map_arg(unit.kwargs, self._known)
-        result = self.graph.call_module(self._relative(self._path_here(unit.path)), args, kwargs)
+        result = self.graph.call_module(self._relative(self._path_here(unit)), args, kwargs)
         for node, take in _leaves(unit.output):
             if isinstance(node, fx.Node):
                 self.know(node, take(self.graph, result))
 
-    def _path_here(self, path: str) -> str:
-        """Return the path by which the forward reaches a module that may stand in several places."""
-        return next((other for other in self.recording.paths(path) if other.startswith(self.prefix)), path)
+    def _path_here(self, unit: ModuleCall) -> str:
+        """Return the path by which the forward reaches a module that may stand in several places: the one within its
+        caller, whose forward is written here; at another place what is around it may get a new body.
+        """
+        caller = unit.caller.path if unit.caller else ""
+        paths = self.recording.paths(unit.path)
+        within = (next((x for x in paths if x.startswith(each)), None) for each in (f"{caller}.", self.prefix))
+        return next(filter(None, within), unit.path)
 
     def _relative(self, path: str) -> str:
         if not path.startswith(self.prefix):
