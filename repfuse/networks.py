@@ -336,9 +336,8 @@ def check_rewritable(network: nn.Module) -> None:
             "Convert the network that it was made from, and script the result.",
         )
     for _, module in named_modules(network):
-        kind, children = type(module).__module__, module._modules
-        looked_at = kind != ROUNDING and bool(children)  # most have none
-        aware = looked_at and any(name.startswith(AWARE) for name, x in children.items() if x is not None)
+        kind = type(module).__module__
+        aware = kind != ROUNDING and any(name.startswith(AWARE) for name, x in module._modules.items() if x is not None)
         if aware or kind.startswith(INT8):
             raise quantised(f"This {type(network).__name__}", aware=aware)
     if type(network).__name__ == "OptimizedModule":  # telling it by its class would import the compiler

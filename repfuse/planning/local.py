@@ -355,8 +355,7 @@ class _Written(_Builder):
         """
         caller = unit.caller.path if unit.caller else ""
         paths = self.recording.paths(unit.path)
-        within = (next((x for x in paths if x.startswith(each)), None) for each in (f"{caller}.", self.prefix))
-        return next(filter(None, within), unit.path)
+        return next((x for each in (f"{caller}.", self.prefix) for x in paths if x.startswith(each)), unit.path)
 
     def _relative(self, path: str) -> str:
         if not path.startswith(self.prefix):

@@ -207,9 +207,11 @@ class SizeComparison:
     def _compare_calls(self, match: dict[Any, fx.Node], other: Run) -> None:
         for step in other.nodes:
             call = step.repeats
-            if call is not None and step in match and match[step] is not call.output:
+            if call is None:
+                continue
+            if not _same_nodes(call.output, step, match):
                 self.marks.setdefault(call, _RETURNS_ANOTHER)
-            if call is not None and not _same_nodes(call.args, tuple(step.all_input_nodes), match):
+            if not _same_nodes(call.args, tuple(step.all_input_nodes), match):
                 self._gives_others(call)
         for path, calls in other.calls.items():
             for call, mine_call in zip(calls, self.first.calls.get(path, ()), strict=False):

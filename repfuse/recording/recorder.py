@@ -332,10 +332,9 @@ class Recorder(TorchFunctionMode):
 
     def _node(self, tensor: Tensor) -> fx.Node:
         """Return the node whose value a tensor is: a new one where it is read from the model, or comes from nowhere."""
-        key = id(tensor)
-        entry = self._values.entries.get(key)
-        if entry is not None and entry[0]() is tensor and entry[1] is not None:
-            return entry[1]
+        node, key = self._values.node(tensor), id(tensor)
+        if node is not None:
+            return node
         names = self._names.get(key)
         if names is None:
             return self._unknown(tensor)
@@ -719,7 +718,7 @@ class _Values:
     """
 
     def __init__(self, model: Mapping[int, int]) -> None:
-        self.entries: dict[int, tuple[weakref.ref[Tensor], fx.Node | None, int]] = {}
+        self._entries: dict[int, tuple[weakref.ref[Tensor], fx.Node | None, int]] = {}
         self._memory: dict[int, list[int]] = {}  # by address of the storage: its number, and how many tensors lie there
         self._model = model
         """The numbers of the storages of the model by their addresses: they stay where they are."""
@@ -731,22 +730,22 @@ class _Values:
 
     def node(self, tensor: Tensor) -> fx.Node | None:
         """Return the node of a tensor, or None."""
-        entry = self.entries.get(id(tensor))
+        entry = self._entries.get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
     def know(self, tensor: Tensor, node: fx.Node) -> int:
         """Let a tensor stand for ``node`` from now on; return the number of its storage."""
         key, at = id(tensor), address(tensor)
-        entry = self.entries.get(key)
+        entry = self._entries.get(key)
         if entry is not None:
             if entry[0]() is tensor and entry[2] == at:
-                self.entries[key] = entry[0], node, at
+                self._entries[key] = entry[0], node, at
                 return self._number(at)
             self.moved(tensor)
         number = self._number(at)
         if at in self._memory:
             self._memory[at][1] += 1
-        entries, forget = self.entries, self._forget
+        entries, forget = self._entries, self._forget
 
         def died(ref: Any) -> None:
             if key in entries and entries[key][0] is ref:
@@ -757,7 +756,7 @@ class _Values:
 
     def moved(self, tensor: Tensor) -> None:
         """Take note that a tensor lies in other memory than before."""
-        entry = self.entries.pop(id(tensor), None)
+        entry = self._entries.pop(id(tensor), None)
         if entry is not None:
             self._forget(entry[2])
 
@@ -777,7 +776,7 @@ class _Values:
         return list(found.values())
 
     def _alive(self, explained: set[int], stored: set[Node]) -> dict[int, Node]:
-        entries = [(key, ref(), node) for key, (ref, node, _) in list(self.entries.items())]
+        entries = [(key, ref(), node) for key, (ref, node, _) in list(self._entries.items())]
         return {
             key: node
             for key, x, node in entries

@@ -97,7 +97,7 @@ def _decided(name: str, *, answers: bool) -> Callable[..., Any]:
             result = getattr(float, name)(float(int.__int__(self)), *others)
         if result is not NotImplemented:
             outcome = bool(result) if answers else None
-            self.note(Decision(name, self.sizes, _known(others) if others else (), outcome, self.is_rank))
+            self.note(Decision(name, self.sizes, _known(others), outcome, self.is_rank))
         return result
 
     return method
