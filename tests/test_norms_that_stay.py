@@ -53,6 +53,10 @@ STAY = {
         {"1": "training-norm"},
     ),
     "a function": (lambda: Spelled(functional, n=norm()), {"(root): batch_norm": "no-convolution"}),
+    "of instances": (
+        lambda: nn.Sequential(nn.ReLU(), nn.InstanceNorm2d(4, track_running_stats=True)),
+        {"1": "no-convolution"},
+    ),
     "in two rows": (lambda: nn.Sequential(nn.ReLU(), norm(), norm()), {"1": "no-convolution", "2": "no-convolution"}),
 }  # fmt: skip
 

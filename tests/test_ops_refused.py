@@ -32,6 +32,7 @@ def code(function, shape=SHAPE, **children):
 
 POOL_AT_BORDER = lambda m, x, y: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)  # noqa: E731
 POOL_ROUNDED_UP = lambda m, x, y: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True)  # noqa: E731
+NO_TRAINING = torch.ops.aten._native_batch_norm_legit_no_training.default
 
 REFUSED = [
     ("computed-weight", lambda m, x, y: F.conv2d(x, m.kernel2 * y.mean())),
@@ -46,6 +47,8 @@ REFUSED = [
     ("training-norm", lambda m, x, y: F.instance_norm(x, m.mean, m.var, use_input_stats=True)),
     ("training-norm", lambda m, x, y: F.instance_norm(x)),
     ("broadcast", lambda m, x, y: x + y.mean((2, 3), keepdim=True)),
+    ("broadcast", lambda m, x, y: torch.lerp(x, y[:, :1], m.image)),
+    ("broadcast", lambda m, x, y: NO_TRAINING(x[:, :2].contiguous(), m.mean, m.mean, m.mean, m.var, 0.1, 1e-5)[0]),
     ("pool-padding", POOL_AT_BORDER),
     ("pool-ceil", POOL_ROUNDED_UP),
     ("pool-ceil", lambda m, x, y: F.avg_pool2d(x, 2, ceil_mode=True)),
@@ -221,6 +224,10 @@ OPAQUE = [
 @pytest.mark.parametrize("function", OPAQUE)
 def test_opaque(function):
     assert meaning(function, SHAPE) is None
+
+
+def test_a_constant_that_is_written_in_place_is_not_a_shift():
+    assert meaning(lambda m, x, y: m.image.clone().addcmul_(x, m.single), (1, 4, 1, 1)) is None
 
 
 @pytest.mark.parametrize("module", [nn.ReLU(), nn.Flatten()])

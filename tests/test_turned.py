@@ -24,6 +24,7 @@ TURNED = {
     "tokens, as it was": lambda m, x: m.l(x.flatten(2).mT).mT.view_as(x),
     "a table": lambda m, x: (m.l.weight @ x.flatten(2)).view(x.shape),
     "of one axis": lambda m, x: m.p(x.flatten(2)).unflatten(2, x.shape[2:]),
+    "of one axis more": lambda m, x: m.v(x[:, :, :, :, None]).squeeze(4),
     "rows first": lambda m, x: m.l(x.permute(2, 3, 0, 1)).permute(2, 3, 0, 1),
 }
 AROUND = {
@@ -35,7 +36,12 @@ AROUND = {
 
 
 def around(turned, where):
-    members = {"l": nn.Linear(C, C), "p": nn.Conv1d(C, C, 1), "a": conv(3, padding=0 if where == "after it" else 1)}
+    members = {
+        "l": nn.Linear(C, C),
+        "p": nn.Conv1d(C, C, 1),
+        "v": nn.Conv3d(C, C, 1),
+        "a": conv(3, padding=0 if where == "after it" else 1),
+    }
     return randomised(Spelled(AROUND[where](turned), **members))
 
 
@@ -76,10 +82,77 @@ TURNED_ELSEWHERE = {
 @pytest.mark.parametrize("name", TURNED_ELSEWHERE)
 def test_what_does_not_put_each_row_back_is_none(name):
     network, x = around(TURNED_ELSEWHERE[name], "beside it"), image(2, C, 4, 4)
-    fused = fuse(network, (x,), keep_class=False).module
-    assert operations(fused, x)["mm"] + operations(fused, x)["addmm"] == 1
+    found = fuse(network, (x,), keep_class=False)
+    assert "differs" not in {refusal.code for refusal in found.plan.refusals}
+    assert operations(found.module, x)["mm"] + operations(found.module, x)["addmm"] == 1
     for shape in ((2, C, 4, 4), (3, C, 4, 4), (1, C, 4, 4)):
-        assert error(network, fused, image(*shape)) < 1e-12
+        assert error(network, found.module, image(*shape)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "turned",
+    [
+        lambda m, x: m.k(x.transpose(2, 3)).transpose(2, 3),
+        lambda m, x: F.avg_pool2d(x.transpose(2, 3), 1).transpose(2, 3),
+    ],
+)
+def test_turns_around_what_is_no_layer_of_pixels(turned):
+    """A kernel between transposes is the kernel transposed, and a pool is no layer."""
+    network = randomised(
+        Spelled(
+            lambda m, x: turned(m, x) + m.a(x) + x, k=nn.Conv2d(1, 1, 3, padding=1), a=nn.Conv2d(1, 1, 3, padding=1)
+        )
+    )
+    found = fuse(network, (image(2, 1, 6, 5),), keep_class=False)
+    assert found.plan.sites
+    assert "differs" not in {refusal.code for refusal in found.plan.refusals}
+    for shape in ((2, 1, 6, 5), (1, 1, 4, 9)):
+        assert error(network, found.module, image(*shape)) < 1e-12
+
+
+def test_what_is_turned_there_and_back_may_have_other_readers():
+    """The turns next to the layer are enough; those before them put back what they took themselves."""
+
+    def forward(m, x):
+        again = x.permute(LAST).permute(BACK)
+        return m.l(again.permute(LAST)).permute(BACK) + m.a(again) + again * again.mean()
+
+    network, x = randomised(Spelled(forward, l=nn.Linear(C, C), a=conv(3, padding=1))), image(2, C, 6, 5)
+    fused = fuse(network, (x,), keep_class=False).module
+    found = operations(fused, x)
+    assert (found["convolution"], found["mm"] + found["addmm"]) == (1, 0)
+    assert error(network, fused, image(1, C, 4, 9)) < 1e-12
+
+
+@pytest.mark.parametrize("axes", [3, 4])
+def test_a_1x1_has_three_spatial_axes_at_most(axes):
+    """PyTorch has no convolution of four."""
+
+    def forward(m, x):
+        turned = m.l(x.movedim(1, -1)).movedim(-1, 1)
+        return turned + m.a(x) if axes == 3 else turned + x
+
+    network, x = (
+        randomised(Spelled(forward, l=nn.Linear(C, C), a=nn.Conv3d(C, C, 3, padding=1))),
+        image(2, C, *(3,) * axes),
+    )
+    found = fuse(network, (x,), keep_class=False)
+    assert "differs" not in {refusal.code for refusal in found.plan.refusals}
+    left = operations(found.module, x)
+    assert (left["convolution"], left["mm"] + left["addmm"]) == ((1, 0) if axes == 3 else (0, 1))
+    assert error(network, found.module, image(1, C, *(2,) * axes)) < 1e-12
+
+
+def test_a_turn_that_some_sizes_alone_have_is_none():
+    def forward(m, x):
+        made = m.l(x.permute(LAST))
+        return (made.contiguous().permute(BACK) if x.shape[2] == 6 else made.permute(BACK)) + m.a(x) + x
+
+    network, x = randomised(Spelled(forward, l=nn.Linear(C, C), a=conv(3, padding=1))), image(2, C, 6, 5)
+    found = fuse(network, (x,), keep_class=False)
+    assert {refusal.code for refusal in found.plan.refusals} == {"changes-with-size"}
+    for shape in ((2, C, 6, 5), (1, C, 4, 9)):
+        assert error(network, found.module, image(*shape)) < 1e-12
 
 
 IN_ROWS = {
@@ -101,6 +174,26 @@ def test_a_layer_of_rows_is_one_of_tokens(name):
     assert (found["convolution"], found["addmm"], found["mm"]) == (0, 1, 0)
     for shape in ((2, 5, 6), (1, 9, 6), (4, 1, 6)):
         assert error(network, fused, image(*shape)) < 1e-12
+
+
+def test_a_layer_of_one_channel_between_turns_is_a_1x1():
+    network, x = (
+        randomised(Spelled(lambda m, x: m.l(x.transpose(1, 2)).transpose(1, 2) + x, l=nn.Linear(1, 1))),
+        image(2, 1, 6),
+    )
+    fused = fuse(network, (x,), keep_class=False).module
+    found = operations(fused, x)
+    assert (found["convolution"], found["mm"] + found["addmm"] + found["add"]) == (1, 0)
+    assert error(network, fused, image(3, 1, 4)) < 1e-12
+
+
+def test_the_first_axis_but_one_is_another_at_other_ranks():
+    """The same turns leave the channels on axis 1 of three, which a 1x1 of two spatial axes would not."""
+    network = randomised(Spelled(lambda m, x: m.l(x.transpose(1, -1)).transpose(1, -1) + x, l=nn.Linear(C, C)))
+    found = fuse(network, (image(2, C, C, 5),), keep_class=False)
+    assert "differs" not in {refusal.code for refusal in found.plan.refusals}
+    for shape in ((2, C, C, 5), (2, C, 6, 5), (C, C, 5), (3, C, 7)):
+        assert error(network, found.module, image(*shape)) < 1e-12
 
 
 def test_axes_are_counted_in_each_rank_that_a_network_takes():

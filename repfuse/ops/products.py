@@ -165,11 +165,11 @@ def between_turns(known: Mapping[fx.Node, Meaning | None], recording: Recording)
 
 
 def _turned(node: fx.Node, known: Mapping[fx.Node, Meaning | None], recording: Recording) -> Turned | None:
-    meaning = known[node]
-    layer = meaning.layer if isinstance(meaning, Through) else None
-    if not isinstance(meaning, Through) or not isinstance(layer, Convolution) or not layer.geometry.is_pointwise:
-        return None
-    axis, most, found, before = _channel_axis(layer.geometry.ndim), -1, None, [meaning.input]
+    match known[node]:
+        case Through(x, Convolution() as layer) if layer.geometry.is_pointwise:
+            axis, most, found, before = _channel_axis(layer.geometry.ndim), -1, None, [x]
+        case _:
+            return None
     while isinstance(turn := known.get(before[0]), Same | Rearranged) and _is_turn(before[0], recording):
         before, after = [turn.input, *before], [node]
         spaces = [ndim for ndim in (len(recording.shape_of[before[0]]) - 2, 0) if most < ndim <= 3]
@@ -234,10 +234,8 @@ def _goes_back(shapes: tuple[Ints, ...], count: int, turns: tuple[Ints, ...], ax
     """
     (at, axis), whole, made = axes, shapes[0], shapes[count + 1]
     found, channels = _turn(_numbered(whole, at), shapes[1 : count + 1], turns[:count]), whole[at]
-    if found.ndim != len(made) or found.shape[axis] != channels:
-        return False
     rows = np.moveaxis(found, axis, -1)
-    row = rows[..., :1] // max(channels, 1)
+    row = rows[..., :1] // channels
     if not np.array_equal(rows, row * channels + np.arange(channels)):
         return False
     back = np.moveaxis(row * made[axis] + np.arange(made[axis]), -1, axis)

@@ -18,7 +18,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     f"{OPS}channels.py": (*_MEANINGS, "rows"),
     f"{OPS}convolution.py": (*_MEANINGS, "geometry", "transposed", "rows"),
     f"{OPS}indexing.py": (*_MEANINGS, "rewrite"),
-    f"{OPS}products.py": ("products", *_MEANINGS),
+    f"{OPS}products.py": ("products", "turned", *_MEANINGS),
+    f"{OPS}sums.py": (*_MEANINGS, "norms_that_stay"),
     f"{OPS}table.py": (*_MEANINGS, "rows", "hazards", "constants", "modules_dtypes"),
 }
 
