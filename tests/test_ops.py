@@ -532,6 +532,7 @@ RESIZED = [
     ),
     lambda m, x, y: F.conv2d(aten.upsample_bilinear2d.vec(x, None, False, [2.0, 2.0]), m.kernel2),
     lambda m, x, y: F.conv2d(aten.upsample_bicubic2d.vec(x, None, False, [2.0, 2.0]), m.kernel2),
+    lambda m, x, y: F.conv2d(aten.upsample_nearest2d.default(x, [12, 21], 2.0, 3.0), m.kernel2),
     lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=1.5), m.kernel2),
     lambda m, x, y: F.conv2d(F.interpolate(x, scale_factor=(2, 41)), m.kernel2),
     lambda m, x, y: F.conv2d(F.interpolate(x, size=(12, 14)), m.kernel2),
