@@ -17,6 +17,7 @@ from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Filter, Phases
 from repfuse.ops.meaning import Passage, Rearranged, Same, combination
 
+aten = torch.ops.aten
 SHAPES = [(2, 4, *size) for size in SIZES[2]]
 
 
@@ -171,6 +172,7 @@ SHUFFLES = [
     ),
     lambda m, x, y: x.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2),
     lambda m, x, y: torch.unflatten(x, -3, [2, -1]).swapaxes(1, 2).flatten(1, 2),
+    lambda m, x, y: aten.unflatten.int(x, 1, [2, -1]).swapaxes(1, 2).flatten(1, 2),
 ]
 
 
@@ -293,7 +295,6 @@ def test_other_views_are_no_space_to_depth(function):
 
 
 def test_channel_shuffle_in_atens_spelling():
-    aten = torch.ops.aten
 
     def function(m, x, y):
         n, h, w = (aten.sym_size.int(x, axis) for axis in (0, 2, 3))
@@ -489,6 +490,8 @@ OVER = [
     lambda v, x: torch.broadcast_to(v, x.size()),
     lambda v, x: v.repeat(x.shape[0], 1, x.shape[2], x.shape[3]),
     lambda v, x: torch.tile(v, (1, 1, x.shape[2], 1)),
+    lambda v, x: aten.tile.default(v, [1, 1, x.shape[2], 1]),
+    lambda v, x: aten.expand.default(v, [x.shape[0], -1, -1, -1]),
     lambda v, x: v[0].expand_as(x),
 ]
 WITH = {

@@ -98,6 +98,7 @@ ROWS = [
     lambda m, x, y: torch.tensordot(m.f(x), m.m.w, dims=([-1], [0])),
     lambda m, x, y: torch.tensordot(m.f(x), m.m.w.t(), ((2,), (1,))),
     lambda m, x, y: torch.tensordot(m.f(x), m.m.w, ([-1], [-2])),
+    lambda m, x, y: aten.tensordot.default(m.f(x), m.m.w, [-1], [-2]),
     lambda m, x, y: torch.bmm(x, m.m.w.expand(x.size(0), -1, -1)),
     lambda m, x, y: torch.bmm(x, m.m.w.unsqueeze(0).expand(x.shape[0], 4, 6)),
 ]
