@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from repfuse.checking.comparison import half_the_digits, reference, tabulate
+from repfuse.checking.inputs import Trial
+from repfuse.checking.places import ExactWeights, compare_exact, places
+from repfuse.checking.runs import Outcome, run
 from repfuse.errors import RepfuseError
 from repfuse.planning.planner import plan
 from repfuse.plans import Plan, Policy, Site
 from repfuse.rewriting import rewrite
-
-if TYPE_CHECKING:
-    from repfuse.checking.inputs import Trial
-    from repfuse.checking.runs import Outcome
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,6 @@ def settled(module: nn.Module, made: Plan) -> FuseResult:
 
 def recorded(plan: Plan) -> list[Trial]:
     """Return the inputs that the network was recorded at, the example first: what the plan relies on holds there."""
-    from repfuse.checking.inputs import Trial  # what checks is not needed to rewrite
-
     inputs = (arguments.args for arguments in plan.live.recording.inputs)
     return [Trial(f"recorded size {number}", each, sampled=False) for number, each in enumerate(inputs)]
 
@@ -81,8 +79,6 @@ class _Check:
     """Holds fused networks against the original at the sizes that it was recorded at."""
 
     def __init__(self, module: nn.Module, made: Plan) -> None:
-        from repfuse.checking.comparison import reference  # what checks is not needed to rewrite
-
         self.module = module
         self.trials = recorded(made)
         self.expected: list[Outcome] | None = None
@@ -91,10 +87,6 @@ class _Check:
 
     def passes(self, fused: nn.Module, made: Plan) -> bool:
         """Whether ``fused``, made by a plan, computes the same."""
-        from repfuse.checking.comparison import half_the_digits, tabulate
-        from repfuse.checking.places import ExactWeights, compare_exact, places
-        from repfuse.checking.runs import run
-
         if self.expected is not None:
             exact = ExactWeights(fused, places(self.module, made))
             return compare_exact(fused, exact.change(fused), self.trials, self.expected).passed

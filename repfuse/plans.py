@@ -75,9 +75,6 @@ Count = Annotated[int, Ge(0), Lt(2**63)]
 Ratio = Annotated[float, Gt(0), Lt(inf)]
 """Of two times."""
 
-NO_MORE = {"extra": "forbid"}
-"""Has pydantic refuse what a mapping holds beside the fields of a dataclass."""
-
 Key = tuple[str, str, frozenset[str]]
 """The source, output and nodes of a site."""
 
@@ -95,15 +92,20 @@ class Policy(StrEnum):
     """As ``cost``, but layers in a row stay layers in a row: only branches, normalisations and constants are merged."""
 
 
+class NoMore:
+    """Has pydantic refuse what a mapping holds beside the fields of a dataclass."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+
 @dataclass(frozen=True)
-class Cost:
+class Cost(NoMore):
     """What a computation costs at the example's shape, predicted and not measured.
 
     ``macs`` multiply-accumulates, ``bytes`` read and written (weights, inputs, outputs), ``launches`` kernels
     started, ``parameters`` numbers stored.
     """
 
-    __pydantic_config__: ClassVar[Any] = NO_MORE
     macs: Count = 0
     bytes: Count = 0
     launches: Count = 0
@@ -120,10 +122,9 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Refusal(NoMore):
     """A place that looked fusible and is not. ``code`` is stable; ``where`` is a module path or a graph node."""
 
-    __pydantic_config__: ClassVar[Any] = NO_MORE
     code: str
     where: Text
     reason: Text
@@ -137,7 +138,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Site:
+class Site(NoMore):
     """One region that becomes one convolution.
 
     ``path`` is where the fused convolution lives afterwards, ``owner`` the smallest module that holds the region,
@@ -148,7 +149,6 @@ class Site:
     same model. The fields are in the order in which people read them.
     """
 
-    __pydantic_config__: ClassVar[Any] = NO_MORE
     path: Text
     branches: tuple[Text, ...]
     kernel: Text
@@ -184,13 +184,12 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(NoMore):
     """What was timed where the law of cost is in doubt: how many times as fast what computes ``output`` is as one
     layer as it is in parts, with a 95 % interval. What is faster is merged, what is slower is not, whatever is
     predicted.
     """
 
-    __pydantic_config__: ClassVar[Any] = NO_MORE
     output: Text
     speedup: Ratio
     low: Ratio
@@ -201,7 +200,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(NoMore):
     """Sites and refusals of one model.
 
     ``policy`` is what was to be merged. ``fingerprint`` identifies the modules that the sites refer to, ``arguments``
@@ -212,7 +211,6 @@ class Plan:
     ``rewrite`` a second recording in the same process and is never serialised.
     """
 
-    __pydantic_config__: ClassVar[Any] = NO_MORE
     sites: tuple[Site, ...]
     refusals: tuple[Refusal, ...]
     policy: Policy
