@@ -7,7 +7,7 @@ stand there; pydantic checks it, and is imported when the first plan is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from enum import StrEnum
@@ -168,7 +168,8 @@ class Site(NoMore):
     @property
     def names(self) -> tuple[str, ...]:
         """The paths that the site goes by: its own, and those of the modules around it, the model apart."""
-        return tuple(dict.fromkeys((*names_of(self.path), *(names_of(self.owner) if self.owner else ()))))
+        paths = (path for path in (self.path or ROOT, self.owner) if path)
+        return tuple(dict.fromkeys(name for path in paths for name in (path, *reversed(above(path)))))
 
     def left_out(self, include: Sequence[str], exclude: Sequence[str]) -> str | None:
         """Return why these globs leave the site out, or None."""
@@ -360,12 +361,10 @@ ROOT = "(root)"
 _NEAR = 4  # names that are shown where a glob matches none
 
 
-def names_of(path: str) -> Iterator[str]:
-    """Yield a path and those of the modules around it, innermost first: a.b.c, a.b, a. The model is around all."""
-    name = path or ROOT
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
+def above(path: str) -> list[str]:
+    """Return the paths of the modules around a module or a tensor, but for the model, which is around all: a, a.b."""
+    parts = path.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
 
 
 def first_match(names: Iterable[str], globs: Iterable[str]) -> str | None:

@@ -9,7 +9,7 @@ section 4.1.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
@@ -209,11 +209,10 @@ def _changeable(recording: Recording, name_of: dict[str, str]) -> set[str]:
     """Return the names of tensors that nothing else shares memory with, or may read unseen."""
     tensors: dict[str, Tensor] = recording.constants.tensors
     unsure = {name_of.get(name) for name in (*recording.elsewhere, *recording.run.replaced)}
-    shared: dict[Any, set[str]] = defaultdict(set)
-    for name, first in name_of.items():
-        if tensors[name].layout is torch.strided:
-            shared[tensors[name].untyped_storage().data_ptr()].add(first)
-    alone = {name for names in shared.values() if len(names) == 1 for name in names}
+    strided = (name for name in set(name_of.values()) if tensors[name].layout is torch.strided)
+    storages = {name: tensors[name].untyped_storage().data_ptr() for name in strided}
+    users = Counter(storages.values())
+    alone = {name for name, storage in storages.items() if users[storage] == 1}
     return {name for name in alone - unsure if tensors[name].is_floating_point()}
 
 
