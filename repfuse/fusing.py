@@ -16,7 +16,7 @@ from repfuse.checking.places import ExactWeights, compare_exact, places
 from repfuse.checking.runs import Outcome, run
 from repfuse.errors import RepfuseError
 from repfuse.planning.planner import plan
-from repfuse.plans import Plan, Policy, Site
+from repfuse.plans import Plan, Policy
 from repfuse.rewriting import rewrite
 
 
@@ -59,12 +59,11 @@ def settled(module: nn.Module, made: Plan) -> FuseResult:
         if check.passes(fused, made):
             return FuseResult(fused, made)
         # Where each half of the sites makes no difference by itself, it takes sites of both: none of them is certain.
-        sums: dict[str, list[Site]] = {}
-        for site in made.sites:
-            sums.setdefault(site.output, []).append(site)
-        wrong = set(check.wrong(made, list(sums.values()))) or set(made.sites)
-        refusals = (site.without("differs", "with it the network computes something else") for site in wrong)
-        kept = tuple(site for site in made.sites if site not in wrong)
+        outputs = list(dict.fromkeys(site.output for site in made.sites))  # the sites of a sum stand and fall together
+        wrong = check.wrong(made, outputs) or outputs
+        why = "differs", "with it the network computes something else"
+        refusals = (site.without(*why) for site in made.sites if site.output in wrong)
+        kept = tuple(site for site in made.sites if site.output not in wrong)
         made = replace(made, sites=kept, refusals=(*made.refusals, *refusals))
     return FuseResult(rewrite(module, made), made)
 
@@ -95,17 +94,17 @@ class _Check:
         errors = [(each.relative.max, getattr(torch, each.dtype)) for _, each in table.by_output]
         return not table.mismatches and all(error <= half_the_digits(dtype) for error, dtype in errors)
 
-    def wrong(self, made: Plan, groups: list[list[Site]]) -> list[Site]:
-        """Return the sites that make a difference, of groups that make one together: by halves, so that one is found in
-        few steps. None, where it takes sites of both halves.
+    def wrong(self, made: Plan, outputs: list[str]) -> list[str]:
+        """Return which of the outputs of sites, which make a difference together, make one: by halves, so that one is
+        found in few steps. None, where it takes sites of both halves.
         """
-        if len(groups) == 1:
-            return groups[0]
-        half, found = len(groups) // 2, list[Site]()
-        for part in (groups[:half], groups[half:]):
-            alone = replace(made, sites=tuple(site for group in part for site in group))
+        if len(outputs) == 1:
+            return outputs
+        half, found = len(outputs) // 2, list[str]()
+        for part in (outputs[:half], outputs[half:]):
+            alone = replace(made, sites=tuple(site for site in made.sites if site.output in part))
             try:
                 found += [] if self.passes(rewrite(self.module, alone), alone) else self.wrong(made, part)
             except RepfuseError:  # one that cannot be merged without another
-                found += alone.sites
+                found += part
         return found
