@@ -172,8 +172,8 @@ def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True, share: bool 
 
     The weights may differ from those the plan was made with: a plan is about structure. Without ``weights`` the fused
     ones are left unset, for who loads them next; with ``share`` all others are those of ``module``, for who changes
-    neither. Raises RepfuseError where the plan does not fit the module or its
-    weights, or where a fused weight overflows the dtype of the weights that it replaces.
+    neither. Raises RepfuseError where the plan does not fit the module or its weights, or where a fused weight
+    overflows the dtype of the weights that it replaces.
     """
     with collecting_later():
         return _Rewriting(module, plan, weights=weights, share=share).run()
@@ -254,9 +254,7 @@ class _Rewriting:
         stand_ins = {id(x): like(x, x.to("meta")) for x in merged}  # so that no data is copied
         self.originals = {stand_ins[id(x)]: x for x in merged}
         self.streamed = is_streamed(module)
-        kept: dict[int, Any] = {}
-        if share or self.streamed:
-            kept = {id(tensor): tensor for tensor in self.tensors.values()}
+        kept: dict[int, Any] = {id(x): x for x in self.tensors.values()} if share or self.streamed else {}
         outermost = (part for path, part in dissolved.items() if path.rpartition(".")[0] not in dissolved)
         self.shells = {_shell(part): part for part in outermost}  # what is in them is not copied
         kept |= stand_ins | {id(part): shell for shell, part in self.shells.items()}
@@ -318,15 +316,11 @@ class _Rewriting:
         """Return the new body of a block: the plainest module that computes its graph."""
         made = {name: self._convolution(fused) for name, fused in zip(block.names, block.fused, strict=True)}
         if block.steps is None:
-            body: nn.Module = _graph_module(owner, block.graph, made, block.kept)
-        elif block.fused and block.fused[0].path == block.path:
-            (body,) = made.values()
-        elif block.steps:
-            steps = [(name, made[name] if name in made else owner.get_submodule(name)) for name in block.steps]
-            body = nn.Sequential(OrderedDict(steps))
-        else:
-            body = nn.Identity()
-        return body
+            return _graph_module(owner, block.graph, made, block.kept)
+        if block.fused and block.fused[0].path == block.path:
+            return made[block.names[0]]
+        steps = [(name, made[name] if name in made else owner.get_submodule(name)) for name in block.steps]
+        return nn.Sequential(OrderedDict(steps)) if steps else nn.Identity()
 
     def _convolution(self, fused: Fused) -> nn.Module:
         geometry = fused.expression.geometry.plainest
