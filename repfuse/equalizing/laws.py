@@ -198,8 +198,8 @@ class Reading:
         return found
 
     def _found(self) -> Freedom:
-        parts = [part.numbered(self.scales.of) for part in self.parts.values()]
-        parts = [part for part in parts if part.times.any() or part.over.any()]
+        every = (part.numbered(self.scales.of) for part in self.parts.values())
+        parts = [part for part in every if part.times.any() or part.over.any()]
         known = np.unique(np.concatenate([[0], *(side.ravel() for part in parts for side in (part.times, part.over))]))
         numbered = (part.numbered(lambda scales: np.searchsorted(known, scales)) for part in parts)
         return Freedom(tuple(numbered), len(known) - 1, tuple(self.refusals.values()))
@@ -351,8 +351,7 @@ def pooled(node: fx.Node, _meaning: Any, known: Reading) -> Along | None:
 
 def extreme(node: fx.Node, _meaning: Any, known: Reading) -> Along | None:
     """As ``pooled``, over whole axes."""
-    names = ("dim", "keepdim")
-    given = dict(zip(("input", *names), node.args, strict=False)) | node.kwargs
+    given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | node.kwargs
     known_input = is_data(given.get("input"), known.recording)
     meaning = channels.mean(Call(node, "mean", given), known.recording) if known_input else None
     if not isinstance(meaning, Rearranged):
