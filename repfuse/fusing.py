@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from repfuse.checking.comparison import half_the_digits, reference, tabulate
+from repfuse.checking.inputs import Trial
+from repfuse.checking.places import ExactWeights, compare_exact, places
+from repfuse.checking.runs import Outcome, run
 from repfuse.errors import RepfuseError
 from repfuse.planning.planner import plan
-from repfuse.plans import Plan, Policy, Site
+from repfuse.plans import Plan, Policy
 from repfuse.rewriting import rewrite
-
-if TYPE_CHECKING:
-    from repfuse.checking.inputs import Trial
-    from repfuse.checking.runs import Outcome
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,17 @@ def settled(module: nn.Module, made: Plan) -> FuseResult:
         if check.passes(fused, made):
             return FuseResult(fused, made)
         # Where each half of the sites makes no difference by itself, it takes sites of both: none of them is certain.
-        sums: dict[str, list[Site]] = {}
-        for site in made.sites:
-            sums.setdefault(site.output, []).append(site)
-        wrong = set(check.wrong(made, list(sums.values()))) or set(made.sites)
-        refusals = (site.without("differs", "with it the network computes something else") for site in wrong)
-        kept = tuple(site for site in made.sites if site not in wrong)
+        outputs = list(dict.fromkeys(site.output for site in made.sites))  # the sites of a sum stand and fall together
+        wrong = check.wrong(made, outputs) or outputs
+        why = "differs", "with it the network computes something else"
+        refusals = (site.without(*why) for site in made.sites if site.output in wrong)
+        kept = tuple(site for site in made.sites if site.output not in wrong)
         made = replace(made, sites=kept, refusals=(*made.refusals, *refusals))
     return FuseResult(rewrite(module, made), made)
 
 
 def recorded(plan: Plan) -> list[Trial]:
     """Return the inputs that the network was recorded at, the example first: what the plan relies on holds there."""
-    from repfuse.checking.inputs import Trial  # what checks is not needed to rewrite
-
     inputs = (arguments.args for arguments in plan.live.recording.inputs)
     return [Trial(f"recorded size {number}", each, sampled=False) for number, each in enumerate(inputs)]
 
@@ -81,8 +78,6 @@ class _Check:
     """Holds fused networks against the original at the sizes that it was recorded at."""
 
     def __init__(self, module: nn.Module, made: Plan) -> None:
-        from repfuse.checking.comparison import reference  # what checks is not needed to rewrite
-
         self.module = module
         self.trials = recorded(made)
         self.expected: list[Outcome] | None = None
@@ -91,10 +86,6 @@ class _Check:
 
     def passes(self, fused: nn.Module, made: Plan) -> bool:
         """Whether ``fused``, made by a plan, computes the same."""
-        from repfuse.checking.comparison import half_the_digits, tabulate
-        from repfuse.checking.places import ExactWeights, compare_exact, places
-        from repfuse.checking.runs import run
-
         if self.expected is not None:
             exact = ExactWeights(fused, places(self.module, made))
             return compare_exact(fused, exact.change(fused), self.trials, self.expected).passed
@@ -103,17 +94,17 @@ class _Check:
         errors = [(each.relative.max, getattr(torch, each.dtype)) for _, each in table.by_output]
         return not table.mismatches and all(error <= half_the_digits(dtype) for error, dtype in errors)
 
-    def wrong(self, made: Plan, groups: list[list[Site]]) -> list[Site]:
-        """Return the sites that make a difference, of groups that make one together: by halves, so that one is found in
-        few steps. None, where it takes sites of both halves.
+    def wrong(self, made: Plan, outputs: list[str]) -> list[str]:
+        """Return which of the outputs of sites, which make a difference together, make one: by halves, so that one is
+        found in few steps. None, where it takes sites of both halves.
         """
-        if len(groups) == 1:
-            return groups[0]
-        half, found = len(groups) // 2, list[Site]()
-        for part in (groups[:half], groups[half:]):
-            alone = replace(made, sites=tuple(site for group in part for site in group))
+        if len(outputs) == 1:
+            return outputs
+        half, found = len(outputs) // 2, list[str]()
+        for part in (outputs[:half], outputs[half:]):
+            alone = replace(made, sites=tuple(site for site in made.sites if site.output in part))
             try:
                 found += [] if self.passes(rewrite(self.module, alone), alone) else self.wrong(made, part)
             except RepfuseError:  # one that cannot be merged without another
-                found += alone.sites
+                found += part
         return found

@@ -8,13 +8,12 @@ another is known, each site can be proven by itself. It knows no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from repfuse.checkpoint.files import digest_of, read_json, replacing
-from repfuse.checkpoint.spec import Said, model_source
+from repfuse.checkpoint.spec import Said, Shape, model_source, render
 from repfuse.errors import RepfuseError
 from repfuse.plans import Plan, Text, read_as
 from repfuse.report.schema import Input, Report, envelope, report_path
@@ -62,11 +61,9 @@ class PlanFile:
         built = model_source(sayable, source.model_args) if sayable else None
         if source.input_origin == "guess":
             return Said("the plan", built)
-        shapes = (
-            "x".join(map(str, sizes)) + ("" if "float" in dtype else f":{dtype}")  # floats follow the network
-            for sizes, dtype in zip(source.shapes, source.dtypes, strict=True)
-        )
-        return Said("the plan", built, ",".join(shapes), asked=source.input_origin == "given")
+        named = [None if "float" in dtype else dtype for dtype in source.dtypes]  # floats follow the network
+        shapes = render(map(Shape, source.shapes, named))
+        return Said("the plan", built, shapes, asked=source.input_origin == "given")
 
 
 def said_beside(path: Path, of: Path | None = None) -> Said | None:
@@ -184,14 +181,12 @@ def _laid_out(value: Any, margin: str = "") -> str:
     """Return JSON text in which whatever holds no mapping stands on one line: one line for a list of branches."""
     if not _holds_mappings(value):
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    inner = margin + "  "
+    inner = f"{margin}  "
     if isinstance(value, dict):
-        return _block("{}", (f"{json.dumps(key)}: {_laid_out(item, inner)}" for key, item in value.items()), margin)
-    return _block("[]", (_laid_out(item, inner) for item in value), margin)
-
-
-def _block(brackets: str, lines: Iterable[str], margin: str) -> str:
-    return f"{brackets[0]}\n{margin}  " + f",\n{margin}  ".join(lines) + f"\n{margin}{brackets[1]}"
+        (begin, end), lines = "{}", [f"{json.dumps(key)}: {_laid_out(item, inner)}" for key, item in value.items()]
+    else:
+        (begin, end), lines = "[]", [_laid_out(item, inner) for item in value]
+    return f"{begin}\n{inner}" + f",\n{inner}".join(lines) + f"\n{margin}{end}"
 
 
 def _holds_mappings(value: Any) -> bool:

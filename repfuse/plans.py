@@ -7,7 +7,7 @@ stand there; pydantic checks it, and is imported when the first plan is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from enum import StrEnum
@@ -75,9 +75,6 @@ Count = Annotated[int, Ge(0), Lt(2**63)]
 Ratio = Annotated[float, Gt(0), Lt(inf)]
 """Of two times."""
 
-NO_MORE = {"extra": "forbid"}
-"""Has pydantic refuse what a mapping holds beside the fields of a dataclass."""
-
 Key = tuple[str, str, frozenset[str]]
 """The source, output and nodes of a site."""
 
@@ -95,15 +92,20 @@ class Policy(StrEnum):
     """As ``cost``, but layers in a row stay layers in a row: only branches, normalisations and constants are merged."""
 
 
+class NoMore:
+    """Has pydantic refuse what a mapping holds beside the fields of a dataclass."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+
 @dataclass(frozen=True)
-class Cost:
+class Cost(NoMore):
     """What a computation costs at the example's shape, predicted and not measured.
 
     ``macs`` multiply-accumulates, ``bytes`` read and written (weights, inputs, outputs), ``launches`` kernels
     started, ``parameters`` numbers stored.
     """
 
-    __pydantic_config__: ClassVar[Any] = NO_MORE
     macs: Count = 0
     bytes: Count = 0
     launches: Count = 0
@@ -120,10 +122,9 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Refusal(NoMore):
     """A place that looked fusible and is not. ``code`` is stable; ``where`` is a module path or a graph node."""
 
-    __pydantic_config__: ClassVar[Any] = NO_MORE
     code: str
     where: Text
     reason: Text
@@ -137,7 +138,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Site:
+class Site(NoMore):
     """One region that becomes one convolution.
 
     ``path`` is where the fused convolution lives afterwards, ``owner`` the smallest module that holds the region,
@@ -148,7 +149,6 @@ class Site:
     same model. The fields are in the order in which people read them.
     """
 
-    __pydantic_config__: ClassVar[Any] = NO_MORE
     path: Text
     branches: tuple[Text, ...]
     kernel: Text
@@ -168,7 +168,8 @@ class Site:
     @property
     def names(self) -> tuple[str, ...]:
         """The paths that the site goes by: its own, and those of the modules around it, the model apart."""
-        return tuple(dict.fromkeys((*names_of(self.path), *(names_of(self.owner) if self.owner else ()))))
+        paths = (path for path in (self.path or ROOT, self.owner) if path)
+        return tuple(dict.fromkeys(name for path in paths for name in (path, *reversed(above(path)))))
 
     def left_out(self, include: Sequence[str], exclude: Sequence[str]) -> str | None:
         """Return why these globs leave the site out, or None."""
@@ -184,13 +185,12 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(NoMore):
     """What was timed where the law of cost is in doubt: how many times as fast what computes ``output`` is as one
     layer as it is in parts, with a 95 % interval. What is faster is merged, what is slower is not, whatever is
     predicted.
     """
 
-    __pydantic_config__: ClassVar[Any] = NO_MORE
     output: Text
     speedup: Ratio
     low: Ratio
@@ -201,7 +201,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(NoMore):
     """Sites and refusals of one model.
 
     ``policy`` is what was to be merged. ``fingerprint`` identifies the modules that the sites refer to, ``arguments``
@@ -212,7 +212,6 @@ class Plan:
     ``rewrite`` a second recording in the same process and is never serialised.
     """
 
-    __pydantic_config__: ClassVar[Any] = NO_MORE
     sites: tuple[Site, ...]
     refusals: tuple[Refusal, ...]
     policy: Policy
@@ -362,12 +361,10 @@ ROOT = "(root)"
 _NEAR = 4  # names that are shown where a glob matches none
 
 
-def names_of(path: str) -> Iterator[str]:
-    """Yield a path and those of the modules around it, innermost first: a.b.c, a.b, a. The model is around all."""
-    name = path or ROOT
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
+def above(path: str) -> list[str]:
+    """Return the paths of the modules around a module or a tensor, but for the model, which is around all: a, a.b."""
+    parts = path.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
 
 
 def first_match(names: Iterable[str], globs: Iterable[str]) -> str | None:

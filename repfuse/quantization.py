@@ -121,8 +121,8 @@ def failing(sites: Sequence[SiteKernels], bits: int) -> list[SiteKernels]:
 
 def kernel(weight: Tensor) -> Kernel:
     """Return what is to be said of a weight ``[C_out, ...]``."""
-    channels = ranges(weight)
-    each = channels.reshape(-1, *(1 for _ in weight.shape[1:]))
+    each = ranges(weight, keepdim=True)
+    channels = each.flatten()
     alive, energy = channels > DEAD * channels.median(), _energies(weight)
 
     def left(bits: int, largest: Tensor) -> float:
@@ -172,7 +172,7 @@ def _sites(network: nn.Module, plan: Plan) -> Iterator[SiteKernels]:
     for fused in layout.fused:
         made = weight(fused.expression)
         if fused.norm:  # which has the sizes of the channels
-            made /= ranges(made).clamp(min=TINY).reshape(-1, *(1 for _ in made.shape[1:]))
+            made /= ranges(made, keepdim=True).clamp(min=TINY)
         layers = {layer.weight: layer for layer in convolutions(fused.expression)}
         before = {name: kernel(stored_weight(layer, tensors).float()) for name, layer in layers.items()}
         if made.numel() and bool(ranges(made, None).isfinite()):

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, fx, jit, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from repfuse.algebra.evaluation import Tensors, behind_norm, evaluate
-from repfuse.algebra.expression import Expression
+from repfuse.algebra.evaluation import behind_norm, evaluate
 from repfuse.algebra.geometry import Geometry, NotAffine
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
@@ -26,6 +25,7 @@ from repfuse.planning.replaying import replay
 from repfuse.plans import AGAIN, Plan
 from repfuse.recording.constants import lookup
 from repfuse.recording.copies import attributes, copy_with, is_copied_plainly, like
+from repfuse.wording import dtype_name
 
 # Fused maps as modules: the plainest stock module that computes them.
 
@@ -97,52 +97,6 @@ def _folded_norm(mean: Tensor | None, owners: Iterable[nn.Module]) -> nn.Module:
         for name, value in (("running_mean", 0), ("running_var", 1), ("weight", 1), ("bias", 0)):
             nothing.register_buffer(name, torch.full_like(mean, value), persistent=False)
     return nothing  # type: ignore[no-any-return]
-
-
-def _write_weights(
-    convolution: nn.Module,
-    norm: _BatchNorm | None,
-    expression: Expression,
-    tensors: Tensors,
-    like: Tensor,
-    *,
-    unset: bool,
-) -> None:
-    """Give ``convolution`` the weight and bias of the map, with dtype, device and memory format of the weight ``like``;
-    and ``norm`` what it multiplies and adds, with statistics that change nothing.
-
-    Where they are to be left ``unset``, tensors of the right shapes whose numbers mean nothing yet. Raises RepfuseError
-    where a finite number becomes infinite in that dtype.
-    """
-    channels, made = expression.geometry.out_channels, list[Tensor]()
-    bias: Tensor | None = torch.zeros(channels, dtype=like.dtype, device=like.device)
-    assert isinstance(convolution.weight, Tensor) and bias is not None
-    if unset:
-        weight = torch.empty(convolution.weight.shape, dtype=like.dtype, device=like.device)
-    elif norm is None:
-        weight, bias = made = list(evaluate(expression, tensors, like))
-    if norm is not None:
-        mean, var = (x(channels, dtype=like.dtype, device=like.device) for x in (torch.zeros, torch.ones))
-        numbers = [var, mean]
-        if not unset:
-            made = [x.to(like.dtype) for x in behind_norm(expression, tensors, mean, var, norm.eps)]
-            weight, *numbers = made
-        norm.weight, norm.bias = (nn.Parameter(x.clone(), like.requires_grad) for x in numbers)
-        norm.running_mean, norm.running_var = mean, var
-        norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=like.device)
-        bias = None if convolution.bias is None else bias
-    if left_range(made, map(tensors, expression.tensor_names)):
-        raise RepfuseError(
-            f"A fused weight does not fit into {str(like.dtype).removeprefix('torch.')}.",
-            "The plan was made with other weights; of these, a product leaves the range of the format.",
-            "Make the plan again with these weights, or convert in bfloat16 or float32.",
-            EXIT_FAILED_CHECK,
-        )
-    channels_last = _CHANNELS_LAST.get(like.dim())
-    if channels_last and not like.is_contiguous() and like.is_contiguous(memory_format=channels_last):
-        weight = weight.contiguous(memory_format=channels_last)
-    convolution.weight = nn.Parameter(weight, like.requires_grad)
-    convolution.register_parameter("bias", None if bias is None else nn.Parameter(bias, like.requires_grad))
 
 
 def _graph_module(owner: nn.Module, graph: fx.Graph, made: dict[str, nn.Module], kept: Iterable[str]) -> fx.GraphModule:
@@ -218,8 +172,8 @@ def rewrite(module: nn.Module, plan: Plan, *, weights: bool = True, share: bool 
 
     The weights may differ from those the plan was made with: a plan is about structure. Without ``weights`` the fused
     ones are left unset, for who loads them next; with ``share`` all others are those of ``module``, for who changes
-    neither. Raises RepfuseError where the plan does not fit the module or its
-    weights, or where a fused weight overflows the dtype of the weights that it replaces.
+    neither. Raises RepfuseError where the plan does not fit the module or its weights, or where a fused weight
+    overflows the dtype of the weights that it replaces.
     """
     with collecting_later():
         return _Rewriting(module, plan, weights=weights, share=share).run()
@@ -297,15 +251,13 @@ class _Rewriting:
         named = dict.fromkeys(name for fused in self.layout.fused for name in fused.expression.tensor_names)
         leaves = (leaf for name in named for leaf in self.constants.leaves(name))
         merged = [self.tensors[leaf] for leaf in leaves if leaf.rpartition(".")[0] not in dissolved]
-        self.replaced = {id(tensor): tensor for tensor in merged}
-        self.stand_ins = {key: like(x, x.to("meta")) for key, x in self.replaced.items()}  # so that no data is copied
+        stand_ins = {id(x): like(x, x.to("meta")) for x in merged}  # so that no data is copied
+        self.originals = {stand_ins[id(x)]: x for x in merged}
         self.streamed = is_streamed(module)
-        kept: dict[int, Any] = {}
-        if share or self.streamed:
-            kept = {id(tensor): tensor for tensor in self.tensors.values()}
+        kept: dict[int, Any] = {id(x): x for x in self.tensors.values()} if share or self.streamed else {}
         outermost = (part for path, part in dissolved.items() if path.rpartition(".")[0] not in dissolved)
         self.shells = {_shell(part): part for part in outermost}  # what is in them is not copied
-        kept |= self.stand_ins | {id(part): shell for shell, part in self.shells.items()}
+        kept |= stand_ins | {id(part): shell for shell, part in self.shells.items()}
         self.result = copy_with(module, kept)
         self.successors: dict[nn.Module, nn.Module] = {}
         self.holders = holders(self.result)
@@ -342,7 +294,7 @@ class _Rewriting:
         for _, module in named_modules(self.result):
             held = vars(module)
             for name in attributes(module):
-                if isinstance(held[name], _HOLDING):
+                if isinstance(held[name], (nn.Module, tuple, list, dict)):  # what may be, or hold, a module
                     held[name] = self._succeeded(held[name], seen)
 
     def _succeeded(self, value: Any, seen: set[int]) -> Any:
@@ -364,15 +316,11 @@ class _Rewriting:
         """Return the new body of a block: the plainest module that computes its graph."""
         made = {name: self._convolution(fused) for name, fused in zip(block.names, block.fused, strict=True)}
         if block.steps is None:
-            body: nn.Module = _graph_module(owner, block.graph, made, block.kept)
-        elif block.fused and block.fused[0].path == block.path:
-            (body,) = made.values()
-        elif block.steps:
-            steps = [(name, made[name] if name in made else owner.get_submodule(name)) for name in block.steps]
-            body = nn.Sequential(OrderedDict(steps))
-        else:
-            body = nn.Identity()
-        return body
+            return _graph_module(owner, block.graph, made, block.kept)
+        if block.fused and block.fused[0].path == block.path:
+            return made[block.names[0]]
+        steps = [(name, made[name] if name in made else owner.get_submodule(name)) for name in block.steps]
+        return nn.Sequential(OrderedDict(steps)) if steps else nn.Identity()
 
     def _convolution(self, fused: Fused) -> nn.Module:
         geometry = fused.expression.geometry.plainest
@@ -393,39 +341,66 @@ class _Rewriting:
         return norm
 
     def _write(self, convolution: nn.Module, norm: _BatchNorm | None, fused: Fused) -> None:
-        """Write the fused weights; dtype, device and memory format come from the largest weight that is merged."""
-        largest = stored_like(fused.expression, self.constants, self.tensors.__getitem__)
+        """Give ``convolution`` the fused weights, and ``norm`` what it multiplies and adds, with statistics that change
+        nothing. Dtype, device and memory format come from the largest weight that is merged.
+        """
+        like = stored_like(fused.expression, self.constants, self.tensors.__getitem__)
+        options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+        channels = fused.expression.geometry.out_channels
+        mean, var = torch.zeros(channels, **options), torch.ones(channels, **options)
+        assert isinstance(convolution.weight, Tensor)
+        if self.weights:
+            weight, *numbers = self._numbers(fused, norm, mean, var, like)
+        else:
+            weight, *numbers = torch.empty(convolution.weight.shape, **options), var, mean
+        bias: Tensor | None = numbers[-1]
+        if norm is not None:
+            norm.weight, norm.bias = (nn.Parameter(x.clone(), like.requires_grad) for x in numbers)
+            norm.running_mean, norm.running_var = mean, var
+            norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=like.device)
+            bias = None if convolution.bias is None else torch.zeros_like(mean)
+        channels_last = _CHANNELS_LAST.get(like.dim())
+        if channels_last and not like.is_contiguous() and like.is_contiguous(memory_format=channels_last):
+            weight = weight.contiguous(memory_format=channels_last)
+        if self.streamed and self.weights and weight.nbytes >= APART:
+            weight = put_aside(weight)
+        convolution.weight = nn.Parameter(weight, like.requires_grad)
+        convolution.register_parameter("bias", None if bias is None else nn.Parameter(bias, like.requires_grad))
+
+    def _numbers(self, fused: Fused, norm: _BatchNorm | None, mean: Tensor, var: Tensor, like: Tensor) -> list[Tensor]:
+        """Return the weight and the bias, or what stands for the bias in a norm with these statistics: what it
+        multiplies by and what it adds. Raises RepfuseError where the map cannot be stored.
+        """
+        expression = fused.expression
         try:
-            _write_weights(convolution, norm, fused.expression, self.tensor, largest, unset=not self.weights)
-            weight = convolution.weight
-            if self.streamed and self.weights and isinstance(weight, Tensor) and weight.nbytes >= APART:
-                convolution.weight = nn.Parameter(put_aside(weight), weight.requires_grad)
+            if norm is None:
+                made = [*evaluate(expression, self.tensor, like)]
+            else:
+                made = [x.to(like.dtype) for x in behind_norm(expression, self.tensor, mean, var, norm.eps)]
         except NotAffine as error:
             raise RepfuseError(
                 f"The plan does not fit the weights at {fused.path!r}.",
                 f"There is {error.reason}; with the weights that the plan was made with it was exact.",
                 AGAIN,
             ) from error
+        if left_range(made, map(self.tensor, expression.tensor_names)):
+            raise RepfuseError(
+                f"A fused weight does not fit into {dtype_name(like.dtype)}.",
+                "The plan was made with other weights; of these, a product leaves the range of the format.",
+                "Make the plan again with these weights, or convert in bfloat16 or float32.",
+                EXIT_FAILED_CHECK,
+            )
+        return made
 
     def _restore(self) -> None:
         """Give real copies to the tensors that were left out of the copy and turn out to be used elsewhere."""
-        originals = {id(stand_in): self.replaced[key] for key, stand_in in self.stand_ins.items()}
-        copies: dict[int, Tensor] = {}
+        copies: dict[Tensor, Tensor] = {}
         for _, module in named_modules(self.result):
             assert module not in self.shells, "a part that was left out"
             for name, tensor in own_tensors(module).items():
-                original = originals.get(id(tensor))
+                original = self.originals.get(tensor)
                 if original is not None:
-                    if id(tensor) not in copies:
-                        copies[id(tensor)] = original if self.streamed else _clone(original)
+                    if tensor not in copies:
+                        copies[tensor] = original if self.streamed else like(original, original.detach().clone())
                     store: Any = next(x for x in (module._parameters, module._buffers, vars(module)) if name in x)
-                    store[name] = copies[id(tensor)]
-
-
-_HOLDING = (nn.Module, tuple, list, dict)
-"""What may be, or hold, a module."""
-
-
-def _clone(tensor: Tensor) -> Tensor:
-    """Return a copy without a history."""
-    return like(tensor, tensor.detach().clone())
+                    store[name] = copies[tensor]

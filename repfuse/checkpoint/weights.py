@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from repfuse.checkpoint.spec import ModelSource
 from repfuse.errors import RepfuseError
 from repfuse.networks import equal, stored_tensors
+from repfuse.plans import above
 from repfuse.wording import listed
 
 SEGMENTS = ("module", "_orig_mod")  # what DataParallel and AveragedModel, and torch.compile, add to the names
@@ -385,14 +386,9 @@ def _is_fused_form(plain: list[str], branches: list[str]) -> bool:
     """Say whether ``plain`` are weights that stand where ``branches`` stood."""
     if not plain or not any(name.endswith(STATISTICS) for name in branches):
         return False
-    blocks = {path for name in branches for path in _ancestors(name)}
-    within = (set(_ancestors(name)[-2:]) & blocks for name in plain)  # what owns it, or what that is in
+    blocks = {path for name in branches for path in above(name)}
+    within = (set(above(name)[-2:]) & blocks for name in plain)  # what owns it, or what that is in
     return all(within) and all(name.endswith((".weight", ".bias")) for name in plain)
-
-
-def _ancestors(name: str) -> list[str]:
-    parts = name.split(".")[:-1]
-    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _owners(names: Iterable[str]) -> list[str]:

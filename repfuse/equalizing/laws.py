@@ -9,7 +9,7 @@ section 4.1.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
@@ -74,15 +74,6 @@ class Reading:
 
     # What laws are given
 
-    def of(self, node: fx.Node) -> Along | None:
-        """Return the scales of a value, None where they are 1."""
-        return self.along.get(node)
-
-    def data(self, node: fx.Node) -> list[fx.Node]:
-        """Return the values that a node reads, constants apart."""
-        known = self.recording.shape_of, self.recording.constants
-        return [x for x in node.all_input_nodes if x in known[0] and not known[1].is_constant(x)]
-
     def write(self, node: fx.Node, *parts: Part) -> None:
         """Let the law of a node change tensors. Raises Fixed where one of them is not to be changed."""
         for part in parts:
@@ -93,12 +84,11 @@ class Reading:
         for part in parts:
             name = self.name_of[part.name]
             known = self.parts.setdefault(name, replace(part, name=name))
-            if known.fits(part):
+            if known.form() == part.form():
                 self.scales.tie(known.times, part.times)
                 self.scales.tie(known.over, part.over)
             else:
-                self._fix_part(known)
-                self._fix_part(part)
+                self.scales.fix(known.times, known.over, part.times, part.over)
             self.writers[name].add(node)
 
     # The walk
@@ -132,7 +122,7 @@ class Reading:
             self._check_written(node, found)
         except Fixed as error:
             if convolves(meaning) and node in self.before_layers:
-                self._refuse(error.code, error.reason, node)
+                self._refuse(error.code, error.reason, self.recording.where(node))
             self._fix(error.code, error.reason, *node.all_input_nodes, *inputs_of(meaning), at=node)
             if node in self.recording.run.writes:
                 self._fix(error.code, error.reason, *self.recording.memory.members(node), at=node)
@@ -180,16 +170,11 @@ class Reading:
             elif node in self.along:
                 scales = self.along[node].scales
                 if node in self.before_layers and self.scales.of(scales).any():
-                    self._refuse(code, reason, at or node)
+                    self._refuse(code, reason, self.recording.where(at or node))
                 self.scales.fix(scales)
 
-    def _refuse(self, code: str, reason: str, node: fx.Node) -> None:
-        where = self.recording.where(node)
+    def _refuse(self, code: str, reason: str, where: str) -> None:
         self.refusals.setdefault((code, where), Refusal(code, where, reason))
-
-    def _fix_part(self, part: Part) -> None:
-        self.scales.fix(part.times)
-        self.scales.fix(part.over)
 
     def _fix_read_elsewhere(self, unseen: set[fx.Node]) -> None:
         """Leave tensors alone that something reads for which no law has said what becomes of them; what depends on
@@ -199,10 +184,10 @@ class Reading:
             name = self.name_of.get(str(node.target)) if node.op == "get_attr" else None
             if name not in self.parts or self._readers(node, unseen) <= self.writers[name]:
                 continue
-            part, reason = self.parts[name], "it is read in another way, too"
+            part = self.parts[name]
             if any(self.scales.of(side).any() for side in (part.times, part.over)):
-                self.refusals.setdefault(("unwritable-weight", name), Refusal("unwritable-weight", name, reason))
-            self._fix_part(part)
+                self._refuse("unwritable-weight", "it is read in another way, too", name)
+            self.scales.fix(part.times, part.over)
 
     def _readers(self, node: fx.Node, unseen: set[fx.Node]) -> set[fx.Node]:
         """Return what reads a tensor, or what is computed of it alone; itself, where that is ``unseen``."""
@@ -213,29 +198,21 @@ class Reading:
         return found
 
     def _found(self) -> Freedom:
-        parts = [
-            replace(part, times=self.scales.of(part.times), over=self.scales.of(part.over))
-            for part in self.parts.values()
-        ]
-        parts = [part for part in parts if part.times.any() or part.over.any()]
+        every = (part.numbered(self.scales.of) for part in self.parts.values())
+        parts = [part for part in every if part.times.any() or part.over.any()]
         known = np.unique(np.concatenate([[0], *(side.ravel() for part in parts for side in (part.times, part.over))]))
-
-        def numbered(scales: Numbers) -> Numbers:
-            return np.searchsorted(known, scales)
-
-        parts = [replace(part, times=numbered(part.times), over=numbered(part.over)) for part in parts]
-        return Freedom(tuple(parts), len(known) - 1, tuple(self.refusals.values()))
+        numbered = (part.numbered(lambda scales: np.searchsorted(known, scales)) for part in parts)
+        return Freedom(tuple(numbered), len(known) - 1, tuple(self.refusals.values()))
 
 
 def _changeable(recording: Recording, name_of: dict[str, str]) -> set[str]:
     """Return the names of tensors that nothing else shares memory with, or may read unseen."""
     tensors: dict[str, Tensor] = recording.constants.tensors
     unsure = {name_of.get(name) for name in (*recording.elsewhere, *recording.run.replaced)}
-    shared: dict[Any, set[str]] = defaultdict(set)
-    for name, first in name_of.items():
-        if tensors[name].layout is torch.strided:
-            shared[tensors[name].untyped_storage().data_ptr()].add(first)
-    alone = {name for names in shared.values() if len(names) == 1 for name in names}
+    strided = (name for name in set(name_of.values()) if tensors[name].layout is torch.strided)
+    storages = {name: tensors[name].untyped_storage().data_ptr() for name in strided}
+    users = Counter(storages.values())
+    alone = {name for name, storage in storages.items() if users[storage] == 1}
     return {name for name in alone - unsure if tensors[name].is_floating_point()}
 
 
@@ -247,12 +224,12 @@ Law = Callable[[fx.Node, Any, Reading], Along | None]
 
 def same(_node: fx.Node, meaning: Any, known: Reading) -> Along | None:
     """``y = x``."""
-    return known.of(meaning.input)
+    return known.along.get(meaning.input)
 
 
 def through(node: fx.Node, meaning: Any, known: Reading) -> Along | None:
     """A layer or a fixed filter."""
-    x, layer = known.of(meaning.input), meaning.layer
+    x, layer = known.along.get(meaning.input), meaning.layer
     if isinstance(layer, Convolution):
         return convolved(node, meaning, known)
     if x is None:
@@ -269,7 +246,7 @@ def convolved(node: fx.Node, meaning: Any, known: Reading) -> Along:
     """``y / t = (W[o, i] s[i] / t[o]) ⋆ (x / s) + b / t``, with any t; padding with 0 is padding with 0 / s."""
     layer, geometry = meaning.layer, meaning.layer.geometry
     axis = 1 if geometry.ndim else len(known.recording.shape_of[node]) - 1
-    read = _along(known.of(meaning.input), axis, geometry.in_channels)
+    read = _along(known.along.get(meaning.input), axis, geometry.in_channels)
     made = known.scales.new(geometry.out_channels)
     shape = geometry.groups, -1
     transposed = isinstance(geometry, TransposedGeometry)
@@ -281,7 +258,7 @@ def convolved(node: fx.Node, meaning: Any, known: Reading) -> Along:
 
 def scaled(node: fx.Node, meaning: Any, known: Reading) -> Along | None:
     """A multiple, a shift or a normalisation, channel by channel."""
-    x, by = known.of(meaning.input), meaning.by
+    x, by = known.along.get(meaning.input), meaning.by
     if isinstance(by, Normalisation):
         return normalised(node, meaning, known)
     if x is None or isinstance(by, Factor):  # ``c (x / s) = (c x) / s``
@@ -296,7 +273,7 @@ def scaled(node: fx.Node, meaning: Any, known: Reading) -> Along | None:
 def normalised(node: fx.Node, meaning: Any, known: Reading) -> Along | None:
     """``y / t = (g s / t) (x / s - m / s) / d + b / t``, with any t; without g, t is s."""
     by, channels = meaning.by, known.recording.shape_of[node][1]
-    read = _along(known.of(meaning.input), 1, channels)
+    read = _along(known.along.get(meaning.input), 1, channels)
     made, one = (read if by.weight is None else known.scales.new(channels)), np.zeros_like(read)
     parts = ((by.weight, read, made), (by.mean, one, read), (by.bias, one, made))
     known.write(node, *(Part(*part) for part in parts if part[0] is not None))
@@ -305,13 +282,13 @@ def normalised(node: fx.Node, meaning: Any, known: Reading) -> Along | None:
 
 def selected(_node: fx.Node, meaning: Any, known: Reading) -> Along | None:
     """Some channels have their own scales; places of another axis have all of them."""
-    x = known.of(meaning.input)
+    x = known.along.get(meaning.input)
     return x if x is None or x.axis != meaning.axis else Along(x.axis, x.scales[list(meaning.indices)])
 
 
 def joined(_node: fx.Node, meaning: Any, known: Reading) -> Along | None:
     """Channels one after the other have their own scales."""
-    found = [known.of(x) for x in meaning.inputs]
+    found = [known.along.get(x) for x in meaning.inputs]
     if not any(found):
         return None
     sizes = (known.recording.shape_of[x][meaning.axis] for x in meaning.inputs)
@@ -320,12 +297,12 @@ def joined(_node: fx.Node, meaning: Any, known: Reading) -> Along | None:
 
 def added(_node: fx.Node, meaning: Any, known: Reading) -> Along | None:
     """``x / s + y / s = (x + y) / s``."""
-    return _tied([known.of(x) for x in inputs_of(meaning)], known)
+    return _tied([known.along.get(x) for x in inputs_of(meaning)], known)
 
 
 def moved(node: fx.Node, meaning: Any, known: Reading) -> Along | None:
     """Pixels elsewhere, or means of them; of several channels, where pixels of those become pixels of one."""
-    x = known.of(meaning.input)
+    x = known.along.get(meaning.input)
     axis = None if x is None else dict(meaning.moves).get(x.axis)
     if x is None or axis is None:
         return flattened(node, meaning, known)
@@ -340,7 +317,7 @@ def moved(node: fx.Node, meaning: Any, known: Reading) -> Along | None:
 
 def flattened(node: fx.Node, _meaning: Any, known: Reading) -> Along | None:
     """``[N, C, H, W]`` as ``[N, C * H * W]``: each channel's scale for all of its pixels."""
-    x, recording = known.of(node.all_input_nodes[0]), known.recording
+    x, recording = known.along.get(node.all_input_nodes[0]), known.recording
     if x is None:
         return None
     before, after = recording.shapes(node.all_input_nodes[0]), recording.shapes(node)
@@ -352,7 +329,7 @@ def flattened(node: fx.Node, _meaning: Any, known: Reading) -> Along | None:
 
 def homogeneous(node: fx.Node, _meaning: Any, known: Reading) -> Along | None:
     """``f(x / s) = f(x) / s`` for each number: rectifiers of whatever slopes, magnitudes."""
-    return known.of(_only(node, known))
+    return known.along.get(_only(node, known))
 
 
 def clamped(node: fx.Node, meaning: Any, known: Reading) -> Along | None:
@@ -366,7 +343,7 @@ def clamped(node: fx.Node, meaning: Any, known: Reading) -> Along | None:
 def pooled(node: fx.Node, _meaning: Any, known: Reading) -> Along | None:
     """The largest of some pixels, or their mean: ``max(x / s) = max(x) / s`` in each channel."""
     given = _only(node, known)
-    x, shape_of = known.of(given), known.recording.shape_of
+    x, shape_of = known.along.get(given), known.recording.shape_of
     if x is not None and (x.axis != 1 or shape_of[given][:2] != shape_of.get(node, ())[:2]):
         raise Fixed("not-homogeneous", "it acts on another axis than that of pixels")
     return x
@@ -374,8 +351,7 @@ def pooled(node: fx.Node, _meaning: Any, known: Reading) -> Along | None:
 
 def extreme(node: fx.Node, _meaning: Any, known: Reading) -> Along | None:
     """As ``pooled``, over whole axes."""
-    names = ("dim", "keepdim")
-    given = dict(zip(("input", *names), node.args, strict=False)) | node.kwargs
+    given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | node.kwargs
     known_input = is_data(given.get("input"), known.recording)
     meaning = channels.mean(Call(node, "mean", given), known.recording) if known_input else None
     if not isinstance(meaning, Rearranged):
@@ -394,12 +370,14 @@ def gated(node: fx.Node, _meaning: Any, known: Reading) -> Along | None:
         raise Fixed("not-homogeneous", "it multiplies or divides what has scales itself, or rounds")
     if x in known.along and known.recording.shape_of[node] != known.recording.shape_of[x]:
         raise Fixed("not-homogeneous", "it enlarges what has scales")
-    return known.of(x)
+    return known.along.get(x)
 
 
 def _only(node: fx.Node, known: Reading) -> fx.Node:
     """Return the one value that a node reads, which comes first."""
-    given = known.data(node)
+    recording = known.recording
+    constant = recording.constants.is_constant
+    given = [x for x in node.all_input_nodes if x in recording.shape_of and not constant(x)]  # the others are sizes
     if len(given) != 1 or given[0] is not next(iter(node.args), None):
         raise Fixed("not-homogeneous", "it reads several values")
     return given[0]

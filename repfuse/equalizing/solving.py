@@ -16,8 +16,9 @@ exponentials of linear functions of log s, so its logarithm is convex (a geometr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -48,9 +49,10 @@ class Scales:
             low, high = sorted(map(self._root, pair))
             self._parents[high] = low
 
-    def fix(self, scales: Numbers) -> None:
+    def fix(self, *scales: Numbers) -> None:
         """Let these be 1."""
-        self.tie(scales, np.zeros_like(scales))
+        for each in scales:
+            self.tie(each, np.zeros_like(each))
 
     def of(self, scales: Numbers) -> Numbers:
         """Return each as the first of those that are one with it: 0 where it is 1."""
@@ -85,10 +87,13 @@ class Part:
         """Return what a tensor of this shape is multiplied by; ``scale`` are the scales by number."""
         return (scale[self.times] / scale[self.over]).reshape(*shape)
 
-    def fits(self, other: Part) -> bool:
-        """Whether both say of the same places which scales they have."""
-        alike = self.times.shape == other.times.shape and self.over.shape == other.over.shape
-        return alike and type(self) is type(other)
+    def form(self) -> tuple[object, ...]:
+        """Return what says which places have these scales: the same for two that can be tied pair by pair."""
+        return type(self), self.times.shape, self.over.shape
+
+    def numbered(self, number: Callable[[Numbers], Numbers]) -> Self:
+        """Return it with scales of other numbers."""
+        return replace(self, times=number(self.times), over=number(self.over))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,13 +124,9 @@ class ScaledWeight(Part):
             return found.reshape([size[axis] for axis in self.order]).permute(back)
         return found.reshape(*size[:2], *(1 for _ in size[2:]))
 
-    def fits(self, other: Part) -> bool:
-        """As ``Part.fits``."""
-        return (
-            super().fits(other)
-            and isinstance(other, ScaledWeight)
-            and (self.transposed, self.order) == (other.transposed, other.order)
-        )
+    def form(self) -> tuple[object, ...]:
+        """As ``Part.form``."""
+        return (*super().form(), self.transposed, self.order)
 
 
 NORMS = (8.0, 32.0, 128.0)

@@ -15,6 +15,7 @@ from repfuse.networks import named_tensors
 from repfuse.ops.meaning import Rearranged, convolves
 from repfuse.ops.table import Meanings
 from repfuse.planning.region import Region
+from repfuse.plans import above
 from repfuse.recording.recording import Recording
 from repfuse.recording.run import ModuleCall
 from repfuse.recording.stock import is_stock
@@ -120,12 +121,6 @@ def call_signature(meanings: Meanings, call: ModuleCall) -> str:
     same_values = [values.index(value) for value in values]
     arguments = map_arg((call.args, call.kwargs), lambda _: "a tensor")
     return repr((arguments, same_values, steps, map_arg(call.output, name)))
-
-
-def above(target: str) -> list[str]:
-    """Return the paths of the modules around a module or a tensor, but for the outermost."""
-    parts = target.split(".")
-    return [".".join(parts[:length]) for length in range(1, len(parts))]
 
 
 @dataclass(frozen=True)

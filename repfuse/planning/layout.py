@@ -30,9 +30,10 @@ from repfuse.ops.meaning import Same
 from repfuse.ops.table import Meanings
 from repfuse.planning.cost import needs_separate_pad
 from repfuse.planning.edits import Block, Fused, Layout, is_affine_norm, place_of
-from repfuse.planning.folding import Folding, ModuleRow, Uses, above, call_signature
+from repfuse.planning.folding import Folding, ModuleRow, Uses, call_signature
 from repfuse.planning.local import Replacement, SizeGone, Summand, local_graph, vanishing
 from repfuse.planning.region import Group, Region, pieces
+from repfuse.plans import above
 from repfuse.recording.run import ModuleCall
 from repfuse.recording.stock import hooks_of, is_stock
 
