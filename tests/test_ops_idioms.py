@@ -294,6 +294,12 @@ def test_other_views_are_no_space_to_depth(function):
     assert meaning_at(function, [(2, 3, 8, 8), (1, 3, 2, 2)]) is None
 
 
+def test_the_first_of_three_steps_is_a_view():
+    """What computes there is no step: the three would leave it out."""
+    found = meaning_at(lambda m, x, y: (x * 3).permute(0, 1, 2, 3).reshape(x.shape), SHAPES)
+    assert not isinstance(found, Selected)
+
+
 def test_channel_shuffle_in_atens_spelling():
 
     def function(m, x, y):
