@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial, reduce
+from functools import cached_property, partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -234,41 +233,30 @@ class StoredWeight(NamedTuple):
 
 
 class ExactWeights:
-    """What the weights of a fused network would be without rounding.
+    """What the weights of a fused network would be without rounding: ``all``, and those ``of_place``, by its path.
 
-    Those stored in float64 are taken as they are: they are themselves what has to be proven. ``name_of`` are the names
-    of the stored ones by id.
+    ``name_of`` are the names of the stored ones by id.
     """
 
     def __init__(self, fused: nn.Module, places: Iterable[Place]) -> None:
-        self._hold({place.path: list(_weights(fused, place)) for place in places})
-        self.name_of = {id(tensor): name for name, tensor in named_tensors(fused) if id(tensor) in self._by_id}
-
-    def _hold(self, of_place: dict[str, list[StoredWeight]]) -> None:
-        self._of_place = of_place
-        self._by_id = {id(weight.stored): weight for weights in of_place.values() for weight in weights}
-
-    def of(self, place: Place) -> ExactWeights:
-        """Return those of one region, each of which is computed once and kept."""
-        kept = copy(self)
-        kept._hold({place.path: [StoredWeight(stored, cache(exact)) for stored, exact in self.at(place)]})
-        return kept
-
-    def at(self, place: Place) -> list[StoredWeight]:
-        """Return the weights and biases of the convolutions that replace a region."""
-        return self._of_place[place.path]
-
-    def __contains__(self, tensor: torch.Tensor) -> bool:
-        return id(tensor) in self._by_id
+        self.of_place = {place.path: list(_weights(fused, place)) for place in places}
+        self.all = [weight for weights in self.of_place.values() for weight in weights]
+        stored = {id(weight.stored) for weight in self.all}
+        self.name_of = {id(tensor): name for name, tensor in named_tensors(fused) if id(tensor) in stored}
 
     def change(self, network: nn.Module) -> Change:
         """Return what makes the tensors of ``network``, which holds fused convolutions, exact as they are read."""
-        narrow = {
-            name: self._by_id[id(x)].exact
-            for name, x in named_tensors(network)
-            if id(x) in self._by_id and x.dtype is not torch.float64
-        }
-        return lambda name, tensor: narrow[name]() if name in narrow else in_float64(name, tensor)
+        return exactly(self.all, network)
+
+
+def exactly(weights: Iterable[StoredWeight], network: nn.Module) -> Change:
+    """Return what makes these tensors of ``network`` exact as they are read.
+
+    Those stored in float64 are taken as they are: they are themselves what has to be proven.
+    """
+    exact = {id(weight.stored): weight.exact for weight in weights if weight.stored.dtype is not torch.float64}
+    narrow = {name: exact[id(x)] for name, x in named_tensors(network) if id(x) in exact}
+    return lambda name, tensor: narrow[name]() if name in narrow else in_float64(name, tensor)
 
 
 def _weights(fused: nn.Module, place: Place) -> Iterator[StoredWeight]:

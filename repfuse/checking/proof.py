@@ -6,6 +6,7 @@ Of a site its algebra, its stored weights and its drift; then the whole network,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from math import prod
 
 import torch
@@ -18,7 +19,7 @@ from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.algebra.layers import Phases
 from repfuse.checking.comparison import TOLERANCE, answers_in_float64, informative, level, reference, tabulate
 from repfuse.checking.inputs import SCOPES, Effort, Trial, rounded_through
-from repfuse.checking.places import ExactWeights, Place, compare_exact, convolution_at, places
+from repfuse.checking.places import ExactWeights, Place, StoredWeight, compare_exact, convolution_at, exactly, places
 from repfuse.checking.results import Level, Proof, SiteDrift, SiteProof, WeightProof
 from repfuse.checking.rounding import half_spacing
 from repfuse.checking.runs import Outcome, run, run_float64, widened
@@ -252,12 +253,13 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effo
     In float64 with the weights before they were rounded, which is the proof; each stored weight with that; and in the
     stored dtype, which is the drift, as the ``effort`` says.
     """
-    after, exact = place.after(fused), exact.of(place)
-    scope, weights_held = SCOPES[effort], sum(x.numel() for _, x in named_tensors(after))
+    after, scope = place.after(fused), SCOPES[effort]
+    computed_once = [StoredWeight(stored, cache(compute)) for stored, compute in exact.of_place[place.path]]
+    weights_held = sum(x.numel() for _, x in named_tensors(after))
     trials, expected = _runs(place, after, scope.of_large_site if weights_held > LARGE_SITE else scope.of_site)
-    answers = answers_in_float64(after, trials, expected, exact.change(after))
+    answers = answers_in_float64(after, trials, expected, exactly(computed_once, after))
     comparison = tabulate(trials, expected, answers)
-    weights = tuple(_compared(exact.name_of[id(each.stored)], each.stored, each.exact()) for each in exact.at(place))
+    weights = tuple(_compared(exact.name_of[id(stored)], stored, compute()) for stored, compute in computed_once)
     drift = None
     if comparison.passed and scope.drift_of_site:  # on the largest input that does not overflow
         ran = [pair for pair in zip(trials, expected, strict=True) if not pair[1].error]
@@ -296,7 +298,7 @@ def differing(wanted: nn.Module, fused: nn.Module, exact: ExactWeights) -> Itera
     for name in right.keys() & stored.keys():
         wanted_one, one = right[name], stored[name]
         alike = wanted_one.dtype == one.dtype and wanted_one.shape == one.shape
-        if not (alike if one in exact else equal(wanted_one, one)):
+        if not (alike if id(one) in exact.name_of else equal(wanted_one, one)):
             yield name
 
 
