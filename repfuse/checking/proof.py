@@ -6,7 +6,7 @@ Of a site its algebra, its stored weights and its drift; then the whole network,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from math import prod
 
 import torch
@@ -221,27 +221,20 @@ NEAR_HALF = 0.5 + 2.0**-16
 def _compared(name: str, stored: torch.Tensor, exact: torch.Tensor) -> WeightProof:
     """Compare a stored tensor of a site with what it was computed to be."""
     stored = stored.detach()
-    dtype, shape = dtype_name(stored.dtype), tuple(stored.shape)
+    found = partial(WeightProof, name, dtype_name(stored.dtype), tuple(stored.shape))
     if stored.shape != exact.shape:
-        return WeightProof(name, dtype, shape, stored.numel(), float("inf"))
+        return found(stored.numel(), float("inf"))
     rounded = exact.to(stored.dtype)
     equal = stored == rounded
-    if bool(equal.all()):  # as nearly all are
-        return WeightProof(name, dtype, shape, 0, 0.5)
-    unequal = ~(equal | (stored.isnan() & rounded.isnan()))
-    wrong, spacings = _wrong(stored[unequal], exact[unequal], float(exact.abs().max()) if exact.numel() else 0.0)
-    return WeightProof(name, dtype, shape, wrong, max(0.5, spacings))
-
-
-def _wrong(stored: torch.Tensor, exact: torch.Tensor, largest: float) -> tuple[int, float]:
-    """Return how many numbers are no rounding of the exact ones, and the largest difference in spacings."""
-    if not stored.numel():
-        return 0, 0.0
-    difference = (stored.double() - exact).abs()
-    spacing = 2 * half_spacing(stored)
-    allowed = TOLERANCE * largest if stored.dtype is torch.float64 else spacing * NEAR_HALF
+    if not bool(equal.all()):  # as few are
+        equal |= stored.isnan() & rounded.isnan()
+    if bool(equal.all()):
+        return found(0, 0.5)
+    stored, unequal = stored[~equal], exact[~equal]
+    difference, spacing = (stored.double() - unequal).abs(), 2 * half_spacing(stored)
+    allowed = TOLERANCE * float(exact.abs().max()) if stored.dtype is torch.float64 else spacing * NEAR_HALF
     wrong = int((~(difference <= allowed)).sum())
-    return wrong, float((difference / spacing).nan_to_num(nan=float("inf")).max())
+    return found(wrong, max(0.5, float((difference / spacing).nan_to_num(nan=float("inf")).max())))
 
 
 LARGE_SITE = 1 << 18  # weights
