@@ -176,7 +176,8 @@ _BITS = {torch.float32: (torch.int32, 0x7F80_0000), torch.float64: (torch.int64,
 def allowed(effects: Sequence[Levels]) -> Levels:
     """Return what independent effects, adding as squares, explain per trial and output (see this module)."""
     total = combined(effects)
-    typical = {name: _median([total[key] for key in total if key[1] == name]) for _, name in total}
+    of_name = {name: [total[key] for key in total if key[1] == name] for _, name in total}
+    typical = {name: _each_norm(statistics.median, levels) for name, levels in of_name.items()}
     both = {key: [value, typical[key[1]]] for key, value in total.items()}
     return {key: _each_norm(lambda norms: SAFETY * max(norms) + TOLERANCE, levels) for key, levels in both.items()}
 
@@ -189,10 +190,6 @@ def combined(effects: Sequence[Levels]) -> Levels:
 def rms(levels: Sequence[Level]) -> Level:
     """Return the root mean square of several draws of the same error."""
     return _each_norm(lambda norms: math.hypot(*norms) / math.sqrt(len(norms)), levels)
-
-
-def _median(levels: Sequence[Level]) -> Level:
-    return _each_norm(statistics.median, levels)
 
 
 def _each_norm(function: Callable[[list[float]], float], levels: Sequence[Level]) -> Level:
@@ -278,7 +275,7 @@ class RoundingEffects:
 
     def _borrowed(self, name: str) -> Level:
         levels = [level for (_, other), level in self._lent if other == name] or [level for _, level in self._lent]
-        return _median(levels)
+        return _each_norm(statistics.median, levels)
 
 
 # Errors in float64 against what rounding explains of them, measured where few sampled inputs do not settle it.

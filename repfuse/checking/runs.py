@@ -128,7 +128,6 @@ class Widening(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call one function of torch."""
         kwargs = kwargs or {}
         if self.resting:
             return func(*args, **kwargs)
@@ -190,7 +189,6 @@ class Depthwise(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call one function of torch."""
         if func in _CONVOLUTIONS and len(args) == 7 and not kwargs and _is_depthwise(*args):
             return _by_taps(*args[:6])
         return func(*args, **(kwargs or {}))
@@ -246,11 +244,6 @@ class Outcome:
     error: str = ""
     at: str = ""
     narrow: tuple[str, ...] = ()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it gave no number at all: a crop may leave nothing, where a convolution refuses to go on."""
-        return not any(output.numel() for output in self.outputs.values())
 
 
 Key = tuple[int, str]
@@ -390,13 +383,13 @@ def _read_in_part(network: nn.Module, change: Change) -> tuple[nn.Module, _Guard
             return change(name, tensor)
         return nan.setdefault(tensor.dtype, torch.full((), torch.nan, dtype=tensor.dtype)).expand(tensor.shape)
 
-    copy, guard = _copy(network, changed), _Guard(Room(max((x.numel() for x in large.values()), default=0) * 8))
+    copy = _copy(network, changed)
+    guard = _Guard(Room(max((x.numel() for x in large.values()), default=0) * 8), nan.values())
     read: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
     made_of = {id(x): (x, name, large[name]) for name, x in named_tensors(copy) if name in large}
     for module in copy.modules():
         if any(id(x) in made_of for x in module._parameters.values()):
             vars(module)["_parameters"] = _Read(module._parameters, made_of, change, read, guard)
-    guard.forbid(nan.values())
     return copy, guard
 
 
@@ -406,23 +399,18 @@ MUCH = 1 << 18
 
 
 class _Guard(OperatorMode):  # type: ignore[no-untyped-call]
-    """While it is on, notes whether an operator wrote into what was made in the ``room``, or met what it is to
-    ``forbid``.
+    """While it is on, notes whether an operator wrote into what was made in the ``room``, or met what is
+    ``forbidden``.
     """
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, forbidden: Iterable[Tensor]) -> None:
         super().__init__()
         self.room, self.wrong = room, False
-        self._forbidden = set[int]()
-
-    def forbid(self, tensors: Iterable[Tensor]) -> None:
-        """Take note of tensors that no operator is to meet."""
-        self._forbidden = set(map(address, tensors))
+        self._forbidden = set(map(address, forbidden))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one operator."""
         kwargs = kwargs or {}
         self.wrong |= not self._forbidden.isdisjoint(map(address, tensors_of((args, kwargs))))
         self.wrong |= any(map(self.room.lent, written_into(func, args, kwargs)))
@@ -443,7 +431,6 @@ class _PastOperators(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call one function of torch."""
         name = getattr(func, "__name__", "")
         if name in _PAST_OPERATORS:
             self._guard.wrong |= self._guard.knows(tensors_of(args))
