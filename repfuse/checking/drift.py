@@ -37,16 +37,7 @@ from repfuse.checking.comparison import (
 )
 from repfuse.checking.inputs import Trial, input_variants, is_floating, mapped
 from repfuse.checking.results import Drift, Level, OutputDrift, OutputError, OutputVerdict, TrialComparison, Verified
-from repfuse.checking.rounding import (
-    SAMPLES,
-    Levels,
-    RoundingEffects,
-    allowed,
-    combined,
-    explained,
-    rms,
-    settle,
-)
+from repfuse.checking.rounding import SAMPLES, Levels, RoundingEffects, allowed, combined, explained, rms, settle
 from repfuse.checking.runs import Key, Outcome, by_key, call, narrow_in, run, run_float64
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.networks import between, main_dtype

@@ -22,15 +22,7 @@ from repfuse.checking.few_bits import check_bits, few_bits
 from repfuse.checking.inputs import Effort, Trial, input_variants, known_effort, rounded_through
 from repfuse.checking.locate import first_difference
 from repfuse.checking.proof import prove
-from repfuse.checking.results import (
-    Proof,
-    RealData,
-    ToleranceCheck,
-    Verdict,
-    Verification,
-    Worst,
-    without_float64,
-)
+from repfuse.checking.results import Proof, RealData, ToleranceCheck, Verdict, Verification, Worst, without_float64
 from repfuse.checking.runs import Key, Outputs, by_key, run, run_float64, takes
 from repfuse.errors import RepfuseError
 from repfuse.networks import as_inputs, between, check_runnable, main_dtype, why_refused
