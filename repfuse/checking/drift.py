@@ -100,23 +100,24 @@ def drift(
     effect = effect or RoundingEffects(fused, original, trials, exact)
     after = run(fused, trials, between(original, fused)) if found is None else found
     before = run(original, trials, {}) if own is None else own
-    wanted, given = by_key(before), by_key(after)
-    wide = {key: x for key, x in by_key(exact).items() if _sound(x, wanted.get(key))}
-    if not wide:
+    wide, wanted, given = by_key(exact), by_key(before), by_key(after)
+    alike = (key for key, x in wide.items() if x.numel() and key in wanted and x.shape == wanted[key].shape)
+    drawn = {key: level(wide[key], wanted[key]) for key in alike}
+    drawn = {key: own for key, own in drawn.items() if math.isfinite(own.max)}  # elsewhere its dtype overflows
+    if not drawn:
         why = before[0].error or "its outputs overflow"
         problem = f"the original cannot run in {dtype_name(main_dtype(original))} here ({why})"
         return Drift((), measured=False, problem=problem)
-    alike = main_dtype(original) == main_dtype(fused)
-    for (position, name), x in ((key, wanted[key]) for key in wide):
-        other = given.get((position, name))
+    same_dtype = main_dtype(original) == main_dtype(fused)
+    for position, name in drawn:
+        x, other = wanted[position, name], given.get((position, name))
         if other is None:
             problem = f"only the original runs ({after[position].error or f'{name} is missing'})"
         else:
-            problem = mismatch({name: x}, {name: other if alike else other.to(x.dtype)})
+            problem = mismatch({name: x}, {name: other if same_dtype else other.to(x.dtype)})
         if problem:
             return Drift((), problem=f"{trials[position].label}: {problem}")
-    drawn = {key: level(x, wanted[key]) for key, x in wide.items()}
-    errors = {key: level(x, given[key]) for key, x in wide.items()}
+    errors = {key: level(wide[key], given[key]) for key in drawn}
     without = any("" in outcome.narrow for outcome in exact)  # then its own error is not to be had
 
     def rows() -> dict[Key, OutputDrift]:
@@ -124,7 +125,7 @@ def drift(
         if without:
             limits = {key: Level(half, half) for key in drawn for half in [half_the_digits(given[key].dtype)]}
         else:
-            rounded = {key: _last_rounding(given[key]) for key in wide}
+            rounded = {key: _last_rounding(given[key]) for key in drawn}
             limits = allowed([drawn, rounded, explained] if explained else [drawn, rounded])
         return {
             key: OutputDrift(
@@ -157,13 +158,6 @@ def _last_rounding(output: torch.Tensor) -> Level:
     """Return the level of rounding an output once: uniform within half a spacing."""
     eps = torch.finfo(output.dtype).eps if output.is_floating_point() else 0.0
     return Level(eps / 2 / math.sqrt(3), eps / 2)
-
-
-def _sound(wide: torch.Tensor, stored: torch.Tensor | None) -> bool:
-    """Whether the original in its own dtype gives a number wherever it does in float64."""
-    if stored is None or stored.shape != wide.shape:
-        return False
-    return wide.numel() > 0 and math.isfinite(level(wide, stored).max)
 
 
 # Everything that a verdict on two networks rests on, gathered once.
