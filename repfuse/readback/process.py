@@ -61,11 +61,7 @@ class Copy:
             os.close(end)
         self.stdin, self.stdout = os.fdopen(give, "wb"), os.fdopen(answered, "rb")
         self.kill, self.wait = self._process.kill, self._process.join
-
-    @property
-    def returncode(self) -> int | None:
-        """Its exit code, as ``Popen`` has it."""
-        return self._process.exitcode
+        self.returncode: int | None = None
 
     def communicate(self, sent: bytes) -> tuple[bytes, bytes]:
         """Send the job, and return the answer."""
@@ -74,6 +70,7 @@ class Copy:
             self.stdin.close()
         data = self.stdout.read()
         self.wait()
+        self.returncode = self._process.exitcode
         return data, b""
 
 
