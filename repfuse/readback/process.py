@@ -18,10 +18,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -96,8 +97,7 @@ class Reader:
     def __init__(self, *, fresh: bool = True, allowed: Iterable[str] = ()) -> None:
         self._process: subprocess.Popen[bytes] | Copy | None = None
         self._prepared = False
-        self._asked: Future[tuple[bytes, bytes]] | Job | None = None
-        self._since, self._size = 0.0, 0  # when it was asked, and the bytes of the file
+        self._found: Callable[[], Answer] | None = None  # once it was asked
         self._thread = ThreadPoolExecutor(1)
         self._said: IO[bytes] = io.BytesIO()
         self.name = f"this process, because {why}" if (why := self._started() if fresh else ASKED) else FRESH
@@ -156,29 +156,28 @@ class Reader:
 
     def ask(self, job: Job) -> None:
         """Give it the job. A process of its own begins at once; this one, where the job needs what no other has."""
-        from repfuse.readback.reading import packed
+        from repfuse.readback.reading import answer, packed
 
         lost = sorted(name for name in set(job.needs) if not _importable(name)) if self._process else []
         if lost:
             self.name = f"this process, because {lost[0]} exists in no other"
         if lost or not self._process:
-            self._asked = job
+            self._found = partial(answer, job)
             return
         if not self._prepared:
             self._import([])
         sent = b"\n" + packed(replace(job, folders=tuple(folders)))
-        self._since, self._size = time.perf_counter(), Path(job.path).stat().st_size
-        self._asked = self._thread.submit(self._process.communicate, sent)
+        since, size = time.perf_counter(), Path(job.path).stat().st_size
+        asked = self._thread.submit(self._process.communicate, sent)
+        self._found = partial(self._received, asked, since, size)
 
     def answer(self) -> Answer:
         """Return the answer, for which a process of its own has as long as it may take.
 
         Raises RepfuseError, with the exit code of a failed check, where there is none or the file could not be read.
         """
-        from repfuse.readback.reading import answer
-
-        assert self._asked is not None
-        found = self._received(self._asked) if isinstance(self._asked, Future) else answer(self._asked)
+        assert self._found is not None
+        found = self._found()
         if found.refused:
             what, why, hint = found.refused
             raise RepfuseError(
@@ -189,11 +188,11 @@ class Reader:
             )
         return found
 
-    def _received(self, asked: Future[tuple[bytes, bytes]]) -> Answer:
+    def _received(self, asked: Future[tuple[bytes, bytes]], since: float, size: int) -> Answer:
         from repfuse.readback.reading import Answer, unpacked
 
         assert self._process is not None
-        seconds = PATIENCE + self._size / BYTES_A_SECOND + SLOWER * (time.perf_counter() - self._since)
+        seconds = PATIENCE + size / BYTES_A_SECOND + SLOWER * (time.perf_counter() - since)
         try:
             data, _ = asked.result(seconds)
         except TimeoutError as error:
