@@ -381,10 +381,8 @@ def input_variants(
     trials += _batches(example, scope, first)
     trials += _sizes(example, example.in_a_row(scope.in_a_row), first, sampled=False)
     unique = [*{trial.label: trial for trial in trials}.values()]
-    marked = [trial for trial in unique if trial.sampled][: scope.sampled]
-    return tuple(
-        mapped(replace(trial, sampled=any(trial is one for one in marked)), example.rebuilt) for trial in unique
-    )
+    marked = [trial.label for trial in unique if trial.sampled][: scope.sampled]
+    return tuple(mapped(replace(trial, sampled=trial.label in marked), example.rebuilt) for trial in unique)
 
 
 def _sizes(example: Example, sizes: Iterable[list[Extent]], seed: int, *, sampled: bool = True) -> Iterator[Trial]:
