@@ -128,10 +128,7 @@ def reference(original: nn.Module, trials: Sequence[Trial]) -> list[Outcome]:
 
 
 def answers_in_float64(
-    fused: nn.Module,
-    trials: Sequence[Trial],
-    expected: Sequence[Outcome],
-    change: Change = in_float64,
+    fused: nn.Module, trials: Sequence[Trial], expected: Sequence[Outcome], change: Change = in_float64
 ) -> list[Outcome]:
     """Run the fused network in float64, its tensors as ``change`` says, on the trials that the original took.
 

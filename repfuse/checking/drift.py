@@ -280,19 +280,12 @@ Run = Callable[[Sequence[Trial]], tuple[str, Sequence[Outcome]]]
 
 
 def check_written(
-    original: nn.Module,
-    fused: nn.Module,
-    example: Sequence[Any],
-    run: Run,
-    *,
-    gate: nn.Module,
-    shapes: tuple[str, ...] = (),
+    original: nn.Module, fused: nn.Module, example: Sequence[Any], run: Run, *, gate: nn.Module
 ) -> Verified:
     """Run the file that ``fused`` was written to on the inputs of ``input_variants`` and return what was found.
 
-    ``gate`` is a network that refuses what the file's shapes exclude, and ``shapes`` are these as text. Raises
-    RepfuseError, with the exit code of a failed check, where the file does not compute what the original does, or where
-    that cannot be told.
+    ``gate`` is a network that refuses what the file's shapes exclude. Raises RepfuseError, with the exit code of a
+    failed check, where the file does not compute what the original does, or where that cannot be told.
     """
     trials, expected = with_fallbacks(original, input_variants(example))
     others = [index for index, outcome in enumerate(expected) if index and not outcome.error]
@@ -322,4 +315,4 @@ def check_written(
         )
     compared = tuple(trials[index].label for index in taken if index not in excluded or index in agreeing)
     refused = tuple(label for label in (trials[index].label for index in taken) if label not in compared)
-    return Verified(runtime, shapes, compared, refused, *worst.numbers)
+    return Verified(runtime, (), compared, refused, *worst.numbers)

@@ -196,10 +196,9 @@ def check_program(
     if not runs:
         return Verified(run_file(())[0], (), (), ())
     gate = network_of(complete(program, Path()))
-    shapes = tuple("x".join(map(str, axes)) for axes in contract.axes)
-    example = checkpoint.example_inputs
-    found = check_written(checkpoint.module, module, example, run_file, gate=gate, shapes=shapes)
-    return replace(found, where=reader.name, tensors=len(tensors), seconds=time.perf_counter() - started)
+    found = check_written(checkpoint.module, module, checkpoint.example_inputs, run_file, gate=gate)
+    shapes, seconds = tuple("x".join(map(str, axes)) for axes in contract.axes), time.perf_counter() - started
+    return replace(found, shapes=shapes, where=reader.name, tensors=len(tensors), seconds=seconds)
 
 
 # A graph of ONNX that was edited, run beside the one that it was made from, in ONNX Runtime.
