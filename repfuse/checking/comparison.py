@@ -139,12 +139,10 @@ def answers_in_float64(
     return [Outcome({}, "the original does not take it") if outcome.error else next(answers) for outcome in expected]
 
 
-def tabulate(
-    trials: Sequence[Trial], expected: Sequence[Outcome], found: Sequence[Outcome], tolerance: float = TOLERANCE
-) -> Comparison:
+def tabulate(trials: Sequence[Trial], expected: Sequence[Outcome], found: Sequence[Outcome]) -> Comparison:
     """Set the outcomes of both networks side by side."""
     rows = enumerate(zip(trials, expected, found, strict=True))
-    return Comparison(tuple(_row(*each, guards=position > 0) for position, each in rows), tolerance)
+    return Comparison(tuple(_row(*each, guards=position > 0) for position, each in rows), TOLERANCE)
 
 
 def _row(trial: Trial, expected: Outcome, found: Outcome, *, guards: bool) -> TrialComparison:
