@@ -39,8 +39,7 @@ NORM = "BatchNorm with statistics, a weight and a bias"
 
 @dataclass(frozen=True)
 class Place:
-    """One region of the network ``module``; ``path_of`` are the paths of the convolutions that its groups became, and
-    ``norm_of`` those of the norms that stay behind them.
+    """One region of the network ``module``; ``written`` are the convolutions that its groups became, by their ids.
 
     Groups without one stay what they are, a factor of their source. Named after its first convolution.
     """
@@ -48,13 +47,12 @@ class Place:
     planner: Planner
     module: nn.Module
     region: Region
-    path_of: Mapping[int, str]
-    norm_of: Mapping[int, str]
+    written: Mapping[int, Fused]
 
     @property
     def path(self) -> str:
         """Where its first convolution is after the rewrite."""
-        return next(iter(self.path_of.values()))
+        return next(iter(self.written.values())).path
 
     @property
     def output(self) -> str:
@@ -132,18 +130,18 @@ class Place:
         A source that is only added up, times a number, is multiplied by ``factor`` of it.
         """
         if self.pieces:  # what puts values elsewhere stays as it is around each that became a convolution
-            (group,) = (each for each in self.region.groups if id(each) in self.path_of)
+            (group,) = (each for each in self.region.groups if id(each) in self.written)
             part = self._part(fused, group)
             return self._computed({each.root: ((each.source,), part if each.layered else None) for each in self.pieces})
         number = {source: position for position, source in enumerate(self.sources)}
         terms = list[tuple[int, nn.Module | float]]()
         for group in self.region.groups:
-            made = id(group) in self.path_of
+            made = id(group) in self.written
             terms.append((number[group.source], self._part(fused, group) if made else factor(group.of_source or 1)))
         return _Sum(terms, self.region.joined_along)
 
     def _part(self, fused: nn.Module, group: Group) -> nn.Module:
-        path, norm = self.path_of[id(group)], self.norm_of[id(group)]
+        path, norm = self.written[id(group)].path, self.written[id(group)].norm
         part = fused.get_submodule(path)
         return nn.Sequential(part, fused.get_submodule(norm)) if norm and norm != join(path, "norm") else part
 
@@ -151,7 +149,7 @@ class Place:
         """Return the norms of the network ``fused`` that stay behind its convolutions, by path. Raises RepfuseError
         where one is missing.
         """
-        return {path: norm_at(fused, path) for path in self.norm_of.values() if path}
+        return {item.norm: norm_at(fused, item.norm) for item in self.written.values() if item.norm}
 
 
 class _Sum(nn.Module):
@@ -201,8 +199,7 @@ def places(original: nn.Module, plan: Plan) -> Iterator[Place]:
     for item in layout.fused:
         found.setdefault(item.region.root, []).append(item)
     for _, items in sorted(found.items(), key=lambda entry: order[entry[0]]):
-        paths, norms = ({id(item.group): getattr(item, name) for item in items} for name in ("path", "norm"))
-        yield Place(planner, original, items[0].region, paths, norms)
+        yield Place(planner, original, items[0].region, {id(item.group): item for item in items})
 
 
 def _needed(
@@ -265,13 +262,12 @@ def _weights(fused: nn.Module, place: Place) -> Iterator[StoredWeight]:
 
     tensors = lookup(place.module, place.planner.recording.constants)
     for group in place.region.groups:
-        if id(group) in place.path_of:
-            path = place.path_of[id(group)]
-            convolution = convolution_at(fused, path)
+        if item := place.written.get(id(group)):
+            convolution = convolution_at(fused, item.path)
             if not {"weight", "bias"} <= convolution._parameters.keys():  # a parametrization computes it
-                raise _misfit(path)
-            if norm := place.norm_of[id(group)]:
-                yield from _behind_norm(convolution, norm_at(fused, norm), group.expression, tensors)
+                raise _misfit(item.path)
+            if item.norm:
+                yield from _behind_norm(convolution, norm_at(fused, item.norm), group.expression, tensors)
                 continue
             for name, compute in (("weight", weight), ("bias", constant)):
                 stored = convolution._parameters[name]

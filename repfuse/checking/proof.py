@@ -90,7 +90,7 @@ def _growth(place: Place, fused: nn.Module, dtype: torch.dtype, averaged: int) -
     Of a sum with n u >= 1 nothing is known beforehand: then k is as large as the format's numbers.
     """
     unit = torch.finfo(dtype).eps / 2
-    convolutions = [convolution_at(fused, path) for path in place.path_of.values()]
+    convolutions = [convolution_at(fused, item.path) for item in place.written.values()]
     in_half = any(isinstance(convolution, _ConvTransposeNd) for convolution in convolutions)
     summing = unit if in_half else min(unit, torch.finfo(torch.float32).eps / 2)
     lost = summing * (sum(map(_terms, convolutions)) + 2 * len(place.region.groups))
