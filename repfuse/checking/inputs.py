@@ -217,15 +217,10 @@ class Extent(NamedTuple):
 
 
 class Example:
-    """The example's inputs out of their tuples, lists and dicts; ``rebuilt`` puts others in."""
+    """The example's inputs out of their tuples, lists and dicts, into which those of trials are put again."""
 
     def __init__(self, inputs: Sequence[Any]) -> None:
-        leaves, self._structure = tree_flatten(tuple(inputs))
-        self.leaves: tuple[Any, ...] = tuple(leaves)
-
-    def rebuilt(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
-        """Return the inputs with these leaves."""
-        return tuple(tree_unflatten(list(leaves), self._structure))
+        self.leaves, self._structure = tree_flatten(tuple(inputs))
 
     @cached_property
     def batch(self) -> int | None:
@@ -294,8 +289,9 @@ class Example:
 
         def made(extent: Extent) -> Trial:
             seeds = range(seed, seed + 1000 * len(self.leaves), 1000)
-            inputs = tuple(self._leaf(x, kind, extent, own, batch) for x, own in zip(self.leaves, seeds, strict=True))
+            leaves = [self._leaf(x, kind, extent, own, batch) for x, own in zip(self.leaves, seeds, strict=True)]
             size = "" if batch else "x".join(map(str, extent.size))
+            inputs = tuple(tree_unflatten(leaves, self._structure))
             return Trial(f"{label} {size}".strip(), inputs, sampled=False)
 
         first, *others = extents
@@ -370,7 +366,7 @@ def input_variants(
     """
     example, scope = Example(example_inputs), SCOPES[known_effort(effort)]
     first, *others = seeds or scope.seeds
-    trials = [Trial("the example", example.leaves, sampled=False)]
+    trials = [Trial("the example", tuple(example_inputs), sampled=False)]
     if example.floating:
         own = [Extent(example.readings[0] if example.readings else ())]
         trials += [example.trial(f"random, seed {seed}", noise, own, seed) for seed in others]
@@ -380,9 +376,9 @@ def input_variants(
     trials += _sizes(example, reversed([*example.small(scope.small)]), first)
     trials += _batches(example, scope, first)
     trials += _sizes(example, example.in_a_row(scope.in_a_row), first, sampled=False)
-    unique = [*{trial.label: trial for trial in trials}.values()]
-    marked = [trial.label for trial in unique if trial.sampled][: scope.sampled]
-    return tuple(mapped(replace(trial, sampled=trial.label in marked), example.rebuilt) for trial in unique)
+    unique = {trial.label: trial for trial in trials}
+    marked = [label for label, trial in unique.items() if trial.sampled][: scope.sampled]
+    return tuple(replace(trial, sampled=label in marked) for label, trial in unique.items())
 
 
 def _sizes(example: Example, sizes: Iterable[list[Extent]], seed: int, *, sampled: bool = True) -> Iterator[Trial]:
