@@ -66,15 +66,13 @@ def check_read(
     the exit code of a failed check, where the file is not what was written.
     """
     trials = telling(written.example_inputs) if runs and state is None else ()
-    reader.ask(job.on(trials))
+    reader.ask(job, trials)
 
     def answered() -> Verified:
         started = time.perf_counter()
         expected = run(module, trials, {})
         own = fingerprint_of(module, module=job.module) if state is None else Fingerprint(digests(state))
         answer = reader.answer()
-        if answer.network is None:
-            raise not_the_same("the network is missing")
         if what := own.differs(answer.network, modules=runs):
             raise not_the_same(what)
         rest = rest_of(written.around if job.kind == "network" else Around(), written.metadata)
@@ -185,10 +183,10 @@ def check_program(
     tensors = digests(program.state_dict) if job.kind == "pt2" else {}
 
     def run_file(trials: Sequence[Trial]) -> tuple[str, Sequence[Outcome]]:
-        reader.ask(job.on(trials))
+        reader.ask(job, trials)
         answer = reader.answer()
         if job.kind == "pt2":
-            _compare_tensors(tensors, answer.network.tensors if answer.network else {})
+            _compare_tensors(tensors, answer.network.tensors)
             if answer.contract != contract.describe():
                 raise not_the_same("its dynamic shapes")
         return answer.runtime, answer.outcomes
@@ -216,9 +214,9 @@ def check_graph(
 
     started = time.perf_counter()
     trials, exact, own, problem = _of_original(checkpoint, job) if runs else ([], [], [], "")
-    reader.ask(job.on(trials))
+    reader.ask(job, trials)
     answer, tensors = reader.answer(), digests(held(model))
-    _compare_tensors(tensors, answer.network.tensors if answer.network else {})
+    _compare_tensors(tensors, answer.network.tensors)
     runtime = problem or answer.runtime
     numbers: tuple[float | None, float | None, float | None] = (None, None, None)
     if trials:

@@ -34,6 +34,7 @@ from repfuse.wording import LINE
 if TYPE_CHECKING:  # the process is to start before this one imports torch
     from torch import nn
 
+    from repfuse.checking.inputs import Trial
     from repfuse.readback.reading import Answer, Job
 
 ADVICE = "Try again. If it stays so, please report it; repfuse.save(..., verify=False) writes without this check."
@@ -154,10 +155,13 @@ class Reader:
                 self._process.stdin.write(json.dumps({"path": path, "modules": modules}).encode() + b"\n")
                 self._process.stdin.flush()
 
-    def ask(self, job: Job) -> None:
-        """Give it the job. A process of its own begins at once; this one, where the job needs what no other has."""
+    def ask(self, job: Job, trials: Iterable[Trial] = ()) -> None:
+        """Give it the job, on the inputs of these trials. A process of its own begins at once; this one, where the job
+        needs what no other has.
+        """
         from repfuse.readback.reading import answer, packed
 
+        job = replace(job, inputs=tuple(trial.inputs for trial in trials))
         lost = sorted(name for name in set(job.needs) if not _importable(name)) if self._process else []
         if lost:
             self.name = f"this process, because {lost[0]} exists in no other"

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.serialization import safe_globals
 
-from repfuse.checking.inputs import Trial
 from repfuse.checking.runs import Outcome, call
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.contents import RECIPE, Around
@@ -141,10 +140,6 @@ class Job:
     folders: tuple[str, ...] = ()
     inputs: tuple[Inputs, ...] = ()
 
-    def on(self, trials: Iterable[Trial]) -> Job:
-        """Return the job on the inputs of these trials."""
-        return replace(self, inputs=tuple(trial.inputs for trial in trials))
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -155,7 +150,7 @@ class Answer:
     """
 
     runtime: str = ""
-    network: Fingerprint | None = None
+    network: Fingerprint = Fingerprint()
     rest: dict[str, str] = field(default_factory=dict)
     contract: str = ""
     refused: tuple[str, ...] = ()
@@ -240,7 +235,7 @@ def _program(job: Job) -> Answer:
 def _onnx(job: Job) -> Answer:
     from repfuse.checkpoint import onnx_file
 
-    found = None
+    found = Fingerprint()
     if job.module:
         from repfuse.checkpoint.onnx_graph.reading import held, read
 
