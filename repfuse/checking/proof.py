@@ -22,7 +22,7 @@ from repfuse.checking.inputs import SCOPES, Effort, Trial, rounded_through
 from repfuse.checking.places import ExactWeights, Place, StoredWeight, compare_exact, convolution_at, exactly, places
 from repfuse.checking.results import Level, Proof, SiteDrift, SiteProof, WeightProof
 from repfuse.checking.rounding import half_spacing
-from repfuse.checking.runs import Outcome, run, run_float64, widened
+from repfuse.checking.runs import Outcome, in_float64, run, run_float64
 from repfuse.memory import give_back
 from repfuse.networks import equal, main_dtype, named_tensors, stored_tensors
 from repfuse.ops.meaning import Rearranged, inputs_of
@@ -62,7 +62,7 @@ def bound(place: Place, fused: nn.Module, trial: Trial, dtype: torch.dtype) -> t
             return tensor.clone()
         info = torch.finfo(tensor.dtype)
         unit, least = info.eps / 2, info.smallest_normal * info.eps / 2
-        size = widened(tensor).abs_()
+        size = in_float64(name, tensor).abs_()
         if kinds[name] == "weight":  # it multiplies what has grown already
             return size.mul_(1 + unit).add_(least)
         grown = size.mul_(unit + growth * (1 + unit)).add_((1 + growth) * least)

@@ -65,34 +65,31 @@ def leaves(output: Any, name: str = "out") -> dict[str, torch.Tensor]:
     if isinstance(output, (bool, int, float, complex)):
         exact = {float: torch.float64, complex: torch.complex128}
         return {name: _real(torch.tensor(output, dtype=exact.get(type(output))))}
-    return {key: leaf for part, value in _parts(output, name) for key, leaf in leaves(value, part).items()}
+    found = dict[str, torch.Tensor]()
+    for key, value in _parts(output, name):
+        is_name = isinstance(key, str) and key.isidentifier()
+        found |= leaves(value, f"{name}.{key}" if is_name else f"{name}[{key!r}]")
+    return found
 
 
-def _parts(output: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(output, torch.Tensor):
-        yield from _parts(output.unbind(), name)
-    elif isinstance(output, Mapping):
-        yield from ((_member(name, key), value) for key, value in output.items())
-    elif is_dataclass(output) and not isinstance(output, type):
-        yield from ((f"{name}.{field.name}", getattr(output, field.name, None)) for field in fields(output))
-    elif isinstance(output, tuple) and hasattr(output, "_fields"):
-        yield from ((f"{name}.{key}", value) for key, value in zip(output._fields, output, strict=True))
-    elif isinstance(output, (tuple, list)):
-        yield from ((f"{name}[{index}]", value) for index, value in enumerate(output))
-    else:
-        raise RepfuseError(
-            f"The network returns a {type(output).__name__} ({name}), which cannot be compared.",
-            "Outputs are compared as tensors, numbers, and tuples, lists, mappings and dataclasses of them.",
-            "Wrap the network in a module that returns tensors.",
-        )
+def _parts(output: Any, name: str) -> Iterable[tuple[Any, Any]]:
+    if isinstance(output, Mapping):
+        return output.items()
+    if is_dataclass(output) and not isinstance(output, type):
+        return ((field.name, getattr(output, field.name, None)) for field in fields(output))
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return zip(output._fields, output, strict=True)
+    if isinstance(output, (tuple, list, torch.Tensor)):
+        return enumerate(output.unbind() if isinstance(output, torch.Tensor) else output)
+    raise RepfuseError(
+        f"The network returns a {type(output).__name__} ({name}), which cannot be compared.",
+        "Outputs are compared as tensors, numbers, and tuples, lists, mappings and dataclasses of them.",
+        "Wrap the network in a module that returns tensors.",
+    )
 
 
 def _real(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def _member(name: str, key: Any) -> str:
-    return f"{name}.{key}" if isinstance(key, str) and key.isidentifier() else f"{name}[{key!r}]"
 
 
 # Runs in float64 all the way: what a forward computes from its inputs stays wide, also where it fixes a dtype itself.
@@ -302,12 +299,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 
 def in_float64(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Widen a floating tensor, exactly; leave integers, booleans and complex numbers."""
-    return widened(tensor) if tensor.is_floating_point() else tensor.clone()
-
-
-def widened(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a float64 copy: of its own, also where the tensor is in float64."""
-    return _copy_in(tensor, torch.float64)
+    return _copy_in(tensor, torch.float64) if tensor.is_floating_point() else tensor.clone()
 
 
 def as_stored(_name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -316,7 +308,7 @@ def as_stored(_name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _copy_in(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return a copy in a dtype, where there is room for it."""
+    """Return a copy in a dtype, also where the tensor is in it: where there is room for what is read now."""
     room = _room.get()
     if room is None or not tensor.is_contiguous():
         return tensor.to(dtype, copy=True)
