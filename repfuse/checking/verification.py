@@ -230,7 +230,9 @@ def verify(
         trials += _around(original, example, seeds, effort)
     trials += [data_trial(data)] if data is not None else []
     trials = [rounded_through(trial, main_dtype(fused)) for trial in trials]
-    dtypes = _name(main_dtype(original)), _name(main_dtype(fused))
+    stored = (main_dtype(network) for network in (original, fused))
+    one, other = (dtype_name(dtype) if dtype else "no floating dtype" for dtype in stored)
+    dtypes = one, other
     try:
         evidence = gather(original, fused, trials, report)
     except RepfuseError as error:
@@ -312,7 +314,3 @@ def _confirm(
 
 def _part_of(report: Progress, start: float, end: float) -> Progress:
     return lambda stage, fraction: report(stage, start + (end - start) * fraction)
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    return dtype_name(dtype) if dtype else "no floating dtype"
