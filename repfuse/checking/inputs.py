@@ -317,12 +317,9 @@ class Example:
             found[-1] = 1  # a constant image: nothing but its border tells one pixel from another
         return found
 
-    def small(self, sizes: Sequence[int]) -> Iterator[list[Extent]]:
-        """Yield these sizes along every axis, as far as they are smaller than the example, in each reading."""
-        for n in sizes:
-            extents = [Extent(axes, (n,) * len(axes)) for axes in self.readings if n < min(self.size(axes))]
-            if extents:
-                yield extents
+    def small(self, n: int) -> list[Extent]:
+        """Return this size along every axis, in each reading in which it is smaller than the example."""
+        return [Extent(axes, (n,) * len(axes)) for axes in self.readings if n < min(self.size(axes))]
 
     def in_a_row(self, count: int) -> Iterator[list[Extent]]:
         """Yield consecutive sizes from about a quarter of the example's, and no larger: all remainders by a stride.
@@ -373,7 +370,7 @@ def input_variants(
     trials += _sizes(example, map(example.reduced, scope.parts), first)
     trials += _sizes(example, example.larger(), first, sampled=False)
     trials += [kind for part in scope.parts for kind in _kinds(example, scope.kinds, part, first)]
-    trials += _sizes(example, reversed([*example.small(scope.small)]), first)
+    trials += _sizes(example, map(example.small, reversed(scope.small)), first)
     trials += _batches(example, scope, first)
     trials += _sizes(example, example.in_a_row(scope.in_a_row), first, sampled=False)
     unique = {trial.label: trial for trial in trials}

@@ -227,7 +227,7 @@ def verify(
     report = progress or (lambda _stage, _fraction: None)
     trials = [*input_variants(example_inputs, seeds=seeds, effort=effort)]
     for example in further_examples:
-        trials += _around(original, example, seeds, effort)
+        trials += _around(original, input_variants(example, seeds=seeds, effort=effort))
     trials += [data_trial(data)] if data is not None else []
     trials = [rounded_through(trial, main_dtype(fused)) for trial in trials]
     stored = (main_dtype(network) for network in (original, fused))
@@ -284,16 +284,14 @@ def verify(
     )
 
 
-def _around(
-    original: nn.Module, example: Sequence[Any], seeds: Sequence[int] | None, effort: Effort
-) -> Iterator[Trial]:
-    """Yield the trials around another example, which they name. Raises RepfuseError where the original refuses it."""
-    shapes = ", ".join("x".join(map(str, shape)) for shape in Trial("", tuple(example)).shapes)
-    for number, trial in enumerate(input_variants(example, seeds=seeds, effort=effort)):
-        if number == 0 and (error := run(original, [trial], {})[0].error):
-            refused = why_refused(original, example, error)
-            raise RepfuseError(f"The original does not take the input {shapes}.", *refused)
-        yield replace(trial, label=f"{trial.label} around {shapes}")
+def _around(original: nn.Module, variants: Sequence[Trial]) -> list[Trial]:
+    """Return the trials around another example, which they name. Raises RepfuseError where the original refuses it."""
+    example = variants[0]
+    shapes = ", ".join("x".join(map(str, shape)) for shape in example.shapes)
+    if error := run(original, [example], {})[0].error:
+        refused = why_refused(original, example.inputs, error)
+        raise RepfuseError(f"The original does not take the input {shapes}.", *refused)
+    return [replace(trial, label=f"{trial.label} around {shapes}") for trial in variants]
 
 
 def _confirm(
