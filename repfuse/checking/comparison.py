@@ -63,7 +63,7 @@ def output_error(name: str, reference: torch.Tensor, other: torch.Tensor) -> Out
         name=name,
         shape=tuple(reference.shape),
         dtype=dtype_name(reference.dtype),
-        relative=level(reference, other),
+        relative=level(a, b),
         max_abs=_largest(difference),
         scale=_largest(a),
         smallest_rtol=None if nothing else _largest((a[wrong] - b[wrong]).abs() / a[wrong].abs()),
@@ -102,10 +102,8 @@ def _finite_pairs(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch
     finite = torch.isfinite(a)
     if bool(finite.all()) and bool(torch.isfinite(b).all()):
         return a, b, True
-    alike = torch.equal(finite, torch.isfinite(b))
-    if alike:
-        alike = torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num())
     both = finite & torch.isfinite(b)
+    alike = torch.equal(finite, torch.isfinite(b)) and torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num())
     return a[both], b[both], alike
 
 

@@ -94,7 +94,7 @@ class Effort(StrEnum):
 
 @dataclass(frozen=True)
 class Scope:
-    """What an effort comes to.
+    """What an effort comes to; the default one, where nothing else is said.
 
     ``parts`` are the divisors of the example's size at which the first ``kinds`` (or all) are tried, ``small`` the
     sizes of a few pixels, ``in_a_row`` how many consecutive sizes, ``batches`` what is added to the batch. On
@@ -104,10 +104,10 @@ class Scope:
     measured on the first ``of_drift`` trials, or all.
     """
 
-    seeds: tuple[int, ...]
-    parts: tuple[int, ...]
-    small: tuple[int, ...]
-    sampled: int
+    seeds: tuple[int, ...] = (0,)
+    parts: tuple[int, ...] = (4,)
+    small: tuple[int, ...] = (1, 2, 7)
+    sampled: int = 3
     batches: tuple[int, ...] = (1,)
     in_a_row: int = 0
     kinds: int | None = None
@@ -120,7 +120,6 @@ class Scope:
 # Small sizes are less than a kernel's reach, odd and even: there mistakes at the border are all there is.
 SCOPES = {
     Effort.QUICK: Scope(
-        seeds=(0,),
         parts=(8,),
         small=(2,),
         sampled=1,
@@ -130,7 +129,7 @@ SCOPES = {
         drift_of_site=False,
         of_drift=2,
     ),
-    Effort.DEFAULT: Scope(seeds=(0,), parts=(4,), small=(1, 2, 7), sampled=3),
+    Effort.DEFAULT: Scope(),
     Effort.THOROUGH: Scope(
         seeds=(0, 1, 2, 3),
         parts=(1, 2, 4),
