@@ -267,7 +267,7 @@ class Room:
     def __init__(self, nbytes: int) -> None:
         self._bytes = torch.empty(nbytes, dtype=torch.uint8).numpy()
         self._taken: Callable[[], object] = lambda: None
-        self._arrays = dict[int, Callable[[], object]]()
+        self._arrays: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, steps: Sequence[int] | None = None) -> Tensor:
         """Return an empty tensor, without gaps: in other memory while one lies here, or where there is not enough."""
@@ -278,13 +278,12 @@ class Room:
             self._taken = ref(array)
         flat = torch.from_numpy(array).view(dtype)
         made = flat.view(tuple(shape)) if steps is None else flat.as_strided(shape, steps)
-        self._arrays = {at: alive for at, alive in self._arrays.items() if alive() is not None}
-        self._arrays[address(made)] = ref(array)
+        self._arrays[address(made)] = array
         return made
 
     def lent(self, tensor: Tensor) -> bool:
         """Whether a tensor looks at what was made here."""
-        return self._arrays.get(address(tensor), lambda: None)() is not None
+        return address(tensor) in self._arrays
 
 
 _room: ContextVar[Room | None] = ContextVar("_room", default=None)
