@@ -117,6 +117,7 @@ def drift(
             problem = mismatch({name: x}, {name: other if same_dtype else other.to(x.dtype)})
         if problem:
             return Drift((), problem=f"{trials[position].label}: {problem}")
+    told = {key: (trials[key[0]].label, key[1], dtype_name(given[key].dtype)) for key in drawn}
     errors = {key: level(wide[key], given[key]) for key in drawn}
     without = any("" in outcome.narrow for outcome in exact)  # then its own error is not to be had
 
@@ -127,18 +128,7 @@ def drift(
         else:
             rounded = {key: _last_rounding(given[key]) for key in drawn}
             limits = allowed([drawn, rounded, explained] if explained else [drawn, rounded])
-        return {
-            key: OutputDrift(
-                trials[key[0]].label,
-                key[1],
-                dtype_name(given[key].dtype),
-                drawn[key],
-                errors[key],
-                explained.get(key),
-                limits[key],
-            )
-            for key in drawn
-        }
+        return {key: OutputDrift(*told[key], drawn[key], errors[key], explained.get(key), limits[key]) for key in drawn}
 
     def excessive() -> set[int]:
         return {position for (position, _), row in rows().items() if not row.passed}
@@ -224,18 +214,13 @@ class Evidence:
     def rows(self) -> tuple[OutputVerdict, ...]:
         """Return a row per output: its worst trial, and its worst drift."""
         drifts = self.drift.by_output if self.drift else {}
-        worst = {name: max((key for key in self.outputs if key[1] == name), key=self._rank) for name in self.names}
-        return tuple(
-            OutputVerdict(
-                name,
-                self.trials[key[0]].label,
-                self.outputs[key],
-                self.rounding[key],
-                self.limits[key],
-                drifts.get(name),
-            )
-            for name, key in worst.items()
-        )
+
+        def row(name: str) -> OutputVerdict:
+            worst = max((key for key in self.outputs if key[1] == name), key=self._rank)
+            found = self.outputs[worst], self.rounding[worst], self.limits[worst]
+            return OutputVerdict(name, self.trials[worst[0]].label, *found, drifts.get(name))
+
+        return tuple(map(row, self.names))
 
     def _rank(self, key: Key) -> tuple[bool, float]:
         times = self.excess(key)

@@ -267,20 +267,9 @@ def verify(
         rounded = few_bits(original, fused, trials[-1 if data is not None else 0], bits, data, labels)
     report("done", 1.0)
     said = tuple(notes(evidence, dtypes, real, effort))
+    measured = evidence.rows(), evidence.table, evidence.drift
     return Verification(
-        verdict,
-        reason,
-        dtypes,
-        evidence.rows(),
-        evidence.table,
-        evidence.drift,
-        place,
-        real,
-        said,
-        check,
-        str(effort),
-        proof,
-        rounded,
+        verdict, reason, dtypes, *measured, place, real, said, check, str(effort), proof, few_bits=rounded
     )
 
 
