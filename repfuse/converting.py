@@ -179,9 +179,8 @@ def _set_statistics(original: nn.Module, plan: Plan, fused: nn.Module, data: Dat
         for stored, wanted in ((norms[path].running_mean, mean), (norms[path].running_var, var)):
             assert stored is not None
             stored.copy_(wanted)
-    exact = ExactWeights(fused, found)
     with torch.no_grad():
-        for weight in (weight for place in found for weight in exact.at(place)):
+        for weight in ExactWeights(fused, found).all:
             weight.stored.copy_(weight.exact())
 
 

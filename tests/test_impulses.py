@@ -65,11 +65,11 @@ class Asked:
         own, others = [], []
         for group in self.place.region.groups:
             number = self.place.sources.index(group.source)
-            path = self.place.path_of.get(id(group))
-            if path is None:
+            written = self.place.written.get(id(group))
+            if written is None:
                 layer = scaling(group.of_source, self.channels[number], self.ndim)
             else:
-                layer = layer_of(fused.get_submodule(path), self.ndim)
+                layer = layer_of(fused.get_submodule(written.path), self.ndim)
             if group.span:
                 layer = among(layer, *group.span, self.place.region.groups[-1].span[1])
             (own if number == index else others).append(layer)
@@ -184,7 +184,7 @@ def check(model, example, policy=Policy.COST):
     for place in places(model, found):
         asked = Asked(place, fused)
         assert asked.disagreement(fused) <= TOLERANCE, place.path
-        for path in place.path_of.values():
+        for path in (written.path for written in place.written.values()):
             seen = {name: asked.differs(network) for name, network in damaged(fused, path)}
             assert len(seen) >= 2 and all(seen.values()), (path, seen)
             checked.append(path)

@@ -293,7 +293,7 @@ def test_a_network_that_amplifies_rounding_is_proven_and_a_wrong_one_is_not():
     with torch.no_grad():
         wrong_fused.block.fused.weight *= 1 + 1e-9
     wrong = reference(wrong_fused, trials)
-    table = tabulate(trials, reference(model, trials), wrong, 1e-12)
+    table = tabulate(trials, reference(model, trials), wrong)
     assert _explained(fused, in_float64, trials, wrong, table) == 1e-12
 
 

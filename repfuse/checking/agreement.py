@@ -246,16 +246,11 @@ def _flips(before: Ranking, after: Ranking, labels: torch.Tensor | None, names: 
     if labels is not None:
         right, still = before.first == labels, after.first == labels
         right_to_wrong, wrong_to_right = int((right & ~still).sum()), int((~right & still).sum())
-    first = (
-        Flip(
-            names[index] if names else str(index),
-            int(before.first[index]),
-            int(after.first[index]),
-            None if labels is None else int(labels[index]),
-        )
-        for index in worst[:FLIPS_LISTED]
-    )
     least, most = (margins[-1], margins[0]) if margins else (None, None)
+    shown = worst[:FLIPS_LISTED]
+    called = [names[at] if names else str(at) for at in shown]
+    known = [None] * len(shown) if labels is None else labels[shown].tolist()
+    first = map(Flip, called, before.first[shown].tolist(), after.first[shown].tolist(), known)
     return Flips(len(worst), right_to_wrong, wrong_to_right, least, most, tuple(first))
 
 

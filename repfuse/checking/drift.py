@@ -37,16 +37,7 @@ from repfuse.checking.comparison import (
 )
 from repfuse.checking.inputs import Trial, input_variants, is_floating, mapped
 from repfuse.checking.results import Drift, Level, OutputDrift, OutputError, OutputVerdict, TrialComparison, Verified
-from repfuse.checking.rounding import (
-    SAMPLES,
-    Levels,
-    RoundingEffects,
-    allowed,
-    combined,
-    explained,
-    rms,
-    settle,
-)
+from repfuse.checking.rounding import SAMPLES, Levels, RoundingEffects, allowed, combined, explained, rms, settle
 from repfuse.checking.runs import Key, Outcome, by_key, call, narrow_in, run, run_float64
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.networks import between, main_dtype
@@ -109,23 +100,25 @@ def drift(
     effect = effect or RoundingEffects(fused, original, trials, exact)
     after = run(fused, trials, between(original, fused)) if found is None else found
     before = run(original, trials, {}) if own is None else own
-    wanted, given = by_key(before), by_key(after)
-    wide = {key: x for key, x in by_key(exact).items() if _sound(x, wanted.get(key))}
-    if not wide:
+    wide, wanted, given = by_key(exact), by_key(before), by_key(after)
+    alike = (key for key, x in wide.items() if x.numel() and key in wanted and x.shape == wanted[key].shape)
+    drawn = {key: level(wide[key], wanted[key]) for key in alike}
+    drawn = {key: own for key, own in drawn.items() if math.isfinite(own.max)}  # elsewhere its dtype overflows
+    if not drawn:
         why = before[0].error or "its outputs overflow"
         problem = f"the original cannot run in {dtype_name(main_dtype(original))} here ({why})"
         return Drift((), measured=False, problem=problem)
-    alike = main_dtype(original) == main_dtype(fused)
-    for (position, name), x in ((key, wanted[key]) for key in wide):
-        other = given.get((position, name))
+    same_dtype = main_dtype(original) == main_dtype(fused)
+    for position, name in drawn:
+        x, other = wanted[position, name], given.get((position, name))
         if other is None:
             problem = f"only the original runs ({after[position].error or f'{name} is missing'})"
         else:
-            problem = mismatch({name: x}, {name: other if alike else other.to(x.dtype)})
+            problem = mismatch({name: x}, {name: other if same_dtype else other.to(x.dtype)})
         if problem:
             return Drift((), problem=f"{trials[position].label}: {problem}")
-    drawn = {key: level(x, wanted[key]) for key, x in wide.items()}
-    errors = {key: level(x, given[key]) for key, x in wide.items()}
+    told = {key: (trials[key[0]].label, key[1], dtype_name(given[key].dtype)) for key in drawn}
+    errors = {key: level(wide[key], given[key]) for key in drawn}
     without = any("" in outcome.narrow for outcome in exact)  # then its own error is not to be had
 
     def rows() -> dict[Key, OutputDrift]:
@@ -133,20 +126,9 @@ def drift(
         if without:
             limits = {key: Level(half, half) for key in drawn for half in [half_the_digits(given[key].dtype)]}
         else:
-            rounded = {key: _last_rounding(given[key]) for key in wide}
+            rounded = {key: _last_rounding(given[key]) for key in drawn}
             limits = allowed([drawn, rounded, explained] if explained else [drawn, rounded])
-        return {
-            key: OutputDrift(
-                trials[key[0]].label,
-                key[1],
-                dtype_name(given[key].dtype),
-                drawn[key],
-                errors[key],
-                explained.get(key),
-                limits[key],
-            )
-            for key in drawn
-        }
+        return {key: OutputDrift(*told[key], drawn[key], errors[key], explained.get(key), limits[key]) for key in drawn}
 
     def excessive() -> set[int]:
         return {position for (position, _), row in rows().items() if not row.passed}
@@ -166,13 +148,6 @@ def _last_rounding(output: torch.Tensor) -> Level:
     """Return the level of rounding an output once: uniform within half a spacing."""
     eps = torch.finfo(output.dtype).eps if output.is_floating_point() else 0.0
     return Level(eps / 2 / math.sqrt(3), eps / 2)
-
-
-def _sound(wide: torch.Tensor, stored: torch.Tensor | None) -> bool:
-    """Whether the original in its own dtype gives a number wherever it does in float64."""
-    if stored is None or stored.shape != wide.shape:
-        return False
-    return wide.numel() > 0 and math.isfinite(level(wide, stored).max)
 
 
 # Everything that a verdict on two networks rests on, gathered once.
@@ -239,18 +214,13 @@ class Evidence:
     def rows(self) -> tuple[OutputVerdict, ...]:
         """Return a row per output: its worst trial, and its worst drift."""
         drifts = self.drift.by_output if self.drift else {}
-        worst = {name: max((key for key in self.outputs if key[1] == name), key=self._rank) for name in self.names}
-        return tuple(
-            OutputVerdict(
-                name,
-                self.trials[key[0]].label,
-                self.outputs[key],
-                self.rounding[key],
-                self.limits[key],
-                drifts.get(name),
-            )
-            for name, key in worst.items()
-        )
+
+        def row(name: str) -> OutputVerdict:
+            worst = max((key for key in self.outputs if key[1] == name), key=self._rank)
+            found = self.outputs[worst], self.rounding[worst], self.limits[worst]
+            return OutputVerdict(name, self.trials[worst[0]].label, *found, drifts.get(name))
+
+        return tuple(map(row, self.names))
 
     def _rank(self, key: Key) -> tuple[bool, float]:
         times = self.excess(key)
@@ -295,19 +265,12 @@ Run = Callable[[Sequence[Trial]], tuple[str, Sequence[Outcome]]]
 
 
 def check_written(
-    original: nn.Module,
-    fused: nn.Module,
-    example: Sequence[Any],
-    run: Run,
-    *,
-    gate: nn.Module,
-    shapes: tuple[str, ...] = (),
+    original: nn.Module, fused: nn.Module, example: Sequence[Any], run: Run, *, gate: nn.Module
 ) -> Verified:
     """Run the file that ``fused`` was written to on the inputs of ``input_variants`` and return what was found.
 
-    ``gate`` is a network that refuses what the file's shapes exclude, and ``shapes`` are these as text. Raises
-    RepfuseError, with the exit code of a failed check, where the file does not compute what the original does, or where
-    that cannot be told.
+    ``gate`` is a network that refuses what the file's shapes exclude. Raises RepfuseError, with the exit code of a
+    failed check, where the file does not compute what the original does, or where that cannot be told.
     """
     trials, expected = with_fallbacks(original, input_variants(example))
     others = [index for index, outcome in enumerate(expected) if index and not outcome.error]
@@ -337,4 +300,4 @@ def check_written(
         )
     compared = tuple(trials[index].label for index in taken if index not in excluded or index in agreeing)
     refused = tuple(label for label in (trials[index].label for index in taken) if label not in compared)
-    return Verified(runtime, shapes, compared, refused, *worst.numbers)
+    return Verified(runtime, (), compared, refused, *worst.numbers)

@@ -6,7 +6,7 @@ comes on top. It is measured of each network against itself, so it says nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -52,7 +52,7 @@ def few_bits(  # noqa: PLR0917 - what `verify` was given
     axes = [dict(weights(network)) for network in networks]
     ways = []
     for per in PER:
-        before, after = (_rounding(bits, known, whole=per == "tensor") for known in axes)
+        before, after = (_rounding(bits, known if per == "channel" else dict.fromkeys(known)) for known in axes)
         levels = _level(original, exact[0], before, trial), _level(fused, exact[1], after, trial)
         real = None
         if data is not None:
@@ -61,10 +61,8 @@ def few_bits(  # noqa: PLR0917 - what `verify` was given
         accuracies = (real.accuracy_original, real.accuracy_fused) if real else (None, None)
         ways.append(RoundedWeights(per, *levels, *accuracies))
     layers = [
-        RoundedLayer(
-            name.rpartition(".")[0] or name, _level(fused, exact[1], _rounding(bits, {name: axis}, whole=True), trial)
-        )
-        for name, axis in axes[1].items()
+        RoundedLayer(name.rpartition(".")[0] or name, _level(fused, exact[1], _rounding(bits, {name: None}), trial))
+        for name in axes[1]
     ]
     counts = (len(axes[0]), len(axes[1]))
     return FewBits(bits, trial.label, counts, tuple(ways), tuple(sorted(layers, key=lambda each: each.level)))
@@ -85,13 +83,13 @@ def weights(network: nn.Module) -> Iterator[tuple[str, int]]:
                 yield join(path, name), 1 if isinstance(module, _ConvTransposeNd) else 0
 
 
-def _rounding(bits: int, axes: dict[str, int], *, whole: bool) -> Change:
-    """Return a change that rounds the tensors named in ``axes``: as a whole, or along their axis."""
+def _rounding(bits: int, axes: Mapping[str, int | None]) -> Change:
+    """Return a change that rounds the tensors named in ``axes``: along their axis, or as a whole."""
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name not in axes:
             return as_stored(name, tensor)
-        return rounded(tensor.double(), bits, None if whole else axes[name]).to(tensor.dtype)
+        return rounded(tensor.double(), bits, axes[name]).to(tensor.dtype)
 
     return change
 

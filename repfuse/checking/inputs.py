@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, reduce
 from operator import and_, or_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -94,7 +94,7 @@ class Effort(StrEnum):
 
 @dataclass(frozen=True)
 class Scope:
-    """What an effort comes to.
+    """What an effort comes to; the default one, where nothing else is said.
 
     ``parts`` are the divisors of the example's size at which the first ``kinds`` (or all) are tried, ``small`` the
     sizes of a few pixels, ``in_a_row`` how many consecutive sizes, ``batches`` what is added to the batch. On
@@ -104,10 +104,10 @@ class Scope:
     measured on the first ``of_drift`` trials, or all.
     """
 
-    seeds: tuple[int, ...]
-    parts: tuple[int, ...]
-    small: tuple[int, ...]
-    sampled: int
+    seeds: tuple[int, ...] = (0,)
+    parts: tuple[int, ...] = (4,)
+    small: tuple[int, ...] = (1, 2, 7)
+    sampled: int = 3
     batches: tuple[int, ...] = (1,)
     in_a_row: int = 0
     kinds: int | None = None
@@ -120,7 +120,6 @@ class Scope:
 # Small sizes are less than a kernel's reach, odd and even: there mistakes at the border are all there is.
 SCOPES = {
     Effort.QUICK: Scope(
-        seeds=(0,),
         parts=(8,),
         small=(2,),
         sampled=1,
@@ -130,7 +129,7 @@ SCOPES = {
         drift_of_site=False,
         of_drift=2,
     ),
-    Effort.DEFAULT: Scope(seeds=(0,), parts=(4,), small=(1, 2, 7), sampled=3),
+    Effort.DEFAULT: Scope(),
     Effort.THOROUGH: Scope(
         seeds=(0, 1, 2, 3),
         parts=(1, 2, 4),
@@ -209,29 +208,18 @@ OF_FEATURES = ("large", "impulses")
 MULTIPLE = 32  # the total stride of many networks, some of which take its multiples only
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(NamedTuple):
     """Where and how large: the spatial axes, and the size along them (none: the example's own)."""
 
     axes: Sizes
     size: Sizes = ()
 
-    @property
-    def name(self) -> str:
-        """The size as text."""
-        return "x".join(map(str, self.size))
-
 
 class Example:
-    """The example's inputs out of their tuples, lists and dicts; ``rebuilt`` puts others in."""
+    """The example's inputs out of their tuples, lists and dicts, into which those of trials are put again."""
 
     def __init__(self, inputs: Sequence[Any]) -> None:
-        leaves, self._structure = tree_flatten(tuple(inputs))
-        self.leaves: tuple[Any, ...] = tuple(leaves)
-
-    def rebuilt(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
-        """Return the inputs with these leaves."""
-        return tuple(tree_unflatten(list(leaves), self._structure))
+        self.leaves, self._structure = tree_flatten(tuple(inputs))
 
     @cached_property
     def batch(self) -> int | None:
@@ -300,8 +288,10 @@ class Example:
 
         def made(extent: Extent) -> Trial:
             seeds = range(seed, seed + 1000 * len(self.leaves), 1000)
-            inputs = tuple(self._leaf(x, kind, extent, own, batch) for x, own in zip(self.leaves, seeds, strict=True))
-            return Trial(label if batch else f"{label} {extent.name}".strip(), inputs, sampled=False)
+            leaves = [self._leaf(x, kind, extent, own, batch) for x, own in zip(self.leaves, seeds, strict=True)]
+            size = "" if batch else "x".join(map(str, extent.size))
+            inputs = tuple(tree_unflatten(leaves, self._structure))
+            return Trial(f"{label} {size}".strip(), inputs, sampled=False)
 
         first, *others = extents
         return replace(made(first), sampled=sampled, otherwise=lambda: map(made, others))
@@ -310,7 +300,8 @@ class Example:
         if not isinstance(x, torch.Tensor):
             return x
         shape = list(x.shape)
-        if extent.size and self._follows(x, extent.axes):
+        alike = x.is_floating_point() and len(shape) == len(self.main)
+        if extent.size and alike and all(shape[axis] == self.main[axis] for axis in extent.axes):
             for axis, n in zip(extent.axes, extent.size, strict=True):
                 shape[axis] = n
         if batch and shape[:1] == [self.batch]:
@@ -325,17 +316,21 @@ class Example:
             found[-1] = 1  # a constant image: nothing but its border tells one pixel from another
         return found
 
-    def _follows(self, x: torch.Tensor, axes: Sizes) -> bool:
-        """Whether an input has the size that is changed."""
-        same_rank = is_floating(x) and x.dim() == len(self.main)
-        return same_rank and all(x.shape[axis] == self.main[axis] for axis in axes)
+    def small(self, n: int) -> list[Extent]:
+        """Return this size along every axis, in each reading in which it is smaller than the example."""
+        return [Extent(axes, (n,) * len(axes)) for axes in self.readings if n < min(self.size(axes))]
 
-    def small(self, sizes: Sequence[int]) -> Iterator[list[Extent]]:
-        """Yield these sizes along every axis, as far as they are smaller than the example, in each reading."""
-        for n in sizes:
-            extents = [Extent(axes, (n,) * len(axes)) for axes in self.readings if n < min(self.size(axes))]
-            if extents:
-                yield extents
+    def in_a_row(self, count: int) -> Iterator[list[Extent]]:
+        """Yield consecutive sizes from about a quarter of the example's, and no larger: all remainders by a stride.
+
+        The axes run through them in another order each, so that remainders meet.
+        """
+        for axes in self.readings[:1]:
+            own = self.size(axes)
+            count = min(count, *(n - n // 4 for n in own))
+            for number in range(count):
+                steps = (number, count - 1 - number, (number + count // 2) % count)
+                yield [Extent(axes, tuple(max(1, n // 4) + step for n, step in zip(own, steps, strict=False)))]
 
 
 def is_spatial(shape: Sizes) -> bool:
@@ -367,40 +362,25 @@ def input_variants(
     """
     example, scope = Example(example_inputs), SCOPES[known_effort(effort)]
     first, *others = seeds or scope.seeds
-    trials = [Trial("the example", example.leaves, sampled=False)]
+    trials = [Trial("the example", tuple(example_inputs), sampled=False)]
     if example.floating:
         own = [Extent(example.readings[0] if example.readings else ())]
         trials += [example.trial(f"random, seed {seed}", noise, own, seed) for seed in others]
     trials += _sizes(example, map(example.reduced, scope.parts), first)
     trials += _sizes(example, example.larger(), first, sampled=False)
     trials += [kind for part in scope.parts for kind in _kinds(example, scope.kinds, part, first)]
-    trials += _sizes(example, reversed([*example.small(scope.small)]), first)
+    trials += _sizes(example, map(example.small, reversed(scope.small)), first)
     trials += _batches(example, scope, first)
-    trials += _in_a_row(example, scope.in_a_row, first)
-    unique = [*{trial.label: trial for trial in trials}.values()]
-    marked = [trial for trial in unique if trial.sampled][: scope.sampled]
-    return tuple(
-        mapped(replace(trial, sampled=any(trial is one for one in marked)), example.rebuilt) for trial in unique
-    )
+    trials += _sizes(example, example.in_a_row(scope.in_a_row), first, sampled=False)
+    unique = {trial.label: trial for trial in trials}
+    marked = [label for label, trial in unique.items() if trial.sampled][: scope.sampled]
+    return tuple(replace(trial, sampled=label in marked) for label, trial in unique.items())
 
 
 def _sizes(example: Example, sizes: Iterable[list[Extent]], seed: int, *, sampled: bool = True) -> Iterator[Trial]:
     """Yield noise of other sizes, each in the first reading that is taken."""
     for extents in filter(None, sizes):
         yield example.trial("size", noise, extents, seed + 10, sampled=sampled)
-
-
-def _in_a_row(example: Example, count: int, seed: int) -> Iterator[Trial]:
-    """Yield consecutive sizes from about a quarter of the example's, and no larger: all remainders by a stride.
-
-    The axes run through them in another order each, so that remainders meet.
-    """
-    axes = example.readings[0] if example.readings else ()
-    count = min(count, *(n - n // 4 for n in example.size(axes))) if axes else 0
-    for number in range(count):
-        steps = (number, count - 1 - number, (number + count // 2) % count)
-        size = tuple(max(1, n // 4) + step for n, step in zip(example.size(axes), steps, strict=False))
-        yield example.trial("size", noise, [Extent(axes, size)], seed + 10)
 
 
 def _kinds(example: Example, count: int | None, part: int, seed: int) -> Iterator[Trial]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,26 +60,11 @@ def first_difference(original: nn.Module, fused: nn.Module, trial: Trial) -> Fir
 
 
 def _recorded(network: nn.Module, trial: Trial, change: Change = in_float64) -> ModuleOutputs:
-    record = ModuleOutputs()
+    record, calls = ModuleOutputs(), Counter[str]()
 
-    def watch(copy: nn.Module) -> None:
-        record.outputs.clear()
-        record.readers.clear()
-        for path, module in copy.named_modules():
-            if path and not isinstance(module, jit.ScriptModule):  # which takes no hooks
-                _watch(module, path, record)
-
-    run_float64(network, [trial], change, watch)
-    return record
-
-
-def _watch(module: nn.Module, path: str, record: ModuleOutputs) -> None:
-    calls = 0
-
-    def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        nonlocal calls
-        key = f"{path}#{calls}"
-        calls += 1
+    def finished(path: str, _module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        key = f"{path}#{calls[path]}"
+        calls[path] += 1
         for source in filter(None, (getattr(x, "_written_by", "") for x in args)):
             record.readers.setdefault(source, set()).add(key)
         try:
@@ -88,7 +75,15 @@ def _watch(module: nn.Module, path: str, record: ModuleOutputs) -> None:
         if isinstance(output, torch.Tensor):
             output._written_by = key  # type: ignore[attr-defined]  # tensors of our own copy's run
 
-    module.register_forward_hook(hook)
+    def watch(copy: nn.Module) -> None:
+        for noted in (record.outputs, record.readers, calls):
+            noted.clear()
+        for path, module in copy.named_modules():
+            if path and not isinstance(module, jit.ScriptModule):  # which takes no hooks
+                module.register_forward_hook(partial(finished, path))
+
+    run_float64(network, [trial], change, watch)
+    return record
 
 
 def _kept(tensor: torch.Tensor) -> torch.Tensor:

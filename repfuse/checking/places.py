@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial, reduce
+from functools import cached_property, partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -40,8 +39,7 @@ NORM = "BatchNorm with statistics, a weight and a bias"
 
 @dataclass(frozen=True)
 class Place:
-    """One region of the network ``module``; ``path_of`` are the paths of the convolutions that its groups became, and
-    ``norm_of`` those of the norms that stay behind them.
+    """One region of the network ``module``; ``written`` are the convolutions that its groups became, by their ids.
 
     Groups without one stay what they are, a factor of their source. Named after its first convolution.
     """
@@ -49,13 +47,12 @@ class Place:
     planner: Planner
     module: nn.Module
     region: Region
-    path_of: Mapping[int, str]
-    norm_of: Mapping[int, str]
+    written: Mapping[int, Fused]
 
     @property
     def path(self) -> str:
         """Where its first convolution is after the rewrite."""
-        return next(iter(self.path_of.values()))
+        return next(iter(self.written.values())).path
 
     @property
     def output(self) -> str:
@@ -133,18 +130,18 @@ class Place:
         A source that is only added up, times a number, is multiplied by ``factor`` of it.
         """
         if self.pieces:  # what puts values elsewhere stays as it is around each that became a convolution
-            (group,) = (each for each in self.region.groups if id(each) in self.path_of)
+            (group,) = (each for each in self.region.groups if id(each) in self.written)
             part = self._part(fused, group)
             return self._computed({each.root: ((each.source,), part if each.layered else None) for each in self.pieces})
         number = {source: position for position, source in enumerate(self.sources)}
         terms = list[tuple[int, nn.Module | float]]()
         for group in self.region.groups:
-            made = id(group) in self.path_of
+            made = id(group) in self.written
             terms.append((number[group.source], self._part(fused, group) if made else factor(group.of_source or 1)))
         return _Sum(terms, self.region.joined_along)
 
     def _part(self, fused: nn.Module, group: Group) -> nn.Module:
-        path, norm = self.path_of[id(group)], self.norm_of[id(group)]
+        path, norm = self.written[id(group)].path, self.written[id(group)].norm
         part = fused.get_submodule(path)
         return nn.Sequential(part, fused.get_submodule(norm)) if norm and norm != join(path, "norm") else part
 
@@ -152,7 +149,7 @@ class Place:
         """Return the norms of the network ``fused`` that stay behind its convolutions, by path. Raises RepfuseError
         where one is missing.
         """
-        return {path: norm_at(fused, path) for path in self.norm_of.values() if path}
+        return {item.norm: norm_at(fused, item.norm) for item in self.written.values() if item.norm}
 
 
 class _Sum(nn.Module):
@@ -202,8 +199,7 @@ def places(original: nn.Module, plan: Plan) -> Iterator[Place]:
     for item in layout.fused:
         found.setdefault(item.region.root, []).append(item)
     for _, items in sorted(found.items(), key=lambda entry: order[entry[0]]):
-        paths, norms = ({id(item.group): getattr(item, name) for item in items} for name in ("path", "norm"))
-        yield Place(planner, original, items[0].region, paths, norms)
+        yield Place(planner, original, items[0].region, {id(item.group): item for item in items})
 
 
 def _needed(
@@ -234,41 +230,30 @@ class StoredWeight(NamedTuple):
 
 
 class ExactWeights:
-    """What the weights of a fused network would be without rounding.
+    """What the weights of a fused network would be without rounding: ``all``, and those ``of_place``, by its path.
 
-    Those stored in float64 are taken as they are: they are themselves what has to be proven. ``name_of`` are the names
-    of the stored ones by id.
+    ``name_of`` are the names of the stored ones by id.
     """
 
     def __init__(self, fused: nn.Module, places: Iterable[Place]) -> None:
-        self._hold({place.path: list(_weights(fused, place)) for place in places})
-        self.name_of = {id(tensor): name for name, tensor in named_tensors(fused) if id(tensor) in self._by_id}
-
-    def _hold(self, of_place: dict[str, list[StoredWeight]]) -> None:
-        self._of_place = of_place
-        self._by_id = {id(weight.stored): weight for weights in of_place.values() for weight in weights}
-
-    def of(self, place: Place) -> ExactWeights:
-        """Return those of one region, each of which is computed once and kept."""
-        kept = copy(self)
-        kept._hold({place.path: [StoredWeight(stored, cache(exact)) for stored, exact in self.at(place)]})
-        return kept
-
-    def at(self, place: Place) -> list[StoredWeight]:
-        """Return the weights and biases of the convolutions that replace a region."""
-        return self._of_place[place.path]
-
-    def __contains__(self, tensor: torch.Tensor) -> bool:
-        return id(tensor) in self._by_id
+        self.of_place = {place.path: list(_weights(fused, place)) for place in places}
+        self.all = [weight for weights in self.of_place.values() for weight in weights]
+        stored = {id(weight.stored) for weight in self.all}
+        self.name_of = {id(tensor): name for name, tensor in named_tensors(fused) if id(tensor) in stored}
 
     def change(self, network: nn.Module) -> Change:
         """Return what makes the tensors of ``network``, which holds fused convolutions, exact as they are read."""
-        narrow = {
-            name: self._by_id[id(x)].exact
-            for name, x in named_tensors(network)
-            if id(x) in self._by_id and x.dtype is not torch.float64
-        }
-        return lambda name, tensor: narrow[name]() if name in narrow else in_float64(name, tensor)
+        return exactly(self.all, network)
+
+
+def exactly(weights: Iterable[StoredWeight], network: nn.Module) -> Change:
+    """Return what makes these tensors of ``network`` exact as they are read.
+
+    Those stored in float64 are taken as they are: they are themselves what has to be proven.
+    """
+    exact = {id(weight.stored): weight.exact for weight in weights if weight.stored.dtype is not torch.float64}
+    narrow = {name: exact[id(x)] for name, x in named_tensors(network) if id(x) in exact}
+    return lambda name, tensor: narrow[name]() if name in narrow else in_float64(name, tensor)
 
 
 def _weights(fused: nn.Module, place: Place) -> Iterator[StoredWeight]:
@@ -277,13 +262,12 @@ def _weights(fused: nn.Module, place: Place) -> Iterator[StoredWeight]:
 
     tensors = lookup(place.module, place.planner.recording.constants)
     for group in place.region.groups:
-        if id(group) in place.path_of:
-            path = place.path_of[id(group)]
-            convolution = convolution_at(fused, path)
+        if item := place.written.get(id(group)):
+            convolution = convolution_at(fused, item.path)
             if not {"weight", "bias"} <= convolution._parameters.keys():  # a parametrization computes it
-                raise _misfit(path)
-            if norm := place.norm_of[id(group)]:
-                yield from _behind_norm(convolution, norm_at(fused, norm), group.expression, tensors)
+                raise _misfit(item.path)
+            if item.norm:
+                yield from _behind_norm(convolution, norm_at(fused, item.norm), group.expression, tensors)
                 continue
             for name, compute in (("weight", weight), ("bias", constant)):
                 stored = convolution._parameters[name]

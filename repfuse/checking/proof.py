@@ -6,6 +6,7 @@ Of a site its algebra, its stored weights and its drift; then the whole network,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from math import prod
 
 import torch
@@ -18,10 +19,10 @@ from repfuse.algebra.geometry import Geometry, Ints
 from repfuse.algebra.layers import Phases
 from repfuse.checking.comparison import TOLERANCE, answers_in_float64, informative, level, reference, tabulate
 from repfuse.checking.inputs import SCOPES, Effort, Trial, rounded_through
-from repfuse.checking.places import ExactWeights, Place, compare_exact, convolution_at, places
+from repfuse.checking.places import ExactWeights, Place, StoredWeight, compare_exact, convolution_at, exactly, places
 from repfuse.checking.results import Level, Proof, SiteDrift, SiteProof, WeightProof
 from repfuse.checking.rounding import half_spacing
-from repfuse.checking.runs import Outcome, run, run_float64, widened
+from repfuse.checking.runs import Outcome, in_float64, run, run_float64
 from repfuse.memory import give_back
 from repfuse.networks import equal, main_dtype, named_tensors, stored_tensors
 from repfuse.ops.meaning import Rearranged, inputs_of
@@ -61,7 +62,7 @@ def bound(place: Place, fused: nn.Module, trial: Trial, dtype: torch.dtype) -> t
             return tensor.clone()
         info = torch.finfo(tensor.dtype)
         unit, least = info.eps / 2, info.smallest_normal * info.eps / 2
-        size = widened(tensor).abs_()
+        size = in_float64(name, tensor).abs_()
         if kinds[name] == "weight":  # it multiplies what has grown already
             return size.mul_(1 + unit).add_(least)
         grown = size.mul_(unit + growth * (1 + unit)).add_((1 + growth) * least)
@@ -89,7 +90,7 @@ def _growth(place: Place, fused: nn.Module, dtype: torch.dtype, averaged: int) -
     Of a sum with n u >= 1 nothing is known beforehand: then k is as large as the format's numbers.
     """
     unit = torch.finfo(dtype).eps / 2
-    convolutions = [convolution_at(fused, path) for path in place.path_of.values()]
+    convolutions = [convolution_at(fused, item.path) for item in place.written.values()]
     in_half = any(isinstance(convolution, _ConvTransposeNd) for convolution in convolutions)
     summing = unit if in_half else min(unit, torch.finfo(torch.float32).eps / 2)
     lost = summing * (sum(map(_terms, convolutions)) + 2 * len(place.region.groups))
@@ -220,27 +221,20 @@ NEAR_HALF = 0.5 + 2.0**-16
 def _compared(name: str, stored: torch.Tensor, exact: torch.Tensor) -> WeightProof:
     """Compare a stored tensor of a site with what it was computed to be."""
     stored = stored.detach()
-    dtype, shape = dtype_name(stored.dtype), tuple(stored.shape)
+    found = partial(WeightProof, name, dtype_name(stored.dtype), tuple(stored.shape))
     if stored.shape != exact.shape:
-        return WeightProof(name, dtype, shape, stored.numel(), float("inf"))
+        return found(stored.numel(), float("inf"))
     rounded = exact.to(stored.dtype)
     equal = stored == rounded
-    if bool(equal.all()):  # as nearly all are
-        return WeightProof(name, dtype, shape, 0, 0.5)
-    unequal = ~(equal | (stored.isnan() & rounded.isnan()))
-    wrong, spacings = _wrong(stored[unequal], exact[unequal], float(exact.abs().max()) if exact.numel() else 0.0)
-    return WeightProof(name, dtype, shape, wrong, max(0.5, spacings))
-
-
-def _wrong(stored: torch.Tensor, exact: torch.Tensor, largest: float) -> tuple[int, float]:
-    """Return how many numbers are no rounding of the exact ones, and the largest difference in spacings."""
-    if not stored.numel():
-        return 0, 0.0
-    difference = (stored.double() - exact).abs()
-    spacing = 2 * half_spacing(stored)
-    allowed = TOLERANCE * largest if stored.dtype is torch.float64 else spacing * NEAR_HALF
+    if not bool(equal.all()):  # as few are
+        equal |= stored.isnan() & rounded.isnan()
+    if bool(equal.all()):
+        return found(0, 0.5)
+    stored, unequal = stored[~equal], exact[~equal]
+    difference, spacing = (stored.double() - unequal).abs(), 2 * half_spacing(stored)
+    allowed = TOLERANCE * float(exact.abs().max()) if stored.dtype is torch.float64 else spacing * NEAR_HALF
     wrong = int((~(difference <= allowed)).sum())
-    return wrong, float((difference / spacing).nan_to_num(nan=float("inf")).max())
+    return found(wrong, max(0.5, float((difference / spacing).nan_to_num(nan=float("inf")).max())))
 
 
 LARGE_SITE = 1 << 18  # weights
@@ -252,12 +246,13 @@ def prove_site(place: Place, fused: nn.Module, exact: ExactWeights, effort: Effo
     In float64 with the weights before they were rounded, which is the proof; each stored weight with that; and in the
     stored dtype, which is the drift, as the ``effort`` says.
     """
-    after, exact = place.after(fused), exact.of(place)
-    scope, weights_held = SCOPES[effort], sum(x.numel() for _, x in named_tensors(after))
+    after, scope = place.after(fused), SCOPES[effort]
+    computed_once = [StoredWeight(stored, cache(compute)) for stored, compute in exact.of_place[place.path]]
+    weights_held = sum(x.numel() for _, x in named_tensors(after))
     trials, expected = _runs(place, after, scope.of_large_site if weights_held > LARGE_SITE else scope.of_site)
-    answers = answers_in_float64(after, trials, expected, exact.change(after))
+    answers = answers_in_float64(after, trials, expected, exactly(computed_once, after))
     comparison = tabulate(trials, expected, answers)
-    weights = tuple(_compared(exact.name_of[id(each.stored)], each.stored, each.exact()) for each in exact.at(place))
+    weights = tuple(_compared(exact.name_of[id(stored)], stored, compute()) for stored, compute in computed_once)
     drift = None
     if comparison.passed and scope.drift_of_site:  # on the largest input that does not overflow
         ran = [pair for pair in zip(trials, expected, strict=True) if not pair[1].error]
@@ -296,7 +291,7 @@ def differing(wanted: nn.Module, fused: nn.Module, exact: ExactWeights) -> Itera
     for name in right.keys() & stored.keys():
         wanted_one, one = right[name], stored[name]
         alike = wanted_one.dtype == one.dtype and wanted_one.shape == one.shape
-        if not (alike if one in exact else equal(wanted_one, one)):
+        if not (alike if id(one) in exact.name_of else equal(wanted_one, one)):
             yield name
 
 

@@ -30,7 +30,7 @@ from torch import nn
 from repfuse.checking.comparison import TOLERANCE, level
 from repfuse.checking.inputs import Trial
 from repfuse.checking.results import Level
-from repfuse.checking.runs import Change, Key, Outcome, by_key, in_float64, run_float64, widened
+from repfuse.checking.runs import Change, Key, Outcome, by_key, in_float64, run_float64
 from repfuse.networks import equal, named_tensors
 
 SAMPLES = 4
@@ -111,11 +111,9 @@ def rounded_once(seed: int, exact: frozenset[str]) -> Change:
     """
 
     def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor.clone()
-        if name in exact or tensor.layout is not torch.strided:
-            return widened(tensor)
-        return _moved(widened(tensor), tensor, 1.0, _generator(name, seed))
+        wide = in_float64(name, tensor)
+        moves = tensor.is_floating_point() and tensor.layout is torch.strided and name not in exact
+        return _moved(wide, tensor, 1.0, f"{seed} {name}") if moves else wide
 
     return change
 
@@ -131,24 +129,20 @@ def summed_anew(seed: int, exact: Change) -> Change:
         if not wide.is_floating_point() or wide.layout is not torch.strided:
             return wide
         terms = wide[0].numel() if wide.dim() > 1 else 1
-        return _moved(wide.clone(), wide, DRAWN * math.sqrt(terms), _generator(name, seed))
+        return _moved(wide.clone(), wide, DRAWN * math.sqrt(terms), f"{seed} {name}")
 
     return change
 
 
-def _generator(name: str, seed: int) -> torch.Generator:
-    """Return random numbers that are the same for a tensor whenever it is read."""
-    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-
-
-def _moved(wide: torch.Tensor, stored: torch.Tensor, factor: float, generator: torch.Generator) -> torch.Tensor:
+def _moved(wide: torch.Tensor, stored: torch.Tensor, factor: float, seed: str) -> torch.Tensor:
     """Move each number of ``wide`` by a random part of ``factor`` half spacings of ``stored``; a block at a time.
 
     The part is ``(k + 1/2) / 128`` with k a random byte: evenly between -1 and 1, as nearly as it matters, and a byte
     is drawn in an eighth of the time of a floating number.
     """
     if not stored.dim():
-        return _moved(wide[None], stored[None], factor, generator)[0]
+        return _moved(wide[None], stored[None], factor, seed)[0]
+    generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))  # the same whenever a tensor is read
     rows = max(1, BLOCK * len(stored) // max(1, stored.numel()))
     for whole, part in zip(torch.split(wide, rows), torch.split(stored, rows), strict=True):
         words = torch.empty((part.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=generator)
@@ -176,7 +170,8 @@ _BITS = {torch.float32: (torch.int32, 0x7F80_0000), torch.float64: (torch.int64,
 def allowed(effects: Sequence[Levels]) -> Levels:
     """Return what independent effects, adding as squares, explain per trial and output (see this module)."""
     total = combined(effects)
-    typical = {name: _median([total[key] for key in total if key[1] == name]) for _, name in total}
+    of_name = {name: [total[key] for key in total if key[1] == name] for _, name in total}
+    typical = {name: _each_norm(statistics.median, levels) for name, levels in of_name.items()}
     both = {key: [value, typical[key[1]]] for key, value in total.items()}
     return {key: _each_norm(lambda norms: SAFETY * max(norms) + TOLERANCE, levels) for key, levels in both.items()}
 
@@ -189,10 +184,6 @@ def combined(effects: Sequence[Levels]) -> Levels:
 def rms(levels: Sequence[Level]) -> Level:
     """Return the root mean square of several draws of the same error."""
     return _each_norm(lambda norms: math.hypot(*norms) / math.sqrt(len(norms)), levels)
-
-
-def _median(levels: Sequence[Level]) -> Level:
-    return _each_norm(statistics.median, levels)
 
 
 def _each_norm(function: Callable[[list[float]], float], levels: Sequence[Level]) -> Level:
@@ -278,7 +269,7 @@ class RoundingEffects:
 
     def _borrowed(self, name: str) -> Level:
         levels = [level for (_, other), level in self._lent if other == name] or [level for _, level in self._lent]
-        return _median(levels)
+        return _each_norm(statistics.median, levels)
 
 
 # Errors in float64 against what rounding explains of them, measured where few sampled inputs do not settle it.

@@ -65,34 +65,31 @@ def leaves(output: Any, name: str = "out") -> dict[str, torch.Tensor]:
     if isinstance(output, (bool, int, float, complex)):
         exact = {float: torch.float64, complex: torch.complex128}
         return {name: _real(torch.tensor(output, dtype=exact.get(type(output))))}
-    return {key: leaf for part, value in _parts(output, name) for key, leaf in leaves(value, part).items()}
+    found = dict[str, torch.Tensor]()
+    for key, value in _parts(output, name):
+        is_name = isinstance(key, str) and key.isidentifier()
+        found |= leaves(value, f"{name}.{key}" if is_name else f"{name}[{key!r}]")
+    return found
 
 
-def _parts(output: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(output, torch.Tensor):
-        yield from _parts(output.unbind(), name)
-    elif isinstance(output, Mapping):
-        yield from ((_member(name, key), value) for key, value in output.items())
-    elif is_dataclass(output) and not isinstance(output, type):
-        yield from ((f"{name}.{field.name}", getattr(output, field.name, None)) for field in fields(output))
-    elif isinstance(output, tuple) and hasattr(output, "_fields"):
-        yield from ((f"{name}.{key}", value) for key, value in zip(output._fields, output, strict=True))
-    elif isinstance(output, (tuple, list)):
-        yield from ((f"{name}[{index}]", value) for index, value in enumerate(output))
-    else:
-        raise RepfuseError(
-            f"The network returns a {type(output).__name__} ({name}), which cannot be compared.",
-            "Outputs are compared as tensors, numbers, and tuples, lists, mappings and dataclasses of them.",
-            "Wrap the network in a module that returns tensors.",
-        )
+def _parts(output: Any, name: str) -> Iterable[tuple[Any, Any]]:
+    if isinstance(output, Mapping):
+        return output.items()
+    if is_dataclass(output) and not isinstance(output, type):
+        return ((field.name, getattr(output, field.name, None)) for field in fields(output))
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return zip(output._fields, output, strict=True)
+    if isinstance(output, (tuple, list, torch.Tensor)):
+        return enumerate(output.unbind() if isinstance(output, torch.Tensor) else output)
+    raise RepfuseError(
+        f"The network returns a {type(output).__name__} ({name}), which cannot be compared.",
+        "Outputs are compared as tensors, numbers, and tuples, lists, mappings and dataclasses of them.",
+        "Wrap the network in a module that returns tensors.",
+    )
 
 
 def _real(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def _member(name: str, key: Any) -> str:
-    return f"{name}.{key}" if isinstance(key, str) and key.isidentifier() else f"{name}[{key!r}]"
 
 
 # Runs in float64 all the way: what a forward computes from its inputs stays wide, also where it fixes a dtype itself.
@@ -128,7 +125,6 @@ class Widening(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call one function of torch."""
         kwargs = kwargs or {}
         if self.resting:
             return func(*args, **kwargs)
@@ -190,7 +186,6 @@ class Depthwise(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call one function of torch."""
         if func in _CONVOLUTIONS and len(args) == 7 and not kwargs and _is_depthwise(*args):
             return _by_taps(*args[:6])
         return func(*args, **(kwargs or {}))
@@ -247,11 +242,6 @@ class Outcome:
     at: str = ""
     narrow: tuple[str, ...] = ()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether it gave no number at all: a crop may leave nothing, where a convolution refuses to go on."""
-        return not any(output.numel() for output in self.outputs.values())
-
 
 Key = tuple[int, str]
 """The position of a trial, and the name of an output."""
@@ -277,7 +267,7 @@ class Room:
     def __init__(self, nbytes: int) -> None:
         self._bytes = torch.empty(nbytes, dtype=torch.uint8).numpy()
         self._taken: Callable[[], object] = lambda: None
-        self._arrays = dict[int, Callable[[], object]]()
+        self._arrays: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, steps: Sequence[int] | None = None) -> Tensor:
         """Return an empty tensor, without gaps: in other memory while one lies here, or where there is not enough."""
@@ -288,13 +278,12 @@ class Room:
             self._taken = ref(array)
         flat = torch.from_numpy(array).view(dtype)
         made = flat.view(tuple(shape)) if steps is None else flat.as_strided(shape, steps)
-        self._arrays = {at: alive for at, alive in self._arrays.items() if alive() is not None}
-        self._arrays[address(made)] = ref(array)
+        self._arrays[address(made)] = array
         return made
 
     def lent(self, tensor: Tensor) -> bool:
         """Whether a tensor looks at what was made here."""
-        return self._arrays.get(address(tensor), lambda: None)() is not None
+        return address(tensor) in self._arrays
 
 
 _room: ContextVar[Room | None] = ContextVar("_room", default=None)
@@ -309,12 +298,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 
 def in_float64(_name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Widen a floating tensor, exactly; leave integers, booleans and complex numbers."""
-    return widened(tensor) if tensor.is_floating_point() else tensor.clone()
-
-
-def widened(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a float64 copy: of its own, also where the tensor is in float64."""
-    return _copy_in(tensor, torch.float64)
+    return _copy_in(tensor, torch.float64) if tensor.is_floating_point() else tensor.clone()
 
 
 def as_stored(_name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -323,7 +307,7 @@ def as_stored(_name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _copy_in(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return a copy in a dtype, where there is room for it."""
+    """Return a copy in a dtype, also where the tensor is in it: where there is room for what is read now."""
     room = _room.get()
     if room is None or not tensor.is_contiguous():
         return tensor.to(dtype, copy=True)
@@ -390,13 +374,13 @@ def _read_in_part(network: nn.Module, change: Change) -> tuple[nn.Module, _Guard
             return change(name, tensor)
         return nan.setdefault(tensor.dtype, torch.full((), torch.nan, dtype=tensor.dtype)).expand(tensor.shape)
 
-    copy, guard = _copy(network, changed), _Guard(Room(max((x.numel() for x in large.values()), default=0) * 8))
+    copy = _copy(network, changed)
+    guard = _Guard(Room(max((x.numel() for x in large.values()), default=0) * 8), nan.values())
     read: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
     made_of = {id(x): (x, name, large[name]) for name, x in named_tensors(copy) if name in large}
     for module in copy.modules():
         if any(id(x) in made_of for x in module._parameters.values()):
             vars(module)["_parameters"] = _Read(module._parameters, made_of, change, read, guard)
-    guard.forbid(nan.values())
     return copy, guard
 
 
@@ -406,23 +390,18 @@ MUCH = 1 << 18
 
 
 class _Guard(OperatorMode):  # type: ignore[no-untyped-call]
-    """While it is on, notes whether an operator wrote into what was made in the ``room``, or met what it is to
-    ``forbid``.
+    """While it is on, notes whether an operator wrote into what was made in the ``room``, or met what is
+    ``forbidden``.
     """
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, forbidden: Iterable[Tensor]) -> None:
         super().__init__()
         self.room, self.wrong = room, False
-        self._forbidden = set[int]()
-
-    def forbid(self, tensors: Iterable[Tensor]) -> None:
-        """Take note of tensors that no operator is to meet."""
-        self._forbidden = set(map(address, tensors))
+        self._forbidden = set(map(address, forbidden))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one operator."""
         kwargs = kwargs or {}
         self.wrong |= not self._forbidden.isdisjoint(map(address, tensors_of((args, kwargs))))
         self.wrong |= any(map(self.room.lent, written_into(func, args, kwargs)))
@@ -443,7 +422,6 @@ class _PastOperators(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call one function of torch."""
         name = getattr(func, "__name__", "")
         if name in _PAST_OPERATORS:
             self._guard.wrong |= self._guard.knows(tensors_of(args))

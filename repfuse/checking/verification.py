@@ -22,15 +22,7 @@ from repfuse.checking.few_bits import check_bits, few_bits
 from repfuse.checking.inputs import Effort, Trial, input_variants, known_effort, rounded_through
 from repfuse.checking.locate import first_difference
 from repfuse.checking.proof import prove
-from repfuse.checking.results import (
-    Proof,
-    RealData,
-    ToleranceCheck,
-    Verdict,
-    Verification,
-    Worst,
-    without_float64,
-)
+from repfuse.checking.results import Proof, RealData, ToleranceCheck, Verdict, Verification, Worst, without_float64
 from repfuse.checking.runs import Key, Outputs, by_key, run, run_float64, takes
 from repfuse.errors import RepfuseError
 from repfuse.networks import as_inputs, between, check_runnable, main_dtype, why_refused
@@ -235,10 +227,12 @@ def verify(
     report = progress or (lambda _stage, _fraction: None)
     trials = [*input_variants(example_inputs, seeds=seeds, effort=effort)]
     for example in further_examples:
-        trials += _around(original, example, seeds, effort)
+        trials += _around(original, input_variants(example, seeds=seeds, effort=effort))
     trials += [data_trial(data)] if data is not None else []
     trials = [rounded_through(trial, main_dtype(fused)) for trial in trials]
-    dtypes = _name(main_dtype(original)), _name(main_dtype(fused))
+    stored = (main_dtype(network) for network in (original, fused))
+    one, other = (dtype_name(dtype) if dtype else "no floating dtype" for dtype in stored)
+    dtypes = one, other
     try:
         evidence = gather(original, fused, trials, report)
     except RepfuseError as error:
@@ -273,33 +267,20 @@ def verify(
         rounded = few_bits(original, fused, trials[-1 if data is not None else 0], bits, data, labels)
     report("done", 1.0)
     said = tuple(notes(evidence, dtypes, real, effort))
+    measured = evidence.rows(), evidence.table, evidence.drift
     return Verification(
-        verdict,
-        reason,
-        dtypes,
-        evidence.rows(),
-        evidence.table,
-        evidence.drift,
-        place,
-        real,
-        said,
-        check,
-        str(effort),
-        proof,
-        rounded,
+        verdict, reason, dtypes, *measured, place, real, said, check, str(effort), proof, few_bits=rounded
     )
 
 
-def _around(
-    original: nn.Module, example: Sequence[Any], seeds: Sequence[int] | None, effort: Effort
-) -> Iterator[Trial]:
-    """Yield the trials around another example, which they name. Raises RepfuseError where the original refuses it."""
-    shapes = ", ".join("x".join(map(str, shape)) for shape in Trial("", tuple(example)).shapes)
-    for number, trial in enumerate(input_variants(example, seeds=seeds, effort=effort)):
-        if number == 0 and (error := run(original, [trial], {})[0].error):
-            refused = why_refused(original, example, error)
-            raise RepfuseError(f"The original does not take the input {shapes}.", *refused)
-        yield replace(trial, label=f"{trial.label} around {shapes}")
+def _around(original: nn.Module, variants: Sequence[Trial]) -> list[Trial]:
+    """Return the trials around another example, which they name. Raises RepfuseError where the original refuses it."""
+    example = variants[0]
+    shapes = ", ".join("x".join(map(str, shape)) for shape in example.shapes)
+    if error := run(original, [example], {})[0].error:
+        refused = why_refused(original, example.inputs, error)
+        raise RepfuseError(f"The original does not take the input {shapes}.", *refused)
+    return [replace(trial, label=f"{trial.label} around {shapes}") for trial in variants]
 
 
 def _confirm(
@@ -320,7 +301,3 @@ def _confirm(
 
 def _part_of(report: Progress, start: float, end: float) -> Progress:
     return lambda stage, fraction: report(stage, start + (end - start) * fraction)
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    return dtype_name(dtype) if dtype else "no floating dtype"

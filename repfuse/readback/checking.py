@@ -66,15 +66,13 @@ def check_read(
     the exit code of a failed check, where the file is not what was written.
     """
     trials = telling(written.example_inputs) if runs and state is None else ()
-    reader.ask(job.on(trials))
+    reader.ask(job, trials)
 
     def answered() -> Verified:
         started = time.perf_counter()
         expected = run(module, trials, {})
         own = fingerprint_of(module, module=job.module) if state is None else Fingerprint(digests(state))
         answer = reader.answer()
-        if answer.network is None:
-            raise not_the_same("the network is missing")
         if what := own.differs(answer.network, modules=runs):
             raise not_the_same(what)
         rest = rest_of(written.around if job.kind == "network" else Around(), written.metadata)
@@ -102,8 +100,6 @@ def _judged(
     given: Sequence[Outcome],
 ) -> Verified:
     """Add what the runs gave: on the inputs that the network in memory takes."""
-    if len(given) != len(expected):
-        raise not_the_same(f"the number of its answers: {len(given)} for {len(expected)} inputs")
     taken = [(trial, own, read) for (trial, own), read in zip(expected, given, strict=True) if not own.error]
     for trial, _, read in taken:
         if read.error:
@@ -140,9 +136,8 @@ def network_job(checkpoint: Checkpoint, path: Path, *, trust: bool) -> Job:
     It may need ``trust`` where the checkpoint did not: what it holds was pickled just now from objects that this
     process has, and reading it runs the code of their classes, which ran here.
     """
-    keys, needs = checkpoint.around.keys, tuple(torch_pickle.modules_named(path))
-    loading = _loading(checkpoint, keys) | {"trust": trust}
-    return job_of("network", path, loading=loading, keys=keys, module=True, needs=needs)
+    loading = _loading(checkpoint, checkpoint.around.keys) | {"trust": trust}
+    return job_of("network", path, loading=loading, module=True, needs=tuple(torch_pickle.modules_named(path)))
 
 
 def weights_job(checkpoint: Checkpoint, path: Path, keys: tuple[str, ...]) -> Job:
@@ -154,7 +149,7 @@ def weights_job(checkpoint: Checkpoint, path: Path, keys: tuple[str, ...]) -> Jo
     assert source is not None
     said = {} if is_buildable(source, checkpoint.code) else {"model": source.spec, "model_args": as_texts(source)}
     needs = (source.parts[0],) if source.kind == "import" else ()
-    return job_of("network", path, loading=_loading(checkpoint, keys) | said, keys=keys, needs=needs)
+    return job_of("network", path, loading=_loading(checkpoint, keys) | said, needs=needs)
 
 
 def _loading(checkpoint: Checkpoint, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -188,10 +183,10 @@ def check_program(
     tensors = digests(program.state_dict) if job.kind == "pt2" else {}
 
     def run_file(trials: Sequence[Trial]) -> tuple[str, Sequence[Outcome]]:
-        reader.ask(job.on(trials))
+        reader.ask(job, trials)
         answer = reader.answer()
         if job.kind == "pt2":
-            _compare_tensors(tensors, answer.network.tensors if answer.network else {})
+            _compare_tensors(tensors, answer.network.tensors)
             if answer.contract != contract.describe():
                 raise not_the_same("its dynamic shapes")
         return answer.runtime, answer.outcomes
@@ -199,10 +194,9 @@ def check_program(
     if not runs:
         return Verified(run_file(())[0], (), (), ())
     gate = network_of(complete(program, Path()))
-    shapes = tuple("x".join(map(str, axes)) for axes in contract.axes)
-    example = checkpoint.example_inputs
-    found = check_written(checkpoint.module, module, example, run_file, gate=gate, shapes=shapes)
-    return replace(found, where=reader.name, tensors=len(tensors), seconds=time.perf_counter() - started)
+    found = check_written(checkpoint.module, module, checkpoint.example_inputs, run_file, gate=gate)
+    shapes, seconds = tuple("x".join(map(str, axes)) for axes in contract.axes), time.perf_counter() - started
+    return replace(found, shapes=shapes, where=reader.name, tensors=len(tensors), seconds=seconds)
 
 
 # A graph of ONNX that was edited, run beside the one that it was made from, in ONNX Runtime.
@@ -220,22 +214,21 @@ def check_graph(
 
     started = time.perf_counter()
     trials, exact, own, problem = _of_original(checkpoint, job) if runs else ([], [], [], "")
-    reader.ask(job.on(trials))
+    reader.ask(job, trials)
     answer, tensors = reader.answer(), digests(held(model))
-    _compare_tensors(tensors, answer.network.tensors if answer.network else {})
-    labels = tuple(trial.label for trial in trials)
-    shapes = tuple(shapes_said(model).values())
-    found = Verified(problem or answer.runtime, shapes, labels, (), where=reader.name, tensors=len(tensors))
+    _compare_tensors(tensors, answer.network.tensors)
+    runtime = problem or answer.runtime
+    numbers: tuple[float | None, float | None, float | None] = (None, None, None)
     if trials:
         measured = drift(checkpoint.module, module, trials, exact, found=answer.outcomes, own=own)
-        worst = measured.worst
         if not measured.measured:
-            found = replace(found, runtime=f"not judged: {measured.problem}")
-        elif not measured.passed or worst is None:
+            runtime = f"not judged: {measured.problem}"
+        elif not measured.passed or measured.worst is None:
             raise _wrong("What was written does not compute in ONNX Runtime what the original does there", measured)
         else:
-            error, own_error, limit = worst.numbers
-            found = replace(found, error=error, own=own_error, allowed=limit)
+            numbers = measured.worst.numbers
+    shapes, labels = tuple(shapes_said(model).values()), tuple(trial.label for trial in trials)
+    found = Verified(runtime, shapes, labels, (), *numbers, where=reader.name, tensors=len(tensors))
     return replace(found, seconds=time.perf_counter() - started)
 
 

@@ -18,10 +18,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -33,6 +34,7 @@ from repfuse.wording import LINE
 if TYPE_CHECKING:  # the process is to start before this one imports torch
     from torch import nn
 
+    from repfuse.checking.inputs import Trial
     from repfuse.readback.reading import Answer, Job
 
 ADVICE = "Try again. If it stays so, please report it; repfuse.save(..., verify=False) writes without this check."
@@ -61,11 +63,7 @@ class Copy:
             os.close(end)
         self.stdin, self.stdout = os.fdopen(give, "wb"), os.fdopen(answered, "rb")
         self.kill, self.wait = self._process.kill, self._process.join
-
-    @property
-    def returncode(self) -> int | None:
-        """Its exit code, as ``Popen`` has it."""
-        return self._process.exitcode
+        self.returncode: int | None = None
 
     def communicate(self, sent: bytes) -> tuple[bytes, bytes]:
         """Send the job, and return the answer."""
@@ -74,6 +72,7 @@ class Copy:
             self.stdin.close()
         data = self.stdout.read()
         self.wait()
+        self.returncode = self._process.exitcode
         return data, b""
 
 
@@ -99,8 +98,7 @@ class Reader:
     def __init__(self, *, fresh: bool = True, allowed: Iterable[str] = ()) -> None:
         self._process: subprocess.Popen[bytes] | Copy | None = None
         self._prepared = False
-        self._asked: Future[tuple[bytes, bytes]] | Job | None = None
-        self._since, self._size = 0.0, 0  # when it was asked, and the bytes of the file
+        self._found: Callable[[], Answer] | None = None  # once it was asked
         self._thread = ThreadPoolExecutor(1)
         self._said: IO[bytes] = io.BytesIO()
         self.name = f"this process, because {why}" if (why := self._started() if fresh else ASKED) else FRESH
@@ -157,31 +155,33 @@ class Reader:
                 self._process.stdin.write(json.dumps({"path": path, "modules": modules}).encode() + b"\n")
                 self._process.stdin.flush()
 
-    def ask(self, job: Job) -> None:
-        """Give it the job. A process of its own begins at once; this one, where the job needs what no other has."""
-        from repfuse.readback.reading import packed
+    def ask(self, job: Job, trials: Iterable[Trial] = ()) -> None:
+        """Give it the job, on the inputs of these trials. A process of its own begins at once; this one, where the job
+        needs what no other has.
+        """
+        from repfuse.readback.reading import answer, packed
 
+        job = replace(job, inputs=tuple(trial.inputs for trial in trials))
         lost = sorted(name for name in set(job.needs) if not _importable(name)) if self._process else []
         if lost:
             self.name = f"this process, because {lost[0]} exists in no other"
         if lost or not self._process:
-            self._asked = job
+            self._found = partial(answer, job)
             return
         if not self._prepared:
             self._import([])
         sent = b"\n" + packed(replace(job, folders=tuple(folders)))
-        self._since, self._size = time.perf_counter(), Path(job.path).stat().st_size
-        self._asked = self._thread.submit(self._process.communicate, sent)
+        since, size = time.perf_counter(), Path(job.path).stat().st_size
+        asked = self._thread.submit(self._process.communicate, sent)
+        self._found = partial(self._received, asked, since, size)
 
     def answer(self) -> Answer:
         """Return the answer, for which a process of its own has as long as it may take.
 
         Raises RepfuseError, with the exit code of a failed check, where there is none or the file could not be read.
         """
-        from repfuse.readback.reading import answer
-
-        assert self._asked is not None
-        found = self._received(self._asked) if isinstance(self._asked, Future) else answer(self._asked)
+        assert self._found is not None
+        found = self._found()
         if found.refused:
             what, why, hint = found.refused
             raise RepfuseError(
@@ -192,11 +192,11 @@ class Reader:
             )
         return found
 
-    def _received(self, asked: Future[tuple[bytes, bytes]]) -> Answer:
+    def _received(self, asked: Future[tuple[bytes, bytes]], since: float, size: int) -> Answer:
         from repfuse.readback.reading import Answer, unpacked
 
         assert self._process is not None
-        seconds = PATIENCE + self._size / BYTES_A_SECOND + SLOWER * (time.perf_counter() - self._since)
+        seconds = PATIENCE + size / BYTES_A_SECOND + SLOWER * (time.perf_counter() - since)
         try:
             data, _ = asked.result(seconds)
         except TimeoutError as error:

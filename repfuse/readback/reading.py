@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.serialization import safe_globals
 
-from repfuse.checking.inputs import Trial
 from repfuse.checking.runs import Outcome, call
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.contents import RECIPE, Around
@@ -33,7 +32,6 @@ from repfuse.wording import listed
 CLASS = "its class"
 MODE = "training"  # which loading turns off
 MACHINERY = ("meta", "shape_env")  # of a GraphModule, which its file does not keep
-Settings = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Fingerprint:
     """``tensors`` are digests by name, ``modules`` the settings of each module by its path, as text."""
 
     tensors: dict[str, str] = field(default_factory=dict)
-    modules: dict[str, Settings] = field(default_factory=dict)
+    modules: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def differs(self, other: Fingerprint, *, modules: bool = True) -> str:
         """Say in what ``other`` differs, or return "": without ``modules`` the tensors alone count."""
@@ -71,7 +69,7 @@ def fingerprint_of(network: nn.Module, *, module: bool) -> Fingerprint:
     return Fingerprint(digests(dict(found)), {path: _settings(part, every=module) for path, part in parts})
 
 
-def _settings(module: nn.Module, *, every: bool) -> Settings:
+def _settings(module: nn.Module, *, every: bool) -> dict[str, str]:
     traced = isinstance(module, fx.GraphModule)
     settings = {CLASS: "GraphModule" if traced else f"{type(module).__module__}.{type(module).__qualname__}"}
     if not every and not type(module).__module__.startswith("torch.nn."):
@@ -126,7 +124,7 @@ class Job:
     """Read the file at ``path`` and run it on ``inputs`` with as many ``threads``.
 
     ``kind`` says how it is read: as a ``network`` by repfuse.load with the arguments ``loading``, as bare ``weights``
-    whose network nobody knows, or in the runtime of its format. ``keys`` lead to the network in the file, ``outputs``
+    whose network nobody knows, or in the runtime of its format. ``keys`` lead to the weights in the file, ``outputs``
     are the names of what an ONNX file gives. ``module`` says whether the file holds the modules themselves, ``needs``
     names the Python modules that reading it imports, and in ``folders`` lies code that the user named.
     """
@@ -142,10 +140,6 @@ class Job:
     folders: tuple[str, ...] = ()
     inputs: tuple[Inputs, ...] = ()
 
-    def on(self, trials: Iterable[Trial]) -> Job:
-        """Return the job on the inputs of these trials."""
-        return replace(self, inputs=tuple(trial.inputs for trial in trials))
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -156,7 +150,7 @@ class Answer:
     """
 
     runtime: str = ""
-    network: Fingerprint | None = None
+    network: Fingerprint = Fingerprint()
     rest: dict[str, str] = field(default_factory=dict)
     contract: str = ""
     refused: tuple[str, ...] = ()
@@ -241,7 +235,7 @@ def _program(job: Job) -> Answer:
 def _onnx(job: Job) -> Answer:
     from repfuse.checkpoint import onnx_file
 
-    found = None
+    found = Fingerprint()
     if job.module:
         from repfuse.checkpoint.onnx_graph.reading import held, read
 

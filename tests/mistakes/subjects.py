@@ -115,7 +115,8 @@ def subject(
     """Plan and rewrite the network that is made."""
     original = make()
     made = fuse(original, example, policy)
-    layers = {place.path: tuple(place.path_of.values()) for place in places(original, made.plan)}
+    found = places(original, made.plan)
+    layers = {place.path: tuple(written.path for written in place.written.values()) for place in found}
     return Subject(name, make, original, example, policy, made.plan, made.module, layers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -17,7 +18,8 @@ from repfuse.plans import Plan
 def compare(original: nn.Module, fused: nn.Module, trials: Sequence[Trial], tolerance: float = 1e-12) -> Comparison:
     """Both networks in float64 on ``trials``, every output held against ``tolerance``."""
     expected = reference(original, trials)
-    return tabulate(trials, expected, answers_in_float64(fused, trials, expected), tolerance)
+    found = tabulate(trials, expected, answers_in_float64(fused, trials, expected))
+    return replace(found, tolerance=tolerance)
 
 
 def prove_sites(original: nn.Module, fused: nn.Module, plan: Plan) -> Iterator[SiteProof]:
