@@ -616,6 +616,21 @@ def test_channels(function, expected):
 
 
 @pytest.mark.parametrize(
+    ("function", "moves"),
+    [
+        (lambda m, x, y: x.flip(2), ((1, 1), (3, 3))),
+        (lambda m, x, y: x.flip(-1), ((1, 1),)),
+        (lambda m, x, y: x.flip(2, 3), ((1, 1),)),
+        (lambda m, x, y: x.flip(1, 2), ((3, 3),)),
+        (lambda m, x, y: x.roll(1, 2), ((1, 1), (3, 3))),
+        (lambda m, x, y: torch.roll(x, (1, -2), (0, 3)), ((1, 1),)),
+    ],
+)
+def test_pixels_in_another_order(function, moves):
+    assert meaning_at(function, images()) == Rearranged("x", moves)
+
+
+@pytest.mark.parametrize(
     ("function", "expected"),
     [
         (lambda m, x, y: torch.cat([x, y], -1), Joined(("x", "y"), 2)),

@@ -185,6 +185,8 @@ OPAQUE = [
     lambda m, x, y: x.chunk(2, 0)[0],
     lambda m, x, y: x.chunk(2, 2)[0],
     lambda m, x, y: x.roll(1),
+    lambda m, x, y: torch.ops.aten.roll.default(x, [1]),
+    lambda m, x, y: x.roll(x.size(2), 1),
     lambda m, x, y: x[:, 0, :2],
     lambda m, x, y: x[1:],
     lambda m, x, y: x[:, None],

@@ -266,7 +266,7 @@ def permuted(call: Call, recording: Recording) -> Meaning | None:
 
 def reordered(call: Call, recording: Recording) -> Meaning | None:
     """``x.flip(axis)``, ``x.roll(shift, axis)``: the channels in another order; or none of them, and all pixels."""
-    x, dims, shifts = call.input, call.get("dims"), call.get("shifts", 0)
+    x, dims, shifts = call.input, call.get("dims"), call.get("shifts", ())
     dims, shifts = ([each] if is_integer(each) else each for each in (dims, shifts))
     if not isinstance(dims, list | tuple) or not isinstance(shifts, list | tuple) or not dims:
         return None
