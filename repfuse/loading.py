@@ -19,7 +19,7 @@ from repfuse.checkpoint.records import module_state, revive, state_of_record
 from repfuse.checkpoint.spec import FORMS, ModelSource, Said, Shape, model_source, parse_shapes, render
 from repfuse.checkpoint.user_code import Named, named
 from repfuse.checkpoint.weights import Naming, check_deploy_mode, deploy_mode, fit, load_weights, match_dtype
-from repfuse.errors import RepfuseError
+from repfuse.errors import RepfuseError, failing_as
 from repfuse.networks import device_of, in_training, placed, set_eval
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
@@ -124,11 +124,9 @@ def load(
         network = _built(opened, source, said, code, trust=trust)
     except RecursionError as error:
         raise damaged(Path(path), "its objects or modules hold each other without end") from error
-    try:
+    what, kinds = f"The network cannot be moved to {device!r}.", (RuntimeError, AssertionError, NotImplementedError)
+    with failing_as(what, "Use cpu, or cuda:0, ...", of=kinds, why=first_line):
         module = network.module.to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        what = f"The network cannot be moved to {device!r}."
-        raise RepfuseError(what, first_line(error), "Use cpu, or cuda:0, ...") from error
     inputs, origin, told = _inputs_of(opened, network, shapes, said, module)
     return Checkpoint(
         module=module,

@@ -29,7 +29,7 @@ from repfuse.checkpoint.allow import GlobalName, NotAllowedError, resolve
 from repfuse.checkpoint.files import parse_json
 from repfuse.checkpoint.spec import FORM, ModelSource, Shape, as_texts, model_source
 from repfuse.checkpoint.user_code import Named, script
-from repfuse.errors import RepfuseError
+from repfuse.errors import RepfuseError, failing_as
 from repfuse.networks import USUAL_SIZE, first_layer
 from repfuse.plans import Plan
 from repfuse.wording import dtype_name, first_line
@@ -244,11 +244,10 @@ def make_inputs(shapes: Sequence[Shape], network: nn.Module) -> tuple[Tensor, ..
     generator = torch.Generator().manual_seed(0)
 
     def made(shape: Shape) -> Tensor:
-        try:
+        kinds = (RuntimeError, MemoryError, OverflowError)
+        with failing_as(f"An input of {shape} cannot be made.", FORM, of=kinds, why=first_line):
             dtype = getattr(torch, shape.dtype) if shape.dtype else like.dtype
             return random_tensor(shape.sizes, dtype, generator).to(like.device)
-        except (RuntimeError, MemoryError, OverflowError) as error:
-            raise RepfuseError(f"An input of {shape} cannot be made.", first_line(error), FORM) from error
 
     return tuple(map(made, shapes))
 

@@ -30,7 +30,7 @@ from repfuse.checking.runs import call
 from repfuse.checkpoint.build import make_inputs, random_tensor
 from repfuse.checkpoint.formats import reading
 from repfuse.checkpoint.spec import Shape
-from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError, quietly
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError, failing_as, quietly
 from repfuse.networks import quantised
 from repfuse.recording.copies import changed_copy
 from repfuse.wording import described
@@ -237,15 +237,9 @@ def program_of(network: nn.Module, example: Sequence[Tensor], *, sizes: bool = T
 
 def _export(network: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
     copied = changed_copy(network, lambda _name, tensor: tensor.clone())  # forward may keep what it is traced with
-    try:
-        with quietly(), torch.no_grad():
-            return torch.export.export(copied, inputs, dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # whatever a forward may raise
-        raise RepfuseError(
-            f"{type(network).__name__} cannot be exported with torch.export.",
-            described(error),
-            "Choose --format pt, state-dict or safetensors.",
-        ) from error
+    what = f"{type(network).__name__} cannot be exported with torch.export."
+    with failing_as(what, "Choose --format pt, state-dict or safetensors."), quietly(), torch.no_grad():
+        return torch.export.export(copied, inputs, dynamic_shapes=shapes, strict=False)
 
 
 def doubled(example: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -300,13 +294,10 @@ def read_torchscript(path: Path, shapes: Sequence[Shape] | None, *, trust: bool)
 
 
 def _convert(path: Path, script: torch.jit.ScriptModule, inputs: tuple[Tensor, ...]) -> ExportedProgram:
-    try:
-        from torch._export.converter import TS2EPConverter
+    what, why = f"The TorchScript of {path} cannot be converted.", "PyTorch's converter fails: "
+    with failing_as(what, ADVICE, why=lambda error: why + described(error)), quietly():
+        from torch._export.converter import TS2EPConverter  # which goes away in some later version
 
-        with quietly():
-            program: ExportedProgram = TS2EPConverter(script, doubled(inputs), {}).convert()
-    except Exception as error:  # the converter raises what it likes, and goes away in some later version
-        why = f"PyTorch's converter fails: {described(error)}"
-        raise RepfuseError(f"The TorchScript of {path} cannot be converted.", why, ADVICE) from error
+        program: ExportedProgram = TS2EPConverter(script, doubled(inputs), {}).convert()
     program.example_inputs = (inputs, {})
     return program

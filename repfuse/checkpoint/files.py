@@ -19,8 +19,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from repfuse.errors import RepfuseError
-from repfuse.wording import described
+from repfuse.errors import RepfuseError, failing_as
 
 PART = ".part"
 Replacement = tuple[Path, Path]  # a whole temporary file, and the place that it will take
@@ -229,12 +228,10 @@ def found(pattern: str) -> list[Path]:
     if not url:
         names = glob.glob(str(path), recursive=True)  # noqa: PTH207 - relative or not
         return [file for file in map(Path, sorted(names)) if file.is_file()]
-    try:
+    with failing_as(f"{url} cannot be listed.", "Check the URL."):
         system, place = _reached(url)
         names = system.glob(place, detail=True)
         return [Path(system.unstrip_protocol(name)) for name in sorted(names) if names[name]["type"] == "file"]
-    except Exception as error:  # of whatever kind of place
-        raise RepfuseError(f"{url} cannot be listed.", described(error), "Check the URL.") from error
 
 
 def fetch(path: Path, folder: Path) -> Path:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from enum import Enum, StrEnum
 from pathlib import Path
 
-from repfuse.errors import RepfuseError
+from repfuse.errors import RepfuseError, failing_as
 from repfuse.wording import first_line
 
 HEAD = 512
@@ -144,24 +144,17 @@ def _recognise_zip(path: Path) -> Container:
     raise RepfuseError(f"{path} is a ZIP archive, but not a checkpoint.", "It has no data.pkl.", SAVE_AGAIN)
 
 
+DAMAGED, COPY_AGAIN = "is damaged or cut short.", "Copy or download it again, and compare its size with the original's."
+
+
 def damaged(path: Path, detail: str) -> RepfuseError:
     """Return the error for a file that begins like a checkpoint and then does not read."""
-    return RepfuseError(
-        f"{path} is damaged or cut short.",
-        detail,
-        "Copy or download it again, and compare its size with the original's.",
-    )
+    return RepfuseError(f"{path} {DAMAGED}", detail, COPY_AGAIN)
 
 
-@contextmanager
-def reading(path: Path, said: Callable[[BaseException], str] = first_line) -> Iterator[None]:
+def reading(path: Path, said: Callable[[BaseException], str] = first_line) -> AbstractContextManager[None]:
     """Say of whatever goes wrong that the file is damaged: its reader, and what is made of it, can fail in any way."""
-    try:
-        yield
-    except RepfuseError:
-        raise
-    except Exception as error:
-        raise damaged(path, said(error)) from error
+    return failing_as(f"{path} {DAMAGED}", COPY_AGAIN, why=said)
 
 
 def _not_a_checkpoint(path: Path, head: bytes) -> RepfuseError:
