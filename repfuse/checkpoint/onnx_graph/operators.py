@@ -360,14 +360,6 @@ def _reduced(function: Callable[[Tensor, Any, bool], Tensor]) -> Row:
     return row
 
 
-def _over_space(function: Callable[[Tensor, Any, bool], Tensor]) -> Row:
-    def row(known: Known) -> Function | None:
-        axes = list(range(2, known.rank()))
-        return lambda x: function(x, axes, True)
-
-    return row
-
-
 def _resize(known: Known) -> Function | None:
     mode, place = known.get("mode", "nearest"), known.get("coordinate_transformation_mode", "half_pixel")
     if known.get("antialias", 0) or known.get("axes") is not None or known.rank() != 4:
@@ -454,8 +446,8 @@ ROWS: dict[str, Row] = {
     "PRelu": _plain(lambda x, slope: torch.where(x >= 0, x, x * slope)),
     "AveragePool": _average_pool,
     "MaxPool": _max_pool,
-    "GlobalAveragePool": _over_space(lambda x, axes, keeps: x.mean(axes, keepdim=keeps)),
-    "GlobalMaxPool": _over_space(lambda x, axes, keeps: x.amax(axes, keepdim=keeps)),
+    "GlobalAveragePool": lambda known: partial(Tensor.mean, dim=[*range(2, known.rank())], keepdim=True),
+    "GlobalMaxPool": lambda known: partial(Tensor.amax, dim=[*range(2, known.rank())], keepdim=True),
     "ReduceMean": _reduced(lambda x, axes, keeps: x.mean(axes, keepdim=keeps)),
     "ReduceSum": _reduced(lambda x, axes, keeps: x.sum(axes, keepdim=keeps)),
     "ReduceMax": _reduced(lambda x, axes, keeps: x.amax(axes, keepdim=keeps)),
