@@ -113,6 +113,13 @@ def build(source: ModelSource, file: Path | None = None) -> nn.Module:
     Raises RepfuseError where the name is unknown, or where building it fails.
     """
     make = _BUILDERS[source.kind](source, file)
+    for name in FETCHING if source.kind in ("timm", "torchvision") else ():
+        if source.arguments.get(name):
+            raise RepfuseError(
+                f"The model argument {name} is not allowed.",
+                "The weights come from the checkpoint; repfuse downloads nothing.",
+                f"Leave out {name}.",
+            )
     try:
         with torch.random.fork_rng(devices=[]):
             network = make(**source.arguments)
@@ -143,7 +150,6 @@ def _timm(name: str) -> Any:
 def _from_timm(source: ModelSource, _file: Path | None) -> Callable[..., Any]:
     name = source.parts[1]
     timm = _timm(name)
-    _refuse_weights(source)
     return lambda **arguments: timm.create_model(name, **(arguments | {"pretrained": False}))
 
 
@@ -152,7 +158,6 @@ def _from_torchvision(source: ModelSource, _file: Path | None) -> Callable[..., 
     name = source.parts[1]
     if name not in models.list_models():
         raise _unknown("torchvision", name, models.list_models())
-    _refuse_weights(source)
     builder = models.get_model_builder(name)
     fixed = {key: None for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters}
     return lambda **arguments: builder(**(arguments | fixed))
@@ -215,16 +220,6 @@ def library(name: str, extra: str = "") -> Any:
             f"{type(error).__name__}: {error}",
             f"Install versions of torch, torchvision and {name} that belong together.",
         ) from error
-
-
-def _refuse_weights(source: ModelSource) -> None:
-    for name in FETCHING:
-        if source.arguments.get(name):
-            raise RepfuseError(
-                f"The model argument {name} is not allowed.",
-                "The weights come from the checkpoint; repfuse downloads nothing.",
-                f"Leave out {name}.",
-            )
 
 
 def _unknown(where: str, name: str, known: Iterable[str]) -> RepfuseError:
