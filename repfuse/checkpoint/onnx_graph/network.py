@@ -9,7 +9,7 @@ from __future__ import annotations
 import keyword
 import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
@@ -104,21 +104,16 @@ class Foreign(nn.Module):
     defines it, by the reference; of any other, in float32, and the node is ``narrow`` from then on.
     """
 
-    def __init__(
-        self,
-        node: ir.Node,
-        taken: Iterable[ir.Value | None],
-        model: ir.Model,
-        functions: tuple[bytes, ...],
-        *,
-        wide: bool,
-    ) -> None:
+    def __init__(self, node: ir.Node, model: ir.Model, functions: list[onnx.FunctionProto], *, wide: bool) -> None:
         super().__init__()
         self.wide, self.narrow = wide, False
-        self.proto, self.functions = ir.to_proto(node).SerializeToString(), functions
-        self.opsets = tuple(dict(model.opset_imports).items())
-        self.inputs = tuple("" if value is None else str(value.name) for value in taken)
+        self.inputs = tuple("" if value is None else str(value.name) for value in (*node.inputs, *captured(node)))
         self.outputs = tuple(str(value.name) for value in node.outputs if value.name)
+        graph = helper.make_graph([ir.to_proto(node)], "node", [], [onnx.ValueInfoProto(name=x) for x in self.outputs])
+        imports = [helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+        proto = helper.make_model(graph, opset_imports=imports, functions=functions)
+        proto.ir_version = min(proto.ir_version, 10)
+        self.model = bytes(proto.SerializeToString())
 
     def forward(self, *inputs: Tensor | None) -> Any:
         """Run the node, unseen."""
@@ -134,7 +129,7 @@ class Foreign(nn.Module):
         given = {name: x for name, x in zip(self.inputs, inputs, strict=True) if x is not None}
         numbers = tuple((name, NUMBER_OF[x.dtype]) for name, x in given.items())
         fed = {name: array_of(x) for name, x in given.items()}
-        model = _model_of(self.proto, self.opsets, self.functions, numbers, self.outputs)
+        model = _taking(self.model, numbers)
         try:
             found = _session(model).run(None, fed)
         except Exception:  # it has no class for its errors
@@ -146,22 +141,11 @@ class Foreign(nn.Module):
 
 
 @lru_cache(maxsize=1024)
-def _model_of(
-    proto: bytes,
-    opsets: tuple[tuple[str, int], ...],
-    functions: tuple[bytes, ...],
-    inputs: tuple[tuple[str, int], ...],
-    outputs: tuple[str, ...],
-) -> bytes:
-    """Return a model of one node."""
-    taken = [helper.make_tensor_value_info(name, number, None) for name, number in inputs]
-    given = [onnx.ValueInfoProto(name=name) for name in outputs]
-    graph = helper.make_graph([onnx.NodeProto.FromString(proto)], "node", taken, given)
-    imports = [helper.make_opsetid(domain, version) for domain, version in opsets]
-    known = [onnx.FunctionProto.FromString(function) for function in functions]
-    model = helper.make_model(graph, opset_imports=imports, functions=known)
-    model.ir_version = min(model.ir_version, 10)
-    return bytes(model.SerializeToString())
+def _taking(model: bytes, inputs: tuple[tuple[str, int], ...]) -> bytes:
+    """Return a model of one node with inputs of these names and dtypes."""
+    proto = onnx.ModelProto.FromString(model)
+    proto.graph.input.extend(helper.make_tensor_value_info(name, number, None) for name, number in inputs)
+    return bytes(proto.SerializeToString())
 
 
 _session = lru_cache(maxsize=1024)(partial(onnx_file.session, threads=1))
@@ -197,7 +181,7 @@ class Building:
         self._lines: dict[ir.Value, fx.Node] = {}
         self._constants = ComputedConstants(model, self.shapes)
         self._ends = set(ends_of_groups(model.graph))
-        self._functions = tuple(ir.to_proto(each).SerializeToString() for each in model.functions.values())
+        self._functions = [ir.to_proto(each) for each in model.functions.values()]
 
     def _name(self, name: str | None) -> str:
         """Return a name of a child or a tensor of the module, for one of ONNX: those may be any text."""
@@ -221,13 +205,12 @@ class Building:
         return fx.GraphModule(self._root, self._graph, class_name="Graph")
 
     def _add(self, node: ir.Node) -> None:
-        taken = [*node.inputs, *captured(node)]
         path = self._name(node.name or f"{node.op_type}_{node.outputs[0].name}")
-        module = self._module(node, taken)
+        module = self._module(node)
         computed = isinstance(module, Foreign) or node.op_type == "Cast"  # whose dtype the merged weights get
         constant = self._constants.made(node) if computed else None
         module = module if constant is None else OnnxNode(lambda *given: given[-1])
-        args = [None if value is None else self._line(value) for value in taken]
+        args = [None if x is None else self._line(x) for x in (*node.inputs, *captured(node))]
         args += [] if constant is None else [self._held(self._name(f"{path}_value"), ir.tensor(constant))]
         self.nodes[path] = node
         self._root.add_module(path, module)
@@ -263,7 +246,7 @@ class Building:
             self._root.register_buffer(name, tensor)
         return self._graph.get_attr(name)
 
-    def _module(self, node: ir.Node, taken: list[ir.Value | None]) -> nn.Module:
+    def _module(self, node: ir.Node) -> nn.Module:
         plain = node.domain in DOMAINS and node.op_identifier() not in self.model.functions
         if plain and (function := function_of(node.op_type, self._known(node))) is not None:
             return Unseen(function) if node in self._ends else OnnxNode(function)
@@ -272,7 +255,7 @@ class Building:
         if plain and node.op_type == "Reshape" and not node.attributes.get_int("allowzero", 0):
             return Unseen(_reshaped)
         wide = any(x.dtype is ir.DataType.DOUBLE for x in inputs_of(self.model))
-        return Foreign(node, taken, self.model, self._functions, wide=wide)
+        return Foreign(node, self.model, self._functions, wide=wide)
 
     def _known(self, node: ir.Node) -> Known:
         values = ((place, node.inputs[place]) for place in VALUES.get(node.op_type, ()) if place < len(node.inputs))
@@ -391,7 +374,7 @@ class ComputedConstants:
         arrays = [None if x is None else self.value(x, most) for x in node.inputs]
         if not arrays or any(x is not None and array is None for x, array in zip(node.inputs, arrays, strict=True)):
             return None
-        run = Foreign(node, node.inputs, self.model, (), wide=True)
+        run = Foreign(node, self.model, [], wide=True)
         try:
             result = run(*(None if array is None else tensor_of(array) for array in arrays))
         except Exception:  # it takes what no such run has: nothing is known then
