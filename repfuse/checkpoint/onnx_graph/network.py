@@ -163,7 +163,7 @@ def unique(name: str, taken: set[str]) -> str:
 
 
 class Building:
-    """Builds the module of the model in the file at ``path``; ``bare``, it has no numbers.
+    """Builds the module of the model in the file at ``path``; ``bare``, it has no numbers, and none are read.
 
     Afterwards it says how the lines of the module stand for the parts of the graph: ``nodes`` by the child that is
     called, ``tensors`` and ``inputs`` by name. Children that are ``passing`` give a tensor as it is; ``expected`` is
@@ -390,10 +390,3 @@ def network_of(model: ir.Model, path: Path) -> fx.GraphModule:
     if sum(tensor.nbytes for _, tensor in tensors_of(model)) >= HUGE:
         stream(module)
     return module
-
-
-def parts_of(model: ir.Model, path: Path) -> Building:
-    """Return which part of the module of this model is which of the model; its numbers are not read for that."""
-    building = Building(model, path, bare=True)
-    building.build()
-    return building

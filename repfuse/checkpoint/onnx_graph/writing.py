@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 
 from repfuse.checkpoint import onnx_file
-from repfuse.checkpoint.onnx_graph.network import captured, parts_of, unique
+from repfuse.checkpoint.onnx_graph.network import Building, captured, unique
 from repfuse.checkpoint.onnx_graph.reading import LISTS_NO_WEIGHTS, array_of, read, tensor_of, tensors_of, version_of
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.networks import equal
@@ -75,7 +75,8 @@ class _Editing:
     def __init__(self, path: Path, module: nn.Module) -> None:
         assert isinstance(module, fx.GraphModule)
         self.module, self.model = module, read(path)
-        self.parts, self.graph = parts_of(self.model, path), self.model.graph
+        self.parts, self.graph = Building(self.model, path, bare=True), self.model.graph
+        self.parts.build()
         self.values: dict[Any, ir.Value] = {}
         self.read: dict[Any, list[ir.Value]] = {}
         self.kept: set[ir.Node] = set()
@@ -95,10 +96,10 @@ class _Editing:
         used = [value for value in self.graph.initializers.values() if value.uses()]
         for line in self.module.graph.nodes:
             self._follow(line)
-        self.graph.extend(self.new)
         moved = any(self._differ(old, new) for old, new in self.replaced.items())
-        outputs = [self._replace(old, new) for old, new in self.replaced.items()]
-        self.graph.extend(node for node in outputs if node is not None)
+        for old, new in self.replaced.items():
+            self._replace(old, new)
+        self.graph.extend(self.new)
         self.graph.remove([node for node in before if node not in self.kept], safe=True)
         for value in (value for node in self.graph for value in node.outputs if moved):
             if not value.is_graph_output():  # what rearranges values stays, and what it gives may have other channels
@@ -163,9 +164,8 @@ class _Editing:
     def _keep(self, line: fx.Node, node: ir.Node) -> None:
         """Leave a node as it is, behind what is new; what it reads may be another value from now on."""
         self.kept.add(node)
-        if self.new:
-            self.graph.insert_before(node, self.new)
-            self.new = []
+        self.graph.insert_before(node, self.new)
+        self.new = []
         for old, given in zip([*node.inputs, *captured(node)], line.args, strict=False):
             if old is not None and given in self.values:
                 self._meet(old, self.values[given])
@@ -176,21 +176,19 @@ class _Editing:
         if old is not new:
             self.replaced[old] = new
 
-    def _replace(self, old: ir.Value, new: ir.Value) -> ir.Node | None:
-        """Let all that read ``old`` read ``new``, which takes its name; return a node that gives it where it cannot."""
-        name, given = old.name, None
+    def _replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let all that read ``old`` read ``new``, or where that has to keep its name a copy, under the old name."""
+        name = old.name
         if new not in self.made:  # it has a name of its own
             if not old.is_graph_output():
                 old.replace_all_uses_with(new)
-                return None
-            given = ir.node("Identity", [new], name=unique(f"{name}_given", self.names))
-            new = given.outputs[0]
+                return
+            new = self._node("Identity", [new], f"{name}_given")
         self.made.discard(new)
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         new.type, new.shape = old.type, old.shape
         old.name = unique(f"{name}_before", self.names)
         new.name = name
-        return given
 
     # New nodes
 
