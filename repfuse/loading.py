@@ -136,7 +136,7 @@ def load(
         digest=opened.digest,
         source=network.source,
         input_origin=origin,
-        notes=(*opened.found, *opened.contents.notes, *network.notes, *told),
+        notes=(*opened.contents.notes, *network.notes, *told),
         plans=network.plans,
         around=replace(opened.contents.around, naming=network.naming),
         metadata={name: text for name, text in opened.metadata.items() if name != RECIPE},

@@ -37,7 +37,7 @@ class Opened:
 
     ``program`` is the exported program, where the file is one; ``files`` are those that were read besides. ``inputs``
     are the shapes that the file says its network takes; where it leaves sizes ``open``, other than the batch, they
-    are a guess. ``found`` is what the user must be told of where it was found.
+    are a guess.
     """
 
     path: Path
@@ -50,7 +50,6 @@ class Opened:
     files: tuple[Path, ...] = ()
     inputs: tuple[Shape, ...] = ()
     open: bool = False
-    found: tuple[str, ...] = ()
 
 
 def open_checkpoint(
@@ -72,7 +71,8 @@ def open_checkpoint(
         raise RepfuseError(f"{folder} has a {CONFIG} and no weights.", why, "Give the file itself.")
     opened = _open_file(file, weights, trust, None)
     said = (f"{path} is revision {revision} of the hub, kept in {folder}",) if revision else ()
-    return replace(opened, recipe=opened.recipe or recipe, found=(*said, ONE_FILE))
+    contents = replace(opened.contents, notes=(*said, ONE_FILE, *opened.contents.notes))
+    return replace(opened, recipe=opened.recipe or recipe, contents=contents)
 
 
 def _open_file(path: Path, weights: str, trust: Named | None, shapes: Sequence[Shape] | None) -> Opened:
