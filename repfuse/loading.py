@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from repfuse.checkpoint.build import build, guessed_shape, is_buildable, known_shape, make_inputs, shapes_of
@@ -24,9 +25,6 @@ from repfuse.networks import device_of, in_training, placed, set_eval
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
 from repfuse.wording import first_line, listed
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 Shapes = tuple[Shape, ...]
 UNASKED = 1 << 26  # numbers that an input may have without being asked for
@@ -57,7 +55,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     allow: tuple[str, ...] = ()
     trust: bool = False
-    program: ExportedProgram | None = None
+    program: torch.export.ExportedProgram | None = None
     files: tuple[Path, ...] = ()
 
     @property

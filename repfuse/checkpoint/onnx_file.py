@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from repfuse.checking.runs import Outcome
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError, failing_as, quietly
 from repfuse.wording import described, first_line
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 NEEDED = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 LARGEST = 2_000_000_000  # bytes: a protobuf message ends at 2 GiB, and the graph is part of it
@@ -32,7 +29,7 @@ def check_installed() -> None:
         )
 
 
-def write(program: ExportedProgram, path: Path) -> None:
+def write(program: torch.export.ExportedProgram, path: Path) -> None:
     """Write ``program`` as one ONNX file. Raises RepfuseError where it cannot be expressed, OSError for a disk."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     if size > LARGEST:

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.build import FETCHING, Recipe, library, read_recipe, timm_defaults
@@ -26,9 +28,6 @@ from repfuse.checkpoint.spec import ModelSource, Shape
 from repfuse.checkpoint.user_code import Named
 from repfuse.errors import RepfuseError, quietly
 from repfuse.wording import described, first_line
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Opened:
     contents: Contents
     recipe: Recipe | None
     metadata: dict[str, str] = field(default_factory=dict)
-    program: ExportedProgram | None = None
+    program: torch.export.ExportedProgram | None = None
     files: tuple[Path, ...] = ()
     inputs: tuple[Shape, ...] = ()
     open: bool = False
