@@ -180,19 +180,13 @@ def _shapes(given: Shapes | None, said: Said, opened: Opened, network: _Network)
     if said.input and (said.asked or not known) and said.input != render(known):
         known, origin = parse_shapes(said.input), "given"
         told = (f"the input {said.input} is that of {said.by}",)
-    elif not known:
-        known, origin = (guessed_shape(network.module),), "guess"
-        told = (_guess(known),)
-    elif opened.open:
-        origin, told = "guess", (_guess(known),)
+    elif not known or opened.open:
+        known, origin = known or (guessed_shape(network.module),), "guess"
+        told = (f"the input {render(known)} is a guess; --input says what it really is",)
     if sum(prod(shape.sizes) for shape in known) > UNASKED:
         what = f"The input of {opened.path} would be {render(known)}, which is very large."
         raise RepfuseError(what, f"That shape is from the {origin}.", "If it is right, say so with --input.")
     return known, origin, told
-
-
-def _guess(known: Shapes) -> str:
-    return f"the input {render(known)} is a guess; --input says what it really is"
 
 
 class _Network(NamedTuple):
