@@ -148,10 +148,7 @@ def load(
 def _inputs_of(
     opened: Opened, network: _Network, given: Shapes | None, said: Said, module: nn.Module
 ) -> tuple[tuple[Tensor, ...], str, tuple[str, ...]]:
-    """Return inputs for ``module``, the network where it runs now, where they are from, and what to say of that.
-
-    Raises RepfuseError where nobody asked for their size, and it is out of all proportion.
-    """
+    """Return inputs for ``module``, the network where it runs now, where they are from, and what to say of that."""
     if given is None and opened.program is not None:
         from repfuse.checkpoint.exported import flat_inputs  # torch.export takes a second to import
 
@@ -190,10 +187,7 @@ def _shapes(given: Shapes | None, said: Said, opened: Opened, network: _Network)
 
 
 class _Network(NamedTuple):
-    """A network in eval mode with its weights; ``source`` and ``plans`` say how it was built, where it was.
-
-    ``naming`` is how the file names its weights.
-    """
+    """A network in eval mode with its weights, how it was built, if it was, and how the file names its weights."""
 
     module: nn.Module
     source: ModelSource | None
@@ -203,10 +197,7 @@ class _Network(NamedTuple):
 
 
 def _built(opened: Opened, source: ModelSource | None, said: Said, code: Named, *, trust: bool) -> _Network:
-    """Return the network of the file: its classes restored, or built by its source and filled.
-
-    Raises RepfuseError where it cannot be built, or where its weights do not fit.
-    """
+    """Return the network of the file: its classes restored, or built by its source and filled."""
     state, recipe = opened.contents.state, opened.recipe
     if state is None:
         return _restored(opened, source, code)
