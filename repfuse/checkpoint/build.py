@@ -68,7 +68,9 @@ def read_recipe(text: Any, path: Path) -> Recipe | None:
     """Return the recipe that ``text`` holds; None where there is no text. Raises RepfuseError where it is another."""
     if text is None:
         return None
-    try:
+    what, hint = f"{path} has a damaged recipe for its network.", "Convert the original checkpoint again."
+    kinds = (ValueError, KeyError, TypeError, RecursionError)
+    with failing_as(what, hint, of=kinds, why=lambda error: f"{type(error).__name__}: {error}"):
         data = parse_json(text)
         if data["schema"] != SCHEMA:
             raise RepfuseError(
@@ -80,12 +82,6 @@ def read_recipe(text: Any, path: Path) -> Recipe | None:
         source = None if data["model"] is None else model_source(str(data["model"]), arguments)
         plans = tuple(Plan.from_dict(plan) for plan in data["plans"])
         return Recipe(source, str(data["input"]), plans, str(data.get("made_of", "")))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RepfuseError(
-            f"{path} has a damaged recipe for its network.",
-            f"{type(error).__name__}: {error}",
-            "Convert the original checkpoint again.",
-        ) from error
 
 
 def is_buildable(source: ModelSource, named: Named) -> bool:

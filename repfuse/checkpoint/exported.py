@@ -190,11 +190,10 @@ def program_like(original: ExportedProgram, network: nn.Module) -> ExportedProgr
 
     Raises RepfuseError where it cannot be exported, or where any of that would change.
     """
-    try:
-        dims: dict[Any, Any] = {}
+    what, hint = "The dynamic shapes of the program cannot be kept.", "Choose --format pt."
+    dims: dict[Any, Any] = {}
+    with failing_as(what, hint, EXIT_FAILED_CHECK, of=ValueError, why=str):
         shapes = _dynamic(original, lambda size: _dim(original, size, dims))
-    except ValueError as error:
-        raise _changed(str(error)) from error
     example = list(flat_inputs(original))
     for at, axes in enumerate(shapes):
         for axis in axes:  # torch.export takes one for a constant
@@ -212,7 +211,8 @@ def program_like(original: ExportedProgram, network: nn.Module) -> ExportedProgr
     program._guards_code = list(original._guards_code)
     before, after = contract_of(original), contract_of(program)
     if before != after:
-        raise _changed(f"they were {before.describe()}, and became {after.describe()}")
+        why = f"they were {before.describe()}, and became {after.describe()}"
+        raise RepfuseError(what, why, hint, EXIT_FAILED_CHECK)
     return program
 
 
@@ -246,11 +246,6 @@ def doubled(example: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the example with a batch of two where it has a batch of one: torch.export takes one for a constant."""
     batch = example[0].shape[:1]
     return tuple(torch.cat([x, x]) if batch == (1,) and x.shape[:1] == batch else x for x in example)
-
-
-def _changed(why: str) -> RepfuseError:
-    what = "The dynamic shapes of the program cannot be kept."
-    return RepfuseError(what, why, "Choose --format pt.", EXIT_FAILED_CHECK)
 
 
 ADVICE = (
