@@ -148,8 +148,7 @@ def _arguments(path: Path, config: dict[str, Any], known: Any) -> tuple[dict[str
     the sizes of an input, none where it does not say them.
     """
     arguments, pretrained = dict[str, Any](), config.get("pretrained_cfg", config)
-    if not isinstance(pretrained, dict):
-        raise _odd(path, "pretrained_cfg", pretrained)
+    _require(isinstance(pretrained, dict), path, "pretrained_cfg", pretrained)
     classes = config.get("num_classes", pretrained.get("num_classes"))
     if classes is not None:
         arguments["num_classes"] = _number(path, "num_classes", classes, least=0)
@@ -162,11 +161,9 @@ def _arguments(path: Path, config: dict[str, Any], known: Any) -> tuple[dict[str
         if pretrained.get("fixed_input_size") is True and pixels != list(known.input_size[1:]):
             arguments["img_size"] = pixels
     given = config.get("model_args", {})
-    if not isinstance(given, dict):
-        raise _odd(path, "model_args", given)
+    _require(isinstance(given, dict), path, "model_args", given)
     for key, value in given.items():
-        if not key.isidentifier() or key in RESERVED:
-            raise _odd(path, "model_args", key)
+        _require(key.isidentifier() and key not in RESERVED, path, "model_args", key)
         arguments[key] = _plain(path, key, value)
     if size is None:
         return arguments, []
@@ -190,14 +187,12 @@ def configuration(path: Path) -> dict[str, Any]:
 
 
 def _number(path: Path, name: str, value: Any, least: int = 1) -> int:
-    if type(value) is not int or not least <= value <= LARGEST:
-        raise _odd(path, name, value)
-    return value
+    _require(type(value) is int and least <= value <= LARGEST, path, name, value)
+    return int(value)
 
 
 def _sizes(path: Path, name: str, value: Any, count: int) -> list[int]:
-    if not isinstance(value, list) or len(value) != count:
-        raise _odd(path, name, value)
+    _require(isinstance(value, list) and len(value) == count, path, name, value)
     return [_number(path, name, size) for size in value]
 
 
@@ -207,17 +202,14 @@ def _plain(path: Path, name: str, value: Any, depth: int = 0) -> Any:
         return [_plain(path, name, item, depth + 1) for item in value]
     if value is None or isinstance(value, bool) or (isinstance(value, str) and len(value) <= 100):
         return value
-    if isinstance(value, (int, float)) and abs(value) <= ARGUMENT:
-        return value
-    raise _odd(path, name, value)
+    _require(isinstance(value, (int, float)) and abs(value) <= ARGUMENT, path, name, value)
+    return value
 
 
-def _odd(path: Path, name: str, value: Any) -> RepfuseError:
-    return RepfuseError(
-        f"{path} has an odd {name}.",
-        f"It is {str(value)[:100]!r}.",
-        "If you trust it, give the weights file itself, with --model and --model-arg.",
-    )
+def _require(holds: bool, path: Path, name: str, value: Any) -> None:
+    if not holds:
+        hint = "If you trust it, give the weights file itself, with --model and --model-arg."
+        raise RepfuseError(f"{path} has an odd {name}.", f"It is {str(value)[:100]!r}.", hint)
 
 
 def fetch(name: str) -> tuple[Path, str]:
