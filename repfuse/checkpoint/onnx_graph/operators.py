@@ -216,7 +216,7 @@ def _max_pool(known: Known) -> Function | None:
 def _pad(known: Known) -> Function | None:
     rank = known.rank()
     amounts = known.said("pads", 1)
-    value = known.get("value") if "value" in known.attributes else known.said("constant_value", 2, 0.0)
+    value = known.said("value", 2, 0.0)
     axes = known.said("axes", 3) or list(range(rank))
     pairs = [(0, 0)] * rank
     for axis, before, after in zip(axes, amounts[: len(axes)], amounts[len(axes) :], strict=True):
