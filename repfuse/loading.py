@@ -107,8 +107,7 @@ def load(
     anything. ``said`` is what a report or a plan says of the file, for what is neither given nor in the file.
     Raises RepfuseError with what is wrong and what to do.
     """
-    given = list(model_args.items() if isinstance(model_args, Mapping) else model_args or ())
-    if given and model is None:
+    if model_args and model is None:
         raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
     shapes = parse_shapes(input) if input is not None else None
     source = model_source(model, model_args) if model is not None else None
