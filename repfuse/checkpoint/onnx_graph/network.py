@@ -385,8 +385,7 @@ class ComputedConstants:
 
 def network_of(model: ir.Model, path: Path) -> fx.GraphModule:
     """Return the module of the model in the file at ``path``."""
-    module = Building(model, path, bare=False).build()
-    module.eval()
+    module = Building(model, path, bare=False).build().eval()
     if sum(tensor.nbytes for _, tensor in tensors_of(model)) >= HUGE:
         stream(module)
     return module

@@ -247,11 +247,10 @@ class _Editing:
                 x = self._pad(x, PADDING_MODES[module.padding_mode], pads, f"{name}_pad")
                 pads = [0] * len(pads)
             return self._convolution(module, x, name, pads)
-        kind = next((kind for kind in MODES if isinstance(module, kind)), None)
-        if kind is None:
-            assert isinstance(module, nn.Identity)
+        if isinstance(module, nn.Identity):
             return x
-        return self._pad(x, MODES[kind], _pads(module.padding), name)
+        mode = next(mode for kind, mode in MODES.items() if isinstance(module, kind))
+        return self._pad(x, mode, _pads(module.padding), name)
 
     def _convolution(self, module: _ConvNd, x: ir.Value, name: str, pads: list[int]) -> ir.Value:
         attributes: dict[str, Any] = {
