@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from repfuse.wording import described
 
 EXIT_FAILED_CHECK = 1
 EXIT_BAD_INPUT = 2
@@ -34,6 +36,24 @@ class RepfuseError(Exception):
 
 def _clipped(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... and {len(text) - LONGEST:,} more characters"
+
+
+@contextmanager
+def failing_as(
+    what: str,
+    hint: str,
+    exit_code: int = EXIT_BAD_INPUT,
+    *,
+    of: type[Exception] | tuple[type[Exception], ...] = Exception,
+    why: Callable[[BaseException], str] = described,
+) -> Iterator[None]:
+    """Make one clear message of whatever code that is not ours raises, or of the errors ``of`` alone."""
+    try:
+        yield
+    except RepfuseError:
+        raise
+    except of as error:
+        raise RepfuseError(what, why(error), hint, exit_code) from error
 
 
 @contextmanager

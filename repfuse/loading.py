@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from repfuse.checkpoint.build import build, guessed_shape, is_buildable, known_shape, make_inputs, shapes_of
@@ -19,14 +20,11 @@ from repfuse.checkpoint.records import module_state, revive, state_of_record
 from repfuse.checkpoint.spec import FORMS, ModelSource, Said, Shape, model_source, parse_shapes, render
 from repfuse.checkpoint.user_code import Named, named
 from repfuse.checkpoint.weights import Naming, check_deploy_mode, deploy_mode, fit, load_weights, match_dtype
-from repfuse.errors import RepfuseError
+from repfuse.errors import RepfuseError, failing_as
 from repfuse.networks import device_of, in_training, placed, set_eval
 from repfuse.plans import Plan
 from repfuse.rewriting import rewrite
 from repfuse.wording import first_line, listed
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 Shapes = tuple[Shape, ...]
 UNASKED = 1 << 26  # numbers that an input may have without being asked for
@@ -57,7 +55,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     allow: tuple[str, ...] = ()
     trust: bool = False
-    program: ExportedProgram | None = None
+    program: torch.export.ExportedProgram | None = None
     files: tuple[Path, ...] = ()
 
     @property
@@ -109,8 +107,7 @@ def load(
     anything. ``said`` is what a report or a plan says of the file, for what is neither given nor in the file.
     Raises RepfuseError with what is wrong and what to do.
     """
-    given = list(model_args.items() if isinstance(model_args, Mapping) else model_args or ())
-    if given and model is None:
+    if model_args and model is None:
         raise RepfuseError("There are model arguments, but no model.", "", "Say which: --model timm:NAME, ...")
     shapes = parse_shapes(input) if input is not None else None
     source = model_source(model, model_args) if model is not None else None
@@ -124,11 +121,9 @@ def load(
         network = _built(opened, source, said, code, trust=trust)
     except RecursionError as error:
         raise damaged(Path(path), "its objects or modules hold each other without end") from error
-    try:
+    what, kinds = f"The network cannot be moved to {device!r}.", (RuntimeError, AssertionError, NotImplementedError)
+    with failing_as(what, "Use cpu, or cuda:0, ...", of=kinds, why=first_line):
         module = network.module.to(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        what = f"The network cannot be moved to {device!r}."
-        raise RepfuseError(what, first_line(error), "Use cpu, or cuda:0, ...") from error
     inputs, origin, told = _inputs_of(opened, network, shapes, said, module)
     return Checkpoint(
         module=module,
@@ -138,7 +133,7 @@ def load(
         digest=opened.digest,
         source=network.source,
         input_origin=origin,
-        notes=(*opened.found, *opened.contents.notes, *network.notes, *told),
+        notes=(*opened.contents.notes, *network.notes, *told),
         plans=network.plans,
         around=replace(opened.contents.around, naming=network.naming),
         metadata={name: text for name, text in opened.metadata.items() if name != RECIPE},
@@ -152,10 +147,7 @@ def load(
 def _inputs_of(
     opened: Opened, network: _Network, given: Shapes | None, said: Said, module: nn.Module
 ) -> tuple[tuple[Tensor, ...], str, tuple[str, ...]]:
-    """Return inputs for ``module``, the network where it runs now, where they are from, and what to say of that.
-
-    Raises RepfuseError where nobody asked for their size, and it is out of all proportion.
-    """
+    """Return inputs for ``module``, the network where it runs now, where they are from, and what to say of that."""
     if given is None and opened.program is not None:
         from repfuse.checkpoint.exported import flat_inputs  # torch.export takes a second to import
 
@@ -184,26 +176,17 @@ def _shapes(given: Shapes | None, said: Said, opened: Opened, network: _Network)
     if said.input and (said.asked or not known) and said.input != render(known):
         known, origin = parse_shapes(said.input), "given"
         told = (f"the input {said.input} is that of {said.by}",)
-    elif not known:
-        known, origin = (guessed_shape(network.module),), "guess"
-        told = (_guess(known),)
-    elif opened.open:
-        origin, told = "guess", (_guess(known),)
+    elif not known or opened.open:
+        known, origin = known or (guessed_shape(network.module),), "guess"
+        told = (f"the input {render(known)} is a guess; --input says what it really is",)
     if sum(prod(shape.sizes) for shape in known) > UNASKED:
         what = f"The input of {opened.path} would be {render(known)}, which is very large."
         raise RepfuseError(what, f"That shape is from the {origin}.", "If it is right, say so with --input.")
     return known, origin, told
 
 
-def _guess(known: Shapes) -> str:
-    return f"the input {render(known)} is a guess; --input says what it really is"
-
-
 class _Network(NamedTuple):
-    """A network in eval mode with its weights; ``source`` and ``plans`` say how it was built, where it was.
-
-    ``naming`` is how the file names its weights.
-    """
+    """A network in eval mode with its weights, how it was built, if it was, and how the file names its weights."""
 
     module: nn.Module
     source: ModelSource | None
@@ -213,10 +196,7 @@ class _Network(NamedTuple):
 
 
 def _built(opened: Opened, source: ModelSource | None, said: Said, code: Named, *, trust: bool) -> _Network:
-    """Return the network of the file: its classes restored, or built by its source and filled.
-
-    Raises RepfuseError where it cannot be built, or where its weights do not fit.
-    """
+    """Return the network of the file: its classes restored, or built by its source and filled."""
     state, recipe = opened.contents.state, opened.recipe
     if state is None:
         return _restored(opened, source, code)

@@ -279,7 +279,6 @@ def is_plain(value: Any) -> bool:
 # What no network may be, before anything is done with it: one clear message instead of an error from deep within.
 
 
-Done = set[nn.Module]
 AWARE = ("activation_post_process", "weight_fake_quant")
 """How PyTorch calls what it puts into a network that it prepares; an observer of one's own is a module like others."""
 ROUNDING = "torch.ao.quantization.fake_quantize"
@@ -305,7 +304,7 @@ def check_runnable(network: nn.Module) -> None:
     """Raise RepfuseError where the network cannot be run: it has no numbers, or its modules hold each other."""
     if not isinstance(network, nn.Module):
         raise RepfuseError(f"This is a {type(network).__name__}, no network.", "", "Give a torch.nn.Module.")
-    if path := _cycle(network):
+    if path := _cycle(network, "", (), set()):
         raise RepfuseError(
             f"The modules of this {type(network).__name__} hold each other without end.",
             f"{path!r} is a module that it is itself a part of: eval(), to() and state_dict() never return.",
@@ -348,9 +347,8 @@ def check_rewritable(network: nn.Module) -> None:
         )
 
 
-def _cycle(module: nn.Module, path: str = "", above: tuple[nn.Module, ...] = (), done: Done | None = None) -> str:
+def _cycle(module: nn.Module, path: str, above: tuple[nn.Module, ...], done: set[nn.Module]) -> str:
     """Return the path of a module that is also above itself, or ""."""
-    done = set() if done is None else done
     if module in above:
         return path
     if module in done:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -34,9 +34,6 @@ from repfuse.readback import checking
 from repfuse.readback.checking import Check
 from repfuse.readback.process import Reader
 from repfuse.wording import dtype_name
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 ONE_SIZE = "the file takes the size of the example alone: at others, ONNX would not compute what the network does"
 LIBRARIES = ("torch", "torchvision", "timm")
@@ -356,7 +353,7 @@ def _use_of_weights(recipe: Recipe, out: Path) -> Lines:
     return ("import repfuse", *about, *_call("model = repfuse.load(", said, ").module"))
 
 
-def _use_of_program(program: ExportedProgram, example: Iterable[Tensor], form: str, out: Path) -> Lines:
+def _use_of_program(program: torch.export.ExportedProgram, example: Iterable[Tensor], form: str, out: Path) -> Lines:
     """Return how an exported program is loaded, or the ONNX file that was made of it."""
     if form == "pt2":
         return ("import torch", f"model = torch.export.load({_text(out)}).module()")

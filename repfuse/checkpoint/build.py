@@ -29,7 +29,7 @@ from repfuse.checkpoint.allow import GlobalName, NotAllowedError, resolve
 from repfuse.checkpoint.files import parse_json
 from repfuse.checkpoint.spec import FORM, ModelSource, Shape, as_texts, model_source
 from repfuse.checkpoint.user_code import Named, script
-from repfuse.errors import RepfuseError
+from repfuse.errors import RepfuseError, failing_as
 from repfuse.networks import USUAL_SIZE, first_layer
 from repfuse.plans import Plan
 from repfuse.wording import dtype_name, first_line
@@ -68,7 +68,9 @@ def read_recipe(text: Any, path: Path) -> Recipe | None:
     """Return the recipe that ``text`` holds; None where there is no text. Raises RepfuseError where it is another."""
     if text is None:
         return None
-    try:
+    what, hint = f"{path} has a damaged recipe for its network.", "Convert the original checkpoint again."
+    kinds = (ValueError, KeyError, TypeError, RecursionError)
+    with failing_as(what, hint, of=kinds, why=lambda error: f"{type(error).__name__}: {error}"):
         data = parse_json(text)
         if data["schema"] != SCHEMA:
             raise RepfuseError(
@@ -80,12 +82,6 @@ def read_recipe(text: Any, path: Path) -> Recipe | None:
         source = None if data["model"] is None else model_source(str(data["model"]), arguments)
         plans = tuple(Plan.from_dict(plan) for plan in data["plans"])
         return Recipe(source, str(data["input"]), plans, str(data.get("made_of", "")))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RepfuseError(
-            f"{path} has a damaged recipe for its network.",
-            f"{type(error).__name__}: {error}",
-            "Convert the original checkpoint again.",
-        ) from error
 
 
 def is_buildable(source: ModelSource, named: Named) -> bool:
@@ -113,6 +109,13 @@ def build(source: ModelSource, file: Path | None = None) -> nn.Module:
     Raises RepfuseError where the name is unknown, or where building it fails.
     """
     make = _BUILDERS[source.kind](source, file)
+    for name in FETCHING if source.kind in ("timm", "torchvision") else ():
+        if source.arguments.get(name):
+            raise RepfuseError(
+                f"The model argument {name} is not allowed.",
+                "The weights come from the checkpoint; repfuse downloads nothing.",
+                f"Leave out {name}.",
+            )
     try:
         with torch.random.fork_rng(devices=[]):
             network = make(**source.arguments)
@@ -143,7 +146,6 @@ def _timm(name: str) -> Any:
 def _from_timm(source: ModelSource, _file: Path | None) -> Callable[..., Any]:
     name = source.parts[1]
     timm = _timm(name)
-    _refuse_weights(source)
     return lambda **arguments: timm.create_model(name, **(arguments | {"pretrained": False}))
 
 
@@ -152,7 +154,6 @@ def _from_torchvision(source: ModelSource, _file: Path | None) -> Callable[..., 
     name = source.parts[1]
     if name not in models.list_models():
         raise _unknown("torchvision", name, models.list_models())
-    _refuse_weights(source)
     builder = models.get_model_builder(name)
     fixed = {key: None for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters}
     return lambda **arguments: builder(**(arguments | fixed))
@@ -217,16 +218,6 @@ def library(name: str, extra: str = "") -> Any:
         ) from error
 
 
-def _refuse_weights(source: ModelSource) -> None:
-    for name in FETCHING:
-        if source.arguments.get(name):
-            raise RepfuseError(
-                f"The model argument {name} is not allowed.",
-                "The weights come from the checkpoint; repfuse downloads nothing.",
-                f"Leave out {name}.",
-            )
-
-
 def _unknown(where: str, name: str, known: Iterable[str]) -> RepfuseError:
     close = difflib.get_close_matches(name, list(known), n=4, cutoff=0.5)
     hint = f"Did you mean {', '.join(close)}?" if close else "Check the name."
@@ -244,11 +235,10 @@ def make_inputs(shapes: Sequence[Shape], network: nn.Module) -> tuple[Tensor, ..
     generator = torch.Generator().manual_seed(0)
 
     def made(shape: Shape) -> Tensor:
-        try:
+        kinds = (RuntimeError, MemoryError, OverflowError)
+        with failing_as(f"An input of {shape} cannot be made.", FORM, of=kinds, why=first_line):
             dtype = getattr(torch, shape.dtype) if shape.dtype else like.dtype
             return random_tensor(shape.sizes, dtype, generator).to(like.device)
-        except (RuntimeError, MemoryError, OverflowError) as error:
-            raise RepfuseError(f"An input of {shape} cannot be made.", first_line(error), FORM) from error
 
     return tuple(map(made, shapes))
 

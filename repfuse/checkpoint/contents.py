@@ -197,14 +197,10 @@ def is_network(value: Any) -> bool:
 
 def is_state_dict(value: Any) -> bool:
     """Say whether ``value`` is a state dict: names to tensors, at least one."""
-    return (
-        isinstance(value, dict)
-        and any(isinstance(held, Tensor) for held in value.values())
-        and all(
-            isinstance(key, str) and (isinstance(held, Tensor) or key.endswith("_extra_state"))
-            for key, held in value.items()
-        )
-    )
+    if not isinstance(value, dict) or not any(isinstance(held, Tensor) for held in value.values()):
+        return False
+    tensors = (isinstance(held, Tensor) or key.endswith("_extra_state") for key, held in value.items())
+    return all(isinstance(key, str) for key in value) and all(tensors)
 
 
 def _notes(tree: dict[Any, Any], chosen: ChosenWeights) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from repfuse.checking.runs import call
 from repfuse.checkpoint.build import make_inputs, random_tensor
 from repfuse.checkpoint.formats import reading
 from repfuse.checkpoint.spec import Shape
-from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError, quietly
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError, failing_as, quietly
 from repfuse.networks import quantised
 from repfuse.recording.copies import changed_copy
 from repfuse.wording import described
@@ -190,11 +190,10 @@ def program_like(original: ExportedProgram, network: nn.Module) -> ExportedProgr
 
     Raises RepfuseError where it cannot be exported, or where any of that would change.
     """
-    try:
-        dims: dict[Any, Any] = {}
+    what, hint = "The dynamic shapes of the program cannot be kept.", "Choose --format pt."
+    dims: dict[Any, Any] = {}
+    with failing_as(what, hint, EXIT_FAILED_CHECK, of=ValueError, why=str):
         shapes = _dynamic(original, lambda size: _dim(original, size, dims))
-    except ValueError as error:
-        raise _changed(str(error)) from error
     example = list(flat_inputs(original))
     for at, axes in enumerate(shapes):
         for axis in axes:  # torch.export takes one for a constant
@@ -212,7 +211,8 @@ def program_like(original: ExportedProgram, network: nn.Module) -> ExportedProgr
     program._guards_code = list(original._guards_code)
     before, after = contract_of(original), contract_of(program)
     if before != after:
-        raise _changed(f"they were {before.describe()}, and became {after.describe()}")
+        why = f"they were {before.describe()}, and became {after.describe()}"
+        raise RepfuseError(what, why, hint, EXIT_FAILED_CHECK)
     return program
 
 
@@ -237,26 +237,15 @@ def program_of(network: nn.Module, example: Sequence[Tensor], *, sizes: bool = T
 
 def _export(network: nn.Module, inputs: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
     copied = changed_copy(network, lambda _name, tensor: tensor.clone())  # forward may keep what it is traced with
-    try:
-        with quietly(), torch.no_grad():
-            return torch.export.export(copied, inputs, dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # whatever a forward may raise
-        raise RepfuseError(
-            f"{type(network).__name__} cannot be exported with torch.export.",
-            described(error),
-            "Choose --format pt, state-dict or safetensors.",
-        ) from error
+    what = f"{type(network).__name__} cannot be exported with torch.export."
+    with failing_as(what, "Choose --format pt, state-dict or safetensors."), quietly(), torch.no_grad():
+        return torch.export.export(copied, inputs, dynamic_shapes=shapes, strict=False)
 
 
 def doubled(example: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return the example with a batch of two where it has a batch of one: torch.export takes one for a constant."""
     batch = example[0].shape[:1]
     return tuple(torch.cat([x, x]) if batch == (1,) and x.shape[:1] == batch else x for x in example)
-
-
-def _changed(why: str) -> RepfuseError:
-    what = "The dynamic shapes of the program cannot be kept."
-    return RepfuseError(what, why, "Choose --format pt.", EXIT_FAILED_CHECK)
 
 
 ADVICE = (
@@ -300,13 +289,10 @@ def read_torchscript(path: Path, shapes: Sequence[Shape] | None, *, trust: bool)
 
 
 def _convert(path: Path, script: torch.jit.ScriptModule, inputs: tuple[Tensor, ...]) -> ExportedProgram:
-    try:
-        from torch._export.converter import TS2EPConverter
+    what, why = f"The TorchScript of {path} cannot be converted.", "PyTorch's converter fails: "
+    with failing_as(what, ADVICE, why=lambda error: why + described(error)), quietly():
+        from torch._export.converter import TS2EPConverter  # which goes away in some later version
 
-        with quietly():
-            program: ExportedProgram = TS2EPConverter(script, doubled(inputs), {}).convert()
-    except Exception as error:  # the converter raises what it likes, and goes away in some later version
-        why = f"PyTorch's converter fails: {described(error)}"
-        raise RepfuseError(f"The TorchScript of {path} cannot be converted.", why, ADVICE) from error
+        program: ExportedProgram = TS2EPConverter(script, doubled(inputs), {}).convert()
     program.example_inputs = (inputs, {})
     return program

@@ -14,13 +14,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from repfuse.errors import RepfuseError
-from repfuse.wording import described
+from repfuse.errors import RepfuseError, failing_as
 
 PART = ".part"
 Replacement = tuple[Path, Path]  # a whole temporary file, and the place that it will take
@@ -61,7 +60,8 @@ def together() -> Iterator[None]:
     token = _group.set(group)
     try:
         yield
-        _commit(group)
+        if group:
+            _commit(group)
     finally:
         _group.reset(token)
         _discard(temporary for temporary, _ in group)
@@ -75,23 +75,20 @@ def replacing(out: Path) -> Iterator[Path]:
     process that is killed leaves its temporary file: the next that writes ``out`` removes it.
     """
     out, group = out.resolve(), _group.get()  # through a link, so that the link stays and its target is replaced
-    try:
+    with _changing(out, "; nothing was changed"):
         remove_left(out)
         handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=PART)
-    except OSError as error:
-        raise _unwritable(out, error) from error
     temporary = Path(name)
     try:
-        _lock(handle)
-        yield temporary
-        temporary.chmod(_mode(out))
-        _sync(temporary)
-        if group is None:
-            _commit([(temporary, out)])
-        else:
-            group.append((temporary, out))
-    except OSError as error:
-        raise _unwritable(out, error) from error
+        with _changing(out, "; nothing was changed"):
+            _lock(handle)
+            yield temporary
+            temporary.chmod(_mode(out))
+            _sync(temporary)
+            if group is None:
+                _commit([(temporary, out)])
+            else:
+                group.append((temporary, out))
     finally:
         os.close(handle)
         if group is None or (temporary, out) not in group:
@@ -100,15 +97,13 @@ def replacing(out: Path) -> Iterator[Path]:
 
 def _commit(group: list[Replacement]) -> None:
     """Put the files in their places. Old files of the others go first, so that none stands beside a new first one."""
-    try:
+    with _changing(group[0][1]):
         for _, out in group[1:]:
             out.unlink(missing_ok=True)
         for temporary, out in group:
             temporary.replace(out)
         for folder in {out.parent for _, out in group}:
             _sync(folder)
-    except OSError as error:
-        raise _unwritable(group[0][1], error, "") from error
 
 
 def _discard(paths: Iterable[Path]) -> None:
@@ -156,12 +151,10 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _unwritable(out: Path, error: OSError, changed: str = "; nothing was changed") -> RepfuseError:
-    return RepfuseError(
-        f"{out} could not be written{changed}.",
-        error.strerror or str(error),
-        "Free some space, or give a folder that you may write to.",
-    )
+def _changing(out: Path, what_else: str = "") -> AbstractContextManager[None]:
+    """Say of trouble with the disk that ``out`` could not be written."""
+    what, hint = f"{out} could not be written{what_else}.", "Free some space, or give a folder that you may write to."
+    return failing_as(what, hint, of=OSError, why=lambda error: getattr(error, "strerror", None) or str(error))
 
 
 def read_json(path: Path, largest: int) -> Any:
@@ -229,12 +222,10 @@ def found(pattern: str) -> list[Path]:
     if not url:
         names = glob.glob(str(path), recursive=True)  # noqa: PTH207 - relative or not
         return [file for file in map(Path, sorted(names)) if file.is_file()]
-    try:
+    with failing_as(f"{url} cannot be listed.", "Check the URL."):
         system, place = _reached(url)
         names = system.glob(place, detail=True)
         return [Path(system.unstrip_protocol(name)) for name in sorted(names) if names[name]["type"] == "file"]
-    except Exception as error:  # of whatever kind of place
-        raise RepfuseError(f"{url} cannot be listed.", described(error), "Check the URL.") from error
 
 
 def fetch(path: Path, folder: Path) -> Path:

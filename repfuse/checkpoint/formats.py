@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from enum import Enum, StrEnum
 from pathlib import Path
 
-from repfuse.errors import RepfuseError
+from repfuse.errors import RepfuseError, failing_as
 from repfuse.wording import first_line
 
 HEAD = 512
@@ -38,13 +38,14 @@ SAVE_AGAIN = "In PyTorch, save the network with torch.save(model, 'model.pt') or
 GIVE_TORCH = "Give the file that torch.save or safetensors wrote."
 DOWNLOAD = "The download did not give the file: download it again."
 INDEX = "*.safetensors.index.json"
-TORCHSCRIPT = r"[^/]+/constants\.pkl"
-EXPORTED = r"[^/]+/archive_format|serialized_exported_program\.json"
 ONNX_FIELDS = b"\x12\x1a\x22\x28\x32\x3a\x42"
 """What may stand after the version of the format, a small number, in which an ONNX file begins: its next field."""
-ZIP_MEMBERS = (  # a pattern that some member matches, what the file then is
-    (r"\.npy$", "a NumPy archive (.npz)"),
-    (r"\.weights\.h5$", "a Keras archive"),
+ZIP_MEMBERS: tuple[tuple[str, Container | str], ...] = (  # a pattern that some member matches, what the file then is
+    (r"[^/]+/archive_format|serialized_exported_program\.json", Container.EXPORTED),
+    (r"[^/]+/constants\.pkl", Container.TORCHSCRIPT),
+    (r"(?s:.*)\.npy", "a NumPy archive (.npz)"),
+    (r"(?s:.*)\.weights\.h5", "a Keras archive"),
+    (r"[^/]+/data\.pkl", Container.TORCH_ZIP),
 )
 HEADS = (  # how the file begins, what it then is, what to do
     (b"GGUF", "a GGUF file", SAVE_AGAIN),
@@ -132,36 +133,25 @@ def _head(path: Path) -> tuple[bytes, int]:
 def _recognise_zip(path: Path) -> Container:
     with reading(path), zipfile.ZipFile(path) as archive:
         members = archive.namelist()
-    if any(re.fullmatch(EXPORTED, member) for member in members):
-        return Container.EXPORTED
-    if any(re.fullmatch(TORCHSCRIPT, member) for member in members):
-        return Container.TORCHSCRIPT
-    for pattern, name in ZIP_MEMBERS:
-        if any(re.search(pattern, member) for member in members):
-            raise RepfuseError(f"{path} is {name}.", "repfuse does not read this format yet.", SAVE_AGAIN)
-    if any(re.fullmatch(r"[^/]+/data\.pkl", member) for member in members):
-        return Container.TORCH_ZIP
+    for pattern, found in ZIP_MEMBERS:
+        if any(re.fullmatch(pattern, member) for member in members):
+            if isinstance(found, Container):
+                return found
+            raise RepfuseError(f"{path} is {found}.", "repfuse does not read this format yet.", SAVE_AGAIN)
     raise RepfuseError(f"{path} is a ZIP archive, but not a checkpoint.", "It has no data.pkl.", SAVE_AGAIN)
+
+
+DAMAGED, COPY_AGAIN = "is damaged or cut short.", "Copy or download it again, and compare its size with the original's."
 
 
 def damaged(path: Path, detail: str) -> RepfuseError:
     """Return the error for a file that begins like a checkpoint and then does not read."""
-    return RepfuseError(
-        f"{path} is damaged or cut short.",
-        detail,
-        "Copy or download it again, and compare its size with the original's.",
-    )
+    return RepfuseError(f"{path} {DAMAGED}", detail, COPY_AGAIN)
 
 
-@contextmanager
-def reading(path: Path, said: Callable[[BaseException], str] = first_line) -> Iterator[None]:
+def reading(path: Path, said: Callable[[BaseException], str] = first_line) -> AbstractContextManager[None]:
     """Say of whatever goes wrong that the file is damaged: its reader, and what is made of it, can fail in any way."""
-    try:
-        yield
-    except RepfuseError:
-        raise
-    except Exception as error:
-        raise damaged(path, said(error)) from error
+    return failing_as(f"{path} {DAMAGED}", COPY_AGAIN, why=said)
 
 
 def _not_a_checkpoint(path: Path, head: bytes) -> RepfuseError:

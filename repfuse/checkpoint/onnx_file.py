@@ -6,17 +6,14 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from repfuse.checking.runs import Outcome
-from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError, quietly
+from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError, failing_as, quietly
 from repfuse.wording import described, first_line
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
 
 NEEDED = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
 LARGEST = 2_000_000_000  # bytes: a protobuf message ends at 2 GiB, and the graph is part of it
@@ -32,7 +29,7 @@ def check_installed() -> None:
         )
 
 
-def write(program: ExportedProgram, path: Path) -> None:
+def write(program: torch.export.ExportedProgram, path: Path) -> None:
     """Write ``program`` as one ONNX file. Raises RepfuseError where it cannot be expressed, OSError for a disk."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     if size > LARGEST:
@@ -41,16 +38,9 @@ def write(program: ExportedProgram, path: Path) -> None:
             f"Its weights take {size / 1e9:.1f} GB, and such a file holds 2 GB.",
             "Choose --format pt2 or safetensors.",
         )
-    try:
-        with quietly():
-            exported = torch.onnx.export(program, dynamo=True, verbose=False)
-    except Exception as error:  # the exporter raises what it likes
-        raise RepfuseError(
-            "The network cannot be exported to ONNX.",
-            _cause(error),
-            "Choose --format pt2 or safetensors.",
-            exit_code=EXIT_FAILED_CHECK,
-        ) from error
+    what, hint = "The network cannot be exported to ONNX.", "Choose --format pt2 or safetensors."
+    with failing_as(what, hint, EXIT_FAILED_CHECK, why=_cause), quietly():
+        exported = torch.onnx.export(program, dynamo=True, verbose=False)
     assert exported is not None
     exported.save(str(path), external_data=False)
 
@@ -84,15 +74,9 @@ def runner(path: Path, names: Sequence[str]) -> Callable[[tuple[Any, ...]], Outc
 
     Raises RepfuseError where ONNX Runtime does not load the file.
     """
-    try:
+    what = "ONNX Runtime does not load what was written; nothing was kept."
+    with failing_as(what, "Choose --format pt2 or safetensors.", EXIT_FAILED_CHECK, why=first_line):
         started = session(str(path))
-    except Exception as error:  # it has an exception class per status, and no common one
-        raise RepfuseError(
-            "ONNX Runtime does not load what was written; nothing was kept.",
-            first_line(error),
-            "Choose --format pt2 or safetensors.",
-            exit_code=EXIT_FAILED_CHECK,
-        ) from error
     return lambda inputs: _run(started, inputs, names)
 
 
@@ -113,5 +97,5 @@ def _run(session: Any, inputs: tuple[Any, ...], names: Sequence[str]) -> Outcome
         fed = {slot.name: tensor.detach().cpu().numpy() for slot, tensor in pairs}
         outputs = [torch.from_numpy(array) for array in session.run(None, fed)]
         return Outcome(dict(zip(names, outputs, strict=True)))
-    except Exception as error:  # likewise
+    except Exception as error:  # it has an exception class per status, and no common one
         return Outcome({}, described(error))

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from repfuse.checkpoint import safetensors_file, torch_pickle
 from repfuse.checkpoint.build import FETCHING, Recipe, library, read_recipe, timm_defaults
@@ -27,9 +29,6 @@ from repfuse.checkpoint.user_code import Named
 from repfuse.errors import RepfuseError, quietly
 from repfuse.wording import described, first_line
 
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
 
 @dataclass(frozen=True)
 class Opened:
@@ -37,7 +36,7 @@ class Opened:
 
     ``program`` is the exported program, where the file is one; ``files`` are those that were read besides. ``inputs``
     are the shapes that the file says its network takes; where it leaves sizes ``open``, other than the batch, they
-    are a guess. ``found`` is what the user must be told of where it was found.
+    are a guess.
     """
 
     path: Path
@@ -46,11 +45,10 @@ class Opened:
     contents: Contents
     recipe: Recipe | None
     metadata: dict[str, str] = field(default_factory=dict)
-    program: ExportedProgram | None = None
+    program: torch.export.ExportedProgram | None = None
     files: tuple[Path, ...] = ()
     inputs: tuple[Shape, ...] = ()
     open: bool = False
-    found: tuple[str, ...] = ()
 
 
 def open_checkpoint(
@@ -72,7 +70,8 @@ def open_checkpoint(
         raise RepfuseError(f"{folder} has a {CONFIG} and no weights.", why, "Give the file itself.")
     opened = _open_file(file, weights, trust, None)
     said = (f"{path} is revision {revision} of the hub, kept in {folder}",) if revision else ()
-    return replace(opened, recipe=opened.recipe or recipe, found=(*said, ONE_FILE))
+    contents = replace(opened.contents, notes=(*said, ONE_FILE, *opened.contents.notes))
+    return replace(opened, recipe=opened.recipe or recipe, contents=contents)
 
 
 def _open_file(path: Path, weights: str, trust: Named | None, shapes: Sequence[Shape] | None) -> Opened:
@@ -149,8 +148,7 @@ def _arguments(path: Path, config: dict[str, Any], known: Any) -> tuple[dict[str
     the sizes of an input, none where it does not say them.
     """
     arguments, pretrained = dict[str, Any](), config.get("pretrained_cfg", config)
-    if not isinstance(pretrained, dict):
-        raise _odd(path, "pretrained_cfg", pretrained)
+    _require(isinstance(pretrained, dict), path, "pretrained_cfg", pretrained)
     classes = config.get("num_classes", pretrained.get("num_classes"))
     if classes is not None:
         arguments["num_classes"] = _number(path, "num_classes", classes, least=0)
@@ -163,11 +161,9 @@ def _arguments(path: Path, config: dict[str, Any], known: Any) -> tuple[dict[str
         if pretrained.get("fixed_input_size") is True and pixels != list(known.input_size[1:]):
             arguments["img_size"] = pixels
     given = config.get("model_args", {})
-    if not isinstance(given, dict):
-        raise _odd(path, "model_args", given)
+    _require(isinstance(given, dict), path, "model_args", given)
     for key, value in given.items():
-        if not key.isidentifier() or key in RESERVED:
-            raise _odd(path, "model_args", key)
+        _require(key.isidentifier() and key not in RESERVED, path, "model_args", key)
         arguments[key] = _plain(path, key, value)
     if size is None:
         return arguments, []
@@ -191,14 +187,12 @@ def configuration(path: Path) -> dict[str, Any]:
 
 
 def _number(path: Path, name: str, value: Any, least: int = 1) -> int:
-    if type(value) is not int or not least <= value <= LARGEST:
-        raise _odd(path, name, value)
-    return value
+    _require(type(value) is int and least <= value <= LARGEST, path, name, value)
+    return int(value)
 
 
 def _sizes(path: Path, name: str, value: Any, count: int) -> list[int]:
-    if not isinstance(value, list) or len(value) != count:
-        raise _odd(path, name, value)
+    _require(isinstance(value, list) and len(value) == count, path, name, value)
     return [_number(path, name, size) for size in value]
 
 
@@ -208,17 +202,14 @@ def _plain(path: Path, name: str, value: Any, depth: int = 0) -> Any:
         return [_plain(path, name, item, depth + 1) for item in value]
     if value is None or isinstance(value, bool) or (isinstance(value, str) and len(value) <= 100):
         return value
-    if isinstance(value, (int, float)) and abs(value) <= ARGUMENT:
-        return value
-    raise _odd(path, name, value)
+    _require(isinstance(value, (int, float)) and abs(value) <= ARGUMENT, path, name, value)
+    return value
 
 
-def _odd(path: Path, name: str, value: Any) -> RepfuseError:
-    return RepfuseError(
-        f"{path} has an odd {name}.",
-        f"It is {str(value)[:100]!r}.",
-        "If you trust it, give the weights file itself, with --model and --model-arg.",
-    )
+def _require(holds: bool, path: Path, name: str, value: Any) -> None:
+    if not holds:
+        hint = "If you trust it, give the weights file itself, with --model and --model-arg."
+        raise RepfuseError(f"{path} has an odd {name}.", f"It is {str(value)[:100]!r}.", hint)
 
 
 def fetch(name: str) -> tuple[Path, str]:

@@ -341,20 +341,16 @@ def _check(value: Any, *, free: bool, field: str = "") -> None:
         for text in value if isinstance(value, list) else [value]:
             _require(text is None or (isinstance(text, str) and holds(text)), what, text)
     elif isinstance(value, dict):
-        _check_fields(value, free=free, is_map=field in MAPS)
+        is_map = field in MAPS
+        for name, held in value.items():
+            _require(not is_map or _is_identifier(name) or is_path(name), "name", name)
+            _require(is_map or name not in CUSTOM or not held, "object of a class of its own", name)
+            _check(held, free=free or name == "nodes", field="" if is_map else name)
     elif isinstance(value, list):
         for item in value:
             _check(item, free=free, field="as_string" if field == "as_strings" else "")
     elif isinstance(value, str):
         _require(free or bool(PLAIN.fullmatch(value)), field or "text", value)
-
-
-def _check_fields(fields: dict[str, Any], *, free: bool, is_map: bool) -> None:
-    for name, value in fields.items():
-        if is_map:
-            _require(_is_identifier(name) or is_path(name), "name", name)
-        _require(is_map or name not in CUSTOM or not value, "object of a class of its own", name)
-        _check(value, free=free or name == "nodes", field="" if is_map else name)
 
 
 def _require(holds: object, what: str, found: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from repfuse.checkpoint.files import parse_json, read_json
 from repfuse.checkpoint.formats import Container, damaged, index_in, reading, recognise
-from repfuse.errors import RepfuseError
+from repfuse.errors import RepfuseError, failing_as
 from repfuse.wording import described, first_line, listed
 
 
@@ -35,14 +35,10 @@ def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
     A tensor that shares its memory with others is written in full under each name, so that every reader finds
     every name. Raises RepfuseError where the format cannot hold them, OSError where the disk fails.
     """
+    what, hint = "These weights cannot be written as safetensors.", "Choose a .pt file as the output."
     try:
-        save_file(_apart(tensors), path, {"format": "pt"} | dict(metadata))
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise RepfuseError(
-            "These weights cannot be written as safetensors.",
-            described(error),
-            "Choose a .pt file as the output.",
-        ) from error
+        with failing_as(what, hint, of=(KeyError, ValueError, TypeError, AttributeError, RuntimeError)):
+            save_file(_apart(tensors), path, {"format": "pt"} | dict(metadata))
     except SafetensorError as error:  # what the library makes of an OSError
         raise OSError(first_line(error)) from error
 

@@ -20,7 +20,7 @@ from repfuse.checkpoint.allow import GlobalName, advice, names_refused
 from repfuse.checkpoint.formats import Container, damaged, reading
 from repfuse.checkpoint.records import PlayedDict, Record, stand_in, tidied, walk
 from repfuse.checkpoint.user_code import Named, playing_main
-from repfuse.errors import RepfuseError, quietly
+from repfuse.errors import RepfuseError, failing_as, quietly
 from repfuse.networks import quantised
 from repfuse.wording import described, first_line, listed
 
@@ -123,15 +123,12 @@ def write(data: Any, path: Path) -> None:
 
     Raises RepfuseError where it cannot be pickled, OSError where the disk fails.
     """
+    hint = "Write its weights alone: give an output that ends in .safetensors, or --format state-dict."
+    kinds = (PicklingError, AttributeError, TypeError, RecursionError)
+    pickling = failing_as("The network cannot be pickled.", hint, of=kinds, why=first_line)
     try:
-        with path.open("wb") as file, playing_main():
+        with path.open("wb") as file, playing_main(), pickling:
             torch.save(data, file)
-    except (PicklingError, AttributeError, TypeError, RecursionError) as error:
-        raise RepfuseError(
-            "The network cannot be pickled.",
-            first_line(error),
-            "Write its weights alone: give an output that ends in .safetensors, or --format state-dict.",
-        ) from error
     except RuntimeError as error:  # what torch's archive writer makes of an OSError
         raise OSError(first_line(error)) from error
 

@@ -252,21 +252,19 @@ def explained(path: Path | str) -> Iterator[None]:
             hint = 'Put what it does when it is started under `if __name__ == "__main__":`.'
         elif isinstance(error, ModuleNotFoundError) and error.name:
             what, why = f"{path} imports {error.name}, which Python does not find.", ""
-            hint = _get(error.name, path)
+            hint = missing(error, path)
         raise RepfuseError(what, why, hint) from error
 
 
-def missing(error: BaseException) -> str:
+def missing(error: BaseException, path: Path | str = "") -> str:
     """Return what to do about a module that the user's code did not find; empty where that is not the trouble."""
-    return _get(error.name, "") if isinstance(error, ModuleNotFoundError) and error.name else ""
-
-
-def _get(module: str, path: Path | str) -> str:
-    top = module.partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    top = error.name.partition(".")[0]
     if top in PIP:
         return f"Install it: pip install {PIP[top]}."
     parents = Path(path).resolve().parents if str(path) else ()
-    root = next((folder for folder in parents if is_found_in(module, folder)), None)
+    root = next((folder for folder in parents if is_found_in(error.name, folder)), None)
     if root is not None:
         return f"It is in {root}: run repfuse from there."
     return f"Install it (pip install {top}), or run repfuse from the folder in which Python finds it."

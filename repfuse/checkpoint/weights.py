@@ -160,8 +160,10 @@ def fit(state: Mapping[str, Any], network: nn.Module, chosen: ChosenWeights, abo
     one of them that is not there.
     """
     expected = Expected({name: _shape(value) for name, value in network.state_dict().items()}, ties(network))
+    tried: list[Naming] = []
     for wrappers in LEVELS:
         readings = list(_readings(state, expected, wrappers))
+        tried += readings
         fitting = [naming for naming in readings if expected.fits(naming.of_network(state))]
         wanted = [naming for naming in fitting if _is_wanted(naming, state, chosen)]
         if len(wanted) > 1:
@@ -174,7 +176,11 @@ def fit(state: Mapping[str, Any], network: nn.Module, chosen: ChosenWeights, abo
             return _with_rest(wanted[0], state, fitting)
         if fitting:
             raise _not_there(fitting, chosen, about)
-    return _nearest(state, expected, chosen, about)
+    wanted = [naming for naming in tried if _is_wanted(naming, state, chosen)]
+    if not wanted:
+        raise _not_there([], chosen, about)
+    best = max(wanted, key=lambda naming: len(expected.shapes.keys() & naming.of_network(state).keys()))
+    return _with_rest(best, state, [])
 
 
 def _readings(state: Mapping[str, Any], expected: Expected, wrappers: tuple[str, ...]) -> Iterator[Naming]:
@@ -204,15 +210,6 @@ def _with_rest(naming: Naming, state: Mapping[str, Any], fitting: list[Naming]) 
     own = {naming.in_file(name) for name in naming.of_network(state)}
     rest = {name: held for name, held in state.items() if name not in own and not name.startswith(copies)}
     return replace(naming, extras=rest, copies=copies)
-
-
-def _nearest(state: Mapping[str, Any], expected: Expected, chosen: ChosenWeights, about: str) -> Naming:
-    readings = [naming for wrappers in LEVELS for naming in _readings(state, expected, wrappers)]
-    wanted = [naming for naming in readings if _is_wanted(naming, state, chosen)]
-    if not wanted:
-        raise _not_there([], chosen, about)
-    best = max(wanted, key=lambda naming: len(expected.shapes.keys() & naming.of_network(state).keys()))
-    return _with_rest(best, state, [])
 
 
 def _not_there(fitting: list[Naming], chosen: ChosenWeights, about: str) -> RepfuseError:

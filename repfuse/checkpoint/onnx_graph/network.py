@@ -9,7 +9,7 @@ from __future__ import annotations
 import keyword
 import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
@@ -96,10 +96,6 @@ def _reshaped(x: Tensor, shape: Tensor) -> Tensor:
     return x.reshape([x.shape[axis] if n == 0 else n for axis, n in enumerate(shape.tolist())]).clone()
 
 
-class _NoFloat64(Exception):
-    """ONNX Runtime does not run a node in float64."""
-
-
 class Foreign(nn.Module):
     """A node that torch has no function for: run by itself, in ONNX Runtime or as ONNX itself defines it.
 
@@ -108,64 +104,48 @@ class Foreign(nn.Module):
     defines it, by the reference; of any other, in float32, and the node is ``narrow`` from then on.
     """
 
-    def __init__(
-        self,
-        node: ir.Node,
-        taken: Iterable[ir.Value | None],
-        model: ir.Model,
-        functions: tuple[bytes, ...],
-        *,
-        wide: bool,
-    ) -> None:
+    def __init__(self, node: ir.Node, model: ir.Model, functions: list[onnx.FunctionProto], *, wide: bool) -> None:
         super().__init__()
         self.wide, self.narrow = wide, False
-        self.proto, self.functions = ir.to_proto(node).SerializeToString(), functions
-        self.opsets = tuple(dict(model.opset_imports).items())
-        self.inputs = tuple("" if value is None else str(value.name) for value in taken)
+        self.inputs = tuple("" if value is None else str(value.name) for value in (*node.inputs, *captured(node)))
         self.outputs = tuple(str(value.name) for value in node.outputs if value.name)
+        graph = helper.make_graph([ir.to_proto(node)], "node", [], [onnx.ValueInfoProto(name=x) for x in self.outputs])
+        imports = [helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+        proto = helper.make_model(graph, opset_imports=imports, functions=functions)
+        proto.ir_version = min(proto.ir_version, 10)
+        self.model = bytes(proto.SerializeToString())
 
     def forward(self, *inputs: Tensor | None) -> Any:
         """Run the node, unseen."""
         with torch._C.DisableTorchFunction():
-            try:
-                return self._run(inputs)
-            except _NoFloat64:
-                self.narrow = True
-                found = self._run([x.float() if x is not None and x.dtype is torch.float64 else x for x in inputs])
-                return tree_map(lambda x: x.double() if x.dtype is torch.float32 else x, found)
+            if (found := self._run(inputs)) is not None:
+                return found
+            self.narrow = True
+            found = self._run([x.float() if x is not None and x.dtype is torch.float64 else x for x in inputs])
+            return tree_map(lambda x: x.double() if x.dtype is torch.float32 else x, found)
 
     def _run(self, inputs: Sequence[Tensor | None]) -> Any:
+        """Return what the node gives; None where ONNX Runtime is to run it, and does not in float64."""
         given = {name: x for name, x in zip(self.inputs, inputs, strict=True) if x is not None}
         numbers = tuple((name, NUMBER_OF[x.dtype]) for name, x in given.items())
         fed = {name: array_of(x) for name, x in given.items()}
-        model = _model_of(self.proto, self.opsets, self.functions, numbers, self.outputs)
+        model = _taking(self.model, numbers)
         try:
             found = _session(model).run(None, fed)
-        except Exception as error:  # it has no class for its errors
+        except Exception:  # it has no class for its errors
             if not self.wide and torch.float64 in {x.dtype for x in given.values()}:
-                raise _NoFloat64 from error
+                return None
             found = _reference(model).run(None, fed)
         tensors = [tensor_of(np.asarray(array)) for array in found]
         return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
 @lru_cache(maxsize=1024)
-def _model_of(
-    proto: bytes,
-    opsets: tuple[tuple[str, int], ...],
-    functions: tuple[bytes, ...],
-    inputs: tuple[tuple[str, int], ...],
-    outputs: tuple[str, ...],
-) -> bytes:
-    """Return a model of one node."""
-    taken = [helper.make_tensor_value_info(name, number, None) for name, number in inputs]
-    given = [onnx.ValueInfoProto(name=name) for name in outputs]
-    graph = helper.make_graph([onnx.NodeProto.FromString(proto)], "node", taken, given)
-    imports = [helper.make_opsetid(domain, version) for domain, version in opsets]
-    known = [onnx.FunctionProto.FromString(function) for function in functions]
-    model = helper.make_model(graph, opset_imports=imports, functions=known)
-    model.ir_version = min(model.ir_version, 10)
-    return bytes(model.SerializeToString())
+def _taking(model: bytes, inputs: tuple[tuple[str, int], ...]) -> bytes:
+    """Return a model of one node with inputs of these names and dtypes."""
+    proto = onnx.ModelProto.FromString(model)
+    proto.graph.input.extend(helper.make_tensor_value_info(name, number, None) for name, number in inputs)
+    return bytes(proto.SerializeToString())
 
 
 _session = lru_cache(maxsize=1024)(partial(onnx_file.session, threads=1))
@@ -183,15 +163,15 @@ def unique(name: str, taken: set[str]) -> str:
 
 
 class Building:
-    """Builds the module of one model; ``bare``, it has no numbers.
+    """Builds the module of the model in the file at ``path``; ``bare``, it has no numbers, and none are read.
 
     Afterwards it says how the lines of the module stand for the parts of the graph: ``nodes`` by the child that is
     called, ``tensors`` and ``inputs`` by name. Children that are ``passing`` give a tensor as it is; ``expected`` is
     the one that checks the inputs. ``shapes`` are those of all values, by name.
     """
 
-    def __init__(self, model: ir.Model, shapes: dict[str, Shape], *, bare: bool) -> None:
-        self.model, self.shapes, self.bare = model, shapes, bare
+    def __init__(self, model: ir.Model, path: Path, *, bare: bool) -> None:
+        self.model, self.shapes, self.bare = model, shapes_of(path), bare
         self.nodes: dict[str, ir.Node] = {}
         self.tensors: dict[str, ir.Value] = {}
         self.inputs: dict[str, ir.Value] = {}
@@ -199,9 +179,9 @@ class Building:
         self.expected = ""
         self._root, self._graph, self._taken = nn.Module(), fx.Graph(), {*dir(fx.GraphModule), *keyword.kwlist}
         self._lines: dict[ir.Value, fx.Node] = {}
-        self._constants = ComputedConstants(model, shapes)
+        self._constants = ComputedConstants(model, self.shapes)
         self._ends = set(ends_of_groups(model.graph))
-        self._functions = tuple(ir.to_proto(each).SerializeToString() for each in model.functions.values())
+        self._functions = [ir.to_proto(each) for each in model.functions.values()]
 
     def _name(self, name: str | None) -> str:
         """Return a name of a child or a tensor of the module, for one of ONNX: those may be any text."""
@@ -225,13 +205,12 @@ class Building:
         return fx.GraphModule(self._root, self._graph, class_name="Graph")
 
     def _add(self, node: ir.Node) -> None:
-        taken = [*node.inputs, *captured(node)]
         path = self._name(node.name or f"{node.op_type}_{node.outputs[0].name}")
-        module = self._module(node, taken)
+        module = self._module(node)
         computed = isinstance(module, Foreign) or node.op_type == "Cast"  # whose dtype the merged weights get
         constant = self._constants.made(node) if computed else None
         module = module if constant is None else OnnxNode(lambda *given: given[-1])
-        args = [None if value is None else self._line(value) for value in taken]
+        args = [None if x is None else self._line(x) for x in (*node.inputs, *captured(node))]
         args += [] if constant is None else [self._held(self._name(f"{path}_value"), ir.tensor(constant))]
         self.nodes[path] = node
         self._root.add_module(path, module)
@@ -267,16 +246,16 @@ class Building:
             self._root.register_buffer(name, tensor)
         return self._graph.get_attr(name)
 
-    def _module(self, node: ir.Node, taken: list[ir.Value | None]) -> nn.Module:
+    def _module(self, node: ir.Node) -> nn.Module:
         plain = node.domain in DOMAINS and node.op_identifier() not in self.model.functions
         if plain and (function := function_of(node.op_type, self._known(node))) is not None:
             return Unseen(function) if node in self._ends else OnnxNode(function)
         if plain and node.op_type == "Shape":
-            return OnnxNode(partial(_sizes, _attribute(node, "start", 0), _attribute(node, "end", None)))
-        if plain and node.op_type == "Reshape" and not _attribute(node, "allowzero", 0):
+            return OnnxNode(partial(_sizes, *_bounds(node)))
+        if plain and node.op_type == "Reshape" and not node.attributes.get_int("allowzero", 0):
             return Unseen(_reshaped)
         wide = any(x.dtype is ir.DataType.DOUBLE for x in inputs_of(self.model))
-        return Foreign(node, taken, self.model, self._functions, wide=wide)
+        return Foreign(node, self.model, self._functions, wide=wide)
 
     def _known(self, node: ir.Node) -> Known:
         values = ((place, node.inputs[place]) for place in VALUES.get(node.op_type, ()) if place < len(node.inputs))
@@ -320,9 +299,9 @@ def _after(node: ir.Node, *kinds: str) -> list[ir.Node]:
     return ends
 
 
-def _attribute(node: ir.Node, name: str, default: Any) -> Any:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.value
+def _bounds(node: ir.Node) -> tuple[int, int | None]:
+    """Return between which axes a Shape looks."""
+    return node.attributes.get_int("start", 0), node.attributes.get_int("end", None)
 
 
 def captured(node: ir.Node) -> list[ir.Value]:
@@ -359,7 +338,7 @@ class ComputedConstants:
     def _sizes_read(self, node: ir.Node) -> Shape | None:
         """Return what a Shape gives, as far as it is known."""
         sizes = None if node.inputs[0] is None else self.shapes.get(str(node.inputs[0].name))
-        return None if sizes is None else sizes[_attribute(node, "start", 0) : _attribute(node, "end", None)]
+        return None if sizes is None else sizes[slice(*_bounds(node))]
 
     def may_be_given(self, value: ir.Value) -> bool:
         """Whether an initialiser is the default of an input; before version 4 of the format, all were listed there."""
@@ -395,7 +374,7 @@ class ComputedConstants:
         arrays = [None if x is None else self.value(x, most) for x in node.inputs]
         if not arrays or any(x is not None and array is None for x, array in zip(node.inputs, arrays, strict=True)):
             return None
-        run = Foreign(node, node.inputs, self.model, (), wide=True)
+        run = Foreign(node, self.model, [], wide=True)
         try:
             result = run(*(None if array is None else tensor_of(array) for array in arrays))
         except Exception:  # it takes what no such run has: nothing is known then
@@ -406,15 +385,7 @@ class ComputedConstants:
 
 def network_of(model: ir.Model, path: Path) -> fx.GraphModule:
     """Return the module of the model in the file at ``path``."""
-    module = Building(model, shapes_of(path), bare=False).build()
-    module.eval()
+    module = Building(model, path, bare=False).build().eval()
     if sum(tensor.nbytes for _, tensor in tensors_of(model)) >= HUGE:
         stream(module)
     return module
-
-
-def parts_of(model: ir.Model, path: Path) -> Building:
-    """Return which part of the module of this model is which of the model; its numbers are not read for that."""
-    building = Building(model, shapes_of(path), bare=True)
-    building.build()
-    return building

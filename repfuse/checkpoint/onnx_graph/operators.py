@@ -216,7 +216,7 @@ def _max_pool(known: Known) -> Function | None:
 def _pad(known: Known) -> Function | None:
     rank = known.rank()
     amounts = known.said("pads", 1)
-    value = known.get("value") if "value" in known.attributes else known.said("constant_value", 2, 0.0)
+    value = known.said("value", 2, 0.0)
     axes = known.said("axes", 3) or list(range(rank))
     pairs = [(0, 0)] * rank
     for axis, before, after in zip(axes, amounts[: len(axes)], amounts[len(axes) :], strict=True):
@@ -360,14 +360,6 @@ def _reduced(function: Callable[[Tensor, Any, bool], Tensor]) -> Row:
     return row
 
 
-def _over_space(function: Callable[[Tensor, Any, bool], Tensor]) -> Row:
-    def row(known: Known) -> Function | None:
-        axes = list(range(2, known.rank()))
-        return lambda x: function(x, axes, True)
-
-    return row
-
-
 def _resize(known: Known) -> Function | None:
     mode, place = known.get("mode", "nearest"), known.get("coordinate_transformation_mode", "half_pixel")
     if known.get("antialias", 0) or known.get("axes") is not None or known.rank() != 4:
@@ -454,8 +446,8 @@ ROWS: dict[str, Row] = {
     "PRelu": _plain(lambda x, slope: torch.where(x >= 0, x, x * slope)),
     "AveragePool": _average_pool,
     "MaxPool": _max_pool,
-    "GlobalAveragePool": _over_space(lambda x, axes, keeps: x.mean(axes, keepdim=keeps)),
-    "GlobalMaxPool": _over_space(lambda x, axes, keeps: x.amax(axes, keepdim=keeps)),
+    "GlobalAveragePool": lambda known: partial(Tensor.mean, dim=[*range(2, known.rank())], keepdim=True),
+    "GlobalMaxPool": lambda known: partial(Tensor.amax, dim=[*range(2, known.rank())], keepdim=True),
     "ReduceMean": _reduced(lambda x, axes, keeps: x.mean(axes, keepdim=keeps)),
     "ReduceSum": _reduced(lambda x, axes, keeps: x.sum(axes, keepdim=keeps)),
     "ReduceMax": _reduced(lambda x, axes, keeps: x.amax(axes, keepdim=keeps)),

@@ -36,11 +36,6 @@ def read(path: Path) -> ir.Model:
     Raises RepfuseError where it is quantised, or not a graph of tensors; at a damaged file it raises anything.
     """
     model = ir.load(path)
-    _check(model, path)
-    return model
-
-
-def _check(model: ir.Model, path: Path) -> None:
     if not model.graph.outputs or not len(model.graph):
         what, hint = f"{path} holds no network.", "Give the file that holds the whole graph."
         raise RepfuseError(what, "Its graph has no nodes, or gives nothing.", hint)
@@ -64,6 +59,7 @@ def _check(model: ir.Model, path: Path) -> None:
             what = f"The tensor {name!r} of {path} is of {tensor.dtype.name}."
             why = "That has no numbers, or other ones than torch computes with."
             raise RepfuseError(what, why, "Convert the float model that it was made from.")
+    return model
 
 
 def _check_external(name: str, tensor: ir.ExternalTensor, path: Path) -> None:
@@ -143,12 +139,9 @@ def example_of(model: ir.Model) -> tuple[tuple[Shape, ...], bool]:
 
 def notes_on(model: ir.Model) -> tuple[str, ...]:
     """Return what the user must be told of a model."""
-    if (model.ir_version or 0) < LISTS_NO_WEIGHTS:
-        return ()
     given = [str(value.name) for value in model.graph.inputs if value.name in model.graph.initializers]
-    if not given:
-        return ()
-    return (f"weights that are also inputs are no constants, and nothing is merged with them: {listed(given)}",)
+    note = f"weights that are also inputs are no constants, and nothing is merged with them: {listed(given)}"
+    return (note,) if given and (model.ir_version or 0) >= LISTS_NO_WEIGHTS else ()
 
 
 def held(model: ir.Model) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 
 from repfuse.checkpoint import onnx_file
-from repfuse.checkpoint.onnx_graph.network import Building, captured, parts_of, unique
+from repfuse.checkpoint.onnx_graph.network import Building, captured, unique
 from repfuse.checkpoint.onnx_graph.reading import LISTS_NO_WEIGHTS, array_of, read, tensor_of, tensors_of, version_of
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.networks import equal
@@ -35,10 +35,7 @@ PADS_AS_INPUT = 11  # the opset from which on Pad is told its amounts by an inpu
 
 def edited(path: Path, module: nn.Module) -> ir.Model:
     """Return the model in the file at ``path`` as ``module`` was rewritten, which was read from it."""
-    model = read(path)
-    assert isinstance(module, fx.GraphModule)
-    _Editing(model, parts_of(model, path), module).run()
-    return model
+    return _Editing(path, module).run().model
 
 
 def with_numbers_of(file: Path, path: Path, module: nn.Module) -> bool:
@@ -46,10 +43,8 @@ def with_numbers_of(file: Path, path: Path, module: nn.Module) -> bool:
 
     False where that holds another graph than would be written of it, or other numbers beside what was merged.
     """
-    made, held = read(path), read(file)
-    assert isinstance(module, fx.GraphModule)
-    editing = _Editing(made, parts_of(made, path), module)
-    editing.run()
+    editing, held = _Editing(path, module).run(), read(file)
+    made = editing.model
     if _form(made) != _form(held):
         return False
     for name, tensor in tensors_of(held):
@@ -73,37 +68,38 @@ def _form(model: ir.Model) -> list[Any]:
 
 
 class _Editing:
-    """Walks the lines of the module. ``values`` are the values of the graph that they stand for, ``tensors`` are those
-    of the module that became initialisers, by their names.
+    """Walks the lines of the module, which was read from the file at ``path``. ``values`` are the values of the graph
+    that they stand for, ``tensors`` are those of the module that became initialisers, by their names.
     """
 
-    def __init__(self, model: ir.Model, parts: Building, module: fx.GraphModule) -> None:
-        self.model, self.parts, self.module = model, parts, module
-        self.graph = model.graph
-        self.values: dict[fx.Node, ir.Value] = {}
-        self.read: dict[fx.Node, list[ir.Value]] = {}
+    def __init__(self, path: Path, module: nn.Module) -> None:
+        assert isinstance(module, fx.GraphModule)
+        self.module, self.model = module, read(path)
+        self.parts, self.graph = Building(self.model, path, bare=True), self.model.graph
+        self.parts.build()
+        self.values: dict[Any, ir.Value] = {}
+        self.read: dict[Any, list[ir.Value]] = {}
         self.kept: set[ir.Node] = set()
         self.new: list[ir.Node] = []
         self.replaced: dict[ir.Value, ir.Value] = {}
         self.made: set[ir.Value] = set()
-        nodes = list(model.graph.all_nodes())
+        nodes = list(self.graph.all_nodes())
         self.names = {str(node.name) for node in nodes} | {str(x.name) for node in nodes for x in node.outputs}
-        for graph in model.graphs():
+        for graph in self.model.graphs():
             self.names |= {str(value.name) for value in (*graph.inputs, *graph.initializers.values())}
         self.tensors: dict[str, Tensor] = {}
 
-    def run(self) -> None:
+    def run(self) -> _Editing:
         """Make the edits."""
         before = list(self.graph)
         read = [node for node in before if not _is_unread(node)]
         used = [value for value in self.graph.initializers.values() if value.uses()]
         for line in self.module.graph.nodes:
             self._follow(line)
-        if self.new:
-            self.graph.extend(self.new)
         moved = any(self._differ(old, new) for old, new in self.replaced.items())
-        outputs = [self._replace(old, new) for old, new in self.replaced.items()]
-        self.graph.extend(node for node in outputs if node is not None)
+        for old, new in self.replaced.items():
+            self._replace(old, new)
+        self.graph.extend(self.new)
         self.graph.remove([node for node in before if node not in self.kept], safe=True)
         for value in (value for node in self.graph for value in node.outputs if moved):
             if not value.is_graph_output():  # what rearranges values stays, and what it gives may have other channels
@@ -114,6 +110,7 @@ class _Editing:
             for value in self.graph.initializers.values():
                 if value.is_graph_input():
                     self.graph.inputs.remove(value)
+        return self
 
     def _remove_unread(self, nodes: list[ir.Node], tensors: list[ir.Value]) -> None:
         """Remove what only that has read which is gone: to take a shape from, say."""
@@ -143,9 +140,9 @@ class _Editing:
         elif line.op == "call_module" and target in self.parts.nodes:
             self._keep(line, self.parts.nodes[target])
         elif line.op == "call_module" and target in self.parts.passing:
-            self.values[line] = self.values[line.args[0]]  # type: ignore[index]
+            self.values[line] = self.values[line.args[0]]
         elif line.op == "call_module" and target != self.parts.expected:
-            self.values[line] = self._written(self.module.get_submodule(target), self._value(line.args[0]), target)
+            self.values[line] = self._written(self.module.get_submodule(target), self.values[line.args[0]], target)
         elif line.target is operator.getitem and line.args[0] in self.read:
             self.values[line] = self.read[line.args[0]][line.args[1]]  # type: ignore[index]
         elif line.target in ARITHMETIC and line.args[0] in self.values:
@@ -167,12 +164,11 @@ class _Editing:
     def _keep(self, line: fx.Node, node: ir.Node) -> None:
         """Leave a node as it is, behind what is new; what it reads may be another value from now on."""
         self.kept.add(node)
-        if self.new:
-            self.graph.insert_before(node, self.new)
-            self.new = []
+        self.graph.insert_before(node, self.new)
+        self.new = []
         for old, given in zip([*node.inputs, *captured(node)], line.args, strict=False):
             if old is not None and given in self.values:
-                self._meet(old, self.values[given])  # type: ignore[index]
+                self._meet(old, self.values[given])
         self.read[line] = [value for value in node.outputs if value.name]
         self.values[line] = node.outputs[0]
 
@@ -180,41 +176,33 @@ class _Editing:
         if old is not new:
             self.replaced[old] = new
 
-    def _replace(self, old: ir.Value, new: ir.Value) -> ir.Node | None:
-        """Let all that read ``old`` read ``new``, which takes its name; return a node that gives it where it cannot."""
-        name, given = old.name, None
+    def _replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Let all that read ``old`` read ``new``, or where that has to keep its name a copy, under the old name."""
+        name = old.name
         if new not in self.made:  # it has a name of its own
             if not old.is_graph_output():
                 old.replace_all_uses_with(new)
-                return None
-            given = ir.node("Identity", [new], name=self._name(f"{name}_given"))
-            new = given.outputs[0]
+                return
+            new = self._node("Identity", [new], f"{name}_given")
         self.made.discard(new)
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         new.type, new.shape = old.type, old.shape
-        old.name = self._name(f"{name}_before")
+        old.name = unique(f"{name}_before", self.names)
         new.name = name
-        return given
-
-    def _value(self, argument: Any) -> ir.Value:
-        return self.values[argument]
-
-    def _name(self, base: str) -> str:
-        return unique(base, self.names)
 
     # New nodes
 
     def _node(self, kind: str, inputs: list[ir.Value], name: str, attributes: dict[str, Any] | None = None) -> ir.Value:
-        node = ir.node(kind, inputs, attributes, name=self._name(name))
+        node = ir.node(kind, inputs, attributes, name=unique(name, self.names))
         value = node.outputs[0]
-        value.name = self._name(f"{name}_output")
+        value.name = unique(f"{name}_output", self.names)
         value.type = inputs[0].type
         self.new.append(node)
         self.made.add(value)
         return value
 
     def _tensor(self, name: str, held: Tensor | np.ndarray[Any, Any]) -> ir.Value:
-        name = self._name(name)
+        name = unique(name, self.names)
         if isinstance(held, Tensor):
             self.tensors[name] = held
         array = array_of(held) if isinstance(held, Tensor) else held
@@ -225,9 +213,9 @@ class _Editing:
 
     def _arithmetic(self, line: fx.Node) -> ir.Value:
         one, other = line.args
-        x = self._value(one)
+        x = self.values[one]
         if other in self.values:
-            y = self._value(other)
+            y = self.values[other]
         else:
             assert isinstance(x.type, ir.TensorType)
             y = self._tensor(f"{line.name}_factor", np.array(other, x.type.dtype.numpy()))
@@ -256,16 +244,13 @@ class _Editing:
         if isinstance(module, _ConvNd):
             pads = [int(n) for n in module.padding] * 2
             if module.padding_mode != "zeros":
-                rank = len(module.kernel_size) + 2
-                x = self._pad(x, PADDING_MODES[module.padding_mode], pads, rank, f"{name}_pad")
+                x = self._pad(x, PADDING_MODES[module.padding_mode], pads, f"{name}_pad")
                 pads = [0] * len(pads)
             return self._convolution(module, x, name, pads)
-        kind = next((kind for kind in MODES if isinstance(module, kind)), None)
-        if kind is None:
-            assert isinstance(module, nn.Identity)
+        if isinstance(module, nn.Identity):
             return x
-        padding = _pads(module.padding)
-        return self._pad(x, MODES[kind], padding, len(padding) // 2 + 2, name)
+        mode = next(mode for kind, mode in MODES.items() if isinstance(module, kind))
+        return self._pad(x, mode, _pads(module.padding), name)
 
     def _convolution(self, module: _ConvNd, x: ir.Value, name: str, pads: list[int]) -> ir.Value:
         attributes: dict[str, Any] = {
@@ -302,9 +287,9 @@ class _Editing:
         one = self._tensor(f"{name}.value", layer.weight.new_ones(()))
         return self._node("Pad", [x, self._tensor(f"{name}.amounts", np.array(amounts, np.int64)), one], name)
 
-    def _pad(self, x: ir.Value, mode: str, pads: list[int], rank: int, name: str) -> ir.Value:
-        half, whole = len(pads) // 2, [0] * (2 * rank)
-        whole[rank - half : rank], whole[2 * rank - half :] = pads[:half], pads[half:]
+    def _pad(self, x: ir.Value, mode: str, pads: list[int], name: str) -> ir.Value:
+        half = len(pads) // 2
+        whole = [0, 0, *pads[:half], 0, 0, *pads[half:]]
         if version_of(self.model) < PADS_AS_INPUT:
             return self._node("Pad", [x], name, {"mode": mode, "pads": whole})
         return self._node("Pad", [x, self._tensor(f"{name}.amounts", np.array(whole, np.int64))], name, {"mode": mode})
