@@ -240,11 +240,11 @@ def _report(  # noqa: PLR0917 - what a report is made of
     earlier = [f"{'' if found.sites or found.equalized else 'nothing to do: '}{said}"] if said else []
     file, globs = request.file, (tuple(request.choice.include), tuple(request.choice.exclude))
     return Report(
-        status,
-        Environment(
+        status=status,
+        environment=Environment(
             __version__, torch.__version__, platform.python_version(), f"{platform.system()} {platform.machine()}"
         ),
-        Input(
+        input=Input(
             *(str(checkpoint.path), checkpoint.digest, checkpoint.format),
             model=source.spec if source else None,
             shapes=tuple(tuple(example.shape) for example in examples),
@@ -252,8 +252,8 @@ def _report(  # noqa: PLR0917 - what a report is made of
             input_origin=checkpoint.input_origin,
             model_args=None if texts is None else tuple(texts),
         ),
-        found,
-        time.perf_counter() - cli.STARTED,
+        plan=found,
+        seconds=time.perf_counter() - cli.STARTED,
         notes=(*checkpoint.notes, *earlier, *notes),
         chosen=Chosen(str(file.path) if file else None, *globs, digest_of(file.path) if file else None)
         if file or any(globs)

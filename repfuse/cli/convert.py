@@ -25,7 +25,7 @@ from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.plan_file import read_plan_file, write_plan
 from repfuse.plans import Policy
 from repfuse.readback.process import Reader
-from repfuse.report.schema import envelope, report_path
+from repfuse.report.schema import Told, report_path
 
 many_option = partial(options.option, rich_help_panel="Many checkpoints")
 int8 = partial(options.option, rich_help_panel="For quantisers")
@@ -163,10 +163,7 @@ def convert(
         )
         report = run(request, update, reader)
     if report_to:
-        from repfuse.report.schema import told
-
-        document = envelope("conversion", report.to_dict())
-        write_pages(told([("the conversion", document)]), [(page_form(report_to), report_to)])
+        write_pages(Told(report, report.plan), [(page_form(report_to), report_to)])
     if as_json:
         show_json("conversion", report.to_dict())
     elif not quiet:
