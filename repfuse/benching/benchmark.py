@@ -8,7 +8,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -273,14 +273,15 @@ def bench(
             pair = (both[0].at(size), both[1].at(size))
             grown = size / (batch_of(both[0].inputs) or size)
             work = [None if cost.macs is None else cost.macs * grown / macs for cost in costs[both]]
-            shapes = pair[0].shapes if more_inputs else ()
+            setting = {"batch_size": size, "threads": count, "shapes": pair[0].shapes if more_inputs else ()}
             with using_threads(count), TemporaryDirectory() as folder:
                 for each, cost in zip(pair, costs[both], strict=True):
                     if each not in both or cost.macs is None:  # else it ran to be counted
                         each.time_once(time.perf_counter)
                 calls = _start(pair, [name for name in runtimes if name not in left_out], Path(folder), left_out)
-                found = _measure(calls, work, product_of, clock, report, size=size, rounds=rounds, seconds=seconds)
-                measurements += (replace(each, shapes=shapes) for each in found)
+                measurements += _measure(
+                    calls, work, product_of, clock, report, rounds=rounds, seconds=seconds, **setting
+                )
                 if "compile" in calls:  # after some shapes of one forward it compiles no more of them, without a word
                     torch._dynamo.reset()
     before, after = costs[pairs[0]]
@@ -383,13 +384,13 @@ def _measure(
     clock: Clock,
     report: Callable[[float], None],
     *,
-    size: int,
     rounds: int,
     seconds: float,
+    **setting: Any,
 ) -> Iterator[Measurement]:
     """Time all calls and a matrix product in the same rounds; yield what they say of each runtime.
 
-    ``work`` are the multiply-accumulates of both networks, in those of the product.
+    ``work`` are the multiply-accumulates of both networks, in those of the product; ``setting`` is for ``judge``.
     """
     every = [*(call for both in calls.values() for call in both), product_of]
     found = time_rounds(every, clock, rounds=rounds, seconds=seconds, progress=report)
@@ -401,11 +402,8 @@ def _measure(
     for runtime in calls:
         first, second = next(timings), next(timings)
         whole = first if runtime == Runtime.EAGER else whole
-        measured = judge(
-            first, second, batch_size=size, threads=torch.get_num_threads(), rounds=rounds, runtime=runtime
-        )
         over = None if whole is None or whole is first else ratio_of_medians(whole.times, second.times)
-        yield replace(measured, over_eager=over)
+        yield judge(first, second, rounds=rounds, runtime=runtime, over_eager=over, **setting)
 
 
 SIDES = {"cpu": 512, "cuda": 4096}

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from repfuse.benching.results import Gain, Measurement, Ratio, Runtime, Timing
+from repfuse.benching.results import Gain, Measurement, Ratio, Timing
 from repfuse.errors import RepfuseError
 from repfuse.networks import same_randomness, set_eval
 from repfuse.recording.copies import restored
@@ -91,11 +91,10 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
     """Put the networks in eval mode, and leave them afterwards as they were: their modes, what they cached, what they
     counted in buffers, and the random numbers.
     """
-    counted = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers()]
     with ExitStack() as stack:
-        for buffer, before in counted:
-            stack.callback(buffer.detach().copy_, before)
         for network in networks:
+            for buffer in network.buffers():
+                stack.callback(buffer.detach().copy_, buffer.clone())
             stack.enter_context(same_randomness(network))
             stack.enter_context(restored(network))
             set_eval(network)
@@ -220,15 +219,11 @@ def drift(times: Sequence[float]) -> float:
 OVERHEAD = 50e-6  # seconds: a call this short is mostly Python's and torch's own bookkeeping
 
 
-def judge(
-    original: Timing, fused: Timing, *, batch_size: int, threads: int, rounds: int, runtime: str = Runtime.EAGER
-) -> Measurement:
-    """Return the speed-up with its interval, and warnings; ``rounds`` is the number asked for."""
+def judge(original: Timing, fused: Timing, *, rounds: int, **setting: Any) -> Measurement:
+    """Return the speed-up with its interval, and warnings; ``rounds`` is the number asked for, ``setting`` the rest."""
     ratio, done = ratio_of_medians(original.times, fused.times), len(original.times)
     few = f"Only {done} of {rounds} rounds fitted in the time: allow more for a narrower interval."
     return Measurement(
-        batch_size=batch_size,
-        threads=threads,
         original=original,
         fused=fused,
         speedup=ratio.value,
@@ -240,7 +235,7 @@ def judge(
             *_drifting(original, fused),
             *([few] if done < min(rounds, 2 * FEWEST_ROUNDS) else []),
         ),
-        runtime=runtime,
+        **setting,
     )
 
 
