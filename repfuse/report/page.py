@@ -18,7 +18,7 @@ from typing import Any
 from repfuse.benching.results import Measurement, SiteTiming
 from repfuse.errors import RepfuseError
 from repfuse.planning.cost import price
-from repfuse.plans import ROOT, Cost, Refusal, Site, total
+from repfuse.plans import ROOT, Refusal, Site, total
 from repfuse.quantization import SiteKernels
 from repfuse.report.bench_view import gain, speed, speedup, where
 from repfuse.report.convert_view import (
@@ -36,7 +36,7 @@ from repfuse.report.convert_view import (
     verified_line,
 )
 from repfuse.report.schema import Status, Told
-from repfuse.report.tables import alone, change, count, duration, error, interval, percent, plural, size, times
+from repfuse.report.tables import NOTHING, alone, change, count, duration, error, interval, percent, plural, size, times
 from repfuse.report.verify_view import data_lines, few_bits_lines
 from repfuse.wording import listed, printable
 
@@ -148,7 +148,9 @@ class Page:
     def numbers(self, sites: Sequence[Site]) -> tuple[str, str, str]:
         """Return how much faster sites are predicted to be and were measured to be, and how far the worst is off."""
         known = [each for site in sites if (each := self.errors.get(site.path)) is not None]
-        return predicted(*totals(sites)), self._measured_of(sites), error(max(known, default=None))
+        before, after = map(price, totals(sites))
+        predicted = times(before / after) if after else NOTHING
+        return predicted, self._measured_of(sites), error(max(known, default=None))
 
     def _measured_of(self, sites: Sequence[Site]) -> str:
         """Return how many times as fast these places are by themselves, and the gain in the network."""
@@ -175,12 +177,6 @@ class Page:
     def kernels(self) -> tuple[SiteKernels, ...]:
         """The kernels that rounding hurts most: as many as one looks at."""
         return self.told.conversion.quantization[:KERNELS_SHOWN]
-
-    @property
-    def few_bits(self) -> list[Pair]:
-        """What rounding leaves of the network, where that is little."""
-        line = int8_line(self.told.conversion.quantization)
-        return [("int8", line)] if line else []
 
     @property
     def refused(self) -> list[tuple[Refusal, str, str, str]]:
@@ -247,8 +243,8 @@ class Page:
 
 def as_html(told: Told) -> str:
     """Return the page. Raises RepfuseError where the extra is missing."""
-    texts = (duration, gain, int8_row, interval, operators, share, where)
-    functions = {each.__name__: each for each in (*texts, counted, layers, limit, range_axis, speed_axis)}
+    texts = (duration, gain, int8_line, int8_row, interval, operators, share, where)
+    functions = {each.__name__: each for each in (*texts, Counter, layers, limit, range_axis, speed_axis)}
     return rendered("report.html.j2", page=Page(told), folded=len(told.plan.sites) > OPEN_SITES, **functions)
 
 
@@ -286,11 +282,6 @@ def share(row: Measurement) -> str:
     return "" if row.fused.of_machine is None else percent(row.fused.of_machine)
 
 
-def counted(branches: Sequence[str]) -> list[tuple[str, int]]:
-    """Return each branch of a site once, and how often it is there."""
-    return list(Counter(branches).items())
-
-
 def layers(branch: str) -> tuple[Pair, ...]:
     """Return the layers of a branch, each with the sign before it: ``conv 3x3 + norm → conv 1x1`` has three. What is
     in brackets is one.
@@ -303,11 +294,6 @@ def layers(branch: str) -> tuple[Pair, ...]:
         else:
             found[-1][1] += piece
     return tuple((sign, text.removeprefix("conv ")) for sign, text in found)
-
-
-def predicted(before: Cost, after: Cost) -> str:
-    """Return how many times as fast a place is predicted to be."""
-    return times(price(before) / price(after)) if price(after) else "-"
 
 
 def _refused(same: list[Refusal]) -> tuple[float, Refusal, str, str, str]:
@@ -386,7 +372,10 @@ def as_markdown(told: Told) -> str:
     """Return the comment."""
     page, plan = Page(told), told.plan
     amounts = [(name, before, after, changed) for name, before, after, changed, _ in page.amounts]
-    speeds = [(text(where(row)), *_times(row), speedup(row)) for row in page.speeds]
+    speeds = [
+        (text(where(row)), duration(row.original.median), duration(row.fused.median), speedup(row))
+        for row in page.speeds
+    ]
     lines = [f"**{text(page.name)}**: {page.word}. {text(page.verdict)}", ""]
     lines += markdown_table(("", "before", "after", ""), "lrrr", amounts + speeds[:TIMES_SHOWN])
     counts = f"{plural(len(plan.sites), 'site')}, {plural(len(plan.refusals), 'refusal')}"
@@ -400,18 +389,16 @@ def as_markdown(told: Told) -> str:
     if page.refused:
         rows = [(each.code, places, code(place), text(each.hint)) for each, places, place, _ in page.refused]
         lines += (*markdown_table(("not merged", "", "where", "what to do"), "llll", rows), "")
-    said = [*page.health, *(("timing", each) for each in page.untimed), *page.agreement(), *page.few_bits]
+    said = [*page.health, *(("timing", each) for each in page.untimed), *page.agreement()]
+    if line := int8_line(told.conversion.quantization):
+        said.append(("int8", line))
     made = (*page.environment, ("made by", told.conversion.command))
     facts = [(text(name), text(value)) for name, value in said] + [(name, code(value)) for name, value in made if value]
     return "\n".join([*lines, *markdown_table(("", ""), "ll", facts), "", "</details>", ""])
 
 
-def _times(row: Measurement) -> tuple[str, str]:
-    return duration(row.original.median), duration(row.fused.median)
-
-
 def _formula(site: Site) -> str:
-    branches = (f"{times} of {branch}" if times > 1 else branch for branch, times in counted(site.branches))
+    branches = (f"{times} of {branch}" if times > 1 else branch for branch, times in Counter(site.branches).items())
     return f"{' | '.join(branches)} → {site.kernel}"
 
 
