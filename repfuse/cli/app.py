@@ -21,7 +21,9 @@ from repfuse.cli.output import Form, check_page, say, say_error, show, show_json
 from repfuse.cli.verify import check, verify
 from repfuse.errors import EXIT_BAD_INPUT, RepfuseError
 from repfuse.explanations import REFUSALS, TOPICS
-from repfuse.wording import described
+from repfuse.report.convert_view import explain_view, list_view, topic_view
+from repfuse.report.schema import read, told
+from repfuse.wording import described, json_ready
 
 # Where errors end: every command runs in here, and what it raises becomes one message and an exit code.
 
@@ -114,8 +116,8 @@ def _name_of(param: Any) -> str:
     return str(param.opts[0] if param.param_type_name == "option" else param.metavar or param.name)
 
 
-def _close(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, known, n=2)
+def _close(name: str, known: Iterable[str], most: int = 2) -> str:
+    close = get_close_matches(name, known, most)
     return f"Did you mean {' or '.join(close)}? " if close else ""
 
 
@@ -159,8 +161,6 @@ def report(
         raise typer.BadParameter("give two places, one for each.", param_hint="--markdown")
     for form, out in pages:
         check_page(out, files, form, force=force)
-    from repfuse.report.schema import read, told
-
     write_pages(told([read(path) for path in files]), pages)
 
 
@@ -187,20 +187,13 @@ def explain(
       repfuse explain training-norm
       repfuse explain verdicts
     """
-    from repfuse.report.convert_view import explain_view, list_view, topic_view
-
     topics = {key: topic for key, topic in TOPICS.items() if name in (None, key)}
     codes = {key: refusal for key, refusal in REFUSALS.items() if name in (None, key)}
     if not topics and not codes:
-        close = get_close_matches(str(name), [*TOPICS, *REFUSALS])
-        hint = f"Did you mean {' or '.join(close)}? " if close else ""
-        raise RepfuseError(f"There is no refusal code or topic {name!r}.", "", f"{hint}`repfuse explain` lists all.")
+        hint = f"{_close(str(name), (*TOPICS, *REFUSALS), 3)}`repfuse explain` lists all."
+        raise RepfuseError(f"There is no refusal code or topic {name!r}.", "", hint)
     if as_json:
-        told: dict[str, dict[str, Any]] = {
-            "topics": {key: vars(topic) for key, topic in topics.items()},
-            "codes": {key: vars(refusal) for key, refusal in codes.items()},
-        }
-        show_json("explanations", told)
+        show_json("explanations", json_ready({"topics": topics, "codes": codes}))
     elif name is None:
         show(list_view(topics, codes))
     elif name in topics:

@@ -34,15 +34,14 @@ from repfuse.plan_file import PlanFile, said_beside
 from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
 from repfuse.quantization import kernels
+from repfuse.readback.process import Reader
 from repfuse.report.schema import Chosen, Environment, Input, Output, Report, Status, report_path
 from repfuse.report.schema import write as write_document
 from repfuse.saving import Begun, Saved, of_file, writing
-from repfuse.wording import dtype_name
+from repfuse.wording import Progress, dtype_name
 
 if TYPE_CHECKING:
     from repfuse.data import Prepared
-    from repfuse.readback.process import Reader
-    from repfuse.wording import Progress
 
 TIMING_SECONDS = 1.0
 NEUTRAL = "the norms that stay have statistics that change nothing: give --data before you train this network on"

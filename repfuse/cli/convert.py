@@ -25,6 +25,7 @@ from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.plan_file import read_plan_file, write_plan
 from repfuse.plans import Policy
 from repfuse.readback.process import Reader
+from repfuse.report.convert_view import convert_view
 from repfuse.report.schema import Told, report_path
 
 many_option = partial(options.option, rich_help_panel="Many checkpoints")
@@ -155,7 +156,6 @@ def convert(
     with Reader(allowed=code.allow or ()) if target else nullcontext() as reader, progress(quiet=quiet) as update:
         file = read_plan_file(plan) if plan else None
         from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
-        from repfuse.report.convert_view import convert_view
 
         request = Request(
             *(source, loading, merging.choice(policy, file), file, target, file_format, force, keep_metadata),
@@ -205,7 +205,6 @@ def inspect(
     with progress(quiet=quiet) as update:
         choice = merging.choice(policy)
         from repfuse.cli.conversion import Request, run
-        from repfuse.report.convert_view import convert_view
 
         report = run(Request(source, loading, choice), update)
     if plan:

@@ -27,7 +27,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import typer
 
@@ -41,10 +41,7 @@ from repfuse.report import schema
 from repfuse.report.many_view import Status, TaskResult, as_html, many_view, markdown, page_of
 from repfuse.report.schema import report_path
 from repfuse.report.tables import duration, plural
-from repfuse.wording import described
-
-if TYPE_CHECKING:
-    from repfuse.wording import Progress
+from repfuse.wording import Progress, described
 
 # Which checkpoints, and where their results go.
 
@@ -343,7 +340,7 @@ def _page(results: Sequence[TaskResult], seconds: float, page: Path) -> str:
     return as_html(results, seconds, page.parent)
 
 
-PRELOADED = ("repfuse.cli.conversion", "repfuse.readback.reading", "repfuse.report.convert_view")
+PRELOADED = ("repfuse.cli.conversion", "repfuse.readback.reading")
 
 
 def convert_all(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[TaskResult]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from repfuse.benching.results import COLD_NOTE, Runtime
+from repfuse.benching.results import COLD_NOTE, Benchmark, Change, Experiment, Measurement, Ratio, Runtime, SiteTiming
 from repfuse.report.tables import (
     BAD,
     GOOD,
@@ -28,9 +27,6 @@ from repfuse.report.tables import (
     table,
     times,
 )
-
-if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark, Change, Experiment, Measurement, Ratio, SiteTiming
 
 FEW = 2  # times: below, a second decimal says something
 STYLES = {"faster": GOOD, "slower": BAD, "no difference": UNSURE}

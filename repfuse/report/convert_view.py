@@ -6,12 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from repfuse.benching.results import Benchmark
+from repfuse.checking.results import Drift, Equalization, Proof, SignalGain, Verified
 from repfuse.explanations import Explanation, Topic
 from repfuse.health import MEANINGS, Ailment, Anomaly
 from repfuse.plans import ROOT, Cost, Plan, Policy, Refusal, Site, total
@@ -38,10 +39,6 @@ from repfuse.report.tables import (
     table,
 )
 from repfuse.report.verify_view import checks_view, of_drift, of_network, of_proof, of_site_drift
-
-if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark
-    from repfuse.checking.results import Drift, Equalization, Proof, SignalGain, Verified
 
 DIGEST_SHOWN = len("sha256:") + 12
 STYLES: dict[Status, str] = {"converted": GOOD, "failed": BAD, "nothing-to-fuse": UNSURE, "planned": UNSURE}

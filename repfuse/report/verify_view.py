@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from rich.console import RenderableType
 from rich.text import Text
 
+from repfuse.checking.results import (
+    Comparison,
+    Drift,
+    FewBits,
+    FirstDifference,
+    Flips,
+    OutputVerdict,
+    Proof,
+    RealData,
+    Verification,
+    WeightProof,
+)
 from repfuse.report.tables import (
     BAD,
     GOOD,
@@ -28,20 +40,6 @@ from repfuse.report.tables import (
     table,
 )
 from repfuse.wording import apart, small
-
-if TYPE_CHECKING:
-    from repfuse.checking.results import (
-        Comparison,
-        Drift,
-        FewBits,
-        FirstDifference,
-        Flips,
-        OutputVerdict,
-        Proof,
-        RealData,
-        Verification,
-        WeightProof,
-    )
 
 OUTPUTS_SHOWN = 4
 """As many as one reads; --json has all."""
