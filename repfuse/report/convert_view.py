@@ -124,18 +124,17 @@ def last_line(report: Report, plan_path: str = "") -> str:
         return f"{name}: {plural(len(report.plan.sites), 'site')}, {operators(report.plan)}; {written}"
     equalized = report.equalization
     proofs = (report.proof, equalized and equalized.comparison)
-    scales = equalized.scales if equalized and equalized.tensors else 0
-    done = achieved(report.plan, scales, [each.error for each in proofs if each])
+    done = achieved(report.plan, equalized, [each.error for each in proofs if each])
     if report.timing and report.plan.sites:
         first = report.timing.measurements[0]
         done.append(speed(first) + ("" if first.says_nothing else f" at batch {first.batch_size}"))
     return f"{name}: {', '.join(done)}"
 
 
-def achieved(plan: Plan, scales: int, errors: Iterable[float | None]) -> list[str]:
+def achieved(plan: Plan, equalized: Equalization | None, errors: Iterable[float | None]) -> list[str]:
     """Return what merging and equalising did, each in a few words, and how exact it is by the largest of ``errors``."""
     done = [operators(plan)] if plan.sites else []
-    done += [f"{plural(scales, 'channel')} equalised"] if scales else []
+    done += [f"{plural(equalized.scales, 'channel')} equalised"] if equalized and equalized.tensors else []
     known = [each for each in errors if each is not None]
     return [*done, f"exact to {error(max(known))}"] if known else done
 
@@ -339,10 +338,8 @@ def refusals_view(refusals: Sequence[Refusal], title: str = "Not fused") -> Iter
 
 def declined(refusals: Sequence[Refusal]) -> str:
     """Return what the refused places cost as they are, and what they would cost merged, as far as that is known."""
-    known = [(refusal.before, refusal.after) for refusal in refusals if refusal.before and refusal.after]
-    if not known:
-        return ""
-    return _costs(total(before for before, _ in known), total(after for _, after in known))
+    before, after = totals(refusals)
+    return "" if before == Cost() else _costs(before, after)
 
 
 def _costs(before: Cost, after: Cost, *, macs: bool = True) -> str:
@@ -354,9 +351,10 @@ def _operators(before: Cost, after: Cost) -> str:
     return f"{change(count(before.launches), count(after.launches))} operators"
 
 
-def totals(sites: Sequence[Site]) -> tuple[Cost, Cost]:
-    """Return what the sites cost together, before and after."""
-    return total(site.before for site in sites), total(site.after for site in sites)
+def totals(places: Sequence[Site | Refusal]) -> tuple[Cost, Cost]:
+    """Return what places cost together, before and after, as far as that is known."""
+    known = [(place.before, place.after) for place in places if place.before and place.after]
+    return total(before for before, _ in known), total(after for _, after in known)
 
 
 # What a topic tells, what a refusal code means, and the list of both.

@@ -18,7 +18,7 @@ from typing import Any
 from repfuse.benching.results import Measurement, SiteTiming
 from repfuse.errors import RepfuseError
 from repfuse.planning.cost import price
-from repfuse.plans import ROOT, Refusal, Site, total
+from repfuse.plans import ROOT, Refusal, Site
 from repfuse.quantization import SiteKernels
 from repfuse.report.bench_view import gain, speed, speedup, where
 from repfuse.report.convert_view import (
@@ -88,10 +88,9 @@ class Page:
             reason = conversion.proof.reason if conversion.proof and not conversion.proof.passed else ""
             return f"The check failed, and nothing was written. {reason}".rstrip()
         plan, proof, equalized = self.told.plan, conversion.proof, conversion.equalization
-        scales = equalized.scales if equalized and equalized.tensors else 0
-        if not plan.sites and not scales:
+        if not plan.sites and not (equalized and equalized.tensors):
             return "No place can be merged." if plan.refusals else "There is nothing that could be merged."
-        parts = achieved(plan, scales, [proof.error] if proof else [])
+        parts = achieved(plan, equalized, [proof.error] if proof else [])
         if self.speeds:
             parts.append(f"{speed(self.speeds[0])} at {where(self.speeds[0])}")
         if later and later.data and later.data.accuracy_original is not None:
@@ -298,9 +297,7 @@ def layers(branch: str) -> tuple[Pair, ...]:
 
 def _refused(same: list[Refusal]) -> tuple[float, Refusal, str, str, str]:
     """Return the predicted time that the places of one reason go on taking, in bytes, and what is said of them."""
-    known = [(each.before, each.after) for each in same if each.before and each.after]
-    before, after = (price(total(costs)) for costs in zip(*known, strict=True)) if known else (0.0, 0.0)
-    gain = ""
+    (before, after), gain = map(price, totals(same)), ""
     if before and after:
         said = f"{times(before / after)} faster" if before >= after else f"{times(after / before)} slower"
         gain = f", predicted {said}"

@@ -110,9 +110,9 @@ PLACES_SHOWN = 4
 GOOD, BAD, UNSURE = "bold green", "bold red", "bold yellow"
 
 
-def heading(text: str, style: str = "bold") -> Text:
+def heading(text: str) -> Text:
     """Return a line that begins a part, with an empty line before it."""
-    return Text(f"\n{text}", style=style)
+    return Text(f"\n{text}", style="bold")
 
 
 def indented(said: RenderableType, columns: int = 2) -> Padding:
