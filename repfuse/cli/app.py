@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from repfuse import __version__
 from repfuse.cli import options
@@ -25,43 +25,39 @@ from repfuse.report.convert_view import explain_view, list_view, topic_view
 from repfuse.report.schema import read, told
 from repfuse.wording import described, json_ready
 
-# Where errors end: every command runs in here, and what it raises becomes one message and an exit code.
-
-
 EXIT_INTERRUPTED = 130
 UNEXPECTED = "Something happened that repfuse does not expect. This is a mistake in repfuse."
-
-
-class Command(TyperCommand):
-    """A command whose errors are messages. `repfuse --debug COMMAND` lets them through with their traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except RepfuseError as error:
-            if ctx.find_root().obj:
-                traceback.print_exc()
-            say_error(error)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            say("interrupted: nothing that is not whole was written.")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
-        except Exception as error:
-            if ctx.find_root().obj:
-                raise
-            hint = f"Please report it with what `repfuse --debug {' '.join(sys.argv[1:])}` prints."
-            say_error(RepfuseError(UNEXPECTED, described(error), hint))
-            raise typer.Exit(EXIT_BAD_INPUT) from None
 
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # typer has no name of its own for it
 
 
 class Commands(TyperGroup):
-    """All commands. How they are to be used is said as every other error is."""
+    """All commands. What one raises becomes a message and an exit code, and so does what is wrong with how it is used.
+
+    `repfuse --debug COMMAND` lets errors through with their traceback.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except RepfuseError as error:
+            if ctx.obj:
+                traceback.print_exc()
+            say_error(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            say("interrupted: nothing that is not whole was written.")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except (typer.Exit, typer.Abort, UsageError):
+            raise
+        except Exception as error:
+            if ctx.obj:
+                raise
+            hint = f"Please report it with what `repfuse --debug {' '.join(sys.argv[1:])}` prints."
+            say_error(RepfuseError(UNEXPECTED, described(error), hint))
+            raise typer.Exit(EXIT_BAD_INPUT) from None
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run what the arguments say, and end the process."""
@@ -231,7 +227,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (convert, verify, bench, report, inspect, check, explain):
-    app.command(cls=Command)(options.spread(command))
+    app.command()(options.spread(command))
 
 
 def _version(asked: bool) -> None:
