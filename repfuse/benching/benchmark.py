@@ -77,7 +77,6 @@ class _Counting(OperatorMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one operator."""
         kwargs, formula = kwargs or {}, flop_registry.get(func.overloadpacket)
         if formula is None:
             with self:  # one that is made of others comes whole in inference mode

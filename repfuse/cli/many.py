@@ -57,9 +57,6 @@ class Task(NamedTuple):
         return TaskResult(files.name_of(self.source), files.name_of(self.target), status, said, seconds, peak)
 
 
-SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
-
-
 def tasks(patterns: Sequence[str], into: Path, form: str | None) -> list[Task]:
     """Return a task for each file that the patterns name; below the folder that all have in common, the tree is kept.
 
@@ -81,10 +78,9 @@ def tasks(patterns: Sequence[str], into: Path, form: str | None) -> list[Task]:
         )
     common = Path(os.path.commonpath([files.absolute(path).parent for path in sources]))
     made: dict[Path, Path] = {}
-    suffix = SUFFIXES.get(form) if form else None
     for source in sources:
         target = files.here(into) / files.absolute(source).relative_to(common)
-        target = target.with_suffix(suffix) if suffix else target
+        target = target.with_suffix(f".{form}") if form in ("onnx", "pt2", "safetensors") else target
         if target in made:
             why = f"One is {made[target]}, the other {source}."
             raise RepfuseError(f"Two results would be {target}.", why, "Rename one of them, or convert it apart.")

@@ -28,7 +28,6 @@ from repfuse.report.tables import (
     times,
 )
 
-FEW = 2  # times: below, a second decimal says something
 STYLES = {"faster": GOOD, "slower": BAD, "no difference": UNSURE}
 
 
@@ -85,7 +84,7 @@ def speed(entry: Measurement) -> str:
         return f"no difference in speed ({entry.low:.2f} to {entry.high:.2f})"
     known = (entry.speedup, entry.low, entry.high)
     factor, low, high = known if entry.verdict == "faster" else (1 / each for each in (known[0], known[2], known[1]))
-    digits = 2 if factor < FEW else 1
+    digits = 2 if factor < 2 else 1  # below, a second decimal says something
     said = f"{factor:.{digits}f}x {entry.verdict}" if entry.steady else f"{entry.verdict}, unsteady"
     return f"{said} ({low:.{digits}f} to {high:.{digits}f})"
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from repfuse.benching.results import Benchmark, Change, Measurement
 from repfuse.checking.results import Drift, Equalization, Proof, Verification, Verified
@@ -144,8 +144,6 @@ def write(kind: str, data: dict[str, Any], path: Path) -> None:
 # What was printed, read back.
 
 
-T = TypeVar("T")
-
 LARGEST = 64 * 2**20
 """Bytes; the reports of the largest networks have a few millions."""
 
@@ -270,7 +268,7 @@ def _read(name: str, data: Any) -> Any:
     return _said(name, partial(read_as, KINDS[data["kind"]], strict=False), data)
 
 
-def _said(name: str, reader: Callable[[Any], T], data: Any) -> T:
+def _said(name: str, reader: Callable[[Any], Any], data: Any) -> Any:
     """Return what a reader makes of a document, or say that it is none."""
     try:
         return reader(data)

@@ -44,8 +44,6 @@ from repfuse.wording import apart, small
 OUTPUTS_SHOWN = 4
 """As many as one reads; --json has all."""
 
-COLUMNS = ("Check", "Of what", ("Error", NUMBER), ("Allowed", NUMBER), "")
-
 
 class Check(NamedTuple):
     """One line: of what, how far off, how far it may be, and where it was ``worst``.
@@ -66,7 +64,8 @@ def checks_view(checks: Sequence[Check], *, verbose: bool) -> Iterator[Renderabl
     """Yield the checks as a table, and where each was worst: of those that fail, or of all."""
     yield heading("Checks")
     verdicts = ("FAILED", "passed")
-    yield table(COLUMNS, [(row.level, row.what, row.error, row.allowed, verdicts[row.passed]) for row in checks])
+    rows = [(row.level, row.what, row.error, row.allowed, verdicts[row.passed]) for row in checks]
+    yield table(("Check", "Of what", ("Error", NUMBER), ("Allowed", NUMBER), ""), rows)
     for row in checks:
         if row.worst and (verbose or not row.passed):
             own = f"; the original's own error there is {row.own}" if row.own else ""
