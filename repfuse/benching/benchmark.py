@@ -27,7 +27,6 @@ from repfuse.benching.timing import (
     Clock,
     TimedCall,
     at_least,
-    batch_of,
     batched,
     device_clock,
     evaluating,
@@ -36,6 +35,7 @@ from repfuse.benching.timing import (
     time_calls,
     time_rounds,
 )
+from repfuse.checking.inputs import Example, Trial
 from repfuse.checkpoint import onnx_file
 from repfuse.errors import RepfuseError, quietly
 from repfuse.networks import (
@@ -252,14 +252,14 @@ def bench(
         example = tuple(map(_channels_last, inputs)) if channels_last else tuple(inputs)
         floats = {x.dtype for x in tree_leaves(example) if isinstance(x, Tensor) and x.is_floating_point()}
         cast = dict.fromkeys(floats, dtype) if dtype else {}
-        sizes = at_least(1, "The batch size", [batch_of(example) or 1] if batch_sizes is None else batch_sizes)
+        sizes = at_least(1, "The batch size", [Example(example).batch or 1] if batch_sizes is None else batch_sizes)
         first = Contestant(original, placed(example, device_of(original), cast))
         second = Contestant(fused, placed(example, device_of(fused), cast or between(original, fused)))
         pairs.append((first, second))
         settings += product(pairs[-1:], sizes, counts)
     clock = device_clock(device_clock(clock, device_of(original)), device_of(fused))
     measurements: list[Measurement] = []
-    left_out: dict[str, str] = {}
+    left_out, setting = dict[str, str](), dict[str, Any]()
     with evaluating(original, fused):
         once = ColdCalls(pairs[0][0].time_once(clock), pairs[0][1].time_once(clock)) if cold else None
         costs = {both: tuple(network_cost(each.network, each.inputs) for each in both) for both in pairs}
@@ -270,24 +270,23 @@ def bench(
                 progress(name, (done + fraction) / len(settings))
 
             pair = (both[0].at(size), both[1].at(size))
-            grown = size / (batch_of(both[0].inputs) or size)
+            grown = size / (Example(both[0].inputs).batch or size)
             work = [None if cost.macs is None else cost.macs * grown / macs for cost in costs[both]]
-            setting = {"batch_size": size, "threads": count, "shapes": pair[0].shapes if more_inputs else ()}
+            shapes = Trial("", pair[0].inputs).shapes if more_inputs else ()
+            setting = {"rounds": rounds, "seconds": seconds, "batch_size": size, "threads": count, "shapes": shapes}
             with using_threads(count), TemporaryDirectory() as folder:
                 for each, cost in zip(pair, costs[both], strict=True):
                     if each not in both or cost.macs is None:  # else it ran to be counted
                         each.time_once(time.perf_counter)
                 calls = _start(pair, [name for name in runtimes if name not in left_out], Path(folder), left_out)
-                measurements += _measure(
-                    calls, work, product_of, clock, report, rounds=rounds, seconds=seconds, **setting
-                )
+                measurements += _measure(calls, work, product_of, clock, report, **setting)
                 if "compile" in calls:  # after some shapes of one forward it compiles no more of them, without a word
                     torch._dynamo.reset()
     before, after = costs[pairs[0]]
     return Benchmark(
         device=str(device_of(fused)),
         dtype=" and ".join(dict.fromkeys(dtype_name(main_dtype(each)) for each in (original, fused))),
-        shapes=pairs[0][0].shapes,
+        shapes=Trial("", pairs[0][0].inputs).shapes,
         before=before,
         after=after,
         measurements=tuple(measurements),
@@ -328,14 +327,9 @@ class Contestant:
     network: nn.Module
     inputs: Inputs
 
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Those of the tensors among the inputs."""
-        return tuple(tuple(x.shape) for x in tree_leaves(self.inputs) if isinstance(x, Tensor))
-
     def at(self, size: int) -> Contestant:
         """Return the same network with a batch of ``size``."""
-        if batch_of(self.inputs) in (size, None):
+        if Example(self.inputs).batch in (size, None):
             return self
         return Contestant(self.network, batched(self.inputs, size))
 

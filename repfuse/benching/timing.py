@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from repfuse.benching.results import Gain, Measurement, Ratio, Timing
+from repfuse.checking.inputs import Example
 from repfuse.errors import RepfuseError
 from repfuse.networks import same_randomness, set_eval
 from repfuse.recording.copies import restored
@@ -101,17 +102,12 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
         yield
 
 
-def batch_of(inputs: tuple[Any, ...]) -> int | None:
-    """Return the length of the first axis of the first tensor that has one."""
-    return next((len(x) for x in tree_leaves(inputs) if isinstance(x, torch.Tensor) and x.dim()), None)
-
-
 def batched(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
     """Return inputs of ``size`` samples: those given, repeated or cut off.
 
     Tensors whose first axis is as long as the batch follow; others stay.
     """
-    batch = batch_of(inputs) or 0
+    batch = Example(inputs).batch or 0
 
     def repeated(x: Any) -> Any:
         follows = isinstance(x, torch.Tensor) and x.dim() and len(x) == batch
