@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from repfuse import __version__, cli
 from repfuse.benching.benchmark import bench
@@ -29,7 +28,7 @@ from repfuse.errors import RepfuseError
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
 from repfuse.memory import collecting_later, is_streamed
-from repfuse.networks import using_threads
+from repfuse.networks import tensors_of, using_threads
 from repfuse.plan_file import PlanFile, said_beside
 from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
@@ -209,7 +208,7 @@ def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
 
 def axes_notes(plan: Plan, example: Sequence[Any]) -> tuple[str, ...]:
     """Say so where a normalisation of rows is merged into a linear layer: of more axes it was another one."""
-    ranks = [x.dim() for x in tree_leaves(example) if isinstance(x, Tensor)]
+    ranks = [x.dim() for x in tensors_of(example)]
     linear = (site.nodes for site in plan.sites if site.kernel.startswith("linear"))
     merged = any("batch_norm" in node for nodes in linear for node in nodes)
     return (TWO_AXES,) if merged and max(ranks, default=0) == 2 else ()
