@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,7 +88,8 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
         found = choose(checkpoint.module, checkpoint.example_inputs, request.choice)
         notes = (*_unchecked(request), *((UNSOLVED,) if request.equalize else ()))
         notes += axes_notes(found, checkpoint.example_inputs)
-        return _report("planned" if found.sites else "nothing-to-fuse", checkpoint, found, request, notes)
+        status: Status = "planned" if found.sites else "nothing-to-fuse"
+        return _report(status, checkpoint, found, request, notes, **_of_weights(checkpoint, found))
     # What cannot be written is said before the work is done.
     format_for(request.out, request.format, checkpoint.format, keep_affine=request.choice.keeps_affine)
     threads = enough_threads(checkpoint.module, checkpoint.example_inputs)  # before anybody else is at work
@@ -186,9 +187,10 @@ def _proven(
         notes += _unchecked(request)
     elif request.effort == "quick":
         notes.append("proven on few and small inputs, and not timed: leave --quick out before you rely on it")
-    report = _report(done if conversion.passed else "failed", checkpoint, plan, request, notes, weights)
     measured = {name: getattr(conversion, name) for name in ("proof", "drift", "equalization")}
-    return replace(report, **measured), module, next(iter(begun), None)
+    measured |= weights or _of_weights(checkpoint, plan)
+    status = done if conversion.passed else "failed"
+    return _report(status, checkpoint, plan, request, notes, **measured), module, next(iter(begun), None)
 
 
 def _unchecked(request: Request) -> tuple[str, ...]:
@@ -225,13 +227,8 @@ def _of_weights(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     return {"health": examine(checkpoint.module), "quantization": kernels(checkpoint.module, plan)}
 
 
-def _report(  # noqa: PLR0917 - what a report is made of
-    status: Status,
-    checkpoint: Checkpoint,
-    found: Plan,
-    request: Request,
-    notes: Iterable[str],
-    weights: Mapping[str, Any] | None = None,
+def _report(
+    status: Status, checkpoint: Checkpoint, found: Plan, request: Request, notes: Iterable[str], **measured: Any
 ) -> Report:
     examples, source, said = checkpoint.example_inputs, checkpoint.source, checkpoint.fused_already
     texts = as_texts(source) if source else []
@@ -257,5 +254,5 @@ def _report(  # noqa: PLR0917 - what a report is made of
         if file or any(globs)
         else None,
         command=shlex.join(["repfuse", *sys.argv[1:]]),
-        **(weights or _of_weights(checkpoint, found)),
+        **measured,
     )
