@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from repfuse.checkpoint.files import digest_of, together
 from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.spec import as_texts
 from repfuse.converting import convert
+from repfuse.data import Prepared
 from repfuse.errors import RepfuseError
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
@@ -38,9 +39,6 @@ from repfuse.report.schema import Chosen, Environment, Input, Output, Report, St
 from repfuse.report.schema import write as write_document
 from repfuse.saving import Begun, Saved, of_file, writing
 from repfuse.wording import Progress, dtype_name
-
-if TYPE_CHECKING:
-    from repfuse.data import Prepared
 
 TIMING_SECONDS = 1.0
 NEUTRAL = "the norms that stay have statistics that change nothing: give --data before you train this network on"

@@ -40,8 +40,7 @@ def bench_view(benchmark: Benchmark) -> Iterator[RenderableType]:
     yield from _times(benchmark.measurements)
     if benchmark.sites:
         yield from _sites(benchmark.sites)
-    if benchmark.cold:
-        cold = benchmark.cold
+    if cold := benchmark.cold:
         yield heading("The notebook's method: one cold call each")
         yield facts([("original", duration(cold.original)), ("fused", duration(cold.fused)), ("note", cold.note)])
     yield Text()
@@ -102,7 +101,6 @@ def _costs(benchmark: Benchmark) -> RenderableType:
 
 
 def _times(entries: Sequence[Measurement]) -> Iterator[RenderableType]:
-    """Yield a table of all times, and how much of the machine's speed they are."""
     several = any(entry.runtime != Runtime.EAGER for entry in entries)
     first = 0 if several else 1
     sizes = "Input" if any(entry.shapes for entry in entries) else ("Batch", NUMBER)
@@ -137,9 +135,8 @@ def _sites(sites: Sequence[SiteTiming]) -> Iterator[RenderableType]:
 def _site(site: SiteTiming) -> tuple[str, ...]:
     predicted = NOTHING if site.predicted is None else f"{site.predicted:.1f}x"
     both = (duration(site.before), duration(site.after))
-    gain, gained = site.gain, NOTHING
-    if gain:
-        gained = f"{duration(gain.value)} ± {duration((gain.high - gain.low) / 2)}"
+    gain = site.gain
+    gained = f"{duration(gain.value)} ± {duration((gain.high - gain.low) / 2)}" if gain else NOTHING
     return (site.path, *both, predicted, f"{site.speedup.value:.1f}x", gained)
 
 
