@@ -167,8 +167,7 @@ def convert(
     if as_json:
         show_json("conversion", report.to_dict())
     elif not quiet:
-        beside = str(report_path(target)) if target and report.output else ""
-        show(convert_view(report, beside, page=str(report_to or ""), verbose=verbose))
+        show(convert_view(report, page=str(report_to or ""), verbose=verbose))
     raise typer.Exit(EXIT_FAILED_CHECK if report.status == "failed" else 0)
 
 
@@ -212,4 +211,4 @@ def inspect(
     if as_json:
         show_json("inspection", report.to_dict())
     elif not quiet:
-        show(convert_view(report, plan_path=str(plan or ""), verbose=verbose))
+        show(convert_view(report, str(plan or ""), verbose=verbose))

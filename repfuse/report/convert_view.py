@@ -18,7 +18,7 @@ from repfuse.health import MEANINGS, Ailment, Anomaly
 from repfuse.plans import ROOT, Cost, Plan, Policy, Refusal, Site, total
 from repfuse.quantization import BITS, SiteKernels, failing, needed, together
 from repfuse.report.bench_view import speed, speedup
-from repfuse.report.schema import Chosen, Input, Report, Status
+from repfuse.report.schema import Chosen, Input, Report, Status, report_path
 from repfuse.report.tables import (
     BAD,
     GOOD,
@@ -45,10 +45,10 @@ STYLES: dict[Status, str] = {"converted": GOOD, "failed": BAD, "nothing-to-fuse"
 
 
 def convert_view(
-    report: Report, report_path: str = "", plan_path: str = "", *, page: str = "", verbose: bool = False
+    report: Report, plan_path: str = "", *, page: str = "", verbose: bool = False
 ) -> Iterator[RenderableType]:
-    """Yield what matters of a report, or all of it; ``report_path`` is where it was saved as JSON, ``plan_path`` where
-    its plan was, ``page`` where it is as a page. What was found and not done is told in full.
+    """Yield what matters of a report, or all of it; ``plan_path`` is where its plan was saved, ``page`` where it is as
+    a page. What was found and not done is told in full.
     """
     done = report.status == "converted"
     if verbose or not done:
@@ -65,8 +65,9 @@ def convert_view(
         yield from equalization_view(report.equalization, verbose=verbose)
     yield heading("Result")
     details = _details(report) if verbose else _facts(report)
-    places = [("report", report_path if report.output else ""), ("page", page), ("plan", plan_path)]
-    yield facts([*details, *places, ("took", duration(report.seconds))])
+    beside = str(report_path(Path(report.output.path))) if report.output else ""
+    places = [("report", beside), ("page", page), ("plan", plan_path), ("took", duration(report.seconds))]
+    yield facts([*details, *places])
     yield from notes(report.notes)
     if report.output and report.output.use:
         yield heading("To use it")
@@ -309,7 +310,7 @@ def summary(plan: Plan) -> str:
 
 def operators(plan: Plan) -> str:
     """Return how many operators the sites come to, before and after: ``31 → 5 operators``."""
-    return _operators(*totals(plan.sites))
+    return _costs(*totals(plan.sites), macs=False)
 
 
 def merged(site: Site) -> str:
@@ -344,11 +345,7 @@ def declined(refusals: Sequence[Refusal]) -> str:
 
 def _costs(before: Cost, after: Cost, *, macs: bool = True) -> str:
     of_macs = f", {change(count(before.macs), count(after.macs))} multiply-accumulates" if macs else ""
-    return _operators(before, after) + of_macs
-
-
-def _operators(before: Cost, after: Cost) -> str:
-    return f"{change(count(before.launches), count(after.launches))} operators"
+    return f"{change(count(before.launches), count(after.launches))} operators{of_macs}"
 
 
 def totals(places: Sequence[Site | Refusal]) -> tuple[Cost, Cost]:
