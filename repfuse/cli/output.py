@@ -75,9 +75,9 @@ def check_page(out: Path | None, sources: Sequence[Path], form: Form | None = No
     if out is None:
         return
     if (form or page_form(out)) == "html":
-        from repfuse.report.page import check_extra
+        from repfuse.report.page import templates
 
-        check_extra()
+        templates()
     if out != STDOUT:
         check_targets((out,), sources, force=force)
 

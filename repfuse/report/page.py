@@ -249,14 +249,17 @@ def as_html(told: Told) -> str:
 
 def rendered(template: str, **said: Any) -> str:
     """Return the page that a template makes of what is said. Raises RepfuseError where the extra is missing."""
-    check_extra()
-    return str(_jinja().get_template(template).render(said))
+    return str(templates().get_template(template).render(said))
 
 
 @cache
-def _jinja() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+def templates() -> Any:
+    """Return what renders the templates. Raises RepfuseError where the extra is missing."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as missing:
+        hint = "Install it: pip install 'repfuse[report]'."
+        raise RepfuseError("jinja2 is not installed, which a page in HTML needs.", "", hint) from missing
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -265,15 +268,6 @@ def _jinja() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def check_extra() -> None:
-    """Raise RepfuseError where what makes the page is not installed."""
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as missing:
-        hint = "Install it: pip install 'repfuse[report]'."
-        raise RepfuseError("jinja2 is not installed, which a page in HTML needs.", "", hint) from missing
 
 
 def share(row: Measurement) -> str:
