@@ -15,7 +15,7 @@ from conftest import SAMPLES, SUPPORT, Cli, Run
 from typer.testing import CliRunner
 
 from repfuse import __version__
-from repfuse.cli.app import Command, app
+from repfuse.cli.app import Commands, app
 from repfuse.errors import RepfuseError
 from repfuse.explanations import REFUSALS, TOPICS
 
@@ -117,9 +117,9 @@ def test_an_old_code_page_is_no_error(cli: Cli) -> None:
 
 def raising(error: BaseException) -> typer.Typer:
     """Return an application whose one command raises; it lives beside the real options."""
-    made = typer.Typer(pretty_exceptions_enable=False)
+    made = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
 
-    @made.command(cls=Command)
+    @made.command()
     def work() -> None:
         raise error
 

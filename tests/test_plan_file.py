@@ -33,7 +33,8 @@ PLAN = Plan(
 def report(plan: Plan = PLAN, **changes: object) -> Report:
     fields = {"input_origin": "given", "shapes": ((1, 1, 8, 8), (1, 5)), "dtypes": ("float16", "int64"), **changes}
     source = Input("in.pt", "sha256:" + "1" * 64, "module", None, **fields)  # type: ignore[arg-type]
-    return Report("planned", Environment("0.1.0", "2.13.0", "3.11.7", "Linux x86_64"), source, plan, 0.5)
+    made_with = Environment("0.1.0", "2.13.0", "3.11.7", "Linux x86_64")
+    return Report(status="planned", environment=made_with, input=source, plan=plan, seconds=0.5)
 
 
 def written(path: Path, **changes: object) -> str:

@@ -25,7 +25,17 @@ from repfuse.health import Anomaly
 from repfuse.plans import Cost, Plan, Refusal, Site
 from repfuse.quantization import Kernel, Rounded, SiteKernels
 from repfuse.report.bench_view import speed
-from repfuse.report.page import RANGES_SHOWN, Page, as_html, as_markdown, layers, limit, range_axis, speed_axis
+from repfuse.report.page import (
+    RANGES_SHOWN,
+    Page,
+    as_html,
+    as_markdown,
+    layers,
+    limit,
+    range_axis,
+    speed_axis,
+    templates,
+)
 from repfuse.report.schema import Chosen, Report, envelope, read, to_json, told
 
 SECTIONS = ["verdict", "speed", "size", "sites", "kernels", "refusals", "agreement", "environment"]
@@ -408,6 +418,7 @@ def test_what_cannot_be_written_is_said(args: list[str], said: str, tmp_path: Pa
 def test_a_missing_extra_is_named_before_anything_else(args: list[str], monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "jinja2", None)
+    templates.cache_clear()
     done = CliRunner().invoke(app, args)
     assert done.exit_code == 2 and "pip install 'repfuse[report]'" in done.stderr
 

@@ -155,8 +155,8 @@ def squeezed_words(shown: str) -> str:
 
 
 VIEWS = {
-    "convert": lambda: convert_view(report(), "models/out.pt.report.json"),
-    "convert -v": lambda: convert_view(report(), "models/out.pt.report.json", verbose=True),
+    "convert": lambda: convert_view(report()),
+    "convert -v": lambda: convert_view(report(), verbose=True),
     "refused": lambda: plan_view(plan(*(Refusal(CODE, f"{LONG}.{index}", "a reason") for index in range(9)))),
     "verify": lambda: verify_view(
         verification(first_difference=FirstDifference("a", "b", "t", Level(1, 1), Level(0, 0)))
@@ -184,7 +184,7 @@ def test_long_module_paths_are_never_broken(width: int) -> None:
 
 
 def test_a_conversion_says_what_matters_and_the_rest_on_demand() -> None:
-    brief, full = (text(convert_view(report(), "models/out.pt.report.json", verbose=all), 80) for all in (False, True))
+    brief, full = (text(convert_view(report(), verbose=all), 80) for all in (False, True))
     in_both = (
         "thewholenetworkon1input3.0e-161.0e-12passed",
         "1inputleftoutthatnotbothnetworksarefor",

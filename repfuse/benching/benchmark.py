@@ -8,8 +8,8 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,6 @@ from repfuse.benching.timing import (
     Clock,
     TimedCall,
     at_least,
-    batch_of,
     batched,
     device_clock,
     evaluating,
@@ -36,6 +35,7 @@ from repfuse.benching.timing import (
     time_calls,
     time_rounds,
 )
+from repfuse.checking.inputs import Example, Trial
 from repfuse.checkpoint import onnx_file
 from repfuse.errors import RepfuseError, quietly
 from repfuse.networks import (
@@ -45,6 +45,7 @@ from repfuse.networks import (
     device_of,
     main_dtype,
     placed,
+    tensors_of,
     using_threads,
     why_refused,
 )
@@ -53,18 +54,6 @@ from repfuse.recording.read_only import OperatorMode
 from repfuse.wording import Progress, described, dtype_name
 
 # What a network stores and computes.
-
-
-def network_cost(network: nn.Module, inputs: tuple[Any, ...]) -> NetworkCost:
-    """Count the network's weights, and its work in one call on ``inputs``."""
-    parameters = list(network.parameters())
-    weight_bytes = sum(x.numel() * x.element_size() for x in (*parameters, *network.buffers()))
-    return NetworkCost(
-        parameters=sum(x.numel() for x in parameters),
-        weight_bytes=weight_bytes,
-        macs=_macs(network, inputs),
-        peak_bytes=_peak(network, inputs, weight_bytes),
-    )
 
 
 class _Counting(OperatorMode):  # type: ignore[no-untyped-call]
@@ -77,7 +66,6 @@ class _Counting(OperatorMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one operator."""
         kwargs, formula = kwargs or {}, flop_registry.get(func.overloadpacket)
         if formula is None:
             with self:  # one that is made of others comes whole in inference mode
@@ -248,22 +236,21 @@ def bench(
     at_least(FEWEST_ROUNDS, "The number of rounds", [rounds])
     original, fused = (_changed(network, dtype, device, channels_last) for network in (original, fused))
     counts = at_least(1, "The number of threads", [torch.get_num_threads()] if threads is None else threads)
-    pairs, settings = list[Pair](), list[tuple[Pair, int, int]]()
+    settings = list[tuple[Pair, int, int]]()
     for inputs in (as_inputs(example_inputs), *more_inputs):
         example = tuple(map(_channels_last, inputs)) if channels_last else tuple(inputs)
-        floats = {x.dtype for x in tree_leaves(example) if isinstance(x, Tensor) and x.is_floating_point()}
+        floats = {x.dtype for x in tensors_of(example) if x.is_floating_point()}
         cast = dict.fromkeys(floats, dtype) if dtype else {}
-        sizes = at_least(1, "The batch size", [batch_of(example) or 1] if batch_sizes is None else batch_sizes)
+        sizes = at_least(1, "The batch size", [Example(example).batch or 1] if batch_sizes is None else batch_sizes)
         first = Contestant(original, placed(example, device_of(original), cast))
         second = Contestant(fused, placed(example, device_of(fused), cast or between(original, fused)))
-        pairs.append((first, second))
-        settings += product(pairs[-1:], sizes, counts)
+        settings += product([(first, second)], sizes, counts)
+    before, after = settings[0][0]
     clock = device_clock(device_clock(clock, device_of(original)), device_of(fused))
     measurements: list[Measurement] = []
-    left_out: dict[str, str] = {}
+    left_out, setting = dict[str, str](), dict[str, Any]()
     with evaluating(original, fused):
-        once = ColdCalls(pairs[0][0].time_once(clock), pairs[0][1].time_once(clock)) if cold else None
-        costs = {both: tuple(network_cost(each.network, each.inputs) for each in both) for both in pairs}
+        once = ColdCalls(before.time_once(clock), after.time_once(clock)) if cold else None
         product_of, macs = _matrix_product(original)
         for done, (both, size, count) in enumerate(settings):
 
@@ -271,25 +258,24 @@ def bench(
                 progress(name, (done + fraction) / len(settings))
 
             pair = (both[0].at(size), both[1].at(size))
-            grown = size / (batch_of(both[0].inputs) or size)
-            work = [None if cost.macs is None else cost.macs * grown / macs for cost in costs[both]]
-            shapes = pair[0].shapes if more_inputs else ()
+            grown = size / (Example(both[0].inputs).batch or size)
+            work = [None if each.cost.macs is None else each.cost.macs * grown / macs for each in both]
+            shapes = Trial("", pair[0].inputs).shapes if more_inputs else ()
+            setting = {"rounds": rounds, "seconds": seconds, "batch_size": size, "threads": count, "shapes": shapes}
             with using_threads(count), TemporaryDirectory() as folder:
-                for each, cost in zip(pair, costs[both], strict=True):
-                    if each not in both or cost.macs is None:  # else it ran to be counted
+                for each, known in zip(pair, both, strict=True):
+                    if each is not known or known.cost.macs is None:  # else it ran to be counted
                         each.time_once(time.perf_counter)
                 calls = _start(pair, [name for name in runtimes if name not in left_out], Path(folder), left_out)
-                found = _measure(calls, work, product_of, clock, report, size=size, rounds=rounds, seconds=seconds)
-                measurements += (replace(each, shapes=shapes) for each in found)
+                measurements += _measure(calls, work, product_of, clock, report, **setting)
                 if "compile" in calls:  # after some shapes of one forward it compiles no more of them, without a word
                     torch._dynamo.reset()
-    before, after = costs[pairs[0]]
     return Benchmark(
         device=str(device_of(fused)),
         dtype=" and ".join(dict.fromkeys(dtype_name(main_dtype(each)) for each in (original, fused))),
-        shapes=pairs[0][0].shapes,
-        before=before,
-        after=after,
+        shapes=Trial("", before.inputs).shapes,
+        before=before.cost,
+        after=after.cost,
         measurements=tuple(measurements),
         cold=once,
         left_out=tuple(f"{name}: {why}" for name, why in left_out.items()),
@@ -328,14 +314,17 @@ class Contestant:
     network: nn.Module
     inputs: Inputs
 
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Those of the tensors among the inputs."""
-        return tuple(tuple(x.shape) for x in tree_leaves(self.inputs) if isinstance(x, Tensor))
+    @cached_property
+    def cost(self) -> NetworkCost:
+        """The network's weights, and its work in one call."""
+        parameters = list(self.network.parameters())
+        weight_bytes = sum(x.numel() * x.element_size() for x in (*parameters, *self.network.buffers()))
+        macs, peak = _macs(self.network, self.inputs), _peak(self.network, self.inputs, weight_bytes)
+        return NetworkCost(sum(x.numel() for x in parameters), weight_bytes, macs, peak)
 
     def at(self, size: int) -> Contestant:
         """Return the same network with a batch of ``size``."""
-        if batch_of(self.inputs) in (size, None):
+        if Example(self.inputs).batch in (size, None):
             return self
         return Contestant(self.network, batched(self.inputs, size))
 
@@ -383,13 +372,13 @@ def _measure(
     clock: Clock,
     report: Callable[[float], None],
     *,
-    size: int,
     rounds: int,
     seconds: float,
+    **setting: Any,
 ) -> Iterator[Measurement]:
     """Time all calls and a matrix product in the same rounds; yield what they say of each runtime.
 
-    ``work`` are the multiply-accumulates of both networks, in those of the product.
+    ``work`` are the multiply-accumulates of both networks, in those of the product; ``setting`` is for ``judge``.
     """
     every = [*(call for both in calls.values() for call in both), product_of]
     found = time_rounds(every, clock, rounds=rounds, seconds=seconds, progress=report)
@@ -401,11 +390,8 @@ def _measure(
     for runtime in calls:
         first, second = next(timings), next(timings)
         whole = first if runtime == Runtime.EAGER else whole
-        measured = judge(
-            first, second, batch_size=size, threads=torch.get_num_threads(), rounds=rounds, runtime=runtime
-        )
         over = None if whole is None or whole is first else ratio_of_medians(whole.times, second.times)
-        yield replace(measured, over_eager=over)
+        yield judge(first, second, rounds=rounds, runtime=runtime, over_eager=over, **setting)
 
 
 SIDES = {"cpu": 512, "cuda": 4096}

@@ -15,7 +15,6 @@ from annotated_types import Ge, Le, MinLen
 from repfuse.plans import Count
 from repfuse.wording import Result
 
-SpeedVerdict = Literal["faster", "slower", "no difference"]
 COLD_NOTE = (
     "One cold call each, original first: the first caller pays for allocation and for choosing kernels, so "
     "this order alone makes the second network look faster. It is no measurement of speed."
@@ -119,11 +118,6 @@ class Measurement(Result):
     shapes: tuple[tuple[Count, ...], ...] = ()
 
     @property
-    def in_eager(self) -> bool:
-        """Whether it is of PyTorch's eager mode."""
-        return self.runtime == Runtime.EAGER
-
-    @property
     def steady(self) -> bool:
         """Whether the interval is narrow enough for one number to stand for it: within a factor of two."""
         return self.high <= 2 * self.low
@@ -134,7 +128,7 @@ class Measurement(Result):
         return self.verdict == "no difference" and not self.steady
 
     @property
-    def verdict(self) -> SpeedVerdict:
+    def verdict(self) -> Literal["faster", "slower", "no difference"]:
         """``no difference`` where the interval holds 1."""
         if self.low <= 1 <= self.high:
             return "no difference"
@@ -159,11 +153,6 @@ class SiteTiming:
     speedup: Ratio
     gain: Gain | None = None
 
-    @property
-    def slower(self) -> bool:
-        """Whether it got slower, beyond the interval."""
-        return self.speedup.high < 1
-
 
 @dataclass(frozen=True)
 class ColdCalls:
@@ -175,7 +164,7 @@ class ColdCalls:
 
 
 @dataclass(frozen=True)
-class Experiment(Result):
+class Experiment:
     """The notebook's block of one shape: how many times as fast one convolution is, by one cold call each, warm, and
     warm against the same block with its padding in integers.
     """

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from repfuse.benching.results import Gain, Measurement, Ratio, Runtime, Timing
+from repfuse.benching.results import Gain, Measurement, Ratio, Timing
+from repfuse.checking.inputs import Example
 from repfuse.errors import RepfuseError
 from repfuse.networks import same_randomness, set_eval
 from repfuse.recording.copies import restored
@@ -91,20 +92,14 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
     """Put the networks in eval mode, and leave them afterwards as they were: their modes, what they cached, what they
     counted in buffers, and the random numbers.
     """
-    counted = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers()]
     with ExitStack() as stack:
-        for buffer, before in counted:
-            stack.callback(buffer.detach().copy_, before)
         for network in networks:
+            for buffer in network.buffers():
+                stack.callback(buffer.detach().copy_, buffer.clone())
             stack.enter_context(same_randomness(network))
             stack.enter_context(restored(network))
             set_eval(network)
         yield
-
-
-def batch_of(inputs: tuple[Any, ...]) -> int | None:
-    """Return the length of the first axis of the first tensor that has one."""
-    return next((len(x) for x in tree_leaves(inputs) if isinstance(x, torch.Tensor) and x.dim()), None)
 
 
 def batched(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
@@ -112,7 +107,7 @@ def batched(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
 
     Tensors whose first axis is as long as the batch follow; others stay.
     """
-    batch = batch_of(inputs) or 0
+    batch = Example(inputs).batch or 0
 
     def repeated(x: Any) -> Any:
         follows = isinstance(x, torch.Tensor) and x.dim() and len(x) == batch
@@ -218,57 +213,45 @@ def drift(times: Sequence[float]) -> float:
 # A measurement, with its warnings.
 
 OVERHEAD = 50e-6  # seconds: a call this short is mostly Python's and torch's own bookkeeping
+DRIFTS = 1.1  # times as slow, or as fast, as in the first half of the rounds
 
 
-def judge(
-    original: Timing, fused: Timing, *, batch_size: int, threads: int, rounds: int, runtime: str = Runtime.EAGER
-) -> Measurement:
-    """Return the speed-up with its interval, and warnings; ``rounds`` is the number asked for."""
-    ratio, done = ratio_of_medians(original.times, fused.times), len(original.times)
-    few = f"Only {done} of {rounds} rounds fitted in the time: allow more for a narrower interval."
+def judge(original: Timing, fused: Timing, *, rounds: int, **setting: Any) -> Measurement:
+    """Return the speed-up with its interval, and warnings; ``rounds`` is the number asked for, ``setting`` the rest."""
+    ratio = ratio_of_medians(original.times, fused.times)
     return Measurement(
-        batch_size=batch_size,
-        threads=threads,
         original=original,
         fused=fused,
         speedup=ratio.value,
         low=ratio.low,
         high=ratio.high,
-        warnings=(
-            *_warnings("original", original),
-            *_warnings("fused network", fused),
-            *_drifting(original, fused),
-            *([few] if done < min(rounds, 2 * FEWEST_ROUNDS) else []),
-        ),
-        runtime=runtime,
+        warnings=tuple(_warnings(original, fused, rounds)),
+        **setting,
     )
 
 
-def _warnings(name: str, timing: Timing) -> Iterator[str]:
-    if timing.median < OVERHEAD:
-        yield (
-            f"A call of the {name} takes less than {OVERHEAD * 1e6:.0f} microseconds, mostly the overhead of "
-            "calling it: use a larger input or batch."
-        )
-    if timing.median * timing.calls < SHORTEST / 2:
-        yield f"The timings of the {name} are too short for the clock: use a larger input or batch."
-    found = outliers(timing.times)
-    if found and timing.times[0] == timing.slowest:
-        yield f"The first timing of the {name} was much slower than the others: it was not warm yet."
-    elif found:
-        yield (
-            f"{found} of {len(timing.times)} timings of the {name} are outliers, so something else was running: "
-            "repeat this on a quiet machine."
-        )
-
-
-DRIFTS = 1.1  # times as slow, or as fast, as in the first half of the rounds
-
-
-def _drifting(*timings: Timing) -> Iterator[str]:
-    """Warn where all got slower, or all faster: the ratios hold, since both were timed in each round; the times not."""
-    ratios = [drift(each.times) for each in timings]
-    if min(ratios) > DRIFTS or max(ratios) < 1 / DRIFTS:
+def _warnings(original: Timing, fused: Timing, rounds: int) -> Iterator[str]:
+    for name, timing in (("original", original), ("fused network", fused)):
+        if timing.median < OVERHEAD:
+            yield (
+                f"A call of the {name} takes less than {OVERHEAD * 1e6:.0f} microseconds, mostly the overhead of "
+                "calling it: use a larger input or batch."
+            )
+        if timing.median * timing.calls < SHORTEST / 2:
+            yield f"The timings of the {name} are too short for the clock: use a larger input or batch."
+        found = outliers(timing.times)
+        if found and timing.times[0] == timing.slowest:
+            yield f"The first timing of the {name} was much slower than the others: it was not warm yet."
+        elif found:
+            yield (
+                f"{found} of {len(timing.times)} timings of the {name} are outliers, so something else was running: "
+                "repeat this on a quiet machine."
+            )
+    ratios = drift(original.times), drift(fused.times)
+    if min(ratios) > DRIFTS or max(ratios) < 1 / DRIFTS:  # the ratios hold, since both were timed in each round
         change, word = (min(ratios), "slower") if min(ratios) > 1 else (max(ratios), "faster")
         share = abs(change - 1)
         yield f"The machine got {share:.0%} {word} during the measurement: trust the ratio more than the times."
+    done = len(original.times)
+    if done < min(rounds, 2 * FEWEST_ROUNDS):
+        yield f"Only {done} of {rounds} rounds fitted in the time: allow more for a narrower interval."

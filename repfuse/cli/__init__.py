@@ -1,4 +1,4 @@
-"""The command line: one thin function per command. torch and Rich are imported inside them, so `--help` is quick."""
+"""The command line: one thin function per command. torch is imported inside them, so `--help` is quick."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from repfuse import __version__
 from repfuse.cli import options
@@ -21,45 +21,43 @@ from repfuse.cli.output import Form, check_page, say, say_error, show, show_json
 from repfuse.cli.verify import check, verify
 from repfuse.errors import EXIT_BAD_INPUT, RepfuseError
 from repfuse.explanations import REFUSALS, TOPICS
-from repfuse.wording import described
-
-# Where errors end: every command runs in here, and what it raises becomes one message and an exit code.
-
+from repfuse.report.convert_view import explain_view, list_view, topic_view
+from repfuse.report.schema import read, told
+from repfuse.wording import described, json_ready
 
 EXIT_INTERRUPTED = 130
 UNEXPECTED = "Something happened that repfuse does not expect. This is a mistake in repfuse."
-
-
-class Command(TyperCommand):
-    """A command whose errors are messages. `repfuse --debug COMMAND` lets them through with their traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except RepfuseError as error:
-            if ctx.find_root().obj:
-                traceback.print_exc()
-            say_error(error)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            say("interrupted: nothing that is not whole was written.")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
-        except Exception as error:
-            if ctx.find_root().obj:
-                raise
-            hint = f"Please report it with what `repfuse --debug {' '.join(sys.argv[1:])}` prints."
-            say_error(RepfuseError(UNEXPECTED, described(error), hint))
-            raise typer.Exit(EXIT_BAD_INPUT) from None
 
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # typer has no name of its own for it
 
 
 class Commands(TyperGroup):
-    """All commands. How they are to be used is said as every other error is."""
+    """All commands. What one raises becomes a message and an exit code, and so does what is wrong with how it is used.
+
+    `repfuse --debug COMMAND` lets errors through with their traceback.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except RepfuseError as error:
+            if ctx.obj:
+                traceback.print_exc()
+            say_error(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            say("interrupted: nothing that is not whole was written.")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except (typer.Exit, typer.Abort, UsageError):
+            raise
+        except Exception as error:
+            if ctx.obj:
+                raise
+            hint = f"Please report it with what `repfuse --debug {' '.join(sys.argv[1:])}` prints."
+            say_error(RepfuseError(UNEXPECTED, described(error), hint))
+            raise typer.Exit(EXIT_BAD_INPUT) from None
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run what the arguments say, and end the process."""
@@ -114,8 +112,8 @@ def _name_of(param: Any) -> str:
     return str(param.opts[0] if param.param_type_name == "option" else param.metavar or param.name)
 
 
-def _close(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, known, n=2)
+def _close(name: str, known: Iterable[str], most: int = 2) -> str:
+    close = get_close_matches(name, known, most)
     return f"Did you mean {' or '.join(close)}? " if close else ""
 
 
@@ -159,8 +157,6 @@ def report(
         raise typer.BadParameter("give two places, one for each.", param_hint="--markdown")
     for form, out in pages:
         check_page(out, files, form, force=force)
-    from repfuse.report.schema import read, told
-
     write_pages(told([read(path) for path in files]), pages)
 
 
@@ -187,20 +183,13 @@ def explain(
       repfuse explain training-norm
       repfuse explain verdicts
     """
-    from repfuse.report.convert_view import explain_view, list_view, topic_view
-
     topics = {key: topic for key, topic in TOPICS.items() if name in (None, key)}
     codes = {key: refusal for key, refusal in REFUSALS.items() if name in (None, key)}
     if not topics and not codes:
-        close = get_close_matches(str(name), [*TOPICS, *REFUSALS])
-        hint = f"Did you mean {' or '.join(close)}? " if close else ""
-        raise RepfuseError(f"There is no refusal code or topic {name!r}.", "", f"{hint}`repfuse explain` lists all.")
+        hint = f"{_close(str(name), (*TOPICS, *REFUSALS), 3)}`repfuse explain` lists all."
+        raise RepfuseError(f"There is no refusal code or topic {name!r}.", "", hint)
     if as_json:
-        told: dict[str, dict[str, Any]] = {
-            "topics": {key: vars(topic) for key, topic in topics.items()},
-            "codes": {key: vars(refusal) for key, refusal in codes.items()},
-        }
-        show_json("explanations", told)
+        show_json("explanations", json_ready({"topics": topics, "codes": codes}))
     elif name is None:
         show(list_view(topics, codes))
     elif name in topics:
@@ -238,7 +227,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (convert, verify, bench, report, inspect, check, explain):
-    app.command(cls=Command)(options.spread(command))
+    app.command()(options.spread(command))
 
 
 def _version(asked: bool) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
-from repfuse.benching.results import Runtime
+from repfuse.benching.results import Change, Runtime
 from repfuse.checkpoint.spec import parse_shapes
 from repfuse.cli import options, pair
 from repfuse.cli.output import check_targets, progress, show, show_json
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from repfuse.benching.results import Change
-    from repfuse.plans import Plan
+from repfuse.plan_file import known_plan
+from repfuse.plans import Plan
+from repfuse.report.bench_view import bench_view, changes_view, notebook_view
+from repfuse.report.schema import compared, read_benchmark, write
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -29,7 +27,6 @@ def _experiment(asked: bool) -> None:
         return
     with progress(quiet=False) as update:
         from repfuse.benching.benchmark import experiments
-        from repfuse.report.bench_view import notebook_view
 
         found = experiments(progress=update)
     show(notebook_view(found))
@@ -117,9 +114,6 @@ def bench(
         update("reading", 0.0)
         import torch
 
-        from repfuse.report.bench_view import bench_view
-        from repfuse.report.schema import compared, read_benchmark, write
-
         then = read_benchmark(compare) if compare else None
         loaded = pair.load_pair(*both)
     loaded.notes(quiet=quiet)
@@ -159,8 +153,6 @@ def bench(
 
 def _plan(loaded: pair.Pair) -> Plan:
     """Return the plan by which FUSED was made. Raises RepfuseError where none is known."""
-    from repfuse.plan_file import known_plan
-
     known = known_plan(loaded.original, loaded.fused)
     if known.plan is None or not known.plan.sites:
         why = "; ".join(known.notes) or "neither the file nor a report beside it says what was merged"
@@ -170,8 +162,6 @@ def _plan(loaded: pair.Pair) -> Plan:
 
 def _say_changes(changes: Sequence[Change], *, quiet: bool) -> None:
     """Say how the fused network's times changed. Raises typer.Exit where it got slower."""
-    from repfuse.report.bench_view import changes_view
-
     if not quiet:
         show(changes_view(changes))
     if any(change.slower for change in changes):

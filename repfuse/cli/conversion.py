@@ -7,15 +7,14 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from repfuse import __version__, cli
 from repfuse.benching.benchmark import bench
@@ -25,24 +24,21 @@ from repfuse.checkpoint.files import digest_of, together
 from repfuse.checkpoint.formats import format_for
 from repfuse.checkpoint.spec import as_texts
 from repfuse.converting import convert
+from repfuse.data import Prepared
 from repfuse.errors import RepfuseError
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
 from repfuse.memory import collecting_later, is_streamed
-from repfuse.networks import using_threads
+from repfuse.networks import tensors_of, using_threads
 from repfuse.plan_file import PlanFile, said_beside
 from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
 from repfuse.quantization import kernels
+from repfuse.readback.process import Reader
 from repfuse.report.schema import Chosen, Environment, Input, Output, Report, Status, report_path
 from repfuse.report.schema import write as write_document
 from repfuse.saving import Begun, Saved, of_file, writing
-from repfuse.wording import dtype_name
-
-if TYPE_CHECKING:
-    from repfuse.data import Prepared
-    from repfuse.readback.process import Reader
-    from repfuse.wording import Progress
+from repfuse.wording import Progress, dtype_name
 
 TIMING_SECONDS = 1.0
 NEUTRAL = "the norms that stay have statistics that change nothing: give --data before you train this network on"
@@ -90,7 +86,8 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
         found = choose(checkpoint.module, checkpoint.example_inputs, request.choice)
         notes = (*_unchecked(request), *((UNSOLVED,) if request.equalize else ()))
         notes += axes_notes(found, checkpoint.example_inputs)
-        return _report("planned" if found.sites else "nothing-to-fuse", checkpoint, found, request, notes)
+        status: Status = "planned" if found.sites else "nothing-to-fuse"
+        return _report(status, checkpoint, found, request, notes, **_of_weights(checkpoint, found))
     # What cannot be written is said before the work is done.
     format_for(request.out, request.format, checkpoint.format, keep_affine=request.choice.keeps_affine)
     threads = enough_threads(checkpoint.module, checkpoint.example_inputs)  # before anybody else is at work
@@ -188,9 +185,10 @@ def _proven(
         notes += _unchecked(request)
     elif request.effort == "quick":
         notes.append("proven on few and small inputs, and not timed: leave --quick out before you rely on it")
-    report = _report(done if conversion.passed else "failed", checkpoint, plan, request, notes, weights)
     measured = {name: getattr(conversion, name) for name in ("proof", "drift", "equalization")}
-    return replace(report, **measured), module, next(iter(begun), None)
+    measured |= weights or _of_weights(checkpoint, plan)
+    status = done if conversion.passed else "failed"
+    return _report(status, checkpoint, plan, request, notes, **measured), module, next(iter(begun), None)
 
 
 def _unchecked(request: Request) -> tuple[str, ...]:
@@ -210,7 +208,7 @@ def class_notes(original: nn.Module, fused: nn.Module) -> tuple[str, ...]:
 
 def axes_notes(plan: Plan, example: Sequence[Any]) -> tuple[str, ...]:
     """Say so where a normalisation of rows is merged into a linear layer: of more axes it was another one."""
-    ranks = [x.dim() for x in tree_leaves(example) if isinstance(x, Tensor)]
+    ranks = [x.dim() for x in tensors_of(example)]
     linear = (site.nodes for site in plan.sites if site.kernel.startswith("linear"))
     merged = any("batch_norm" in node for nodes in linear for node in nodes)
     return (TWO_AXES,) if merged and max(ranks, default=0) == 2 else ()
@@ -227,24 +225,19 @@ def _of_weights(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     return {"health": examine(checkpoint.module), "quantization": kernels(checkpoint.module, plan)}
 
 
-def _report(  # noqa: PLR0917 - what a report is made of
-    status: Status,
-    checkpoint: Checkpoint,
-    found: Plan,
-    request: Request,
-    notes: Iterable[str],
-    weights: Mapping[str, Any] | None = None,
+def _report(
+    status: Status, checkpoint: Checkpoint, found: Plan, request: Request, notes: Iterable[str], **measured: Any
 ) -> Report:
     examples, source, said = checkpoint.example_inputs, checkpoint.source, checkpoint.fused_already
     texts = as_texts(source) if source else []
     earlier = [f"{'' if found.sites or found.equalized else 'nothing to do: '}{said}"] if said else []
     file, globs = request.file, (tuple(request.choice.include), tuple(request.choice.exclude))
     return Report(
-        status,
-        Environment(
+        status=status,
+        environment=Environment(
             __version__, torch.__version__, platform.python_version(), f"{platform.system()} {platform.machine()}"
         ),
-        Input(
+        input=Input(
             *(str(checkpoint.path), checkpoint.digest, checkpoint.format),
             model=source.spec if source else None,
             shapes=tuple(tuple(example.shape) for example in examples),
@@ -252,12 +245,12 @@ def _report(  # noqa: PLR0917 - what a report is made of
             input_origin=checkpoint.input_origin,
             model_args=None if texts is None else tuple(texts),
         ),
-        found,
-        time.perf_counter() - cli.STARTED,
+        plan=found,
+        seconds=time.perf_counter() - cli.STARTED,
         notes=(*checkpoint.notes, *earlier, *notes),
         chosen=Chosen(str(file.path) if file else None, *globs, digest_of(file.path) if file else None)
         if file or any(globs)
         else None,
         command=shlex.join(["repfuse", *sys.argv[1:]]),
-        **(weights or _of_weights(checkpoint, found)),
+        **measured,
     )

@@ -25,7 +25,8 @@ from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.plan_file import read_plan_file, write_plan
 from repfuse.plans import Policy
 from repfuse.readback.process import Reader
-from repfuse.report.schema import envelope, report_path
+from repfuse.report.convert_view import convert_view
+from repfuse.report.schema import Told, report_path
 
 many_option = partial(options.option, rich_help_panel="Many checkpoints")
 int8 = partial(options.option, rich_help_panel="For quantisers")
@@ -155,7 +156,6 @@ def convert(
     with Reader(allowed=code.allow or ()) if target else nullcontext() as reader, progress(quiet=quiet) as update:
         file = read_plan_file(plan) if plan else None
         from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
-        from repfuse.report.convert_view import convert_view
 
         request = Request(
             *(source, loading, merging.choice(policy, file), file, target, file_format, force, keep_metadata),
@@ -163,15 +163,11 @@ def convert(
         )
         report = run(request, update, reader)
     if report_to:
-        from repfuse.report.schema import told
-
-        document = envelope("conversion", report.to_dict())
-        write_pages(told([("the conversion", document)]), [(page_form(report_to), report_to)])
+        write_pages(Told(report, report.plan), [(page_form(report_to), report_to)])
     if as_json:
         show_json("conversion", report.to_dict())
     elif not quiet:
-        beside = str(report_path(target)) if target and report.output else ""
-        show(convert_view(report, beside, page=str(report_to or ""), verbose=verbose))
+        show(convert_view(report, page=str(report_to or ""), verbose=verbose))
     raise typer.Exit(EXIT_FAILED_CHECK if report.status == "failed" else 0)
 
 
@@ -208,7 +204,6 @@ def inspect(
     with progress(quiet=quiet) as update:
         choice = merging.choice(policy)
         from repfuse.cli.conversion import Request, run
-        from repfuse.report.convert_view import convert_view
 
         report = run(Request(source, loading, choice), update)
     if plan:
@@ -216,4 +211,4 @@ def inspect(
     if as_json:
         show_json("inspection", report.to_dict())
     elif not quiet:
-        show(convert_view(report, plan_path=str(plan or ""), verbose=verbose))
+        show(convert_view(report, str(plan or ""), verbose=verbose))

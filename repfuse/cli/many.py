@@ -27,7 +27,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import typer
 
@@ -41,10 +41,7 @@ from repfuse.report import schema
 from repfuse.report.many_view import Status, TaskResult, as_html, many_view, markdown, page_of
 from repfuse.report.schema import report_path
 from repfuse.report.tables import duration, plural
-from repfuse.wording import described
-
-if TYPE_CHECKING:
-    from repfuse.wording import Progress
+from repfuse.wording import Progress, described
 
 # Which checkpoints, and where their results go.
 
@@ -58,9 +55,6 @@ class Task(NamedTuple):
     def ended(self, status: Status, said: str, seconds: float = 0.0, peak: int = 0) -> TaskResult:
         """Return what became of it."""
         return TaskResult(files.name_of(self.source), files.name_of(self.target), status, said, seconds, peak)
-
-
-SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "safetensors": ".safetensors"}
 
 
 def tasks(patterns: Sequence[str], into: Path, form: str | None) -> list[Task]:
@@ -84,10 +78,9 @@ def tasks(patterns: Sequence[str], into: Path, form: str | None) -> list[Task]:
         )
     common = Path(os.path.commonpath([files.absolute(path).parent for path in sources]))
     made: dict[Path, Path] = {}
-    suffix = SUFFIXES.get(form) if form else None
     for source in sources:
         target = files.here(into) / files.absolute(source).relative_to(common)
-        target = target.with_suffix(suffix) if suffix else target
+        target = target.with_suffix(f".{form}") if form in ("onnx", "pt2", "safetensors") else target
         if target in made:
             why = f"One is {made[target]}, the other {source}."
             raise RepfuseError(f"Two results would be {target}.", why, "Rename one of them, or convert it apart.")
@@ -343,7 +336,7 @@ def _page(results: Sequence[TaskResult], seconds: float, page: Path) -> str:
     return as_html(results, seconds, page.parent)
 
 
-PRELOADED = ("repfuse.cli.conversion", "repfuse.readback.reading", "repfuse.report.convert_view")
+PRELOADED = ("repfuse.cli.conversion", "repfuse.readback.reading")
 
 
 def convert_all(todo: Sequence[Task], way: Way, update: Progress) -> Iterator[TaskResult]:

@@ -16,11 +16,11 @@ import typer
 
 from repfuse.checkpoint.spec import model_source, parse_shapes
 from repfuse.errors import RepfuseError
+from repfuse.plan_file import PlanFile
 from repfuse.plans import Policy
 
 if TYPE_CHECKING:
     from repfuse.data import Prepared
-    from repfuse.plan_file import PlanFile
     from repfuse.planning.replaying import Choice
 
 

@@ -9,19 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
+
+from rich.console import Console, RenderableType
 
 from repfuse.checkpoint.files import check_target, replacing, together
 from repfuse.checkpoint.formats import is_hub_name, is_snapshot, recognise
 from repfuse.errors import RepfuseError
-from repfuse.wording import printable
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from repfuse.errors import RepfuseError
-    from repfuse.report.schema import Told
-    from repfuse.wording import Progress
+from repfuse.report.schema import Told, envelope, to_json
+from repfuse.wording import Progress, printable
 
 Form = Literal["html", "markdown"]
 STDOUT = Path("-")
@@ -50,8 +46,6 @@ def check_sources(sources: Sequence[Path]) -> None:
 
 def show(view: Iterable[RenderableType]) -> None:
     """Print a rendering on standard output, as wide as the terminal."""
-    from rich.console import Console
-
     console = Console(highlight=False)
     with console.capture() as capture:
         for part in view:
@@ -62,8 +56,6 @@ def show(view: Iterable[RenderableType]) -> None:
 
 def show_json(kind: str, data: dict[str, Any]) -> None:
     """Print a result as strict JSON on standard output."""
-    from repfuse.report.schema import envelope, to_json
-
     _write(sys.stdout, to_json(envelope(kind, data)))
 
 
@@ -83,9 +75,9 @@ def check_page(out: Path | None, sources: Sequence[Path], form: Form | None = No
     if out is None:
         return
     if (form or page_form(out)) == "html":
-        from repfuse.report.page import check_extra
+        from repfuse.report.page import templates
 
-        check_extra()
+        templates()
     if out != STDOUT:
         check_targets((out,), sources, force=force)
 
@@ -132,7 +124,6 @@ def progress(*, quiet: bool) -> Iterator[Progress]:
     if quiet or not sys.stderr.isatty():
         yield lambda _stage, _fraction: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 

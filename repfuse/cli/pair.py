@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from repfuse.benching.results import Benchmark
+from repfuse.checking.results import Verification
+from repfuse.checkpoint.spec import Said, Shape, render
 from repfuse.cli.options import Code, OneNetwork
 from repfuse.cli.output import check_sources, notes
+from repfuse.plan_file import said_beside
+from repfuse.plans import Plan
 
 if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark
-    from repfuse.checking.results import Verification
-    from repfuse.checkpoint.spec import Shape
     from repfuse.loading import Checkpoint
-    from repfuse.plans import Plan
 
 
 class Pair(NamedTuple):
@@ -49,9 +50,7 @@ def sides(paths: tuple[Path, Path], networks: tuple[OneNetwork, OneNetwork], cod
 def load_pair(original: Side, second: Side) -> Pair:
     """Load both. What neither an option nor ORIGINAL says of itself, the report beside FUSED may, or FUSED itself."""
     from repfuse.checkpoint.build import shapes_of
-    from repfuse.checkpoint.spec import Said, render
     from repfuse.loading import load
-    from repfuse.plan_file import said_beside
 
     (path, loading), (fused_path, fused_loading) = original, second
     fused = load(fused_path, **fused_loading, said=said_beside(fused_path))

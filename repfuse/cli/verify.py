@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from repfuse.benching.results import Benchmark
 from repfuse.checkpoint.spec import parse_shapes
 from repfuse.cli import options, pair
 from repfuse.cli.output import check_page, check_sources, notes, progress, show, show_json, write_page
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
+from repfuse.plan_file import is_of_other_bytes, known_plan, said_beside
+from repfuse.report.bench_view import where
+from repfuse.report.schema import compared, read_benchmark
+from repfuse.report.tables import plural
+from repfuse.report.verify_view import verify_view
+from repfuse.wording import Progress
 
 if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark
     from repfuse.loading import Checkpoint
-    from repfuse.wording import Progress
 
 
 def verify(
@@ -89,8 +94,6 @@ def verify(
         from repfuse.checking.verification import tolerances
         from repfuse.checkpoint.build import make_inputs
         from repfuse.memory import keep_little
-        from repfuse.plan_file import known_plan
-        from repfuse.report.verify_view import verify_view
 
         keep_little()
         tolerances(rtol, atol)  # whether they are sound is said before the files are read
@@ -185,8 +188,6 @@ def check(
     with progress(quiet=quiet) as update:
         update("reading", 0.0)
         from repfuse.loading import load
-        from repfuse.plan_file import is_of_other_bytes, said_beside
-        from repfuse.report.schema import read_benchmark
 
         then = read_benchmark(baseline) if baseline else None
         for source in sources:
@@ -218,7 +219,6 @@ def _could_be_fused(fused: Checkpoint, sites: int, seconds: float) -> Iterator[F
     """Yield a finding where more is left to merge than these budgets allow."""
     from repfuse.planning.cost import price
     from repfuse.planning.replaying import Choice, choose
-    from repfuse.report.tables import plural
 
     left = choose(fused.module, fused.example_inputs, Choice()).sites
     gain = sum(price(site.before) - price(site.after) for site in left) / BYTES_PER_SECOND
@@ -228,8 +228,6 @@ def _could_be_fused(fused: Checkpoint, sites: int, seconds: float) -> Iterator[F
 
 
 def _differs(both: pair.Pair, effort: str, update: Progress, *, quiet: bool) -> Iterator[Finding]:
-    from repfuse.plan_file import known_plan
-
     known = known_plan(*both)
     notes(both.fused.path, known.notes, quiet=quiet)
     result = pair.compare_pair(both, known.plan, effort=effort, progress=update)
@@ -239,8 +237,6 @@ def _differs(both: pair.Pair, effort: str, update: Progress, *, quiet: bool) -> 
 
 def _slower(both: pair.Pair, then: Benchmark, baseline: Path, update: Progress) -> Iterator[Finding]:
     from repfuse.checkpoint.build import shapes_of
-    from repfuse.report.bench_view import where
-    from repfuse.report.schema import compared
 
     example = shapes_of(both.original.example_inputs, both.original.module)
     inputs = dict.fromkeys(entry.shapes for entry in then.measurements if entry.shapes)
@@ -270,7 +266,6 @@ def _line(finding: Finding, form: Style) -> str:
 
 def _comment(found: list[Finding], sources: list[Path]) -> str:
     from repfuse.report.page import code, text
-    from repfuse.report.tables import plural
 
     if not found:
         return f"**repfuse**: nothing to say of {', '.join(code(str(source)) for source in sources)}\n"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from repfuse.benching.results import COLD_NOTE
+from repfuse.benching.results import COLD_NOTE, Benchmark, Change, Experiment, Measurement, Ratio, Runtime, SiteTiming
 from repfuse.report.tables import (
     BAD,
     GOOD,
@@ -29,10 +28,6 @@ from repfuse.report.tables import (
     times,
 )
 
-if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark, Change, Experiment, Measurement, Ratio, SiteTiming
-
-FEW = 2  # times: below, a second decimal says something
 STYLES = {"faster": GOOD, "slower": BAD, "no difference": UNSURE}
 
 
@@ -45,8 +40,7 @@ def bench_view(benchmark: Benchmark) -> Iterator[RenderableType]:
     yield from _times(benchmark.measurements)
     if benchmark.sites:
         yield from _sites(benchmark.sites)
-    if benchmark.cold:
-        cold = benchmark.cold
+    if cold := benchmark.cold:
         yield heading("The notebook's method: one cold call each")
         yield facts([("original", duration(cold.original)), ("fused", duration(cold.fused)), ("note", cold.note)])
     yield Text()
@@ -89,7 +83,7 @@ def speed(entry: Measurement) -> str:
         return f"no difference in speed ({entry.low:.2f} to {entry.high:.2f})"
     known = (entry.speedup, entry.low, entry.high)
     factor, low, high = known if entry.verdict == "faster" else (1 / each for each in (known[0], known[2], known[1]))
-    digits = 2 if factor < FEW else 1
+    digits = 2 if factor < 2 else 1  # below, a second decimal says something
     said = f"{factor:.{digits}f}x {entry.verdict}" if entry.steady else f"{entry.verdict}, unsteady"
     return f"{said} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -107,29 +101,24 @@ def _costs(benchmark: Benchmark) -> RenderableType:
 
 
 def _times(entries: Sequence[Measurement]) -> Iterator[RenderableType]:
-    """Yield a table of all times, and how much of the machine's speed they are."""
-    several = not all(entry.in_eager for entry in entries)
-    sizes = "Input" if any(entry.shapes for entry in entries) else ("Batch", NUMBER)
-    columns = ("Runtime", sizes, ("Threads", NUMBER), ("Original", NUMBER), ("Fused", NUMBER))
+    several = any(entry.runtime != Runtime.EAGER for entry in entries)
     first = 0 if several else 1
-    yield table((*columns[first:], "Speed-up (95 %)"), (_row(entry)[first:] for entry in entries))
+    sizes = "Input" if any(entry.shapes for entry in entries) else ("Batch", NUMBER)
+    columns = ("Runtime", sizes, ("Threads", NUMBER), ("Original", NUMBER), ("Fused", NUMBER))[first:]
+
+    def row(entry: Measurement, *said: str) -> tuple[str, ...]:
+        return (entry.runtime, _inputs(entry), str(entry.threads), *said)[first:]
+
+    times = [row(each, duration(each.original.median), duration(each.fused.median), speedup(each)) for each in entries]
+    yield table((*columns, "Speed-up (95 %)"), times)
     known = [entry for entry in entries if entry.fused.of_machine is not None]
     if known:
         yield heading("Share of the speed of a plain matrix product, in the same rounds")
-        over = ("Fused over eager original",) if several else ()
-        yield table((*columns[first:], *over), (_share(entry)[first : len(columns) + len(over)] for entry in known))
-
-
-def _row(entry: Measurement) -> tuple[str, ...]:
-    times = (duration(entry.original.median), duration(entry.fused.median))
-    return (entry.runtime, _inputs(entry), str(entry.threads), *times, speedup(entry))
-
-
-def _share(entry: Measurement) -> tuple[str, ...]:
-    shares = (percent(entry.original.of_machine), percent(entry.fused.of_machine))
-    over = entry.over_eager
-    against = "" if over is None else ratio(over)
-    return (entry.runtime, _inputs(entry), str(entry.threads), *shares, against)
+        shares = []
+        for each in known:
+            over = [ratio(each.over_eager) if each.over_eager else ""] if several else []
+            shares.append(row(each, percent(each.original.of_machine), percent(each.fused.of_machine), *over))
+        yield table((*columns, *(["Fused over eager original"] if several else [])), shares)
 
 
 def _sites(sites: Sequence[SiteTiming]) -> Iterator[RenderableType]:
@@ -146,9 +135,8 @@ def _sites(sites: Sequence[SiteTiming]) -> Iterator[RenderableType]:
 def _site(site: SiteTiming) -> tuple[str, ...]:
     predicted = NOTHING if site.predicted is None else f"{site.predicted:.1f}x"
     both = (duration(site.before), duration(site.after))
-    gain, gained = site.gain, NOTHING
-    if gain:
-        gained = f"{duration(gain.value)} ± {duration((gain.high - gain.low) / 2)}"
+    gain = site.gain
+    gained = f"{duration(gain.value)} ± {duration((gain.high - gain.low) / 2)}" if gain else NOTHING
     return (site.path, *both, predicted, f"{site.speedup.value:.1f}x", gained)
 
 
@@ -171,7 +159,7 @@ def ratio(found: Ratio) -> str:
 
 def where(entry: Measurement) -> str:
     """Return the setting of a measurement: ``batch 1, 2 threads in onnxruntime``."""
-    within = "" if entry.in_eager else f" in {entry.runtime}"
+    within = "" if entry.runtime == Runtime.EAGER else f" in {entry.runtime}"
     sizes = f"batch {entry.batch_size}" if not entry.shapes else _inputs(entry)
     return f"{sizes}, {plural(entry.threads, 'thread')}{within}"
 

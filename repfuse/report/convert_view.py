@@ -6,18 +6,19 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from repfuse.benching.results import Benchmark
+from repfuse.checking.results import Drift, Equalization, Proof, SignalGain, Verified
 from repfuse.explanations import Explanation, Topic
 from repfuse.health import MEANINGS, Ailment, Anomaly
 from repfuse.plans import ROOT, Cost, Plan, Policy, Refusal, Site, total
 from repfuse.quantization import BITS, SiteKernels, failing, needed, together
 from repfuse.report.bench_view import speed, speedup
-from repfuse.report.schema import Chosen, Input, Report, Status
+from repfuse.report.schema import Chosen, Input, Report, Status, report_path
 from repfuse.report.tables import (
     BAD,
     GOOD,
@@ -39,19 +40,15 @@ from repfuse.report.tables import (
 )
 from repfuse.report.verify_view import checks_view, of_drift, of_network, of_proof, of_site_drift
 
-if TYPE_CHECKING:
-    from repfuse.benching.results import Benchmark
-    from repfuse.checking.results import Drift, Equalization, Proof, SignalGain, Verified
-
 DIGEST_SHOWN = len("sha256:") + 12
 STYLES: dict[Status, str] = {"converted": GOOD, "failed": BAD, "nothing-to-fuse": UNSURE, "planned": UNSURE}
 
 
 def convert_view(
-    report: Report, report_path: str = "", plan_path: str = "", *, page: str = "", verbose: bool = False
+    report: Report, plan_path: str = "", *, page: str = "", verbose: bool = False
 ) -> Iterator[RenderableType]:
-    """Yield what matters of a report, or all of it; ``report_path`` is where it was saved as JSON, ``plan_path`` where
-    its plan was, ``page`` where it is as a page. What was found and not done is told in full.
+    """Yield what matters of a report, or all of it; ``plan_path`` is where its plan was saved, ``page`` where it is as
+    a page. What was found and not done is told in full.
     """
     done = report.status == "converted"
     if verbose or not done:
@@ -68,8 +65,9 @@ def convert_view(
         yield from equalization_view(report.equalization, verbose=verbose)
     yield heading("Result")
     details = _details(report) if verbose else _facts(report)
-    places = [("report", report_path if report.output else ""), ("page", page), ("plan", plan_path)]
-    yield facts([*details, *places, ("took", duration(report.seconds))])
+    beside = str(report_path(Path(report.output.path))) if report.output else ""
+    places = [("report", beside), ("page", page), ("plan", plan_path), ("took", duration(report.seconds))]
+    yield facts([*details, *places])
     yield from notes(report.notes)
     if report.output and report.output.use:
         yield heading("To use it")
@@ -127,18 +125,17 @@ def last_line(report: Report, plan_path: str = "") -> str:
         return f"{name}: {plural(len(report.plan.sites), 'site')}, {operators(report.plan)}; {written}"
     equalized = report.equalization
     proofs = (report.proof, equalized and equalized.comparison)
-    scales = equalized.scales if equalized and equalized.tensors else 0
-    done = achieved(report.plan, scales, [each.error for each in proofs if each])
+    done = achieved(report.plan, equalized, [each.error for each in proofs if each])
     if report.timing and report.plan.sites:
         first = report.timing.measurements[0]
         done.append(speed(first) + ("" if first.says_nothing else f" at batch {first.batch_size}"))
     return f"{name}: {', '.join(done)}"
 
 
-def achieved(plan: Plan, scales: int, errors: Iterable[float | None]) -> list[str]:
+def achieved(plan: Plan, equalized: Equalization | None, errors: Iterable[float | None]) -> list[str]:
     """Return what merging and equalising did, each in a few words, and how exact it is by the largest of ``errors``."""
     done = [operators(plan)] if plan.sites else []
-    done += [f"{plural(scales, 'channel')} equalised"] if scales else []
+    done += [f"{plural(equalized.scales, 'channel')} equalised"] if equalized and equalized.tensors else []
     known = [each for each in errors if each is not None]
     return [*done, f"exact to {error(max(known))}"] if known else done
 
@@ -313,7 +310,7 @@ def summary(plan: Plan) -> str:
 
 def operators(plan: Plan) -> str:
     """Return how many operators the sites come to, before and after: ``31 → 5 operators``."""
-    return _operators(*totals(plan.sites))
+    return _costs(*totals(plan.sites), macs=False)
 
 
 def merged(site: Site) -> str:
@@ -342,24 +339,19 @@ def refusals_view(refusals: Sequence[Refusal], title: str = "Not fused") -> Iter
 
 def declined(refusals: Sequence[Refusal]) -> str:
     """Return what the refused places cost as they are, and what they would cost merged, as far as that is known."""
-    known = [(refusal.before, refusal.after) for refusal in refusals if refusal.before and refusal.after]
-    if not known:
-        return ""
-    return _costs(total(before for before, _ in known), total(after for _, after in known))
+    before, after = totals(refusals)
+    return "" if before == Cost() else _costs(before, after)
 
 
 def _costs(before: Cost, after: Cost, *, macs: bool = True) -> str:
     of_macs = f", {change(count(before.macs), count(after.macs))} multiply-accumulates" if macs else ""
-    return _operators(before, after) + of_macs
+    return f"{change(count(before.launches), count(after.launches))} operators{of_macs}"
 
 
-def _operators(before: Cost, after: Cost) -> str:
-    return f"{change(count(before.launches), count(after.launches))} operators"
-
-
-def totals(sites: Sequence[Site]) -> tuple[Cost, Cost]:
-    """Return what the sites cost together, before and after."""
-    return total(site.before for site in sites), total(site.after for site in sites)
+def totals(places: Sequence[Site | Refusal]) -> tuple[Cost, Cost]:
+    """Return what places cost together, before and after, as far as that is known."""
+    known = [(place.before, place.after) for place in places if place.before and place.after]
+    return total(before for before, _ in known), total(after for _, after in known)
 
 
 # What a topic tells, what a refusal code means, and the list of both.

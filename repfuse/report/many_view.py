@@ -32,14 +32,11 @@ class TaskResult:
     peak: int = 0
 
 
-COLUMNS = ("Checkpoint", "Result", ("Time", NUMBER), ("Memory", NUMBER))
-
-
 def many_view(results: Sequence[TaskResult], seconds: float) -> Iterator[RenderableType]:
     """Yield a table of all, those that failed last, and what they come to in a line."""
     yield heading(plural(len(results), "checkpoint"))
     ordered = sorted(results, key=lambda each: (each.status == "failed", each.source))
-    yield table(COLUMNS, map(_row, ordered))
+    yield table(("Checkpoint", "Result", ("Time", NUMBER), ("Memory", NUMBER)), map(_row, ordered))
     failed = any(each.status == "failed" for each in results)
     yield Text(f"\n{summary(results)} in {duration(seconds)}", style=BAD if failed else GOOD)
 

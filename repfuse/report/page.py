@@ -18,7 +18,7 @@ from typing import Any
 from repfuse.benching.results import Measurement, SiteTiming
 from repfuse.errors import RepfuseError
 from repfuse.planning.cost import price
-from repfuse.plans import ROOT, Cost, Refusal, Site, total
+from repfuse.plans import ROOT, Refusal, Site
 from repfuse.quantization import SiteKernels
 from repfuse.report.bench_view import gain, speed, speedup, where
 from repfuse.report.convert_view import (
@@ -36,7 +36,7 @@ from repfuse.report.convert_view import (
     verified_line,
 )
 from repfuse.report.schema import Status, Told
-from repfuse.report.tables import alone, change, count, duration, error, interval, percent, plural, size, times
+from repfuse.report.tables import NOTHING, alone, change, count, duration, error, interval, percent, plural, size, times
 from repfuse.report.verify_view import data_lines, few_bits_lines
 from repfuse.wording import listed, printable
 
@@ -88,10 +88,9 @@ class Page:
             reason = conversion.proof.reason if conversion.proof and not conversion.proof.passed else ""
             return f"The check failed, and nothing was written. {reason}".rstrip()
         plan, proof, equalized = self.told.plan, conversion.proof, conversion.equalization
-        scales = equalized.scales if equalized and equalized.tensors else 0
-        if not plan.sites and not scales:
+        if not plan.sites and not (equalized and equalized.tensors):
             return "No place can be merged." if plan.refusals else "There is nothing that could be merged."
-        parts = achieved(plan, scales, [proof.error] if proof else [])
+        parts = achieved(plan, equalized, [proof.error] if proof else [])
         if self.speeds:
             parts.append(f"{speed(self.speeds[0])} at {where(self.speeds[0])}")
         if later and later.data and later.data.accuracy_original is not None:
@@ -148,7 +147,9 @@ class Page:
     def numbers(self, sites: Sequence[Site]) -> tuple[str, str, str]:
         """Return how much faster sites are predicted to be and were measured to be, and how far the worst is off."""
         known = [each for site in sites if (each := self.errors.get(site.path)) is not None]
-        return predicted(*totals(sites)), self._measured_of(sites), error(max(known, default=None))
+        before, after = map(price, totals(sites))
+        predicted = times(before / after) if after else NOTHING
+        return predicted, self._measured_of(sites), error(max(known, default=None))
 
     def _measured_of(self, sites: Sequence[Site]) -> str:
         """Return how many times as fast these places are by themselves, and the gain in the network."""
@@ -175,12 +176,6 @@ class Page:
     def kernels(self) -> tuple[SiteKernels, ...]:
         """The kernels that rounding hurts most: as many as one looks at."""
         return self.told.conversion.quantization[:KERNELS_SHOWN]
-
-    @property
-    def few_bits(self) -> list[Pair]:
-        """What rounding leaves of the network, where that is little."""
-        line = int8_line(self.told.conversion.quantization)
-        return [("int8", line)] if line else []
 
     @property
     def refused(self) -> list[tuple[Refusal, str, str, str]]:
@@ -247,21 +242,24 @@ class Page:
 
 def as_html(told: Told) -> str:
     """Return the page. Raises RepfuseError where the extra is missing."""
-    texts = (duration, gain, int8_row, interval, operators, share, where)
-    functions = {each.__name__: each for each in (*texts, counted, layers, limit, range_axis, speed_axis)}
+    texts = (duration, gain, int8_line, int8_row, interval, operators, share, where)
+    functions = {each.__name__: each for each in (*texts, Counter, layers, limit, range_axis, speed_axis)}
     return rendered("report.html.j2", page=Page(told), folded=len(told.plan.sites) > OPEN_SITES, **functions)
 
 
 def rendered(template: str, **said: Any) -> str:
     """Return the page that a template makes of what is said. Raises RepfuseError where the extra is missing."""
-    check_extra()
-    return str(_jinja().get_template(template).render(said))
+    return str(templates().get_template(template).render(said))
 
 
 @cache
-def _jinja() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+def templates() -> Any:
+    """Return what renders the templates. Raises RepfuseError where the extra is missing."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as missing:
+        hint = "Install it: pip install 'repfuse[report]'."
+        raise RepfuseError("jinja2 is not installed, which a page in HTML needs.", "", hint) from missing
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -272,23 +270,9 @@ def _jinja() -> Any:
     )
 
 
-def check_extra() -> None:
-    """Raise RepfuseError where what makes the page is not installed."""
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as missing:
-        hint = "Install it: pip install 'repfuse[report]'."
-        raise RepfuseError("jinja2 is not installed, which a page in HTML needs.", "", hint) from missing
-
-
 def share(row: Measurement) -> str:
     """Return the share of this machine's speed that the fused network reaches; nothing where that is not known."""
     return "" if row.fused.of_machine is None else percent(row.fused.of_machine)
-
-
-def counted(branches: Sequence[str]) -> list[tuple[str, int]]:
-    """Return each branch of a site once, and how often it is there."""
-    return list(Counter(branches).items())
 
 
 def layers(branch: str) -> tuple[Pair, ...]:
@@ -305,16 +289,9 @@ def layers(branch: str) -> tuple[Pair, ...]:
     return tuple((sign, text.removeprefix("conv ")) for sign, text in found)
 
 
-def predicted(before: Cost, after: Cost) -> str:
-    """Return how many times as fast a place is predicted to be."""
-    return times(price(before) / price(after)) if price(after) else "-"
-
-
 def _refused(same: list[Refusal]) -> tuple[float, Refusal, str, str, str]:
     """Return the predicted time that the places of one reason go on taking, in bytes, and what is said of them."""
-    known = [(each.before, each.after) for each in same if each.before and each.after]
-    before, after = (price(total(costs)) for costs in zip(*known, strict=True)) if known else (0.0, 0.0)
-    gain = ""
+    (before, after), gain = map(price, totals(same)), ""
     if before and after:
         said = f"{times(before / after)} faster" if before >= after else f"{times(after / before)} slower"
         gain = f", predicted {said}"
@@ -386,7 +363,10 @@ def as_markdown(told: Told) -> str:
     """Return the comment."""
     page, plan = Page(told), told.plan
     amounts = [(name, before, after, changed) for name, before, after, changed, _ in page.amounts]
-    speeds = [(text(where(row)), *_times(row), speedup(row)) for row in page.speeds]
+    speeds = [
+        (text(where(row)), duration(row.original.median), duration(row.fused.median), speedup(row))
+        for row in page.speeds
+    ]
     lines = [f"**{text(page.name)}**: {page.word}. {text(page.verdict)}", ""]
     lines += markdown_table(("", "before", "after", ""), "lrrr", amounts + speeds[:TIMES_SHOWN])
     counts = f"{plural(len(plan.sites), 'site')}, {plural(len(plan.refusals), 'refusal')}"
@@ -400,18 +380,16 @@ def as_markdown(told: Told) -> str:
     if page.refused:
         rows = [(each.code, places, code(place), text(each.hint)) for each, places, place, _ in page.refused]
         lines += (*markdown_table(("not merged", "", "where", "what to do"), "llll", rows), "")
-    said = [*page.health, *(("timing", each) for each in page.untimed), *page.agreement(), *page.few_bits]
+    said = [*page.health, *(("timing", each) for each in page.untimed), *page.agreement()]
+    if line := int8_line(told.conversion.quantization):
+        said.append(("int8", line))
     made = (*page.environment, ("made by", told.conversion.command))
     facts = [(text(name), text(value)) for name, value in said] + [(name, code(value)) for name, value in made if value]
     return "\n".join([*lines, *markdown_table(("", ""), "ll", facts), "", "</details>", ""])
 
 
-def _times(row: Measurement) -> tuple[str, str]:
-    return duration(row.original.median), duration(row.fused.median)
-
-
 def _formula(site: Site) -> str:
-    branches = (f"{times} of {branch}" if times > 1 else branch for branch, times in counted(site.branches))
+    branches = (f"{times} of {branch}" if times > 1 else branch for branch, times in Counter(site.branches).items())
     return f"{' | '.join(branches)} → {site.kernel}"
 
 

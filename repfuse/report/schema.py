@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from repfuse.benching.results import Benchmark, Change, Measurement
 from repfuse.checking.results import Drift, Equalization, Proof, Verification, Verified
@@ -22,7 +22,7 @@ from repfuse.health import Anomaly
 from repfuse.plans import Count, Plan, Text, read_as
 from repfuse.quantization import SiteKernels
 from repfuse.report.tables import plural
-from repfuse.wording import first_line, json_ready
+from repfuse.wording import Result, first_line
 
 SCHEMA = 1
 
@@ -89,8 +89,8 @@ class Chosen:
     digest: str | None = None
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, kw_only=True)
+class Report(Result):
     """One conversion.
 
     ``status`` is ``planned`` where only a plan was asked for, ``failed`` where proof or drift did not pass: then
@@ -103,25 +103,19 @@ class Report:
 
     status: Status
     environment: Environment
+    command: str = ""
     input: Input
-    plan: Plan
-    seconds: float
-    proof: Proof | None = None
-    drift: Drift | None = None
-    equalization: Equalization | None = None
     output: Output | None = None
-    timing: Benchmark | None = None
+    chosen: Chosen | None = None
+    seconds: float
     notes: tuple[str, ...] = ()
     health: tuple[Anomaly, ...] = ()
-    chosen: Chosen | None = None
-    command: str = ""
+    plan: Plan
+    proof: Proof | None = None
+    equalization: Equalization | None = None
+    drift: Drift | None = None
+    timing: Benchmark | None = None
     quantization: tuple[SiteKernels, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
-        first = ("status", "environment", "command", "input", "output", "chosen", "seconds", "notes", "health")
-        names = (*first, "plan", "proof", "equalization", "drift", "timing", "quantization")
-        return {name: json_ready(getattr(self, name)) for name in names}
 
 
 def report_path(out: Path) -> Path:
@@ -150,8 +144,6 @@ def write(kind: str, data: dict[str, Any], path: Path) -> None:
 # What was printed, read back.
 
 
-T = TypeVar("T")
-
 LARGEST = 64 * 2**20
 """Bytes; the reports of the largest networks have a few millions."""
 
@@ -170,14 +162,14 @@ class Files:
 class ReadConversion(Report):
     """A conversion as it is told. Its plan has a reader of its own."""
 
-    plan: Any = field(default=None, kw_only=True)
+    plan: Any = None
 
 
 @dataclass(frozen=True)
 class Told:
     """All that a page tells: a conversion with its plan, and what was measured of the two checkpoints later."""
 
-    conversion: ReadConversion
+    conversion: Report
     plan: Plan
     verification: Verification | None = None
     benchmarks: tuple[Benchmark, ...] = ()
@@ -276,7 +268,7 @@ def _read(name: str, data: Any) -> Any:
     return _said(name, partial(read_as, KINDS[data["kind"]], strict=False), data)
 
 
-def _said(name: str, reader: Callable[[Any], T], data: Any) -> T:
+def _said(name: str, reader: Callable[[Any], Any], data: Any) -> Any:
     """Return what a reader makes of a document, or say that it is none."""
     try:
         return reader(data)

@@ -21,15 +21,11 @@ NOTHING = "-"
 
 def count(number: float | None) -> str:
     """Return a count with three digits and a decimal prefix: 0, 999, 1.23 k, 45.6 M; ``-`` for None."""
-    if number is None:
-        return NOTHING
     return _scaled(number, 1000, ("", "k", "M", "G", "T", "P"))
 
 
 def size(number: float | None) -> str:
     """Return bytes with three digits and a binary prefix: 512 B, 1.5 KiB, 12.3 MiB; ``-`` for None."""
-    if number is None:
-        return NOTHING
     return _scaled(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
@@ -39,18 +35,13 @@ def duration(seconds: float) -> str:
         return f"−{duration(-seconds)}"
     if 120 <= seconds < inf:
         return f"{int(seconds) // 60} min {int(seconds) % 60} s"
-    if seconds >= 1:
-        return f"{_three_digits(seconds)} s"
-    if seconds >= 1e-3:
-        return f"{_three_digits(seconds * 1e3)} ms"
-    return f"{_three_digits(seconds * 1e6)} µs"
+    parts, unit = (1, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "µs")
+    return f"{_three_digits(seconds * parts)} {unit}"
 
 
 def error(number: float | None) -> str:
     """Return an error with two digits: 0, 4.2e-16; ``-`` for None."""
-    if number is None:
-        return NOTHING
-    return small(number)
+    return NOTHING if number is None else small(number)
 
 
 def percent(fraction: float | None) -> str:
@@ -99,7 +90,9 @@ def alone(sites: int) -> str:
     return f"{plural(sites, 'site')}, each alone" if sites > 1 else f"{plural(sites, 'site')} alone"
 
 
-def _scaled(number: float, base: int, prefixes: Sequence[str]) -> str:
+def _scaled(number: float | None, base: int, prefixes: Sequence[str]) -> str:
+    if number is None:
+        return NOTHING
     power = 0
     while number >= base and power < len(prefixes) - 1:
         number, power = number / base, power + 1
@@ -117,9 +110,9 @@ PLACES_SHOWN = 4
 GOOD, BAD, UNSURE = "bold green", "bold red", "bold yellow"
 
 
-def heading(text: str, style: str = "bold") -> Text:
+def heading(text: str) -> Text:
     """Return a line that begins a part, with an empty line before it."""
-    return Text(f"\n{text}", style=style)
+    return Text(f"\n{text}", style="bold")
 
 
 def indented(said: RenderableType, columns: int = 2) -> Padding:
@@ -131,11 +124,10 @@ def table(columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str]
     """Return a table. A column is a title, or a title and ``NUMBER``: those are aligned right and never broken."""
     made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", padding=(0, 1))
     for column in columns:
-        title, kind = (column, "") if isinstance(column, str) else column
-        if kind == NUMBER:
-            made.add_column(title, justify="right", no_wrap=True)
+        if isinstance(column, str):
+            made.add_column(column, overflow="fold")
         else:
-            made.add_column(title, overflow="fold")
+            made.add_column(column[0], justify="right", no_wrap=True)
     for row in rows:
         made.add_row(*map(Text, row))
     return indented(made)

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from rich.console import RenderableType
 from rich.text import Text
 
+from repfuse.checking.results import (
+    Comparison,
+    Drift,
+    FewBits,
+    FirstDifference,
+    Flips,
+    OutputVerdict,
+    Proof,
+    RealData,
+    Verification,
+    WeightProof,
+)
 from repfuse.report.tables import (
     BAD,
     GOOD,
@@ -29,24 +41,8 @@ from repfuse.report.tables import (
 )
 from repfuse.wording import apart, small
 
-if TYPE_CHECKING:
-    from repfuse.checking.results import (
-        Comparison,
-        Drift,
-        FewBits,
-        FirstDifference,
-        Flips,
-        OutputVerdict,
-        Proof,
-        RealData,
-        Verification,
-        WeightProof,
-    )
-
 OUTPUTS_SHOWN = 4
 """As many as one reads; --json has all."""
-
-COLUMNS = ("Check", "Of what", ("Error", NUMBER), ("Allowed", NUMBER), "")
 
 
 class Check(NamedTuple):
@@ -68,7 +64,8 @@ def checks_view(checks: Sequence[Check], *, verbose: bool) -> Iterator[Renderabl
     """Yield the checks as a table, and where each was worst: of those that fail, or of all."""
     yield heading("Checks")
     verdicts = ("FAILED", "passed")
-    yield table(COLUMNS, [(row.level, row.what, row.error, row.allowed, verdicts[row.passed]) for row in checks])
+    rows = [(row.level, row.what, row.error, row.allowed, verdicts[row.passed]) for row in checks]
+    yield table(("Check", "Of what", ("Error", NUMBER), ("Allowed", NUMBER), ""), rows)
     for row in checks:
         if row.worst and (verbose or not row.passed):
             own = f"; the original's own error there is {row.own}" if row.own else ""
