@@ -1,4 +1,4 @@
-"""The arguments of one call: as they are, by parameter, as plain data that makes others like them, in other sizes."""
+"""The arguments of one call: as they are, as plain data that makes others like them, in other sizes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,10 +23,9 @@ class NotDescribable(ValueError):
 
 @dataclass(frozen=True)
 class Arguments:
-    """What one call of a module is given."""
+    """What a network is given in one call, by position."""
 
     args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def distinct(self) -> Arguments:
         """Return the arguments with a copy of each tensor that is there a second time: it might be another one."""
@@ -46,21 +45,14 @@ class Arguments:
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Arguments:
         """Return the arguments with others in the place of the tensors."""
-        if self._are_tensors:
+        if all(type(x) is Tensor for x in self.args):  # nothing to look into, as for most networks
             return Arguments(tuple(map(change, self.args)))
-        return Arguments(*tree_map_only(Tensor, change, (self.args, dict(self.kwargs))))
+        return Arguments(tree_map_only(Tensor, change, self.args))
 
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the arguments, and in them."""
-        if self._are_tensors:
-            return list(self.args)
-        return [x for x in tree_leaves((self.args, dict(self.kwargs))) if isinstance(x, Tensor)]
-
-    @property
-    def _are_tensors(self) -> bool:
-        """Whether there is nothing to look into, as for most networks."""
-        return not self.kwargs and all(type(x) is Tensor for x in self.args)
+        return [x for x in tree_leaves(self.args) if isinstance(x, Tensor)]
 
     @property
     def numbers(self) -> int:

@@ -111,7 +111,7 @@ class Recorder(TorchFunctionMode):
         try:
             with torch.no_grad(), self._interpreting(self._generated), self.guard, self:
                 self._modes = torch._C._len_torch_function_stack()
-                result = self.network(*arguments.args, **arguments.kwargs)
+                result = self.network(*arguments.args)
         except Exception as error:
             error.__repfuse_run__ = self.found  # type: ignore[attr-defined]
             raise
@@ -119,9 +119,9 @@ class Recorder(TorchFunctionMode):
             self._sizes.clear()  # each tells this recorder of decisions, and would keep the network that was run alive
         root = self.found.calls[""][0]
         self.found.root = root
-        root.args, root.kwargs = placed
+        root.args = placed
         self.found.finish(root.output)
-        self._find_kept((result, arguments.args, arguments.kwargs))
+        self._find_kept((result, arguments.args))
         self._find_written(held)
         return self.found
 
@@ -409,19 +409,16 @@ class Recorder(TorchFunctionMode):
                 return self._attributes[key]
         return value
 
-    def _placeholders(self, arguments: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _placeholders(self, arguments: Arguments) -> tuple[Any, ...]:
         """Make a node for each argument that is a tensor or holds one; return the arguments with nodes in them."""
         self._call = self._begun
-        names = arguments.names(self._parameters)
-        placed = tuple(self._placed(name, value) for name, value in zip(names, arguments.args, strict=True))
-        by_name = {name: self._placed(name, value) for name, value in arguments.kwargs.items()}
+        placed = []
+        for name, value in zip(arguments.names(self._parameters), arguments.args, strict=True):
+            if tensors_of(value):
+                self._remember_all(value, self._make("placeholder", name, (), {}))
+            placed.append(self._noted(value))
         self._call = None
-        return placed, by_name
-
-    def _placed(self, name: str, value: Any) -> Any:
-        if tensors_of(value):
-            self._remember_all(value, self._make("placeholder", name, (), {}))
-        return self._noted(value)
+        return tuple(placed)
 
     # Calls of modules
 
