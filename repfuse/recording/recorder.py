@@ -29,7 +29,7 @@ from repfuse.recording.arguments import Arguments
 from repfuse.recording.copies import State, States
 from repfuse.recording.held import Held
 from repfuse.recording.read_only import WRITING_UNSEEN, OverwritesItself, ReadOnly
-from repfuse.recording.run import ModuleCall, Node, Question, Run, Step, assigned, set_data, unknown
+from repfuse.recording.run import ModuleCall, Node, Run, Step, assigned, set_data, unknown
 from repfuse.recording.shortcuts import SHORTCUTS, UNCHANGED
 from repfuse.recording.sizes import PIECES, RANK, SIZE, Decision, Dimension
 from repfuse.recording.stock import CALLED, OF_TORCH, is_stock
@@ -178,7 +178,7 @@ class Recorder(TorchFunctionMode):
         tensors = tensors_of((args, kwargs))
         if self.shares_memory and _function(func).name in TAKING and any(id(x) in self._names for x in tensors):
             raise OverwritesItself
-        self._question(_function(func).name, tensors)
+        self._ask_for(tensors)
         return func(*args, **kwargs)
 
     def assign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -240,14 +240,14 @@ class Recorder(TorchFunctionMode):
         if result is None:
             result = self._done(func, args, kwargs)
         if target is not assigned and not isinstance(result, Tensor) and not tensors_of(result):
-            self._question(name, tensors_of((args, kwargs)))
+            self._ask_for(tensors_of((args, kwargs)))
             if result is not None:
                 return result
         if name in _CUTTING and self._current.path not in self._stock:
             self.found.asks_for_sizes = True
         node = self._make(op, target, given, by_name)
         if guard.counts:
-            self._question(name, tensors_of((args, kwargs)))
+            self._ask_for(tensors_of((args, kwargs)))
         if guard.draws:
             self.found.random.add(node)
         if guard.wrote:
@@ -450,7 +450,7 @@ class Recorder(TorchFunctionMode):
         self._call = call
         if before is not None:
             self._note_changes(call, before)
-        if isinstance(result, Tensor) and (call.decisions or call.questions or call.changes_state):
+        if isinstance(result, Tensor) and (call.decisions or call.asked or call.changes_state):
             result = self._passed(result, (args, kwargs))
         call.output = self._returned(result, call)
         if compiled and self.guard.wrote:
@@ -602,13 +602,11 @@ class Recorder(TorchFunctionMode):
             self.found.last_decisions.append((call.path, call.number, len(call.decisions)))
             call.decisions += (decision,)
 
-    def _question(self, name: str, tensors: list[Tensor]) -> None:
+    def _ask_for(self, tensors: list[Tensor]) -> None:
         nodes = tuple(self._node(x) for x in tensors)
-        if not nodes:
-            return
         if self.sketches and not self.found.of_inputs.isdisjoint(nodes):
-            raise AsksForValues(name)
-        self._current.questions += (Question(name, nodes),)
+            raise AsksForValues
+        self._current.asked += nodes
 
     @contextmanager
     def _interpreting(self, modules: list[nn.Module]) -> Iterator[None]:

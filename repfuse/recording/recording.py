@@ -97,7 +97,7 @@ class Recording:
     @property
     def depends_on_weights(self) -> bool:
         """Whether what was seen holds for these weights alone: some forward, or the reader, asked for their numbers."""
-        asked = any(call.questions for calls in self.calls.values() for call in calls)
+        asked = any(call.asked for calls in self.calls.values() for call in calls)
         return asked or bool(self.constants.asked)
 
     @cached_property
@@ -283,8 +283,7 @@ class Recording:
     def _asking(self) -> Iterator[ModuleCall]:
         for calls in self.calls.values():
             for call in calls:
-                asks = (question.nodes for question in call.questions)
-                if call not in self.marks and any(not all(map(self.constants.is_constant, nodes)) for nodes in asks):
+                if call not in self.marks and not all(map(self.constants.is_constant, call.asked)):
                     yield call
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
@@ -14,14 +13,6 @@ from torch import Tensor, fx
 from repfuse.recording.sizes import Decision
 
 # One execution of a module's forward, as a recording keeps it.
-
-
-@dataclass(frozen=True)
-class Question:
-    """Forward code asked what numbers tensors hold, by ``name``: it may do something else for others."""
-
-    name: str
-    nodes: tuple[fx.Node, ...]
 
 
 @final
@@ -36,7 +27,8 @@ class ModuleCall:
     stop: int = 0
     output: Any = None
     decisions: tuple[Decision, ...] = ()
-    questions: tuple[Question, ...] = ()
+    asked: tuple[fx.Node, ...] = ()
+    """Values whose numbers its forward asked for: it may do something else for others."""
     stored: tuple[fx.Node, ...] = ()
     """Values that its module holds since."""
     changes_state: bool = False
