@@ -118,7 +118,7 @@ class SizeComparison:
         return any(self._has_open(call, lambda decision: decision.of_rank and not decision.leaves) for call in calls)
 
     def _deciding(self) -> Iterator[ModuleCall]:
-        return (call for call in self._calls(self.first) if (call.path, call.number) in self._asked)
+        return (call for call in self.first.every_call() if (call.path, call.number) in self._asked)
 
     def _has_open(self, call: ModuleCall, concerns: Callable[[Decision], bool]) -> bool:
         """Whether not all answers were seen to one of a call's decisions that this concerns."""
@@ -139,7 +139,7 @@ class SizeComparison:
             asked.times += 1
 
     def _decisions(self, run: Run) -> Iterator[tuple[_Asked, Decision]]:
-        for call in self._calls(run):
+        for call in run.every_call():
             for place, decision in enumerate(call.decisions):
                 yield self._at(call.path, call.number, place), decision
 
@@ -148,10 +148,6 @@ class SizeComparison:
         while place >= len(places):
             places.append(_Asked(set(), set()))
         return places[place]
-
-    def _calls(self, run: Run) -> Iterator[ModuleCall]:
-        for calls in run.calls.values():
-            yield from calls
 
     def _align(
         self,

@@ -568,7 +568,7 @@ class Recorder(TorchFunctionMode):
         held = list(_held(outside))
         bases = (x._base for x in held if x._is_view())  # a view keeps what it is a view of
         explained = {id(x) for x in (*held, *bases, *self.found.unknown.values())}
-        stored = {node for calls in self.found.calls.values() for call in calls for node in call.stored}
+        stored = {node for call in self.found.every_call() for node in call.stored}
         for node in self._values.alive(explained, stored, self._names):
             self.found.escaping.add(node)
             for call in self.found.call_of[node].chain():

@@ -97,13 +97,12 @@ class Recording:
     @property
     def depends_on_weights(self) -> bool:
         """Whether what was seen holds for these weights alone: some forward, or the reader, asked for their numbers."""
-        asked = any(call.asked for calls in self.calls.values() for call in calls)
-        return asked or bool(self.constants.asked)
+        return any(call.asked for call in self.run.every_call()) or bool(self.constants.asked)
 
     @cached_property
     def names(self) -> dict[fx.Node, str]:
         """A name for each node, the same in each run: the call that made it, and which of its operations it is."""
-        return {node: name for calls in self.calls.values() for call in calls for node, name in _named(call)}
+        return {node: name for call in self.run.every_call() for node, name in _named(call)}
 
     def where(self, node: fx.Node) -> str:
         """Return where a node stands, for people: a module of PyTorch's, or the module in whose forward it is."""
@@ -261,30 +260,24 @@ class Recording:
                 inner for inner in call.own if isinstance(inner, ModuleCall) and _has_number((inner.args, inner.kwargs))
             )
             self.leaking.update(handed)
-        for calls in self.calls.values():
-            for call in calls:
-                if call.meets_errors:
-                    self.marks.setdefault(call, ("decides-by-value", "its forward catches an error"))
-                if call.changes_state:
-                    self.marks.setdefault(call, ("writes-state", "its forward changes what the module holds"))
+        for call in self.run.every_call():
+            if call.meets_errors:
+                self.marks.setdefault(call, ("decides-by-value", "its forward catches an error"))
+            if call.changes_state:
+                self.marks.setdefault(call, ("writes-state", "its forward changes what the module holds"))
         for node, tensor in self.run.unknown.items():
             call = self.call_of[node]
             if id(tensor) not in self._comparison.outside and node not in self.run.returned:
                 self.marks.setdefault(call, ("unseen-operation", "a tensor is made there by no function of torch"))
-        changed = True
-        while changed:
-            changed = False
+        asking = [call for call in self.run.every_call() if call.asked]
+        before = -1
+        while len(self.marks) > before:
+            before = len(self.marks)
             self._trusted.clear()
             self.constants.settle()
-            for call in self._asking():
-                self.marks[call] = ("decides-by-value", "its forward asks what numbers a tensor holds")
-                changed = True
-
-    def _asking(self) -> Iterator[ModuleCall]:
-        for calls in self.calls.values():
-            for call in calls:
+            for call in asking:
                 if call not in self.marks and not all(map(self.constants.is_constant, call.asked)):
-                    yield call
+                    self.marks[call] = ("decides-by-value", "its forward asks what numbers a tensor holds")
 
 
 _MOST_WORK = 6.0

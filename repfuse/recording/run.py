@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple, final
 
 import torch
@@ -297,12 +298,16 @@ class Run:
         flat = len(node.all_input_nodes) == len(places) + 1  # nothing lies in lists
         return Single(call, node, place, rank, own) if type(place) is int and flat and len(own) == len(places) else None
 
+    def every_call(self) -> Iterator[ModuleCall]:
+        """Yield the calls of all modules."""
+        return chain.from_iterable(self.calls.values())
+
     @property
     def meets_errors(self) -> bool:
         """Whether something raised an error that the network caught."""
-        return any(call.meets_errors for calls in self.calls.values() for call in calls)
+        return any(call.meets_errors for call in self.every_call())
 
     @property
     def changes_state(self) -> bool:
         """Whether a module holds something else since."""
-        return any(call.stored or call.changes_state for calls in self.calls.values() for call in calls)
+        return any(call.stored or call.changes_state for call in self.every_call())
