@@ -457,7 +457,7 @@ class Recorder(TorchFunctionMode):
             self._write(self._make("call_function", unknown, (), {}), self.guard.wrote)
         call.stop = len(self.found.nodes)
         if stock and call.own and self._example is None and self._is_usual(module):
-            call.kind = type(module)
+            call.single = self.found.single(call, type(module))
         self._call = outer
         return result
 
@@ -473,11 +473,12 @@ class Recorder(TorchFunctionMode):
     def _repeated(self, path: str, module: nn.Module, x: Tensor) -> Tensor | None:
         """Do again the one function that a call of PyTorch's own did at the example; None where it may do another."""
         assert self._example is not None
-        calls = self.found.calls[path]
-        single = self._example.single(path, len(calls))
-        if single is None or type(module) is not single.call.kind or not self._is_usual(module):
+        calls, known = self.found.calls[path], self._example.calls.get(path, ())
+        if len(calls) >= len(known) or _autocast() is not _FULL:
             return None
-        if _autocast() is not _FULL:
+        call = known[len(calls)]
+        single = call.single
+        if single is None or type(module) is not single.kind or not self._is_usual(module):
             return None
         node, source = single.node, self._node(x)
         given, actual, named = list[Any](node.args), list[Any](node.args), dict[str, Any](node.kwargs)
@@ -496,8 +497,8 @@ class Recorder(TorchFunctionMode):
             self.guard.forget()
             result: Tensor | None = self._cut_short(node.target, actual, named)
         if result is not None:
-            calls.append(single.call)
-            made: Node = Step("call_function", node.target, tuple(given), node.kwargs, single.call)
+            calls.append(call)
+            made: Node = Step("call_function", node.target, tuple(given), node.kwargs, call)
             self.found.add(made, self._current)
             if self.guard.wrote:
                 self._write(made, self.guard.wrote)

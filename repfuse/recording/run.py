@@ -39,8 +39,8 @@ class ModuleCall:
     switches: tuple[int, ...] = ()
     """After how many nodes it turned gradients on or off, each time."""
     enters_autocast: bool = False
-    kind: type | None = None
-    """The class of its module, where that says all that the call did."""
+    single: Single | None = None
+    """What it did, where the class of its module says all of that, and it is one function."""
 
     def __init__(  # noqa: PLR0917
         self,
@@ -82,11 +82,11 @@ class ModuleCall:
 
 
 class Single(NamedTuple):
-    """The one function that a ``call`` of a module did, as ``node``: of its input, which has so many axes and is given
-    at ``place``, and of tensors of its ``own``, each by the place or the name of the argument.
+    """The one function that a call of a module of this ``kind`` did, as ``node``: of its input, which has so many axes
+    and is given at ``place``, and of tensors of its ``own``, each by the place or the name of the argument.
     """
 
-    call: ModuleCall
+    kind: type
     node: fx.Node
     place: int
     rank: int
@@ -216,7 +216,6 @@ class Run:
         self.replaced: set[str] = set()
         self.last_decisions: list[tuple[str, int, int]] = []
         self._storages_of_inputs: set[int] = set()
-        self._singles: dict[tuple[str, int], Single | None] = {}
         self._names: dict[str, int] = {}
         """The names of nodes, and how many after each have it with a number."""
 
@@ -270,18 +269,11 @@ class Run:
         if node in self.of_inputs:
             self._storages_of_inputs |= storages
 
-    def single(self, path: str, number: int) -> Single | None:
-        """Return what a call did, if that is one function and nothing else; None for any other."""
-        key = path, number
-        if key not in self._singles:
-            calls = self.calls.get(path, ())
-            self._singles[key] = self._single(calls[number]) if number < len(calls) else None
-        return self._singles[key]
-
-    def _single(self, call: ModuleCall) -> Single | None:
-        *read, node = call.own or [None]
+    def single(self, call: ModuleCall, kind: type) -> Single | None:
+        """Return what a call of a module of this kind did, if that is one function and nothing else."""
+        *read, node = call.own
         source = call.args[0] if len(call.args) == 1 and not call.kwargs else None
-        if not (call.kind and call.output is node and isinstance(node, fx.Node) and isinstance(source, fx.Node)):
+        if not (call.output is node and isinstance(node, fx.Node) and isinstance(source, fx.Node)):
             return None
         if node.op != "call_function" or any(self.autocast_of[node]):
             return None
@@ -296,7 +288,7 @@ class Run:
                 return None
             own.append((places[x], name))
         flat = len(node.all_input_nodes) == len(places) + 1  # nothing lies in lists
-        return Single(call, node, place, rank, own) if type(place) is int and flat and len(own) == len(places) else None
+        return Single(kind, node, place, rank, own) if type(place) is int and flat and len(own) == len(places) else None
 
     def every_call(self) -> Iterator[ModuleCall]:
         """Yield the calls of all modules."""
