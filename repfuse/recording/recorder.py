@@ -14,7 +14,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -81,21 +81,19 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, subject: Subject, *, example: Run | None = None, sketches: bool = False) -> None:
         super().__init__()
-        self.network = subject.network
+        self.subject = subject
         self.guard = subject.guard
         self.sketches = sketches
-        self.shares_memory = subject.shares_memory
         self.found = Run(with_graph=example is None)
         self._example = example
         self._repeats = example is not None and sketches
-        self._path_of, self._stock, self._generated = subject.path_of, subject.stock, subject.generated
+        self._path_of, self._stock = subject.path_of, subject.stock
         self._begun = ModuleCall.outermost(_autocast())
         self._call: ModuleCall | None = None
         self._inside = 0
         self._names, self._stored = subject.names, subject.stored
         self._values = _Values(subject.lies_at)
         self._states = subject.states
-        self._parameters = subject.parameters
         self._read: dict[tuple[ModuleCall, int], tuple[fx.Node, int]] = {}
         self._asked: dict[ModuleCall, dict[Any, fx.Node]] = defaultdict(dict)
         self._attributes: dict[tuple[ModuleCall, str, fx.Node], fx.Node] = {}
@@ -109,9 +107,9 @@ class Recorder(TorchFunctionMode):
         own = (module for module, path in self._path_of.items() if path not in self._stock)
         held = Held(own if self.found.with_graph else ())
         try:
-            with torch.no_grad(), self._interpreting(self._generated), self.guard, self:
+            with torch.no_grad(), self._interpreting(self.subject.generated), self.guard, self:
                 self._modes = torch._C._len_torch_function_stack()
-                result = self.network(*arguments.args)
+                result = self.subject.network(*arguments.args)
         except Exception as error:
             error.__repfuse_run__ = self.found  # type: ignore[attr-defined]
             raise
@@ -176,7 +174,7 @@ class Recorder(TorchFunctionMode):
     def ask(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note that forward code wants to know numbers, or takes the memory itself."""
         tensors = tensors_of((args, kwargs))
-        if self.shares_memory and _function(func).name in TAKING and any(id(x) in self._names for x in tensors):
+        if self.subject.shares_memory and _function(func).name in TAKING and any(id(x) in self._names for x in tensors):
             raise OverwritesItself
         self._ask_for(tensors)
         return func(*args, **kwargs)
@@ -185,7 +183,7 @@ class Recorder(TorchFunctionMode):
         """Note ``x.data = y`` as what it does: from then on x holds the numbers of y."""
         x, y = args
         node = self._make("call_function", set_data, (self._node(x), self._noted(y)), {})
-        if self.shares_memory and self._values.in_model(x) and not isinstance(y, Tensor):
+        if self.subject.shares_memory and self._values.in_model(x) and not isinstance(y, Tensor):
             raise OverwritesItself
         self._write(node, [x])
         result = func(*args, **kwargs)
@@ -413,7 +411,7 @@ class Recorder(TorchFunctionMode):
         """Make a node for each argument that is a tensor or holds one; return the arguments with nodes in them."""
         self._call = self._begun
         placed = []
-        for name, value in zip(arguments.names(self._parameters), arguments.args, strict=True):
+        for name, value in zip(arguments.names(self.subject.parameters), arguments.args, strict=True):
             if tensors_of(value):
                 self._remember_all(value, self._make("placeholder", name, (), {}))
             placed.append(self._noted(value))
@@ -613,7 +611,7 @@ class Recorder(TorchFunctionMode):
     def _interpreting(self, modules: list[nn.Module]) -> Iterator[None]:
         """Run forwards that are graphs line by line, so that it is known which value belongs to which line."""
         for module in modules:
-            vars(module)["forward"] = _Interpreter(module, self)
+            vars(module)["forward"] = partial(_Lines.run_all, module, self)
         try:
             yield
         finally:
@@ -674,29 +672,30 @@ def noting_calls() -> Iterator[list[Recorder]]:
                 nn.Module._call_impl = plain  # type: ignore[method-assign]
 
 
-class _Interpreter:
-    """Stands for the forward of a module that is a graph."""
+class _Lines(fx.Interpreter):
+    """Runs the forward of a module that is a graph once, and tells a recorder what each line of it computed."""
 
-    def __init__(self, module: Any, recorder: Recorder) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, recorder: Recorder) -> None:
+        super().__init__(module)
+        self.extra_traceback = False  # to print the graph is to fix its symbolic sizes
         self._recorder = recorder
+        self._number_of = {line: number for number, line in enumerate(self.graph.nodes)}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        recorder, number_of = self._recorder, {line: number for number, line in enumerate(self._module.graph.nodes)}
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op != "output":
+            self._recorder.line(self._number_of[n], result)
+        return result
 
-        class Lines(fx.Interpreter):
-            def run_node(self, n: fx.Node) -> Any:
-                result = super().run_node(n)
-                if n.op != "output":
-                    recorder.line(number_of[n], result)
-                return result
-
-        given = self._module.graph._codegen.process_inputs(*args, **kwargs) if kwargs else None
-        lines = Lines(self._module)
-        lines.extra_traceback = False  # to print the graph is to fix its symbolic sizes
-        if given is None:
+    @classmethod
+    def run_all(cls, module: nn.Module, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
+        """Stand for the forward of the module."""
+        lines = cls(module, recorder)
+        if not kwargs:
             return lines.run(*args)
-        return self._module.graph._codegen.process_outputs(lines.run(*given, enable_io_processing=False))
+        codegen = lines.graph._codegen
+        given = codegen.process_inputs(*args, **kwargs)
+        return codegen.process_outputs(lines.run(*given, enable_io_processing=False))
 
 
 def _is_generated(module: nn.Module) -> bool:
@@ -842,26 +841,11 @@ def _looked_at(func: Any) -> _Function:
 _known = cache(_looked_at)
 
 
-def _handler(own: str, name: str) -> Handler:  # noqa: PLR0911 - one for each kind
+def _handler(own: str, name: str) -> Handler:
     if own == "__set__":
         return Recorder.assign if name == "data" else Recorder.answer
-    if name in _RANKS:
-        return Recorder.rank
-    if name in _SIZES:
-        return Recorder.size
-    if name in _QUESTIONS or name in TAKING:
-        return Recorder.ask
-    if name in _GRADIENTS:
-        return Recorder.switch
-    if name in ("split", "chunk"):
-        return Recorder.cut
-    if name in ("to", "type_as"):
-        return Recorder.cast
-    if name in _MAKING:
-        return Recorder.make
-    if own == "__get__":
-        return Recorder.operate if name in _TENSORS else Recorder.answer
-    return Recorder.answer if name in _FACTS else Recorder.operate
+    is_fact = name in _FACTS or (own == "__get__" and name not in _TENSORS)
+    return _HANDLERS.get(name, Recorder.answer if is_fact else Recorder.operate)
 
 
 def _spelling(func: Any, own: str) -> tuple[str, Any, bool]:
@@ -879,14 +863,6 @@ def _spelling(func: Any, own: str) -> tuple[str, Any, bool]:
     return "call_method", own, False
 
 
-_RANKS = frozenset({"dim", "ndimension", "ndim"})
-_SIZES = frozenset({"shape", "size", "sym_size", "numel", "nelement", "sym_numel", "__len__"})
-_QUESTIONS = frozenset(
-    {
-        "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__repr__",
-        "__format__", "equal", "allclose", "is_nonzero", "_local_scalar_dense", "_assert",
-    }
-)  # fmt: skip
 _CUT = {"input": "x", "tensor": "x", "split_size": "how", "split_size_or_sections": "how", "chunks": "how"}
 """The arguments of functions that cut a tensor, by their names in torch."""
 TAKING = frozenset(
@@ -908,10 +884,21 @@ _CUTTING = TAKING_SIZES | frozenset(
     }
 )  # fmt: skip
 """What may take another part at another size, or depend on it by numbers in the code."""
-_GRADIENTS = frozenset({"_set_grad_enabled", "_enter_inference_mode"})
+_QUESTIONS = (
+    "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__repr__",
+    "__format__", "equal", "allclose", "is_nonzero", "_local_scalar_dense", "_assert",
+)  # fmt: skip
+_HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(("dim", "ndimension", "ndim"), Recorder.rank),
+    **dict.fromkeys(("shape", "size", "sym_size", "numel", "nelement", "sym_numel", "__len__"), Recorder.size),
+    **dict.fromkeys((*_QUESTIONS, *TAKING), Recorder.ask),
+    **dict.fromkeys(("_set_grad_enabled", "_enter_inference_mode"), Recorder.switch),
+    **dict.fromkeys(("split", "chunk"), Recorder.cut),
+    **dict.fromkeys(("to", "type_as"), Recorder.cast),
+    **dict.fromkeys((f"new_{kind}" for kind in ("tensor", "empty", "zeros", "ones", "full")), Recorder.make),
+}
 _TENSORS = frozenset({"data", "T", "mT", "H", "mH", "real", "imag"})
-_MAKING = frozenset({f"new_{kind}" for kind in ("tensor", "empty", "zeros", "ones", "full")})
-"""What makes a tensor of the kind of another."""
+"""Attributes of a tensor that are tensors."""
 _FACTS = frozenset(
     {
         "stride", "storage_offset", "element_size", "is_contiguous", "is_floating_point", "is_complex", "get_device",
