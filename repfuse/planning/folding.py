@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
@@ -34,7 +35,7 @@ class Uses:
             self._other_names[tensor].append(name)
         self._read: dict[int, list[fx.Node]] = defaultdict(list)
         self._elsewhere = {self._tensors[name] for name in recording.elsewhere}
-        self._over = dict[ModuleCall, list[str]]()
+        self._passed_over = cache(self._passed_over_by)
         for node in recording.nodes:
             if node.op == "get_attr":
                 self._read[self._tensors[str(node.target)]].append(node)
@@ -59,14 +60,12 @@ class Uses:
                 if path not in inside:
                     self.reached[path].append(path + name[len(outer) :])
 
-    def _passed_over(self, call: ModuleCall) -> list[str]:
+    def _passed_over_by(self, call: ModuleCall) -> list[str]:
         """Return the paths of the modules around the called one that are not under way: none, where each called the
         next.
         """
-        if call not in self._over:
-            inside = {each.path for each in call.chain()}
-            self._over[call] = [path for path in above(call.path) if path not in inside]
-        return self._over[call]
+        inside = {each.path for each in call.chain()}
+        return [path for path in above(call.path) if path not in inside]
 
     def _names_for(self, target: str, call: ModuleCall) -> list[str]:
         """Return the names by which the call may have found ``target``: of what it holds itself, its own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, combinations
 from typing import NamedTuple
 
@@ -131,7 +131,7 @@ class Estimate:
         self.meanings = meanings
         self.recording = meanings.recording
         self.policy = policy
-        self._known: dict[fx.Node, Cost] = {}
+        self.of_node = cache(self._cost)
 
     def price(self, cost: Cost) -> float:
         """Return what the policy compares."""
@@ -141,13 +141,9 @@ class Estimate:
         """Whether the policy prefers ``after`` by enough to replace ``before`` by it."""
         return is_better(after, before, self.policy)
 
-    def forget(self, node: fx.Node) -> None:
-        """Forget what a node costs, whose meaning has changed."""
-        self._known.pop(node, None)
-
     def of_nodes(self, nodes: Iterable[fx.Node]) -> Cost:
         """Cost of the nodes as they are, computed weights included."""
-        return total(map(self._node, nodes))
+        return total(map(self.of_node, nodes))
 
     def of_map(self, expression: Expression, source: fx.Node, output: Sequence[int]) -> Cost:
         """Cost of an expression as one convolution from the value of ``source`` to a map of shape ``output``."""
@@ -180,11 +176,6 @@ class Estimate:
         nodes = self.meanings.before_phases(group.nodes) or [root]
         layered = [node for node in nodes if isinstance(self.meanings[node], Through)]
         return self.recording.shape_of[(layered or nodes)[-1]]
-
-    def _node(self, node: fx.Node) -> Cost:
-        if node not in self._known:
-            self._known[node] = self._cost(node)
-        return self._known[node]
 
     def _cost(self, node: fx.Node) -> Cost:  # noqa: PLR0911
         if node not in self.recording.shape_of or node.op in ("placeholder", "get_attr"):

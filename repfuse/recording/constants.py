@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -158,14 +158,14 @@ class Constants:
         self._memory = recording.memory
         self._pure: set[fx.Node] = set()
         self._by_name: dict[str, fx.Node] = {}
-        self._names: dict[fx.Node, str | None] = {}
-        self._leaves: dict[str, tuple[str, ...]] = {}
+        self._name = cache(self._name_anew)
+        self._leaves = cache(self._leaves_of)
         self.asked: set[str] = set()
 
     def settle(self) -> None:
         """Find the constants anew, by the marks that the recording has now."""
         self._pure.clear()
-        self._names.clear()
+        self._name.cache_clear()
         for node in self.recording.nodes:
             if self._is_pure(node):
                 self._pure.add(node)
@@ -190,11 +190,7 @@ class Constants:
         ``block.weight`` for a tensor of the model as it is, ``%mul_3`` (the node's name) for a computed one. The value
         is the same for all who read the node.
         """
-        if not isinstance(value, fx.Node):
-            return None
-        if value not in self._names:
-            self._names[value] = self._name(value)
-        return self._names[value]
+        return self._name(value) if isinstance(value, fx.Node) else None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a value that ``name_of`` named, or of a parameter or buffer."""
@@ -204,12 +200,10 @@ class Constants:
     def leaves(self, name: str) -> tuple[str, ...]:
         """Return the names of the parameters and buffers that the value is computed from, each once."""
         node = self._by_name.get(name)
-        if node is None:
-            return (name,)
-        if name not in self._leaves:
-            stored = (str(step.target) for step in self._steps(node, node) if self._is_stored(step))
-            self._leaves[name] = tuple(dict.fromkeys(stored))
-        return self._leaves[name]
+        return (name,) if node is None else self._leaves(node)
+
+    def _leaves_of(self, node: fx.Node) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(str(step.target) for step in self._steps(node) if self._is_stored(step)))
 
     def floating_leaves(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return which parameters and buffers of floating dtype the values are computed from."""
@@ -237,7 +231,7 @@ class Constants:
         if node is None:
             return widened(tensors(name))
         with torch.no_grad():
-            value = self._run(self._steps(node, node), lambda leaf: widened(tensors(leaf)))
+            value = self._run(self._steps(node), lambda leaf: widened(tensors(leaf)))
             return torch.as_tensor(value[node])
 
     def numbers(self, name: str) -> Any:
@@ -245,7 +239,7 @@ class Constants:
         self.asked.add(name)
         return self.evaluate(name, self.tensors.__getitem__).tolist()
 
-    def _name(self, node: fx.Node) -> str | None:
+    def _name_anew(self, node: fx.Node) -> str | None:
         if node not in self.recording.shape_of or not self._is_steady(node):
             return None
         name = str(node.target) if self._is_stored(node) else f"%{node.name}"
@@ -254,7 +248,7 @@ class Constants:
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether the value is constant, as it is when the node was made."""
-        return node in self._pure and all(map(self._is_sound, self._steps(node, node)))
+        return node in self._pure and all(map(self._is_sound, self._steps(node)))
 
     def _is_steady(self, node: fx.Node) -> bool:
         """Whether the value is constant and no reader of the node sees it changed in place."""
@@ -267,12 +261,12 @@ class Constants:
     def _is_sound(self, step: fx.Node) -> bool:
         return step in self._pure and not self._memory.is_rewritten(step)
 
-    def _steps(self, node: fx.Node, stop: fx.Node) -> list[fx.Node]:
-        """Return all that has to run for the value of ``node`` as it is after ``stop``, in order."""
+    def _steps(self, node: fx.Node) -> list[fx.Node]:
+        """Return all that has to run for the value of ``node`` as it is when that was made, in order."""
         if node.op == "get_attr" and not self._memory.writers(node):
             return [node]
         order = self.recording.order
-        end, found, pending = order[stop], set[fx.Node](), [node]
+        end, found, pending = order[node], set[fx.Node](), [node]
         while pending:
             step = pending.pop()
             if step in found:

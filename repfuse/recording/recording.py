@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import compress
 from typing import Any
 
@@ -65,7 +65,7 @@ class Recording:
         self._comparison = comparison
         self.memory = Memory(run)
         self.sizes = self._settle_sizes()
-        self._trusted: dict[tuple[ModuleCall, ModuleCall], Mark | None] = {}
+        self._doubt = cache(self._doubt_anew)
         self.marks: dict[ModuleCall, Mark] = dict(comparison.marks)
         self.leaking: set[ModuleCall] = set()
         self.unwritable: dict[ModuleCall, Mark] = {}
@@ -154,12 +154,9 @@ class Recording:
             reader
         ):
             return _AUTOCAST
-        one, other = self.call_of[node], self.call_of[reader]
-        if (one, other) not in self._trusted:
-            self._trusted[one, other] = self._doubt(one, other)
-        return self._trusted[one, other]
+        return self._doubt(self.call_of[node], self.call_of[reader])
 
-    def _doubt(self, one: ModuleCall, other: ModuleCall) -> Mark | None:
+    def _doubt_anew(self, one: ModuleCall, other: ModuleCall) -> Mark | None:
         if not (self.marks or self.closed):
             return None
         above = set(other.chain())
@@ -176,13 +173,13 @@ class Recording:
             if each in self.unwritable:
                 self.marks.setdefault(each, self.unwritable[each])
             self.unwritable.setdefault(each, mark)
-        self._trusted.clear()
+        self._doubt.cache_clear()
         self.constants.settle()
 
     def close(self, path: str) -> None:
         """Let nothing merge across the border of the module at ``path`` from now on: its calls are not alike there."""
         self.closed.add(path)
-        self._trusted.clear()
+        self._doubt.cache_clear()
         self.constants.settle()
 
     def mark_of(self, node: fx.Node, *, any_rank: bool = True) -> Mark | None:
@@ -273,7 +270,7 @@ class Recording:
         before = -1
         while len(self.marks) > before:
             before = len(self.marks)
-            self._trusted.clear()
+            self._doubt.cache_clear()
             self.constants.settle()
             for call in asking:
                 if call not in self.marks and not all(map(self.constants.is_constant, call.asked)):
