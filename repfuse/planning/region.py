@@ -236,20 +236,8 @@ class Estimate:
 Refuse = Callable[[NotAffine, fx.Node, Cost | None, Cost | None], None]
 
 
-def grouped(terms: Sequence[Term], root: fx.Node, estimate: Estimate, refuse: Refuse) -> tuple[Group, ...]:
-    """Partition the terms of ``root`` into groups that are one map each, each worth its merging."""
-    by_source: dict[object, list[Term]] = defaultdict(list)
-    for term in terms:
-        by_source[term.source, term.span].append(term)
-    groups: list[Group] = []
-    for members in by_source.values():
-        merging = _Merging(root, estimate, refuse)
-        groups += map(merging.of_chosen, merging.run(members))
-    return tuple(groups)
-
-
 class _Merging:
-    """Merges the terms of one source."""
+    """Merges terms of ``root``, those of one source after another, into groups that are one map each."""
 
     def __init__(self, root: fx.Node, estimate: Estimate, refuse: Refuse) -> None:
         self.root = root
@@ -416,7 +404,11 @@ def pieces(region: Region, meanings: Meanings) -> list[Piece]:
 
 def region_of(root: fx.Node, terms: Sequence[Term], estimate: Estimate, refuse: Refuse) -> Region:
     """Return the region of these terms, without the no-ops at its end: they stay, after the one convolution."""
-    groups = grouped(terms, root, estimate, refuse)
+    by_source: dict[object, list[Term]] = defaultdict(list)
+    for term in terms:
+        by_source[term.source, term.span].append(term)
+    merging = _Merging(root, estimate, refuse)
+    groups = tuple(merging.of_chosen(group) for each in by_source.values() for group in merging.run(each))
     nodes = frozenset(chain.from_iterable(group.nodes for group in groups))
     undone = frozenset[fx.Node]().union(*(term.undone for group in groups for term in group.terms))
     passing = frozenset(filter(estimate.passes, nodes - undone))
