@@ -362,10 +362,10 @@ class _Rewriting:
 
     def _body(self, block: Block, owner: nn.Module) -> nn.Module:
         """Return the new body of a block: the plainest module that computes its graph."""
-        made = {name: self._convolution(fused) for name, fused in zip(block.names, block.fused, strict=True)}
+        made = {name: self._convolution(fused) for name, fused in block.fused.items()}
         if block.steps is None:
             body: nn.Module = _graph_module(owner, block.graph, made, block.kept)
-        elif block.fused and block.fused[0].path == block.path:
+        elif any(fused.path == block.path for fused in block.fused.values()):
             (body,) = made.values()
         elif block.steps:
             steps = [(name, made[name] if name in made else owner.get_submodule(name)) for name in block.steps]

@@ -56,7 +56,7 @@ class Uses:
         inside = {each.path for each in call.chain()}
         for name in self._names_for(target, call):
             for outer in above(name):
-                path = self._recording.paths(outer)[0]
+                path = self._recording.paths[outer][0]
                 if path not in inside:
                     self.reached[path].append(path + name[len(outer) :])
 
@@ -71,7 +71,7 @@ class Uses:
         """Return the names by which the call may have found ``target``: of what it holds itself, its own."""
         names = self.names_of(target)
         for each in call.chain() if len(names) > 1 else ():
-            within = tuple(f"{path}." for path in self._recording.paths(each.path) if path)
+            within = tuple(f"{path}." for path in self._recording.paths[each.path] if path)
             own = [name for name in names if f"{name}.".startswith(within)]
             if own != names:
                 return own or names
@@ -80,7 +80,7 @@ class Uses:
     def names_of(self, target: str) -> list[str]:
         """Return all names of a module or a tensor."""
         if target in self._recording.modules:
-            return self._recording.paths(target)
+            return self._recording.paths[target]
         return self._other_names[self._tensors[target]]
 
     def reads(self, module: nn.Module, path: str, keeps_tensors: bool) -> bool:

@@ -214,7 +214,7 @@ class LayingOut:
         kept: dict[ModuleCall, list[Region]] = defaultdict(list)
         for call, members in blocks.items():
             for region in members:
-                inner = {each for node in self._nodes_in(call, region) for each in self._up_to(node, call)}
+                inner = self._within(call, self._nodes_in(call, region))
                 torn = [each.path for each in inner if each.path in rewritten and each not in blocks]
                 if torn:
                     error = NotAffine("called-differently", f"another call of {torn[0]!r} is merged on its own")
@@ -238,8 +238,9 @@ class LayingOut:
         """Return the nodes of the region that the call made; a no-op before it may stand outside."""
         return [node for node in region.nodes if call.start <= self.recording.order[node] < call.stop]
 
-    def _up_to(self, node: fx.Node, call: ModuleCall) -> Iterable[ModuleCall]:
-        return self.recording.call_of[node].up_to(call)
+    def _within(self, call: ModuleCall, nodes: Iterable[fx.Node]) -> set[ModuleCall]:
+        """Return the calls within ``call`` in which the nodes were made."""
+        return {inner for node in nodes for inner in self.recording.call_of[node].up_to(call)}
 
     def _inside_of_a_line(self, call: ModuleCall, root: fx.Node) -> ModuleCall | None:
         """Return the call that made a value which is none of a line of the owner's graph; None where it is one."""
@@ -260,7 +261,7 @@ class LayingOut:
         row, *others = (self.folding.row(each, call, alike) for each in alike)
         if row is None or any(other != row for other in others):
             return False
-        self._check_hooks_within(call, region)
+        self._check_hooks(*self._within(call, region.nodes))
         within: dict[ModuleCall, list[fx.Node]] = defaultdict(list)
         for node in row.norms:
             within[self.recording.call_of[node]].append(node)
@@ -276,7 +277,7 @@ class LayingOut:
         if row.stays:
             self.layout.folds.append(fused)
         else:
-            self.layout.blocks.append(Block(path, fx.Graph(), ("fused",), (fused,), ("fused",)))
+            self.layout.blocks.append(Block(path, fx.Graph(), ("fused",), {"fused": fused}))
         self.layout.identities += [path for path in row.others if path not in (norm, *self.layout.identities)]
         self.layout.blocks += [body for body in bodies if body is not None]
         return True
@@ -286,16 +287,11 @@ class LayingOut:
         rows = self.folding.rows(region, call)
         if rows is None or any(self.keeps_norm(region, group) for group in region.written):
             return False
-        self._check_hooks_within(call, region)
+        self._check_hooks(*self._within(call, region.nodes))
         for row, group in zip(rows, region.written, strict=True):
             self.layout.folds.append(Fused(row.convolution, call.path, "fold", region, group))
             self.layout.identities += [path for path in row.others if path not in self.layout.identities]
         return True
-
-    def _check_hooks_within(self, call: ModuleCall, region: Region) -> None:
-        """Raise NotAffine where a part of a row has hooks: they would see another value."""
-        for path in {inner.path for node in region.nodes for inner in self._up_to(node, call)}:
-            self._check_hooks(path)
 
     def _layer(self, call: ModuleCall, region: Region, row: ModuleRow) -> Block | None:
         """Return the row's layer as the new body of the module that calls it, if its ``fuse`` would put it there, too.
@@ -305,7 +301,7 @@ class LayingOut:
         module, layer = (self.recording.modules[path] for path in (call.path, row.convolution))
         if not is_replaced_by(type(module), type(layer)):
             return None
-        for path in self.recording.paths(call.path):
+        for path in self.recording.paths[call.path]:
             for outer in ("", *above(path)):
                 inside = path.removeprefix(outer).split(".")
                 name = next((part for part in reversed(inside) if part and not part.isdecimal()), None)
@@ -316,7 +312,7 @@ class LayingOut:
             block = self._block(call, [region])
         except NotAffine:  # it has hooks, or a part of it is used from outside
             return None
-        (fused,) = block.fused
+        (fused,) = block.fused.values()
         neighbours = fused.norm or fused.expression.has_ones or needs_separate_pad(fused.expression.geometry)
         return block if fused.path == call.path and not neighbours else None
 
@@ -342,7 +338,7 @@ class LayingOut:
             meaning = self.meanings[norm]
             assert isinstance(meaning, Scaled)
             replacements.append(Replacement(norm, (Summand(meaning.input, None),), frozenset({norm})))
-        self._check_hooks(call.path)
+        self._check_hooks(call)
         graph = local_graph(self.meanings, call, replacements)
         self._check_uses(call, graph)
         return Block(call.path, graph, self._steps(call, graph))
@@ -354,8 +350,7 @@ class LayingOut:
         name_of = {id(group): name for (_, group), name in zip(fused, names, strict=True)}
         replacements = [each for member in candidates for each in self._replacements(call, member, name_of)]
         replaced = {node for each in replacements for node in each.nodes}
-        for path in {call.path, *(inner.path for node in replaced for inner in self._up_to(node, call))}:
-            self._check_hooks(path)
+        self._check_hooks(call, *self._within(call, replaced))
         self._check_readers(call, replaced)
         graph = local_graph(self.meanings, call, replacements)
         kept, steps = self._unread(call, replacements, graph), self._steps(call, graph)
@@ -370,13 +365,12 @@ class LayingOut:
             check_names(graph)
         # A block that is one convolution and nothing else is that convolution, unless its class names a place for it.
         alone = form == "chain" and steps == ("fused",)
-        paths = [call.path if alone else join(call.path, name) for name in names]
-        written = tuple(
-            Fused(path, call.path, form, candidate, group, join(path, "norm") if norm else "")
-            for path, (candidate, group) in zip(paths, fused, strict=True)
-            for norm in [self.keeps_norm(candidate, group)]
-        )
-        return Block(call.path, graph, steps if form == "chain" else None, written, names, kept)
+        written = {}
+        for name, (candidate, group) in zip(names, fused, strict=True):
+            path = call.path if alone else join(call.path, name)
+            norm = join(path, "norm") if self.keeps_norm(candidate, group) else ""
+            written[name] = Fused(path, call.path, form, candidate, group, norm)
+        return Block(call.path, graph, steps if form == "chain" else None, written, kept)
 
     def _names(self, call: ModuleCall, candidates: list[Region]) -> tuple[str, ...]:
         """Name the convolutions of the owner's new body, one for each candidate.
@@ -419,7 +413,7 @@ class LayingOut:
         Modules that are no-ops stay at the end of the block, and operations in blocks that are not dissolved with
         ``nodes`` stay there.
         """
-        dissolved = {call, *(above for node in nodes for above in self._up_to(node, call))}
+        dissolved = {call, *self._within(call, nodes)}
         after, passed = list[fx.Node](), list[fx.Node]()
         while len(readers := [user for user in root.users if not self.meanings.reads_nothing(user, root)]) == 1:
             (root,) = readers
@@ -473,7 +467,8 @@ class LayingOut:
             if name not in kept and not any(f"{name}.".startswith(f"{path}.") for path in there):
                 raise NotAffine("outer-reference", f"{target!r} is used from outside of {call.path!r}")
 
-    def _check_hooks(self, path: str) -> None:
-        module = self.recording.modules[path]
-        if hooks_of(module):
-            raise NotAffine("hooks", f"{path or 'the model'} carries hooks, which the rewrite would lose")
+    def _check_hooks(self, *calls: ModuleCall) -> None:
+        """Raise NotAffine where one of the modules has hooks: they would be lost, or see another value."""
+        for path in {call.path for call in calls}:
+            if hooks_of(self.recording.modules[path]):
+                raise NotAffine("hooks", f"{path or 'the model'} carries hooks, which the rewrite would lose")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property, partial
 from itertools import compress
@@ -83,16 +84,13 @@ class Recording:
         """The position of each node."""
         return {node: index for index, node in enumerate(self.nodes)}
 
-    def paths(self, path: str) -> list[str]:
-        """Return all paths of the module at ``path``."""
-        return self._paths[self.modules[path]]
-
     @cached_property
-    def _paths(self) -> dict[nn.Module, list[str]]:
-        found: dict[nn.Module, list[str]] = {}
+    def paths(self) -> dict[str, list[str]]:
+        """All paths of the module at each path."""
+        found: dict[nn.Module, list[str]] = defaultdict(list)
         for path, module in self.modules.items():
-            found.setdefault(module, []).append(path)
-        return found
+            found[module].append(path)
+        return {path: found[module] for path, module in self.modules.items()}
 
     @property
     def depends_on_weights(self) -> bool:
