@@ -17,10 +17,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 _PLAIN = (bool, int, float, str, type(None))
 
 
-class NotDescribable(ValueError):
-    """A value is neither a tensor nor plain data."""
-
-
 @dataclass(frozen=True)
 class Arguments:
     """What a network is given in one call, by position."""
@@ -75,15 +71,15 @@ class Arguments:
 
 
 def description(value: Any) -> Any:
-    """Return what ``describe`` returns, and None where it raises NotDescribable."""
+    """Return what ``describe`` returns, and None where it raises ValueError."""
     try:
         return describe(value)
-    except NotDescribable:
+    except ValueError:
         return None
 
 
 def describe(value: Any) -> Any:
-    """Return a value as JSON-ready data, tensors by shape and dtype. Raises NotDescribable for anything else."""
+    """Return a value as JSON-ready data, tensors by shape and dtype. Raises ValueError for anything else."""
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if type(value) in (list, tuple):
@@ -94,7 +90,7 @@ def describe(value: Any) -> Any:
         return {"float": str(value)}  # JSON has no such numbers
     if type(value) in _PLAIN:
         return {"value": value}
-    raise NotDescribable(type(value).__name__)
+    raise ValueError(f"a {type(value).__name__} is neither a tensor nor plain data")
 
 
 def recreate(description: Any, like: Tensor, fill: Callable[[Tensor], object] = Tensor.zero_) -> Any:
