@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from itertools import compress
 from typing import Any
 
@@ -29,7 +29,7 @@ from repfuse.plans import ROOT
 from repfuse.recording.arguments import Arguments, other_ranks, try_other_sizes
 from repfuse.recording.comparing import Mark, SizeComparison
 from repfuse.recording.constants import Constants, Memory, called
-from repfuse.recording.copies import TO_RUN, copy_with, like
+from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import OverwritesItself
 from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address, noting_calls
 from repfuse.recording.run import ModuleCall, Run
@@ -334,8 +334,7 @@ class Runs:
     def __init__(self, module: nn.Module, running: list[Recorder]) -> None:
         self.module = module
         self.running = running
-        self.tensors = list(named_tensors(module))
-        self.shares = not any(x.layout is not torch.strided or x.is_inference() for _, x in self.tensors)
+        self.shares = not any(x.layout is not torch.strided or x.is_inference() for _, x in named_tensors(module))
         self.sketches = True
         self.subject: Subject | None = None
         self.may_hold_more = True  # after a run that failed: nothing says yet that it keeps nothing of what it does
@@ -375,8 +374,7 @@ class Runs:
 
     def _copy(self) -> Subject:
         storages: dict[int, Any] = {}
-        change = _shared if self.shares else partial(_cloned, storages)
-        copy = copy_with(self.module, TO_RUN | {id(x): like(x, change(x)) for _, x in self.tensors})
+        copy = changed_copy(self.module, lambda _, x: x if self.shares else _cloned(storages, x), to_run=True)
         return Subject(copy, shares_memory=self.shares)
 
     def attempt(self, arguments: Arguments, comparison: SizeComparison) -> tuple[Run | None, int]:
@@ -390,10 +388,6 @@ class Runs:
             comparison.add_failed(failed)
             return None, len(failed.nodes)
         return run, len(run.nodes)
-
-
-def _shared(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _cloned(storages: dict[int, Any], tensor: Tensor) -> Tensor:
