@@ -246,7 +246,8 @@ class Planner:
                 sums = (reader for reader in search.readers.get(norm, ()) if isinstance(self.meanings.get(reader), Sum))
                 places = map(recording.where, (root_of.get(norm, norm), *sums))
                 of_region = next((said[where] for where in places if where in said), None)
-                self.refuse(of_region or _why_it_stays(norm, search), norm)
+                why = of_region or _why_not_before(norm, search) or _why_not_behind(norm, search) or _why_alone(norm)
+                self.refuse(why, norm)
 
     def _keeps_norm(self, region: Region, group: Group) -> bool:
         """Whether a BatchNorm stays behind what the group becomes, which takes channels on the second axis.
@@ -353,11 +354,6 @@ class Planner:
 
 
 # Normalisations that stay: each is a refusal by its own name, with what stands in the way beside it.
-
-
-def _why_it_stays(norm: fx.Node, search: Search) -> NotAffine:
-    """Return why a normalisation merges neither with what makes its input nor with what reads its result."""
-    return _why_not_before(norm, search) or _why_not_behind(norm, search) or _why_alone(norm)
 
 
 def _why_not_before(norm: fx.Node, search: Search) -> NotAffine | None:

@@ -108,21 +108,18 @@ class SizeComparison:
         """Yield the calls that decide by a size, without that both answers were seen; or that make plain numbers of
         one, if it ``leaves``.
         """
-        for call in self._deciding():
+        for call in self.first.every_call():
             if self._has_open(call, lambda decision: decision.leaves is leaves):
                 yield call
 
     def decides_by_rank(self) -> bool:
         """Whether a call decides by the number of axes, without that both answers were seen."""
-        calls = self._deciding()
+        calls = self.first.every_call()
         return any(self._has_open(call, lambda decision: decision.of_rank and not decision.leaves) for call in calls)
-
-    def _deciding(self) -> Iterator[ModuleCall]:
-        return (call for call in self.first.every_call() if (call.path, call.number) in self._asked)
 
     def _has_open(self, call: ModuleCall, concerns: Callable[[Decision], bool]) -> bool:
         """Whether not all answers were seen to one of a call's decisions that this concerns."""
-        for asked in self._asked[call.path, call.number]:
+        for asked in self._asked.get((call.path, call.number), ()):
             alike = asked.times == self._runs  # what some runs ask hangs on another answer
             if not asked.times or (alike and len(asked.answers) == 1) or not any(map(concerns, asked.answers)):
                 continue

@@ -195,7 +195,7 @@ class Constants:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a value that ``name_of`` named, or of a parameter or buffer."""
         node = self._by_name.get(name)
-        return tuple(self._stored(name).shape) if node is None else self.recording.shape_of.get(node, ())
+        return tuple(self.tensors[name].shape) if node is None else self.recording.shape_of.get(node, ())
 
     def leaves(self, name: str) -> tuple[str, ...]:
         """Return the names of the parameters and buffers that the value is computed from, each once."""
@@ -208,7 +208,7 @@ class Constants:
     def floating_leaves(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return which parameters and buffers of floating dtype the values are computed from."""
         leaves = dict.fromkeys(leaf for name in names for leaf in self.leaves(name))
-        return tuple(leaf for leaf in leaves if self._stored(leaf).is_floating_point())
+        return tuple(leaf for leaf in leaves if self.tensors[leaf].is_floating_point())
 
     def is_computed(self, name: str) -> bool:
         """Whether the value is computed in every forward, and no parameter or buffer as it is."""
@@ -248,7 +248,8 @@ class Constants:
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether the value is constant, as it is when the node was made."""
-        return node in self._pure and all(map(self._is_sound, self._steps(node)))
+        rewritten = self._memory.is_rewritten
+        return node in self._pure and all(x in self._pure and not rewritten(x) for x in self._steps(node))
 
     def _is_steady(self, node: fx.Node) -> bool:
         """Whether the value is constant and no reader of the node sees it changed in place."""
@@ -257,9 +258,6 @@ class Constants:
         order = self.recording.order
         last_use = max((order.get(user, len(order)) for user in node.users), default=0)
         return not any(order[node] < order[writer] < last_use for writer in self._memory.writers(node))
-
-    def _is_sound(self, step: fx.Node) -> bool:
-        return step in self._pure and not self._memory.is_rewritten(step)
 
     def _steps(self, node: fx.Node) -> list[fx.Node]:
         """Return all that has to run for the value of ``node`` as it is when that was made, in order."""
@@ -300,9 +298,6 @@ class Constants:
             else:
                 values[step] = _result(step, values, read)
         return values
-
-    def _stored(self, name: str) -> Any:
-        return self.tensors[name]
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:

@@ -118,7 +118,8 @@ class Recorder(TorchFunctionMode):
         root = self.found.calls[""][0]
         self.found.root = root
         root.args = placed
-        self.found.finish(root.output)
+        if self.found.with_graph:
+            self.found.graph.output(root.output)
         self._find_kept((result, arguments.args))
         self._find_written(held)
         return self.found
@@ -143,7 +144,7 @@ class Recorder(TorchFunctionMode):
         result, name = func(*args, **kwargs), _function(func).name
         if name in ("is_same_size", "nbytes", "stride"):
             shapes = tuple(tuple(x.shape) for x in tensors_of(args))
-            self._call_decides(Decision(name, shapes, (), None, of_rank=False, leaves=True))
+            self._call_decides(Decision(name, shapes, leaves=True))
         if isinstance(result, torch.dtype | torch.device):
             self._asked[self._current][result] = self._node(args[0])
         return result
@@ -160,7 +161,7 @@ class Recorder(TorchFunctionMode):
         if type(result) is not int:
             return result
         if name == "__len__":  # Python makes a plain int of it
-            self._call_decides(Decision(name, (result,), (), None, of_rank=False, leaves=True))
+            self._call_decides(Decision(name, (result,), leaves=True))
         if name in ("size", "sym_size", "__len__"):
             given = args[1] if len(args) > 1 else kwargs.get("dim", 0)
             return Dimension(result, (SIZE, node, int.__int__(given)), self._decide)
@@ -201,7 +202,7 @@ class Recorder(TorchFunctionMode):
         named = {_CUT.get(name, name): value for name, value in kwargs.items()}
         x, how, dim = (*args, *(named.get(name, 0) for name in ("x", "how", "dim")[len(args) :]))
         if isinstance(x, Tensor) and type(how) is type(dim) is int:
-            self._call_decides(Decision(PIECES, (x.shape[dim],), (how,), None, of_rank=False))
+            self._call_decides(Decision(PIECES, (x.shape[dim],), (how,)))
         return self.operate(func, args, kwargs)
 
     def cast(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -310,12 +311,8 @@ class Recorder(TorchFunctionMode):
         """Let the tensors in a result stand for ``node``, or for its parts."""
         if isinstance(value, Tensor):
             self._remember(value, node)
-        elif isinstance(value, (tuple, list)):
-            for index, part in enumerate(value):
-                if tensors_of(part):
-                    self._remember_all(part, self._make("call_function", operator.getitem, (node, index), {}))
-        elif isinstance(value, dict):
-            for key, part in value.items():
+        elif isinstance(value, (tuple, list, dict)):
+            for key, part in value.items() if isinstance(value, dict) else enumerate(value):
                 if tensors_of(part):
                     self._remember_all(part, self._make("call_function", operator.getitem, (node, key), {}))
 
@@ -537,7 +534,8 @@ class Recorder(TorchFunctionMode):
             if node is not None and x is result:  # as nearly always
                 return node
             if node is None and id(x) not in self._names:
-                self.found.escaping.update(_nodes((call.args, call.kwargs)))
+                given = tree_leaves((call.args, call.kwargs))
+                self.found.escaping.update(leaf for leaf in given if type(leaf) in _NODES)
                 self.found.returned.add(self._unknown(x))
         return self._noted(result)
 
@@ -948,10 +946,6 @@ def _held(value: Any, depth: int = 0) -> Iterator[Tensor]:
 
 _DEEPEST = 8
 """How deep results lie in each other."""
-
-
-def _nodes(value: Any) -> list[Node]:
-    return [leaf for leaf in tree_leaves(value) if type(leaf) in _NODES]
 
 
 _NODES = frozenset({fx.Node, Step})

@@ -240,11 +240,6 @@ class Run:
         self._names[base], self._names[name] = count, 0
         return name
 
-    def finish(self, output: Any) -> None:
-        """End the graph with what the network returned."""
-        if self.with_graph:
-            self.graph.output(output)
-
     def add(self, node: Node, call: ModuleCall) -> None:
         """Take in the next node."""
         self.nodes.append(node)

@@ -28,9 +28,9 @@ class Decision(NamedTuple):
 
     question: str
     sizes: tuple[Any, ...]
-    others: tuple[Any, ...]
-    outcome: bool | None
-    of_rank: bool
+    others: tuple[Any, ...] = ()
+    outcome: bool | None = None
+    of_rank: bool = False
     leaves: bool = False
 
 
