@@ -9,16 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from repfuse.algebra.evaluation import border_takes_weights, check_borders
-from repfuse.algebra.expression import (
-    Expression,
-    Identity,
-    Scaled,
-    Sum,
-    branches,
-    homogeneous,
-    layers,
-    through,
-)
+from repfuse.algebra.expression import Expression, Identity, Scaled, Sum, branches, homogeneous, layers, through
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Convolution, Layer, Normalisation, mixes
 from repfuse.algebra.transposed import TransposedGeometry

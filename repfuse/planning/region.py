@@ -29,14 +29,7 @@ from repfuse.ops.meaning import Rearranged, Same, inputs_of
 from repfuse.ops.spelling import operator_of
 from repfuse.ops.sums import ARITHMETIC
 from repfuse.ops.table import Meanings
-from repfuse.planning.cost import (
-    convolution_cost,
-    elementwise_cost,
-    filter_cost,
-    homogeneous_cost,
-    is_better,
-    price,
-)
+from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, homogeneous_cost, is_better, price
 from repfuse.plans import Cost, Key, Policy, total
 from repfuse.recording.constants import Constants
 

@@ -148,9 +148,8 @@ class Recording:
         """Return why it is not certain that ``reader`` always reads the value of ``node``; None where it is."""
         if node in self.foreign.get(reader, ()):
             return "changes-with-size", "it reads another value at other sizes"
-        if node.op not in ("placeholder", "get_attr") and self.run.autocast_of.get(node) != self.run.autocast_of.get(
-            reader
-        ):
+        state_of = self.run.autocast_of.get
+        if _computes(node) and state_of(node) != state_of(reader):
             return _AUTOCAST
         return self._doubt(self.call_of[node], self.call_of[reader])
 
@@ -191,11 +190,9 @@ class Recording:
         if node in self.uneven or (any_rank and node in self.uneven_by_rank):
             return "changes-with-size", "it is given other numbers at other sizes"
         call = self.call_of[node]
-        if call in self.leaking and node.op not in ("placeholder", "get_attr") and not self._is_of_module(node, call):
+        if call in self.leaking and _computes(node) and not self._is_of_module(node, call):
             return _LEAKING
-        return self.marks.get(call) or (
-            self.unwritable.get(call) if node.op not in ("placeholder", "get_attr") else None
-        )
+        return self.marks.get(call) or (self.unwritable.get(call) if _computes(node) else None)
 
     def _is_of_module(self, node: fx.Node, call: ModuleCall) -> bool:
         """Whether a node is the convolution that its module says it is, with the weight and the settings of that."""
@@ -404,6 +401,10 @@ def _cloned(storages: dict[int, Any], tensor: Tensor) -> Tensor:
 def _may_be_of_numbers(error: Exception) -> bool:
     """Whether a run without arithmetic may have failed because numbers meant nothing: as places in a table, say."""
     return isinstance(error, IndexError) or any(word in str(error) for word in ("index", "probability", "linalg"))
+
+
+def _computes(node: fx.Node) -> bool:
+    return node.op not in ("placeholder", "get_attr")
 
 
 def _has_number(value: Any) -> bool:

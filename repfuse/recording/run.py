@@ -141,12 +141,7 @@ class Step:
     __slots__ = ("all_input_nodes", "args", "kwargs", "op", "repeats", "target", "users")
 
     def __init__(
-        self,
-        op: str,
-        target: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        repeats: ModuleCall | None = None,
+        self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], repeats: ModuleCall | None = None
     ) -> None:
         self.op, self.target, self.args, self.kwargs, self.repeats = op, target, args, kwargs, repeats
         self.users: dict[Step, None] = {}
