@@ -52,9 +52,6 @@ class Dimension(int):
     def __reduce__(self) -> tuple[Any, ...]:
         return int, (int(self),)
 
-    def __deepcopy__(self, memo: Any) -> int:
-        return int(self)
-
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
 
