@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple, final
 
@@ -17,6 +18,7 @@ from repfuse.recording.sizes import Decision
 
 
 @final
+@dataclass(eq=False, repr=False)
 class ModuleCall:
     """A call of the module at ``path``, the ``number``-th of that module; arguments and result with nodes for tensors.
 
@@ -25,6 +27,15 @@ class ModuleCall:
     each line of that graph by its number. ``autocast`` is the state of mixed precision in which it was called.
     """
 
+    path: str
+    number: int
+    caller: ModuleCall | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    start: int
+    autocast: tuple[bool, bool]
+    own: list[Any] = field(default_factory=list)
+    lines: dict[int, fx.Node] = field(default_factory=dict)
     stop: int = 0
     output: Any = None
     decisions: tuple[Decision, ...] = ()
@@ -41,23 +52,6 @@ class ModuleCall:
     enters_autocast: bool = False
     single: Single | None = None
     """What it did, where the class of its module says all of that, and it is one function."""
-
-    def __init__(  # noqa: PLR0917
-        self,
-        path: str,
-        number: int,
-        caller: ModuleCall | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        start: int,
-        autocast: tuple[bool, bool],
-    ) -> None:
-        self.path, self.number, self.caller = path, number, caller
-        self.args, self.kwargs = args, kwargs
-        self.start = start
-        self.autocast = autocast
-        self.own: list[Any] = []
-        self.lines: dict[int, fx.Node] = {}
 
     @classmethod
     def outermost(cls, autocast: tuple[bool, bool] = (False, False)) -> ModuleCall:
