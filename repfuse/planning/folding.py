@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules.conv import _ConvNd
 
@@ -232,17 +232,11 @@ class Folding:
         """
         meaning, module = self.meanings[node], self.recording.modules[call.path]
         assert isinstance(meaning, Through) and isinstance(meaning.layer, Convolution)
-        layer, table = meaning.layer, module._parameters
-        weight = self._tensor(layer.weight)
+        layer, table, tensors = meaning.layer, module._parameters, self.recording.constants.tensors
+        weight = tensors.get(layer.weight)
         own = isinstance(module, _ConvNd | nn.Linear) and weight is not None and table.get("weight") is weight
-        bias = None if layer.bias is None else self._tensor(layer.bias)
+        bias = None if layer.bias is None else tensors.get(layer.bias)
         return own and "bias" in table and table["bias"] is bias and (bias is not None or layer.bias is None)
-
-    def _tensor(self, name: str) -> Tensor | None:
-        path, _, leaf = name.rpartition(".")
-        if name.startswith("%"):
-            return None
-        return self.recording.modules[path]._parameters.get(leaf)
 
     def _alone(self, call: ModuleCall, owner: ModuleCall, alike: list[Region], *, keeps: bool) -> bool:
         """Whether the module runs once for each of these regions in a call of the owner, and nothing else uses it."""

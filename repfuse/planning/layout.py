@@ -54,20 +54,6 @@ def check_names(graph: fx.Graph) -> None:
                 raise NotAffine("reserved-name", f"a child is called {name!r}")
 
 
-def steps_of(graph: fx.Graph) -> tuple[str, ...] | None:
-    """Return the modules that the graph is in a row, if it is: distinct direct children, each fed by the last."""
-    value, *rest = graph.nodes
-    if value.op != "placeholder":
-        return None
-    names: list[str] = []
-    for node in rest[:-1]:
-        if node.op != "call_module" or node.args != (value,) or node.kwargs or "." in str(node.target):
-            return None
-        names.append(str(node.target))
-        value = node
-    return tuple(names) if rest[-1].args == (value,) and len(set(names)) == len(names) else None
-
-
 _SLOT = re.compile(r"reparam|fused|deploy|merged")
 """How authors call the attribute that holds the convolution of a converted block."""
 
@@ -158,7 +144,8 @@ class LayingOut:
         for call, region in kept:
             alike[call, region.maps].append(region)
         for call, region in kept:
-            if (inside := self._inside_of_a_line(call, region.root)) is not None:
+            inside = self.recording.call_of[region.root]
+            if call.lines and inside is not call and region.root not in call.lines.values():
                 error = NotAffine("outer-reference", f"it is within {inside.path!r}, one line of a graph")
                 self._leave(inside, [region], error)
                 continue
@@ -241,11 +228,6 @@ class LayingOut:
     def _within(self, call: ModuleCall, nodes: Iterable[fx.Node]) -> set[ModuleCall]:
         """Return the calls within ``call`` in which the nodes were made."""
         return {inner for node in nodes for inner in self.recording.call_of[node].up_to(call)}
-
-    def _inside_of_a_line(self, call: ModuleCall, root: fx.Node) -> ModuleCall | None:
-        """Return the call that made a value which is none of a line of the owner's graph; None where it is one."""
-        inner = self.recording.call_of[root]
-        return None if not call.lines or inner is call or root in call.lines.values() else inner
 
     def _calls(self, region: Region) -> set[ModuleCall]:
         """Return every call in which a node of the region was made."""
@@ -429,8 +411,9 @@ class LayingOut:
         used = tuple(f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr"))
         vanished = vanishing(self.meanings, call, replacements)
         read = {name for node in vanished if node.op == "get_attr" for name in self.uses.names_of(str(node.target))}
-        holders = {name.rpartition(".")[0] for name in read} | {self._stock(node) for node in vanished}
-        holders -= {call.path, None}
+        made = {self.recording.call_of[node].path for node in vanished}
+        holders = {path for path in made if is_stock(self.recording.modules[path])}
+        holders = (holders | {name.rpartition(".")[0] for name in read}) - {call.path}
         there = ((join(call.path, name), name) for name, _ in named_tensors(owner, remove_duplicate=False))
         return tuple(
             name
@@ -438,14 +421,21 @@ class LayingOut:
             if full not in read and full.rpartition(".")[0] not in holders and not f"{name}.".startswith(used)
         )
 
-    def _stock(self, node: fx.Node) -> str | None:
-        """Return the path of the module of PyTorch's that made a node, if one did."""
-        path = self.recording.call_of[node].path
-        return path if is_stock(self.recording.modules[path]) else None
-
     def _steps(self, call: ModuleCall, graph: fx.Graph) -> tuple[str, ...] | None:
-        """Return the modules that the graph is in a row, if it is; a row of modules takes no arguments by name."""
-        return None if any(other.kwargs for other in self.recording.calls[call.path]) else steps_of(graph)
+        """Return the modules that the graph is in a row, if it is: distinct direct children, each fed by the last.
+
+        A row of modules takes no arguments by name.
+        """
+        value, *rest = graph.nodes
+        if value.op != "placeholder" or any(other.kwargs for other in self.recording.calls[call.path]):
+            return None
+        names: list[str] = []
+        for node in rest[:-1]:
+            if node.op != "call_module" or node.args != (value,) or node.kwargs or "." in str(node.target):
+                return None
+            names.append(str(node.target))
+            value = node
+        return tuple(names) if rest[-1].args == (value,) and len(set(names)) == len(names) else None
 
     def _check_readers(self, call: ModuleCall, nodes: set[fx.Node]) -> None:
         """Raise NotAffine where something outside reads one of the nodes that the call does not return.
