@@ -248,8 +248,10 @@ class Constants:
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether the value is constant, as it is when the node was made."""
-        rewritten = self._memory.is_rewritten
-        return node in self._pure and all(x in self._pure and not rewritten(x) for x in self._steps(node))
+        if node not in self._pure:
+            return False
+        steps = self._steps(node)
+        return self._pure.issuperset(steps) and not any(map(self._memory.is_rewritten, steps))
 
     def _is_steady(self, node: fx.Node) -> bool:
         """Whether the value is constant and no reader of the node sees it changed in place."""

@@ -149,7 +149,7 @@ class Recording:
         if node in self.foreign.get(reader, ()):
             return "changes-with-size", "it reads another value at other sizes"
         state_of = self.run.autocast_of.get
-        if _computes(node) and state_of(node) != state_of(reader):
+        if state_of(node) != state_of(reader) and _computes(node):
             return _AUTOCAST
         return self._doubt(self.call_of[node], self.call_of[reader])
 
@@ -192,7 +192,8 @@ class Recording:
         call = self.call_of[node]
         if call in self.leaking and _computes(node) and not self._is_of_module(node, call):
             return _LEAKING
-        return self.marks.get(call) or (self.unwritable.get(call) if _computes(node) else None)
+        concerned = call in self.unwritable and _computes(node)
+        return self.marks.get(call) or (self.unwritable[call] if concerned else None)
 
     def _is_of_module(self, node: fx.Node, call: ModuleCall) -> bool:
         """Whether a node is the convolution that its module says it is, with the weight and the settings of that."""
