@@ -31,7 +31,6 @@ from repfuse.ops.sums import ARITHMETIC
 from repfuse.ops.table import Meanings
 from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, homogeneous_cost, is_better, price
 from repfuse.plans import Cost, Key, Policy, total
-from repfuse.recording.constants import Constants
 
 # What a node computes, as a sum of terms: each one branch, an affine map of one source.
 
@@ -211,7 +210,7 @@ class Estimate:
         return node
 
     def _computed(self, names: Iterable[str], item: int) -> Iterator[Cost]:
-        constants: Constants = self.recording.constants
+        constants = self.recording.constants
         computed = filter(constants.is_computed, names)
         return (elementwise_cost(constants.shape(name), 1, item) for name in computed)
 
@@ -237,7 +236,7 @@ class _Merging:
         self.estimate = estimate
         self.refuse = refuse
         self.shape = estimate.recording.shape_of[root]
-        self.together: dict[tuple[Group, Group], Group | NotAffine] = {}
+        self._merge = cache(self._merged)
 
     def run(self, terms: Sequence[Term]) -> list[Group]:
         """Begin with every term for itself, and merge the two groups that save most until no two save anything."""
@@ -262,15 +261,13 @@ class _Merging:
         except NotAffine:
             return False
 
-    def _merge(self, one: Group, other: Group) -> Group | NotAffine:
-        if (one, other) not in self.together:
-            merged = Group((*one.terms, *other.terms))
-            try:
-                _ = merged.expression
-                self.together[one, other] = merged
-            except NotAffine as error:
-                self.together[one, other] = error
-        return self.together[one, other]
+    def _merged(self, one: Group, other: Group) -> Group | NotAffine:
+        merged = Group((*one.terms, *other.terms))
+        try:
+            _ = merged.expression
+        except NotAffine as error:
+            return error
+        return merged
 
     def _saving(self, one: Group, other: Group) -> float:
         merged = self._merge(one, other)

@@ -204,10 +204,7 @@ class SizeComparison:
                     continue
                 if call.own and mine_call.own and not _same_nodes(mine_call.output, call.output, match):
                     self.marks.setdefault(mine_call, _RETURNS_ANOTHER)
-                same = _same_nodes(mine_call.args, call.args, match) and (
-                    not (mine_call.kwargs or call.kwargs) or _same_nodes(mine_call.kwargs, call.kwargs, match)
-                )
-                if not same:
+                if not _same_nodes((mine_call.args, mine_call.kwargs), (call.args, call.kwargs), match):
                     self._gives_others(mine_call)
 
     def _gives_others(self, call: ModuleCall) -> None:

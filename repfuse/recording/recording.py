@@ -249,10 +249,8 @@ class Recording:
             own = (node for node in call.own if isinstance(node, fx.Node))
             if not any(called(node) in TAKING_SIZES for node in own):  # the numbers are not for these: to decide by
                 self.marks.setdefault(call, _LEAKING)
-            handed = (
-                inner for inner in call.own if isinstance(inner, ModuleCall) and _has_number((inner.args, inner.kwargs))
-            )
-            self.leaking.update(handed)
+            inside = (item for item in call.own if isinstance(item, ModuleCall))
+            self.leaking.update(inner for inner in inside if _has_number((inner.args, inner.kwargs)))
         for call in self.run.every_call():
             if call.meets_errors:
                 self.marks.setdefault(call, ("decides-by-value", "its forward catches an error"))
