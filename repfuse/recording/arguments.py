@@ -264,7 +264,7 @@ def _sizes(axes: list[Axis], step: _Step, first: int) -> dict[Axis, int]:
 
     What goes far goes there along one axis alone.
     """
-    larger = [axis for place, axis in enumerate(axes) if place % 2 == first]
+    larger = axes[first::2]
     spatial = next((axis for axis in larger if axis[0] > 0), None)
     sizes = {}
     for axis in axes:

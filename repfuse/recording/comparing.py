@@ -45,7 +45,7 @@ class SizeComparison:
 
     def __init__(self, first: Run, module: nn.Module) -> None:
         self.first = first
-        self._module = module
+        self.module = module
         self.alike: dict[fx.Node, list[tuple[Run, Step]]] = defaultdict(list)
         self.marks: dict[ModuleCall, Mark] = {}
         self.uneven: set[fx.Node] = set()
@@ -153,7 +153,7 @@ class SizeComparison:
             for one, another in zip(own, others, strict=True):
                 self._match(one, another, match, measuring)
             return
-        if measuring is None or not is_stock(self._module.get_submodule(mine.path)):
+        if measuring is None or not is_stock(self.module.get_submodule(mine.path)):
             self.marks.setdefault(mine, ("changes-with-size", "its forward does other things at other sizes"))
         inner, seen = defaultdict[str, list[ModuleCall]](list), defaultdict[str, int](int)
         for call in mine.own:

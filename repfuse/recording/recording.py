@@ -51,12 +51,10 @@ class Recording:
     the network ``elsewhere`` at other sizes.
     """
 
-    def __init__(
-        self, module: nn.Module, run: Run, comparison: SizeComparison, inputs: Sequence[Arguments] = ()
-    ) -> None:
-        self.module = module
+    def __init__(self, comparison: SizeComparison, inputs: Sequence[Arguments]) -> None:
+        run = self.run = comparison.first
+        self.module = comparison.module
         self.inputs = inputs
-        self.run = run
         self.graph, self.nodes = run.graph, run.nodes
         self.call_of, self.calls, self.root = run.call_of, run.calls, run.root
         self.shape_of, self.dtype_of = run.shape_of, run.dtype_of
@@ -77,7 +75,7 @@ class Recording:
 
     def relied_on_again(self) -> Recording:
         """Return the same without what was left alone and closed since it was made."""
-        return Recording(self.module, self.run, self._comparison, self.inputs)
+        return Recording(self._comparison, self.inputs)
 
     @cached_property
     def order(self) -> dict[fx.Node, int]:
@@ -318,7 +316,7 @@ def record(module: nn.Module, arguments: Arguments) -> Recording:
             run, _ = runs.attempt(others, comparison)
             if run is not None:
                 comparison.add_rank(run)
-    return Recording(module, first, comparison, inputs)
+    return Recording(comparison, inputs)
 
 
 class Runs:
