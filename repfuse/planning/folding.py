@@ -143,10 +143,10 @@ class ModuleRow:
 class Folding:
     """Finds such rows in one recorded network."""
 
-    def __init__(self, meanings: Meanings, uses: Uses) -> None:
+    def __init__(self, meanings: Meanings) -> None:
         self.recording = meanings.recording
         self.meanings = meanings
-        self.uses = uses
+        self.uses = Uses(self.recording)
 
     def row(self, region: Region, owner: ModuleCall, alike: list[Region]) -> ModuleRow | None:
         """Return the region as a row of modules, if it is one and nothing else uses the modules.

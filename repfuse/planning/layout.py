@@ -30,7 +30,7 @@ from repfuse.ops.meaning import Same
 from repfuse.ops.table import Meanings
 from repfuse.planning.cost import needs_separate_pad
 from repfuse.planning.edits import Block, Fused, Layout, is_affine_norm, place_of
-from repfuse.planning.folding import Folding, ModuleRow, Uses, above, call_signature
+from repfuse.planning.folding import Folding, ModuleRow, above, call_signature
 from repfuse.planning.local import Replacement, SizeGone, Summand, local_graph, vanishing
 from repfuse.planning.region import Group, Region, pieces
 from repfuse.recording.run import ModuleCall
@@ -107,11 +107,8 @@ def _function(method: Any) -> FunctionType | None:
     return function if isinstance(function, FunctionType) else None
 
 
-Refuse = Callable[[NotAffine, fx.Node], None]
-
-
 class LayingOut:
-    """Decides owner and form of every candidate; what has no place goes to ``refuse``.
+    """Decides owner and form of every candidate; what has no place is a refusal.
 
     The outermost module gets a new body, and loses its class, only for what is ``worth_the_class``. ``keeps_norm`` says
     behind which convolutions a BatchNorm stays.
@@ -120,18 +117,17 @@ class LayingOut:
     def __init__(
         self,
         meanings: Meanings,
-        refuse: Refuse,
         worth_the_class: Callable[[list[Region]], bool],
         keeps_norm: Callable[[Region, Group], bool],
     ) -> None:
         self.recording = meanings.recording
         self.meanings = meanings
-        self.refuse = refuse
+        self.refuse = meanings.refuse
         self.worth_the_class = worth_the_class
         self.keeps_norm = keeps_norm
         self.layout = Layout()
-        self.uses = Uses(self.recording)
-        self.folding = Folding(meanings, self.uses)
+        self.folding = Folding(meanings)
+        self.uses = self.folding.uses
         self.touched: Counter[ModuleCall] = Counter()
         """How many candidates have nodes in a call."""
 

@@ -204,7 +204,7 @@ class Planner:
     def lay_out(self, candidates: list[Region]) -> Layout:
         """Decide where each of the candidates is written; the answer to the last question is kept."""
         if self._laid_out[0] != candidates:
-            laying_out = LayingOut(self.meanings, self.refuse, self._worth_the_class, self._keeps_norm)
+            laying_out = LayingOut(self.meanings, self._worth_the_class, self._keeps_norm)
             self._laid_out = (candidates, laying_out.run(candidates))
         return self._laid_out[1]
 
