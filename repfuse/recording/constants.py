@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class Memory:
-    """The memory of a run. Two values with the same storage may overlap."""
+    """The memory of a run, whose nodes are in this ``order``. Two values with the same storage may overlap."""
 
     def __init__(self, run: Run) -> None:
-        self._order = {node: index for index, node in enumerate(run.nodes)}
+        self.order = {node: index for index, node in enumerate(run.nodes)}
         self._storage_of = run.storage_of
         self._writes = run.writes
         self._dtype_of = run.dtype_of
@@ -44,7 +44,7 @@ class Memory:
 
     def of(self, node: fx.Node) -> int:
         """Return the number of the storage that a value lies in; a negative one of its own where it has none."""
-        return self._storage_of.get(node, -1 - self._order[node])
+        return self._storage_of.get(node, -1 - self.order[node])
 
     def members(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes whose values may overlap with that of ``node``, in order."""
@@ -77,7 +77,7 @@ class Memory:
         source = None if put is None else put.args[-1]
         if put is None or not isinstance(source, fx.Node) or self._dtype_of.get(source) != self._dtype_of[put]:
             return None
-        later = (self._order[writer] > self._order[put] for writer in self.writers(source))
+        later = (self.order[writer] > self.order[put] for writer in self.writers(source))
         return None if any(later) else put
 
     def _copied(self, node: fx.Node) -> fx.Node | None:
@@ -91,7 +91,7 @@ class Memory:
             target = target.args[0]
         whole = isinstance(target, fx.Node) and target.op == "get_attr"
         reads = whole and node.op == "get_attr" and node.target == target.target
-        after = reads and self._order[writer] < self._order[node]
+        after = reads and self.order[writer] < self.order[node]
         return writer if after or (whole and node is writer) else None
 
     def read_by(self, node: fx.Node) -> list[fx.Node]:
@@ -101,14 +101,14 @@ class Memory:
 
     def seen_later(self, writer: fx.Node) -> bool:
         """Whether what ``writer`` overwrites is read again, other than through its result, or belongs to the caller."""
-        after, results = self._order[writer], {writer}
+        after, results = self.order[writer], {writer}
         for member in self.members(writer):
             if member.op in ("placeholder", "get_attr"):
                 return True
             lies_in = self._origins(member, self._storage_of.get(member))
             if lies_in and results.issuperset(lies_in):
                 results.add(member)
-            if member not in results and any(self._order.get(user, after + 1) > after for user in member.users):
+            if member not in results and any(self.order.get(user, after + 1) > after for user in member.users):
                 return True
         return False
 
@@ -126,8 +126,8 @@ class Memory:
         """Whether another than ``but`` these writes the memory of ``source`` after it was made and after ``first``, and
         before ``last``.
         """
-        start, stop = max(self._order[first], self._order[source]), self._order[last]
-        return any(start < self._order[writer] < stop and writer not in but for writer in self.writers(source))
+        start, stop = max(self.order[first], self.order[source]), self.order[last]
+        return any(start < self.order[writer] < stop and writer not in but for writer in self.writers(source))
 
 
 def _is_copy(writer: fx.Node) -> bool:

@@ -689,8 +689,6 @@ class _Lines(fx.Interpreter):
     def run_all(cls, module: nn.Module, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
         """Stand for the forward of the module."""
         lines = cls(module, recorder)
-        if not kwargs:
-            return lines.run(*args)
         codegen = lines.graph._codegen
         given = codegen.process_inputs(*args, **kwargs)
         return codegen.process_outputs(lines.run(*given, enable_io_processing=False))

@@ -63,6 +63,7 @@ class Recording:
         self.uneven_by_rank = comparison.uneven_by_rank
         self._comparison = comparison
         self.memory = Memory(run)
+        self.order = self.memory.order
         self.sizes = self._settle_sizes()
         self._doubt = cache(self._doubt_anew)
         self.marks: dict[ModuleCall, Mark] = dict(comparison.marks)
@@ -76,11 +77,6 @@ class Recording:
     def relied_on_again(self) -> Recording:
         """Return the same without what was left alone and closed since it was made."""
         return Recording(self._comparison, self.inputs)
-
-    @cached_property
-    def order(self) -> dict[fx.Node, int]:
-        """The position of each node."""
-        return {node: index for index, node in enumerate(self.nodes)}
 
     @cached_property
     def paths(self) -> dict[str, list[str]]:
