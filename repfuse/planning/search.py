@@ -79,7 +79,7 @@ class Division:
 
 
 class Search:
-    """Searches one graph.
+    """Searches one graph; ``read`` says what a part of it is.
 
     ``reader`` says what each node computes; a node that turns out to be no operation on terms loses its meaning.
     ``estimate`` is the law of cost; ``refuse`` records what looked fusible and is not; what was ``measured`` at an
@@ -102,7 +102,7 @@ class Search:
         self._always = Estimate(estimate.meanings, Policy.ALWAYS)
         self._notes: list[Note] = []
         self.terms: dict[fx.Node, tuple[Term, ...]] = {}
-        self._read = cache(self._read_anew)
+        self.read = cache(self._read)
         self._least = cache(self._least_of)
         self._source = cache(lambda node: (reader.source(node),))
         self._terms_made: dict[tuple[object, ...], tuple[Term, ...] | NotAffine] = {}
@@ -179,11 +179,9 @@ class Search:
 
     # What a part is.
 
-    def read(self, part: Subgraph, law: Estimate | None = None) -> Assessment | Failure:
-        """Return what a part is, by the law of the search or another one."""
-        return self._read(part, law or self.estimate)
-
-    def _read_anew(self, part: Subgraph, law: Estimate) -> Assessment | Failure:
+    def _read(self, part: Subgraph, *, always: bool = False) -> Assessment | Failure:
+        """Return what a part is, by the law of the search or, where that is to merge ``always``, by the other one."""
+        law = self._always if always else self.estimate
         terms: dict[fx.Node, tuple[Term, ...]] = {}
         for node in part:
             inputs = inputs_of(self.meanings[node])
@@ -264,7 +262,7 @@ class Search:
         """Return a part as what was measured wants it, if that was of the whole of it."""
         name = self.recording.names[self.estimate.computing(part[-1])]
         measured = self.measured.get(name) if name not in self.declined else None  # of the whole, not of what is left
-        read = self.read(part, self._always if measured and measured.speedup > 1 else None)
+        read = self.read(part, always=True) if measured and measured.speedup > 1 else self.read(part)
         for error, _, apart, whole in read.notes if isinstance(read, Assessment) else ():
             if error.code == "cost" and apart and whole:
                 self.declined.setdefault(name, (apart, whole))
