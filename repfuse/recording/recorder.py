@@ -184,7 +184,8 @@ class Recorder(TorchFunctionMode):
         """Note ``x.data = y`` as what it does: from then on x holds the numbers of y."""
         x, y = args
         node = self._make("call_function", set_data, (self._node(x), self._noted(y)), {})
-        if self.subject.shares_memory and self._values.in_model(x) and not isinstance(y, Tensor):
+        in_model = address(x) in self.subject.lies_at
+        if self.subject.shares_memory and in_model and not isinstance(y, Tensor):
             raise OverwritesItself
         self._write(node, [x])
         result = func(*args, **kwargs)
@@ -714,10 +715,6 @@ class _Values:
         self._model = model
         """The numbers of the storages of the model by their addresses: they stay where they are."""
         self._count = len(model)
-
-    def in_model(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies in memory of the model."""
-        return address(tensor) in self._model
 
     def node(self, tensor: Tensor) -> fx.Node | None:
         """Return the node of a tensor, or None."""
