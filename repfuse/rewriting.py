@@ -314,11 +314,11 @@ class _Rewriting:
 
     def _body(self, block: Block, owner: nn.Module) -> nn.Module:
         """Return the new body of a block: the plainest module that computes its graph."""
-        made = {name: self._convolution(fused) for name, fused in zip(block.names, block.fused, strict=True)}
+        made = {name: self._convolution(fused) for name, fused in block.fused.items()}
         if block.steps is None:
             return _graph_module(owner, block.graph, made, block.kept)
-        if block.fused and block.fused[0].path == block.path:
-            return made[block.names[0]]
+        if any(fused.path == block.path for fused in block.fused.values()):
+            return next(iter(made.values()))
         steps = [(name, made[name] if name in made else owner.get_submodule(name)) for name in block.steps]
         return nn.Sequential(OrderedDict(steps)) if steps else nn.Identity()
 

@@ -21,7 +21,7 @@ from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.planning.planner import plan
 from repfuse.plans import Plan, Policy
-from repfuse.recording.arguments import Arguments, describe, recreate
+from repfuse.recording.arguments import describe, recreate
 from repfuse.rewriting import rewrite
 
 X = image(2, 4, 6, 7)
@@ -291,8 +291,8 @@ def test_sites_are_proven_where_they_stand(model):
 
 
 def test_arguments_come_back_from_their_description():
-    given = Arguments((X, [X[0], None]), {"flag": True, "pair": (X.long(), "text"), "d": {"x": 1.5}})
-    args, kwargs = recreate(describe((given.args, dict(given.kwargs))), torch.empty(0, dtype=torch.float32))
+    given = ((X, [X[0], None]), {"flag": True, "pair": (X.long(), "text"), "d": {"x": 1.5}})
+    args, kwargs = recreate(describe(given), torch.empty(0, dtype=torch.float32))
     assert args[0].shape == X.shape and args[0].dtype == torch.float32 and args[1][1] is None
     assert kwargs["pair"][0].dtype == torch.int64 and kwargs["pair"][1] == "text" and kwargs["d"] == {"x": 1.5}
 

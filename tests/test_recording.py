@@ -174,7 +174,7 @@ def test_names_are_the_same_in_each_run():
 def test_what_is_shared_has_one_path_in_calls_and_all_in_paths():
     block = Block()
     found = recorded(randomised(nn.Sequential(OrderedDict(a=block, b=block))), X)
-    assert found.paths("a.act") == found.paths("b.act") == ["a.act", "b.act"]
+    assert found.paths["a.act"] == found.paths["b.act"] == ["a.act", "b.act"]
     assert [call.number for call in found.calls["a"]] == [0, 1] and not found.calls.get("b")
 
 

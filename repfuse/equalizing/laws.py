@@ -101,7 +101,7 @@ class Reading:
             if not idle and not self._reads_nothing(node):
                 self._read(node)
         calls = [call for calls in recording.calls.values() for call in calls]
-        asked = {node for call in calls for question in call.questions for node in question.nodes}
+        asked = {node for call in calls for node in call.asked}
         self._fix("decides-by-value", "its forward asks what numbers a tensor holds", *asked)
         held = {*recording.escaping, *(node for call in calls for node in call.stored)}
         self._fix("fixed-scale", "something outside of the network may read it", *held)

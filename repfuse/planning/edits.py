@@ -49,15 +49,14 @@ class Fused:
 class Block:
     """The module at ``path`` gets a new body, ``graph``, whose targets are relative to it.
 
-    ``steps`` are the children of the body in a row, where it is a chain. ``fused`` are new in it, called ``names``;
-    ``kept`` are names of tensors that no forward reads and that stay where they were.
+    ``steps`` are the children of the body in a row, where it is a chain. ``fused`` are new in it, by name; ``kept`` are
+    names of tensors that no forward reads and that stay where they were.
     """
 
     path: str
     graph: fx.Graph
     steps: tuple[str, ...] | None
-    fused: tuple[Fused, ...] = ()
-    names: tuple[str, ...] = ()
+    fused: Mapping[str, Fused] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
 
 
@@ -78,7 +77,7 @@ class Layout:
     @property
     def fused(self) -> list[Fused]:
         """Every convolution that is written."""
-        return [*self.folds, *(fused for block in self.blocks for fused in block.fused)]
+        return [*self.folds, *(fused for block in self.blocks for fused in block.fused.values())]
 
 
 def place_of(recording: Recording, region: Region) -> tuple[ModuleCall, tuple[int, ...]]:

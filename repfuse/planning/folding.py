@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules.conv import _ConvNd
 
@@ -35,7 +36,7 @@ class Uses:
             self._other_names[tensor].append(name)
         self._read: dict[int, list[fx.Node]] = defaultdict(list)
         self._elsewhere = {self._tensors[name] for name in recording.elsewhere}
-        self._over = dict[ModuleCall, list[str]]()
+        self._passed_over = cache(self._passed_over_by)
         for node in recording.nodes:
             if node.op == "get_attr":
                 self._read[self._tensors[str(node.target)]].append(node)
@@ -56,24 +57,22 @@ class Uses:
         inside = {each.path for each in call.chain()}
         for name in self._names_for(target, call):
             for outer in above(name):
-                path = self._recording.paths(outer)[0]
+                path = self._recording.paths[outer][0]
                 if path not in inside:
                     self.reached[path].append(path + name[len(outer) :])
 
-    def _passed_over(self, call: ModuleCall) -> list[str]:
+    def _passed_over_by(self, call: ModuleCall) -> list[str]:
         """Return the paths of the modules around the called one that are not under way: none, where each called the
         next.
         """
-        if call not in self._over:
-            inside = {each.path for each in call.chain()}
-            self._over[call] = [path for path in above(call.path) if path not in inside]
-        return self._over[call]
+        inside = {each.path for each in call.chain()}
+        return [path for path in above(call.path) if path not in inside]
 
     def _names_for(self, target: str, call: ModuleCall) -> list[str]:
         """Return the names by which the call may have found ``target``: of what it holds itself, its own."""
         names = self.names_of(target)
         for each in call.chain() if len(names) > 1 else ():
-            within = tuple(f"{path}." for path in self._recording.paths(each.path) if path)
+            within = tuple(f"{path}." for path in self._recording.paths[each.path] if path)
             own = [name for name in names if f"{name}.".startswith(within)]
             if own != names:
                 return own or names
@@ -82,7 +81,7 @@ class Uses:
     def names_of(self, target: str) -> list[str]:
         """Return all names of a module or a tensor."""
         if target in self._recording.modules:
-            return self._recording.paths(target)
+            return self._recording.paths[target]
         return self._other_names[self._tensors[target]]
 
     def reads(self, module: nn.Module, path: str, keeps_tensors: bool) -> bool:
@@ -139,10 +138,10 @@ class ModuleRow:
 class Folding:
     """Finds such rows in one recorded network."""
 
-    def __init__(self, meanings: Meanings, uses: Uses) -> None:
+    def __init__(self, meanings: Meanings) -> None:
         self.recording = meanings.recording
         self.meanings = meanings
-        self.uses = uses
+        self.uses = Uses(self.recording)
 
     def row(self, region: Region, owner: ModuleCall, alike: list[Region]) -> ModuleRow | None:
         """Return the region as a row of modules, if it is one and nothing else uses the modules.
@@ -228,17 +227,11 @@ class Folding:
         """
         meaning, module = self.meanings[node], self.recording.modules[call.path]
         assert isinstance(meaning, Through) and isinstance(meaning.layer, Convolution)
-        layer, table = meaning.layer, module._parameters
-        weight = self._tensor(layer.weight)
+        layer, table, tensors = meaning.layer, module._parameters, self.recording.constants.tensors
+        weight = tensors.get(layer.weight)
         own = isinstance(module, _ConvNd | nn.Linear) and weight is not None and table.get("weight") is weight
-        bias = None if layer.bias is None else self._tensor(layer.bias)
+        bias = None if layer.bias is None else tensors.get(layer.bias)
         return own and "bias" in table and table["bias"] is bias and (bias is not None or layer.bias is None)
-
-    def _tensor(self, name: str) -> Tensor | None:
-        path, _, leaf = name.rpartition(".")
-        if name.startswith("%"):
-            return None
-        return self.recording.modules[path]._parameters.get(leaf)
 
     def _alone(self, call: ModuleCall, owner: ModuleCall, alike: list[Region], *, keeps: bool) -> bool:
         """Whether the module runs once for each of these regions in a call of the owner, and nothing else uses it."""

@@ -30,7 +30,7 @@ from repfuse.ops.meaning import Same
 from repfuse.ops.table import Meanings
 from repfuse.planning.cost import needs_separate_pad
 from repfuse.planning.edits import Block, Fused, Layout, is_affine_norm, place_of
-from repfuse.planning.folding import Folding, ModuleRow, Uses, call_signature
+from repfuse.planning.folding import Folding, ModuleRow, call_signature
 from repfuse.planning.local import Replacement, SizeGone, Summand, local_graph, vanishing
 from repfuse.planning.region import Group, Region, pieces
 from repfuse.plans import above
@@ -53,20 +53,6 @@ def check_names(graph: fx.Graph) -> None:
             name = next(filter(iskeyword, names), first)
             if name in _RESERVED or iskeyword(name):
                 raise NotAffine("reserved-name", f"a child is called {name!r}")
-
-
-def steps_of(graph: fx.Graph) -> tuple[str, ...] | None:
-    """Return the modules that the graph is in a row, if it is: distinct direct children, each fed by the last."""
-    value, *rest = graph.nodes
-    if value.op != "placeholder":
-        return None
-    names: list[str] = []
-    for node in rest[:-1]:
-        if node.op != "call_module" or node.args != (value,) or node.kwargs or "." in str(node.target):
-            return None
-        names.append(str(node.target))
-        value = node
-    return tuple(names) if rest[-1].args == (value,) and len(set(names)) == len(names) else None
 
 
 _SLOT = re.compile(r"reparam|fused|deploy|merged")
@@ -122,11 +108,8 @@ def _function(method: Any) -> FunctionType | None:
     return function if isinstance(function, FunctionType) else None
 
 
-Refuse = Callable[[NotAffine, fx.Node], None]
-
-
 class LayingOut:
-    """Decides owner and form of every candidate; what has no place goes to ``refuse``.
+    """Decides owner and form of every candidate; what has no place is a refusal.
 
     The outermost module gets a new body, and loses its class, only for what is ``worth_the_class``. ``keeps_norm`` says
     behind which convolutions a BatchNorm stays.
@@ -135,18 +118,17 @@ class LayingOut:
     def __init__(
         self,
         meanings: Meanings,
-        refuse: Refuse,
         worth_the_class: Callable[[list[Region]], bool],
         keeps_norm: Callable[[Region, Group], bool],
     ) -> None:
         self.recording = meanings.recording
         self.meanings = meanings
-        self.refuse = refuse
+        self.refuse = meanings.refuse
         self.worth_the_class = worth_the_class
         self.keeps_norm = keeps_norm
         self.layout = Layout()
-        self.uses = Uses(self.recording)
-        self.folding = Folding(meanings, self.uses)
+        self.folding = Folding(meanings)
+        self.uses = self.folding.uses
         self.touched: Counter[ModuleCall] = Counter()
         """How many candidates have nodes in a call."""
 
@@ -159,7 +141,8 @@ class LayingOut:
         for call, region in kept:
             alike[call, region.maps].append(region)
         for call, region in kept:
-            if (inside := self._inside_of_a_line(call, region.root)) is not None:
+            inside = self.recording.call_of[region.root]
+            if call.lines and inside is not call and region.root not in call.lines.values():
                 error = NotAffine("outer-reference", f"it is within {inside.path!r}, one line of a graph")
                 self._leave(inside, [region], error)
                 continue
@@ -215,7 +198,7 @@ class LayingOut:
         kept: dict[ModuleCall, list[Region]] = defaultdict(list)
         for call, members in blocks.items():
             for region in members:
-                inner = {each for node in self._nodes_in(call, region) for each in self._up_to(node, call)}
+                inner = self._within(call, self._nodes_in(call, region))
                 torn = [each.path for each in inner if each.path in rewritten and each not in blocks]
                 if torn:
                     error = NotAffine("called-differently", f"another call of {torn[0]!r} is merged on its own")
@@ -239,13 +222,9 @@ class LayingOut:
         """Return the nodes of the region that the call made; a no-op before it may stand outside."""
         return [node for node in region.nodes if call.start <= self.recording.order[node] < call.stop]
 
-    def _up_to(self, node: fx.Node, call: ModuleCall) -> Iterable[ModuleCall]:
-        return self.recording.call_of[node].up_to(call)
-
-    def _inside_of_a_line(self, call: ModuleCall, root: fx.Node) -> ModuleCall | None:
-        """Return the call that made a value which is none of a line of the owner's graph; None where it is one."""
-        inner = self.recording.call_of[root]
-        return None if not call.lines or inner is call or root in call.lines.values() else inner
+    def _within(self, call: ModuleCall, nodes: Iterable[fx.Node]) -> set[ModuleCall]:
+        """Return the calls within ``call`` in which the nodes were made."""
+        return {inner for node in nodes for inner in self.recording.call_of[node].up_to(call)}
 
     def _calls(self, region: Region) -> set[ModuleCall]:
         """Return every call in which a node of the region was made."""
@@ -261,7 +240,7 @@ class LayingOut:
         row, *others = (self.folding.row(each, call, alike) for each in alike)
         if row is None or any(other != row for other in others):
             return False
-        self._check_hooks_within(call, region)
+        self._check_hooks(*self._within(call, region.nodes))
         within: dict[ModuleCall, list[fx.Node]] = defaultdict(list)
         for node in row.norms:
             within[self.recording.call_of[node]].append(node)
@@ -277,7 +256,7 @@ class LayingOut:
         if row.stays:
             self.layout.folds.append(fused)
         else:
-            self.layout.blocks.append(Block(path, fx.Graph(), ("fused",), (fused,), ("fused",)))
+            self.layout.blocks.append(Block(path, fx.Graph(), ("fused",), {"fused": fused}))
         self.layout.identities += [path for path in row.others if path not in (norm, *self.layout.identities)]
         self.layout.blocks += [body for body in bodies if body is not None]
         return True
@@ -287,16 +266,11 @@ class LayingOut:
         rows = self.folding.rows(region, call)
         if rows is None or any(self.keeps_norm(region, group) for group in region.written):
             return False
-        self._check_hooks_within(call, region)
+        self._check_hooks(*self._within(call, region.nodes))
         for row, group in zip(rows, region.written, strict=True):
             self.layout.folds.append(Fused(row.convolution, call.path, "fold", region, group))
             self.layout.identities += [path for path in row.others if path not in self.layout.identities]
         return True
-
-    def _check_hooks_within(self, call: ModuleCall, region: Region) -> None:
-        """Raise NotAffine where a part of a row has hooks: they would see another value."""
-        for path in {inner.path for node in region.nodes for inner in self._up_to(node, call)}:
-            self._check_hooks(path)
 
     def _layer(self, call: ModuleCall, region: Region, row: ModuleRow) -> Block | None:
         """Return the row's layer as the new body of the module that calls it, if its ``fuse`` would put it there, too.
@@ -306,7 +280,7 @@ class LayingOut:
         module, layer = (self.recording.modules[path] for path in (call.path, row.convolution))
         if not is_replaced_by(type(module), type(layer)):
             return None
-        for path in self.recording.paths(call.path):
+        for path in self.recording.paths[call.path]:
             for outer in ("", *above(path)):
                 inside = path.removeprefix(outer).split(".")
                 name = next((part for part in reversed(inside) if part and not part.isdecimal()), None)
@@ -317,7 +291,7 @@ class LayingOut:
             block = self._block(call, [region])
         except NotAffine:  # it has hooks, or a part of it is used from outside
             return None
-        (fused,) = block.fused
+        (fused,) = block.fused.values()
         neighbours = fused.norm or fused.expression.has_ones or needs_separate_pad(fused.expression.geometry)
         return block if fused.path == call.path and not neighbours else None
 
@@ -343,7 +317,7 @@ class LayingOut:
             meaning = self.meanings[norm]
             assert isinstance(meaning, Scaled)
             replacements.append(Replacement(norm, (Summand(meaning.input, None),), frozenset({norm})))
-        self._check_hooks(call.path)
+        self._check_hooks(call)
         graph = local_graph(self.meanings, call, replacements)
         self._check_uses(call, graph)
         return Block(call.path, graph, self._steps(call, graph))
@@ -355,8 +329,7 @@ class LayingOut:
         name_of = {id(group): name for (_, group), name in zip(fused, names, strict=True)}
         replacements = [each for member in candidates for each in self._replacements(call, member, name_of)]
         replaced = {node for each in replacements for node in each.nodes}
-        for path in {call.path, *(inner.path for node in replaced for inner in self._up_to(node, call))}:
-            self._check_hooks(path)
+        self._check_hooks(call, *self._within(call, replaced))
         self._check_readers(call, replaced)
         graph = local_graph(self.meanings, call, replacements)
         kept, steps = self._unread(call, replacements, graph), self._steps(call, graph)
@@ -371,13 +344,12 @@ class LayingOut:
             check_names(graph)
         # A block that is one convolution and nothing else is that convolution, unless its class names a place for it.
         alone = form == "chain" and steps == ("fused",)
-        paths = [call.path if alone else join(call.path, name) for name in names]
-        written = tuple(
-            Fused(path, call.path, form, candidate, group, join(path, "norm") if norm else "")
-            for path, (candidate, group) in zip(paths, fused, strict=True)
-            for norm in [self.keeps_norm(candidate, group)]
-        )
-        return Block(call.path, graph, steps if form == "chain" else None, written, names, kept)
+        written = {}
+        for name, (candidate, group) in zip(names, fused, strict=True):
+            path = call.path if alone else join(call.path, name)
+            norm = join(path, "norm") if self.keeps_norm(candidate, group) else ""
+            written[name] = Fused(path, call.path, form, candidate, group, norm)
+        return Block(call.path, graph, steps if form == "chain" else None, written, kept)
 
     def _names(self, call: ModuleCall, candidates: list[Region]) -> tuple[str, ...]:
         """Name the convolutions of the owner's new body, one for each candidate.
@@ -420,7 +392,7 @@ class LayingOut:
         Modules that are no-ops stay at the end of the block, and operations in blocks that are not dissolved with
         ``nodes`` stay there.
         """
-        dissolved = {call, *(above for node in nodes for above in self._up_to(node, call))}
+        dissolved = {call, *self._within(call, nodes)}
         after, passed = list[fx.Node](), list[fx.Node]()
         while len(readers := [user for user in root.users if not self.meanings.reads_nothing(user, root)]) == 1:
             (root,) = readers
@@ -436,8 +408,9 @@ class LayingOut:
         used = tuple(f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr"))
         vanished = vanishing(self.meanings, call, replacements)
         read = {name for node in vanished if node.op == "get_attr" for name in self.uses.names_of(str(node.target))}
-        holders = {name.rpartition(".")[0] for name in read} | {self._stock(node) for node in vanished}
-        holders -= {call.path, None}
+        made = {self.recording.call_of[node].path for node in vanished}
+        holders = {path for path in made if is_stock(self.recording.modules[path])}
+        holders = (holders | {name.rpartition(".")[0] for name in read}) - {call.path}
         there = ((join(call.path, name), name) for name, _ in named_tensors(owner, remove_duplicate=False))
         return tuple(
             name
@@ -445,14 +418,21 @@ class LayingOut:
             if full not in read and full.rpartition(".")[0] not in holders and not f"{name}.".startswith(used)
         )
 
-    def _stock(self, node: fx.Node) -> str | None:
-        """Return the path of the module of PyTorch's that made a node, if one did."""
-        path = self.recording.call_of[node].path
-        return path if is_stock(self.recording.modules[path]) else None
-
     def _steps(self, call: ModuleCall, graph: fx.Graph) -> tuple[str, ...] | None:
-        """Return the modules that the graph is in a row, if it is; a row of modules takes no arguments by name."""
-        return None if any(other.kwargs for other in self.recording.calls[call.path]) else steps_of(graph)
+        """Return the modules that the graph is in a row, if it is: distinct direct children, each fed by the last.
+
+        A row of modules takes no arguments by name.
+        """
+        value, *rest = graph.nodes
+        if value.op != "placeholder" or any(other.kwargs for other in self.recording.calls[call.path]):
+            return None
+        names: list[str] = []
+        for node in rest[:-1]:
+            if node.op != "call_module" or node.args != (value,) or node.kwargs or "." in str(node.target):
+                return None
+            names.append(str(node.target))
+            value = node
+        return tuple(names) if rest[-1].args == (value,) and len(set(names)) == len(names) else None
 
     def _check_readers(self, call: ModuleCall, nodes: set[fx.Node]) -> None:
         """Raise NotAffine where something outside reads one of the nodes that the call does not return.
@@ -474,7 +454,8 @@ class LayingOut:
             if name not in kept and not any(f"{name}.".startswith(f"{path}.") for path in there):
                 raise NotAffine("outer-reference", f"{target!r} is used from outside of {call.path!r}")
 
-    def _check_hooks(self, path: str) -> None:
-        module = self.recording.modules[path]
-        if hooks_of(module):
-            raise NotAffine("hooks", f"{path or 'the model'} carries hooks, which the rewrite would lose")
+    def _check_hooks(self, *calls: ModuleCall) -> None:
+        """Raise NotAffine where one of the modules has hooks: they would be lost, or see another value."""
+        for path in {call.path for call in calls}:
+            if hooks_of(self.recording.modules[path]):
+                raise NotAffine("hooks", f"{path or 'the model'} carries hooks, which the rewrite would lose")

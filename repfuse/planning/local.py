@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeGuard
@@ -204,8 +204,8 @@ class _Written(_Builder):
         for node, value in held:
             leaves = list(_leaves(value))
             if any(isinstance(inner, fx.Node) for inner, _ in leaves):
-                for inner, take in leaves:
-                    self._take(inner, take(self.graph, node))
+                for inner, keys in leaves:
+                    self._take(inner, self._part(node, keys))
             elif value is not inspect.Parameter.empty:
                 self._assert(node, value)
 
@@ -345,16 +345,22 @@ class _Written(_Builder):
             raise NotAffine("structured-arguments", f"{unit.path!r} is given what cannot be written down")
         args, kwargs = map_arg(unit.args, self._known), map_arg(unit.kwargs, self._known)
         result = self.graph.call_module(self._relative(self._path_here(unit)), args, kwargs)
-        for node, take in _leaves(unit.output):
+        for node, keys in _leaves(unit.output):
             if isinstance(node, fx.Node):
-                self.know(node, take(self.graph, result))
+                self.know(node, self._part(result, keys))
+
+    def _part(self, node: fx.Node, keys: Iterable[Any]) -> fx.Node:
+        """Write how what lies at these keys, each within the last, is taken out of a value."""
+        for key in keys:
+            node = self.graph.call_function(operator.getitem, (node, key))
+        return node
 
     def _path_here(self, unit: ModuleCall) -> str:
         """Return the path by which the forward reaches a module that may stand in several places: the one within its
         caller, whose forward is written here; at another place what is around it may get a new body.
         """
         caller = unit.caller.path if unit.caller else ""
-        paths = self.recording.paths(unit.path)
+        paths = self.recording.paths[unit.path]
         return next((x for each in (f"{caller}.", self.prefix) for x in paths if x.startswith(each)), unit.path)
 
     def _relative(self, path: str) -> str:
@@ -460,8 +466,6 @@ def _unseen(writer: fx.Node, gone: set[fx.Node], meanings: Meanings) -> bool:
     return all(gone.issuperset(member.users) for member in meanings.written[writer])
 
 
-Take = Callable[[fx.Graph, fx.Node], fx.Node]
-
 _FILLED = (torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn)
 """Functions that take sizes one by one, or in a tuple, and stand-ins for sizes in a tuple alone."""
 
@@ -488,14 +492,10 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, fx.Node | torch.layout) or _is_written(value)
 
 
-def _leaves(value: Any, take: Take = lambda _graph, result: result) -> Iterator[tuple[Any, Take]]:
-    """Yield what is in a result, with how to take each out of it."""
+def _leaves(value: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yield what is in a result, with the keys by which each is taken out of it."""
     if isinstance(value, tuple | list | dict):
         for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
-
-            def inner(graph: fx.Graph, result: fx.Node, key: Any = key, outer: Take = take) -> fx.Node:
-                return graph.call_function(operator.getitem, (outer(graph, result), key))
-
-            yield from _leaves(entry, inner)
+            yield from _leaves(entry, (*keys, key))
     else:
-        yield value, take
+        yield value, keys

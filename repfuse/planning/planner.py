@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from repfuse.algebra.evaluation import border_takes_weights, check_borders
-from repfuse.algebra.expression import (
-    Expression,
-    Identity,
-    Scaled,
-    Sum,
-    branches,
-    homogeneous,
-    layers,
-    through,
-)
+from repfuse.algebra.expression import Expression, Identity, Scaled, Sum, branches, homogeneous, layers, through
 from repfuse.algebra.geometry import NotAffine
 from repfuse.algebra.layers import Convolution, Layer, Normalisation, mixes
 from repfuse.algebra.transposed import TransposedGeometry
@@ -88,11 +78,10 @@ class Planner:
         self.keep_class = keep_class
         self.keep_affine = keep_affine
         self.measured = {each.output: each for each in measured}
-        self.declined: dict[str, tuple[Cost, Cost]] = {}
-        self.replays = matching_borders is not None
         self.matching_borders = matching_borders
         self.overflowing = overflowing
         self.refusals: dict[tuple[str, str], Refusal] = {}
+        self.tensors = lookup(recording.module, recording.constants)
         self._laid_out: tuple[list[Region], Layout] = ([], Layout())
         self._matching: set[str] = set()
         self._read()
@@ -120,12 +109,13 @@ class Planner:
         return bool(refused or unlike)
 
     def _read(self) -> None:
-        """Read what the nodes mean, by what the recording says now."""
+        """Read what the nodes mean, by what the recording says now, and find what can be merged of them."""
         self.meanings = Meanings(self.recording, self.refuse)
         self.estimate = Estimate(self.meanings, self.policy)
-        self.tensors = lookup(self.recording.module, self.recording.constants)
-        self._laid_out = ([], Layout())
-        self.__dict__.pop("candidates", None)
+        self._searched = self.search()
+        self._regions = self._searched.find()
+        self.declined = self._searched.declined
+        self.candidates = self._writable()
 
     def plan(self, arguments: Any) -> Plan:
         """Return the plan; ``arguments`` describe those that the network was recorded with."""
@@ -149,17 +139,13 @@ class Planner:
         """Return every convolution that is to be written: those of ``layout``, else all that there can be."""
         return tuple(map(self._site, (layout or self.lay_out(self.candidates)).fused))
 
-    @cached_property
-    def candidates(self) -> list[Region]:
+    def _writable(self) -> list[Region]:
         """Return every region of which a group is worth a convolution."""
-        search = self._searched = self.search()
-        regions = self._regions = search.find()
-        self.declined = search.declined
-        for node in search.escaping():
+        for node in self._searched.escaping():
             self.refuse(NotAffine("value-escapes", "its result is also read elsewhere"), node)
-        found = [replace(each, written=tuple(g for g in each.groups if self._is_site(each, g))) for each in regions]
+        found = (replace(x, written=tuple(g for g in x.groups if self._is_site(x, g))) for x in self._regions)
         there = [region for region in found if region.written and self._holds(region)]
-        if self.replays:
+        if self.matching_borders is not None:  # it replays, and an earlier plan says which of them fit
             return [region for region in there if self.recording.where(region.root) not in self.overflowing]
         expressions = (group.expression for region in there for group in region.written)
         stored = self.recording.constants.floating_leaves(name for each in expressions for name in each.tensor_names)
@@ -218,7 +204,7 @@ class Planner:
     def lay_out(self, candidates: list[Region]) -> Layout:
         """Decide where each of the candidates is written; the answer to the last question is kept."""
         if self._laid_out[0] != candidates:
-            laying_out = LayingOut(self.meanings, self.refuse, self._worth_the_class, self._keeps_norm)
+            laying_out = LayingOut(self.meanings, self._worth_the_class, self._keeps_norm)
             self._laid_out = (candidates, laying_out.run(candidates))
         return self._laid_out[1]
 
@@ -251,7 +237,8 @@ class Planner:
                 sums = (reader for reader in search.readers.get(norm, ()) if isinstance(self.meanings.get(reader), Sum))
                 places = map(recording.where, (root_of.get(norm, norm), *sums))
                 of_region = next((said[where] for where in places if where in said), None)
-                self.refuse(of_region or _why_it_stays(norm, search), norm)
+                why = of_region or _why_not_before(norm, search) or _why_not_behind(norm, search) or _why_alone(norm)
+                self.refuse(why, norm)
 
     def _keeps_norm(self, region: Region, group: Group) -> bool:
         """Whether a BatchNorm stays behind what the group becomes, which takes channels on the second axis.
@@ -291,36 +278,29 @@ class Planner:
 
     def _holds(self, region: Region) -> bool:
         """Whether the region is a map of its sources at every time and at every size."""
-        return self._still_there(region) and self._is_even(region) and self._is_of_one_source(region)
+        doubt = next(self._doubts(region), None)
+        if doubt is not None:
+            self.refuse(*doubt)
+        return doubt is None
 
-    def _still_there(self, region: Region) -> bool:
-        """Whether the sources hold at the root what they held when the branches read them."""
-        first = min((*region.nodes, *self._copies(region)), key=self.recording.order.__getitem__)
+    def _doubts(self, region: Region) -> Iterator[tuple[NotAffine, fx.Node]]:
+        """Yield where sources no longer hold at the root what the branches read, where a sum adds other shapes at other
+        sizes, and where branches of one source have several there.
+        """
+        recording, order = self.recording, self.recording.order.__getitem__
+        first = min((*region.nodes, *self._copies(region)), key=order)
         gone = region.nodes if len(region.written) == len(region.groups) else ()  # and what they write
-        for group in region.groups:
-            if self.recording.memory.written_between(group.source, first, region.root, but=gone):
-                reason = "the source may be overwritten between its branches"
-                self.refuse(NotAffine("in-place", reason), region.root)
-                return False
-        return True
-
-    def _is_of_one_source(self, region: Region) -> bool:
-        """Whether branches that read one tensor here do so at all sizes."""
-        foreign = any(node in self.recording.foreign for node in region.working)
-        if not foreign or all(len(group.terms) == 1 for group in region.groups):
-            return True
-        self.refuse(NotAffine("changes-with-size", "its branches read other values at other sizes"), region.root)
-        return False
-
-    def _is_even(self, region: Region) -> bool:
-        """Whether all that a sum adds up has one shape at the other sizes, too."""
-        for node in sorted(region.working, key=self.recording.order.__getitem__):
+        sources = (group.source for group in region.groups)
+        if any(recording.memory.written_between(source, first, region.root, but=gone) for source in sources):
+            yield NotAffine("in-place", "the source may be overwritten between its branches"), region.root
+        for node in sorted(region.working, key=order):
             meaning = self.meanings[node]
             adds = isinstance(meaning, Sum) and set(inputs_of(meaning)) <= set(node.all_input_nodes)
-            if adds and any(len(set(shapes)) > 1 for shapes in self.recording.operand_shapes(node)):
-                self.refuse(NotAffine("broadcast", "at other sizes a sum of tensors of different shapes"), node)
-                return False
-        return True
+            if adds and any(len(set(shapes)) > 1 for shapes in recording.operand_shapes(node)):
+                yield NotAffine("broadcast", "at other sizes a sum of tensors of different shapes"), node
+        merges = any(len(group.terms) > 1 for group in region.groups)
+        if merges and not recording.foreign.keys().isdisjoint(region.working):
+            yield NotAffine("changes-with-size", "its branches read other values at other sizes"), region.root
 
     def _copies(self, region: Region) -> Iterator[fx.Node]:
         """Yield the nodes outside of the region through which it reads its sources: a clone, or a stack, keeps what was
@@ -365,11 +345,6 @@ class Planner:
 
 
 # Normalisations that stay: each is a refusal by its own name, with what stands in the way beside it.
-
-
-def _why_it_stays(norm: fx.Node, search: Search) -> NotAffine:
-    """Return why a normalisation merges neither with what makes its input nor with what reads its result."""
-    return _why_not_before(norm, search) or _why_not_behind(norm, search) or _why_alone(norm)
 
 
 def _why_not_before(norm: fx.Node, search: Search) -> NotAffine | None:

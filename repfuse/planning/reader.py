@@ -183,7 +183,8 @@ class BranchReader:
             raise Ends("the channels are elsewhere")
         left = (term.left if term.axis is not None else self.meanings.origin(x)) if meaning.view else None
         grown = _grown(term, node, term.expression)._replace(axis=axis, left=left)
-        if left is not None and self._is_of_one_shape(node, left):
+        shapes = self.meanings.recording.all_shapes  # for whatever the network takes
+        if left is not None and shapes(node) == shapes(left):
             undone = term.undone | {each for each in grown.nodes if isinstance(self.meanings[each], Rearranged)}
             return grown._replace(axis=None, left=None, undone=undone)
         if not meaning.channels:
@@ -197,11 +198,6 @@ class BranchReader:
             phases = tuple(count * phase + meaning.phases[pick] for phase, pick in pairs)
         return grown._replace(picks=picks, phases=phases)
 
-    def _is_of_one_shape(self, one: fx.Node, other: fx.Node) -> bool:
-        """Whether two values have the same shape for whatever the network takes."""
-        recording = self.meanings.recording
-        return recording.all_shapes(one) == recording.all_shapes(other)
-
     def _combined(
         self, node: fx.Node, operands: Sequence[tuple[tuple[Term, ...], Scaled[fx.Node]]]
     ) -> tuple[Term, ...]:
@@ -211,12 +207,12 @@ class BranchReader:
         alone = len(operands) == 1 and len(operands[0][0]) == 1
         terms = [
             along._replace(
-                expression=along.expression if by == Factor(1.0) else Scaled(along.expression, by),
+                expression=along.expression if scaled.by == Factor(1.0) else Scaled(along.expression, scaled.by),
                 nodes=along.nodes | {node},
                 top=node if alone else along.top,
             )
-            for terms, (by, axis) in ((terms, (scaled.by, scaled.axis)) for terms, scaled in operands)
-            for along in (self._along(axis, term) for term in terms)
+            for terms, scaled in operands
+            for along in (self._along(scaled.axis, term) for term in terms)
         ]
         return tuple(_agreeing(terms, self.shape_of))
 
@@ -270,7 +266,9 @@ class BranchReader:
         part = self.meanings.get(term.source)
         if not isinstance(part, Selected) or part.axis is None or term.axis is not None:
             return
-        readers = (each for each in {*term.nodes, node} if self._reads(each, term.source))
+        origin = self.meanings.origin
+        nodes = {*term.nodes, node}
+        readers = (each for each in nodes if term.source in map(origin, inputs_of(self.meanings[each])))
         links = [(part.input, term.source), *((term.source, reader) for reader in readers)]
         if any(self.meanings.recording.between(*link) is not None for link in links):
             return
@@ -280,9 +278,6 @@ class BranchReader:
         except NotAffine:
             return
         yield from self._of_wholes(term._replace(source=self.meanings.origin(part.input), expression=whole), node)
-
-    def _reads(self, node: fx.Node, value: fx.Node) -> bool:
-        return any(self.meanings.origin(x) is value for x in inputs_of(self.meanings[node]))
 
     def _along(self, axis: int | None, term: Term) -> Term:
         """Return the term as one whose channels lie along ``axis``. Raises NotAffine where they do not."""

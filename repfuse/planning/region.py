@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, combinations
 from typing import NamedTuple
 
@@ -29,16 +29,8 @@ from repfuse.ops.meaning import Rearranged, Same, inputs_of
 from repfuse.ops.spelling import operator_of
 from repfuse.ops.sums import ARITHMETIC
 from repfuse.ops.table import Meanings
-from repfuse.planning.cost import (
-    convolution_cost,
-    elementwise_cost,
-    filter_cost,
-    homogeneous_cost,
-    is_better,
-    price,
-)
+from repfuse.planning.cost import convolution_cost, elementwise_cost, filter_cost, homogeneous_cost, is_better, price
 from repfuse.plans import Cost, Key, Policy, total
-from repfuse.recording.constants import Constants
 
 # What a node computes, as a sum of terms: each one branch, an affine map of one source.
 
@@ -131,7 +123,7 @@ class Estimate:
         self.meanings = meanings
         self.recording = meanings.recording
         self.policy = policy
-        self._known: dict[fx.Node, Cost] = {}
+        self.of_node = cache(self._cost)
 
     def price(self, cost: Cost) -> float:
         """Return what the policy compares."""
@@ -141,13 +133,9 @@ class Estimate:
         """Whether the policy prefers ``after`` by enough to replace ``before`` by it."""
         return is_better(after, before, self.policy)
 
-    def forget(self, node: fx.Node) -> None:
-        """Forget what a node costs, whose meaning has changed."""
-        self._known.pop(node, None)
-
     def of_nodes(self, nodes: Iterable[fx.Node]) -> Cost:
         """Cost of the nodes as they are, computed weights included."""
-        return total(map(self._node, nodes))
+        return total(map(self.of_node, nodes))
 
     def of_map(self, expression: Expression, source: fx.Node, output: Sequence[int]) -> Cost:
         """Cost of an expression as one convolution from the value of ``source`` to a map of shape ``output``."""
@@ -180,11 +168,6 @@ class Estimate:
         nodes = self.meanings.before_phases(group.nodes) or [root]
         layered = [node for node in nodes if isinstance(self.meanings[node], Through)]
         return self.recording.shape_of[(layered or nodes)[-1]]
-
-    def _node(self, node: fx.Node) -> Cost:
-        if node not in self._known:
-            self._known[node] = self._cost(node)
-        return self._known[node]
 
     def _cost(self, node: fx.Node) -> Cost:  # noqa: PLR0911
         if node not in self.recording.shape_of or node.op in ("placeholder", "get_attr"):
@@ -227,7 +210,7 @@ class Estimate:
         return node
 
     def _computed(self, names: Iterable[str], item: int) -> Iterator[Cost]:
-        constants: Constants = self.recording.constants
+        constants = self.recording.constants
         computed = filter(constants.is_computed, names)
         return (elementwise_cost(constants.shape(name), 1, item) for name in computed)
 
@@ -245,27 +228,15 @@ class Estimate:
 Refuse = Callable[[NotAffine, fx.Node, Cost | None, Cost | None], None]
 
 
-def grouped(terms: Sequence[Term], root: fx.Node, estimate: Estimate, refuse: Refuse) -> tuple[Group, ...]:
-    """Partition the terms of ``root`` into groups that are one map each, each worth its merging."""
-    by_source: dict[object, list[Term]] = defaultdict(list)
-    for term in terms:
-        by_source[term.source, term.span].append(term)
-    groups: list[Group] = []
-    for members in by_source.values():
-        merging = _Merging(root, estimate, refuse)
-        groups += map(merging.of_chosen, merging.run(members))
-    return tuple(groups)
-
-
 class _Merging:
-    """Merges the terms of one source."""
+    """Merges terms of ``root``, those of one source after another, into groups that are one map each."""
 
     def __init__(self, root: fx.Node, estimate: Estimate, refuse: Refuse) -> None:
         self.root = root
         self.estimate = estimate
         self.refuse = refuse
         self.shape = estimate.recording.shape_of[root]
-        self.together: dict[tuple[Group, Group], Group | NotAffine] = {}
+        self._merge = cache(self._merged)
 
     def run(self, terms: Sequence[Term]) -> list[Group]:
         """Begin with every term for itself, and merge the two groups that save most until no two save anything."""
@@ -290,15 +261,13 @@ class _Merging:
         except NotAffine:
             return False
 
-    def _merge(self, one: Group, other: Group) -> Group | NotAffine:
-        if (one, other) not in self.together:
-            merged = Group((*one.terms, *other.terms))
-            try:
-                _ = merged.expression
-                self.together[one, other] = merged
-            except NotAffine as error:
-                self.together[one, other] = error
-        return self.together[one, other]
+    def _merged(self, one: Group, other: Group) -> Group | NotAffine:
+        merged = Group((*one.terms, *other.terms))
+        try:
+            _ = merged.expression
+        except NotAffine as error:
+            return error
+        return merged
 
     def _saving(self, one: Group, other: Group) -> float:
         merged = self._merge(one, other)
@@ -425,7 +394,11 @@ def pieces(region: Region, meanings: Meanings) -> list[Piece]:
 
 def region_of(root: fx.Node, terms: Sequence[Term], estimate: Estimate, refuse: Refuse) -> Region:
     """Return the region of these terms, without the no-ops at its end: they stay, after the one convolution."""
-    groups = grouped(terms, root, estimate, refuse)
+    by_source: dict[object, list[Term]] = defaultdict(list)
+    for term in terms:
+        by_source[term.source, term.span].append(term)
+    merging = _Merging(root, estimate, refuse)
+    groups = tuple(merging.of_chosen(group) for each in by_source.values() for group in merging.run(each))
     nodes = frozenset(chain.from_iterable(group.nodes for group in groups))
     undone = frozenset[fx.Node]().union(*(term.undone for group in groups for term in group.terms))
     passing = frozenset(filter(estimate.passes, nodes - undone))

@@ -238,9 +238,8 @@ def _laid_out(module: nn.Module, plan: Plan, reasons: Mapping[Key, str]) -> Plan
         why = "Its place depends on a site that is left out."
         raise RepfuseError(f"The site {lost[0].path or ROOT} cannot be merged alone.", why, "Leave this one out too.")
     said = {refusal.where: refusal.reason for refusal in plan.refusals if refusal.code == "excluded"}
-    unsaid = "the plan does not hold it"
     left_out = (
-        site.without("excluded", reasons.get(site.key) or said.get(site.path or ROOT, unsaid))
+        site.without("excluded", reasons.get(site.key) or said.get(site.path or ROOT, "the plan does not hold it"))
         for site in planner.sites()
         if site.key not in wanted
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, combinations
 
 from torch import fx
@@ -79,7 +79,7 @@ class Division:
 
 
 class Search:
-    """Searches one graph.
+    """Searches one graph; ``read`` says what a part of it is.
 
     ``reader`` says what each node computes; a node that turns out to be no operation on terms loses its meaning.
     ``estimate`` is the law of cost; ``refuse`` records what looked fusible and is not; what was ``measured`` at an
@@ -102,9 +102,9 @@ class Search:
         self._always = Estimate(estimate.meanings, Policy.ALWAYS)
         self._notes: list[Note] = []
         self.terms: dict[fx.Node, tuple[Term, ...]] = {}
-        self._known: dict[tuple[Policy, Subgraph], Assessment | Failure] = {}
-        self._costs: dict[Region, Cost] = {}
-        self._sources: dict[fx.Node, tuple[Term, ...]] = {}
+        self.read = cache(self._read)
+        self._least = cache(self._least_of)
+        self._source = cache(lambda node: (reader.source(node),))
         self._terms_made: dict[tuple[object, ...], tuple[Term, ...] | NotAffine] = {}
         affine = [node for node in self.recording.nodes if inputs_of(self.meanings.get(node))]
         self.readers = {node: list(self.meanings.readers(node)) for node in affine}
@@ -125,7 +125,7 @@ class Search:
                 self.meanings[read.node] = None
                 self._terms_made.clear()
                 for law in (self.estimate, self._always):
-                    law.forget(read.node)
+                    law.of_node.cache_clear()
                 left += self._split([node for node in part if node is not read.node])
             else:
                 found.append(read.region)
@@ -179,14 +179,9 @@ class Search:
 
     # What a part is.
 
-    def read(self, part: Subgraph, law: Estimate | None = None) -> Assessment | Failure:
-        """Return what a part is, by the law of the search or another one."""
-        law = law or self.estimate
-        if (law.policy, part) not in self._known:
-            self._known[law.policy, part] = self._read_anew(part, law)
-        return self._known[law.policy, part]
-
-    def _read_anew(self, part: Subgraph, law: Estimate) -> Assessment | Failure:
+    def _read(self, part: Subgraph, *, always: bool = False) -> Assessment | Failure:
+        """Return what a part is, by the law of the search or, where that is to merge ``always``, by the other one."""
+        law = self._always if always else self.estimate
         terms: dict[fx.Node, tuple[Term, ...]] = {}
         for node in part:
             inputs = inputs_of(self.meanings[node])
@@ -204,12 +199,6 @@ class Search:
             notes.append((NotAffine("in-place", reason), part[-1], None, None))
         return Assessment(region, terms, tuple(notes))
 
-    def _source(self, node: fx.Node) -> tuple[Term, ...]:
-        """Return a value as a term of itself: the same one each time."""
-        if node not in self._sources:
-            self._sources[node] = (self.reader.source(node),)
-        return self._sources[node]
-
     def _made(self, node: fx.Node, operands: Mapping[fx.Node, tuple[Term, ...]]) -> tuple[Term, ...] | NotAffine:
         """Return what a node makes of its operands, computed once: parts that begin alike are alike up to there."""
         key = (node, *map(id, operands.values()))
@@ -220,15 +209,13 @@ class Search:
                 self._terms_made[key] = error.with_traceback(None)  # with which all frames would live on
         return self._terms_made[key]
 
-    def _least(self, region: Region) -> Cost:
+    def _least_of(self, region: Region) -> Cost:
         """Return the cost of a region as it is, or as groups, whichever is less."""
-        if region not in self._costs:
-            least = self.estimate.of_nodes(region.working)
-            if region.is_writable and any(group.convolves for group in region.groups):
-                merged = self.estimate.of_groups(region.groups, region.root)
-                least = merged if self.estimate.is_better(merged, least) else least
-            self._costs[region] = least
-        return self._costs[region]
+        least = self.estimate.of_nodes(region.working)
+        if region.is_writable and any(group.convolves for group in region.groups):
+            merged = self.estimate.of_groups(region.groups, region.root)
+            least = merged if self.estimate.is_better(merged, least) else least
+        return least
 
     # Where to cut it: where it is no region, where less is to be done in parts, where a sum holds nothing together.
 
@@ -275,7 +262,7 @@ class Search:
         """Return a part as what was measured wants it, if that was of the whole of it."""
         name = self.recording.names[self.estimate.computing(part[-1])]
         measured = self.measured.get(name) if name not in self.declined else None  # of the whole, not of what is left
-        read = self.read(part, self._always if measured and measured.speedup > 1 else None)
+        read = self.read(part, always=True) if measured and measured.speedup > 1 else self.read(part)
         for error, _, apart, whole in read.notes if isinstance(read, Assessment) else ():
             if error.code == "cost" and apart and whole:
                 self.declined.setdefault(name, (apart, whole))

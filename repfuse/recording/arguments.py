@@ -1,4 +1,4 @@
-"""The arguments of one call: as they are, by parameter, as plain data that makes others like them, in other sizes."""
+"""The arguments of one call: as they are, as plain data that makes others like them, in other sizes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,16 +17,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 _PLAIN = (bool, int, float, str, type(None))
 
 
-class NotDescribable(ValueError):
-    """A value is neither a tensor nor plain data."""
-
-
 @dataclass(frozen=True)
 class Arguments:
-    """What one call of a module is given."""
+    """What a network is given in one call, by position."""
 
     args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def distinct(self) -> Arguments:
         """Return the arguments with a copy of each tensor that is there a second time: it might be another one."""
@@ -46,21 +41,14 @@ class Arguments:
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Arguments:
         """Return the arguments with others in the place of the tensors."""
-        if self._are_tensors:
+        if all(type(x) is Tensor for x in self.args):  # nothing to look into, as for most networks
             return Arguments(tuple(map(change, self.args)))
-        return Arguments(*tree_map_only(Tensor, change, (self.args, dict(self.kwargs))))
+        return Arguments(tree_map_only(Tensor, change, self.args))
 
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the arguments, and in them."""
-        if self._are_tensors:
-            return list(self.args)
-        return [x for x in tree_leaves((self.args, dict(self.kwargs))) if isinstance(x, Tensor)]
-
-    @property
-    def _are_tensors(self) -> bool:
-        """Whether there is nothing to look into, as for most networks."""
-        return not self.kwargs and all(type(x) is Tensor for x in self.args)
+        return [x for x in tree_leaves(self.args) if isinstance(x, Tensor)]
 
     @property
     def numbers(self) -> int:
@@ -83,15 +71,15 @@ class Arguments:
 
 
 def description(value: Any) -> Any:
-    """Return what ``describe`` returns, and None where it raises NotDescribable."""
+    """Return what ``describe`` returns, and None where it raises ValueError."""
     try:
         return describe(value)
-    except NotDescribable:
+    except ValueError:
         return None
 
 
 def describe(value: Any) -> Any:
-    """Return a value as JSON-ready data, tensors by shape and dtype. Raises NotDescribable for anything else."""
+    """Return a value as JSON-ready data, tensors by shape and dtype. Raises ValueError for anything else."""
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if type(value) in (list, tuple):
@@ -102,7 +90,7 @@ def describe(value: Any) -> Any:
         return {"float": str(value)}  # JSON has no such numbers
     if type(value) in _PLAIN:
         return {"value": value}
-    raise NotDescribable(type(value).__name__)
+    raise ValueError(f"a {type(value).__name__} is neither a tensor nor plain data")
 
 
 def recreate(description: Any, like: Tensor, fill: Callable[[Tensor], object] = Tensor.zero_) -> Any:
@@ -276,7 +264,7 @@ def _sizes(axes: list[Axis], step: _Step, first: int) -> dict[Axis, int]:
 
     What goes far goes there along one axis alone.
     """
-    larger = [axis for place, axis in enumerate(axes) if place % 2 == first]
+    larger = axes[first::2]
     spatial = next((axis for axis in larger if axis[0] > 0), None)
     sizes = {}
     for axis in axes:

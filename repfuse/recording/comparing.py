@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,8 @@ class _Asked:
     input, and how many ``times`` runs of as many axes got there.
     """
 
-    answers: set[Decision]
-    refused: set[bool | None]
+    answers: set[Decision] = field(default_factory=set)
+    refused: set[bool | None] = field(default_factory=set)
     times: int = 0
 
 
@@ -45,7 +45,7 @@ class SizeComparison:
 
     def __init__(self, first: Run, module: nn.Module) -> None:
         self.first = first
-        self._module = module
+        self.module = module
         self.alike: dict[fx.Node, list[tuple[Run, Step]]] = defaultdict(list)
         self.marks: dict[ModuleCall, Mark] = {}
         self.uneven: set[fx.Node] = set()
@@ -55,8 +55,8 @@ class SizeComparison:
         self.elsewhere: set[str] = set()
         self.outside: set[int] = set()
         """Tensors from nowhere that other runs met, too: nothing that ran made them."""
-        self._asked: dict[tuple[str, int], list[_Asked]] = defaultdict(list)
-        """Of each call, by its path and number, what it asked, one after the other."""
+        self._asked: dict[tuple[str, int, int], _Asked] = defaultdict(_Asked)
+        """By the path and the number of a call, and the place among what that asks."""
         self._runs = 0
         self._sizes: dict[Step, set[fx.Node]] = {}
         """For sizes in runs of another rank, the sizes of the same tensor along the same axis."""
@@ -101,36 +101,31 @@ class SizeComparison:
         for path, number, place in reversed(failed.last_decisions):
             outcome = failed.calls[path][number].decisions[place].outcome
             if outcome is not None:  # a size in the text of an error is none
-                self._at(path, number, place).refused.add(outcome)
+                self._asked[path, number, place].refused.add(outcome)
                 return
 
     def decided(self, *, leaves: bool) -> Iterator[ModuleCall]:
         """Yield the calls that decide by a size, without that both answers were seen; or that make plain numbers of
         one, if it ``leaves``.
         """
-        for call in self._deciding():
-            if self._has_open(call, lambda decision: decision.leaves is leaves):
-                yield call
+        return self._open(lambda decision: decision.leaves is leaves)
 
     def decides_by_rank(self) -> bool:
         """Whether a call decides by the number of axes, without that both answers were seen."""
-        calls = self._deciding()
-        return any(self._has_open(call, lambda decision: decision.of_rank and not decision.leaves) for call in calls)
+        return any(True for _ in self._open(lambda decision: decision.of_rank and not decision.leaves))
 
-    def _deciding(self) -> Iterator[ModuleCall]:
-        return (call for call in self._calls(self.first) if (call.path, call.number) in self._asked)
+    def _open(self, concerns: Callable[[Decision], bool]) -> Iterator[ModuleCall]:
+        """Yield the calls that decide, where this concerns it, without that all answers were seen."""
+        found = {key[:2] for key, asked in self._asked.items() if self._is_open(asked, concerns)}
+        return (call for call in self.first.every_call() if (call.path, call.number) in found)
 
-    def _has_open(self, call: ModuleCall, concerns: Callable[[Decision], bool]) -> bool:
-        """Whether not all answers were seen to one of a call's decisions that this concerns."""
-        for asked in self._asked[call.path, call.number]:
-            alike = asked.times == self._runs  # what some runs ask hangs on another answer
-            if not asked.times or (alike and len(asked.answers) == 1) or not any(map(concerns, asked.answers)):
-                continue
-            questions = {(each.question, each.sizes, each.others) for each in asked.answers}
-            outcomes = {each.outcome for each in asked.answers} | asked.refused
-            if (len(questions) > 1 or not alike) and (None in outcomes or len(outcomes) == 1):
-                return True
-        return False
+    def _is_open(self, asked: _Asked, concerns: Callable[[Decision], bool]) -> bool:
+        alike = asked.times == self._runs  # what some runs ask hangs on another answer
+        if not asked.times or (alike and len(asked.answers) == 1) or not any(map(concerns, asked.answers)):
+            return False
+        questions = {(each.question, each.sizes, each.others) for each in asked.answers}
+        outcomes = {each.outcome for each in asked.answers} | asked.refused
+        return (len(questions) > 1 or not alike) and (None in outcomes or len(outcomes) == 1)
 
     def _hear(self, run: Run) -> None:
         self._runs += 1
@@ -139,19 +134,9 @@ class SizeComparison:
             asked.times += 1
 
     def _decisions(self, run: Run) -> Iterator[tuple[_Asked, Decision]]:
-        for call in self._calls(run):
+        for call in run.every_call():
             for place, decision in enumerate(call.decisions):
-                yield self._at(call.path, call.number, place), decision
-
-    def _at(self, path: str, number: int, place: int) -> _Asked:
-        places = self._asked[path, number]
-        while place >= len(places):
-            places.append(_Asked(set(), set()))
-        return places[place]
-
-    def _calls(self, run: Run) -> Iterator[ModuleCall]:
-        for calls in run.calls.values():
-            yield from calls
+                yield self._asked[call.path, call.number, place], decision
 
     def _align(
         self,
@@ -168,7 +153,7 @@ class SizeComparison:
             for one, another in zip(own, others, strict=True):
                 self._match(one, another, match, measuring)
             return
-        if measuring is None or not is_stock(self._module.get_submodule(mine.path)):
+        if measuring is None or not is_stock(self.module.get_submodule(mine.path)):
             self.marks.setdefault(mine, ("changes-with-size", "its forward does other things at other sizes"))
         inner, seen = defaultdict[str, list[ModuleCall]](list), defaultdict[str, int](int)
         for call in mine.own:
@@ -219,10 +204,7 @@ class SizeComparison:
                     continue
                 if call.own and mine_call.own and not _same_nodes(mine_call.output, call.output, match):
                     self.marks.setdefault(mine_call, _RETURNS_ANOTHER)
-                same = _same_nodes(mine_call.args, call.args, match) and (
-                    not (mine_call.kwargs or call.kwargs) or _same_nodes(mine_call.kwargs, call.kwargs, match)
-                )
-                if not same:
+                if not _same_nodes((mine_call.args, mine_call.kwargs), (call.args, call.kwargs), match):
                     self._gives_others(mine_call)
 
     def _gives_others(self, call: ModuleCall) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class Memory:
-    """The memory of a run. Two values with the same storage may overlap."""
+    """The memory of a run, whose nodes are in this ``order``. Two values with the same storage may overlap."""
 
     def __init__(self, run: Run) -> None:
-        self._order = {node: index for index, node in enumerate(run.nodes)}
+        self.order = {node: index for index, node in enumerate(run.nodes)}
         self._storage_of = run.storage_of
         self._writes = run.writes
         self._dtype_of = run.dtype_of
@@ -44,7 +44,7 @@ class Memory:
 
     def of(self, node: fx.Node) -> int:
         """Return the number of the storage that a value lies in; a negative one of its own where it has none."""
-        return self._storage_of.get(node, -1 - self._order[node])
+        return self._storage_of.get(node, -1 - self.order[node])
 
     def members(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes whose values may overlap with that of ``node``, in order."""
@@ -77,7 +77,7 @@ class Memory:
         source = None if put is None else put.args[-1]
         if put is None or not isinstance(source, fx.Node) or self._dtype_of.get(source) != self._dtype_of[put]:
             return None
-        later = (self._order[writer] > self._order[put] for writer in self.writers(source))
+        later = (self.order[writer] > self.order[put] for writer in self.writers(source))
         return None if any(later) else put
 
     def _copied(self, node: fx.Node) -> fx.Node | None:
@@ -91,7 +91,7 @@ class Memory:
             target = target.args[0]
         whole = isinstance(target, fx.Node) and target.op == "get_attr"
         reads = whole and node.op == "get_attr" and node.target == target.target
-        after = reads and self._order[writer] < self._order[node]
+        after = reads and self.order[writer] < self.order[node]
         return writer if after or (whole and node is writer) else None
 
     def read_by(self, node: fx.Node) -> list[fx.Node]:
@@ -101,14 +101,14 @@ class Memory:
 
     def seen_later(self, writer: fx.Node) -> bool:
         """Whether what ``writer`` overwrites is read again, other than through its result, or belongs to the caller."""
-        after, results = self._order[writer], {writer}
+        after, results = self.order[writer], {writer}
         for member in self.members(writer):
             if member.op in ("placeholder", "get_attr"):
                 return True
             lies_in = self._origins(member, self._storage_of.get(member))
             if lies_in and results.issuperset(lies_in):
                 results.add(member)
-            if member not in results and any(self._order.get(user, after + 1) > after for user in member.users):
+            if member not in results and any(self.order.get(user, after + 1) > after for user in member.users):
                 return True
         return False
 
@@ -126,8 +126,8 @@ class Memory:
         """Whether another than ``but`` these writes the memory of ``source`` after it was made and after ``first``, and
         before ``last``.
         """
-        start, stop = max(self._order[first], self._order[source]), self._order[last]
-        return any(start < self._order[writer] < stop and writer not in but for writer in self.writers(source))
+        start, stop = max(self.order[first], self.order[source]), self.order[last]
+        return any(start < self.order[writer] < stop and writer not in but for writer in self.writers(source))
 
 
 def _is_copy(writer: fx.Node) -> bool:
@@ -158,14 +158,14 @@ class Constants:
         self._memory = recording.memory
         self._pure: set[fx.Node] = set()
         self._by_name: dict[str, fx.Node] = {}
-        self._names: dict[fx.Node, str | None] = {}
-        self._leaves: dict[str, tuple[str, ...]] = {}
+        self._name = cache(self._name_anew)
+        self._leaves = cache(self._leaves_of)
         self.asked: set[str] = set()
 
     def settle(self) -> None:
         """Find the constants anew, by the marks that the recording has now."""
         self._pure.clear()
-        self._names.clear()
+        self._name.cache_clear()
         for node in self.recording.nodes:
             if self._is_pure(node):
                 self._pure.add(node)
@@ -190,31 +190,25 @@ class Constants:
         ``block.weight`` for a tensor of the model as it is, ``%mul_3`` (the node's name) for a computed one. The value
         is the same for all who read the node.
         """
-        if not isinstance(value, fx.Node):
-            return None
-        if value not in self._names:
-            self._names[value] = self._name(value)
-        return self._names[value]
+        return self._name(value) if isinstance(value, fx.Node) else None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a value that ``name_of`` named, or of a parameter or buffer."""
         node = self._by_name.get(name)
-        return tuple(self._stored(name).shape) if node is None else self.recording.shape_of.get(node, ())
+        return tuple(self.tensors[name].shape) if node is None else self.recording.shape_of.get(node, ())
 
     def leaves(self, name: str) -> tuple[str, ...]:
         """Return the names of the parameters and buffers that the value is computed from, each once."""
         node = self._by_name.get(name)
-        if node is None:
-            return (name,)
-        if name not in self._leaves:
-            stored = (str(step.target) for step in self._steps(node, node) if self._is_stored(step))
-            self._leaves[name] = tuple(dict.fromkeys(stored))
-        return self._leaves[name]
+        return (name,) if node is None else self._leaves(node)
+
+    def _leaves_of(self, node: fx.Node) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(str(step.target) for step in self._steps(node) if self._is_stored(step)))
 
     def floating_leaves(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return which parameters and buffers of floating dtype the values are computed from."""
         leaves = dict.fromkeys(leaf for name in names for leaf in self.leaves(name))
-        return tuple(leaf for leaf in leaves if self._stored(leaf).is_floating_point())
+        return tuple(leaf for leaf in leaves if self.tensors[leaf].is_floating_point())
 
     def is_computed(self, name: str) -> bool:
         """Whether the value is computed in every forward, and no parameter or buffer as it is."""
@@ -237,7 +231,7 @@ class Constants:
         if node is None:
             return widened(tensors(name))
         with torch.no_grad():
-            value = self._run(self._steps(node, node), lambda leaf: widened(tensors(leaf)))
+            value = self._run(self._steps(node), lambda leaf: widened(tensors(leaf)))
             return torch.as_tensor(value[node])
 
     def numbers(self, name: str) -> Any:
@@ -245,7 +239,7 @@ class Constants:
         self.asked.add(name)
         return self.evaluate(name, self.tensors.__getitem__).tolist()
 
-    def _name(self, node: fx.Node) -> str | None:
+    def _name_anew(self, node: fx.Node) -> str | None:
         if node not in self.recording.shape_of or not self._is_steady(node):
             return None
         name = str(node.target) if self._is_stored(node) else f"%{node.name}"
@@ -254,7 +248,10 @@ class Constants:
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether the value is constant, as it is when the node was made."""
-        return node in self._pure and all(map(self._is_sound, self._steps(node, node)))
+        if node not in self._pure:
+            return False
+        steps = self._steps(node)
+        return self._pure.issuperset(steps) and not any(map(self._memory.is_rewritten, steps))
 
     def _is_steady(self, node: fx.Node) -> bool:
         """Whether the value is constant and no reader of the node sees it changed in place."""
@@ -264,15 +261,12 @@ class Constants:
         last_use = max((order.get(user, len(order)) for user in node.users), default=0)
         return not any(order[node] < order[writer] < last_use for writer in self._memory.writers(node))
 
-    def _is_sound(self, step: fx.Node) -> bool:
-        return step in self._pure and not self._memory.is_rewritten(step)
-
-    def _steps(self, node: fx.Node, stop: fx.Node) -> list[fx.Node]:
-        """Return all that has to run for the value of ``node`` as it is after ``stop``, in order."""
+    def _steps(self, node: fx.Node) -> list[fx.Node]:
+        """Return all that has to run for the value of ``node`` as it is when that was made, in order."""
         if node.op == "get_attr" and not self._memory.writers(node):
             return [node]
         order = self.recording.order
-        end, found, pending = order[stop], set[fx.Node](), [node]
+        end, found, pending = order[node], set[fx.Node](), [node]
         while pending:
             step = pending.pop()
             if step in found:
@@ -306,9 +300,6 @@ class Constants:
             else:
                 values[step] = _result(step, values, read)
         return values
-
-    def _stored(self, name: str) -> Any:
-        return self.tensors[name]
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:

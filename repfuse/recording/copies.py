@@ -21,9 +21,6 @@ from repfuse.errors import RepfuseError
 from repfuse.networks import join, named_modules, named_tensors
 from repfuse.wording import described
 
-Change = Callable[[str, Tensor], Tensor]
-
-
 _CODE = object()
 TO_RUN = {id(_CODE): True}
 """What tells ``copy_with`` that a copy is only to run: then it has the graphs of torch.fx in it, and the code that was
@@ -31,7 +28,7 @@ made of them, in common with the original. To copy these takes much longer than 
 """
 
 
-def changed_copy(module: nn.Module, change: Change, *, to_run: bool = False) -> nn.Module:
+def changed_copy(module: nn.Module, change: Callable[[str, Tensor], Tensor], *, to_run: bool = False) -> nn.Module:
     """Copy a module whose tensors become ``change(name, tensor)``; shared ones stay shared, parameters parameters.
 
     Plain tensor attributes count too; ``to_run`` is as TO_RUN says. Raises RepfuseError where the module cannot be
@@ -46,13 +43,12 @@ def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
     Raises RepfuseError where it cannot be copied.
     """
-    copied: nn.Module
     try:
-        copied = _copied(module, dict(memo))
+        return _copied(module, dict(memo))
     except Exception:  # a few networks hold what takes more care: to look for it each time takes as long as the copy
         memo = _hard_to_copy(module, memo) | _shared(module) | memo
         try:
-            copied = _copied(module, memo)
+            return _copied(module, memo)
         except Exception as error:
             culprit = _uncopyable(module)
             raise RepfuseError(
@@ -60,19 +56,19 @@ def copy_with(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 described(error),
                 "Remove what cannot be copied (open files, generators) from its attributes.",
             ) from error
-    return copied
 
 
-def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Return ``copy.deepcopy(module, memo)``: plain modules attribute by attribute, which takes a fifth of the time."""
-    known = memo.get(id(module))
+    known: nn.Module | None = memo.get(id(module))
     if known is not None:
         return known
     kind: Any = type(module)
     shared = _OF_GRAPHS if isinstance(module, fx.GraphModule) and id(_CODE) in memo and _is_usual(module) else ()
     if not shared and not _is_plain(kind):
         return copy.deepcopy(module, memo)
-    made = memo[id(module)] = object.__new__(kind)
+    made: nn.Module = object.__new__(kind)
+    memo[id(module)] = made
     # What refers back to a module that deepcopy meets on the way finds the copy that is under way.
     held, own, left = vars(made), vars(module), list[str]()
     held.update(own)

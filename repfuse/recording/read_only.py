@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -48,17 +48,13 @@ class ReadOnly(OperatorMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run one operator."""
         kwargs = kwargs or {}
-        self.check(func, args, kwargs)
+        if into := written_into(func, args, kwargs):
+            self.overwritten(into)
         tags = func.tags
         if tags:
             self.draws |= torch.Tag.nondeterministic_seeded in tags
             self.counts |= torch.Tag.dynamic_output_shape in tags and _by_mask(func, args)
         return func(*args, **kwargs)
-
-    def check(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise OverwritesItself where an operator writes into a tensor that is not to change."""
-        if into := written_into(func, args, kwargs):
-            self.overwritten(into)
 
     def overwritten(self, tensors: Sequence[torch.Tensor]) -> None:
         """Note that these are written into. Raises OverwritesItself where one of them is not to change."""
@@ -79,42 +75,30 @@ class OverwritesItself(RuntimeError):
     """A network writes into its own tensors."""
 
 
-@cache
-def arguments_of(func: Any) -> tuple[str, ...]:
-    """Return the names of an operator's arguments, in order."""
-    return tuple(argument.name for argument in func._schema.arguments)
-
-
-def by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return what an operator is given by the names of its arguments."""
-    return {**dict(zip(arguments_of(func), args, strict=False)), **kwargs}
-
-
-@cache
-def written(func: Any) -> frozenset[str]:
-    """Return the names of the arguments that an operator writes into."""
-    arguments = func._schema.arguments
-    return frozenset(a.name for a in arguments if a.alias_info and a.alias_info.is_write)
-
-
 def written_into(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """Return the tensors that one call of an operator writes into."""
-    named = by_name(func, args, kwargs)
-    names = written(func) | _statistics_written(func, named)
-    if named.get("training") is False:
-        names -= {"running_mean", "running_var"}  # which the schema says that it writes, and it does not then
-    return tensors_of([value for name, value in named.items() if name in names]) if names else []
+    names, written = _arguments(func)
+    named = {**dict(zip(names, args, strict=False)), **kwargs}
+    if named.get("training"):
+        written |= _STATISTICS  # which the schema does not tell
+    elif named.get("training") is False:
+        written -= _STATISTICS  # which the schema may tell, and it does not write into them then
+    return tensors_of([value for name, value in named.items() if name in written]) if written else []
 
 
-def _statistics_written(func: Any, named: Mapping[str, Any]) -> set[str]:
-    """Return the statistics that a normalisation in training mode writes into, which its schema does not tell."""
+@cache
+def _arguments(func: Any) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the names of an operator's arguments, in order, and of those that it writes into."""
+    arguments = func._schema.arguments
+    written = frozenset(a.name for a in arguments if a.alias_info and a.alias_info.is_write)
     updates = func.__name__.partition(".")[0] in _UPDATING
-    return {"running_mean", "running_var"} if updates or named.get("training") else set()
+    return tuple(a.name for a in arguments), written | _STATISTICS if updates else written
 
 
 WRITING_UNSEEN = frozenset({"apply_", "map_", "map2_"})
 """Methods that write into their tensor past all operators."""
 
+_STATISTICS = frozenset({"running_mean", "running_var"})
 _UPDATING = ("batch_norm_update_stats", "batch_norm_gather_stats", "batch_norm_gather_stats_with_counts")
 
 

@@ -14,7 +14,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from repfuse.recording.arguments import Arguments
 from repfuse.recording.copies import State, States
 from repfuse.recording.held import Held
 from repfuse.recording.read_only import WRITING_UNSEEN, OverwritesItself, ReadOnly
-from repfuse.recording.run import ModuleCall, Node, Question, Run, Step, assigned, set_data, unknown
+from repfuse.recording.run import ModuleCall, Node, Run, Step, assigned, set_data, unknown
 from repfuse.recording.shortcuts import SHORTCUTS, UNCHANGED
 from repfuse.recording.sizes import PIECES, RANK, SIZE, Decision, Dimension
 from repfuse.recording.stock import CALLED, OF_TORCH, is_stock
@@ -81,21 +81,19 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, subject: Subject, *, example: Run | None = None, sketches: bool = False) -> None:
         super().__init__()
-        self.network = subject.network
+        self.subject = subject
         self.guard = subject.guard
         self.sketches = sketches
-        self.shares_memory = subject.shares_memory
         self.found = Run(with_graph=example is None)
         self._example = example
         self._repeats = example is not None and sketches
-        self._path_of, self._stock, self._generated = subject.path_of, subject.stock, subject.generated
+        self._path_of, self._stock = subject.path_of, subject.stock
         self._begun = ModuleCall.outermost(_autocast())
         self._call: ModuleCall | None = None
         self._inside = 0
         self._names, self._stored = subject.names, subject.stored
         self._values = _Values(subject.lies_at)
         self._states = subject.states
-        self._parameters = subject.parameters
         self._read: dict[tuple[ModuleCall, int], tuple[fx.Node, int]] = {}
         self._asked: dict[ModuleCall, dict[Any, fx.Node]] = defaultdict(dict)
         self._attributes: dict[tuple[ModuleCall, str, fx.Node], fx.Node] = {}
@@ -109,9 +107,9 @@ class Recorder(TorchFunctionMode):
         own = (module for module, path in self._path_of.items() if path not in self._stock)
         held = Held(own if self.found.with_graph else ())
         try:
-            with torch.no_grad(), self._interpreting(self._generated), self.guard, self:
+            with torch.no_grad(), self._interpreting(self.subject.generated), self.guard, self:
                 self._modes = torch._C._len_torch_function_stack()
-                result = self.network(*arguments.args, **arguments.kwargs)
+                result = self.subject.network(*arguments.args)
         except Exception as error:
             error.__repfuse_run__ = self.found  # type: ignore[attr-defined]
             raise
@@ -119,9 +117,10 @@ class Recorder(TorchFunctionMode):
             self._sizes.clear()  # each tells this recorder of decisions, and would keep the network that was run alive
         root = self.found.calls[""][0]
         self.found.root = root
-        root.args, root.kwargs = placed
-        self.found.finish(root.output)
-        self._find_kept((result, arguments.args, arguments.kwargs))
+        root.args = placed
+        if self.found.with_graph:
+            self.found.graph.output(root.output)
+        self._find_kept((result, arguments.args))
         self._find_written(held)
         return self.found
 
@@ -145,7 +144,7 @@ class Recorder(TorchFunctionMode):
         result, name = func(*args, **kwargs), _function(func).name
         if name in ("is_same_size", "nbytes", "stride"):
             shapes = tuple(tuple(x.shape) for x in tensors_of(args))
-            self._call_decides(Decision(name, shapes, (), None, of_rank=False, leaves=True))
+            self._call_decides(Decision(name, shapes, leaves=True))
         if isinstance(result, torch.dtype | torch.device):
             self._asked[self._current][result] = self._node(args[0])
         return result
@@ -162,7 +161,7 @@ class Recorder(TorchFunctionMode):
         if type(result) is not int:
             return result
         if name == "__len__":  # Python makes a plain int of it
-            self._call_decides(Decision(name, (result,), (), None, of_rank=False, leaves=True))
+            self._call_decides(Decision(name, (result,), leaves=True))
         if name in ("size", "sym_size", "__len__"):
             given = args[1] if len(args) > 1 else kwargs.get("dim", 0)
             return Dimension(result, (SIZE, node, int.__int__(given)), self._decide)
@@ -176,16 +175,17 @@ class Recorder(TorchFunctionMode):
     def ask(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note that forward code wants to know numbers, or takes the memory itself."""
         tensors = tensors_of((args, kwargs))
-        if self.shares_memory and _function(func).name in TAKING and any(id(x) in self._names for x in tensors):
+        if self.subject.shares_memory and _function(func).name in TAKING and any(id(x) in self._names for x in tensors):
             raise OverwritesItself
-        self._question(_function(func).name, tensors)
+        self._ask_for(tensors)
         return func(*args, **kwargs)
 
     def assign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note ``x.data = y`` as what it does: from then on x holds the numbers of y."""
         x, y = args
         node = self._make("call_function", set_data, (self._node(x), self._noted(y)), {})
-        if self.shares_memory and self._values.in_model(x) and not isinstance(y, Tensor):
+        in_model = address(x) in self.subject.lies_at
+        if self.subject.shares_memory and in_model and not isinstance(y, Tensor):
             raise OverwritesItself
         self._write(node, [x])
         result = func(*args, **kwargs)
@@ -203,7 +203,7 @@ class Recorder(TorchFunctionMode):
         named = {_CUT.get(name, name): value for name, value in kwargs.items()}
         x, how, dim = (*args, *(named.get(name, 0) for name in ("x", "how", "dim")[len(args) :]))
         if isinstance(x, Tensor) and type(how) is type(dim) is int:
-            self._call_decides(Decision(PIECES, (x.shape[dim],), (how,), None, of_rank=False))
+            self._call_decides(Decision(PIECES, (x.shape[dim],), (how,)))
         return self.operate(func, args, kwargs)
 
     def cast(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -240,14 +240,14 @@ class Recorder(TorchFunctionMode):
         if result is None:
             result = self._done(func, args, kwargs)
         if target is not assigned and not isinstance(result, Tensor) and not tensors_of(result):
-            self._question(name, tensors_of((args, kwargs)))
+            self._ask_for(tensors_of((args, kwargs)))
             if result is not None:
                 return result
         if name in _CUTTING and self._current.path not in self._stock:
             self.found.asks_for_sizes = True
         node = self._make(op, target, given, by_name)
         if guard.counts:
-            self._question(name, tensors_of((args, kwargs)))
+            self._ask_for(tensors_of((args, kwargs)))
         if guard.draws:
             self.found.random.add(node)
         if guard.wrote:
@@ -312,12 +312,8 @@ class Recorder(TorchFunctionMode):
         """Let the tensors in a result stand for ``node``, or for its parts."""
         if isinstance(value, Tensor):
             self._remember(value, node)
-        elif isinstance(value, (tuple, list)):
-            for index, part in enumerate(value):
-                if tensors_of(part):
-                    self._remember_all(part, self._make("call_function", operator.getitem, (node, index), {}))
-        elif isinstance(value, dict):
-            for key, part in value.items():
+        elif isinstance(value, (tuple, list, dict)):
+            for key, part in value.items() if isinstance(value, dict) else enumerate(value):
                 if tensors_of(part):
                     self._remember_all(part, self._make("call_function", operator.getitem, (node, key), {}))
 
@@ -409,19 +405,16 @@ class Recorder(TorchFunctionMode):
                 return self._attributes[key]
         return value
 
-    def _placeholders(self, arguments: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _placeholders(self, arguments: Arguments) -> tuple[Any, ...]:
         """Make a node for each argument that is a tensor or holds one; return the arguments with nodes in them."""
         self._call = self._begun
-        names = arguments.names(self._parameters)
-        placed = tuple(self._placed(name, value) for name, value in zip(names, arguments.args, strict=True))
-        by_name = {name: self._placed(name, value) for name, value in arguments.kwargs.items()}
+        placed = []
+        for name, value in zip(arguments.names(self.subject.parameters), arguments.args, strict=True):
+            if tensors_of(value):
+                self._remember_all(value, self._make("placeholder", name, (), {}))
+            placed.append(self._noted(value))
         self._call = None
-        return placed, by_name
-
-    def _placed(self, name: str, value: Any) -> Any:
-        if tensors_of(value):
-            self._remember_all(value, self._make("placeholder", name, (), {}))
-        return self._noted(value)
+        return tuple(placed)
 
     # Calls of modules
 
@@ -453,14 +446,14 @@ class Recorder(TorchFunctionMode):
         self._call = call
         if before is not None:
             self._note_changes(call, before)
-        if isinstance(result, Tensor) and (call.decisions or call.questions or call.changes_state):
+        if isinstance(result, Tensor) and (call.decisions or call.asked or call.changes_state):
             result = self._passed(result, (args, kwargs))
         call.output = self._returned(result, call)
         if compiled and self.guard.wrote:
             self._write(self._make("call_function", unknown, (), {}), self.guard.wrote)
         call.stop = len(self.found.nodes)
         if stock and call.own and self._example is None and self._is_usual(module):
-            call.kind = type(module)
+            call.single = self.found.single(call, type(module))
         self._call = outer
         return result
 
@@ -476,11 +469,12 @@ class Recorder(TorchFunctionMode):
     def _repeated(self, path: str, module: nn.Module, x: Tensor) -> Tensor | None:
         """Do again the one function that a call of PyTorch's own did at the example; None where it may do another."""
         assert self._example is not None
-        calls = self.found.calls[path]
-        single = self._example.single(path, len(calls))
-        if single is None or type(module) is not single.call.kind or not self._is_usual(module):
+        calls, known = self.found.calls[path], self._example.calls.get(path, ())
+        if len(calls) >= len(known) or _autocast() is not _FULL:
             return None
-        if _autocast() is not _FULL:
+        call = known[len(calls)]
+        single = call.single
+        if single is None or type(module) is not single.kind or not self._is_usual(module):
             return None
         node, source = single.node, self._node(x)
         given, actual, named = list[Any](node.args), list[Any](node.args), dict[str, Any](node.kwargs)
@@ -499,8 +493,8 @@ class Recorder(TorchFunctionMode):
             self.guard.forget()
             result: Tensor | None = self._cut_short(node.target, actual, named)
         if result is not None:
-            calls.append(single.call)
-            made: Node = Step("call_function", node.target, tuple(given), node.kwargs, single.call)
+            calls.append(call)
+            made: Node = Step("call_function", node.target, tuple(given), node.kwargs, call)
             self.found.add(made, self._current)
             if self.guard.wrote:
                 self._write(made, self.guard.wrote)
@@ -541,7 +535,8 @@ class Recorder(TorchFunctionMode):
             if node is not None and x is result:  # as nearly always
                 return node
             if node is None and id(x) not in self._names:
-                self.found.escaping.update(_nodes((call.args, call.kwargs)))
+                given = tree_leaves((call.args, call.kwargs))
+                self.found.escaping.update(leaf for leaf in given if type(leaf) in _NODES)
                 self.found.returned.add(self._unknown(x))
         return self._noted(result)
 
@@ -571,7 +566,7 @@ class Recorder(TorchFunctionMode):
         held = list(_held(outside))
         bases = (x._base for x in held if x._is_view())  # a view keeps what it is a view of
         explained = {id(x) for x in (*held, *bases, *self.found.unknown.values())}
-        stored = {node for calls in self.found.calls.values() for call in calls for node in call.stored}
+        stored = {node for call in self.found.every_call() for node in call.stored}
         for node in self._values.alive(explained, stored, self._names):
             self.found.escaping.add(node)
             for call in self.found.call_of[node].chain():
@@ -605,19 +600,17 @@ class Recorder(TorchFunctionMode):
             self.found.last_decisions.append((call.path, call.number, len(call.decisions)))
             call.decisions += (decision,)
 
-    def _question(self, name: str, tensors: list[Tensor]) -> None:
+    def _ask_for(self, tensors: list[Tensor]) -> None:
         nodes = tuple(self._node(x) for x in tensors)
-        if not nodes:
-            return
         if self.sketches and not self.found.of_inputs.isdisjoint(nodes):
-            raise AsksForValues(name)
-        self._current.questions += (Question(name, nodes),)
+            raise AsksForValues
+        self._current.asked += nodes
 
     @contextmanager
     def _interpreting(self, modules: list[nn.Module]) -> Iterator[None]:
         """Run forwards that are graphs line by line, so that it is known which value belongs to which line."""
         for module in modules:
-            vars(module)["forward"] = _Interpreter(module, self)
+            vars(module)["forward"] = partial(_Lines.run_all, module, self)
         try:
             yield
         finally:
@@ -678,29 +671,28 @@ def noting_calls() -> Iterator[list[Recorder]]:
                 nn.Module._call_impl = plain  # type: ignore[method-assign]
 
 
-class _Interpreter:
-    """Stands for the forward of a module that is a graph."""
+class _Lines(fx.Interpreter):
+    """Runs the forward of a module that is a graph once, and tells a recorder what each line of it computed."""
 
-    def __init__(self, module: Any, recorder: Recorder) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, recorder: Recorder) -> None:
+        super().__init__(module)
+        self.extra_traceback = False  # to print the graph is to fix its symbolic sizes
         self._recorder = recorder
+        self._number_of = {line: number for number, line in enumerate(self.graph.nodes)}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        recorder, number_of = self._recorder, {line: number for number, line in enumerate(self._module.graph.nodes)}
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op != "output":
+            self._recorder.line(self._number_of[n], result)
+        return result
 
-        class Lines(fx.Interpreter):
-            def run_node(self, n: fx.Node) -> Any:
-                result = super().run_node(n)
-                if n.op != "output":
-                    recorder.line(number_of[n], result)
-                return result
-
-        given = self._module.graph._codegen.process_inputs(*args, **kwargs) if kwargs else None
-        lines = Lines(self._module)
-        lines.extra_traceback = False  # to print the graph is to fix its symbolic sizes
-        if given is None:
-            return lines.run(*args)
-        return self._module.graph._codegen.process_outputs(lines.run(*given, enable_io_processing=False))
+    @classmethod
+    def run_all(cls, module: nn.Module, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
+        """Stand for the forward of the module."""
+        lines = cls(module, recorder)
+        codegen = lines.graph._codegen
+        given = codegen.process_inputs(*args, **kwargs)
+        return codegen.process_outputs(lines.run(*given, enable_io_processing=False))
 
 
 def _is_generated(module: nn.Module) -> bool:
@@ -723,10 +715,6 @@ class _Values:
         self._model = model
         """The numbers of the storages of the model by their addresses: they stay where they are."""
         self._count = len(model)
-
-    def in_model(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies in memory of the model."""
-        return address(tensor) in self._model
 
     def node(self, tensor: Tensor) -> fx.Node | None:
         """Return the node of a tensor, or None."""
@@ -846,26 +834,11 @@ def _looked_at(func: Any) -> _Function:
 _known = cache(_looked_at)
 
 
-def _handler(own: str, name: str) -> Handler:  # noqa: PLR0911 - one for each kind
+def _handler(own: str, name: str) -> Handler:
     if own == "__set__":
         return Recorder.assign if name == "data" else Recorder.answer
-    if name in _RANKS:
-        return Recorder.rank
-    if name in _SIZES:
-        return Recorder.size
-    if name in _QUESTIONS or name in TAKING:
-        return Recorder.ask
-    if name in _GRADIENTS:
-        return Recorder.switch
-    if name in ("split", "chunk"):
-        return Recorder.cut
-    if name in ("to", "type_as"):
-        return Recorder.cast
-    if name in _MAKING:
-        return Recorder.make
-    if own == "__get__":
-        return Recorder.operate if name in _TENSORS else Recorder.answer
-    return Recorder.answer if name in _FACTS else Recorder.operate
+    is_fact = name in _FACTS or (own == "__get__" and name not in _TENSORS)
+    return _HANDLERS.get(name, Recorder.answer if is_fact else Recorder.operate)
 
 
 def _spelling(func: Any, own: str) -> tuple[str, Any, bool]:
@@ -883,14 +856,6 @@ def _spelling(func: Any, own: str) -> tuple[str, Any, bool]:
     return "call_method", own, False
 
 
-_RANKS = frozenset({"dim", "ndimension", "ndim"})
-_SIZES = frozenset({"shape", "size", "sym_size", "numel", "nelement", "sym_numel", "__len__"})
-_QUESTIONS = frozenset(
-    {
-        "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__repr__",
-        "__format__", "equal", "allclose", "is_nonzero", "_local_scalar_dense", "_assert",
-    }
-)  # fmt: skip
 _CUT = {"input": "x", "tensor": "x", "split_size": "how", "split_size_or_sections": "how", "chunks": "how"}
 """The arguments of functions that cut a tensor, by their names in torch."""
 TAKING = frozenset(
@@ -912,10 +877,21 @@ _CUTTING = TAKING_SIZES | frozenset(
     }
 )  # fmt: skip
 """What may take another part at another size, or depend on it by numbers in the code."""
-_GRADIENTS = frozenset({"_set_grad_enabled", "_enter_inference_mode"})
+_QUESTIONS = (
+    "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__repr__",
+    "__format__", "equal", "allclose", "is_nonzero", "_local_scalar_dense", "_assert",
+)  # fmt: skip
+_HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(("dim", "ndimension", "ndim"), Recorder.rank),
+    **dict.fromkeys(("shape", "size", "sym_size", "numel", "nelement", "sym_numel", "__len__"), Recorder.size),
+    **dict.fromkeys((*_QUESTIONS, *TAKING), Recorder.ask),
+    **dict.fromkeys(("_set_grad_enabled", "_enter_inference_mode"), Recorder.switch),
+    **dict.fromkeys(("split", "chunk"), Recorder.cut),
+    **dict.fromkeys(("to", "type_as"), Recorder.cast),
+    **dict.fromkeys((f"new_{kind}" for kind in ("tensor", "empty", "zeros", "ones", "full")), Recorder.make),
+}
 _TENSORS = frozenset({"data", "T", "mT", "H", "mH", "real", "imag"})
-_MAKING = frozenset({f"new_{kind}" for kind in ("tensor", "empty", "zeros", "ones", "full")})
-"""What makes a tensor of the kind of another."""
+"""Attributes of a tensor that are tensors."""
 _FACTS = frozenset(
     {
         "stride", "storage_offset", "element_size", "is_contiguous", "is_floating_point", "is_complex", "get_device",
@@ -965,10 +941,6 @@ def _held(value: Any, depth: int = 0) -> Iterator[Tensor]:
 
 _DEEPEST = 8
 """How deep results lie in each other."""
-
-
-def _nodes(value: Any) -> list[Node]:
-    return [leaf for leaf in tree_leaves(value) if type(leaf) in _NODES]
 
 
 _NODES = frozenset({fx.Node, Step})

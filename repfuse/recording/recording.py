@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property
 from itertools import compress
 from typing import Any
 
@@ -28,7 +29,7 @@ from repfuse.plans import ROOT
 from repfuse.recording.arguments import Arguments, other_ranks, try_other_sizes
 from repfuse.recording.comparing import Mark, SizeComparison
 from repfuse.recording.constants import Constants, Memory, called
-from repfuse.recording.copies import TO_RUN, copy_with, like
+from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import OverwritesItself
 from repfuse.recording.recorder import TAKING_SIZES, AsksForValues, Recorder, Subject, address, noting_calls
 from repfuse.recording.run import ModuleCall, Run
@@ -50,12 +51,10 @@ class Recording:
     the network ``elsewhere`` at other sizes.
     """
 
-    def __init__(
-        self, module: nn.Module, run: Run, comparison: SizeComparison, inputs: Sequence[Arguments] = ()
-    ) -> None:
-        self.module = module
+    def __init__(self, comparison: SizeComparison, inputs: Sequence[Arguments]) -> None:
+        run = self.run = comparison.first
+        self.module = comparison.module
         self.inputs = inputs
-        self.run = run
         self.graph, self.nodes = run.graph, run.nodes
         self.call_of, self.calls, self.root = run.call_of, run.calls, run.root
         self.shape_of, self.dtype_of = run.shape_of, run.dtype_of
@@ -64,8 +63,9 @@ class Recording:
         self.uneven_by_rank = comparison.uneven_by_rank
         self._comparison = comparison
         self.memory = Memory(run)
+        self.order = self.memory.order
         self.sizes = self._settle_sizes()
-        self._trusted: dict[tuple[ModuleCall, ModuleCall], Mark | None] = {}
+        self._doubt = cache(self._doubt_anew)
         self.marks: dict[ModuleCall, Mark] = dict(comparison.marks)
         self.leaking: set[ModuleCall] = set()
         self.unwritable: dict[ModuleCall, Mark] = {}
@@ -76,34 +76,25 @@ class Recording:
 
     def relied_on_again(self) -> Recording:
         """Return the same without what was left alone and closed since it was made."""
-        return Recording(self.module, self.run, self._comparison, self.inputs)
+        return Recording(self._comparison, self.inputs)
 
     @cached_property
-    def order(self) -> dict[fx.Node, int]:
-        """The position of each node."""
-        return {node: index for index, node in enumerate(self.nodes)}
-
-    def paths(self, path: str) -> list[str]:
-        """Return all paths of the module at ``path``."""
-        return self._paths[self.modules[path]]
-
-    @cached_property
-    def _paths(self) -> dict[nn.Module, list[str]]:
-        found: dict[nn.Module, list[str]] = {}
+    def paths(self) -> dict[str, list[str]]:
+        """All paths of the module at each path."""
+        found: dict[nn.Module, list[str]] = defaultdict(list)
         for path, module in self.modules.items():
-            found.setdefault(module, []).append(path)
-        return found
+            found[module].append(path)
+        return {path: found[module] for path, module in self.modules.items()}
 
     @property
     def depends_on_weights(self) -> bool:
         """Whether what was seen holds for these weights alone: some forward, or the reader, asked for their numbers."""
-        asked = any(call.questions for calls in self.calls.values() for call in calls)
-        return asked or bool(self.constants.asked)
+        return any(call.asked for call in self.run.every_call()) or bool(self.constants.asked)
 
     @cached_property
     def names(self) -> dict[fx.Node, str]:
         """A name for each node, the same in each run: the call that made it, and which of its operations it is."""
-        return {node: name for calls in self.calls.values() for call in calls for node, name in _named(call)}
+        return {node: name for call in self.run.every_call() for node, name in _named(call)}
 
     def where(self, node: fx.Node) -> str:
         """Return where a node stands, for people: a module of PyTorch's, or the module in whose forward it is."""
@@ -151,16 +142,12 @@ class Recording:
         """Return why it is not certain that ``reader`` always reads the value of ``node``; None where it is."""
         if node in self.foreign.get(reader, ()):
             return "changes-with-size", "it reads another value at other sizes"
-        if node.op not in ("placeholder", "get_attr") and self.run.autocast_of.get(node) != self.run.autocast_of.get(
-            reader
-        ):
+        state_of = self.run.autocast_of.get
+        if state_of(node) != state_of(reader) and _computes(node):
             return _AUTOCAST
-        one, other = self.call_of[node], self.call_of[reader]
-        if (one, other) not in self._trusted:
-            self._trusted[one, other] = self._doubt(one, other)
-        return self._trusted[one, other]
+        return self._doubt(self.call_of[node], self.call_of[reader])
 
-    def _doubt(self, one: ModuleCall, other: ModuleCall) -> Mark | None:
+    def _doubt_anew(self, one: ModuleCall, other: ModuleCall) -> Mark | None:
         if not (self.marks or self.closed):
             return None
         above = set(other.chain())
@@ -177,13 +164,13 @@ class Recording:
             if each in self.unwritable:
                 self.marks.setdefault(each, self.unwritable[each])
             self.unwritable.setdefault(each, mark)
-        self._trusted.clear()
+        self._doubt.cache_clear()
         self.constants.settle()
 
     def close(self, path: str) -> None:
         """Let nothing merge across the border of the module at ``path`` from now on: its calls are not alike there."""
         self.closed.add(path)
-        self._trusted.clear()
+        self._doubt.cache_clear()
         self.constants.settle()
 
     def mark_of(self, node: fx.Node, *, any_rank: bool = True) -> Mark | None:
@@ -197,11 +184,10 @@ class Recording:
         if node in self.uneven or (any_rank and node in self.uneven_by_rank):
             return "changes-with-size", "it is given other numbers at other sizes"
         call = self.call_of[node]
-        if call in self.leaking and node.op not in ("placeholder", "get_attr") and not self._is_of_module(node, call):
+        if call in self.leaking and _computes(node) and not self._is_of_module(node, call):
             return _LEAKING
-        return self.marks.get(call) or (
-            self.unwritable.get(call) if node.op not in ("placeholder", "get_attr") else None
-        )
+        concerned = call in self.unwritable and _computes(node)
+        return self.marks.get(call) or (self.unwritable[call] if concerned else None)
 
     def _is_of_module(self, node: fx.Node, call: ModuleCall) -> bool:
         """Whether a node is the convolution that its module says it is, with the weight and the settings of that."""
@@ -257,35 +243,26 @@ class Recording:
             own = (node for node in call.own if isinstance(node, fx.Node))
             if not any(called(node) in TAKING_SIZES for node in own):  # the numbers are not for these: to decide by
                 self.marks.setdefault(call, _LEAKING)
-            handed = (
-                inner for inner in call.own if isinstance(inner, ModuleCall) and _has_number((inner.args, inner.kwargs))
-            )
-            self.leaking.update(handed)
-        for calls in self.calls.values():
-            for call in calls:
-                if call.meets_errors:
-                    self.marks.setdefault(call, ("decides-by-value", "its forward catches an error"))
-                if call.changes_state:
-                    self.marks.setdefault(call, ("writes-state", "its forward changes what the module holds"))
+            inside = (item for item in call.own if isinstance(item, ModuleCall))
+            self.leaking.update(inner for inner in inside if _has_number((inner.args, inner.kwargs)))
+        for call in self.run.every_call():
+            if call.meets_errors:
+                self.marks.setdefault(call, ("decides-by-value", "its forward catches an error"))
+            if call.changes_state:
+                self.marks.setdefault(call, ("writes-state", "its forward changes what the module holds"))
         for node, tensor in self.run.unknown.items():
             call = self.call_of[node]
             if id(tensor) not in self._comparison.outside and node not in self.run.returned:
                 self.marks.setdefault(call, ("unseen-operation", "a tensor is made there by no function of torch"))
-        changed = True
-        while changed:
-            changed = False
-            self._trusted.clear()
+        asking = [call for call in self.run.every_call() if call.asked]
+        before = -1
+        while len(self.marks) > before:
+            before = len(self.marks)
+            self._doubt.cache_clear()
             self.constants.settle()
-            for call in self._asking():
-                self.marks[call] = ("decides-by-value", "its forward asks what numbers a tensor holds")
-                changed = True
-
-    def _asking(self) -> Iterator[ModuleCall]:
-        for calls in self.calls.values():
-            for call in calls:
-                asks = (question.nodes for question in call.questions)
-                if call not in self.marks and any(not all(map(self.constants.is_constant, nodes)) for nodes in asks):
-                    yield call
+            for call in asking:
+                if call not in self.marks and not all(map(self.constants.is_constant, call.asked)):
+                    self.marks[call] = ("decides-by-value", "its forward asks what numbers a tensor holds")
 
 
 _MOST_WORK = 6.0
@@ -335,7 +312,7 @@ def record(module: nn.Module, arguments: Arguments) -> Recording:
             run, _ = runs.attempt(others, comparison)
             if run is not None:
                 comparison.add_rank(run)
-    return Recording(module, first, comparison, inputs)
+    return Recording(comparison, inputs)
 
 
 class Runs:
@@ -347,8 +324,7 @@ class Runs:
     def __init__(self, module: nn.Module, running: list[Recorder]) -> None:
         self.module = module
         self.running = running
-        self.tensors = list(named_tensors(module))
-        self.shares = not any(x.layout is not torch.strided or x.is_inference() for _, x in self.tensors)
+        self.shares = not any(x.layout is not torch.strided or x.is_inference() for _, x in named_tensors(module))
         self.sketches = True
         self.subject: Subject | None = None
         self.may_hold_more = True  # after a run that failed: nothing says yet that it keeps nothing of what it does
@@ -388,8 +364,7 @@ class Runs:
 
     def _copy(self) -> Subject:
         storages: dict[int, Any] = {}
-        change = _shared if self.shares else partial(_cloned, storages)
-        copy = copy_with(self.module, TO_RUN | {id(x): like(x, change(x)) for _, x in self.tensors})
+        copy = changed_copy(self.module, lambda _, x: x if self.shares else _cloned(storages, x), to_run=True)
         return Subject(copy, shares_memory=self.shares)
 
     def attempt(self, arguments: Arguments, comparison: SizeComparison) -> tuple[Run | None, int]:
@@ -403,10 +378,6 @@ class Runs:
             comparison.add_failed(failed)
             return None, len(failed.nodes)
         return run, len(run.nodes)
-
-
-def _shared(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _cloned(storages: dict[int, Any], tensor: Tensor) -> Tensor:
@@ -423,6 +394,10 @@ def _cloned(storages: dict[int, Any], tensor: Tensor) -> Tensor:
 def _may_be_of_numbers(error: Exception) -> bool:
     """Whether a run without arithmetic may have failed because numbers meant nothing: as places in a table, say."""
     return isinstance(error, IndexError) or any(word in str(error) for word in ("index", "probability", "linalg"))
+
+
+def _computes(node: fx.Node) -> bool:
+    return node.op not in ("placeholder", "get_attr")
 
 
 def _has_number(value: Any) -> bool:

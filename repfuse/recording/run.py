@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple, final
 
 import torch
@@ -16,15 +17,8 @@ from repfuse.recording.sizes import Decision
 # One execution of a module's forward, as a recording keeps it.
 
 
-@dataclass(frozen=True)
-class Question:
-    """Forward code asked what numbers tensors hold, by ``name``: it may do something else for others."""
-
-    name: str
-    nodes: tuple[fx.Node, ...]
-
-
 @final
+@dataclass(eq=False, repr=False)
 class ModuleCall:
     """A call of the module at ``path``, the ``number``-th of that module; arguments and result with nodes for tensors.
 
@@ -33,10 +27,20 @@ class ModuleCall:
     each line of that graph by its number. ``autocast`` is the state of mixed precision in which it was called.
     """
 
+    path: str
+    number: int
+    caller: ModuleCall | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    start: int
+    autocast: tuple[bool, bool]
+    own: list[Any] = field(default_factory=list)
+    lines: dict[int, fx.Node] = field(default_factory=dict)
     stop: int = 0
     output: Any = None
     decisions: tuple[Decision, ...] = ()
-    questions: tuple[Question, ...] = ()
+    asked: tuple[fx.Node, ...] = ()
+    """Values whose numbers its forward asked for: it may do something else for others."""
     stored: tuple[fx.Node, ...] = ()
     """Values that its module holds since."""
     changes_state: bool = False
@@ -46,25 +50,8 @@ class ModuleCall:
     switches: tuple[int, ...] = ()
     """After how many nodes it turned gradients on or off, each time."""
     enters_autocast: bool = False
-    kind: type | None = None
-    """The class of its module, where that says all that the call did."""
-
-    def __init__(  # noqa: PLR0917
-        self,
-        path: str,
-        number: int,
-        caller: ModuleCall | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        start: int,
-        autocast: tuple[bool, bool],
-    ) -> None:
-        self.path, self.number, self.caller = path, number, caller
-        self.args, self.kwargs = args, kwargs
-        self.start = start
-        self.autocast = autocast
-        self.own: list[Any] = []
-        self.lines: dict[int, fx.Node] = {}
+    single: Single | None = None
+    """What it did, where the class of its module says all of that, and it is one function."""
 
     @classmethod
     def outermost(cls, autocast: tuple[bool, bool] = (False, False)) -> ModuleCall:
@@ -89,11 +76,11 @@ class ModuleCall:
 
 
 class Single(NamedTuple):
-    """The one function that a ``call`` of a module did, as ``node``: of its input, which has so many axes and is given
-    at ``place``, and of tensors of its ``own``, each by the place or the name of the argument.
+    """The one function that a call of a module of this ``kind`` did, as ``node``: of its input, which has so many axes
+    and is given at ``place``, and of tensors of its ``own``, each by the place or the name of the argument.
     """
 
-    call: ModuleCall
+    kind: type
     node: fx.Node
     place: int
     rank: int
@@ -148,12 +135,7 @@ class Step:
     __slots__ = ("all_input_nodes", "args", "kwargs", "op", "repeats", "target", "users")
 
     def __init__(
-        self,
-        op: str,
-        target: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        repeats: ModuleCall | None = None,
+        self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], repeats: ModuleCall | None = None
     ) -> None:
         self.op, self.target, self.args, self.kwargs, self.repeats = op, target, args, kwargs, repeats
         self.users: dict[Step, None] = {}
@@ -223,7 +205,6 @@ class Run:
         self.replaced: set[str] = set()
         self.last_decisions: list[tuple[str, int, int]] = []
         self._storages_of_inputs: set[int] = set()
-        self._singles: dict[tuple[str, int], Single | None] = {}
         self._names: dict[str, int] = {}
         """The names of nodes, and how many after each have it with a number."""
 
@@ -247,11 +228,6 @@ class Run:
             name = f"{base}_{count}"
         self._names[base], self._names[name] = count, 0
         return name
-
-    def finish(self, output: Any) -> None:
-        """End the graph with what the network returned."""
-        if self.with_graph:
-            self.graph.output(output)
 
     def add(self, node: Node, call: ModuleCall) -> None:
         """Take in the next node."""
@@ -277,18 +253,11 @@ class Run:
         if node in self.of_inputs:
             self._storages_of_inputs |= storages
 
-    def single(self, path: str, number: int) -> Single | None:
-        """Return what a call did, if that is one function and nothing else; None for any other."""
-        key = path, number
-        if key not in self._singles:
-            calls = self.calls.get(path, ())
-            self._singles[key] = self._single(calls[number]) if number < len(calls) else None
-        return self._singles[key]
-
-    def _single(self, call: ModuleCall) -> Single | None:
-        *read, node = call.own or [None]
+    def single(self, call: ModuleCall, kind: type) -> Single | None:
+        """Return what a call of a module of this kind did, if that is one function and nothing else."""
+        *read, node = call.own
         source = call.args[0] if len(call.args) == 1 and not call.kwargs else None
-        if not (call.kind and call.output is node and isinstance(node, fx.Node) and isinstance(source, fx.Node)):
+        if not (call.output is node and isinstance(node, fx.Node) and isinstance(source, fx.Node)):
             return None
         if node.op != "call_function" or any(self.autocast_of[node]):
             return None
@@ -303,14 +272,18 @@ class Run:
                 return None
             own.append((places[x], name))
         flat = len(node.all_input_nodes) == len(places) + 1  # nothing lies in lists
-        return Single(call, node, place, rank, own) if type(place) is int and flat and len(own) == len(places) else None
+        return Single(kind, node, place, rank, own) if type(place) is int and flat and len(own) == len(places) else None
+
+    def every_call(self) -> Iterator[ModuleCall]:
+        """Yield the calls of all modules."""
+        return chain.from_iterable(self.calls.values())
 
     @property
     def meets_errors(self) -> bool:
         """Whether something raised an error that the network caught."""
-        return any(call.meets_errors for calls in self.calls.values() for call in calls)
+        return any(call.meets_errors for call in self.every_call())
 
     @property
     def changes_state(self) -> bool:
         """Whether a module holds something else since."""
-        return any(call.stored or call.changes_state for calls in self.calls.values() for call in calls)
+        return any(call.stored or call.changes_state for call in self.every_call())

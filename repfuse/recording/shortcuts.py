@@ -192,53 +192,29 @@ def _per_axis(value: int | Sequence[int], ndim: int) -> Sequence[int]:
     return values * ndim if len(values) == 1 else values
 
 
-Shortcut = Callable[..., Any]
+def _both(*names: str) -> tuple[Any, ...]:
+    """Return the functions of these names, and the methods."""
+    return tuple(getattr(owner, name) for owner in (torch, Tensor) for name in names)
+
 
 _ALIKE_OF_ONE = (
-    F.elu,
-    F.gelu,
-    F.hardsigmoid,
-    F.hardswish,
-    F.leaky_relu,
-    F.mish,
-    F.relu,
-    F.relu6,
-    F.silu,
-    Tensor.relu,
-    Tensor.sigmoid,
-    Tensor.tanh,
-    torch.relu,
-    torch.sigmoid,
-    torch.tanh,
+    *(F.elu, F.gelu, F.hardsigmoid, F.hardswish, F.leaky_relu, F.mish, F.relu, F.relu6, F.silu),
+    *_both("relu", "sigmoid", "tanh"),
 )
 """Functions of one tensor whose result has its shape."""
 
 CHEAP = (
-    Tensor.__getitem__,
-    Tensor.chunk,
-    Tensor.flatten,
-    Tensor.permute,
-    Tensor.reshape,
-    Tensor.split,
-    Tensor.transpose,
-    Tensor.unsqueeze,
-    Tensor.view,
-    torch.chunk,
-    torch.flatten,
-    torch.permute,
-    torch.reshape,
-    torch.split,
-    torch.transpose,
-    torch.unsqueeze,
+    *(Tensor.__getitem__, Tensor.view),
+    *_both("chunk", "flatten", "permute", "reshape", "split", "transpose", "unsqueeze"),
 )
 """Functions that write into no tensor and draw no numbers, and the shapes of whose results depend on the numbers of no
 tensor but a second one.
 """
 
-UNCHANGED = frozenset({F.dropout, Tensor.flatten, torch.flatten})
+UNCHANGED = frozenset({F.dropout, *_both("flatten")})
 """What may return what it is given, and writes nothing into it."""
 
-SHORTCUTS: dict[Any, Shortcut] = {
+SHORTCUTS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(_ALIKE_OF_ONE, _alike),
     **dict.fromkeys((torch.add, Tensor.add, Tensor.sub, Tensor.mul, Tensor.div), _added),
     **dict.fromkeys((Tensor.add_, Tensor.sub_, Tensor.mul_), partial(_added, inplace=True)),
@@ -250,7 +226,7 @@ SHORTCUTS: dict[Any, Shortcut] = {
     F.dropout: _passed_on,
     F.pad: _padded,
     torch.cat: _concatenated,
-    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _multiplied),
+    **dict.fromkeys((*_both("matmul"), Tensor.__matmul__), _multiplied),
     **{func: partial(_as_it_is, func) for func in CHEAP},
 }
 """For a function what returns, of the same arguments, a tensor of the shape that it would return, whatever it holds;

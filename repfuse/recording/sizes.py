@@ -28,9 +28,9 @@ class Decision(NamedTuple):
 
     question: str
     sizes: tuple[Any, ...]
-    others: tuple[Any, ...]
-    outcome: bool | None
-    of_rank: bool
+    others: tuple[Any, ...] = ()
+    outcome: bool | None = None
+    of_rank: bool = False
     leaves: bool = False
 
 
@@ -51,9 +51,6 @@ class Dimension(int):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return int, (int(self),)
-
-    def __deepcopy__(self, memo: Any) -> int:
-        return int(self)
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
@@ -117,13 +114,8 @@ def _known(others: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.sizes if type(x) is Dimension else x if isinstance(x, int | float | str) else str(x) for x in others)
 
 
-for _name, _function in (
-    ("add", operator.add),
-    ("sub", operator.sub),
-    ("mul", operator.mul),
-    ("floordiv", operator.floordiv),
-    ("mod", operator.mod),
-):
+for _function in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod):
+    _name = _function.__name__
     setattr(Dimension, f"__{_name}__", _computed(f"__{_name}__", _function, swapped=False))
     setattr(Dimension, f"__r{_name}__", _computed(f"__r{_name}__", _function, swapped=True))
 Dimension.__neg__ = _computed("__neg__", operator.neg, swapped=False)  # type: ignore[method-assign]
@@ -134,20 +126,9 @@ for _name in ("hash", "str", "repr", "format"):
 for _name in ("truediv", "pow", "lshift", "rshift", "and", "or", "xor"):
     for _side in ("", "r"):
         setattr(Dimension, f"__{_side}{_name}__", _left(f"__{_side}{_name}__"))
-for _name in (
-    "__int__",
-    "__float__",
-    "__round__",
-    "__ceil__",
-    "__floor__",
-    "__trunc__",
-    "__index__",
-    "__invert__",
-    "bit_length",
-    "bit_count",
-    "to_bytes",
-    "as_integer_ratio",
-):
+for _name in ("int", "float", "round", "ceil", "floor", "trunc", "index", "invert"):
+    setattr(Dimension, f"__{_name}__", _left(f"__{_name}__"))
+for _name in ("bit_length", "bit_count", "to_bytes", "as_integer_ratio"):
     setattr(Dimension, _name, _left(_name))
 Dimension.__abs__ = Dimension.__pos__ = Dimension.conjugate = lambda self: self  # type: ignore[method-assign]
 Dimension.real = Dimension.numerator = property(lambda self: self)  # type: ignore[assignment,method-assign]
