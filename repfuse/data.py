@@ -34,9 +34,9 @@ from repfuse.checkpoint import torch_pickle
 from repfuse.checkpoint.build import library
 from repfuse.checkpoint.formats import CONFIG, recognise
 from repfuse.checkpoint.opening import WEIGHT_FILES, configuration
-from repfuse.errors import RepfuseError
+from repfuse.errors import RepfuseError, failing_as
 from repfuse.networks import dense
-from repfuse.wording import described, dtype_name, first_line, listed
+from repfuse.wording import dtype_name, first_line, listed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -414,14 +414,9 @@ def read_image(path: Path, channels: int, preparing: Preparing) -> torch.Tensor:
     As timm and torchvision do, it leaves out transparency and takes no notice of a rotation that the file asks for.
     Raises RepfuseError, which names the file, where it is damaged, none of FORMATS, or far too large.
     """
-    try:
+    hint = "Mend it or move it away: repfuse leaves out no image silently."
+    with failing_as(f"The image {path} cannot be read.", hint):  # a damaged file can make its decoder fail in any way
         return preparing.transform(_decoded(path, MODES[channels]))
-    except Exception as error:  # a damaged file can make its decoder fail in any way
-        raise RepfuseError(
-            f"The image {path} cannot be read.",
-            described(error),
-            "Mend it or move it away: repfuse leaves out no image silently.",
-        ) from error
 
 
 def _decoded(path: Path, mode: str) -> Image:

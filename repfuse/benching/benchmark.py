@@ -37,7 +37,7 @@ from repfuse.benching.timing import (
 )
 from repfuse.checking.inputs import Example, Trial
 from repfuse.checkpoint import onnx_file
-from repfuse.errors import RepfuseError, quietly
+from repfuse.errors import RepfuseError, failing_as, quietly
 from repfuse.networks import (
     as_inputs,
     between,
@@ -293,12 +293,9 @@ def _changed(
         x = x.detach().to(device=device, dtype=dtype if x.is_floating_point() else None)
         return _channels_last(x) if channels_last else x
 
-    try:
+    kinds = RuntimeError, AssertionError  # torch raises either where there is no such device
+    with failing_as(f"The network cannot be put on {device}.", "Leave --device out.", of=kinds):
         return changed_copy(network, changed)
-    except (RuntimeError, AssertionError) as error:  # torch raises either where there is no such device
-        raise RepfuseError(
-            f"The network cannot be put on {device}.", described(error), "Leave --device out."
-        ) from error
 
 
 def _channels_last(x: Any) -> Any:

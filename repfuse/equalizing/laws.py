@@ -100,7 +100,7 @@ class Reading:
             idle = node.op in ("placeholder", "get_attr") or recording.constants.is_constant(node)
             if not idle and not self._reads_nothing(node):
                 self._read(node)
-        calls = [call for calls in recording.calls.values() for call in calls]
+        calls = [*recording.run.every_call()]
         asked = {node for call in calls for node in call.asked}
         self._fix("decides-by-value", "its forward asks what numbers a tensor holds", *asked)
         held = {*recording.escaping, *(node for call in calls for node in call.stored)}

@@ -18,6 +18,7 @@ from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.ops.meaning import Meaning, Rearranged, Same, Unfusible
 from repfuse.ops.spelling import Call, Constant, constant, contains_node, number, spelled
 from repfuse.recording.recording import Recording
+from repfuse.recording.shortcuts import per_axis
 
 # Fake quantisation: rounding that training puts beside layers, so that a later quantised model behaves alike.
 #
@@ -131,12 +132,6 @@ def transposed_geometry(
         groups=groups,
         output_padding=per_axis(output_padding, plain.ndim),
     )
-
-
-def per_axis(value: int | Sequence[int], ndim: int) -> Ints:
-    """Return one number per spatial axis from PyTorch's int or sequence (a sequence of one stands for all)."""
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * ndim if len(values) == 1 else values
 
 
 def _padding(padding: int | str | Sequence[int], kernel: Ints, dilation: Ints) -> Padding:

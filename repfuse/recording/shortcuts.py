@@ -34,14 +34,14 @@ def _convolved(  # noqa: PLR0917 - the arguments of torch
         return None
     if not _of_channels(weight.shape[:1], bias):
         return None
-    steps, spread = _per_axis(stride, ndim), _per_axis(dilation, ndim)
+    steps, spread = per_axis(stride, ndim), per_axis(dilation, ndim)
     kernel = [d * (k - 1) + 1 for k, d in zip(weight.shape[2:], spread, strict=True)]
     if padding == "same":
         pads = [k - 1 for k in kernel]
     elif padding == "valid":
         pads = [0] * ndim
     else:
-        pads = [2 * amount for amount in _per_axis(padding, ndim)]
+        pads = [2 * amount for amount in per_axis(padding, ndim)]
     room = [n + p - k for n, p, k in zip(x.shape[-ndim:], pads, kernel, strict=True)]
     if min(room) < 0 or (padding == "same" and set(steps) != {1}):
         return None
@@ -187,7 +187,8 @@ def _is_alike(x: Tensor, y: Any) -> bool:
     return isinstance(y, Tensor) and y.layout is torch.strided and y.dtype is x.dtype and y.device == x.device
 
 
-def _per_axis(value: int | Sequence[int], ndim: int) -> Sequence[int]:
+def per_axis(value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    """Return one number per spatial axis from PyTorch's int or sequence (a sequence of one stands for all)."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * ndim if len(values) == 1 else values
 
