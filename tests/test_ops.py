@@ -16,7 +16,8 @@ from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.ops.meaning import Rearranged, Same, combination, inputs_of
-from repfuse.ops.spelling import OWN_SIGNATURES, RENAMED, RESIZING, SIGNATURES, spelled
+from repfuse.ops.spelling import OWN_SIGNATURES, RENAMED, RESIZING, SIGNATURES, SPREADING, spelled
+from repfuse.ops.table import ROWS
 
 aten = torch.ops.aten
 
@@ -887,6 +888,10 @@ def test_arguments_stand_in_the_order_of_some_overload():
         told = [[each for each in order if each in signature] for order in orders]
         alike = [order for order in told if order == [each for each in signature if each in order]]
         assert signature[0] in [first for first, *_ in filter(None, alike)], name
+
+
+def test_each_operator_that_is_known_means_something():
+    assert set(SIGNATURES) == {*ROWS, *SPREADING}
 
 
 @pytest.mark.parametrize("function", OWN_SIGNATURES)

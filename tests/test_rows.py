@@ -385,6 +385,13 @@ MEASURED = {
     "a frame of sizes": lambda m, y, n, c, h, w: (
         torch.relu(m.norm(y)) + torch.ones(n, c, h, w, dtype=y.dtype, device=y.device).cos()
     ),
+    "frames alike": lambda m, y, n, c, h, w: (
+        torch.relu(m.norm(y)) + torch.ones_like(y).cos() + torch.full_like(y, 2).cos() + torch.empty_like(y).fill_(1)
+    ),
+    "chance": lambda m, y, n, c, h, w: (
+        torch.relu(m.norm(y)) + (torch.rand_like(y) < 2) + (torch.randn_like(y).abs() < 0).to(y.dtype)
+    ),
+    "a constant spread": lambda m, y, n, c, h, w: torch.relu(m.norm(y)) + m.rows.bias[:, None, None].expand_as(y),
     "resized": lambda m, y, n, c, h, w: F.interpolate(torch.relu(m.norm(y)), size=(2 * h, w)),
     "divided": lambda m, y, n, c, h, w: torch.relu(m.norm(y)) / h + w,
     "means": lambda m, y, n, c, h, w: torch.relu(m.norm(y).mean((2, 3), keepdim=True)) * h / w,
