@@ -165,8 +165,8 @@ class Reading:
         for node in nodes:
             if at is not None and only_measures(at, node):
                 continue
-            if isinstance(meaning := self.meanings.get(node), Passage):
-                self._fix(code, reason, *meaning.inputs, at=at)
+            if isinstance(self.meanings.get(node), Passage):
+                self._fix(code, reason, *node.all_input_nodes, at=at)
             elif node in self.along:
                 scales = self.along[node].scales
                 if node in self.before_layers and self.scales.of(scales).any():

@@ -59,7 +59,7 @@ def pieces(call: Call, recording: Recording) -> Meaning | None:
     """A list of parts whose readers take one part each; ``piece`` is such a reader."""
     users = [spelled(user) for user in call.node.users]
     taken = all(user is not None and user.operator == "getitem" for user in users)
-    return Passage((call.input,)) if users and taken and _parts(call, recording) is not None else None
+    return Passage() if users and taken and _parts(call, recording) is not None else None
 
 
 def piece(call: Call, producer: Call, recording: Recording) -> Meaning | None:
@@ -145,7 +145,7 @@ def passing(call: Call, recording: Recording) -> Passage | None:
         last = spelled(node)
         steps = None if last is None else _steps(last, recording)
         if steps is not None and call.node in steps[0]:
-            return Passage((call.input,))
+            return Passage()
     return None
 
 

@@ -182,19 +182,19 @@ Side = tuple[int, bool]
 
 def assigned(call: Call, recording: Recording) -> Meaning | None:
     """Return the pad that the last assignment completes; a passage for those before it."""
-    return _border(call.node, recording) or _passage(call.node, call.input, recording)
+    return _border(call.node, recording) or _passage(call.node, recording)
 
 
 def filled_pad(call: Call, recording: Recording) -> Meaning | None:
     """Return what a pad means: a passage where assignments fill all of it, else by itself."""
-    return _passage(call.node, call.input, recording) or pad(call, recording)
+    return _passage(call.node, recording) or pad(call, recording)
 
 
-def _passage(node: fx.Node, x: Any, recording: Recording) -> Passage | None:
+def _passage(node: fx.Node, recording: Recording) -> Passage | None:
     last = node
     while (after := _next_assignment(last)) is not None:
         last = after
-    return Passage((x,)) if last is not node and _border(last, recording) is not None else None
+    return Passage() if last is not node and _border(last, recording) is not None else None
 
 
 def _next_assignment(node: fx.Node) -> fx.Node | None:

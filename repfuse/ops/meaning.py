@@ -45,8 +45,6 @@ class Passage:
     before its sum, the views of a channel shuffle. By itself it is nothing to merge.
     """
 
-    inputs: tuple[fx.Node, ...]
-
 
 @dataclass(frozen=True)
 class Unfusible:

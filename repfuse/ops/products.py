@@ -147,12 +147,12 @@ def _letters(equation: Any, rank: int, data: int) -> list[str] | None:
 @dataclass(frozen=True)
 class Turned:
     """``last`` puts back what a linear layer computes, and ``meaning`` is that of both and what is before them; that
-    goes through the nodes ``inner``, each with what it reads.
+    goes through the nodes ``inner``.
     """
 
     last: fx.Node
     meaning: Meaning
-    inner: Mapping[fx.Node, fx.Node]
+    inner: Sequence[fx.Node]
 
 
 def between_turns(known: Mapping[fx.Node, Meaning | None], recording: Recording) -> list[Turned]:
@@ -180,7 +180,7 @@ def _turned(node: fx.Node, known: Mapping[fx.Node, Meaning | None], recording: R
             if (ndim := next(fit, None)) is not None:
                 most, row = ndim, [*before, *after]
                 through = Through(row[0], on_axes(layer, ndim))
-                found = Turned(row[-1], through, dict(zip(row[1:-1], row[:-2], strict=True)))
+                found = Turned(row[-1], through, row[1:-1])
                 break
     return found
 

@@ -143,7 +143,7 @@ def stack(call: Call, recording: Recording) -> Meaning | None:
     """A stack that is only read by sums and means over its new axis, which name the parts themselves."""
     users = [spelled(user) for user in call.node.users]
     if users and all(user is not None and _reduces(user, call, recording) for user in users):
-        return Passage(tuple(call.get("tensors")))
+        return Passage()
     return None
 
 
@@ -255,7 +255,7 @@ def native_batch_norm(call: Call, recording: Recording) -> Meaning | None:
     """ATen's normalisation, which returns its result with the statistics; ``normalised_part`` is the result."""
     meaning = norm(call, recording)
     read = all(_is_first_part(user, call.node) for user in call.node.users if user.users)
-    return Passage((meaning.input,)) if isinstance(meaning, Scaled) and read else None
+    return Passage() if isinstance(meaning, Scaled) and read else None
 
 
 def normalised_part(call: Call, producer: Call, recording: Recording) -> Meaning | None:

@@ -147,7 +147,7 @@ class Meanings(dict[fx.Node, Meaning | None]):
         turned = products.between_turns(self, recording)
         self._followed = {node for each in turned for node in (each.last, *each.inner)}
         for each in turned:
-            self.update({each.last: each.meaning, **{node: Passage((x,)) for node, x in each.inner.items()}})
+            self.update({each.last: each.meaning, **dict.fromkeys(each.inner, Passage())})
         for node in recording.nodes:
             self._drop_unusable(node)
             self._drop_idle(node)
