@@ -428,6 +428,22 @@ def test_sizes_are_read_as_before_where_the_norm_alone_goes(name):
         assert error(model, fused, image(*shape)) < 1e-12
 
 
+@pytest.mark.parametrize("like", [lambda m, x, y: y, lambda m, x, y: x])
+def test_what_spreads_a_constant_goes_with_the_layer_that_takes_it_in(like):
+    """Whether it is made as large as what merges, or as something that stays."""
+
+    def forward(m, x):
+        y = m.a(x) + m.b(x)
+        return y * m.norm.weight[:, None, None].expand_as(like(m, x, y))
+
+    model = randomised(Spelled(forward, a=conv(3), b=conv(1), norm=norm()))
+    fused = fuse(model, (X,), keep_class=False).module
+    found = operations(fused, X)
+    assert (found["convolution"], found["mul"], found["expand"]) == (1, 0, 0)
+    for shape in ((2, C, 6, 7), (1, C, 5, 9), (3, C, 2, 1)):
+        assert error(model, fused, image(*shape)) < 1e-12
+
+
 def test_a_size_that_nothing_else_has_leaves_what_is_measured():
     def forward(m, x):
         y = F.pad(x, (1, 2, 3, 1))

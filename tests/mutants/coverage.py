@@ -20,7 +20,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     f"{OPS}indexing.py": (*_MEANINGS, "rewrite"),
     f"{OPS}products.py": ("products", "turned", *_MEANINGS),
     f"{OPS}sums.py": (*_MEANINGS, "norms_that_stay"),
-    f"{OPS}table.py": (*_MEANINGS, "rows", "turned", "hazards", "constants", "modules_dtypes"),
+    f"{OPS}table.py": (*_MEANINGS, "rows", "turned", "search", "hazards", "constants", "modules_dtypes"),
 }
 
 
