@@ -19,10 +19,12 @@ from repfuse.algebra.expression import (
     branches,
     channels_read,
     convolutions,
+    homogeneous,
     is_unshifted,
     joined,
     layers,
     multiple_of_source,
+    of_channels_alone,
     of_channels_read,
     relaid,
     selected,
@@ -46,6 +48,10 @@ def conv(inputs=CHANNELS, outputs=6, kernel=3, groups=1, weight="w", bias=None) 
 
 def pool(channels=CHANNELS, kernel=3, fill=0.0) -> Filter:
     return Filter(square(channels, channels, kernel, channels), 1 / kernel**2, fill)
+
+
+def linear(inputs, outputs, weight, bias=None) -> Convolution:
+    return Convolution(Geometry(inputs, outputs, (), (), (), ()), weight, bias)
 
 
 def pad(channels=CHANNELS, amount=1, fill=0.0) -> Filter:
@@ -97,6 +103,9 @@ TO_FOUR = conv(6, 4, 1, weight="to four")
         Scaled(Scaled(THREE, Factor("scale")), Offset("shift")),
         Scaled(Scaled(THREE, Factor("scale")), Factor(3.0)),
         Scaled(THREE, Factor(3.0), picks=(5, 4, 3, 2, 1, 0)),
+        Scaled(THREE, Factor("scale3"), picks=(2, 1, 0, 0, 1, 2)),
+        Scaled(SHIFTED, Offset("shift3", 2.0, "scale3"), picks=(0, 0, 1, 1, 2, 2)),
+        Scaled(Scaled(THREE, Factor("image")), Offset("image", -1.0)),
         through(Scaled(sum_of((THREE, SHIFTED)), Factor("scale")), TO_FOUR),
         through(Scaled(SHIFTED, Offset("shift", -1.0)), conv(6, 4, 1, weight="to four", bias="b4")),
         through(SHIFTED, Filter(Geometry(6, 6, (2, 2), (1, 1), ((0, 0),) * 2, (1, 1), 6), 0.5)),
@@ -115,8 +124,9 @@ def test_evaluated_cases(expression):
     tensors = Tensors()
     for layer in convolutions(expression):
         tensors.put(layer.weight, *layer.geometry.weight_shape)
-    for name, size in {"b": 6, "b4": 4, "shift": 6, "scale": 6, "scale4": 4}.items():
+    for name, size in {"b": 6, "b4": 4, "shift": 6, "scale": 6, "scale3": 3, "shift3": 3, "scale4": 4}.items():
         tensors.put(name, size)
+    tensors.put("image", 1, 6, 1, 1)
     check(expression, tensors)
 
 
@@ -200,6 +210,23 @@ def test_a_source_without_known_channels_is_laid_out_anew():
         assert relaid(fixed, 5, 0) is fixed
 
 
+def test_what_acts_on_channels_alone_does_so_on_as_many_axes_as_there_are():
+    """Linear layers in a row, scaled, added up: the same numbers as those of 1x1 in a row."""
+    inner = through(Identity(CHANNELS, 0), linear(CHANNELS, 6, "in", "b"))
+    rows = sum_of((Scaled(through(inner, linear(6, CHANNELS, "out")), Factor("scale4")), Identity(CHANNELS, 0)))
+    tensors = Tensors()
+    for name, shape in {"in": (6, CHANNELS), "b": (6,), "out": (CHANNELS, 6), "scale4": (4,)}.items():
+        tensors.put(name, *shape)
+    wanted = evaluate(rows, tensors, LIKE)
+    for ndim in (0, 1, 3):
+        made = of_channels_alone(rows, ndim)
+        assert made is not None and made.geometry.kernel == (1,) * ndim
+        for one, other in zip(evaluate(made, tensors, LIKE), wanted, strict=True):
+            assert same(one.reshape(other.shape), other)
+    behind = through(through(SOURCE, conv()), Convolution(square(6, 4, 1), "to four", None))
+    assert of_channels_alone(behind, 1) is of_channels_alone(sum_of((behind, SOURCE)), 2) is None
+
+
 def test_a_multiple_of_the_source():
     assert multiple_of_source(SOURCE) == 1
     assert multiple_of_source(Scaled(Scaled(SOURCE, Factor(3.0)), Factor(-2.0))) == -6
@@ -219,6 +246,8 @@ def test_the_layers_and_tensors_of_an_expression():
     assert list(Scaled(SOURCE, Factor(2.0)).tensor_names) == []
     assert list(through(SOURCE, pool()).tensor_names) == []
     assert list(joined((through(SOURCE, first), selected(SOURCE, (1,)))).tensor_names) == ["w", "b"]
+    whole = homogeneous(through(SOURCE, first))
+    assert whole.convolves and list(whole.tensor_names) == ["w", "b"]
 
 
 def test_what_adds_nothing_whatever_the_weights():

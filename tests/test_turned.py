@@ -17,6 +17,7 @@ TURNED = {
     "moved": lambda m, x: torch.movedim(m.l(x.movedim(1, -1)), -1, 1),
     "transposed twice": lambda m, x: m.l(x.transpose(1, 2).transpose(2, 3)).transpose(2, 3).transpose(1, 2),
     "contiguous": lambda m, x: m.l(x.permute(LAST).contiguous()).permute(BACK).contiguous(),
+    "copied": lambda m, x: m.l(x.permute(LAST).clone()).permute(BACK),
     "a function": lambda m, x: F.linear(x.permute(LAST), m.l.weight).permute(BACK),
     "a product": lambda m, x: (x.permute(LAST) @ m.l.weight).permute(BACK),
     "rows": lambda m, x: m.l(x.permute(LAST).reshape(-1, C)).view(x.shape[0], *x.shape[2:], C).permute(BACK),

@@ -158,8 +158,7 @@ def _number(value: float | str, tensors: Tensors) -> Tensor:
     """Return one number per channel, or one for all."""
     if not isinstance(value, str):
         return torch.tensor(value, dtype=torch.float64)
-    numbers = tensors(value).double()
-    return numbers if numbers.dim() == 1 else numbers.flatten()
+    return tensors(value).double().flatten()
 
 
 def _addends(expression: Expression, tensors: Tensors, scale: Tensor | None, device: torch.device) -> Iterator[Addend]:

@@ -59,8 +59,12 @@ def run(expression: Expression, x: Tensor, tensors: Mapping[str, Tensor]) -> Ten
             return x
         case Through(inner, layer):
             return _through(run(inner, x, tensors), layer, tensors)
-        case Scaled(inner, by):
-            return _scaled(run(inner, x, tensors), by, tensors)
+        case Scaled(inner, by, _, picks):
+            y = run(inner, x, tensors)
+            if not picks:
+                return _scaled(y, by, tensors)
+            every = (y[:, [channel]].expand(-1, 1 + max(picks), *y.shape[2:]) for channel in range(y.shape[1]))
+            return torch.cat([_scaled(z, by, tensors)[:, [pick]] for z, pick in zip(every, picks, strict=True)], 1)
         case Selected(inner, indices):
             return run(inner, x, tensors)[:, list(indices)]
         case Joined(parts):
