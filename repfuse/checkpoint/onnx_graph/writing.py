@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -29,7 +30,7 @@ MODES: dict[Any, str] = {
     _CircularPadNd: "wrap",
 }
 PADDING_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-ARITHMETIC: dict[Any, str] = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}
+COMBINING: dict[Any, str] = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul", torch.cat: "Concat"}
 PADS_AS_INPUT = 11  # the opset from which on Pad is told its amounts by an input
 
 
@@ -145,8 +146,8 @@ class _Editing:
             self.values[line] = self._written(self.module.get_submodule(target), self.values[line.args[0]], target)
         elif line.target is operator.getitem and line.args[0] in self.read:
             self.values[line] = self.read[line.args[0]][line.args[1]]  # type: ignore[index]
-        elif line.target in ARITHMETIC and line.args[0] in self.values:
-            self.values[line] = self._arithmetic(line)
+        elif line.target in COMBINING and line.all_input_nodes[0] in self.values:
+            self.values[line] = self._combined(line)
         elif line.op == "output":
             said: Any = line.args[0]
             given = list(said.values()) if isinstance(said, dict) else [said]
@@ -211,15 +212,18 @@ class _Editing:
         self.graph.register_initializer(value)
         return value
 
-    def _arithmetic(self, line: fx.Node) -> ir.Value:
+    def _combined(self, line: fx.Node) -> ir.Value:
+        one: Any
         one, other = line.args
+        if line.target is torch.cat:
+            return self._node("Concat", [self.values[part] for part in one], line.name, {"axis": other})
         x = self.values[one]
         if other in self.values:
             y = self.values[other]
         else:
             assert isinstance(x.type, ir.TensorType)
             y = self._tensor(f"{line.name}_factor", np.array(other, x.type.dtype.numpy()))
-        return self._node(ARITHMETIC[line.target], [x, y], line.name)
+        return self._node(COMBINING[line.target], [x, y], line.name)
 
     def _written(self, module: nn.Module, x: ir.Value, name: str) -> ir.Value:  # noqa: PLR0911 - one for each kind
         """Add the nodes of a module that the rewrite made, and return what they give."""
