@@ -292,6 +292,8 @@ def _flatten(known: Known) -> Function | None:
     at = axis + rank if axis < 0 else axis
     if at == 0:
         return lambda x: x.reshape(1, -1)
+    if at == rank - 1:
+        return lambda x: x.flatten(0, -2)
     return lambda x: x.flatten(0, at - 1).flatten(1) if at < rank else x.reshape(-1, 1)
 
 
