@@ -336,6 +336,20 @@ def test_outputs_that_become_one_value_or_the_input(tmp_path: Path) -> None:
     assert error(path, tmp_path / "out.onnx", IMAGE) == pytest.approx(0, abs=1e-12)
 
 
+def test_a_copy_for_an_output_is_read_by_no_node_before_it(tmp_path: Path) -> None:
+    nodes = [
+        *BRANCHES,
+        node("Add", "a c", "y"),
+        node("Identity", "y", "z"),
+        node("Sin", "y", "s"),
+        node("Sin", "z", "t"),
+    ]
+    path = written(model(nodes, WEIGHTS, outputs=("s", "t", "z")), tmp_path / "in.onnx")
+    fused(path, tmp_path / "out.onnx", "2x4x9x10")
+    assert kinds(tmp_path / "out.onnx")["Conv"] == 1
+    assert error(path, tmp_path / "out.onnx", IMAGE) < 1e-12
+
+
 def test_what_only_a_merged_node_read_goes_and_what_nobody_read_stays(tmp_path: Path) -> None:
     held = {"w": tensor(0, 10, 6)} | {name: 1 + np.abs(tensor(n, 6)) for n, name in enumerate("gbmv", 1)}
     rows = [node("MatMul", "x w", "a"), node("Flatten", "a", "f", axis=2), node("BatchNormalization", "f g b m v", "n"),

@@ -181,8 +181,9 @@ class _Editing:
         """Let all that read ``old`` read ``new``, or where that has to keep its name a copy, under the old name."""
         name = old.name
         if new not in self.made:  # it has a name of its own
+            for node, place in tuple(old.uses()):  # they may come before the copy
+                node.replace_input_with(place, new)
             if not old.is_graph_output():
-                old.replace_all_uses_with(new)
                 return
             new = self._node("Identity", [new], f"{name}_given")
         self.made.discard(new)
