@@ -122,6 +122,7 @@ def test_spellings_of_a_linear_layer(function):
         (lambda m, x, y: torch.tensordot(x, m.m.w, ([1], [0])), (4, 6)),
         (lambda m, x, y: torch.tensordot(x, m.m.w, 0), (4, 6)),
         (lambda m, x, y: torch.tensordot(x, m.m.w, 2), (4, 4)),
+        (lambda m, x, y: torch.tensordot(x, m.m.w), (4, 4)),
         (lambda m, x, y: torch.tensordot(x, m.m.w, ([-1], [0])), (1, 6)),
         (lambda m, x, y: torch.tensordot(x, y, ([0, 1, 2], [0, 1, 2])), (4, 6)),
         (lambda m, x, y: torch.tensordot(x, m.m.w, 1, out=x.new_empty(x.size(0), 4, 6)), (4, 6)),

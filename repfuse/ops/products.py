@@ -64,7 +64,7 @@ def biased_product(call: Call, recording: Recording) -> Meaning | None:
 def tensordot(call: Call, recording: Recording) -> Meaning | None:
     """A sum over the last axis of a tensor and an axis of a matrix: a linear layer."""
     x, other = call.input, call.get("other")
-    dims = call.get("dims", (call.get("dims_self"), call.get("dims_other")))  # by ATen's names
+    dims = call.get("dims", (call.get("dims_self", ()), call.get("dims_other", ())))  # by ATen's names
     matrix, rank = constant(other, recording), len(recording.shape_of[x])
     if dims == 1:
         dims = [rank - 1], [0]
