@@ -252,6 +252,13 @@ def using_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def half_the_threads() -> AbstractContextManager[None]:
+    """Let torch use half of its threads while another process works: two on the same cores would wait for each other
+    at the end of each operation.
+    """
+    return using_threads((torch.get_num_threads() + 1) // 2)
+
+
 def placed(inputs: tuple[Any, ...], device: torch.device, cast: Mapping[torch.dtype, torch.dtype]) -> tuple[Any, ...]:
     """Return copies of the tensors among the inputs, on ``device`` and in the dtypes that ``cast`` names.
 

@@ -27,7 +27,7 @@ from repfuse.checkpoint.spec import as_texts, render
 from repfuse.checkpoint.user_code import Named, script
 from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError
 from repfuse.loading import Checkpoint
-from repfuse.networks import using_threads
+from repfuse.networks import half_the_threads
 from repfuse.planning.planner import plan as make_plan
 from repfuse.plans import Plan
 from repfuse.readback import checking
@@ -134,8 +134,8 @@ def writing(
             read: Callable[[], Read] = partial(
                 _program_written, checkpoint, module, form, temporary, reader=reader, verify=verify
             )
-        else:  # two processes on the same cores would wait for each other at each operation: each gets half of them
-            shared.enter_context(using_threads((torch.get_num_threads() + 1) // 2))
+        else:
+            shared.enter_context(half_the_threads())
             network = _write_network(checkpoint, module, temporary) if form == "pt" else None
             notes, use, check = network or _write_weights(checkpoint, module, plan, form, temporary)
             answer = cache(check(reader, runs=verify))
