@@ -566,6 +566,17 @@ def parted_behind_a_stride(m, x):
     return y.view(n, c, h, w // 2, 2).sum(-1)
 
 
+def in_windows(stride, window):
+    """Of some sizes in a row alone, and then of others that are far from these."""
+
+    def forward(m, x):
+        y = (m.a(x) + m.b(x))[:, :, ::stride]
+        n, c, h, w = y.shape
+        return y.view(n, c, h // window, window, w).sum(3)
+
+    return forward
+
+
 # Branches on the number of axes
 
 
@@ -1541,6 +1552,16 @@ def test_some_pieces_are_fewer_at_a_smaller_size():
 
 def test_a_size_that_the_next_one_leaves_as_it_is_is_no_number():
     check(Case(two(parted_behind_a_stride), others=((2, 4, 5, 10), (1, 4, 3, 2), (1, 4, 6, 5)), left=(2, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("stride", "window", "height", "others"),
+    [(4, 3, 9, (12, 21, 24)), (3, 3, 7, (9, 17)), (2, 3, 5, (6, 11)), (8, 7, 56, (50, 112)), (8, 2, 80, (65, 73, 240))],
+)
+def test_sizes_in_a_row_behind_a_stride_are_no_number(stride, window, height, others):
+    shapes = tuple((2, 4, size, 5) for size in others if -(-size // stride) % window == 0)
+    assert len(shapes) > 1
+    check(Case(two(in_windows(stride, window)), (1, 4, height, 6), others=shapes, left=(1, 0, 0)))
 
 
 def test_a_branch_that_fails_later_may_not_fail_elsewhere():

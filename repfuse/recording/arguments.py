@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -178,6 +178,10 @@ def try_other_sizes(arguments: Arguments, attempt: Try, *, thoroughly: bool) -> 
     unmoved = [axis for axis in axes if axis not in fixed and all(sizes[axis] == axis[1] for sizes in taken)]
     small, moved = _one_by_one(arguments, unmoved, attempt, taken[-1] if taken else {})
     _alike(arguments, [axis for axis in unmoved if axis not in moved], attempt)
+    if thoroughly:
+        free = (axis for axis in axes if axis[0] > 0 and axis not in fixed)
+        reached = {axis: {sizes[axis] for sizes in taken} | moved.get(axis, set()) for axis in free}
+        _further(arguments, reached, attempt, small)
     for axis in fixed:
         for n in (axis[1] + 1, max(1, axis[1] - 1)):
             if not attempt(_resized(arguments, {**small, axis: n}), True):
@@ -259,6 +263,23 @@ _GROWN: tuple[Callable[[int], int], ...] = (
 """Along several axes at once: by little, for the work grows as the product."""
 
 
+def _further(
+    arguments: Arguments, reached: Mapping[Axis, Collection[int]], attempt: Try, others: Mapping[Axis, int]
+) -> None:
+    """Try axes that ``reached`` only sizes near the example's at one further away: behind a stride of 4, what is as
+    large for 9 pixels as for 12 has not moved.
+    """
+    for axis, sizes in reached.items():
+        n = axis[1]
+        if any(size != n for size in sizes) and all(n < 2 * size < 4 * n for size in sizes):
+            far = dict.fromkeys((max(1, n // 2), n + n // 2, *(n + more for more in _MORE)))
+            any(attempt(_resized(arguments, {**others, axis: size}), True) for size in far if size not in sizes)
+
+
+_MORE = (64, 48, 32, 24, 20, 16, 14, 12, 10, 8, 6, 4, 3)
+"""So that of the networks that take every so many sizes in a row, by strides and windows, most take one."""
+
+
 def _sizes(axes: list[Axis], step: _Step, first: int) -> dict[Axis, int]:
     """Return sizes for all axes: every second one larger, from the ``first`` on, and the others smaller.
 
@@ -280,19 +301,19 @@ def _sizes(axes: list[Axis], step: _Step, first: int) -> dict[Axis, int]:
 
 def _one_by_one(
     arguments: Arguments, axes: list[Axis], attempt: Try, taken: Mapping[Axis, int]
-) -> tuple[Mapping[Axis, int], set[Axis]]:
+) -> tuple[Mapping[Axis, int], dict[Axis, set[int]]]:
     """Try each axis smaller, and then larger, the others as they were ``taken`` or as small; return these sizes, and
-    the axes that took another one.
+    of the axes that took others which.
 
     Of an axis that takes no other size but the example's, 1 is tried: that may be broadcast.
     """
-    small, moved = dict(taken), set[Axis]()
+    small, moved = dict(taken), dict[Axis, set[int]]()
 
     def first(axis: Axis, sizes: Iterable[int], *, needed: bool) -> int | None:
         tried = (n for n in dict.fromkeys(sizes) if n != axis[1])
         found = next((n for n in tried if attempt(_resized(arguments, {**small, axis: n}), needed)), None)
         if found is not None:
-            moved.add(axis)
+            moved.setdefault(axis, set()).add(found)
         return found
 
     for axis in axes:
