@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from repfuse.checkpoint import build as building
 from repfuse.checkpoint.build import build
@@ -81,6 +84,38 @@ def test_an_argument_needs_a_name(text: str) -> None:
 
 def test_an_argument_without_a_literal_form_has_no_text() -> None:
     assert as_texts(ModelSource("timm:x", {"norm_layer": nn.BatchNorm2d})) is None
+
+
+class Draws(TorchFunctionMode):
+    """Notes which functions draw random numbers for parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_", "erfinv_"):
+            self.seen += [func.__name__ for x in (*args, *kwargs.values()) if isinstance(x, nn.Parameter)]
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["timm:mobileone_s0", "timm:vit_tiny_patch16_224", "torchvision:swin_t"])
+def test_a_network_of_a_library_is_what_the_library_makes_but_for_random_numbers(name: str) -> None:
+    library, _, model = name.partition(":")
+    make = timm.create_model if library == "timm" else torchvision.models.get_model
+    with Draws() as drawn:
+        wanted = make(model)
+    with Draws() as seen:
+        found = build(model_source(name))
+    assert len(drawn.seen) > 20 and not seen.seen
+    assert str(found) == str(wanted)
+    for (path, x), (other, y) in zip(found.named_parameters(), wanted.named_parameters(), strict=True):
+        assert (path, x.shape, x.dtype, x.requires_grad) == (other, y.shape, y.dtype, y.requires_grad)
+        if y.min() == y.max():  # ones, zeros, the scale of a layer
+            assert torch.equal(x, y)
+    for (path, x), (other, y) in zip(found.named_buffers(), wanted.named_buffers(), strict=True):
+        assert path == other and torch.equal(x, y)
 
 
 def test_timm_builds_by_name_and_arguments() -> None:

@@ -1,4 +1,4 @@
-"""Building a network, with fresh weights: from a ModelSource, also one that a file names; and examples of its inputs.
+"""Building a network that weights are loaded into: from a ModelSource, also one that a file names; and its inputs.
 
 Nothing is ever downloaded.
 
@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from repfuse import __version__
 from repfuse.checkpoint import user_code
@@ -101,15 +103,42 @@ def is_buildable(source: ModelSource, named: Named) -> bool:
 FETCHING = ("pretrained", "checkpoint_path", "weights", "weights_backbone")  # arguments that would fetch weights
 
 
+class _Unfilled(TorchFunctionMode):
+    """While it is on, no random numbers are drawn for parameters: the file's take their place, and to draw them takes
+    longer than to read those. Nor are they scaled or clipped, which is all that a truncated normal distribution is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._unfilled: dict[int, nn.Parameter] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name, x = getattr(func, "__name__", ""), args[0] if args else kwargs.get("tensor")
+        if isinstance(x, nn.Parameter):
+            if name in _DRAWING:
+                self._unfilled[id(x)] = x
+            if name in _DRAWING or (name in _SCALING and id(x) in self._unfilled):
+                return x
+        return func(*args, **kwargs)
+
+
+_DRAWING = frozenset({"normal_", "uniform_", "kaiming_uniform_"})
+_SCALING = frozenset({"erfinv_", "mul_", "div_", "add_", "clamp_"})
+
+
 def build(source: ModelSource, file: Path | None = None) -> nn.Module:
-    """Return the network with fresh weights; the state of the random generator is left as it was.
+    """Return the network with weights that mean nothing; the state of the random generator is left as it was.
 
     A module of the user's is looked for where he stands, and beside the checkpoint ``file``.
 
     Raises RepfuseError where the name is unknown, or where building it fails.
     """
     make = _BUILDERS[source.kind](source, file)
-    for name in FETCHING if source.kind in ("timm", "torchvision") else ():
+    of_library = source.kind in ("timm", "torchvision")
+    for name in FETCHING if of_library else ():
         if source.arguments.get(name):
             raise RepfuseError(
                 f"The model argument {name} is not allowed.",
@@ -117,7 +146,7 @@ def build(source: ModelSource, file: Path | None = None) -> nn.Module:
                 f"Leave out {name}.",
             )
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _Unfilled() if of_library else nullcontext():
             network = make(**source.arguments)
     except Exception as error:  # code that is not ours, with arguments of the user
         hint = user_code.missing(error) or "Check its arguments (--model-arg name=value)."
