@@ -273,7 +273,7 @@ def _further(
         n = axis[1]
         if any(size != n for size in sizes) and all(n < 2 * size < 4 * n for size in sizes):
             far = dict.fromkeys((max(1, n // 2), n + n // 2, *(n + more for more in _MORE)))
-            any(attempt(_resized(arguments, {**others, axis: size}), True) for size in far if size not in sizes)
+            any(attempt(_resized(arguments, {**others, axis: size}), False) for size in far if size not in sizes)
 
 
 _MORE = (64, 48, 32, 24, 20, 16, 14, 12, 10, 8, 6, 4, 3)

@@ -268,7 +268,7 @@ class Recording:
 _MOST_WORK = 6.0
 """How many times the work of the example's run may go into runs at other sizes."""
 
-_SMALL = 1 << 14
+_SMALL = 1 << 17
 """As many numbers as an input may have to be no work to speak of."""
 
 _LEAKING = "decides-by-size", "its forward computes with numbers that it makes of sizes, which may be others elsewhere"
