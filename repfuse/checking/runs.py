@@ -546,7 +546,7 @@ def multiply() -> None:
     torch.mm(matrix, matrix)
 
 
-PRODUCTS = 3
+PRODUCTS = 8  # of which the first wake the threads
 SHORT = 0.1  # seconds of a call with one thread: with less, all calls together take few seconds
 WORTH_THREADS = 0.8
 """The part of the time with one thread that a call has to take at most, to be worth the others: of a network, that was

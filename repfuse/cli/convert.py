@@ -153,7 +153,8 @@ def convert(
     check_page(report_to, [path for path in (source, target, plan) if path], force=force)
     check_sources((source,))
     loading = network.loading(code)
-    with Reader(allowed=code.allow or ()) if target else nullcontext() as reader, progress(quiet=quiet) as update:
+    libraries = {*(code.allow or ()), (network.model or "").partition(":")[0]}
+    with Reader(named=libraries) if target else nullcontext() as reader, progress(quiet=quiet) as update:
         file = read_plan_file(plan) if plan else None
         from repfuse.cli.conversion import Request, run  # the reader imports torch by now, too
 

@@ -90,19 +90,19 @@ class Reader:
     """Takes one job and gives its answer. ``name`` says where, and why there if that is not a fresh process.
 
     The process starts at once, so that it has imported what it needs when there is a job, and ends with the block that
-    it is for. It imports the libraries of networks that the user ``allowed``, and what ``prepare`` finds. It shares the
+    it is for. It imports the libraries of networks that the user ``named``, and what ``prepare`` finds. It shares the
     environment, the working directory and the import path of this process, and nothing else. There is no shell and no
     temporary file that a killed process would leave.
     """
 
-    def __init__(self, *, fresh: bool = True, allowed: Iterable[str] = ()) -> None:
+    def __init__(self, *, fresh: bool = True, named: Iterable[str] = ()) -> None:
         self._process: subprocess.Popen[bytes] | Copy | None = None
         self._prepared = False
         self._found: Callable[[], Answer] | None = None  # once it was asked
         self._thread = ThreadPoolExecutor(1)
         self._said: IO[bytes] = io.BytesIO()
         self.name = f"this process, because {why}" if (why := self._started() if fresh else ASKED) else FRESH
-        if libraries := PIP.keys() & set(allowed):  # each takes as long to import as torch
+        if libraries := PIP.keys() & set(named):  # each takes as long to import as torch
             self._import(sorted(libraries))
 
     def _started(self) -> str:
