@@ -86,12 +86,13 @@ def sum_weights(geometry: Geometry, addends: Sequence[Addend], into: Tensor) -> 
     unit = math.lcm(1, *(geometry.out_channels // groups for groups in apart))
     per_row = math.prod(geometry.weight_shape[1:])
     step = max(_BLOCK // (per_row * unit), 1) * unit
-    buffer = torch.empty((min(step, geometry.out_channels), *into.shape[1:]), dtype=torch.float64, device=into.device)
+    direct = into.dtype is torch.float64
+    buffer = into if direct else into.new_empty((min(step, len(into)), *into.shape[1:]), dtype=torch.float64)
     whole = [addend for addend in addends if addend.geometry == geometry]
     partial = [addend for addend in addends if addend.geometry != geometry]
     for start in range(0, geometry.out_channels, step):
         stop = min(start + step, geometry.out_channels)
-        block = buffer[: stop - start]
+        block = buffer[start:stop] if direct else buffer[: stop - start]
         if whole:
             whole[0].rows(start, stop, out=block)
         else:
@@ -100,7 +101,8 @@ def sum_weights(geometry: Geometry, addends: Sequence[Addend], into: Tensor) -> 
             block += addend.rows(start, stop)
         for addend in partial:
             _lay(block, geometry, addend.rows(start, stop), addend.geometry, start)
-        into[start:stop] = block
+        if not direct:
+            into[start:stop] = block
 
 
 def _lay(block: Tensor, on: Geometry, rows: Tensor, geometry: Geometry, start: int) -> None:
