@@ -85,6 +85,28 @@ def test_derived_sizes_and_guards_are_kept(tmp_path: Path) -> None:
             after.module()(torch.randn(1, 3, first, 5), torch.randn(1, 3, second, 5))
 
 
+class AsLongAsBoth(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 3, 3, padding=1), nn.Conv1d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.a(z) + self.b(z)) + torch.cat([x, y], 2)
+
+
+def test_a_size_that_is_the_sum_of_two_others_stays_so(tmp_path: Path) -> None:
+    network, axes = exported.randomised(AsLongAsBoth(), dtype=torch.float32), {2: Dim.AUTO}
+    given = tuple(torch.randn(2, 3, size) for size in (5, 6, 11))
+    before = torch.export.export(network, given, dynamic_shapes=(axes, axes, axes))
+    converted(exported.saved(before, tmp_path / "in.pt2"), tmp_path / "out.pt2")
+    after = torch.export.load(tmp_path / "out.pt2")
+    assert contract_of(after) == contract_of(before) and "+" in str(contract_of(after).axes[2][2])
+    given = tuple(torch.randn(2, 3, size) for size in (3, 9, 12))
+    assert close(before.module()(*given), after.module()(*given))
+    with pytest.raises(Exception, match="Guard failed"):
+        after.module()(*given[:2], torch.randn(2, 3, 13))
+
+
 def test_automatic_sizes_and_their_guards_are_kept(tmp_path: Path) -> None:
     network = exported.randomised(Halves(), dtype=torch.float32)
     axes = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}

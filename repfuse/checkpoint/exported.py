@@ -109,17 +109,17 @@ def _shapes(program: ExportedProgram) -> list[tuple[Any, ...]]:
 
 
 def _dim(program: ExportedProgram, size: torch.SymInt, dims: dict[Any, Any]) -> Any:
-    """Return a Dim, or k * Dim + c where the program says so. Raises ValueError where it is no such expression."""
+    """Return a Dim, or k * Dim + c where the program says so; an automatic one where it says something else."""
     expression = size.node.expr
-    (symbol,) = expression.free_symbols
+    symbol, *others = expression.free_symbols
+    offset = expression.subs(symbol, 0)
+    factor = expression.subs(symbol, 1) - offset
+    if others or expression != factor * symbol + offset:
+        return Dim.AUTO(**_limits(program, expression))
     if symbol not in dims:
         dims[symbol] = Dim(f"d{len(dims)}", **_limits(program, symbol))
-    offset = int(expression.subs(symbol, 0))
-    factor = int(expression.subs(symbol, 1)) - offset
-    if expression != factor * symbol + offset:
-        raise ValueError(f"the size {expression} of an input is no multiple of another")
-    scaled = factor * dims[symbol] if factor != 1 else dims[symbol]
-    return scaled + offset if offset else scaled
+    scaled = int(factor) * dims[symbol] if factor != 1 else dims[symbol]
+    return scaled + int(offset) if offset else scaled
 
 
 def _bound(value: Any) -> int | None:
@@ -192,8 +192,7 @@ def program_like(original: ExportedProgram, network: nn.Module) -> ExportedProgr
     """
     what, hint = "The dynamic shapes of the program cannot be kept.", "Choose --format pt."
     dims: dict[Any, Any] = {}
-    with failing_as(what, hint, EXIT_FAILED_CHECK, of=ValueError, why=str):
-        shapes = _dynamic(original, lambda size: _dim(original, size, dims))
+    shapes = _dynamic(original, lambda size: _dim(original, size, dims))
     example = list(flat_inputs(original))
     for at, axes in enumerate(shapes):
         for axis in axes:  # torch.export takes one for a constant
