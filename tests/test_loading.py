@@ -194,7 +194,9 @@ def test_pickled_networks_of_the_libraries_need_no_trust(name: str, origin: str,
     from repfuse.checkpoint.build import build
     from repfuse.checkpoint.spec import model_source
 
-    network = build(model_source(name)).eval()
+    network = build(model_source(name)).eval()  # whose parameters nobody has filled
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
     torch.save(network, tmp_path / "x.pt")
     checkpoint = load(tmp_path / "x.pt")
     assert checkpoint.input_origin == origin

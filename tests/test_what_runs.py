@@ -784,6 +784,144 @@ def sets_on_a_child(m, x):
     return m.n(m.a(x)) * m.a.scale
 
 
+class Limited(nn.Module):
+    """Returns no more than its limit, which what calls it may set: far above what an example has."""
+
+    def __init__(self):
+        super().__init__()
+        self.limit, self.mask, self.settings = 1e9, None, {"limit": 1e9}
+
+    def forward(self, x):
+        x = x if self.mask is None else x.clamp(max=self.mask)
+        return x.clamp(-self.limit, min(self.limit, self.settings["limit"]))
+
+
+def clipped(_module, _given, y):
+    return y.clamp(-50, 50)
+
+
+def sets_a_limit(m, x):
+    m.q.limit = 50.0
+    y = m.q(m.a(x) + m.b(x))
+    m.q.limit = 1e9
+    return y
+
+
+def sets_a_limit_by_turns(m, x):
+    y = m.a(x) + m.b(x)
+    for m.q.limit in (1e9, 50.0):
+        y = m.q(y) * 2
+    m.q.limit = 1e9
+    return y
+
+
+def sets_a_limit_in_a_dict(m, x):
+    m.q.settings["limit"] = 50.0
+    y = m.q((m.a(x) + m.b(x)).relu())
+    m.q.settings["limit"] = 1e9
+    return y
+
+
+def sets_a_mask(m, x):
+    m.q.mask = x.amax((2, 3), keepdim=True) * 0 + 50
+    y = m.q((m.a(x) + m.b(x)).relu())
+    m.q.mask = None
+    return y
+
+
+def sets_a_limit_of_pytorchs(m, x):
+    m.t.max_val = 50.0
+    y = m.t(m.a(x) + m.b(x))
+    m.t.max_val = 1e9
+    return y
+
+
+def hangs_a_hook(m, x):
+    hook = m.d.register_forward_hook(clipped)
+    y = m.d((m.a(x) + m.b(x)).relu())
+    hook.remove()
+    return y
+
+
+def hangs_a_hook_for_good(m, x):
+    if not m.d._forward_hooks:
+        m.d.register_forward_hook(clipped)
+    return m.d((m.a(x) + m.b(x)).relu())
+
+
+def exchanges_a_forward(m, x):
+    m.d.forward = lambda x: type(m.d).forward(m.d, x).clamp(-50, 50)
+    y = m.d((m.a(x) + m.b(x)).relu())
+    del m.d.forward
+    return y
+
+
+SETTING = [sets_a_limit, sets_a_limit_by_turns, sets_a_limit_in_a_dict, sets_a_mask, sets_a_limit_of_pytorchs,
+           hangs_a_hook, hangs_a_hook_for_good, exchanges_a_forward]  # fmt: skip
+
+
+class Tells(nn.Module):
+    """Tells what calls it something of what it is given, or keeps it."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what, self.kept = what, None
+
+    def forward(self, x):
+        return self.what(x)
+
+
+class Keeps(Tells):
+    def forward(self, x):
+        self.kept = self.what(x)
+        return x
+
+
+def long(x):
+    return x.shape[2] > 300
+
+
+def doubles_where_told(m, x):
+    y = m.a(x) + m.b(x)
+    return y * 2 if m.c(x) else y
+
+
+def doubles_where_kept(m, x):
+    x = m.c(x)
+    return (m.a(x) + m.b(x)) * (2.0 if m.c.kept else 1.0)
+
+
+def adds_what_it_is_told(m, x):
+    y = m.a(x) + m.b(x)
+    return sum(m.c(x), y)
+
+
+def doubles_by_name(m, x):
+    y = m.a(x) + m.b(x)
+    return y * 2 if "long" in m.c(x) else y
+
+
+def multiplied_by_its_size(m, x):
+    return (m.a(x) + m.b(x)) * m.c(x).shape[0]
+
+
+TOLD_BY_SIZE = {
+    "yes or no": (doubles_where_told, Tells, long),
+    "a number": (doubles_where_told, Tells, lambda x: int(x.shape[2]) // 300),
+    "kept": (doubles_where_kept, Keeps, long),
+    "a list": (adds_what_it_is_told, Tells, lambda x: [x, x] if long(x) else [x]),
+    "a dict": (doubles_by_name, Tells, lambda x: {"long": x} if long(x) else {"short": x}),
+    "a tensor of another size": (multiplied_by_its_size, Tells, lambda x: x.new_ones(2 if long(x) else 1)),
+}
+TOLD_BY_VALUE = {
+    "yes or no": (doubles_where_told, Tells, lambda x: bool((x > 100).any())),
+    "nothing or something": (doubles_where_told, Tells, lambda x: 1 if x.max() > 100 else None),
+    "a text": (doubles_by_name, Tells, lambda x: "long" if x.max() > 100 else "short"),
+    "a list": (adds_what_it_is_told, Tells, lambda x: [x] if x.max() > 100 else []),
+    "kept": (doubles_where_kept, Keeps, lambda x: bool(x.max() > 100)),
+}
+
+
 def seldom(count):
     """Something that a forward counts, and takes account of after two calls alone."""
 
@@ -1579,6 +1717,94 @@ def test_what_a_forward_refuses_at_once_is_no_branch():
 @pytest.mark.parametrize("forward", WRITES, ids=lambda forward: forward.__name__)
 def test_a_weight_that_forward_writes_is_no_constant(forward):
     check(Case(lambda: Net(forward, a=conv(3), b=conv(1), n=norm()), calls=3))
+
+
+@pytest.mark.parametrize("forward", SETTING, ids=lambda forward: forward.__name__)
+def test_what_a_forward_sets_on_what_it_calls_holds_in_the_call(forward):
+    """Also where it puts it back, and where the example tells nothing of it."""
+    parts = {"a": conv(3), "b": conv(1), "d": conv(1), "q": Limited(), "t": nn.Hardtanh(-1e9, 1e9)}
+    model, x = randomised(Net(forward, **parts)), image(1, 4, 6, 6)
+    fused = fuse(copy.deepcopy(model), (x,)).module
+    for given in (x, 1000 * x, -1000 * x, 1000 * image(3, 4, 9, 5)):
+        with torch.no_grad():
+            assert (model(given) - fused(given)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["before any call", "after a call"])
+def test_what_is_set_to_another_number_at_other_sizes_is_a_state(warm):
+    def by_the_batch(m, x):
+        m.q.limit = 50.0 * x.shape[0]
+        return m.q((m.a(x) + m.b(x)).relu())
+
+    model, x = randomised(Net(by_the_batch, a=conv(3), b=conv(1), q=Limited())), image(2, 4, 6, 6)
+    given = 1000 * image(7, 4, 6, 6)
+    with torch.no_grad():
+        if warm:
+            model(x)
+        fused = fuse(copy.deepcopy(model), (x,)).module
+        assert model(given).max() == 350 and (model(given) - fused(given)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(("forward", "kind", "what"), TOLD_BY_SIZE.values(), ids=TOLD_BY_SIZE.keys())
+def test_what_a_module_tells_of_a_size_is_no_constant_of_what_calls_it(forward, kind, what):
+    others = ((1, 4, 400, 3), (2, 4, 9, 7), (2, 4, 301, 2))
+    check(Case(lambda: Net(forward, a=conv(3), b=conv(1), c=kind(what)), (1, 4, 64, 64), others))
+
+
+@pytest.mark.parametrize(("forward", "kind", "what"), TOLD_BY_VALUE.values(), ids=TOLD_BY_VALUE.keys())
+def test_what_a_module_tells_of_a_value_is_no_constant_of_what_calls_it(forward, kind, what):
+    model, x = randomised(Net(forward, a=conv(3), b=conv(1), c=kind(what))), image(1, 4, 6, 6)
+    fused = fuse(copy.deepcopy(model), (x,)).module
+    for given in (x, 1000 * x, x, 1000 * image(2, 4, 9, 5)):
+        with torch.no_grad():
+            assert (model(given) - fused(given)).abs().max() < 1e-9
+
+
+def cut(m, x):
+    y = (m.a(x) + m.b(x))[:, :, :60]
+    return y * y.shape[2]
+
+
+def cut_from_the_end(m, x):
+    y = (m.a(x) + m.b(x))[:, :, -60:]
+    n, c, h, w = y.shape
+    return y.reshape(n, c * h, w)
+
+
+def cut_into_two(m, x):
+    y, _ = (m.a(x) + m.b(x)).tensor_split([60], 2)
+    return y * y.shape[2]
+
+
+def cut_far_away(m, x):
+    y = (m.a(x) + m.b(x))[:, :, 230:]
+    return torch.cat([y, y.new_zeros(y.shape[0], 4, 1 + y.shape[2], y.shape[3])], 2)
+
+
+@pytest.mark.parametrize("forward", [cut, cut_from_the_end, cut_into_two, cut_far_away])
+def test_a_length_that_a_value_is_cut_to_is_no_size(forward):
+    check(Case(two(forward), (1, 4, 224, 64), ((1, 4, 40, 9), (2, 4, 7, 64), (1, 4, 300, 30), (1, 4, 59, 3))))
+
+
+def pooled_by_64(m, x):
+    y = m.a(x) + m.b(x)
+    for _ in range(6):
+        y = F.max_pool2d(y, 3, 2, 1)
+    return y.sum((2, 3)) / (y.shape[2] * y.shape[3])
+
+
+def taken_by_hundreds(m, x):
+    y = m.a(x) + m.b(x)
+    return y * y[:, :, ::100].shape[2]
+
+
+def pieces_of_a_hundred(m, x):
+    return torch.unsafe_split(m.a(x) + m.b(x), 100, 2)[-1]
+
+
+@pytest.mark.parametrize("forward", [pooled_by_64, taken_by_hundreds, pieces_of_a_hundred])
+def test_as_many_pixels_at_all_small_sizes_are_more_at_large_ones(forward):
+    check(Case(two(forward), (1, 4, 64, 32), ((2, 4, 160, 96), (1, 4, 333, 40), (2, 4, 8, 8), (1, 4, 128, 70))))
 
 
 @pytest.mark.parametrize("forward", STATES, ids=lambda forward: forward.__name__)

@@ -162,9 +162,11 @@ _FEW = (3, 4, 6, 8)
 """How much larger: for networks that take some sizes alone, such as those that a stride leaves odd."""
 
 
-def try_other_sizes(arguments: Arguments, attempt: Try, *, thoroughly: bool) -> None:
+def try_other_sizes(
+    arguments: Arguments, attempt: Try, *, thoroughly: bool, cuts: Callable[[], bool] = lambda: False
+) -> None:
     """Try the network at other sizes than those of the example, so that each axis that is free takes others: both
-    larger and smaller ones if ``thoroughly``.
+    larger and smaller ones if ``thoroughly``, and the smallest where it ``cuts`` values to a length.
     """
     leaves = arguments.tensors
     axes = list(dict.fromkeys((axis, n) for x in leaves for axis, n in enumerate(x.shape)))
@@ -182,6 +184,8 @@ def try_other_sizes(arguments: Arguments, attempt: Try, *, thoroughly: bool) -> 
         free = (axis for axis in axes if axis[0] > 0 and axis not in fixed)
         reached = {axis: {sizes[axis] for sizes in taken} | moved.get(axis, set()) for axis in free}
         _further(arguments, reached, attempt, small)
+        if cuts():
+            _at_the_ends(arguments, list(reached), attempt)
     for axis in fixed:
         for n in (axis[1] + 1, max(1, axis[1] - 1)):
             if not attempt(_resized(arguments, {**small, axis: n}), True):
@@ -275,6 +279,20 @@ def _further(
             far = dict.fromkeys((max(1, n // 2), n + n // 2, *(n + more for more in _MORE)))
             any(attempt(_resized(arguments, {**others, axis: size}), False) for size in far if size not in sizes)
 
+
+def _at_the_ends(arguments: Arguments, axes: Sequence[Axis], attempt: Try) -> None:
+    """Try these axes as small as the network takes them, and then each far larger: what is cut to 60 of 75 pixels and
+    of 224 may be all of 40; what is cut from the 200th pixel on may be nothing.
+    """
+    for n in _TINY:
+        smallest = {axis: min(n, axis[1]) for axis in axes}
+        if attempt(_resized(arguments, smallest), True):
+            for axis in axes:
+                attempt(_resized(arguments, {**smallest, axis: _FAR.larger(axis[1])}), True)
+            return
+
+
+_TINY = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 _MORE = (64, 48, 32, 24, 20, 16, 14, 12, 10, 8, 6, 4, 3)
 """So that of the networks that take every so many sizes in a row, by strides and windows, most take one."""

@@ -72,6 +72,10 @@ class SizeComparison:
             self.alike[mine].append((other, node))
         self._find_readers(match, other)
         self._hear(other)
+        for call in other.every_call():
+            known = self.first.calls.get(call.path, ())
+            if call.changes_state and call.number < len(known):
+                self.marks.setdefault(known[call.number], WRITES_STATE)
 
     def add_rank(self, other: Run) -> None:
         """Compare a run on inputs of another number of axes, where a forward may ask for more sizes or for fewer."""
@@ -92,6 +96,34 @@ class SizeComparison:
         for asked, decision in self._decisions(other):
             if decision.question != PIECES:  # by its number, an axis is another one there
                 asked.answers.add(decision)
+
+    def cuts(self) -> bool:
+        """Whether a value is cut to a length that it has at all sizes so far; or asked for a size, and has fewer axes
+        than the inputs along which it is larger at some: pooled to a pixel, say.
+
+        At smaller sizes it may be shorter, and at larger ones longer.
+        """
+        taking = (node for node in self.first.nodes if getattr(node.target, "__name__", node.target) in _CUTTING)
+        asked = {node.args[0] for node in self.first.size_of if node.target == SIZE}
+        given = (node for node in self.first.nodes if node.op == "placeholder" and node in self.first.shape_of)
+        free = max((sum(self._varies(node)[1:]) for node in given), default=0)
+        return free > 0 and (
+            any(self._is_cut(node.args[0], node) for node in taking)
+            or any(sum((varies := self._varies(x))[1:]) < min(free, len(varies) - 2) for x in asked)
+        )
+
+    def _is_cut(self, whole: Any, part: fx.Node) -> bool:
+        if isinstance(whole, fx.Node) and whole not in self.first.shape_of and whole.args:
+            whole = whole.args[0]  # what was parted into several
+        if whole not in self.first.shape_of or part not in self.first.shape_of:
+            return False
+        before, after = self._varies(whole), self._varies(part)
+        return len(after) >= len(before) and sum(after) < sum(before)
+
+    def _varies(self, node: fx.Node) -> list[bool]:
+        """Return for each axis of a value whether its size is another at some size of the inputs."""
+        shapes = [self.first.shape_of[node], *(run.shape_of[step] for run, step in self.alike.get(node, ()))]
+        return [len(set(sizes)) > 1 for sizes in zip(*shapes, strict=False)]
 
     def add_failed(self, failed: Run) -> None:
         """Take note of the last answer before the network refused a size: that is what refuses it.
@@ -241,6 +273,8 @@ class SizeComparison:
                 self.first.escaping.add(mine)
 
 
+WRITES_STATE = "writes-state", "its forward changes what the module holds"
+_CUTTING = frozenset({"getitem", "__getitem__", "narrow", "slice"})
 _RETURNS_ANOTHER = "changes-with-size", "its forward returns another value there"
 
 

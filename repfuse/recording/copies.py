@@ -222,8 +222,10 @@ class State:
         """Whether the module holds what it did."""
         return _are_same(self.live, map(len, self.before), self.values)
 
-    def changes(self) -> Iterator[tuple[Any, Any]]:
-        """Yield what was held and what is held instead; _MISSING where there is nothing."""
+    def changes(self, *, forward: bool = False) -> Iterator[tuple[Any, Any]]:
+        """Yield what was held and what is held instead; _MISSING where there is nothing. The recorder itself puts a
+        ``forward`` into some.
+        """
         if self.is_same():
             return
         now = _tables(self._module)
@@ -234,7 +236,11 @@ class State:
             for key in {**one, **other}:
                 old, new = one.get(key, _MISSING), other.get(key, _MISSING)
                 same = old is new or (type(old) in _IMMUTABLE and type(old) is type(new) and old == new)
-                if not same and key != "forward" and not (type(old) in _WATCHED and type(new) is type(old)):
+                if (
+                    not same
+                    and (key != "forward" or forward)
+                    and not (type(old) in _WATCHED and type(new) is type(old))
+                ):
                     yield old, new
 
 
@@ -277,7 +283,13 @@ def _own_tables(module: nn.Module) -> list[Any]:
     if isinstance(module, jit.ScriptModule):
         return []
     held = vars(module)
-    return [held, held["_parameters"], held["_buffers"], held["_modules"]]
+    return [
+        held,
+        *map(held.__getitem__, ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")),
+    ]
+
+
+_OWN_TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 
 
 def _entries(table: _Table) -> dict[Any, Any]:

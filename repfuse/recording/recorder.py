@@ -93,6 +93,8 @@ class Recorder(TorchFunctionMode):
         self._inside = 0
         self._names, self._stored = subject.names, subject.stored
         self._values = _Values(subject.lies_at)
+        self._left: dict[nn.Module, State] = {}
+        """What modules held when their last call ended."""
         self._states = subject.states
         self._read: dict[tuple[ModuleCall, int], tuple[fx.Node, int]] = {}
         self._asked: dict[ModuleCall, dict[Any, fx.Node]] = defaultdict(dict)
@@ -428,6 +430,7 @@ class Recorder(TorchFunctionMode):
         if repeats and type(args[0]) is Tensor and (repeated := self._repeated(path, module, args[0])) is not None:
             return repeated
         call = self._begin(path, outer, args, kwargs)
+        self._note_settings(module, outer)
         before = None if stock and not module._forward_pre_hooks else self._states[module].now()
         compiled = isinstance(module, jit.ScriptModule)  # it decides unseen: what it does inside is not looked at
         self._inside += compiled
@@ -446,6 +449,7 @@ class Recorder(TorchFunctionMode):
         self._call = call
         if before is not None:
             self._note_changes(call, before)
+            self._left[module] = before.now()
         if isinstance(result, Tensor) and (call.decisions or call.asked or call.changes_state):
             result = self._passed(result, (args, kwargs))
         call.output = self._returned(result, call)
@@ -540,6 +544,15 @@ class Recorder(TorchFunctionMode):
                 self.found.returned.add(self._unknown(x))
         return self._noted(result)
 
+    def _note_settings(self, module: nn.Module, outer: ModuleCall | None) -> None:
+        """Note that what calls a module has set something on it since the module ran: a mask, a limit, a hook. It may
+        be put back before anybody looks again.
+        """
+        left = self._left.get(module) or self._states[module]
+        if outer and not left.is_same() and any(left.changes(forward=module not in self.subject.generated)):
+            for call in outer.chain():
+                call.changes_state = True
+
     def _note_changes(self, call: ModuleCall, before: State) -> None:
         for old, new in before.changes():
             self._replace(old)
@@ -561,7 +574,8 @@ class Recorder(TorchFunctionMode):
                 for old, _ in changes:
                     self._replace(old)
                 around = {each for inner in calls for each in inner.chain()}
-                for call in around if self._example is None else [self._begun]:  # else they may be the example's
+                self.found.keeps = True
+                for call in around if self._example is None else ():  # else they may be the example's
                     call.changes_state = True
         held = list(_held(outside))
         bases = (x._base for x in held if x._is_view())  # a view keeps what it is a view of
@@ -866,7 +880,7 @@ TAKING_SIZES = frozenset(
     {
         "view", "reshape", "pad", "expand", "repeat", "interpolate", "unflatten", "unfold", "fold", "tile", "upsample",
         "zeros", "ones", "full", "arange", "linspace", "grid_sample", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d",
-        "constant_pad_nd", "meshgrid", "roll", "narrow", "split", "chunk",
+        "constant_pad_nd", "meshgrid", "roll", "narrow", "split", "chunk", "unsafe_split", "unsafe_chunk",
     }
 )  # fmt: skip
 """Operations whose numbers in the code are mostly computed from sizes."""
@@ -886,7 +900,7 @@ _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("shape", "size", "sym_size", "numel", "nelement", "sym_numel", "__len__"), Recorder.size),
     **dict.fromkeys((*_QUESTIONS, *TAKING), Recorder.ask),
     **dict.fromkeys(("_set_grad_enabled", "_enter_inference_mode"), Recorder.switch),
-    **dict.fromkeys(("split", "chunk"), Recorder.cut),
+    **dict.fromkeys(("split", "chunk", "unsafe_split", "unsafe_chunk"), Recorder.cut),
     **dict.fromkeys(("to", "type_as"), Recorder.cast),
     **dict.fromkeys((f"new_{kind}" for kind in ("tensor", "empty", "zeros", "ones", "full")), Recorder.make),
 }

@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
-from itertools import compress
+from itertools import chain, compress
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from repfuse.networks import (
 )
 from repfuse.plans import ROOT
 from repfuse.recording.arguments import Arguments, other_ranks, try_other_sizes
-from repfuse.recording.comparing import Mark, SizeComparison
+from repfuse.recording.comparing import WRITES_STATE, Mark, SizeComparison
 from repfuse.recording.constants import Constants, Memory, called
 from repfuse.recording.copies import changed_copy
 from repfuse.recording.read_only import OverwritesItself
@@ -218,10 +218,13 @@ class Recording:
         What is computed from others may come out equal at each size that was tried, and differ at the next.
         """
         run, fixed = self.run, dict[fx.Node, int]()
+        deciding = set(self._comparison.decided(leaves=False))
         for node, value in run.size_of.items():
             if node.op == "call_method":
                 x, *axis = node.args
                 assert isinstance(x, fx.Node)
+                if run.call_of[x] in deciding:  # another answer, another size
+                    continue
                 axes = axis if node.target == SIZE else [] if node.target == RANK else range(len(run.shape_of[x]))
                 settled = all(self.is_fixed(x, each) for each in axes)
             else:
@@ -236,9 +239,9 @@ class Recording:
 
     def _mark(self) -> None:  # noqa: C901 - a paragraph for each kind
         """Mark the calls that cannot be relied on, until no constant depends on another answer."""
-        for call in self._comparison.decided(leaves=False):
+        for call in chain.from_iterable(map(_and_who_is_told, self._comparison.decided(leaves=False))):
             self.marks.setdefault(call, ("decides-by-size", "its forward decides by a size, always the same way here"))
-        for call in self._comparison.decided(leaves=True):
+        for call in chain.from_iterable(map(_and_who_is_told, self._comparison.decided(leaves=True))):
             self.leaking.add(call)
             own = (node for node in call.own if isinstance(node, fx.Node))
             if not any(called(node) in TAKING_SIZES for node in own):  # the numbers are not for these: to decide by
@@ -249,7 +252,7 @@ class Recording:
             if call.meets_errors:
                 self.marks.setdefault(call, ("decides-by-value", "its forward catches an error"))
             if call.changes_state:
-                self.marks.setdefault(call, ("writes-state", "its forward changes what the module holds"))
+                self.marks.setdefault(call, WRITES_STATE)
         for node, tensor in self.run.unknown.items():
             call = self.call_of[node]
             if id(tensor) not in self._comparison.outside and node not in self.run.returned:
@@ -261,8 +264,9 @@ class Recording:
             self._doubt.cache_clear()
             self.constants.settle()
             for call in asking:
-                if call not in self.marks and not all(map(self.constants.is_constant, call.asked)):
-                    self.marks[call] = ("decides-by-value", "its forward asks what numbers a tensor holds")
+                if not all(map(self.constants.is_constant, call.asked)):
+                    told = _and_who_is_told(call, by_value=True)
+                    self.marks |= {each: _BY_VALUE for each in told if each not in self.marks}
 
 
 _MOST_WORK = 6.0
@@ -272,6 +276,7 @@ _SMALL = 1 << 17
 """As many numbers as an input may have to be no work to speak of."""
 
 _LEAKING = "decides-by-size", "its forward computes with numbers that it makes of sizes, which may be others elsewhere"
+_BY_VALUE = "decides-by-value", "its forward asks what numbers a tensor holds"
 _AUTOCAST = "autocast", "it runs in a region of automatic mixed precision"
 
 
@@ -307,7 +312,7 @@ def record(module: nn.Module, arguments: Arguments) -> Recording:
                 inputs.append(others)
             return run is not None
 
-        try_other_sizes(arguments, attempt, thoroughly=first.asks_for_sizes)
+        try_other_sizes(arguments, attempt, thoroughly=first.asks_for_sizes, cuts=comparison.cuts)
         for others in other_ranks(arguments, comparison.decides_by_rank):
             run, _ = runs.attempt(others, comparison)
             if run is not None:
@@ -398,6 +403,26 @@ def _may_be_of_numbers(error: Exception) -> bool:
 
 def _computes(node: fx.Node) -> bool:
     return node.op not in ("placeholder", "get_attr")
+
+
+def _and_who_is_told(call: ModuleCall, *, by_value: bool = False) -> Iterator[ModuleCall]:
+    """Yield a call that decides, and those around it that may learn how: it returns something else than so many values
+    of the graph, or changes what its module holds.
+
+    What returned nothing at several sizes, as guards do, tells nothing; at one value it may.
+    """
+    kept = call.changes_state
+    while True:
+        yield call
+        if call.caller is None or not (kept or _tells(call.output, by_value)):
+            return
+        call = call.caller
+
+
+def _tells(output: Any, by_value: bool) -> bool:
+    if type(output) is tuple and output:
+        return any(_tells(part, by_value) for part in output)
+    return not isinstance(output, fx.Node) and (output is not None or by_value)
 
 
 def _has_number(value: Any) -> bool:

@@ -177,7 +177,8 @@ class Run:
     ``random`` those that drew random numbers. ``replaced`` are names of tensors of the network in whose place others
     were put. ``last_decisions`` are those since the last operation: path and number of the call, and place in it.
 
-    ``asks_for_sizes`` says that some forward asked for a size, or cut a part out of a tensor by itself.
+    ``asks_for_sizes`` says that some forward asked for a size, or cut a part out of a tensor by itself; ``keeps`` that
+    some module holds something else at the end.
 
     A run that is only compared with another needs no graph: its nodes are ``Step``s.
     """
@@ -200,7 +201,7 @@ class Run:
         self.random: set[Node] = set()
         self.autocast_of: dict[Node, tuple[bool, bool]] = {}
         self.of_inputs: set[Node] = set()
-        self.asks_for_sizes = False
+        self.asks_for_sizes = self.keeps = False
         self.returned: set[Node] = set()
         self.replaced: set[str] = set()
         self.last_decisions: list[tuple[str, int, int]] = []
@@ -286,4 +287,4 @@ class Run:
     @property
     def changes_state(self) -> bool:
         """Whether a module holds something else since."""
-        return any(call.stored or call.changes_state for call in self.every_call())
+        return self.keeps or any(call.stored or call.changes_state for call in self.every_call())
