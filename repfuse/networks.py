@@ -230,9 +230,17 @@ def draw_alike(network: nn.Module, seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
-def same_randomness(network: nn.Module) -> AbstractContextManager[None]:
-    """Return a context after which the random numbers go on as if nothing had been drawn in it."""
-    return torch.random.fork_rng(_gpus_of(network))
+@contextmanager
+def as_before(network: nn.Module) -> Iterator[None]:
+    """After it random numbers go on as if nothing had been drawn in it, and PyTorch's default dtype is what it was: a
+    forward that sets another one may fail before it puts it back.
+    """
+    dtype = torch.get_default_dtype()
+    try:
+        with torch.random.fork_rng(_gpus_of(network)):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def _gpus_of(network: nn.Module) -> list[torch.device]:

@@ -1730,6 +1730,18 @@ def test_what_a_forward_sets_on_what_it_calls_holds_in_the_call(forward):
             assert (model(given) - fused(given)).abs().max() < 1e-9
 
 
+def test_a_forward_that_fails_at_other_sizes_leaves_the_default_dtype():
+    def forward(m, x):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(x.dtype)
+        y = (m.a(x) + m.b(x)).reshape(1, 4, 6, 6)
+        torch.set_default_dtype(before)
+        return y
+
+    fuse(randomised(Net(forward, a=conv(3), b=conv(1))), (image(1, 4, 6, 6),))
+    assert torch.get_default_dtype() is torch.float32
+
+
 @pytest.mark.parametrize("warm", [False, True], ids=["before any call", "after a call"])
 def test_what_is_set_to_another_number_at_other_sizes_is_a_state(warm):
     def by_the_batch(m, x):

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from repfuse.benching.results import Gain, Measurement, Ratio, Timing
 from repfuse.checking.inputs import Example
 from repfuse.errors import RepfuseError
-from repfuse.networks import same_randomness, set_eval
+from repfuse.networks import as_before, set_eval
 from repfuse.recording.copies import restored
 
 Clock = Callable[[], float]
@@ -96,7 +96,7 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
         for network in networks:
             for buffer in network.buffers():
                 stack.callback(buffer.detach().copy_, buffer.clone())
-            stack.enter_context(same_randomness(network))
+            stack.enter_context(as_before(network))
             stack.enter_context(restored(network))
             set_eval(network)
         yield

@@ -30,6 +30,7 @@ from repfuse.checking.inputs import Trial
 from repfuse.errors import RepfuseError
 from repfuse.memory import is_large, is_streamed
 from repfuse.networks import (
+    as_before,
     device_of,
     draw_alike,
     join,
@@ -38,7 +39,6 @@ from repfuse.networks import (
     named_tensors,
     own_tensors,
     placed,
-    same_randomness,
     set_eval,
     tensors_of,
     using_threads,
@@ -666,7 +666,7 @@ def _in_step(copy: fx.GraphModule, tables: Sequence[_Read], inputs: Sequence[tup
     runs, failed, output = [fx.Interpreter(copy) for _ in inputs], dict[int, Outcome](), list(copy.graph.nodes)[-1]
     for run, given in zip(runs, inputs, strict=True):
         run.args_iter = iter(given)
-    with same_randomness(copy):
+    with as_before(copy):
         draw_alike(copy, SEED)
         for line in copy.graph.nodes:
             for number, run in enumerate(runs):
@@ -690,7 +690,7 @@ def _outcome(output: Any) -> Outcome:
 @torch.no_grad()
 def call(network: nn.Module, inputs: tuple[object, ...]) -> Outcome:
     """Call the network; what it raises becomes the outcome's error."""
-    with same_randomness(network):
+    with as_before(network):
         draw_alike(network, SEED)
         try:
             output = network(*inputs)

@@ -20,7 +20,7 @@ from repfuse.checking.results import Equalization, Rescaled, SignalGain
 from repfuse.checking.runs import WIDE, Change, Widening, as_stored, by_key, copied, in_float64, leaves, run_copy
 from repfuse.equalizing.laws import Freedom, Reading
 from repfuse.equalizing.solving import TINY, ObjectiveTerm, ScaledWeight, predicted, solve
-from repfuse.networks import as_inputs, device_of, named_tensors, placed, same_randomness, using_threads
+from repfuse.networks import as_before, as_inputs, device_of, named_tensors, placed, using_threads
 from repfuse.planning.edits import left_range
 from repfuse.quantization import BITS, in_decibels, rounded
 from repfuse.recording.arguments import Arguments
@@ -237,7 +237,7 @@ def objective_terms(
 def _slopes(network: nn.Module, names: Sequence[str], trials: Sequence[Trial]) -> dict[str, Tensor]:
     """Return the squares of the outputs' slopes by these tensors, added up over the trials."""
     generator = torch.Generator().manual_seed(0)
-    with same_randomness(network), copied(network, in_float64) as copy:
+    with as_before(network), copied(network, in_float64) as copy:
         tensors = dict(named_tensors(copy))
         held = [tensors[name].requires_grad_() for name in names]
         slopes = {name: torch.zeros_like(tensors[name], requires_grad=False) for name in names}

@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from repfuse.errors import RepfuseError
 from repfuse.networks import (
+    as_before,
     check_rewritable,
     join,
     named_modules,
     named_tensors,
-    same_randomness,
     stored_tensors,
     why_refused,
 )
@@ -336,7 +336,7 @@ class Runs:
 
     def run(self, arguments: Arguments, example: Run | None = None) -> Run:
         """Run the network once, to be compared with the ``example`` if there is one. Raises what it raises."""
-        with same_randomness(self.module):
+        with as_before(self.module):
             while True:
                 subject = self.subject = self.subject or self._copy()
                 subject.guard.wrong = False
