@@ -23,7 +23,7 @@ from blocks import RepVGG, conv, conv_norm, norm
 from support.agreement import image, operations, randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from repfuse.fusing import fuse
 from repfuse.planning.planner import plan
@@ -1728,6 +1728,24 @@ def test_what_a_forward_sets_on_what_it_calls_holds_in_the_call(forward):
     for given in (x, 1000 * x, -1000 * x, 1000 * image(3, 4, 9, 5)):
         with torch.no_grad():
             assert (model(given) - fused(given)).abs().max() < 1e-9
+
+
+def returns_sizes(m, x):
+    return {"y": m.a(x) + m.b(x), "size": x.shape[-2:]}
+
+
+def returns_a_shape(m, x):
+    y = m.a(x) + m.b(x)
+    return y, [y.shape]
+
+
+@pytest.mark.parametrize("forward", [returns_sizes, returns_a_shape])
+def test_the_shape_that_a_forward_returns_stays_one(forward):
+    model, x = Net(forward, a=conv(3), b=conv(1)), image(1, 4, 6, 6)
+    found, wanted = fuse(randomised(model), (x,), keep_class=False).module(x), model(x)
+    assert repr(tree_map_only(Tensor, lambda x: x.shape, found)) == repr(
+        tree_map_only(Tensor, lambda x: x.shape, wanted)
+    )
 
 
 def test_a_forward_that_fails_at_other_sizes_leaves_the_default_dtype():

@@ -24,6 +24,7 @@ from repfuse.algebra.geometry import Fit, Fits, NotAffine
 from repfuse.ops.channels import only_measures
 from repfuse.ops.table import Meanings
 from repfuse.recording.run import ModuleCall, assigned, lower, set_data, unknown
+from repfuse.recording.sizes import Sizes
 from repfuse.recording.stock import hooks_of
 
 
@@ -147,7 +148,7 @@ class _Written(_Builder):
 
     def build(self) -> fx.Graph:
         self._placeholders()
-        if not _is_plain(self.call.output):
+        if not _is_plain(self.call.output) or _has_sizes(self.call.output):
             raise NotAffine("structured-arguments", "forward returns an object of its own kind")
         self._write(self.call)
         self.graph.output(map_arg(self.call.output, self._known))
@@ -490,6 +491,12 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, slice):
         return _is_plain((value.start, value.stop, value.step))
     return isinstance(value, fx.Node | torch.layout) or _is_written(value)
+
+
+def _has_sizes(value: Any) -> bool:
+    """Whether a torch.Size is in a value: a graph would return a tuple, which has less."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return isinstance(value, Sizes) or any(map(_has_sizes, parts))
 
 
 def _leaves(value: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:

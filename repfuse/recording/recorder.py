@@ -31,7 +31,7 @@ from repfuse.recording.held import Held
 from repfuse.recording.read_only import WRITING_UNSEEN, OverwritesItself, ReadOnly
 from repfuse.recording.run import ModuleCall, Node, Run, Step, assigned, set_data, unknown
 from repfuse.recording.shortcuts import SHORTCUTS, UNCHANGED
-from repfuse.recording.sizes import PIECES, RANK, SIZE, Decision, Dimension
+from repfuse.recording.sizes import PIECES, RANK, SIZE, Decision, Dimension, Sizes
 from repfuse.recording.stock import CALLED, OF_TORCH, is_stock
 
 
@@ -367,7 +367,7 @@ class Recorder(TorchFunctionMode):
             parts = [self._noted(x) for x in value]
             if hasattr(value, "_fields"):
                 return kind(*parts)
-            return parts if isinstance(value, list) else tuple(parts)
+            return parts if isinstance(value, list) else (Sizes if kind is torch.Size else tuple)(parts)
         if kind is dict:
             return {key: x if type(x) in _ATOMS else self._noted(x) for key, x in value.items()}
         if kind is slice:

@@ -19,6 +19,12 @@ SIZE, RANK = "size", "dim"
 PIECES = "pieces"  # of how many a tensor is cut into
 
 
+class Sizes(tuple[Any, ...]):
+    """A torch.Size, with nodes in the place of its numbers, for which it has no room."""
+
+    __slots__ = ()
+
+
 class Decision(NamedTuple):
     """Forward code asked ``question`` of a size that was computed from ``sizes``, beside ``others``.
 
