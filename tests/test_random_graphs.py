@@ -72,6 +72,15 @@ VANISHING = (
     Step("conv"),
 )
 """x - x, of terms whose rounding does not cancel, and a layer on that."""
+CHOSEN_OF_NOTHING = (
+    *[Step("conv")] * 2,
+    Step(
+        "block",
+        (1, 0, 0),
+        inner=(Step("nothing", digits=(0, 1, *(0,) * 12)), Step("choose"), Step("conv", digits=(*(0,) * 11, 5, 0, 0))),
+    ),
+)
+"""A layer of some channels of what a dropout returns."""
 POOLED_AGAIN = (*[Step("conv")] * 7, Step("averaged"), Step("norm", digits=(0, 0, 116, *(0,) * 11)))
 """Layers with pools between them that leave the one pixel there is."""
 MATCHED_BEFORE = (
@@ -131,6 +140,7 @@ def test_many_random_networks(policy, steps, shapes, also, seed):
 @example(UNREAD, IMAGE, Policy.COST)
 @example(VANISHING, IMAGE, Policy.COST)
 @example(POOLED_AGAIN, IMAGE, Policy.COST)
+@example(CHOSEN_OF_NOTHING, IMAGE, Policy.COST)
 def test_random_conversions(dtype, steps, shapes, policy):
     check_in(dtype, steps, shapes, policy)
 

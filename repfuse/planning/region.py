@@ -94,8 +94,14 @@ class Group:
 
     @cached_property
     def nodes(self) -> Nodes:
-        """The nodes that the map replaces."""
-        return frozenset(chain.from_iterable(term.nodes for term in self.terms)) - {self.chosen}
+        """The nodes that the map replaces: without what was chosen, and what that is made of."""
+        nodes, before = set(chain.from_iterable(term.nodes for term in self.terms)), [self.chosen]
+        while before:
+            node = before.pop()
+            if node in nodes:
+                nodes.remove(node)
+                before += node.all_input_nodes
+        return frozenset(nodes)
 
     @property
     def span(self) -> tuple[int, int] | None:
