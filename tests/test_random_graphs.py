@@ -81,6 +81,19 @@ CHOSEN_OF_NOTHING = (
     ),
 )
 """A layer of some channels of what a dropout returns."""
+PARTED_OF_NOTHING = (
+    *CHOSEN_OF_NOTHING[:2],
+    Step(
+        "block",
+        (1, 0, 0),
+        inner=(
+            CHOSEN_OF_NOTHING[2].inner[0],
+            Step("choose", digits=(0, 0, 44, *(0,) * 11)),
+            Step("conv", digits=(*(0,) * 11, 5, 0, 0)),
+        ),
+    ),
+)
+"""The same of what is parted into several."""
 POOLED_AGAIN = (*[Step("conv")] * 7, Step("averaged"), Step("norm", digits=(0, 0, 116, *(0,) * 11)))
 """Layers with pools between them that leave the one pixel there is."""
 MATCHED_BEFORE = (
@@ -141,6 +154,7 @@ def test_many_random_networks(policy, steps, shapes, also, seed):
 @example(VANISHING, IMAGE, Policy.COST)
 @example(POOLED_AGAIN, IMAGE, Policy.COST)
 @example(CHOSEN_OF_NOTHING, IMAGE, Policy.COST)
+@example(PARTED_OF_NOTHING, IMAGE, Policy.COST)
 def test_random_conversions(dtype, steps, shapes, policy):
     check_in(dtype, steps, shapes, policy)
 

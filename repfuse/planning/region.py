@@ -95,13 +95,14 @@ class Group:
     @cached_property
     def nodes(self) -> Nodes:
         """The nodes that the map replaces: without what was chosen, and what that is made of."""
-        nodes, before = set(chain.from_iterable(term.nodes for term in self.terms)), [self.chosen]
+        nodes = frozenset(chain.from_iterable(term.nodes for term in self.terms))
+        seen, before = {term.source for term in self.terms}, [self.chosen] if self.chosen else []
         while before:
             node = before.pop()
-            if node in nodes:
-                nodes.remove(node)
+            if node not in seen:
+                seen.add(node)
                 before += node.all_input_nodes
-        return frozenset(nodes)
+        return nodes - seen if self.chosen else nodes
 
     @property
     def span(self) -> tuple[int, int] | None:
