@@ -92,7 +92,7 @@ def is_buildable(source: ModelSource, named: Named) -> bool:
     The model libraries build by name alone; of the packages that may give classes, a class of networks will do.
     """
     if source.kind != "import":
-        return source.kind in ("timm", "torchvision")
+        return source.kind in LIBRARIES
     try:
         found = resolve(GlobalName(*source.parts), named)
     except NotAllowedError:
@@ -100,6 +100,7 @@ def is_buildable(source: ModelSource, named: Named) -> bool:
     return isinstance(found, type) and issubclass(found, nn.Module)
 
 
+LIBRARIES = ("timm", "torchvision")  # which build by name alone
 FETCHING = ("pretrained", "checkpoint_path", "weights", "weights_backbone")  # arguments that would fetch weights
 
 
@@ -137,7 +138,7 @@ def build(source: ModelSource, file: Path | None = None) -> nn.Module:
     Raises RepfuseError where the name is unknown, or where building it fails.
     """
     make = _BUILDERS[source.kind](source, file)
-    of_library = source.kind in ("timm", "torchvision")
+    of_library = source.kind in LIBRARIES
     for name in FETCHING if of_library else ():
         if source.arguments.get(name):
             raise RepfuseError(

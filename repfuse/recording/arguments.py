@@ -162,9 +162,7 @@ _FEW = (3, 4, 6, 8)
 """How much larger: for networks that take some sizes alone, such as those that a stride leaves odd."""
 
 
-def try_other_sizes(
-    arguments: Arguments, attempt: Try, *, thoroughly: bool, cuts: Callable[[], bool] = lambda: False
-) -> None:
+def try_other_sizes(arguments: Arguments, attempt: Try, *, thoroughly: bool, cuts: Callable[[], bool]) -> None:
     """Try the network at other sizes than those of the example, so that each axis that is free takes others: both
     larger and smaller ones if ``thoroughly``, and the smallest where it ``cuts`` values to a length.
     """

@@ -122,8 +122,12 @@ class SizeComparison:
 
     def _varies(self, node: fx.Node) -> list[bool]:
         """Return for each axis of a value whether its size is another at some size of the inputs."""
-        shapes = [self.first.shape_of[node], *(run.shape_of[step] for run, step in self.alike.get(node, ()))]
-        return [len(set(sizes)) > 1 for sizes in zip(*shapes, strict=False)]
+        return [len(set(sizes)) > 1 for sizes in zip(*self.shapes(node), strict=False)]
+
+    def shapes(self, node: fx.Node) -> list[tuple[int, ...]]:
+        """Return the shapes that a value had, at the example and at the other sizes."""
+        others = (run.shape_of[other] for run, other in self.alike.get(node, ()) if other in run.shape_of)
+        return [self.first.shape_of[node], *others]
 
     def add_failed(self, failed: Run) -> None:
         """Take note of the last answer before the network refused a size: that is what refuses it.

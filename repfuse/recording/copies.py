@@ -283,10 +283,7 @@ def _own_tables(module: nn.Module) -> list[Any]:
     if isinstance(module, jit.ScriptModule):
         return []
     held = vars(module)
-    return [
-        held,
-        *map(held.__getitem__, ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")),
-    ]
+    return [held, *map(held.__getitem__, _OWN_TABLES)]
 
 
 _OWN_TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")

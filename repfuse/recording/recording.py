@@ -110,8 +110,7 @@ class Recording:
 
     def shapes(self, node: fx.Node) -> list[tuple[int, ...]]:
         """Return the shapes that a value had, at the example and at the other sizes."""
-        others = (run.shape_of[other] for run, other in self._comparison.alike.get(node, ()) if other in run.shape_of)
-        return [self.shape_of[node], *others]
+        return self._comparison.shapes(node)
 
     def shapes_at_other_ranks(self, node: fx.Node) -> list[tuple[int, ...]]:
         """Return the shapes that a value had for inputs of another number of axes, as far as the network takes any."""
