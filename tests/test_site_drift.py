@@ -67,6 +67,15 @@ def test_transposed_convolutions_sum_in_half(dtype, seed):
     assert proof.passed and 0 < proof.drift.of_bound <= 1
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("seed", range(6))
+def test_adaptive_windows_over_three_axes_sum_in_half(dtype, seed):
+    layers = nn.Conv3d(4, 4, 3, groups=4), nn.AdaptiveAvgPool3d(2), nn.BatchNorm3d(4)
+    network = randomised(nn.Sequential(*layers), seed, dtype)
+    (proof,) = proofs(network, (image(1, 4, 24, 20, 20, dtype=dtype),))
+    assert proof.passed, proof.reason
+
+
 def test_where_a_sum_can_lose_everything_the_bound_says_nothing():
     up = nn.ConvTranspose2d(128, 2, 3)
     network = randomised(nn.Sequential(up, nn.BatchNorm2d(2)), dtype=torch.bfloat16)

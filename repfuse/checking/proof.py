@@ -52,7 +52,7 @@ TF32 = 2.0**-11
 
 def bound(place: Place, fused: nn.Module, trial: Trial, dtype: torch.dtype) -> torch.Tensor | None:
     """Return the largest error of each output element on a trial; None where it does not run."""
-    growth = _growth(place, fused, dtype, _averaged(place, trial))
+    growth = _growth(place, fused, dtype, *_averaged(place, trial))
     bounded = place.after(fused, lambda factor: growth * abs(factor))
     of_norms = {id(x): name for norm in place.norms(fused).values() for name, x in named_tensors(norm)}
     kinds = {name: of_norms.get(id(x), "") for name, x in named_tensors(bounded)}
@@ -74,17 +74,22 @@ def bound(place: Place, fused: nn.Module, trial: Trial, dtype: torch.dtype) -> t
     return None if outcome.error else outcome.outputs["out"] + least
 
 
-def _averaged(place: Place, trial: Trial) -> int:
-    """Return how many values the means of a region may add up: at most all of one channel of one sample."""
+def _averaged(place: Place, trial: Trial) -> tuple[int, bool]:
+    """Return how many values the means of a region may add up, at most all of one channel of one sample, and whether
+    any of them does that in its own dtype: of half precision PyTorch sums what is averaged in float32, but for adaptive
+    windows over three axes.
+    """
     recording, meanings = place.planner.recording, place.planner.meanings
-    for node in place.region.passing:
-        sizes = (prod(recording.shape_of[x]) for x in (node, *inputs_of(meanings[node])))
-        if isinstance(meanings[node], Rearranged) and len(set(sizes)) > 1:
-            return int(trial.inputs[0][0].numel()) // place.region.groups[0].expression.geometry.in_channels
-    return 0
+    sizes = {
+        node: {prod(recording.shape_of[x]) for x in (node, *inputs_of(meanings[node]))} for node in place.region.passing
+    }
+    means = [node for node, found in sizes.items() if isinstance(meanings[node], Rearranged) and len(found) > 1]
+    channels = place.region.groups[0].expression.geometry.in_channels
+    count = int(trial.inputs[0][0].numel()) // channels if means else 0
+    return count, any("adaptive_avg_pool3d" in getattr(node.target, "__name__", "") for node in means)
 
 
-def _growth(place: Place, fused: nn.Module, dtype: torch.dtype, averaged: int) -> float:
+def _growth(place: Place, fused: nn.Module, dtype: torch.dtype, averaged: int, in_own_dtype: bool) -> float:
     """Return k. PyTorch sums products of half precision in float32, those of a transposed convolution in half.
 
     Of a sum with n u >= 1 nothing is known beforehand: then k is as large as the format's numbers.
@@ -92,9 +97,9 @@ def _growth(place: Place, fused: nn.Module, dtype: torch.dtype, averaged: int) -
     unit = torch.finfo(dtype).eps / 2
     convolutions = [convolution_at(fused, item.path) for item in place.written.values()]
     in_half = any(isinstance(convolution, _ConvTransposeNd) for convolution in convolutions)
-    summing = unit if in_half else min(unit, torch.finfo(torch.float32).eps / 2)
-    lost = summing * (sum(map(_terms, convolutions)) + 2 * len(place.region.groups))
-    of_means = summing * averaged
+    wide = min(unit, torch.finfo(torch.float32).eps / 2)
+    lost = (unit if in_half else wide) * (sum(map(_terms, convolutions)) + 2 * len(place.region.groups))
+    of_means = (unit if in_own_dtype else wide) * averaged
     if max(lost, of_means) >= 1:
         return torch.finfo(dtype).max
     # Before the bias, with each convolution that is added, and in each norm.
