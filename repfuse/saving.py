@@ -109,13 +109,14 @@ def writing(
     force: bool = False,
     keep_metadata: bool = True,
     verify: bool = True,
+    quick: bool = False,
     reader: Reader | None = None,
 ) -> Iterator[Begun]:
     """As ``save``: write the file, and have it read while the block goes on, which is given two functions.
 
-    The first waits for what reads the file. The second says what was found; then the file takes its place when the
-    block ends without an error. What is exported, and a graph of ONNX, are written when that is asked: a failed check
-    is to spare it.
+    It is run on one input where that is to be ``quick``. The first waits for what reads the file. The second says what
+    was found; then the file takes its place when the block ends without an error. What is exported, and a graph of
+    ONNX, are written when that is asked: a failed check is to spare it.
     """
     out = Path(out)
     for source in (checkpoint.path, *checkpoint.files):
@@ -138,7 +139,7 @@ def writing(
             shared.enter_context(half_the_threads())
             network = _write_network(checkpoint, module, temporary) if form == "pt" else None
             notes, use, check = network or _write_weights(checkpoint, module, plan, form, temporary)
-            answer = cache(check(reader, runs=verify))
+            answer = cache(check(reader, runs=verify, quick=quick))
             read = lambda: (notes, use, answer())  # noqa: E731
 
             def wait() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from conftest import SAMPLES, Cli
 from safetensors.torch import save_file
 from support.agreement import randomised
 from torch import nn
+from typer.testing import CliRunner
 
+from repfuse.cli.app import app
 from repfuse.samples import DigitsRepVGG
 
 NET = """import repfuse.samples
@@ -91,6 +94,21 @@ def test_a_block_that_has_become_a_convolution_has_its_input_from_the_report(
     done = cli("inspect", "fused.pt", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["input"]["shapes"] == [[1, 16, 32, 32]]
     assert "guess" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "run_on"), [(Summed, "1x4x40x40", "size"), (OfOneSize, "1x4x9x7", "the example")]
+)
+def test_quick_runs_the_file_on_the_smallest_input_that_the_network_takes(
+    network: Callable[[], nn.Module], size: str, run_on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPFUSE_SAME_PROCESS", "1")
+    torch.save(randomised(network(), 0, torch.float32).state_dict(), tmp_path / "net.pth")
+    model = ("--model", f"{__file__}:{network.__name__}", "--input", size)
+    run = ["convert", tmp_path / "net.pth", tmp_path / "fused.pth", *model, "--quick", "--json"]
+    done = CliRunner().invoke(app, [*map(str, run)])
+    (label,) = json.loads(done.stdout)["output"]["verified"]["compared"]
+    assert done.exit_code == 0 and label.startswith(run_on)
 
 
 @pytest.mark.slow

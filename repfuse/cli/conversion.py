@@ -100,7 +100,8 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
                 assert request.out is not None
                 progress("writing the file, and reading it again", 0.55)
                 how: dict[str, Any] = {"force": request.force, "keep_metadata": request.keep_metadata, "reader": reader}
-                return stack.enter_context(writing(checkpoint, fused, request.out, plan, format=request.format, **how))
+                how |= {"format": request.format, "quick": request.effort == "quick"}
+                return stack.enter_context(writing(checkpoint, fused, request.out, plan, **how))
 
             report, module, begun = _proven(checkpoint, request, progress, write)
             if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):

@@ -23,7 +23,7 @@ from repfuse.checking.drift import check_written, drift
 from repfuse.checking.inputs import Trial, input_variants
 from repfuse.checking.results import Drift, Verified
 from repfuse.checking.rounding import RoundingEffects
-from repfuse.checking.runs import Outcome, run
+from repfuse.checking.runs import Outcome, run, takes
 from repfuse.checkpoint import onnx_file, torch_pickle
 from repfuse.checkpoint.build import is_buildable
 from repfuse.checkpoint.contents import Around
@@ -57,15 +57,20 @@ def check_read(
     reader: Reader,
     *,
     runs: bool,
+    quick: bool = False,
     state: Mapping[str, Any] | None = None,
 ) -> Callable[[], Verified]:
     """Have the file of ``module`` read by ``reader``, and return what waits for its answer and returns what was found.
 
     Around the module the file has what is around the network in ``written``; ``state`` is given where it holds these
-    tensors and nobody knows their network. Unless it ``runs``, its tensors alone count. That raises RepfuseError, with
-    the exit code of a failed check, where the file is not what was written.
+    tensors and nobody knows their network. Unless it ``runs``, its tensors alone count; where it is to be ``quick``, it
+    runs on one input alone, the smallest that the network takes. That raises RepfuseError, with the exit code of a
+    failed check, where the file is not what was written.
     """
     trials = telling(written.example_inputs) if runs and state is None else ()
+    if quick:
+        by_work = sorted(trials, key=lambda trial: trial.work)
+        trials = next(((trial,) for trial in by_work if takes(module, trial.inputs)), trials)
     reader.ask(job, trials)
 
     def answered() -> Verified:
