@@ -45,7 +45,9 @@ def ranges(weight: Tensor, axis: int | None = 0, *, keepdim: bool = False) -> Te
     of it, where there is none.
     """
     others = [other for other in range(weight.dim()) if axis is None or other != axis % weight.dim()]
-    return weight.abs().amax(others, keepdim=keepdim) if others else weight.abs()
+    if not others:
+        return weight.abs()
+    return weight.amax(others, keepdim=keepdim).maximum(weight.amin(others, keepdim=keepdim).neg())  # without a copy
 
 
 def signal_to_noise(signal: Tensor, found: Tensor) -> float:

@@ -23,6 +23,7 @@ import math
 import statistics
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -222,7 +223,7 @@ class RoundingEffects:
         outcomes: Sequence[Outcome] | None = None,
     ) -> None:
         self._network, self._trials, self._scale, self._outcomes = network, trials, scale, outcomes
-        self._exact = unchanged(network, other)
+        self._stored_alike = cache(partial(unchanged, network, other))  # few drifts need it, and it reads all weights
         self._levels: Levels = {}
         self._lent: list[tuple[Key, Level]] = []
         self.measured: set[int] = set()
@@ -241,7 +242,7 @@ class RoundingEffects:
         if not at:
             return
         run, scale = on([self._trials[position] for position in at]), [self._scale[position] for position in at]
-        found = rounding(self._network, run, self._own(at), self._exact, scale)
+        found = rounding(self._network, run, self._own(at), self._stored_alike(), scale)
         self._levels |= {(at[index], name): level for (index, name), level in found.items()}
         self.measured |= set(at)
 
