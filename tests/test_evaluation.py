@@ -8,7 +8,7 @@ from blocks import Spelled
 from blocks import conv as conv_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.agreement import image, randomised
+from support.agreement import error, image, randomised
 from support.expressions import CHANNELS, Tensors, expressions, run, square
 from support.maps import same
 from torch import nn
@@ -30,7 +30,7 @@ from repfuse.algebra.expression import (
 )
 from repfuse.algebra.geometry import Geometry, NotAffine
 from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset, Phases
-from repfuse.planning.planner import plan
+from repfuse.fusing import fuse
 from repfuse.plans import Policy
 
 CPU = torch.device("cpu")
@@ -368,6 +368,7 @@ def test_what_a_layer_leaves_out_changes_nothing():
 MEMBERS = {
     "one": lambda: conv_of(1),
     "other": lambda: conv_of(1),
+    "bare": lambda: conv_of(1, bias=False),
     "three": lambda: conv_of(3),
     "grouped": lambda: conv_of(3, groups=2),
     "valid": lambda: conv_of(3, padding=0),
@@ -378,7 +379,18 @@ MEMBERS = {
     "linear": lambda: nn.Linear(4, 4),
     "tokens": lambda: nn.Linear(4, 4),
     "g": lambda: nn.Parameter(torch.ones(4, 1, 1)),
+    "last": lambda: nn.Parameter(torch.ones(4)),
 }
+
+
+def merged(forward, *shape, policy=Policy.ALWAYS):
+    """The branches of each place that a plan merges, which computes the same then."""
+    model, x = randomised(Spelled(forward, **{name: make() for name, make in MEMBERS.items()})), image(*shape)
+    result = fuse(model, (x,), policy, keep_class=False)
+    assert error(model, result.module, x) < 1e-12 and error(model, result.module, image(3, *shape[1:])) < 1e-12
+    return [site.branches for site in result.plan.sites]
+
+
 SHOWN = [
     (
         lambda m, x: m.three(x) + m.one(x) + m.norm(m.grouped(x)) + x,
@@ -409,9 +421,88 @@ SHOWN = [
 
 @pytest.mark.parametrize(("forward", "names"), SHOWN)
 def test_branches_for_people(forward, names):
-    model = randomised(Spelled(forward, **{name: make() for name, make in MEMBERS.items()}))
-    (site,) = plan(model, (image(2, 4, 6, 4),), Policy.ALWAYS, keep_class=False).sites
-    assert site.branches == names
+    assert merged(forward, 2, 4, 6, 4) == [names]
+
+
+@pytest.mark.parametrize(
+    ("forward", "sites"),
+    [
+        (lambda m, x: m.linear(2 * x) + m.tokens(x), [("2 * skip → linear", "linear")]),
+        (lambda m, x: m.linear(x) + 2 * x, [("linear", "2 * skip")]),
+        (lambda m, x: m.linear(-3 * (2 * x)) + m.tokens(x), [("-3 * 2 * skip → linear", "linear")]),
+        (lambda m, x: m.linear(m.rows(x.mT).mT), [("skip + norm → linear",)]),
+        (lambda m, x: m.linear(m.rows(x.mT).mT.relu()), []),
+    ],
+)
+def test_a_source_has_its_channels_where_the_layer_behind_it_has_them(forward, sites):
+    """Also where it is scaled before, by a number for all."""
+    assert merged(forward, 2, 3, 4) == sites
+
+
+@pytest.mark.parametrize("before", [lambda m, x: x + 0.5, lambda m, x: x * m.last[0], lambda m, x: -x / m.last[0]])
+def test_what_is_scaled_or_shifted_by_one_number_is_exact_before_a_layer(before):
+    merged(lambda m, x: m.linear(before(m, x)) + x, 2, 3, 4)
+
+
+@pytest.mark.parametrize("before", [lambda m, x: x * m.g, lambda m, x: x + m.g, lambda m, x: m.three(x)])
+def test_what_has_channels_elsewhere_is_nothing_to_the_layer_behind_it(before):
+    """Of as many rows as there are channels."""
+    assert merged(lambda m, x: m.linear(before(m, x)), 2, 4, 5, 4) == []
+
+
+@pytest.mark.parametrize(
+    ("forward", "sites"),
+    [
+        (lambda m, x: m.one(m.linear(x).permute(0, 3, 1, 2)), [("conv 1x1 → conv 1x1",)]),
+        (lambda m, x: m.valid(m.tokens(m.linear(x)).permute(0, 3, 1, 2)), [("conv 1x1 → conv 1x1 → conv 3x3",)]),
+        (
+            lambda m, x: m.one((m.linear(x) * m.last + x).permute(0, 3, 1, 2)),
+            [("(conv 1x1 + scale and skip) → conv 1x1",)],
+        ),
+        (lambda m, x: m.linear(m.one(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)), [("linear → linear",)]),
+        (lambda m, x: m.linear(m.three(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)), []),
+        (
+            lambda m, x: m.linear((m.three(y := x.permute(0, 3, 1, 2)) + m.one(y)).permute(0, 2, 3, 1)),
+            [("conv 3x3", "conv 1x1")],
+        ),
+    ],
+)
+def test_what_acts_on_channels_alone_does_so_on_as_many_axes_as_there_are(forward, sites):
+    """Linear layers in a row, scaled, added up, are 1x1 in a row; what reads pixels around has no such twin."""
+    assert merged(forward, 2, 5, 6, 4) == sites
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        lambda m, y: y,
+        lambda m, y: 3.0 * (-2.0 * y),
+        lambda m, y: y / 4,
+        lambda m, y: y * m.g,
+        lambda m, y: 2 * (y * m.g),
+        lambda m, y: y + 0.5,
+        lambda m, y: 2 * (y + 0.5),
+    ],
+)
+def test_a_multiple_of_another_source_stays_beside_what_is_merged(beside):
+    sites = merged(lambda m, x: m.three(x) + beside(m, torch.sin(x)) + m.one(x), 2, 4, 6, 5)
+    assert sites[:1] == [("conv 3x3", "conv 1x1")]
+
+
+@pytest.mark.parametrize(
+    ("forward", "sites"),
+    [
+        (lambda m, x: m.valid(F.pad(x, (1, 1, 1, 1))), [("pad → conv 3x3",)]),
+        (lambda m, x: F.pad(m.bare(x), (1, 1, 1, 1)), [("conv 1x1 → pad",)]),
+        (lambda m, x: m.valid(F.avg_pool2d(x, 3, 1)), []),
+        (lambda m, x: m.valid(F.avg_pool2d(x, (1, 2), 1)), []),
+        (lambda m, x: m.valid(m.one(x)), []),
+        (lambda m, x: F.avg_pool2d(m.one(x), 2), []),
+        (lambda m, x: m.valid(F.pad(m.bare(x), (1, 1, 1, 1))), [("pad → conv 3x3",)]),
+    ],
+)
+def test_layers_in_a_row_that_compute_stay_that_where_they_are_to(forward, sites):
+    assert merged(forward, 2, 4, 6, 5, policy=Policy.NEVER_COMPOSE) == sites
 
 
 @SETTINGS
