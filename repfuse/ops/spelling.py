@@ -267,7 +267,6 @@ RENAMED = {
     "split_size": "sizes",
     "split_sizes": "sizes",
     "split_size_or_sections": "sizes",
-    "indices_or_sections": "sizes",
     "sections": "sizes",
     "tensor_indices_or_sections": "sizes",
     "dims": "repeats",
