@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -423,6 +423,7 @@ def test_sizes_fit_two_maps_where_their_outputs_are_of_one_size(stride, one, oth
 
 
 @given(STRIDE, SLACK, st.frozensets(FIT, max_size=2))
+@example(1, 0, frozenset({Fit(0, 2, 1), Fit(1, 2, 1)}))
 def test_slacks_are_equal_where_no_size_that_fits_tells_them_apart(stride, slack, fits):
     period = 4 * math.lcm(stride, *(fit.modulus for fit in fits))
     sizes = [n for n in range(period) if all(fit.takes(n) for fit in fits)]

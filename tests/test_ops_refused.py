@@ -50,6 +50,7 @@ REFUSED = [
     ("pool-padding", POOL_AT_BORDER),
     ("pool-ceil", POOL_ROUNDED_UP),
     ("pool-ceil", lambda m, x, y: F.avg_pool2d(x, 2, ceil_mode=True)),
+    ("pool-ceil", lambda m, x, y: F.avg_pool2d(x, (1, 2), ceil_mode=True)),
     ("size-dependent-slice", lambda m, x, y: x[:, :, :3]),
     ("size-dependent-slice", lambda m, x, y: x[:, :, -3:]),
     ("size-dependent-slice", lambda m, x, y: x[..., 1:5]),
@@ -327,13 +328,13 @@ def test_a_value_of_parameters_alone_means_nothing_itself():
     ("dim", "axis"), [(0, None), (1, 1), (2, None), (3, 3), (-1, 3), (-2, None), (-3, 1), (-4, None)]
 )
 def test_channels_are_on_axis_1_or_on_the_last(dim, axis):
-    """Counted from either end."""
-    found = meaning(lambda m, x, y: torch.cat((x, y), dim), (2, 4, 5, 4))
+    """Counted from either end, of a network that takes this size alone."""
+    found = meaning(lambda m, x, y: torch.cat((x.reshape(2, 4, 5, 4), y), dim), (2, 4, 5, 4))
     assert (found.axis if isinstance(found, Joined) else None) == axis
 
 
 def test_the_only_axis_of_a_vector_holds_no_channels():
-    assert meaning(lambda m, x, y: torch.cat((x, y), 0), (4,)) is None
+    assert meaning(lambda m, x, y: torch.cat((x.reshape(4), y), 0), (4,)) is None
 
 
 # --- what the refused meanings would have changed
