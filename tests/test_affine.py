@@ -8,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.maps import apply, same, stack
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from repfuse.algebra import affine
-from repfuse.algebra.affine import Addend, AffineConv, sum_weights
+from repfuse.algebra.affine import AffineConv
+from repfuse.algebra.evaluation import evaluate
+from repfuse.algebra.expression import Expression, Identity, Scaled, Through, sum_of
 from repfuse.algebra.geometry import Geometry
+from repfuse.algebra.layers import Convolution, Factor
 from repfuse.ops.convolution import geometry
 
 CHANNELS = 12
@@ -126,53 +130,80 @@ def test_a_grouped_identity_is_no_diagonal():
     assert not torch.equal(made, torch.zeros(4, 2).fill_diagonal_(1).double())
 
 
+def source_of(shape: Geometry) -> Identity:
+    return Identity(shape.in_channels, shape.ndim)
+
+
+def sum_of_layers(shapes: list[Geometry], scales: list[str | None]) -> Expression:
+    """The sum of convolutions w0, w1, ... of one source, each times the scale of this name, if any."""
+    layers = [Through(source_of(shape), Convolution(shape, f"w{i}", None)) for i, shape in enumerate(shapes)]
+    return sum_of(tuple(x if by is None else Scaled(x, Factor(by)) for x, by in zip(layers, scales, strict=True)))
+
+
+def like(dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(0, dtype=dtype)
+
+
 @SETTINGS
 @given(addable(3))
 def test_blocks_of_rows_give_the_same_bits(maps):
-    shape = maps[0].geometry.add(maps[1].geometry).add(maps[2].geometry)
-    addends = [Addend(m.geometry, m.weight, m.bias if i else None) for i, m in enumerate(maps)]
-    whole, blocked = (torch.empty(shape.weight_shape, dtype=torch.float64) for _ in range(2))
-    sum_weights(shape, addends, whole)
+    tensors = {f"w{i}": made.weight for i, made in enumerate(maps)} | {f"s{i}": m.bias for i, m in enumerate(maps)}
+    expression = sum_of_layers([made.geometry for made in maps], [None, "s1", "s2"])
+    whole, _ = evaluate(expression, tensors.__getitem__, like(torch.float64))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(affine, "_BLOCK", 1)
-        sum_weights(shape, addends, blocked)
+        blocked, _ = evaluate(expression, tensors.__getitem__, like(torch.float64))
     assert torch.equal(whole, blocked)
+
+
+class Blocks(TorchDispatchMode):
+    """Notes how many rows of a weight there are in float64, each time that some are."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows: list[int] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls):  # else PyTorch imports its compiler for this
+        return False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype is torch.float64 and result.dim() > 1:
+            self.rows.append(len(result))
+        return result
 
 
 @pytest.mark.parametrize(("limit", "most"), [(1, 1), (8, 2), (11, 2), (12, 3), (4000, 7)])
 def test_float64_takes_no_more_memory_than_one_block(limit, most, monkeypatch):
     shape = geometry((7, 4, 1), 1, 0, 1, 1)
-    asked, rows = [], Addend.rows
-
-    def watched(self, start, stop, out=None):
-        asked.append((start, stop))
-        return rows(self, start, stop, out)
-
     monkeypatch.setattr(affine, "_BLOCK", limit)
-    monkeypatch.setattr(Addend, "rows", watched)
-    weight, into = torch.randn(shape.weight_shape), torch.empty(shape.weight_shape)
-    sum_weights(shape, [Addend(shape, weight)], into)
-    assert torch.equal(into, weight)
-    assert asked == [(start, min(start + most, 7)) for start in range(0, 7, most)]
+    weight = torch.randn(shape.weight_shape)
+    with Blocks() as seen:
+        made, _ = evaluate(sum_of_layers([shape], [None]), {"w0": weight}.__getitem__, like(torch.float32))
+    assert torch.equal(made, weight)
+    assert set(seen.rows) == {most, *[7 % most] * bool(7 % most)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_sum_is_rounded_once(dtype):
     weights = torch.randn(3, 4, 4, 3, 3).to(dtype)
     shape, scale = geometry((4, 4, 3, 3), 1, 1, 1, 1), torch.rand(4).double()
-    into = torch.empty(4, 4, 3, 3, dtype=dtype)
-    sum_weights(shape, [Addend(shape, weight, scale) for weight in weights], into)
+    tensors = {"w0": weights[0], "w1": weights[1], "w2": weights[2], "s": scale}
+    made, _ = evaluate(sum_of_layers([shape] * 3, ["s"] * 3), tensors.__getitem__, like(dtype))
     exact = sum(weight.double() * scale.view(-1, 1, 1, 1) for weight in weights)
-    assert torch.equal(into, exact.to(dtype))
+    assert torch.equal(made, exact.to(dtype))
     step_by_step = sum(weight * scale.to(dtype).view(-1, 1, 1, 1) for weight in weights)
-    assert not torch.equal(into, step_by_step)
+    assert not torch.equal(made, step_by_step)
 
 
 def test_a_scale_leaves_the_weights_it_is_given_alone():
     weight = torch.randn(4, 4, 1, 1).double()
     before = weight.clone()
     shape = geometry(weight.shape, 1, 0, 1, 1)
-    sum_weights(shape, [Addend(shape, weight, torch.full((4,), 2.0).double())] * 2, torch.empty(4, 4, 1, 1))
+    tensors = {"w0": weight, "w1": weight, "s": torch.full((4,), 2.0).double()}
+    for dtype in (torch.float64, torch.float32):
+        evaluate(sum_of_layers([shape] * 2, ["s"] * 2), tensors.__getitem__, like(dtype))
     assert torch.equal(weight, before)
 
 

@@ -4,6 +4,8 @@ the same, and nothing else.
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +23,6 @@ from repfuse.errors import RepfuseError
 from repfuse.fusing import fuse
 from repfuse.planning.planner import plan
 from repfuse.plans import Plan, Policy
-from repfuse.recording.arguments import describe, recreate
 from repfuse.rewriting import rewrite
 
 X = image(2, 4, 6, 7)
@@ -291,10 +292,24 @@ def test_sites_are_proven_where_they_stand(model):
 
 
 def test_arguments_come_back_from_their_description():
-    given = ((X, [X[0], None]), {"flag": True, "pair": (X.long(), "text"), "d": {"x": 1.5}})
-    args, kwargs = recreate(describe(given), torch.empty(0, dtype=torch.float32))
-    assert args[0].shape == X.shape and args[0].dtype == torch.float32 and args[1][1] is None
-    assert kwargs["pair"][0].dtype == torch.int64 and kwargs["pair"][1] == "text" and kwargs["d"] == {"x": 1.5}
+    """With the floats as the network holds them that the plan is carried out on."""
+
+    def forward(m, x, others, named):
+        y, nothing = others
+        assert type(others) is list and nothing is None and x.dtype is y.dtype is m.a.weight.dtype
+        numbers, text = named["pair"]
+        assert type(named["pair"]) is tuple and numbers.dtype is torch.int64 and text == "text"
+        assert named["flag"] is True and named["d"] == {"x": 1.5, "most": math.inf}
+        return m.n(m.a(x)) + y + numbers
+
+    model = randomised(Called(forward, a=conv(3), n=norm()))
+    named = {"flag": True, "pair": (X.long(), "text"), "d": {"x": 1.5, "most": math.inf}}
+    made = plan(model, (X, [X[0], None], named))
+    again = Plan.from_dict(json.loads(json.dumps(made.to_dict())))
+    assert len(again.sites) == 1 and type(rewrite(model.float(), again).n) is nn.Identity
+    other = replace(again, arguments=json.loads(json.dumps(again.arguments).replace("text", "another")))
+    with pytest.raises(RepfuseError, match="does not fit"):
+        rewrite(model, other)
 
 
 def test_the_model_is_as_it_was_after_a_recording(model):

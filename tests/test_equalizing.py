@@ -19,7 +19,6 @@ from support.snapshots import check, masked
 from torch import Tensor, nn
 
 import repfuse
-from repfuse.equalizing import Equalized, equalize
 from repfuse.quantization import rounded
 
 DIGITS = SAMPLES / "repvgg_digits.pt"
@@ -115,8 +114,8 @@ def test_digits_of_8_bits(fused: nn.Module, equalised: tuple[Path, dict[str, Any
 @pytest.mark.slow
 def test_a_second_time_changes_little(fused: nn.Module, training: Tensor) -> None:
     """There is no more to gain than luck in rounding."""
-    once = equalize(fused, [training[:1]], training).module
-    again = equalize(once, [training[:1]], training).equalization
+    once = repfuse.equalize(fused, [training[:1]], training).module
+    again = repfuse.equalize(once, [training[:1]], training).equalization
     assert all(gain.after - gain.before < 4 for gain in again.gains)
     assert all(tensor.least > 0.5 and tensor.most < 2 for tensor in again.tensors)
 
@@ -135,7 +134,7 @@ def uneven(seed: int = 0) -> nn.Module:
 
 def test_powers_of_two_compute_the_same_bits() -> None:
     model = uneven()
-    made = equalize(model, [X], powers_of_two=True)
+    made = repfuse.equalize(model, [X], powers_of_two=True)
     assert made.equalization.tensors and made.equalization.gains[0].after > made.equalization.gains[0].before + 3
     for seed in range(4):
         x = image(2, 3, 9 + seed, 8, seed=seed, dtype=torch.float32)
@@ -154,7 +153,7 @@ def test_the_rest_of_the_network_stays(dtype: torch.dtype) -> None:
     model[4].weight.data = model[4].weight.data.contiguous(memory_format=torch.channels_last)
     model.names, model.also = ["a"], [model[2]]
     before = copy.deepcopy(model)
-    made = equalize(model, [X.to(dtype)])
+    made = repfuse.equalize(model, [X.to(dtype)])
     assert made.equalization.tensors
     assert all(map(torch.equal, before.state_dict().values(), model.state_dict().values()))
     module = made.module
@@ -166,12 +165,12 @@ def test_the_rest_of_the_network_stays(dtype: torch.dtype) -> None:
 
 
 @cache
-def evened() -> Equalized:
-    return equalize(uneven(), [X], X)
+def evened():
+    return repfuse.equalize(uneven(), [X], X)
 
 
 def test_it_is_the_same_each_time() -> None:
-    one, other = evened(), equalize(uneven(), [X], X)
+    one, other = evened(), repfuse.equalize(uneven(), [X], X)
     assert one.equalization == other.equalization
     assert all(map(torch.equal, one.module.state_dict().values(), other.module.state_dict().values()))
 
@@ -182,7 +181,7 @@ def test_without_gradients_each_weight_counts_alike() -> None:
             with torch.no_grad():
                 return super().forward(x)
 
-    done = equalize(Blind(*uneven()), [X], X).equalization
+    done = repfuse.equalize(Blind(*uneven()), [X], X).equalization
     assert done.gains[0].after > done.gains[0].before + 3
     assert "each weight counted alike, for want of gradients" in done.notes[0]
     assert not evened().equalization.notes
@@ -191,7 +190,7 @@ def test_without_gradients_each_weight_counts_alike() -> None:
 @pytest.mark.parametrize("between", [nn.ReLU6(), nn.SiLU(), nn.Sigmoid()])
 def test_a_network_without_free_scales_is_left_as_it_is(between: nn.Module) -> None:
     model = randomised(nn.Sequential(nn.Conv2d(3, 8, 3), between, nn.Conv2d(8, 4, 1)))
-    made = equalize(model, [X.double()])
+    made = repfuse.equalize(model, [X.double()])
     assert made.module is model and not made.equalization.tensors and made.equalization.scales == 0
     assert [(each.code, each.where) for each in made.equalization.refusals] == [("not-homogeneous", "1")]
 
@@ -271,7 +270,7 @@ def test_a_constant_that_another_node_reads_stays(shared: bool, tmp_path: Path) 
     path = tmp_path / "in.onnx"
     onnx.save(model(nodes, {name: x for name, x in held.items() if name != "s"}), path)
     checkpoint = repfuse.load(path, input="2x4x8x8")
-    made = equalize(checkpoint.module, checkpoint.example_inputs)
+    made = repfuse.equalize(checkpoint.module, checkpoint.example_inputs)
     assert bool(made.equalization.tensors) is not shared
     assert {each.code for each in made.equalization.refusals} == ({"unwritable-weight"} if shared else set())
     repfuse.save(checkpoint, made.module, tmp_path / "out.onnx", verify=False)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from blocks import Spelled
+from blocks import conv as conv_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.agreement import error, image, randomised
 from support.expressions import CHANNELS, Tensors, expressions, run, square
 from support.maps import same
+from torch import nn
 from torch.nn import functional as F
 
 from repfuse.algebra.evaluation import behind_norm, check_borders, constant, evaluate
@@ -16,23 +20,18 @@ from repfuse.algebra.expression import (
     Scaled,
     Sum,
     Through,
-    branches,
     channels_read,
-    convolutions,
     homogeneous,
-    is_unshifted,
     joined,
-    layers,
-    multiple_of_source,
-    of_channels_alone,
     of_channels_read,
-    relaid,
     selected,
     sum_of,
     through,
 )
 from repfuse.algebra.geometry import Geometry, NotAffine
-from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset, Phases, mixes
+from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset, Phases
+from repfuse.fusing import fuse
+from repfuse.plans import Policy
 
 CPU = torch.device("cpu")
 LIKE = torch.empty(0, dtype=torch.float64)
@@ -71,7 +70,6 @@ def check(expression, tensors):
     assert same(fused(expression, tensors), run(expression, IMAGE, tensors))
     assert tensors.read <= set(expression.tensor_names)
     zero = run(expression, torch.zeros_like(IMAGE), tensors)
-    assert not (is_unshifted(expression) and zero.any())
     assert same(constant(expression, tensors, CPU), zero[0, :, 3, 3])
 
 
@@ -90,6 +88,11 @@ THREE, ONE = through(SOURCE, conv()), through(SOURCE, conv(kernel=1, weight="one
 SHIFTED = through(SOURCE, conv(kernel=1, weight="one", bias="b"))
 PART = selected(SOURCE, (1, 3))
 TO_FOUR = conv(6, 4, 1, weight="to four")
+SHAPES = {
+    **{"w": (6, CHANNELS, 3, 3), "one": (6, CHANNELS, 1, 1), "to four": (4, 6, 1, 1), "four": (4, CHANNELS, 3, 3)},
+    **{"half": (2, 2, 3, 3), "b": (6,), "b4": (4,), "shift": (6,), "scale": (6,), "scale3": (3,), "shift3": (3,)},
+    **{"scale4": (4,), "image": (1, 6, 1, 1)},
+}
 
 
 @pytest.mark.parametrize(
@@ -122,11 +125,8 @@ TO_FOUR = conv(6, 4, 1, weight="to four")
 )
 def test_evaluated_cases(expression):
     tensors = Tensors()
-    for layer in convolutions(expression):
-        tensors.put(layer.weight, *layer.geometry.weight_shape)
-    for name, size in {"b": 6, "b4": 4, "shift": 6, "scale": 6, "scale3": 3, "shift3": 3, "scale4": 4}.items():
-        tensors.put(name, size)
-    tensors.put("image", 1, 6, 1, 1)
+    for name, shape in SHAPES.items():
+        tensors.put(name, *shape)
     check(expression, tensors)
 
 
@@ -202,45 +202,9 @@ def test_a_sum_of_one_term_is_the_term():
     assert isinstance(sum_of((term, term)), Sum)
 
 
-def test_a_source_without_known_channels_is_laid_out_anew():
-    doubled = Scaled(SOURCE, Factor(2.0))
-    assert relaid(SOURCE, 5, 0) == Identity(5, 0)
-    assert relaid(doubled, 5, 0) == Scaled(Identity(5, 0), Factor(2.0))
-    for fixed in (Scaled(SOURCE, Factor("t")), Scaled(SOURCE, Offset(1.0)), through(SOURCE, conv())):
-        assert relaid(fixed, 5, 0) is fixed
-
-
-def test_what_acts_on_channels_alone_does_so_on_as_many_axes_as_there_are():
-    """Linear layers in a row, scaled, added up: the same numbers as those of 1x1 in a row."""
-    inner = through(Identity(CHANNELS, 0), linear(CHANNELS, 6, "in", "b"))
-    rows = sum_of((Scaled(through(inner, linear(6, CHANNELS, "out")), Factor("scale4")), Identity(CHANNELS, 0)))
-    tensors = Tensors()
-    for name, shape in {"in": (6, CHANNELS), "b": (6,), "out": (CHANNELS, 6), "scale4": (4,)}.items():
-        tensors.put(name, *shape)
-    wanted = evaluate(rows, tensors, LIKE)
-    for ndim in (0, 1, 3):
-        made = of_channels_alone(rows, ndim)
-        assert made is not None and made.geometry.kernel == (1,) * ndim
-        for one, other in zip(evaluate(made, tensors, LIKE), wanted, strict=True):
-            assert same(one.reshape(other.shape), other)
-    behind = through(through(SOURCE, conv()), Convolution(square(6, 4, 1), "to four", None))
-    assert of_channels_alone(behind, 1) is of_channels_alone(sum_of((behind, SOURCE)), 2) is None
-
-
-def test_a_multiple_of_the_source():
-    assert multiple_of_source(SOURCE) == 1
-    assert multiple_of_source(Scaled(Scaled(SOURCE, Factor(3.0)), Factor(-2.0))) == -6
-    for other in (Factor("t"), Factor(2.0, True), Offset(0.0)):
-        assert multiple_of_source(Scaled(SOURCE, other)) is None
-        assert multiple_of_source(Scaled(Scaled(SOURCE, other), Factor(2.0))) is None
-    assert multiple_of_source(through(SOURCE, conv())) is None
-
-
-def test_the_layers_and_tensors_of_an_expression():
+def test_the_tensors_of_an_expression():
     first, filled, last = conv(kernel=1, bias="b"), pad(6, fill="fill"), conv(6, kernel=1, weight="v")
     whole = Scaled(through(Scaled(through(through(SOURCE, first), filled), NORM), last), Offset("o"))
-    assert list(layers(whole)) == [first, filled, last]
-    assert list(convolutions(whole)) == [first, last]
     assert list(whole.tensor_names) == ["w", "b", "fill", "mean", "var", "weight", "bias", "v", "o"]
     assert list(Scaled(SOURCE, Factor("f")).tensor_names) == ["f"]
     assert list(Scaled(SOURCE, Factor(2.0)).tensor_names) == []
@@ -251,12 +215,21 @@ def test_the_layers_and_tensors_of_an_expression():
 
 
 def test_what_adds_nothing_whatever_the_weights():
+    """No weight is read to find that out."""
+
+    def added(expression):
+        tensors = Tensors()
+        for name, size in {"f": CHANNELS, "v": CHANNELS, "w": CHANNELS, "m": CHANNELS, "b": CHANNELS}.items():
+            tensors[name] = torch.arange(1.0, size + 1, dtype=torch.float64)
+        return constant(expression, tensors, CPU), tensors.read
+
     for by in (Factor("f"), Normalisation(None, "v", "w", None, 0.1)):
-        assert is_unshifted(Scaled(SOURCE, by))
+        nothing, read = added(Scaled(SOURCE, by))
+        assert not nothing.any() and not read
     for by in (Offset(1.0), Normalisation("m", "v", None, None, 0.1), Normalisation(None, "v", None, "b", 0.1)):
-        assert not is_unshifted(Scaled(SOURCE, by))
-    assert not is_unshifted(sum_of((SOURCE, Scaled(SOURCE, Offset(1.0)))))
-    assert not is_unshifted(selected(through(SOURCE, conv(bias="b")), (0,)))
+        assert added(Scaled(SOURCE, by))[0].all()
+    assert added(sum_of((SOURCE, Scaled(SOURCE, Offset(1.0)))))[0].all()
+    assert added(selected(through(SOURCE, conv(outputs=CHANNELS, bias="b")), (0,)))[0].all()
 
 
 @pytest.mark.parametrize("order", [(), (3, 1, 0, 2, *range(23, 3, -1))])
@@ -392,44 +365,144 @@ def test_what_a_layer_leaves_out_changes_nothing():
     assert pool() == Filter(pool().geometry, 1 / 9, fill=0.0)
 
 
-def test_layers_that_compute():
-    assert mixes(Filter(Geometry(4, 4, (1, 2), (1, 1), ((0, 0),) * 2, (1, 1), 4), 0.5))
-    assert mixes(conv(kernel=1)) and mixes(pool()) and not mixes(pad()) and not mixes(pool(kernel=1))
+MEMBERS = {
+    "one": lambda: conv_of(1),
+    "other": lambda: conv_of(1),
+    "bare": lambda: conv_of(1, bias=False),
+    "three": lambda: conv_of(3),
+    "grouped": lambda: conv_of(3, groups=2),
+    "valid": lambda: conv_of(3, padding=0),
+    "wide": lambda: conv_of((1, 2), padding=0),
+    "pixels": lambda: conv_of(1, inputs=16),
+    "norm": lambda: nn.BatchNorm2d(4),
+    "rows": lambda: nn.BatchNorm1d(4),
+    "linear": lambda: nn.Linear(4, 4),
+    "tokens": lambda: nn.Linear(4, 4),
+    "g": lambda: nn.Parameter(torch.ones(4, 1, 1)),
+    "last": lambda: nn.Parameter(torch.ones(4)),
+}
 
 
-one, three = through(SOURCE, conv(kernel=1)), through(SOURCE, conv())
+def merged(forward, *shape, policy=Policy.ALWAYS):
+    """The branches of each place that a plan merges, which computes the same then."""
+    model, x = randomised(Spelled(forward, **{name: make() for name, make in MEMBERS.items()})), image(*shape)
+    result = fuse(model, (x,), policy, keep_class=False)
+    assert error(model, result.module, x) < 1e-12 and error(model, result.module, image(3, *shape[1:])) < 1e-12
+    return [site.branches for site in result.plan.sites]
+
+
+SHOWN = [
+    (
+        lambda m, x: m.three(x) + m.one(x) + m.norm(m.grouped(x)) + x,
+        ("conv 3x3", "conv 1x1", "conv 3x3 groups 2 + norm", "skip"),
+    ),
+    (
+        lambda m, x: m.rows((m.three(x) + m.one(x)).flatten(2)),
+        ("conv 3x3 (norm after the sum)", "conv 1x1 (norm after the sum)"),
+    ),
+    (lambda m, x: m.norm(m.three(x) + m.one(x)), ("conv 3x3 + norm", "conv 1x1 + norm")),
+    (lambda m, x: 0.5 * m.three(x) + x, ("0.5 * conv 3x3", "skip")),
+    (lambda m, x: m.three(x) / 4 + x, ("0.25 * conv 3x3", "skip")),
+    (lambda m, x: m.three(x) * m.g + x, ("conv 3x3 + scale", "skip")),
+    (lambda m, x: m.three(x) + m.g + x, ("conv 3x3 + shift", "skip")),
+    (lambda m, x: m.valid(m.norm(m.one(x))), ("conv 1x1 + norm → conv 3x3",)),
+    (lambda m, x: m.valid(m.one(x) + m.other(x)), ("(conv 1x1 and conv 1x1) → conv 3x3",)),
+    (lambda m, x: m.three(x) + F.avg_pool2d(x, 3, 1, 1), ("conv 3x3", "avg 3x3")),
+    (lambda m, x: m.wide(x) + F.avg_pool2d(x, (1, 2), 1), ("conv 1x2", "avg 1x2")),
+    (lambda m, x: m.valid(F.pad(x, (1, 1, 1, 1))) + m.one(x), ("pad → conv 3x3", "conv 1x1")),
+    (lambda m, x: m.valid(x) + x[:, :, 1:-1, 1:-1], ("conv 3x3", "crop")),
+    (lambda m, x: m.wide(x)[:, :, 1:] + m.wide(x[:, :, 1:]), ("conv 1x2 → crop", "crop → conv 1x2")),
+    (lambda m, x: m.linear(x) + m.tokens(x) + x, ("linear", "linear", "skip")),
+    (lambda m, x: m.three(x)[:, ::2] + x[:, ::2], ("conv 3x3 → 2 of 4 channels", "2 of 4 channels")),
+    (lambda m, x: torch.cat([m.three(x), m.one(x), x], 1), ("cat(conv 3x3, conv 1x1, skip)",)),
+    (lambda m, x: m.pixels(F.pixel_unshuffle(x, 2)), ("unshuffle 2x2 → conv 1x1",)),
+]
+
+
+@pytest.mark.parametrize(("forward", "names"), SHOWN)
+def test_branches_for_people(forward, names):
+    assert merged(forward, 2, 4, 6, 4) == [names]
 
 
 @pytest.mark.parametrize(
-    ("expression", "names"),
+    ("forward", "sites"),
     [
-        (SOURCE, ("skip",)),
-        (
-            sum_of((three, one, Scaled(through(SOURCE, conv(groups=2)), NORM))),
-            ("conv 3x3", "conv 1x1", "conv 3x3 groups 2 + norm"),
-        ),
-        (Scaled(sum_of((three, one)), NORM), ("conv 3x3 (norm after the sum)", "conv 1x1 (norm after the sum)")),
-        (Scaled(three, Factor(0.5)), ("0.5 * conv 3x3",)),
-        (Scaled(three, Factor(4.0, True)), ("0.25 * conv 3x3",)),
-        (Scaled(three, Factor("t")), ("conv 3x3 + scale",)),
-        (Scaled(three, Offset("t")), ("conv 3x3 + shift",)),
-        (through(Scaled(one, NORM), conv(6)), ("conv 1x1 + norm → conv 3x3",)),
-        (through(sum_of((one, one)), conv(6)), ("(conv 1x1 and conv 1x1) → conv 3x3",)),
-        (through(SOURCE, pool()), ("avg 3x3",)),
-        (through(SOURCE, pad()), ("pad",)),
-        (through(SOURCE, pad(amount=-1)), ("crop",)),
-        (through(SOURCE, Filter(Geometry(4, 4, (1, 1), (1, 1), ((-1, 0), (0, 0)), (1, 1), 4), 1.0)), ("crop",)),
-        (through(SOURCE, Filter(Geometry(4, 4, (1, 2), (1, 1), ((0, 0),) * 2, (1, 1), 4), 0.5)), ("avg 1x2",)),
-        (through(Identity(4, 0), Convolution(Geometry(4, 6, (), (), (), ()), "w", None)), ("linear",)),
-        (selected(SOURCE, (0, 2)), ("2 of 4 channels",)),
-        (selected(three, (0, 2)), ("conv 3x3 → 2 of 6 channels",)),
-        (joined((three, SOURCE)), ("cat(conv 3x3, skip)",)),
-        (through(SOURCE, Phases.of(4, (2, 2))), ("unshuffle 2x2",)),
-        (Scaled(sum_of((three, one)), NORM), ("conv 3x3 (norm after the sum)", "conv 1x1 (norm after the sum)")),
+        (lambda m, x: m.linear(2 * x) + m.tokens(x), [("2 * skip → linear", "linear")]),
+        (lambda m, x: m.linear(x) + 2 * x, [("linear", "2 * skip")]),
+        (lambda m, x: m.linear(-3 * (2 * x)) + m.tokens(x), [("-3 * 2 * skip → linear", "linear")]),
+        (lambda m, x: m.linear(m.rows(x.mT).mT), [("skip + norm → linear",)]),
+        (lambda m, x: m.linear(m.rows(x.mT).mT.relu()), []),
     ],
 )
-def test_branches_for_people(expression, names):
-    assert branches(expression) == names
+def test_a_source_has_its_channels_where_the_layer_behind_it_has_them(forward, sites):
+    """Also where it is scaled before, by a number for all."""
+    assert merged(forward, 2, 3, 4) == sites
+
+
+@pytest.mark.parametrize("before", [lambda m, x: x + 0.5, lambda m, x: x * m.last[0], lambda m, x: -x / m.last[0]])
+def test_what_is_scaled_or_shifted_by_one_number_is_exact_before_a_layer(before):
+    merged(lambda m, x: m.linear(before(m, x)) + x, 2, 3, 4)
+
+
+@pytest.mark.parametrize("before", [lambda m, x: x * m.g, lambda m, x: x + m.g, lambda m, x: m.three(x)])
+def test_what_has_channels_elsewhere_is_nothing_to_the_layer_behind_it(before):
+    """Of as many rows as there are channels."""
+    assert merged(lambda m, x: m.linear(before(m, x)), 2, 4, 5, 4) == []
+
+
+@pytest.mark.parametrize(
+    ("forward", "sites"),
+    [
+        (lambda m, x: m.one(m.linear(x).permute(0, 3, 1, 2)), [("conv 1x1 → conv 1x1",)]),
+        (lambda m, x: m.valid(m.tokens(m.linear(x)).permute(0, 3, 1, 2)), [("conv 1x1 → conv 1x1 → conv 3x3",)]),
+        (
+            lambda m, x: m.one((m.linear(x) * m.last + x).permute(0, 3, 1, 2)),
+            [("(conv 1x1 + scale and skip) → conv 1x1",)],
+        ),
+        (lambda m, x: m.linear(m.one(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)), [("linear → linear",)]),
+        (lambda m, x: m.linear(m.three(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)), []),
+        (
+            lambda m, x: m.linear((m.three(y := x.permute(0, 3, 1, 2)) + m.one(y)).permute(0, 2, 3, 1)),
+            [("conv 3x3", "conv 1x1")],
+        ),
+    ],
+)
+def test_what_acts_on_channels_alone_does_so_on_as_many_axes_as_there_are(forward, sites):
+    """Linear layers in a row, scaled, added up, are 1x1 in a row; what reads pixels around has no such twin."""
+    assert merged(forward, 2, 5, 6, 4) == sites
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        lambda m, y: y,
+        lambda m, y: 3.0 * (-2.0 * y),
+        lambda m, y: y / 4,
+        lambda m, y: y * m.g,
+        lambda m, y: 2 * (y * m.g),
+        lambda m, y: y + 0.5,
+        lambda m, y: 2 * (y + 0.5),
+    ],
+)
+def test_a_multiple_of_another_source_stays_beside_what_is_merged(beside):
+    sites = merged(lambda m, x: m.three(x) + beside(m, torch.sin(x)) + m.one(x), 2, 4, 6, 5)
+    assert sites[:1] == [("conv 3x3", "conv 1x1")]
+
+
+@pytest.mark.parametrize(
+    ("forward", "sites"),
+    [
+        (lambda m, x: m.valid(F.pad(x, (1, 1, 1, 1))), [("pad → conv 3x3",)]),
+        (lambda m, x: F.pad(m.bare(x), (1, 1, 1, 1)), [("conv 1x1 → pad",)]),
+        (lambda m, x: m.valid(F.avg_pool2d(x, 3, 1)), []),
+        (lambda m, x: m.valid(F.avg_pool2d(x, (1, 2), 1)), []),
+        (lambda m, x: m.valid(m.one(x)), []),
+        (lambda m, x: F.avg_pool2d(m.one(x), 2), []),
+        (lambda m, x: m.valid(F.pad(m.bare(x), (1, 1, 1, 1))), [("pad → conv 3x3",)]),
+    ],
+)
+def test_layers_in_a_row_that_compute_stay_that_where_they_are_to(forward, sites):
+    assert merged(forward, 2, 4, 6, 5, policy=Policy.NEVER_COMPOSE) == sites
 
 
 @SETTINGS

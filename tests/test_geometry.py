@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from repfuse.algebra.geometry import Fit, Geometry, NotAffine, agreeing, equal_slacks
+from repfuse.algebra.geometry import Fit, Geometry, NotAffine
 from repfuse.ops.convolution import geometry
 
 AXIS = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(0, 4), st.integers(1, 3))
@@ -395,6 +395,13 @@ def refuses(compute, code: str) -> None:
 # --- sizes that fit ----------------------------------------------------------------------------------------------
 
 FIT = st.builds(Fit, st.integers(-4, 4), st.integers(2, 5), st.integers(1, 3))
+
+
+def pointwise(stride: int, slack: int) -> Geometry:
+    """One pixel at each step, of which as many more are there, or fewer, as the slack says."""
+    return Geometry(1, 1, (1,), (stride,), ((0, slack + 1),), (1,))
+
+
 STRIDE, SLACK, SIZES = st.integers(1, 4), st.integers(-6, 4), range(61)
 
 
@@ -407,18 +414,23 @@ def test_what_fits_before_a_map_is_what_it_makes_fit(fit, stride, slack):
 @given(STRIDE, SLACK, SLACK)
 def test_sizes_fit_two_maps_where_their_outputs_are_of_one_size(stride, one, other):
     agree = [n for n in SIZES if (n + one) // stride == (n + other) // stride]
-    fits = agreeing(stride, one, other)
-    assert bool(fits) == bool(agree)
-    assert not fits or [n for n in SIZES if all(fit.takes(n) for fit in fits)] == agree
+    maps = [pointwise(stride, slack) for slack in (one, other)]
+    if not agree:
+        refuses(lambda: Geometry.stacked(maps), "size-mismatch")
+        return
+    fits = frozenset().union(*Geometry.stacked(maps).fits)
+    assert [n for n in SIZES if all(fit.takes(n) for fit in fits)] == agree
 
 
 @given(STRIDE, SLACK, st.frozensets(FIT, max_size=2))
+@example(1, 0, frozenset({Fit(0, 2, 1), Fit(1, 2, 1)}))
 def test_slacks_are_equal_where_no_size_that_fits_tells_them_apart(stride, slack, fits):
     period = 4 * math.lcm(stride, *(fit.modulus for fit in fits))
     sizes = [n for n in range(period) if all(fit.takes(n) for fit in fits)]
+    shape = replace(pointwise(stride, slack), fits=(fits,))
     if not sizes:
         with pytest.raises(NotAffine, match="no size"):
-            equal_slacks(stride, slack, fits)
+            _ = shape.equal_slacks
         return
     equal = [a for a in range(slack - 12, slack + 13) if all((n + a) // stride == (n + slack) // stride for n in sizes)]
-    assert [*equal_slacks(stride, slack, fits)] == equal
+    assert [[*found] for found in shape.equal_slacks] == [equal]

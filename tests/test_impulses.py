@@ -23,10 +23,16 @@ from support.impulses import TOLERANCE, NotAffine, disagreement, layer_of, read,
 from torch import nn
 from torch.nn import functional as F
 
-from repfuse.checking.places import convolution_at, places
+from repfuse.checking.places import places
 from repfuse.planning.planner import plan
 from repfuse.plans import Policy
 from repfuse.rewriting import rewrite
+
+
+def convolution_or_linear(fused, path):
+    """The layer of a site, behind its pads."""
+    found = fused.get_submodule(path)
+    return found[-1] if isinstance(found, nn.Sequential) else found
 
 
 class Asked:
@@ -38,7 +44,7 @@ class Asked:
 
     def __init__(self, place, fused):
         self.place, self.before = place, place.before
-        layer = convolution_at(fused, place.path)
+        layer = convolution_or_linear(fused, place.path)
         shapes = [place.planner.recording.shape_of[source] for source in place.sources]
         self.last = isinstance(layer, nn.Linear)
         self.ndim = max(0, len(shapes[0]) - 2) if self.last else layer.weight.dim() - 2
@@ -165,7 +171,7 @@ def damaged(fused, path):
     """Yield copies with each damage that applies and changes something."""
     for damage in DAMAGES:
         wrong = copy.deepcopy(fused)
-        layer = convolution_at(wrong, path)
+        layer = convolution_or_linear(wrong, path)
         before = copy.deepcopy(layer)
         try:
             damage(layer)

@@ -13,10 +13,8 @@ from torch.ao import quantization
 from torch.nn import functional as F
 
 import repfuse
-from repfuse.algebra.expression import Scaled, Sum
-from repfuse.ops.convolution import _same_rounded_up
+from repfuse.algebra.expression import Joined, Scaled, Sum
 from repfuse.ops.meaning import Unfusible
-from repfuse.ops.spelling import axis_of, is_channel_axis
 from repfuse.ops.table import meaning_of
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.recording import record
@@ -52,6 +50,7 @@ REFUSED = [
     ("pool-padding", POOL_AT_BORDER),
     ("pool-ceil", POOL_ROUNDED_UP),
     ("pool-ceil", lambda m, x, y: F.avg_pool2d(x, 2, ceil_mode=True)),
+    ("pool-ceil", lambda m, x, y: F.avg_pool2d(x, (1, 2), ceil_mode=True)),
     ("size-dependent-slice", lambda m, x, y: x[:, :, :3]),
     ("size-dependent-slice", lambda m, x, y: x[:, :, -3:]),
     ("size-dependent-slice", lambda m, x, y: x[..., 1:5]),
@@ -326,16 +325,16 @@ def test_a_value_of_parameters_alone_means_nothing_itself():
 
 
 @pytest.mark.parametrize(
-    ("dim", "axis"), [(0, 0), (3, 3), (-1, 3), (-4, 0), (4, None), (-5, None), (True, None), (1.0, None), (None, None)]
+    ("dim", "axis"), [(0, None), (1, 1), (2, None), (3, 3), (-1, 3), (-2, None), (-3, 1), (-4, None)]
 )
-def test_an_axis_is_a_number_within_the_rank(dim, axis):
-    found = axis_of(dim, 4)
-    assert found == axis and type(found) is type(axis)
+def test_channels_are_on_axis_1_or_on_the_last(dim, axis):
+    """Counted from either end, of a network that takes this size alone."""
+    found = meaning(lambda m, x, y: torch.cat((x.reshape(2, 4, 5, 4), y), dim), (2, 4, 5, 4))
+    assert (found.axis if isinstance(found, Joined) else None) == axis
 
 
-def test_channels_are_on_axis_1_or_on_the_last():
-    assert [is_channel_axis(axis, 4) for axis in (None, 0, 1, 2, 3)] == [False, False, True, False, True]
-    assert not is_channel_axis(0, 1)
+def test_the_only_axis_of_a_vector_holds_no_channels():
+    assert meaning(lambda m, x, y: torch.cat((x.reshape(4), y), 0), (4,)) is None
 
 
 # --- what the refused meanings would have changed
@@ -373,7 +372,8 @@ def test_ceil_mode_is_refused_exactly_where_it_matters_for_some_size(kernel, str
             x = torch.rand(1, 1, size, dtype=torch.float64)
             floor, ceil = (F.avg_pool1d(x, kernel, stride, padding, ceil_mode=up) for up in (False, True))
             matters |= floor.shape != ceil.shape or not torch.allclose(floor, ceil, rtol=1e-12)
-        assert _same_rounded_up((kernel,), (stride,), (padding,)) is not matters
+        found = meaning(lambda m, x, y, p=padding: F.avg_pool1d(x, kernel, stride, p, True), (2, 4, 13))
+        assert (isinstance(found, Unfusible) and found.code == "pool-ceil") is matters
 
 
 def test_a_slice_up_to_a_position_is_a_crop_at_the_example_only():

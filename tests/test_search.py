@@ -13,29 +13,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.agreement import error, image, operations, randomised
 from support.programs import EXAMPLES, STEPS, program
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from repfuse.fusing import fuse
-from repfuse.planning.cost import TOLD_APART
-from repfuse.planning.planner import Planner, plan
-from repfuse.planning.search import MOST_PLACES, Search, Subgraph
-from repfuse.plans import Policy
-from repfuse.recording.arguments import Arguments
-from repfuse.recording.recording import record
+from repfuse.planning.planner import plan
+from repfuse.planning.search import Search
 
 MOST_NODES = 9
 """Of regions with no more nodes every set of cuts is tried: 256 of them."""
+MOST_PLACES = 4
+"""Of so many places, as a block of three layers in a row with a skip has, the search has to find the best cuts."""
+TOLD_APART = 0.05
+"""By which share two ways have to differ for the estimate to tell them apart, as ``repfuse explain merges`` says."""
 
 
 def searched(
     module: nn.Module, inputs: list[torch.Tensor], *, everywhere: bool
-) -> list[tuple[Search, Subgraph, float, float]]:
+) -> list[tuple[Search, tuple[fx.Node, ...], float, float]]:
     """Each region that may be taken apart, with the price of what the search leaves of it, and of the best there is.
 
     Cut between layers alone, or ``everywhere``.
     """
-    planner = Planner(record(module, Arguments(tuple(inputs))), Policy.COST)
+    planner = plan(module, inputs).live
     planner._read()
     search = planner.search()
     search.find()
@@ -51,7 +51,7 @@ def searched(
     return found
 
 
-def price(search: Search, part: Subgraph, cuts) -> float:
+def price(search: Search, part: tuple[fx.Node, ...], cuts) -> float:
     return search.estimate.price(search.divided(part, frozenset(cuts)).cost)
 
 

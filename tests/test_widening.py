@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from repfuse.checking.inputs import Trial
-from repfuse.checking.rounding import rounded_once, summed_anew
+from repfuse.checking.rounding import rounded_once
 from repfuse.checking.runs import in_float64, run, run_float64
 from repfuse.networks import named_tensors
 
@@ -102,7 +102,6 @@ NETWORKS = {
 CHANGES = {
     "exact": in_float64,
     "rounded": rounded_once(1, frozenset(["a.bias"])),
-    "summed": summed_anew(2, in_float64),
 }
 
 

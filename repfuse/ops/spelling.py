@@ -257,7 +257,6 @@ ALIASES = {
 
 RENAMED = {
     "self": "input",
-    "tensor": "input",
     "mat2": "other",
     "tensors": "operands",
     "train": "training",
@@ -266,8 +265,6 @@ RENAMED = {
     "padding": "pad",
     "split_size": "sizes",
     "split_sizes": "sizes",
-    "split_size_or_sections": "sizes",
-    "indices_or_sections": "sizes",
     "sections": "sizes",
     "tensor_indices_or_sections": "sizes",
     "dims": "repeats",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from repfuse.algebra.affine import AffineConv, swap_layout
+from repfuse.algebra.affine import AffineConv
 from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Windows
 from repfuse.algebra.transposed import TransposedGeometry
@@ -29,7 +29,9 @@ def apply(made: AffineConv, x: Tensor) -> Tensor:
         return torch.einsum("...gi,goi->...go", inputs, blocks).flatten(-2) + bias
     if isinstance(geometry, TransposedGeometry):
         padding = [before for before, _ in geometry.padding]
-        stored, spread = swap_layout(geometry, weight), TRANSPOSED[geometry.ndim]
+        # PyTorch has the input channels first, in each of the groups.
+        stored = torch.cat([group.transpose(0, 1) for group in weight.chunk(geometry.groups)])
+        spread = TRANSPOSED[geometry.ndim]
         extra, groups = geometry.output_padding, geometry.groups
         return spread(x, stored, bias, geometry.stride, padding, extra, groups, geometry.dilation)
     convolve, padded = CONVOLUTIONS[geometry.ndim], pad_explicitly(x, geometry)

@@ -17,7 +17,7 @@ from repfuse.algebra.geometry import Geometry
 from repfuse.algebra.layers import Convolution, Factor, Filter, Normalisation, Offset, Phases
 from repfuse.algebra.transposed import TransposedGeometry
 from repfuse.explanations import REFUSALS
-from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same, Unfusible, terms_of
+from repfuse.ops.meaning import Meaning, Passage, Rearranged, Same, Unfusible
 from repfuse.ops.table import meaning_of
 from repfuse.recording.arguments import Arguments
 from repfuse.recording.constants import lookup
@@ -240,7 +240,8 @@ def evaluate(said: Meaning, values: dict[fx.Node, Any], tensor: Callable[[str], 
         case Scaled(x, by, axis):
             return _rescaled(values[x], by, axis, tensor)
         case Sum():
-            return torch.stack([_rescaled(values[t.input], t.by, t.axis, tensor) for t in terms_of(said)]).sum(0)
+            terms = [evaluate(t, values, tensor) if isinstance(t, Scaled) else values[t] for t in said.inputs]
+            return torch.stack(terms).sum(0)
         case Selected(x, indices, axis):
             return values[x].index_select(axis, torch.tensor(indices))
         case Joined(inputs, axis):
