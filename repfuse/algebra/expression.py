@@ -258,14 +258,14 @@ def _windows(expression: Expression) -> Windows:  # noqa: PLR0911 - one for each
 
 
 def relaid(expression: Expression, channels: int, ndim: int) -> Expression:
-    """Return an expression that is the source times numbers as one of ``ndim`` spatial axes; any other as it is.
+    """Return an expression that is the source times or plus numbers as one of ``ndim`` axes; any other as it is.
 
     Until it meets a layer, nothing says where a source has its channels.
     """
     match expression:
         case Identity():
             return Identity(channels, ndim)
-        case Scaled(inner, Factor(float())):
+        case Scaled(inner, Factor(float()) | Offset(by=float(), scale=float())):
             return replace(expression, input=relaid(inner, channels, ndim))
         case _:
             return expression
