@@ -485,6 +485,13 @@ def test_a_report_without_its_optional_parts_is_json_too() -> None:
     assert found["proof"] is found["drift"] is found["output"] is found["timing"] is None
 
 
+@pytest.mark.parametrize("more", [{}, {"left_out": ["openvino: no"], "cold": COLD}])
+def test_a_benchmark_survives_its_file(more: Data) -> None:
+    kept = read(bench_document(full_benchmark() | more))
+    assert read(strict(to_json(bench_document(kept.to_dict())))) == kept
+    assert kept.left_out == tuple(more.get("left_out", ())) and len(kept.measurements) == 4
+
+
 def test_what_is_not_json_is_never_written() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         to_json({"error": math.nan})
