@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.folded import example, folded, network
 from support.ticks import Ticks
-from test_report_views import bench_document, measurement
+from test_report_views import bench_document, measurement, report
 from test_report_views import benchmark as bench_data
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -374,6 +374,7 @@ def compared_with(text: str, tmp_path: Path) -> str:
         "x",
         '{"schema": 1, "kind": "repfuse.benchmark", "measurements": [1]}',
         '{"schema": 1, "kind": "repfuse.plan"}',
+        to_json(report()),
         "\xff",
     ],
 )
