@@ -25,7 +25,7 @@ import typer
 from conftest import Cli
 
 import repfuse
-from repfuse.checkpoint.files import replacing, together
+from repfuse.checkpoint.files import replacing
 from repfuse.cli.app import app
 from repfuse.errors import RepfuseError
 
@@ -229,23 +229,6 @@ def test_what_a_killed_run_left_goes_with_the_next_and_what_a_living_one_uses_st
         assert living.read_bytes() == b"first"
     assert {path.name for path in tmp_path.iterdir()} == {"out.pt", *(other.name for other in others)}
     assert out.read_bytes() == b"first"
-
-
-def test_files_that_belong_together_take_their_places_together(tmp_path: Path) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
-    with together():
-        with replacing(one) as temporary:
-            temporary.write_bytes(b"1")
-        assert not one.exists()
-        with replacing(other) as temporary:
-            temporary.write_bytes(b"2")
-    assert files(tmp_path) == {"one": b"1", "other": b"2"}
-    with pytest.raises(ZeroDivisionError), together():
-        with replacing(one) as temporary:
-            temporary.write_bytes(b"3")
-        raise ZeroDivisionError
-    assert files(tmp_path) == {"one": b"1", "other": b"2"}
-    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
