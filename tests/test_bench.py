@@ -18,12 +18,9 @@ from support.folded import example, folded, network
 from support.ticks import SHORTEST, Ticks
 from torch import nn
 
-from repfuse.benching.benchmark import bench
+from repfuse import RepfuseError, bench, fuse, load
 from repfuse.benching.results import Timing
 from repfuse.benching.timing import batched, device_clock, judge, ratio_of_medians, time_rounds
-from repfuse.errors import RepfuseError
-from repfuse.fusing import fuse
-from repfuse.loading import load
 
 times = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=30)
 pairs = st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3)), min_size=2, max_size=30)

@@ -21,19 +21,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
+from repfuse import Plan, RepfuseError, bench, fuse, load, rewrite, verify
 from repfuse.benching import benchmark, sites
-from repfuse.benching.benchmark import bench
 from repfuse.benching.results import Gain, Ratio, SiteTiming, Timing
 from repfuse.benching.timing import judge
-from repfuse.checking.verification import verify
 from repfuse.cli.app import app
-from repfuse.errors import RepfuseError
-from repfuse.fusing import fuse
-from repfuse.loading import load
 from repfuse.planning.replaying import Choice, choose
-from repfuse.plans import Plan
 from repfuse.report.schema import changes, to_json
-from repfuse.rewriting import rewrite
 
 OTHERS = [
     pytest.param(name, marks=pytest.mark.slow) if name == "compile" else name

@@ -14,9 +14,8 @@ import pytest
 from conftest import SAMPLES, SUPPORT, Cli, Run
 from typer.testing import CliRunner, Result
 
-from repfuse import __version__
+from repfuse import RepfuseError, __version__
 from repfuse.cli.app import app
-from repfuse.errors import RepfuseError
 from repfuse.explanations import REFUSALS, TOPICS
 
 COMMANDS = ["convert", "verify", "bench", "report", "inspect", "explain"]

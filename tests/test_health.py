@@ -15,10 +15,7 @@ from support.small_nets import SITES, Net, X
 from test_report_views import report, squeezed_words, text
 from torch import nn
 
-from repfuse.checking.comparison import reference
-from repfuse.checking.inputs import input_variants
-from repfuse.checking.proof import prove
-from repfuse.fusing import fuse
+from repfuse import fuse, verify
 from repfuse.health import examine
 
 NAN, INF = math.nan, math.inf
@@ -111,9 +108,9 @@ def test_a_wrong_rewrite_of_ailing_weights_does_not_pass(name):
     result = fuse(model, EXAMPLE)
     with torch.no_grad():
         result.module.block.fused.weight[3] += 0.25
-    trials = input_variants(EXAMPLE)
-    proof = prove(model, result.plan, result.module, trials, reference(model, trials))
-    assert not proof.passed
+    found = verify(model, result.module, EXAMPLE, plan=result.plan)
+    assert found.verdict == "different" and not found.proof.passed
+    assert found.reason.startswith("block.fused.weight: 36 of the stored numbers are not those that were computed")
 
 
 def test_every_kind_is_shown_with_its_places():

@@ -25,9 +25,9 @@ import typer
 from conftest import Cli
 
 import repfuse
+from repfuse import RepfuseError
 from repfuse.checkpoint.files import replacing
 from repfuse.cli.app import app
-from repfuse.errors import RepfuseError
 
 POINTS = ("open", "fsync", "chmod", "unlink", "replace", "rename")  # of os: where the disk is changed
 Files = dict[str, bytes]

@@ -24,9 +24,9 @@ from test_report_page import Elements
 from torch import nn
 from typer.testing import CliRunner
 
+from repfuse import RepfuseError
 from repfuse.cli.app import app
 from repfuse.cli.many import how_far, tasks
-from repfuse.errors import RepfuseError
 
 SAMPLE = SAMPLES / "repvgg_digits.pt"
 

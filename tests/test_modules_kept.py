@@ -18,11 +18,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
+from repfuse import Plan, Policy, fuse, rewrite
 from repfuse.cli.app import app
-from repfuse.fusing import fuse
 from repfuse.planning.replaying import fitted
-from repfuse.plans import Plan, Policy
-from repfuse.rewriting import rewrite
 
 
 class Known(Net):
