@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,23 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.folded import example, folded, network
 from support.ticks import Ticks
+from test_report_views import bench_document, measurement, report
+from test_report_views import benchmark as bench_data
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from typer.testing import CliRunner
 
+from repfuse import Plan, RepfuseError, bench, fuse, load, rewrite, verify
 from repfuse.benching import benchmark, sites
-from repfuse.benching.benchmark import bench
-from repfuse.benching.results import Benchmark, Gain, NetworkCost, Ratio, SiteTiming, Timing
-from repfuse.benching.timing import drift, judge, ratio_of_samples
-from repfuse.checking.verification import verify
+from repfuse.benching.results import Gain, Ratio, SiteTiming, Timing
+from repfuse.benching.timing import judge
 from repfuse.cli.app import app
-from repfuse.errors import RepfuseError
-from repfuse.fusing import fuse
-from repfuse.loading import load
 from repfuse.planning.replaying import Choice, choose
-from repfuse.plans import Plan
-from repfuse.report.schema import changes, read_benchmark, write
-from repfuse.rewriting import rewrite
+from repfuse.report.schema import changes, to_json
 
 OTHERS = [
     pytest.param(name, marks=pytest.mark.slow) if name == "compile" else name
@@ -39,10 +36,11 @@ OTHERS = [
 ]
 
 
+MODULE = SAMPLES / "repvgg_digits.pt"
 MODEL, WRONG = network(2), network(2, seed=1)
 
 
-def timed(original: nn.Module, fused: nn.Module, **settings) -> Benchmark:
+def timed(original: nn.Module, fused: nn.Module, **settings):
     return bench(original, fused, example(), rounds=8, clock=Ticks(), **settings)
 
 
@@ -317,11 +315,20 @@ def test_the_notebook_needs_no_files(monkeypatch) -> None:
 NOISE = [1, 1.02, 0.98, 1.01, 0.99, 1, 1.03, 0.97]
 
 
-def run(original: float, fused: float, runtime: str = "eager") -> Benchmark:
-    times = (Timing.of(tuple(seconds * noise for noise in NOISE), 1) for seconds in (original, fused))
-    entry = judge(*times, batch_size=1, threads=1, rounds=8, runtime=runtime)
-    cost = NetworkCost(1, 4, 1, None)
-    return Benchmark("cpu", "float32", ((1, 3, 9, 9),), cost, cost, (entry,))
+@cache
+def plain():
+    return timed(MODEL, MODEL)
+
+
+def of(original, fused, runtime: str = "eager"):
+    """Return a benchmark with these times of both networks."""
+    times = (Timing.of(tuple(times), 1) for times in (original, fused))
+    entry = judge(*times, batch_size=1, threads=1, rounds=len(fused), runtime=runtime)
+    return replace(plain(), measurements=(entry,))
+
+
+def run(original: float, fused: float, runtime: str = "eager"):
+    return of(*([seconds * noise for noise in NOISE] for seconds in (original, fused)), runtime)
 
 
 @pytest.mark.parametrize(
@@ -344,10 +351,13 @@ def test_only_the_same_settings_are_compared():
     assert not changes(run(4, 1, "openvino"), run(4, 1))
 
 
-def test_a_benchmark_survives_its_file(tmp_path):
-    path, kept = tmp_path / "baseline.json", replace(run(4, 1), left_out=("openvino: no",))
-    write("benchmark", kept.to_dict(), path)
-    assert read_benchmark(path) == kept
+def compared_with(text: str, tmp_path: Path) -> str:
+    """Compare with what is no benchmark; return what the command says."""
+    path = tmp_path / "baseline.json"
+    path.write_bytes(text.encode("latin-1"))
+    done = CliRunner().invoke(app, ["bench", str(MODULE), str(MODULE), "--compare", str(path)])
+    assert done.exit_code == 2 and "baseline.json is not a report" in done.stderr, done.output
+    return done.stderr
 
 
 @pytest.mark.parametrize(
@@ -358,25 +368,18 @@ def test_a_benchmark_survives_its_file(tmp_path):
         "x",
         '{"schema": 1, "kind": "repfuse.benchmark", "measurements": [1]}',
         '{"schema": 1, "kind": "repfuse.plan"}',
+        to_json(report()),
         "\xff",
     ],
 )
 def test_what_is_no_benchmark_is_bad_input(tmp_path, text):
-    path = tmp_path / "baseline.json"
-    path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(RepfuseError, match=r"baseline\.json") as caught:
-        read_benchmark(path)
-    assert "--save" in caught.value.hint
+    assert "--save" in compared_with(text, tmp_path).partition(" do: ")[2]
 
 
 def test_a_benchmark_with_a_hole_is_bad_input(tmp_path):
-    path = tmp_path / "baseline.json"
-    write("benchmark", run(4, 1).to_dict(), path)
-    data = json.loads(path.read_text())
-    del data["measurements"][0]["fused"]
-    path.write_text(json.dumps(data))
-    with pytest.raises(RepfuseError, match="not a report"):
-        read_benchmark(path)
+    entry = measurement(1.9, 2.1, 2.0)
+    del entry["fused"]
+    assert "fused: it is missing" in compared_with(to_json(bench_document(bench_data(entry))), tmp_path)
 
 
 times = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=20)
@@ -384,26 +387,23 @@ times = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=20)
 
 @given(times, times, st.floats(0.1, 10))
 def test_the_ratio_of_two_runs_scales_with_one_of_them(first, second, factor):
-    one, other = ratio_of_samples(first, second), ratio_of_samples([factor * time for time in first], second)
+    then = of([1.0] * len(second), second)
+    scaled = [factor * time for time in first]
+    one, other = (changes(of([1.0] * len(now), now), then)[0].ratio for now in (first, scaled))
     assert other.value == pytest.approx(factor * one.value) and other.low == pytest.approx(factor * one.low)
 
 
-@given(times, st.floats(1.5, 9))
-def test_a_drift_of_both_networks_is_said(first, factor):
-    drifting = [1.0] * 10 + [factor] * 10
-    assert drift(drifting) == pytest.approx(factor)
-    said = judge(
-        Timing.of(tuple(drifting), 1), Timing.of(tuple(drifting), 1), batch_size=1, threads=1, rounds=20
-    ).warnings
-    assert any("slower during the measurement" in text for text in said)
+@given(st.floats(1.5, 9))
+def test_a_drift_of_both_networks_is_said(factor):
+    drifting = Timing.of((*[1.0] * 10, *[factor] * 10), 1)
+    (said,) = judge(drifting, drifting, batch_size=1, threads=1, rounds=20).warnings
+    assert said.startswith(f"The machine got {factor - 1:.0%} slower during the measurement")
     steady = Timing.of((1.0,) * 20, 1)
-    said = judge(Timing.of(tuple(drifting), 1), steady, batch_size=1, threads=1, rounds=20).warnings
+    said = judge(drifting, steady, batch_size=1, threads=1, rounds=20).warnings
     assert not any("during the measurement" in text for text in said)
 
 
 # --- the command -------------------------------------------------------------------------------------------------
-
-MODULE = SAMPLES / "repvgg_digits.pt"
 
 
 def test_a_gate_on_speed(cli, digits_fused: Path, tmp_path: Path) -> None:

@@ -6,17 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import typer
 from conftest import SAMPLES, SUPPORT, Cli, Run
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from repfuse import __version__
-from repfuse.cli.app import Commands, app
-from repfuse.errors import RepfuseError
+from repfuse import RepfuseError, __version__
+from repfuse.cli.app import app
 from repfuse.explanations import REFUSALS, TOPICS
 
 COMMANDS = ["convert", "verify", "bench", "report", "inspect", "explain"]
@@ -115,43 +114,43 @@ def test_an_old_code_page_is_no_error(cli: Cli) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def raising(error: BaseException) -> typer.Typer:
-    """Return an application whose one command raises; it lives beside the real options."""
-    made = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+@pytest.fixture
+def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Type a command whose work raises this error."""
+    import repfuse.cli.conversion as conversion
 
-    @made.command()
-    def work() -> None:
-        raise error
+    def run(error: BaseException, *options: str) -> Result:
+        def work(*_: object) -> None:
+            raise error
 
-    @made.callback()
-    def options(context: typer.Context, debug: bool = False) -> None:
-        context.obj = debug
+        monkeypatch.setattr(conversion, "run", work)
+        return CliRunner().invoke(app, [*options, "inspect", str(MODULE)])
 
-    return made
+    return run
 
 
-def test_an_interruption_is_one_line_and_130() -> None:
-    done = CliRunner().invoke(raising(KeyboardInterrupt()), ["work"])
+def test_an_interruption_is_one_line_and_130(raising: Callable[..., Result]) -> None:
+    done = raising(KeyboardInterrupt())
     assert done.exit_code == 130
-    assert done.stderr.startswith("interrupted")
+    assert done.stderr.startswith("interrupted") and done.stderr.count("\n") == 1
 
 
-def test_a_known_error_says_what_why_and_what_to_do() -> None:
-    done = CliRunner().invoke(
-        raising(RepfuseError("It broke.", "It was old.", "Get a new one.", exit_code=1)), ["work"]
-    )
+def test_a_known_error_says_what_why_and_what_to_do(raising: Callable[..., Result]) -> None:
+    done = raising(RepfuseError("It broke.", "It was old.", "Get a new one.", exit_code=1))
     assert done.exit_code == 1
     assert done.stderr == "error: It broke.\n  why: It was old.\n  do: Get a new one.\n"
     assert done.stdout == ""
 
 
-def test_an_unexpected_error_asks_for_a_report_and_shows_its_traceback_only_on_demand() -> None:
-    done = CliRunner().invoke(raising(ZeroDivisionError("by zero")), ["work"])
+def test_an_unexpected_error_asks_for_a_report_and_shows_its_traceback_only_on_demand(
+    raising: Callable[..., Result],
+) -> None:
+    done = raising(ZeroDivisionError("by zero"))
     assert done.exit_code == 2
     assert "ZeroDivisionError: by zero" in done.stderr
     assert "report it" in done.stderr
     assert "Traceback" not in done.stderr
-    shown = CliRunner().invoke(raising(ZeroDivisionError("by zero")), ["--debug", "work"])
+    shown = raising(ZeroDivisionError("by zero"), "--debug")
     assert isinstance(shown.exception, ZeroDivisionError)
 
 

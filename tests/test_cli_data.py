@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from repfuse.cli import app
+from repfuse.cli.app import app
 
 MODULE = SAMPLES / "repvgg_digits.pt"
 HELD_OUT = load_file(SAMPLES / "digits_heldout.safetensors")

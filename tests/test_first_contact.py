@@ -16,8 +16,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Cli, Done, Run
 
-from repfuse.report.schema import report_path
-
 OPTION = re.compile(r"(--(?:allow|model) \S+?|--trust)(?=[.;]?(?:\s|$))")
 
 
@@ -180,7 +178,7 @@ def tries(cli: Cli, line: str, cwd: Path) -> int:
 
 def used(out: Path, contact: Contact, folder: Path, python: Run) -> float:
     """Run the lines that the report gives to use the file, and return how far its outputs are from the original's."""
-    lines = json.loads(report_path(out).read_text())["output"]["use"]
+    lines = json.loads(Path(f"{out}.report.json").read_text())["output"]["use"]
     before, found = {
         ".onnx": ("x = x.numpy()", "torch.tensor(outputs[0])"),
         ".pt2": ("", "model(x)"),
@@ -210,7 +208,7 @@ def test_it_takes_one_command_or_two_where_the_first_names_the_second(
     assert tries(cli, f"{contact.line} --quick --input 2x3x9x7", standing) <= contact.most
     assert (tmp_path / "runs.txt").read_text() == "x"  # nothing was trained again
     out = standing / contact.line.split()[2]
-    report = json.loads(report_path(out).read_text())
+    report = json.loads(Path(f"{out}.report.json").read_text())
     assert report["plan"]["sites"]
     assert report["output"]["verified"]["where"] == "a fresh process"
     assert used(out, contact, tmp_path, python) < 1e-5

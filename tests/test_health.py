@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
+from dataclasses import astuple
 
 import pytest
 import torch
 from blocks import conv, norm
-from rich.console import Console
 from support.agreement import randomised
 from support.proving import prove_sites
 from support.small_nets import SITES, Net, X
+from test_report_views import report, squeezed_words, text
 from torch import nn
 
-from repfuse.checking.comparison import reference
-from repfuse.checking.inputs import input_variants
-from repfuse.checking.proof import prove
-from repfuse.fusing import fuse
-from repfuse.health import MEANINGS, Anomaly, examine
-from repfuse.report.convert_view import health_view
+from repfuse import fuse, verify
+from repfuse.health import examine
 
 NAN, INF = math.nan, math.inf
 EXAMPLE = (X.float(),)
@@ -48,18 +44,23 @@ def spoilt(name):
     return model
 
 
+def found(network):
+    """What looks wrong: name, what, how many numbers of how many."""
+    return [astuple(each) for each in examine(network)]
+
+
 def test_healthy_weights_are_not_mentioned():
-    assert examine(randomised(Net())) == ()
-    assert examine(nn.Sequential(conv(), norm(), nn.Linear(2, 2), nn.BatchNorm2d(4, affine=False))) == ()
+    assert found(randomised(Net())) == []
+    assert found(nn.Sequential(conv(), norm(), nn.Linear(2, 2), nn.BatchNorm2d(4, affine=False))) == []
 
 
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
 def test_sparse_weights_are_looked_at_too(layout):
     network = nn.Module()
     network.register_buffer("graph", torch.eye(3).to_sparse(layout=layout))
-    assert examine(network) == ()
+    assert found(network) == []
     network.graph.values()[1] = NAN
-    assert examine(network) == (Anomaly("graph", "nan", 1, 9),)
+    assert found(network) == [("graph", "nan", 1, 9)]
 
 
 @pytest.mark.parametrize(
@@ -69,15 +70,15 @@ def test_numbers_of_every_kind_are_looked_at(dtype):
     network = nn.Module()
     network.register_buffer("scales", torch.tensor([-1.0, 0.0, 2.0]).to(dtype))
     network.register_buffer("none", torch.zeros(0).to(dtype))
-    assert examine(network) == ()
+    assert found(network) == []
     network.scales[1], network.scales[2] = INF, NAN
-    assert examine(network) == (Anomaly("scales", "nan", 1, 3), Anomaly("scales", "infinite", 1, 3))
+    assert found(network) == [("scales", "nan", 1, 3), ("scales", "infinite", 1, 3)]
 
 
 @pytest.mark.parametrize("name", AILING)
 def test_what_is_wrong_is_found_and_named(name):
-    where, _, _, (what, count, of) = AILING[name]
-    assert examine(spoilt(name)) == (Anomaly(where, what, count, of),)
+    where, _, _, wrong = AILING[name]
+    assert found(spoilt(name)) == [(where, *wrong)]
 
 
 def test_a_shared_tensor_is_named_once_and_integers_are_fine():
@@ -87,7 +88,7 @@ def test_a_shared_tensor_is_named_once_and_integers_are_fine():
     other.weight = layer.weight
     model = nn.Sequential(layer, other, nn.Embedding(3, 2))
     model.register_buffer("index", torch.zeros(3, dtype=torch.int64))
-    assert [anomaly.name for anomaly in examine(model)] == ["0.weight"]
+    assert [name for name, *_ in found(model)] == ["0.weight"]
 
 
 @pytest.mark.parametrize("name", AILING)
@@ -107,19 +108,20 @@ def test_a_wrong_rewrite_of_ailing_weights_does_not_pass(name):
     result = fuse(model, EXAMPLE)
     with torch.no_grad():
         result.module.block.fused.weight[3] += 0.25
-    trials = input_variants(EXAMPLE)
-    proof = prove(model, result.plan, result.module, trials, reference(model, trials))
-    assert not proof.passed
+    found = verify(model, result.module, EXAMPLE, plan=result.plan)
+    assert found.verdict == "different" and not found.proof.passed
+    assert found.reason.startswith("block.fused.weight: 36 of the stored numbers are not those that were computed")
 
 
 def test_every_kind_is_shown_with_its_places():
-    anomalies = tuple(Anomaly(f"layer{number}.weight", kind, 1, 4) for kind in MEANINGS for number in range(6))
-    console = Console(width=100, file=io.StringIO())
-    for part in health_view(anomalies):
-        console.print(part)
-    shown = " ".join(console.file.getvalue().split())
-    assert all(kind in shown for kind in MEANINGS) and "layer3.weight (1 of 4) and 2 more" in shown
-    assert list(health_view(())) == []
+    kinds = {what for *_, (what, _, _) in AILING.values()}
+    health = [
+        {"name": f"layer{number}.weight", "what": kind, "count": 1, "of": 4} for kind in kinds for number in range(6)
+    ]
+    shown = squeezed_words(text(report(health=health)))
+    assert len(kinds) == 5 and all(kind in shown for kind in kinds)
+    assert shown.count("layer3.weight (1 of 4) and 2 more") == 5
+    assert "Weights that look wrong" in shown and "Weights that look wrong" not in text(report())
 
 
 @pytest.mark.slow
@@ -134,8 +136,8 @@ def test_the_command_line_says_it_in_words_and_in_json(cli, tmp_path):
     assert shown.returncode == 0, shown.stderr
     words = " ".join(shown.stdout.split())
     assert "Weights that look wrong" in words and "0.weight (1 of 144)" in words and "3.weight (16 of 16)" in words
-    found = json.loads(cli("inspect", tmp_path / "in.pt", "--input", "1x4x8x8", "--json").stdout)
-    assert [(entry["name"], entry["what"]) for entry in found["health"]] == [
+    said = json.loads(cli("inspect", tmp_path / "in.pt", "--input", "1x4x8x8", "--json").stdout)
+    assert [(entry["name"], entry["what"]) for entry in said["health"]] == [
         ("0.weight", "nan"),
         ("1.running_var", "small-variance"),
         ("3.weight", "all-zero"),

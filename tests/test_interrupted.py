@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import random
@@ -14,23 +15,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from conftest import Cli
 
 import repfuse
-from repfuse.checkpoint.files import replacing, together
-from repfuse.cli.conversion import Request, _proven, with_output
-from repfuse.errors import RepfuseError
-from repfuse.loading import load
-from repfuse.planning.replaying import Choice
-from repfuse.readback.process import Reader
-from repfuse.report.schema import report_path
-from repfuse.report.schema import write as write_document
-from repfuse.saving import writing
+from repfuse import RepfuseError
+from repfuse.checkpoint.files import replacing
+from repfuse.cli.app import app
 
 POINTS = ("open", "fsync", "chmod", "unlink", "replace", "rename")  # of os: where the disk is changed
 Files = dict[str, bytes]
@@ -45,21 +42,33 @@ def digest(data: bytes) -> str:
 
 
 @pytest.fixture(scope="module")
-def write(samples: Path) -> Callable[..., None]:
+def write(samples: Path) -> Iterator[Callable[..., None]]:
     """Write the result of a conversion that is done, and its report, to ``folder``, as the command does."""
+    import repfuse.cli.conversion as conversion
+
     source = samples / "notebook_block.pt"
-    checkpoint = load(source)
-    unwritten = lambda *_: (lambda: None, lambda: None)  # noqa: E731
-    report, module, _ = _proven(checkpoint, Request(source, {}, Choice()), lambda *_: None, unwritten)
+    checkpoint = repfuse.load(source)
+    done = repfuse.convert(checkpoint)
+    command = typer.main.get_command(app)  # once: to make it takes as long as to write a file
+
+    def converted(*_: object, proven: Callable[..., object], **_more: object) -> object:
+        proven(done.plan, done.module)
+        return done
 
     def run(folder: Path, name: str = "out.pt", *, force: bool = False) -> None:
-        out = folder / name
-        with Reader() as reader, together():
-            with writing(checkpoint, module, out, report.plan, force=force, reader=reader) as (_, saved):
-                done = with_output(report, saved())
-            write_document("conversion", done.to_dict(), report_path(out))
+        typed = ["convert", str(source), str(folder / name), "--quick", "--quiet", *(["--force"] if force else [])]
+        with redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit) as ended:
+            command.main(typed)
+        if ended.value.code == 130:
+            raise KeyboardInterrupt
+        if ended.value.code:
+            assert ended.value.code == 2 and "repfuse does not expect" not in said.getvalue()
+            raise RepfuseError(said.getvalue())
 
-    return run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conversion, "load", lambda *_, **_more: checkpoint)
+        patch.setattr(conversion, "convert", converted)
+        yield run
 
 
 def old(folder: Path) -> Files:
@@ -220,23 +229,6 @@ def test_what_a_killed_run_left_goes_with_the_next_and_what_a_living_one_uses_st
         assert living.read_bytes() == b"first"
     assert {path.name for path in tmp_path.iterdir()} == {"out.pt", *(other.name for other in others)}
     assert out.read_bytes() == b"first"
-
-
-def test_files_that_belong_together_take_their_places_together(tmp_path: Path) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
-    with together():
-        with replacing(one) as temporary:
-            temporary.write_bytes(b"1")
-        assert not one.exists()
-        with replacing(other) as temporary:
-            temporary.write_bytes(b"2")
-    assert files(tmp_path) == {"one": b"1", "other": b"2"}
-    with pytest.raises(ZeroDivisionError), together():
-        with replacing(one) as temporary:
-            temporary.write_bytes(b"3")
-        raise ZeroDivisionError
-    assert files(tmp_path) == {"one": b"1", "other": b"2"}
-    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")

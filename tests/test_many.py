@@ -22,9 +22,11 @@ from conftest import SAMPLES
 from support.cluster import Cluster
 from test_report_page import Elements
 from torch import nn
+from typer.testing import CliRunner
 
-from repfuse.cli.many import Task, how_far, lines_of, tasks
-from repfuse.errors import RepfuseError
+from repfuse import RepfuseError
+from repfuse.cli.app import app
+from repfuse.cli.many import how_far, tasks
 
 SAMPLE = SAMPLES / "repvgg_digits.pt"
 
@@ -69,13 +71,22 @@ def test_what_cannot_be_is_said_before_anything_is_done(tmp_path, patterns, form
         targets(tmp_path, *patterns, form=form)
 
 
-def test_a_list_has_a_path_a_line(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_text("# all\nruns/a.pt\n\n  runs/b.pt \n")
-    assert lines_of([str(path)]) == ["runs/a.pt", "runs/b.pt"]
-    for wrong in (tmp_path / "none.txt", tree(tmp_path, "empty")):
-        with pytest.raises(RepfuseError):
-            lines_of([str(wrong)])
+def test_a_list_has_a_path_a_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def said(path: str) -> str:
+        done = CliRunner().invoke(app, ["convert", path, "--from", "--into", "out"])
+        assert done.exit_code == 2, done.output
+        return done.stderr
+
+    Path("list.txt").write_text("# all\nruns/a.pt\n\n  runs/b.pt \n")
+    assert "There is no file runs/a.pt." in said("list.txt")
+    tree(tmp_path, "runs/a.pt")
+    assert "There is no file runs/b.pt." in said("list.txt")
+    Path("empty.txt").write_text("# none\n\n")
+    assert "empty.txt names no file" in said("empty.txt")
+    for wrong in ("none.txt", "runs"):
+        assert f"The list {wrong} cannot be read." in said(wrong)
 
 
 # --- all of it ---------------------------------------------------------------------------------------------------
@@ -197,8 +208,9 @@ def test_many_that_make_no_sense(cli, tmp_path):
         assert cli("convert", *wrong).returncode == 2
 
 
-def test_how_long_the_others_take_is_told_by_what_was_not_skipped():
-    ended = [Task(Path("a.pt"), Path("b.pt")).ended(status, "") for status in ("skipped", "failed", "converted")]
+def test_how_long_the_others_take_is_told_by_what_was_not_skipped(tmp_path):
+    (task,) = tasks([str(tree(tmp_path, "a.pt") / "a.pt")], tmp_path / "out", None)
+    ended = [task.ended(status, "") for status in ("skipped", "failed", "converted")]
     assert how_far(ended[:1], 9, 4.0) == "1 of 9"
     assert how_far(ended, 9, 4.0) == "3 of 9, 1 failed, about 12.0 s left"
 

@@ -16,12 +16,11 @@ from support.agreement import error, image, randomised
 from support.small_nets import Block, Net, X
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
-from repfuse.cli.conversion import axes_notes, class_notes
-from repfuse.fusing import fuse
+from repfuse import Plan, Policy, fuse, rewrite
+from repfuse.cli.app import app
 from repfuse.planning.replaying import fitted
-from repfuse.plans import Plan, Policy
-from repfuse.rewriting import rewrite
 
 
 class Known(Net):
@@ -111,12 +110,22 @@ def test_a_root_that_becomes_a_graph_keeps_what_it_can():
     ]
 
 
-def test_the_report_says_that_the_class_is_gone(known, fused):
-    model = randomised(Flat())
-    (note,) = class_notes(model, fuse(model, (X,)).module)
-    assert "torch.fx.GraphModule now, without the methods" in note
-    pair = randomised(nn.Sequential(Block()))
-    assert class_notes(known, fused) == () == class_notes(pair, fuse(pair, (X,)).module)
+def reported(folder, model, shape, *more):
+    """What a command says in JSON of a network that it reads: with a place ``more``, of its conversion."""
+    torch.save(model.float(), folder / "in.pt")
+    command = ["convert", "--quick"] if more else ["inspect"]
+    asked = ["--input", "x".join(map(str, shape)), "--trust", "--json"]
+    done = CliRunner().invoke(app, [*command, str(folder / "in.pt"), *map(str, more), *asked])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("make", "gone"), [(Flat, True), (Known, False), (lambda: nn.Sequential(Block()), False)])
+def test_the_report_says_that_the_class_is_gone(make, gone, tmp_path):
+    found = reported(tmp_path, randomised(make()), X.shape, tmp_path / "out.pt")
+    said = [note for note in found["notes"] if note.startswith("the outermost forward was rewritten")]
+    assert found["status"] == "converted" and len(said) == gone
+    assert all("torch.fx.GraphModule now, without the methods" in note for note in said)
 
 
 @pytest.mark.parametrize(
@@ -128,10 +137,9 @@ def test_the_report_says_that_the_class_is_gone(known, fused):
         (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6), nn.BatchNorm1d(6)), (2, 4, 5, 5), False),
     ],
 )
-def test_a_norm_of_rows_in_a_linear_layer_is_for_inputs_of_two_axes(network, shape, said):
-    model = randomised(network)
-    found = fuse(model, (image(*shape),)).plan
-    assert found.sites and bool(axes_notes(found, (image(*shape),))) is said
+def test_a_norm_of_rows_in_a_linear_layer_is_for_inputs_of_two_axes(network, shape, said, tmp_path):
+    found = reported(tmp_path, randomised(network), shape)
+    assert found["plan"]["sites"] and any("for inputs of two axes" in note for note in found["notes"]) is said
 
 
 def test_fixed_arguments_of_such_a_root_are_checked():

@@ -4,45 +4,47 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
-from dataclasses import replace
+from collections.abc import Iterable
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from conftest import SAMPLES, Cli
 from markdown_it import MarkdownIt
 from support.snapshots import FOLDER, check
-from test_report_views import benchmark, measurement, proof, report, site, verification
-from typer.testing import CliRunner
-
-from repfuse.benching.results import Benchmark, Gain, Measurement, Ratio, SiteTiming
-from repfuse.checking.results import Flips, Level, RealData, SiteDrift, SiteProof
-from repfuse.cli.app import app
-from repfuse.errors import RepfuseError
-from repfuse.health import Anomaly
-from repfuse.plans import Cost, Plan, Refusal, Site
-from repfuse.quantization import Kernel, Rounded, SiteKernels
-from repfuse.report.bench_view import speed
-from repfuse.report.page import (
-    RANGES_SHOWN,
-    Page,
-    as_html,
-    as_markdown,
-    layers,
-    limit,
-    range_axis,
-    speed_axis,
-    templates,
+from test_report_views import (
+    ORIGINAL,
+    Data,
+    bench_document,
+    benchmark,
+    cost,
+    flips,
+    measurement,
+    plan,
+    plan_of,
+    proof,
+    real_data,
+    refusal,
+    report,
+    site,
+    site_drift,
+    timed_site,
+    verification,
 )
-from repfuse.report.schema import Chosen, Report, envelope, read, to_json, told
+from typer.testing import CliRunner, Result
+
+from repfuse.cli.app import app
+from repfuse.report.schema import to_json
 
 SECTIONS = ["verdict", "speed", "size", "sites", "kernels", "refusals", "agreement", "environment"]
 HOSTILE = (
     "<script>alert(1)</script>\"'><img src=//x.example onerror=alert(1)>`|`@team#1 *b* [a](http://x.example) \x1b\u202e"
 )
-FILES = {"files": {"original": "sha256:" + "1" * 64, "fused": "sha256:" + "2" * 64}}
 VOID = {"meta", "link", "br", "line", "rect", "circle"}
 
 
@@ -79,57 +81,86 @@ class Elements(HTMLParser):
         return {tag for tag, _ in self.found}
 
 
-def sites(number: int, name: str = "backbone.stages.{}.token_mixer.reparam_conv") -> tuple[Site, ...]:
+def sites(number: int, name: str = "backbone.stages.{}.token_mixer.reparam_conv") -> list[Data]:
     branches = [("conv 3x3 + norm", "conv 1x1 + norm", "skip + norm"), ("conv 1x1 + norm → conv 3x3", "conv 3x3")]
-    return tuple(site(name.format(index), branches[index % 2]) for index in range(number))
+    return [site(name.format(index), branches[index % 2]) for index in range(number)]
 
 
-def kernels(path: str, least: float = 0.1, most: float = 4.0) -> tuple[SiteKernels, ...]:
+def kernels(path: str, least: float = 0.1, most: float = 4.0) -> list[Data]:
     """Return what is said of one site."""
 
-    def kernel(first: int, second: int) -> Kernel:
-        levels = (Rounded(8, first, first + 4), Rounded(4, second, second + 4))
-        return Kernel((least, least, (least + most) / 2, most, most), levels)
+    def kernel(first: int, second: int) -> Data:
+        levels = [{"bits": 8, "per_tensor": first, "per_channel": first + 4}]
+        levels += [{"bits": 4, "per_tensor": second, "per_channel": second + 4}]
+        return {"ranges": [least, least, (least + most) / 2, most, most], "rounded": levels}
 
-    return (SiteKernels(path, f"{path}.weight", kernel(40, 16), kernel(23, -1)),)
+    return [{"path": path, "replaced": f"{path}.weight", "before": kernel(40, 16), "after": kernel(23, -1)}]
 
 
-def large(number: int = 600, name: str = "backbone.stages.{}.token_mixer.reparam_conv", said: str = "said") -> Report:
+def large(number: int = 600, name: str = "backbone.stages.{}.token_mixer.reparam_conv", said: str = "said") -> Data:
     """Return a report with everything in it; of ``number`` sites, and where files choose the words, ``said``."""
     made = sites(number, name)
-    drift = SiteDrift("the example", "float32", Level(1e-7, 1e-7), Level(2e-7, 2e-7), Level(1e-6, 1e-6), 0.2)
-    proofs = tuple(SiteProof.of(each.path, proof().network, (), drift) for each in made)
+    proven = {"passed": True, "error": 3e-16, "tolerance": 1e-12, "reason": "why", "trials": 1}
+    proven["drift"] = site_drift("the example", 2e-7, 1e-6, 0.2)
     refusals = (
-        Refusal("excluded", "a.cheap", said, Cost(10, 10, 2), Cost(9, 9, 1)),
-        Refusal("cost", name.format("b"), said, Cost(10**6, 10**6, 2), Cost(9 * 10**6, 10**6, 1)),
-        Refusal("hooks", "c.unknown", said),
-        Refusal("shift-before-padding", "d.dear", said, Cost(10**9, 10**8, 2), Cost(10**8, 10**7, 1)),
+        refusal("excluded", "a.cheap", said, cost(10, 2, 10), cost(9, 1, 9)),
+        refusal("cost", name.format("b"), said, cost(10**6, 2, 10**6), cost(9 * 10**6, 1, 10**6)),
+        refusal("hooks", "c.unknown", said),
+        refusal("shift-before-padding", "d.dear", said, cost(10**9, 2, 10**8), cost(10**8, 1, 10**7)),
     )
-    plan = Plan(made, refusals, "cost", "f" * 8, {"tuple": []})  # type: ignore[arg-type]
     return report(
-        plan=plan,
-        proof=proof(sites=proofs),
-        notes=(said,),
-        health=(Anomaly(name.format("bn.running_var"), "small-variance", 3, 64),),
-        chosen=Chosen(said, (), ("head",)),
+        plan=plan_of(made, refusals),
+        proof=proof(sites=[proven | {"path": each["path"]} for each in made]),
+        notes=[said],
+        health=[{"name": name.format("bn.running_var"), "what": "small-variance", "count": 3, "of": 64}],
+        chosen={"plan": said, "include": [], "exclude": ["head"]},
         command=f"repfuse convert in.pt out.pt --exclude head # {said}",
         quantization=kernels(name.format(said)) * 20,
         timing=benchmark(measurement(1.9, 2.1, 2.0), measurement(0.9, 1.1, 1.0)),
     )
 
 
-def document(made: Report | None = None, kind: str = "conversion") -> Any:
-    return json.loads(to_json(envelope(kind, (made or large(3)).to_dict())))
+def document(made: Data | None = None) -> Data:
+    """Return a document as it is read from its file."""
+    return json.loads(to_json(made or large(3)))
 
 
-def page_of(*documents: Any) -> str:
-    return as_html(told([(f"{number}.json", data) for number, data in enumerate(documents)]))
+def asked(*documents: Data | str, folder: Path) -> Result:
+    """Run `repfuse report` on these documents, a file each, for a page of both forms."""
+    for number, data in enumerate(documents):
+        written = data if isinstance(data, str) else to_json(data)
+        (folder / f"{number}.json").write_text(written, encoding="utf-8", errors="surrogateescape")
+    named = [str(folder / f"{number}.json") for number in range(len(documents))]
+    outs = ["--html", str(folder / "page.html"), "--markdown", str(folder / "page.md")]
+    return CliRunner().invoke(app, ["report", *named, *outs])
 
 
-def verified(**changes: Any) -> Any:
-    flips = Flips(2, 1, 1, 1e-6, 2e-6)
-    data = RealData(360, 64, 0.994, 0.9972, 0.9972, flips=flips)
-    return envelope("verification", FILES | verification(data=data, **changes).to_dict())
+def pages_of(*documents: Data) -> tuple[str, str]:
+    """Return what is told as HTML, and as Markdown."""
+    with TemporaryDirectory() as folder:
+        done = asked(*documents, folder=Path(folder))
+        assert done.exit_code == 0, done.output
+        html, markdown = (Path(folder, name).read_text(encoding="utf-8") for name in ("page.html", "page.md"))
+    return html, markdown
+
+
+def page_of(*documents: Data) -> str:
+    return pages_of(*documents)[0]
+
+
+def markdown_of(*documents: Data) -> str:
+    return pages_of(*documents)[1]
+
+
+def tone(page: str) -> str | None:
+    """Return whether a page is good news: the class of what is said first."""
+    (found,) = re.findall(r'<p class="verdict"><span class="(\w+)">', page)
+    return str(found)
+
+
+def verified(**changes: Any) -> Data:
+    changed = flips(2, 1, 1, 1e-6, 2e-6)
+    return verification(data=real_data(360, 64, 0.994, 0.9972, 0.9972, flips=changed), **changes)
 
 
 def test_a_page_has_its_parts_in_order_and_fetches_nothing() -> None:
@@ -143,7 +174,7 @@ def test_a_page_has_its_parts_in_order_and_fetches_nothing() -> None:
     assert [found["href"] for _, found in elements.found if "href" in found] == ["data:,"]
     assert "url(" not in page and "@import" not in page and "http" not in page.replace("http-equiv", "")
     assert "default-src 'none'" in str(elements.found) and "prefers-color-scheme: dark" in page
-    assert all(each.path in elements.text for each in sites(600))
+    assert all(each["path"] in elements.text for each in sites(600))
 
 
 def test_a_page_says_all_that_is_known() -> None:
@@ -188,8 +219,8 @@ def test_many_sites_are_folded_away(number: int) -> None:
 def test_what_files_say_is_text() -> None:
     name = HOSTILE.replace("\x1b", "")
     hostile = large(3, f"{name}{{}}", name)
-    source = replace(hostile.input, path=f"{name}/in.pt", model=HOSTILE, format=HOSTILE, model_args=("a",))
-    hostile = replace(hostile, input=source, environment=replace(hostile.environment, torch=HOSTILE))
+    said = {"path": f"{name}/in.pt", "model": HOSTILE, "format": HOSTILE, "model_args": ["a"]}
+    hostile |= {"input": hostile["input"] | said, "environment": hostile["environment"] | {"torch": HOSTILE}}
     elements = Elements(page_of(document(hostile)))
     plain = Elements(page_of(document()))
     assert elements.tags == plain.tags
@@ -199,7 +230,7 @@ def test_what_files_say_is_text() -> None:
 
 
 def test_markdown_is_ten_lines_and_a_folded_table() -> None:
-    written = as_markdown(told([("a", document()), ("b", verified())]))
+    written = markdown_of(document(), verified())
     head, _, folded = written.partition("\n\n<details>")
     assert len(head.splitlines()) <= 10 and folded.endswith("</details>\n")
     check("report_markdown", written)
@@ -207,9 +238,9 @@ def test_markdown_is_ten_lines_and_a_folded_table() -> None:
 
 def test_markdown_of_hostile_names_is_text_and_fits_a_comment() -> None:
     name = HOSTILE.replace("\x1b", "") + "x" * 2000
-    hostile = as_markdown(told([("a", document(large(200, f"{name}{{}}", name)))]))
+    hostile = markdown_of(large(200, f"{name}{{}}", name))
     assert len(hostile) < 65_536
-    plain = as_markdown(told([("a", document(large(200)))]))
+    plain = markdown_of(large(200))
     shown, expected = (Elements(MarkdownIt("gfm-like", {"linkify": False}).render(text)) for text in (hostile, plain))
     assert [tag for tag, _ in shown.found] == [tag for tag, _ in expected.found]
     assert "<script>alert(1)</script>" in shown.text
@@ -218,97 +249,135 @@ def test_markdown_of_hostile_names_is_text_and_fits_a_comment() -> None:
 
 
 def test_a_branch_is_drawn_as_its_layers() -> None:
-    assert layers("skip") == (("", "skip"),)
-    assert layers("conv 1x1 + norm → conv 3x3") == (("", "1x1"), ("+", "norm"), ("→", "3x3"))
     nested = "cat((conv 3x3 + norm and skip) → conv 1x1, skip)"
-    assert layers(f"{nested} → conv 3x3 + scale") == (("", nested), ("→", "3x3"), ("+", "scale"))
+    branches = ("skip", "conv 1x1 + norm → conv 3x3", f"{nested} → conv 3x3 + scale")
+    page = page_of(report(plan=plan_of([site(branches=branches)])))
+    drawn = (
+        [(sign, unescape(layer)) for sign, layer in re.findall(r'(\S*) <span class="box">(.*?)</span>', branch)]
+        for branch in re.findall(r'<span class="branch">(.*?</span>)</span>', page)
+    )
+    assert list(drawn) == [
+        [("", "skip")],
+        [("", "1x1"), ("+", "norm"), ("→", "3x3")],
+        [("", nested), ("→", "3x3"), ("+", "scale")],
+    ]
 
 
-def floored(entry: Measurement, floor: float) -> Measurement:
-    return replace(entry, fused=replace(entry.fused, floor=floor))
+def floored(entry: Data, floor: float) -> Data:
+    return entry | {"fused": entry["fused"] | {"floor": floor}}
+
+
+class Chart:
+    """A chart of a page as one reads it: the numbers that marks stand for, by those that its axis has."""
+
+    def __init__(self, page: str, section: str) -> None:
+        self.drawn = page.partition(f'<section id="{section}">')[2].partition("</section>")[0]
+        labels = re.findall(r'<text x="([\d.]+)%" y="1rem" text-anchor="middle">(.*?)x?</text>', self.drawn)
+        self.ticks = {float(label): float(at) for at, label in labels}
+
+    def number(self, at: str) -> float:
+        """Return for what a place stands: on the axis twice as much is one step, wherever."""
+        (least, first), (most, last) = min(self.ticks.items()), max(self.ticks.items())
+        return least * (most / least) ** ((float(at) - first) / (last - first))
+
+    def marks(self, kind: str, of: Iterable[str]) -> list[list[str]]:
+        """Return where marks of a kind are, in percent."""
+        places = "".join(rf' {name}="([\d.]+)%"' for name in of)
+        found = re.findall(f'class="{kind}"{places}', self.drawn)
+        return [list(each) if isinstance(each, tuple) else [each] for each in found]
+
+    def numbers(self, kind: str, of: Iterable[str] = ("cx",)) -> list[list[float]]:
+        """Return for what marks of a kind stand."""
+        return [[self.number(at) for at in mark] for mark in self.marks(kind, of)]
+
+
+def near(*numbers: float) -> list[Any]:
+    return [pytest.approx(number, rel=2e-3) for number in numbers]
 
 
 def test_a_chart_holds_all_that_it_shows() -> None:
     rows = (floored(measurement(5.9, 6.3, 6.1), 1e-3), floored(measurement(0.4, 0.6, 0.5), 2e-6))
-    chart = speed_axis(rows)
-    where = {ratio: float(chart.at(ratio).removesuffix("%")) for ratio in (0.4, 0.5, 1, 2, 4, 6.3, 12.2)}
-    assert list(where.values()) == sorted(where.values())
-    assert where[0.4] > 0 and where[12.2] < 100
-    assert math.isclose(where[2] - where[1], where[4] - where[2], abs_tol=0.02)  # twice as fast is one step
-    assert chart.holds(limit(rows[0])) and not chart.holds(limit(rows[1]))
-    assert 1 in chart.ticks and len(chart.ticks) < 8
-    assert speed(rows[1]) == "2.0x slower (1.7 to 2.5)"
+    chart = Chart(page_of(report(timing=benchmark(*rows))), "speed")
+    assert 1 in chart.ticks and 2 < len(chart.ticks) < 8
+    for label, at in chart.ticks.items():  # twice as fast is one step
+        assert math.isclose(chart.number(str(at)), label, rel_tol=1e-3)
+    assert chart.numbers("dot") == [near(6.1), near(0.5)]
+    whole, ends = chart.numbers("bar", ("x1", "x2"))[::3], chart.numbers("bar", ("x1", "x2"))
+    assert whole == [near(5.9, 6.3), near(0.4, 0.6)]
+    assert [ends[index] for index in (1, 2, 4, 5)] == [near(each, each) for each in (5.9, 6.3, 0.4, 0.6)]
+    assert chart.numbers("limit", ("x1", "x2")) == [near(12.2, 12.2)]  # the other is far beyond all ratios
+    kinds = {"dot": ("cx",), "bar": ("x1", "x2"), "limit": ("x1", "x2")}
+    places = [float(at) for kind, of in kinds.items() for mark in chart.marks(kind, of) for at in mark]
+    assert len(places) == 2 + 12 + 2 and min(places) > 0 and max(places) < 100
 
 
 def test_a_chart_of_ranges_holds_them_all_but_what_is_next_to_nothing() -> None:
-    (lively,) = kernels("a", 0.01, 5.0)
-    (dead,) = kernels("b", 0.0, 0.02)
-    (tiny,) = kernels("c", 1e-30, 5.0)
-    for found in ([lively], [lively, dead], [dead]):
-        axis = range_axis(found)
-        sizes = [size for site in found for size in (*site.before.ranges, *site.after.ranges) if size]
-        assert all(map(axis.holds, sizes))
-        assert float(axis.at(0.0).removesuffix("%")) == 0
-    assert range_axis([tiny]).ends[0] == pytest.approx(5.0 / RANGES_SHOWN / 1.12)
-    assert range_axis([]).ends[0] < 1 < range_axis([]).ends[1]
+    lively, dead, tiny = kernels("a", 0.01, 5.0), kernels("b", 0.0, 0.02), kernels("c", 1e-30, 5.0)
+    for found in (lively, lively + dead, dead):
+        chart = Chart(page_of(report(quantization=found)), "kernels")
+        shown = [each["before"]["ranges"] for each in found]
+        for kind in ("bar former", "bar "):
+            for (least, most), sizes in zip(chart.marks(kind, ("x1", "x2")), shown, strict=True):
+                assert float(most) < 100 and chart.number(most) == near(sizes[-1])[0]
+                assert float(least) > 0 if sizes[0] else float(least) == 0
+        halves = chart.numbers("half ", ("x1", "x2"))
+        assert [half[1] for half in halves] == [near(sizes[3])[0] for sizes in shown]
+        assert chart.numbers("dot") == [near(sizes[2]) for sizes in shown]
+    chart = Chart(page_of(report(quantization=tiny)), "kernels")
+    assert chart.number("0") == pytest.approx(5.0 / 1e5, rel=0.2)  # so far an axis goes, whatever is less
+    assert {least for least, _ in chart.marks("bar ", ("x1", "x2"))} == {"0.00"}
+    empty = Chart(page_of(report(quantization=kernels("d", 0.0, 0.0))), "kernels")
+    assert 1 in empty.ticks and empty.marks("dot", ("cx",)) == [["0.00"]]
 
 
-NOTHING = Plan((), (), "cost", "f", {"tuple": []})  # type: ignore[arg-type]
+NOTHING = plan(sites=0)
 UNWRITTEN = {"output": None, "timing": None}
 
 
 @pytest.mark.parametrize(
-    ("changes", "tone", "said"),
+    ("changes", "tone_of_it", "said"),
     [
         ({"status": "planned", "proof": None, "drift": None, **UNWRITTEN}, "unsure", "Planned. 15 → 3"),
         ({"status": "failed", "proof": proof(1e-3), **UNWRITTEN}, "bad", "Not converted. The check failed"),
         ({"status": "nothing-to-fuse", "plan": NOTHING, "proof": None, **UNWRITTEN}, "unsure", "There is nothing"),
         ({"timing": benchmark(measurement(0.4, 0.6, 0.5))}, "unsure", "2.0x slower"),
-        ({"proof": proof(math.inf), "timing": None}, "good", "exact to inf"),
+        ({"proof": proof("inf"), "timing": None}, "good", "exact to inf"),
     ],
 )
-def test_what_is_not_known_is_left_out(changes: dict[str, Any], tone: str, said: str) -> None:
-    data = document(replace(large(3), **changes))
-    assert Page(told([("a", data)])).tone == tone
-    elements = Elements(page_of(data))
+def test_what_is_not_known_is_left_out(changes: dict[str, Any], tone_of_it: str, said: str) -> None:
+    page, comment = pages_of(large(3) | changes)
+    assert tone(page) == tone_of_it
+    elements = Elements(page)
     assert said in " ".join(elements.text.split())
     assert [found["id"] for _, found in elements.found if "id" in found] == SECTIONS
-    assert as_markdown(told([("a", data)]))
+    assert comment
 
 
 def test_a_different_file_is_no_good_news() -> None:
-    assert Page(told([("a", document()), ("b", verified())])).tone == "good"
-    page = Page(told([("a", document()), ("b", verified(verdict="different", reason="It is off."))]))
-    assert page.tone == "bad" and "It is off." in page.verdict
+    assert tone(page_of(document(), verified())) == "good"
+    page = page_of(document(), verified(verdict="different", reason="It is off."))
+    assert tone(page) == "bad"
+    assert "But `repfuse verify`: It is off." in " ".join(Elements(page).text.split())
 
 
 def test_a_benchmark_takes_the_place_of_the_short_timing() -> None:
-    bench = bench_document(benchmark(measurement(2.9, 3.1, 3.0)))
-    page = Page(told([("bench.json", bench), ("a", document())]))
-    assert [row.speedup for row in page.speeds] == [3.0]
+    chart = Chart(page_of(bench_document(benchmark(measurement(2.9, 3.1, 3.0))), document()), "speed")
+    assert chart.numbers("dot") == [near(3.0)]
 
 
-def timed(made: Report, *measurements: Measurement) -> Benchmark:
+def timed(made: Data, *measurements: Data) -> Data:
     """Return a benchmark with each site of a report."""
-    known = {each.output: each for each in made.plan.sites}.values()
-    ratio, gain = Ratio(4.0, 3.9, 4.1), Gain(2e-3, 1.9e-3, 2.1e-3)
-    sites = (SiteTiming(each.path, each.output, "3x3", 5.0, 4e-3, 1e-3, ratio, gain) for each in known)
-    return replace(benchmark(*measurements), sites=tuple(sites))
-
-
-def bench_document(made: Benchmark) -> Any:
-    return envelope("benchmark", FILES | made.to_dict())
+    known = {each["output"]: each for each in made["plan"]["sites"]}.values()
+    return benchmark(*measurements, sites=[timed_site(each, 2e-3, 1.9e-3, 2.1e-3) for each in known])
 
 
 def test_a_benchmark_brings_runtimes_the_floor_and_what_each_site_gained() -> None:
     made = large(3)
     eager, other = floored(measurement(1.9, 2.1, 2.0), 1e-3), floored(measurement(2.9, 3.1, 3.0), 1e-3)
-    other = replace(other, runtime="onnxruntime", over_eager=Ratio(7.0, 6.9, 7.1))
-    documents = (
-        document(made),
-        bench_document(replace(timed(made, eager, other), left_out=("openvino: it is not there",))),
-    )
-    text = " ".join(Elements(page_of(*documents)).text.split())
+    other |= {"runtime": "onnxruntime", "over_eager": {"value": 7.0, "low": 6.9, "high": 7.1}}
+    timing = timed(made, eager, other) | {"left_out": ["openvino: it is not there"]}
+    page, comment = pages_of(made, bench_document(timing))
+    text = " ".join(Elements(page).text.split())
     for said in (
         "batch 1, 2 threads in onnxruntime",
         "50.0 %",
@@ -316,10 +385,9 @@ def test_a_benchmark_brings_runtimes_the_floor_and_what_each_site_gained() -> No
         "4.00x, 2.00 ms",
     ):
         assert said in text, said
-    page = Page(told([("a", documents[0]), ("b", documents[1])]))
-    assert [(limit(row), row.over_eager and row.over_eager.value) for row in page.speeds] == [(4.0, None), (6.0, 7.0)]
-    assert page_of(*documents).count('class="ring"') == 1 and page_of(*documents).count('class="limit"') == 2
-    comment = as_markdown(told([("a", documents[0]), ("b", documents[1])]))
+    chart = Chart(page, "speed")
+    assert chart.numbers("limit", ("x1",)) == [near(4.0), near(6.0)] and chart.numbers("ring") == [near(7.0)]
+    assert all(0 < float(at) < 100 for (at,) in chart.marks("ring", ("cx",)))
     assert len(comment.partition("\n\n<details>")[0].splitlines()) <= 10 and "| 50.0 % |" in comment
 
 
@@ -345,40 +413,38 @@ MEASURED = document()["timing"]["measurements"][0]
         ({"plan": None}, "schema"),
     ],
 )
-def test_what_is_no_report_is_one_clear_error(changed: dict[str, Any], said: str) -> None:
-    with pytest.raises(RepfuseError, match=r"bad\.json is not a report") as caught:
-        told([("bad.json", document() | changed)])
-    assert said in caught.value.why
+def test_what_is_no_report_is_one_clear_error(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    done = asked(document() | changed, folder=tmp_path)
+    assert done.exit_code == 2 and "0.json is not a report" in done.stderr
+    assert said in done.stderr.partition(" why: ")[2].partition("\n")[0]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "\xff", '{"a": 1, "a": 2}', "[" * 100_000, "NaN", "3"])
 def test_what_is_no_json_is_one_clear_error(content: str, tmp_path: Path) -> None:
-    path = tmp_path / "bad.json"
-    path.write_text(content, encoding="latin-1")
-    with pytest.raises(RepfuseError, match=r"bad\.json is not a report"):
-        told([read(path)])
+    done = asked(content, folder=tmp_path)
+    assert done.exit_code == 2 and "0.json is not a report" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("documents", "said"),
     [
-        ([], "0 conversions"),
+        ([], "FILE is missing"),
         (["conversion", "conversion"], "2 conversions"),
         (["verification"], "0 conversions"),
         (["conversion", "verification", "verification"], "2 verifications"),
     ],
 )
-def test_a_page_is_of_one_conversion(documents: list[str], said: str) -> None:
+def test_a_page_is_of_one_conversion(documents: list[str], said: str, tmp_path: Path) -> None:
     every = {"conversion": document(), "verification": verified()}
-    with pytest.raises(RepfuseError, match=said):
-        told([(kind, every[kind]) for kind in documents])
+    done = asked(*(every[kind] for kind in documents), folder=tmp_path)
+    assert done.exit_code == 2 and said in done.stderr
 
 
-@pytest.mark.parametrize("files", [{"original": "sha256:" + "1" * 64, "fused": "sha256:" + "3" * 64}, None])
-def test_what_is_of_other_files_is_refused(files: Any) -> None:
-    other = envelope("benchmark", benchmark(measurement(2.9, 3.1, 3.0)).to_dict() | {"files": files})
-    with pytest.raises(RepfuseError, match="of other files" if files else "of which files"):
-        told([("a", document()), ("b", other)])
+@pytest.mark.parametrize("files", [{"original": ORIGINAL, "fused": "sha256:" + "3" * 64}, None])
+def test_what_is_of_other_files_is_refused(files: Any, tmp_path: Path) -> None:
+    other = bench_document(benchmark(measurement(2.9, 3.1, 3.0))) | {"files": files}
+    done = asked(document(), other, folder=tmp_path)
+    assert done.exit_code == 2 and ("of other files" if files else "of which files") in done.stderr
 
 
 def test_the_command(cli: Cli, tmp_path: Path) -> None:
@@ -387,8 +453,7 @@ def test_the_command(cli: Cli, tmp_path: Path) -> None:
     here = {"PYTHONPATH": f"{tmp_path}:{FOLDER.parents[1]}", "PYTHONIOENCODING": "ascii"}
     done = cli("report", "in.json", "--html", "out.html", "--markdown", "-", cwd=tmp_path, env=here, fresh=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == as_markdown(told([("a", document())]))
-    assert (tmp_path / "out.html").read_text(encoding="utf-8") == page_of(document())
+    assert ((tmp_path / "out.html").read_text(encoding="utf-8"), done.stdout) == pages_of(document())
 
 
 @pytest.mark.parametrize(
@@ -418,7 +483,7 @@ def test_what_cannot_be_written_is_said(args: list[str], said: str, tmp_path: Pa
 def test_a_missing_extra_is_named_before_anything_else(args: list[str], monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    templates.cache_clear()
+    monkeypatch.delitem(sys.modules, "repfuse.report.page", raising=False)  # as where no page was made yet
     done = CliRunner().invoke(app, args)
     assert done.exit_code == 2 and "pip install 'repfuse[report]'" in done.stderr
 
@@ -428,9 +493,8 @@ def test_convert_writes_the_page_of_its_report_too(tmp_path: Path, monkeypatch: 
     done = CliRunner().invoke(app, ["convert", str(SAMPLES / "notebook_block.pt"), "out.pt", "--report", "out.md"])
     assert done.exit_code == 0, done.stderr
     assert "out.md" in done.stdout
-    assert (tmp_path / "out.md").read_text(encoding="utf-8") == as_markdown(
-        told([read(tmp_path / "out.pt.report.json")])
-    )
+    found = json.loads((tmp_path / "out.pt.report.json").read_text(encoding="utf-8"))
+    assert (tmp_path / "out.md").read_text(encoding="utf-8") == markdown_of(found)
 
 
 def test_a_page_says_by_its_name_what_it_is_written_as(tmp_path: Path, monkeypatch: Any) -> None:

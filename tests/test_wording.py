@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repfuse.checking.results import Level
-from repfuse.wording import LINE, apart, described, first_line, listed
+from repfuse.wording import described, listed
 
 NAMES = st.lists(st.text("abc.", min_size=1), max_size=20)
 
@@ -21,10 +21,9 @@ def test_the_names_that_are_not_listed_are_counted(names: list[str], most: int) 
 
 @given(st.text())
 def test_an_error_is_one_line_that_is_never_empty(text: str) -> None:
-    line = first_line(ValueError(text))
-    assert line
-    assert "\n" not in line
-    assert len(line) <= LINE
+    said = described(ValueError(text))
+    assert "\n" not in said
+    assert said == "ValueError" or 0 < len(said.removeprefix("ValueError: ")) <= 200
 
 
 @pytest.mark.parametrize(
@@ -33,10 +32,15 @@ def test_an_error_is_one_line_that_is_never_empty(text: str) -> None:
         (ValueError("\n it is negative \nand more"), "ValueError: it is negative "),
         (ValueError(), "ValueError"),
         (KeyError("a"), "KeyError: 'a'"),
+        (ValueError("x" * 300), f"ValueError: {'x' * 200}"),
     ],
 )
 def test_an_error_is_described_by_its_class_and_first_line(error: Exception, said: str) -> None:
     assert described(error) == said
+
+
+def read(error: float, limit: float) -> tuple[str, str]:
+    return Level(error, error).against(Level(limit, limit))
 
 
 @pytest.mark.parametrize(
@@ -50,12 +54,12 @@ def test_an_error_is_described_by_its_class_and_first_line(error: Exception, sai
     ],
 )
 def test_an_error_above_its_limit_never_reads_like_it(error: float, limit: float, told: tuple[str, str]) -> None:
-    assert apart(error, limit) == told
+    assert read(error, limit) == told
 
 
 @given(st.floats(min_value=0, allow_infinity=False), st.floats(min_value=0, allow_infinity=False))
 def test_what_is_read_never_contradicts_what_is(error: float, limit: float) -> None:
-    told = apart(error, limit)
+    told = read(error, limit)
     assert (float(told[0]) > float(told[1])) == (error > limit) or error <= limit
 
 
