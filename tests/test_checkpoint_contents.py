@@ -54,10 +54,10 @@ def rewritten(checkpoint: Checkpoint) -> tuple[Any, tuple[str, ...]]:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_usual_key_is_found(key: str, tmp_path: Path) -> None:
-    checkpoint = opened({"epoch": 3, key: STATE}, tmp_path)
+    checkpoint = opened({"epoch": 3, key: STATE, "loss": 0.5}, tmp_path)
     assert same_weights(checkpoint)
     assert checkpoint.notes == ()
-    assert list(rewritten(checkpoint)[0]) == ["epoch", key]
+    assert list(rewritten(checkpoint)[0]) == ["epoch", key, "loss"]
 
 
 def test_a_bare_state_dict_stands_alone(tmp_path: Path) -> None:
