@@ -146,6 +146,15 @@ def test_images_outside_of_all_folders_leave_no_labels(tmp_path: Path) -> None:
     assert any("in no folder of the first level" in note for note in samples.notes)
 
 
+@pytest.mark.parametrize("module", [nn.Linear(3, 4), nn.Identity()])  # the one cannot run this: verify will say so
+def test_networks_without_classes_leave_no_labels(module: nn.Module, tmp_path: Path) -> None:
+    given = checkpoint()
+    given.module = module
+    samples, labels = prepare(folder(tmp_path, "0/1.png", "1/2.png"), given, Wishes())
+    assert labels is None
+    assert "no labels: the network's first output is no table of classes" in samples.notes
+
+
 def test_a_limit_takes_evenly_spaced_samples_with_their_labels(tmp_path: Path) -> None:
     found = folder(tmp_path, *[f"{(index - 10) // 4}/{index}.png" for index in range(10, 22)])
     samples, labels = prepare(found, checkpoint(), Wishes(limit=3))
