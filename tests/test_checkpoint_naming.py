@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.agreement import randomised
 from torch import Tensor, nn
 
-from repfuse import RepfuseError, load, plan, rewrite, save
+from repfuse import Plan, RepfuseError, fuse, load, save
 from repfuse.loading import Checkpoint
 
 
@@ -54,9 +54,7 @@ def tied() -> nn.Module:
     return network
 
 
-NETWORK = randomised(Net(), dtype=torch.float32)
-STATE = NETWORK.state_dict()
-PLAN = plan(NETWORK, torch.zeros(1, 2, 4, 4))
+STATE = randomised(Net(), dtype=torch.float32).state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +77,12 @@ def refused(data: Any, folder: Path, said: str, **options: Any) -> RepfuseError:
     return error.value
 
 
-def rewritten(checkpoint: Checkpoint, network: nn.Module | None = None) -> OrderedDict[str, Tensor]:
-    """The state dict that is written of ``network``, which was built with the names of the file."""
+def rewritten(
+    checkpoint: Checkpoint, network: nn.Module | None = None, plan: Plan | None = None
+) -> OrderedDict[str, Tensor]:
+    """The state dict that is written of the network as it is, or as the plan made it."""
     out = checkpoint.path.with_name("out.pt")
-    made = None if network is None else PLAN
-    save(checkpoint, network or checkpoint.module, out, plan=made, format="state-dict", force=True)
+    save(checkpoint, network or checkpoint.module, out, plan=plan, format="state-dict", force=True)
     return torch.load(out, weights_only=True)
 
 
@@ -141,10 +140,11 @@ def test_wrappers_inside_names_come_out_and_go_back_in(
 )
 def test_a_name_that_is_new_is_wrapped_as_those_beside_it(folder: Path, wrappers: tuple[list[str], ...]) -> None:
     checkpoint = opened({wrapped_name(name, *wrappers): tensor for name, tensor in STATE.items()}, folder)
-    fused = rewrite(checkpoint.module, PLAN)
-    assert "stem.0.bias" in fused.state_dict().keys() - STATE.keys()
-    expected = {wrapped_name(name, *wrappers): tensor for name, tensor in fused.state_dict().items()}
-    assert same(rewritten(checkpoint, fused), expected)
+    result = fuse(checkpoint.module, checkpoint.example_inputs)
+    fused = result.module.state_dict()
+    assert "stem.0.bias" in fused.keys() - STATE.keys()
+    expected = {wrapped_name(name, *wrappers): tensor for name, tensor in fused.items()}
+    assert same(rewritten(checkpoint, result.module, result.plan), expected)
 
 
 def test_real_wrappers_in_any_order(tmp_path: Path) -> None:
