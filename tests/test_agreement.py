@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,17 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from repfuse.checking.agreement import (
-    NONE,
-    Ranking,
-    Samples,
-    agreement,
-    chunks,
-    class_count,
-    data_trial,
-    joined,
-    ranking,
-)
+from repfuse.checking.agreement import Samples, agreement
 from repfuse.checking.results import Flip
 from repfuse.errors import RepfuseError
 
@@ -37,10 +26,27 @@ class Scores(nn.Module):
         return x + self.shift
 
 
-def ranked(scores: Any) -> Ranking:
-    found = ranking(torch.as_tensor(scores))
-    assert found is not None
-    return found
+class Reordered(nn.Module):
+    """Returns its input with the five highest numbers of each row in another order."""
+
+    def __init__(self, order: list[int]) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, classes = x.topk(5)
+        return x.scatter(1, classes, values[:, self.order])
+
+
+class Always(nn.Module):
+    """Returns the same for each sample."""
+
+    def __init__(self, *scores: float) -> None:
+        super().__init__()
+        self.register_buffer("scores", torch.tensor(scores, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores.expand(len(x), -1)
 
 
 SCORES = st.integers(2, 9).flatmap(
@@ -48,76 +54,110 @@ SCORES = st.integers(2, 9).flatmap(
         st.lists(st.integers(-3, 3).map(float), min_size=classes, max_size=classes), min_size=1, max_size=6
     )
 )
+DISTINCT = st.integers(6, 9).flatmap(lambda classes: st.lists(st.permutations(range(classes)), min_size=1, max_size=6))
+
+
+def best_first(row: list[float]) -> list[int]:
+    return sorted(range(len(row)), key=lambda c: (-row[c], c))
+
+
+def itself(data: Any, labels: list[int] | None = None) -> Any:
+    """What is said of a network beside itself, whose outputs are ``data``."""
+    return agreement(Scores(), Scores(), data, None if labels is None else torch.tensor(labels))
 
 
 @given(SCORES)
 def test_classes_rank_by_output_and_then_by_number(scores: list[list[float]]) -> None:
-    expected = [sorted(range(len(row)), key=lambda c: (-row[c], c))[:5] for row in scores]
-    assert ranked(scores).best.tolist() == expected
-    assert ranked(scores).first.tolist() == torch.tensor(scores).argmax(dim=1).tolist()
+    for place, labels in enumerate(zip(*map(best_first, scores), strict=True)):
+        real = itself(torch.tensor(scores), list(labels))
+        assert real.accuracy_original == real.accuracy_fused == (place == 0)
+        on_top = float(place < 5) if len(scores[0]) > 5 else None
+        assert real.top5_accuracy_original == real.top5_accuracy_fused == on_top
 
 
 def test_of_many_equal_classes_the_lowest_numbers_come_first() -> None:
-    scores = torch.zeros(3, 20_000)
+    scores = torch.zeros(1, 20_000)
     scores[:, 19_999] = 1
-    assert ranked(scores).best.tolist() == [[19_999, 0, 1, 2, 3]] * 3
+    for place, label in enumerate([19_999, 0, 1, 2, 3, 4]):
+        real = itself(scores, [label])
+        assert (real.accuracy_original, real.top5_accuracy_original) == (place == 0, place < 5)
 
 
-@given(SCORES, st.permutations(range(5)))
-def test_a_network_agrees_with_itself_and_the_order_among_the_best_five_is_free(
-    scores: list[list[float]], order: list[int]
-) -> None:
-    found = ranked(scores)
-    assert found.agrees(found).all() and found.agrees_on_top(found).all()
-    shuffled = replace(found, best=found.best[:, [index for index in order if index < found.best.shape[1]]])
-    assert found.agrees_on_top(shuffled).all()
+@given(SCORES)
+def test_a_network_agrees_with_itself(scores: list[list[float]]) -> None:
+    real = itself(torch.tensor(scores))
+    assert (real.top1_agreement, real.top5_agreement) == (1.0, 1.0 if len(scores[0]) > 5 else None)
+
+
+@given(DISTINCT, st.permutations(range(5)))
+def test_the_order_among_the_best_five_is_free(scores: list[list[int]], order: list[int]) -> None:
+    real = agreement(Scores(), Reordered(order), torch.tensor(scores).float(), None)
+    assert (real.top1_agreement, real.top5_agreement) == (order[0] == 0, 1.0)
 
 
 def test_another_class_among_the_best_five_is_no_agreement() -> None:
-    before, after = ranked([[9.0, 8, 7, 6, 5, 4]]), ranked([[9.0, 8, 7, 6, 4, 5]])
-    assert before.agrees(after).all()
-    assert not before.agrees_on_top(after).any()
+    other = Scores(torch.tensor([0.0, 0, 0, 0, -1, 1]))
+    real = agreement(Scores(), other, torch.tensor([[9.0, 8, 7, 6, 5, 4]]), None)
+    assert (real.top1_agreement, real.top5_agreement) == (1.0, 0.0)
 
 
 @given(SCORES, st.data())
 def test_the_label_is_hit_where_it_is_the_first_or_among_five(scores: list[list[float]], data: st.DataObject) -> None:
     classes = len(scores[0])
     labels = data.draw(st.lists(st.integers(0, classes - 1), min_size=len(scores), max_size=len(scores)))
-    found = ranked(scores)
-    places = [
-        sorted(range(classes), key=lambda c: (-row[c], c)).index(at) for row, at in zip(scores, labels, strict=True)
-    ]
-    first, on_top = found.accuracy(torch.tensor(labels))
-    assert first == pytest.approx(sum(place == 0 for place in places) / len(places))
-    assert on_top == (pytest.approx(sum(place < 5 for place in places) / len(places)) if classes > 5 else None)
+    places = [best_first(row).index(at) for row, at in zip(scores, labels, strict=True)]
+    real = itself(torch.tensor(scores), labels)
+    assert real.accuracy_original == pytest.approx(sum(place == 0 for place in places) / len(places))
+    on_top = pytest.approx(sum(place < 5 for place in places) / len(places)) if classes > 5 else None
+    assert real.top5_accuracy_original == on_top
 
 
-def test_margins_are_relative_to_the_largest_output() -> None:
-    found = ranked([[3.0, 1, -4], [0, 0, 0], [1e-30, 0, 0], [float("inf"), 0, 0], [-2, -1, -1.5]])
-    assert found.margins.tolist() == [0.5, 0.0, 1.0, float("inf"), 0.25]
+@pytest.mark.parametrize(
+    ("scores", "margin"),
+    [
+        ([3.0, 1, -4], 0.5),
+        ([0, 0, 0], 0.0),
+        ([1e-30, 0, 0], 1.0),
+        ([float("inf"), 0, 0], float("inf")),
+        ([-2, -1, -1.5], 0.25),
+    ],
+)
+def test_margins_are_relative_to_the_largest_output(scores: list[float], margin: float) -> None:
+    flips = agreement(Scores(), Always(0, 0, 1), torch.tensor([scores], dtype=torch.float32), None).flips
+    assert flips is not None and (flips.smallest_margin, flips.largest_margin) == (margin, margin)
 
 
 def test_an_output_that_is_no_number_is_no_class() -> None:
     nan = float("nan")
-    found = ranked([[nan, 1.0, 2.0, 0, 0, 0], [0, 1.0, 2.0, 0, 0, 0]])
-    assert found.first.tolist() == [NONE, 2]
-    assert found.agrees(found).tolist() == found.agrees_on_top(found).tolist() == [False, True]
-    real = agreement(Scores(), Scores(), torch.tensor([[nan, 1.0], [0.0, 1.0]]), torch.tensor([1, 1]))
+    real = itself(torch.tensor([[nan, 1.0, 2.0, 0, 0, 0], [0, 1.0, 2.0, 0, 0, 0]]))
+    assert (real.top1_agreement, real.top5_agreement, real.without_class) == (0.5, 0.5, 1)
+    real = itself(torch.tensor([[nan, 1.0], [0.0, 1.0]]), [1, 1])
     assert (real.top1_agreement, real.accuracy_original, real.without_class) == (0.5, 0.5, 1)
     assert real.flips is not None and real.flips.samples == 1
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 3, 2, 2), ()])
 def test_other_outputs_are_no_classes(shape: tuple[int, ...]) -> None:
-    assert ranking(torch.zeros(shape)) is None
-    assert ranking(torch.zeros(4, 3, dtype=torch.int64)) is None
-    assert ranking(torch.zeros(4, 3, dtype=torch.bfloat16)) is not None
+    class Gives(nn.Module):
+        def __init__(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+            super().__init__()
+            self.register_buffer("given", torch.zeros(shape, dtype=dtype))
+
+        def forward(self, _x: Tensor) -> Tensor:
+            return self.given + 0
+
+    for network in (Gives(shape), Gives((4, 3), torch.int64)):
+        real = agreement(network, network, torch.zeros(4, 3), None)
+        assert real.samples == 4
+        assert real.top1_agreement is real.top5_agreement is real.flips is None
+    network = Gives((4, 3), torch.bfloat16)
+    assert agreement(network, network, torch.zeros(4, 3), None).top1_agreement == 1
 
 
 def test_rankings_join_only_where_all_are_alike() -> None:
-    one, other = ranked([[1.0, 2]]), ranked([[1.0, 2, 3]])
-    assert joined([one, one]) is not None and len(joined([one, one]).best) == 2  # type: ignore[union-attr]
-    assert joined([one, other]) is joined([one, None]) is joined([]) is None
+    one, other, none = torch.zeros(1, 2), torch.zeros(1, 3), torch.zeros(1, 2, 2)
+    assert (itself([one, one]).samples, itself([one, one]).top1_agreement) == (2, 1.0)
+    assert itself([one, other]).top1_agreement is itself([one, none]).top1_agreement is None
 
 
 def test_flips_are_counted_and_weighed() -> None:
@@ -183,12 +223,6 @@ def test_batches_are_made_once_and_go_through_both_networks_in_turn(monkeypatch:
     assert asked == [range(64), range(64, 128), range(128, 150), range(64)]
 
 
-def test_the_trial_makes_the_first_batch_alone() -> None:
-    asked: list[range] = []
-    assert len(data_trial(made(asked)).inputs[0]) == 64
-    assert asked == [range(64)]
-
-
 def test_progress_is_told_by_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("repfuse.checking.agreement.GROUP", 1)
     told: list[tuple[str, float]] = []
@@ -198,10 +232,4 @@ def test_progress_is_told_by_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_can_be_walked_only_once_is_refused() -> None:
     with pytest.raises(RepfuseError, match="only once"):
-        next(chunks(iter([torch.zeros(2, 2)])))
-
-
-def test_the_number_of_classes_is_that_of_the_first_output() -> None:
-    assert class_count(Scores(), (torch.zeros(1, 7),)) == 7
-    assert class_count(Scores(), (torch.zeros(1, 7, 2),)) is None
-    assert class_count(nn.Linear(3, 4), (torch.zeros(1, 7),)) is None  # it cannot run this: verify will say so
+        itself(iter([torch.zeros(2, 2)]))

@@ -9,9 +9,12 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from repfuse.checkpoint.files import check_target, replacing
-from repfuse.errors import RepfuseError
+from repfuse import RepfuseError, load, save
+from repfuse.checkpoint.files import replacing
+from repfuse.loading import Checkpoint
 
 
 def names(folder: Path) -> list[str]:
@@ -89,35 +92,48 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "real").read_bytes() == b"new"
 
 
+@pytest.fixture
+def source(tmp_path: Path) -> Checkpoint:
+    torch.save(nn.Linear(2, 2), tmp_path / "in.pt")
+    return load(tmp_path / "in.pt")
+
+
+def refused(source: Checkpoint, out: Path, said: str, *, force: bool) -> None:
+    """Nothing is written, and nothing that was there is lost."""
+    before = {path.name: path.lstat().st_mtime_ns for path in source.path.parent.iterdir()}
+    content = source.path.read_bytes()
+    with pytest.raises(RepfuseError, match=said):
+        save(source, source.module, out, force=force)
+    assert {path.name: path.lstat().st_mtime_ns for path in source.path.parent.iterdir()} == before
+    assert source.path.read_bytes() == content
+
+
 @pytest.mark.parametrize("force", [False, True])
-def test_the_input_is_never_the_target(force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "in.pt"
-    source.touch()
-    (tmp_path / "soft.pt").symlink_to(source)
-    os.link(source, tmp_path / "hard.pt")
+def test_the_input_is_never_the_target(
+    force: bool, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "soft.pt").symlink_to(source.path)
+    os.link(source.path, tmp_path / "hard.pt")
     monkeypatch.chdir(tmp_path)
-    for out in (source, Path("in.pt"), tmp_path / "soft.pt", tmp_path / "hard.pt"):
-        with pytest.raises(RepfuseError, match="the input itself"):
-            check_target(out, source, force=force)
+    for out in (source.path, Path("in.pt"), tmp_path / "soft.pt", tmp_path / "hard.pt"):
+        refused(source, out, "the input itself", force=force)
 
 
-def test_another_file_is_replaced_only_with_force(tmp_path: Path) -> None:
-    source, out = tmp_path / "in.pt", tmp_path / "out.pt"
-    source.touch()
-    check_target(out, source, force=False)
-    out.touch()
-    with pytest.raises(RepfuseError, match="--force"):
-        check_target(out, source, force=False)
-    check_target(out, source, force=True)
+def test_another_file_is_replaced_only_with_force(source: Checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "out.pt"
+    save(source, source.module, out)
+    out.write_bytes(b"old")
+    refused(source, out, "--force", force=False)
+    assert out.read_bytes() == b"old"
+    save(source, source.module, out, force=True)
+    assert torch.equal(load(out).module.weight, source.module.weight)
 
 
-def test_a_dangling_link_counts_as_there(tmp_path: Path) -> None:
+def test_a_dangling_link_counts_as_there(source: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "out.pt").symlink_to("nowhere")
-    with pytest.raises(RepfuseError, match="--force"):
-        check_target(tmp_path / "out.pt", tmp_path / "in.pt", force=False)
+    refused(source, tmp_path / "out.pt", "--force", force=False)
 
 
-def test_a_folder_and_a_missing_folder_are_no_target(tmp_path: Path) -> None:
+def test_a_folder_and_a_missing_folder_are_no_target(source: Checkpoint, tmp_path: Path) -> None:
     for out, said in ((tmp_path, "is a folder"), (tmp_path / "no" / "out.pt", "does not exist")):
-        with pytest.raises(RepfuseError, match=said):
-            check_target(out, tmp_path / "in.pt", force=True)
+        refused(source, out, said, force=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from conftest import SAMPLES, Cli
 from torch import Tensor, nn
 
-from repfuse.checkpoint.weights import deploy_mode
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
 from repfuse.planning.planner import plan
@@ -72,10 +72,8 @@ def net(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
 
 
 def state(spec: str, **arguments: Any) -> dict[str, Tensor]:
-    from repfuse.checkpoint.build import build
-    from repfuse.checkpoint.spec import model_source
-
-    return build(model_source(spec, arguments)).state_dict()
+    path, _, name = spec.rpartition(":")
+    return runpy.run_path(path)[name](**arguments).state_dict()
 
 
 def refused(path: Path, spec: str, *arguments: str) -> RepfuseError:
@@ -168,10 +166,25 @@ def test_timm_names_and_flags(tmp_path: Path) -> None:
     assert "timm.utils.reparameterize_model" in refused(tmp_path / "y.pt", "timm:repghostnet_050", "num_classes=3").hint
 
 
-def test_names_of_a_plain_network_give_nothing_away() -> None:
-    assert deploy_mode(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)).state_dict()) == ""
-    assert deploy_mode(["a.conv_kxk.weight"]) == ""
-    assert "a.reparam_conv" in deploy_mode(["a.reparam_conv.weight", "a.reparam_conv.bias"])
+class Nested(nn.ModuleDict):
+    """What holds one layer by a dotted name."""
+
+    def __init__(self, path: str) -> None:
+        outer, _, name = path.partition(".")
+        super().__init__({outer: nn.ModuleDict({name: nn.Conv2d(1, 1, 1)})})
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), ""),
+        (Nested("a.conv_kxk"), ""),
+        (Nested("a.reparam_conv"), "its blocks are fused already: a.reparam_conv"),
+    ],
+)
+def test_names_of_a_plain_network_give_nothing_away(network: nn.Module, said: str, tmp_path: Path) -> None:
+    torch.save(network, tmp_path / "x.pt")
+    assert load(tmp_path / "x.pt", allow=[__name__]).fused_already == said
 
 
 @pytest.mark.parametrize("form", ["pt", "state-dict", "safetensors"])

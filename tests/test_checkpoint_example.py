@@ -2,39 +2,69 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from repfuse.checkpoint.build import (
-    guessed_shape,
-    known_shape,
-    make_inputs,
-    shapes_of,
-)
-from repfuse.checkpoint.spec import DTYPES as KNOWN_DTYPES
-from repfuse.checkpoint.spec import Shape, parse_shapes, render
-from repfuse.errors import RepfuseError
+from repfuse import RepfuseError, load, save
+from repfuse.loading import Checkpoint
 from repfuse.samples import DigitsRepVGG
 
 DTYPES = (None, "float32", "float16", "bfloat16", "float64", "int64", "bool")
-SHAPES = st.builds(Shape, st.lists(st.integers(1, 9), min_size=2, max_size=5).map(tuple), st.sampled_from(DTYPES))
+SHAPES = st.lists(
+    st.tuples(st.lists(st.integers(1, 9), min_size=2, max_size=5).map(tuple), st.sampled_from(DTYPES)),
+    min_size=1,
+    max_size=3,
+)
+KNOWN = (
+    *("float64", "double", "float32", "float", "float16", "half", "bfloat16", "complex32", "complex64", "complex128"),
+    *("int64", "long", "int32", "int", "int16", "short", "int8", "uint8", "bool"),
+)
 
 
-@given(st.lists(SHAPES, min_size=1, max_size=3).map(tuple))
-def test_what_is_rendered_parses_to_the_same(shapes: tuple[Shape, ...]) -> None:
-    assert parse_shapes(render(shapes)) == shapes
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of weights, which says nothing of inputs."""
+    path = tmp_path_factory.mktemp("linear") / "linear.pt"
+    torch.save(nn.Linear(1, 1).state_dict(), path)
+    return path
 
 
-@given(st.lists(SHAPES, min_size=1, max_size=3).map(tuple))
-def test_inputs_have_the_shapes_asked_for(shapes: tuple[Shape, ...]) -> None:
-    network = nn.Linear(1, 1)
-    inputs = make_inputs(shapes, network)
-    assert [tuple(x.shape) for x in inputs] == [shape.sizes for shape in shapes]
-    assert [x.dtype for x in inputs] == [getattr(torch, shape.dtype or "float32") for shape in shapes]
-    again = make_inputs(shapes_of(inputs, network), network)
+def linear(weights: Path, text: str) -> Checkpoint:
+    return load(weights, model="torch.nn:Linear", model_args=["in_features=1", "out_features=1"], input=text)
+
+
+def held(network: nn.Module, folder: Path, **options: Any) -> Checkpoint:
+    torch.save(network, folder / "network.pt")
+    return load(folder / "network.pt", **options)
+
+
+def written(shapes: list[tuple[tuple[int, ...], str | None]]) -> str:
+    return ",".join("x".join(map(str, sizes)) + (f":{dtype}" if dtype else "") for sizes, dtype in shapes)
+
+
+@given(SHAPES)
+def test_what_a_written_file_says_of_its_inputs_makes_the_same(
+    weights: Path, shapes: list[tuple[tuple[int, ...], str | None]]
+) -> None:
+    checkpoint = linear(weights, written(shapes))
+    again = load(save(checkpoint, checkpoint.module, weights.with_name("again.pt"), force=True).path, trust=True)
+    assert again.input_origin == "checkpoint"
+    pairs = list(zip(again.example_inputs, checkpoint.example_inputs, strict=True))
+    assert all(one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs)
+
+
+@given(SHAPES)
+def test_inputs_have_the_shapes_asked_for(weights: Path, shapes: list[tuple[tuple[int, ...], str | None]]) -> None:
+    inputs = linear(weights, written(shapes)).example_inputs
+    assert [tuple(x.shape) for x in inputs] == [sizes for sizes, _ in shapes]
+    assert [x.dtype for x in inputs] == [getattr(torch, dtype or "float32") for _, dtype in shapes]
+    again = linear(weights, written(shapes)).example_inputs
     assert all(torch.equal(one, other) for one, other in zip(inputs, again, strict=True))
 
 
@@ -50,6 +80,7 @@ def test_inputs_have_the_shapes_asked_for(shapes: tuple[Shape, ...]) -> None:
         "1 x 3",
         "1x3:f",
         "1x3:nn",
+        "1x3:float80",
         "1x3:",
         "1x3,",
         "1,3,224,224",
@@ -57,27 +88,28 @@ def test_inputs_have_the_shapes_asked_for(shapes: tuple[Shape, ...]) -> None:
         "a",
     ],
 )
-def test_other_texts_are_refused_with_the_form(text: str) -> None:
+def test_other_texts_are_refused_with_the_form(weights: Path, text: str) -> None:
     with pytest.raises(RepfuseError) as error:
-        parse_shapes(text)
+        linear(weights, text)
     assert error.value.exit_code == 2
     assert error.value.hint
 
 
-def test_torch_is_allowed_before_the_dtype_and_spaces_after_commas() -> None:
-    assert parse_shapes("1x3:torch.float16, 2:int64") == (Shape((1, 3), "float16"), Shape((2,), "int64"))
+def test_torch_is_allowed_before_the_dtype_and_spaces_after_commas(weights: Path) -> None:
+    inputs = linear(weights, "1x3:torch.float16, 2:int64").example_inputs
+    assert [(tuple(x.shape), x.dtype) for x in inputs] == [((1, 3), torch.float16), ((2,), torch.int64)]
 
 
-def test_an_input_too_large_for_the_memory_is_an_error() -> None:
+def test_an_input_too_large_for_the_memory_is_an_error(weights: Path) -> None:
     with pytest.raises(RepfuseError, match="cannot be made"):
-        make_inputs(parse_shapes("999999999x999999999"), nn.ReLU())
+        linear(weights, "999999999x999999999")
 
 
-def test_inputs_follow_the_dtype_of_the_network_and_never_change() -> None:
+def test_inputs_follow_the_dtype_of_the_network_and_never_change(tmp_path: Path) -> None:
     network = nn.Linear(2, 2, dtype=torch.bfloat16)
-    first, again = make_inputs([Shape((1, 2))], network), make_inputs([Shape((1, 2))], network)
-    assert first[0].dtype == torch.bfloat16
-    assert torch.equal(first[0], again[0])
+    (first,), (again,) = (held(network, tmp_path, input="1x2").example_inputs for _ in range(2))
+    assert first.dtype == torch.bfloat16
+    assert torch.equal(first, again)
 
 
 @pytest.mark.parametrize(
@@ -89,25 +121,27 @@ def test_inputs_follow_the_dtype_of_the_network_and_never_change() -> None:
         (nn.Sequential(nn.Linear(7, 1)), (1, 7)),
     ],
 )
-def test_the_guess_follows_the_first_layer(network: nn.Module, sizes: tuple[int, ...]) -> None:
-    assert guessed_shape(network) == Shape(sizes)
-    assert known_shape(network, {}) is None
+def test_the_guess_follows_the_first_layer(network: nn.Module, sizes: tuple[int, ...], tmp_path: Path) -> None:
+    checkpoint = held(network, tmp_path)
+    assert ([x.shape for x in checkpoint.example_inputs], checkpoint.input_origin) == ([sizes], "guess")
 
 
-def test_no_guess_without_a_layer_to_guess_from() -> None:
+def test_no_guess_without_a_layer_to_guess_from(tmp_path: Path) -> None:
     with pytest.raises(RepfuseError, match="--input"):
-        guessed_shape(nn.ReLU())
+        held(nn.ReLU(), tmp_path)
 
 
-def test_an_attribute_of_an_unknown_class_is_not_taken_for_knowledge() -> None:
+def test_an_attribute_of_an_unknown_class_is_not_taken_for_knowledge(tmp_path: Path) -> None:
     network = nn.Conv2d(3, 3, 1)
     network.input_shape = (32, 32, 3)
     network.pretrained_cfg = {"input_size": (3, 9, 9)}
-    assert known_shape(network, {}) is None
+    checkpoint = held(network, tmp_path)
+    assert ([x.shape for x in checkpoint.example_inputs], checkpoint.input_origin) == ([(1, 3, 224, 224)], "guess")
 
 
-def test_the_samples_know_their_input() -> None:
-    assert known_shape(DigitsRepVGG(), {}) == Shape((1, 1, 8, 8))
+def test_the_samples_know_their_input(tmp_path: Path) -> None:
+    checkpoint = held(DigitsRepVGG(), tmp_path)
+    assert ([x.shape for x in checkpoint.example_inputs], checkpoint.input_origin) == ([(1, 1, 8, 8)], "checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -119,15 +153,20 @@ def test_the_samples_know_their_input() -> None:
         ("tresnet_m", {}, (1, 3, 224, 224)),  # its first convolution reads 48 channels: 4x4 pixels each
     ],
 )
-def test_timm_knows_its_input(name: str, arguments: dict[str, int], sizes: tuple[int, ...]) -> None:
+def test_timm_knows_its_input(name: str, arguments: dict[str, int], sizes: tuple[int, ...], tmp_path: Path) -> None:
     import timm
 
     with torch.device("meta"):
         network = timm.create_model(name, **arguments)
-    assert known_shape(network, arguments) == Shape(sizes)
-    if arguments != {"in_chans": 6}:
-        assert known_shape(network, {}) == Shape(sizes)
+    torch.save(network.state_dict(), tmp_path / "x.pt")
+    built = load(tmp_path / "x.pt", model=f"timm:{name}", model_args=arguments, device="meta")
+    assert ([x.shape for x in built.example_inputs], built.input_origin) == ([sizes], "model source")
+    if arguments == {"in_chans": 1}:  # without the arguments that it was built with
+        assert [x.shape for x in held(network, tmp_path, device="meta").example_inputs] == [sizes]
 
 
-def test_every_dtype_that_is_known_is_one_of_torch() -> None:
-    assert all(isinstance(getattr(torch, name), torch.dtype) for name in KNOWN_DTYPES)
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_dtype_that_is_known_is_one_of_torch(weights: Path, name: str) -> None:
+    (found,) = linear(weights, f"2x3:{name}").example_inputs
+    assert found.dtype is getattr(torch, name)

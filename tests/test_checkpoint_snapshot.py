@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 
-from repfuse.checkpoint.opening import recipe_of
 from repfuse.errors import RepfuseError
 from repfuse.loading import load
 from repfuse.planning.planner import plan
@@ -184,7 +183,7 @@ def test_a_bad_configuration_is_one_message(case: str, folder: Path, tmp_path: P
 def test_a_huge_configuration_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "repvgg_a0"}' + " " * (5 << 20))
     with pytest.raises(RepfuseError, match="larger than 4 MiB"):
-        recipe_of(tmp_path / "config.json")
+        load(tmp_path)
 
 
 def test_a_folder_without_weights_is_one_message(tmp_path: Path) -> None:
@@ -235,8 +234,6 @@ def test_sharded_weights_are_fetched_whole_and_their_names_are_checked(
 ) -> None:
     import huggingface_hub
 
-    from repfuse.checkpoint.opening import fetch
-
     remote, folder = snapshot(tmp_path / "remote", network()), tmp_path / REVISION
     folder.mkdir()
     shard = "model-00001-of-00001.safetensors"
@@ -252,16 +249,20 @@ def test_sharded_weights_are_fetched_whole_and_their_names_are_checked(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     names = load_file(remote / shard)
+    first = next(iter(names))
     outside = "outside its own folder"
     for part, wrong in ((shard, ""), ("../../x.safetensors", outside), ("/etc/passwd", outside), (3, "not a table")):
         (remote / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, part)}))
         if not wrong:
-            assert fetch(NAME) == (folder, REVISION)
+            checkpoint = load(NAME)
+            assert checkpoint.path.parent == folder
+            assert f"{NAME} is revision {REVISION} of the hub, kept in {folder}" in checkpoint.notes
+            assert torch.equal(checkpoint.module.state_dict()[first], names[first])
             assert asked[0] == ("config.json", None)
             assert all(revision == REVISION for _, revision in asked[1:])
             continue
         with pytest.raises(RepfuseError, match=wrong):
-            fetch(NAME)
+            load(NAME)
     assert {file for file, _ in asked} == {"config.json", "model.safetensors", "model.safetensors.index.json", shard}
 
 

@@ -8,6 +8,9 @@ import struct
 import sys
 import zlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +18,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from repfuse.data import SUFFIXES, by_pillow, numbering, read_folder, read_image
+from repfuse.data import Wishes, prepare, read_data
 from repfuse.errors import RepfuseError
 
 
@@ -29,21 +33,38 @@ def picture(path: Path, kind: str | None = None, size: tuple[int, int] = (8, 6),
     return path
 
 
+def checkpoint(module: nn.Module, *shape: int) -> Any:
+    """A network of which nothing is known but its input."""
+    example = torch.zeros(1, *shape)
+    return SimpleNamespace(module=module, path=Path("in.pt"), source=None, program=None, example_inputs=(example,))
+
+
 def pixels(path: Path, channels: int, size: tuple[int, int]) -> torch.Tensor:
-    """The image in bytes, prepared where nothing is known of the network."""
-    found = read_image(path, channels, by_pillow(size, (0.0,) * channels, (1.0,) * channels))
+    """The only image in the folder of ``path``, in bytes, prepared where nothing is known of the network."""
+    samples, _ = prepare(read_data(path.parent), checkpoint(nn.Identity(), channels, *size), Wishes())
+    (found,) = torch.cat(list(samples))
     return (found * 255).round().to(torch.uint8)
 
 
 def names(folder: Path) -> list[str]:
-    return [image.relative_to(folder).as_posix() for image in read_folder(folder).images]
+    return [image.relative_to(folder).as_posix() for image in read_data(folder).images]
+
+
+def labelled(folder: Path, classes: int | None) -> tuple[list[int] | None, str]:
+    """The class of each image for a network of so many classes, and what is said of that."""
+    example = (1, 1, classes or 1)
+    samples, labels = prepare(
+        read_data(folder), checkpoint(nn.Flatten() if classes else nn.Identity(), *example), Wishes()
+    )
+    (said,) = (note for note in samples.notes if "labels: " in note)
+    return None if labels is None else labels.tolist(), said
 
 
 def test_images_are_found_at_any_depth_and_sorted(tmp_path: Path) -> None:
     for name in ("b/2.PNG", "b/1.jpg", "a/deep/er/x.webp", "c.bmp", "a.tif", ".hidden.png", ".cache/x.png"):
         picture(tmp_path / name)
     assert names(tmp_path) == ["a/deep/er/x.webp", "a.tif", "b/1.jpg", "b/2.PNG", "c.bmp"]
-    found = read_folder(tmp_path)
+    found = read_data(tmp_path)
     assert found.classes == ("a", "b")
     assert [found.class_of(image) for image in found.images] == ["a", None, "b", "b", None]
     assert found.notes == ()
@@ -54,7 +75,7 @@ def test_other_files_are_left_out_and_said(tmp_path: Path) -> None:
     for name in ("labels.csv", "b.txt", "README"):
         (tmp_path / name).write_text("text")
     assert names(tmp_path) == ["a.png"]
-    (note,) = read_folder(tmp_path).notes
+    (note,) = read_data(tmp_path).notes
     assert note.startswith("left out 3 files") and ".csv" in note and "README" in note
 
 
@@ -65,10 +86,11 @@ def test_links_count_and_those_in_circles_end(tmp_path: Path) -> None:
     (folder / "b").symlink_to(tmp_path / "elsewhere")
     (folder / "a" / "up").symlink_to(folder)
     assert names(folder) == ["a/y.png", "b/x.png"]
-    (folder / "lost.png").symlink_to(tmp_path / "nothing.png")
-    assert "lost.png" in names(folder)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "lost.png").symlink_to(tmp_path / "nothing.png")
+    assert names(tmp_path / "alone") == ["lost.png"]
     with pytest.raises(RepfuseError, match=r"lost\.png cannot be read"):
-        pixels(folder / "lost.png", 3, (4, 4))
+        pixels(tmp_path / "alone" / "lost.png", 3, (4, 4))
 
 
 def test_links_to_each_other_end_and_those_to_what_is_around_are_not_followed(tmp_path: Path) -> None:
@@ -84,11 +106,18 @@ def test_links_to_each_other_end_and_those_to_what_is_around_are_not_followed(tm
 def test_folders_of_classes_are_read_as_imagefolder_reads_them(tmp_path: Path) -> None:
     for name in ("owl/2.PNG", "owl/1.jpg", "cat/deep/er/x.webp", "dog/c.bmp", "dog/0.txt"):
         picture(tmp_path / name, None if not name.endswith("txt") else "PNG")
-    theirs, ours = ImageFolder(tmp_path), read_folder(tmp_path)
-    classes, _ = numbering(ours.classes, len(theirs.classes))
-    assert classes == theirs.class_to_idx
-    assert {(str(image), classes[ours.class_of(image)]) for image in ours.images} == set(theirs.samples)
-    assert SUFFIXES == IMG_EXTENSIONS
+    theirs, ours = ImageFolder(tmp_path), read_data(tmp_path)
+    classes, _ = labelled(tmp_path, len(theirs.classes))
+    assert set(zip(map(str, ours.images), classes, strict=True)) == set(theirs.samples)
+
+
+def test_images_are_what_imagefolder_takes_for_them(tmp_path: Path) -> None:
+    with pytest.raises(RepfuseError, match="no images") as caught:
+        read_data(tmp_path)
+    assert f"Give a folder with {', '.join(IMG_EXTENSIONS)} files" in caught.value.hint
+    for suffix in IMG_EXTENSIONS:
+        (tmp_path / f"x{suffix}").touch()
+    assert len(names(tmp_path)) == len(IMG_EXTENSIONS)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
@@ -103,7 +132,7 @@ def test_a_folder_without_images_is_refused(content: tuple[str, ...], said: str,
     for name in content:
         (tmp_path / name).write_text("text")
     with pytest.raises(RepfuseError, match="no images") as caught:
-        read_folder(tmp_path)
+        read_data(tmp_path)
     assert said in caught.value.why
     assert ".webp" in caught.value.hint
 
@@ -120,11 +149,18 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "scandir", closed)
     with pytest.raises(RepfuseError, match=r"folder .*/b cannot be read") as caught:
-        read_folder(tmp_path)
+        read_data(tmp_path)
     assert caught.value.why == "Permission denied"
 
 
 # --- labels ------------------------------------------------------------------------------------------------------
+
+
+def images(root: Path, folders: list[str]) -> None:
+    """An image in each folder, or outside of any where there are none; what is in it is never looked at."""
+    for folder in folders or [""]:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / "x.png").touch()
 
 
 @pytest.mark.parametrize(
@@ -146,27 +182,33 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         (["²", "³"], 2, {"²": 0, "³": 1}),
     ],
 )
-def test_folders_stand_for_classes(folders: list[str], classes: int | None, expected: dict[str, int] | None) -> None:
-    found, said = numbering(folders, classes)
-    assert found == expected
+def test_folders_stand_for_classes(
+    folders: list[str], classes: int | None, expected: dict[str, int] | None, tmp_path: Path
+) -> None:
+    images(tmp_path, folders)
+    found, said = labelled(tmp_path, classes)
+    assert found == (expected and [expected[folder] for folder in folders])
     assert said.startswith("labels: " if found else "no labels: ")
 
 
-def test_where_numbers_and_names_count_differently_it_is_said() -> None:
+def test_where_numbers_and_names_count_differently_it_is_said(tmp_path: Path) -> None:
     folders = sorted(map(str, range(11)))
-    found, said = numbering(folders, 11)
-    assert found == {str(index): index for index in range(11)}
+    images(tmp_path / "eleven", folders)
+    found, said = labelled(tmp_path / "eleven", 11)
+    assert found == list(map(int, folders))
     assert "otherwise" in said
-    assert "otherwise" not in numbering(sorted(map(str, range(10))), 10)[1]
+    images(tmp_path / "ten", list(map(str, range(10))))
+    assert "otherwise" not in labelled(tmp_path / "ten", 10)[1]
 
 
 @given(st.lists(st.text("0129a-", min_size=1, max_size=3), unique=True, max_size=12), st.integers(2, 12))
 def test_labels_are_always_classes_of_the_network(folders: list[str], classes: int) -> None:
-    found, _ = numbering(sorted(folders), classes)
+    with TemporaryDirectory() as root:
+        images(Path(root), folders)
+        found, _ = labelled(Path(root), classes)
     if found is not None:
-        assert list(found) == sorted(folders)
-        assert len(set(found.values())) == len(found)
-        assert 0 <= min(found.values()) <= max(found.values()) < classes
+        assert len(set(found)) == len(found) == len(folders)
+        assert 0 <= min(found) <= max(found) < classes
 
 
 # --- files -------------------------------------------------------------------------------------------------------

@@ -13,8 +13,10 @@ import torch
 from conftest import Run
 from PIL import Image
 from torch import nn
+from typer.testing import CliRunner
 
-from repfuse.data import Arrays, Folder, Wishes, parse_numbers, prepare, read_data
+from repfuse.cli import app
+from repfuse.data import Wishes, prepare, read_data
 from repfuse.errors import RepfuseError
 
 RGB = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7), "crop_pct": 1.0}
@@ -39,15 +41,19 @@ def whole(samples: Any) -> torch.Tensor:
     return torch.cat(list(samples))
 
 
-def folder(path: Path, *names: str, size: int = 4) -> Folder:
+def folder(path: Path, *names: str, size: int = 4) -> Any:
     """Images of one colour each: the number in its name."""
     for name in names:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         colour = int(Path(name).stem)
         Image.new("RGB", (size, size), (colour, colour + 1, colour + 2)).save(path / name)
-    found = read_data(path)
-    assert isinstance(found, Folder)
-    return found
+    return read_data(path)
+
+
+def arrays(path: Path, inputs: torch.Tensor, **labels: torch.Tensor) -> Any:
+    """Tensors that were in a file."""
+    torch.save({"inputs": inputs} | labels, path / "data.pt")
+    return read_data(path / "data.pt")
 
 
 def test_images_become_what_the_configuration_says(tmp_path: Path) -> None:
@@ -101,11 +107,26 @@ def test_wishes_that_make_no_sense_are_refused(wishes: dict[str, Any], tmp_path:
     assert caught.value.hint
 
 
+def verified(path: Path, *options: str) -> Any:
+    """What the command says of a network of images beside itself, on an image."""
+    folder(path / "images", "10.png")
+    torch.save(nn.Conv2d(3, 1, 1), path / "in.pt")
+    words = ("--data", path / "images", "--input", "1x3x4x4", "--quick", *options)
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["verify", *map(str, [path / "in.pt"] * 2), *map(str, words)])
+
+
 @pytest.mark.parametrize("text", ["", "a", "0.5,", "0.5;0.5", "nan", "0.1,inf"])
-def test_numbers_are_read_strictly(text: str) -> None:
-    assert parse_numbers("0.485, 1e-1,.4") == (0.485, 0.1, 0.4)
-    with pytest.raises(RepfuseError, match="number"):
-        parse_numbers(text)
+def test_numbers_are_read_strictly(text: str, tmp_path: Path) -> None:
+    for names in (("--mean", "--std"), ("--std", "--mean")):
+        done = verified(tmp_path, names[0], text, names[1], "1")
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert "Traceback" not in done.stderr and f"error: {text!r} " in done.stderr and " number" in done.stderr
+
+
+def test_numbers_are_those_of_python_with_spaces_where_one_likes(tmp_path: Path) -> None:
+    done = verified(tmp_path, "--mean", "0.485, 1e-1,.4", "--std", "1")
+    assert done.exit_code == 0, done.stderr
+    assert "mean 0.485, 0.1, 0.4, std 1, 1, 1 (--mean and --std as given)" in done.stderr
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4), (1, 4, 8, 8), (1, 10), (1, 3, 4, 4, 4)])
@@ -123,6 +144,15 @@ def test_images_outside_of_all_folders_leave_no_labels(tmp_path: Path) -> None:
     samples, labels = prepare(folder(tmp_path, "a/1.png", "b/2.png", "c/3.png", "4.png"), checkpoint(), Wishes())
     assert labels is None
     assert any("in no folder of the first level" in note for note in samples.notes)
+
+
+@pytest.mark.parametrize("module", [nn.Linear(3, 4), nn.Identity()])  # the one cannot run this: verify will say so
+def test_networks_without_classes_leave_no_labels(module: nn.Module, tmp_path: Path) -> None:
+    given = checkpoint()
+    given.module = module
+    samples, labels = prepare(folder(tmp_path, "0/1.png", "1/2.png"), given, Wishes())
+    assert labels is None
+    assert "no labels: the network's first output is no table of classes" in samples.notes
 
 
 def test_a_limit_takes_evenly_spaced_samples_with_their_labels(tmp_path: Path) -> None:
@@ -183,9 +213,11 @@ BYTES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 4, 5),
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_bytes_are_scaled_and_normalised_like_images(last: bool) -> None:
+def test_bytes_are_scaled_and_normalised_like_images(last: bool, tmp_path: Path) -> None:
     inputs = BYTES.permute(0, 2, 3, 1).contiguous() if last else BYTES
-    samples, labels = prepare(Arrays(inputs, torch.arange(6) % 3), checkpoint(config=RGB), Wishes(limit=4))
+    samples, labels = prepare(
+        arrays(tmp_path, inputs, labels=torch.arange(6) % 3), checkpoint(config=RGB), Wishes(limit=4)
+    )
     mean, std = (torch.tensor(RGB[name]).reshape(3, 1, 1) for name in ("mean", "std"))
     torch.testing.assert_close(whole(samples), (BYTES[[0, 1, 3, 4]] / 255 - mean) / std)
     assert labels is not None and labels.tolist() == [0, 1, 0, 1]
@@ -193,31 +225,31 @@ def test_bytes_are_scaled_and_normalised_like_images(last: bool) -> None:
     assert "uint8" in note and ("height x width x channels" in note) == last and "mean 0.1" in note
 
 
-def test_bytes_for_a_network_of_bytes_stay() -> None:
-    samples, _ = prepare(Arrays(BYTES, None), checkpoint(dtype=torch.uint8), Wishes())
+def test_bytes_for_a_network_of_bytes_stay(tmp_path: Path) -> None:
+    samples, _ = prepare(arrays(tmp_path, BYTES), checkpoint(dtype=torch.uint8), Wishes())
     assert torch.equal(whole(samples), BYTES)
     assert samples.notes == ()
 
 
-def test_floating_tensors_are_taken_as_they_are_in_the_network_s_dtype() -> None:
+def test_floating_tensors_are_taken_as_they_are_in_the_network_s_dtype(tmp_path: Path) -> None:
     x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
-    same, _ = prepare(Arrays(x, None), checkpoint(dtype=torch.float64, config=RGB), Wishes())
+    same, _ = prepare(arrays(tmp_path, x), checkpoint(dtype=torch.float64, config=RGB), Wishes())
     assert torch.equal(whole(same), x) and same.notes == ()
-    cast, _ = prepare(Arrays(x, None), checkpoint(dtype=torch.float16), Wishes())
+    cast, _ = prepare(arrays(tmp_path, x), checkpoint(dtype=torch.float16), Wishes())
     assert torch.equal(whole(cast), x.half())
     assert "float64" in cast.notes[0] and "float16" in cast.notes[0]
     with pytest.raises(RepfuseError, match="for images and uint8"):
-        prepare(Arrays(x, None), checkpoint(), Wishes(mean=(0.5,), std=(0.5,)))
+        prepare(arrays(tmp_path, x), checkpoint(), Wishes(mean=(0.5,), std=(0.5,)))
 
 
-def test_integers_for_a_floating_network_are_left_to_it() -> None:
+def test_integers_for_a_floating_network_are_left_to_it(tmp_path: Path) -> None:
     for dtype in (torch.int64, torch.uint16):
-        samples, _ = prepare(Arrays(torch.ones(2, 3, 4, 4, dtype=dtype), None), checkpoint(), Wishes())
+        samples, _ = prepare(arrays(tmp_path, torch.ones(2, 3, 4, 4, dtype=dtype)), checkpoint(), Wishes())
         assert whole(samples).dtype == dtype
 
 
-def test_a_large_tensor_is_walked_in_small_pieces() -> None:
-    samples, _ = prepare(Arrays(torch.zeros(7, 3, 700, 700), None), checkpoint(1, 3, 700, 700), Wishes())
+def test_a_large_tensor_is_walked_in_small_pieces(tmp_path: Path) -> None:
+    samples, _ = prepare(arrays(tmp_path, torch.zeros(7, 3, 700, 700)), checkpoint(1, 3, 700, 700), Wishes())
     assert [len(batch) for batch in samples] == [1] * 7
-    samples, _ = prepare(Arrays(torch.zeros(150, 3, 2, 2), None), checkpoint(), Wishes())
+    samples, _ = prepare(arrays(tmp_path, torch.zeros(150, 3, 2, 2)), checkpoint(), Wishes())
     assert [len(batch) for batch in samples] == [64, 64, 22]

@@ -22,20 +22,7 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 from torchvision.transforms.functional import center_crop
 
 from repfuse.checkpoint.spec import ModelSource
-from repfuse.data import (
-    INTERPOLATIONS,
-    Preset,
-    Wishes,
-    by_pillow,
-    known,
-    laid_out,
-    normalised,
-    of_timm,
-    of_torchvision,
-    prepare,
-    read_data,
-    read_image,
-)
+from repfuse.data import Wishes, prepare, read_data
 from repfuse.errors import RepfuseError
 
 TIMM = {
@@ -55,10 +42,35 @@ def image(path: Path, height: int, width: int, seed: int = 0) -> Path:
     return path
 
 
-def prepared(path: Path, size: tuple[int, int], preset: Preset) -> torch.Tensor:
-    return read_image(path, len(preset.mean), preset.preparing(size, preset.mean, preset.std))
+def checkpoint(module: nn.Module, *shape: int, spec: str = "", **known: Any) -> Any:
+    """A network that is never run, and what else a checkpoint has that knows how its images are prepared."""
+    source = ModelSource(spec) if spec else None
+    usual = {"path": Path("in.pt"), "program": None, "example_inputs": (torch.zeros(1, *(shape or (3, 7, 7))),)}
+    return SimpleNamespace(module=module, source=source, **usual | known)
 
 
+def by_timm(config: Any, *shape: int, **known: Any) -> Any:
+    """What has a configuration of timm's."""
+    module = nn.Flatten()
+    module.pretrained_cfg = config
+    return checkpoint(module, *shape, **known)
+
+
+def prepared(path: Path, given: Any) -> torch.Tensor:
+    """The only image in the folder of ``path``."""
+    samples, _ = prepare(read_data(path.parent), given, Wishes())
+    return torch.cat(list(samples))[0]
+
+
+def said(given: Any, folder: Path) -> str:
+    """What is said of how images are prepared; none is looked at."""
+    (folder / "image.png").touch()
+    (note,) = (note for note in prepare(read_data(folder), given, Wishes())[0].notes if note.startswith("images "))
+    return note
+
+
+NOTHING = "images resized to cover 7x7 (bilinear), 7x7 at the centre, pixels in 0..1 (the network does not say"
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # of timm's, all but a random one
 CONFIGURATIONS = st.fixed_dictionaries(
     {
         "interpolation": st.sampled_from(INTERPOLATIONS),
@@ -80,16 +92,16 @@ def test_the_numbers_are_those_of_timm_s_own_transform(
     square: bool,
 ) -> None:
     size = (size[0], size[0]) if square else size
-    path = image(tmp_path_factory.getbasetemp() / "timm.png", *shape)
+    folder = tmp_path_factory.getbasetemp() / "images"
+    folder.mkdir(exist_ok=True)
+    path = image(folder / "timm.png", *shape)
     resolved = resolve_data_config({"input_size": (3, *size)}, pretrained_cfg=config)
     theirs = create_transform(**resolved, is_training=False)
-    preset = of_timm(config, "timm")
-    assert preset is not None
     try:
         expected = theirs(Image.open(path).convert("RGB"))
     except ValueError:  # its own transform cannot resize to nothing
         reject()
-    assert torch.equal(prepared(path, size, preset), expected)
+    assert torch.equal(prepared(path, by_timm(config, 3, *size)), expected)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_v2_l", "inception_v3"])
@@ -98,34 +110,30 @@ def test_the_numbers_are_those_of_torchvision_s_own_transform(
     name: str, shape: tuple[int, int], tmp_path: Path
 ) -> None:
     path, transforms = image(tmp_path / "image.png", *shape), get_model_weights(name).DEFAULT.transforms()
-    preset = of_torchvision(name)
-    assert preset is not None
-    ours = prepared(path, (transforms.crop_size[0],) * 2, preset)
-    assert torch.equal(ours, transforms(Image.open(path).convert("RGB")))
+    given = checkpoint(nn.Flatten(), 3, *transforms.crop_size * 2, spec=f"torchvision:{name}")
+    assert torch.equal(prepared(path, given), transforms(Image.open(path).convert("RGB")))
 
 
 def test_one_channel_is_grey_as_timm_reads_it(tmp_path: Path) -> None:
     path = image(tmp_path / "image.png", 30, 20)
     config = {"mean": (0.3,), "std": (0.7,), "input_size": (1, 16, 16)}
     theirs = create_transform(**resolve_data_config({"in_chans": 1}, pretrained_cfg=config))
-    preset = of_timm(config, "timm")
-    assert preset is not None
-    assert torch.equal(prepared(path, (16, 16), preset), theirs(Image.open(path).convert("L")))
+    assert torch.equal(prepared(path, by_timm(config, 1, 16, 16)), theirs(Image.open(path).convert("L")))
 
 
 def test_an_image_of_the_input_s_size_is_taken_pixel_by_pixel_where_nothing_is_known(tmp_path: Path) -> None:
     path = image(tmp_path / "image.png", 9, 14)
     expected = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255
-    assert torch.equal(read_image(path, 3, by_pillow((9, 14), (0.0,) * 3, (1.0,) * 3)), expected)
+    assert torch.equal(prepared(path, checkpoint(nn.Flatten(), 3, 9, 14)), expected)
 
 
 def test_where_nothing_is_known_the_centre_covers_the_input(tmp_path: Path) -> None:
     pixels = np.zeros((40, 100, 3), dtype=np.uint8)
     pixels[:, 20:80] = 255
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    preparing = by_pillow((20, 20), (0.5,) * 3, (0.5,) * 3)
-    assert preparing.geometry == "resized to cover 20x20 (bilinear), 20x20 at the centre"
-    assert torch.equal(read_image(tmp_path / "image.png", 3, preparing), torch.ones(3, 20, 20))
+    samples, _ = prepare(read_data(tmp_path), checkpoint(nn.Flatten(), 3, 20, 20), Wishes((0.5,), (0.5,)))
+    assert samples.notes[0].startswith("images resized to cover 20x20 (bilinear), 20x20 at the centre, pixels")
+    assert torch.equal(torch.cat(list(samples)), torch.ones(1, 3, 20, 20))
 
 
 @pytest.mark.parametrize(
@@ -147,50 +155,41 @@ def test_where_nothing_is_known_the_centre_covers_the_input(tmp_path: Path) -> N
         {"crop_pct": 10**400},
     ],
 )
-def test_what_makes_no_sense_is_no_answer(odd: dict[str, Any]) -> None:
-    assert of_timm(TIMM, "timm") is not None
-    assert of_timm(TIMM | odd, "timm") is None
+def test_what_makes_no_sense_is_no_answer(odd: dict[str, Any], tmp_path: Path) -> None:
+    assert "timm's configuration" in said(by_timm(TIMM), tmp_path)
+    assert said(by_timm(TIMM | odd), tmp_path).startswith(NOTHING)
 
 
 @pytest.mark.parametrize("odd", [None, [], "mean", 3])
-def test_a_configuration_is_a_mapping(odd: Any) -> None:
-    assert of_timm(odd, "timm") is None
+def test_a_configuration_is_a_mapping(odd: Any, tmp_path: Path) -> None:
+    assert said(by_timm(odd), tmp_path).startswith(NOTHING)
 
 
-def test_what_timm_s_configuration_leaves_out_is_timm_s_default() -> None:
-    preset = of_timm({"mean": [0.5], "std": [0.5], "crop_pct": None}, "timm")
-    assert preset is not None and (preset.mean, preset.std) == ((0.5,), (0.5,))
-    preparing = preset.preparing((224, 112), (0.5,), (0.5,))
-    assert preparing.geometry == "resized to cover 256x128 (bicubic), 224x112 at the centre"
+def test_what_timm_s_configuration_leaves_out_is_timm_s_default(tmp_path: Path) -> None:
+    found = said(by_timm({"mean": [0.5], "std": [0.5], "crop_pct": None}, 1, 224, 112), tmp_path)
+    assert "resized to cover 256x128 (bicubic), 224x112 at the centre, pixels in 0..1, mean 0.5, std 0.5 (" in found
 
 
 @pytest.mark.parametrize(("mode", "words"), [("center", "to cover"), ("border", "to fit within"), ("squash", "to")])
-def test_how_timm_resizes_is_said(mode: str, words: str) -> None:
-    preset = of_timm(TIMM | {"crop_mode": mode}, "timm")
-    assert preset is not None
-    assert preset.preparing((7, 7), preset.mean, preset.std).geometry.startswith(f"resized {words} 8x8 (bicubic)")
+def test_how_timm_resizes_is_said(mode: str, words: str, tmp_path: Path) -> None:
+    found = said(by_timm(TIMM | {"crop_mode": mode}), tmp_path)
+    assert found.startswith(f"images resized {words} 8x8 (bicubic)")
 
 
 def test_without_timm_its_numbers_are_kept_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image(tmp_path / "image.png", 30, 40)
+    path = image(tmp_path / "image.png", 30, 40)
     monkeypatch.setitem(sys.modules, "timm", None)
-    preset = of_timm(TIMM, "timm")
-    assert preset is not None
-    preparing, plain = (by((16, 16), preset.mean, preset.std) for by in (preset.preparing, by_pillow))
-    assert "(bilinear), 16x16 at the centre and not as timm would" in preparing.geometry
-    assert torch.equal(*(read_image(tmp_path / "image.png", 3, by) for by in (preparing, plain)))
+    timms, nothing = by_timm(TIMM, 3, 16, 16), checkpoint(nn.Flatten(), 3, 16, 16)
+    assert "(bilinear), 16x16 at the centre and not as timm would" in said(timms, tmp_path)
+    plain, _ = prepare(read_data(tmp_path), nothing, Wishes(TIMM["mean"], TIMM["std"]))
+    assert torch.equal(prepared(path, timms), torch.cat(list(plain))[0])
 
 
-def checkpoint(module: nn.Module, path: Path = Path("in.pt"), spec: str = "") -> Any:
-    return SimpleNamespace(module=module, path=path, source=ModelSource(spec) if spec else None)
-
-
-def test_a_network_of_timm_knows_its_own() -> None:
+def test_a_network_of_timm_knows_its_own(tmp_path: Path) -> None:
     module = timm.create_model("test_byobnet")
-    found = known(checkpoint(module))
-    assert found is not None
-    assert found.mean == tuple(module.pretrained_cfg["mean"])
-    assert "timm's configuration" in found.origin
+    means = ", ".join(f"{value:g}" for value in module.pretrained_cfg["mean"])
+    found = said(checkpoint(module), tmp_path)
+    assert f"mean {means}, std " in found and "(as timm's configuration of the network says)" in found
 
 
 def test_a_snapshot_s_configuration_comes_before_the_network_s_own(tmp_path: Path) -> None:
@@ -199,45 +198,41 @@ def test_a_snapshot_s_configuration_comes_before_the_network_s_own(tmp_path: Pat
     own = {"pretrained_cfg": TIMM | {"mean": [0.1, 0.2, 0.3]}}
     for config in (own, own["pretrained_cfg"]):  # the second as timm wrote it before 1.0
         (tmp_path / "config.json").write_text(json.dumps(config))
-        found = known(checkpoint(module, weights))
-        assert found is not None and (found.origin, found.mean) == ("config.json", (0.1, 0.2, 0.3))
-    found = known(checkpoint(module, tmp_path / "last.ckpt"))  # beside it by chance
-    assert found is not None and "timm's configuration" in found.origin
+        found = said(checkpoint(module, path=weights), tmp_path)
+        assert "mean 0.1, 0.2, 0.3, " in found and "(as config.json says)" in found
+    beside_it_by_chance = said(checkpoint(module, path=tmp_path / "last.ckpt"), tmp_path)
+    assert "timm's configuration" in beside_it_by_chance
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"pretrained_cfg": 3}', '{"mean": [1], "mean": [2]}'])
 def test_a_damaged_configuration_is_no_answer(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
-    assert known(checkpoint(nn.Identity(), tmp_path / "model.safetensors")) is None
+    assert said(checkpoint(nn.Flatten(), path=tmp_path / "model.safetensors"), tmp_path).startswith(NOTHING)
 
 
-def test_networks_of_torchvision_are_prepared_as_for_their_usual_weights() -> None:
-    found = known(checkpoint(nn.Identity(), spec="torchvision:resnet50"))
-    assert found is not None
-    assert found.origin == "torchvision's ResNet50_Weights.IMAGENET1K_V2"
-    assert found.mean == (0.485, 0.456, 0.406)
-    geometry = found.preparing((224, 224), found.mean, found.std).geometry
-    assert geometry == "resized to cover 232x232 (bilinear), 224x224 at the centre"
-    assert known(checkpoint(nn.Identity(), spec="torchvision:fasterrcnn_resnet50_fpn")) is None
-    assert known(checkpoint(nn.Identity())) is None
+def test_networks_of_torchvision_are_prepared_as_for_their_usual_weights(tmp_path: Path) -> None:
+    found = said(checkpoint(nn.Flatten(), 3, 224, 224, spec="torchvision:resnet50"), tmp_path)
+    assert found.startswith("images resized to cover 232x232 (bilinear), 224x224 at the centre, ")
+    assert "mean 0.485, 0.456, 0.406, " in found
+    assert found.endswith("(as torchvision's ResNet50_Weights.IMAGENET1K_V2 says)")
+    assert said(checkpoint(nn.Flatten(), spec="torchvision:fasterrcnn_resnet50_fpn"), tmp_path).startswith(NOTHING)
+    assert said(checkpoint(nn.Flatten()), tmp_path).startswith(NOTHING)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 64), (300, 500)])
 def test_torchvision_prepares_inputs_of_another_size(size: tuple[int, int], tmp_path: Path) -> None:
     path, weights = image(tmp_path / "image.png", 90, 120), get_model_weights("resnet50").DEFAULT
-    preset = of_torchvision("resnet50")
-    assert preset is not None
+    given = checkpoint(nn.Flatten(), 3, *size, spec="torchvision:resnet50")
     edge = max(size)
     theirs = weights.transforms(crop_size=edge, resize_size=edge * 232 // 224)(Image.open(path))
-    assert torch.equal(prepared(path, size, preset), center_crop(theirs, list(size)))
+    assert torch.equal(prepared(path, given), center_crop(theirs, list(size)))
 
 
 def test_torchvision_crops_nothing_off_for_segmentation_but_what_is_beyond_the_input(tmp_path: Path) -> None:
     path, weights = image(tmp_path / "image.png", 90, 120), FCN_ResNet50_Weights.DEFAULT
-    preset = of_torchvision("fcn_resnet50")
-    assert preset is not None
+    given = checkpoint(nn.Flatten(), 3, 60, 60, spec="torchvision:fcn_resnet50")
     theirs = weights.transforms(resize_size=60)(Image.open(path))
-    assert torch.equal(prepared(path, (60, 60), preset), theirs[:, :, 10:70])
+    assert torch.equal(prepared(path, given), theirs[:, :, 10:70])
 
 
 def test_images_in_a_folder_are_as_timm_and_torchvision_give_them(tmp_path: Path) -> None:
@@ -248,17 +243,22 @@ def test_images_in_a_folder_are_as_timm_and_torchvision_give_them(tmp_path: Path
         ((48, 64), "", create_transform(**resolved)),
         ((224, 224), "torchvision:resnet18", weights.transforms()),
     ):
-        given = checkpoint(nn.Flatten() if spec else module, spec=spec)
-        given.program, given.example_inputs = None, (torch.zeros(1, 3, *size),)
-        samples, _ = prepare(read_data(tmp_path), given, Wishes())
-        assert torch.equal(torch.cat(list(samples))[0], theirs(Image.open(path)))
+        given = checkpoint(nn.Flatten() if spec else module, 3, *size, spec=spec)
+        assert torch.equal(prepared(path, given), theirs(Image.open(path)))
+
+
+def from_bytes(x: torch.Tensor, given: Any, folder: Path, wishes: Wishes | None = None) -> torch.Tensor:
+    torch.save(x, folder / "data.pt")
+    samples, _ = prepare(read_data(folder / "data.pt"), given, wishes or Wishes())
+    return torch.cat(list(samples))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_normalising_rounds_once(dtype: torch.dtype) -> None:
+def test_normalising_rounds_once(dtype: torch.dtype, tmp_path: Path) -> None:
     x = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     exact = (x.double() / 255 - 0.485) / 0.229
-    found = normalised(x, (0.485,), (0.229,), dtype)
+    given = checkpoint(nn.Flatten(), example_inputs=(torch.zeros(1, 1, 16, 16, dtype=dtype),))
+    found = from_bytes(x, given, tmp_path, Wishes((0.485,), (0.229,)))
     assert found.dtype == dtype
     torch.testing.assert_close(
         found.double(), exact, rtol=torch.finfo(dtype).eps, atol=4e-7 if dtype != torch.float64 else 0
@@ -276,12 +276,14 @@ def test_normalising_rounds_once(dtype: torch.dtype) -> None:
         ((5, 6, 7, 8), 6, (5, 6, 7, 8)),
     ],
 )
-def test_the_axes_of_bytes_are_found(shape: tuple[int, ...], channels: int, expected: tuple[int, ...]) -> None:
-    permute, _ = laid_out(shape, channels)
-    assert permute(torch.zeros(shape)).shape == expected
+def test_the_axes_of_bytes_are_found(
+    shape: tuple[int, ...], channels: int, expected: tuple[int, ...], tmp_path: Path
+) -> None:
+    x = torch.zeros(shape, dtype=torch.uint8)
+    assert from_bytes(x, checkpoint(nn.Flatten(), channels, 7, 8), tmp_path).shape == expected
 
 
 @pytest.mark.parametrize(("shape", "channels"), [((5, 7, 8), 3), ((5, 4, 7, 8), 3), ((5,), 1), ((1, 2, 3, 4, 5), 2)])
-def test_bytes_without_an_axis_of_channels_are_refused(shape: tuple[int, ...], channels: int) -> None:
+def test_bytes_without_an_axis_of_channels_are_refused(shape: tuple[int, ...], channels: int, tmp_path: Path) -> None:
     with pytest.raises(RepfuseError, match="takes images of"):
-        laid_out(shape, channels)
+        from_bytes(torch.zeros(shape, dtype=torch.uint8), checkpoint(nn.Flatten(), channels, 7, 8), tmp_path)

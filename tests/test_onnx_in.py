@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import Cli
 from support.agreement import randomised
+from typer.testing import CliRunner
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -23,8 +24,8 @@ from support.onnx_models import error, exported, fused, kinds, model, node, tens
 
 import repfuse  # noqa: E402
 from repfuse.checkpoint.onnx_graph import operators  # noqa: E402
-from repfuse.cli.pair import Pair, compare_pair  # noqa: E402
-from repfuse.errors import EXIT_FAILED_CHECK, RepfuseError  # noqa: E402
+from repfuse.cli import app  # noqa: E402
+from repfuse.errors import RepfuseError  # noqa: E402
 from repfuse.plan_file import said_beside  # noqa: E402
 from repfuse.plans import Policy  # noqa: E402
 
@@ -590,7 +591,7 @@ def test_a_wrong_result_is_not_kept(tmp_path: Path) -> None:
         next(result.module.parameters()).add_(1e-3)
     with pytest.raises(RepfuseError, match="does not compute in ONNX Runtime") as caught:
         repfuse.save(checkpoint, result.module, tmp_path / "out.onnx", plan=result.plan)
-    assert caught.value.exit_code == EXIT_FAILED_CHECK
+    assert caught.value.exit_code == 1
     assert {each.name for each in tmp_path.iterdir()} == {"in.onnx"}
 
 
@@ -632,10 +633,15 @@ def changed(path: Path, name: str, by: float) -> None:
     onnx.save(made, path)
 
 
-def by_plan(path: Path, out: Path, plan: Any) -> Any:
-    """What `repfuse verify` finds of two files by a plan."""
-    loaded = Pair(*(repfuse.load(each, input="2x4x9x10") for each in (path, out)))
-    return compare_pair(loaded, plan)
+def by_plan(path: Path, out: Path, plan: Any, size: str = "2x4x9x10") -> Any:
+    """What `repfuse verify` finds of two files by a plan, or without one."""
+    options = ["--input", size]
+    if plan:
+        path.with_name("plan.json").write_text(plan.to_json())
+        options += ["--plan", str(path.with_name("plan.json"))]
+    done = CliRunner().invoke(app, ["verify", str(path), str(out), *options, "--json"])
+    assert done.exit_code in (0, 1), done.stderr
+    return json.loads(done.stdout)
 
 
 def test_two_files_are_compared_by_the_plan(tmp_path: Path) -> None:
@@ -644,20 +650,20 @@ def test_two_files_are_compared_by_the_plan(tmp_path: Path) -> None:
     path, out = written(model(nodes, held, dtype=np.float32), tmp_path / "in.onnx"), tmp_path / "out.onnx"
     plan = fused(path, out, "2x4x9x10")
     found = by_plan(path, out, plan)
-    assert found.verdict == "same" and len(found.proof.sites) == 1 and not found.notes
+    assert found["verdict"] == "same" and len(found["proof"]["sites"]) == 1 and not found["notes"]
     changed(out, "Add_d_fused.weight", 1 + 2**-22)  # two units in the last place, which the outputs hide
-    assert by_plan(path, out, None).verdict == "same"
+    assert by_plan(path, out, None)["verdict"] == "same"
     found = by_plan(path, out, plan)
-    assert found.verdict == "different" and "Add_d_fused" in found.reason
+    assert found["verdict"] == "different" and "Add_d_fused" in found["reason"]
     fused(path, out, "2x4x9x10")
     changed(out, "k", 1 + 2**-22)  # which is no part of the plan
     found = by_plan(path, out, plan)
-    assert found.proof is None and "compared as a whole" in found.notes[-1]
+    assert found["proof"] is None and "compared as a whole" in found["notes"][-1]
     fused(path, out, "2x4x9x10")
     made = onnx.load(out)
     made.graph.node.append(node("Identity", "y", "z"))
     onnx.save(made, out)
-    assert "compared as a whole" in by_plan(path, out, plan).notes[-1]
+    assert "compared as a whole" in by_plan(path, out, plan)["notes"][-1]
 
 
 @pytest.mark.parametrize("settings", [{}, {"keep_affine": True}])
@@ -670,9 +676,8 @@ def test_layers_of_all_kinds_are_compared_by_the_plan(settings: dict[str, Any], 
         size = "x".join(map(str, row.given.shape))
         path, out = written(made, tmp_path / "in.onnx"), tmp_path / "out.onnx"
         plan = fused(path, out, size, **settings)
-        loaded = Pair(*(repfuse.load(each, input=size) for each in (path, out)))
-        found = compare_pair(loaded, plan)
-        assert found.verdict == "same" and found.proof.passed and not found.notes, row.name
+        found = by_plan(path, out, plan, size)
+        assert found["verdict"] == "same" and found["proof"]["passed"] and not found["notes"], row.name
 
 
 @pytest.mark.slow
@@ -723,5 +728,5 @@ def test_a_file_that_is_misread_is_not_converted(tmp_path: Path, monkeypatch: py
     result = repfuse.fuse(checkpoint.module, checkpoint.example_inputs)
     with pytest.raises(RepfuseError, match="was not understood") as caught:
         repfuse.save(checkpoint, result.module, tmp_path / "out.onnx", plan=result.plan)
-    assert caught.value.exit_code == EXIT_FAILED_CHECK
+    assert caught.value.exit_code == 1
     assert {each.name for each in tmp_path.iterdir()} == {"in.onnx"}

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from repfuse import fuse, plan
 from repfuse.quantization import (
-    BITS,
-    ENOUGH,
     SiteKernels,
     failing,
     kernel,
@@ -43,6 +41,7 @@ weights = st.builds(
     st.integers(0, 4),
 )
 few = st.integers(2, 16)
+ENOUGH = 10.0  # dB of all layers: `repfuse explain int8`
 axes = st.sampled_from([None, 0])
 
 
@@ -182,7 +181,7 @@ def test_a_channel_that_is_scaled_up_makes_its_site_the_worst_per_tensor_alone()
     assert ours.at(8).per_channel == pytest.approx(own.at(8).per_channel, abs=3)
 
 
-@given(st.integers(1, 7), st.floats(-9, 9), st.sampled_from(BITS))
+@given(st.integers(1, 7), st.floats(-9, 9), st.sampled_from([8, 4]))
 def test_each_channel_counts_alike_but_dead_ones(number: int, power: float, bits: int) -> None:
     """As long as each is rounded by itself, the size of a channel makes no difference, nor do channels next to 0."""
     weight = torch.randn((8, 4, 3, 3), generator=torch.Generator().manual_seed(number), dtype=torch.float64)
