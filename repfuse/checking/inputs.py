@@ -96,12 +96,12 @@ class Effort(StrEnum):
 class Scope:
     """What an effort comes to; the default one, where nothing else is said.
 
-    ``parts`` are the divisors of the example's size at which the first ``kinds`` (or all) are tried, ``small`` the
-    sizes of a few pixels, ``in_a_row`` how many consecutive sizes, ``batches`` what is added to the batch. On
-    ``sampled`` trials the effect of rounding is measured in any case, which costs as much as the network has weights. A
-    site by itself is tried at its last ``of_site`` sizes; one of many weights, where a run takes longer than all else,
-    at ``of_large_site``. ``drift_of_site`` asks for its rounding in the stored dtype, too; that of the whole network is
-    measured on the first ``of_drift`` trials, or all.
+    ``parts`` are the divisors of the example's size at which ``noise`` is tried, unless a batch of it is enough, and
+    the first ``kinds`` (or all); ``small`` the sizes of a few pixels, ``in_a_row`` how many consecutive sizes,
+    ``batches`` what is added to the batch. On ``sampled`` trials the effect of rounding is measured in any case, which
+    costs as much as the network has weights. A site by itself is tried at its last ``of_site`` sizes; one of many
+    weights, where a run takes longer than all else, at ``of_large_site``. ``drift_of_site`` asks for its rounding in
+    the stored dtype, too; that of the whole network is measured on the first ``of_drift`` trials, or all.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -110,6 +110,7 @@ class Scope:
     sampled: int = 3
     batches: tuple[int, ...] = (1,)
     in_a_row: int = 0
+    noise: bool = True
     kinds: int | None = None
     of_site: int = 4
     of_large_site: int = 2
@@ -124,6 +125,7 @@ SCOPES = {
         small=(2,),
         sampled=1,
         kinds=1,
+        noise=False,
         of_site=1,
         of_large_site=1,
         drift_of_site=False,
@@ -366,7 +368,8 @@ def input_variants(
     if example.floating:
         own = [Extent(example.readings[0] if example.readings else ())]
         trials += [example.trial(f"random, seed {seed}", noise, own, seed) for seed in others]
-    trials += _sizes(example, map(example.reduced, scope.parts), first)
+    if scope.noise:
+        trials += _sizes(example, map(example.reduced, scope.parts), first)
     trials += _sizes(example, example.larger(), first, sampled=False)
     trials += [kind for part in scope.parts for kind in _kinds(example, scope.kinds, part, first)]
     trials += _sizes(example, map(example.small, reversed(scope.small)), first)
