@@ -33,11 +33,13 @@ def rounded(weight: Tensor, bits: int, axis: int | None = None) -> Tensor:
     return _in_steps(weight, ranges(weight, axis, keepdim=True), bits)
 
 
-def _in_steps(weight: Tensor, largest: Tensor, bits: int) -> Tensor:
+def _in_steps(weight: Tensor, largest: Tensor, bits: int, room: Tensor | None = None) -> Tensor:
+    """Return the multiples, in the memory of ``room`` where that is given."""
+    import torch
+
     step = largest / (2 ** (bits - 1) - 1)
     step += step == 0
-    multiples: Tensor = weight / step
-    return multiples.round_().mul_(step)
+    return torch.div(weight, step, out=room).round_().mul_(step)
 
 
 def ranges(weight: Tensor, axis: int | None = 0, *, keepdim: bool = False) -> Tensor:
@@ -126,9 +128,10 @@ def kernel(weight: Tensor) -> Kernel:
     each = ranges(weight, keepdim=True)
     channels = each.flatten()
     alive, energy = channels > DEAD * channels.median(), _energies(weight)
+    room = weight.new_empty(weight.shape)  # for all: to fetch memory takes longer than to fill it
 
     def left(bits: int, largest: Tensor) -> float:
-        noise = _energies(_in_steps(weight, largest, bits).sub_(weight))
+        noise = _energies(_in_steps(weight, largest, bits, room).sub_(weight))
         return in_decibels(float((noise[alive] / energy[alive]).mean())) if bool(alive.any()) else inf
 
     sizes = channels.sort().values.tolist()
