@@ -317,7 +317,7 @@ def read_as(kind: Any, data: Any, *, strict: bool = True) -> Any:
     from pydantic import ValidationError
 
     try:
-        return _reader(kind).validate_json(json.dumps(data, ensure_ascii=False).encode(), strict=strict)
+        return reader_of(kind).validate_json(json.dumps(data, ensure_ascii=False).encode(), strict=strict)
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in wrong["loc"]).lstrip(".")
@@ -330,7 +330,7 @@ def read_as(kind: Any, data: Any, *, strict: bool = True) -> Any:
 
 
 @cache
-def _reader(kind: Any) -> TypeAdapter[Any]:
+def reader_of(kind: Any) -> TypeAdapter[Any]:
     """Return what reads a type: to make it takes longer than to read a plan."""
     from pydantic import TypeAdapter
 

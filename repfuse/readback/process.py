@@ -252,6 +252,7 @@ def main() -> None:
     gc.disable()  # this process ends before there is garbage to speak of
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # whatever the network's code prints is no part of the answer
+        from repfuse.plans import Plan, reader_of
         from repfuse.readback.reading import answer, packed, unpacked  # takes its seconds while the parent writes
 
         for line in iter(sys.stdin.buffer.readline, b"\n"):
@@ -260,6 +261,7 @@ def main() -> None:
             for name in needed["modules"]:
                 with suppress(Exception):  # of what is missing the job will tell
                     importlib.import_module(name)
+            reader_of(Plan)  # of which a file of weights holds some
         out.write(packed(answer(unpacked(sys.stdin.buffer.read()))))
     sys.stderr.flush()
     os._exit(0)  # the parent waits for the end, and to take apart what was imported is a tenth of a second
