@@ -21,7 +21,7 @@ from repfuse.errors import RepfuseError
 from repfuse.fusing import recorded, settled
 from repfuse.loading import Checkpoint
 from repfuse.memory import give_back
-from repfuse.networks import half_the_threads, why_refused
+from repfuse.networks import why_refused
 from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import ROOT, Plan, Policy, Refusal
 from repfuse.rewriting import rewrite
@@ -91,11 +91,10 @@ def convert(
         raise RepfuseError(what, "All norms are merged.", hint)
     if not (found.sites or equalizing):
         return Conversion(checkpoint, found, original, None, None)
-    with half_the_threads():  # a process that is to read the file may be importing what it needs
-        progress("rewriting", 0.1)
-        fused = _rewritten(original, found, data)
-        progress("running the original in float64", 0.15)
-        trials, expected = _tried(original, found, input_variants(example, effort=effort))
+    progress("rewriting", 0.1)
+    fused = _rewritten(original, found, data)
+    progress("running the original in float64", 0.15)
+    trials, expected = _tried(original, found, input_variants(example, effort=effort))
 
     def proof_of_it() -> Proof:
         shown = lambda done: progress("proving", 0.3 + 0.4 * done)  # noqa: E731

@@ -17,8 +17,6 @@ import torch
 from torch import nn
 
 from repfuse import __version__, cli
-from repfuse.benching.benchmark import bench
-from repfuse.benching.sites import tune
 from repfuse.checking.runs import enough_threads
 from repfuse.checkpoint.files import digest_of, together
 from repfuse.checkpoint.formats import format_for
@@ -29,7 +27,7 @@ from repfuse.errors import RepfuseError
 from repfuse.health import examine
 from repfuse.loading import Checkpoint, load
 from repfuse.memory import collecting_later, is_streamed
-from repfuse.networks import tensors_of, using_threads
+from repfuse.networks import half_the_threads, tensors_of, using_threads
 from repfuse.plan_file import PlanFile, said_beside
 from repfuse.planning.replaying import Choice, choose
 from repfuse.plans import Plan
@@ -91,8 +89,7 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
     # What cannot be written is said before the work is done.
     format_for(request.out, request.format, checkpoint.format, keep_affine=request.choice.keeps_affine)
     threads = enough_threads(checkpoint.module, checkpoint.example_inputs)  # before anybody else is at work
-    if reader:
-        reader.prepare(checkpoint.module)
+    busy = reader.prepare(checkpoint.module) if reader else False
     with using_threads(threads), together():
         with ExitStack() as stack:
 
@@ -103,7 +100,7 @@ def run(request: Request, progress: Progress, reader: Reader | None = None) -> R
                 how |= {"format": request.format, "quick": request.effort == "quick"}
                 return stack.enter_context(writing(checkpoint, fused, request.out, plan, **how))
 
-            report, module, begun = _proven(checkpoint, request, progress, write)
+            report, module, begun = _proven(checkpoint, request, progress, write, busy=busy)
             if report.status == "failed" or (report.status == "nothing-to-fuse" and not request.force):
                 return report
             _, saved = begun or write(report.plan, module)
@@ -121,6 +118,8 @@ def _timed(report: Report, checkpoint: Checkpoint, module: nn.Module) -> Report:
     """Add how long both networks take, or why that is not known."""
     if is_streamed(module):  # to time both would mean to hold both
         return replace(report, notes=(*report.notes, UNTIMED))
+    from repfuse.benching.benchmark import bench  # which --quick does without
+
     runtime = "onnxruntime" if checkpoint.format == "onnx" else "eager"
     with of_file(checkpoint, checkpoint.module) as before, of_file(checkpoint, module) as after:
         try:
@@ -148,9 +147,20 @@ def _proven(
     request: Request,
     progress: Progress,
     write: Callable[[Plan, nn.Module], Begun],
+    *,
+    busy: bool,
 ) -> tuple[Report, nn.Module, Begun | None]:
-    """Convert, and ``write`` what is proven, as ``repfuse.saving.writing`` does, before its drift is measured."""
+    """Convert, and ``write`` what is proven, as ``repfuse.saving.writing`` does, before its drift is measured.
+
+    Where another process is ``busy``, which imports what it needs to read the file, it has a core up to the proof.
+    """
     choice, notes, weights, begun = request.choice, list[str](), dict[str, Any](), list[Begun]()
+    sharing = ExitStack()
+
+    def shown(stage: str, fraction: float) -> None:
+        if stage in ("proving", "equalising"):
+            sharing.close()
+        progress(stage, 0.1 + 0.6 * fraction)
 
     def proven(plan: Plan, fused: nn.Module) -> None:
         begun.append(write(plan, fused))
@@ -159,21 +169,26 @@ def _proven(
         wait()  # so that the drift has the cores for itself
 
     if request.tune:
+        from repfuse.benching.sites import tune
+
         progress("timing the doubtful places", 0.1)
         found = tune(checkpoint.module, choose(checkpoint.module, checkpoint.example_inputs, choice), choice)
         notes += found.said or ("no place is doubtful: none was timed",)
         choice = Choice(plan=found.plan)
     samples = request.prepared(checkpoint)[0] if request.prepared else None
-    conversion = convert(
-        checkpoint,
-        progress=lambda stage, fraction: progress(stage, 0.1 + 0.6 * fraction),
-        data=samples,
-        effort=request.effort,
-        equalizing=request.equalize,
-        powers_of_two=request.powers_of_two,
-        proven=proven,
-        **vars(choice),
-    )
+    with sharing:
+        if busy:
+            sharing.enter_context(half_the_threads())
+        conversion = convert(
+            checkpoint,
+            progress=shown,
+            data=samples,
+            effort=request.effort,
+            equalizing=request.equalize,
+            powers_of_two=request.powers_of_two,
+            proven=proven,
+            **vars(choice),
+        )
     plan, module = conversion.plan, conversion.module
     done: Status = "converted" if plan.sites or plan.equalized else "nothing-to-fuse"
     notes += samples.notes if samples else ()

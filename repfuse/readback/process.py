@@ -102,7 +102,9 @@ class Reader:
         self._thread = ThreadPoolExecutor(1)
         self._said: IO[bytes] = io.BytesIO()
         self.name = f"this process, because {why}" if (why := self._started() if fresh else ASKED) else FRESH
-        if libraries := PIP.keys() & set(named):  # each takes as long to import as torch
+        libraries = PIP.keys() & set(named)  # each takes as long to import as torch
+        self._has = {"torch", "repfuse", *libraries}
+        if libraries:
             self._import(sorted(libraries))
 
     def _started(self) -> str:
@@ -141,10 +143,13 @@ class Reader:
             with suppress(BrokenPipeError):  # of what was not read
                 pipe.close()
 
-    def prepare(self, network: nn.Module) -> None:
-        """Let the process import what defines a network like this one, while this process works."""
-        modules = {type(part).__module__ for part in network.modules()}
-        self._import(sorted(filter(_importable, modules)))
+    def prepare(self, network: nn.Module) -> bool:
+        """Let the process import what defines a network like this one, while this process works; say whether a library
+        is among that which it has not imported.
+        """
+        modules = sorted(filter(_importable, {type(part).__module__ for part in network.modules()}))
+        self._import(modules)
+        return self._process is not None and not self._has.issuperset(name.partition(".")[0] for name in modules)
 
     def _import(self, modules: Sequence[str]) -> None:
         """Have it import modules from where this process finds them now; what it cannot, it will say of the job."""
