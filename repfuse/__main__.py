@@ -1,6 +1,6 @@
 """`python -m repfuse` is the `repfuse` command."""
 
-from repfuse.cli import main
+from repfuse.cli import program
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -28,11 +28,12 @@ def in_turn(typed: list[list[str]], heavy: set[str]) -> str:
     Below what each prints stands its exit code, and which of ``heavy`` are loaded.
     """
     return f"""
-import runpy, sys
+import sys
+from repfuse.cli import main
 for args in {typed!r}:
     sys.argv[1:], code = args, None
     try:
-        runpy.run_module("repfuse", run_name="__main__")
+        main()
     except SystemExit as done:
         code = done.code
     print("code", code or 0, "loaded", sorted({heavy!r} & sys.modules.keys()))
@@ -100,6 +101,27 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     os.close(writing)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
+
+
+ENDS = {  # what is going on when the command is done -> what has to come of it
+    "nothing": ("", ""),
+    "a function for the end": ("atexit.register(print, 'at the end')", "at the end"),
+    "a thread": ("threading.Thread(target=lambda: time.sleep(0.3) or print('from a thread')).start()", "from a thread"),
+    "a profiler": ("sys.setprofile(lambda *_: None); atexit.register(print, 'profiled')", "profiled"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize(("typed", "code"), [("--version", 0), ("nonsense", 2)])
+def test_the_program_ends_at_once_and_loses_nothing(name: str, typed: str, code: int) -> None:
+    going_on, shown = ENDS[name]
+    program = f"import atexit, sys, threading, time\nfrom repfuse.cli import program\n{going_on}\nprogram()"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, typed], capture_output=True, text=True, check=False, env=buffered
+    )
+    assert done.returncode == code and (not shown or done.stdout.splitlines()[-1] == shown), done.stderr
+    assert "error: " in done.stderr if code else __version__ in done.stdout
 
 
 def test_output_without_a_terminal_has_no_control_codes(cli: Cli) -> None:

@@ -200,13 +200,14 @@ def test_a_mistake_in_the_arguments_is_said_before_torch_is_imported(python: Run
     """All of them in one process, which one of them would end that imported torch."""
     (tmp_path / "torch.py").write_text("import os\nos._exit(3)")
     program = f"""
-import contextlib, io, runpy, sys
+import contextlib, io, sys
+from repfuse.cli import main
 for args in {[list(map(str, args)) for args in QUICK]!r}:
     sys.argv[1:], code = args, None
     print(*args, end=": ", flush=True)
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:
-            runpy.run_module("repfuse", run_name="__main__")
+            main()
         except SystemExit as done:
             code = done.code
     print(code, said.getvalue().splitlines()[0])

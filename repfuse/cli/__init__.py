@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
+import threading
 import time
 from typing import TextIO, cast
 
@@ -12,17 +14,38 @@ STARTED = time.perf_counter()  # before what takes long to import: the times tha
 
 from repfuse.cli.app import app  # noqa: E402
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "program"]
 
 OBJECTS = 300_000
 """Objects that are made before Python looks for garbage: libraries make as many, and they stay."""
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. Raises SystemExit at its end."""
     gc.set_threshold(OBJECTS)
-    atexit.register(gc.freeze)  # nor is it looked for at the end, which would take half a second that is waited for
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # an old code page must not end in an error about an arrow
             cast(TextIO, stream).reconfigure(errors="replace")  # type: ignore[attr-defined]
     app(prog_name="repfuse")
+
+
+def program() -> None:
+    """Be the `repfuse` program: run the command line, and end the process at once.
+
+    To take apart what was imported, torch above all, takes Python a tenth of a second, which is waited for; mypy ends
+    in the same way. It is left to Python where a thread or a profiler is still at work, or nobody reads what is left to
+    be written.
+    """
+    try:
+        main()
+    except SystemExit as ended:
+        others = {thread for thread in threading.enumerate() if not thread.daemon} - {threading.main_thread()}
+        if others or not isinstance(ended.code, int) or sys.getprofile() or sys.gettrace():
+            raise
+        atexit._run_exitfuncs()
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+        except OSError:
+            raise ended from None
+        os._exit(ended.code)

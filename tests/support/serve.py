@@ -156,7 +156,9 @@ def run(
     os.environ.clear()
     os.environ.update(env)
     if not bare:
-        sys.modules["repfuse.cli"].STARTED = time.perf_counter()  # type: ignore[attr-defined]  # it was imported long ago
+        commands: Any = sys.modules["repfuse.cli"]
+        commands.STARTED = time.perf_counter()  # it was imported long ago
+        commands.program = commands.main  # which leaves the end to this program, that has something to tell then
     if "REPFUSE_FORKED" in env:
         contexts = multiprocessing.context._concrete_contexts
         contexts["forkserver"] = contexts["fork"]
