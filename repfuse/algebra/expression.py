@@ -412,8 +412,8 @@ def _scaled(name: str, by: Channelwise, after_sum: bool) -> str:
     match by:
         case Normalisation():
             return f"{name} (norm after the sum)" if after_sum else f"{name} + norm"
-        case Factor(float() as number, inverse, 1.0):
-            return f"{1 / number if inverse else number:g} * {name}"
+        case Factor(float() as number, False, 1.0):
+            return f"{number:g} * {name}"
         case Factor():
             return f"{name} + scale"
         case Offset():

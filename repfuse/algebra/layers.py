@@ -155,8 +155,8 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Factor:
-    """``y = times * by * x``, or ``y = times * x / by`` where ``inverse``; ``by`` is a number, or the name of a tensor
-    of 1 or C numbers.
+    """``y = times * by * x``; ``by`` is a number, or the name of a tensor of 1 or C numbers, and where that is
+    ``inverse``, ``y = times * x / by``.
     """
 
     by: float | str
