@@ -257,18 +257,24 @@ def _windows(expression: Expression) -> Windows:  # noqa: PLR0911 - one for each
             return reduce(Windows.union, map(_windows, terms))
 
 
-def relaid(expression: Expression, channels: int, ndim: int) -> Expression:
-    """Return an expression that is the source times or plus numbers as one of ``ndim`` axes; any other as it is.
-
-    Until it meets a layer, nothing says where a source has its channels.
-    """
+def laid_anyhow(expression: Expression) -> bool:
+    """Whether an expression is the source times or plus numbers: then nothing says where that has its channels."""
     match expression:
         case Identity():
-            return Identity(channels, ndim)
+            return True
         case Scaled(inner, Factor(float()) | Offset(by=float(), scale=float())):
-            return replace(expression, input=relaid(inner, channels, ndim))
+            return laid_anyhow(inner)
         case _:
-            return expression
+            return False
+
+
+def relaid(expression: Expression, channels: int, ndim: int) -> Expression:
+    """Return what is ``laid_anyhow`` as an expression of so many channels and ``ndim`` axes; any other as it is."""
+    if not laid_anyhow(expression):
+        return expression
+    if isinstance(expression, Scaled):
+        return replace(expression, input=relaid(expression.input, channels, ndim))
+    return Identity(channels, ndim)
 
 
 def of_channels_alone(expression: Expression, ndim: int) -> Expression | None:

@@ -18,6 +18,7 @@ from repfuse.algebra.expression import (
     Sum,
     Through,
     joined,
+    laid_anyhow,
     layers,
     of_channels_alone,
     of_whole,
@@ -288,7 +289,7 @@ class BranchReader:
         shape = self.shape_of[term.source]
         last = axis == len(shape) - 1 and axis > 1
         wanted = 0 if last else max(len(shape) - 2, 0)
-        if term.of_source is not None:
+        if laid_anyhow(term.expression):
             return term._replace(expression=relaid(term.expression, shape[axis], wanted))
         if term.expression.geometry.ndim != wanted:
             raise NotAffine("channel-mismatch", "the operation before it has its channels along another axis")
@@ -311,8 +312,8 @@ def _grown(term: Term, node: fx.Node, expression: Expression) -> Term:
 
 
 def _agreeing(terms: Sequence[Term], shape_of: dict[fx.Node, tuple[int, ...]]) -> list[Term]:
-    """Let the terms that only multiply their source have their channels where the others have them."""
-    ndim = next((term.expression.geometry.ndim for term in terms if term.of_source is None), None)
+    """Let the terms that are numbers times or plus their source have their channels where the others have them."""
+    ndim = next((term.expression.geometry.ndim for term in terms if not laid_anyhow(term.expression)), None)
     if ndim is None:
         return list(terms)
     axis = 1 if ndim else -1
