@@ -18,6 +18,7 @@ from repfuse import RepfuseError, __version__
 from repfuse.cli.app import app
 from repfuse.explanations import REFUSALS, TOPICS
 
+COMMAND = [sys.executable, "-m", "repfuse", "--version"]
 COMMANDS = ["convert", "verify", "bench", "report", "inspect", "explain"]
 MODULE = SAMPLES / "repvgg_digits.pt"
 
@@ -103,25 +104,43 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (process.returncode, errors) == (0, "")
 
 
-ENDS = {  # what is going on when the command is done -> what has to come of it
-    "nothing": ("", ""),
-    "a function for the end": ("atexit.register(print, 'at the end')", "at the end"),
-    "a thread": ("threading.Thread(target=lambda: time.sleep(0.3) or print('from a thread')).start()", "from a thread"),
-    "a profiler": ("sys.setprofile(lambda *_: None); atexit.register(print, 'profiled')", "profiled"),
+ENDS = {  # what is going on when the command is done -> what has to come of it, and whether Python ends the process
+    "nothing": ("", "", False),
+    "a function for the end": ("atexit.register(print, 'at the end')", "at the end", False),
+    "a thread": (
+        "threading.Thread(target=lambda: time.sleep(0.3) or print('of a thread')).start()",
+        "of a thread",
+        True,
+    ),
+    "a profiler": ("sys.setprofile(lambda *_: None)", "", True),
+    "a tool": ("sys.monitoring = types.SimpleNamespace(get_tool=lambda number: 'a tool' * (number == 2))", "", True),
 }
+WATCHED = """
+import atexit, sys, threading, time, types
+from repfuse.cli import program
+class Held:
+    def __del__(self):
+        print("taken apart")
+held = Held()
+"""
 
 
 @pytest.mark.parametrize("name", ENDS)
 @pytest.mark.parametrize(("typed", "code"), [("--version", 0), ("nonsense", 2)])
 def test_the_program_ends_at_once_and_loses_nothing(name: str, typed: str, code: int) -> None:
-    going_on, shown = ENDS[name]
-    program = f"import atexit, sys, threading, time\nfrom repfuse.cli import program\n{going_on}\nprogram()"
+    going_on, shown, by_python = ENDS[name]
+    program = [sys.executable, "-c", f"{WATCHED}{going_on}\nprogram()", typed]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, typed], capture_output=True, text=True, check=False, env=buffered
-    )
-    assert done.returncode == code and (not shown or done.stdout.splitlines()[-1] == shown), done.stderr
-    assert "error: " in done.stderr if code else __version__ in done.stdout
+    done = subprocess.run(program, capture_output=True, text=True, check=False, env=buffered)
+    assert done.returncode == code and ("error: " in done.stderr if code else __version__ in done.stdout)
+    assert shown in done.stdout and ("taken apart" in done.stdout) == by_python
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_program_without_a_stream_does_its_work(closed: int) -> None:
+    program = [sys.executable, "-c", f"import os\nos.close({closed})\nos.execv({sys.executable!r}, {COMMAND!r})"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and (__version__ in done.stdout) == (closed == 2) and not done.stderr
 
 
 def test_output_without_a_terminal_has_no_control_codes(cli: Cli) -> None:
