@@ -97,6 +97,7 @@ def convert(
     trials, expected = _tried(original, found, input_variants(example, effort=effort))
 
     def proof_of_it() -> Proof:
+        progress("proving", 0.3)
         shown = lambda done: progress("proving", 0.3 + 0.4 * done)  # noqa: E731
         return prove(original, found, fused, trials, expected, effort=effort, progress=shown)
 

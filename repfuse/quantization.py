@@ -43,8 +43,8 @@ def _in_steps(weight: Tensor, largest: Tensor, bits: int, room: Tensor | None = 
 
 
 def ranges(weight: Tensor, axis: int | None = 0, *, keepdim: bool = False) -> Tensor:
-    """Return the largest magnitude in each slice along ``axis``, of a kernel's output channels along the first; in all
-    of it, where there is none.
+    """Return the largest magnitude of floating numbers in each slice along ``axis``, of a kernel's output channels
+    along the first; in all of it, where there is none.
     """
     others = [other for other in range(weight.dim()) if axis is None or other != axis % weight.dim()]
     if not others:
@@ -125,6 +125,7 @@ def failing(sites: Sequence[SiteKernels], bits: int) -> list[SiteKernels]:
 
 def kernel(weight: Tensor) -> Kernel:
     """Return what is to be said of a weight ``[C_out, ...]``."""
+    weight = weight.detach()
     each = ranges(weight, keepdim=True)
     channels = each.flatten()
     alive, energy = channels > DEAD * channels.median(), _energies(weight)

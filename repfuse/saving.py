@@ -114,9 +114,9 @@ def writing(
 ) -> Iterator[Begun]:
     """As ``save``: write the file, and have it read while the block goes on, which is given two functions.
 
-    It is run on one input where that is to be ``quick``. The first waits for what reads the file. The second says what
-    was found; then the file takes its place when the block ends without an error. What is exported, and a graph of
-    ONNX, are written when that is asked: a failed check is to spare it.
+    Where that is to be ``quick``, a file of a network or of weights is run on one input. The first waits for what reads
+    the file. The second says what was found; then the file takes its place when the block ends without an error. What
+    is exported, and a graph of ONNX, are written when that is asked: a failed check is to spare it.
     """
     out = Path(out)
     for source in (checkpoint.path, *checkpoint.files):

@@ -17,8 +17,11 @@ from support.agreement import operations, randomised
 from torch import nn
 from typer.testing import CliRunner, Result
 
+import repfuse.cli.conversion as conversion
+import repfuse.converting as converting
 from repfuse.cli.app import app
 from repfuse.plan_file import read_plan_file
+from repfuse.readback.process import Reader
 
 DIGITS, NOTEBOOK = SAMPLES / "repvgg_digits.pt", SAMPLES / "notebook_block.pt"
 MODEL = ("--model", "repfuse.samples:DigitsRepVGG")
@@ -268,3 +271,29 @@ def test_a_plan_that_cannot_be_written_leaves_nothing(cli: Cli, tmp_path: Path) 
     done = cli("inspect", DIGITS, "--plan", tmp_path / "plan.json", largest=1_000)
     assert done.returncode == 2 and "plan.json could not be written" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_process_that_has_a_library_to_import_has_a_core_until_the_proof(
+    busy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two on the same cores would wait for each other; afterwards nothing is left to share."""
+    seen: dict[str, int] = {}
+
+    def noting(name: str) -> None:
+        real = getattr(converting, name)
+
+        def note(*args: object, **kwargs: object) -> object:
+            seen[name] = torch.get_num_threads()
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(converting, name, note)
+
+    for name in ("rewrite", "prove", "drift"):
+        noting(name)
+    monkeypatch.setattr(conversion, "enough_threads", lambda *_: 4)
+    monkeypatch.setattr(Reader, "prepare", lambda *_: busy)
+    before = torch.get_num_threads()
+    assert repfuse("convert", DIGITS, tmp_path / "fused.pt", "--quick", "--quiet").exit_code == 0
+    assert seen == {"rewrite": 2 if busy else 4, "prove": 4, "drift": 4}
+    assert torch.get_num_threads() == before

@@ -96,7 +96,7 @@ class Effort(StrEnum):
 class Scope:
     """What an effort comes to; the default one, where nothing else is said.
 
-    ``parts`` are the divisors of the example's size at which ``noise`` is tried, unless a batch of it is enough, and
+    ``parts`` are the divisors of the example's size at which ``noise`` is tried, unless a batch of it is to do, and
     the first ``kinds`` (or all); ``small`` the sizes of a few pixels, ``in_a_row`` how many consecutive sizes,
     ``batches`` what is added to the batch. On ``sampled`` trials the effect of rounding is measured in any case, which
     costs as much as the network has weights. A site by itself is tried at its last ``of_site`` sizes; one of many

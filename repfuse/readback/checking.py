@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch.export import ExportedProgram
 
-Check = Callable[..., Callable[[], Verified]]  # of a Reader, and whether it runs the file
+Check = Callable[..., Callable[[], Verified]]  # of a Reader, whether it runs the file, and whether that is to be quick
 
 
 def _compare_tensors(written: Mapping[str, str], read: Mapping[str, str]) -> None:
@@ -64,7 +64,7 @@ def check_read(
 
     Around the module the file has what is around the network in ``written``; ``state`` is given where it holds these
     tensors and nobody knows their network. Unless it ``runs``, its tensors alone count; where it is to be ``quick``, it
-    runs on one input alone, the smallest that the network takes. That raises RepfuseError, with the exit code of a
+    runs on one input alone, the smaller that the network takes. That raises RepfuseError, with the exit code of a
     failed check, where the file is not what was written.
     """
     trials = telling(written.example_inputs) if runs and state is None else ()

@@ -144,8 +144,8 @@ class Reader:
                 pipe.close()
 
     def prepare(self, network: nn.Module) -> bool:
-        """Let the process import what defines a network like this one, while this process works; say whether a library
-        is among that which it has not imported.
+        """Let the process import what defines a network like this one, while this process works; say whether
+        that is more than what it has.
         """
         modules = sorted(filter(_importable, {type(part).__module__ for part in network.modules()}))
         self._import(modules)
