@@ -370,7 +370,7 @@ def test_a_process_finds_what_was_found_after_it_was_started(
         with (tmp_path / "found_later.py").open("a") as file:
             file.write(f"pathlib.Path({str(marked)!r}).touch()\n")
         torch.save(network, tmp_path / "in.pt")
-        started.prepare(network)
+        assert started.prepare(network) and not started.prepare(nn.ReLU())  # torch it has
         for _ in range(600):  # without a job
             time.sleep(0.1)
             if marked.exists():
