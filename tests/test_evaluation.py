@@ -23,6 +23,8 @@ from repfuse.algebra.expression import (
     channels_read,
     homogeneous,
     joined,
+    multiple_of_source,
+    of_channels_alone,
     of_channels_read,
     selected,
     sum_of,
@@ -200,6 +202,32 @@ def test_a_sum_of_one_term_is_the_term():
     term = through(SOURCE, conv())
     assert sum_of((term,)) is term
     assert isinstance(sum_of((term, term)), Sum)
+
+
+def test_what_acts_on_channels_alone_has_the_same_numbers_on_any_number_of_axes():
+    """Linear layers in a row, scaled, added up: the same numbers as those of 1x1 in a row."""
+    inner = through(Identity(CHANNELS, 0), linear(CHANNELS, 6, "in", "b"))
+    rows = sum_of((Scaled(through(inner, linear(6, CHANNELS, "out")), Factor("scale4")), Identity(CHANNELS, 0)))
+    tensors = Tensors()
+    for name, shape in {"in": (6, CHANNELS), "b": (6,), "out": (CHANNELS, 6), "scale4": (4,)}.items():
+        tensors.put(name, *shape)
+    wanted = evaluate(rows, tensors, LIKE)
+    for ndim in (0, 1, 3):
+        made = of_channels_alone(rows, ndim)
+        assert made is not None and made.geometry.kernel == (1,) * ndim
+        for one, other in zip(evaluate(made, tensors, LIKE), wanted, strict=True):
+            assert same(one.reshape(other.shape), other)
+    behind = through(through(SOURCE, conv()), Convolution(square(6, 4, 1), "to four", None))
+    assert of_channels_alone(behind, 1) is of_channels_alone(sum_of((behind, SOURCE)), 2) is None
+
+
+def test_a_multiple_of_the_source():
+    assert multiple_of_source(SOURCE) == 1
+    assert multiple_of_source(Scaled(Scaled(SOURCE, Factor(3.0)), Factor(-2.0))) == -6
+    for other in (Factor("t"), Factor(2.0, True), Offset(0.0)):
+        assert multiple_of_source(Scaled(SOURCE, other)) is None
+        assert multiple_of_source(Scaled(Scaled(SOURCE, other), Factor(2.0))) is None
+    assert multiple_of_source(through(SOURCE, conv())) is None
 
 
 def test_the_tensors_of_an_expression():

@@ -13,7 +13,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from repfuse.algebra.geometry import Fit, Geometry, NotAffine
+from repfuse.algebra.geometry import Fit, Geometry, NotAffine, agreeing
 from repfuse.ops.convolution import geometry
 
 AXIS = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(0, 4), st.integers(1, 3))
@@ -415,6 +415,7 @@ def test_what_fits_before_a_map_is_what_it_makes_fit(fit, stride, slack):
 def test_sizes_fit_two_maps_where_their_outputs_are_of_one_size(stride, one, other):
     agree = [n for n in SIZES if (n + one) // stride == (n + other) // stride]
     maps = [pointwise(stride, slack) for slack in (one, other)]
+    assert bool(agreeing(stride, one, other)) == bool(agree)
     if not agree:
         refuses(lambda: Geometry.stacked(maps), "size-mismatch")
         return
