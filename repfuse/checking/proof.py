@@ -80,10 +80,11 @@ def _averaged(place: Place, trial: Trial) -> tuple[int, bool]:
     windows over three axes.
     """
     recording, meanings = place.planner.recording, place.planner.meanings
-    sizes = {
-        node: {prod(recording.shape_of[x]) for x in (node, *inputs_of(meanings[node]))} for node in place.region.passing
-    }
-    means = [node for node, found in sizes.items() if isinstance(meanings[node], Rearranged) and len(found) > 1]
+
+    def resizes(node: fx.Node) -> bool:
+        return len({prod(recording.shape_of[x]) for x in (node, *inputs_of(meanings[node]))}) > 1
+
+    means = [node for node in place.region.passing if isinstance(meanings[node], Rearranged) and resizes(node)]
     channels = place.region.groups[0].expression.geometry.in_channels
     count = int(trial.inputs[0][0].numel()) // channels if means else 0
     return count, any("adaptive_avg_pool3d" in getattr(node.target, "__name__", "") for node in means)
